@@ -20,12 +20,13 @@ PYTEST := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_H
 	HOME="$$home" XDG_CACHE_HOME="$$home/.cache" XDG_CONFIG_HOME="$$home/.config" OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -p no:cacheprovider
 
-# What takes seconds; test-all adds what builds, installs, or runs the documentation and the demo.
+# What takes seconds; test-all adds what builds, installs, or runs the documentation and the demo. The tenth kind of a
+# thing that takes minutes is `long`: make campaign runs it.
 test: $(STAMP)
-	@$(PYTEST) -m "not slow"
+	@$(PYTEST) -m "not slow and not long"
 
 test-all: $(STAMP)
-	@$(PYTEST)
+	@$(PYTEST) -m "not long"
 
 dev: $(STAMP)
 
@@ -103,6 +104,7 @@ ledger: $(STAMP)
 readme: $(STAMP)
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/pictures.py
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/docs_notebook.py
 
 clean:
 	rm -rf $(VENV) .types build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -28,10 +28,10 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 PANELS: Final = {
     "Trade on paper": ("demo", "run", "replay", "sweep"),
     "Check": ("verify", "parity", "lookahead", "recursive"),
-    "Understand": ("explain", "report"),
+    "Understand": ("ui", "explain", "report"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),
-    "Operate": ("status", "command", "db", "config", "doctor"),
+    "Operate": ("status", "command", "notify", "db", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
 ALIASES: Final = {"backtest": "replay"}

@@ -4,7 +4,10 @@
 
     run = tracepaper.backtest("sma_cross", "BTCUSDT-1m.csv", params={"fast": 20, "slow": 100})
     print(run)
-    run.trades                     # a polars frame, else columns of numpy
+    run.trades                     # a frame of polars or pandas, else columns of numpy
+    run.stats                      # its figures as a pandas Series
+    run.plot()                     # a picture, in a notebook
+    run.show()                     # its page, in a notebook
     run.report(html="run.html")
 
 It makes the run that ``tracepaper replay`` makes, by the same function. Report, explanations and
@@ -21,11 +24,12 @@ import tempfile
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, date, datetime
-from functools import cached_property
-from io import StringIO
+from functools import cached_property, partial
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -33,12 +37,14 @@ from tracepaper.daemon.config.loading import Given, Sections, WithSettings, load
 from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
+from tracepaper.replay import notebook
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.columns import instant, iso
 from tracepaper.replay.archive.read import candles_of_frame, is_frame
-from tracepaper.replay.backtest.build import sessions_of
-from tracepaper.replay.backtest.request import Made, Request, carry_out, names_a_run
-from tracepaper.replay.dataframes import RunFrames, best_frames, open_run
+from tracepaper.replay.backtest.build import Replay, sessions_of
+from tracepaper.replay.backtest.request import Made, Request, Watch, carry_out, names_a_run
+from tracepaper.replay.dataframes import Library, RunFrames, frames_for, open_run
+from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
@@ -51,14 +57,12 @@ from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import NOTHING
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    import pandas as pd
 
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.dataframes import Kind
 
 CALLER: Final = "the call of backtest"
-WIDTH: Final = 100
-"""Characters of a line in texts that are returned."""
 NOT_IMPORTABLE: Final = (
     "no other process can import the class {}: to verify this run there, or to look ahead, put it "
     "into a module of its own"
@@ -69,7 +73,7 @@ NO_SOURCE: Final = (
 )
 
 Frame = Any
-"""A polars DataFrame where polars is installed, else a ``NumpyFrame`` of arrays."""
+"""A DataFrame of polars or pandas, else a ``NumpyFrame`` of arrays: see ``frames_for``."""
 
 
 def backtest(  # noqa: PLR0913 - the options of a replay
@@ -85,6 +89,8 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
     log: str = "full",
+    frames: Library | None = None,
+    progress: bool | None = None,
 ) -> Backtest:
     """Run *strategy* over *data* through the daemon's own engine; return the run.
 
@@ -97,11 +103,14 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     is a file that lives as long as the result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
     *frame_data* the candles of higher timeframes that begin before the data, *depth* files of
-    order books that ``tracepaper data record`` wrote. *log* is ``full`` or ``acted``.
+    order books that ``tracepaper data record`` wrote. *log* is ``full`` or ``acted``. *frames* are
+    ``polars``, ``pandas`` or ``numpy``; by default those of *data*, else polars where it is
+    installed. In a notebook a bar shows how far it is, unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
     strategy_class = strategy if isinstance(strategy, type) else None
+    library = frames_for(data, frames)
     with known_class(strategy_class) as name:
         chosen = name or strategy_name(strategy)
         given = configured(config)
@@ -120,7 +129,11 @@ def backtest(  # noqa: PLR0913 - the options of a replay
         )
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
-        run = Backtest.made(request, strategy_class, None if db is None else Path(db))
+        with notebook.progress("bars", wanted=progress) as advance:
+            watch = Watch(progress=lambda replay: nullcontext(partial(_tell, advance, replay)))
+            run = Backtest.made(
+                request, strategy_class, None if db is None else Path(db), watch, library
+            )
         if strategy_class is not None and not has_source(strategy_class):
             warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=2)
         return run
@@ -140,9 +153,11 @@ class Backtest:
         strategy_class: type | None = None,
         *,
         folder: Path | None = None,
+        frames: Library | None = None,
     ) -> None:
         self.database = database
         self.run_id = run_id
+        self._library: Library = frames_for(None, frames)
         self._strategy_class = strategy_class
         self._remove = (
             None
@@ -151,17 +166,24 @@ class Backtest:
         )
 
     @classmethod
-    def made(cls, request: Request, strategy_class: type | None, database: Path | None) -> Backtest:
+    def made(
+        cls,
+        request: Request,
+        strategy_class: type | None,
+        database: Path | None,
+        watch: Watch | None = None,
+        frames: Library | None = None,
+    ) -> Backtest:
         """Make the run of *request* in *database*, or in a file that lives with the result."""
         folder = None if database else Path(tempfile.mkdtemp(prefix="tracepaper-"))
         path = database or Path(f"{folder}") / "run.db"
         try:
-            made: Made = carry_out(replace(request, database=path))
+            made: Made = carry_out(replace(request, database=path), watch)
         except BaseException:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        return cls(made.database, made.run_id, strategy_class, folder=folder)
+        return cls(made.database, made.run_id, strategy_class, folder=folder, frames=frames)
 
     # ------------------------------------------------------------ frames
 
@@ -169,7 +191,7 @@ class Backtest:
     def frames(self) -> RunFrames[Any]:
         """Every frame of the record (gates, explanations, bars, twins, ...), as ``open_run``."""
         self._require_open()
-        return open_run(self.run_id, self.database, frames=best_frames())
+        return open_run(self.run_id, self.database, frames=self._library)
 
     @cached_property
     def equity(self) -> Frame:
@@ -195,8 +217,8 @@ class Backtest:
     def trades(self) -> Frame:
         """The closed trades: entry, exit, profit after fees, reasons."""
         kinds: dict[type, Kind] = {str: "text", float: "float", int: "integer"}
-        names = {"instrument": str, "side": str, "quantity": float, "entered_ms": int,
-                 "entered_utc": None, "left_ms": int, "left_utc": None, "entry_price": float,
+        names = {"instrument": str, "side": str, "quantity": float, "entry_ms": int,
+                 "entry_utc": None, "exit_ms": int, "exit_utc": None, "entry_price": float,
                  "exit_price": float, "profit": float, "fees": float, "return_bp": float,
                  "entry_reason": str, "exit_reason": str, "entry_sequence": int,
                  "exit_sequence": int}  # fmt: skip
@@ -216,6 +238,20 @@ class Backtest:
     def summary(self) -> Headline:
         """The figures of the run's account in one dictionary (docs/python.md, Y7)."""
         return headline(self._record, self._closed)
+
+    @cached_property
+    def stats(self) -> pd.Series:
+        """``summary`` as a pandas Series, named after the run's strategy.
+
+        Raises ``ConfigInvalid`` where pandas is missing.
+        """
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise ConfigInvalid(
+                "stats is a pandas Series; install pandas, or read summary."
+            ) from error
+        return pd.Series(dict(self.summary), name=self._record.run["strategy"], dtype=object)
 
     @cached_property
     def _record(self) -> RunRecord:
@@ -247,15 +283,44 @@ class Backtest:
         self._require_open()
         if chart is not None:
             check(Path(chart), last, "chart")
-        require("plotly", "html", html)
         built = build_report(self.database, self.run_id)
         if html is not None:
-            from tracepaper.replay.report.page import write_page
+            from tracepaper.replay.page.export import run_page, write_page
+            from tracepaper.replay.report.document import report_document
 
-            write_page(built, Path(html))
+            document = report_document(built)
+            write_page(run_page(self.database, self.run_id, document=document), Path(html))
         if chart is not None:
             draw(built, Path(chart), last=last)
         return Text(text_of(lambda console: show_report(console, built)), as_document(built))
+
+    def plot(self, *, last: int = BARS_DRAWN) -> Picture:
+        """Draw the price of the newest *last* bars with its trades and what the strategy noted.
+
+        A notebook shows the picture; ``figure`` is matplotlib's, and ``save(path)`` writes it.
+        Raises ``ConfigInvalid`` without matplotlib, ``DataInvalid`` without two bars to draw.
+        """
+        from tracepaper.replay.report.report import build_report
+        from tracepaper.replay.report.trade_pictures import check_bars, figure_of
+
+        self._require_open()
+        check_bars(last)
+        require("matplotlib", "plot")
+        built = build_report(self.database, self.run_id)
+        return Picture(figure_of(built, last=last), f"<picture of run {self.run_id}>")
+
+    def show(self, *, full: bool = False) -> RunPage:
+        """Show the run's page: the page of ``tracepaper ui`` with the run inside, in a notebook.
+
+        ``write(path)`` writes it, as ``tracepaper report --html`` does. *full* holds every decision
+        whole.
+        """
+        from tracepaper.replay.page.export import run_page, write_page
+
+        self._require_open()
+        html = run_page(self.database, self.run_id, full=full)
+        how = "a notebook shows it; elsewhere .write('run.html') and open that file"
+        return RunPage(html, f"<page of run {self.run_id}: {how}>", write_page)
 
     def explain(self, sequence: int = -1) -> Text:
         """Explain one decision; *sequence* is its column in ``decisions``.
@@ -365,32 +430,15 @@ class Backtest:
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:
-        from tracepaper.replay.document.page import element, joined
-
         if self._is_gone:
-            return str(element("p", repr(self)))
-        first, *rest = self._lines()
-        rows = (element("li", line) for line in rest)
-        return str(joined([element("p", element("b", first)), element("ul", joined(rows))]))
+            return f"<p>{escape(repr(self))}</p>"
+        first, *rest = map(escape, self._lines())
+        rows = "".join(f"<li>{line}</li>" for line in rest)
+        return f"<p><b>{first}</b></p><ul>{rows}</ul>"
 
 
-class Text:
-    """An answer about a run: prints as a terminal shows it; ``document`` has it as JSON does."""
-
-    def __init__(self, text: str, document: Mapping[str, Any]) -> None:
-        self.text = text
-        self.document = document
-
-    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - any value of JSON
-        return self.document[key]
-
-    def __repr__(self) -> str:
-        return self.text
-
-    def _repr_html_(self) -> str:
-        from tracepaper.replay.document.page import element
-
-        return str(element("pre", self.text))
+def _tell(advance: notebook.Advance, replay: Replay, bars: int) -> None:
+    advance(bars, replay.feed.bar_count)
 
 
 # ---------------------------------------------------------------- arguments
@@ -539,16 +587,6 @@ def process_warnings(strategy_class: type | None) -> tuple[str, ...]:
 
 
 # ---------------------------------------------------------------- text
-
-
-def text_of(draw: Callable[[Console], None]) -> str:
-    """Return the text that *draw* prints on a terminal without colours."""
-    from tracepaper.daemon.terminal.console import Terminal
-
-    output = StringIO()
-    # In Jupyter Rich's consoles draw cells of their own and write nothing to their file.
-    draw(Terminal(file=output, width=WIDTH, color_system=None, force_jupyter=False))
-    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str:

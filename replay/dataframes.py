@@ -7,16 +7,16 @@
     run.columns("decisions")                 # what every column means, with its unit
 
 Frames have the columns of the stable views, except that every ISO text ``x_iso`` is a moment in
-UTC, ``x_utc``. Units: ``_ms`` is UTC milliseconds of market time, prices and money are quote
-currency, quantities base currency, returns natural logarithms, shares and probabilities
-fractions; ``x_text`` holds ``x`` exactly.
+UTC, ``x_utc``, and that the exact text ``x_text`` of a number ``x`` is there with ``exact=True``
+alone. Units: ``_ms`` is UTC milliseconds of market time, prices and money are quote currency,
+quantities base currency, returns natural logarithms, shares and probabilities fractions.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, ValuesView
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, TypeVar, overload
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.storage.database.view_columns import Shown
 
 Frame = TypeVar("Frame")
+Library = Literal["polars", "pandas", "numpy"]
 Kind = Literal["text", "integer", "float", "boolean", "moment"]
 _KINDS: Final[dict[str, Kind]] = {"TEXT": "text", "INTEGER": "integer", "REAL": "float"}
 Build = Callable[[dict[str, tuple[Kind, list[Any]]]], Frame]
@@ -61,10 +62,13 @@ class RunFrames(Generic[Frame]):
     explanations and a dozen gates a bar, so ask for a part of it.
     """
 
-    def __init__(self, database: Path, run_id: str, build: Build[Frame]) -> None:
+    def __init__(
+        self, database: Path, run_id: str, build: Build[Frame], *, exact: bool = False
+    ) -> None:
         self.database = database
         self.run_id = run_id
         self._build = build
+        self._exact = exact
 
     def __repr__(self) -> str:
         return f"<run {self.run_id} of {self.database}>"
@@ -156,7 +160,7 @@ class RunFrames(Generic[Frame]):
         if view is None or not hasattr(self, name):
             known = ", ".join(view.name.removeprefix("v_") for view in VIEWS[1:])
             raise ConfigInvalid(f"There is no frame {name}; choose from {known}.")
-        shown = [(_renamed(column.name), column.doc) for column in view.columns]
+        shown = [(_renamed(column.name), column.doc) for column in self._columns_of(view.name)]
         return self._build(
             {
                 "column": ("text", [column for column, _ in shown]),
@@ -173,43 +177,68 @@ class RunFrames(Generic[Frame]):
 
     def _frame(self, view: str, first: int | None, last: int | None) -> Frame:
         """Return the rows of *view* between two sequences, in order."""
-        columns = next(known.columns for known in VIEWS if known.name == view)
+        columns = self._columns_of(view)
+        names = [column.name for column in columns]
         found: list[list[Any]] = [[] for _ in columns]
         with Reader.open(self.database) as reader:
             views = RunViews(reader.connection, self.run_id)
-            for batch in views.batches(view, first=first, last=last):
+            for batch in views.batches(view, names, first=first, last=last):
                 for values, part in zip(found, batch, strict=True):
                     values.extend(part)
         given = {column.name: values for column, values in zip(columns, found, strict=True)}
         return self._build({_renamed(column.name): _column(column, given) for column in columns})
 
+    def _columns_of(self, view: str) -> list[Shown]:
+        columns = next(known.columns for known in VIEWS if known.name == view)
+        return [one for one in columns if self._exact or not one.name.endswith("_text")]
+
 
 @overload
 def open_run(
-    run: str = ..., database: str | Path | None = ..., *, frames: Literal["polars"] = ...
+    run: str = ...,
+    database: str | Path | None = ...,
+    *,
+    frames: Literal["polars"] = ...,
+    exact: bool = ...,
 ) -> RunFrames[pl.DataFrame]: ...
 
 
 @overload
 def open_run(
-    run: str = ..., database: str | Path | None = ..., *, frames: Literal["pandas"]
+    run: str = ...,
+    database: str | Path | None = ...,
+    *,
+    frames: Literal["pandas"],
+    exact: bool = ...,
 ) -> RunFrames[pd.DataFrame]: ...
 
 
 @overload
 def open_run(
-    run: str = ..., database: str | Path | None = ..., *, frames: Literal["numpy"]
+    run: str = ...,
+    database: str | Path | None = ...,
+    *,
+    frames: Literal["numpy"],
+    exact: bool = ...,
 ) -> RunFrames[NumpyFrame]: ...
+
+
+@overload
+def open_run(
+    run: str = ..., database: str | Path | None = ..., *, frames: Library, exact: bool = ...
+) -> RunFrames[Any]: ...
 
 
 def open_run(
     run: str = "last",
     database: str | Path | None = None,
     *,
-    frames: Literal["polars", "pandas", "numpy"] = "polars",
+    frames: Library = "polars",
+    exact: bool = False,
 ) -> RunFrames[Any]:
     """Open a run to ask it for frames: an id, a unique prefix, ``last``, or ``FILE#RUN``.
 
+    With *exact* a frame has the exact text ``x_text`` of each number ``x`` beside it.
     Without *database* or ``FILE#`` the configuration's database is meant. Raises ``DataInvalid``
     where there is no such run, and ``ConfigInvalid`` where the library of *frames* is missing.
     """
@@ -223,7 +252,7 @@ def open_run(
     located = resolve(None if database is None else Path(database), run)
     if located.damage:
         warnings.warn(located.damage, stacklevel=2)
-    return RunFrames(located.path, located.run_id, build)
+    return RunFrames(located.path, located.run_id, build, exact=exact)
 
 
 def _renamed(name: str) -> str:
@@ -330,13 +359,25 @@ def _numpy() -> Build[NumpyFrame]:
     return lambda columns: NumpyFrame({name: array(*column) for name, column in columns.items()})
 
 
-def frame_of(columns: dict[str, tuple[Kind, list[Any]]]) -> Any:  # noqa: ANN401 - of either
-    """Return *columns*, each with the kind of its values, as a frame that is to be had."""
-    return _LIBRARIES[best_frames()]()(columns)
+def frame_of(columns: dict[str, tuple[Kind, list[Any]]], frames: Library) -> Any:  # noqa: ANN401
+    """Return *columns*, each with the kind of its values, as a frame of the library *frames*."""
+    return _LIBRARIES[frames]()(columns)
 
 
-def best_frames() -> Literal["polars", "numpy"]:
-    """Return the frames that are to be had without asking: polars where it is installed."""
+def frames_for(data: object, wanted: Library | None) -> Library:
+    """Choose a library of frames: the *wanted* one; else pandas where *data* are of pandas.
+
+    Else polars where it is installed, and numpy. Raises ``ConfigInvalid`` where there is no such
+    library.
+    """
+    if wanted is not None:
+        if wanted not in _LIBRARIES:
+            raise ConfigInvalid(f"There are no {wanted} frames; write polars, pandas or numpy.")
+        return wanted
+    several = data.values() if isinstance(data, Mapping) else data
+    items = list(several)[:1] if isinstance(several, (list, tuple, ValuesView)) else []
+    if any(type(one).__module__.partition(".")[0] == "pandas" for one in (data, *items)):
+        return "pandas"
     return "polars" if importlib.util.find_spec("polars") else "numpy"
 
 

@@ -5,11 +5,12 @@ Both are SQLite files of their own, apart from any run's record: nothing is trad
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
@@ -18,6 +19,8 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
 BUSY_S: Final = 20.0
 _SWEEP_ID: Final = 0x74705357
+_ID_AT: Final = 68
+"""Where an SQLite file has its application's id."""
 _TRIALS_ID: Final = 0x7470544C
 
 _SWEEP: Final = """
@@ -26,6 +29,11 @@ CREATE TABLE cells (
   span INTEGER NOT NULL, part TEXT NOT NULL, number INTEGER NOT NULL, content TEXT NOT NULL,
   PRIMARY KEY (span, part, number)
 ) STRICT;
+"""
+_DOCUMENT: Final = """
+CREATE TABLE IF NOT EXISTS document (
+  one INTEGER PRIMARY KEY CHECK (one = 1), content TEXT NOT NULL
+) STRICT
 """
 _TRIALS: Final = """
 CREATE TABLE trials (
@@ -87,6 +95,15 @@ class SweepFile:
             self._db.execute("INSERT INTO cells VALUES (?, ?, ?, ?)", (*key, json.dumps(content)))
             self._db.commit()
 
+    def keep_document(self, content: Mapping[str, Any]) -> None:
+        """Keep what the finished sweep says, for ``tracepaper ui`` to show."""
+        with _explaining_errors(self.path):
+            self._db.execute(_DOCUMENT)
+            self._db.execute(
+                "INSERT OR REPLACE INTO document VALUES (1, ?)", (json.dumps(content),)
+            )
+            self._db.commit()
+
     def close(self) -> None:
         """Let another process go on with it."""
         self._db.close()
@@ -98,6 +115,48 @@ class SweepFile:
     def __exit__(self, *_error: object) -> None:
         """Close it."""
         self.close()
+
+
+class StoredSweep(NamedTuple):
+    """A sweep as its file holds it; ``document`` is None until every run of it is made."""
+
+    sweep_id: str
+    header: dict[str, Any]
+    cells: int
+    document: dict[str, Any] | None
+
+
+def is_sweep(path: Path) -> bool:
+    """Whether the file at *path* says that it holds a sweep."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_ID_AT + 4)
+    except OSError:
+        return False
+    return head.startswith(b"SQLite format 3\0") and head[_ID_AT:] == _SWEEP_ID.to_bytes(4, "big")
+
+
+def read_sweep(path: Path) -> StoredSweep:
+    """Read the sweep in *path*; raise ``DataInvalid`` where it cannot be read."""
+    try:
+        with closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
+        ) as db:
+            (header,) = db.execute("SELECT content FROM sweep").fetchone()
+            (cells,) = db.execute("SELECT count(*) FROM cells").fetchone()
+            has_document = db.execute(
+                "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'document'"
+            ).fetchone()
+            row = db.execute("SELECT content FROM document").fetchone() if has_document else None
+        return StoredSweep(
+            hashlib.sha256(header.encode()).hexdigest()[:16],
+            json.loads(header),
+            cells,
+            None if row is None else json.loads(row[0]),
+        )
+    except (sqlite3.Error, ValueError, TypeError) as error:
+        why = "it is being made" if "locked" in str(error) else str(error)
+        raise DataInvalid(f"The sweep {path.name} cannot be read ({why}).") from None
 
 
 class TrialRegistry:

@@ -11,6 +11,7 @@ from typing import Final
 from tracepaper.strategies.errors import ConfigInvalid
 
 EXTRAS: Final = {
+    "apprise": "notify",
     "captum": "attributions",
     "cvxpy": "portfolio",
     "exchange_calendars": "stocks",
@@ -19,7 +20,6 @@ EXTRAS: Final = {
     "onnx": "export",
     "onnxscript": "export",
     "optuna": "sweep",
-    "plotly": "report",
     "polars": "report",
     "pyarrow": "data",
 }

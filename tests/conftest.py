@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 from hypothesis import settings
 from wheels import Installed, installed_with_all
+
+LONG: Final = (
+    # Kinds of networks, of checkpoints and of examples beyond the first ones.
+    re.compile(r"test_every_network\.py::.*\[(?!flash|trading)"),
+    re.compile(r"test_export\.py::test_an_onnx_file.*\[(?!flash|trading)"),
+    re.compile(r"test_build_absurd_cards\.py::test_every_key.*\[(?!flash|trading)"),
+    re.compile(r"test_together\.py::test_it_is_trained.*\[portfolio"),
+    re.compile(r"test_examples\.py::.*\[(?!rsi_reversion|trend)"),
+)
+"""Tests of whole trainings and of the tenth kind of a thing: ``make campaign`` runs them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is ``long``."""
+    for item in items:
+        if any(one.search(item.nodeid) for one in LONG):
+            item.add_marker(pytest.mark.long)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

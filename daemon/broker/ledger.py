@@ -1,7 +1,7 @@
 """``Fill`` and ``Funding`` → position, cash and equity of one account, in exact integers.
 
-Linear: cash = start + realised - fees - funding; equity = cash + unrealised. Spot and shares: cash
-is the quote balance, start + realised - fees - entry notional of what is held; equity = cash + what
+Linear: cash = start + realized - fees - funding; equity = cash + unrealized. Spot and shares: cash
+is the quote balance, start + realized - fees - entry notional of what is held; equity = cash + what
 is held at the mark. A position keeps its entry notional, since an average price is no decimal.
 
 The rules are docs/money.md, M16 to M21.

@@ -47,7 +47,7 @@ def run(
     loaded = load(with_settings(config, settings))
     console.configure(level=loaded.log.level, output=loaded.log.format)
     database = db or loaded.storage.path
-    with live_view(limit=bars) as watcher:
+    with live_view(limit=bars, database=database) as watcher:
         daemon = Daemon(
             loaded, database, kind=RunKind.LIVE, opened=watcher.opened, watch=watcher.watch
         )
@@ -111,6 +111,10 @@ def _parts(document: Document) -> list[RenderableType]:
         parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
     if (parity := cast("Document | None", document["parity"])) is not None:
         parts.append(_parity(parity))
+    if (notices := cast("dict[str, int] | None", document["notices"])) is not None:
+        counts = ", ".join(f"{count} {what}" for what, count in notices.items())
+        style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
+        parts.append(Text(f"notices: {counts}", style))
     if document["account"] is not None:
         parts.append(_accounts(document))
     instruments = cast("dict[str, Document]", document["instruments"])
@@ -221,6 +225,37 @@ def command(
         print_json(answer)
     else:
         typer.echo(f"{kind.upper()} is event {answer['sequence']} of the run.")
+
+
+notify_app = typer.Typer(help="Try the messages of [notify].")
+
+
+@notify_app.callback()
+def _group() -> None:
+    """Keep ``test`` a command of the group, though it is the only one."""
+
+
+@notify_app.command("test")
+def notify_test(
+    config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
+) -> None:
+    """Send one message to every address of [notify], and say which took it.
+
+    Exit code 1 where an address has not taken it.
+    """
+    from tracepaper.daemon.config.loading import load, with_settings
+    from tracepaper.daemon.session.notify import send_test
+    from tracepaper.daemon.session.shutdown import run_loop
+
+    deliveries = run_loop(send_test(load(with_settings(config, settings)).notify))
+    if json:
+        print_json({"deliveries": deliveries})
+    else:
+        for delivery in deliveries:
+            became = f"not delivered: {delivery.error}" if delivery.error else "delivered"
+            typer.echo(f"{delivery.address}: {became}")
+    if any(delivery.error for delivery in deliveries):
+        raise typer.Exit(1)
 
 
 config_app = typer.Typer(help="Write, check and print the configuration.")

@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from textwrap import wrap
@@ -25,6 +25,8 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from tracepaper.daemon.config.notify import NotifySection
+from tracepaper.daemon.config.secrets import faults_of_secrets, secret_in
 from tracepaper.daemon.config.sections import (
     AccountSection,
     ExchangeSection,
@@ -97,6 +99,7 @@ class Config(BaseModel):
     storage: StorageSection = Field(default_factory=StorageSection)
     http: HttpSection = Field(default_factory=HttpSection)
     log: LogSection = Field(default_factory=LogSection)
+    notify: NotifySection = Field(default_factory=NotifySection)
 
     _folder: Path | None = PrivateAttr(default=None)
 
@@ -140,12 +143,14 @@ class Config(BaseModel):
     def canonical_json(self, stored: str = "") -> str:
         """Return the whole configuration as JSON that is equal for equal configurations.
 
-        Keys that the *stored* configuration of an older version lacks are left out, and [parity] at
-        its defaults: a run's row is what it was before that section existed.
+        Keys that the *stored* configuration of an older version lacks are left out, and [parity]
+        and [notify] at their defaults: a run's row is what it was before these sections existed.
         """
         document = self.document()
         if self.parity == ParitySection():
             del document["parity"]
+        if self.notify == NotifySection():
+            del document["notify"]
         return _json(_keys_of(document, stored))
 
     def sha256(self, stored: str = "") -> str:
@@ -215,8 +220,9 @@ def with_settings(file: Path | None, texts: Sequence[str] | None) -> Given:
         name, equals, value = text.partition("=")
         section, _, key = name.strip().partition(".")
         if not (equals and key):
+            said = "…" if secret_in(text) else text
             raise ConfigInvalid(
-                f"{SET} {text} sets no key; write section.key=value, such as market.interval=15."
+                f"{SET} {said} sets no key; write section.key=value, such as market.interval=15."
             )
         if key in settings.setdefault(section, {}):
             raise ConfigInvalid(f"{SET} gives {section}.{key} twice; give it once.")
@@ -274,6 +280,7 @@ def load_with_origins(
     if given is not None and not isinstance(given, Path):
         sources.append((GIVEN, given))
     sources += [(SET, settings), (caller, overrides)]
+    _refuse_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     config = _with_model_defaults(config, origins)
     category = config.market.category
@@ -389,14 +396,27 @@ def _merge(sources: list[tuple[str, Sections]], file: str) -> tuple[Config, Orig
                 )
             for key, value in table.items():
                 merged.setdefault(section, {})[key] = value
-                origins[section, key] = (
-                    f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
-                )
+                origins[section, key] = _origin_of(origin, section, key)
     _convert_horizon(merged, origins)
     try:
         return Config.model_validate(merged), origins
     except ValidationError as error:
         raise ConfigInvalid(_first_fault(error, origins, file)) from None
+
+
+def _refuse_secrets(sources: Iterable[tuple[str, Sections]]) -> None:
+    """Refuse what carries a secret, before an error of its section shows the value.
+
+    A stored run that has one is still read.
+    """
+    for origin, tables in sources:
+        for section, key, fault in faults_of_secrets(tables):
+            raise ConfigInvalid(f"{_origin_of(origin, section, key)}: [{section}] {key} {fault}.")
+
+
+def _origin_of(origin: str, section: str, key: str) -> str:
+    """Return the source of a key: of the environment, the variable."""
+    return f"{PREFIX}{section}__{key}".upper() if origin == ENVIRONMENT else origin
 
 
 def _convert_horizon(merged: Tables, origins: Origins) -> None:

@@ -148,7 +148,7 @@ class Engine:
     @property
     def breach(self) -> str:
         """The limit that halts new exposure until the operator says RESUME; empty if none."""
-        return self.risk.state.breach
+        return self.risk.breach
 
     @property
     def instruments(self) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from tracepaper.strategies.gates.declared import (
     risk_daily_loss,
     risk_drawdown,
     risk_exposure,
+    risk_halt,
     risk_hourly_orders,
     risk_leverage,
     risk_losing_streak,
@@ -81,6 +82,12 @@ class RiskWatch:
         self._counts_orders = risk_hourly_orders.name in limits
         self._counts_losses = risk_losing_streak.name in limits
         self._flattens = flattens
+        self._latches = risk_halt.name in limits
+
+    @property
+    def breach(self) -> str:
+        """The limit that halts new exposure until RESUME; empty if none halts it."""
+        return self.state.breach if self._latches else ""
 
     @property
     def closes_all(self) -> bool:

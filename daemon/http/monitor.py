@@ -41,19 +41,8 @@ from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, minute_text
 
 DECISION_BOUNDS_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 WORK_BOUNDS_S: Final = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
+    *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1),
+    *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 FRESH_INTERVALS: Final = 3
 """A daemon is ready while its newest bar closed at most so many intervals ago."""
@@ -119,6 +108,16 @@ class Histogram:
         self.counts[bisect_left(self.bounds, seconds)] += 1
         self.total_s += seconds
 
+    def document(self, name: str) -> Document:
+        """Return count, mean and quantiles in seconds: bounds of classes, None beyond them all."""
+        count = (passed := list(accumulate(self.counts)))[-1]
+        quantiles: Document = {
+            label: [*self.bounds, None][bisect_left(passed, share * count)] if count else None
+            for label, share in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))
+        }
+        mean = self.total_s / count if count else None
+        return {"name": name, "count": count, "mean": mean} | quantiles
+
 
 class Monitor:
     """Watches the steps of one run; ``status`` and ``/metrics`` are read from it.
@@ -127,8 +126,9 @@ class Monitor:
     *newest* has the times of the feed's newest frame and quotes; *breach* returns the breached
     limit that halts new exposure, if any; *obstacles* returns other reasons why the daemon cannot
     decide; *margin* has the rules of each instrument that trades on margin. ``retraining`` is set
-    where the model is retrained, ``parity`` where days are replayed, and ``warm_at`` to a function
-    that returns when an instrument will have enough bars.
+    where the model is retrained, ``parity`` where days are replayed, ``notices`` to counts where
+    they are sent, and ``warm_at`` to a function that returns when an instrument will have enough
+    bars.
     """
 
     def __init__(
@@ -166,6 +166,7 @@ class Monitor:
         self.model_id = run.model_id
         self.retraining: RetrainProgress | None = None
         self.parity: ParityProgress | None = None
+        self.notices: Mapping[str, int] | None = None
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -275,6 +276,7 @@ class Monitor:
             "model_id": self.model_id,
             "retraining": self._retraining_document(),
             "parity": self._parity_document(),
+            "notices": None if self.notices is None else dict(self.notices),
             "sequence": last.sequence if last is not None else None,
             "bars": self.events["Bar"],
             "decisions": self.actions.total(),
@@ -290,6 +292,17 @@ class Monitor:
                 for name, step in self.bars.items()
             },
             "counters": dict(self.counters),
+            "feeds": [
+                {"instrument": key, "bar_s": self.bar_age_s(key), "quote_s": self.quote_age_s(key)}
+                for key in self._instruments
+            ],
+            "frame_s": self.frame_age_s(),
+            "commit_s": self.commit_age_s(),
+            "latencies": [
+                self.decision_s.document("decision"),
+                self.model_s.document("model"),
+                self.commit_s.document("commit"),
+            ],
         }
 
     def _retraining_document(self) -> Document | None:
@@ -478,6 +491,9 @@ class MonitorCollector(Collector):
             yield from _retraining(monitor.retraining)
         if monitor.parity is not None and monitor.parity.last is not None:
             yield from _parity(monitor.parity.last)
+        if monitor.notices is not None:
+            text = "Notices by what became of them: deliveries sent and failed, notices dropped."
+            yield _counted("notices", "outcome", text, monitor.notices)
         if monitor.last is not None:
             yield from _accounts(monitor.last)
         yield from _bars(monitor)

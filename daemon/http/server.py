@@ -17,7 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -39,6 +39,15 @@ SCARCE: Final = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 UNAVAILABLE: Final = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 )
+
+GUARDS: Final = {
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+"""Headers of every answer, errors among them; a handler may set its own policy."""
 
 log = structlog.get_logger("http")
 
@@ -252,12 +261,29 @@ class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     note: str = ""
 
 
+class MountedPage(Protocol):
+    """A page that the server shows beside its own addresses."""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer a GET of ``/``, ``/assets/`` or ``/api/v1/``."""
+        ...
+
+    def wake(self) -> None:
+        """Take note that a step was stored."""
+        ...
+
+    async def close(self) -> None:
+        """End what the page started."""
+        ...
+
+
 class HttpServer:
     """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command``.
 
     *status* returns plain values, ``ready`` among them. *submit* queues a command and returns the
     sequence of the step that carried it out; it needs *token*. Use it as an async context manager;
-    ``url`` is the address, with the chosen port where the port is 0.
+    ``url`` is the address, with the chosen port where the port is 0. *page* makes what is shown at
+    ``/``; it is called at the first request.
     """
 
     def __init__(
@@ -270,7 +296,10 @@ class HttpServer:
         submit: Submit,
         registry: CollectorRegistry,
         limits: ConnectionLimits | None = None,
+        page: Callable[[], MountedPage] | None = None,
     ) -> None:
+        self._make_page = page
+        self._page: MountedPage | None = None
         self._token = token
         self._limits = limits or ConnectionLimits()
         self._stack = AsyncExitStack()
@@ -284,7 +313,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
         application = web.Application(
-            middlewares=[self._limits.middleware, _refuse_foreigners, _require_token(self._token)],
+            middlewares=[self._limits.middleware, refuse_foreigners, _require_token(self._token)],
             client_max_size=BODY_LIMIT_BYTES,
         )
         application.add_routes(
@@ -296,14 +325,37 @@ class HttpServer:
                 web.post("/command", self._command),
             ]
         )
+        if self._make_page is not None:
+            application.add_routes(
+                [
+                    web.get(path, self._show_page)
+                    for path in ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
+                ]
+            )
+            self._stack.push_async_callback(self._close_page)
         self.url = await self._stack.enter_async_context(
-            _listening(application, self._limits, self._host, self._port)
+            listening(application, self._limits, self._host, self._port)
         )
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Stop listening; answers under way get a second."""
         await self._stack.aclose()
+
+    def wake(self) -> None:
+        """Tell the page, if somebody has opened it, that a step was stored."""
+        if self._page is not None:
+            self._page.wake()
+
+    async def _show_page(self, request: web.Request) -> web.StreamResponse:
+        if self._page is None:
+            assert self._make_page is not None
+            self._page = self._make_page()
+        return await self._page.handle(request)
+
+    async def _close_page(self) -> None:
+        if self._page is not None:
+            await self._page.close()
 
     async def _livez(self, _request: web.Request) -> web.Response:
         return web.Response(text="live\n")
@@ -359,22 +411,27 @@ async def metrics_listener(
     limits = limits or ConnectionLimits()
     application = web.Application(middlewares=[limits.middleware], client_max_size=1)
     application.add_routes([web.get("/metrics", metrics)])
-    async with _listening(application, limits, host, port, key="metrics") as url:
+    async with listening(application, limits, host, port, key="[http] metrics") as url:
         yield url
 
 
 @asynccontextmanager
-async def _listening(
+async def listening(
     application: web.Application,
     limits: ConnectionLimits,
     host: str,
     port: int,
     *,
-    key: str = "port, or 0 to pick one",
+    key: str = "[http] port, or 0 to pick one",
 ) -> AsyncIterator[str]:
     """Serve *application* on *host* and *port*; yield its URL."""
+    application.on_response_prepare.append(_guard)
     runner = web.AppRunner(
-        application, access_log=None, logger=limits.logger, shutdown_timeout=CLOSE_WITHIN_S
+        application,
+        access_log=None,
+        logger=limits.logger,
+        shutdown_timeout=CLOSE_WITHIN_S,
+        handler_cancellation=True,  # a client that goes away ends what was begun for it
     )
     await runner.setup()
     assert runner.server is not None
@@ -384,7 +441,7 @@ async def _listening(
     except OSError as error:
         await runner.cleanup()
         raise ConfigInvalid(
-            f"{host}:{port} cannot be listened on ({error.strerror}); set another [http] {key}."
+            f"{host}:{port} cannot be listened on ({error.strerror}); set another {key}."
         ) from None
     limits.count_exhaustion(loop)
     named, picked = server.sockets[0].getsockname()[:2]
@@ -396,6 +453,11 @@ async def _listening(
         limits.close()
 
 
+async def _guard(_request: web.Request, response: web.StreamResponse) -> None:
+    for name, value in GUARDS.items():
+        response.headers.setdefault(name, value)
+
+
 def _exposed(registry: CollectorRegistry) -> web.Response:
     return web.Response(
         body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST}
@@ -403,25 +465,36 @@ def _exposed(registry: CollectorRegistry) -> web.Response:
 
 
 @web.middleware
-async def _refuse_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def refuse_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse other machines, and pages of other sites in a browser on this one.
 
     A foreign name that resolves to this machine (DNS rebinding) shows in ``Host``; a page of
-    another site shows in ``Origin``.
+    another site shows in ``Origin`` and, where a browser sends none (an image, a script), in
+    ``Sec-Fetch-Site``. A link of another site may lead to ``/``.
     """
     origin = request.headers.get("Origin")
     host = request.headers.get("Host", "")
+    site = request.headers.get("Sec-Fetch-Site")
+    is_link = request.path == "/" and request.headers.get("Sec-Fetch-Mode") == "navigate"
     is_home = (
         is_loopback(request.remote or "")
         and _names_loopback(f"//{host}")
         and origin in {None, f"http://{host}"}
+        and (site in {None, "same-origin", "none"} or is_link)
     )
     if not is_home:
         return _refusal(403, "Ask from this machine, by its loopback address.")
-    response = await handler(request)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    try:
+        return await handler(request)
+    except web.HTTPException as error:  # what no handler answers
+        return _refusal(error.status, _UNANSWERED.get(error.status, f"{error.reason}."))
+
+
+_UNANSWERED: Final = {
+    404: "There is no such address; / is the page, and docs/http.md lists the others.",
+    405: "This address takes no request of this kind.",
+    413: "The request is too long; send a shorter one.",
+}
 
 
 def _require_token(token: str) -> Middleware:
@@ -447,7 +520,8 @@ def _require_token(token: str) -> Middleware:
 
 def _names_loopback(url: str) -> bool:
     try:
-        return is_loopback(urlsplit(url).hostname or "")
+        named = urlsplit(url)
+        return is_loopback(named.hostname or "") and "@" not in named.netloc
     except ValueError:
         return False
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor, registry_of
-from tracepaper.daemon.http.server import HttpServer, metrics_listener
+from tracepaper.daemon.http.server import HttpServer, MountedPage, metrics_listener
 from tracepaper.daemon.session.build import (
     margin_rules,
     margin_warnings,
@@ -39,6 +40,7 @@ from tracepaper.daemon.session.covariates import newly_known
 from tracepaper.daemon.session.external_inputs import NewlyOpened
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
+from tracepaper.daemon.session.notify import Messenger, check_notify
 from tracepaper.daemon.session.parity import OFF, DailyParity
 from tracepaper.daemon.session.resume import (
     Opened,
@@ -61,6 +63,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import TREND, windows_within
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import configured
 from tracepaper.strategies.types.decisions import FillModel, Run, Step
@@ -79,6 +82,8 @@ from tracepaper.strategies.units import interval_start, interval_text, minute_te
 
 ExchangeClient: Final = BybitClient
 """The client of the exchange; ``replay.archive.download`` alone names it beside this module."""
+PAGES: Final = "tracepaper.pages"
+"""The entry-point group that names what is shown at ``/`` of the HTTP server."""
 BLOCKED: Final = "another process holds the database's write lock"
 BLOCKED_LOG_EVERY_S: Final = 60.0
 BLOCKED_DECLARED_S: Final = 30.0
@@ -101,6 +106,7 @@ class Daemon:
         kind: RunKind,
         opened: Callable[[Run], None] = lambda _run: None,
         watch: Callable[[Step], bool] = lambda _step: True,
+        listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
     ) -> None:
         model = config.execution.model
@@ -111,6 +117,7 @@ class Daemon:
         self._kind = kind
         self._opened = opened
         self._watch = watch
+        self._listening = listening
         self._clock = clock or SystemClock(config.exchange.time_scale)
         self._rng = random.Random()  # noqa: S311 - jitter between retries, nothing that is kept
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
@@ -154,6 +161,7 @@ class Daemon:
         forecaster = None
         # Wrong usage is refused before the network is asked.
         with usage_errors():
+            check_notify(config.notify)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
                     load_forecaster, config, beside=self._database, live=True
@@ -289,7 +297,8 @@ class Daemon:
             )
             monitor.retraining = retrainer
             monitor.parity = parity = self._daily_parity(run, feed)
-            behind = [process for process in (retrainer, parity) if process is not None]
+            processes = (retrainer, parity, self._messenger(run, engine, monitor))
+            behind = [process for process in processes if process is not None]
             monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
@@ -302,12 +311,15 @@ class Daemon:
                     status=monitor.status,
                     submit=lambda kind, note: self._command(feed, kind, note),
                     registry=registry,
+                    page=lambda: _page(self._database, run.run_id, monitor.status),
                 )
             )
             if (address := config.http.metrics_address) is not None:
                 url = await stack.enter_async_context(metrics_listener(*address, registry))
                 log.info("metrics served", url=url)
             audit.lock.publish(server.url)
+            log.info("The page is %s/", server.url)
+            self._listening(server.url)
 
             self._progress = lambda: (
                 engine.sequence,
@@ -316,6 +328,7 @@ class Daemon:
 
             def watch(step: Step) -> bool:
                 monitor.observe(step)
+                server.wake()
                 if isinstance(step.event, FrameBar) and not step.accepted:
                     _log_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
@@ -371,6 +384,20 @@ class Daemon:
             return None
         submit = partial(self._submit, feed)
         return DailyParity(section, self._database, run, submit, self._clock)
+
+    def _messenger(self, run: Run, engine: Engine, monitor: Monitor) -> Messenger | None:
+        """Return a sender of notices, counted by *monitor*; None without an address."""
+        if not self._config.notify.addresses:
+            return None
+        messenger = Messenger(
+            self._config,
+            run,
+            self._clock,
+            breach=lambda: engine.breach,
+            frame_age_s=monitor.frame_age_s,
+        )
+        monitor.notices = messenger.counts
+        return messenger
 
     def _feed(self, opened: Opened, client: MarketDataClient) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
@@ -438,6 +465,14 @@ def _shorter_windows(config: Config, lacking_ms: int) -> str:
         return ""
     names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
     return f"; it suffices for [strategy] trend_windows = [{names}]"
+
+
+def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]]) -> MountedPage:
+    """Return the page that the entry point of ``tracepaper.pages`` makes, which is imported now."""
+    for entry in metadata.entry_points(group=PAGES):
+        page: MountedPage = entry.load()([database], served=run_id, status=status)
+        return page
+    raise ConfigInvalid("No page is installed; install tracepaper again.")
 
 
 def _log_contradiction(bar: FrameBar) -> None:

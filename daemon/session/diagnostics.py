@@ -24,7 +24,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.strategies.errors import FeedLost, TracepaperError
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 PYTHON_OLDEST: Final = (3, 11)
 DISK_LOW_BYTES: Final = 100 * 1024**2
@@ -75,6 +75,8 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
             ("attention", lambda: _attention(config)),
             ("checkpoint", lambda: _checkpoint(config)),
         ]
+    if config.notify.addresses:
+        checks.append(("notify", lambda: _notify(config)))
     for name, check in checks:
         try:
             yield Diagnosis(name, *check())
@@ -157,6 +159,18 @@ def _configuration(config: Config) -> Finding:
         f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
         f"{market.interval}), hash {config.sha256()[:12]}"
     )
+
+
+def _notify(config: Config) -> Finding:
+    """Warn of an address that cannot be read here: a service has credentials that a shell lacks."""
+    from tracepaper.daemon.session.notify import check_notify
+
+    try:
+        check_notify(config.notify)
+    except ConfigInvalid as error:
+        return Verdict.WARN, str(error)
+    addresses = ", ".join(config.notify.addresses)
+    return Verdict.OK, f"{addresses}; `tracepaper notify test` sends one message"
 
 
 def _database(database: Path) -> Finding:

@@ -242,10 +242,13 @@ _STDIN: Final = 0
 _PR_SET_PDEATHSIG: Final = 1
 
 
-def stay_behind(*, nice: int = IDLE_NICE, memory_mb: int | None = None) -> None:
+def stay_behind(
+    *, nice: int = IDLE_NICE, memory_mb: int | None = None, reads_input: bool = False
+) -> None:
     """Limit this process, and end it as soon as its standard input is closed.
 
-    A limit that the machine does not allow is left out.
+    A limit that the machine does not allow is left out. A process that *reads_input* itself ends by
+    itself where that does.
     """
     with contextlib.suppress(OSError):
         os.nice(nice - os.nice(0))
@@ -262,7 +265,8 @@ def stay_behind(*, nice: int = IDLE_NICE, memory_mb: int | None = None) -> None:
     # The kernel kills it with the daemon; where it cannot, the end of the input does.
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+    if not reads_input:
+        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
 
 
 def _end_with_parent() -> None:
@@ -308,13 +312,12 @@ async def answer_behind(
     takes its standard error. Raises ``OSError`` where it cannot begin, and ``TimeoutError`` where
     it takes longer than *limit_s*.
     """
-    path = os.pathsep.join(place for place in sys.path if place)
     process = await asyncio.create_subprocess_exec(
         *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=log_file or asyncio.subprocess.PIPE,
-        env={**os.environ, **(environment or {}), "PYTHONPATH": path},
+        env={**os.environ, **(environment or {}), "PYTHONPATH": import_path()},
         limit=ANSWER_MAX,
     )
     streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
@@ -323,10 +326,15 @@ async def answer_behind(
             said = await asyncio.gather(*(stream.read() for stream in streams))
             return ProcessEnd(await process.wait(), said[0], b"".join(said[1:]))
     finally:
-        await _end(process)
+        await end(process)
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
+def import_path() -> str:
+    """Return the import path of this process, as ``PYTHONPATH`` has it."""
+    return os.pathsep.join(place for place in sys.path if place)
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
     """Kill *process*, if it still runs, and wait a moment for its end.
 
     On a busy machine a process of idle priority gets no time even to die, so its priority is

@@ -1,27 +1,42 @@
-"""The live view of a run."""
+"""What a run shows as it goes on: a live view in a process of its own, or log lines.
+
+The rules are docs/operations.md, O29 to O31.
+"""
 
 from __future__ import annotations
 
+import io
+import os
+import signal
+import subprocess
 import sys
+import termios
+import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
 import structlog
-from rich.console import Console
-from rich.live import Live
 
 from tracepaper.daemon.clock import Clock, SystemClock
-from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.daemon.terminal.screen import ScreenState, screen
+from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, Change, ScreenState
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.decisions import Account, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, unscaled
 
-REFRESH_S: Final = 0.2
+TOLD_EVERY_S: Final = 0.2
+ENDS_WITHIN_S: Final = 2.0
+"""A view that has not ended by then is killed."""
+HELD_LINES: Final = 1_000
+"""Lines that were written while the view had the terminal; the newest are printed after it."""
+LEAVE: Final = b"\x1b[?2004l\x1b[?7h\x1b[?2048l\x1b[?1004l\x1b[?1049l\x1b[?25h\x1b[0m"
+"""What a killed view no longer writes: its reports and its screen end, the cursor is shown."""
+DUMB: Final = frozenset({"", "dumb", "unknown"})
 LOG_EVERY_S: Final = 1.0
 PACE_WINDOW_S: Final = 10.0
 MARKS_MAX: Final = 100
@@ -57,45 +72,179 @@ class Pace:
 
 
 class Screen:
-    """Redraws one screen at most five times a second; log lines pass above it."""
+    """The live view: a process of its own, which is told what changed five times a second.
 
-    def __init__(self, clock: Clock, console: Console) -> None:
+    A thread tells it, so that no step waits: a slow view is told less often, and one that hangs or
+    dies is given up. Log lines follow it.
+    """
+
+    def __init__(self, clock: Clock, terminal: str, database: Path) -> None:
+        self._clock = clock
+        self._database = database
         self._state = ScreenState()
         self._pace = Pace(clock)
-        self._clock = clock
-        self._drawn_s = -REFRESH_S
-        self._live = Live(console=console, auto_refresh=False)
+        self._lock = threading.Lock()
+        self._is_changed = True
+        self._lines: Lines | None = None  # once the view is gone
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._tell, name="view", daemon=True)
+        self._terminal = os.open(terminal, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        self._attributes = termios.tcgetattr(self._terminal)
+        self._streams = _HeldStreams(self._hold)
 
     def begin(self) -> None:
-        """Take the terminal."""
-        self._live.start()
+        """Give the terminal to the view."""
+        attributes = termios.tcgetattr(self._terminal)
+        # Ctrl-C reaches this process as ever; Ctrl-Z would leave the market unobserved.
+        attributes[6][termios.VSUSP] = b"\0"
+        termios.tcsetattr(self._terminal, termios.TCSANOW, attributes)
+        self._pipe, theirs = Pipe()
+        kept = {name: text for name, text in os.environ.items() if name not in {"LINES", "COLUMNS"}}
+        with theirs:
+            self.process = subprocess.Popen(  # noqa: S603 - our own interpreter and our own words
+                [
+                    *(sys.executable, "-P", "-m", "tracepaper.daemon.terminal.app"),
+                    *(str(theirs.fileno()), str(self._database)),
+                ],
+                stdin=self._terminal,
+                stdout=self._terminal,
+                stderr=self._terminal,
+                pass_fds=[theirs.fileno()],
+                env={
+                    **kept,
+                    "PYTHONPATH": os.pathsep.join(place for place in sys.path if place),
+                    "TEXTUAL_ALLOW_SIGNALS": "1",
+                    "TEXTUAL_DISABLE_KITTY_KEY": "1",  # it would take Ctrl-C for a key
+                },
+            )
+        self._streams.hold()
+        self._thread.start()
 
     def end(self) -> None:
-        """Draw a last time and give the terminal back."""
-        self._draw()
-        self._live.stop()
+        """Take the terminal back, also from a view that hangs."""
+        self._ended.set()
+        self._thread.join(2 * ENDS_WITHIN_S)
+        if self._thread.is_alive():  # it waits for a view that reads nothing
+            self.process.kill()
+            self._thread.join(ENDS_WITHIN_S)
 
     def opened(self, run: Run) -> None:
         """Show the name of *run*."""
-        self._state.open(run)
+        with self._lock:
+            self._state.open(run)
+            self._is_changed = True
 
     def show(self, step: Step, instruments: Mapping[str, Instrument]) -> None:
-        """Take in *step*; redraw if the screen is old enough.
+        """Take in *step*; *instruments* by id have the decimals of its numbers."""
+        with self._lock:
+            lines = self._lines
+            if not self._state.decisions and step.decision is not None:
+                self._pace = Pace(self._clock)  # warm-up bars had another pace
+            self._state.observe(step)
+            if isinstance(step.event, Bar) and step.accepted:
+                self._pace.count()
+            self._is_changed = True
+        if lines is not None:
+            lines.show(step, instruments)
 
-        *instruments* by id have the decimals of its numbers.
-        """
-        if not self._state.decisions and step.decision is not None:
-            self._pace = Pace(self._clock)  # warm-up bars had another pace
-        self._state.observe(step, instruments)
-        if isinstance(step.event, Bar) and step.accepted:
-            self._pace.count()
-        if self._clock.network_s() - self._drawn_s >= REFRESH_S:
-            self._draw()
+    def _hold(self, line: str) -> None:
+        """Show a line that was written for the terminal."""
+        with self._lock:
+            self._state.log = (*self._state.log, line)[-LOG_KEPT:]
+            self._is_changed = True
 
-    def _draw(self) -> None:
-        self._drawn_s = self._clock.network_s()
-        self._state.bars_per_s = self._pace.per_second()
-        self._live.update(screen(self._state), refresh=True)
+    def _changes(self) -> list[Change]:
+        with self._lock:
+            if not self._is_changed:
+                return []
+            self._is_changed = False
+            self._state.bars_per_s = self._pace.per_second()
+            return self._state.changes()
+
+    def _tell(self) -> None:
+        try:
+            while not self._ended.is_set():
+                if self._pipe.poll(TOLD_EVERY_S) and self._pipe.recv() == STOP:
+                    os.kill(os.getpid(), signal.SIGINT)
+                for change in self._changes():
+                    self._pipe.send(change)
+        except (EOFError, OSError):
+            pass  # the view is gone
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        """Wait for the view's end, restore the terminal, and let log lines go on."""
+        self._pipe.close()
+        try:
+            code = self.process.wait(ENDS_WITHIN_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        with suppress(OSError, termios.error):  # the terminal itself may be gone
+            if code != 0:
+                os.write(self._terminal, LEAVE)
+            termios.tcsetattr(self._terminal, termios.TCSANOW, self._attributes)
+        os.close(self._terminal)
+        with self._lock:
+            self._streams.release()
+            self._lines = Lines(self._clock)
+        if code != 0:
+            log.warning("the live view is gone; log lines follow", exit_code=code)
+
+
+class _HeldStreams:
+    """Holds what is written to stdout and stderr where they are the terminal that the view has."""
+
+    def __init__(self, hold: Callable[[str], None]) -> None:
+        self._hold = hold
+        self._kept: deque[tuple[str, str]] = deque(maxlen=HELD_LINES)
+        self._real: dict[str, TextIO] = {}
+
+    def hold(self) -> None:
+        """Hold lines from now on."""
+        for name in ("stdout", "stderr"):
+            stream: TextIO = getattr(sys, name)
+            if stream.isatty():
+                stream.flush()
+                self._real[name] = stream
+                setattr(sys, name, _HeldStream(stream, partial(self._take, name)))
+
+    def _take(self, name: str, line: str) -> None:
+        self._kept.append((name, line))
+        self._hold(line)
+
+    def release(self) -> None:
+        """Put the streams back, and write what was held."""
+        for name, stream in self._real.items():
+            setattr(sys, name, stream)
+        for name, line in self._kept:
+            self._real[name].write(f"{line}\n")
+        for stream in self._real.values():
+            stream.flush()
+
+
+class _HeldStream(io.TextIOBase):
+    """Passes each whole line on."""
+
+    encoding = "utf-8"
+
+    def __init__(self, stream: TextIO, take: Callable[[str], None]) -> None:
+        self._stream = stream
+        self._take = take
+        self._pending = ""
+
+    def write(self, text: str, /) -> int:
+        *lines, self._pending = (self._pending + text).split("\n")
+        for line in lines:
+            self._take(line)
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
 
 
 class Lines:
@@ -259,28 +408,36 @@ class RunWatcher:
         )
 
 
-@contextmanager
-def open_view(
-    *, clock: Clock | None = None, console: Console | None = None
-) -> Iterator[Screen | Lines]:
-    """Yield a live screen if stderr is a terminal, else log lines."""
-    clock = clock if clock is not None else SystemClock()
-    console = console if console is not None else Terminal(stderr=True, highlight=False)
-    is_screen = console.is_terminal and not console.is_dumb_terminal
-    view = Screen(clock, console) if is_screen else Lines(clock)
-    view.begin()
-    try:
-        yield view
-    finally:
-        view.end()
+def terminal_of_view() -> str | None:
+    """Return the path of the terminal to draw on: that of stderr or stdout, whichever is one.
+
+    None where there is none, a dumb one, or one in whose background this process runs.
+    """
+    if os.environ.get("TERM", "") in DUMB:
+        return None
+    for stream in (sys.stderr, sys.stdout):
+        if stream.isatty():
+            number = stream.fileno()
+            with suppress(OSError):  # a terminal that is not the session's has no background
+                if os.tcgetpgrp(number) != os.getpgrp():
+                    return None
+            return os.ttyname(number)
+    return None
 
 
 @contextmanager
-def live_view(*, limit: int | None, until_ms: int | None = None) -> Iterator[RunWatcher]:
+def live_view(
+    *, database: Path, limit: int | None = None, until_ms: int | None = None
+) -> Iterator[RunWatcher]:
     """Show a daemon's steps: a live view on a terminal, log lines elsewhere.
 
     It ends after *limit* bars that were decided in time, or with the bar that closes at
-    *until_ms*, market time.
+    *until_ms*, market time. The view gives the operator's commands to the daemon of *database*.
     """
-    with open_view() as view:
+    clock, terminal = SystemClock(), terminal_of_view()
+    view = Lines(clock) if terminal is None else Screen(clock, terminal, database)
+    view.begin()
+    try:
         yield RunWatcher(view, limit=limit, until_ms=until_ms)
+    finally:
+        view.end()

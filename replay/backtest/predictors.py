@@ -145,13 +145,14 @@ class ScanPredictor:
     """Reads ahead in a feed of known bars, and answers each with the row computed for it.
 
     *prober* is a second forecaster of the same checkpoint: it re-derives sampled bars from
-    nothing but the bars up to them, and the run stops if one differs.
+    nothing but the bars up to them, and the run stops if one differs. Without one nothing is
+    sampled.
     """
 
     def __init__(
         self,
         forecaster: Forecaster,
-        prober: Forecaster,
+        prober: Forecaster | None,
         instruments: Iterable[str],
         *,
         period_start_ms: int,
@@ -230,7 +231,7 @@ class ScanPredictor:
         The network is the same for all instruments, so one of them is enough; each in its turn.
         """
         self._chunks += 1
-        if self._chunks < self._next_probe:
+        if self._prober is None or self._chunks < self._next_probe:
             return
         keys = sorted(fresh)
         for turn in range(len(keys)):
@@ -238,7 +239,7 @@ class ScanPredictor:
             past = [*self.history.since(key, 0), *fresh[key]]
             place = self._place(len(past), len(fresh[key]))
             if place is not None:
-                self._compare(key, past, place)
+                self._compare(self._prober, key, past, place)
                 self._next_probe = self._chunks + PROBE_EVERY_CHUNKS
                 return
 
@@ -251,15 +252,15 @@ class ScanPredictor:
             place = min(context - 1, known - 2)
         return place if place + 1 >= context else None
 
-    def _compare(self, key: str, past: Sequence[Bar], place: int) -> None:
+    def _compare(self, prober: Forecaster, key: str, past: Sequence[Bar], place: int) -> None:
         """Raise ``InvariantBroken`` unless the forecast at *place* is that of the bars up to it."""
         waiting = {bar.open_time_ms: said for bar, said in self._waiting[key]}
         expected = waiting.get(past[place].open_time_ms)
         # Its context, and the bar before: the shift is held against the answer to that one.
         first = max(place - self._forecaster.context, 0)
         context = past[first : place + 1]
-        self._prober.warm(context[-1].instrument, context[:-1])
-        derived = self._prober.step(context[-1])
+        prober.warm(context[-1].instrument, context[:-1])
+        derived = prober.step(context[-1])
         self.probed += 1
         if not predictions_agree(expected, derived):
             raise InvariantBroken(

@@ -204,7 +204,9 @@ class RecordedPredictor:
     A model that was promoted in service is read from its copy beside *database*.
     """
 
-    def __init__(self, recorded: Recorded, prober: Forecaster | None, database: Path) -> None:
+    def __init__(
+        self, recorded: Recorded, prober: Forecaster | None, database: Path, *, probes: bool = True
+    ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
         self._run, self._database = recorded, database
         self._promoted: dict[str, ModelTerms] = {}
@@ -218,7 +220,7 @@ class RecordedPredictor:
         self._is_outside = forecaster is not None and forecaster.is_outside
         if forecaster is None or self._is_outside:
             return
-        if run.mode == "scan" and prober is not None:
+        if run.mode == "scan" and (prober is not None or not probes):
             self._scan = ScanPredictor(
                 forecaster, prober, keys, period_start_ms=run.period_start_ms
             )

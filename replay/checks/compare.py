@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
 from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.backtest.predictors import (
@@ -222,13 +223,21 @@ class Compared:
 class RowCheck:
     """Compares the steps of one run, in their order, with the rows that hold them.
 
-    *movable* are tables and columns that rules have moved since the run was made.
+    *movable* are tables and columns that rules have moved since the run was made. *has_halves* says
+    that an ensemble answers: its halves are numbers with a tolerance, and what another kind says
+    beside its forecast is equal bit for bit.
     """
 
     def __init__(
-        self, reader: Reader, stored: StoredRun, *, movable: frozenset[str] = frozenset()
+        self,
+        reader: Reader,
+        stored: StoredRun,
+        *,
+        movable: frozenset[str] = frozenset(),
+        has_halves: bool = False,
     ) -> None:
         self._movable = movable
+        self.has_halves = has_halves
         gate_sets = reader.gate_sets(stored.run_key)
         self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
         self._interned = interned(reader.connection, stored.run_key)
@@ -247,7 +256,8 @@ class RowCheck:
         if exact or not found:
             return Compared(tuple(found), moved=moved)
         by_table = {table: list(given) for table, given in rows.sparse.items()}
-        kept = [one for one in found if not _is_rounding(one, by_table.get("answers", []))]
+        answers = by_table.get("answers", [])
+        kept = [one for one in found if not is_rounding(one, answers, has_halves=self.has_halves)]
         if len(kept) < len(found):
             # The hash is of the numbers as they were rounded there: it is held to those.
             kept = [one for one in kept if one[0] != "steps.decision_sha256"]
@@ -370,9 +380,13 @@ def _rows(
 # ---------------------------------------------------------------- rounding
 
 
-def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
+def is_rounding(
+    unequal: Unequal, answers: Sequence[Sequence[Any]], *, has_halves: bool = False
+) -> bool:
     """Return whether a difference lies within its column's tolerance."""
     name, stored, derived = unequal
+    if name == "answers.halves" and has_halves:
+        return _halves_agree(stored, derived)
     if name not in TOLERANCES or not answers:
         return False
     field = name.removeprefix("answers.")
@@ -389,6 +403,19 @@ def _is_rounding(unequal: Unequal, answers: Sequence[Sequence[Any]]) -> bool:
     elif field not in (*SHARE_FIELDS, *EXPLANATION_FIELDS):  # a measure
         size = max(abs(stored), abs(derived), 1.0)
     return near(stored, derived, TOLERANCES[name] * size)
+
+
+def _halves_agree(stored: object, derived: object) -> bool:
+    """Return whether means and volatilities of both halves agree, each by its own volatility."""
+    if not isinstance(stored, bytes) or not isinstance(derived, bytes):
+        return False
+    if not stored or len(stored) != len(derived) or len(stored) % 16:
+        return False
+    one, two = (np.frombuffer(given, "<f4").astype(np.float64) for given in (stored, derived))
+    one, two = one.reshape(2, 2, -1), two.reshape(2, 2, -1)
+    if not np.isfinite(one).all():
+        return stored == derived
+    return bool((np.abs(one - two) <= RETURNS * one[:, 1:]).all())
 
 
 def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:

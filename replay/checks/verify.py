@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
 from pathlib import Path
@@ -71,6 +71,7 @@ from tracepaper.strategies.types.market import (
 )
 
 DIFFERENCES_KEPT: Final = 100
+PROGRESS_STEPS: Final = 250
 EXACT: Final = frozenset({"sma_cross", "persistence"})
 """Strategies of whole numbers: no library and no machine rounds what they decide."""
 _OF_A_START: Final = ("model_id", "model_sha256", "mode", *OF_THE_PLACE)
@@ -171,7 +172,7 @@ class Verification:
         return self.decisions > 0 and self.differing == 0
 
 
-def verify_run(
+def verify_run(  # noqa: PLR0913 - the options of verify
     reader: Reader,
     database: Path,
     run_id: str,
@@ -180,6 +181,8 @@ def verify_run(
     from_ms: int | None = None,
     until_ms: int | None = None,
     from_start: bool = False,
+    probes: bool = True,
+    progressed: Callable[[int, int], object] = lambda _done, _total: None,
 ) -> Verification:
     """Step *run_id* through again and compare each step with what is stored, in every column.
 
@@ -188,7 +191,9 @@ def verify_run(
     the steps before them are still derived, since an account depends on all of them. With *from_ms*
     the bars from that open time on are compared, and the state before them is the record's; with
     *until_ms* only those that opened before. *from_start* derives that state too. A run that was
-    pruned is derived from where its bars allow it.
+    pruned is derived from where its bars allow it. Without *probes* no bar of a batched pass is
+    computed once more by itself, which finds a network that sees later bars. *progressed* is told
+    how many steps are derived, and of how many, now and then.
     """
     begin_ms = None if from_start else from_ms
     recorded = open_recorded(reader, database, run_id, from_ms=begin_ms)
@@ -196,7 +201,9 @@ def verify_run(
     found = Verification(run_id)
     counted, total = reader.counted(run_id)
     first_compared = recorded.first if sample is None else max(recorded.first, total - sample)
-    predictor = RecordedPredictor(recorded, prober_of(recorded, database), database)
+    predictor = RecordedPredictor(
+        recorded, prober_of(recorded, database) if probes else None, database, probes=probes
+    )
     categories = {instrument.category for instrument in stored.run.instruments}
     engine = recorded.engine
     found.changes = changes_since(
@@ -205,7 +212,12 @@ def verify_run(
         discards=recorded.config.model.explanation.discard > 0,
         sees_books=any(engine.books_of(key) for key in engine.instruments),
     )
-    check = RowCheck(reader, stored, movable=_movable(found.changes, recorded))
+    check = RowCheck(
+        reader,
+        stored,
+        movable=_movable(found.changes, recorded),
+        has_halves=_has_halves(recorded.forecaster),
+    )
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
     start = None if begun is None else reader.start_before(run_id, begun.after)
@@ -226,7 +238,12 @@ def verify_run(
     given = GivenEvents(reader, stored.run, recorded.config)
     if begun is not None:
         _judge_given(found, given.of_run(), at_ms=found.from_ms or 0, sequence=begun.after)
-    anew = _derived(found, recorded, predictor, events, given, first_compared)
+    anew = _progressing(
+        _derived(found, recorded, predictor, events, given, first_compared),
+        total - recorded.first,
+        progressed,
+    )
+    progressed(0, total - recorded.first)
     computes = recorded.forecaster is not None or recorded.config.strategy.name not in EXACT
     for derived, (kept, _) in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
@@ -251,12 +268,22 @@ def verify_run(
             found.differences,
             first_compared,
             exact=found.exact,
+            has_halves=check.has_halves,
             from_ms=begin_ms,
         )
         diagnosis = diagnose(case)
         found.culprit, found.to_blame = diagnosis.culprit, diagnosis.named
         found.likely_cause = diagnosis.sentence
     return found
+
+
+def _progressing(
+    steps: Iterable[Step], total: int, progressed: Callable[[int, int], object]
+) -> Iterator[Step]:
+    for count, step in enumerate(steps, 1):
+        yield step
+        if count % PROGRESS_STEPS == 0:
+            progressed(count, total)
 
 
 def _cut(recorded: Recorded) -> str:
@@ -320,6 +347,14 @@ def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str
             if gate.kind is GateKind.RISK
         }
     return moved
+
+
+def _has_halves(forecaster: Forecaster | None) -> bool:
+    if forecaster is None:
+        return False
+    from tracepaper.strategies.forecasters.tabular import network_shares
+
+    return network_shares(forecaster) is not None
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
@@ -419,9 +454,9 @@ def _judge(
     event = stored.event
     instrument = event.instrument if isinstance(event, Bar) else ""
     opened = event.open_time_ms if isinstance(event, Bar) else event.market_ms
-    fields = list(step_differences(stored, derived)) or [
-        (name, shown(one), shown(two)) for name, one, two in compared.unequal
-    ]
+    # Among numbers that were rounded otherwise only the columns say which one is not.
+    fields = [] if compared.rounded else list(step_differences(stored, derived))
+    fields = fields or [(name, shown(one), shown(two)) for name, one, two in compared.unequal]
     for name, one, two in fields:
         found.differences.append(
             Difference(instrument, opened, f"{name} (step {stored.sequence})", one, two)

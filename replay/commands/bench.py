@@ -136,6 +136,24 @@ def close(
 
 
 @app.command()
+def page(
+    *,
+    bars: Annotated[int, typer.Option(min=200, help="Bars of the recorded run.")] = 525_600,
+    db: Annotated[
+        Path | None, typer.Option("--db", metavar="FILE", help="The newest run of it instead.")
+    ] = None,
+    updates: Annotated[
+        int, typer.Option(min=120, help="Steps that are told to an open page.")
+    ] = 3_600,
+    json: JsonOption = False,
+) -> None:
+    """Measure the page: first paint, clicks, updates, memory, export, and the daemon beside it."""
+    from tracepaper.replay.bench.page import measure_page
+
+    _say("page", measure_page(bars, db=db, updates=updates, tell=_tell), as_json=json)
+
+
+@app.command()
 def assets(
     *,
     assets: Annotated[int, typer.Option(min=2, max=1_000, help="Assets at once.")] = 100,

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
-    from tracepaper.replay.document.values import Table
+    from tracepaper.replay.document.values import Table, TitledParts
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
@@ -97,7 +97,6 @@ def evaluate(
     from tracepaper.replay.learning.recipe_file import evaluation_options
     from tracepaper.strategies.api.model import DataSource
 
-    require("plotly", "--html", html)
     asked = read_inspections(inspect or ())
     require("captum", "--inspect attribution", asked.get("attributions"))
     options, others = evaluation_options(settings or ())
@@ -207,12 +206,16 @@ class _Judged(NamedTuple):
 
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.evaluation.output import as_document, show, write_page
+    from tracepaper.replay.learning.evaluation.output import (
+        as_document,
+        judgement_document,
+        show,
+    )
     from tracepaper.replay.learning.evaluation.tables import tables_across, tables_of
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
-        write_page(model_id, every, html)
+        _write_page(judgement_document(model_id, every), html)
     if as_json:
         told = [
             {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
@@ -438,14 +441,19 @@ def _folds_of_bars(
     return _Folds(found.id, recipe.hash, text, made)
 
 
+def _write_page(made: TitledParts, path: Path) -> None:
+    from tracepaper.replay.page.export import write_document_page
+
+    write_document_page(made, path)
+
+
 def _print_folds(found: _Folds, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
     from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import documents
-    from tracepaper.replay.learning.evaluation.output import write_tables
+    from tracepaper.replay.document.values import TitledParts, documents
 
     if html is not None:
-        write_tables(f"Folds of {found.model_id}", found.tables, html)
+        _write_page(TitledParts(f"Folds of {found.model_id}", tuple(found.tables)), html)
     if as_json:
         document = {"id": found.model_id, "recipe": found.recipe, "folds": found.text}
         print_json({**document, "tables": documents(found.tables)})
@@ -507,13 +515,14 @@ def _judge_books(
 ) -> None:
     """Judge *model* on each span, and others beside it; each counts as an opening."""
     from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.values import TitledParts
     from tracepaper.replay.learning.evaluation.order_books import (
         judge_books,
         tables_across_books,
         tables_of_books,
         with_rival,
     )
-    from tracepaper.replay.learning.evaluation.output import books_document, show, write_tables
+    from tracepaper.replay.learning.evaluation.output import books_document, show
     from tracepaper.replay.learning.openings import counted
 
     material = model.material(data)
@@ -528,7 +537,8 @@ def _judge_books(
     if asked.html is not None:
         made = [table for one in every for table in tables_of_books(one)]
         title = f"Judgement of {model.model_id}"
-        write_tables(title, [*tables_across_books(every), *made], asked.html)
+        parts = (*tables_across_books(every), *made)
+        _write_page(TitledParts(title, parts), asked.html)
     if as_json:
         beside = [{"name": one.name, "id": one.model_id} for one in others]
         print_json({**books_document(model.model_id, every), "beside": beside})

@@ -18,7 +18,7 @@ from tracepaper.daemon.commands.options import (
     located,
     print_json,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.units import time_of
 
@@ -227,77 +227,17 @@ def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader wants to know first."""
-    from tracepaper.replay.learning.card import experimental
+    from tracepaper.replay.learning.card import card_facts, experimental
     from tracepaper.replay.report.honesty import shown_sentences
 
-    model, architecture = card["model"], card["architecture"]
-    layers, window = architecture.get("layers"), architecture.get("window")
-    whole = isinstance(layers, int) and isinstance(window, int)
-    horizons = architecture.get("horizons")
-    kind = f"{model.get('kind')!s:.20}"
-    facts: tuple[str, ...] = (
-        f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
-        _reach(card, _rows(architecture)) if whole else _lookback(card),
-        f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
-        f"interval {card['market'].get('interval')!s:.20}",
-        f"features {card['features'].get('schema_id')!s:.40}",
-        f"made {model.get('created', 'at an unknown time')}",
-    )
-    if shares := _shares(card):
-        facts = (*facts, f"the network's share of the log variance {shares}")
+    model = card["model"]
     why = experimental(card)
     return [
         f"{model.get('id', '')}  {model.get('name', '')}  ({place})",
-        f"  {'; '.join(facts)}",
+        f"  {'; '.join(card_facts(card))}",
         *([f"  experimental: {why}"] if why else []),
         *(f"  {sentence}" for sentence in shown_sentences(card)),
     ]
-
-
-def _shares(card: dict[str, Any]) -> str:
-    """Return the network's share in an ensemble by horizon; empty for other models."""
-    section = card.get("ensemble")
-    shares = section.get("network_share") if isinstance(section, dict) else None
-    if not isinstance(shares, dict):
-        return ""
-    return ", ".join(
-        f"{share:.2f} at {key!s:.10}"
-        for key, share in list(shares.items())[:16]
-        if isinstance(share, int | float)
-    )
-
-
-def _rows(architecture: dict[str, Any]) -> int:
-    """Return how many rows an answer depends on: layers of a sliding window reach further back."""
-    layers, window = int(architecture["layers"]), int(architecture["window"])
-    slides = architecture.get("mask") == "window" or architecture.get("attention") == "factorised"
-    return layers * (window - 1) + 1 if slides else window
-
-
-def _reach(card: dict[str, Any], rows: int) -> str:
-    """Return how many rows an answer depends on, and how many bars these look back on."""
-    said = f"receptive field {rows} bars"
-    parts = card.get("parts")
-    network = parts.get("network") if isinstance(parts, dict) else None
-    own, halves = _bars(card), _bars(network)
-    if own is None:
-        return said
-    context = rows + own - 1 if halves is None else max(rows + halves - 1, own)
-    return f"{said}, context {context}"
-
-
-def _bars(card: object) -> int | None:
-    """Return how many bars a row of the card's features looks back on; None where none is said."""
-    features = card.get("features") if isinstance(card, dict) else None
-    bars = features.get("lookback") if isinstance(features, dict) else None
-    return bars if isinstance(bars, int) and not isinstance(bars, bool) else None
-
-
-def _lookback(card: dict[str, Any]) -> str:
-    """Return how far the rows look back of a model that sees one row."""
-    bars = card["features"].get("lookback")
-    one_row = isinstance(bars, int) and "window" not in card["architecture"]
-    return f"context {bars} bars" if one_row else "context unknown"
 
 
 def retrain(

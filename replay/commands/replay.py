@@ -180,7 +180,6 @@ def sweep(
     from tracepaper.replay.sweep.views import show_sweep
 
     given = [*(files or ()), *(data or ())]
-    require("plotly", "--html", html)
     require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
     if not given:
         raise ConfigInvalid("Give candles: tracepaper sweep PATH, or --data PATH for each file.")
@@ -215,7 +214,11 @@ def sweep(
         print_json(found.document())
     else:
         show_sweep(Terminal(), found)
-        typer.echo(f"Its cells are in {kept}" + (f", the page is {html}." if html else "."))
+        typer.echo(
+            f"Its cells are in {kept}, the page is {html}."
+            if html
+            else f"Its cells are in {kept}; to look at them: tracepaper ui --db {kept}"
+        )
     if found.best is None:
         raise typer.Exit(1)
 
@@ -305,6 +308,9 @@ def demo(
     db: Annotated[
         Path | None, typer.Option("--db", metavar="FILE", help="By default a new file.")
     ] = None,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open its page in the browser.")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Trade a month of real candles at high speed on a local exchange, with incidents; sum up.
@@ -313,8 +319,10 @@ def demo(
     incidents, until the candles end, --bars are decided, or Ctrl-C.
     """
     from tracepaper.daemon.session.shutdown import exit_zero_on_signals
+    from tracepaper.replay.commands.page import open_in_browser
 
     exit_zero_on_signals()
+    listening = open_in_browser if open_page else None
     if data or config:
         if {days, seconds, model, incidents} != {None}:
             raise ConfigInvalid(
@@ -331,6 +339,7 @@ def demo(
                 config=config,
                 database=db,
                 as_json=json,
+                listening=listening,
             )
         )
         return
@@ -349,6 +358,7 @@ def demo(
             has_incidents=incidents is not False,
             database=db,
             as_json=json,
+            listening=listening,
         )
     )
 

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -22,7 +23,6 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.attention import InfluenceReport
@@ -38,8 +38,11 @@ def report(
     *,
     html: Annotated[
         Path | None,
-        typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
+        typer.Option("--html", metavar="FILE", help="Write the run's page as one file."),
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="With --html: hold every decision whole.")
+    ] = False,
     heads: Annotated[
         bool,
         typer.Option(
@@ -65,19 +68,25 @@ def report(
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
 
-    require("plotly", "--html", html)
     if chart is not None:
         from tracepaper.replay.report.trade_pictures import check
 
         check(chart, last)
+    if full and html is None:
+        raise ConfigInvalid("--full says what the page of --html holds; give --html FILE with it.")
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
         made = build_report(named.path, named.run_id, progress=progress)
         analysis = _analysis(made, progress) if heads else None
-    if html is not None:
-        from tracepaper.replay.report.page import write_page
+        if html is not None:
+            from tracepaper.replay.page.export import run_page, write_page
+            from tracepaper.replay.report.document import report_document
 
-        write_page(made, html, analysis)
+            document = report_document(made, analysis)
+            write_page(
+                run_page(named.path, named.run_id, document=document, full=full, progress=progress),
+                html,
+            )
     if chart is not None:
         from tracepaper.replay.report.trade_pictures import draw
 
@@ -227,10 +236,17 @@ def explain(
 
     typed = TypedMethod(method, fusion, residual, start_layer, discard, head_weights)
     database = None if "#" in decision else database_path(db)
+    write_page = None
+    if page is not None:
+        from tracepaper.replay.page.export import write_document_page
+
+        write_page = partial(write_document_page, path=page)
     explain_decision(
-        decision, database, full=full, png=png, page=page, as_json=json, method=typed,
+        decision, database, full=full, png=png, write_page=write_page, as_json=json, method=typed,
         other=ComparedWith(other, compare),
     )  # fmt: skip
+    if page is not None:
+        typer.echo(f"The page is {page}.", err=True)
 
 
 def _explain_book(

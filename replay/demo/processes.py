@@ -46,6 +46,7 @@ from tracepaper.replay.demo.playback import (
     start_message,
 )
 from tracepaper.replay.demo.screen import Stage
+from tracepaper.storage.database.lock import holder_of
 from tracepaper.strategies.errors import DataInvalid, FeedLost, TracepaperError
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Instrument, RunKind
@@ -77,7 +78,7 @@ async def serve(assignment: Assignment, lines: Iterator[bytes]) -> None:
     instruments: dict[str, Instrument] = {}
     unfinished: set[str] = set()
 
-    with live_view(limit=None) as watcher:
+    with live_view(database=Path(assignment.database)) as watcher:
 
         def opened(run: Run) -> None:
             watcher.opened(run)
@@ -293,6 +294,12 @@ class Cast:
                 lag_s = self.past.seconds_since(message.close_ms, now_s=now_s)
                 self.pacer.observe(lag_s, now_s=now_s)
         await process.wait()
+
+    @property
+    def page_url(self) -> str | None:
+        """The address of the daemon's page; None before it is served."""
+        holder = holder_of(self.files.database)
+        return None if holder is None else holder.http or None
 
     @property
     def has_ended(self) -> bool:

@@ -40,7 +40,7 @@ class AccountMark:
 
 
 MARKS: Final = {
-    "buy_and_hold": AccountMark("buy and hold", "+", "blue"),
+    "buy_and_hold": AccountMark("buy and hold at its own exposure", "+", "blue"),
     "random_gate": AccountMark("random gate", "x", "magenta"),
     "ungated": AccountMark("ungated", "o", "yellow"),
     OWN: AccountMark("this run", "●", "bold green"),

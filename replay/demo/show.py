@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiohttp
 import structlog
@@ -88,6 +89,7 @@ class Show:
     has_incidents: bool = True
     database: Path | None = None
     as_json: bool = False
+    listening: Callable[[str], None] | None = None  # told the address of the daemon's page
 
 
 def perform(show: Show) -> None:
@@ -173,7 +175,7 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
             cast = Cast(served, files, stage, Race(), pacer, clock, http, settings, until_ms)
             await cast.control("speed", PaceSaid(cast.speed))
             try:
-                await _raced(cast, beside, stop, has_incidents=show.has_incidents)
+                await _raced(cast, beside, stop, show)
             except TracepaperError as error:
                 if not cast.race.decisions:
                     raise
@@ -181,15 +183,16 @@ async def _played(show: Show, files: ShowFiles, stage: Stage, clock: SystemClock
     return cast
 
 
-async def _raced(
-    cast: Cast, beside: ServedExchange, stop: asyncio.Event, *, has_incidents: bool
-) -> None:
+async def _raced(cast: Cast, beside: ServedExchange, stop: asyncio.Event, show: Show) -> None:
     """Let the script run while it is shown and paced; end the daemon in good order."""
-    script = _script(cast, has_incidents=has_incidents)
+    script = _script(cast, show)
     works = (_watched(beside), script, stop.wait(), _shown(cast), paced(cast))
     tasks = [asyncio.ensure_future(work) for work in works]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if any(task.exception() is not None for task in done):
+            # A killed process resets its connections a moment before it is seen to have ended.
+            await asyncio.sleep(LOOKED_AT_EVERY_S)
         beside.require_alive()
         for task in done:
             task.result()  # what went wrong is raised here
@@ -222,7 +225,7 @@ def prologue(cast: Cast) -> Iterator[str]:
         yield f"No checkpoint {MODEL} is bundled: no model judges."
 
 
-async def _script(cast: Cast, *, has_incidents: bool) -> None:
+async def _script(cast: Cast, show: Show) -> None:
     """Start the daemon, let each incident happen at its place, and wait for the end."""
     race = cast.race
     for sentence in prologue(cast):
@@ -234,11 +237,18 @@ async def _script(cast: Cast, *, has_incidents: bool) -> None:
         f"The daemon is process {race.begun.pid}. From another terminal: "
         f"tracepaper status --db {cast.files.database}"
     )
+    await cast.until(lambda: cast.page_url is not None)
+    if (url := cast.page_url) is not None:
+        cast.say(f"The page is {url}/")
+        # A daemon that is killed comes back at this port, so that an open page goes on.
+        cast.settings["http"]["port"] = urlsplit(url).port
+        if show.listening is not None:
+            show.listening(url)
     for warning in race.begun.warnings:
         cast.say(f"Warning: {warning}.")
     await cast.until(lambda: race.decisions > 0)
     await cast.follow()
-    for incident in INCIDENTS if has_incidents else ():
+    for incident in INCIDENTS if show.has_incidents else ():
         if not await cast.reach(incident.at):
             return
         cast.pacer.waits_ms = cast.place(incident.until)
@@ -337,10 +347,12 @@ async def cut_the_stream(cast: Cast) -> None:
 async def _cut(cast: Cast, refusals: int, is_repaired: Callable[[], bool]) -> None:
     """Cut and refuse, until *is_repaired*, or the daemon is seen to have missed nothing.
 
-    Where market time is slow it may be back before a bar closes.
+    Where market time is slow it may be back before a bar closes. Market time goes on until then.
     """
-    back_ms = max(cast.race.now_ms, cast.market_ms)
-    back_ms += CUT_AGAIN_BARS * INTERVALS[cast.served["interval"]]
+    interval_ms = INTERVALS[cast.served["interval"]]
+    back_ms = max(cast.race.now_ms, cast.market_ms) + CUT_AGAIN_BARS * interval_ms
+    if cast.pacer.waits_ms is not None:
+        cast.pacer.waits_ms = max(cast.pacer.waits_ms, back_ms + interval_ms)
     await cast.control("fault", {"kind": "refuse", "count": refusals})
     await cast.until(
         lambda: is_repaired() or cast.race.now_ms >= back_ms, within_s=REPAIRED_WITHIN_S
@@ -491,6 +503,7 @@ class Demonstration:
     config: Path | None = None
     database: Path | None = None
     as_json: bool = False
+    listening: Callable[[str], None] | None = None  # told the address of the daemon's page
 
 
 def perform_own(wanted: Demonstration) -> None:
@@ -506,9 +519,14 @@ def perform_own(wanted: Demonstration) -> None:
         log.configure(level=config.log.level, output=config.log.format)
         for sentence in said:
             structlog.get_logger("demo").warning(sentence)
-        with live_view(limit=wanted.bars, until_ms=served["end_ms"]) as watcher:
+        with live_view(limit=wanted.bars, until_ms=served["end_ms"], database=database) as watcher:
             daemon = Daemon(
-                config, database, kind=RunKind.DEMO, opened=watcher.opened, watch=watcher.watch
+                config,
+                database,
+                kind=RunKind.DEMO,
+                opened=watcher.opened,
+                watch=watcher.watch,
+                listening=wanted.listening or (lambda _url: None),
             )
             failure = run_loop(_run(daemon, beside))
     exit_zero_on_signals()

@@ -44,7 +44,6 @@ from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.extras import is_installed
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.gates.gate import GATES as GATES_KNOWN
 from tracepaper.strategies.gates.gate import GateKind
@@ -65,7 +64,7 @@ class Ending:
     accounts: tuple[AccountReport, ...]  # the run's own first, then its twins
     closed: tuple[ClosedTrade, ...]  # of the run's own
     chance: RandomTwins | None  # None where the run held nothing
-    market: float  # return of holding both symbols with all the money
+    market: float  # return of buy and hold of both symbols with all the money
     refusals: tuple[Refusal, ...]
     decision: StoredDecision | None
     chain: ChainReport
@@ -201,7 +200,7 @@ def _evidence(own: AccountReport) -> str:
 
 
 def _beside(ending: Ending) -> str:
-    held = f"Both symbols bought with all the money: {ending.market:+.2%}."
+    held = f"Buy and hold of both symbols, with all the money: {ending.market:+.2%}."
     if ending.chance is None:
         return held
     return (
@@ -347,12 +346,13 @@ def parity_line(check: ParityCheck) -> Text:
     return Text(sentence, "" if is_well else "bold red")
 
 
-def commands(ending: Ending, files: ShowFiles) -> tuple[str, str, str]:
-    """Return three commands to go on with, which run with what is installed."""
+def commands(ending: Ending, files: ShowFiles) -> tuple[str, ...]:
+    """Return the commands to go on with, which run as they stand."""
     program, database = program_name(), files.database
-    page = f" --html {database.with_suffix('.html')}" if is_installed("plotly") else ""
+    page = f" --html {database.with_suffix('.html')}"
     sequence = ending.decision.decision["sequence"] if ending.decision else "SEQUENCE"
     return (
+        f"{program} ui --db {database} --open",
         f"{program} verify last --db {database}",
         f"{program} explain last:{sequence} --full --db {database}",
         f"{program} report last --db {database}{page}",

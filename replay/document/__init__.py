@@ -1,1 +1,1 @@
-"""``document``: tables, charts and paragraphs as values, and their three writers."""
+"""``document``: tables, charts and paragraphs as values, and their writers."""

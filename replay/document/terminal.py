@@ -11,9 +11,10 @@ from rich.padding import Padding
 from rich.panel import Panel
 from rich.text import Text
 
+from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import (
     TEXTS,
-    Chart,
+    FoldedParts,
     Form,
     Paragraph,
     Part,
@@ -37,7 +38,7 @@ def head(console: Console, title: str, text: str) -> None:
 
 
 def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -> None:
-    """Print *parts*, with *blank_lines* between them and a table; charts are for pages alone."""
+    """Print *parts*, with *blank_lines* before tables; charts and folds are for pages."""
     for place, part in enumerate(parts):
         match part:
             case Table():
@@ -46,7 +47,7 @@ def show(console: Console, parts: Iterable[Part], *, blank_lines: bool = True) -
                 console.print(printed(part))
             case Paragraph():
                 console.print(_paragraph(part))
-            case Chart():
+            case Chart() | FoldedParts():
                 pass
 
 
@@ -63,7 +64,7 @@ def printed(table: Table) -> RenderableType:
 
 def _paragraph(part: Paragraph) -> RenderableType:
     match part.style:
-        case "plain":
+        case "plain" | "lead" | "code":
             return Text(part.text)
         case "heading":
             return Text(part.text, style="bold reverse")

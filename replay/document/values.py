@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
 
+from msgspec import to_builtins
+
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.charts import Chart
 from tracepaper.strategies.units import NOTHING, duration
 
 T = TypeVar("T")
@@ -22,16 +25,16 @@ Cells = Mapping[str, Value]
 Form = Literal[
     "text", "count", "money", "gain", "percent", "gain percent", "ratio", "gain ratio", "bp",
     "gain bp", "share", "days", "measure", "points", "minute", "second", "span", "exact", "bar",
-    "signed", "gain bar", "mark",
+    "signed", "gain bar", "mark", "gain tint",
 ]  # fmt: skip
 _PATTERNS: Final = {
     "gain": ("{:+,.2f}", 1.0), "gain percent": ("{:+,.2f}", 100.0), "gain ratio": ("{:+,.2f}", 1.0),
     "gain bp": ("{:+,.1f}", 1e4), "money": ("{:,.2f}", 1.0), "percent": ("{:,.2f}", 100.0),
     "share": ("{:,.1f}", 100.0), "ratio": ("{:,.2f}", 1.0), "bp": ("{:,.1f}", 1e4),
     "days": ("{:,.1f}", 1.0), "measure": ("{:.4f}", 1.0), "count": ("{:,}", 1),
-    "points": ("{:+.3f}", 1e4), "signed": ("{:+.4f}", 1.0),
+    "points": ("{:+.3f}", 1e4), "signed": ("{:+.4f}", 1.0), "gain tint": ("{:+.2f}", 100.0),
 }  # fmt: skip
-_UNITS: Final = {"gain percent": " %", "percent": " %", "share": " %"}
+_UNITS: Final = {"gain percent": " %", "percent": " %", "share": " %", "gain tint": " %"}
 _WITHOUT_SIGN: Final[dict[Form, Form]] = {
     "gain": "money", "gain percent": "percent", "gain ratio": "ratio", "gain bp": "bp",
     "signed": "measure",
@@ -70,18 +73,12 @@ def of_row(key: str, title: str, form: Form, *, wide: bool = False) -> Figure[Ce
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph; a ``note`` qualifies what stands above it."""
+    """A paragraph; a ``note`` qualifies what stands above it, ``code`` is to be copied."""
 
     text: str
-    style: Literal["plain", "strong", "heading", "item", "note", "warning"] = "plain"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A Plotly document, and the sentence under it. Only a page can draw it."""
-
-    figure: dict[str, Any]
-    caption: str
+    style: Literal["plain", "lead", "strong", "heading", "item", "note", "warning", "code"] = (
+        "plain"
+    )
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,7 @@ class Table:
     shown: int | None = None  # rows that people are shown; JSON has them all
     newest: bool = False  # the last rows are shown, not the first
     whole: bool = False  # a terminal shows every row
+    look: Literal["table", "tiles"] = "table"  # tiles: each figure of the only row large
 
     def records(self) -> list[dict[str, Value]]:
         """Return the rows by the figures' keys."""
@@ -114,8 +112,121 @@ class Table:
         ]
 
 
-Part = Table | Chart | Paragraph
+@dataclass(frozen=True)
+class FoldedParts:
+    """Parts that are shown on request, under a line that says what they are about.
+
+    ``cells`` are the figures in that line, each with its unit.
+    """
+
+    summary: str
+    parts: tuple[Part, ...]
+    cells: tuple[tuple[Value, Form, str], ...] = ()
+
+
+Part = Table | Chart | Paragraph | FoldedParts
 """What a document is made of, in the order in which it is read."""
+
+
+@dataclass(frozen=True)
+class TitledParts:
+    """A report, an explanation, a sweep or a judgement: its parts under a title."""
+
+    title: str
+    parts: tuple[Part, ...]
+
+
+def as_document(document: TitledParts) -> dict[str, Any]:
+    """Return *document* as plain values, as the page draws them."""
+    return {"title": document.title, "parts": as_parts(document.parts)}
+
+
+def as_parts(parts: Iterable[Part]) -> list[dict[str, Any]]:
+    """Return *parts* as plain values for the page, numbers of tables as they are written.
+
+    A cell is its text, or an object of ``text`` with what applies of ``tone``, ``sort`` (the number
+    to sort by), ``bar`` (a length of 0 to 1) and ``tint`` (-1 to 1).
+    """
+    return [_as_part(part) for part in parts]
+
+
+def _as_part(part: Part) -> dict[str, Any]:
+    match part:
+        case Paragraph(text, style):
+            return {"kind": "paragraph", "style": style, "text": text}
+        case FoldedParts(summary, inside, cells):
+            figures = [
+                {"text": f"{_text(value, form)}{unit}", "tone": tone(value, form)}
+                for value, form, unit in cells
+            ]
+            return {
+                "kind": "fold", "summary": summary, "cells": figures, "parts": as_parts(inside),
+            }  # fmt: skip
+        case Table():
+            return _table_part(part)
+        case Chart():
+            chart: dict[str, Any] = to_builtins(part, enc_hook=list)  # of a range
+            return {"kind": "chart", **chart}
+
+
+def _table_part(part: Table) -> dict[str, Any]:
+    kept = list(enumerate(part.figures))
+    if part.turned:  # without figures that no row has
+        kept = [
+            (place, figure)
+            for place, figure in kept
+            if not place or any(row[place] is not None for row in part.rows)
+        ]
+    tinted = [
+        abs(value)
+        for row in part.rows
+        for value, figure in zip(row, part.figures, strict=True)
+        if figure.form == "gain tint" and isinstance(value, float)
+    ]
+    most = max(tinted, default=0.0) or 1.0
+    made: dict[str, Any] = {
+        "kind": "table",
+        "key": part.key,
+        "title": part.title,
+        "columns": [
+            {"title": figure.title, **({"text": True} if figure.form in TEXTS else {})}
+            for _, figure in kept
+        ],
+        "rows": [[_cell(row[place], figure.form, most) for place, figure in kept]
+                 for row in part.rows],
+        "notes": list(part.notes),
+    }  # fmt: skip
+    if part.shown is not None:
+        made |= {"shown": part.shown, "newest": part.newest}
+    if part.turned:
+        made["turned"] = True
+    if part.look != "table":
+        made["look"] = part.look
+    return made
+
+
+def _cell(value: Value, form: Form, most: float) -> str | dict[str, Any]:
+    if isinstance(value, str) and form in ("text", "exact"):
+        return value or NOTHING
+    number = value[0] if isinstance(value, tuple) else value
+    if number is None or isinstance(number, str):
+        return _text(value, form)
+    made: dict[str, Any] = {"text": _text(value, form), "sort": number}
+    if said := tone(value, form):
+        made["tone"] = said
+    if form in BARS:
+        made["bar"] = max(0.0, min(abs(float(number)), 1.0))
+    if form == "gain tint":
+        made["tint"] = round(number / most, 3)
+    return made
+
+
+def _text(value: Value, form: Form) -> str:
+    """Return *value* as the page shows it: no bar of letters, and a minus that is as wide as +."""
+    if form in BARS:
+        return ""
+    text = written(value, form)
+    return text.replace("-", "−") if form in _PATTERNS else text
 
 
 def table(

@@ -163,21 +163,24 @@ def last_decision(database: Path, run_id: str) -> int:
 def read_stored(database: Path, run_id: str, sequence: int) -> StoredDecision:
     """Read one decision from *database*; raise ``DataInvalid`` where it holds none."""
     with Reader.open(database) as reader:
-        views = RunViews(reader.connection, run_id)
-        with views.snapshot():  # a prune between two reads must not leave half a decision
-            decisions = views.rows("v_decisions", sequence=sequence)
-            if not decisions:
-                raise DataInvalid(_no_such_decision(views, sequence))
-            return StoredDecision(
-                views.run(),
-                decisions[0],
-                tuple(views.rows("v_gates", sequence=sequence)),
-                tuple(views.rows("v_explanations", sequence=sequence)),
-                tuple(views.rows("v_notes", sequence=sequence)),
-                of_decision(reader, views, sequence)
-                if decisions[0]["action"] == Action.ORDERS
-                else (),
-            )
+        return stored_decision(reader, run_id, sequence)
+
+
+def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecision:
+    """Read one decision of an open database; raise ``DataInvalid`` where it holds none."""
+    views = RunViews(reader.connection, run_id)
+    with views.snapshot():  # a prune between two reads must not leave half a decision
+        decisions = views.rows("v_decisions", sequence=sequence)
+        if not decisions:
+            raise DataInvalid(_no_such_decision(views, sequence))
+        return StoredDecision(
+            views.run(),
+            decisions[0],
+            tuple(views.rows("v_gates", sequence=sequence)),
+            tuple(views.rows("v_explanations", sequence=sequence)),
+            tuple(views.rows("v_notes", sequence=sequence)),
+            of_decision(reader, views, sequence) if decisions[0]["action"] == Action.ORDERS else (),
+        )
 
 
 def _no_such_decision(views: RunViews, sequence: int) -> str:

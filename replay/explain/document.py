@@ -1,9 +1,9 @@
-"""``explain`` as text, JSON or page."""
+"""``explain`` as text, JSON or a document of the page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,18 +14,21 @@ from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive.columns import iso
-from tracepaper.replay.document.page import (
-    Charts,
-    Markup,
-    element,
-    figures,
-    html_table,
-    joined,
-    whole_page,
-    write_text,
+from tracepaper.replay.document.charts import (
+    BarLayer,
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    ChartRole,
+    Layer,
+    LineLayer,
+    RuleLayer,
+    named,
+    rounded,
+    time_axis,
 )
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.document.values import Part
+from tracepaper.replay.document.values import Form, Paragraph, Part, TitledParts, Value, table_of
 from tracepaper.replay.explain.attribution import (
     ALONE,
     ByFeature,
@@ -74,21 +77,8 @@ from tracepaper.replay.explain.tables import (
     method_parts,
     stored_parts,
 )
-from tracepaper.replay.report.charts import (
-    ACCENT,
-    GAIN,
-    INK,
-    LOSS,
-    MUTED,
-    SOFT,
-    Figure,
-    axis,
-    layout,
-    line,
-    rounded,
-)
+from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
-from tracepaper.replay.report.page import head_pictures
 from tracepaper.replay.report.trades import listed
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
@@ -120,18 +110,17 @@ def explain_decision(
     full: bool,
     png: Path | None,
     as_json: bool,
-    page: Path | None = None,
+    write_page: Callable[[TitledParts], None] | None = None,
     method: TypedMethod | None = None,
     other: ComparedWith = ALONE,
 ) -> None:
     """Explain *decision* (``RUN:SEQUENCE``); what was stored is shown even where --full fails.
 
     *method* is an attribution method beside the stored one, *other* what the decision is compared
-    with; a *page* takes all that --full does. Raises ``DataInvalid``, ``AttentionInvalid`` or
-    ``CheckpointMismatch`` where what was asked for cannot be had.
+    with; a page, which *write_page* writes, takes all that --full does. Raises ``DataInvalid``,
+    ``AttentionInvalid`` or ``CheckpointMismatch`` where what was asked for cannot be had.
     """
     require("matplotlib", "--png", png)
-    require("plotly", "--page", page)
     other.check()
     if method:
         check_asked(method)
@@ -139,14 +128,14 @@ def explain_decision(
     stored = read_stored(path, run_id, sequence)
     found = Recomputed()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
-    if full or method or other or page is not None:
+    if full or method or other or write_page is not None:
         try:
             found = _recompute(
                 path,
                 run_id,
                 sequence,
                 stored,
-                full=full or page is not None,
+                full=full or write_page is not None,
                 method=method,
                 other=other,
             )
@@ -161,15 +150,14 @@ def explain_decision(
     if png is not None:
         draw(path, stored, found.full, png)
         _say(f"The picture is {png}.")
-    if page is not None:
+    if write_page is not None:
         if found.full is None:
             raise DataInvalid(
                 "A page shows where a network looked, and this model has no attention; leave "
                 "--page out."
             )
         heads = read_heads_at(path, open_past(path, run_id, sequence))
-        write_page(page, stored, found.full, heads, found.compared)
-        _say(f"The page is {page}.")
+        write_page(decision_document(stored, found.full, heads, found.compared))
 
 
 def _say(sentence: str) -> None:
@@ -269,95 +257,114 @@ BINS: Final = 48
 """Cells of age in a comparison, the older the wider."""
 
 
-def looked_chart(full: Full) -> Figure:
-    """Return the close, each past bar's share of the rollout, and what each added to the mean."""
+def looked_chart(full: Full) -> Chart:
+    """Draw the close, each past bar's share of the rollout, and what each added to the mean."""
     found, moves = full.attribution, full.moves
     times = list(found.open_time_ms[:-1])
-    moved = BASIS_POINTS * np.array(moves.by_bar[:-1])
-    return {
-        "data": [
-            line(times, list(found.close[:-1]), "close", {"color": INK, "width": 1.2}, yaxis="y3"),
-            line(
-                times, 100 * np.array(found.weights[:-1]), "attention",
-                {"color": ACCENT, "width": 1}, yaxis="y2", fill="tozeroy", fillcolor=SOFT,
-                hovertemplate="%{y:.3f} %",
-            ),
-            {
-                "type": "bar", "x": times, "y": rounded(moved, 4), "name": "added", "yaxis": "y",
-                "marker": {"color": [GAIN if each > 0 else LOSS for each in moved]},
-                "hovertemplate": "%{y:+.4f} bp",
-            },
-        ],
-        "layout": layout(
-            520, showlegend=False, bargap=0,
-            xaxis=axis(type="date", anchor="y", showgrid=False),
-            yaxis=axis("added, bp", domain=[0.0, 0.24]),
-            yaxis2=axis("attention, %", domain=[0.32, 0.60], rangemode="tozero"),
-            yaxis3=axis("close", domain=[0.68, 1.0]),
+    moved = [BASIS_POINTS * added for added in moves.by_bar[:-1]]
+    shares = [100 * weight for weight in found.weights[:-1]]
+    looked = LineLayer("attention", times, rounded(shares), width=1.0, is_filled=True)
+    roles: list[ChartRole] = ["gain" if each > 0 else "loss" for each in moved]
+    panels = [
+        ChartPanel(
+            [LineLayer("close", times, rounded(found.close[:-1], 8), "ink", 1.2)],
+            time_axis(),
+            ChartAxis("close"),
+            170,
         ),
-    }  # fmt: skip
+        ChartPanel(
+            [looked],
+            time_axis(),
+            ChartAxis("attention, %", unit=" %", digits=3, has_zero=True),
+            150,
+        ),
+        ChartPanel(
+            [BarLayer("added", times, rounded(moved, 4), roles)],
+            time_axis(),
+            ChartAxis("added, bp", unit=" bp", digits=4, has_zero=True),
+            130,
+        ),
+    ]
+    caption = (
+        f"Each past bar's share of the rollout, and what it added to the mean. The decided bar "
+        f"itself, not drawn, holds {found.weights[-1]:.1%} and added "
+        f"{BASIS_POINTS * moves.by_bar[-1]:+.2f} bp. Where attention flowed is not why. Times are "
+        "UTC."
+    )
+    return Chart("", caption, panels, is_aligned=True)
 
 
-def attribution_chart(full: Full) -> Figure:
-    """Return a bar a feature: what its values at the decided bar and before added to the mean."""
-    features = full.moves.features[:FEATURES_MAX][::-1]
-    names = [each.feature for each in features]
+def attribution_chart(full: Full) -> Chart:
+    """Draw a bar a feature: what its values at the decided bar and before added to the mean."""
+    moves = full.moves
+    features = moves.features[:FEATURES_MAX]
     own = [BASIS_POINTS * each.decided_bar for each in features]
     past = [BASIS_POINTS * (each.all_bars - each.decided_bar) for each in features]
-    shown = {"type": "bar", "orientation": "h", "y": names, "hovertemplate": "%{y}: %{x:+.3f} bp"}
-    parts = ((own, "at the decided bar", ACCENT), (past, "at all bars before", MUTED))
-    return {
-        "data": [
-            {**shown, "x": rounded(values, 4), "name": name, "marker": {"color": colour}}
-            for values, name, colour in parts
-        ],
-        "layout": layout(
-            90 + 22 * len(names), barmode="relative", bargap=0.35, hovermode="closest",
-            xaxis=axis("added to the expected return, bp", zeroline=True, zerolinecolor=MUTED),
-            yaxis=axis(automargin=True, showgrid=False),
-        ),
-    }  # fmt: skip
+    caption = (
+        f"Integrated gradients from rows that say nothing ({BASIS_POINTS * moves.neutral:+.2f} bp) "
+        f"to these ({BASIS_POINTS * moves.forecast:+.2f} bp): the largest features of "
+        f"{len(moves.features)}."
+    )
+    sides = {"at the decided bar": own, "at all bars before": past}
+    panel = _by_feature([each.feature for each in features], sides)
+    return Chart("", caption, [panel])
 
 
-def age_chart(found: SideBySide) -> Figure:
+def _by_feature(
+    names: list[str], sides: dict[str, list[float]], *, is_grouped: bool = False
+) -> ChartPanel:
+    """Return signed bars, a feature a row, the first on top."""
+    roles: tuple[ChartRole, ChartRole] = ("accent", "muted")
+    layers: list[Layer] = [
+        BarLayer(side, rounded(added, 4), range(len(names)), (role,))
+        for (side, added), role in zip(sides.items(), roles, strict=True)
+    ]
+    return ChartPanel(
+        [*layers, RuleLayer(0.0, "x")],
+        ChartAxis("added to the expected return, bp", unit=" bp", digits=3, has_zero=True),
+        named(names, is_reversed=True),
+        50 + (26 if is_grouped else 22) * len(names),
+        is_grouped=is_grouped,
+    )
+
+
+def age_chart(found: SideBySide) -> Chart:
     """Draw the rollout of both by age."""
     ages = max(len(found.first.weights), len(found.second.weights))
-    return _by_age([side.by_age(ages) for side in (found.first, found.second)], found)
+    panel = _by_age([side.by_age(ages) for side in (found.first, found.second)], found)
+    return Chart("", "The rollout of both by age, the decided bar at 0.", [panel])
 
 
-def layer_chart(found: SideBySide, layer: int) -> Figure:
+def layer_chart(found: SideBySide, layer: int) -> Chart:
     """Draw the mean attention of the heads of *layer* of both by age; 0 is the lowest."""
     rows = [side.layers[layer].mean(axis=0) for side in (found.first, found.second)]
     ages = max(map(len, rows))
-    return _by_age([np.pad(row, (0, ages - len(row))) for row in rows], found, height=200)
+    panel = _by_age([np.pad(row, (0, ages - len(row))) for row in rows], found, height=170)
+    caption = (
+        f"Layer {layer + 1}: the mean of its heads from the decided bar; they have "
+        f"{found.common_by_layer[layer]:.0%} in common."
+    )
+    return Chart("", caption, [panel])
 
 
-def features_chart(found: SideBySide) -> Figure | None:
+def features_chart(found: SideBySide) -> Chart | None:
     """Draw each feature's contribution to both; None where they have none in common."""
-    sides = (found.first, found.second)
-    names = [name for name in found.first.features if name in found.second.features]
-    names.sort(key=lambda name: max(abs(side.features[name]) for side in sides))
-    names = names[-FEATURES_MAX:]
+    first, second = found.first, found.second
+    names = [name for name in first.features if name in second.features]
+    names.sort(key=lambda name: -max(abs(side.features[name]) for side in (first, second)))
+    names = names[:FEATURES_MAX]
     if not names:
         return None
-    return {
-        "data": [
-            {
-                "type": "bar", "orientation": "h", "y": names, "name": side.name,
-                "x": rounded([BASIS_POINTS * side.features[name] for name in names], 4),
-                "marker": {"color": colour}, "hovertemplate": "%{y}: %{x:+.3f} bp",
-            }
-            for side, colour in zip(sides, (ACCENT, MUTED), strict=True)
-        ],
-        "layout": layout(
-            90 + 26 * len(names), barmode="group", bargap=0.3, hovermode="closest",
-            xaxis=axis("added to the expected return, bp", zeroline=True, zerolinecolor=MUTED),
-            yaxis=axis(automargin=True, showgrid=False),
-        ),
-    }  # fmt: skip
+    # Both may be called alike.
+    sides = {
+        f"{side.name}{mark}": [BASIS_POINTS * side.features[name] for name in names]
+        for side, mark in ((first, ""), (second, " " if first.name == second.name else ""))
+    }
+    panel = _by_feature(names, sides, is_grouped=True)
+    return Chart("", "What each feature added to both.", [panel])
 
 
-def _by_age(rows: list[Floats], found: SideBySide, *, height: int = 300) -> Figure:
+def _by_age(rows: list[Floats], found: SideBySide, *, height: int = 260) -> ChartPanel:
     """Return lines of the share in each cell of age, the cells logarithmic."""
     ages = len(rows[0])
     firsts = np.unique(np.geomspace(1, ages + 1, BINS + 1).astype(np.int64))[:-1] - 1
@@ -365,26 +372,18 @@ def _by_age(rows: list[Floats], found: SideBySide, *, height: int = 300) -> Figu
     places = list(range(len(firsts)))
     lasts = [*(firsts[1:] - 1).tolist(), ages - 1]
     spans = [f"age {first} to {last}" for first, last in zip(firsts.tolist(), lasts, strict=True)]
-    ticks = places[:: max(1, len(places) // 10)]
-    styles = ({"color": ACCENT, "width": 2}, {"color": MUTED, "width": 2})
+    ticks = [(float(place), str(firsts[place])) for place in places[:: max(1, len(places) // 10)]]
     sides: tuple[Sided, Sided] = (found.first, found.second)
-    return {
-        "data": [
-            line(
-                places, 100 * cell, side.name, {**style, "shape": "hvh"}, text=spans,
-                hovertemplate="%{text}: %{y:.2f} %",
-            )
-            for cell, side, style in zip(cells, sides, styles, strict=True)
+    roles: tuple[ChartRole, ChartRole] = ("accent", "muted")
+    return ChartPanel(
+        [
+            LineLayer(side.name, places, rounded(100 * cell), role, 2.0, is_step=True, texts=spans)
+            for cell, side, role in zip(cells, sides, roles, strict=True)
         ],
-        "layout": layout(
-            height,
-            xaxis=axis(
-                "age, bars (wider cells further back)", showgrid=False, tickvals=ticks,
-                ticktext=[str(firsts[tick]) for tick in ticks],
-            ),
-            yaxis=axis("share in a cell, %", rangemode="tozero"),
-        ),
-    }  # fmt: skip
+        ChartAxis("age, bars (wider cells further back)", ticks=ticks),
+        ChartAxis("share in a cell, %", unit=" %", digits=2, has_zero=True),
+        height,
+    )
 
 
 FEWEST: Final = 2
@@ -401,19 +400,11 @@ def read_heads_at(database: Path, past: Past) -> HeadReport | None:
     return heads_of(past.forecaster, bars, past.sequence, half=past.is_half)
 
 
-def write_page(
-    path: Path,
-    stored: StoredDecision,
-    full: Full,
-    heads: HeadReport | None,
-    compared: SideBySide | None,
-) -> None:
-    """Write the page of one decision to *path*, beside another where *compared* is given.
-
-    Raises ``ConfigInvalid`` where plotly is missing or *path* cannot be written.
-    """
-    charts = Charts()
-    decision, again, found, moves = stored.decision, full.agreement, full.attribution, full.moves
+def decision_document(
+    stored: StoredDecision, full: Full, heads: HeadReport | None, compared: SideBySide | None
+) -> TitledParts:
+    """Return one decision as a document, beside another where *compared* is given."""
+    decision, again = stored.decision, full.agreement
     verdict, _ = verdict_of(decision)
     lead = (
         f"Decision {decision['sequence']} of run {stored.run['run_id']}: {decision['action']}, "
@@ -421,32 +412,28 @@ def write_page(
         f"{BASIS_POINTS * again.recomputed.mean_return:+.2f} bp over {again.horizon} bars, up less "
         f"down {again.recomputed.lean:+.3f}."
     )
-    looked = charts.put(
+    parts: list[Part] = [
+        Paragraph(lead, "lead"),
+        Paragraph("Where it looked", "heading"),
         looked_chart(full),
-        f"Each past bar's share of the rollout, and what it added to the mean. The decided bar "
-        f"itself, not drawn, holds {found.weights[-1]:.1%} and added "
-        f"{BASIS_POINTS * moves.by_bar[-1]:+.2f} bp. Where attention "
-        "flowed is not why. Times are UTC.",
-    )
-    moved = charts.put(
+        Paragraph("What moved it", "heading"),
         attribution_chart(full),
-        f"Integrated gradients from rows that say nothing "
-        f"({BASIS_POINTS * moves.neutral:+.2f} bp) to these ({BASIS_POINTS * moves.forecast:+.2f} "
-        f"bp): the largest features of {len(moves.features)}.",
-    )
-    sections = {"Where it looked": looked, "What moved it": moved}
+    ]
     if compared:
-        sections["Beside another"] = _beside(compared, charts)
-    sections["Heads"] = _heads(heads, charts)
+        parts += [Paragraph("Beside another", "heading"), *_beside(compared)]
+    parts.append(Paragraph("Heads", "heading"))
+    if heads is None:
+        parts.append(Paragraph("The run has too few bars before it to read its heads.", "note"))
+    else:
+        kinds, looks, flow, *_ = heads.tables()
+        alone = replace(kinds, title="")
+        parts += [alone, looks, *head_charts(heads, flow.title)]
     title = f"{decision['instrument']} at {iso(decision['open_time_ms'])}"
-    heading = joined([element("h1", title), element("p", lead, class_="lead")])
-    content = [element("section", element("h2", name), of) for name, of in sections.items()]
-    write_text(whole_page(title, heading, content, charts), path)
+    return TitledParts(title, tuple(parts))
 
 
-def _beside(found: SideBySide, charts: Charts) -> Markup:
-    sides = (found.first, found.second)
-    rows = [
+def _beside(found: SideBySide) -> Iterator[Part]:
+    rows: list[tuple[Value, ...]] = [
         (
             side.name,
             side.model_id,
@@ -454,32 +441,17 @@ def _beside(found: SideBySide, charts: Charts) -> Markup:
             f"{BASIS_POINTS * side.mean_return:+.2f} bp over {side.horizon} bars",
             f"{side.lean:+.3f}",
         )
-        for side in sides
+        for side in (found.first, found.second)
     ]
-    layers = range(len(found.common_by_layer))
-    return joined(
-        [
-            html_table(
-                ("", "model", "decided bar", "expected", "up less down"), rows, texts=(0, 1, 2)
-            ),
-            element("p", in_common(found), class_="note"),
-            charts.put(age_chart(found), "The rollout of both by age, the decided bar at 0."),
-            charts.put(features_chart(found), "What each feature added to both."),
-            *(
-                charts.put(
-                    layer_chart(found, layer),
-                    f"Layer {layer + 1}: the mean of its heads from the decided bar; they have "
-                    f"{found.common_by_layer[layer]:.0%} in common.",
-                )
-                for layer in layers
-            ),
-        ]
-    )
-
-
-def _heads(found: HeadReport | None, charts: Charts) -> Markup:
-    if found is None:
-        return element("p", "The run has too few bars before it to read its heads.", class_="note")
-    kinds, looks, flow, *_ = found.tables()
-    pictures = head_pictures(found, charts, flow.title)
-    return joined([figures(kinds), charts.parts([looks]), pictures])
+    forms: dict[str, Form] = {
+        "": "text",
+        "model": "text",
+        "decided bar": "text",
+        "expected": "exact",
+        "up less down": "exact",
+    }
+    yield table_of("beside", "", forms, rows, notes=[in_common(found)])
+    yield age_chart(found)
+    if (features := features_chart(found)) is not None:
+        yield features
+    yield from (layer_chart(found, layer) for layer in range(len(found.common_by_layer)))

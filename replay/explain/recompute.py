@@ -6,7 +6,7 @@ bars, and a deletion test.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar, cast
@@ -409,8 +409,12 @@ class Full:
     further: tuple[FurtherAhead, ...] = ()
 
 
-def explain_fully(past: Past) -> Full:
-    """Return all that can be recomputed of one decision; raise ``DataInvalid`` if it cannot be."""
+def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing: None) -> Full:
+    """Return all that can be recomputed of one decision; raise ``DataInvalid`` if it cannot be.
+
+    *begins* is told of each pass over the network as it begins.
+    """
+    begins("where it looked, bar by bar")
     attribution = attribute(past)
     forecast = past.forecast
     at = past.horizon_index
@@ -420,10 +424,13 @@ def explain_fully(past: Past) -> Full:
         raise InvariantBroken("The probe and the attribution cover different bars; report this.")
     again = probe.figures()
     stored = Figures(forecast.mean_return[at], forecast.p_up[at] - forecast.p_down[at])
+    begins("what each feature added")
+    contributions = probe.contributions()
+    begins("what it says without the bars that it looked at most")
     return Full(
         Agreement(horizon, stored, again),
         attribution,
-        moves_of(probe.contributions(), probe.rows[-1].tolist(), probe.names, attribution),
+        moves_of(contributions, probe.rows[-1].tolist(), probe.names, attribution),
         delete(probe, again, attribution),
         _further(past, probe.scale / horizon**0.5),
     )

@@ -21,10 +21,10 @@ from tracepaper.replay.learning.boosting import (
     boost,
 )
 from tracepaper.replay.learning.samples import (
-    VARIANCE_FLOOR,
     Samples,
 )
 from tracepaper.replay.learning.splits import Segment
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.trees import Scorer, Trees, joined

@@ -10,23 +10,25 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from statistics import fmean, stdev
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
-from tracepaper.replay.learning.dataset import Supplied
 from tracepaper.replay.learning.splits import Split, TrainingFile, iso
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.gates.gate import GATES, GateInputs
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import MINUTE_MS, interval_text
+
+if TYPE_CHECKING:
+    from tracepaper.replay.learning.dataset import Supplied
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
@@ -298,6 +300,72 @@ def _net(card: Mapping[str, Any]) -> list[float]:
     """Return the net result of the edge's trades, [mean, error]; empty where there were none."""
     traded = card["figures"]["gates"].get("traded", {})
     return list(traded.get("edge", {}).get("net_bp", []))
+
+
+def card_facts(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """List kind, reach, horizons, interval, features and date of a checkpoint, a phrase each."""
+    model, architecture = card["model"], card["architecture"]
+    layers, window = architecture.get("layers"), architecture.get("window")
+    whole = isinstance(layers, int) and isinstance(window, int)
+    horizons = architecture.get("horizons")
+    kind = f"{model.get('kind')!s:.20}"
+    facts: tuple[str, ...] = (
+        f"{kind}: {shown(layers)} layers, window {shown(window)}" if layers else kind,
+        _reach(card, _rows(architecture)) if whole else _lookback(card),
+        f"horizons {', '.join(map(str, horizons[:16])) if isinstance(horizons, list) else '?'}",
+        f"interval {card['market'].get('interval')!s:.20}",
+        f"features {card['features'].get('schema_id')!s:.40}",
+        f"made {model.get('created', 'at an unknown time')}",
+    )
+    if shares := _shares(card):
+        facts = (*facts, f"the network's share of the log variance {shares}")
+    return facts
+
+
+def _shares(card: Mapping[str, Any]) -> str:
+    """Return the network's share in an ensemble by horizon; empty for other models."""
+    section = card.get("ensemble")
+    shares = section.get("network_share") if isinstance(section, dict) else None
+    if not isinstance(shares, dict):
+        return ""
+    return ", ".join(
+        f"{share:.2f} at {key!s:.10}"
+        for key, share in list(shares.items())[:16]
+        if isinstance(share, int | float)
+    )
+
+
+def _rows(architecture: Mapping[str, Any]) -> int:
+    """Return how many rows an answer depends on: layers of a sliding window reach further back."""
+    layers, window = int(architecture["layers"]), int(architecture["window"])
+    slides = architecture.get("mask") == "window" or architecture.get("attention") == "factorised"
+    return layers * (window - 1) + 1 if slides else window
+
+
+def _reach(card: Mapping[str, Any], rows: int) -> str:
+    """Return how many rows an answer depends on, and how many bars these look back on."""
+    said = f"receptive field {rows} bars"
+    parts = card.get("parts")
+    network = parts.get("network") if isinstance(parts, dict) else None
+    own, halves = _bars(card), _bars(network)
+    if own is None:
+        return said
+    context = rows + own - 1 if halves is None else max(rows + halves - 1, own)
+    return f"{said}, context {context}"
+
+
+def _bars(card: object) -> int | None:
+    """Return how many bars a row of the card's features looks back on; None where none is said."""
+    features = card.get("features") if isinstance(card, dict) else None
+    bars = features.get("lookback") if isinstance(features, dict) else None
+    return bars if isinstance(bars, int) and not isinstance(bars, bool) else None
+
+
+def _lookback(card: Mapping[str, Any]) -> str:
+    """Return how far the rows look back of a model that sees one row."""
+    bars = card["features"].get("lookback")
+    one_row = isinstance(bars, int) and "window" not in card["architecture"]
+    return f"context {bars} bars" if one_row else "context unknown"
 
 
 COINS: Final = ("persistence", "reversed_persistence", "random")

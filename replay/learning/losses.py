@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
-from tracepaper.replay.learning.samples import LABELS, NO_LABEL, VARIANCE_FLOOR, Samples
+from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Samples
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.attention.entropy import row_confidence, trained_entropy, visible_counts
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid

@@ -24,14 +24,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.learning.splits import Part, Parts, Segment
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import PATH_STEPS
 
 FLAT_BAND: Final = 0.2
 """A scaled return within ±0.2 is flat: about a fifth of a fat-tailed bell."""
-VARIANCE_FLOOR: Final = 0.01
-"""Least scaled variance: up to 2.6 % of five-minute labels never move, and QLIKE divides."""
 RETURN_LIMIT: Final = 20.0
 """Scaled returns are cut here: one crash minute must not outweigh a month."""
 DOWN, FLAT, UP, NO_LABEL = 0, 1, 2, -1

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import softmax
 
-from tracepaper.replay.learning.samples import VARIANCE_FLOOR
 from tracepaper.replay.report.honesty import COMMONER, LEVEL, PAIRED
 from tracepaper.replay.report.metrics import lost_elsewhere
 from tracepaper.strategies.features.rolling import Array
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 RESAMPLES: Final = 500
 ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
+VARIANCE_FLOOR: Final = 0.01
+"""Least scaled variance: up to 2.6 % of five-minute labels never move, and QLIKE divides."""
 LEAST_PROBABILITY: Final = 1e-9
 """A class that came is never taken to have had less: its log loss is finite."""
 

@@ -37,6 +37,8 @@ from tracepaper.strategies.gates.gate import gate_order
 
 RANDOM_TWINS: Final = 200
 RANDOM_SEED: Final = 1
+BOUGHT: Final = "bought at the open after the first decidable bar at the run's costs, not sold"
+"""How a benchmark that buys and holds came to its position, in an account's source."""
 BAND: Final = (0.05, 0.5, 0.95)
 """The quantiles of the random twins' equity that are shown."""
 
@@ -100,6 +102,38 @@ def mean_exposure(record: RunRecord) -> float:
     return float(np.mean(every)) if every.size else float("nan")
 
 
+@dataclass(frozen=True)
+class Bought:
+    """One unit of an instrument that was bought and is held; prices in quote currency."""
+
+    price: float  # with the cost of trading
+    opened_ms: int  # open of the bar at whose open it was bought
+    settled_ms: Ints  # opens of the bars within which funding was settled since, oldest first
+    paid: Floats  # [settled + 1] what the unit has paid after so many of them
+
+    def gain(self, opens_ms: Ints | Floats, closes: Floats) -> Floats:
+        """Return the gain by the *closes* of the bars that open at *opens_ms*, by the price.
+
+        It is 0 before the unit was bought.
+        """
+        paid = self.paid[np.searchsorted(self.settled_ms, opens_ms, side="right")]
+        return np.where(opens_ms >= self.opened_ms, (closes - paid) / self.price - 1.0, 0.0)
+
+
+def bought(bars: Bars, at: int, cost_rate: float) -> Bought:
+    """Return a unit bought at the open of the bar *at*.
+
+    Of the other *bars* it needs those within which funding was settled, each with the one before.
+    """
+    due = at + 1 + np.flatnonzero(bars.funding[at + 1 :])
+    return Bought(
+        price=float(bars.open[at]) * (1.0 + cost_rate),
+        opened_ms=int(bars.open_time_ms[at]),
+        settled_ms=bars.open_time_ms[due],
+        paid=np.concatenate(([0.0], (bars.close[due - 1] * bars.funding[due]).cumsum())),
+    )
+
+
 def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
     """Return the equity [times + 1] of *share* of the start's money held in equal parts, with fee.
 
@@ -110,13 +144,11 @@ def buy_and_hold(record: RunRecord, share: float = 1.0) -> Floats:
     start = float(record.account.equity[0])
     equity = np.full(record.times_ms.size + 1, start)
     for name in record.bars:
-        bars, bought = record.adjusted(name), record.warm_from[name] + 1
-        if bought < bars.open.size:
-            price = bars.open[bought] * (1.0 + record.cost_rate)
-            quantity = share * start / len(record.bars) / price
-            held, traded = np.zeros((2, bars.open.size))
-            held[bought:] = traded[bought] = quantity
-            equity += over_times(record, bars, gains(bars, held, traded, record.cost_rate))
+        bars, at = record.adjusted(name), record.warm_from[name] + 1
+        if at < bars.open.size:
+            gain = bought(bars, at, record.cost_rate).gain(bars.open_time_ms, bars.close)
+            made = over_times(record, bars, np.diff(gain, prepend=0.0))
+            equity += share * start / len(record.bars) * made
     return equity
 
 

@@ -1,65 +1,43 @@
-"""Charts of money and prices, as plain Plotly documents.
-
-Colours are names of the page's own, ``var(--accent)``: its script puts in what they are in the
-light or the dark. Times are UTC milliseconds.
-"""
+"""Charts of money and prices."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
+from msgspec.structs import replace
 
 from tracepaper.replay.archive.columns import iso
+from tracepaper.replay.document.charts import (
+    BandLayer,
+    BarLayer,
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    ChartRole,
+    HeatLayer,
+    Layer,
+    LineDash,
+    LineLayer,
+    MarkLayer,
+    MarkShape,
+    RuleLayer,
+    named,
+    rounded,
+    time_axis,
+)
 from tracepaper.replay.document.values import written
+from tracepaper.replay.report import record as records
 from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
-from tracepaper.replay.report.record import Bars, Floats, Ints
+from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 
-Figure = dict[str, Any]
-ACCENT: Final = "var(--accent)"
-SOFT: Final = "var(--accent-soft)"
-INK: Final = "var(--ink)"
-MUTED: Final = "var(--muted)"
-FAINT: Final = "var(--faint)"
-GAIN: Final = "var(--gain)"
-LOSS: Final = "var(--loss)"
 DWARFED: Final = 10.0
 """How many times further than the run another account must go for a logarithmic scale."""
-RULE: Final = "var(--rule)"
-_LINES: Final = {BUY_AND_HOLD: {"color": MUTED, "width": 1.2, "dash": "dot"}}
-
-
-def axis(title: str = "", **more: object) -> Figure:
-    """Return an axis in the page's manner."""
-    return {
-        "title": {"text": title, "font": {"size": 12}},
-        "gridcolor": RULE,
-        "linecolor": RULE,
-        "zeroline": False,
-        "ticks": "",
-        **more,
-    }
-
-
-def layout(height: int, **more: object) -> Figure:
-    """Return a layout in the page's manner."""
-    return {
-        "height": height,
-        "margin": {"l": 64, "r": 16, "t": 12, "b": 36},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "inherit", "size": 12, "color": INK},
-        "hovermode": "x unified",
-        "hoverlabel": {"bgcolor": "var(--paper)", "bordercolor": RULE},
-        "legend": {"orientation": "h", "y": 1.0, "yanchor": "bottom", "x": 0.0},
-        **more,
-    }
 
 
 def broken(
@@ -78,118 +56,76 @@ def broken(
     return np.insert(times, holes, times[holes] - 1).tolist(), cut
 
 
-def line(
-    x: list[float] | list[int], y: Floats | list[float], name: str, style: Figure, **more: object
-) -> Figure:
-    """Return a line trace."""
-    return {
-        "type": "scatter", "mode": "lines", "x": x, "y": rounded(y), "name": name, "line": style,
-        **more,
-    }  # fmt: skip
+def equity_chart(report: Report) -> Chart:
+    """Draw equity against the other accounts and the random twins, drawdown and exposure.
 
-
-def rounded(values: Floats | list[float], digits: int = 6) -> list[float | None]:
-    """Return *values* to so many significant digits, to keep the page small; NaN becomes null."""
-    return [None if math.isnan(value) else float(f"{value:.{digits}g}") for value in values]
-
-
-def equity_chart(report: Report) -> Figure:
-    """Return equity against the other accounts and the random twins, drawdown and exposure.
-
-    Where another account dwarfs the run, returns are drawn on a logarithmic scale on both sides of
-    zero. Of a run that kept only some bars, there is the equity alone.
+    Where another account dwarfs the run, returns are drawn on a scale that is logarithmic on both
+    sides of zero. Of a run that kept only some bars, there is the equity alone.
     """
-    times, scale = report.marks_ms.tolist(), _Scale.of(report)
-    data: list[Figure] = []
+    times = report.marks_ms.tolist()
+    returns: list[Layer] = []
     for twins in report.random:
-        start = twins.median[0]
-        band = {"hoverinfo": "skip", "legendgroup": twins.of}
-        low, high = (scale(100 * (edge / start - 1)) for edge in (twins.low, twins.high))
-        data += [
-            line(times, high, "", {"width": 0}, showlegend=False, **band),
-            line(
-                times, low, f"random twins of {twins.of}, 5–95 %", {"width": 0},
-                fill="tonexty", fillcolor=SOFT if twins is report.random[0] else FAINT,
-                **band,
-            ),
-        ]  # fmt: skip
-    own = report.record.account.name
+        low, high = (100 * (edge / twins.median[0] - 1) for edge in (twins.low, twins.high))
+        role: ChartRole = "soft" if twins is report.random[0] else "faint"
+        name = f"random twins of {twins.of}, 5–95 %"
+        returns.append(BandLayer(name, times, rounded(low), rounded(high), role))
+    losses: list[Layer] = []
     labels = {of.name: of.label for of in report.accounts}
     for curve in reversed(report.curves):
-        style = _LINES.get(curve.name, {"color": INK, "width": 1.2})
-        if curve.name.startswith("held at"):
-            style = {"color": MUTED, "width": 1.4}
-        if curve.name == own:
-            style = {"color": ACCENT, "width": 2.2}
         change = 100 * (curve.equity / curve.equity[0] - 1)
         at, (change, lost) = broken(
             report.marks_ms, change, -100 * curve.drawdown, calendar=report.record.calendar
         )
-        data.append(
-            line(
-                at, scale(change), labels[curve.name], style, customdata=rounded(change),
-                hovertemplate="%{customdata:+.2f} %",
-            )
-        )  # fmt: skip
-        if report.record.every_bar:
-            data.append(
-                line(
-                    at, lost, labels[curve.name], {**style, "width": 1}, yaxis="y2",
-                    showlegend=False, hovertemplate="%{y:.2f} %",
-                )
-            )  # fmt: skip
+        drawn = _line_of(report, curve.name)
+        drawn = replace(drawn, name=labels[curve.name], x=at)
+        returns.append(replace(drawn, y=rounded(change)))
+        losses.append(replace(drawn, y=rounded(lost), width=1.0))
+    knee = _knee(report)
+    title = "return, %" if knee is None else "return, % (logarithmic)"
+    across = time_axis()
+    of_return = ChartAxis(title, unit=" %", digits=2, knee=knee)
+    title = "Equity"
     if not report.record.every_bar:
-        shown = layout(320, xaxis=axis(type="date"), yaxis=axis(scale.title, **scale.ticks))
-        return {"data": data, "layout": shown}
-    data.append(
-        line(
-            times, 100 * exposure_share(report), "position", {"color": ACCENT, "shape": "hv",
-            "width": 1}, yaxis="y3", showlegend=False, fill="tozeroy", fillcolor=SOFT,
-            hovertemplate="%{y:.1f} %",
-        )
-    )  # fmt: skip
-    return {
-        "data": data,
-        "layout": layout(
-            560,
-            xaxis=axis(type="date", anchor="y3"),
-            yaxis=axis(scale.title, domain=[0.46, 1.0], **scale.ticks),
-            yaxis2=axis("drawdown, %", domain=[0.22, 0.40]),
-            yaxis3=axis("position, %", domain=[0.0, 0.16]),
+        panel = ChartPanel(returns, across, of_return, 320)
+        return Chart(title, "Return since the start, at the ends of days.", [panel])
+    held = LineLayer(
+        "position",
+        times,
+        rounded(100 * exposure_share(report)),
+        width=1.0,
+        is_step=True,
+        is_filled=True,
+    )
+    panels = [
+        ChartPanel(returns, across, of_return, 300),
+        ChartPanel(losses, across, ChartAxis("drawdown, %", unit=" %", digits=2), 110),
+        ChartPanel(
+            [held], across, ChartAxis("position, %", unit=" %", digits=1, has_zero=True), 90
         ),
-    }
+    ]
+    caption = "Return since the start, share lost from the peak, and the position held."
+    return Chart(title, caption, panels, is_aligned=True)
 
 
-class _Scale:
-    """Returns in percent as they are, or their inverse hyperbolic sine: a logarithm with a zero."""
+def _line_of(report: Report, account: str) -> LineLayer:
+    """Return how *account* is drawn, without its points."""
+    if account == report.record.account.name:
+        return LineLayer("", (), (), "accent", 2.2)
+    shadows = [of.name for of in report.record.twins]
+    if account in shadows:
+        style = SHADOW_STYLES[shadows.index(account) % len(SHADOW_STYLES)]
+        return LineLayer("", (), (), *style)
+    if account == BUY_AND_HOLD:
+        return LineLayer("", (), (), "ink", 1.2, "dot")
+    return LineLayer("", (), (), "muted", 1.3)
 
-    def __init__(self, unit: float | None, furthest: float) -> None:
-        self._unit = unit
-        self.title = "return, %" if unit is None else "return, % (logarithmic)"
-        self.ticks: Figure = {}
-        if unit is not None:
-            decades = 10.0 ** np.arange(np.floor(np.log10(unit)), np.log10(furthest) + 1)
-            marks = [0.0, *(sign * mark for mark in decades if mark >= unit for sign in (1, -1))]
-            self.ticks = {
-                "tickvals": rounded(self(np.array(sorted(marks)))),
-                "ticktext": [f"{mark:+g}" if mark else "0" for mark in sorted(marks)],
-            }
 
-    @classmethod
-    def of(cls, report: Report) -> _Scale:
-        """Return a logarithmic scale where the run would be a flat line, else a plain one."""
-        ranges = [
-            100 * float(np.max(np.abs(curve.equity / curve.equity[0] - 1)))
-            for curve in report.curves
-        ]
-        own, furthest = ranges[0], max(ranges)
-        if own <= 0 or furthest <= DWARFED * own:
-            return cls(None, furthest)
-        return cls(own / 3, furthest)
-
-    def __call__(self, change: Floats) -> Floats:
-        """Return the place of *change* on the axis."""
-        return change if self._unit is None else np.arcsinh(change / self._unit)
+def _knee(report: Report) -> float | None:
+    """Return where the scale of returns turns logarithmic; None where no account dwarfs the run."""
+    own, *others = (
+        100 * float(np.max(np.abs(curve.equity / curve.equity[0] - 1))) for curve in report.curves
+    )
+    return own / 3 if own > 0 and max((own, *others)) > DWARFED * own else None
 
 
 def exposure_share(report: Report) -> Floats:
@@ -206,58 +142,66 @@ def exposure_share(report: Report) -> Floats:
     return largest
 
 
-def refusal_chart(report: Report) -> Figure | None:
+def refusal_chart(report: Report) -> Chart | None:
     """Draw how much better the signals were that a gate let pass, beside a random gate.
 
     None where no gate refused enough signals to be judged.
     """
-    rows = [row for row in report.refusals if row.error_bp is not None][::-1]
+    rows = [row for row in report.refusals if row.error_bp is not None]
     if not rows:
         return None
-    names = [f"{row.gate}  ({row.days:,} days)" for row in rows]
-    colours = {SAVED: GAIN, WORSE: LOSS, COST: LOSS, BETTER: GAIN}
-    return {
-        "data": [
-            {
-                "type": "bar", "orientation": "h", "y": names, "name": "random gate, 95 %",
-                "base": rounded([row.random_low_bp or 0.0 for row in rows]),
-                "x": rounded(
-                    [(row.random_high_bp or 0.0) - (row.random_low_bp or 0.0) for row in rows]
-                ),
-                "marker": {"color": FAINT}, "hoverinfo": "skip",
-            },
-            {
-                "type": "scatter", "mode": "markers", "y": names, "name": "this gate ± 2 errors",
-                "x": rounded([row.kept_better_bp or 0.0 for row in rows]),
-                "error_x": {
-                    "type": "data", "color": MUTED, "thickness": 1.4, "width": 4,
-                    "array": rounded([2 * (row.error_bp or 0.0) for row in rows]),
-                },
-                "marker": {"size": 9, "color": [colours.get(row.said, MUTED) for row in rows]},
-                "text": [row.said for row in rows],
-                "hovertemplate": "%{x:+.1f} bp: %{text}<extra></extra>",
-            },
-        ],
-        "layout": layout(
-            110 + 34 * len(rows),
-            xaxis=axis(
-                "passed better by, gross bp", zeroline=True,
-                zerolinecolor=MUTED,
-            ),
-            yaxis=axis(automargin=True, showgrid=False),
-            bargap=0.45,
-            hovermode="closest",
+    roles: dict[str, ChartRole] = {SAVED: "gain", WORSE: "loss", COST: "loss", BETTER: "gain"}
+    places = list(range(len(rows)))
+    low, high = (
+        [edge or 0.0 for edge in edges]
+        for edges in zip(*((row.random_low_bp, row.random_high_bp) for row in rows), strict=True)
+    )
+    across = [top - bottom for bottom, top in zip(low, high, strict=True)]
+    layers: list[Layer] = [
+        BarLayer("random gate, 95 %", rounded(across), places, ("faint",), rounded(low)),
+        MarkLayer(
+            "this gate ± 2 errors",
+            rounded([row.kept_better_bp or 0.0 for row in rows]),
+            places,
+            roles=[roles.get(row.said, "muted") for row in rows],
+            texts=[row.said for row in rows],
+            errors=rounded([2 * (row.error_bp or 0.0) for row in rows]),
         ),
-    }  # fmt: skip
+        RuleLayer(0.0, "x"),
+    ]
+    names = [f"{row.gate}  ({row.days:,} days)" for row in rows]
+    panel = ChartPanel(
+        layers,
+        ChartAxis("passed better by, gross bp", unit=" bp", digits=1, has_zero=True),
+        named(names, is_reversed=True),
+        50 + 34 * len(rows),
+    )
+    caption = (
+        "Right of zero the gate kept the better signals; of the allowed, the refused were better. "
+        "Within the pale bar is what a random gate makes."
+    )
+    return Chart("What each gate saved or cost", caption, [panel])
 
 
 POINTS_MAX: Final = 800
 TRADES_MAX: Final = 300
 NOTES_DRAWN: Final = 6
+SHADOW_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
+    ("shadow-1", 1.3, "dash"),
+    ("shadow-2", 1.3, "dashdot"),
+    ("shadow-3", 1.6, "dot"),
+)
+"""How shadow accounts are drawn, as on the other charts of the page."""
+NOTE_STYLES: Final[tuple[tuple[ChartRole, float, LineDash], ...]] = (
+    ("accent", 1.2, "solid"),
+    ("ink", 1.2, "dot"),
+    ("muted", 1.4, "solid"),
+    ("accent", 1.2, "dash"),
+    ("ink", 1.2, "dashdot"),
+    ("muted", 1.4, "dot"),
+)
 COLUMNS: Final = 200
 BINS: Final = 40
-_STRIPES: Final = [[0.0, "var(--paper)"], [0.001, "var(--heat-low)"], [0.5, "var(--heat-mid)"],
-                   [1.0, "var(--heat-high)"]]  # fmt: skip
 
 
 def drawn_trades(report: Report, instrument: str) -> list[ClosedTrade]:
@@ -269,46 +213,30 @@ def drawn_trades(report: Report, instrument: str) -> list[ClosedTrade]:
     return [own[place] for place in places]
 
 
-def price_chart(report: Report, instrument: str) -> Figure | None:
-    """Return the price with its trades, over what each gate refused there; None where too short."""
+def price_chart(report: Report, instrument: str) -> Chart | None:
+    """Draw the price with its trades, over what each gate refused there; None where too short."""
     record, bars = report.record, report.record.bars[instrument]
     if not record.every_bar or bars.close.size < 2:  # a line takes two points
         return None
     times, low, high, close = _stretches(bars, record.closes_of(bars.open_time_ms))
     at, (shown,) = broken(times, close, calendar=record.calendar)
     over, (low, high) = _folded(times, low, high, close, record.calendar)
-    data = [
-        line(over, low, "", {"width": 0}, hoverinfo="skip", showlegend=False),
-        line(over, high, "low to high", {"width": 0}, fill="tonexty", fillcolor=SOFT,
-             hoverinfo="skip"),
-        line(at, shown, "close", {"color": INK, "width": 1.1}, hovertemplate="%{y}"),
+    beside, below = _noted(report, instrument)
+    prices: list[Layer] = [
+        BandLayer("low to high", over, rounded(low, 8), rounded(high, 8)),
+        LineLayer("close", at, rounded(shown, 8), "ink", 1.1),
+        *beside,
         *_marks(drawn_trades(report, instrument)),
-    ]  # fmt: skip
-    stripes = _refused(report, instrument)
-    room = 0.045 * len(stripes["y"]) + 0.06 if stripes else 0.0
-    more: Figure = {}
-    if stripes:
-        data.append({**stripes, "yaxis": "y2"})
-        more["yaxis2"] = axis(domain=[0.0, room - 0.06], showgrid=False, automargin=True,
-                              autorange="reversed")  # fmt: skip
-    noted = _noted(report, instrument)
-    data += noted
-    if any(trace.get("yaxis") == "y3" for trace in noted):
-        more["yaxis3"] = axis("noted", domain=[room, room + 0.2])
-        room += 0.25
-    return {
-        "data": data,
-        "layout": layout(
-            420 + (24 * len(stripes["y"]) if stripes else 0),
-            hovermode="closest",
-            xaxis=axis(type="date", anchor="y2" if stripes else "y", showgrid=False),
-            yaxis=axis("price", domain=[room, 1.0]),
-            **more,
-        ),
-    }
+    ]
+    panels = [ChartPanel(prices, time_axis(), ChartAxis("price"), 320)]
+    if below:
+        panels.append(ChartPanel(below, time_axis(), ChartAxis("noted"), 100))
+    if (refused := _refused(report, instrument)) is not None:
+        panels.append(refused)
+    return Chart(instrument, caption(report, instrument), panels, is_aligned=True)
 
 
-def _stretches(bars: Bars, closes_ms: Ints) -> tuple[Ints, Floats, Floats, Floats]:
+def _stretches(bars: records.Bars, closes_ms: Ints) -> tuple[Ints, Floats, Floats, Floats]:
     """Return closes' times, lowest, highest and last price of even stretches of bars."""
     size = bars.close.size
     starts = np.linspace(0, size, min(size, POINTS_MAX), endpoint=False).astype(np.int64)
@@ -335,82 +263,74 @@ def _folded(
     return over, (np.insert(low, places, prices), np.insert(high, places, prices))
 
 
-def _marks(trades: Sequence[ClosedTrade]) -> list[Figure]:
+def _marks(trades: Sequence[ClosedTrade]) -> list[MarkLayer]:
     """Mark entries by side, and exits by their result."""
     found = []
-    for side, symbol in (("LONG", "triangle-up"), ("SHORT", "triangle-down")):
+    entries: tuple[tuple[str, MarkShape], ...] = (("LONG", "up"), ("SHORT", "down"))
+    for side, shape in entries:
         of = [trade for trade in trades if trade.side == side]
         found.append(
-            _points(
+            MarkLayer(
                 f"entry {side.lower()}",
-                [trade.entered_ms for trade in of],
-                [trade.entry_price for trade in of],
-                [trade.entry_reason for trade in of],
-                {"symbol": symbol, "size": 8, "color": ACCENT},
+                [trade.entry_ms for trade in of],
+                rounded([trade.entry_price for trade in of], 8),
+                shape,
+                texts=[trade.entry_reason for trade in of],
             )
         )
-    for name, won, colour, symbol in (
-        ("exit, gain", True, GAIN, "circle-open"), ("exit, loss", False, LOSS, "x-thin-open"),
-    ):  # fmt: skip
+    exits: tuple[tuple[str, bool, ChartRole, MarkShape], ...] = (
+        ("exit, gain", True, "gain", "ring"),
+        ("exit, loss", False, "loss", "cross"),
+    )
+    for name, won, role, shape in exits:
         of = [trade for trade in trades if (trade.profit > 0) is won]
         found.append(
-            _points(
+            MarkLayer(
                 name,
-                [trade.left_ms for trade in of],
-                [trade.exit_price for trade in of],
+                [trade.exit_ms for trade in of],
+                rounded([trade.exit_price for trade in of], 8),
+                shape,
+                (role,),
                 [f"{trade.exit_reason}, {trade.profit:+,.2f}" for trade in of],
-                {"symbol": symbol, "size": 7, "color": colour, "line": {"width": 1.6}},
             )
         )
-    return [trace for trace in found if trace["x"]]
+    return [each for each in found if each.x]
 
 
-def _points(
-    name: str, times: list[int], prices: list[float], said: list[str], marker: Figure
-) -> Figure:
-    return {
-        "type": "scatter", "mode": "markers", "name": name, "x": times, "y": rounded(prices, 8),
-        "text": [_plain(text) for text in said], "marker": marker,
-        "hovertemplate": "%{text}<br>%{y} at %{x}<extra></extra>",
-    }  # fmt: skip
+def _noted(report: Report, instrument: str) -> tuple[list[Layer], list[Layer]]:
+    """Return the strategy's notes: numbers as lines, texts as points where they change.
 
-
-def _noted(report: Report, instrument: str) -> list[Figure]:
-    """Draw the strategy's notes: numbers as lines, texts as points where they change.
-
-    A number that moves where the price does is drawn over it, any other one below it.
+    A number that moves where the price does is drawn over it (the first list), any other one below.
     """
     record = report.record
     bars, notes = record.bars[instrument], record.notes.get(instrument, {})
     low, high = bars.low.min(), bars.high.max()
-    found: list[Figure] = []
-    for name, noted in list(notes.items())[:NOTES_DRAWN]:
+    beside: list[Layer] = []
+    below: list[Layer] = []
+    for place, (name, noted) in enumerate(list(notes.items())[:NOTES_DRAWN]):
         times = noted.open_time_ms + record.interval_ms
         known = ~np.isnan(noted.number)
         if known.any():
             chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))
             at, (shown,) = broken(times[chosen], noted.number[chosen])
-            over = {} if low <= np.median(noted.number[known]) <= high else {"yaxis": "y3"}
-            style = {"width": 1, "dash": "dot"}
-            found.append(line(at, shown, name, style, hovertemplate=f"{name} %{{y}}", **over))
+            is_price = low <= np.median(noted.number[known]) <= high
+            (beside if is_price else below).append(
+                LineLayer(name, at, rounded(shown), *NOTE_STYLES[place % len(NOTE_STYLES)])
+            )
         said = np.flatnonzero(noted.text != "")
         said = said[np.append(True, noted.text[said][1:] != noted.text[said][:-1])[: said.size]]
         if said.size:
             said = said[:: -(-said.size // TRADES_MAX)]
             prices = bars.close[np.searchsorted(bars.open_time_ms, noted.open_time_ms[said])]
-            marker = {"symbol": "line-ns-open", "size": 9, "color": MUTED}
             texts = noted.text[said].tolist()
-            found.append(_points(name, times[said].tolist(), prices.tolist(), texts, marker))
-    return found
+            beside.append(
+                MarkLayer(name, times[said].tolist(), rounded(prices, 8), "tick", ("muted",), texts)
+            )
+    return beside, below
 
 
-def _plain(text: str) -> str:
-    """Escape *text*, of which the chart's library would take parts for tags."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def _refused(report: Report, instrument: str) -> Figure | None:
-    """Return how many signals each gate refused over time, a gate a row; None without any."""
+def _refused(report: Report, instrument: str) -> ChartPanel | None:
+    """Count the signals that each gate refused over time, a gate a row; None without any."""
     record, decisions = report.record, report.record.decisions
     own = decisions.places[instrument]
     own = own[sides(record)[own] != 0]
@@ -421,50 +341,41 @@ def _refused(report: Report, instrument: str) -> Figure | None:
     opens = record.bars[instrument].open_time_ms
     edges = np.linspace(opens[0], opens[-1] + record.interval_ms, COLUMNS + 1)
     counts = [
-        np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0] for name in gates
+        np.histogram(decisions.open_time_ms[own[refused == name]], edges)[0].tolist()
+        for name in gates
     ]
-    return {
-        "type": "heatmap", "x": (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist(),
-        "y": gates, "z": [row.tolist() for row in counts], "colorscale": _STRIPES, "ygap": 2,
-        "showscale": False, "hovertemplate": "%{y} refused %{z} signals<extra></extra>",
-    }  # fmt: skip
+    middles = (0.5 * (edges[1:] + edges[:-1])).round().astype(np.int64).tolist()
+    most = float(max(map(max, counts)))
+    cells = HeatLayer("signals refused", middles, range(len(gates)), 0.0, most, counts, digits=0)
+    height = 30 + 24 * len(gates)
+    return ChartPanel([cells], time_axis(), named(gates, is_reversed=True), height)
 
 
-def trades_chart(report: Report) -> Figure | None:
+def trades_chart(report: Report) -> Chart | None:
     """Draw the distributions of returns and holding times; None below two closed trades."""
     closed = report.trades[report.shown]
     if len(closed) < 2:  # a spread takes two
         return None
     returns = np.array([trade.return_bp for trade in closed])
     spans = np.log10(np.maximum([trade.held_ms for trade in closed], 1.0))
-    counts, middles, width = _histogram(returns, centre=True)
+    counts, middles, _ = _histogram(returns, centre=True)
     times, at, long = _histogram(spans, centre=False)
     names = [written(10.0**value, "span") for value in at]
-    ticks = [place for place in (1e3, 6e4, 6e5, 3.6e6, 3.6e7, 8.64e7, 8.64e8)
-             if at[0] - long <= np.log10(place) <= at[-1] + long]  # fmt: skip
-    return {
-        "data": [
-            {
-                "type": "bar", "x": rounded(middles), "y": counts.tolist(), "width": width,
-                "marker": {"color": [GAIN if value > 0 else LOSS for value in middles]},
-                "hovertemplate": "%{x:+.1f} bp: %{y:,}<extra></extra>",
-            },
-            {
-                "type": "bar", "x": rounded(at), "y": times.tolist(), "width": long,
-                "marker": {"color": MUTED}, "xaxis": "x2", "yaxis": "y2", "text": names,
-                "textposition": "none", "hovertemplate": "%{text}: %{y:,}<extra></extra>",
-            },
-        ],
-        "layout": layout(
-            260, showlegend=False, hovermode="closest", bargap=0.04,
-            xaxis=axis("return of a trade, bp", domain=[0.0, 0.47], showgrid=False),
-            yaxis=axis("trades"),
-            xaxis2=axis("held (logarithmic)", domain=[0.55, 1.0], anchor="y2", showgrid=False,
-                        tickvals=[float(np.log10(place)) for place in ticks],
-                        ticktext=[written(place, "span") for place in ticks]),
-            yaxis2=axis(anchor="x2"),
-        ),
-    }  # fmt: skip
+    ticks = [
+        (float(np.log10(place)), written(place, "span"))
+        for place in (1e3, 6e4, 6e5, 3.6e6, 3.6e7, 8.64e7, 8.64e8)
+        if at[0] - long <= np.log10(place) <= at[-1] + long
+    ]
+    ticks = ticks or [(float(at[place]), names[place]) for place in (0, -1)]
+    roles: list[ChartRole] = ["gain" if value > 0 else "loss" for value in middles]
+    by_return = BarLayer("trades", rounded(middles), counts.tolist(), roles)
+    by_time = BarLayer("trades", rounded(at), times.tolist(), ("muted",), texts=names)
+    count = ChartAxis("trades", digits=0, has_zero=True)
+    panels = [
+        ChartPanel([by_return], ChartAxis("return of a trade, bp", unit=" bp", digits=1), count),
+        ChartPanel([by_time], ChartAxis("held (logarithmic)", ticks=ticks), count),
+    ]
+    return Chart("Spread", "How returns and times in the market are spread.", panels, columns=2)
 
 
 def _histogram(values: Floats, *, centre: bool) -> tuple[Ints, Floats, float]:
@@ -480,22 +391,17 @@ def _histogram(values: Floats, *, centre: bool) -> tuple[Ints, Floats, float]:
     return counts, 0.5 * (edges[1:] + edges[:-1]), width
 
 
-def rolling_chart(report: Report) -> Figure | None:
-    """Return the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
+def rolling_chart(report: Report) -> Chart | None:
+    """Draw the Sharpe ratio of the thirty days before each day's end; None for a shorter run."""
     times, ratio = report.rolling
     if times.size < 2:  # a line takes two points
         return None
     at, (shown,) = broken(times, ratio, calendar=report.record.calendar)
-    return {
-        "data": [
-            line(at, shown, "Sharpe of 30 days", {"color": ACCENT, "width": 1.6},
-                 hovertemplate="%{y:+.2f}")
-        ],
-        "layout": layout(
-            220, showlegend=False, xaxis=axis(type="date", showgrid=False),
-            yaxis=axis("Sharpe, 30 days", zeroline=True, zerolinecolor=MUTED),
-        ),
-    }  # fmt: skip
+    layers: list[Layer] = [RuleLayer(0.0), LineLayer("Sharpe of 30 days", at, rounded(shown))]
+    panel = ChartPanel(
+        layers, time_axis(), ChartAxis("Sharpe, 30 days", digits=2, has_zero=True), 200
+    )
+    return Chart("Rolling Sharpe", "The Sharpe ratio of the thirty days before.", [panel])
 
 
 def caption(report: Report, instrument: str) -> str:

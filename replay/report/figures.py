@@ -195,7 +195,7 @@ def _spread_figures(form: Form) -> tuple[Figure[_Spread], ...]:
 
 
 LAST: Final = (
-    Figure[ClosedTrade]("left_ms", "left", "minute", lambda of: of.left_ms),
+    Figure[ClosedTrade]("exit_ms", "exit", "minute", lambda of: of.exit_ms),
     Figure[ClosedTrade]("side", "side", "text", lambda of: of.side),
     Figure[ClosedTrade]("entry_reason", "why in", "text", lambda of: of.entry_reason),
     Figure[ClosedTrade]("exit_reason", "why out", "text", lambda of: of.exit_reason),
@@ -442,7 +442,7 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     """Return the figures of *record*'s own account; *closed* are its closed trades.
 
     They have the keys of ``tracepaper report --json``; an estimate ``x`` has its standard error by
-    day beside it as ``x_error``. To them come ``bars``; ``held_return``, of buying and holding the
+    day beside it as ``x_error``. To them come ``bars``; ``held_return``, of buy and hold at the
     run's own mean exposure (where the run has the twin ``buy_and_hold``, what that one did);
     ``buy_and_hold_return``, of all the money; and ``random_beaten``, the share of ``random_twins``
     that ended with less (docs/python.md, Y7). What a run is too short for, or did not do, is None.

@@ -1,4 +1,4 @@
-"""Head analysis at one decision, and the attention edges of the page.
+"""Head analysis at one decision, and the edges of its attention.
 
 Recomputed: the run's own checkpoint is asked again, with the stored bars up to the last decision
 that was explained, where each head looked.
@@ -19,7 +19,6 @@ import numpy as np
 
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.replay.document.page import Markup, element, json_in_script
 from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.storage import checkpoints
@@ -41,10 +40,6 @@ from tracepaper.strategies.types.market import Bar
 
 EDGE_CELLS: Final = 64
 """Cells of the bars that are looked at, the further back the wider."""
-WIDTH: Final = 960
-HEIGHT: Final = 330
-SCALE: Final = 10_000
-"""Shares are sent as whole parts of so many."""
 
 
 @dataclass(frozen=True)
@@ -66,31 +61,6 @@ def edges_of(by_age: Floats) -> Edges:
     bars = back.shape[-1]
     firsts = np.unique(np.geomspace(1, bars + 1, EDGE_CELLS + 1).astype(np.int64))[:-1] - 1
     return Edges(tuple(firsts.tolist()), bars, np.add.reduceat(back, firsts, axis=-1))
-
-
-def edges_view(edges: Edges, open_time_ms: Sequence[int]) -> Markup:
-    """Return the view; *open_time_ms* are those of the decided bars, oldest first.
-
-    The page's script draws it, and draws it anew on hovering over a bar.
-    """
-    document = {
-        "firsts": edges.firsts,
-        "bars": edges.bars,
-        "scale": SCALE,
-        "times": [int(time) for time in open_time_ms],
-        "shares": np.round(edges.shares * SCALE).astype(int).tolist(),
-    }
-    drawing = Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="edges of attention"></svg>'
-    )
-    return element(
-        "div",
-        element("p", class_="edges-layers"),
-        drawing,
-        element("p", class_="note edges-said"),
-        element("script", json_in_script(document), type="application/json"),
-        class_="edges",
-    )
 
 
 CELLS: Final = 40

@@ -259,7 +259,7 @@ _DECIDED: Final = {
     "sequence": "i", "instrument": "s", "open_time_ms": "i", "action": "s", "allowed": "b",
     "refused_by": "s", "unfilled_reason": "s", "regime": "s",
 }  # fmt: skip
-"""Columns of ``v_decisions``, and what each is read as: see ``_arrays``."""
+"""Columns of ``v_decisions``, and what each is read as: see ``view_arrays``."""
 _PREDICTED: Final = {
     "mean_return": "f", "p_up": "f", "p_down": "f", "confidence": "f", "content_free": "f",
     "recent_mass": "f", "older_mass": "f", "shift": "f",
@@ -336,7 +336,7 @@ def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
 
 def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
     """Read the strategy's notes by instrument and name, in the order of their first rows."""
-    columns = _arrays(views, "v_notes", _NOTED)
+    columns = view_arrays(views, "v_notes", _NOTED)
     notes: dict[str, dict[str, Noted]] = {}
     keys = list(zip(columns["instrument"].tolist(), columns["name"].tolist(), strict=True))
     number_of = {key: number for number, key in enumerate(dict.fromkeys(keys))}
@@ -351,7 +351,7 @@ def _notes(views: RunViews) -> dict[str, dict[str, Noted]]:
     return notes
 
 
-def _arrays(
+def view_arrays(
     views: RunViews, view: str, kinds: dict[str, str], equal: Mapping[str, Condition] = ANY
 ) -> dict[str, Any]:
     """Return columns of *view* as arrays by name; *kinds* gives each one's type by a letter.
@@ -369,7 +369,7 @@ def _arrays(
 
 
 def _decisions(views: RunViews, *, predicted: bool) -> Decisions:
-    columns = _arrays(views, "v_decisions", _DECIDED | (_PREDICTED if predicted else {}))
+    columns = view_arrays(views, "v_decisions", _DECIDED | (_PREDICTED if predicted else {}))
     if not predicted:
         columns |= dict.fromkeys(_PREDICTED, np.full(columns["sequence"].size, np.nan))
     columns["unfilled"] = columns.pop("unfilled_reason")
@@ -393,7 +393,7 @@ def _bars(
     calendar: Calendar | None,
     settlements: Sequence[Row],
 ) -> dict[str, Bars]:
-    columns = _arrays(views, "v_bars", _CANDLES, {"accepted": 1})
+    columns = view_arrays(views, "v_bars", _CANDLES, {"accepted": 1})
     # Both are in the order of the run, so one index by sequence serves decisions and bars alike.
     at = np.searchsorted(columns["sequence"], decisions.sequence).clip(
         max=max(columns["sequence"].size - 1, 0)
@@ -445,7 +445,7 @@ def without_dust(held: Floats, step: float) -> Floats:
 
 
 def _account(views: RunViews, axis: _TimeAxis) -> AccountRecord:
-    curve = _arrays(views, "v_equity", _CURVE)
+    curve = view_arrays(views, "v_equity", _CURVE)
     (last,) = views.rows("v_equity", newest=1)
     return _ledger("this run", curve, views.rows("v_fills"), last, axis)
 
@@ -453,7 +453,7 @@ def _account(views: RunViews, axis: _TimeAxis) -> AccountRecord:
 def _twins(views: RunViews, axis: _TimeAxis) -> list[AccountRecord]:
     accounts = []
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
-        curve = _arrays(views, "v_twin_equity", _CURVE, {"twin": name})
+        curve = view_arrays(views, "v_twin_equity", _CURVE, {"twin": name})
         (last,) = views.rows("v_twin_equity", newest=1, twin=name)
         fills = views.rows("v_twin_fills", twin=name)
         accounts.append(_ledger(name, curve, fills, last, axis))

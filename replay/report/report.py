@@ -21,6 +21,7 @@ from tracepaper.replay.report.attention import (
     winners_and_losers,
 )
 from tracepaper.replay.report.benchmarks import (
+    BOUGHT,
     RandomTwins,
     Refusal,
     buy_and_hold,
@@ -73,7 +74,7 @@ def chosen(trades: Sequence[ClosedTrade], most: int = EXPLAINED_MAX) -> list[Clo
         return list(trades)
     by_profit = sorted(trades, key=lambda trade: trade.profit)
     picked = [*by_profit[: most // 2], *by_profit[-(most - most // 2) :]]
-    return sorted(picked, key=lambda trade: trade.entered_ms)
+    return sorted(picked, key=lambda trade: trade.entry_ms)
 
 
 def explain_trades(
@@ -127,7 +128,7 @@ def _price(
         else int(decision["open_time_ms"]) - _BEFORE_BARS * record.interval_ms
     )
     first = int(np.searchsorted(closes_ms, back_ms))
-    last = int(np.searchsorted(closes_ms, trade.left_ms)) + _AFTER_BARS
+    last = int(np.searchsorted(closes_ms, trade.exit_ms)) + _AFTER_BARS
     places = np.arange(first, min(last, closes_ms.size))
     if places.size > POINTS_MAX:
         places = places[np.linspace(0, places.size - 1, POINTS_MAX).round().astype(np.int64)]
@@ -139,6 +140,8 @@ OPENED_SHOWN: Final = 3
 MARKS_MAX: Final = 800
 """Points of a curve that are shown; figures are taken from all of them."""
 BUY_AND_HOLD: Final = "buy and hold"
+BUY_AND_HOLD_AT: Final = f"{BUY_AND_HOLD} at "
+"""Begins the name of buy and hold at the run's own mean exposure, which follows."""
 HELD: Final = frozenset({BUY_AND_HOLD, state.BUY_AND_HOLD})
 REGIMES_SENTENCE: Final = (
     "The names of the regimes are the literature's: MOMENTUM is attention on recent bars and "
@@ -390,20 +393,21 @@ class HoldBenchmark(NamedTuple):
 
 
 def held_alike(record: RunRecord) -> list[HoldBenchmark]:
-    """Return buy and hold at the run's own exposure, and in full.
+    """Return buy and hold at the run's own exposure, and with all the money.
 
     Where the run has the twin that holds its exposure so far, that one alone stands for the first.
     """
-    bought = "bought at the open after the first decidable bar at the run's costs, not sold"
     found = []
     if record.every_bar and record.held_twin is None:
         share = mean_exposure(record)
         if np.isfinite(share) and share > 0:
-            source = f"computed: the run's mean exposure, {share:.2%} of the start, {bought}"
+            source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}"
             found.append(
-                HoldBenchmark(f"held at {share:.2%}", source, buy_and_hold(record, share), share)
+                HoldBenchmark(
+                    f"{BUY_AND_HOLD_AT}{share:.2%}", source, buy_and_hold(record, share), share
+                )
             )
-    source = f"computed: all the money, {bought}"
+    source = f"computed: all the money, {BOUGHT}"
     return [*found, HoldBenchmark(BUY_AND_HOLD, source, buy_and_hold(record), 1.0)]
 
 

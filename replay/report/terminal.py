@@ -274,8 +274,8 @@ def _accounts(views: RunViews) -> Iterator[Row]:
 ACCOUNTS: Final = (
     of_view("account", "account", "text"),
     of_view("equity", "equity", "money"),
-    of_view("realized_pnl", "realised", "gain"),
-    of_view("unrealized_pnl", "unrealised", "gain"),
+    of_view("realized_pnl", "realized", "gain"),
+    of_view("unrealized_pnl", "unrealized", "gain"),
     of_view("fees_paid", "fees", "money"),
     of_view("funding_paid", "funding", "money"),
     of_view("fills", "fills", "count"),

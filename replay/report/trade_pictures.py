@@ -1,8 +1,7 @@
-"""Closed trades as small pictures; a run's price as a picture."""
+"""Closed trades with their pictures; a run's price as a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -10,8 +9,18 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from tracepaper.replay.archive.columns import iso
-from tracepaper.replay.document.page import Markup, element, figures, html_table, joined
-from tracepaper.replay.document.values import tone
+from tracepaper.replay.document.charts import (
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    Layer,
+    LineLayer,
+    MarkLayer,
+    SpanLayer,
+    rounded,
+    time_axis,
+)
+from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
 from tracepaper.replay.report.charts import drawn_trades
 from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import ExplainedTrade, Report
@@ -26,53 +35,47 @@ from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as MatplotlibFigure
 
 
-def trades(report: Report) -> Markup:
-    """Return the closed trades, each with its explanation one click away."""
+def trades(report: Report) -> list[Part]:
+    """Return the closed trades, each folded over its explanation."""
     closed = report.trades[report.shown]
     if not closed:
-        return element("p", "No trade was closed.", class_="note")
+        return [Paragraph("No trade was closed.", "note")]
     shown = len(report.explained)
     said = f"{len(closed):,} closed trades of {report.shown}"
     if report.shown != report.record.account.name:
         said += ", for this run closed none"
     if shown < len(closed):
         said += f"; the {shown // 2} best and the {shown // 2} worst are explained here"
-    return joined(
-        [
-            element("p", f"{said}. Click one to see why it was opened and where the model looked."),
-            *(_trade(explained) for explained in report.explained),
-        ]
-    )
+    said += ". Open one to see why it was opened and where the model looked."
+    return [Paragraph(said), *map(_trade, report.explained)]
 
 
-def _trade(explained: ExplainedTrade) -> Markup:
+def _trade(explained: ExplainedTrade) -> FoldedParts:
     trade = explained.trade
-    won = tone(trade.profit, "gain")
-    summary = element(
-        "summary",
-        element("span", iso(trade.entered_ms).replace("T", " ").removesuffix(":00Z")),
-        element("span", trade.side, class_="wide"),
-        element("span", f"{trade.entry_reason} → {trade.exit_reason}", class_="why wide"),
-        element("span", f"{trade.profit:+,.2f}", class_=f"number {won}"),
-        element("span", f"{trade.return_bp:+.1f} bp", class_=f"number wide {won}"),
+    entered = iso(trade.entry_ms).replace("T", " ").removesuffix(":00Z")
+    parts: list[Part] = [Paragraph(_said(explained), "note")]
+    if explained.orders:
+        parts.append(listed(explained.orders, title=""))
+    if len(explained.times_ms) > 1:  # a line takes two points
+        parts.append(trade_chart(explained))
+    if explained.gates:
+        parts.append(_gates(explained))
+    return FoldedParts(
+        f"{entered} {trade.side} {trade.entry_reason} → {trade.exit_reason}",
+        tuple(parts),
+        ((trade.profit, "gain", ""), (trade.return_bp / 1e4, "gain bp", " bp")),
     )
-    return element(
-        "details",
-        summary,
-        element("div", _said(explained), _orders(explained),
-                Markup(trade_picture(explained)), _gates(explained), class_="explained"),
-        class_="trade",
-    )  # fmt: skip
 
 
-def _said(explained: ExplainedTrade) -> Markup:
+def _said(explained: ExplainedTrade) -> str:
     """Describe the position, and the decision that opened it."""
     trade, decision = explained.trade, explained.decision
     said = (
         f"{trade.side} {trade.quantity:g} {trade.instrument} at {trade.entry_price:,g}, left "
-        f"{iso(trade.left_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
+        f"{iso(trade.exit_ms)} at {trade.exit_price:,g}; {trade.fees:,.2f} of fees. Opened by "
         f"decision {trade.entry_sequence}."
     )
     if (mean := decision["mean_return"]) is not None:
@@ -86,94 +89,59 @@ def _said(explained: ExplainedTrade) -> Markup:
         )
     if decision["recent_mass"] is not None:
         said += f" Regime {decision['regime']}. Under the price: where attention flowed."
-    return element("p", said, class_="note")
+    return said
 
 
-def _orders(explained: ExplainedTrade) -> Markup:
-    return figures(listed(explained.orders, title="")) if explained.orders else Markup("")
-
-
-def _gates(explained: ExplainedTrade) -> Markup:
-    if not explained.gates:
-        return Markup("")
+def _gates(explained: ExplainedTrade) -> Table:
     rows = [
-        [
+        (
             gate["gate"],
             measured(gate["gate"], gate["measure"]),
             measured(gate["gate"], gate["threshold"]),
-            element("span", "passed", class_="mark")
-            if gate["passed"]
-            else element("span", "failed", class_="mark failed"),
-        ]
+            bool(gate["passed"]),
+        )
         for gate in explained.gates
     ]
-    return html_table(("gate", "measure", "threshold", ""), rows)
+    forms: dict[str, Form] = {
+        "gate": "text",
+        "measure": "exact",
+        "threshold": "exact",
+        "passed": "mark",
+    }
+    return table_of("gates", "", forms, rows)
 
 
-# ---------------------------------------------------------------- one trade, as inline SVG
-
-WIDTH: Final = 720
-PRICE_HEIGHT: Final = 120
-MASS_HEIGHT: Final = 48
-GAP: Final = 10
-EDGE: Final = 4
-SEAM: Final = 0.6
-
-
-def trade_picture(explained: ExplainedTrade) -> str:
-    """Return an SVG of the price around a trade; numbers alone go into it, no text of the run."""
-    times, closes = explained.times_ms.tolist(), explained.closes.tolist()
-    if len(times) < 2:  # a line takes two points
-        return ""
-    across = _Scale(times[0], times[-1], EDGE, WIDTH - EDGE)
-    trade = explained.trade
-    prices = [*closes, trade.entry_price, trade.exit_price]
-    down = _Scale(max(prices), min(prices), EDGE, PRICE_HEIGHT - EDGE)
-    points = " ".join(
-        f"{across(time):.1f},{down(close):.1f}" for time, close in zip(times, closes, strict=True)
-    )
-    entry = (across(trade.entered_ms), down(trade.entry_price))
-    leave = (across(trade.left_ms), down(trade.exit_price))
-    height = PRICE_HEIGHT + (GAP + MASS_HEIGHT if explained.rollout else 0)
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="price and attention">'
-        f'<rect class="held" x="{entry[0]:.1f}" y="0" height="{height}" '
-        f'width="{max(leave[0] - entry[0], 1.0):.1f}"/>'
-        f'<polyline class="price" points="{points}"/>'
-        f'<line class="path" x1="{entry[0]:.1f}" y1="{entry[1]:.1f}" x2="{leave[0]:.1f}" '
-        f'y2="{leave[1]:.1f}"/>'
-        f'<circle class="entry" cx="{entry[0]:.1f}" cy="{entry[1]:.1f}" r="4"/>'
-        f'<circle class="exit" cx="{leave[0]:.1f}" cy="{leave[1]:.1f}" r="4"/>'
-        f"{_mass(explained.rollout, across(times[0]), across)}</svg>"
-    )
-
-
-def _mass(rollout: Sequence[tuple[int, int, float]], least: float, across: _Scale) -> str:
-    """Return the rollout as bars over the same time as the price."""
-    if not rollout:
-        return ""
-    most = max(weight for *_, weight in rollout) or 1.0
-    base = PRICE_HEIGHT + GAP + MASS_HEIGHT
-    path = ""
-    for start, until, weight in rollout:
-        left, right = max(across(start), least), across(until) - SEAM
-        if right > left:
-            tall = MASS_HEIGHT * weight / most
-            path += f"M{left:.1f} {base}v{-tall:.1f}h{right - left:.1f}v{tall:.1f}z"
-    return f'<path class="mass" d="{path}"/>'
-
-
-class _Scale:
-    """A straight map from one range to another; a range without length maps to its middle."""
-
-    def __init__(self, low: float, high: float, first: float, last: float) -> None:
-        self._low, self._first = low, first
-        self._slope = (last - first) / (high - low) if high != low else 0.0
-        self._offset = 0.0 if high != low else (last - first) / 2
-
-    def __call__(self, value: float) -> float:
-        """Return the place of *value*."""
-        return self._first + self._offset + (value - self._low) * self._slope
+def trade_chart(explained: ExplainedTrade) -> Chart:
+    """Draw the price around a trade, and under it where attention flowed as it was decided."""
+    trade, times = explained.trade, explained.times_ms.tolist()
+    ends = (float(trade.entry_ms), float(trade.exit_ms))
+    prices = rounded([trade.entry_price, trade.exit_price], 8)
+    held = SpanLayer("held", *ends)
+    price: list[Layer] = [
+        held,
+        LineLayer("close", times, rounded(explained.closes, 8), "ink", 1.2),
+        LineLayer("trade", ends, prices, "accent", 1.2, "dash"),
+        MarkLayer("entry", ends[:1], prices[:1], "dot"),
+        MarkLayer("exit", ends[1:], prices[1:], "ring"),
+    ]
+    panels = [ChartPanel(price, time_axis(), ChartAxis("close"), 120)]
+    caption = f"{trade.instrument} around the trade."
+    if blocks := [each for each in explained.rollout if each[1] > times[0]]:
+        # The oldest begins before the picture.
+        starts = [float(max(start, times[0])) for start, *_ in blocks]
+        shares = rounded([100 * weight for *_, weight in blocks])
+        looked = LineLayer(
+            "attention",
+            [*starts, float(blocks[-1][1])],
+            [*shares, None],
+            width=1.0,
+            is_step=True,
+            is_filled=True,
+        )
+        up = ChartAxis("attention, %", unit=" %", digits=2, has_zero=True)
+        panels.append(ChartPanel([held, looked], time_axis(), up, 80))
+        caption += " Under the price: where attention flowed."
+    return Chart("", caption, panels, is_aligned=True)
 
 
 KINDS: Final = {".png": "png", ".svg": "svg"}
@@ -192,20 +160,25 @@ DPI: Final = 130
 BARS_LEAST: Final = 2  # a line takes two points
 
 
+def check_bars(last: int) -> None:
+    """Raise ``ConfigInvalid`` where no picture of *last* bars can be drawn."""
+    if type(last) is not int or last < BARS_LEAST:
+        raise ConfigInvalid(f"last is {shown(last)}; give a number of bars, at least {BARS_LEAST}.")
+
+
 def check(path: Path, last: int, option: str = "--chart") -> None:
     """Raise ``ConfigInvalid`` where no picture of *last* bars can be written to *path*.
 
     *option* is what asked for it.
     """
-    if type(last) is not int or last < BARS_LEAST:
-        raise ConfigInvalid(f"last is {shown(last)}; give a number of bars, at least {BARS_LEAST}.")
+    check_bars(last)
     if path.suffix.lower() not in KINDS:
         raise ConfigInvalid(f"{path} is no picture; name a .png or .svg file.")
     require("matplotlib", option)
 
 
-def draw(report: Report, path: Path, *, last: int) -> None:
-    """Draw the newest *last* decided bars of the run's first instrument into *path*.
+def figure_of(report: Report, *, last: int) -> MatplotlibFigure:
+    """Draw the newest *last* decided bars of the run's first instrument, with its trades.
 
     Raises ``DataInvalid`` where the run kept only some of its steps, or has fewer than two bars.
     """
@@ -220,7 +193,7 @@ def draw(report: Report, path: Path, *, last: int) -> None:
         views = RunViews(reader.connection, record.run["run_id"])
         orders = views.rows("v_orders", instrument=instrument, role=tuple(LEVELS))
         notes = _series(views.rows("v_notes", instrument=instrument), times, record.interval_ms)
-    figure = import_module("matplotlib.figure").Figure(
+    figure: MatplotlibFigure = import_module("matplotlib.figure").Figure(
         figsize=(12, 4.2 + 1.6 * bool(notes)), layout="constrained"
     )
     heights = (3.0, 1.2) if notes else (3.0,)
@@ -228,7 +201,7 @@ def draw(report: Report, path: Path, *, last: int) -> None:
         len(heights), 1, sharex=True, gridspec_kw={"height_ratios": heights}, squeeze=False
     )[:, 0]
     _price(panels[0], times, close)
-    trades = [one for one in drawn_trades(report, instrument) if one.left_ms >= times[0]]
+    trades = [one for one in drawn_trades(report, instrument) if one.exit_ms >= times[0]]
     for trade in trades:
         _mark_trade(panels[0], trade, orders)
     if notes:
@@ -240,6 +213,12 @@ def draw(report: Report, path: Path, *, last: int) -> None:
     panels[0].set_xlim(times[0] / DAY_MS, times[-1] / DAY_MS)
     title = f"{instrument}: {record.run['strategy'].rpartition(':')[2]}, {len(trades)} trades"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
+    return figure
+
+
+def draw(report: Report, path: Path, *, last: int) -> None:
+    """Write ``figure_of`` to *path*; raise ``ConfigInvalid`` where that cannot be written."""
+    figure = figure_of(report, last=last)
     kind = KINDS[path.suffix.lower()]
     undated = {"Date": None} if kind == "svg" else {}  # equal runs give equal files
     with import_module("matplotlib").rc_context(
@@ -263,16 +242,20 @@ def _price(axes: Axes, times: Ints, close: Floats) -> None:
 def _mark_trade(axes: Axes, trade: ClosedTrade, orders: list[Row]) -> None:
     """Draw entry and exit of *trade*, and the levels that protected it."""
     colour = UP if trade.profit > 0 else DOWN
-    over = (trade.entered_ms / DAY_MS, trade.left_ms / DAY_MS)
+    over = (trade.entry_ms / DAY_MS, trade.exit_ms / DAY_MS)
     axes.plot(over, (trade.entry_price, trade.exit_price), color=colour, linewidth=1.4, alpha=0.7)
     axes.plot(
-        over[0], trade.entry_price, marker="^" if trade.side == "LONG" else "v", color=INK,
-        markersize=6, linestyle="none",
-    )  # fmt: skip
+        over[0],
+        trade.entry_price,
+        marker="^" if trade.side == "LONG" else "v",
+        color=INK,
+        markersize=6,
+        linestyle="none",
+    )
     axes.plot(over[1], trade.exit_price, marker="x", color=colour, markersize=6, linestyle="none")
     for order in orders:
         level = order["trigger_price"] or order["limit_price"]
-        if level is not None and trade.entered_ms <= order["created_ms"] < trade.left_ms:
+        if level is not None and trade.entry_ms <= order["created_ms"] < trade.exit_ms:
             axes.plot(over, (level, level), color=LEVELS[order["role"]], linestyle=":", linewidth=1)
 
 

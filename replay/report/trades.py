@@ -175,8 +175,8 @@ class ClosedTrade:
     instrument: str
     side: str  # LONG or SHORT
     quantity: float  # the most that it held, not negative
-    entered_ms: int
-    left_ms: int
+    entry_ms: int
+    exit_ms: int
     entry_price: float
     exit_price: float
     profit: float  # after fees, before funding
@@ -190,7 +190,7 @@ class ClosedTrade:
     @property
     def held_ms(self) -> int:
         """How long it was held."""
-        return self.left_ms - self.entered_ms
+        return self.exit_ms - self.entry_ms
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class TradeGroup:
     @property
     def days(self) -> int:
         """The number of UTC days on which one of them was closed."""
-        return len({trade.left_ms // DAY_MS for trade in self.trades})
+        return len({trade.exit_ms // DAY_MS for trade in self.trades})
 
     @property
     def mean_return(self) -> tuple[float, float | None] | None:
@@ -223,7 +223,7 @@ class TradeGroup:
         if not self.trades:
             return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        _, day = np.unique([trade.left_ms // DAY_MS for trade in self.trades], return_inverse=True)
+        _, day = np.unique([trade.exit_ms // DAY_MS for trade in self.trades], return_inverse=True)
         by_day = np.bincount(day, weights=returns - returns.mean()) / returns.size
         mean = float(returns.mean())
         if by_day.size < 2:  # one degree of freedom is spent
@@ -280,7 +280,7 @@ def trades(ledger: AccountRecord, instruments: Mapping[str, Instrument]) -> list
             [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
         )
         closed += [_trade(trip, fills, moves) for trip in trips]
-    return sorted(closed, key=lambda trade: (trade.left_ms, trade.instrument))
+    return sorted(closed, key=lambda trade: (trade.exit_ms, trade.instrument))
 
 
 def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]:
@@ -293,7 +293,7 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
         trade
         for trade in trades(ledger, record.instruments)
         if not any(
-            trade.entered_ms < at <= trade.left_ms for at in split_ms.get(trade.instrument, ())
+            trade.entry_ms < at <= trade.exit_ms for at in split_ms.get(trade.instrument, ())
         )
     ]
 
@@ -370,8 +370,8 @@ def _trade(trip: RoundTrip, fills: Sequence[Row], moves: Sequence[int]) -> Close
         instrument=first["instrument"],
         side="LONG" if side > 0 else "SHORT",
         quantity=quantity,
-        entered_ms=first["filled_ms"],
-        left_ms=last["filled_ms"],
+        entry_ms=first["filled_ms"],
+        exit_ms=last["filled_ms"],
         entry_price=entry,
         exit_price=leave,
         profit=profit,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,12 +17,14 @@ import numpy as np
 
 from tracepaper.daemon.config.loading import WithSettings, load_with_origins
 from tracepaper.replay.api import Backtest, backtest
-from tracepaper.replay.dataframes import Kind, frame_of
+from tracepaper.replay.dataframes import Kind, Library, frame_of, frames_for
+from tracepaper.replay.notebook import Picture
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.space import Axis, Point
 from tracepaper.replay.sweep.trial import TEST, CellResult, SweepRequest, overrides_of
 from tracepaper.storage.sweeps import Trials
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.extras import require
 
 BINS: Final = 8
 """Parts of an axis without points of its own, in a heat map."""
@@ -40,6 +45,48 @@ class Heat:
     rows: tuple[str, ...]
     values: Any
     best: tuple[int, int]  # (row, column) of the best cell
+    objective: str = ""
+    library: Library | None = None
+
+    @property
+    def frame(self) -> Any:  # noqa: ANN401 - of whichever library there is
+        """The medians as a frame: a row for each value of ``y``, a column for each of ``x``."""
+        columns: dict[str, tuple[Kind, list[Any]]] = {self.y or "y": ("text", list(self.rows))}
+        for name, values in zip(self.columns, self.values.T, strict=True):
+            columns[f"{self.x}={name}"] = "float", values.tolist()
+        return frame_of(columns, frames_for(None, self.library))
+
+    def plot(self) -> Picture:
+        """Draw the medians, the best cell in a frame; raise ``ConfigInvalid`` without matplotlib.
+
+        A notebook shows the picture; ``figure`` is matplotlib's, and ``save(path)`` writes it.
+        """
+        require("matplotlib", "plot")
+        figure = import_module("matplotlib.figure").Figure(
+            figsize=(2.0 + 0.9 * len(self.columns), 1.4 + 0.5 * len(self.rows)),
+            layout="constrained",
+        )
+        axes = figure.subplots()
+        image = axes.imshow(self.values, cmap="cividis", aspect="auto")
+        axes.set_xticks(range(len(self.columns)), self.columns)
+        axes.set_yticks(range(len(self.rows)), self.rows)
+        axes.set_xlabel(self.x)
+        axes.set_ylabel(self.y)
+        middle = float(np.nanmean([np.nanmin(self.values), np.nanmax(self.values)]))
+        for (row, column), value in np.ndenumerate(self.values):
+            if not np.isnan(value):
+                ink = "black" if value > middle else "white"
+                axes.text(column, row, f"{value:.4g}", ha="center", va="center", color=ink)
+        row, column = self.best
+        ring = import_module("matplotlib.patches").Rectangle
+        axes.add_patch(ring((column - 0.5, row - 0.5), 1, 1, fill=False, edgecolor="red", lw=2))
+        figure.colorbar(image, label=self.objective)
+        return Picture(figure, f"<medians of {self.objective} by {self.x} and {self.y}>")
+
+    def _repr_html_(self) -> str:
+        picture = self.plot()
+        drawn = base64.b64encode(picture._repr_png_()).decode()
+        return f'<img alt="{escape(repr(picture))}" src="data:image/png;base64,{drawn}">'
 
 
 @dataclass(frozen=True)
@@ -99,7 +146,7 @@ class SweepResult:
 
     @property
     def frame(self) -> Any:  # noqa: ANN401 - of whichever library there is
-        """The cells as a polars frame, else columns of numpy."""
+        """The cells as a frame of polars or pandas, else columns of numpy."""
         cells, columns = self.cells, dict[str, tuple[Kind, list[Any]]]()
         columns["window"] = "integer", [cell.span for cell in cells]
         columns["part"] = "text", [cell.part for cell in cells]
@@ -113,7 +160,7 @@ class SweepResult:
             key = name if name not in columns else f"figure_{name}"
             columns[key] = kind, [cell.figures.get(name) for cell in cells]
         columns["seconds"] = "float", [cell.seconds for cell in cells]
-        return frame_of(columns)
+        return frame_of(columns, frames_for(None, self.request.library))
 
     # ------------------------------------------------------------ the best cell's run
 
@@ -138,6 +185,7 @@ class SweepResult:
             funding=self.request.funding,
             frame_data=list(work.frames) or None,
             depth=self.request.depth,
+            frames=self.request.library,
         )
 
     @property
@@ -268,6 +316,8 @@ class SweepResult:
             tuple(row_names),
             values,
             (int(rows[at]), int(columns[at])),
+            self.objective,
+            self.request.library,
         )
 
     @cached_property

@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
+from html import escape
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -24,9 +25,13 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Sections
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
-from tracepaper.replay.api import Backtest, paths_of, strategy_name, text_of
+from tracepaper.replay import notebook
+from tracepaper.replay.api import Backtest, paths_of, strategy_name
 from tracepaper.replay.checks.isolation import Child, FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL
+from tracepaper.replay.dataframes import Library, frames_for
+from tracepaper.replay.document.values import as_document
+from tracepaper.replay.notebook import text_of
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.result import SweepResult, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
@@ -46,9 +51,9 @@ from tracepaper.replay.sweep.trial import (
     read_request,
     too_long,
 )
+from tracepaper.replay.sweep.views import show_sweep, sweep_document
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
-from tracepaper.strategies.extras import require
 
 ENDED: Final = "Its process ended; let the class raise instead of exiting, or give it less memory."
 GRACE_S: Final = 10.0
@@ -233,21 +238,16 @@ class Sweep(SweepResult):
     """A sweep that was made; printed, it says what is best and how much of that is luck."""
 
     def report(self, *, html: str | Path) -> None:
-        """Write the sweep as one page that needs no network; plotly draws its heat map."""
-        from tracepaper.replay.sweep.views import write_sweep
+        """Write the sweep as one page that needs no network."""
+        from tracepaper.replay.page.export import write_document_page
 
-        require("plotly", "html")
-        write_sweep(self, Path(html))
+        write_document_page(sweep_document(self), Path(html))
 
     def __repr__(self) -> str:
-        from tracepaper.replay.sweep.views import show_sweep
-
         return text_of(lambda console: show_sweep(console, self))
 
     def _repr_html_(self) -> str:
-        from tracepaper.replay.document.page import element
-
-        return str(element("pre", repr(self)))
+        return f"<pre>{escape(repr(self))}</pre>"
 
 
 def sweep(  # noqa: PLR0913 - the options of a sweep
@@ -272,7 +272,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
     executor: SweepExecutor | None = None,
-    progress: Progress | None = None,
+    frames: Library | None = None,
+    progress: Progress | bool | None = None,
 ) -> Sweep:
     """Try the points of *space* on *data*; return every cell, the best, and how much is luck.
 
@@ -284,7 +285,9 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     run. *sampler* is grid, random or tpe; of the last two *trials* points are drawn by *seed*.
     *windows*, ``"90d/30d"``, chooses on 90 days and reports on the 30 after them, over and over.
     *direction* is maximize or minimize, by default the figure's own. A run may take *limit_s*
-    seconds. *state* is a file with which an interrupted sweep goes on.
+    seconds. *state* is a file with which an interrupted sweep goes on. *frames* is the library of
+    the result's frames, as ``backtest`` takes it. *progress* is told after each run how many are
+    done, of how many, and the best value so far; a notebook shows a bar unless it is False.
 
     Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing can be tried. What goes wrong in one
     run is that cell's ``error``.
@@ -298,12 +301,14 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             funding=paths_of(funding, "funding"), frame_data=frame_data,
             depth=paths_of(depth, "depth"),
         )  # fmt: skip
-    return carry_out_sweep(
-        request,
-        executor or executor_for(request, jobs),
-        state=None if state is None else Path(state),
-        progress=progress or (lambda _done, _of, _best: None),
-    )
+    told, wanted = (progress, False) if callable(progress) else (None, progress)
+    with notebook.progress("runs", wanted=wanted) as advance:
+        return carry_out_sweep(
+            replace(request, library=frames_for(data, frames)),
+            executor or executor_for(request, jobs),
+            state=None if state is None else Path(state),
+            progress=told or (lambda done, of, _best: advance(done, of)),
+        )
 
 
 def executor_for(request: SweepRequest, jobs: int | None) -> SweepExecutor:
@@ -341,15 +346,16 @@ def carry_out_sweep(
         stack.callback(executor.close)
         made = _Maker(request, work, executor, kept, counted, progress)
         cells = made.all()
-        trials = counted.trials(request.data_sha256)
-    return Sweep(
-        request=request,
-        cells=tuple(cells),
-        trials=trials,
-        registry=counted.path,
-        state=state,
-        made=made.count,
-    )
+        sweep = Sweep(
+            request=request,
+            cells=tuple(cells),
+            trials=counted.trials(request.data_sha256),
+            registry=counted.path,
+            state=state,
+            made=made.count,
+        )
+        kept.keep_document(as_document(sweep_document(sweep)))
+    return sweep
 
 
 class _Maker:

@@ -36,6 +36,7 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
+from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import (
@@ -357,6 +358,7 @@ class SweepRequest:
     depth: tuple[Path, ...] = ()
     data_sha256: str = ""
     warnings: tuple[str, ...] = ()  # what every run of it is told
+    library: Library | None = None  # of the frames that the result makes
 
     @property
     def objective_name(self) -> str:

@@ -1,27 +1,26 @@
-"""A sweep for a terminal and as a page."""
+"""A sweep for a terminal and as a document."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from tracepaper.replay.document.page import (
-    Charts,
-    Markup,
-    element,
-    html_table,
-    joined,
-    whole_page,
-    write_text,
-)
+from tracepaper.replay.document.charts import Chart, ChartPanel, HeatLayer, named, rounded
 from tracepaper.replay.document.terminal import show
-from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, of_row, written
-from tracepaper.replay.report.charts import ACCENT, MUTED, axis, layout
+from tracepaper.replay.document.values import (
+    Form,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    Value,
+    of_row,
+    written,
+)
 from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual
 from tracepaper.replay.sweep.result import Heat, SweepResult
 from tracepaper.replay.sweep.space import in_words
@@ -114,8 +113,11 @@ def _windows(sweep: SweepResult) -> Table:
         if tested is None:
             rows.append([str(span + 1), *(None for _ in names), None, None, None, None])
             continue
-        train = next(of for of in sweep.tried if of.span == span and of.point == tested.point
-                     and of.value is not None)  # fmt: skip
+        train = next(
+            of
+            for of in sweep.tried
+            if of.span == span and of.point == tested.point and of.value is not None
+        )
         rows.append(
             [
                 str(span + 1),
@@ -254,38 +256,32 @@ def _errors(sweep: SweepResult) -> Iterator[str]:
         yield f"and {len(failed) - ERRORS_SHOWN:,} more failed."
 
 
-CELL_PX = 34
+CELL_PX: Final = 34
 
 
-def write_sweep(sweep: SweepResult, path: Path) -> None:
-    """Write the page; raise ``ConfigInvalid`` where that cannot be."""
-    charts, name = Charts(), sweep.request.work.strategy or "the configured strategy"
-    parts: list[Markup] = [
-        element("p", f"Warning: {sentence}.", class_="warning")
-        for sentence in sweep.request.warnings
+def sweep_document(sweep: SweepResult) -> TitledParts:
+    """Return the sweep as a document: its heat map, how much is luck, and every run."""
+    parts: list[Part] = [
+        Paragraph(f"Warning: {sentence}.", "warning") for sentence in sweep.request.warnings
     ]
     if (heat := sweep.heat()) is not None:
-        caption = (
-            f"Medians of {sweep.objective} over all other options; the ring is the best point."
-        )
-        parts.append(charts.put(_heat_chart(sweep, heat), caption))
+        parts.append(_heat_chart(sweep, heat))
     if sweep.best is not None:
-        parts.append(element("h2", "How much of it is luck"))
-        parts.append(element("ul", joined(element("li", sentence) for sentence in luck(sweep))))
-    parts.append(element("h2", "Every run"))
-    parts.append(_cells(sweep))
+        parts.append(Paragraph("How much of it is luck", "heading"))
+        parts += [Paragraph(sentence, "item") for sentence in luck(sweep)]
+    parts += [Paragraph("Every run", "heading"), _cells(sweep)]
     if sweep.command is not None:
-        parts.append(element("p", "The best point again, with its whole record:"))
-        parts.append(element("pre", sweep.command))
-    heading = element("h1", f"Sweep of {name}")
-    write_text(whole_page(f"sweep of {name}", heading, parts, charts), path)
+        parts.append(Paragraph("The best point again, with its whole record:"))
+        parts.append(Paragraph(sweep.command, "code"))
+    name = sweep.request.work.strategy or "the configured strategy"
+    return TitledParts(f"Sweep of {name}", tuple(parts))
 
 
-def _cells(sweep: SweepResult) -> Markup:
+def _cells(sweep: SweepResult) -> Table:
     names = [axis.name for axis in sweep.request.axes]
     heads = ["window", "part", *names, sweep.objective, "return", "trades", "beats twins", "error"]
     rows = [
-        [
+        (
             str(cell.span + 1),
             cell.part,
             *(str(cell.point[name]) for name in names),
@@ -294,29 +290,44 @@ def _cells(sweep: SweepResult) -> Markup:
             in_words(cell.figures.get("trades"), "trades"),
             in_words(cell.figures.get("random_beaten"), "hit_rate"),
             cell.error,
-        ]
+        )
         for cell in sweep.cells
     ]
-    return html_table(heads, rows, texts=(1, len(heads) - 1))
-
-
-def _heat_chart(sweep: SweepResult, heat: Heat) -> dict[str, Any]:
-    values = [[None if np.isnan(one) else float(one) for one in row] for row in heat.values]
-    texts = [
-        ["" if one is None else in_words(one, sweep.objective) for one in row] for row in values
+    texts = (1, len(heads) - 1)
+    figures = [
+        of_row(str(place), name, "text" if place in texts else "exact")
+        for place, name in enumerate(heads)
     ]
-    ring = {
-        "type": "scatter", "mode": "markers", "x": [heat.columns[heat.best[1]]],
-        "y": [heat.rows[heat.best[0]]], "hoverinfo": "skip", "showlegend": False,
-        "marker": {"symbol": "circle-open", "size": 22, "line": {"width": 3, "color": ACCENT}},
-    }  # fmt: skip
-    map_ = {
-        "type": "heatmap", "x": list(heat.columns), "y": list(heat.rows), "z": values,
-        "text": texts, "texttemplate": "%{text}", "colorscale": "RdBu",
-        "reversescale": not sweep.maximize, "zmid": 0, "colorbar": {"outlinewidth": 0},
-        "hovertemplate": f"{heat.x} %{{x}}<br>{heat.y} %{{y}}<br>%{{text}}<extra></extra>",
-    }  # fmt: skip
-    made = layout(140 + CELL_PX * len(heat.rows), hovermode="closest")
-    made["xaxis"] = axis(heat.x, type="category", tickfont={"color": MUTED})
-    made["yaxis"] = axis(heat.y, type="category", tickfont={"color": MUTED})
-    return {"data": [map_, ring], "layout": made}
+    return Table("runs", "", tuple(figures), tuple(rows), whole=True)
+
+
+def _heat_chart(sweep: SweepResult, heat: Heat) -> Chart:
+    texts = [
+        ["" if np.isnan(one) else in_words(float(one), sweep.objective) for one in row]
+        for row in heat.values
+    ]
+    known = np.abs(heat.values[~np.isnan(heat.values)])
+    far = float(known.max(initial=0.0)) or 1.0
+    if not sweep.maximize:
+        far = -far
+    cells = HeatLayer(
+        sweep.objective,
+        range(len(heat.columns)),
+        range(len(heat.rows)),
+        -far,
+        far,
+        [rounded(row) for row in heat.values],
+        palette="diverging",
+        ends=[in_words(end, sweep.objective) for end in (-far, far)],
+        texts=texts,
+        is_written=True,
+        chosen=heat.best,
+    )
+    panel = ChartPanel(
+        [cells],
+        named(heat.columns, heat.x),
+        named(heat.rows, heat.y),
+        60 + CELL_PX * len(heat.rows),
+    )
+    caption = f"Medians of {sweep.objective} over all other options; the ring is the best point."
+    return Chart("", caption, [panel])

@@ -55,8 +55,13 @@ class PositionView(Struct, frozen=True, gc=False):
     entry_price: float | None  # mean of the fills that it consists of; None where nothing is held
     opened_at: int | None  # market time of the fill that opened it, UTC ms; None as above
     bars_held: int  # closes since it was opened, this one included; 0 where nothing is held
-    unrealised: float  # profit at the newest mark, before fees
+    unrealized: float  # profit at the newest mark, before fees
     exact: Position
+
+    @property
+    def unrealised(self) -> float:
+        """The former name of ``unrealized``, which users' classes read."""
+        return self.unrealized
 
 
 class OrderView(Struct, frozen=True, gc=False):

@@ -318,7 +318,7 @@ def check(
             continue  # it takes too long for a campaign
         done = subprocess.run(
             [*PROGRAM, *verb, "last", "--db", str(path)], capture_output=True, text=True,
-            check=False,
+            check=False, env=os.environ | {"PYTHONPATH": str(path.parent)},
         )  # fmt: skip
         if done.returncode != 0:
             raise RoundFailed(f"{name}: {' '.join(verb)} says {done.stdout}{done.stderr}")

@@ -27,6 +27,7 @@ _PYTHON: Final = (sys.executable,)
 _ENGINE: Final = (*_PYTHON, "tests/campaigns/campaign_engine.py")
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "alarms": ("promtool", "test", "rules", "deploy/tracepaper.rules.test.yml"),
+    "long": (*_PYTHON, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "long"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
     "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
     **{
@@ -70,7 +71,7 @@ def _quoted(text: str) -> str:
 def git(*words: str) -> str:
     """Return what git says."""
     done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True)
-    return done.stdout.strip()
+    return done.stdout.rstrip()
 
 
 def run(part: str) -> tuple[int, str]:

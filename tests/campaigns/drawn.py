@@ -140,7 +140,7 @@ def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
         "retrain.judge": "2d",
         "retrain.min_days": 2,
         "retrain.min_bars": 2_000,
-        "retrain.time_limit": f"{rng.choice((5, 15))}s",
+        "retrain.time_limit": f"{rng.choice((1, 2))}m",
         "retrain.nice": 10,
     }
     ended = "SELECT count(*) FROM v_events WHERE kind = 'retrained'"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import campaign
 import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
-from drawn import RoundFailed
+from drawn import KINDS, RoundFailed
 from storage_cases import run, write_run
 
 from tracepaper.daemon.broker import matching
@@ -17,11 +18,25 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Event, Gap, GapCause, Source
 
 BITCOIN, ETHER = instrument(), instrument("ETHUSDT")
 KEY = ETHER.id
+
+
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - {"covariates"}))  # which trains a model
+def test_what_a_round_draws_is_a_configuration(kind: str, tmp_path: Path) -> None:
+    for seed in range(5):
+        drawn = KINDS[kind](tmp_path, campaign.CANDLES, random.Random(seed))
+        sections: dict[str, dict[str, object]] = {}
+        for key, value in drawn.keys.items():
+            section, _, name = key.partition(".")
+            sections.setdefault(section, {})[name] = value
+        load(sections)
+        with pytest.raises(ConfigInvalid, match="write a time such as"):  # what a round once drew
+            load({**sections, "retrain": {"time_limit": "15s"}})
 
 
 class Enters(Strategy):

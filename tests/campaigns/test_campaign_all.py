@@ -63,6 +63,17 @@ def test_what_passed_on_this_commit_is_not_run_again_and_what_failed_is_not_kept
     assert campaign_all.main() == 0
 
 
+def test_a_second_call_still_writes_down_what_passed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = campaign_all.PARTS["good"]
+    monkeypatch.setattr(campaign_all, "PARTS", {"good": good, "grand": good})
+    for part in ("good", "grand"):
+        monkeypatch.setattr(sys, "argv", ["campaign_all.py", "--only", part])
+        assert campaign_all.main() == 0
+    assert set(campaign_all.passed()) == {"good", "grand"}
+
+
 def test_with_uncommitted_changes_nothing_is_kept(
     checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -308,7 +308,7 @@ def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
         f"codes = [invoke(['replay', {str(candles)!r}, '--db', 'run.db', '--json'])]\n"
         "codes += [invoke([*words, 'last', '--db', 'run.db']) for words in\n"
         "          (['audit', 'verify'], ['verify'])]\n"
-        "heavy = {'torch', 'scipy', 'polars', 'matplotlib', 'plotly'}\n"
+        "heavy = {'torch', 'scipy', 'polars', 'matplotlib'}\n"
         "print(codes, sorted(heavy & set(sys.modules)), file=sys.stderr)"
     )
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"

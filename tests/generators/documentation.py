@@ -28,6 +28,7 @@ PAGES: Final = (
 """Sections of the site, and the pages of each; ``docs/index.md`` is the first of its section."""
 BESIDE: Final = (
     "deploy/*.svg",
+    "deploy/*.png",
     "deploy/config.example.toml",
     "replay/samples/SOURCES.md",
     "LICENSE",

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
+from interface_examples import examples
 from programs import ROOT
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
 from tracepaper.replay.exchange.recorded import listing
+from tracepaper.replay.page import interface
 from tracepaper.storage.database.views import documentation
 from tracepaper.strategies.gates.gate import (
     GATES,
@@ -65,6 +67,14 @@ def surface_page() -> str:
             + "\n".join(f"| `{each}` | {_sentence(text)} |" for each, text in entries.items()),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def http_page() -> str:
+    """Return the page of the HTTP interface, after its own first part."""
+    page = ROOT / "docs" / "http.md"
+    before, mark, _ = page.read_text(encoding="utf-8").partition("\n## Addresses\n")
+    assert mark, "docs/http.md has lost its part of the addresses"
+    return f"{before}\n{interface.documentation(examples()).rstrip()}\n"
 
 
 def decisions_page() -> str:
@@ -143,6 +153,7 @@ GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
     ROOT / "docs" / "commands.md": commands_page,
     ROOT / "docs" / "decisions.md": decisions_page,
+    ROOT / "docs" / "http.md": http_page,
     ROOT / "docs" / "surface.md": surface_page,
     ROOT / "docs" / "views.md": views_page,
 }

@@ -1,8 +1,9 @@
 """Draws the README's pictures from what the program really shows: `make readme`.
 
-Demos run on a pseudo-terminal. `deploy/live.svg` is a frame of the live view of one with candles of
-its own, `deploy/demo.svg` what the demo prints at its end. `deploy/chart.svg` is what
-`tracepaper report --chart` draws of an example.
+Demos run on a pseudo-terminal. `deploy/live.svg` is what the live view of one with candles of its
+own shows before its end, as Textual exports it; `deploy/demo.svg` is what the demo prints at its
+end, `deploy/chart.svg` what `tracepaper report --chart` draws of an example. `deploy/page.png`
+and `deploy/page-phone.png` are the page over the README's own backtest, in a real browser.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import subprocess
 import sys
 import tempfile
 import termios
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from programs import ROOT, environment, run
+from browser import browsing
+from PIL import Image
+from programs import BIN, ROOT, Program, environment, run
 from rich.console import Console
 from rich.text import Text
 
@@ -31,9 +35,18 @@ CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26
 RACE: Final = ("tracepaper", "demo")
 SERVED: Final = (
     *("tracepaper", "demo", "--data", "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"),
-    *("--bars", "600", "--speed", "1200"),
+    *("--bars", "420", "--speed", "300", "--config", "attention.toml"),
 )
+ATTENTION: Final = '[strategy]\nname = "attention"\n'
+"""It trades the forecast itself, so that its gates are seen at work."""
+VIEW_S: Final = 70
+"""After so many seconds the picture of the live view is taken, which ends the view."""
+PAGES: Final = {"page": (1320, 800), "page-phone": (390, 844)}
+"""Pictures of the page, and the size of the window in CSS pixels."""
+SCALE: Final = 2
+COLOURS: Final = 128
 WIDTH, HEIGHT = 100, 50
+VIEW_LINES: Final = 32
 ENDS_FROM: Final = "What was earned or lost"
 """The first line of the summary."""
 REDRAWN: Final = re.compile(r"(?:\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K)+\n?")
@@ -41,11 +54,17 @@ REDRAWN: Final = re.compile(r"(?:\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K)+\n?")
 FRAME_LINES: Final = 8
 
 
-def on_a_terminal(command: tuple[str, ...], folder: Path) -> str:
+def on_a_terminal(
+    command: tuple[str, ...],
+    folder: Path,
+    *,
+    lines: int = HEIGHT,
+    extra: Mapping[str, str] | None = None,
+) -> str:
     """Run *command* on a pseudo-terminal of 100 columns; return all that it wrote there."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", HEIGHT, WIDTH, 0, 0))
-    kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor"})
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, WIDTH, 0, 0))
+    kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", **(extra or {})})
     del kept["NO_COLOR"]
     process = subprocess.Popen(
         command,
@@ -91,14 +110,51 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "replay").mkdir()
         (Path(folder) / "replay" / "samples").symlink_to(CANDLES.parent)
-        *_, last, _ = frames(on_a_terminal(SERVED, Path(folder)))
-        draw(last, LIVE, "tracepaper demo --data CANDLES")
+        view(Path(folder))
         written = on_a_terminal(RACE, Path(folder))
     lines = frames(written)[-1].splitlines()
     first = next(place for place, line in enumerate(lines) if ENDS_FROM in line)
     draw("\n".join(lines[first:]), ENDED, f"{' '.join(RACE)}: at its end")
     with tempfile.TemporaryDirectory() as folder:
         chart(Path(folder))
+        page(Path(folder))
+
+
+def page(folder: Path) -> None:
+    """Photograph the page of the README's backtest as it opens."""
+    ended = run(["replay", "--data", str(CANDLES), "--db", "run.db"], folder)
+    if ended.code != 0:
+        sys.exit(ended.err)
+    command = [str(BIN / "tracepaper"), "ui", "--db", "run.db", "--port", "0"]
+    program = Program(command, folder, name="ui")
+    try:
+        program.wait_until(lambda: "Ctrl-C" in program.out)
+        (url,) = re.findall(r"http://\S+/", program.out)
+        with browsing() as browser:
+            for name, (width, height) in PAGES.items():
+                window = browser.new_page(
+                    viewport={"width": width, "height": height}, device_scale_factor=SCALE
+                )
+                window.goto(url)
+                window.wait_for_selector("text=Gates")
+                window.wait_for_load_state("networkidle")
+                taken = Image.open(io.BytesIO(window.screenshot()))
+                taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(
+                    ROOT / "deploy" / f"{name}.png", optimize=True
+                )
+    finally:
+        program.kill()
+
+
+def view(folder: Path) -> None:
+    """Have the live view of a demo take its own picture."""
+    extra = {
+        "TEXTUAL_SCREENSHOT": str(VIEW_S),
+        "TEXTUAL_SCREENSHOT_LOCATION": str(LIVE.parent),
+        "TEXTUAL_SCREENSHOT_FILENAME": LIVE.name,
+    }
+    (folder / "attention.toml").write_text(ATTENTION)
+    on_a_terminal(SERVED, folder, lines=VIEW_LINES, extra=extra)
 
 
 def chart(folder: Path) -> None:

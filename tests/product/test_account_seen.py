@@ -92,7 +92,7 @@ def test_what_filled_at_the_open_of_the_bar_is_seen_at_its_close_and_once() -> N
     assert filled.position.entry_price == 100.5  # the open of the second bar
     assert filled.position.opened_at == START_MS + MINUTE
     assert (filled.position.bars_held, later.position.bars_held) == (1, 2)
-    assert filled.position.unrealised == 1.0
+    assert filled.position.unrealized == filled.position.unrealised == 1.0
     assert (filled.position.exact, filled.exact) == (steps[1].position, steps[1].account)
     assert filled.equity == pytest.approx(filled.cash + 1)
     (fill,) = filled.fills
@@ -169,7 +169,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
         assert one is not None and two is not None  # noqa: PT018
         assert one.exact == two.exact == steps[-1].account
         assert [len(seen.fills) for seen in (one, two)] == [int(index == 1)] * 2
-    held = [seen.position.unrealised for seen in SEEN[-2:] if seen is not None]
+    held = [seen.position.unrealized for seen in SEEN[-2:] if seen is not None]
     assert held[0] != held[1] != 0
 
 

@@ -54,7 +54,6 @@ BARS_BEFORE_CALIBRATION: Final = 2_159
 """Of the 2,879 bars of the page, by the shares of a split."""
 CHARTS: Final = (
     "report/attention_charts.py",
-    "report/heads.py",
     "explain/document.py",
 )
 

@@ -17,6 +17,7 @@ from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from own_strategies import importable
+from pages import said_in
 from programs import ROOT, run
 from waiting import deadline_s
 
@@ -125,7 +126,7 @@ def test_explain_says_that_there_is_no_more_to_explain(
 def test_report_and_doctor_know_a_class(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = folder / "run.html"
     assert invoke(["report", "last", "--db", str(folder / "replay.db"), "--html", str(page)]) == 0
-    assert "MOMENTUM" not in page.read_text("utf-8")
+    assert "MOMENTUM" not in said_in(page)
     capsys.readouterr()
     invoke(["doctor", "-c", str(EXAMPLES / "boosted_tree.toml")])
     assert "mean_return, from 512 bars" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from exchange_client import candles, walk_rows
+from pages import layers_of
 from programs import run
 
 from tracepaper.daemon.config.loading import Config, load
@@ -138,9 +139,9 @@ def test_the_report_draws_what_it_noted_and_explain_says_it(whole: Path) -> None
         report = build_report(whole, reader.find("last"))
     chart = price_chart(report, "linear:BTCUSDT")
     assert chart is not None
-    drawn = {trace["name"]: trace for trace in chart["data"]}
-    assert drawn["rsi"]["yaxis"] == "y3"  # it moves between 0 and 100, far from the price
-    assert len(drawn["rsi"]["x"]) > 100
+    rsi = layers_of(chart)["rsi"]
+    assert rsi in chart.panels[1].layers  # it moves between 0 and 100, far from the price
+    assert len(rsi.x) > 100
     said = run(["explain", f"last:{BARS - 5}", "--db", whole.name, "--json"], whole.parent)
     assert said.code == 0, said.err
     assert {"rsi", "streak"} == json.loads(said.out)["notes"].keys()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Final
 
 import nbformat
 import pytest
+from docs_notebook import NOTEBOOK, executed
 from nbclient import NotebookClient
 from waiting import deadline_s
 
@@ -34,18 +36,20 @@ from tracepaper.daemon.session.user_code import class_sha256
 
 candles = {str(MONTH_CANDLES[0])!r}
 params = {{"fast": 20, "slow": 100}}
-run = tracepaper.backtest("sma_cross", candles, params=params, end="2025-05-20", db="run.db")
+given = {{"end": "2025-05-20", "db": "run.db", "progress": False}}
+run = tracepaper.backtest("sma_cross", candles, params=params, **given)
 
 {RISING}"""
 TYPED: Final = """\
-typed = tracepaper.backtest(Rising, candles, end="2025-05-08")
+typed = tracepaper.backtest(Rising, candles, end="2025-05-08", progress=False)
 print(typed.verify().holds, class_sha256(Rising), typed)
 """
 SHOWN: Final = (
     "run",
     "run.report()",
     "run.explain()",
-    "tracepaper.sweep('sma_cross', candles, {'fast': [10, 20], 'slow': [50]}, 'return', jobs=1)",
+    """tracepaper.sweep('sma_cross', candles, {'fast': [10, 20], 'slow': [50]}, 'return',
+    jobs=1, progress=False)""",
     "run.trades",
 )
 """Expressions, each the last line of a cell."""
@@ -121,3 +125,46 @@ def test_a_report_is_drawn_as_it_is_set(cells: dict[str, list[Any]]) -> None:
         (output,) = cells[source]
         first, *_ = output.data["text/plain"].splitlines()
         assert output.data["text/html"].startswith(f"<pre>{first}")
+
+
+def test_the_notebook_of_the_docs_shows_what_is_stored_in_it(folder: Path) -> None:
+    stored = nbformat.read(NOTEBOOK, as_version=4)
+    again = executed(folder)
+    assert len(stored.cells) == len(again.cells)
+    for one, other in zip(stored.cells, again.cells, strict=True):
+        assert one.source == other.source
+        assert texts(one) == texts(other), one.source
+    pictures = [cell.source for cell in again.cells if "image/png" in str(cell.get("outputs"))]
+    assert [source.partition("(")[0] for source in pictures] == ["run.plot", "sweep.heat"]
+
+
+def texts(cell: Any) -> list[Any]:
+    """Return all that a cell shows; of a picture only that it is one."""
+    shown = []
+    for output in cell.get("outputs", []):
+        data = dict(output.get("data", {}), text=output.get("text"))
+        if "image/png" in data:
+            data["text/plain"] = re.sub("[0-9a-f]{16}", "RUN", data["text/plain"])
+            data["image/png"] = data["image/png"][:8]
+        if "image/png" in data.get("text/html", ""):
+            data["text/html"] = data["text/html"].partition("base64,")[0]
+        shown.append((output.output_type, data))
+    return shown
+
+
+BAR: Final = """\
+run = tracepaper.backtest("sma_cross", candles, params=params, end="2025-05-20", progress=True)
+"""
+
+
+def test_a_bar_fills_and_leaves_one_line(folder: Path) -> None:
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(FIRST), nbformat.v4.new_code_cell(BAR)]
+    )
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=int(deadline_s(240)), resources=resources)
+    _, cell = client.execute().cells
+    (output,) = cell.outputs
+    assert output.output_type == "display_data"
+    assert re.fullmatch(r"bars: [\d,]+ in [\d.]+ s", output.data["text/plain"])
+    assert output.data["text/html"].startswith("<progress")

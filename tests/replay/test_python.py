@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
+from html import unescape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from own_strategies import importable
+from pages import said_in
 from programs import ROOT, environment, run
 from stock_files import HOUR_MS, opens, write
 from waiting import deadline_s
@@ -92,8 +95,8 @@ def test_frames_have_the_rows_of_the_record(made: Backtest) -> None:
     assert made.fills.height == made.orders.height > 20
     assert made.trades.height == made.summary["trades"]
     assert made.trades.height > 10
-    assert made.trades["left_utc"].dtype == pl.Datetime("ms", "UTC")
-    assert (made.trades["left_ms"] > made.trades["entered_ms"]).all()
+    assert made.trades["exit_utc"].dtype == pl.Datetime("ms", "UTC")
+    assert (made.trades["exit_ms"] > made.trades["entry_ms"]).all()
     assert made.equity["equity"][-1] == pytest.approx(made.summary["end"])
     assert made.frames.bars().height == BARS
 
@@ -101,16 +104,48 @@ def test_frames_have_the_rows_of_the_record(made: Backtest) -> None:
 def test_without_polars_frames_are_columns_of_numpy(
     made: Backtest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tracepaper.replay.api.best_frames", lambda: "numpy")
+    monkeypatch.setattr("tracepaper.replay.dataframes.importlib.util.find_spec", lambda _name: None)
     plain = Backtest(made.database, made.run_id)
     assert isinstance(plain.trades, dataframes.NumpyFrame)
     assert plain.trades["profit"].tolist() == made.trades["profit"].to_list()
-    assert plain.trades["left_utc"].dtype == "M8[ms]"
+    assert plain.trades["exit_utc"].dtype == "M8[ms]"
     assert plain.decisions.height == BARS
     assert plain.decisions["allowed"].dtype == np.bool_
     assert np.isnan(plain.decisions["mean_return"]).all()
     assert plain.equity["equity"][-1] == made.equity["equity"][-1]
     assert f"{BARS:,} rows of run_id, sequence" in repr(plain.decisions)
+
+
+def test_frames_are_those_of_the_data_or_those_asked_for(made: Backtest) -> None:
+    candles = CSV.to_pandas().head(400)
+    given: dict[str, Any] = {"params": {"fast": 5, "slow": 20}}
+    with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, **given) as own:
+        assert isinstance(own.trades, pd.DataFrame)
+        assert isinstance(own.frames.equity(), pd.DataFrame)
+    with tracepaper.backtest("sma_cross", {"BTCUSDT": candles}, frames="polars", **given) as own:
+        assert isinstance(own.trades, pl.DataFrame)
+    with tracepaper.backtest("sma_cross", {"BTCUSDT": pl.from_pandas(candles)}, **given) as own:
+        assert isinstance(own.trades, pl.DataFrame)
+    with pytest.raises(ConfigInvalid, match="There are no spark frames; write polars, pandas or"):
+        tracepaper.backtest("sma_cross", candles, frames="spark", **given)  # type: ignore[arg-type]
+
+
+def test_stats_are_the_summary_as_a_series(made: Backtest) -> None:
+    assert isinstance(made.stats, pd.Series)
+    assert made.stats.name == "sma_cross"
+    assert dict(made.stats) == dict(made.summary)
+
+
+def test_a_plot_is_the_picture_that_report_writes(made: Backtest, tmp_path: Path) -> None:
+    picture = made.plot(last=300)
+    assert picture._repr_png_().startswith(b"\x89PNG")
+    (price, *_) = picture.figure.axes
+    assert len(np.asarray(price.lines[0].get_ydata())) == 300
+    assert repr(picture) == f"<picture of run {made.run_id}>"
+    picture.save(tmp_path / "a.svg")
+    assert (tmp_path / "a.svg").read_text().count("<svg") == 1
+    with pytest.raises(ConfigInvalid, match="give a number of bars, at least 2"):
+        made.plot(last=1)
 
 
 def test_the_summary_says_what_the_report_says(made: Backtest) -> None:
@@ -131,7 +166,26 @@ def test_the_summary_says_what_the_report_says(made: Backtest) -> None:
 
 def test_the_page_is_written(made: Backtest, tmp_path: Path) -> None:
     made.report(html=tmp_path / "run.html")
-    assert made.run_id in (tmp_path / "run.html").read_text(encoding="utf-8")
+    assert made.run_id in said_in(tmp_path / "run.html")
+
+
+def test_the_page_is_shown_within_a_notebook_and_written_elsewhere(
+    made: Backtest, tmp_path: Path
+) -> None:
+    page = made.show()
+    assert repr(page) == (
+        f"<page of run {made.run_id}: a notebook shows it; elsewhere .write('run.html') and open "
+        "that file>"
+    )
+    frame = page._repr_html_()
+    assert frame.count("<") == 2  # the frame's own tags: all of the page is text of an attribute
+    [held] = re.findall(r'srcdoc="([^"]*)"', frame)
+    assert unescape(held) == page.html
+    assert re.findall(r'sandbox="([^"]*)"', frame) == ["allow-scripts allow-popups"]
+    page.write(tmp_path / "run.html")
+    assert (tmp_path / "run.html").read_text(encoding="utf-8") == page.html
+    with pytest.raises(ConfigInvalid, match="choose another file"):
+        page.write(tmp_path / "missing" / "run.html")
 
 
 @pytest.mark.slow

@@ -228,6 +228,7 @@ def exported() -> dict[str, set[str]]:
     monitor = Monitor(run=run(), clock=clock, counters={"disconnects": 1}, newest=Heard())
     made = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.parity = Replayed()
+    monitor.notices = {"sent": 1}
     monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}

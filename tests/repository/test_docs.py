@@ -41,6 +41,8 @@ def astray(text: str) -> list[str]:
     """Return the pointers to pages or rules of docs/ in *text* that lead nowhere."""
     found = []
     for page, rule in POINTER.findall(text):
+        if page.endswith(".ipynb") and not rule and (ROOT / "docs" / page).exists():
+            continue
         if page not in PAGES or (rule and rule not in RULES[page]):
             found.append(f"docs/{page} {rule}".strip())
     return found
@@ -69,6 +71,7 @@ def test_a_rule_that_a_page_names_exists() -> None:
 def test_what_points_to_a_rule_finds_it() -> None:
     planted = "see docs/" + "money.md, M999; (docs/" + "nowhere.md), docs/" + "money.md, M3"
     assert astray(planted) == ["docs/money.md M999", "docs/nowhere.md"]
+    assert astray("docs/" + "nowhere.ipynb") == ["docs/nowhere.ipynb"]
     found = {
         path.relative_to(ROOT).as_posix(): lost
         for path in sources()

@@ -17,14 +17,10 @@ from tracepaper.strategies.extras import EXTRAS, require
 
 NOT_ALL: Final = {"flash", "docs", "dev", "all"}
 NAMED: Final[tuple[tuple[str, str, str], ...]] = (
-    ("report last --db none.db --html page.html", "plotly", "--html"),
     ("report last --db none.db --chart chart.svg", "matplotlib", "--chart"),
-    ("explain last --db none.db --page page.html", "plotly", "--page"),
     ("explain last --db none.db --png decision.png", "matplotlib", "--png"),
-    ("evaluate none --data none.csv --html page.html", "plotly", "--html"),
     ("evaluate none --data none.csv --inspect attribution", "captum", "--inspect attribution"),
     ("evaluate flash-1m --data none.csv --folds walk:1", "lightgbm", "--folds"),
-    ("sweep none.csv --strategy sma_cross --space fast=5,10 --html s.html", "plotly", "--html"),
     (
         "sweep none.csv --strategy sma_cross --space fast=5,10 --sampler tpe",
         "optuna",
@@ -43,6 +39,7 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("data check none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("data describe none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),
+    ("notify test --set notify.addresses=json://127.0.0.1/", "apprise", "[notify] addresses"),
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
 )
@@ -104,9 +101,9 @@ def test_all_installs_every_extra_but_kernels_and_tools() -> None:
 
 
 def test_what_is_installed_or_not_asked_for_is_not_complained_of() -> None:
-    require("plotly", "--html")
+    require("matplotlib", "--chart")
     with pytest.MonkeyPatch.context() as patch:
-        hide("plotly", patch)
-        require("plotly", "--html", None)
-        with pytest.raises(ConfigInvalid, match=r"^--html needs plotly: "):
-            require("plotly", "--html", Path("page.html"))
+        hide("matplotlib", patch)
+        require("matplotlib", "--chart", None)
+        with pytest.raises(ConfigInvalid, match=r"^--chart needs matplotlib: "):
+            require("matplotlib", "--chart", Path("chart.svg"))

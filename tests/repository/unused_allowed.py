@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-list_models, doctor, demo, evaluate, verify
+list_models, doctor, demo, notify_test
 __getattr__, __dir__, __instancecheck__, __subclasscheck__
 _repr_html_  # notebooks
 best_run  # of a sweep, from Python
@@ -15,10 +15,13 @@ collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 down_revision, branch_labels, depends_on, downgrade  # Alembic
 writeable  # an attribute that numpy reads
+TITLE, CSS, BINDINGS, ENABLE_COMMAND_PALETTE, theme, compose  # Textual reads and calls
+on_mount, on_unmount, on_key, on_input_submitted, check_action  # Textual calls
+action_turn, action_keys, action_quit_or_leave, action_command  # keys of Textual
 representation, interpretable_model  # captum asks for them
 
 # Read and derived from by classes of users' own, and classes for them to copy from.
-deadline_s, BoostedTree, Trend, Grid, RsiReversion, unrealised
+BoostedTree, Trend, Grid, RsiReversion, unrealised
 
 # Keys of [exits], read by their names.
 minimal_roi
@@ -28,7 +31,7 @@ validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, mean_profit, must_pass
-twin_equity, differs_at
+twin_equity
 
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano
@@ -41,6 +44,18 @@ TAKEN_AS_TOLD, OUTSIDE
 
 # Printed into docs/ by `make golden`.
 documentation
+
+# Of charts, read by the page.
+has_zero, is_step, is_filled, has_points, palette
+
+# Answers of the HTTP interface, read by the page and by other people's tools.
+ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
+last_refusal, last_fill, first_sequence, last_sequence, comes_ms, half_within_ms
+held_before_text, held_after_text, target_text, stored_sha256, derived_sha256, random_mean
+p50, p90, p99, bar_s, quote_s, is_live, parity_due_ms, feeds, latencies, happening, formula
+
+# What libraries read: the command's name, the charset of an answer.
+ui, charset
 
 # The library of attention: calls for research, each held to the dense reference by tests.
 is_focused

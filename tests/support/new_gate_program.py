@@ -8,6 +8,7 @@ Gates must be declared before configuration and storage are imported, so it runs
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -43,7 +44,6 @@ def certain(seen: GateInputs) -> float | None:
 
 
 from explained_runs import LAST, replayed, run_id
-from rich.console import Console
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.terminal.screen import ScreenState, screen
@@ -70,20 +70,27 @@ def main(folder: Path) -> None:
         with (folder / f"{name}.txt").open("w", encoding="utf-8") as out, redirect_stdout(out):
             assert invoke(list(words)) == 0, name
     with (folder / "screen.txt").open("w", encoding="utf-8") as out:
-        Console(file=out, width=200).print(screen(_state(database)))
+        out.writelines(f"{line}\n" for line in _screens(database))
 
 
-def _state(database: Path) -> ScreenState:
-    state = ScreenState()
+def _screens(database: Path) -> Iterator[str]:
+    """Yield the lines of the live view at the first bar that each new gate refused."""
+    state, awaited = ScreenState(), {"calm", "certain"}
     with Reader.open(database) as reader:
         stored = reader.stored_run(run_id(database))
         state.open(stored.run)
-        instruments = {item.id: item for item in stored.run.instruments}
         for kept in reader.steps(stored.run.run_id):
             step = kept.step
-            if isinstance(step.event, Bar):
-                state.observe(step, instruments)
-    return state
+            if not isinstance(step.event, Bar):
+                continue
+            state.observe(step)
+            if step.decision is None:
+                continue
+            gates, passed = step.decision.gate_set.gates, step.decision.passed
+            failed = {name for at, name in enumerate(gates) if not passed >> at & 1}
+            if failed & awaited:
+                awaited -= failed
+                yield from (line.plain for line in screen(state, 200, 100))
 
 
 if __name__ == "__main__":

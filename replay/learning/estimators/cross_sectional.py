@@ -99,9 +99,9 @@ from tracepaper.replay.learning.panel import (
     predicted,
 )
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, middle
-from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR
+from tracepaper.replay.learning.samples import FLAT_BAND
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
-from tracepaper.replay.learning.statistics import paired_figures
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, paired_figures
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array

@@ -51,9 +51,9 @@ from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.evaluation.user_class import NORMAL, OF_MODEL, figures_of
 from tracepaper.replay.learning.inspection.model import Mix
 from tracepaper.replay.learning.recipe import Recipe
-from tracepaper.replay.learning.samples import VARIANCE_FLOOR
 from tracepaper.replay.learning.splits import Part, iso, split_by
 from tracepaper.replay.learning.statistics import (
+    VARIANCE_FLOOR,
     DailyEstimate,
     paired_figures,
 )

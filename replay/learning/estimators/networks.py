@@ -56,9 +56,9 @@ from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.fit import device_called, heads_fit
 from tracepaper.replay.learning.losses import titles
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command
-from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR, windowed_rows
+from tracepaper.replay.learning.samples import FLAT_BAND, windowed_rows
 from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.statistics import paired_figures
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, paired_figures
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore

@@ -49,10 +49,11 @@ from tracepaper.replay.learning.evaluation.user_class import (
     selective_of,
 )
 from tracepaper.replay.learning.recipe import Recipe, command
-from tracepaper.replay.learning.samples import VARIANCE_FLOOR, Samples
+from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
+    VARIANCE_FLOOR,
     paired_figures,
 )
 from tracepaper.replay.report.honesty import compared_sentences, few_days

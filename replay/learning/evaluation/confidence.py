@@ -24,9 +24,9 @@ from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.explained import (
     ExplainedRows,
 )
-from tracepaper.replay.learning.samples import VARIANCE_FLOOR
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
+    VARIANCE_FLOOR,
     DailyEstimate,
     area_gained,
     area_gained_more,

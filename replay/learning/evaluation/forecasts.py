@@ -21,13 +21,13 @@ from tracepaper.replay.learning.baselines import (
 )
 from tracepaper.replay.learning.samples import (
     NO_LABEL,
-    VARIANCE_FLOOR,
     Samples,
     first_position,
     windowed_rows,
 )
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.statistics import (
+    VARIANCE_FLOOR,
     DailyEstimate,
 )
 from tracepaper.replay.report.honesty import COMMONER

@@ -1,16 +1,15 @@
-"""A judgement of spans, or of folds, for a terminal, as one JSON document, and as one page."""
+"""A judgement of spans, or of folds, for a terminal, as JSON, and as a document of the page."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from tracepaper.replay.document import terminal
-from tracepaper.replay.document.page import Charts, Markup, element, joined, whole_page, write_text
-from tracepaper.replay.document.values import Chart, Paragraph, Part, Table, documents
+from tracepaper.replay.document.charts import Chart
+from tracepaper.replay.document.values import Paragraph, Part, Table, TitledParts, documents
 from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
 from tracepaper.replay.learning.evaluation.order_books import (
     BookJudgement,
@@ -76,30 +75,18 @@ def _span(one: JudgedSpan, tables: Sequence[Table], **named: Any) -> dict[str, A
     }
 
 
-def write_page(model_id: str, every: Sequence[SpanJudgement], path: Path) -> None:
-    """Write the page of all spans; raise ``ConfigInvalid`` where that cannot be."""
-    charts = Charts()
-    content = [charts.parts([Paragraph("All spans", "heading"), *tables_across(every)])]
+def judgement_document(model_id: str, every: Sequence[SpanJudgement]) -> TitledParts:
+    """Return the judgement of all spans as a document."""
+    parts: list[Part] = [Paragraph("All spans", "heading"), *tables_across(every)]
     for one in every:
-        said = element("ul", joined(element("li", sentence) for sentence in one.sentences))
-        content.append(
-            element("section", element("h2", one.heading), said, charts.parts(_parts(one)))
-        )
-    _write(f"Judgement of {model_id}", content, charts, path)
-
-
-def write_tables(title: str, tables: Sequence[Table], path: Path) -> None:
-    """Write a page of *tables* alone."""
-    charts = Charts()
-    _write(title, [charts.parts(tables)], charts, path)
-
-
-def _write(title: str, content: Sequence[Markup], charts: Charts, path: Path) -> None:
-    write_text(whole_page(title, element("h1", title), content, charts), path)
+        parts.append(Paragraph(one.heading, "heading"))
+        parts += [Paragraph(sentence, "item") for sentence in one.sentences]
+        parts += _parts(one)
+    return TitledParts(f"Judgement of {model_id}", tuple(parts))
 
 
 def _parts(one: SpanJudgement) -> Iterator[Part]:
     for known in SHOWN.values():
         yield from (table for table in known.tables(one) if table.rows or table.notes)
-        if known.chart is not None and (chart := known.chart(one)) is not None:
-            yield Chart(chart, known.caption)
+        if known.chart is not None and (panel := known.chart(one)) is not None:
+            yield Chart("", known.caption, [panel])

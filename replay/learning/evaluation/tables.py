@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.replay.document.charts import ChartPanel
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.evaluation import charts
@@ -53,7 +54,7 @@ class SpanFigure(NamedTuple):
     """What is shown of a span: its tables, and a chart with the sentence under it."""
 
     tables: Callable[[SpanJudgement], Iterable[Table]]
-    chart: Callable[[SpanJudgement], charts.Chart | None] | None
+    chart: Callable[[SpanJudgement], ChartPanel | None] | None
     caption: str
 
 
@@ -67,7 +68,7 @@ ACROSS: Final[dict[str, OfAll]] = {}
 
 def shown(
     name: str,
-    chart: Callable[[SpanJudgement], charts.Chart | None] | None = None,
+    chart: Callable[[SpanJudgement], ChartPanel | None] | None = None,
     caption: str = "",
 ) -> Callable[[Of], Of]:
     """Register what makes tables of a span; raise ``ConfigInvalid`` for a name that is taken."""

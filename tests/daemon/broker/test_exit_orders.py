@@ -850,6 +850,20 @@ def test_a_missed_bar_meets_nothing_that_came_to_rest_after_it_had_opened() -> N
     assert held(steps[-1]) == 1_000, "its low may have been before the entry"
 
 
+def test_the_bar_that_opens_where_a_gap_ends_had_its_quotes() -> None:
+    _, steps = at_quotes(
+        {0: long(stop=98.0)},
+        [
+            *flat_bars(1),
+            asked(10_000, 1),
+            gap(1, 2, GapCause.MISSED),
+            missed(1, 10_000, 10_010, 9_990, 10_000),
+            path(2, 10_000, 10_010, 9_700, 10_000),
+        ],
+    )
+    assert held(steps[-1]) == 1_000
+
+
 def test_a_missed_bar_meets_what_came_to_rest_as_it_opened() -> None:
     _, steps = at_quotes(
         {0: long(stop=98.0)},

@@ -42,6 +42,19 @@ def findings(
     return {row["check"]: (row["verdict"], row["detail"]) for row in rows}
 
 
+def test_an_address_that_a_shell_cannot_read_is_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path, '[notify]\naddresses = ["env:NOTIFY_A"]\n')
+    db = tmp_path / "run.db"
+    verdict, detail = findings(capsys, "-c", config, "--db", db)["notify"]
+    assert verdict == "warn"
+    assert detail.startswith("[notify] addresses: env:NOTIFY_A names an environment variable")
+    monkeypatch.setenv("NOTIFY_A", "json://127.0.0.1/hunter2")
+    found = findings(capsys, "-c", config, "--db", db)["notify"]
+    assert found == ("ok", "env:NOTIFY_A; `tracepaper notify test` sends one message")
+
+
 def configured(folder: Path, text: str) -> Path:
     path = folder / "paper.toml"
     path.write_text(text)

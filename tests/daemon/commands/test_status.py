@@ -7,34 +7,18 @@ import json
 import os
 import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 from builders import MINUTE, START_MS, bar, decision, forecast, run, step
 from fakes import ManualClock
+from operated import Operated, serving
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
-from tracepaper.daemon.http.monitor import Monitor, registry_of
-from tracepaper.daemon.http.server import HttpServer
-from tracepaper.storage.database.lock import InstanceLock
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import CommandKind
-
-
-@dataclass
-class Operated:
-    """The database of a running daemon, and the commands that it received."""
-
-    database: Path
-    lock: InstanceLock
-    commands: list[tuple[CommandKind, str]] = field(default_factory=list)
-
-    async def submit(self, kind: CommandKind, note: str) -> int:
-        self.commands.append((kind, note))
-        return 17
 
 
 @pytest.fixture
@@ -43,23 +27,6 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Operated]:
     monitor.observe(step(bar(), decided=decision(), prediction=forecast()))
     async with serving(tmp_path / "run.db", monitor) as operated:
         yield operated
-
-
-@asynccontextmanager
-async def serving(database: Path, monitor: Monitor) -> AsyncIterator[Operated]:
-    """Serve what *monitor* says as the daemon of *database* would."""
-    operated = Operated(database, InstanceLock.acquire(database))
-    async with HttpServer(
-        host="127.0.0.1",
-        port=0,
-        token=write_token(database),
-        status=monitor.status,
-        submit=operated.submit,
-        registry=registry_of(monitor),
-    ) as server:
-        operated.lock.publish(server.url)
-        yield operated
-    operated.lock.release()
 
 
 async def called(*arguments: str | Path) -> int:

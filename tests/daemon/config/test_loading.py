@@ -232,6 +232,7 @@ OTHER: dict[str, dict[str, object]] = {
     "storage": {"keep_days": 5},
     "http": {"port": 5},
     "log": {"level": "debug"},
+    "notify": {"addresses": ["env:CHAT"]},
 }
 
 
@@ -240,7 +241,7 @@ def test_the_hash_covers_what_decides_a_run_and_nothing_else(section: str) -> No
     changed = load(None, {section: OTHER[section]})
     assert changed.canonical_json() != Config().canonical_json()
     assert (changed.sha256() != Config().sha256()) is (
-        section not in {"exchange", "retrain", "parity", "storage", "http", "log"}
+        section not in {"exchange", "retrain", "parity", "storage", "http", "log", "notify"}
     )
 
 

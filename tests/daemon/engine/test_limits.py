@@ -88,6 +88,14 @@ def test_the_operators_word_lifts_a_breach() -> None:
     assert step.state is not None
 
 
+def test_a_limit_that_only_refuses_halts_nothing() -> None:
+    engine, key = _engine('[risk]\nmax_daily_loss = 5\non_breach = "refuse"\n')
+    for index, close in enumerate((10_000, 10_000, 10_100, 10_200, 9_000, 9_000)):
+        engine.step(bar(close, index=index, instrument_id=key), None)
+    assert engine.risk.state.breach == "risk.daily_loss"
+    assert engine.breach == "", "status and metrics call the run halted by what this says"
+
+
 def test_two_symbols_that_enter_at_one_close_count_each_other() -> None:
     settings = '[risk]\nmax_exposure = 15000\n[market]\nsymbols = ["AUSDT", "BUSDT"]\n'
     engine, _ = _engine(settings)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.price_checks import largest_rate
+from tracepaper.daemon.engine.price_checks import OWN_MS, largest_rate
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy, sell
 from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
@@ -367,6 +367,16 @@ def test_a_source_that_lags_goes_on_from_its_own_last_price() -> None:
     assert engine.step(mark(PRICE - 10_000, far + 9_000), None).belief is not None
 
 
+@pytest.mark.parametrize("late_ms", [0, 1])
+def test_a_source_goes_on_from_its_own_price_of_two_minutes_before(late_ms: int) -> None:
+    engine = held(machine(LONG))
+    engine.step(mark(PRICE, T0), None)
+    assert fills(engine, book(DOWN, T0 + 100), trade(DOWN, T0 + 200)) == []  # believed by now
+    at = T0 + OWN_MS + late_ms
+    engine.step(book(DOWN, at - 50), None)
+    assert (engine.step(mark(PRICE - 50, at), None).belief is None) is (late_ms == 0)
+
+
 def test_a_slow_way_is_no_jump() -> None:
     """What is usual grows with the root of the time: 1 % a minute, and 2 % in four of them."""
     engine = held(machine(LONG))
@@ -496,6 +506,21 @@ def test_a_rate_that_the_ticker_announced_is_booked() -> None:
     assert step.accepted
     assert step.belief is not None
     assert step.belief.startswith("believed on the ticker's 12 %: ")
+
+
+@pytest.mark.parametrize("early_ms", [HOUR_MS, HOUR_MS + 1])
+def test_what_was_announced_over_an_hour_before_is_no_evidence(early_ms: int) -> None:
+    engine = held(machine(LONG))
+    engine.step(mark(PRICE, T0, funding_rate=12 * PERCENT), None)
+    assert settled(engine, 12 * PERCENT, T0 + early_ms).accepted is (early_ms == HOUR_MS)
+
+
+def test_an_absurd_rate_is_announced_again_from_half_an_hour_on() -> None:
+    engine = held(machine(LONG, margin=True))
+    rate, half = largest_rate(instrument()) * 2, HOUR_MS // 2
+    engine.step(mark(PRICE, T0, funding_rate=rate), None)
+    late = [mark(PRICE, T0 + at, funding_rate=rate) for at in (half - 1, half)]
+    assert [engine.prices.is_evidence(one) for one in late] == [False, True]
 
 
 def test_a_feed_hands_on_what_announces_an_absurd_rate() -> None:

@@ -19,7 +19,7 @@ from tracepaper.daemon.engine.state import Restart, TwinBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
 from tracepaper.strategies.types.calibration import Calibration, GateCoverage
 from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, Command, CommandKind
 
 CALIBRATION = Calibration(
     {
@@ -156,6 +156,37 @@ def test_a_restart_counts_what_came_after_the_stored_state(cut: int) -> None:
     assert machine.state().bases["linear:BTCUSDT"].bars == could
 
 
+def test_a_bar_that_cannot_be_believed_is_counted_and_not_judged() -> None:
+    machine = attention(["random_gate"])
+    stepped(machine, until=40)
+    before = machine.state().bases["linear:BTCUSDT"]
+    late = replace(BARS[40], seen_ms=BARS[40].seen_ms + 10 * 60_000)
+    step = machine.step(late, said()[40])
+    assert step.decision is not None
+    assert step.decision.refused_by == "late"
+    after = machine.state().bases["linear:BTCUSDT"]
+    assert (after.bars, after.judged, after.passed) == (
+        before.bars + 1, before.judged, before.passed,
+    )  # fmt: skip
+
+
+def test_what_outlived_its_horizon_is_not_closed_over_the_operator_s_halt() -> None:
+    machine = attention([])
+    likely = forecast(0.002, p_up=0.9, p_down=0.05)
+    steps = [machine.step(one, likely) for one in BARS[:10]]
+    assert steps[-1].position is not None
+    assert (held := steps[-1].position.quantity) > 0
+    at_ms = BARS[10].open_time_ms
+    machine.step(Command(CommandKind.HALT, "", at_ms, at_ms), None)
+    halted = [machine.step(one, likely) for one in BARS[10:60]]
+    assert {step.position.quantity for step in halted if step.position} == {held}
+    machine.step(Command(CommandKind.RESUME, "", BARS[60].open_time_ms, 0), None)
+    unsure = forecast(0.002, p_up=0.4, p_down=0.35)
+    *_, last = (machine.step(one, unsure) for one in BARS[60:63])
+    assert last.position is not None
+    assert last.position.quantity == 0
+
+
 def test_nothing_is_counted_unless_a_twin_depends_on_it() -> None:
     machine = attention(["ungated"])
     assert not machine.shadows.counts
@@ -168,6 +199,8 @@ def test_chance_is_a_function_of_the_bar_alone() -> None:
     passes = [half.passes("linear:BTCUSDT", 60_000 * minute) for minute in range(4_000)]
     assert sum(passes) == pytest.approx(2_000, abs=130)
     assert passes == [half.passes("linear:BTCUSDT", 60_000 * minute) for minute in range(4_000)]
+    unbelieved = TwinBasis(200, 100, 50)
+    assert passes == [unbelieved.passes("linear:BTCUSDT", 60_000 * at) for at in range(4_000)]
     assert passes != [half.passes("linear:ETHUSDT", 60_000 * minute) for minute in range(4_000)]
     assert all(TwinBasis(9, 9, 9).passes("linear:BTCUSDT", minute) for minute in range(100))
     assert not any(TwinBasis(9, 9, 0).passes("linear:BTCUSDT", minute) for minute in range(100))

@@ -10,7 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.broker.rules import MarginRules
-from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.monitor import Histogram, Monitor, registry_of
 from tracepaper.strategies.types.decisions import Action, Position, Prediction, Step, TwinStep
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled
@@ -253,3 +253,15 @@ async def test_forecasts_and_commits_are_timed() -> None:
     assert scraped(watched, "tracepaper_model_seconds_count") == {(): 2.0}
     assert scraped(watched, "tracepaper_model_seconds_sum") == {(): 0.8}
     assert scraped(watched, "tracepaper_commit_seconds_bucket")[("0.001",)] == 3
+
+
+def test_a_quantile_is_the_bound_of_its_class_and_none_beyond_every_bound() -> None:
+    took_s = Histogram((0.1, 1.0))
+    assert took_s.document("x") == {
+        "name": "x", "count": 0, "mean": None, "p50": None, "p90": None, "p99": None,
+    }  # fmt: skip
+    for seconds in (*[0.05] * 50, *[0.5] * 40, *[2.0] * 10):
+        took_s.add(seconds)
+    found = took_s.document("x")
+    assert (found["p50"], found["p90"], found["p99"]) == (0.1, 1.0, None)
+    assert found["count"] == 100

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import said_in
 from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
@@ -104,7 +105,7 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
         assert with_it.summary["held_return"] == held["return"] != rows["buy and hold"]["return"]
         page = Path("run.html")
         with_it.report(html=page)
-        assert "buy and hold, held as so far" in page.read_text(encoding="utf-8")
+        assert "buy and hold at its own exposure so far" in said_in(page)
         ((last,),) = asked(
             str(with_it.database), "SELECT equity FROM v_twin_equity ORDER BY sequence DESC LIMIT 1"
         )
@@ -112,4 +113,4 @@ def test_buy_and_hold_at_equal_exposure_is_one_number() -> None:
     with backtest("sma_cross", SOL, params=params, end=end) as without:
         names = [row["account"] for row in without.report()["accounts"]]
         assert len(names) == 3
-        assert names[1].startswith("held at ")
+        assert names[1].startswith("buy and hold at ")

@@ -12,13 +12,15 @@ from pathlib import Path
 
 import explained_runs
 import msgspec
+import numpy as np
 import pytest
 from forging import rechain
 from native_objects import built, loops_of
 from sqlalchemy import REAL
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.checks.compare import TOLERANCES, Compared, RowCheck
+from tracepaper.replay.backtest.predictors import RETURNS
+from tracepaper.replay.checks.compare import TOLERANCES, Compared, RowCheck, is_rounding
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.database.reader import Reader
@@ -243,3 +245,45 @@ def test_what_differs_only_in_time_is_counted_by_its_gate_in_json(
         raw.commit()
     assert invoke(["parity", f"{run}#last", f"{late}#last", "--json"]) in {0, 1}
     assert json.loads(capsys.readouterr().out)["timing"]["late"] > 0
+
+
+# ---------------------------------------------------------------- the halves of an ensemble
+
+HALVES = np.array([[[1e-4, -2e-4], [1e-3, 2e-3]], [[3e-4, 0.0], [1.5e-3, 2.5e-3]]], dtype="<f4")
+"""[half, mean or volatility, horizon]."""
+
+
+def said(change: float, place: tuple[int, int, int]) -> bytes:
+    found = HALVES.copy()
+    found[place] += change
+    return found.tobytes()
+
+
+@pytest.mark.parametrize("place", list(np.ndindex(2, 2, 2)))
+@pytest.mark.parametrize(("share", "holds"), [(0.5, True), (-0.5, True), (2.0, False)])
+def test_each_number_of_the_halves_has_its_volatility_as_tolerance(
+    place: tuple[int, int, int], share: float, holds: bool
+) -> None:
+    half, _, horizon = place
+    change = share * RETURNS * float(HALVES[half, 1, horizon])
+    unequal = ("answers.halves", HALVES.tobytes(), said(change, place))
+    assert is_rounding(unequal, [()], has_halves=True) is holds
+    assert is_rounding(unequal, [()]) is False  # another kind's bytes are equal, or they differ
+
+
+@pytest.mark.parametrize(
+    "derived",
+    [
+        b"",
+        None,
+        HALVES.tobytes()[:-4],
+        HALVES.tobytes() + b"\0" * 16,
+        said(float("nan"), (0, 0, 0)),
+        said(float("inf"), (1, 1, 1)),
+        HALVES[::-1].tobytes(),
+    ],
+)
+def test_halves_of_another_shape_or_without_a_value_differ(derived: bytes | None) -> None:
+    stored = HALVES.tobytes()
+    assert not is_rounding(("answers.halves", stored, derived), [()], has_halves=True)
+    assert not is_rounding(("answers.halves", derived, stored), [()], has_halves=True)

@@ -51,6 +51,14 @@ def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None
     assert said["decisions"] == 2 * 48
 
 
+def test_the_page_is_named_once_and_keeps_its_address_when_its_daemon_is_killed(
+    said: dict[str, Any], folder: Path
+) -> None:
+    [url] = re.findall(r"The page is (http://127\.0\.0\.1:\d+)/", said["announced"])
+    log = (folder / "show.log").read_text()
+    assert re.findall(r'"The page is (\S+)/"', log) == [url, url]  # of both processes
+
+
 def test_the_run_follows_from_its_record_and_the_changed_copy_is_gone(
     said: dict[str, Any], folder: Path
 ) -> None:
@@ -140,3 +148,28 @@ def test_an_exchange_that_dies_leaves_the_summary_and_one_sentence(
 
 def test_no_model_is_a_model_to_ask_for() -> None:
     assert 'checkpoint = "none"' in configured("none")
+
+
+BROWSER = """#!/bin/sh
+echo "$1" > opened.part
+mv opened.part opened
+"""
+
+
+@pytest.mark.parametrize("demo", [SHORT, OWN])
+def test_open_opens_the_page_that_is_named(
+    demo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(BROWSER)
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    command = [str(BIN / "tracepaper"), *demo, "--open", "--db", "show.db"]
+    program = Program(command, tmp_path, name="demo")
+    try:
+        program.wait_until((tmp_path / "opened").exists)
+        program.stop(signal.SIGINT)
+    finally:
+        program.kill()
+    opened = (tmp_path / "opened").read_text().strip()
+    assert re.findall(r"The page is (\S+)", program.err.replace('"', " ")) == [opened]

@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Iterable
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from tracepaper.replay.document.page import Charts
+from tracepaper.replay.document.charts import (
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    HeatLayer,
+    LineLayer,
+    named,
+    packed,
+    rounded,
+)
 from tracepaper.replay.document.terminal import ROWS_SHOWN, show
 from tracepaper.replay.document.values import (
-    Chart,
     Figure,
+    FoldedParts,
     Form,
     Paragraph,
     Part,
     Table,
     Value,
+    as_parts,
     documents,
     of_view,
     table,
@@ -26,7 +38,17 @@ from tracepaper.replay.document.values import (
     written,
 )
 
-CHART = Chart({"data": [], "layout": {"height": 100}}, "what it shows")
+CHART = Chart(
+    "Price",
+    "What it shows.",
+    [
+        ChartPanel(
+            [LineLayer("close", [0, 60_000], [1.5, None])],
+            ChartAxis(kind="time"),
+            ChartAxis("price, $"),
+        )
+    ],
+)
 
 
 def printed(parts: Iterable[Part], *, blank_lines: bool = True) -> list[str]:
@@ -47,18 +69,28 @@ def test_a_blank_line_stands_before_each_table_but_a_leading_one() -> None:
 
 
 def test_a_chart_is_drawn_on_the_page_alone() -> None:
-    charts = Charts()
-    page = charts.parts([CHART, Paragraph("5 < 6", "note")])
-    assert charts.figures == {"chart-1": CHART.figure}
-    assert "what it shows" in page
-    assert '<p class="note">5 &lt; 6</p>' in page
+    chart, note = as_parts([CHART, Paragraph("5 < 6", "note")])
+    assert chart == {
+        "kind": "chart",
+        "title": "Price",
+        "caption": "What it shows.",
+        "panels": [
+            {
+                "layers": [{"type": "line", "name": "close", "x": [0, 60_000], "y": [1.5, None]}],
+                "x": {"kind": "time"},
+                "y": {"title": "price, $"},
+            }
+        ],
+    }
+    assert note == {"kind": "paragraph", "style": "note", "text": "5 < 6"}
     assert printed([CHART]) == []
 
 
 def test_a_table_without_rows_is_its_notes() -> None:
     empty = table_of("none", "Nothing", {"n": "count"}, [], notes=["too few days"])
     assert printed([empty]) == ["Nothing", "  too few days"]
-    assert Charts().parts([empty]) == '<h3>Nothing</h3><p class="note">too few days</p>'
+    [part] = as_parts([empty])
+    assert (part["title"], part["rows"], part["notes"]) == ("Nothing", [], ["too few days"])
     assert documents([empty]) == {"none": {"rows": [], "notes": ["too few days"]}}
 
 
@@ -68,6 +100,71 @@ def test_a_terminal_shows_the_first_rows_and_says_so_but_a_whole_table_entirely(
     assert lines[-1] == str(ROWS_SHOWN - 1)
     whole = table_of("whole", "Whole", {"n": "count"}, [[place] for place in range(30)])
     assert len(printed([whole])) == 32
+
+
+def test_a_cell_is_its_text_with_what_applies_of_tone_order_length_and_tint() -> None:
+    forms: dict[str, Form] = {
+        "name": "text", "profit": "gain", "share": "bar", "month": "gain tint", "at": "minute",
+        "none": "money", "ok": "mark",
+    }  # fmt: skip
+    rows: list[list[Value]] = [
+        ["a-b", -3.5, 0.25, -0.01, 0, None, True],
+        ["", (2.0, 0.5), 1.5, 0.02, 60_000, None, False],
+    ]
+    [part] = as_parts([table_of("t", "T", forms, rows, notes=["why"])])
+    assert part["columns"][0] == {"title": "name", "text": True}
+    assert part["columns"][1] == {"title": "profit"}
+    first, second = part["rows"]
+    assert first == [
+        "a-b",
+        {"text": "−3.50", "sort": -3.5, "tone": "loss"},
+        {"text": "", "sort": 0.25, "bar": 0.25},
+        {"text": "−1.00 %", "sort": -0.01, "tone": "loss", "tint": -0.5},
+        {"text": "1970-01-01 00:00", "sort": 0},
+        "–",
+        {"text": "✓", "sort": True},
+    ]
+    assert second[0] == "–"
+    assert second[1] == {"text": "+2.00 ± 0.50", "sort": 2.0, "tone": "gain"}
+    assert (second[2]["bar"], second[3]["tint"], second[6]["text"]) == (1.0, 1.0, "✗")
+
+
+def test_a_turned_table_leaves_out_the_figures_that_no_row_has() -> None:
+    columns = [of_view(key, key, "money") for key in ("name", "end", "fees")]
+    made = table("t", "", columns, [{"name": 1.0, "end": None, "fees": 2.0}], turned=True)
+    [part] = as_parts([made])
+    assert part["turned"]
+    assert [column["title"] for column in part["columns"]] == ["name", "fees"]
+    assert [cell["text"] for cell in part["rows"][0]] == ["1.00", "2.00"]
+
+
+def test_what_is_folded_is_parts_as_well() -> None:
+    figures: tuple[tuple[Value, Form, str], ...] = (
+        (-8.9, "gain", ""), (-0.0045, "gain bp", " bp"),
+    )  # fmt: skip
+    fold = FoldedParts("a trade", (Paragraph("why"), CHART), figures)
+    [part] = as_parts([fold])
+    assert [cell["text"] for cell in part["cells"]] == ["−8.90", "−45.0 bp"]
+    assert [each["kind"] for each in part["parts"]] == ["paragraph", "chart"]
+    assert printed([fold]) == []
+
+
+def test_packed_cells_keep_their_numbers_to_one_part_in_254_and_none_as_none() -> None:
+    cells = np.array([[0.0, 1.0, 0.5], [np.nan, 2.0, -1.0]])
+    levels = np.frombuffer(base64.b64decode(packed(cells, 0.0, 1.0)), np.uint8)
+    assert levels.tolist() == [0, 254, 127, 255, 254, 0]
+
+
+def test_places_of_names_are_written_as_a_list() -> None:
+    heat = HeatLayer("refused", range(2), range(1), 0.0, 3.0, [[1.0, 3.0]])
+    [part] = as_parts([Chart("", "", [ChartPanel([heat], named(["a", "b"]), named(["gate"]))])])
+    [layer] = part["panels"][0]["layers"]
+    assert (layer["x"], layer["y"], layer["rows"]) == ([0, 1], [0], [[1.0, 3.0]])
+    assert part["panels"][0]["x"] == {"kind": "category", "names": ["a", "b"]}
+
+
+def test_rounding_keeps_significant_digits_and_turns_nan_into_null() -> None:
+    assert rounded([123456.789, 0.000123456789, float("nan")], 4) == [123500.0, 0.0001235, None]
 
 
 def test_a_misspelt_column_of_a_view_is_an_error() -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import explained_runs
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 from explained_runs import LAST
+from pages import document_in, layers_of, said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.explain.attribution import Sided, by_model, compare, sided
-from tracepaper.replay.explain.document import age_chart, attribution_chart, looked_chart
+from tracepaper.replay.explain.document import (
+    age_chart,
+    attribution_chart,
+    features_chart,
+    layer_chart,
+    looked_chart,
+)
 from tracepaper.replay.explain.recompute import Past, explain_fully, open_past
 from tracepaper.strategies.errors import DataInvalid
 
@@ -108,17 +112,6 @@ def test_explain_compares_on_the_terminal_and_as_json(
     assert "came before its model was warm" in err
 
 
-def coloured(value: Any) -> Any:
-    """Return a figure with a colour for every name of one."""
-    if isinstance(value, str):
-        return "#123456" if value.startswith("var(") else value
-    if isinstance(value, list):
-        return [coloured(item) for item in value]
-    if isinstance(value, dict):
-        return {key: coloured(item) for key, item in value.items()}
-    return value
-
-
 def test_a_decisions_page_holds_its_charts_and_asks_nobody(
     database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -126,30 +119,43 @@ def test_a_decisions_page_holds_its_charts_and_asks_nobody(
     words = (f"last:{LAST}", "--db", database, "--with", f"last:{LAST - 30}", "--page", page)
     _, err = said(capsys, 0, *words)
     assert f"The page is {page}." in err
-    text = page.read_text(encoding="utf-8")
-    figures = json.loads(
-        re.findall(r'id="figures" type="application/json">(.*?)</script>', text)[0]
-    )
-    # Looked, moved; two beside each other, their features and layers; heads, layers and two maps.
-    assert len(figures) == 2 + 2 + 2 + 4
-    for figure in figures.values():
-        go.Figure(coloured(figure))
-    for title in ("Where it looked", "What moved it", "Beside another", "One bar&#x27;s edges"):
-        assert title in text
-    assert "Recomputed by the run&#x27;s own model" in text
-    assert '<div class="edges">' in text
-    assert "http://" not in text
+    document = document_in(page)
+    charts = [part for part in document["parts"] if part["kind"] == "chart"]
+    # Looked, moved; two beside each other, their features and layers; heads, layers, edges, flow
+    # and two maps.
+    assert len(charts) == 2 + 2 + 2 + 6
+    panels = [panel for chart in charts for panel in chart["panels"]]
+    kinds = {layer["type"] for panel in panels for layer in panel["layers"]}
+    assert {"line", "bars", "heat", "edges", "flow"} <= kinds
+    shown = said_in(page)
+    for title in ("Where it looked", "What moved it", "Beside another", "One bar's edges"):
+        assert title in shown
+    assert "Recomputed by the run's own model" in shown
 
 
 def test_the_charts_show_what_was_recomputed(database: Path) -> None:
     full = explain_fully(past(database))
-    looked = looked_chart(full)["data"]
-    assert sum(looked[1]["y"]) == pytest.approx(100 * (1 - full.attribution.weights[-1]), abs=1e-3)
-    own, before = attribution_chart(full)["data"]
+    looked = layers_of(looked_chart(full))
+    whole = sum(looked["attention"].y)
+    assert whole == pytest.approx(100 * (1 - full.attribution.weights[-1]), abs=1e-3)
+    assert sum(looked["added"].y) == pytest.approx(1e4 * sum(full.moves.by_bar[:-1]), rel=1e-3)
+    chart = attribution_chart(full)
+    own, before = (layers_of(chart)[name] for name in ("at the decided bar", "at all bars before"))
     largest = full.moves.features[0]
-    assert own["y"][-1] == largest.feature
-    assert own["x"][-1] + before["x"][-1] == pytest.approx(1e4 * largest.all_bars, rel=1e-3)
+    assert chart.panels[0].y.names[0] == largest.feature
+    assert own.x[0] + before.x[0] == pytest.approx(1e4 * largest.all_bars, rel=1e-3)
     first, second = (sided(past(database, at), str(at)) for at in (LAST, LAST - 30))
-    lines = age_chart(compare(first, second))["data"]
-    assert [one["name"] for one in lines] == [str(LAST), str(LAST - 30)]
-    assert [sum(one["y"]) for one in lines] == pytest.approx([100.0, 100.0], abs=1e-3)
+    lines = layers_of(age_chart(compare(first, second)))
+    assert list(lines) == [str(LAST - 30), str(LAST)]
+    assert [sum(one.y) for one in lines.values()] == pytest.approx([100.0, 100.0], abs=1e-3)
+    found = compare(first, second)
+    features = features_chart(found)
+    assert features is not None
+    top = features.panels[0].y.names[0]
+    for name, one in zip((str(LAST), str(LAST - 30)), (first, second), strict=True):
+        bars = layers_of(features)[name]
+        assert bars.x[0] == pytest.approx(1e4 * one.features[top], rel=1e-3)
+    layer = layer_chart(found, 1)
+    assert f"{found.common_by_layer[1]:.0%} in common" in layer.caption
+    assert sum(layers_of(layer)[str(LAST)].y) == pytest.approx(100.0, abs=1e-2)
+    assert features_chart(replace(found, first=replace(first, features={}))) is None

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pages import said_in
 
 from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, sell
 from tracepaper.daemon.cli import invoke
@@ -95,7 +96,7 @@ def test_the_report_lists_them_for_terminal_json_and_page(made: Backtest, tmp_pa
         decided(made, "second"),
     }
     assert "Orders by list, and what became of each" in report.text
-    assert "filled at 99.5 as maker" in page.read_text(encoding="utf-8")
+    assert "filled at 99.5 as maker" in said_in(page)
 
 
 def test_the_command_prints_them(made: Backtest, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, tiny, write_csv
 from own_strategies import importable
+from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
@@ -167,7 +168,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     whole = found["tables"]["beside_spans"]["rows"]
     assert [row["model"] for row in whole] == others
     assert set(whole[0]) == {"model", "qlike_5", "qlike_30", "sign_5", "sign_30"}
-    assert "the model less each other model" in page.read_text(encoding="utf-8")
+    assert "the model less each other model" in said_in(page)
 
 
 def test_the_difference_is_that_of_losses_in_log_returns(

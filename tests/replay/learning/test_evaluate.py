@@ -11,12 +11,17 @@ import numpy as np
 import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, START_MS, learnable, split, tiny, write_csv
+from pages import document_in, said_in
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.document.charts import LineLayer, RuleLayer
+from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import estimators, recipe_of
+from tracepaper.replay.learning.evaluation import charts
 from tracepaper.replay.learning.evaluation.evaluate import (
     MEASURES,
+    OWN,
     RISKS,
     SpanJudgement,
     judge_checkpoint,
@@ -27,6 +32,7 @@ from tracepaper.replay.learning.evaluation.tables import (
     ACROSS,
     SHOWN,
     confidence_areas,
+    curves_of,
     shown,
     tables_across,
     tables_of,
@@ -128,9 +134,15 @@ def test_spans_are_judged_each_by_itself_and_counted(
     first, second = (span["tables"]["qlike"]["rows"] for span in found["spans"])
     assert first != second
     assert [one.recipe for one in read_openings(glm.parent / FILE_NAME)] == [found["recipe"]] * 2
-    text = page.read_text(encoding="utf-8")
-    assert text.count("QLIKE by day:") == 2
-    assert "http://" not in text.split("<script")[0]
+    assert said_in(page).count("QLIKE by day:") == 2
+    lines = [
+        layer["name"]
+        for part in document_in(page)["parts"]
+        if part["kind"] == "chart" and part["caption"].startswith("QLIKE by day:")
+        for layer in part["panels"][0]["layers"]
+        if layer["type"] == "line"
+    ]
+    assert {"har", "ewma", "log linear"} <= set(lines)
 
 
 def test_the_terminal_says_what_the_document_says(
@@ -311,3 +323,50 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
     judged = judge_checkpoint(found.card, found.tensors, kept, SPANS[0])
     assert judged.missing == ()
     assert "har" in judged.horizons[0].variances
+
+
+def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
+    one = judgements[0]
+    curves = curves_of(one)
+    panel = charts.risk_coverage(curves)
+    assert panel is not None
+    assert panel.x.is_reversed
+    lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
+    assert len(lines) == len(curves)
+    for line, ((risk, name), curve) in zip(lines, curves.items(), strict=True):
+        assert line.name == f"{name.replace('_', ' ')}: {RISKS[risk][0]}"
+        assert line.y == pytest.approx(curve.excess, rel=1e-5)
+    assert len({(line.role, line.dash) for line in lines}) == len(lines)
+
+    weekly = charts.coverage_by_week(one)
+    assert weekly is not None
+    claim, *by_horizon = weekly.layers
+    assert isinstance(claim, RuleLayer)
+    assert claim.at == 0.9
+    for layer, judged in zip(by_horizon, one.horizons, strict=True):
+        assert isinstance(layer, LineLayer)
+        hit = statistics.inside(judged.mean, judged.scale, judged.dof, judged.value, 0.9)
+        weeks = judged.days // 7
+        assert layer.x == [week * 7 * DAY_BARS * 60_000 for week in np.unique(weeks)]
+        first = float(hit[weeks == weeks[0]].mean())
+        assert layer.y[0] == pytest.approx(first, rel=1e-5)
+
+    middle = one.horizons[len(one.horizons) // 2]
+    summed = charts.qlike_by_day(one)
+    assert summed is not None
+    assert f"at {middle.horizon} bars" in summed.y.title
+    [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
+    assert isinstance(har, LineLayer)
+    own, other = (
+        statistics.qlike_of(middle.variances[name], middle.variance) for name in (OWN, "har")
+    )
+    daily = [float((own - other)[middle.days == day].mean()) for day in np.unique(middle.days)]
+    assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
+
+    said = charts.reliability(one)
+    assert said is not None
+    reliable = said.layers[1]
+    assert isinstance(reliable, LineLayer)
+    bins = charts.bins_of(one)
+    assert reliable.x == [each.said for each in bins]
+    assert reliable.y == [each.came for each in bins]

@@ -17,6 +17,7 @@ import pytest
 import torch
 from depth_cases import FIRST_MS, depth, header, walk, write
 from learning import choose
+from pages import said_in
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
@@ -158,7 +159,7 @@ def test_spans_are_judged_apart_and_beside_another_network(
     assert [one["openings"] for one in found["spans"]] == [2, 2]
     counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
     assert {found["id"], found["beside"][0]["id"]} <= counted
-    assert "the model less each other model" in page.read_text(encoding="utf-8")
+    assert "the model less each other model" in said_in(page)
     turned = answered(capsys, poor, *words, "--compare", good)["spans"][0]["tables"]
     [other] = turned["beside_log_loss"]["rows"]
     [same] = found["spans"][0]["tables"]["beside_log_loss"]["rows"]

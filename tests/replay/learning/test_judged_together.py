@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, write_csv
+from pages import said_in
 from scipy.stats import spearmanr
 
 from tracepaper.daemon.cli import invoke
@@ -46,9 +47,9 @@ from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import Recipe
-from tracepaper.replay.learning.samples import FLAT_BAND, VARIANCE_FLOOR
+from tracepaper.replay.learning.samples import FLAT_BAND
 from tracepaper.replay.learning.splits import Fold, Part, Segment, iso, walk_forward
-from tracepaper.replay.learning.statistics import DayDifference, difference
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DayDifference, difference
 from tracepaper.replay.learning.training import train
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.storage.checkpoints import load, save
@@ -195,7 +196,7 @@ def test_spans_are_judged_apart_and_stand_beside_models_of_any_kind(
         weights.append(tables["weights"]["rows"][0])
         assert span["figures"]["weights"]["days"] == 1
     assert weights[0]["net"]["value"] != weights[1]["net"]["value"]
-    assert "Rank correlation across the assets" in page.read_text(encoding="utf-8")
+    assert "Rank correlation across the assets" in said_in(page)
     whole = found["tables"]["beside_spans"]["rows"]
     assert [row["model"] for row in whole] == others
 

@@ -19,7 +19,7 @@ from tracepaper.replay.learning.losses import (
     qlike,
     student_t_nll,
 )
-from tracepaper.replay.learning.samples import VARIANCE_FLOOR
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.networks.architecture import Outputs
 
 

@@ -13,11 +13,11 @@ from tracepaper.replay.learning.samples import (
     FLAT,
     NO_LABEL,
     UP,
-    VARIANCE_FLOOR,
     direction_of,
     targets,
     uniqueness,
 )
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 
 
 def test_a_label_is_the_scaled_return_to_its_horizon() -> None:

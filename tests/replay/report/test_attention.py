@@ -5,6 +5,7 @@ from statistics import mean
 
 import numpy as np
 import pytest
+from pages import layers_of
 
 from tracepaper.replay.report.attention import COLUMNS_MAX
 from tracepaper.replay.report.attention_charts import heads_over_time_chart
@@ -67,11 +68,12 @@ def test_the_heads_over_time_are_the_confidence_of_each_column(attention_report:
     assert heatmap.heads.shape == (16, heatmap.times_ms.size)
     assert heatmap.heads.mean(axis=0) == pytest.approx(heatmap.confidence, abs=1e-6)
     chart = heads_over_time_chart(heatmap, attention_report.heads)
+    trace = layers_of(chart)["usual"]
     assert chart is not None
-    [trace] = chart["data"]
-    assert (trace["y"][0], trace["y"][-1], len(trace["z"])) == ("1.1", "4.4", 16)
+    names = chart.panels[0].y.names
+    assert (names[0], names[-1], len(trace.rows)) == ("1.1", "4.4", 16)
     ratio = heatmap.heads[5] / heatmap.heads[5].mean()
-    assert 2.0 ** np.array(trace["z"][5]) == pytest.approx(ratio, rel=0.01)
+    assert 2.0 ** np.array(trace.rows[5]) == pytest.approx(ratio, rel=0.01)
     assert heads_over_time_chart(heatmap, 0) is None
 
 

@@ -1,22 +1,21 @@
-"""The maps and edges of a report: which cell holds what, and what is sent to the page."""
+"""The maps and edges of a report: which cell holds what, and what a chart holds of it."""
 
 from __future__ import annotations
 
 import base64
-import gzip
-import json
-import re
 
 import numpy as np
 import pytest
+from pages import layers_of
 
+from tracepaper.replay.document.charts import HeatLayer
 from tracepaper.replay.report.attention_charts import (
     age_map_chart,
     cells_by_age,
     cells_by_position,
     position_map_chart,
 )
-from tracepaper.replay.report.heads import SCALE, edges_of, edges_view
+from tracepaper.replay.report.heads import edges_of
 from tracepaper.strategies.forecasters.attribution import RolloutMap
 
 BARS = 6
@@ -54,18 +53,18 @@ def test_cells_of_several_bars_hold_their_mean_share() -> None:
         assert np.nansum(cells.shares[0] * widths) == pytest.approx(bars * (bars - 1) / 2)
 
 
-def test_a_chart_sends_the_logarithms_as_bytes_with_their_ends() -> None:
+def test_a_chart_holds_the_logarithms_as_bytes_with_their_ends() -> None:
     for chart in (position_map_chart(triangle(), TIMES), age_map_chart(triangle(), TIMES)):
-        [trace] = chart["data"]
-        assert trace["y"] == TIMES
-        sent = trace["meta"]
-        packed = gzip.decompress(base64.b64decode(sent["cells"]))
-        levels = np.frombuffer(packed, np.uint8).reshape(-1, sent["columns"])
+        [heat] = chart.panels[0].layers
+        assert isinstance(heat, HeatLayer)
+        assert (heat.y, heat.scale) == (TIMES, "log10")
+        packed = base64.b64decode(heat.packed)
+        levels = np.frombuffer(packed, np.uint8).reshape(-1, len(heat.x))
         assert levels.shape == (BARS, BARS)
-        logs = sent["low"] + (sent["high"] - sent["low"]) * levels[5] / 254
+        logs = heat.low + (heat.high - heat.low) * levels[5] / 254
         shares = np.where(levels[5] == 255, 0.0, 10.0**logs)
         assert sorted(shares[shares > 0]) == pytest.approx([0.25, 0.75], rel=0.02)
-    assert position_map_chart(triangle(), TIMES)["data"][0]["x"] == TIMES
+    assert layers_of(position_map_chart(triangle(), TIMES))["a bar"].x == TIMES
 
 
 def test_edges_lie_where_the_bars_are_and_not_where_their_ages_are() -> None:
@@ -78,13 +77,3 @@ def test_edges_lie_where_the_bars_are_and_not_where_their_ages_are() -> None:
     assert edges.shares[0, 0, 0, 2] == 0.25  # the oldest of three is two bars back
     last = edges.firsts.index(max(first for first in edges.firsts if first <= 6))
     assert edges.shares[0, 0, 0, last] == 0.75
-
-
-def test_the_view_sends_shares_as_whole_parts_and_no_text_of_the_run() -> None:
-    by_age = np.full((2, 3, 4, 8), 1 / 8)
-    view = edges_view(edges_of(by_age), TIMES[:4])
-    [sent] = re.findall(r"<script type=.application/json.>(.*?)</script>", view)
-    told = json.loads(sent)
-    assert np.array(told["shares"]).shape[:3] == (2, 3, 4)
-    assert np.array(told["shares"]).sum() == pytest.approx(24 * SCALE, rel=0.01)
-    assert told["times"] == TIMES[:4]

@@ -4,8 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pages import layers_of
 
-from tracepaper.replay.report.attention_charts import confidence_chart, rollout_chart
+from tracepaper.replay.document.charts import BarLayer, Chart, HeatLayer, LineLayer
+from tracepaper.replay.report.attention_charts import (
+    confidence_chart,
+    groups_chart,
+    head_confidence_chart,
+    rollout_chart,
+)
 from tracepaper.replay.report.benchmarks import ALLOWED
 from tracepaper.replay.report.charts import (
     broken,
@@ -16,7 +23,6 @@ from tracepaper.replay.report.charts import (
     price_chart,
     refusal_chart,
     rolling_chart,
-    rounded,
     trades_chart,
 )
 from tracepaper.replay.report.report import Report
@@ -24,15 +30,20 @@ from tracepaper.replay.report.report import Report
 
 def test_the_own_curve_ends_at_the_run_s_return(cross_report: Report) -> None:
     chart = equity_chart(cross_report)
-    own = [trace for trace in chart["data"] if trace["name"] == "this run"]
-    assert own[0]["x"][-1] == cross_report.record.times_ms[-1]
+    own = layers_of(chart)["this run"]
+    assert own.role == "accent"
+    assert own.x[-1] == cross_report.record.times_ms[-1]
     earned = cross_report.accounts[0].performance.total_return
     assert earned is not None
     whole = 100 * earned
-    assert own[0]["customdata"][-1] == pytest.approx(whole, rel=1e-5)
-    assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %"} <= {
-        trace["name"] for trace in chart["data"]
-    }
+    assert own.y[-1] == pytest.approx(whole, rel=1e-5)
+    shown = layers_of(chart).keys()
+    assert {"buy and hold, 100 % held", "random twins of this run, 5–95 %", "position"} <= shown
+    assert [panel.y.title for panel in chart.panels] == ["return, %", "drawdown, %", "position, %"]
+    lost = next(layer for layer in chart.panels[1].layers if layer.name == "this run")  # type: ignore[union-attr]
+    worst = cross_report.accounts[0].performance.max_drawdown
+    assert worst is not None
+    assert min(lost.y) == pytest.approx(-100 * worst, rel=1e-4)  # type: ignore[union-attr]
 
 
 def test_a_short_position_between_two_marks_is_still_drawn(cross_report: Report) -> None:
@@ -59,25 +70,28 @@ def test_gates_that_cannot_be_judged_have_no_mark(
     )
     chart = refusal_chart(replace(attention_report, refusals=judged))
     assert chart is not None
-    band, marks = chart["data"]
-    assert (band["base"], band["x"]) == ([-2.0] * 3, [5.0] * 3)
-    assert marks["marker"]["color"] == ["var(--muted)", "var(--loss)", "var(--gain)"]
-    assert marks["error_x"]["array"] == [3.0] * 3
-    assert marks["y"][-1].startswith(judged[0].gate)  # the first gate on top
+    layers = layers_of(chart)
+    band, marks = layers["random gate, 95 %"], layers["this gate ± 2 errors"]
+    assert (band.base, band.x) == ([-2.0] * 3, [5.0] * 3)
+    assert marks.roles == ["gain", "loss", "muted"]
+    assert marks.errors == [3.0] * 3
+    rows = chart.panels[0].y
+    assert rows.is_reversed  # the first gate on top
+    assert rows.names[0].startswith(judged[0].gate)
 
 
 def test_the_price_chart_marks_every_entry_and_exit_at_its_price(cross_report: Report) -> None:
     chart = price_chart(cross_report, "linear:BTCUSDT")
     assert chart is not None
-    marks = {trace["name"]: trace for trace in chart["data"] if trace.get("mode") == "markers"}
+    marks = layers_of(chart)
     closed = cross_report.own_trades
-    entries = marks["entry long"]["x"] + marks["entry short"]["x"]
-    assert sorted(entries) == sorted(trade.entered_ms for trade in closed)
+    entries = marks["entry long"].x + marks["entry short"].x
+    assert sorted(entries) == sorted(trade.entry_ms for trade in closed)
     lost = [trade for trade in closed if trade.profit <= 0]
-    assert marks["exit, loss"]["x"] == [trade.left_ms for trade in lost]
-    assert marks["exit, loss"]["y"] == [trade.exit_price for trade in lost]
-    assert marks["exit, loss"]["marker"]["color"] == "var(--loss)"
-    assert len(lost) + len(marks["exit, gain"]["x"]) == len(closed)
+    assert marks["exit, loss"].x == [trade.exit_ms for trade in lost]
+    assert marks["exit, loss"].y == [trade.exit_price for trade in lost]
+    assert marks["exit, loss"].roles == ("loss",)
+    assert len(lost) + len(marks["exit, gain"].x) == len(closed)
     assert "the 122 closed trades" in caption(cross_report, "linear:BTCUSDT").replace(
         str(len(closed)), "122"
     )
@@ -88,8 +102,8 @@ def test_the_price_chart_counts_every_refused_signal_of_each_gate(
 ) -> None:
     chart = price_chart(attention_report, "linear:BTCUSDT")
     assert chart is not None
-    (stripes,) = (trace for trace in chart["data"] if trace["type"] == "heatmap")
-    drawn = dict(zip(stripes["y"], map(sum, stripes["z"]), strict=True))
+    stripes = layers_of(chart)["signals refused"]
+    drawn = dict(zip(chart.panels[-1].y.names, map(sum, stripes.rows), strict=True))
     refused = {
         row.gate: row.signals
         for row in attention_report.refusals
@@ -104,10 +118,10 @@ def test_a_price_of_many_bars_is_thinned_with_its_extremes_and_said(
     bars = cross_report.record.bars["linear:BTCUSDT"]
     chart = price_chart(cross_report, "linear:BTCUSDT")
     assert chart is not None
-    low, high, close = chart["data"][:3]
-    assert len(close["x"]) == 800 < bars.close.size
-    assert min(low["y"]) == bars.low.min()
-    assert max(high["y"]) == bars.high.max()
+    band, close = layers_of(chart)["low to high"], layers_of(chart)["close"]
+    assert len(close.x) == 800 < bars.close.size
+    assert min(band.low) == bars.low.min()
+    assert max(band.high) == bars.high.max()
     many = cross_report.own_trades * 3
     thick = replace(cross_report, trades={**cross_report.trades, "this run": many})
     assert len(drawn_trades(thick, "linear:BTCUSDT")) == 300
@@ -126,30 +140,30 @@ def test_a_benchmark_that_dwarfs_the_run_brings_a_logarithmic_scale(
     cross_report: Report,
 ) -> None:
     plain = equity_chart(cross_report)
-    assert plain["layout"]["yaxis"]["title"]["text"] == "return, %"
+    assert (plain.panels[0].y.title, plain.panels[0].y.knee) == ("return, %", None)
     own, *others = cross_report.curves
     huge = replace(others[-1], equity=others[-1].equity[0] * np.linspace(1.0, 50.0, 800))
     chart = equity_chart(replace(cross_report, curves=(own, huge)))
-    assert chart["layout"]["yaxis"]["title"]["text"] == "return, % (logarithmic)"
-    assert "0" in chart["layout"]["yaxis"]["ticktext"]
-    line = next(trace for trace in chart["data"] if trace["name"] == f"{huge.name}, 100 % held")
-    assert line["customdata"][-1] == 4_900  # what a pointer shows is the return itself
-    mine = next(trace for trace in chart["data"] if trace["name"] == own.name)
-    # The run takes a readable part of the height, and lost stays below zero.
-    assert abs(mine["y"][-1]) > 0.1 * max(line["y"])
-    assert (mine["y"][-1] < 0) is (mine["customdata"][-1] < 0)
+    up = chart.panels[0].y
+    assert up.title == "return, % (logarithmic)"
+    line = layers_of(chart)[f"{huge.name}, 100 % held"]
+    assert line.y[-1] == 4_900  # what a pointer shows is the return itself
+    mine = layers_of(chart)[own.name]
+    # The run takes a readable part of the height.
+    assert up.knee is not None
+    assert up.knee <= max(map(abs, mine.y)) < 10 * up.knee
 
 
 def test_gains_and_losses_of_trades_are_counted_apart(cross_report: Report) -> None:
     chart = trades_chart(cross_report)
     assert chart is not None
-    returns, spans = chart["data"]
+    [returns], [spans] = (panel.layers for panel in chart.panels)
     closed = cross_report.own_trades
-    assert sum(returns["y"]) == sum(spans["y"]) == len(closed)
+    assert isinstance(returns, BarLayer)
+    assert isinstance(spans, BarLayer)
+    assert sum(filter(None, returns.y)) == sum(filter(None, spans.y)) == len(closed)
     gained = sum(
-        count
-        for count, colour in zip(returns["y"], returns["marker"]["color"], strict=True)
-        if colour == "var(--gain)"
+        count or 0 for count, role in zip(returns.y, returns.roles, strict=True) if role == "gain"
     )
     assert gained == sum(trade.return_bp > 0 for trade in closed)
 
@@ -158,19 +172,24 @@ def test_a_short_run_has_no_rolling_ratio(cross_report: Report) -> None:
     assert rolling_chart(cross_report) is None
     times = 86_400_000 * np.arange(1, 41)
     chart = rolling_chart(replace(cross_report, rolling=(times, np.linspace(-1, 1, 40))))
-    assert chart is not None
-    assert chart["data"][0]["y"][0] == -1
+    assert layers_of(chart)["Sharpe of 30 days"].y[0] == -1
+
+
+def ratios_of(chart: Chart) -> HeatLayer:
+    [heat] = (
+        layer
+        for panel in chart.panels
+        for layer in panel.layers
+        if isinstance(layer, HeatLayer) and layer.scale == "log2"
+    )
+    return heat
 
 
 def test_the_heatmap_shows_ratios_around_one(attention_report: Report) -> None:
     assert attention_report.attention is not None
     (heatmap,) = attention_report.attention.heatmaps
-    shown = next(
-        trace
-        for trace in rollout_chart(attention_report, heatmap)["data"]
-        if trace.get("meta") == "log2"
-    )
-    ratios = 2.0 ** np.array(shown["z"], dtype=np.float64)
+    shown = ratios_of(rollout_chart(attention_report, heatmap))
+    ratios = 2.0 ** np.array(shown.rows, dtype=np.float64)
     cells = len(ratios)
     assert cells < len(heatmap.weights)
     by_age = heatmap.weights[:-1].sum(axis=1)
@@ -188,13 +207,9 @@ def test_the_oldest_cells_neither_show_nor_stretch_the_heatmap(attention_report:
     moved = np.exp(0.1 * rng.normal(size=(13, columns)))
     moved[-3:-1] = np.where(np.arange(columns) % 2, 8.0, 0.125)
     planted = replace(heatmap, weights=usual * moved)
-    shown = next(
-        trace
-        for trace in rollout_chart(attention_report, planted)["data"]
-        if trace.get("meta") == "log2"
-    )
-    assert len(shown["z"]) == 11
-    assert 0.2 < shown["zmax"] < 1.0  # each cell alike: three, the most there is
+    shown = ratios_of(rollout_chart(attention_report, planted))
+    assert len(shown.rows) == 11
+    assert 0.2 < shown.high < 1.0  # each cell alike: three, the most there is
 
 
 def test_a_caption_names_no_panel_that_is_not_drawn(
@@ -203,19 +218,46 @@ def test_a_caption_names_no_panel_that_is_not_drawn(
     for report, has_panel in ((cross_report, False), (attention_report, True)):
         chart = price_chart(report, "linear:BTCUSDT")
         assert chart is not None
-        assert ("yaxis2" in chart["layout"]) is has_panel
+        assert (len(chart.panels) > 1) is has_panel
         assert ("refused by that gate" in caption(report, "linear:BTCUSDT")) is has_panel
 
 
 def test_the_histogram_counts_the_decisions_on_both_sides_of_the_gate(
     attention_report: Report,
 ) -> None:
-    (bars,) = confidence_chart(attention_report)["data"]
+    chart = confidence_chart(attention_report)
+    bars, gate = layers_of(chart)["bars"], layers_of(chart)["gate"]
     confidence = attention_report.record.decisions.confidence
     explained = int(np.isfinite(confidence).sum())
-    assert 0.99 * explained <= sum(bars["y"]) <= explained
-    assert attention_report.record.thresholds["confidence"] > 0
+    assert 0.99 * explained <= sum(bars.y) <= explained
+    assert gate.at == attention_report.record.thresholds["confidence"] > 0
+    passed = [role == "accent" for role in bars.roles]
+    assert passed == [at >= gate.at for at in bars.x]
 
 
-def test_rounding_keeps_significant_digits_and_turns_nan_into_null() -> None:
-    assert rounded([123456.789, 0.000123456789, float("nan")], 4) == [123500.0, 0.0001235, None]
+def test_winners_and_losers_are_two_lines_over_the_ages(attention_report: Report) -> None:
+    chart = groups_chart(attention_report)
+    assert chart is not None
+    winners, losers = chart.panels[0].layers
+    for line, group in zip((winners, losers), attention_report.groups, strict=True):
+        assert isinstance(line, LineLayer)
+        assert line.name == f"{group.trades} {group.name}"
+        assert line.y == pytest.approx([100 * share for share in group.rollout[:-1]], rel=1e-4)
+        assert line.x[1] == 64
+    assert groups_chart(replace(attention_report, groups=attention_report.groups[:1])) is None
+
+
+def test_the_confidence_of_each_head_is_a_cell_that_bears_its_number(
+    attention_report: Report,
+) -> None:
+    assert attention_report.attention is not None
+    chart = head_confidence_chart(attention_report, attention_report.heads)
+    assert chart is not None
+    cells = layers_of(chart)["confidence"]
+    shown = np.array(cells.rows).ravel()
+    assert shown == pytest.approx(attention_report.attention.head_confidence, rel=1e-3)
+    assert cells.is_written
+    assert (cells.low, cells.high) == pytest.approx((shown.min(), shown.max()), rel=1e-3)
+    assert chart.panels[0].x.names[0] == "head 1"
+    assert chart.panels[0].y.names[-1] == "layer 4"
+    assert head_confidence_chart(attention_report, 0) is None

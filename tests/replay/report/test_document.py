@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import storage_cases as cases
 from builders import MINUTE
+from pages import charts_of
 from report_cases import BTC, SAMPLE, STRICT, build_report_of, cross, replayed, report_of
 
+from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.page import page_of
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report, _warnings, build_report
 from tracepaper.replay.report.terminal import as_document
 from tracepaper.storage.database.reader import resolve
@@ -82,7 +83,7 @@ def test_buy_and_hold_stands_at_the_run_s_exposure_beside_the_full_one(
     assert done is not None
     assert done.mean_exposure is not None
     equal, full = cross_report.accounts[-2:]
-    assert (equal.name, full.name) == (f"held at {done.mean_exposure:.2%}", BUY_AND_HOLD)
+    assert (equal.name, full.name) == (f"buy and hold at {done.mean_exposure:.2%}", BUY_AND_HOLD)
     gained = full.end - full.start
     assert equal.end - equal.start == pytest.approx(done.mean_exposure * gained)
 
@@ -186,7 +187,7 @@ def test_a_run_of_acting_steps_has_the_figures_by_day_of_the_whole_one(
     assert full.record.account.funding_paid != 0
     assert acted.accounts[0].costs == full.accounts[0].costs
     assert np.array(acted.monthly) == pytest.approx(np.array(full.monthly))
-    figures = ("side", "profit", "entered_ms", "left_ms", "fees")
+    figures = ("side", "profit", "entry_ms", "exit_ms", "fees")
     trades = [
         [[getattr(of, figure) for figure in figures] for of in report.own_trades]
         for report in full_and_acted
@@ -245,4 +246,6 @@ def test_a_twin_s_fills_are_kept_among_the_acting_steps(
     assert len(acted.trades["ungated"]) == len(attention_report.trades["ungated"]) > 0
     assert acted.attention is None
     assert all(not of.rollout and not of.closes.size for of in acted.explained)
-    assert len(page_of(acted)) > 100_000
+    document = report_document(acted)
+    assert [chart.title for chart in charts_of(document)] == ["Equity", "Spread"]
+    assert len(charts_of(document)[0].panels) == 1  # no drawdown, no position

@@ -9,12 +9,20 @@ import explained_runs
 import numpy as np
 import pytest
 from models import AnyConfig
+from pages import document_in, said_in
 from report_cases import build_report_of
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.replay.document.charts import EdgeLayer, FlowLayer, HeatLayer
 from tracepaper.replay.explain.recompute import recompute
-from tracepaper.replay.report.attention_charts import flow_picture, heads_chart
+from tracepaper.replay.report.attention_charts import (
+    SCALE,
+    edges_chart,
+    flow_chart,
+    heads_chart,
+    layers_chart,
+)
 from tracepaper.replay.report.heads import (
     HeadReport,
     event_bars,
@@ -90,11 +98,29 @@ def test_each_head_s_row_is_a_share_of_all_it_sees(heads: HeadReport) -> None:
 
 def test_pictures_have_a_panel_a_head_and_a_label_a_group(heads: HeadReport) -> None:
     chart = heads_chart(heads)
-    assert len(chart["data"]) == 16
-    words = flow_picture(heads)
-    assert all(f">{name}: " in words for name in heads.groups[:4])
+    assert (len(chart.panels), chart.columns) == (16, 4)
+    assert chart.panels[0].title.startswith("layer 4, head 1: ")
+    [layers] = layers_chart(heads).panels[0].layers
+    assert isinstance(layers, HeatLayer)
+    widths = np.diff([*heads.cell_ages, heads.window])
+    newest = 100 * heads.maps[3, 3, :, -1] * widths
+    assert layers.rows[-1] == pytest.approx(newest, rel=1e-2, abs=1e-5)
+    assert sum(filter(None, layers.rows[-1])) == pytest.approx(100.0, rel=1e-2)
+    [edges] = edges_chart(heads).panels[0].layers
+    assert isinstance(edges, EdgeLayer)
+    whole = np.array(edges.shares)
+    assert whole.shape[:3] == (4, 4, heads.decisions)
+    assert whole.sum() == pytest.approx(16 * heads.decisions * SCALE, rel=0.01)
+    assert len(edges.times) == heads.decisions
+    [flow] = flow_chart(heads, "down the layers").panels[0].layers
+    assert isinstance(flow, FlowLayer)
+    assert flow.groups == heads.groups
     assert group_names(1_000)[-1] == "256–999"
-    assert words.count("<svg") == 1
+    assert len(flow.columns) == len(flow.held) == len(flow.flows) + 1 == 5
+    for column, (shares, arrives) in enumerate(zip(flow.held[1:], flow.flows, strict=True)):
+        arrived = [sum(filter(None, row)) for row in zip(*arrives, strict=True)]
+        assert sum(arrived) == pytest.approx(1.0, abs=1e-4), column
+        assert shares == pytest.approx(arrived, abs=1e-4)
 
 
 def test_a_run_without_a_model_says_that_there_is_nothing_to_look_into(
@@ -155,9 +181,11 @@ def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     layers = len(heads.readings)
     assert all(f"\n{layer}.2 " in out for layer in range(1, layers + 1))
     assert f"by the run's own model at decision {heads.sequence:,}" in out
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert page.count("layer 1, head ") == 2
-    assert '<svg class="flow"' in page
+    page = tmp_path / "page.html"
+    assert said_in(page).count("layer 1, head ") == 2
+    charts = [part for part in document_in(page)["parts"] if part["kind"] == "chart"]
+    drawn = [panel["layers"][0]["type"] for chart in charts for panel in chart["panels"]]
+    assert {"edges", "flow"} <= set(drawn)
     assert invoke([*words, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["heads"]
     assert [head["head"] for head in found["kinds"]] == [

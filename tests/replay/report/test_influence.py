@@ -9,17 +9,18 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import plotly.graph_objects as go
 import pytest
 import torch
 from builders import instrument
 from learning import learnable
 from msgspec import structs
+from pages import said_in
 from pair_cases import replayed
 from torch import Tensor
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.document.charts import HeatLayer
 from tracepaper.replay.explain.attribution import influence
 from tracepaper.replay.report.attention import (
     COLUMNS_SHOWN,
@@ -38,15 +39,6 @@ from tracepaper.strategies.networks.keys import listed
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 BARS = 620
 SHARP = 200.0
-
-
-def coloured(value: object) -> object:
-    """Return *value* with a colour in place of the page's own, which plotly does not know."""
-    if isinstance(value, dict):
-        return {key: coloured(of) for key, of in value.items() if key != "family"}
-    if isinstance(value, list):
-        return [coloured(of) for of in value]
-    return "black" if isinstance(value, str) and value.startswith("var(") else value
 
 
 def alone(weights: dict[str, Tensor]) -> None:
@@ -161,7 +153,7 @@ def test_the_leader_is_named_on_the_terminal_and_drawn_on_the_page(
     said = capsys.readouterr().out
     led_by = said[said.index("Who is looked at") :].splitlines()[2].split()
     assert led_by[:5] == ["AAAUSDT", "100.0", "%", "50.0", "%"]
-    text = page.read_text(encoding="utf-8")
+    text = said_in(page)
     assert "Influence between symbols" in text
     assert "Whose forecast downwards, whose bars to the right" in text
 
@@ -253,11 +245,17 @@ def test_spread_quarters_and_the_rest_are_by_the_definition(report: Report) -> N
     at, of = np.unravel_index(apart.argmax(), apart.shape)
     first = pairs.documents()[0]
     assert (first["forecast"], first["bars"]) == (names[at], names[of])
-    assert len(chart["data"][0]["z"]) == 100
+    [drawn] = chart.panels[0].layers
+    assert isinstance(drawn, HeatLayer)
+    np.testing.assert_allclose(
+        np.array(drawn.rows, dtype=np.float64) / 100, found.mean, rtol=1e-2, atol=1e-9
+    )
+    assert drawn.high == pytest.approx(100 * apart.max())
+    mean, spread = 100 * found.mean[at, of], 100 * found.spread[at, of]
+    assert drawn.texts[at][of] == f"{mean:.2f} ± {spread:.2f} %"
+    assert not chart.panels[0].x.has_labels  # a hundred names have no room
     assert quarters is not None
-    assert len(quarters["data"]) == 4
-    for drawn in (chart, quarters):
-        assert go.Figure(coloured(drawn)).data  # plotly takes it
+    assert (len(quarters.panels), quarters.columns) == (4, 4)
 
 
 def test_a_run_of_another_strategy_has_no_influence(report: Report) -> None:

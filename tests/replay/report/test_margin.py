@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from pages import said_in
 from report_cases import BTC, cross, replayed
 
 from tracepaper.daemon.cli import invoke
@@ -44,4 +45,4 @@ def test_the_account_says_margin_leverage_and_liquidation_price(
     assert invoke(["report", "--db", str(database)]) == 0
     shown = capsys.readouterr().out
     assert ("liquidated at" in shown) is held
-    assert ("liquidated at" in page.read_text(encoding="utf-8")) is held
+    assert ("liquidated at" in said_in(page)) is held

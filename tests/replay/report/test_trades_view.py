@@ -19,7 +19,7 @@ from tracepaper.replay.samples import DEMO_CANDLES
 SIZED: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
 COSTLY: dict[str, Any] = {"slippage_bp": "2", "spread_bp": "1"}
 SAME = ("instrument", "side", "entry_reason", "exit_reason", "entry_sequence", "exit_sequence")
-NAMED = {"opened_ms": "entered_ms", "closed_ms": "left_ms"}
+NAMED = {"opened_ms": "entry_ms", "closed_ms": "exit_ms"}
 NEAR = ("quantity", "entry_price", "exit_price", "fees")
 
 

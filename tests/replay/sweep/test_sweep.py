@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from own_strategies import importable
+from pages import document_in, said_in
 from programs import environment, run
 from waiting import deadline_s
 
@@ -138,12 +139,34 @@ def test_what_is_said_says_what_luck_would_do(nine: Sweep) -> None:
     assert "<pre>" in nine._repr_html_()
 
 
+def test_a_heat_map_is_a_frame_and_a_picture(nine: Sweep) -> None:
+    heat = nine.heat("fast", "slow")
+    assert heat is not None
+    frame = heat.frame
+    assert frame.columns == ["slow", "fast=3", "fast=5", "fast=9"]
+    assert frame["slow"].to_list() == ["12", "20", "40"]
+    assert frame["fast=5"].to_list() == heat.values[:, 1].tolist()
+    (axes, _colours) = heat.plot().figure.axes
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "5", "9"]
+    assert len(axes.texts) == np.isfinite(heat.values).sum()
+    assert "data:image/png;base64," in heat._repr_html_()
+
+
 def test_the_page_draws_the_heat_map(nine: Sweep, tmp_path: Path) -> None:
     nine.report(html=tmp_path / "sweep.html")
-    page = (tmp_path / "sweep.html").read_text(encoding="utf-8")
-    assert '"type":"heatmap"' in page
-    assert "How much of it is luck" in page
-    assert page.count("<tr>") == 10  # a head and nine runs
+    document = document_in(tmp_path / "sweep.html")
+    assert document["title"] == "Sweep of sma_cross"
+    [chart] = (part for part in document["parts"] if part["kind"] == "chart")
+    [cells] = chart["panels"][0]["layers"]
+    heat = nine.heat()
+    assert heat is not None
+    assert [len(row) for row in cells["rows"]] == [3, 3, 3]
+    assert (cells["type"], tuple(cells["chosen"])) == ("heat", heat.best)
+    assert cells["low"] == -cells["high"] < 0  # more is better
+    assert cells["ends"][1].startswith("+")
+    assert "How much of it is luck" in said_in(tmp_path / "sweep.html")
+    [runs] = (part for part in document["parts"] if part["kind"] == "table")
+    assert len(runs["rows"]) == 9
 
 
 def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path) -> None:

@@ -1,0 +1,139 @@
+"""The section [notify]: addresses without secrets, kinds of notices and their templates.
+
+The rules are docs/operations.md, O25 to O28.
+"""
+
+from __future__ import annotations
+
+import string
+from typing import Annotated, Final, Literal, NamedTuple, get_args
+
+from pydantic import BeforeValidator, ConfigDict, Field, field_validator
+
+from tracepaper.daemon.config.secrets import secret_in_address
+from tracepaper.daemon.config.values import Duration, Section, json_object, several
+
+NoticeKind = Literal[
+    "fills", "stops", "limits", "halt", "feed", "late", "parity", "refusals", "daily"
+]
+"""What a notice is about."""
+KINDS: Final[tuple[NoticeKind, ...]] = get_args(NoticeKind)
+COMMON: Final = ("time", "run", "strategy")
+"""Fields that every notice has beside those of its kind."""
+ADDRESSES_MOST: Final = 20
+TEMPLATE_MOST: Final = 1_000
+
+
+class Wording(NamedTuple):
+    """The template of a kind, and the fields that it may name."""
+
+    template: str
+    fields: tuple[str, ...]
+
+
+_FILL: Final = (
+    *("symbol", "side", "quantity", "price", "fee", "order", "reason"),
+    *("position", "equity"),
+)
+WORDINGS: Final[dict[NoticeKind, Wording]] = {
+    "fills": Wording(
+        "{symbol} {side} {quantity} at {price} ({reason}); holds {position}, equity {equity}", _FILL
+    ),
+    "stops": Wording(
+        "{symbol} {order}: {side} {quantity} at {price}; holds {position}, equity {equity}", _FILL
+    ),
+    "limits": Wording(
+        "{limit} breached at equity {equity}: {action}", ("limit", "action", "equity")
+    ),
+    "halt": Wording("{command}: {note}", ("command", "note")),
+    "feed": Wording("feed {state}: {words}", ("state", "words", "symbol")),
+    "late": Wording("decisions {state}: {words}", ("state", "words", "symbol")),
+    "parity": Wording("parity: {result}", ("outcome", "result")),
+    "refusals": Wording(
+        "{refused} of {decisions} decisions refused since {since}: {gates}",
+        ("refused", "decisions", "since", "gates"),
+    ),
+    "daily": Wording(
+        "equity {equity}, {change} ({percent}) since {since}; {fills} fills, fees {fees}, "
+        "{refused} of {decisions} decisions refused{twins}",
+        (
+            *("equity", "change", "percent", "since", "fills", "fees", "funding"),
+            *("refused", "decisions", "twins"),
+        ),
+    ),
+}
+"""The default template of each kind."""
+
+
+class NotifySection(Section):
+    """Messages about a run to chat, mail or a webhook, by Apprise; none without addresses."""
+
+    decides = False
+
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    addresses: Annotated[tuple[str, ...], BeforeValidator(several)] = ()
+    """Apprise addresses. A run stores its configuration, so one with a token or password stands
+    elsewhere: env:NAME names an environment variable, credential:NAME a file of
+    $CREDENTIALS_DIRECTORY (systemd's LoadCredential). Plain ones of json, xml, form, mailto and
+    syslog without a user may stand here."""
+    kinds: Annotated[tuple[NoticeKind, ...], BeforeValidator(several)] = KINDS
+    """What is told: fills, stops (and targets, time limits, liquidations), limits (breached), halt
+    (and resume, flatten), feed (lost and back), late (decisions), parity, refusals, daily."""
+    per_minute: int = Field(default=10, ge=1, le=600)
+    """Messages a minute; what comes faster waits, and goes together in one message."""
+    timeout_s: float = Field(default=20.0, gt=0, le=600)
+    """Wall seconds after which a message that an address has not taken is given up."""
+    feed_lost_s: float = Field(default=120.0, gt=0, le=86_400)
+    """Wall seconds without any data after which the feed counts as lost."""
+    refusals_every: Duration = "4h"
+    """Market time that one digest of refusals covers."""
+    daily_at: str = Field(default="00:00", pattern=r"^([01]\d|2[0-3]):[0-5]\d$")
+    """UTC time of day, such as 00:00, of the daily summary."""
+    templates: Annotated[dict[str, str], BeforeValidator(json_object)] = Field(default_factory=dict)
+    """Other words for a kind: {fills = "{time} {symbol} {side} {quantity} at {price}"}."""
+
+    @field_validator("addresses")
+    @classmethod
+    def _addresses(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(value) > ADDRESSES_MOST or len(set(value)) < len(value):
+            raise ValueError(f"name each address once, and {ADDRESSES_MOST} at most")
+        for text in value:
+            if found := secret_in_address(text):
+                raise ValueError(f'it has {found}; write "env:NAME" or "credential:NAME"')
+        return value
+
+    @field_validator("kinds")
+    @classmethod
+    def _kinds(cls, value: tuple[NoticeKind, ...]) -> tuple[NoticeKind, ...]:
+        if not value or len(set(value)) < len(value):
+            raise ValueError(
+                "name at least one kind, and each once; without addresses none is sent"
+            )
+        return tuple(kind for kind in KINDS if kind in value)
+
+    @field_validator("templates")
+    @classmethod
+    def _templates(cls, value: dict[str, str]) -> dict[str, str]:
+        for kind, template in value.items():
+            if kind not in WORDINGS:
+                raise ValueError(f"name a kind: {', '.join(KINDS)}")
+            if not 1 <= len(template) <= TEMPLATE_MOST:
+                raise ValueError(f"write 1 to {TEMPLATE_MOST} characters")
+            _check_fields(template, (*COMMON, *WORDINGS[kind].fields))
+        return value
+
+    def wording(self, kind: NoticeKind) -> str:
+        """Return the template of *kind*."""
+        return self.templates.get(kind, WORDINGS[kind].template)
+
+
+def _check_fields(template: str, fields: tuple[str, ...]) -> None:
+    """Refuse a template that names another field, or asks for more than its text."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError:
+        raise ValueError("write each field between braces, such as {time}") from None
+    for _, name, form, conversion in parts:
+        if name is not None and (name not in fields or form or conversion):
+            raise ValueError(f"name the fields {', '.join(f'{{{field}}}' for field in fields)}")

@@ -1,0 +1,218 @@
+"""Secrets: references to where one is, and the search for one that stands in a configuration.
+
+A run stores its configuration, so a secret may not stand in it. A key that needs one names an
+environment variable, ``env:NAME``, or a credentials file, ``credential:NAME``, which is
+``$CREDENTIALS_DIRECTORY/NAME`` (systemd's LoadCredential). The rule is docs/configuration.md, C9.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from tracepaper.strategies.errors import ConfigInvalid
+
+CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
+"""The variable by which systemd names the folder of a service's credentials."""
+REFERENCE: Final = re.compile(
+    r"env:(?P<variable>[A-Za-z_][A-Za-z0-9_]{0,99})|credential:(?P<file>\w[\w.@-]{0,99})", re.ASCII
+)
+_BYTES_MOST: Final = 65_536
+_ADVICE: Final = {
+    ("notify", "addresses"): (
+        'put it into an environment variable and write "env:NAME" in its place, or into a file of '
+        '$CREDENTIALS_DIRECTORY and write "credential:NAME"'
+    ),
+    **dict.fromkeys(
+        (("strategy", "options"), ("model", "options")),
+        'take it out, or write "env:NAME" and let your class read that environment variable',
+    ),
+}
+_TRANSPORTS: Final = frozenset(
+    {"http", "https", "ws", "wss", "sqlite", "file", "postgresql", "mysql", "s3", "ftp", "sftp"}
+)
+_PLAIN: Final = frozenset(
+    {"json", "jsons", "xml", "xmls", "form", "forms", "mailto", "mailtos", "syslog"}
+)
+"""The schemes of Apprise's whose addresses carry no secret of their own."""
+_PLAIN_QUERY: Final = frozenset(
+    {"to", "from", "cc", "bcc", "name", "smtp", "mode", "format", "method", "verify", "cto", "rto"}
+)
+_SCHEME: Final = re.compile(r"\b([a-z][a-z0-9+.-]{1,30})://", re.IGNORECASE)
+_USER: Final = re.compile(r"\b[a-z][a-z0-9+.-]{1,30}://[^/?#\s]*@", re.IGNORECASE)
+_TOKENS: Final = re.compile(
+    r"\b\d{6,12}:[\w-]{30,}"  # Telegram's bots
+    r"|\b(gh[pousr]_|github_pat_|glpat-|npm_|pypi-|xox[abeprs]-|[spr]k[-_]|AKIA|ASIA|SG\.)[\w.-]{12,}"
+    r"|\beyJ[\w-]{8,}\.eyJ"  # a JSON web token
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY"
+    r"|hooks\.slack\.com/|discord(app)?\.com/api/webhooks/|api\.telegram\.org/bot|webhook\.office\.com/",
+    re.ASCII,
+)
+_NAME: Final = re.compile(
+    r"(^|[_\-.])(password|passwd|passphrase|secret|(api|private|access|secret|auth)[_\-]?key|apikey|"
+    r"(access|auth|api|bot|bearer|refresh)[_\-]?token|credentials?)$",
+    re.IGNORECASE,
+)
+_TOKEN_LIKE: Final = re.compile(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", re.ASCII)
+
+
+def is_reference(text: str) -> bool:
+    """Return whether *text* names a secret's place, as ``env:NAME`` or ``credential:NAME``."""
+    return REFERENCE.fullmatch(text) is not None
+
+
+def read_secret(reference: str, environment: Mapping[str, str]) -> str:
+    """Return the text at the place that *reference* names, without surrounding spaces.
+
+    Raises ``ConfigInvalid``, with no part of the text, where there is none.
+    """
+    found = REFERENCE.fullmatch(reference)
+    assert found is not None, "the configuration has checked it"
+    if (name := found["variable"]) is not None:
+        if text := environment.get(name, "").strip():
+            return text
+        raise ConfigInvalid(f"{reference} names an environment variable that is not set; set it.")
+    folder = environment.get(CREDENTIALS, "")
+    if not folder:
+        raise ConfigInvalid(
+            f"{reference} is a file of ${CREDENTIALS}, which is not set; hand it over by systemd's "
+            f"LoadCredential={found['file']}:PATH, or set the variable to the file's folder."
+        )
+    path = Path(folder) / found["file"]
+    try:
+        with path.open("rb") as file:
+            text = file.read(_BYTES_MOST).decode().strip()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{reference}: {path} cannot be read ({error.strerror}); hand it over by systemd's "
+            f"LoadCredential={found['file']}:PATH."
+        ) from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"{reference}: {path} is not UTF-8 text; write it anew.") from None
+    if not text:
+        raise ConfigInvalid(f"{reference}: {path} is empty; write the address into it.")
+    return text
+
+
+def secret_in(text: str) -> str:
+    """Return in words what secret *text* seems to carry; empty where it carries none."""
+    if _USER.search(text):
+        return "an address with a user"
+    for found in _SCHEME.finditer(text):
+        if found[1].lower() not in _TRANSPORTS | _PLAIN:
+            return "an address of a messaging service"
+    if _TOKENS.search(text):
+        return "a token"
+    for part in text.split():
+        if "://" in part and any(_NAME.search(name) or name == "token" for name, _ in _query(part)):
+            return "an address with a secret in its query"
+    return ""
+
+
+def secret_in_address(text: str) -> str:
+    """Return why *text*, an address for notices, may carry a secret; empty where it cannot."""
+    found = secret_in(text)
+    if found or is_reference(text):
+        return found
+    try:
+        parts = urlsplit(text)
+    except ValueError:
+        return "a text that is no address"
+    if parts.scheme not in _PLAIN:
+        found = f"a text that is no address of {', '.join(sorted(_PLAIN))}"
+    elif not {name for name, _ in _query(text)} <= _PLAIN_QUERY:
+        found = "an address with a further query"
+    elif any(_TOKEN_LIKE.fullmatch(unquote(part)) for part in parts.path.split("/")):
+        found = "an address whose path looks like a token"
+    return found
+
+
+def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
+    """Yield section, key and fault of each text in *tables* that carries a secret.
+
+    *tables* maps sections to their keys; what has another form is left to its own check. A fault
+    says what is there and where it belongs, and nothing of the text.
+    """
+    for section, table in tables.items() if isinstance(tables, Mapping) else ():
+        for key, value in table.items() if isinstance(table, Mapping) else ():
+            if (section, key) == ("notify", "addresses"):
+                found = next(filter(None, map(secret_in_address, _texts(_listed(value)))), "")
+            else:
+                found = _secret_of(str(key), value)
+            if found:
+                advice = _ADVICE.get((section, key), "take it out")
+                fault = f"has {found}, and a run stores its configuration; {advice}"
+                yield str(section), str(key), fault
+
+
+def without(text: str, secret: str) -> str:
+    """Return *text* without any part of an address that is a *secret*, such as a quoted token."""
+    parts = {part for each in (secret, unquote(secret)) for part in re.split(r"[^\w-]+", each)}
+    for part in sorted(parts, key=len, reverse=True):
+        if len(part) >= 4:
+            text = text.replace(part, "…")
+    return text
+
+
+def _secret_of(name: str, value: object) -> str:
+    """Name the kind of secret in the *value* of a key called *name*, or in a table there."""
+    match value:
+        case str():
+            if found := secret_in(value):
+                return found
+            if isinstance(table := _from_json(value), dict):
+                return _secret_of(name, table)
+            return f"a text called {name!r}" if _is_secret(name, value) else ""
+        case Mapping():
+            pairs = [(str(key), item) for key, item in value.items()]
+            found = next(filter(None, (secret_in(key) for key, _ in pairs)), "")
+            return found or next(filter(None, (_secret_of(*pair) for pair in pairs)), "")
+        case list() | tuple():
+            return next(filter(None, (_secret_of(name, item) for item in value)), "")
+        case _:
+            return ""
+
+
+def _is_secret(name: str, value: str) -> bool:
+    """Return whether a key called *name* says that its *value* is a secret, which it names not."""
+    is_named = bool(_NAME.search(name)) or (name.lower() == "token" and len(value) >= 16)
+    return is_named and bool(value) and not is_reference(value)
+
+
+def _from_json(text: str) -> object:
+    """Return the table that an environment variable has as JSON; None where it is another text."""
+    try:
+        return json.loads(text) if text.lstrip().startswith("{") else None
+    except (json.JSONDecodeError, RecursionError):
+        return None
+
+
+def _texts(value: object) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case Mapping():
+            yield from _texts([*value, *value.values()])
+        case list() | tuple():
+            for item in value:
+                yield from _texts(item)
+        case _:
+            pass
+
+
+def _listed(value: object) -> object:
+    """Return the parts of a text with commas between, as an environment variable has it."""
+    if isinstance(value, str):
+        return [part for part in (each.strip(" []\"'") for each in value.split(",")) if part]
+    return value
+
+
+def _query(text: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(urlsplit(text).query, keep_blank_values=True)
+    except ValueError:
+        return []

@@ -1,0 +1,293 @@
+"""Notices of a run: what a person is told of each step and of the feed, as a pure function.
+
+A notice is a kind and the fields of its template (``daemon/config/notify.py``), all of them text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.daemon.config.notify import NoticeKind, NotifySection
+from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
+from tracepaper.strategies.types.decisions import Decision, Fill, OrderRole, Run, Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Command,
+    CommandKind,
+    Gap,
+    ParityCheck,
+    Side,
+)
+from tracepaper.strategies.units import (
+    DAY_MS,
+    MONEY_SCALE,
+    NOTHING,
+    day_text,
+    duration,
+    minute_text,
+    time_of,
+    time_of_day_ms,
+    unscaled,
+    visible,
+)
+
+TEXT_MOST: Final = 300
+"""Characters of a text that a user, an operator or a strategy wrote."""
+_LATE: Final = frozenset({late.name, deadline.name})
+_BREACHES: Final = frozenset({risk_drawdown.name, risk_daily_loss.name})
+_PLAIN_ROLES: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST, OrderRole.COMMAND})
+_ROLES: Final = {
+    OrderRole.STOP: "stop",
+    OrderRole.TARGET: "target",
+    OrderRole.TRAILING: "trailing stop",
+    OrderRole.UNTIL: "time limit",
+    OrderRole.LIQUIDATION: "liquidation",
+}
+_COMMANDS: Final = {
+    CommandKind.HALT: "no new exposure until RESUME",
+    CommandKind.RESUME: "new exposure is allowed",
+    CommandKind.FLATTEN: "all is closed, and no new exposure until RESUME",
+}
+_ACTIONS: Final = {
+    "halt": "no new exposure until RESUME",
+    "flatten": "what is held is closed, and no new exposure until RESUME",
+    "refuse": "no new exposure while it lasts",
+}
+
+
+class Notice(Struct, frozen=True):
+    """Something that a person is told, with the fields that a template of its kind may name."""
+
+    kind: NoticeKind
+    market_ms: int
+    fields: Mapping[str, str]
+
+
+class Notices:
+    """Makes the notices of one run; remembers what was told, so that a state is told once.
+
+    What it counts begins anew at each start, as each text says by its ``since``.
+    """
+
+    def __init__(self, section: NotifySection, run: Run, *, on_breach: str) -> None:
+        self._kinds = frozenset(section.kinds)
+        self._instruments = {item.id: item for item in run.instruments}
+        self._on_breach = on_breach
+        self._breach = ""
+        self._late: set[str] = set()  # instruments whose newest decision was late
+        self._late_count = 0
+        self._is_lost = False
+        self._refusals = _Digest(time_of(section.refusals_every) or DAY_MS, 0)
+        self._daily = _Digest(DAY_MS, time_of_day_ms(section.daily_at))
+
+    def of_step(self, step: Step, breach: str) -> list[Notice]:
+        """Return the notices of a stored *step*; *breach* is the limit that halts the run, if any.
+
+        Costs no more for a longer run, and nothing to speak of for a step that neither fills nor
+        decides.
+        """
+        found: list[Notice] = []
+        if step.fills:
+            self._daily.fills += len(step.fills)
+            found += [self._fill(fill, step) for fill in step.fills]
+        match step.event:
+            case Bar() as bar if step.accepted:
+                self._bar(bar, step, breach, found)
+            case Command() as command:
+                self._breach = self._breach if breach else ""
+                note = _shortened(command.note)
+                note = f"{_COMMANDS[command.kind]} ({note})" if note else _COMMANDS[command.kind]
+                found.append(_notice("halt", step, command=command.kind.value, note=note))
+            case ParityCheck() as check:
+                result = _shortened(check.reason)
+                found.append(_notice("parity", step, outcome=check.outcome.value, result=result))
+            case Gap(repaired_by="") as gap:
+                found.append(self._hole(gap, step))
+            case _:
+                pass
+        return [notice for notice in found if notice.kind in self._kinds] if found else found
+
+    def of_feed(self, age_s: float, lost_s: float, market_ms: int) -> list[Notice]:
+        """Return the notice that the feed is lost, or back, at an *age_s* of its newest frame."""
+        is_lost = age_s > lost_s
+        if is_lost is self._is_lost or "feed" not in self._kinds:
+            return []
+        self._is_lost = is_lost
+        if is_lost:
+            words = f"no data for {duration(age_s * 1000)}; the daemon connects again by itself"
+            return [_feed("lost", words, market_ms)]
+        return [_feed("back", "data come again; missing bars are asked for over REST", market_ms)]
+
+    # ------------------------------------------------------------ of one step
+
+    def _fill(self, fill: Fill, step: Step) -> Notice:
+        item = self._instruments[fill.instrument]
+        role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
+        held = step.position if getattr(step.event, "instrument", "") == fill.instrument else None
+        return _notice(
+            "fills" if role in _PLAIN_ROLES else "stops",
+            step,
+            symbol=item.symbol,
+            side="bought" if fill.side is Side.BUY else "sold",
+            quantity=unscaled(fill.quantity, item.quantity_decimals),
+            price=unscaled(fill.price, item.price_decimals),
+            fee=_money(fill.fee),
+            order=_ROLES.get(role, "order"),
+            reason=_shortened(fill.reason),
+            position="?" if held is None else unscaled(held.quantity, item.quantity_decimals),
+            equity=_money(step.account.equity),
+        )
+
+    def _bar(self, bar: Bar, step: Step, breach: str, found: list[Notice]) -> None:
+        refusals, daily = self._refusals, self._daily
+        if daily.first is None:
+            refusals.begin(bar, step)
+            daily.begin(bar, step)
+        if (decision := step.decision) is not None:
+            refusals.count(decision)
+            daily.count(decision)
+            self._limit(decision, step, breach, found)
+            is_late = decision.refused_by in _LATE
+            self._late_count += is_late
+            if is_late is not (bar.instrument in self._late):
+                self._lateness(bar, decision, step, found)
+        if bar.close_time_ms >= refusals.until_ms:
+            if refusals.refused:
+                found.append(_refusals(refusals, step))
+            refusals.begin(bar, step)
+        if bar.close_time_ms >= daily.until_ms:
+            found.append(_summary(daily, step))
+            daily.begin(bar, step)
+
+    def _limit(self, decision: Decision, step: Step, breach: str, found: list[Notice]) -> None:
+        """Tell of a limit once it is breached; where it only refuses, once a day."""
+        if self._on_breach == "refuse":
+            breach = decision.refused_by or ""
+            breach = breach if breach in _BREACHES else ""
+            day = day_text(step.event.market_ms)
+            if not breach or f"{day} {breach}" == self._breach:
+                return
+            self._breach = f"{day} {breach}"
+        elif breach == self._breach:
+            return
+        else:
+            self._breach = breach
+        if breach:
+            equity, action = _money(step.account.equity), _ACTIONS[self._on_breach]
+            found.append(_notice("limits", step, limit=breach, equity=equity, action=action))
+
+    def _lateness(self, bar: Bar, decision: Decision, step: Step, found: list[Notice]) -> None:
+        """Take in that decisions of the bar's instrument have become late, or are in time again."""
+        symbol = self._instruments[bar.instrument].symbol
+        if bar.instrument not in self._late:
+            if not self._late:
+                words = f"{symbol} is held: {_shortened(decision.reason)}"
+                found.append(_notice("late", step, state="late", words=words, symbol=symbol))
+            self._late.add(bar.instrument)
+            return
+        self._late.discard(bar.instrument)
+        if not self._late:
+            count, self._late_count = self._late_count, 0
+            words = f"after {count} that {'was' if count == 1 else 'were'} late"
+            found.append(_notice("late", step, state="in time again", words=words, symbol=symbol))
+
+    def _hole(self, gap: Gap, step: Step) -> Notice:
+        symbol = self._instruments[gap.instrument].symbol
+        words = (
+            f"{symbol} lacks {minute_text(gap.from_ms)} to {minute_text(gap.until_ms)} for good "
+            f"({gap.cause.value})"
+        )
+        return _notice("feed", step, state="incomplete", words=words, symbol=symbol)
+
+
+class _Digest:
+    """Counts decisions, refusals and fills over spans of market time."""
+
+    def __init__(self, every_ms: int, at_ms: int) -> None:
+        self._every_ms, self._at_ms = every_ms, at_ms
+        self.until_ms = 0
+        self.first: Step | None = None  # the step with which the span began
+        self.decisions = 0
+        self.refused: Counter[str] = Counter()
+        self.fills = 0
+
+    def count(self, decision: Decision) -> None:
+        """Count a decision."""
+        self.decisions += 1
+        if decision.refused_by is not None:
+            self.refused[decision.refused_by] += 1
+
+    def begin(self, bar: Bar, step: Step) -> None:
+        """Begin a span with the step of *bar*; it ends at the next multiple of its length."""
+        past_ms = (bar.close_time_ms - self._at_ms) % self._every_ms
+        self.until_ms = bar.close_time_ms - past_ms + self._every_ms
+        self.first = step
+        self.decisions = self.fills = 0
+        self.refused.clear()
+
+    def since(self) -> str:
+        """Return the market time at which the span began, as text."""
+        return NOTHING if self.first is None else minute_text(self.first.event.market_ms)
+
+
+def _refusals(digest: _Digest, step: Step) -> Notice:
+    gates = ", ".join(f"{gate} {count}" for gate, count in digest.refused.most_common())
+    return _notice(
+        "refusals",
+        step,
+        refused=str(digest.refused.total()),
+        decisions=str(digest.decisions),
+        since=digest.since(),
+        gates=gates,
+    )
+
+
+def _summary(digest: _Digest, step: Step) -> Notice:
+    first = step if digest.first is None else digest.first
+    before, after = first.account, step.account
+    begun = {twin.twin: twin.account.equity for twin in first.twins}
+    twins = "".join(
+        f"; {twin.twin} {_percent(begun[twin.twin], twin.account.equity)}"
+        for twin in step.twins
+        if twin.twin in begun
+    )
+    return _notice(
+        "daily",
+        step,
+        equity=_money(after.equity),
+        change=_money(after.equity - before.equity, sign="+"),
+        percent=_percent(before.equity, after.equity),
+        since=digest.since(),
+        fills=str(digest.fills),
+        fees=_money(after.fees_paid - before.fees_paid),
+        funding=_money(after.funding_paid - before.funding_paid),
+        refused=str(digest.refused.total()),
+        decisions=str(digest.decisions),
+        twins=twins,
+    )
+
+
+def _notice(kind: NoticeKind, step: Step, **fields: str) -> Notice:
+    return Notice(kind, step.event.market_ms, fields)
+
+
+def _feed(state: str, words: str, market_ms: int) -> Notice:
+    return Notice("feed", market_ms, {"state": state, "words": words, "symbol": ""})
+
+
+def _money(value: int, *, sign: str = "") -> str:
+    return f"{value / MONEY_SCALE:{sign},.2f}"
+
+
+def _percent(before: int, after: int) -> str:
+    return NOTHING if before <= 0 else f"{(after / before - 1) * 100:+.2f} %"
+
+
+def _shortened(text: str) -> str:
+    """Return *text* on one line, without control characters and not too long."""
+    text = " ".join(visible(text).split())
+    return text if len(text) <= TEXT_MOST else f"{text[: TEXT_MOST - 1]}…"

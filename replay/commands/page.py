@@ -1,0 +1,71 @@
+"""``tracepaper ui``: the page over recorded databases."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import database_path
+from tracepaper.strategies.errors import DataInvalid
+
+LOOPBACK = "127.0.0.1"
+PAGE_BEGINS = b"<!doctype html>"
+
+
+def ui(
+    *,
+    db: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--db",
+            metavar="FILE",
+            help="A database, or a sweep's file; repeat. By default the configuration's.",
+        ),
+    ] = None,
+    port: Annotated[
+        int, typer.Option("--port", min=0, max=65_535, help="Port on loopback; 0 picks one.")
+    ] = 0,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="Open the page in the browser.")
+    ] = False,
+) -> None:
+    """Show recorded runs in the browser: what was decided, refused, and why. Reads only."""
+    import asyncio
+
+    from tracepaper.replay.page.server import serve_until_ended
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.sweeps import is_sweep
+
+    paths = db or [database_path(None)]
+    for path in paths:
+        if is_page(path):
+            raise DataInvalid(f"{path} is a page and not a database: open it in a browser.")
+    if len(paths) == 1 and not is_sweep(paths[0]):
+        with Reader.open(paths[0]) as reader:  # its one sentence, before a page has to say it
+            reader.find("last")
+
+    def say(url: str) -> None:
+        typer.echo(f"The page is {url}/ (Ctrl-C ends it).")
+        if open_page:
+            open_in_browser(url)
+
+    asyncio.run(serve_until_ended(paths, host=LOOPBACK, port=port, listening_at=say))
+
+
+def is_page(path: Path) -> bool:
+    """Whether the file at *path* begins as a page does."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(PAGE_BEGINS))
+    except OSError:
+        return False
+    return head.lower() == PAGE_BEGINS
+
+
+def open_in_browser(url: str) -> None:
+    """Open the page at the address *url* of a server."""
+    import webbrowser
+
+    webbrowser.open(f"{url}/")

@@ -1,0 +1,164 @@
+"""What a call returns to people: a text, a picture, a page; in a notebook a bar while it works."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from html import escape
+from importlib import import_module
+from io import BytesIO, StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from tracepaper.daemon.clock import SystemClock
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.console import Console
+
+SHOWN_AFTER_S: Final = 1.0
+EVERY_S: Final = 0.2
+DPI: Final = 130
+PAGE_HEIGHT: Final = 800
+"""Pixels of a page in a notebook."""
+WIDTH: Final = 100
+"""Characters of a line in texts that are returned."""
+
+
+class Picture:
+    """A matplotlib ``figure`` that a notebook draws where it is a cell's last value."""
+
+    def __init__(self, figure: Figure, text: str) -> None:
+        self.figure = figure
+        self._text = text
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture to *path*, whose ending chooses the kind of file."""
+        self.figure.savefig(path, dpi=DPI)
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def _repr_png_(self) -> bytes:
+        made = BytesIO()
+        self.figure.savefig(made, format="png", dpi=DPI)
+        return made.getvalue()
+
+
+class RunPage:
+    """A run's page as one file's text, which a notebook shows where it is a cell's last value."""
+
+    def __init__(self, html: str, text: str, write: Callable[[str, Path], None]) -> None:
+        self.html = html
+        self._text = text
+        self._write = write
+
+    def write(self, path: str | Path) -> None:
+        """Write the page to *path*; raise ``ConfigInvalid`` where that cannot be."""
+        self._write(self.html, Path(path))
+
+    def __repr__(self) -> str:
+        return self._text
+
+    def _repr_html_(self) -> str:
+        # Sandboxed, so that nothing within it has the notebook's origin.
+        return (
+            f'<iframe title="{escape(self._text)}" width="100%" height="{PAGE_HEIGHT}" '
+            'sandbox="allow-scripts allow-popups" frameborder="0" '
+            f'srcdoc="{escape(self.html)}"></iframe>'
+        )
+
+
+class Text:
+    """An answer about a run: prints as a terminal shows it; ``document`` has it as JSON does."""
+
+    def __init__(self, text: str, document: Mapping[str, Any]) -> None:
+        self.text = text
+        self.document = document
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - any value of JSON
+        return self.document[key]
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{escape(self.text)}</pre>"
+
+
+def text_of(draw: Callable[[Console], None]) -> str:
+    """Return the text that *draw* prints on a terminal without colours."""
+    from tracepaper.daemon.terminal.console import Terminal
+
+    output = StringIO()
+    # In Jupyter Rich's consoles draw cells of their own and write nothing to their file.
+    draw(Terminal(file=output, width=WIDTH, color_system=None, force_jupyter=False))
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+
+
+Advance = Callable[[int, "int | None"], None]
+"""Told how much of how much is done; the second is None where nobody knows."""
+
+
+@contextmanager
+def progress(doing: str, *, wanted: bool | None = None) -> Iterator[Advance]:
+    """Show in a notebook how far a call is, once it has worked for a second.
+
+    Elsewhere nothing is shown, and neither where *wanted* is False; with True it is shown at once.
+    """
+    display = None if wanted is False else _display()
+    if display is None:
+        yield lambda _done, _total: None
+        return
+    bar = _Bar(doing, display, 0.0 if wanted else SHOWN_AFTER_S)
+    yield bar.advance
+    bar.end()
+
+
+class _Bar:
+    def __init__(self, doing: str, display: Any, after_s: float) -> None:  # noqa: ANN401 - IPython's
+        self._doing = doing
+        self._display = display
+        self._clock = SystemClock()
+        self._began_s = self._clock.network_s()
+        self._next_s = self._began_s + after_s
+        self._handle: Any = None
+        self._last: tuple[int, int | None] = (0, None)
+
+    def advance(self, done: int, total: int | None) -> None:
+        """Draw the bar anew, a few times a second at most."""
+        self._last = done, total
+        now_s = self._clock.network_s()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + EVERY_S
+        self._draw(f"{done:,}" if total is None else f"{done:,} of {total:,}")
+
+    def end(self) -> None:
+        """Leave one line in place of a bar that was drawn."""
+        if self._handle is not None:
+            done, _total = self._last
+            self._draw(f"{done:,} in {self._clock.network_s() - self._began_s:,.1f} s")
+
+    def _draw(self, said: str) -> None:
+        done, total = self._last
+        share = f' value="{done}" max="{total}"' if total else ""
+        line = escape(f"{self._doing}: {said}")
+        content = {
+            "text/plain": f"{self._doing}: {said}",
+            "text/html": f"<progress{share}></progress> {line}",
+        }
+        if self._handle is None:
+            self._handle = self._display(content, raw=True, display_id=True)
+        else:
+            self._handle.update(content, raw=True)
+
+
+def _display() -> Any:  # noqa: ANN401 - IPython is not typed
+    """Return IPython's ``display`` in a notebook's kernel; None elsewhere."""
+    ipython = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None or getattr(shell, "kernel", None) is None:
+        return None
+    return import_module("IPython.display").display

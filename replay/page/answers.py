@@ -1,0 +1,593 @@
+"""Every type that the HTTP interface answers with.
+
+Times are UTC milliseconds (``…_ms``), returns are fractions, log returns and shares too. Numbers to
+be drawn are floats; ``…_text`` is the exact decimal as it is stored. Columns of one answer have one
+length; a null in a column is a value that is not known.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct, field
+
+Number = float | None
+
+
+class Instrument(Struct, frozen=True):
+    """What is traded."""
+
+    id: str  # category:SYMBOL
+    symbol: str
+    base: str
+    quote: str
+    price_decimals: int
+    quantity_decimals: int
+
+
+class RunRow(Struct, frozen=True):
+    """One run, in a list of runs."""
+
+    run_id: str
+    kind: str  # live, demo or replay
+    strategy: str
+    instruments: list[str]
+    interval_ms: int
+    started_ms: int
+    ended_ms: int | None
+    first_ms: int | None  # open of the first decided bar
+    last_ms: int | None
+    decisions: int | None  # null until a long run is counted; ask with `counted`
+    fills: int
+    equity: Number
+    total_return: Number
+    model_id: str
+    database: str  # the file's name, without its folder
+    is_served: bool = False  # the run of the daemon that answers
+
+
+class Refused(Struct, frozen=True):
+    """A database that could not be read, and why."""
+
+    database: str
+    error: str
+
+
+class SweepRow(Struct, frozen=True):
+    """One sweep, in a list of sweeps."""
+
+    sweep_id: str
+    strategy: str
+    objective: str
+    cells: int  # runs that were made
+    is_whole: bool
+    database: str
+
+
+class Runs(Struct, frozen=True):
+    """All runs of all databases, the newest first, and all sweeps."""
+
+    runs: list[RunRow]
+    refused: list[Refused] = field(default_factory=list)
+    sweeps: list[SweepRow] = field(default_factory=list)
+
+
+class GateInfo(Struct, frozen=True):
+    """A gate of a run; ``threshold`` as it was last."""
+
+    gate: str
+    words: str  # what it measures
+    unit: str
+    threshold: float
+    at_least: bool  # passes from the threshold upwards; else downwards
+    is_switch: bool  # answers yes or no
+    is_capped: bool  # once passed, its measure says no more
+    starts_at: float  # where the measure begins
+    refused: int | None  # decisions that it refused first; null until they are counted
+
+
+class AccountFigures(Struct, frozen=True):
+    """An account of the run, or a benchmark beside it."""
+
+    name: str  # of the run's own: "this run"
+    source: str  # where it comes from, in a few words
+    equity: float
+    total_return: float
+    is_stored: bool = True  # else computed: buy and hold
+    realized: Number = None
+    unrealized: Number = None
+    fees: Number = None
+    funding: Number = None
+    fills: int | None = None
+    mean_exposure: Number = None
+
+
+class Holding(Struct, frozen=True):
+    """The position in one instrument after the newest step."""
+
+    instrument: str
+    side: str  # LONG, SHORT or FLAT
+    quantity_text: str  # not negative
+    average_price_text: str | None
+    unrealized: Number
+    margin: Number = None
+    liquidation_price: Number = None
+
+
+class LastRefusal(Struct, frozen=True):
+    """The newest decision that a gate refused once the model was warm."""
+
+    sequence: int
+    instrument: str
+    open_time_ms: int
+    gate: str
+    at_least: bool  # then it was short of its threshold, else over it
+    margin: Number  # not negative: by how much it failed
+
+
+class LastFill(Struct, frozen=True):
+    """The newest fill of the run's own account."""
+
+    sequence: int  # of the step
+    decision_sequence: int | None
+    instrument: str
+    side: str
+    quantity_text: str
+    price_text: str
+    filled_ms: int
+    reason: str
+
+
+class ParityState(Struct, frozen=True):
+    """What the newest comparison of the run with its replay found."""
+
+    identical: int
+    decisions: int
+    day: str  # 2025-06-02; empty where the whole run was compared
+    at_ms: int
+    error: str = ""  # why it could not be compared
+    first_difference: str = ""  # with its culprit
+
+
+class Damage(Struct, frozen=True):
+    """Where the chain of a record breaks."""
+
+    sequence: int
+    sentence: str
+
+
+class NoteSeries(Struct, frozen=True):
+    """A name under which the strategy noted numbers."""
+
+    instrument: str
+    name: str
+
+
+class Halt(Struct, frozen=True):
+    """What allows no new exposure until the operator's RESUME."""
+
+    by: str  # operator, or the gate of a limit on risk
+    since_ms: int | None  # of the operator's word
+    word: str = ""  # HALT or FLATTEN
+    note: str = ""  # of the operator
+
+
+class Run(Struct, frozen=True):
+    """One run: its summary, configuration and accounts."""
+
+    row: RunRow
+    config: dict[str, dict[str, Any]]
+    instruments: list[Instrument]
+    gates: list[GateInfo]
+    accounts: list[AccountFigures]  # the run's own first
+    holdings: list[Holding]
+    last_refusal: LastRefusal | None
+    last_fill: LastFill | None
+    parity: ParityState | None  # None where nobody asked
+    damage: Damage | None
+    halt: Halt | None
+    notes: list[NoteSeries]
+    warnings: list[str]
+    first_sequence: int | None  # of a decision
+    last_sequence: int | None
+    warm_sequence: int | None  # of the first decision after the warm-up
+    bars_needed: int  # to be warm
+    has_model: bool
+    gate_horizon: int  # bars
+    hashes: dict[str, str]  # code_version, config_sha256, model_sha256, head_digest
+
+
+class Candles(Struct, frozen=True):
+    """Candles of one instrument as columns; a cell of several bars is one candle.
+
+    ``sequence`` is of the last decided bar in the cell.
+    """
+
+    instrument: str
+    interval_ms: int  # length of a cell: the run's interval, or a multiple
+    open_time_ms: list[int]
+    open: list[float]
+    high: list[float]
+    low: list[float]
+    close: list[float]
+    volume: list[float]
+    sequence: list[int | None]
+
+
+class Series(Struct, frozen=True):
+    """The decisions of one instrument as columns, a cell for each candle of ``Candles``.
+
+    In a cell of several decisions a gate shows its worst one: ``spare`` is the smallest margin ÷
+    threshold, ``failed`` how many decisions it failed. Other columns are the cell's last decision.
+    """
+
+    instrument: str
+    interval_ms: int
+    open_time_ms: list[int]
+    sequence: list[int]
+    action: list[str]
+    refused_by: list[str | None]
+    regime: list[str]
+    confidence: list[Number]
+    held: list[float]  # the position after the bar, signed, in base
+    mean_return: list[Number]  # log return at the gate's horizon
+    stdev_return: list[Number]
+    spare: dict[str, list[Number]]  # by gate
+    failed: dict[str, list[int]]  # by gate
+
+
+class Equity(Struct, frozen=True):
+    """Equity of every account as columns, at the end of each cell; ``low`` is the least in it."""
+
+    interval_ms: int
+    time_ms: list[int]
+    equity: dict[str, list[float]]  # by account, the run's own first
+    low: dict[str, list[float]]
+    exposure: list[float]  # of the run's own: held value ÷ equity
+
+
+class Noted(Struct, frozen=True):
+    """Numbers that the strategy noted, by name, a value for each candle."""
+
+    instrument: str
+    interval_ms: int
+    open_time_ms: list[int]
+    numbers: dict[str, list[Number]]
+
+
+class FillMark(Struct, frozen=True):
+    """A fill, where it is drawn."""
+
+    sequence: int
+    decision_sequence: int | None
+    order_id: str
+    instrument: str
+    side: str
+    quantity_text: str
+    price: float
+    filled_ms: int
+    reason: str
+    role: str  # of its order: SIGNAL, STOP, TARGET, TRAILING, UNTIL, LIST, COMMAND or LIQUIDATION
+
+
+class OrderLine(Struct, frozen=True):
+    """An order that rested at a price, from its birth to its end; null where it still rests."""
+
+    order_id: str
+    instrument: str
+    role: str
+    kind: str
+    side: str
+    price: float
+    quantity_text: str
+    from_ms: int
+    until_ms: int | None
+    status: str
+
+
+class GapMark(Struct, frozen=True):
+    """A hole in the data."""
+
+    instrument: str
+    from_ms: int
+    until_ms: int
+    cause: str
+    repaired_by: str
+
+
+class Marks(Struct, frozen=True):
+    """What lies on the candles of a range."""
+
+    fills: list[FillMark]
+    orders: list[OrderLine]
+    gaps: list[GapMark]
+    is_cut: bool = False  # there are more than are listed
+
+
+class GateVerdict(Struct, frozen=True):
+    """One gate's verdict on one decision."""
+
+    gate: str
+    words: str
+    unit: str
+    measure: Number
+    threshold: float
+    at_least: bool
+    is_switch: bool
+    passed: bool
+    margin: Number  # by how much it passed; negative where it failed
+    share: Number  # margin ÷ threshold (from where the measure begins)
+
+
+class Forecast(Struct, frozen=True):
+    """What the model said at the gates' horizon; returns are log returns."""
+
+    horizon: int
+    mean_return: float
+    stdev_return: Number
+    p_down: Number
+    p_flat: Number
+    p_up: Number
+    quantiles: list[tuple[float, float]]  # (level, log return), of a normal law where none is said
+    comes_ms: int  # close of the bar that is forecast
+    came: Number  # the return that came; null before it has
+
+
+class Bucket(Struct, frozen=True):
+    """A block of bars and its share of the rollout."""
+
+    from_ms: int | None  # null: all that is older
+    until_ms: int | None
+    weight: float
+
+
+class Looked(Struct, frozen=True):
+    """Where the model looked, the newest block first."""
+
+    method: str
+    buckets: list[Bucket]
+    half_within_ms: int | None  # half of the attention lies in the newest so many ms
+    error: float  # bound on what the weights miss of 1
+
+
+class OrderPath(Struct, frozen=True):
+    """An order of this decision, on its way to its fills; rows are those of the views.
+
+    The clock of all is when the engine saw it, as market time: ``created_ms`` of the order,
+    ``seen_ms`` of the others. ``filled_ms`` is the time of a fill's price, which may lie before.
+    """
+
+    order: dict[str, Any]  # of v_orders
+    fills: list[dict[str, Any]]  # of v_fills, and seen_ms
+    ledger: list[dict[str, Any]]  # of v_ledger, and seen_ms
+
+
+class Decision(Struct, frozen=True):
+    """One decision, whole, as it is stored."""
+
+    run_id: str
+    sequence: int
+    instrument: str
+    open_time_ms: int
+    close_time_ms: int
+    close: float
+    action: str
+    allowed: bool
+    refused_by: str | None
+    title: str  # what it did: "Kept long 0.058 BTC", "Refused by shifted, over by .00094"
+    because: str  # why, in a sentence or two
+    formula: str  # the numbers behind it, where a formula decided; else empty
+    flip: str  # what would have changed it
+    nearest: str | None  # the gate that was nearest to the other answer
+    reason: str  # the strategy's own
+    unfilled_reason: str | None
+    held_before_text: str  # signed
+    held_after_text: str
+    target_text: str | None
+    gates: list[GateVerdict]
+    forecast: Forecast | None
+    regime: str
+    confidence: Number
+    looked: Looked | None
+    no_attribution: str | None  # why there is none
+    notes: dict[str, Any]
+    orders: list[OrderPath]
+    model_id: str
+    hashes: dict[str, str]  # window_sha256, decision_sha256, digest
+    previous: int | None  # sequences of the decisions beside it, of the same instrument
+    following: int | None
+
+
+class Derived(Struct, frozen=True):
+    """A decision derived again from the record, now."""
+
+    sequence: int
+    same: bool
+    seconds: float
+    stored_sha256: str
+    derived_sha256: str
+    field: str = ""  # the first that differs
+    stored: str = ""
+    derived: str = ""
+    culprit: str = ""
+    tolerance: str = ""  # why floats were held within tolerances, where they were
+
+
+class FeatureShare(Struct, frozen=True):
+    """What one feature added to the forecast's mean, in basis points."""
+
+    feature: str
+    added_bp: float
+
+
+class HeadShare(Struct, frozen=True):
+    """Where one head looked from the decided bar, by block as in ``Looked.buckets``."""
+
+    layer: int
+    head: int
+    confidence: Number
+    weights: list[float]
+
+
+class Asked(Struct, frozen=True):
+    """What the model said when it was asked again about one decision."""
+
+    features: list[FeatureShare]  # the largest first
+    heads: list[HeadShare]
+    heaviest: list[tuple[int, float]]  # (open time, share) of single bars
+
+
+class Progress(Struct, frozen=True, tag="progress", tag_field="type"):
+    """A line of an answer that takes long."""
+
+    share: float  # from 0 to 1
+    doing: str
+
+
+class Failed(Struct, frozen=True, tag="failed", tag_field="type"):
+    """The last line of one that failed."""
+
+    error: str
+
+
+class Done(Struct, frozen=True, tag="done", tag_field="type"):
+    """The last line of one that succeeded."""
+
+    result: Any
+
+
+class Column(Struct, frozen=True):
+    """A column of a view."""
+
+    name: str
+    kind: str  # integer, real or text
+    meaning: str
+
+
+class Rows(Struct, frozen=True):
+    """Rows of a documented view; ``next`` goes into ``after`` for the rows that follow."""
+
+    view: str
+    columns: list[Column]
+    rows: list[list[Any]]
+    total: int
+    next: str | None
+
+
+class GateWorth(Struct, frozen=True):
+    """What the signals that one gate refused would have made, over the gates' horizon."""
+
+    gate: str
+    refused: int
+    signals: int  # of them, with a side and an outcome: what the mean is of
+    days: int  # on which they lie
+    mean_return: Number
+    error: Number
+    random_mean: Number  # of as many random refusals
+
+
+class RefusalDay(Struct, frozen=True):
+    """First refusals of one UTC day by gate."""
+
+    day: str
+    counts: dict[str, int]
+
+
+class Refusals(Struct, frozen=True):
+    """Refusals over time, and what each gate saved or cost."""
+
+    days: list[RefusalDay]
+    worth: list[GateWorth]
+    unfilled: dict[str, int]  # reasons why no order was sent, by how often
+
+
+class Difference(Struct, frozen=True):
+    """A decision of one bar that two runs made differently."""
+
+    instrument: str
+    open_time_ms: int
+    left: int
+    right: int
+    fields: list[str]
+
+
+class Comparison(Struct, frozen=True):
+    """Two runs beside each other, over the bars that both decided."""
+
+    left: str
+    right: str
+    common: int
+    identical: int
+    fields: dict[str, int]  # in how many common decisions each differs, the weightiest first
+    differing: list[Difference]  # the first thousand, those that did otherwise before others
+    total: int
+
+
+class Latency(Struct, frozen=True):
+    """How long something took, in seconds: a decision from its bar's close, a forecast, a commit.
+
+    A quantile is the upper bound of its class in a histogram; null where it lies beyond them all.
+    """
+
+    name: str
+    count: int
+    mean: Number
+    p50: Number
+    p90: Number
+    p99: Number
+
+
+class FeedAge(Struct, frozen=True):
+    """How old the newest data of an instrument are, in seconds of market time."""
+
+    instrument: str
+    bar_s: Number
+    quote_s: Number
+
+
+class Happening(Struct, frozen=True):
+    """A start, a gap, a command, a daily replay, a retraining, or another event worth a line."""
+
+    sequence: int
+    kind: str
+    market_ms: int
+    instrument: str | None
+    text: str
+
+
+class Health(Struct, frozen=True):
+    """Whether the run is sound. What only a running daemon knows is null of a recorded run."""
+
+    run_id: str
+    is_live: bool
+    state: str  # running, halted, ended or killed
+    halted_by: str | None
+    not_ready: list[str]
+    parity: ParityState | None
+    parity_due_ms: int | None
+    is_checking: bool
+    feeds: list[FeedAge]
+    frame_s: Number  # age of the newest frame of a stream
+    commit_s: Number  # since the newest step was stored
+    latencies: list[Latency]
+    counters: dict[str, int]  # of the feed, and of notices
+    starts: int
+    gaps: int
+    missing_bars: int  # of gaps that were never repaired
+    steps: int
+    head_digest: str
+    happenings: list[Happening]  # the newest first
+    damage: Damage | None
+
+
+class Document(Struct, frozen=True):
+    """A report, a sweep or a model, in reading order; parts as ``as_parts`` writes them."""
+
+    title: str
+    parts: list[dict[str, Any]]
+
+
+class Error(Struct, frozen=True):
+    """Why a request was refused, in a sentence that says what to do."""
+
+    error: str

@@ -1,0 +1,286 @@
+/**
+ * The answers of `/api/v1`, from a server or from the record that an exported file holds.
+ *
+ * Both sources have one method, `get(path, parameters)`; a view does not know which it reads.
+ */
+import { cut, cutMarks, cutRows } from "./cells.js";
+import { recorded } from "./record.js";
+
+const ROOT = "/api/v1";
+const BLOCKS = 4; // blocks of whole decisions that are kept open
+const RANGE = ["from_ms", "until_ms", "points"];
+
+/** An answer that was refused; its message is a sentence for the reader. */
+export class ApiError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
+
+const queryOf = (parameters) => {
+  const query = new URLSearchParams();
+  for (const [name, value] of Object.entries(parameters)) if (value != null) query.set(name, value);
+  const text = query.toString();
+  return text ? `?${text}` : "";
+};
+
+class Server {
+  isRecord = false;
+
+  async get(path, parameters = {}, { signal } = {}) {
+    const response = await this.#fetch(path, parameters, { signal });
+    return response.json();
+  }
+
+  /** Lines of an answer that takes long; `told` hears the progress. Resolves to the result. */
+  async ask(path, told, signal) {
+    const response = await this.#fetch(path, {}, { signal });
+    let rest = "";
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    for (;;) {
+      const { value, done } = await reader.read();
+      const lines = (rest + (value ?? "")).split("\n");
+      rest = done ? "" : lines.pop();
+      for (const line of lines) {
+        if (!line.trim()) continue;
+        const message = JSON.parse(line);
+        if (message.type === "progress") told(message);
+        else if (message.type === "failed") throw new ApiError(message.error, 500);
+        else if (message.type === "done") return message.result;
+      }
+      if (done) throw new ApiError("The answer broke off; ask again.", 500);
+    }
+  }
+
+  /** Send one of the operator's words. */
+  async command(word, note, token) {
+    const response = await this.#send("/command", {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
+      body: JSON.stringify({ kind: word, note }),
+    });
+    return response.json();
+  }
+
+  #fetch(path, parameters, options) {
+    return this.#send(`${ROOT}${path}${queryOf(parameters)}`, options);
+  }
+
+  async #send(address, options) {
+    let response;
+    try {
+      response = await fetch(address, options);
+    } catch (error) {
+      if (error.name === "AbortError") throw error;
+      throw new ApiError("The server does not answer; start it again, this page goes on by itself.", 0);
+    }
+    if (!response.ok) throw await refusal(response);
+    return response;
+  }
+}
+
+async function refusal(response) {
+  const text = await response.text();
+  try {
+    return new ApiError(JSON.parse(text).error ?? text, response.status);
+  } catch {
+    return new ApiError(text || `The server answered ${response.status}.`, response.status);
+  }
+}
+
+class Embedded {
+  isRecord = true;
+  #answers;
+  #blocks;
+  #opened = new Map();
+
+  constructor(element) {
+    this.#answers = recorded(element).then(named);
+    this.#blocks = [...document.querySelectorAll("script[data-first]")];
+  }
+
+  async get(path, parameters = {}) {
+    const range = {};
+    const rest = {};
+    for (const [name, value] of Object.entries(parameters)) {
+      if (value == null) continue;
+      (RANGE.includes(name) ? range : rest)[name] = value;
+    }
+    if (/\/views\/[^/]+$/.test(path)) return cutRows(await this.#rows(path, parameters), { ...rest, ...range });
+    if (path.endsWith("/marks")) return cutMarks(await this.#held(path), range);
+    const newest = await this.#held(`${path}${queryOf(rest)}#newest`, null);
+    // Bar by bar where the range lies in what is held so, else in the cells of the whole run.
+    const isFine = newest && range.from_ms != null && range.from_ms >= (newest.open_time_ms ?? newest.time_ms)[0];
+    const answer = isFine ? newest : await this.#held(`${path}${queryOf(rest)}`);
+    return "interval_ms" in answer ? cut(answer, range) : answer;
+  }
+
+  async #held(path, missing) {
+    const answers = await this.#answers;
+    const key = plainKey(`${ROOT}${path}`);
+    const answer = answers.get(key) ?? (await this.#ofBlock(key)) ?? missing;
+    if (answer === undefined)
+      throw new ApiError('This file does not hold that; "tracepaper ui" serves the whole record.', 404);
+    return answer;
+  }
+
+  /** A decision of a file that holds all: blocks are opened as they are asked for, the last few kept. */
+  async #ofBlock(key) {
+    const sequence = Number(/\/decisions\/(\d+)$/.exec(key)?.[1] ?? NaN);
+    const block = this.#blocks.find(({ dataset }) => sequence >= dataset.first && sequence <= dataset.last);
+    if (!block) return undefined;
+    if (!this.#opened.has(block)) {
+      this.#opened.set(block, recorded(block).then(named));
+      if (this.#opened.size > BLOCKS) this.#opened.delete(this.#opened.keys().next().value);
+    }
+    return (await this.#opened.get(block)).get(key);
+  }
+
+  /** Rows of a view; those of decisions are what the columns say of them. */
+  async #rows(path, { instrument }) {
+    if (!path.endsWith("/decisions")) return this.#held(path);
+    const run = path.slice(0, -"/views/decisions".length);
+    const names = ["sequence", "instrument", "open_time_ms", "action", "refused_by"];
+    const rows = [];
+    for (const { id } of (await this.#held(run)).instruments) {
+      if (instrument && id !== instrument) continue;
+      let before = Infinity; // what finer columns say is not said again
+      for (const series of await this.#columns(run, "series", id)) {
+        series.sequence.forEach((sequence, at) => sequence < before && rows.push([sequence, id, series.open_time_ms[at], series.action[at], series.refused_by[at]]));
+        before = series.sequence[0] ?? before;
+      }
+    }
+    return { view: "decisions", columns: names.map((name) => ({ name, kind: typeof rows[0]?.[names.indexOf(name)] === "number" ? "integer" : "text", meaning: "" })), rows, total: rows.length, next: null };
+  }
+
+  /** Columns of an instrument: the newest bars where the file holds them one by one, and the whole run. */
+  async #columns(run, kind, instrument) {
+    const path = `${run}/${kind}${queryOf({ instrument })}`;
+    return [await this.#held(`${path}#newest`, null), await this.#held(path)].filter(Boolean);
+  }
+
+  /** What columns say of a decision that the file does not hold whole. */
+  async partial(run, sequence) {
+    const { row, gates, gate_horizon: horizon, instruments } = await this.#held(`/runs/${run}`);
+    for (const { id, base } of instruments) {
+      const every = await this.#columns(`/runs/${run}`, "series", id);
+      const series = every.find((each) => each.sequence.includes(sequence));
+      if (!series) continue;
+      const at = series.sequence.indexOf(sequence);
+      const candles = (await this.#columns(`/runs/${run}`, "candles", id))[every.indexOf(series)];
+      const bar = candles.open_time_ms.indexOf(series.open_time_ms[at]);
+      // A cell of several bars holds its last decision, and no close within it to say what came.
+      const isBar = series.interval_ms === row.interval_ms;
+      const time = series.open_time_ms[at] + series.interval_ms - row.interval_ms;
+      const ahead = isBar ? candles.open_time_ms.indexOf(time + horizon * row.interval_ms) : -1;
+      const came = ahead < 0 ? null : Math.log(candles.close[ahead] / candles.close[bar]);
+      const refused = series.refused_by[at];
+      const held = series.held[at];
+      const stdev = series.stdev_return[at];
+      return {
+        run_id: run,
+        sequence,
+        instrument: id,
+        open_time_ms: time,
+        close_time_ms: time + row.interval_ms,
+        close: candles.close[bar],
+        action: series.action[at],
+        allowed: refused == null,
+        refused_by: refused,
+        title: refused ? `Refused by ${refused}` : held ? `Holds ${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "Flat",
+        because: "This file holds chosen decisions whole, and of this one only what the chart shows;",
+        flip: `"tracepaper explain ${run}:${sequence}" beside the record says the rest.`,
+        gates: gates
+          .filter(({ gate }) => series.spare[gate]?.[at] != null)
+          .map((gate) => ({ ...gate, measure: null, passed: !(series.failed[gate.gate]?.[at] > 0), margin: null, share: series.spare[gate.gate][at] })),
+        forecast: series.mean_return[at] == null ? null : { horizon, mean_return: series.mean_return[at], stdev_return: stdev, p_down: null, p_flat: null, p_up: null, quantiles: [], comes_ms: time + (horizon + 1) * row.interval_ms, came },
+        regime: series.regime[at],
+        confidence: series.confidence[at],
+        looked: null,
+        no_attribution: "This file does not hold it for this decision.",
+        notes: {},
+        orders: [],
+        held_before_text: "",
+        held_after_text: String(held),
+        target_text: null,
+        unfilled_reason: null,
+        hashes: {},
+        previous: series.sequence[at - 1] ?? every.at(-1).sequence.findLast((each) => each < sequence) ?? null,
+        following: series.sequence[at + 1] ?? null,
+      };
+    }
+    throw new ApiError(`This file holds no decision ${sequence}; "tracepaper explain ${run}:${sequence}" beside the record looks for it.`, 404);
+  }
+
+  async ask() {
+    throw new ApiError('A file cannot ask the model; "tracepaper explain --full" beside the record can.', 404);
+  }
+}
+
+const plainKey = (key) => decodeURIComponent(key.replaceAll("+", " "));
+
+const named = (answers) => new Map(Object.entries(answers).map(([key, answer]) => [plainKey(key), answer]));
+
+const element = document.getElementById("record");
+
+/** Where answers come from. */
+export const source = element ? new Embedded(element) : new Server();
+
+const runPath = (run, rest = "") => `/runs/${encodeURIComponent(run)}${rest}`;
+
+/** @returns {Promise<Object>} Run; `{counted: true}` waits for counts that a long run has not yet */
+export async function getRun(run, parameters) {
+  const answer = await source.get(runPath(run), parameters);
+  return { ...answer, parity: verified.get(run) ?? answer.parity };
+}
+
+/** One of candles, series, equity, noted, marks of a range. */
+export const getColumns = (run, kind, parameters, options) => source.get(runPath(run, `/${kind}`), parameters, options);
+
+/** Rows of a documented view. */
+export const getView = (run, view, parameters, options) => source.get(runPath(run, `/views/${view}`), parameters, options);
+
+/** Another answer of a run: health, refusals, report, compare/OTHER. */
+export const getOf = (run, rest, options) => source.get(runPath(run, `/${rest}`), {}, options);
+
+export const verifyDecision = (run, sequence, told, signal) => source.ask(runPath(run, `/decisions/${sequence}/verify`), told, signal);
+export const askDecision = (run, sequence, told, signal) => source.ask(runPath(run, `/decisions/${sequence}/ask`), told, signal);
+
+const verified = new Map(); // what this page derived again itself, by run
+
+/** Derive the whole run again; what was found is its parity from then on, on this page. */
+export async function verifyRun(run, told, signal) {
+  const found = await source.ask(runPath(run, "/verify"), told, signal);
+  verified.set(run, found);
+  dispatchEvent(new Event("verified"));
+  return found;
+}
+
+const KEPT = 400;
+const decisions = new Map();
+const asked = new Map(); // decisions that are on their way
+
+/** A decision that is here already, or undefined. */
+export const knownDecision = (run, sequence) => decisions.get(`${run}/${sequence}`);
+
+/** One decision, whole; asked for once, and kept, since it never changes but for what came of its forecast. */
+export function getDecision(run, sequence) {
+  const key = `${run}/${sequence}`;
+  const known = decisions.get(key);
+  if (known) return Promise.resolve(known);
+  if (!asked.has(key)) asked.set(key, readDecision(run, sequence, key).finally(() => asked.delete(key)));
+  return asked.get(key);
+}
+
+async function readDecision(run, sequence, key) {
+  const decision = await source.get(runPath(run, `/decisions/${sequence}`)).catch((error) => {
+    if (source.isRecord) return source.partial(run, sequence);
+    throw error;
+  });
+  // What is still to come, and the decision that follows, are asked again next time.
+  if (decision.following != null && (!decision.forecast || decision.forecast.came != null || source.isRecord))
+    decisions.set(key, decision);
+  if (decisions.size > KEPT) decisions.delete(decisions.keys().next().value);
+  return decision;
+}

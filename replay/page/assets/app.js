@@ -1,0 +1,187 @@
+/** The frame: the line of places, what is open, and what may be opened over it. */
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { go, useAddress } from "./address.js";
+import { getRun, source } from "./api.js";
+import { count, interval, isLocal, setLocal, strategyName, zoneName } from "./format.js";
+import { useAnswer } from "./hooks.js";
+import { KeyList, useKeys } from "./keys.js";
+import { useStream } from "./live.js";
+import { NowView, sequenceAt } from "./now.js";
+import { Operator } from "./operator.js";
+import { Palette } from "./palette.js";
+import { AccountView } from "./places/account.js";
+import { CompareView } from "./places/compare.js";
+import { GatesView } from "./places/gates.js";
+import { HealthView } from "./places/health.js";
+import { ModelView, ReportView, SweepView } from "./places/report.js";
+import { RunsView } from "./places/runs.js";
+import { toggleTheme } from "./theme.js";
+
+const NARROW = "(max-width: 759px)";
+const REFRESH = 15_000; // ms between two readings of a run that grows
+const RETRY = 3_000; // ms between two readings while there is nothing to show
+
+const VIEWS = { account: AccountView, gates: GatesView, health: HealthView, compare: CompareView, model: ModelView, report: ReportView };
+
+/** Whether a media query holds, as state. */
+function useMedia(query) {
+  const [holds, setHolds] = useState(() => matchMedia(query).matches);
+  useEffect(() => {
+    const media = matchMedia(query);
+    const changed = () => setHolds(media.matches);
+    media.addEventListener("change", changed);
+    return () => media.removeEventListener("change", changed);
+  }, [query]);
+  return holds;
+}
+
+function Places({ address, run, openPalette, openOperator }) {
+  const own = { run: address.run ?? run?.row.run_id };
+  const is = (place, view) => (address.place === place && (place === "runs" || address.view === view) ? "page" : undefined);
+  const row = run?.row;
+  return html`<header class="places">
+    <nav aria-label="Places">
+      <strong>tracepaper</strong>
+      <button aria-current=${is("run", "now")} onClick=${() => go({ ...own, view: "now" })}>Now</button>
+      <button aria-current=${is("runs")} onClick=${() => go({ place: "runs" })}>Runs</button>
+      <button aria-current=${is("run", "health")} onClick=${() => go({ ...own, view: "health" })}>Health</button>
+    </nav>
+    <span class="what wide">
+      ${row && address.place === "run" && html`${strategyName(row.strategy)} on ${row.instruments.slice(0, 2).join(", ")}${row.instruments.length > 2 ? ` and ${row.instruments.length - 2} more` : ""}, ${interval(row.interval_ms)} · ${row.kind} ${row.run_id.slice(0, 8)} · paper money`}
+    </span>
+    <span class="tools">
+      ${row?.is_served && html`<button class="outlined" onClick=${openOperator}>${run.halt ? "Resume…" : "Halt…"}</button>`}
+      <button class="outlined" onClick=${openPalette}>Go to <kbd class="wide">Ctrl K</kbd></button>
+      <button class="theme" aria-label="Light or dark" title="Light or dark: t" onClick=${toggleTheme}>◐</button>
+    </span>
+  </header>`;
+}
+
+/** What a file holds, and what shows the rest. */
+function FileNote() {
+  const { value } = useAnswer(() => source.get("/file"), []);
+  if (!value) return null;
+  const { database, whole } = value;
+  const rounded = `Equity and noted numbers are rounded to 7 digits, confidence, forecasts and exposure to 5, margins to thousandths; prices, volumes, positions and tables are exact. tracepaper ui --db ${database} shows all.`;
+  return html`<span class="file" title=${rounded}>A file of ${database}, ${count(whole)} decisions whole; lines are rounded.</span>`;
+}
+
+/** The sentence's place while the run is read, as index.html shows it before any script runs. */
+const Reading = () => html`<div class="now"><header class="top"><p class="sentence awaited" role="status">Reading the run…</p></header></div>`;
+
+/** Which run an address without one means: the daemon's own, else the newest. */
+const newestOf = (runs) => runs.find((row) => row.is_served) ?? runs[0] ?? null;
+
+function Nothing({ refused }) {
+  return html`<main class="empty">
+    <h1 class="sentence">Nothing is recorded yet.</h1>
+    <p>Record a market in a minute and come back: <code>tracepaper demo</code></p>
+    ${refused.map((each) => html`<p key=${each.database} class="loss">${each.database}: ${each.error}</p>`)}
+  </main>`;
+}
+
+export function App() {
+  const address = useAddress();
+  const isCompact = useMedia(NARROW);
+  const [open, setOpen] = useState(null); // palette, keys, operator
+  const [, setZone] = useState(isLocal());
+  const [refreshed, setRefreshed] = useState(0);
+  const [connected, setConnected] = useState(0);
+  const steps = useRef(() => {});
+  const listed = useAnswer((signal) => source.get("/runs", {}, { signal }), [connected, Math.floor(refreshed / 4)]);
+  // Counts of a long run are asked for behind what is shown at once.
+  const lacksCounts = address.place === "runs" && (listed.value?.runs ?? []).some((row) => row.decisions == null);
+  const whole = useAnswer((signal) => (lacksCounts ? source.get("/runs", { counted: true }, { signal }) : null), [lacksCounts]);
+  const runs = lacksCounts && whole.value ? { ...listed, value: whole.value } : listed;
+  const id = address.run ?? newestOf(runs.value?.runs ?? [])?.run_id ?? null;
+  const answer = useAnswer(() => (id ? getRun(id) : null), [id, connected, refreshed]);
+  const first = answer.value?.row.run_id === id ? answer.value : null;
+  const isUncounted = first != null && first.row.decisions == null;
+  const counted = useAnswer(() => (isUncounted ? getRun(id, { counted: true }) : null), [id, isUncounted]);
+  const run = isUncounted && counted.value?.row.run_id === id ? counted.value : first;
+  const isGrowing = run != null && run.row.ended_ms == null && !source.isRecord;
+  const connection = useStream({
+    isWanted: isGrowing,
+    run: id,
+    onHello: (isAgain) => (isAgain ? setConnected : setRefreshed)((now) => now + 1),
+    onStep: (step) => {
+      if (step.run_id !== id) return;
+      steps.current(step);
+      if (step.fills?.length || step.happening) setRefreshed((now) => now + 1);
+    },
+  });
+  useEffect(() => {
+    if (source.isRecord || (run && !isGrowing)) return undefined;
+    const timer = run ? setInterval(() => setRefreshed((now) => now + 1), REFRESH) : setInterval(() => setConnected((now) => now + 1), RETRY);
+    return () => clearInterval(timer);
+  }, [isGrowing, run == null]);
+  useEffect(() => {
+    const verified = () => setRefreshed((now) => now + 1);
+    addEventListener("verified", verified);
+    return () => removeEventListener("verified", verified);
+  }, []);
+  useEffect(() => {
+    document.title = run ? `${strategyName(run.row.strategy)} ${run.row.run_id.slice(0, 8)} · tracepaper` : "tracepaper";
+  }, [run]);
+
+  const zone = () => {
+    setLocal(!isLocal());
+    setZone(isLocal());
+  };
+  const openPalette = () => setOpen("palette");
+  useKeys({ "Ctrl+k": openPalette, "?": () => setOpen("keys"), "Shift+?": () => setOpen("keys"), t: toggleTheme, u: zone });
+
+  const entries = useMemo(() => {
+    const views = run
+      ? [
+          ["Now", "now"],
+          ["Account: equity, positions, orders, trades, ledger", "account"],
+          ["Gates: refusals, and what each gate saved or cost", "gates"],
+          ["Health: parity, feed, latency, gaps, restarts", "health"],
+          ...(run.has_model ? [["Model: card, calibration, intervals, risk and coverage", "model"]] : []),
+          ["Report", "report"],
+        ].map(([words, view]) => ({ words, kind: "view", act: () => go({ run: id, view }) }))
+      : [];
+    const symbols = run && run.instruments.length > 1 ? run.instruments.map((each) => ({ words: each.symbol, kind: "symbol", act: () => go({ run: id, instrument: each.id }) })) : [];
+    const rows = runs.value?.runs ?? [];
+    const others = rows.map((row) => ({ words: `${strategyName(row.strategy)} on ${row.instruments[0] ?? ""} ${row.run_id.slice(0, 8)}`, kind: "run", act: () => go({ run: row.run_id }) }));
+    const sweeps = (runs.value?.sweeps ?? []).map((row) => ({ words: `Sweep of ${strategyName(row.strategy)} ${row.sweep_id.slice(0, 8)}`, kind: "sweep", act: () => go({ place: "sweep", sweep: row.sweep_id }) }));
+    const beside = rows.filter((row) => row.run_id !== id && id).map((row) => ({ words: `Compare with ${strategyName(row.strategy)} ${row.run_id.slice(0, 8)}`, kind: "view", act: () => go({ run: id, view: "compare", other: row.run_id }) }));
+    const commands = [
+      { words: "Light or dark", kind: "command", act: toggleTheme },
+      { words: `Times in ${isLocal() ? "UTC" : "local time"}`, kind: "command", act: zone },
+      { words: "Keys", kind: "command", act: () => setOpen("keys") },
+    ];
+    if (run?.row.is_served) commands.push({ words: "HALT, RESUME or FLATTEN", kind: "command", act: () => setOpen("operator") });
+    return [...views, { words: "Runs", kind: "view", act: () => go({ place: "runs" }) }, ...symbols, ...others, ...sweeps, ...beside, ...commands];
+  }, [run, runs.value, id]);
+
+  const instrument = address.instrument ?? run?.instruments[0]?.id;
+  const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
+  const View = VIEWS[address.view];
+  return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
+    <${Places} address=${address} run=${run} openPalette=${openPalette} openOperator=${() => setOpen("operator")} />
+    ${address.place === "runs"
+      ? html`<main><${RunsView} runs=${runs} go=${go} /></main>`
+      : address.place === "sweep"
+      ? html`<main><${SweepView} key=${address.sweep} sweep=${address.sweep} /></main>`
+      : runs.error && !run
+        ? html`<main class="empty"><p class="loss" role="alert">${runs.error.message}</p></main>`
+        : runs.value && !id
+          ? runs.value.sweeps?.length
+            ? html`<main><${RunsView} runs=${runs} go=${go} /></main>`
+            : html`<${Nothing} refused=${runs.value.refused} />`
+          : answer.error && !run
+            ? html`<main class="empty"><p class="loss" role="alert">${answer.error.message}</p></main>`
+            : !run
+              ? html`<main><${Reading} /></main>`
+              : address.view === "now"
+                ? html`<main><${NowView} key=${id} run=${run} address=${address} go=${go} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} /></main>`
+                : View && html`<main><${View} key=${id} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} /></main>`}
+    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
+    ${open === "palette" &&
+    html`<${Palette} entries=${entries} toTime=${run && ((ms) => sequenceAt(id, instrument, ms).then((sequence) => sequence != null && toSequence(sequence)))} toSequence=${run && toSequence} last=${run?.row.last_ms} isLocal=${isLocal()} close=${() => setOpen(null)} />`}
+    ${open === "keys" && html`<${KeyList} close=${() => setOpen(null)} />`}
+    ${open === "operator" && html`<${Operator} run=${run} close=${() => setOpen(null)} />`}
+  </div>`;
+}

@@ -1,0 +1,498 @@
+/**
+ * The chart: one lightweight-charts instance with panes for price, rows and equity, and the layers
+ * that draw what the program thought. It knows frames, cells and pixels, and nothing of views.
+ */
+import {
+  CandlestickSeries,
+  ColorType,
+  CrosshairMode,
+  HistogramSeries,
+  LineSeries,
+  LineStyle,
+  LineType,
+  createChart,
+} from "../vendor/lightweight-charts.js";
+import { clock, day, number, timeParts } from "../format.js";
+import { colours as themeColours } from "../theme.js";
+import { densities, drawStrip, drawTint } from "./attention.js";
+import { drawFan, fanRange } from "./fan.js";
+import { drawFills, drawGaps, drawOrders, drawRefusals } from "./marks.js";
+import { ROW, drawGateRow, drawRegimes } from "./rows.js";
+import { Across, Layer } from "./scale.js";
+
+const AXIS = 94; // px at least; the column of row labels too
+const LEGEND = 16; // px a line of the legend over the equity
+const SPACING = 2.25; // px a bar in the first view
+const ROOM = 4; // bars right of the fan
+const EQUITY = { tall: 84, low: 74 };
+const NOTE = 64;
+const TIME_AXIS = 26;
+const PRICE_LEAST = 120; // px of the price pane
+const SLIP = 5; // px that a click may move
+
+export class Chart {
+  frame = null;
+  #chart;
+  #isRemoved = false;
+  #element;
+  #candles;
+  #volume;
+  #lines = new Map(); // account or note → series
+  #rows = [];
+  #shown = { pointer: null, pinned: null, decision: null, tint: false, gate: null };
+  #layers = [];
+  #blocks = { decision: null, list: [] };
+  #cache = { key: "", canvas: document.createElement("canvas") };
+  #hears;
+  #overlays = [];
+  #hasMouse = false;
+  #hasMoved = false;
+  #press = null;
+  #wanted = null;
+  #extraPanes = [];
+  #legendLines = 1;
+
+  /**
+   * @param {HTMLElement} element
+   * @param {{decimals: number, onHover: Function, onPick: Function, onView: Function, onLayout: Function}} options
+   */
+  constructor(element, { decimals, ...hears }) {
+    this.#element = element;
+    this.#hears = hears;
+    this.#chart = createChart(element, {
+      autoSize: true,
+      layout: { attributionLogo: false }, // it would insert a style and markup that the policy refuses
+      crosshair: {
+        mode: CrosshairMode.Normal,
+        vertLine: { visible: false, labelVisible: false },
+        horzLine: { visible: false, labelVisible: false },
+      },
+      handleScroll: { vertTouchDrag: false },
+      handleScale: { axisPressedMouseMove: { time: true, price: false } },
+      timeScale: {
+        borderVisible: false,
+        barSpacing: SPACING,
+        minBarSpacing: 0.05, // a year of minutes may be passed on the way to longer cells
+        rightOffset: 0,
+        timeVisible: true,
+        secondsVisible: false,
+        tickMarkFormatter: tickMark,
+      },
+      rightPriceScale: { borderVisible: false, minimumWidth: AXIS },
+    });
+    this.#candles = this.#chart.addSeries(CandlestickSeries, {
+      borderVisible: false,
+      priceLineVisible: false,
+      priceFormat: { type: "custom", formatter: (price) => number(price, decimals), minMove: 10 ** -decimals },
+    });
+    this.#candles.priceScale().applyOptions({ scaleMargins: { top: 0.04, bottom: 0.14 } });
+    this.#volume = this.#chart.addSeries(HistogramSeries, {
+      priceScaleId: "volume",
+      priceFormat: { type: "volume" },
+      lastValueVisible: false,
+      priceLineVisible: false,
+    });
+    this.#volume.priceScale().applyOptions({ scaleMargins: { top: 0.88, bottom: 0 } });
+    this.#chart.addPane(true);
+    this.#chart.addPane(true);
+    this.#attach();
+    this.theme();
+    this.#chart.subscribeCrosshairMove((event) => this.#moved(event));
+    this.#chart.subscribeClick((event) => this.#hasMouse || this.#clicked(this.#cellAt(event), event.paneIndex, event.point?.y));
+    // A pointer that rests where the chart appears is no choice of a bar: it counts once it moves.
+    element.addEventListener("pointermove", (event) => (this.#hasMoved ||= event.movementX !== 0 || event.movementY !== 0), { capture: true });
+    element.addEventListener("pointerdown", (event) => this.#pressed(event));
+    element.addEventListener("pointerup", (event) => this.#released(event));
+    this.#chart.timeScale().subscribeVisibleLogicalRangeChange(() => this.#hears.onView());
+    this.observer = new ResizeObserver(() => this.layout());
+    this.observer.observe(element);
+  }
+
+  remove() {
+    this.#isRemoved = true;
+    this.observer.disconnect();
+    this.#chart.remove();
+  }
+
+  #attach() {
+    const y = (price) => this.#candles.priceToCoordinate(price) ?? 0;
+    const drawn = (draw) => (context, size) => {
+      if (!this.frame?.length) return;
+      const across = new Across(this.#chart.timeScale());
+      context.beginPath();
+      context.rect(0, 0, size.width, size.height);
+      context.clip();
+      draw(context, { frame: this.frame, across, y, colours: themeColours(), height: size.height, width: size.width });
+    };
+    const below = new Layer(
+      drawn((context, view) => {
+        drawGaps(context, view);
+        if (this.#shown.tint && this.#blocksShown().length)
+          drawTint(context, { ...view, blocks: this.#blocksShown(), last: this.#decidedIndex() });
+      }),
+      { zOrder: "bottom" },
+    );
+    const above = new Layer(
+      drawn((context, view) => {
+        drawOrders(context, view);
+        const { decision, gate } = this.#shown;
+        if (decision?.forecast) {
+          const bars = (decision.forecast.comes_ms - decision.close_time_ms) / this.frame.step;
+          drawFan(context, { ...view, decision, index: this.#decidedIndex(), bars });
+        }
+        drawFills(context, view);
+        if (gate) drawRefusals(context, { ...view, gate });
+        this.#drawPointer(context, view, true);
+      }),
+      { range: (from, to) => this.#priceRange(from, to) },
+    );
+    this.#candles.attachPrimitive(below);
+    this.#candles.attachPrimitive(above);
+    const rows = new Layer(drawn((context, view) => this.#drawRows(context, view)));
+    this.#chart.panes()[1].attachPrimitive(rows);
+    const equity = new Layer(drawn((context, view) => this.#drawPointer(context, view)));
+    this.#chart.panes()[2].attachPrimitive(equity);
+    this.#layers = [below, above, rows, equity];
+  }
+
+  /** The newest fan, and orders that lie near the candles, have their room on the price scale. */
+  #priceRange(from, to) {
+    if (!this.frame?.length) return null;
+    const first = Math.max(0, Math.floor(from));
+    const end = Math.min(this.frame.length - 1, Math.ceil(to));
+    if (end < first) return null;
+    const low = Math.min(...this.frame.low.slice(first, end + 1));
+    const high = Math.max(...this.frame.high.slice(first, end + 1));
+    const reach = (high - low) / 2;
+    const prices = this.frame.orders
+      .filter((order) => this.frame.position(order.from_ms) <= to && (order.until_ms == null || this.frame.position(order.until_ms) >= from))
+      .map((order) => order.price)
+      .filter((price) => price > low - reach && price < high + reach);
+    const { decision } = this.#shown;
+    const index = this.#decidedIndex();
+    if (decision && decision.following == null && index >= from && index <= to) prices.push(...(fanRange(decision) ?? []));
+    return prices.length ? { priceRange: { minValue: Math.min(...prices), maxValue: Math.max(...prices) } } : null;
+  }
+
+  #decidedIndex() {
+    const { decision } = this.#shown;
+    return decision && decision.instrument === this.frame.instrument ? this.frame.indexOf(decision.open_time_ms) : -1;
+  }
+
+  #blocksShown() {
+    const { decision } = this.#shown;
+    if (this.#blocks.decision !== decision) {
+      const list = decision?.looked ? densities(decision.looked, this.interval) : [];
+      this.#blocks = { decision, list };
+    }
+    return this.#blocks.list;
+  }
+
+  #drawPointer(context, { across, colours, height }, isPrice = false) {
+    const { pointer, pinned } = this.#shown;
+    const at = pointer ?? pinned;
+    if (at == null || at < 0) return;
+    context.strokeStyle = colours.accent;
+    context.globalAlpha = 0.65;
+    context.lineWidth = 1;
+    const x = Math.round(across.x(at)) + 0.5;
+    context.beginPath();
+    context.moveTo(x, 0);
+    context.lineTo(x, height);
+    context.stroke();
+    context.globalAlpha = 1;
+    if (isPrice && pointer != null && pinned != null && pinned !== pointer) {
+      const tick = Math.round(across.x(pinned));
+      context.fillStyle = colours.accent;
+      context.fillRect(tick - 1, height - 9, 3, 9);
+    }
+  }
+
+  /** Gate rows are drawn once a view, not once a hover: only strip and pointer are of the moment. */
+  #drawRows(context, view) {
+    const { frame, across, colours, width, height } = view;
+    const ratio = devicePixelRatio || 1;
+    const key = [frame.run, frame.instrument, frame.step, frame.version, frame.times[0], frame.length, across.from, across.to, across.spacing, width, height, ratio, colours.accent, this.#rows.length].join();
+    const { canvas } = this.#cache;
+    if (this.#cache.key !== key) {
+      this.#cache.key = key;
+      canvas.width = Math.ceil(width * ratio);
+      canvas.height = Math.ceil(height * ratio);
+      const still = canvas.getContext("2d");
+      still.scale(ratio, ratio);
+      this.#rows.forEach((row, index) => {
+        const top = this.#top(index);
+        still.fillStyle = colours.grid;
+        still.fillRect(0, top + ROW - 1, width, 1);
+        if (row.gates.length) drawGateRow(still, { ...view, gates: row.gates, top });
+        else if (row.kind === "regime") drawRegimes(still, { ...view, top });
+      });
+    }
+    if (canvas.width) context.drawImage(canvas, 0, 0, canvas.width / ratio, canvas.height / ratio);
+    const strip = this.#rows.findIndex((row) => row.kind === "attention");
+    if (strip >= 0 && this.#blocksShown().length)
+      drawStrip(context, { ...view, blocks: this.#blocksShown(), top: this.#top(strip) + 4, height: 9, last: this.#decidedIndex() });
+    this.#drawPointer(context, view);
+  }
+
+  #top(row) {
+    return 5 + row * ROW;
+  }
+
+  /** Colours of the theme, on everything that the library draws. */
+  theme() {
+    const tokens = themeColours();
+    const { paper, muted, rule, up, down, grid, font } = tokens;
+    this.#chart.applyOptions({
+      layout: {
+        background: { type: ColorType.Solid, color: paper },
+        textColor: muted,
+        fontFamily: font,
+        fontSize: 11,
+        panes: { separatorColor: rule, separatorHoverColor: rule, enableResize: false },
+      },
+      grid: { vertLines: { color: grid }, horzLines: { color: grid } },
+    });
+    this.#candles.applyOptions({ upColor: up, downColor: down, wickUpColor: up, wickDownColor: down, priceLineColor: muted });
+    this.#candles.applyOptions({ lastValueVisible: true });
+    this.#volume.applyOptions({ color: grid.includes("rgb") ? grid.replace(/[\d.]+%?\)$/, "0.16)") : grid });
+    for (const [, { series, tone }] of this.#lines)
+      series.applyOptions({ color: tokens[tone] });
+    this.#cache.key = "";
+    this.#update();
+  }
+
+  /** Whose rows and lines are drawn. */
+  setRun({ interval, rows, accounts, extras, axis = AXIS, legendLines = 1 }) {
+    this.interval = interval;
+    this.#rows = rows;
+    this.#legendLines = legendLines;
+    this.#chart.applyOptions({ rightPriceScale: { minimumWidth: Math.max(AXIS, axis) } });
+    for (const [, { series }] of this.#lines) this.#chart.removeSeries(series);
+    this.#lines.clear();
+    const tokens = themeColours();
+    const add = (key, pane, { tone, width = 1, dash = "solid", column, format, price = false, threshold = null, isSparse = false }) => {
+      const series = this.#chart.addSeries(
+        LineSeries,
+        {
+          color: tokens[tone],
+          lineWidth: width,
+          lineType: isSparse ? LineType.WithSteps : LineType.Simple,
+          lineStyle: lineStyle(dash),
+          lastValueVisible: false,
+          priceLineVisible: false,
+          crosshairMarkerVisible: false,
+          ...(format ? { priceFormat: { type: "custom", formatter: format, minMove: 1e-9 } } : {}),
+        },
+        pane,
+      );
+      if (!price) series.priceScale().applyOptions({ scaleMargins: { top: pane === 2 ? 0.05 + 0.23 * Math.min(this.#legendLines, 3) : 0.28, bottom: 0.08 } });
+      if (threshold != null)
+        series.createPriceLine({ price: threshold, color: tokens.muted, lineStyle: LineStyle.Dotted, lineWidth: 1, axisLabelVisible: false });
+      this.#lines.set(key, { series, tone, column });
+    };
+    // The own account is drawn over the others.
+    accounts.toReversed().forEach((account) => add(`account ${account.name}`, 2, account));
+    while (this.#chart.panes().length > 3) this.#chart.removePane(this.#chart.panes().length - 1);
+    this.#extraPanes = [];
+    this.#layers.length = 4;
+    for (const extra of extras) {
+      if (extra.onPrice) {
+        add(`note ${extra.name}`, 0, { ...extra, price: true });
+        continue;
+      }
+      const pane = this.#chart.addPane(true);
+      const layer = new Layer((context, size) => {
+        if (!this.frame?.length) return;
+        this.#drawPointer(context, { across: new Across(this.#chart.timeScale()), colours: themeColours(), height: size.height });
+      });
+      pane.attachPrimitive(layer);
+      this.#layers.push(layer);
+      add(`note ${extra.name}`, pane.paneIndex(), extra);
+      this.#extraPanes.push(extra.name);
+    }
+    this.layout();
+  }
+
+  /** Pane heights in pixels, and where their labels lie. */
+  layout() {
+    const height = this.#element.clientHeight;
+    if (!height) return;
+    const rows = this.#rows.length ? this.#rows.length * ROW + 10 : 30;
+    const equity = (height < 560 ? EQUITY.low : EQUITY.tall) + (this.#legendLines - 1) * LEGEND;
+    const extras = this.#extraPanes.map(() => NOTE);
+    const panes = this.#chart.panes();
+    const taken = rows + equity + extras.reduce((sum, each) => sum + each, 0);
+    const heights = [Math.max(PRICE_LEAST, height - TIME_AXIS - taken - panes.length + 1), rows, equity, ...extras];
+    panes.forEach((pane, index) => pane.setStretchFactor(heights[index] ?? NOTE));
+    requestAnimationFrame(() => {
+      if (this.#isRemoved || !this.#element.isConnected) return;
+      let top = 0;
+      this.#overlays = panes.map((pane) => {
+        const at = top;
+        top += pane.getHeight() + 1;
+        return at;
+      });
+      this.#hears.onLayout({
+        tops: this.#overlays,
+        axis: this.#chart.priceScale("right").width(),
+        extras: this.#extraPanes,
+        missing: PRICE_LEAST + taken + TIME_AXIS + panes.length - 1 - height, // px that the chart is too low
+      });
+      this.#update();
+    });
+  }
+
+  /** Draw a frame. The view stays over the same times, or goes to the newest bar. */
+  setFrame(frame, { view = null } = {}) {
+    this.frame = frame;
+    this.#wanted = null;
+    const seconds = frame.times.map((time) => time / 1e3);
+    this.#candles.setData(
+      seconds.map((time, index) => ({ time, open: frame.open[index], high: frame.high[index], low: frame.low[index], close: frame.close[index] })),
+    );
+    this.#volume.setData(seconds.map((time, index) => ({ time, value: frame.volume[index] })));
+    for (const [, { series, column }] of this.#lines) {
+      const values = column(frame);
+      series.setData(seconds.map((time, index) => (values?.[index] == null ? { time } : { time, value: values[index] })));
+    }
+    this.#cache.key = "";
+    if (view) this.setView(view);
+  }
+
+  /** Draw the newest cell of the frame again, after `frame.append`. */
+  updateNewest() {
+    const { frame } = this;
+    const index = frame.length - 1;
+    const time = frame.times[index] / 1e3;
+    this.#candles.update({ time, open: frame.open[index], high: frame.high[index], low: frame.low[index], close: frame.close[index] });
+    this.#volume.update({ time, value: frame.volume[index] });
+    for (const [, { series, column }] of this.#lines) {
+      const value = column(frame)?.[index];
+      series.update(value == null ? { time } : { time, value });
+    }
+    this.#update();
+  }
+
+  /** The cells in view, or those that will be at the next drawing: the library sets them then. */
+  #range() {
+    return this.#wanted ?? this.#chart.timeScale().getVisibleLogicalRange();
+  }
+
+  #go(range) {
+    this.#wanted = range;
+    this.#chart.timeScale().setVisibleLogicalRange(range);
+    requestAnimationFrame(() => (this.#wanted = null)); // after the library's own, asked for before
+  }
+
+  /** The visible times, and how many pixels wide they are. */
+  view() {
+    const range = this.#range();
+    if (!range || !this.frame?.length) return null;
+    return { from_ms: this.frame.timeAt(range.from), until_ms: this.frame.timeAt(range.to), width: this.#chart.timeScale().width() };
+  }
+
+  setView({ from_ms, until_ms }) {
+    this.#go({ from: this.frame.position(from_ms), to: this.frame.position(until_ms) });
+  }
+
+  /** The newest bars at the first spacing, with room for the fan. */
+  showNewest(horizon) {
+    const width = this.#chart.timeScale().width();
+    const room = (horizon * this.interval) / this.frame.step + ROOM;
+    const bars = width / SPACING;
+    const to = this.frame.length - 1 + room;
+    this.#go({ from: to - bars, to });
+  }
+
+  /** Scroll only when a cell, or the room right of it, would leave the view; `bounds` are the run's ends. */
+  reveal(index, room = 0, bounds = [-Infinity, Infinity]) {
+    const range = this.#range();
+    if (!range || (Math.max(index - 4, bounds[0]) >= range.from && index + room <= range.to)) return;
+    const span = range.to - range.from;
+    const from = index + room > range.to ? index + room - span * 0.9 : index - span * 0.3;
+    this.#go(within({ from, to: from + span }, bounds));
+  }
+
+  /** Zoom by a factor; the right edge stays. */
+  zoom(factor) {
+    const range = this.#range();
+    if (!range) return;
+    const to = range.to;
+    this.#go({ from: to - (range.to - range.from) * factor, to });
+  }
+
+  /** What is of the moment; every pane is drawn again, so only where something of it changed. */
+  show(shown) {
+    if (Object.entries(shown).every(([name, value]) => this.#shown[name] === value)) return;
+    this.#shown = { ...this.#shown, ...shown };
+    this.#update();
+  }
+
+  #update() {
+    for (const layer of this.#layers) layer.update();
+  }
+
+  #cellAt(event) {
+    if (!this.frame?.length || event.point == null || event.logical == null) return null;
+    return Math.max(0, Math.min(this.frame.length - 1, Math.round(event.logical)));
+  }
+
+  #moved(event) {
+    if (!this.#hasMoved) return;
+    this.#hears.onHover(event.point && event.point.x >= 0 ? this.#cellAt(event) : null, event);
+  }
+
+  #pressed(event) {
+    this.#hasMouse = event.pointerType === "mouse";
+    this.#press = event.button === 0 ? event : null;
+  }
+
+  /** A mouse's click, heard here: the library keeps a second one within half a second to itself. */
+  #released(event) {
+    const { left, top } = this.#element.getBoundingClientRect();
+    const [x, y] = [event.clientX - left, event.clientY - top];
+    const isClick = this.#hasMouse && this.#press && Math.abs(event.clientX - this.#press.clientX) + Math.abs(event.clientY - this.#press.clientY) < SLIP;
+    this.#press = null;
+    const time = this.#chart.timeScale();
+    if (!isClick || x > time.width() || y > this.#element.clientHeight - time.height()) return;
+    const pane = this.#overlays.findLastIndex((from) => from <= y);
+    this.#clicked(this.#cellAt({ point: { x }, logical: time.coordinateToLogical(x) }), pane, y - this.#overlays[pane]);
+  }
+
+  /** A click in a gate's row goes to the refusal within 5 px, where there is one. */
+  #clicked(cell, pane, y) {
+    let index = cell;
+    if (index == null) return;
+    if (pane === 1) {
+      const row = this.#rows[Math.floor((y - 5) / ROW)];
+      const reach = Math.ceil(5 / this.#chart.timeScale().options().barSpacing);
+      for (let away = 0; row && away <= reach; away++) {
+        const hit = [index - away, index + away].find((each) => row.gates.some((gate) => this.frame.failed[gate]?.[each] > 0));
+        if (hit != null) {
+          index = hit;
+          break;
+        }
+      }
+    }
+    this.#hears.onPick(index);
+  }
+}
+
+/** A range moved to lie between two bounds; where it is longer, its end is the bounds'. */
+export function within({ from, to }, [low, high]) {
+  const end = Math.min(Math.max(to, low + to - from), high);
+  return { from: end - (to - from), to: end };
+}
+
+const STYLES = { solid: LineStyle.Solid, dotted: LineStyle.Dotted, dashed: LineStyle.Dashed, long: LineStyle.LargeDashed, sparse: LineStyle.SparseDotted };
+
+/** A dash by its name, as the library numbers it. */
+export const lineStyle = (dash = "solid") => STYLES[dash];
+
+/** Ticks of the time axis, in the chosen zone. */
+function tickMark(time, kind) {
+  const ms = time * 1e3;
+  if (kind === 0) return String(timeParts(ms).y);
+  return kind <= 2 ? day(ms) : clock(ms);
+}

@@ -1,0 +1,160 @@
+/**
+ * A frame: the columns of one instrument over a loaded range, all as long as its candles.
+ *
+ * A frame is loaded around the visible range at a cell length that fits the width, so that a year
+ * of minutes costs no more than a day.
+ */
+import { getColumns } from "../api.js";
+import { MULTIPLES, indexAt } from "../cells.js";
+
+const SPACING_LEAST = 0.9; // px a cell, below which cells get longer
+const SPACING_MOST = 9; // px a cell, above which they get shorter again
+const SPACING_WANTED = 1.6;
+
+/** Columns of another answer, a value for each candle. */
+function aligned(times, own, columns) {
+  const at = times.length === own.length ? null : new Map(own.map((time, index) => [time, index]));
+  return (values) => (at ? times.map((time) => values[at.get(time)] ?? null) : values.slice());
+}
+
+export class Frame {
+  version = 0;
+
+  constructor({ run, instrument, candles, series, equity, noted, marks }) {
+    this.run = run;
+    this.instrument = instrument;
+    this.step = candles.interval_ms;
+    this.times = candles.open_time_ms;
+    for (const name of ["open", "high", "low", "close", "volume"]) this[name] = candles[name];
+    const decided = aligned(this.times, series.open_time_ms);
+    this.sequence = decided(series.sequence);
+    for (const name of ["action", "refused_by", "regime", "confidence", "held"]) this[name] = decided(series[name]);
+    this.spare = mapped(series.spare, decided);
+    this.failed = mapped(series.failed, decided);
+    this.equity = mapped(equity.equity, (values) => this.#byClose(equity.time_ms, values));
+    this.numbers = noted ? mapped(noted.numbers, aligned(this.times, noted.open_time_ms)) : {};
+    // A file holds the marks of every symbol together.
+    for (const kind of ["fills", "orders", "gaps"]) this[kind] = marks[kind].filter((mark) => mark.instrument === instrument);
+    this.isCut = marks.is_cut;
+  }
+
+  /** Equity is dated at its cell's end, which may lie before the cell's last bar would close. */
+  #byClose(times, values) {
+    const column = new Array(this.times.length).fill(null);
+    times.forEach((time, index) => {
+      const cell = indexAt(this.times, time - 1);
+      if (cell >= 0) column[cell] = values[index];
+    });
+    for (let index = 1; index < column.length; index++) column[index] ??= column[index - 1];
+    return column;
+  }
+
+  get length() {
+    return this.times.length;
+  }
+
+  /** When the last cell opens. */
+  get lastMs() {
+    return this.times[this.length - 1];
+  }
+
+  /** Where a time lies, in cells; fractional, and beyond the ends as if bars went on. */
+  position(ms) {
+    const index = indexAt(this.times, ms);
+    if (index < 0) return (ms - this.times[0]) / this.step;
+    return index + Math.min((ms - this.times[index]) / this.step, index === this.length - 1 ? Infinity : 1);
+  }
+
+  timeAt(position) {
+    const index = Math.floor(position);
+    if (index < 0) return this.times[0] + position * this.step;
+    if (index >= this.length) return this.times[this.length - 1] + (position - this.length + 1) * this.step;
+    return this.times[index] + (position - index) * this.step;
+  }
+
+  /** The cell that holds the decision on a bar opened at `ms`, or -1. */
+  indexOf(ms) {
+    const index = indexAt(this.times, ms);
+    return index >= 0 && ms < this.times[index] + this.step ? index : -1;
+  }
+
+  /** Take a step that has just been stored. True where the frame holds the newest bars. */
+  append({ bar, decision, equity, fills }) {
+    if (!bar) return false;
+    const [time, open, high, low, close, volume] = bar;
+    const cell = Math.floor(time / this.step) * this.step;
+    const end = this.length - 1;
+    if (cell < this.times[end]) return false;
+    const isNew = cell > this.times[end];
+    const index = isNew ? this.length : end;
+    this.version++;
+    if (isNew) {
+      this.times.push(cell);
+      this.open.push(open);
+      this.high.push(high);
+      this.low.push(low);
+      this.close.push(close);
+      this.volume.push(volume);
+      for (const column of this.#decided()) column.push(null);
+      for (const column of Object.values(this.equity)) column.push(column[column.length - 1] ?? null);
+      for (const column of Object.values(this.numbers)) column.push(null);
+    } else {
+      this.high[index] = Math.max(this.high[index], high);
+      this.low[index] = Math.min(this.low[index], low);
+      this.close[index] = close;
+      this.volume[index] += volume;
+    }
+    if (decision) {
+      for (const name of ["sequence", "action", "refused_by", "regime", "confidence", "held"])
+        this[name][index] = decision[name] ?? null;
+      for (const [gate, value] of Object.entries(decision.spare ?? {}))
+        if (this.spare[gate]) this.spare[gate][index] = isNew ? value : least(this.spare[gate][index], value);
+      for (const [gate, value] of Object.entries(decision.failed ?? {}))
+        if (this.failed[gate]) this.failed[gate][index] = (isNew ? 0 : (this.failed[gate][index] ?? 0)) + value;
+    }
+    for (const [name, value] of Object.entries(decision?.noted ?? {}))
+      if (this.numbers[name]) this.numbers[name][index] = value;
+    for (const [account, value] of Object.entries(equity ?? {}))
+      if (this.equity[account]) this.equity[account][index] = value;
+    this.fills.push(...(fills ?? []).filter((fill) => fill.instrument === this.instrument));
+    return true;
+  }
+
+  *#decided() {
+    for (const name of ["sequence", "action", "refused_by", "regime", "confidence", "held"]) yield this[name];
+    yield* Object.values(this.spare);
+    yield* Object.values(this.failed);
+  }
+}
+
+const mapped = (columns, each) => Object.fromEntries(Object.entries(columns).map(([name, values]) => [name, each(values)]));
+const least = (one, other) => (one == null ? other : other == null ? one : Math.min(one, other));
+
+/**
+ * The cell length for a span that is `width` pixels wide: the present one while its cells are
+ * neither too narrow nor too wide.
+ */
+export function stepFor({ interval, least = interval, span, width, present = null }) {
+  if (present && present >= least) {
+    const spacing = (width * present) / span;
+    if (spacing >= SPACING_LEAST && (spacing <= SPACING_MOST || present === least)) return present;
+  }
+  const multiple = MULTIPLES.find((each) => interval * each >= least && (width * interval * each) / span >= SPACING_WANTED);
+  return interval * (multiple ?? MULTIPLES[MULTIPLES.length - 1]);
+}
+
+/** Load the frame of a range; `step` is the length of its cells. @returns {Promise<Frame>} */
+export async function loadFrame({ run, instrument, hasNotes, from_ms, until_ms, step, signal }) {
+  const from = Math.floor(from_ms / step) * step;
+  const until = Math.ceil(until_ms / step) * step;
+  const range = { instrument, from_ms: from, until_ms: until, points: Math.round((until - from) / step) + 2 };
+  const ask = (kind, parameters = range) => getColumns(run, kind, parameters, { signal });
+  const [candles, series, equity, marks, noted] = await Promise.all([
+    ask("candles"),
+    ask("series"),
+    ask("equity", { ...range, instrument: null }),
+    ask("marks", { instrument, from_ms: from, until_ms: until }),
+    hasNotes ? ask("noted") : null,
+  ]);
+  return new Frame({ run, instrument, candles, series, equity, marks, noted });
+}

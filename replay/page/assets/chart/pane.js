@@ -1,0 +1,363 @@
+/** The chart as a component: it keeps a frame loaded around the view, and tells what is pointed at. */
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
+import { accountStyles } from "../accounts.js";
+import { accountName, interval as intervalText, number, percent, plain, startsOf, word } from "../format.js";
+import { colours, onTheme } from "../theme.js";
+import { useSlow } from "../hooks.js";
+import { Chart, within } from "./chart.js";
+import { loadFrame, stepFor } from "./frame.js";
+import { ROW, rowsOf } from "./rows.js";
+
+const FIRST_BARS = 1440; // the last day first
+const CELLS_MOST = 4000; // of a frame that grows
+const MARGIN = 1; // spans loaded on each side of the view
+const SETTLE = 90; // ms without a move before the range is asked for
+const FREE = 4; // cells that stay free beyond the ends of the run
+const LINES = 3; // accounts in the equity pane
+const AXIS = 94; // px at least that the right axis is wide
+const LEGEND_ITEM = 132; // px of an account in the legend of the equity pane
+const COUNT_ROOM = 40; // px for the count of a row's refusals, and around it
+const measuring = document.createElement("canvas").getContext("2d");
+
+/** Pixels that the label of a row takes, with its count. */
+function labelWidth({ label }) {
+  measuring.font = `11px ${colours().font}`;
+  return Math.ceil(measuring.measureText(label).width) + COUNT_ROOM;
+}
+
+/** The accounts of the equity pane: own, a shadow account, a benchmark. */
+export function accountLines(run) {
+  const [own, ...others] = run.accounts;
+  const began = startsOf(run);
+  const styles = accountStyles(run);
+  const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own.name)) - 1) * 100));
+  const twins = others.filter((each) => each.is_stored);
+  const rest = others.filter((each) => !each.is_stored);
+  return [own, ...twins.slice(0, 1), ...rest.slice(0, 1), ...twins.slice(1)].filter(Boolean).slice(0, LINES).map((account, index) => ({
+    name: accountName(account),
+    ...styles.get(account.name),
+    isShadow: index > 0 && account.is_stored,
+    column: asReturn(account.name),
+    format: (value) => `${number(value, Math.abs(value) < 10 ? 2 : 1)} %`,
+  }));
+}
+
+/** Confidence, and what the strategy noted: on the price where it is a price, else a pane each. */
+function extraLines(run, instrument, frame, { hasPanes }) {
+  const extras = [];
+  if (hasPanes && run.has_model) {
+    const gate = run.gates.find((each) => each.gate.startsWith("confidence"));
+    extras.push({ name: "confidence", tone: "accent", column: (each) => each.confidence, threshold: gate?.gate === "confidence" ? gate.threshold : null, format: (value) => plain(value, 3) });
+  }
+  const price = frame.close[frame.length - 1];
+  for (const { name } of run.notes.filter((each) => each.instrument === instrument)) {
+    const values = (frame.numbers[name] ?? []).filter((value) => value != null);
+    const isPrice = values.length > 0 && values.every((value) => value > price / 2 && value < price * 2);
+    if (!isPrice && !hasPanes) continue;
+    extras.push({ name, tone: isPrice ? "ink" : "muted", onPrice: isPrice, isSparse: values.length * 2 < frame.length, column: (each) => each.numbers[name], format: (value) => plain(value, 4) });
+  }
+  return extras;
+}
+
+const MOST_PANES = { wide: 3, low: 1, compact: 0 };
+
+function EquityLegend({ lines, chart, index, isCompact }) {
+  const frame = chart?.frame;
+  if (!frame) return null;
+  const at = index ?? frame.length - 1;
+  const values = lines.map((line) => line.column(frame)?.[at]);
+  return lines.map((line, each) => {
+    const isSame = each > 0 && line.isShadow && values[each] != null && Math.abs(values[each] - values[0]) < 5e-7;
+    if (isSame && isCompact) return null;
+    return html`<span key=${line.name} class="term">
+      <i class=${`swatch ${line.tone} ${line.dash}`}></i>${each === 0 ? "equity" : line.name}
+      ${" "}<b>${isSame ? "the same" : percent((values[each] ?? NaN) / 100, { decimals: 3 })}</b>
+    </span>`;
+  });
+}
+
+/**
+ * @param {Object} props
+ * @param {Object} props.run Run
+ * @param {string} props.instrument
+ * @param {Object|null} props.decision under the pointer, or pinned
+ * @param {number|null} props.pinnedMs open of the pinned bar
+ * @param {Function} props.onHover (sequence|null, cell)
+ * @param {Function} props.onPick (sequence)
+ * @param {number} props.connected how often the stream came back
+ * @param {{current: Object}} props.handle gets `{chart, frame, append, goTo}`
+ */
+export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, toGate, tint, least, isCompact, hasPanes, connected, onHover, onPick, onFrame, onSettled, handle }) {
+  const element = useRef();
+  const chart = useRef(null);
+  const work = useRef({ abort: null, timer: null, isFirst: true });
+  const [layout, setLayout] = useState({ tops: [], axis: 94, extras: [] });
+  const [state, setState] = useState({ isLoading: true, error: null });
+  const isSlow = useSlow(state.isLoading);
+  const interval = run.row.interval_ms;
+  const rows = useMemo(() => rowsOf(run, { compact: isCompact }), [run.row.run_id, isCompact]);
+  const lines = useMemo(() => accountLines(run), [run.row.run_id]);
+  const decimals = run.instruments.find((each) => each.id === instrument)?.price_decimals ?? 2;
+  const hears = useRef({});
+  const lastMs = useRef(run.row.last_ms);
+  lastMs.current = Math.max(lastMs.current ?? 0, run.row.last_ms);
+
+  /** Load the range and draw it; `view` is what shall be in view after it. */
+  const load = async ({ from_ms, until_ms, step, view, then }) => {
+    const { current } = work;
+    current.abort?.abort();
+    const abort = (current.abort = new AbortController());
+    current.loading = { from_ms, until_ms, step };
+    setState({ isLoading: true, error: null });
+    try {
+      const frame = await loadFrame({ run: run.row.run_id, instrument, hasNotes: run.notes.length > 0, from_ms, until_ms, step, signal: abort.signal });
+      if (abort.signal.aborted || !chart.current) return;
+      const before = chart.current.frame;
+      const { isNewest } = current;
+      current.loading = null;
+      current.loaded = { from_ms, until_ms, step };
+      current.isNewest = until_ms >= lastMs.current;
+      if (frame.length === 0) {
+        setState({ isLoading: false, error: null, isEmpty: true });
+        return;
+      }
+      // The view may have moved on while the range was on its way.
+      const seen = view === undefined ? chart.current.view() : view;
+      if (current.isFirst) {
+        const extras = extraLines(run, instrument, frame, { hasPanes });
+        const most = isCompact ? MOST_PANES.compact : element.current.clientHeight < 560 ? MOST_PANES.low : MOST_PANES.wide;
+        let panes = 0;
+        const axis = Math.max(...rows.map(labelWidth));
+        const legendLines = Math.ceil((lines.length * LEGEND_ITEM) / (element.current.clientWidth - Math.max(AXIS, axis)));
+        chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, extras: extras.filter((each) => each.onPrice || panes++ < most) });
+      }
+      // Who looked at the newest bar goes on doing so, though bars came while the range did.
+      const ahead = isNewest && view === undefined && seen?.until_ms >= before.lastMs ? Math.max(0, frame.lastMs - before.lastMs) : 0;
+      const moved = seen && { from_ms: seen.from_ms + ahead, until_ms: seen.until_ms + ahead };
+      chart.current.setFrame(frame, { view: current.isFirst ? null : moved });
+      if (current.isFirst) {
+        current.isFirst = false;
+        chart.current.showNewest(run.has_model ? run.gate_horizon : 8);
+      }
+      setState({ isLoading: false, error: null });
+      hears.current.onFrame?.(frame);
+      then?.();
+    } catch (error) {
+      if (abort.signal.aborted) return;
+      current.loading = null;
+      setState({ isLoading: false, error });
+    }
+  };
+
+  /** Ask for what the view needs and the frame has not. */
+  const settle = () => {
+    const view = chart.current?.view();
+    if (!view || work.current.isFirst) return;
+    hears.current.onSettled?.();
+    const span = view.until_ms - view.from_ms;
+    const present = chart.current.frame.step;
+    const step = stepFor({ interval, least: hears.current.least, span, width: view.width, present });
+    const { loaded } = work.current;
+    const first = run.row.first_ms;
+    const end = lastMs.current + interval;
+    const wants = { from_ms: Math.max(first, view.from_ms - span / 4), until_ms: Math.min(end, view.until_ms + span / 4) };
+    // A file gives longer cells than were asked for where it holds none that are shorter.
+    const isAsked = step === present || (step === loaded.step && present > step);
+    if (isAsked && wants.from_ms >= loaded.from_ms && wants.until_ms <= loaded.until_ms) return;
+    if (wants.until_ms <= first || wants.from_ms >= end) return;
+    const range = { from_ms: Math.max(first, view.from_ms - span * MARGIN), until_ms: Math.min(end, view.until_ms + span * MARGIN), step };
+    const { loading } = work.current;
+    if (loading && loading.step === step && loading.from_ms <= wants.from_ms && loading.until_ms >= wants.until_ms) return;
+    load(range);
+  };
+
+  hears.current = {
+    least,
+    onFrame,
+    onSettled,
+    onView: () => {
+      clearTimeout(work.current.timer);
+      work.current.timer = setTimeout(settle, SETTLE);
+    },
+    onHover: (index) => onHover(index == null ? null : { index, sequence: chart.current.frame.sequence[index] }),
+    onPick: (index) => onPick(chart.current.frame.sequence[index]),
+  };
+
+  /** Below the height that its rows need the page scrolls: rows that shrink would overlap. */
+  const giveRoom = (missing) => {
+    const page = element.current?.closest(".whole");
+    if (page) page.style.minHeight = `${page.clientHeight + missing}px`;
+  };
+
+  useLayoutEffect(() => {
+    const own = new Chart(element.current, {
+      decimals,
+      onView: () => hears.current.onView(),
+      onHover: (index) => hears.current.onHover(index),
+      onPick: (index) => hears.current.onPick(index),
+      onLayout: ({ missing, ...found }) => {
+        setLayout(found);
+        giveRoom(missing);
+      },
+    });
+    chart.current = own;
+    work.current = { abort: null, timer: null, isFirst: true };
+    const unsubscribe = onTheme(() => own.theme());
+    handle.current = {
+      chart: own,
+      get frame() {
+        return own.frame;
+      },
+      /** A step that has just been stored. */
+      append: (step) => {
+        if (!step.bar || !own.frame) return;
+        lastMs.current = Math.max(lastMs.current, step.bar[0]);
+        const { loaded, loading } = work.current;
+        if (step.instrument !== instrument || !loaded || loading) return;
+        const end = own.frame.times[own.frame.length - 1] + own.frame.step;
+        const view = own.view();
+        // Bars between the frame and this one were missed: asked for where they would be seen.
+        if (step.bar[0] > end) {
+          if (view && view.until_ms >= end - own.frame.step) load({ ...loaded, until_ms: lastMs.current + interval });
+          return;
+        }
+        if (own.frame.append(step)) {
+          loaded.until_ms = Math.max(loaded.until_ms, step.bar[0] + interval);
+          work.current.isNewest = true;
+          own.updateNewest();
+          const span = view ? view.until_ms - view.from_ms : Infinity;
+          if (own.frame.length > Math.max(CELLS_MOST, (4 * span) / own.frame.step)) {
+            // What lies far from the view is let go, and asked for again where it is seen.
+            const room = span * MARGIN;
+            load({ ...loaded, from_ms: Math.max(loaded.from_ms, view.from_ms - room), until_ms: Math.min(loaded.until_ms, view.until_ms + room) });
+          }
+        }
+      },
+      /** Bring a bar into view, loading what lies around it. */
+      goTo: (ms, room = 0) => {
+        if (!own.frame?.length) return;
+        const { step } = own.frame;
+        const ends = [run.row.first_ms - FREE * step, lastMs.current + Math.max(room, FREE) * step];
+        const index = own.frame.indexOf(ms);
+        if (index >= 0) {
+          own.reveal(index, Math.min(room, Math.max(0, own.frame.length - 1 - index + room)), ends.map((end) => own.frame.position(end)));
+          return;
+        }
+        const view = own.view();
+        const span = view.until_ms - view.from_ms;
+        const { from, to } = within({ from: ms - span * 0.55, to: ms + span * 0.45 }, ends);
+        const seen = { from_ms: from, until_ms: to };
+        load({
+          from_ms: Math.max(run.row.first_ms, from - span * MARGIN),
+          until_ms: Math.min(lastMs.current + interval, to + span * MARGIN),
+          step,
+          view: seen,
+        });
+      },
+      /** The whole run in view. */
+      showWhole: () => {
+        const { first_ms: from_ms } = run.row;
+        const until_ms = lastMs.current + interval;
+        const { width } = own.view();
+        const step = stepFor({ interval, least: hears.current.least, span: until_ms - from_ms, width });
+        load({ from_ms, until_ms, step, view: { from_ms, until_ms } });
+      },
+      /** All again: after a connection that was lost. */
+      reload: () => {
+        const { loaded } = work.current;
+        if (!loaded || !own.frame) return;
+        const isNewest = own.view().until_ms >= own.frame.times[own.frame.length - 1];
+        const until_ms = isNewest ? lastMs.current + interval : loaded.until_ms;
+        load({ ...loaded, from_ms: Math.max(loaded.from_ms, until_ms - CELLS_MOST * loaded.step), until_ms });
+      },
+    };
+    const until_ms = lastMs.current + interval;
+    const width = element.current.clientWidth - 94;
+    const bars = Math.max(FIRST_BARS, (2 * width) / 2.25);
+    const step = Math.max(interval, least ?? interval);
+    load({ from_ms: Math.max(run.row.first_ms, until_ms - bars * step), until_ms, step });
+    return () => {
+      work.current.abort?.abort();
+      clearTimeout(work.current.timer);
+      unsubscribe();
+      own.remove();
+      chart.current = handle.current = null;
+      element.current?.closest(".whole")?.style.removeProperty("min-height");
+    };
+  }, [run.row.run_id, instrument, isCompact, hasPanes]);
+
+  // Once the run is read again after a connection that was lost, so is what is drawn.
+  const wasConnected = useRef(connected);
+  useEffect(() => {
+    if (wasConnected.current === connected) return;
+    wasConnected.current = connected;
+    handle.current?.reload();
+  }, [run]);
+
+  // Cells of another length: as many of them as before, up to the same time.
+  useEffect(() => {
+    const own = chart.current;
+    if (!own?.frame || work.current.isFirst) return;
+    const view = own.view();
+    const span = view.until_ms - view.from_ms;
+    const wanted = Math.max(interval, least ?? interval);
+    const from_ms = view.until_ms - (span * wanted) / own.frame.step;
+    const step = wanted;
+    load({
+      from_ms: Math.max(run.row.first_ms, from_ms - (view.until_ms - from_ms)),
+      until_ms: lastMs.current + interval,
+      step,
+      view: { from_ms, until_ms: view.until_ms },
+    });
+  }, [least]);
+
+  useEffect(() => {
+    const own = chart.current;
+    if (!own?.frame) return;
+    own.show({
+      decision,
+      tint,
+      gate,
+      pointer: pointer == null || pointer >= own.frame.length ? null : pointer,
+      pinned: pinnedMs == null ? null : own.frame.indexOf(pinnedMs),
+    });
+  });
+
+  // Which rows there are stays as it was drawn; their counts go on.
+  const counts = useMemo(() => new Map(run.gates.map((each) => [each.gate, each.gate === "warm" ? 0 : each.refused])), [run]);
+  const refused = (row) => row.gates.reduce((sum, each) => sum + counts.get(each), 0);
+  const drawn = chart.current?.frame;
+  const pinned = drawn && pinnedMs != null ? drawn.indexOf(pinnedMs) : -1;
+  const at = pointer ?? (pinned >= 0 ? pinned : (drawn?.length ?? 1) - 1);
+  const regime = drawn?.regime[at];
+  return html`<div class="chart" aria-busy=${state.isLoading}>
+    <div class="canvas" ref=${element} role="img" aria-label=${`Candles of ${instrument}, with gates and equity. The arrow keys step through the decisions; the card says each in words.`}></div>
+    ${drawn?.length && layout.tops.length > 1 &&
+    html`<ul class="rows" style=${{ top: `${layout.tops[1] + 5}px`, width: `${layout.axis - 6}px` }}>
+        ${rows.map(
+          (row) =>
+            html`<li key=${row.key} style=${{ height: `${ROW}px` }}>
+              ${row.kind === "gate"
+                ? html`<button
+                    class=${decision?.refused_by === row.key ? "refuser" : ""}
+                    aria-pressed=${gate === row.key}
+                    title=${run.gates.find((each) => each.gate === row.key).words}
+                    onClick=${() => toGate(row.key)}
+                  ><span>${row.label}</span><span class="figure">${refused(row) || ""}</span><span class="unseen">${refused(row) ? " refusals" : " no refusal"}</span></button>`
+                : html`<span title=${row.gates.join(", ")} class=${row.gates.includes(decision?.refused_by) ? "refuser" : ""}>
+                    <span>${row.kind === "regime" ? word((regime || "regime").toLowerCase()).replace("mean ", "") : row.label}</span><span class="figure">${refused(row) || ""}</span>
+                  </span>`}
+            </li>`,
+        )}
+      </ul>
+      <p class="over" style=${{ top: `${layout.tops[2] + 4}px`, right: `${layout.axis}px` }}><${EquityLegend} lines=${lines} chart=${chart.current} index=${at} isCompact=${isCompact} /></p>
+      ${layout.extras.map(
+        (name, index) => html`<p key=${name} class="over" style=${{ top: `${(layout.tops[3 + index] ?? 0) + 4}px`, right: `${layout.axis}px` }}>${word(name)}</p>`,
+      )}`}
+    ${isSlow && html`<p class="reading" role="status">reading the bars</p>`}
+    ${state.error && html`<p class="reading loss" role="alert">${state.error.message}</p>`}
+    ${state.isEmpty && html`<p class="reading">No bar of ${instrument} lies here.</p>`}
+    ${drawn && drawn.step > interval && html`<p class="cell">${intervalText(drawn.step)} a cell${drawn.isCut ? "; of the fills the newest" : ""}</p>`}
+  </div>`;
+}
+

@@ -1,0 +1,29 @@
+/** A document alone in a file: its record lies in the page. */
+import { html, render } from "../vendor/htm-preact.js";
+import { DocumentView } from "../document.js";
+import { recorded } from "../record.js";
+
+const prefers = matchMedia("(prefers-color-scheme: dark)");
+
+function turn() {
+  const root = document.documentElement;
+  const isDark = root.dataset.theme ? root.dataset.theme === "dark" : prefers.matches;
+  root.dataset.theme = isDark ? "light" : "dark";
+}
+
+const place = document.getElementById("page");
+try {
+  const record = await recorded(document.getElementById("record"));
+  render(
+    html`<main>
+      <button type="button" class="theme" onClick=${turn}>light / dark</button>
+      <${DocumentView} document=${record["/api/v1/document"]} />
+    </main>`,
+    place,
+  );
+} catch (error) {
+  place.textContent = `This browser cannot show the page (${error}); take one of 2023 or newer.`;
+}
+addEventListener("beforeprint", () => {
+  for (const fold of document.querySelectorAll("details.fold")) fold.open = true;
+});

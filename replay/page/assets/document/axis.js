@@ -1,0 +1,116 @@
+/** Axes: from numbers to pixels, the ticks between, and numbers and times as text. */
+
+const MINUTE = 60_000;
+const HOUR = 60 * MINUTE;
+const DAY = 24 * HOUR;
+const STEPS = [1, 2, 5, 10, 15, 30].map((n) => n * MINUTE)
+  .concat([1, 2, 4, 6, 12].map((n) => n * HOUR))
+  .concat([1, 2, 5, 7, 14, 30, 90, 180, 365].map((n) => n * DAY));
+const MONTHS = "Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(" ");
+export const LETTER = 6.3; // pixels of a letter of an axis, about
+const TICK_ROOM = { time: 86, number: 64 };
+const LINE_ROOM = 38; // between labels above each other
+
+export const signed = (text) => text.replace("-", "−");
+
+/** A time as "2025-06-02 09:33", UTC. */
+export const minute = (ms) => new Date(ms).toISOString().slice(0, 16).replace("T", " ");
+
+/** `number` with so many decimals, else with four significant digits. */
+export function plain(number, digits) {
+  const given = digits === undefined
+    ? { maximumSignificantDigits: Math.abs(number) >= 1000 ? 8 : 4 }
+    : { minimumFractionDigits: digits, maximumFractionDigits: digits };
+  return signed(number.toLocaleString("en", given));
+}
+
+/** What stands at `value` of `axis`: a name, a time, or a number with its unit. */
+export function said(axis, value) {
+  if (axis.kind === "category") return axis.names[Math.round(value)] ?? "";
+  if (axis.kind === "time") return `${minute(value)} UTC`;
+  return `${plain(value, axis.digits)}${axis.unit ?? ""}`;
+}
+
+/**
+ * A scale of `axis` over `extent` [low, high] onto pixels [first, last].
+ * `at(value)` gives the pixel, `value(pixel)` goes back.
+ */
+export function scale(axis, extent, first, last) {
+  const knee = axis.knee;
+  const bent = knee ? (value) => Math.asinh(value / knee) : (value) => value;
+  const straight = knee ? (value) => knee * Math.sinh(value) : (value) => value;
+  const [low, high] = extent.map(bent);
+  const [from, to] = axis.is_reversed ? [last, first] : [first, last];
+  const slope = high > low ? (to - from) / (high - low) : 0;
+  const middle = (from + to) / 2;
+  return {
+    axis,
+    extent,
+    at: (value) => (slope ? from + (bent(value) - low) * slope : middle),
+    value: (pixel) => (slope ? straight(low + (pixel - from) / slope) : extent[0]),
+  };
+}
+
+/** Labels along a scale of `length` pixels, as [value, text]. */
+export function ticks({ axis, extent, at }, length, isAcross) {
+  if (axis.ticks) return spread(axis.ticks, at, 34);
+  if (axis.kind === "category") return names(axis, at, isAcross);
+  const count = Math.max(2, Math.floor(length / (isAcross ? TICK_ROOM[axis.kind ?? "number"] : LINE_ROOM)));
+  if (axis.kind === "time") return times(extent, count);
+  if (axis.knee) return decades(axis, extent, at);
+  return numbers(extent, count, axis.digits);
+}
+
+function names(axis, at, isAcross) {
+  if (axis.has_labels === false) return [];
+  const longest = Math.max(...axis.names.map((name) => name.length));
+  return spread(axis.names.map((name, place) => [place, name]), at, isAcross ? 12 + LETTER * longest : 14);
+}
+
+/** Leaves labels out until they are `room` pixels apart. */
+function spread(labels, at, room) {
+  const found = [];
+  for (const [value, text] of labels) {
+    const place = at(value);
+    if (found.every(([other]) => Math.abs(at(other) - place) >= room)) found.push([value, text]);
+  }
+  return found;
+}
+
+function numbers([low, high], count, digits) {
+  if (!(high > low)) return [[low, plain(low)]];
+  const raw = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(raw));
+  const finest = digits === 0 ? 1 : 0;
+  const step = Math.max(finest, [1, 2, 2.5, 5, 10].map((n) => n * power).find((n) => n >= raw));
+  const shown = Math.max(0, Math.ceil(-Math.log10(step) + (step / power === 2.5 ? 1 : 0)));
+  const found = [];
+  for (let at = Math.ceil(low / step); at * step <= high + step * 1e-9; at++) {
+    found.push([at * step, plain(at * step + 0, Math.min(shown, 10))]);
+  }
+  return found;
+}
+
+function decades(axis, [low, high], at) {
+  const found = [0];
+  for (let mark = 10 ** Math.floor(Math.log10(axis.knee)); mark < Math.max(high, -low); mark *= 10) {
+    if (mark >= axis.knee) found.push(mark, -mark);
+  }
+  const within = found.filter((mark) => mark >= low && mark <= high).sort((a, b) => a - b);
+  return spread(within.map((mark) => [mark, (mark > 0 ? "+" : "") + plain(mark)]), at, 16);
+}
+
+function times([low, high], count) {
+  const step = STEPS.find((each) => (high - low) / each <= count) ?? STEPS[STEPS.length - 1];
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high; at += step) {
+    const day = new Date(at);
+    const date = `${day.getUTCDate()} ${MONTHS[day.getUTCMonth()]}`;
+    const isDay = at % DAY === 0;
+    const text = step >= 90 * DAY
+      ? `${MONTHS[day.getUTCMonth()]} ${day.getUTCFullYear()}`
+      : isDay ? date : day.toISOString().slice(11, 16);
+    found.push([at, text]);
+  }
+  return found;
+}

@@ -1,0 +1,184 @@
+/** Numbers and times as text. Digits are tabular, the minus is U+2212, times are UTC or local. */
+
+const MINUS = "\u2212";
+const NARROW = "\u202f";
+const ZONE_KEY = "tracepaper.zone";
+
+let local = readZone();
+
+function readZone() {
+  try {
+    return localStorage.getItem(ZONE_KEY) === "local";
+  } catch {
+    return false;
+  }
+}
+
+export const isLocal = () => local;
+
+/** Show times of this computer's zone, or UTC. */
+export function setLocal(value) {
+  local = value;
+  try {
+    localStorage.setItem(ZONE_KEY, value ? "local" : "utc");
+  } catch {
+    // A file opened from disk may have no storage: the choice lasts as long as the page.
+  }
+}
+
+export const zoneName = () => (local ? "local time" : "UTC");
+
+const signed = (text) => text.replace("-", MINUS);
+
+/** Formats are kept, since making one costs more than all else that a move of the pointer does. */
+const formats = new Map();
+
+function formatted(value, options) {
+  const key = JSON.stringify(options);
+  let format = formats.get(key);
+  if (!format) formats.set(key, (format = new Intl.NumberFormat("en-US", options)));
+  return format.format(value);
+}
+
+/** `1234.5` as `1,234.5`; null as a dash. */
+export function number(value, decimals = 2) {
+  if (value == null || !Number.isFinite(value)) return "–";
+  const text = formatted(value, { minimumFractionDigits: decimals, maximumFractionDigits: decimals });
+  return signed(/^-[0.,]*$/.test(text) ? text.slice(1) : text);
+}
+
+/** A whole number. */
+export const count = (value) => number(value, 0);
+
+/** A number with as many digits as it needs, at most `digits` significant ones. */
+export function plain(value, digits = 4) {
+  if (value == null || !Number.isFinite(value)) return "–";
+  if (value !== 0 && (Math.abs(value) >= 1e9 || Math.abs(value) < 1e-7)) return signed(value.toExponential(2));
+  return signed(formatted(value, { maximumSignificantDigits: digits }));
+}
+
+/** A gate's measure or threshold: four decimals below 1, else four significant digits; spans and shares as such. */
+export function measure(value, unit = "") {
+  if (value == null) return "–";
+  if (unit === "ms") return duration(value);
+  if (unit === "share of the peak") return percent(value);
+  const size = Math.abs(value);
+  if (Number.isInteger(value)) return count(value);
+  return size < 1 ? signed(value.toFixed(size < 0.001 ? 5 : 4)) : plain(value);
+}
+
+/** A margin: no leading zero, two digits under .001; spans and shares as such. */
+export function margin(value, unit = "") {
+  const size = Math.abs(value);
+  if (unit === "ms" || unit === "share of the peak") return measure(size, unit);
+  if (size >= 100) return count(size);
+  if (size >= 1) return plain(size, 3);
+  if (size === 0) return "0";
+  const decimals = Math.max(2, 1 - Math.floor(Math.log10(size)));
+  return size.toFixed(Math.min(decimals, 9)).replace(/^0/, "");
+}
+
+/** A fraction as a percentage: `.00412` as `+0.41 %` where `sign`, else `0.41 %`. */
+export function percent(value, { sign = false, decimals = 2 } = {}) {
+  if (value == null || !Number.isFinite(value)) return "–";
+  const text = number(value * 100, decimals);
+  const plus = sign && !text.startsWith(MINUS) && /[1-9]/.test(text) ? "+" : "";
+  return `${plus}${text}${NARROW}%`;
+}
+
+/** A return in basis points, signed. */
+export function basisPoints(value, { sign = true } = {}) {
+  if (value == null) return "–";
+  const text = number(value * 1e4, 1);
+  return (sign && !text.startsWith(MINUS) && /[1-9]/.test(text) ? "+" : "") + text;
+}
+
+/** A signed number with its sign always. */
+export function delta(value, decimals = 1) {
+  const text = number(value, decimals);
+  return text.startsWith(MINUS) || !/[1-9]/.test(text) ? text : `+${text}`;
+}
+
+/** A quantity's exact text without a sign and without zeros after its last digit. */
+export function quantity(text) {
+  const bare = String(text ?? "0").replace(/^[-\u2212]/, "");
+  return bare.includes(".") ? bare.replace(/0+$/, "").replace(/\.$/, "") : bare;
+}
+
+const MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+const two = (value) => String(value).padStart(2, "0");
+
+/** Parts of a time in the chosen zone. */
+export function timeParts(ms) {
+  const date = new Date(ms);
+  return local
+    ? { y: date.getFullYear(), mo: date.getMonth(), d: date.getDate(), h: date.getHours(), mi: date.getMinutes(), s: date.getSeconds() }
+    : { y: date.getUTCFullYear(), mo: date.getUTCMonth(), d: date.getUTCDate(), h: date.getUTCHours(), mi: date.getUTCMinutes(), s: date.getUTCSeconds() };
+}
+
+/** `09:33` */
+export function clock(ms) {
+  const at = timeParts(ms);
+  return `${two(at.h)}:${two(at.mi)}`;
+}
+
+/** `3 Jun` */
+export function day(ms) {
+  const at = timeParts(ms);
+  return `${at.d} ${MONTHS[at.mo]}`;
+}
+
+/** `3 Jun 09:33`, with the year where it is not that of `beside` */
+export function moment(ms, beside = null) {
+  if (ms == null) return "–";
+  const at = timeParts(ms);
+  const year = beside != null && timeParts(beside).y !== at.y ? ` ${at.y}` : "";
+  return `${at.d} ${MONTHS[at.mo]}${year} ${two(at.h)}:${two(at.mi)}`;
+}
+
+/** `2025-06-03 09:33:00` */
+export function stamp(ms) {
+  if (ms == null) return "–";
+  const at = timeParts(ms);
+  return `${at.y}-${two(at.mo + 1)}-${two(at.d)} ${two(at.h)}:${two(at.mi)}:${two(at.s)}`;
+}
+
+/** How long: `16 h`, `3 days`, `45 s` */
+export function duration(ms) {
+  if (ms == null) return "–";
+  const minutes = Math.round(ms / 6e4);
+  if (ms < 6e4) return `${plain(ms / 1e3, 2)} s`;
+  if (minutes < 120) return `${minutes} min`;
+  if (minutes < 2880) return `${Math.round(minutes / 60)} h`;
+  return `${Math.round(minutes / 1440)} days`;
+}
+
+/** A span of time in seconds: `4.1 ms`, `1.2 s` */
+export function seconds(value) {
+  if (value == null) return "–";
+  return value < 1 ? `${plain(value * 1e3, 2)} ms` : `${plain(value, 3)} s`;
+}
+
+/** An interval as traders write it: `1m`, `4h`, `1d` */
+export function interval(ms) {
+  const minutes = ms / 6e4;
+  if (minutes < 1) return `${ms / 1e3}s`;
+  if (minutes % 1440 === 0) return `${minutes / 1440}d`;
+  return minutes % 60 === 0 ? `${minutes / 60}h` : `${minutes}m`;
+}
+
+/** A record's name as a word: without suffixes, underscores as spaces. */
+export const word = (name) =>
+  name.replace(/^confidence_(margin|calibrated)$/, "confidence").replace(/^risk[._]/, "").replaceAll("_", " ");
+
+const ACCOUNTS = { held: "buy and hold at its own exposure", "buy_and_hold in full": "buy and hold" };
+
+/** An account's name in words; the shadow account of that name holds the run's exposure so far. */
+export const accountName = ({ name, is_stored: isStored }) =>
+  ACCOUNTS[name] ?? name.replaceAll("_", " ") + (name === "buy_and_hold" && isStored ? " at its own exposure so far" : "");
+
+/** A strategy's name without the module of its class. */
+export const strategyName = (name) => name.slice(name.lastIndexOf(":") + 1);
+
+/** What each account began with, by its name: shadow accounts of a continued run have their own. */
+export const startsOf = (run) => new Map(run.accounts.map((each) => [each.name, each.equity / (1 + each.total_return)]));

@@ -1,0 +1,404 @@
+/** The Now view: one sentence, one chart, one card. The pointer is time. */
+import { html, useCallback, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { getDecision, getView, knownDecision, source } from "./api.js";
+import { indexAt } from "./cells.js";
+import { Card } from "./card.js";
+import { shareBetween } from "./chart/attention.js";
+import { ChartPane } from "./chart/pane.js";
+import { rowsOf } from "./chart/rows.js";
+import { clock, count, duration, interval as intervalText, moment, number, percent, word } from "./format.js";
+import { isPassing } from "./hooks.js";
+import { useKeys } from "./keys.js";
+import { SecondLine, Sentence } from "./sentence.js";
+
+const REST = 25; // ms that the pointer rests before a decision is asked for
+const RETRY = 3_000; // ms before a server that was away is asked again
+const MOMENT = 3_000; // ms that a sentence of the moment stays
+const ROOM = 4; // cells right of the newest decision, or of its fan
+const SPEEDS = [1, 2, 5, 10, 30]; // decisions a second
+
+/** A decision by its sequence; the one before stays until it is here. */
+function useDecision(run, sequence, rest = 0) {
+  const [state, setState] = useState({ decision: null, error: null });
+  const asking = useRef({ wanted: null, isBusy: false });
+  useEffect(() => {
+    if (sequence == null) return undefined;
+    const known = knownDecision(run, sequence);
+    if (known) {
+      setState({ decision: known, error: null });
+      return undefined;
+    }
+    const { current } = asking;
+    let timer = null;
+    const own = {
+      sequence,
+      // One at a time, and then the one that is wanted by then: steps may come faster than answers.
+      ask: async () => {
+        current.wanted = own;
+        if (current.isBusy) return;
+        current.isBusy = true;
+        try {
+          const decision = await getDecision(run, sequence);
+          const isOnTheWay = (now) => (now.decision?.sequence ?? -1) < sequence && sequence < current.wanted?.sequence;
+          setState((now) => (current.wanted === own || isOnTheWay(now) ? { decision, error: null } : now));
+        } catch (error) {
+          if (current.wanted === own) {
+            // A server that is away is asked again; what it said last stays.
+            if (isPassing(error)) timer = setTimeout(own.ask, RETRY);
+            setState((now) => ({ ...now, error: now.decision && isPassing(error) ? null : error }));
+          }
+        } finally {
+          current.isBusy = false;
+          if (current.wanted !== own) current.wanted?.ask();
+        }
+      },
+    };
+    // A pointer on its way asks nothing: only where it rests.
+    if (rest) timer = setTimeout(own.ask, rest);
+    else own.ask();
+    return () => {
+      clearTimeout(timer);
+      if (current.wanted === own) current.wanted = null;
+    };
+  }, [run, sequence]);
+  return state;
+}
+
+/** A sentence that stays for a moment: the present one, and what says another. */
+function useSaid() {
+  const [said, setSaid] = useState("");
+  const timer = useRef(null);
+  useEffect(() => () => clearTimeout(timer.current), []);
+  const say = (sentence) => {
+    clearTimeout(timer.current);
+    setSaid(sentence);
+    timer.current = setTimeout(() => setSaid(""), MOMENT);
+  };
+  return [said, say];
+}
+
+/** The next decision after or before a time that was refused, or that was filled. */
+async function seek({ run, frame, from, direction, kind, gate, instrument }) {
+  const matches =
+    kind === "fill"
+      ? null
+      : (index) => (gate ? frame.failed[gate]?.[index] > 0 : frame.refused_by[index] && frame.refused_by[index] !== "warm");
+  if (kind === "fill") {
+    const ahead = frame.fills.filter((fill) => fill.decision_sequence != null && (fill.decision_sequence - from.sequence) * direction > 0);
+    if (ahead.length) return (direction > 0 ? ahead[0] : ahead[ahead.length - 1]).decision_sequence;
+  } else if (frame.step === run.row.interval_ms) {
+    for (let index = indexAt(frame.times, from.open_time_ms) + direction; index >= 0 && index < frame.length; index += direction)
+      if (matches(index)) return frame.sequence[index];
+  }
+  if (source.isRecord && kind === "fill") return null;
+  const range = direction > 0 ? { from_ms: from.open_time_ms + 1 } : { until_ms: from.open_time_ms };
+  const order = { instrument, limit: 1, sort: "sequence", descending: direction > 0 ? null : "true" };
+  try {
+    if (kind === "fill") {
+      const fills = await getView(run.row.run_id, "fills", { ...order, ...(direction > 0 ? { from_ms: from.close_time_ms + 1 } : { until_ms: from.close_time_ms }) });
+      return fills.rows.length ? fills.rows[0][fills.columns.findIndex((column) => column.name === "decision_sequence")] : null;
+    }
+    const names = gate ? [gate] : run.gates.filter((each) => each.refused !== 0 && each.gate !== "warm").map((each) => each.gate);
+    const found = await Promise.all(
+      names.map(async (name) => {
+        const rows = await getView(run.row.run_id, "decisions", { ...order, ...range, refused_by: name });
+        return rows.rows.length ? rows.rows[0][rows.columns.findIndex((column) => column.name === "sequence")] : null;
+      }),
+    );
+    const sequences = found.filter((each) => each != null);
+    return sequences.length ? Math[direction > 0 ? "min" : "max"](...sequences) : null;
+  } catch {
+    return null;
+  }
+}
+
+/** The decision on the bar at or before a time. */
+export async function sequenceAt(run, instrument, ms) {
+  const { rows, columns } = await getView(run, "decisions", { instrument, until_ms: ms + 1, sort: "sequence", descending: "true", limit: 1 });
+  return rows.length ? rows[0][columns.findIndex((column) => column.name === "sequence")] : null;
+}
+
+function Legend({ frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
+  const at = index ?? (frame ? frame.length - 1 : 0);
+  const price = (name) => html`<b>${number(frame[name][at], decimals)}</b>`;
+  return html`<div class="legend">
+    <span class="values">
+      ${others.length > 1 &&
+      html`<select aria-label="Symbol" value=${instrument} onChange=${(event) => toInstrument(event.target.value)}>
+        ${others.map((each) => html`<option key=${each.id} value=${each.id}>${each.symbol}</option>`)}
+      </select>`}
+      ${frame?.length
+        ? html`<span>${moment(frame.times[at]).replace(clock(frame.times[at]), "")}<b>${clock(frame.times[at])}</b></span>
+            <span class="wide wider">O ${price("open")}</span><span class="wide first">H ${price("high")}</span><span class="wide first">L ${price("low")}</span><span>C ${price("close")}</span>
+            <span>position <b>${frame.held[at] == null ? "–" : number(frame.held[at], 8).replace(/\.?0+$/, "")}</b></span>`
+        : " "}
+    </span>
+    <span class="switches">
+      ${decision?.looked && share != null && html`<span class="wide share">${percent(share, { decimals: 0 })} of it in view</span>`}
+      <button class="plain quiet wide" title="Longer cells: i, shorter: I" onClick=${toLeast}>${least}</button>
+      <button class="plain quiet wide" aria-pressed=${playing} title="Play the decisions: space" onClick=${player}>${playing ? "pause" : "play"}</button>
+      ${decision?.forecast &&
+      html`<button class="switch" role="switch" aria-checked=${tint} title="Where it looked, not why" onClick=${() => setTint(!tint)}><i></i>attention</button>`}
+    </span>
+  </div>`;
+}
+
+function Halted({ halt }) {
+  if (!halt.word) return html`<b>Halted by ${word(halt.by)}.</b>`;
+  return html`<b>Halted by the operator's ${halt.word} at ${clock(halt.since_ms)}</b>${halt.note ? `: ${halt.note}` : ""}.`;
+}
+
+/** Banners: what, since when, what it means. */
+function Banner({ run, connection, isCold }) {
+  if (run.damage) return html`<p class="banner" role="alert">${run.damage.sentence}</p>`;
+  if (connection.state === "lost")
+    return html`<p class="banner" role="alert"><b>The daemon has not answered since ${clock(connection.since)}.</b> What is shown is what it said last; this page connects again by itself.</p>`;
+  if (connection.state === "ended")
+    return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
+  if (connection.state === "refused")
+    return html`<p class="banner" role="alert"><b>No steps are told here since ${clock(connection.since)}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
+  if (run.halt && run.row.ended_ms == null) return html`<p class="banner" role="alert"><${Halted} halt=${run.halt} /> No new exposure until RESUME; decisions go on.</p>`;
+  if (isCold)
+    return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
+  if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;
+  return null;
+}
+
+function PhoneBar({ earlier, later, refusal, newest, fill }) {
+  return html`<nav class="phone" aria-label="Decisions">
+    <button aria-label="Decision before" onClick=${earlier}>‹</button>
+    <button onClick=${refusal}>refusal</button>
+    <button onClick=${newest}>newest</button>
+    <button onClick=${fill}>fill</button>
+    <button aria-label="Decision after" onClick=${later}>›</button>
+  </nav>`;
+}
+
+/** Steps of the length of cells: the run's own, then the usual multiples. */
+const LEAST = [1, 5, 15, 60, 240, 1440];
+
+/**
+ * @param {{run: Object, address: Object, go: Function, connection: Object, connected: number, steps: {current: Object}}} props
+ */
+export function NowView({ run, address, go, connection, connected, steps, isCompact, openKeys }) {
+  const id = run.row.run_id;
+  const instrument = address.instrument ?? run.instruments[0]?.id;
+  const [newest, setNewest] = useState(run.last_sequence);
+  const pinned = address.sequence ?? newest;
+  const [hover, setHover] = useState(null);
+  const [gate, setGate] = useState(null);
+  const [tint, setTint] = useState(false);
+  const [hasPanes, setPanes] = useState(!run.has_model);
+  const [multiple, setMultiple] = useState(0);
+  const [playing, setPlaying] = useState(null); // speed
+  const [frameVersion, setFrameVersion] = useState(0);
+  const handle = useRef(null);
+  const verify = useRef(null);
+  const [said, say] = useSaid();
+  const shown = hover?.sequence ?? pinned;
+  const { decision: last, error } = useDecision(id, shown, hover ? REST : 0);
+  const { decision: own } = useDecision(id, pinned);
+  const decision = last && last.run_id === id ? last : null;
+  const frame = handle.current?.frame;
+  const interval = run.row.interval_ms;
+
+  // The run's newest decision may be of another symbol; then the frame says which is this one's.
+  useEffect(() => {
+    if (run.instruments.length === 1) setNewest((now) => Math.max(now ?? 0, run.last_sequence ?? 0) || null);
+  }, [run.last_sequence]);
+  const framed = (loaded) => {
+    const last = loaded.sequence.findLast((sequence) => sequence != null);
+    if (last != null && loaded.times[loaded.length - 1] + loaded.step > run.row.last_ms) setNewest(last);
+    setFrameVersion((now) => now + 1);
+  };
+
+  const toSequence = useCallback(
+    (sequence, other = null) => {
+      if (sequence == null) return;
+      setHover(null);
+      const next = { run: id, view: "now", sequence, instrument: other ?? address.instrument };
+      go(next, true);
+    },
+    [id, address.instrument],
+  );
+  const toNewest = () => {
+    setHover(null);
+    go({ run: id, view: "now", sequence: null, instrument: address.instrument }, true);
+    handle.current?.chart.frame && handle.current.goTo(run.row.last_ms, (run.has_model ? (run.gate_horizon * interval) / frame.step : 0) + ROOM);
+  };
+
+  // An address may name a decision alone: the chart is of its symbol.
+  useEffect(() => {
+    if (own?.run_id !== id || own.sequence !== address.sequence || own.instrument === instrument) return;
+    go({ run: id, view: "now", sequence: own.sequence, instrument: own.instrument }, true);
+  }, [own]);
+
+  // A pinned decision outside the view is brought into it.
+  useEffect(() => {
+    if (own && own.run_id === id && own.sequence === pinned && address.sequence != null) {
+      const room = own.forecast ? (own.forecast.comes_ms - own.close_time_ms) / (handle.current?.frame?.step ?? interval) : 0;
+      handle.current?.goTo(own.open_time_ms, room);
+    }
+  }, [own, frameVersion === 0]);
+
+  // What the stream tells, into the chart; the newest decision moves on while none is pinned.
+  steps.current = (step) => {
+    if (!step.bar) return; // a quote, a mark: nothing of it is drawn
+    handle.current?.append(step);
+    if (step.decision?.sequence != null && step.instrument === instrument) setNewest(step.decision.sequence);
+    setFrameVersion((now) => now + 1);
+  };
+  useEffect(() => () => (steps.current = () => {}), []);
+
+  const step = async (by) => {
+    let at = own;
+    if (!at) return;
+    if (frame && Math.abs(by) > 1) {
+      const index = indexAt(frame.times, at.open_time_ms) + by;
+      const sequence = frame.sequence[Math.max(0, Math.min(frame.length - 1, index))];
+      if (sequence != null) toSequence(sequence);
+      return;
+    }
+    toSequence(by > 0 ? at.following : at.previous);
+  };
+  const toNext = async (kind, direction) => {
+    if (!own || !frame) return;
+    const sequence = await seek({ run, frame, from: own, direction, kind, gate: kind === "refusal" ? gate : null, instrument });
+    if (sequence != null) toSequence(sequence);
+    else say(`no ${direction > 0 ? "later" : "earlier"} ${kind}${kind === "refusal" && gate ? ` by ${word(gate)}` : ""}`);
+  };
+  const gates = useMemo(() => rowsOf(run, { compact: isCompact }).filter((row) => row.kind === "gate").map((row) => row.key), [id, isCompact]);
+  const toGate = (name) => setGate((now) => (now === name ? null : name));
+  const nextGate = () => setGate((now) => gates[gates.indexOf(now) + 1] ?? null);
+  const longer = (by) => setMultiple((now) => Math.max(0, Math.min(LEAST.length - 1, now + by)));
+  const nextSymbol = () => {
+    const index = run.instruments.findIndex((each) => each.id === instrument);
+    const next = run.instruments[(index + 1) % run.instruments.length];
+    toInstrument(next.id);
+  };
+  const toInstrument = async (other) => {
+    setHover(null);
+    let sequence = null;
+    if (own && address.sequence != null) sequence = await sequenceAt(id, other, own.open_time_ms).catch(() => null);
+    go({ run: id, view: "now", sequence, instrument: other }, true);
+  };
+
+  // Play: a decision after another, until the newest.
+  const player = () => setPlaying((now) => (now ? null : SPEEDS[1]));
+  const faster = (by) => setPlaying((now) => SPEEDS[Math.max(0, Math.min(SPEEDS.length - 1, SPEEDS.indexOf(now ?? SPEEDS[1]) + by))]);
+  useEffect(() => {
+    if (!playing || !own) return undefined;
+    if (own.following == null) {
+      setPlaying(null);
+      return undefined;
+    }
+    const cell = frame && frame.step > interval ? frame.sequence[indexAt(frame.times, own.open_time_ms) + 1] : null;
+    const timer = setTimeout(() => toSequence(cell ?? own.following), 1000 / playing);
+    return () => clearTimeout(timer);
+  }, [playing, own]);
+
+  useKeys({
+    ArrowLeft: () => step(-1),
+    ArrowRight: () => step(1),
+    "Shift+ArrowLeft": () => step(-10),
+    "Shift+ArrowRight": () => step(10),
+    n: () => toNext("refusal", 1),
+    N: () => toNext("refusal", -1),
+    f: () => toNext("fill", 1),
+    F: () => toNext("fill", -1),
+    End: toNewest,
+    Home: () => toSequence(run.first_sequence),
+    a: () => setTint((now) => !now),
+    g: nextGate,
+    v: () => verify.current?.(),
+    i: () => longer(1),
+    I: () => longer(-1),
+    s: nextSymbol,
+    c: () => setPanes((now) => !now),
+    "-": () => handle.current?.chart.zoom(1.5),
+    "+": () => handle.current?.chart.zoom(1 / 1.5),
+    "=": () => handle.current?.chart.zoom(1 / 1.5),
+    w: () => frame && handle.current.showWhole(),
+    " ": player,
+    "<": () => faster(-1),
+    ">": () => faster(1),
+    Escape: () => (playing ? setPlaying(null) : gate ? setGate(null) : toNewest()),
+  });
+
+  const isCold = run.warm_sequence == null && run.row.ended_ms == null;
+  if (run.last_sequence == null && newest == null)
+    return html`<div class="empty"><h1 class="sentence">No decision yet.</h1><p>The first bar that closes makes one; this page shows it by itself. To look at a recorded market at once: <code>tracepaper demo</code></p></div>`;
+
+  const view = handle.current?.chart.view();
+  const index = hover?.index ?? (own && frame ? frame.indexOf(own.open_time_ms) : null);
+  const at = index == null || index < 0 ? null : index;
+  const share = decision?.looked && view ? shareBetween(decision.looked, view.from_ms, Math.min(view.until_ms, decision.close_time_ms)) : null;
+  const least = interval * LEAST[multiple];
+  const known = run.instruments.find((each) => each.id === instrument);
+  return html`<div class="now">
+    <header class="top">
+      <${Sentence} run=${run} toDecision=${toSequence} toHealth=${() => go({ run: id, view: "health" })} />
+      <${SecondLine} run=${run} toDecision=${toSequence} toAccount=${() => go({ run: id, view: "account" })} />
+      <${Banner} run=${run} connection=${connection} isCold=${isCold} />
+    </header>
+    <section class="figure" aria-label="Chart">
+      <${Legend}
+        frame=${frame}
+        index=${at}
+        decimals=${known?.price_decimals}
+        instrument=${instrument}
+        others=${run.instruments}
+        toInstrument=${toInstrument}
+        tint=${tint}
+        setTint=${setTint}
+        decision=${decision}
+        share=${share}
+        least=${intervalText(frame ? Math.max(frame.step, least) : least)}
+        toLeast=${() => setMultiple((now) => (now + 1) % LEAST.length)}
+        playing=${playing != null}
+        player=${player}
+      />
+      <${ChartPane}
+        run=${run}
+        instrument=${instrument}
+        decision=${decision}
+        pinnedMs=${own?.run_id === id ? own.open_time_ms : null}
+        pointer=${hover?.index ?? null}
+        gate=${gate}
+        toGate=${toGate}
+        tint=${tint}
+        least=${least}
+        isCompact=${isCompact}
+        hasPanes=${hasPanes}
+        connected=${connected}
+        onHover=${(next) => setHover((now) => (now?.index === next?.index ? now : next?.sequence == null ? null : next))}
+        onPick=${toSequence}
+        onFrame=${framed}
+        onSettled=${() => setFrameVersion((now) => now + 1)}
+        handle=${handle}
+      />
+    </section>
+    <${Card}
+      decision=${decision}
+      run=${run}
+      gate=${gate}
+      toGate=${toGate}
+      toSequence=${toSequence}
+      viewFrom=${view?.from_ms ?? 0}
+      isOld=${decision != null && decision.sequence !== shown}
+      verify=${verify}
+      error=${error}
+    />
+    <p class="said" role="status">${said}</p>
+    ${isCompact &&
+    html`<${PhoneBar} earlier=${() => step(-1)} later=${() => step(1)} refusal=${() => toNext("refusal", -1)} fill=${() => toNext("fill", -1)} newest=${toNewest} />`}
+    ${!isCompact &&
+    html`<footer class="hints">
+      <span class="wide">
+        <span class="key"><kbd>←</kbd><kbd>→</kbd> decision</span><span class="key"><kbd>N</kbd><kbd>n</kbd> refusal</span><span class="key"><kbd>F</kbd><kbd>f</kbd> fill</span><span class="key"><kbd>v</kbd> verify</span><button class="plain quiet" onClick=${openKeys}><kbd>?</kbd> keys</button>
+        ${playing && html`<b class="accent">playing, ${playing} a second</b>`}
+      </span>
+    </footer>`}
+  </div>`;
+}
+

@@ -1,0 +1,90 @@
+/** Ctrl-K: everything that has no place of its own. Runs, views, times, decisions, symbols. */
+import { html, useLayoutEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
+import { moment } from "./format.js";
+import { Dialog } from "./keys.js";
+
+const SHOWN = 12;
+
+/** A time as it is typed, on the day of `near` or the day before: `09:33`, `2025-06-03 09:33`. */
+export function parseTime(text, near, isLocal) {
+  const at = /^(?:(\d{4})-(\d\d?)-(\d\d?)[ T])?(\d\d?):(\d\d)$/.exec(text.trim());
+  if (!at || Number(at[4]) > 23 || Number(at[5]) > 59) return null;
+  const [, year, month, day, hour, minute] = at.map((part) => (part == null ? null : Number(part)));
+  const base = new Date(near);
+  const make = (y, m, d) => (isLocal ? new Date(y, m, d, hour, minute).getTime() : Date.UTC(y, m, d, hour, minute));
+  if (year != null) return make(year, month - 1, day);
+  const ms = isLocal
+    ? make(base.getFullYear(), base.getMonth(), base.getDate())
+    : make(base.getUTCFullYear(), base.getUTCMonth(), base.getUTCDate());
+  return ms > near ? ms - 864e5 : ms;
+}
+
+/** Every letter of the search in order, the nearer together the better; null where it does not fit. */
+function fit(text, search) {
+  let at = -1;
+  let far = 0;
+  for (const letter of search) {
+    const next = text.indexOf(letter, at + 1);
+    if (next < 0) return null;
+    far += next - at - 1;
+    at = next;
+  }
+  return far + (text.includes(search) ? 0 : 1000);
+}
+
+/**
+ * @param {{entries: {words: string, kind: string, act: Function}[], toTime, toSequence, last: number, isLocal: boolean}} props
+ */
+export function Palette({ entries, toTime, toSequence, last, isLocal, close }) {
+  const [search, setSearch] = useState("");
+  const [chosen, setChosen] = useState(0);
+  const input = useRef();
+  useLayoutEffect(() => input.current.focus(), []);
+  const found = useMemo(() => {
+    const text = search.trim().toLowerCase();
+    const own = [];
+    const ms = last == null ? null : parseTime(text, last, isLocal);
+    if (ms != null && toTime) own.push({ kind: "time", words: moment(ms), act: () => toTime(ms) });
+    if (/^\d+$/.test(text) && toSequence) own.push({ kind: "decision", words: `decision ${text}`, act: () => toSequence(Number(text)) });
+    const ranked = entries
+      .map((entry) => ({ entry, far: fit(`${entry.words} ${entry.kind}`.toLowerCase(), text.replaceAll(" ", "")) }))
+      .filter(({ far }) => far != null)
+      .sort((one, other) => one.far - other.far)
+      .map(({ entry }) => entry);
+    return [...own, ...(text ? ranked : entries)].slice(0, SHOWN);
+  }, [search, entries, last]);
+  const act = (entry) => {
+    close();
+    entry?.act();
+  };
+  const hear = (event) => {
+    const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+    if (step) setChosen((now) => (now + step + found.length) % Math.max(1, found.length));
+    else if (event.key === "Enter") act(found[chosen]);
+    else return;
+    event.preventDefault();
+  };
+  return html`<${Dialog} label="Go to" close=${close} class="palette">
+    <input
+      ref=${input}
+      role="combobox"
+      aria-label="Go to"
+      aria-expanded="true"
+      aria-controls="found"
+      aria-activedescendant=${found.length ? `found-${chosen}` : undefined}
+      placeholder="09:33, a decision, a run, a view, a symbol"
+      value=${search}
+      onInput=${(event) => (setSearch(event.target.value), setChosen(0))}
+      onKeyDown=${hear}
+    />
+    <ul id="found" role="listbox" aria-label="Found">
+      ${found.map(
+        (entry, index) =>
+          html`<li key=${entry.kind + entry.words} id=${`found-${index}`} role="option" aria-selected=${index === chosen} onClick=${() => act(entry)} onPointerMove=${() => setChosen(index)}>
+            <span>${entry.words}</span><span class="kind">${entry.kind}</span>
+          </li>`,
+      )}
+    </ul>
+    ${!found.length && html`<p class="muted">Nothing fits "${search}"; try a time such as 09:33, or part of a run's id.</p>`}
+  <//>`;
+}

@@ -1,0 +1,27 @@
+/** Documents as places: the report of a run, its model, and a sweep. */
+import { html } from "../vendor/htm-preact.js";
+import { getOf, source } from "../api.js";
+import { DocumentView } from "../document.js";
+import { count } from "../format.js";
+import { useAnswer, useSlow } from "../hooks.js";
+
+function Place({ ask, of, doing }) {
+  const answer = useAnswer(ask, of);
+  const isSlow = useSlow(answer.isLoading);
+  if (answer.error) return html`<div class="place"><p class="loss" role="alert">${answer.error.message}</p></div>`;
+  if (!answer.value) return isSlow && html`<div class="place"><p role="status" class="muted">${doing}</p></div>`;
+  return html`<${DocumentView} document=${answer.value} />`;
+}
+
+const ofRun = (name, run) => ({ ask: (signal) => getOf(run.row.run_id, name, { signal }), of: [name, run.row.run_id] });
+
+/** Performance, costs, refusals and attention of the whole run, as `tracepaper report` writes it. */
+export const ReportView = ({ run }) =>
+  html`<${Place} ...${ofRun("report", run)} doing=${`working out the report of ${count(run.row.decisions)} decisions`} />`;
+
+/** The card of the run's model, and how its forecasts came true. */
+export const ModelView = ({ run }) => html`<${Place} ...${ofRun("model", run)} doing="reading what the model said and what came" />`;
+
+/** Heat map, every run, and what luck would do. */
+export const SweepView = ({ sweep }) =>
+  html`<${Place} ask=${(signal) => source.get(`/sweeps/${encodeURIComponent(sweep)}`, {}, { signal })} of=${[sweep]} doing="reading the sweep" />`;

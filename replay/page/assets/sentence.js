@@ -1,0 +1,77 @@
+/** The page's first sentence, and the line under it. */
+import { html } from "./vendor/htm-preact.js";
+import { accountName, clock, count, margin, moment, number, percent, quantity, word, zoneName } from "./format.js";
+
+const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
+
+function held(run) {
+  const open = run.holdings.filter((each) => each.side !== "FLAT");
+  if (!open.length) return "Flat";
+  if (open.length > 2) return `Holds ${open.length} of ${run.instruments.length}`;
+  const texts = open.map((each) => `${each.side.toLowerCase()} ${quantity(each.quantity_text)} ${baseOf(run, each.instrument)}`);
+  const text = texts.join(", ");
+  return text[0].toUpperCase() + text.slice(1);
+}
+
+function Parity({ run, toHealth }) {
+  const { parity } = run;
+  if (!parity) return html`<button class="plain" title="The record holds no comparison with a replay; Health makes one now" onClick=${toHealth}>parity not recorded</button>.`;
+  if (parity.error) return html`<button class="plain loss" title=${parity.error} onClick=${toHealth}>parity failed</button>.`;
+  const isWhole = parity.identical === parity.decisions;
+  return html`parity${" "}
+    <button class=${isWhole ? "plain" : "plain loss"} title=${parity.day || "the whole run"} onClick=${toHealth}>
+      ${count(parity.identical)} of ${count(parity.decisions)}</button>.`;
+}
+
+/** "Long 0.036 BTC, +0.4 %; last refused 14:59 by shifted, short by .015; parity 1,440 of 1,440." */
+export function Sentence({ run, toDecision, toHealth }) {
+  const refused = run.last_refusal;
+  const isToday = refused && Math.floor(run.row.last_ms / 864e5) === Math.floor(refused.open_time_ms / 864e5);
+  const { is_switch: isSwitch, unit } = (refused && run.gates.find((each) => each.gate === refused.gate)) ?? {};
+  const symbol = refused && run.instruments.length > 1 ? `${baseOf(run, refused.instrument)} ` : "";
+  return html`<h1 class="sentence">
+    ${held(run)}, <span class="figure">${percent(run.row.total_return, { sign: true })}</span>;${" "}
+    ${refused
+      ? html`last refused${" "}
+          <button class="plain" onClick=${() => toDecision(refused.sequence, refused.instrument)}>
+            ${symbol}${isToday ? clock(refused.open_time_ms) : moment(refused.open_time_ms)} by ${word(refused.gate)}</button>${refused.margin == null || isSwitch
+            ? ""
+            : `, ${refused.at_least ? "short" : "over"} by ${margin(refused.margin, unit)}`}`
+      : "nothing refused yet"};${" "}
+    <span class="together"><${Parity} run=${run} toHealth=${toHealth} /></span>
+  </h1>`;
+}
+
+const HOLDING = ["held", "buy_and_hold", "buy_and_hold in full"];
+
+function Against({ own, other }) {
+  const gap = own.total_return - other.total_return;
+  const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
+  const isMean = other.name === "held";
+  return html`<span class="term" title=${other.source}>
+    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${accountName(other)}${isMean && own.mean_exposure != null ? `, ${percent(own.mean_exposure)}` : ""}
+  </span>`;
+}
+
+/** Why it was filled. Of the strategy trend the reason is a direction, which selling less has too. */
+function reasonOf(run, { side, reason }) {
+  if (!reason) return "";
+  const isLess = run.row.strategy === "trend" && reason === (side === "BUY" ? "trend down" : "trend up");
+  return `: ${isLess ? "a smaller target" : reason}`;
+}
+
+/** Equity, newest fill with its reason, and buy and hold. */
+export function SecondLine({ run, toDecision, toAccount }) {
+  const [own, ...others] = run.accounts;
+  const quote = run.instruments[0]?.quote ?? "";
+  const fill = run.last_fill;
+  const benchmarks = others.filter((each) => HOLDING.includes(each.name)).slice(0, 2);
+  return html`<p class="second">
+    ${own && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(own.equity)}</b> ${quote}</button>`}
+    ${fill &&
+    html`<button class="plain term" title=${`${moment(fill.filled_ms)} ${zoneName()}`} onClick=${() => toDecision(fill.decision_sequence ?? fill.sequence, fill.instrument)}>
+      ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${clock(fill.filled_ms)}${reasonOf(run, fill)}
+    </button>`}
+    ${benchmarks.map((other) => html`<${Against} key=${other.name} own=${own} other=${other} />`)}
+  </p>`;
+}

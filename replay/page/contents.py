@@ -1,0 +1,269 @@
+"""What an exported file holds of a run: answers of the interface by the paths of requests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from tracepaper.replay.document.values import TitledParts, as_parts
+from tracepaper.replay.page.cells import numbers_of
+from tracepaper.replay.page.databases import Databases
+from tracepaper.replay.page.packing import packed
+from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
+from tracepaper.strategies.gates.declared import warm
+
+CELLS_MAX: Final = 200_000
+"""Cells of all instruments together; each has at most ``POINTS_MAX``."""
+VIEWS: Final = ("trades", "orders", "fills", "ledger")
+VIEW_ROWS_MAX: Final = 5_000
+NEWEST: Final = 24
+FILLED: Final = 60
+REFUSED: Final = 24
+TRADED: Final = 10
+SPREAD: Final = 24
+"""So many of the newest decisions, of those that filled, of the newest refusals, of the best and
+of the worst trades, and of all that asked a model are held whole."""
+BLOCK: Final = 256
+"""Decisions that are compressed together where all are held."""
+DIGITS: Final = {
+    "confidence": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5,
+    "numbers": 7, "equity": 7, "low": 7,
+}  # fmt: skip
+"""Columns that are drawn alone are rounded to so many digits of their largest value."""
+SPARE_DECIMALS: Final = 3
+"""``spare``, the margin as a share of the threshold, is rounded to so many decimals."""
+
+Progress = Callable[[str], None]
+Answer = dict[str, Any]
+
+
+class DecisionBlock(NamedTuple):
+    """Whole decisions from *first* to *last*, as :func:`packed` writes them."""
+
+    first: int
+    last: int
+    text: str
+
+
+class FileContents(NamedTuple):
+    """Plain answers by the paths of their requests, and with ``full`` blocks of decisions."""
+
+    record: Answer
+    blocks: list[DecisionBlock]
+
+
+def contents_of(
+    database: Path,
+    run_id: str,
+    *,
+    document: TitledParts | None = None,
+    full: bool = False,
+    progress: Progress = lambda _said: None,
+) -> FileContents:
+    """Return the answers that a file of a run holds, by address.
+
+    *document* is the run's report, made here where it is not given. *full* holds every decision
+    whole; else chosen ones are, and the others have what the columns say. Raises what the
+    interface refuses with.
+    """
+    progress("reading the run")
+    asked = _Asked(database, run_id)
+    run = asked.of_run()
+    listed = asked("/runs")
+    listed["runs"] = [row for row in listed["runs"] if row["run_id"] == run_id]
+    listed["sweeps"] = []
+    series = _columns(asked, run)
+    for view in VIEWS:
+        _hold_view(asked, view)
+    for rest in ("/marks", "/health", "/refusals", *["/model"] * run["has_model"]):
+        asked.of_run(rest)
+    if document is None:
+        progress("working out the report")
+        asked.of_run("/report")
+    else:
+        parts = {"title": document.title, "parts": as_parts(document.parts)}
+        asked.hold(f"/runs/{run_id}/report", parts)
+    blocks: list[DecisionBlock] = []
+    chosen = asked.decided() if full else _chosen(asked, run, series)
+    if full:
+        blocks = list(_blocks(asked, chosen, progress))
+    else:
+        for sequence in chosen:
+            asked.of_run(f"/decisions/{sequence}")
+    asked.hold("/file", {"database": database.name, "run_id": run_id, "whole": len(chosen)})
+    return FileContents(asked.answers, blocks)
+
+
+class _Asked:
+    """Asks the routes of the interface in this process, and keeps what they answer."""
+
+    def __init__(self, database: Path, run_id: str) -> None:
+        self.answers: Answer = {}
+        self.run_id = run_id
+        self._shelf = Databases([database])
+
+    def __call__(self, path: str, *, suffix: str = "", **query: str | float) -> Any:  # noqa: ANN401
+        """Hold the answer of *path*; of the query its name says the instrument alone."""
+        answer = self.answer(path, **query)
+        name = f"?instrument={quote(str(query['instrument']))}" if "instrument" in query else ""
+        self.hold(f"{path}{name}{suffix}", answer)
+        return answer
+
+    def of_run(self, rest: str = "", **query: Any) -> Any:  # noqa: ANN401
+        """Hold the answer of *rest* of the run's own path."""
+        return self(f"/runs/{self.run_id}{rest}", **query)
+
+    def answer(self, path: str, **query: str | float) -> Any:  # noqa: ANN401
+        """Return the answer of *path*, as plain values."""
+        call = match(path, {name: str(value) for name, value in query.items()})
+        return _finite(msgspec.to_builtins(call.respond(self._shelf, lambda _share, _doing: None)))
+
+    def hold(self, path: str, answer: Answer) -> None:
+        self.answers[PREFIX + path] = answer
+
+    def decided(self) -> list[int]:
+        """Return the sequence of every decision."""
+        views = self._shelf.find(self.run_id).views
+        batches = views.batches("v_decisions", ("sequence",))
+        return [sequence for (column,) in batches for sequence in column]
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON
+    """Return *value* with null for each number that is not finite, as the interface writes it.
+
+    Long columns stay as they are: they are packed, which does the same.
+    """
+    match value:
+        case dict():
+            return {name: _finite(each) for name, each in value.items()}
+        case list() if len(value) < ROWS_MAX:
+            return [_finite(each) for each in value]
+        case float() if not math.isfinite(value):
+            return None
+    return value
+
+
+# ---------------------------------------------------------------- columns and rows
+
+
+def _columns(asked: _Asked, run: Answer) -> list[Answer]:
+    """Hold the columns of every instrument; return each one's decisions.
+
+    A run of more bars than a file takes is held in longer cells, and its newest bars one by one.
+    """
+    names = [each["id"] for each in run["instruments"]]
+    points = min(POINTS_MAX, max(ROWS_MAX, CELLS_MAX // max(1, len(names))))
+    kinds = ["candles", "series"] + ["noted"] * bool(run["notes"])
+    newest = {"from_ms": (run["row"]["last_ms"] or 0) - (points - 3) * run["row"]["interval_ms"]}
+    series = []
+    wanted = [(kind, {"instrument": name}) for name in names for kind in kinds]
+    for kind, query in [*wanted, ("equity", {})]:
+        held = asked.of_run(f"/{kind}", points=points, **query)
+        _round(held)
+        if held["interval_ms"] > run["row"]["interval_ms"]:
+            held = asked.of_run(f"/{kind}", points=points, suffix="#newest", **newest, **query)
+            _round(held)
+        if kind == "series":
+            series.append(held)
+    return series
+
+
+def _round(answer: Answer) -> None:
+    for name, digits in DIGITS.items():
+        match answer.get(name):
+            case dict() as columns:
+                answer[name] = {key: _to_digits(each, digits) for key, each in columns.items()}
+            case list() as column:
+                answer[name] = _to_digits(column, digits)
+    for gate, column in answer.get("spare", {}).items():
+        answer["spare"][gate] = numbers_of(np.array(column, np.float64).round(SPARE_DECIMALS))
+
+
+def _to_digits(column: list[float | None], digits: int) -> list[float | None]:
+    values = np.array(column, dtype=np.float64)
+    largest = np.abs(values[np.isfinite(values)]).max(initial=0.0)
+    if largest > 0:
+        values = values.round(digits - 1 - math.floor(math.log10(largest)))
+    return numbers_of(values)
+
+
+def _hold_view(asked: _Asked, view: str) -> None:
+    """Hold the newest rows of *view*, without what no place shows."""
+    path = f"/runs/{asked.run_id}/views/{view}"
+    found: Answer | None = None
+    after: dict[str, str] = {}
+    while found is None or (after and len(found["rows"]) < VIEW_ROWS_MAX):
+        page = asked.answer(path, sort="sequence", descending="true", limit=ROWS_MAX, **after)
+        after = {"after": page["next"]} if page["next"] else {}
+        if found is None:
+            found = page
+        else:
+            found["rows"] += page["rows"]
+    columns = found["columns"]
+    kept = [
+        place for place, column in enumerate(columns)
+        if column["name"] != "run_id" and not column["name"].endswith("_iso")
+    ]  # fmt: skip
+    found["columns"] = [columns[place] for place in kept]
+    found["rows"] = [[row[place] for place in kept] for row in found["rows"]]
+    asked.hold(path, found | {"next": None})
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def _blocks(asked: _Asked, sequences: list[int], progress: Progress) -> Iterator[DecisionBlock]:
+    for start in range(0, len(sequences), BLOCK):
+        progress(f"reading decision {start:,} of {len(sequences):,}")
+        block = sequences[start : start + BLOCK]
+        paths = [f"/runs/{asked.run_id}/decisions/{sequence}" for sequence in block]
+        text = packed({PREFIX + path: asked.answer(path) for path in paths})
+        yield DecisionBlock(block[0], block[-1], text)
+
+
+def _chosen(asked: _Asked, run: Answer, series: list[Answer]) -> list[int]:
+    """Choose the decisions that are held whole."""
+    picked = {run["first_sequence"], run["warm_sequence"], run["last_sequence"]}
+    for newest in (run["last_refusal"], run["last_fill"]):
+        if newest is not None:
+            picked |= {newest.get("decision_sequence", newest["sequence"])}
+    share = max(1, len(series))
+    for one in series:
+        picked |= _of_instrument(one, share)
+    fills = _rows(asked, "fills")
+    picked |= {fill["decision_sequence"] for fill in fills[:FILLED]}
+    by_step = {fill["sequence"]: fill["decision_sequence"] for fill in fills}
+    trades = sorted(_rows(asked, "trades"), key=lambda trade: trade["net"] or 0.0)
+    for trade in trades[:TRADED] + trades[-TRADED:]:
+        picked |= {by_step.get(trade[name]) for name in ("entry_sequence", "exit_sequence")}
+    return sorted(sequence for sequence in picked if sequence is not None)
+
+
+def _of_instrument(series: Answer, share: int) -> set[int]:
+    """Choose of one of *share* instruments: the newest, refusals of every gate, and a spread."""
+    sequences, refused = series["sequence"], series["refused_by"]
+    judged = [(at, gate) for at, gate in zip(sequences, refused, strict=True) if gate]
+    own = [at for at, gate in judged if gate != warm.name]
+    forecasts = [
+        at for at, mean in zip(sequences, series["mean_return"], strict=True)
+        if mean is not None and math.isfinite(mean)
+    ]  # fmt: skip
+    each = max(1, len(forecasts) * share // SPREAD)
+    return {
+        *sequences[-max(1, NEWEST // share) :],
+        *{gate: at for at, gate in judged}.values(),
+        *own[-max(1, REFUSED // share) :],
+        *forecasts[::each],
+    }
+
+
+def _rows(asked: _Asked, view: str) -> list[Answer]:
+    held = asked.answers[f"{PREFIX}/runs/{asked.run_id}/views/{view}"]
+    names = [column["name"] for column in held["columns"]]
+    return [dict(zip(names, row, strict=True)) for row in held["rows"]]

@@ -1,0 +1,129 @@
+"""The databases that a page shows: found by run, kept open, and read again where they changed."""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tracepaper.replay.page.columns import RunColumns
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.sweeps import StoredSweep, is_sweep, read_sweep
+from tracepaper.strategies.errors import DataInvalid, TracepaperError
+
+RUNS_KEPT: Final = 8
+
+
+class Refusing(TracepaperError):
+    """A request that is answered with an HTTP *status* and one sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class ShownRun(NamedTuple):
+    """A run and the means to read it."""
+
+    database: Path
+    run_id: str
+    reader: Reader
+    views: RunViews
+    columns: RunColumns
+
+
+class _Opened(NamedTuple):
+    identity: tuple[int, int]  # of the file: another one may take its place
+    reader: Reader
+
+
+class Databases:
+    """Databases open for reading; *builds* says whether roll-ups are made here."""
+
+    def __init__(self, paths: Sequence[Path], *, served: str = "", builds: bool = True) -> None:
+        every = tuple(dict.fromkeys(path.absolute() for path in paths))
+        self.sweeps = tuple(path for path in every if is_sweep(path))
+        self.paths = tuple(path for path in every if path not in self.sweeps)
+        self.served = served
+        self._builds = builds
+        self._opened: dict[Path, _Opened] = {}
+        self._columns: OrderedDict[tuple[Path, str], RunColumns] = OrderedDict()
+
+    def reader(self, path: Path) -> Reader:
+        """Return the reader of one database; raise ``DataInvalid`` where it cannot be read."""
+        try:
+            state = path.stat()
+        except OSError as error:
+            self._forget(path)
+            raise DataInvalid(f"{path.name} cannot be read ({error.strerror}).") from None
+        identity = (state.st_dev, state.st_ino)
+        if (known := self._opened.get(path)) is not None:
+            if known.identity == identity:
+                return known.reader
+            self._forget(path)
+        try:
+            reader = Reader.open(path)
+        except DataInvalid as error:  # an answer names no folder of this machine
+            raise DataInvalid(str(error).replace(str(path), path.name)) from None
+        self._opened[path] = _Opened(identity, reader)
+        return reader
+
+    def find(self, run_id: str) -> ShownRun:
+        """Return the run *run_id*; raise ``Refusing`` where no database has it."""
+        unread: Exception | None = None
+        for path in self.paths:
+            try:
+                reader = self.reader(path)
+                ids = reader.run_ids()
+            except (DataInvalid, sqlite3.Error) as error:
+                unread = error
+                continue
+            if run_id in ids:
+                return self._shown(path, run_id, reader)
+        if unread is not None and len(self.paths) == 1:
+            raise unread
+        raise Refusing(404, "There is no such run; /api/v1/runs lists all.")
+
+    def listed(self, path: Path, run_id: str) -> ShownRun:
+        """Return the run of one database for a list, which takes no other run's place here."""
+        return self._shown(path, run_id, self.reader(path), is_listed=True)
+
+    def sweep(self, sweep_id: str) -> StoredSweep:
+        """Return the sweep *sweep_id*; raise ``Refusing`` where no file has it."""
+        for path in self.sweeps:
+            with contextlib.suppress(DataInvalid):
+                if (found := read_sweep(path)).sweep_id == sweep_id:
+                    return found
+        raise Refusing(404, "There is no such sweep; /api/v1/runs lists all.")
+
+    def _shown(
+        self, path: Path, run_id: str, reader: Reader, *, is_listed: bool = False
+    ) -> ShownRun:
+        key = (path, run_id)
+        columns = self._columns.get(key)
+        if columns is None:
+            columns = RunColumns(path, run_id, reader, builds=self._builds)
+            if not is_listed or len(self._columns) < RUNS_KEPT:
+                self._columns[key] = columns
+            while len(self._columns) > RUNS_KEPT:
+                self._columns.popitem(last=False)
+        else:
+            columns.refresh(reader)
+            if not is_listed:
+                self._columns.move_to_end(key)
+        return ShownRun(path, run_id, reader, RunViews(reader.connection, run_id), columns)
+
+    def _forget(self, path: Path) -> None:
+        if (known := self._opened.pop(path, None)) is not None:
+            known.reader.close()
+        for key in [key for key in self._columns if key[0] == path]:
+            del self._columns[key]
+
+
+def as_number(value: float | str | None) -> float | None:
+    """Return *value* as a float, None where it is null."""
+    return None if value is None else float(value)

@@ -1,0 +1,391 @@
+"""One decision, whole: its sentences, gates, forecast, attention, orders and hashes."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import numpy as np
+
+from tracepaper.replay.explain.decision import (
+    Flips,
+    GateMargin,
+    StoredDecision,
+    flips_of,
+    stored_decision,
+)
+from tracepaper.replay.page import answers
+from tracepaper.replay.page.databases import Refusing, ShownRun, as_number
+from tracepaper.replay.page.runs import trimmed
+from tracepaper.storage.database.run_views import Row
+from tracepaper.storage.database.stretch import decision_beside
+from tracepaper.storage.record.rows import step_key
+from tracepaper.strategies.builtin import BAND, SIZE, TREND
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates.declared import shifted, warm
+from tracepaper.strategies.gates.gate import (
+    GATES,
+    MILLISECONDS,
+    QUOTE_CURRENCY,
+    SHARE_OF_PEAK,
+    measured,
+)
+from tracepaper.strategies.types.decisions import Action
+
+LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+NORMAL: Final = (
+    -1.6448536269514722,
+    -0.6744897501960817,
+    0.0,
+    0.6744897501960817,
+    1.6448536269514722,
+)
+"""The quantiles of a normal law at ``LEVELS``."""
+_SUFFIXES: Final = ("_margin", "_calibrated")
+_TEXT_MAX: Final = 400
+
+
+def decision(shown: ShownRun, sequence: int) -> answers.Decision:
+    """Return one decision as it is stored; raise ``Refusing`` where the run has none there."""
+    stored = _stored(shown, sequence)
+    row, columns = stored.decision, shown.columns
+    instrument = row["instrument"]
+    item = columns.instruments[instrument]
+    place = list(columns.instruments).index(instrument)
+    (bar,) = shown.views.rows("v_bars", sequence=sequence)
+    close_ms = row["open_time_ms"] + columns.interval_ms
+    paths = _orders(shown, sequence)
+    before = _held(shown, sequence)
+    filled = [fill["sequence"] for path in paths for fill in path.fills]
+    after = _held(shown, max(filled)) if filled else before
+    flips = flips_of(stored)
+    connection = shown.reader.connection
+    beside = {
+        newest: decision_beside(connection, columns.run_key, place, sequence, newest=newest)
+        for newest in (True, False)
+    }
+    return answers.Decision(
+        run_id=shown.run_id,
+        sequence=sequence,
+        instrument=instrument,
+        open_time_ms=row["open_time_ms"],
+        close_time_ms=close_ms,
+        close=float(bar["close"]),
+        action=row["action"],
+        allowed=bool(row["allowed"]),
+        refused_by=row["refused_by"],
+        title=_title(stored, flips, paths, (before, after), item.base_coin),
+        because=_because(stored, close_ms, before, item.base_coin),
+        formula=(stored.trend or "") if _trend_noted(stored) else "",
+        flip=_flip(stored, flips, before, item.base_coin),
+        nearest=flips.nearest,
+        reason=row["reason"],
+        unfilled_reason=row["unfilled_reason"],
+        held_before_text=before,
+        held_after_text=after,
+        target_text=None
+        if row["target_quantity_text"] is None
+        else trimmed(row["target_quantity_text"]),
+        gates=[_gate(gate) for gate in flips.gates],
+        forecast=_forecast(shown, stored, float(bar["close"])),
+        regime=row["regime"],
+        confidence=as_number(row["confidence"]),
+        looked=_looked(stored, close_ms),
+        no_attribution=stored.no_attribution,
+        notes={
+            one["name"]: one["text"] if one["number"] is None else one["number"]
+            for one in stored.notes
+        },
+        orders=paths,
+        model_id=row["model_id"] or stored.run["model_id"] or "",
+        hashes={name: row[name] or "" for name in ("window_sha256", "decision_sha256", "digest")},
+        previous=beside[True],
+        following=beside[False],
+    )
+
+
+def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
+    first, last = shown.columns.span
+    if 0 <= sequence < first:
+        raise Refusing(410, f"Decision {sequence} was pruned; the oldest step left is {first}.")
+    if not 0 <= sequence <= last:
+        raise Refusing(404, f"The run has no decision {sequence}; its last step is {last}.")
+    try:
+        return stored_decision(shown.reader, shown.run_id, sequence)
+    except DataInvalid as error:
+        raise Refusing(404, str(error)) from None
+
+
+def _held(shown: ShownRun, sequence: int) -> str:
+    """Return the position after a step, in its event's instrument, signed."""
+    for row in shown.views.rows("v_positions", sequence=sequence):
+        return trimmed(row["quantity_text"])
+    return "0"
+
+
+def _gate(gate: GateMargin) -> answers.GateVerdict:
+    declared = GATES[gate.gate]
+    return answers.GateVerdict(
+        gate=gate.gate,
+        words=gate.words,
+        unit=gate.unit,
+        measure=gate.measure,
+        threshold=gate.threshold,
+        at_least=declared.at_least,
+        is_switch=declared.is_switch,
+        passed=gate.passed,
+        margin=gate.margin,
+        share=gate.share,
+    )
+
+
+# ---------------------------------------------------------------- sentences
+
+
+def short(gate: str) -> str:
+    """Return a gate's name without what says how it is measured."""
+    for suffix in _SUFFIXES:
+        gate = gate.removesuffix(suffix)
+    return gate
+
+
+def margin_text(gate: str, margin: float) -> str:
+    """Return by how much a gate failed or passed: no leading zero, two digits of a small one."""
+    size = abs(margin)
+    if GATES[gate].unit in (MILLISECONDS, QUOTE_CURRENCY, SHARE_OF_PEAK):
+        return measured(gate, size)
+    if size >= 1 or size == 0:
+        return f"{size:,.3g}"
+    digits = 1 - math.floor(math.log10(size))
+    return f"{size:.{digits}f}".removeprefix("0")
+
+
+def side_of(held: str, base: str) -> str:
+    """Return a signed position in words: ``long 0.058 BTC``, or ``flat``."""
+    if float(held) == 0:
+        return "flat"
+    return f"{'short' if held.startswith('-') else 'long'} {held.lstrip('-')} {base}"
+
+
+def _title(
+    stored: StoredDecision,
+    flips: Flips,
+    paths: list[answers.OrderPath],
+    held: tuple[str, str],
+    base: str,
+) -> str:
+    before, after = held
+    sent = [path.order for path in paths if path.order["status"] != "REJECTED"]
+    done = [order for order in sent if float(order["filled"] or 0) > 0]
+    if done:
+        order = done[0]
+        verb = "Bought" if order["side"] == "BUY" else "Sold"
+        traded = f"{verb} {trimmed(order['filled_text'])} {base}"
+        if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
+            return f"{traded}, from {side_of(before, base)} to {side_of(after, base)}"
+        return f"{traded}: {order['reason']}"
+    row = stored.decision
+    if row["refused_by"] is not None:
+        return _refused(row["refused_by"], flips)
+    if sent:
+        order = sent[0]
+        verb = "buy" if order["side"] == "BUY" else "sell"
+        return f"Sent to {verb} {trimmed(order['quantity_text'])} {base}: {order['reason']}"
+    return "Stayed flat" if float(after) == 0 else f"Kept {side_of(after, base)}"
+
+
+def _refused(name: str, flips: Flips) -> str:
+    gate = next(one for one in flips.gates if one.gate == name)
+    if name == warm.name and gate.measure is not None:
+        return f"Warming up: {gate.measure:,.0f} of {gate.threshold:,.0f} bars"
+    if gate.margin is None or GATES[name].is_switch:
+        return f"Refused by {short(name)}"
+    way = "short by" if GATES[name].at_least else "over by"
+    return f"Refused by {short(name)}, {way} {margin_text(name, gate.margin)}"
+
+
+def _share(fraction: float) -> str:
+    return f"{100 * fraction:.0f}\u202f%"
+
+
+def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
+    """Return the numbers that the strategy trend noted where it decided; empty elsewhere."""
+    if stored.run["strategy"] != TREND:
+        return {}
+    noted = {one["name"]: one["number"] for one in stored.notes}
+    return noted if TREND in noted else {}
+
+
+def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: str, base: str) -> str:
+    """Say what the strategy trend wanted, beside what was held, and which rule moved it."""
+    row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
+    if trend == 0:
+        wants = "There is no trend to follow, so it wants nothing held"
+    else:
+        way = "up" if trend > 0 else "down"
+        wants = f"The trend is {way}: it wants {_share(size)} of a full position"
+        if size < abs(trend):
+            wants += f", not {_share(abs(trend))}, since the market moves more than the target"
+    now = f"{wants}; {'nothing' if float(held) == 0 else side_of(held, base)} was held"
+    if row["refused_by"] is not None or row["target_quantity_text"] is None:
+        return f"{now}."
+    target, band = trimmed(row["target_quantity_text"]), noted.get(BAND)
+    share = "" if band is None or trend == 0 else f"{_share(band)} of a full position"
+    if float(target) == float(held):
+        return f"{now}{share and f', within its band of {share}'}, so nothing is traded."
+    if not share:
+        return f"{now}. The new target is {side_of(target, base)}."
+    return (
+        f"{now}, outside its band of {share}. The new target, at the band's edge, is "
+        f"{side_of(target, base)}."
+    )
+
+
+def _because(stored: StoredDecision, close_ms: int, held: str, base: str) -> str:
+    row, parts = stored.decision, []
+    if stored.run["strategy"] == TREND:
+        if noted := _trend_noted(stored):
+            parts.append(_trend_words(stored, noted, held, base))
+        elif row["refused_by"] != warm.name:
+            hour_ms = 3_600_000
+            following = datetime.fromtimestamp((close_ms // hour_ms + 1) * 3600, tz=UTC)
+            parts.append(f"The trend is asked again at {following:%H:%M} UTC.")
+    elif row["reason"] and not row["reason"].startswith("refused by"):
+        text = row["reason"][:_TEXT_MAX]
+        parts.append(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
+    if row["unfilled_reason"] and not _trend_noted(stored):
+        parts.append(f"No order was sent: {row['unfilled_reason'].rstrip('.')}.")
+    return " ".join(part for part in parts if part)
+
+
+def _flip(stored: StoredDecision, flips: Flips, held: str, base: str) -> str:
+    if flips.allowed:
+        near = next((one for one in flips.gates if one.gate == flips.nearest), None)
+        if near is None or near.margin is None:
+            return "Every gate passed, and none of them moves by degrees."
+        return (
+            f"Every gate passed; nearest {short(near.gate)}, with "
+            f"{margin_text(near.gate, near.margin)} to spare."
+        )
+    failed = [one for one in flips.gates if not one.passed]
+    sentence = _would_have(failed)
+    if stored.decision["action"] == Action.FLAT and float(held) != 0:
+        return sentence
+    kept = side_of(held, base)
+    return sentence if kept == "flat" else f"{sentence} {kept[:1].upper()}{kept[1:]} was kept."
+
+
+def _would_have(failed: list[GateMargin]) -> str:
+    if (cold := next((one for one in failed if one.gate == warm.name), None)) and cold.margin:
+        return f"It needs {-cold.margin:,.0f} more bars."
+    if len(failed) > 1:
+        names = ", ".join(short(one.gate) for one in failed)
+        return f"All of {names} would have had to pass."
+    (gate,) = failed
+    name, declared = gate.gate, GATES[gate.gate]
+    if gate.margin is None:
+        return f"The measure of {short(name)} could not be computed."
+    if declared.is_switch:
+        return f"{short(name)} answers yes or no, and it said no."
+    size = margin_text(name, gate.margin)
+    way = "more" if declared.at_least else "less"
+    if name == shifted.name:
+        return f"It would have passed, had attention moved {size} {way} since the last bar."
+    return f"It would have passed, had {short(name)} been {size} {way}."
+
+
+# ---------------------------------------------------------------- forecast, attention, orders
+
+
+def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.Forecast | None:
+    row, columns = stored.decision, shown.columns
+    if row["horizon"] is None or row["mean_return"] is None:
+        return None
+    mean, stdev = float(row["mean_return"]), as_number(row["stdev_return"])
+    target_ms = row["open_time_ms"] + row["horizon"] * columns.interval_ms
+    came = None
+    if (target := columns.sequence_at(row["instrument"], target_ms)) is not None:
+        (bar,) = shown.views.rows("v_bars", sequence=target)
+        came = math.log(bar["close"] / close)
+    quantiles = []
+    if stdev is not None:
+        quantiles = [(one, mean + z * stdev) for one, z in zip(LEVELS, NORMAL, strict=True)]
+    return answers.Forecast(
+        horizon=row["horizon"],
+        mean_return=mean,
+        stdev_return=stdev,
+        p_down=as_number(row["p_down"]),
+        p_flat=as_number(row["p_flat"]),
+        p_up=as_number(row["p_up"]),
+        quantiles=quantiles,
+        comes_ms=target_ms + columns.interval_ms,
+        came=came,
+    )
+
+
+def _looked(stored: StoredDecision, close_ms: int) -> answers.Looked | None:
+    if not stored.buckets:
+        return None
+    config = json.loads(stored.run["config"])
+    within, total = None, 0.0
+    for bucket in stored.buckets:
+        total += bucket["weight"]
+        if total >= 0.5:
+            start = bucket["from_open_time_ms"]
+            within = None if start is None else close_ms - start
+            break
+    return answers.Looked(
+        method=config["model"]["explanation"]["method"],
+        buckets=[
+            answers.Bucket(one["from_open_time_ms"], one["until_open_time_ms"], one["weight"])
+            for one in stored.buckets
+        ],
+        half_within_ms=within,
+        error=float(stored.decision["l1_error"] or 0.0),
+    )
+
+
+def _orders(shown: ShownRun, sequence: int) -> list[answers.OrderPath]:
+    """Return the orders that were born at *sequence*, each with its fills and their ledger.
+
+    An order's ``created_ms`` is when the engine saw its bar, and a fill's ``filled_ms`` the time of
+    its price: the open of a bar that closed later. So that all stand on one clock, fills and
+    ledger have ``seen_ms``, when the engine saw the event that filled.
+    """
+    connection, key = shown.reader.connection, shown.columns.run_key
+    born = connection.execute(
+        "SELECT DISTINCT order_id FROM orders WHERE step = ? AND birth = ?",
+        (step_key(key, sequence), sequence),
+    ).fetchall()
+    found = []
+    for (order_id,) in born:
+        fills = shown.views.rows("v_fills", order_id=order_id)
+        steps = sorted({fill["sequence"] for fill in fills})
+        told = shown.views.rows("v_events", sequence=steps) if steps else []
+        seen = {row["sequence"]: row["seen_ms"] for row in told}
+        ledger = [
+            row
+            for row in (shown.views.rows("v_ledger", sequence=steps) if steps else ())
+            if row["order_id"] in (order_id, None)
+        ]
+        found += [
+            answers.OrderPath(
+                _clean(order),
+                *(
+                    [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in rows]
+                    for rows in (fills, ledger)
+                ),
+            )
+            for order in shown.views.rows("v_orders", order_id=order_id)
+        ]
+    return found
+
+
+def _clean(row: Row) -> dict[str, Any]:
+    """Return *row* with numbers that are not finite as null."""
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in row.items()
+    }

@@ -1,0 +1,187 @@
+"""What takes seconds: one decision or a run derived again, the model asked again, the report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.replay.page import answers
+from tracepaper.replay.page.databases import Refusing, ShownRun
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+
+if TYPE_CHECKING:
+    from tracepaper.replay.explain.recompute import Past
+
+Report = Callable[[float, str], None]
+HEAVIEST: Final = 20
+
+
+def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.Derived:
+    """Derive one decision again from the record, and compare every stored value of its step."""
+    row = _decision_row(shown, sequence)
+    began = time.perf_counter()
+    opened = datetime.fromtimestamp(row["open_time_ms"] / 1_000, tz=UTC)
+    report(0.1, f"reading the state and the bars before {opened:%H:%M} UTC from the record")
+
+    def progressed(done: int, total: int) -> None:
+        steps = "1 step" if total == 1 else f"{total:,} steps"
+        doing = f"deriving {steps} up to {opened:%H:%M} UTC, and comparing every stored value"
+        report(0.5 + 0.5 * done / max(total, 1), doing)
+
+    found = verify_run(
+        shown.reader,
+        shown.database,
+        shown.run_id,
+        from_ms=row["open_time_ms"],
+        until_ms=row["open_time_ms"] + 1,
+        probes=False,  # twice the time, and no later bar is at hand to be seen
+        progressed=progressed,
+    )
+    seconds = time.perf_counter() - began
+    same = found.holds
+    stored = row["decision_sha256"] or ""
+    first = found.differences[0] if found.differences else None
+    return answers.Derived(
+        sequence=sequence,
+        same=same,
+        seconds=seconds,
+        stored_sha256=stored,
+        derived_sha256=stored if same and not found.tolerated else "",
+        field="" if first is None else first.field,
+        stored="" if first is None else first.first,
+        derived="" if first is None else first.second,
+        culprit=found.to_blame,
+        tolerance=_tolerance(found),
+    )
+
+
+def _tolerance(found: Verification) -> str:
+    """Say why not every bit was promised; empty where every bit is equal."""
+    return found.elsewhere if found.tolerated or not found.exact else ""
+
+
+def _decision_row(shown: ShownRun, sequence: int) -> dict[str, Any]:
+    if not 0 <= sequence < SEQUENCE_LIMIT:
+        raise Refusing(404, f"The run has no decision {sequence}.")
+    rows = shown.views.rows("v_decisions", sequence=sequence)
+    if not rows:
+        raise Refusing(404, f"The run has no decision {sequence}.")
+    return rows[0]
+
+
+def verify(shown: ShownRun, report: Report) -> answers.ParityState:
+    """Derive the whole run again, and say what was found as the daily replay says it."""
+
+    def progressed(done: int, total: int) -> None:
+        report(done / max(total, 1), f"{done:,} of {total:,} steps derived again")
+
+    totals = shown.columns.known_totals()
+    count = "every decision" if totals is None else f"{totals.decisions:,} decisions"
+    report(0.0, f"deriving {count} again")
+    found = verify_run(shown.reader, shown.database, shown.run_id, progressed=progressed)
+    first = found.differences[0] if found.differences else None
+    newest = shown.views.rows("v_events", newest=1)
+    return answers.ParityState(
+        identical=found.agreed + found.tolerated,
+        decisions=found.decisions,
+        day="",
+        at_ms=newest[0]["market_ms"] if newest else 0,
+        first_difference=""
+        if first is None
+        else f"{first.field}: stored {first.first}, derived {first.second}; "
+        f"the culprit is {found.to_blame}",
+    )
+
+
+def report_of(shown: ShownRun) -> answers.Document:
+    """Return the report of the run, as ``report --html`` shows it."""
+    from tracepaper.replay.document.values import as_document
+    from tracepaper.replay.report.document import report_document
+    from tracepaper.replay.report.report import build_report
+
+    made = report_document(build_report(shown.database, shown.run_id))
+    return answers.Document(**as_document(made))
+
+
+def model_of(shown: ShownRun) -> answers.Document:
+    """Return the card of the run's model, and how its forecasts came true."""
+    from tracepaper.replay.document.values import as_document
+    from tracepaper.replay.page.model import model_document
+
+    return answers.Document(**as_document(model_document(shown)))
+
+
+def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
+    """Ask the run's model again about one decision, as ``explain --full`` does."""
+    from tracepaper.replay.explain.attribution import by_feature, of_rows, share_of_rows
+    from tracepaper.replay.explain.recompute import explain_fully, open_any, open_past
+    from tracepaper.strategies.forecasters.attribution import attending
+    from tracepaper.strategies.forecasters.cross_asset import over_symbols
+
+    _decision_row(shown, sequence)
+    if not shown.views.run()["model_id"]:
+        raise Refusing(409, "This run asks no model, so there is nothing to ask.")
+    report(0.05, "loading the model and the bars before the decision")
+    past = open_any(shown.database, shown.run_id, sequence)
+    features: list[answers.FeatureShare] = []
+    if (rows := of_rows(past)) is not None:
+        report(0.3, "what each feature added")
+        found = by_feature(rows, share=share_of_rows(past))
+        features = [_feature(one.feature, one.mean_return) for one in found.features]
+    heaviest: list[tuple[int, float]] = []
+    heads: list[answers.HeadShare] = []
+    attends = attending(past.forecaster) is not None and over_symbols(past.forecaster) is None
+    if attends and (rows is None or rows.forecaster is not past.forecaster):
+        shares = iter((0.35, 0.45, 0.65))
+        attended = open_past(shown.database, shown.run_id, sequence)
+        full = explain_fully(attended, begins=lambda doing: report(next(shares), doing))
+        attribution = full.attribution
+        heaviest = [
+            (attribution.open_time_ms[at], attribution.weights[at])
+            for at in attribution.heaviest(HEAVIEST)
+        ]
+        features = features or [_feature(one.feature, one.all_bars) for one in full.moves.features]
+        report(0.85, "where each head looked")
+        heads = _heads(shown, attended, sequence)
+    features.sort(key=lambda one: -abs(one.added_bp))
+    return answers.Asked(features=features, heads=heads, heaviest=heaviest)
+
+
+def _feature(name: str, added: float) -> answers.FeatureShare:
+    return answers.FeatureShare(name, added * 1e4)
+
+
+def _heads(shown: ShownRun, past: Past, sequence: int) -> list[answers.HeadShare]:
+    """Return where each head looked from the decided bar, in the blocks that are stored.
+
+    Layers that see no single bars, such as distilled ones, are left out.
+    """
+    import numpy as np
+
+    from tracepaper.replay.explain.decision import read_stored
+
+    instrument = past.decided.instrument
+    if past.forecaster.parts(instrument):
+        return []
+    layers = past.forecaster.attribution_by_layer(instrument)
+    opened = past.forecaster.attribution(instrument, past.bars).open_time_ms
+    seen = layers[0].rows.shape[-1]
+    times = np.array(opened[-seen:])
+    stored = read_stored(shown.database, shown.run_id, sequence).buckets
+    starts = [one["from_open_time_ms"] for one in stored]
+    oldest = min((one for one in starts if one is not None), default=0)
+    inside = [
+        times < oldest
+        if one["from_open_time_ms"] is None
+        else (times >= one["from_open_time_ms"]) & (times < one["until_open_time_ms"])
+        for one in stored
+    ]
+    return [
+        answers.HeadShare(depth, head, None, [float(weights[block].sum()) for block in inside])
+        for depth, layer in enumerate(layers)
+        if layer.rows.shape[-1] == seen
+        for head, weights in enumerate(layer.rows.detach().cpu().numpy()[:, -len(times) :])
+    ]

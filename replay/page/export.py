@@ -1,0 +1,143 @@
+"""Pages as single files: assets and data inside, opened from a disk without a network."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote
+
+from tracepaper.replay.document.values import TitledParts, as_parts
+from tracepaper.replay.page.packing import packed
+from tracepaper.strategies.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from tracepaper.replay.page.contents import DecisionBlock, Progress
+
+ASSETS: Final = files("tracepaper.replay.page") / "assets"
+DOCUMENT_START: Final = "document/alone.js"
+PAGE_START: Final = "main.js"
+PACKED: Final = "application/gzip+base64"
+_PLAIN: Final = " !\"$&'()*+,-./:;<=>?@[\\]^_`{|}~"
+"""What stays as it is in a ``data:`` URL; ``%``, ``#`` and what is no visible ASCII does not."""
+_RELATIVE: Final = re.compile(r"""(\bfrom\s*|\bimport\s*\(?\s*)(["'])(\.{1,2}/[^"']+)\2""")
+
+
+def write_document_page(document: TitledParts, path: Path) -> None:
+    """Write *document* as one file; raise ``ConfigInvalid`` where *path* cannot be written."""
+    record = {"/api/v1/document": {"title": document.title, "parts": as_parts(document.parts)}}
+    styles = ("page.css", "document.css", "document/alone.css")
+    write_page(one_file(document.title, DOCUMENT_START, styles, record), path)
+
+
+def run_page(
+    database: Path,
+    run_id: str,
+    *,
+    document: TitledParts | None = None,
+    full: bool = False,
+    progress: Progress = lambda _said: None,
+) -> str:
+    """Return the page of ``tracepaper ui`` as one file that holds one run.
+
+    The arguments are those of :func:`tracepaper.replay.page.contents.contents_of`.
+    """
+    from tracepaper.replay.page.contents import contents_of
+
+    held = contents_of(database, run_id, document=document, full=full, progress=progress)
+    progress("writing the page")
+    name = held.record[f"/api/v1/runs/{run_id}"]["row"]["strategy"]
+    styles = ("page.css", "document.css")
+    return one_file(f"{name} {run_id[:8]}", PAGE_START, styles, held.record, held.blocks)
+
+
+def write_page(page: str, path: Path) -> None:
+    """Write *page*; raise ``ConfigInvalid`` where *path* cannot be written."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise ConfigInvalid(
+            f"The page cannot be written to {path}: {error.strerror}; choose another file."
+        ) from error
+
+
+def one_file(
+    title: str,
+    start: str,
+    styles: Sequence[str],
+    record: Mapping[str, Any],
+    blocks: Sequence[DecisionBlock] = (),
+) -> str:
+    """Return a page that runs the module *start* (an asset), with *styles* and *record* inside.
+
+    Every module that *start* imports is inside too. *record* maps the path of a request to its
+    answer; *blocks* hold whole decisions beside it. The policy lets nothing load from anywhere and
+    names the hash of each script and style, so what stands in the record cannot run.
+    """
+    imports = {f"tracepaper/{name}": _as_url(text) for name, text in modules_of(start).items()}
+    # Within a script element no markup begins: every < of a module is written by its number.
+    names = json.dumps({"imports": imports}, separators=(",", ":")).replace("<", "\\u003c")
+    run = f'import "tracepaper/{start}";'
+    style = "\n".join(_text(name) for name in styles)
+    held = "".join(
+        f'<script type="{PACKED}" data-first="{one.first}" data-last="{one.last}">{one.text}'
+        "</script>\n"
+        for one in blocks
+    )
+    policy = (
+        f"default-src 'none'; script-src {_hash(names)} {_hash(run)} data:; "
+        f"style-src {_hash(style)}; img-src data:; base-uri 'none'; form-action 'none'"
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)} · tracepaper</title>\n<style>{style}</style>\n"
+        f'<script type="importmap">{names}</script>\n</head><body><div id="page"></div>\n'
+        "<noscript>This page needs JavaScript.</noscript>\n"
+        f'<script type="{PACKED}" id="record">{packed(record)}</script>\n{held}'
+        f'<script type="module">{run}</script>\n</body></html>\n'
+    )
+
+
+def modules_of(start: str) -> dict[str, str]:
+    """Return the module *start* and all that it imports by name, each with absolute imports.
+
+    A module that is a ``data:`` URL has no folder to which another could be relative.
+    """
+    found: dict[str, str] = {}
+    wanted = [start]
+    while wanted:
+        name = wanted.pop()
+        if name in found:
+            continue
+
+        def absolute(relative: re.Match[str], folder: str = posixpath.dirname(name)) -> str:
+            before, quote, path = relative.groups()
+            place = posixpath.normpath(posixpath.join(folder, path))
+            wanted.append(place)
+            return f"{before}{quote}tracepaper/{place}{quote}"
+
+        found[name] = _RELATIVE.sub(absolute, _text(name))
+    return dict(sorted(found.items()))
+
+
+def _text(name: str) -> str:
+    return (ASSETS / name).read_text(encoding="utf-8")
+
+
+def _as_url(module: str) -> str:
+    """Return a ``data:`` URL; text grows less by ``%`` than by base64, and a person can read it."""
+    return f"data:text/javascript,{quote(module, safe=_PLAIN)}"
+
+
+def _hash(content: str) -> str:
+    digest = hashlib.sha256(content.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"

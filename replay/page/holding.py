@@ -1,0 +1,275 @@
+"""Buy and hold beside a run: the report's figure, brought up to date while the run goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tracepaper.daemon.config.loading import restore
+from tracepaper.daemon.engine.state import BUY_AND_HOLD
+from tracepaper.daemon.session.build import costs_for
+from tracepaper.replay.page.cells import TIME, joined
+from tracepaper.replay.page.columns import ACCOUNTS, OWN, RollupMissing
+from tracepaper.replay.report.benchmarks import BOUGHT, Bought, bought
+from tracepaper.replay.report.record import Bars, funding_in_bars
+from tracepaper.storage.database.stretch import (
+    OpenedBar,
+    bar_at,
+    decided_at,
+    opens,
+    outcomes,
+    sequence_opened,
+    settlements,
+)
+from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.sessions import named_splits
+from tracepaper.strategies.units import MONEY_SCALE
+
+if TYPE_CHECKING:
+    from tracepaper.replay.page.cells import Block
+    from tracepaper.replay.page.databases import ShownRun
+    from tracepaper.replay.report.record import Floats, Ints
+
+HELD_ALIKE: Final = "held"
+CELLS: Final = 20_000
+NEAR: Final = 64
+"""Steps from a settlement within which its bars are looked for first."""
+
+
+@dataclass(frozen=True)
+class HoldingAccount:
+    """An account that bought a *share* of the start's money in equal parts, and holds it."""
+
+    name: str
+    source: str
+    start: float
+    share: float
+    parts: int
+    units: _Units
+
+    def equity(self, opens_ms: Floats, closes: dict[str, Floats]) -> Floats:
+        """Return the equity after the bars that open last by *opens_ms*, at their *closes*."""
+        gains = np.zeros(opens_ms.size)
+        for name, unit in self.units.bought.items():
+            gains += unit.gain(opens_ms, self.units.adjusted(name, opens_ms, closes[name]))
+        return self.start * (1.0 + self.share * gains / self.parts)
+
+    @property
+    def newest(self) -> float:
+        """The equity after the run's newest bars."""
+        at = np.array([max((one[0] for one in self.units.newest.values()), default=0.0)])
+        closes = {name: np.array([close]) for name, (_, close) in self.units.newest.items()}
+        return float(self.equity(at, closes)[0])
+
+
+class _Units:
+    """A unit of each instrument, bought as soon as the run could have bought it.
+
+    Only what is new is read: a run of a year settles its funding a thousand times.
+    """
+
+    def __init__(self, shown: ShownRun) -> None:
+        instruments, run = shown.columns.instruments, shown.views.run()
+        self.start = _start(shown)
+        self.bought: dict[str, Bought] = {}
+        self.newest: dict[str, tuple[float, float]] = {}  # open time and close of the last bar
+        self._cost_rate = _cost_rate(shown)
+        self._splits = named_splits(json.loads(run["warnings"] or "[]"))
+        self._symbols = {name: one.symbol for name, one in instruments.items()}
+        self._after = -1  # settlements are read up to this sequence
+        self._rates: dict[str, dict[int, int]] = {name: {} for name in instruments}
+        self._pending: dict[str, dict[int, int]] = {name: {} for name in instruments}
+        self._needed: dict[str, list[int]] = {}  # bars that say what a unit cost, by sequence
+
+    def follow(self, shown: ShownRun) -> None:
+        """Take note of the bars and settlements since the last time."""
+        columns, connection = shown.columns, shown.reader.connection
+        names, end = tuple(columns.instruments), columns.span[1]
+        for one in settlements(connection, columns.run_key, (self._after + 1, end)):
+            name = names[one.instrument]
+            if one.market_ms not in self._rates[name]:  # one that comes twice is booked once
+                self._rates[name][one.market_ms] = json.loads(one.content)["rate"]
+                self._pending[name][one.market_ms] = one.sequence
+        self._after = end
+        for place, name in enumerate(names):
+            last = bar_at(connection, columns.run_key, place, columns.span, newest=True)
+            if last is not None:
+                (bar,) = shown.views.rows("v_bars", sequence=last.sequence)
+                self.newest[name] = (last.open_time_ms, bar["close"])
+            if name not in self._needed and (first := _first_bar(shown, place)) is not None:
+                self._needed[name] = [first]
+            if name in self._needed and (
+                self._settle(shown, name, place) or name not in self.bought
+            ):
+                self.bought[name] = self._bought(shown, name)
+
+    def _settle(self, shown: ShownRun, name: str, place: int) -> bool:
+        """Find the bars around each settlement; return whether there are new ones."""
+        needed, later = self._needed[name], {}
+        known = len(needed)
+        for market_ms, sequence in self._pending[name].items():
+            opened_ms = market_ms - shown.columns.interval_ms + 1
+            before, within = _around(shown, place, needed[0], opened_ms, sequence)
+            if within is None:
+                later[market_ms] = sequence
+            elif before is not None:
+                needed += [before.sequence, within.sequence]
+        self._pending[name] = later
+        needed[:] = sorted(set(needed))
+        return len(needed) > known
+
+    def _bought(self, shown: ShownRun, name: str) -> Bought:
+        rows = shown.views.rows("v_bars", sequence=self._needed[name])
+        opens_ms = np.array([row["open_time_ms"] for row in rows], dtype=np.int64)
+        opened, close = (
+            self.adjusted(name, opens_ms, np.array([row[key] for row in rows], dtype=np.float64))
+            for key in ("open", "close")
+        )
+        rates = list(self._rates[name].items())
+        funding = funding_in_bars(opens_ms + shown.columns.interval_ms, rates)
+        bars = Bars(np.array(self._needed[name]), opens_ms, opened, opened, opened, close, funding)
+        return bought(bars, 0, self._cost_rate)
+
+    def adjusted(self, name: str, opens_ms: Ints | Floats, prices: Floats) -> Floats:
+        """Return *prices* of bars, those before a split that the run names by its ratio."""
+        for split in self._splits.get(self._symbols[name], ()):
+            ratio = split.new / split.old
+            prices = np.where(opens_ms < split.open_time_ms, prices / ratio, prices)
+        return prices
+
+
+def _around(
+    shown: ShownRun, place: int, first: int, opened_ms: int, sequence: int
+) -> tuple[OpenedBar | None, OpenedBar | None]:
+    """Return an instrument's last bar that opened before *opened_ms*, and the next one.
+
+    Of those from *first* on. They are looked for near *sequence*, and only then everywhere.
+    """
+    columns, connection = shown.columns, shown.reader.connection
+    key, end = columns.run_key, columns.span[1]
+    for reach in (NEAR, end):
+        span = (max(first, sequence - reach), min(end, sequence + reach))
+        edge = sequence_opened(connection, key, place, span, opened_ms)
+        before = bar_at(connection, key, place, (first, edge - 1), newest=True)
+        within = bar_at(connection, key, place, (edge, end), newest=False)
+        if (before is None or before.open_time_ms < opened_ms) and (
+            within is None or within.open_time_ms >= opened_ms
+        ):
+            break
+    return before, within
+
+
+def _first_bar(shown: ShownRun, place: int) -> int | None:
+    """Return the sequence of an instrument's bar after its first that was no warm-up."""
+    columns, connection = shown.columns, shown.reader.connection
+    if (since := columns.warm_sequence()) is None:
+        return None
+    stored = outcomes(connection, columns.run_key)
+    keys = [one.key for one in stored if one.refused_by != warm.name]
+    span = (since, columns.span[1])
+    warmed = decided_at(connection, columns.run_key, span, keys, instrument=place, newest=False)
+    if warmed is None:
+        return None
+    found = bar_at(connection, columns.run_key, place, (warmed + 1, span[1]), newest=False)
+    return None if found is None else found.sequence
+
+
+def _start(shown: ShownRun) -> float:
+    """Return the equity before the first decision that is left."""
+    columns = shown.columns
+    first = decided_at(shown.reader.connection, columns.run_key, columns.span, newest=False)
+    for sequence in () if first is None else (first - 1, first):
+        for row in shown.views.rows("v_equity", sequence=sequence):
+            return float(row["equity"])
+    return float(json.loads(shown.views.run()["config"])["account"]["cash"])
+
+
+def _cost_rate(shown: ShownRun) -> float:
+    """Return the cost of one fill by its notional, as ``RunRecord.cost_rate`` does."""
+    columns, terms = shown.columns, costs_for(restore(shown.views.run()["config"]))
+    rate = terms.round_trip / 2
+    if terms.per_share:
+        scales = [10.0**one.price_decimals for one in columns.instruments.values()]
+        found = opens(shown.reader.connection, columns.run_key, columns.span)
+        prices = [price / scales[place] for place, price in found]
+        rate += terms.per_share / MONEY_SCALE / float(np.median(prices))
+    return rate
+
+
+def twins(shown: ShownRun) -> list[str]:
+    """Name the twins, by the account rows of the newest step."""
+    rows = shown.views.rows("v_twin_equity", newest=16)
+    return sorted({row["twin"] for row in rows})
+
+
+def mean_exposure(shown: ShownRun) -> float | None:
+    """Return the mean exposure over the bars from the first that was no warm-up.
+
+    None where there is none yet, the equity was used up, or a roll-up is not made yet.
+    """
+    try:
+        return shown.columns.kept_value("exposure", lambda: _mean_exposure(shown))
+    except RollupMissing:
+        return None
+
+
+def _mean_exposure(shown: ShownRun) -> float | None:
+    _, block = shown.columns.cells(ACCOUNTS, None, None, CELLS)
+    bars = float(np.sum(block.get("exposed", 0.0)))
+    if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
+        return None
+    return float(np.sum(block["exposures"])) / bars
+
+
+def held(shown: ShownRun) -> list[HoldingAccount]:
+    """Return the accounts that buy and hold: at the run's mean exposure, and with all the money.
+
+    Where the run has the twin that holds its exposure so far, that one stands for the first.
+    """
+    share = mean_exposure(shown)
+    return shown.columns.kept_value(f"held {share}", lambda: _held_by(shown, share))
+
+
+def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
+    kept = shown.columns.followed
+    if (units := kept.get("units")) is None:
+        units = kept["units"] = _Units(shown)
+    units.follow(shown)
+    if not units.bought:
+        return []
+    left = ", of what is left of a pruned run" if shown.columns.span[0] else ""
+    has_twin, found = BUY_AND_HOLD in twins(shown), []
+    if share and not has_twin and shown.columns.run.keeps_every_step:
+        source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{left}"
+        found.append((HELD_ALIKE, source, share))
+    name = f"{BUY_AND_HOLD} in full" if has_twin else BUY_AND_HOLD
+    found.append((name, f"computed: all the money, {BOUGHT}{left}", 1.0))
+    parts = len(units.newest)
+    return [
+        HoldingAccount(name, source, units.start, part, parts, units)
+        for name, source, part in found
+    ]
+
+
+def at_bars(shown: ShownRun, bars: dict[str, Block], first: int) -> dict[int, dict[str, float]]:
+    """Return the equity of :func:`held` after *bars* (by instrument), by when they opened.
+
+    They are those from the sequence *first* on.
+    """
+    times = np.unique(np.concatenate([block[TIME] for block in bars.values()]))
+    if not times.size or not (accounts := held(shown)):
+        return {}
+    closes = {}
+    for name, block in bars.items():
+        before = shown.columns.bar_before(name, first)
+        known = block if before is None else joined([before, block])
+        at = np.searchsorted(known[TIME], times, side="right") - 1
+        closes[name] = np.where(at < 0, np.nan, np.append(known["close"], np.nan)[at])
+    curves = {one.name: one.equity(times, closes).tolist() for one in accounts}
+    return {
+        int(time): {name: curve[at] for name, curve in curves.items()}
+        for at, time in enumerate(times)
+    }

@@ -1,0 +1,127 @@
+"""What lies on the candles of a range: fills, orders that rested at a price, gaps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import itemgetter
+from typing import Any, Final
+
+from tracepaper.replay.page import answers
+from tracepaper.replay.page.databases import ShownRun
+from tracepaper.replay.page.runs import trimmed
+from tracepaper.storage.database.run_views import Row
+from tracepaper.storage.database.stretch import (
+    first_of_newest,
+    market_times,
+    order_roles,
+    rested_orders,
+    sequence_opened,
+)
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies.types.market import GapCause
+
+MARKS_MAX: Final = 5_000
+AT_ONCE: Final = 500
+_RESTING: Final = ("NEW", "ACCEPTED", "PARTIALLY_FILLED")
+_NAMES: Final = {view.name: [column.name for column in view.columns] for view in VIEWS}
+
+
+def marks(
+    shown: ShownRun, from_ms: int | None, until_ms: int | None, instrument: str | None = None
+) -> answers.Marks:
+    """Return fills, orders that rested at a price, and gaps of a range; the newest of too many.
+
+    Of one *instrument*, or of all.
+    """
+    columns, views = shown.columns, shown.views
+    low, high = columns.span
+    first, last = low, high
+    connection = shown.reader.connection
+    names = [name for name in columns.instruments if instrument in (None, name)]
+    places = [place for place, name in enumerate(columns.instruments) if name in names]
+    if from_ms is not None:
+        first = min(
+            sequence_opened(connection, columns.run_key, place, (low, high), from_ms)
+            for place in places
+        )
+    if until_ms is not None:
+        last = max(
+            sequence_opened(connection, columns.run_key, place, (low, high), until_ms)
+            for place in places
+        )
+    cut = first_of_newest(connection, columns.run_key, (first, last), places, MARKS_MAX)
+    since = first if cut is None else cut
+    fills = _named(
+        views.batches("v_fills", first=since, last=last, equal={"instrument": names}), "v_fills"
+    )
+    # An order that was sent in the range may have ended long after it.
+    before_ms = 2**62 if until_ms is None else until_ms
+    found = rested_orders(
+        connection, columns.run_key, (first, high), places, before_ms, MARKS_MAX + 1
+    )
+    rested = list(dict.fromkeys(found))
+    orders = [
+        row
+        for at in range(0, len(rested), AT_ONCE)
+        for row in views.rows("v_orders", sequence=rested[at : at + AT_ONCE], instrument=names)
+        if (row["trigger_price"] is not None or row["limit_price"] is not None)
+        and row["created_ms"] < before_ms
+    ]
+    orders.sort(key=itemgetter("sequence"))
+    is_cut = cut is not None or len(fills) > MARKS_MAX or len(orders) > MARKS_MAX
+    fills, orders = fills[-MARKS_MAX:], orders[-MARKS_MAX:]
+    roles = order_roles(connection, columns.run_key, (since, last))
+    ended = [row["sequence"] for row in orders if row["status"] not in _RESTING]
+    times = market_times(connection, columns.run_key, columns.interval_ms, ended)
+    return answers.Marks(
+        fills=[fill_mark(row, roles.get(row["order_id"], "SIGNAL")) for row in fills],
+        orders=[
+            answers.OrderLine(
+                order_id=row["order_id"],
+                instrument=row["instrument"],
+                role=row["role"] or "SIGNAL",
+                kind=row["kind"] or "MARKET",
+                side=row["side"],
+                price=row["limit_price"] if row["trigger_price"] is None else row["trigger_price"],
+                quantity_text=trimmed(row["quantity_text"]),
+                from_ms=row["created_ms"],
+                until_ms=times.get(row["sequence"]) if row["status"] not in _RESTING else None,
+                status=row["status"],
+            )
+            for row in orders
+        ],
+        gaps=[
+            answers.GapMark(
+                row["instrument"], row["from_ms"], row["until_ms"], row["cause"], row["repaired_by"]
+            )
+            for row in views.rows("v_gaps", instrument=names)
+            if row["cause"] != GapCause.FUNDING
+            and (from_ms is None or row["until_ms"] > from_ms)
+            and (until_ms is None or row["from_ms"] < until_ms)
+        ][-MARKS_MAX:],
+        is_cut=is_cut,
+    )
+
+
+def _named(batches: Iterator[list[tuple[Any, ...]]], view: str) -> list[Row]:
+    return [
+        dict(zip(_NAMES[view], row, strict=True))
+        for batch in batches
+        for row in zip(*batch, strict=True)
+    ]
+
+
+def fill_mark(row: Row, role: str) -> answers.FillMark:
+    """Return a row of ``v_fills`` as it is drawn."""
+    return answers.FillMark(
+        sequence=row["sequence"],
+        decision_sequence=row["decision_sequence"],
+        order_id=row["order_id"],
+        instrument=row["instrument"],
+        side=row["side"],
+        quantity_text=trimmed(row["quantity_text"]),
+        price=row["price"],
+        filled_ms=row["filled_ms"],
+        reason=row["reason"],
+        role=role,
+    )

@@ -1,0 +1,272 @@
+"""A run's model, as a document: its card, and what it said in this run against what came."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtri
+
+from tracepaper.replay.document.charts import (
+    Chart,
+    ChartAxis,
+    ChartPanel,
+    Layer,
+    LineLayer,
+    RuleLayer,
+    rounded,
+    time_axis,
+)
+from tracepaper.replay.document.values import Paragraph, Part, TitledParts, Value, table_of
+from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.card import card_facts, experimental
+from tracepaper.replay.learning.statistics import RISK_COVERAGES, Ranked, RiskCurve
+from tracepaper.replay.page.databases import Refusing, ShownRun
+from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.record import view_arrays
+from tracepaper.storage.checkpoints import kept_folder, read_card
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS, duration
+
+LEVELS: Final = (0.5, 0.8, 0.9, 0.95)
+"""Shares of the central intervals whose coverage is counted."""
+DRAWN_LEVEL: Final = 0.9
+BINS: Final = 10
+BINNED_LEAST: Final = 50
+"""Bars of a bin under which nothing is said: its share would be luck."""
+FEW_DAYS: Final = 5
+"""Days under which an error over days is too small."""
+
+
+@dataclass(frozen=True)
+class Forecasts:
+    """What the model said at each bar whose outcome is known; returns are logarithms."""
+
+    open_time_ms: npt.NDArray[np.int64]
+    mean: Array
+    stdev: Array
+    up: Array  # of up or down, the probability of up; NaN where the model says none
+    confidence: Array
+    came: Array
+
+    @property
+    def days(self) -> npt.NDArray[np.int64]:
+        """The UTC day of each."""
+        return self.open_time_ms // DAY_MS
+
+
+def model_document(shown: ShownRun) -> TitledParts:
+    """Return the card of the run's model and how its forecasts came true.
+
+    Raises ``Refusing`` for a run without a model.
+    """
+    model_id = shown.views.run()["model_id"]
+    if not model_id:
+        raise Refusing(409, "This run asks no model.")
+    folder = kept_folder(shown.database, str(model_id))
+    card = read_card(folder) if folder.is_dir() else {}
+    name = card.get("model", {}).get("name", "")
+    found, horizon = read_forecasts(shown)
+    parts = [*_card(card), *came_true(found, horizon, shown.columns.interval_ms)]
+    return TitledParts(f"Model {model_id} {name}".strip(), tuple(parts))
+
+
+def read_forecasts(shown: ShownRun) -> tuple[Forecasts, int]:
+    """Return every forecast of the run whose outcome is recorded, and their horizon in bars."""
+    kinds = {"instrument": "s", "open_time_ms": "i", "horizon": "f", "mean_return": "f",
+             "stdev_return": "f", "p_up": "f", "p_down": "f", "confidence": "f"}  # fmt: skip
+    said = view_arrays(shown.views, "v_decisions", kinds)
+    bars = view_arrays(
+        shown.views, "v_bars", {"instrument": "s", "open_time_ms": "i", "close": "f"}
+    )
+    known = np.isfinite(said["mean_return"])
+    horizons = np.unique(said["horizon"][known])
+    horizon = int(horizons[-1]) if horizons.size else 0
+    known &= said["horizon"] == horizon  # a run keeps to one, but for a model that was replaced
+    parts: list[dict[str, Array]] = []
+    for name in np.unique(said["instrument"][known]):
+        own = known & (said["instrument"] == name)
+        opened = said["open_time_ms"][own]
+        of = bars["instrument"] == name
+        order = np.argsort(bars["open_time_ms"][of])
+        times, closes = bars["open_time_ms"][of][order], bars["close"][of][order]
+        now, then = (
+            places_of(times, opened),
+            places_of(times, opened + horizon * shown.columns.interval_ms),
+        )
+        came = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
+        parts.append({**{key: column[own] for key, column in said.items()}, "came": came})
+    one = (
+        {key: np.concatenate([part[key] for part in parts]) for key in (*kinds, "came")}
+        if parts
+        else {key: np.empty(0) for key in (*kinds, "came")}
+    )
+    kept = np.isfinite(one["came"])
+    either = one["p_up"][kept] + one["p_down"][kept]
+    return Forecasts(
+        open_time_ms=one["open_time_ms"][kept].astype(np.int64),
+        mean=one["mean_return"][kept],
+        stdev=one["stdev_return"][kept],
+        up=np.divide(one["p_up"][kept], either, out=np.full(either.size, np.nan), where=either > 0),
+        confidence=one["confidence"][kept],
+        came=one["came"][kept],
+    ), horizon
+
+
+def places_of(times: Array, wanted: Array) -> npt.NDArray[np.int64]:
+    """Return the place of each *wanted* time in *times*, ascending; -1 where it is missing."""
+    place = np.searchsorted(times, wanted)
+    inside = np.minimum(place, max(0, times.size - 1))
+    return np.where((place < times.size) & (times[inside] == wanted), inside, -1)
+
+
+def _card(card: Mapping[str, Any]) -> Iterator[Part]:
+    if not card:
+        yield Paragraph(
+            "The checkpoint is no longer beside the database, so its card is not shown.", "note"
+        )
+        return
+    yield Paragraph(f"{'; '.join(card_facts(card))}.", "lead")
+    if why := experimental(card):
+        yield Paragraph(f"Experimental: {why}.", "warning")
+    yield Paragraph("What its card says", "heading")
+    yield from (Paragraph(said, "item") for said in shown_sentences(card) if said)
+
+
+def came_true(found: Forecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
+    """Yield calibration, intervals, and risk by coverage of *found*, with errors over days."""
+    yield Paragraph("In this run", "heading")
+    if not found.came.size:
+        yield Paragraph("No forecast of this run has an outcome yet.", "note")
+        return
+    days = np.unique(found.days).size
+    yield Paragraph(
+        f"{found.came.size:,} forecasts over {horizon} bars ({duration(horizon * interval_ms)}), "
+        f"on {days:,} UTC days, against the closes that came. Errors are over days; outcomes "
+        "overlap."
+    )
+    if days < FEW_DAYS:
+        yield Paragraph(
+            f"{days} days are too few for an error: read none of this as proof.", "warning"
+        )
+    yield from _direction(found)
+    yield from _intervals(found)
+    yield from _selective(found)
+
+
+def _direction(found: Forecasts) -> Iterator[Part]:
+    """Yield how often the price rose, by the probability that was said."""
+    moved = np.isfinite(found.up) & (found.came != 0)
+    yield Paragraph("Calibration of the direction", "heading")
+    if not moved.any():
+        yield Paragraph("The model says no probability of a direction.", "note")
+        return
+    said, rose, days = (
+        found.up[moved],
+        (found.came[moved] > 0).astype(np.float64),
+        found.days[moved],
+    )
+    # Bins of as many bars each: most of what is said lies near one half.
+    edges = np.quantile(said, np.linspace(0, 1, BINS + 1)[1:-1])
+    place = np.searchsorted(edges, said, side="right")
+    rows: list[tuple[Value, ...]] = []
+    for at in range(BINS):
+        own = place == at
+        if own.sum() < BINNED_LEAST:
+            continue
+        share = statistics.mean(rose[own], days[own])
+        rows.append((float(said[own].mean()), (share.value, share.error), int(own.sum())))
+    if not rows:
+        yield Paragraph(f"No bin has {BINNED_LEAST} bars yet.", "note")
+        return
+    across = [float(row[0]) for row in rows]  # type: ignore[arg-type]
+    up = [float(row[1][0]) for row in rows]  # type: ignore[index]
+    ends = [min(*across, *up), max(*across, *up)]
+    lines: list[Layer] = [
+        LineLayer("as said", ends, ends, "muted", dash="dot"),
+        LineLayer("in this run", across, up, width=2.2, has_points=True),
+    ]
+    panel = ChartPanel(
+        lines,
+        ChartAxis("probability of up, said", digits=3),
+        ChartAxis("share that rose", digits=3),
+    )
+    yield Chart("", "", [panel])
+    yield table_of(
+        "direction", "", {"said": "measure", "rose ± error": "measure", "bars": "count"}, rows
+    )
+
+
+def _intervals(found: Forecasts) -> Iterator[Part]:
+    """Yield how often the outcome lay inside the intervals of a normal law with the said spread."""
+    known = np.isfinite(found.stdev) & (found.stdev > 0)
+    yield Paragraph("Intervals", "heading")
+    if not known.any():
+        yield Paragraph("The model says no spread.", "note")
+        return
+    away = np.abs(found.came[known] - found.mean[known]) / found.stdev[known]
+    days = found.days[known]
+    rows: list[tuple[Value, ...]] = []
+    for level in LEVELS:
+        share = statistics.mean((away <= ndtri(0.5 + level / 2)).astype(np.float64), days)
+        rows.append((level, (share.value, share.error)))
+    yield table_of("intervals", "", {"claimed": "share", "inside ± error": "share"}, rows)
+    inside = (away <= ndtri(0.5 + DRAWN_LEVEL / 2)).astype(np.float64)
+    names, at = np.unique(days, return_inverse=True)
+    daily = np.bincount(at, inside) / np.bincount(at)
+    layers: list[Layer] = [
+        RuleLayer(DRAWN_LEVEL, name="claimed", role="faint"),
+        LineLayer("inside", (names * DAY_MS).tolist(), rounded(daily), has_points=True),
+    ]
+    yield Chart(
+        "",
+        "The 90 % interval by day.",
+        [ChartPanel(layers, time_axis(), ChartAxis("share inside", digits=3))],
+    )
+
+
+def _selective(found: Forecasts) -> Iterator[Part]:
+    """Yield the risk of the bars of which the attention was surest, against random bars."""
+    yield Paragraph("Risk and coverage", "heading")
+    ranked = {
+        "sign wrong": statistics.sign_risk(found.mean, found.came),
+        "absolute error, bp": 1e4 * np.abs(found.came - found.mean),
+    }
+    curves = {
+        name: curve
+        for name, risk in ranked.items()
+        if (curve := statistics.risk_curve([Ranked(risk, found.confidence, found.days)]))
+        is not None
+    }
+    if not curves:
+        yield Paragraph("The model says no confidence.", "note")
+        return
+    shares = [float(100 * share) for share in RISK_COVERAGES]
+    for name, curve in curves.items():
+        layers: list[Layer] = [
+            RuleLayer(0.0, name="random bars"),
+            LineLayer(name, shares, rounded(curve.excess), width=2.2),
+        ]
+        across = ChartAxis(
+            "share of bars answered, the surest first, %", unit=" %", digits=0, is_reversed=True
+        )
+        yield Chart(
+            "",
+            _verdict(name, curve),
+            [ChartPanel(layers, across, ChartAxis(f"{name}, less a random gate's", has_zero=True))],
+        )
+
+
+def _verdict(name: str, curve: RiskCurve) -> str:
+    """Say in one sentence whether refusing the unsure bars lowered the risk."""
+    value, error = curve.area.pair
+    verb = "no other than of"
+    if abs(value) > 2 * error:
+        verb = "lower than of" if value < 0 else "higher than of"
+    return (
+        f"{name[0].upper()}{name[1:]}: {curve.risk:.3f} over all bars; of the bars of most "
+        f"confidence it is {verb} random ones ({value:+.4f} ± {error:.4f})."
+    )

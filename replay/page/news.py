@@ -1,0 +1,170 @@
+"""What the stream tells: the steps of a run since a sequence."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, Final
+
+from msgspec import Struct, field
+
+from tracepaper.replay.page import answers, holding
+from tracepaper.replay.page.cells import TIME, words_of
+from tracepaper.replay.page.columns import OWN
+from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.replay.page.marks import fill_mark
+from tracepaper.replay.page.records import told
+from tracepaper.replay.page.runs import holdings
+from tracepaper.strategies.errors import TracepaperError
+
+STEPS_MAX: Final = 200
+"""More steps at once are not told one by one: the page asks for what lies between.
+
+Fewer than wait for one reader of the stream, so that a reader that keeps up hears them all.
+"""
+_QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar", "timer")
+
+
+class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):
+    """One stored step, as it is told to those who listen."""
+
+    run_id: str
+    sequence: int
+    kind: str  # of the event, as in v_events
+    market_ms: int
+    instrument: str | None = None
+    bar: tuple[int, float, float, float, float, float] | None = None
+    """Open time, open, high, low, close, volume."""
+    decision: dict[str, Any] | None = None  # the row of ``Series`` for it, by column
+    fills: list[answers.FillMark] = field(default_factory=list)
+    equity: dict[str, float] = field(default_factory=dict)
+    holdings: list[answers.Holding] = field(default_factory=list)
+    happening: answers.Happening | None = None
+
+
+class StreamHello(Struct, frozen=True, tag="hello", tag_field="type"):
+    """The first message: which run, and how far it is; ask for what lies between."""
+
+    run_id: str
+    sequence: int | None
+    market_ms: int
+
+
+class News(Struct, frozen=True):
+    """The newest step, and those since the one that was asked for."""
+
+    hello: StreamHello
+    steps: list[StreamStep]
+
+
+def since(shelf: Databases, run_id: str, after: int | None) -> News:
+    """Return the steps of *run_id* (the newest run where it is empty) behind *after*."""
+    shown = shelf.find(run_id or shelf.served or _newest(shelf))
+    end = shown.columns.span[1]
+    (newest,) = shown.views.rows("v_events", sequence=end) or ({"market_ms": 0},)
+    hello = StreamHello(shown.run_id, end if end >= 0 else None, newest["market_ms"])
+    if after is None or end <= after:
+        return News(hello, [])
+    first = max(after + 1, end - STEPS_MAX + 1, shown.columns.span[0])
+    return News(hello, _steps(shown, first, end))
+
+
+def _newest(shelf: Databases) -> str:
+    found: list[tuple[int, str]] = []
+    for path in shelf.paths:
+        try:
+            reader = shelf.reader(path)
+            ids = reader.run_ids()
+            found += [(reader.run(run_id).started_at_ms, run_id) for run_id in ids[-1:]]
+        except TracepaperError:
+            continue
+    if not found:
+        raise Refusing(404, "No database holds a run yet; `tracepaper demo` makes one.")
+    return max(found)[1]
+
+
+def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
+    sequences = list(range(first, last + 1))
+    by_step: dict[int, dict[str, Any]] = {}
+    bars = {name: shown.columns.read(name, (first, last)) for name in shown.columns.instruments}
+    for block in bars.values():
+        for at, sequence in enumerate(block["sequence"].tolist()):
+            if not math.isnan(sequence):
+                by_step[int(sequence)] = {one: column[at] for one, column in block.items()}
+    fills: dict[int, list[answers.FillMark]] = {}
+    for row in shown.views.rows("v_fills", sequence=sequences):
+        roles = shown.views.rows("v_orders", order_id=row["order_id"])
+        role = (roles[0]["role"] if roles else None) or "SIGNAL"
+        fills.setdefault(row["sequence"], []).append(fill_mark(row, role))
+    equity: dict[int, dict[str, float]] = {}
+    for view, name in (("v_equity", ""), ("v_twin_equity", "twin")):
+        for row in shown.views.rows(view, sequence=sequences):
+            own = equity.setdefault(row["sequence"], {})
+            own[row[name] if name else OWN] = row["equity"]
+    computed = holding.at_bars(shown, bars, first)
+    for sequence, columns in by_step.items():
+        equity.setdefault(sequence, {}).update(computed.get(int(columns[TIME]), {}))
+    held = holdings(shown)
+    found = []
+    for event in shown.views.rows("v_events", sequence=sequences):
+        sequence, kind = event["sequence"], event["kind"]
+        content = json.loads(event["content"])
+        known = by_step.get(sequence)
+        found.append(
+            StreamStep(
+                run_id=shown.run_id,
+                sequence=sequence,
+                kind=kind,
+                market_ms=event["market_ms"],
+                instrument=event["instrument"],
+                bar=None if known is None else _bar(known),
+                decision=None if known is None else _decision(known, sequence),
+                fills=fills.get(sequence, []),
+                equity=equity.get(sequence, {}),
+                holdings=held if sequence == last else [],
+                happening=None
+                if kind in _QUIET
+                else answers.Happening(
+                    sequence, kind, event["market_ms"], event["instrument"], told(kind, content)
+                ),
+            )
+        )
+    return found
+
+
+def _bar(columns: dict[str, Any]) -> tuple[int, float, float, float, float, float]:
+    names = ("open", "high", "low", "close", "volume")
+    one, high, low, close, volume = (float(columns[name]) for name in names)
+    return int(columns[TIME]), one, high, low, close, volume
+
+
+def _decision(columns: dict[str, Any], sequence: int) -> dict[str, Any]:
+    """Return the row of ``Series``, by column."""
+    words = {
+        name: words_of(columns[name].reshape(1))[0] for name in ("action", "refused_by", "regime")
+    }
+    return {
+        TIME: int(columns[TIME]),
+        "sequence": sequence,
+        "action": words["action"] or "",
+        "refused_by": words["refused_by"],
+        "regime": words["regime"] or "",
+        **{name: _known(columns[name]) for name in ("confidence", "mean_return", "stdev_return")},
+        "held": _known(columns["quantity"]),
+        "spare": _by_gate(columns, "spare:"),
+        "failed": {name: int(value or 0) for name, value in _by_gate(columns, "failed:").items()},
+        "noted": _by_gate(columns, "note:"),
+    }
+
+
+def _by_gate(columns: dict[str, Any], prefix: str) -> dict[str, float | None]:
+    return {
+        name.removeprefix(prefix): _known(value)
+        for name, value in columns.items()
+        if name.startswith(prefix)
+    }
+
+
+def _known(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

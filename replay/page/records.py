@@ -1,0 +1,342 @@
+"""Rows of the views, refusals, health, and two runs beside each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from operator import itemgetter
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.replay.page import answers
+from tracepaper.replay.page.databases import Refusing, ShownRun
+from tracepaper.replay.page.runs import halt, parity_state
+from tracepaper.replay.report.record import view_arrays
+from tracepaper.storage.database.lock import holder_of
+from tracepaper.storage.database.stretch import outcomes
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.storage.record.rows import sequence_of, step_key
+from tracepaper.strategies.types.market import GapCause
+from tracepaper.strategies.units import DAY_MS
+
+SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
+COUNTED_MAX: Final = 100_000
+"""Rows beyond these are not counted: a view of a year has millions."""
+HAPPENINGS_MAX: Final = 200
+DIFFERENCES_MAX: Final = 1_000
+_TIMES: Final = ("open_time_ms", "filled_ms", "closed_ms", "created_ms", "market_ms", "from_ms")
+_ORDER: Final = ("sequence", "ordinal")
+
+# ---------------------------------------------------------------- views
+
+
+def rows(  # noqa: PLR0913 - each is a parameter of the address
+    shown: ShownRun,
+    view: str,
+    filters: dict[str, str],
+    *,
+    from_ms: int | None,
+    until_ms: int | None,
+    sort: str | None,
+    descending: bool,
+    limit: int,
+    after: str | None,
+) -> answers.Rows:
+    """Return rows of one view of the run; raise ``Refusing`` for a column that it has not."""
+    name = view if view.startswith("v_") else f"v_{view}"
+    if name not in SHOWN_VIEWS:
+        raise Refusing(404, f"There is no view {view[:40]!r}; /api/v1/openapi.json lists them.")
+    columns = {column.name: column for column in SHOWN_VIEWS[name].columns}
+    where = ["run_id = ?"]
+    values: list[str | float] = [shown.run_id]
+    for column, wanted in filters.items():
+        if column not in columns:
+            raise Refusing(
+                400, f"{name} has no column {column[:40]!r}; it has {', '.join(columns)}."
+            )
+        if wanted == "":
+            where.append(f"{column} IS NULL")
+        else:
+            where.append(f"{column} = ?")
+            values.append(_typed(column, columns[column].kind, wanted))
+    time = next((one for one in _TIMES if one in columns), None)
+    for bound, sign in ((from_ms, ">="), (until_ms, "<")):
+        if bound is None:
+            continue
+        if time is None:
+            raise Refusing(400, f"{name} has no time; filter it by sequence.")
+        where.append(f"{time} {sign} {int(bound)}")
+    if sort is not None and sort not in columns:
+        raise Refusing(400, f"{name} has no column {sort[:40]!r} to sort by.")
+    condition = " AND ".join(where)
+    order = [one for one in (sort, *_ORDER) if one is not None and one in columns]
+    way = " DESC" if descending else ""
+    ordered = ", ".join(f"{one}{way}" for one in dict.fromkeys(order))
+    offset = _offset(after)
+    connection = shown.reader.connection
+    listed = connection.execute(
+        f"SELECT * FROM {name} WHERE {condition} ORDER BY {ordered} LIMIT ? OFFSET ?",
+        (*values, limit, offset),
+    ).fetchall()
+    (total,) = connection.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM {name} WHERE {condition} LIMIT ?)",
+        (*values, COUNTED_MAX),
+    ).fetchone()
+    end = offset + len(listed)
+    return answers.Rows(
+        view=name.removeprefix("v_"),
+        columns=[answers.Column(one.name, one.kind.lower(), one.doc) for one in columns.values()],
+        rows=[[_plain(cell) for cell in row] for row in listed],
+        total=total,
+        next=str(end) if len(listed) == limit and (end < total or total == COUNTED_MAX) else None,
+    )
+
+
+def _typed(column: str, kind: str, text: str) -> str | float:
+    if kind == "TEXT":
+        return text
+    try:
+        number = int(text) if kind == "INTEGER" else float(text)
+    except ValueError:
+        raise Refusing(400, f"{column} is a number, and {text[:40]!r} is none.") from None
+    if isinstance(number, int) and not -(2**63) <= number < 2**63:
+        raise Refusing(400, f"{column} takes whole numbers of 64 bits, not {text[:40]}.")
+    return number
+
+
+def _offset(after: str | None) -> int:
+    if after is None:
+        return 0
+    if not after.isdecimal() or len(after) > 12:
+        raise Refusing(400, "Give as after what stood in next of the rows before.")
+    return int(after)
+
+
+def _plain(cell: object) -> object:
+    return None if isinstance(cell, float) and not math.isfinite(cell) else cell
+
+
+# ---------------------------------------------------------------- refusals
+
+
+def refusals(shown: ShownRun) -> answers.Refusals:
+    """Return refusals by day, why no order was sent, and what each gate saved or cost."""
+    columns, connection = shown.columns, shown.reader.connection
+    known = {one.key: one for one in outcomes(connection, columns.run_key)}
+    low, high = (step_key(columns.run_key, one) for one in columns.span)
+    days: dict[int, Counter[str]] = {}
+    for day, key, count in connection.execute(
+        f"SELECT open_time_ms / {DAY_MS}, outcome, count(*) FROM steps WHERE step BETWEEN ? AND ? "
+        "AND outcome IS NOT NULL AND open_time_ms IS NOT NULL GROUP BY 1, 2",
+        (low, high),
+    ):
+        counts = days.setdefault(day, Counter())
+        if (gate := known[key].refused_by) is not None:
+            counts[gate] += count
+    unfilled: Counter[str] = Counter()
+    for key, counted in columns.totals().outcomes.items():
+        if (reason := known[key].unfilled_reason) is not None:
+            unfilled[reason] += counted.times
+    return answers.Refusals(
+        days=[answers.RefusalDay(_day(day), dict(counts)) for day, counts in sorted(days.items())],
+        worth=_worth(shown) if days else [],
+        unfilled=dict(unfilled.most_common(50)),
+    )
+
+
+def _day(day: int) -> str:
+    from tracepaper.replay.archive.columns import iso
+
+    return iso(day * DAY_MS)[:10]
+
+
+def _worth(shown: ShownRun) -> list[answers.GateWorth]:
+    from tracepaper.replay.report import benchmarks
+    from tracepaper.replay.report.record import read_record
+
+    record = read_record(shown.reader, shown.database, shown.run_id)
+    found = []
+    for one in benchmarks.refusals(record):
+        if one.gate == benchmarks.ALLOWED:
+            continue
+        band = (one.random_low_bp, one.random_high_bp)
+        middle = None if band[0] is None or band[1] is None else sum(band) / 2e4  # type: ignore[arg-type]
+        found.append(
+            answers.GateWorth(
+                one.gate,
+                one.decisions,
+                one.measured,
+                one.days,
+                _share(one.gross_bp),
+                _share(one.error_bp),
+                middle,
+            )
+        )
+    return found
+
+
+def _share(bp: float | None) -> float | None:
+    return None if bp is None else bp / 1e4
+
+
+# ---------------------------------------------------------------- health
+
+
+def health(shown: ShownRun, served: str = "") -> answers.Health:
+    """Return whether the run is sound, as its record says."""
+    columns = shown.columns
+    row = shown.views.run()
+    lost, count = 0, 0
+    for gap in shown.views.rows("v_gaps"):
+        if gap["cause"] != GapCause.FUNDING:
+            count += 1
+            if not gap["repaired_by"]:
+                lost += (gap["until_ms"] - gap["from_ms"]) // columns.interval_ms
+    starts = shown.reader.starts(shown.run_id)
+    halted_by = None if (held := halt(shown)) is None else held.by
+    damage = shown.reader.damage(shown.run_id)
+    ended = row["ended_at"] is not None
+    # Whoever holds the file writes one run of it, and any other was killed.
+    is_written = shown.run_id in (served, *shown.reader.run_ids()[-1:])
+    is_running = is_written and holder_of(shown.database) is not None
+    state = "ended" if ended else "running" if is_running else "killed"
+    if state == "running" and halted_by:
+        state = "halted"
+    return answers.Health(
+        run_id=shown.run_id,
+        is_live=False,
+        state=state,
+        halted_by=halted_by,
+        not_ready=[],
+        parity=parity_state(shown.reader.newest_parity(shown.run_id)),
+        parity_due_ms=None,
+        is_checking=False,
+        feeds=[],
+        frame_s=None,
+        commit_s=None,
+        latencies=[],
+        counters={},
+        starts=len(starts),
+        gaps=count,
+        missing_bars=lost,
+        steps=row["step_count"],
+        head_digest=row["head_digest"] or "",
+        happenings=happenings(shown),
+        damage=answers.Damage(columns.span[1], damage) if damage else None,
+    )
+
+
+_TOLD: Final = (
+    *("model_change", "gap", "command", "parity", "retrained", "end", "prune"),
+    "instrument_change",
+)
+
+
+def happenings(shown: ShownRun) -> list[answers.Happening]:
+    """Return the newest events that are worth a line, the newest first."""
+    names = list(shown.columns.instruments)
+    return [
+        answers.Happening(
+            sequence, kind, market_ms, None if place is None else names[place],
+            told(kind, json.loads(content)),
+        )
+        for sequence, kind, (place, market_ms), content in _events(shown, _TOLD, HAPPENINGS_MAX)
+    ]  # fmt: skip
+
+
+def _events(
+    shown: ShownRun, kinds: tuple[str, ...], most: int
+) -> list[tuple[int, str, tuple[int | None, int], str]]:
+    """Return (sequence, kind, (place of the instrument, market time), content), newest first."""
+    marks = ", ".join(f"'{kind}'" for kind in kinds)
+    first, last = (step_key(shown.columns.run_key, one) for one in shown.columns.span)
+    rows = shown.reader.connection.execute(
+        "SELECT step, kind, instrument, market_ms, content FROM events "
+        f"WHERE step BETWEEN ? AND ? AND kind IN ({marks}) ORDER BY step DESC LIMIT ?",
+        (first, last, most),
+    )
+    return [(sequence_of(row[0]), row[1], (row[2], row[3]), row[4]) for row in rows]
+
+
+def told(kind: str, content: dict[str, Any]) -> str:
+    """Return an event in one line."""
+    if kind == "command":
+        note = f": {content['note']}" if content.get("note") else ""
+        return f"{content.get('kind', kind)}{note}"
+    if kind == "gap":
+        repaired = content.get("repaired_by")
+        after = f"repaired by {repaired}" if repaired else "never repaired"
+        return f"Gap ({content.get('cause')}), {after}"
+    if kind == "model_change":
+        return f"Started with {content.get('model_id') or 'no model'}"
+    plain = {"end": "Ended in good order", "prune": "Older steps were pruned"}
+    return str(content.get("reason") or plain.get(kind) or kind.replace("_", " "))
+
+
+# ---------------------------------------------------------------- two runs
+
+_FIELDS: Final = {
+    "action": "s", "target_quantity_text": "s", "allowed": "b", "refused_by": "s", "reason": "s",
+    "unfilled_reason": "s", "regime": "s", "confidence": "f", "mean_return": "f",
+    "stdev_return": "f", "p_up": "f", "p_down": "f", "shift": "f",
+}  # fmt: skip
+"""What two decisions are compared by, the weightiest first, as columns of ``v_decisions``."""
+_DONE: Final = 2
+"""So many of them say what was done; what follows says why."""
+_GATES: Final = "gates"
+"""Stands for a difference in nothing but the gates' measures and thresholds."""
+
+
+def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
+    """Return where two runs decided the same bars differently."""
+    one, two = _decided(left), _decided(right)
+    common, differing = 0, []
+    counts = dict.fromkeys((*_FIELDS, _GATES), 0)
+    for name in np.intersect1d(one["instrument"], two["instrument"]):
+        own, other = (np.flatnonzero(run["instrument"] == name) for run in (one, two))
+        times, at, beside = np.intersect1d(
+            one["open_time_ms"][own], two["open_time_ms"][other], return_indices=True
+        )
+        own, other = own[at], other[beside]
+        common += times.size
+        found = np.stack([_differs(one[field][own], two[field][other]) for field in _FIELDS], 1)
+        alone = _differs(one["decision_sha256"][own], two["decision_sha256"][other])
+        found = np.column_stack([found, alone & ~found.any(axis=1)])
+        for field, count in zip(counts, found.sum(axis=0).tolist(), strict=True):
+            counts[field] += count
+        differing += [
+            (min(int(found[place].argmax()), _DONE), int(times[place]), str(name), found[place],
+             int(one["sequence"][own[place]]), int(two["sequence"][other[place]]))
+            for place in np.flatnonzero(found.any(axis=1)).tolist()
+        ]  # fmt: skip
+    differing.sort(key=itemgetter(0, 1, 2))
+    return answers.Comparison(
+        left=left.run_id,
+        right=right.run_id,
+        common=common,
+        identical=common - len(differing),
+        fields={field: count for field, count in counts.items() if count},
+        differing=[
+            answers.Difference(
+                instrument, at_ms, first, second,
+                [field for field, is_other in zip(counts, found, strict=True) if is_other],
+            )
+            for _, at_ms, instrument, found, first, second in differing[:DIFFERENCES_MAX]
+        ],
+        total=len(differing),
+    )  # fmt: skip
+
+
+def _decided(shown: ShownRun) -> dict[str, Any]:
+    """Read the compared fields of every decision, as columns."""
+    kinds = {"sequence": "i", "instrument": "s", "open_time_ms": "i", "decision_sha256": "s"}
+    return view_arrays(shown.views, "v_decisions", {**kinds, **_FIELDS})
+
+
+def _differs(one: Any, two: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column
+    """Return where two columns differ; two unknown numbers do not."""
+    found: npt.NDArray[np.bool_] = one != two
+    return found & ~(np.isnan(one) & np.isnan(two)) if one.dtype.kind == "f" else found

@@ -1,0 +1,487 @@
+"""Answers about runs: the list, one run's summary, and its columns over time."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import numpy as np
+
+from tracepaper.daemon.engine.state import TWINS
+from tracepaper.replay.page import answers, holding
+from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of
+from tracepaper.replay.page.columns import ACCOUNTS, OWN
+from tracepaper.replay.page.databases import Databases, ShownRun, as_number
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.database.stretch import (
+    decided_at,
+    newest_event,
+    outcomes,
+)
+from tracepaper.storage.sweeps import read_sweep
+from tracepaper.strategies.errors import DataInvalid, TracepaperError
+from tracepaper.strategies.gates.declared import operator, risk_halt, warm
+from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.types.market import CommandKind, ParityCheck, ParityOutcome
+
+NOTED_WITHIN: Final = 2_000
+
+# ---------------------------------------------------------------- all runs
+
+
+def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
+    """List every run of every database, the newest first; *counted* waits for every count."""
+    found: list[answers.RunRow] = []
+    refused: list[answers.Refused] = []
+    shown_in: dict[str, str] = {}
+    for path in shelf.paths:
+        try:
+            ids = shelf.reader(path).run_ids()
+        except (TracepaperError, sqlite3.Error) as error:
+            refused.append(answers.Refused(path.name, _sentence(error)))
+            continue
+        for run_id in ids:
+            if run_id in shown_in:
+                twice = f"Run {run_id} is shown from {shown_in[run_id]}; name this file alone."
+                refused.append(answers.Refused(path.name, twice))
+                continue
+            try:
+                shown = _ready(shelf.listed(path, run_id), counted=counted)
+                found.append(run_row(shown, shelf.served))
+                shown_in[run_id] = path.name
+            except (TracepaperError, sqlite3.Error, ValueError, TypeError, LookupError) as error:
+                refused.append(answers.Refused(path.name, f"Run {run_id}: {_sentence(error)}"))
+    found.sort(key=lambda row: row.started_ms, reverse=True)
+    sweeps: list[answers.SweepRow] = []
+    for path in shelf.sweeps:
+        try:
+            sweeps.append(_sweep_row(path))
+        except DataInvalid as error:
+            refused.append(answers.Refused(path.name, str(error)))
+    return answers.Runs(found, refused, sweeps)
+
+
+def _sweep_row(path: Path) -> answers.SweepRow:
+    sweep = read_sweep(path)
+    return answers.SweepRow(
+        sweep_id=sweep.sweep_id,
+        strategy=str(sweep.header["strategy"] or "as configured"),
+        objective=str(sweep.header["objective"]),
+        cells=sweep.cells,
+        is_whole=sweep.document is not None,
+        database=path.name,
+    )
+
+
+def _ready(shown: ShownRun, *, counted: bool) -> ShownRun:
+    """Return *shown* with its decisions *counted*, where that is wanted."""
+    if counted:
+        shown.columns.totals()
+    return shown
+
+
+def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
+    """Return one run as it stands in a list."""
+    row, columns = shown.views.run(), shown.columns
+    first, last = _decided(shown)
+    totals = columns.known_totals()
+    equity = shown.views.rows("v_equity", newest=1)
+    now = as_number(equity[0]["equity"]) if equity else None
+    start = _start(shown)
+    return answers.RunRow(
+        run_id=shown.run_id,
+        kind=row["kind"],
+        strategy=row["strategy"],
+        instruments=row["instruments"].split(","),
+        interval_ms=row["interval_ms"],
+        started_ms=row["started_at"],
+        ended_ms=row["ended_at"],
+        first_ms=None if first is None else _open_ms(shown, first),
+        last_ms=None if last is None else _open_ms(shown, last),
+        decisions=None if totals is None else totals.decisions,
+        fills=shown.views.count("v_fills"),
+        equity=now,
+        total_return=None if now is None or not start else now / start - 1,
+        model_id=row["model_id"] or "",
+        database=shown.database.name,
+        is_served=shown.run_id == served,
+    )
+
+
+def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
+    """Return the sequences of the first and the last decision."""
+    columns, connection = shown.columns, shown.reader.connection
+    first, last = (
+        decided_at(connection, columns.run_key, columns.span, newest=newest)
+        for newest in (False, True)
+    )
+    return first, last
+
+
+def _open_ms(shown: ShownRun, sequence: int) -> int | None:
+    rows = shown.views.rows("v_bars", sequence=sequence)
+    return int(rows[0]["open_time_ms"]) if rows else None
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+# ---------------------------------------------------------------- one run
+
+
+def run(shown: ShownRun, served: str = "", *, counted: bool = False) -> answers.Run:
+    """Return one run: its summary, configuration and accounts; *counted* waits for its counts."""
+    if counted:
+        shown.columns.build()
+    row, columns = shown.views.run(), shown.columns
+    first, last = _decided(shown)
+    refused = columns.refusals()
+    damage = columns.kept_value("damage", lambda: shown.reader.damage(shown.run_id))
+    thresholds = columns.thresholds
+    return answers.Run(
+        row=run_row(shown, served),
+        config=json.loads(row["config"]),
+        instruments=[
+            answers.Instrument(
+                one.id, one.symbol, one.base_coin, one.quote_coin,
+                one.price_decimals, one.quantity_decimals,
+            )
+            for one in columns.instruments.values()
+        ],
+        gates=[
+            answers.GateInfo(
+                gate=gate,
+                words=GATES[gate].words,
+                unit=GATES[gate].unit,
+                threshold=thresholds[gate],
+                at_least=GATES[gate].at_least,
+                is_switch=GATES[gate].is_switch,
+                is_capped=GATES[gate].is_capped,
+                starts_at=GATES[gate].starts_at,
+                refused=None if refused is None else refused[gate],
+            )
+            for gate in columns.gates
+        ],
+        accounts=_accounts(shown),
+        holdings=holdings(shown),
+        last_refusal=_last_refusal(shown),
+        last_fill=_last_fill(shown.views),
+        parity=parity_state(shown.reader.newest_parity(shown.run_id)),
+        damage=answers.Damage(columns.span[1], damage) if damage else None,
+        halt=halt(shown),
+        notes=columns.kept_value("noted", lambda: _noted_names(shown)),
+        warnings=json.loads(row["warnings"] or "[]"),
+        first_sequence=first,
+        last_sequence=last,
+        warm_sequence=shown.columns.warm_sequence(),
+        bars_needed=int(thresholds.get(warm.name, 0)),
+        has_model=bool(row["model_id"]),
+        gate_horizon=row["gate_horizon"],
+        hashes={
+            name: row[name] or ""
+            for name in ("code_version", "config_sha256", "model_sha256", "head_digest")
+        },
+    )  # fmt: skip
+
+
+def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
+    """List what the strategy noted lately, and at the run's first decisions."""
+    columns = shown.columns
+    low, high = columns.span
+    found = []
+    for name in columns.instruments:
+        parts = [columns.read(name, (max(low, high - NOTED_WITHIN), high))]
+        found += [
+            answers.NoteSeries(name, column.partition(":")[2])
+            for column in dict.fromkeys(column for part in parts for column in part)
+            if column.startswith("note:")
+        ]
+    return found
+
+
+def holdings(shown: ShownRun) -> list[answers.Holding]:
+    """Return the newest position of every instrument."""
+    found = []
+    for name in shown.columns.instruments:
+        rows = shown.views.rows("v_positions", newest=1, instrument=name)
+        row: Row = rows[0] if rows else {"quantity": 0.0, "quantity_text": "0"}
+        quantity = row["quantity"]
+        found.append(
+            answers.Holding(
+                instrument=name,
+                side="LONG" if quantity > 0 else "SHORT" if quantity < 0 else "FLAT",
+                quantity_text=trimmed(row["quantity_text"]).lstrip("-"),
+                average_price_text=row.get("average_price_text")
+                or _text_of(row.get("average_price"), shown, name),
+                unrealized=as_number(row.get("unrealized_pnl")),
+                margin=as_number(row.get("margin")),
+                liquidation_price=as_number(row.get("liquidation_price")),
+            )
+        )
+    return found
+
+
+def trimmed(text: str) -> str:
+    """Return an exact decimal without zeros at its end."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _text_of(price: float | None, shown: ShownRun, instrument: str) -> str | None:
+    if price is None:
+        return None
+    return f"{price:.{shown.columns.instruments[instrument].price_decimals}f}"
+
+
+def _last_refusal(shown: ShownRun) -> answers.LastRefusal | None:
+    columns = shown.columns
+    stored = outcomes(shown.reader.connection, columns.run_key)
+    keys = [one.key for one in stored if one.refused_by not in (None, warm.name)]
+    sequence = columns.newest_of(keys)
+    if sequence is None:
+        return None
+    (decision,) = shown.views.rows("v_decisions", sequence=sequence)
+    gate = decision["refused_by"]
+    (judged,) = shown.views.rows("v_gates", sequence=sequence, gate=gate)
+    measure = judged["measure"]
+    return answers.LastRefusal(
+        sequence=sequence,
+        instrument=decision["instrument"],
+        open_time_ms=decision["open_time_ms"],
+        gate=gate,
+        at_least=GATES[gate].at_least,
+        margin=None if measure is None else abs(measure - judged["threshold"]),
+    )
+
+
+def _last_fill(views: RunViews) -> answers.LastFill | None:
+    for row in views.rows("v_fills", newest=1):
+        return answers.LastFill(
+            sequence=row["sequence"],
+            decision_sequence=row["decision_sequence"],
+            instrument=row["instrument"],
+            side=row["side"],
+            quantity_text=trimmed(row["quantity_text"]),
+            price_text=row["price_text"],
+            filled_ms=row["filled_ms"],
+            reason=row["reason"],
+        )
+    return None
+
+
+def halt(shown: ShownRun) -> answers.Halt | None:
+    """Return what holds the run, by its newest command and decision; None where it may trade."""
+    since = -1
+    columns, connection = shown.columns, shown.reader.connection
+    event = newest_event(connection, columns.run_key, columns.span, "command")
+    if event is not None:
+        since, market_ms, content = event
+        word = json.loads(content)
+        if word["kind"] != CommandKind.RESUME:
+            note = str(word.get("note") or "")
+            return answers.Halt(operator.name, market_ms, word["kind"], note)
+    limits = (*risk_halt.only_with, risk_halt.name)
+    if risk_halt.name in columns.gates:
+        stored = outcomes(connection, columns.run_key)
+        keys = [one.key for one in stored if one.refused_by in limits]
+        newest = columns.newest_of(keys)
+        if newest is not None and newest > since:
+            rows = shown.views.rows("v_gates", sequence=newest, gate=limits, passed=0)
+            failed = {row["gate"] for row in rows}
+            return answers.Halt(next(name for name in limits if name in failed), None)
+    return None
+
+
+def parity_state(check: ParityCheck | None) -> answers.ParityState | None:
+    """Return the newest daily replay as the page shows it."""
+    if check is None:
+        return None
+    failed = check.outcome is ParityOutcome.FAILED
+    difference = ""
+    if check.differs_at:
+        difference = (
+            f"{check.differs_at}, {check.field}: stored {check.stored}, replayed "
+            f"{check.replayed}; the culprit is the {check.culprit}"
+        )
+    return answers.ParityState(
+        identical=check.identical,
+        decisions=check.compared,
+        day=str(np.datetime64(check.from_ms, "ms"))[:10],
+        at_ms=check.market_ms,
+        error=check.reason if failed else "",
+        first_difference=difference,
+    )
+
+
+# ---------------------------------------------------------------- accounts
+
+
+def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
+    """Return the run's own account, its twins, and buy and hold."""
+    views = shown.views
+    found = [
+        _figures(
+            OWN, "the run's own account", row, views.count("v_fills"), holding.mean_exposure(shown)
+        )
+        for row in views.rows("v_equity", newest=1)
+    ]
+    for name in holding.twins(shown):
+        for row in views.rows("v_twin_equity", newest=1, twin=name):
+            fills = views.count("v_twin_fills", twin=name)
+            source = TWINS.get(name, "a shadow account of the run")
+            found.append(_figures(name, source, row, fills, None))
+    found = [
+        msgspec.structs.replace(one, total_return=one.equity / began - 1)
+        for one in found
+        if (began := _start(shown, "" if one.name == OWN else one.name))
+    ]
+    for held in holding.held(shown):
+        end = held.newest
+        found.append(
+            answers.AccountFigures(
+                held.name, held.source, end, end / held.start - 1, is_stored=False
+            )
+        )
+    return found
+
+
+def _figures(
+    name: str, source: str, row: Row, fills: int, exposure: float | None
+) -> answers.AccountFigures:
+    return answers.AccountFigures(
+        name=name,
+        source=source,
+        equity=float(row["equity"]),
+        total_return=0.0,
+        realized=as_number(row["realized_pnl"]),
+        unrealized=as_number(row["unrealized_pnl"]),
+        fees=as_number(row["fees_paid"]),
+        funding=as_number(row["funding_paid"]),
+        fills=fills,
+        mean_exposure=exposure,
+    )
+
+
+def _start(shown: ShownRun, twin: str = "") -> float:
+    """Return what an account began with, though its first steps may be pruned."""
+    return _cash(shown) if shown.columns.span[0] else _first_equity(shown, twin)
+
+
+def _first_equity(shown: ShownRun, twin: str = "") -> float:
+    if twin:
+        asked = "SELECT equity FROM v_twin_equity WHERE run_id = ? AND twin = ? ORDER BY sequence"
+        rows = shown.reader.connection.execute(f"{asked} LIMIT 1", (shown.run_id, twin)).fetchall()
+        return float(rows[0][0]) if rows else _cash(shown)
+    for row in shown.views.rows("v_equity", sequence=shown.columns.span[0]):
+        return float(row["equity"])
+    return _cash(shown)
+
+
+def _cash(shown: ShownRun) -> float:
+    return float(json.loads(shown.views.run()["config"])["account"]["cash"])
+
+
+# ---------------------------------------------------------------- columns over time
+
+
+def candles(
+    shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
+) -> answers.Candles:
+    """Return candles of one instrument, at most *points* of them."""
+    cell_ms, block = shown.columns.cells(instrument, from_ms, until_ms, points)
+    return answers.Candles(
+        instrument=instrument,
+        interval_ms=cell_ms,
+        open_time_ms=_whole(block[TIME]),
+        **{name: _plain(block, name) for name in ("open", "high", "low", "close", "volume")},
+        sequence=_whole_or_none(block.get("sequence", np.empty(0))),
+    )
+
+
+def series(
+    shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
+) -> answers.Series:
+    """Return the decisions of one instrument, a cell for each candle in which one was made."""
+    cell_ms, whole = shown.columns.cells(instrument, from_ms, until_ms, points)
+    decided = ~np.isnan(whole.get("sequence", np.empty(0)))
+    block = {name: column[decided] for name, column in whole.items()} if decided.size else whole
+    gates = shown.columns.gates if decided.size else ()
+    words = {
+        name: words_of(block.get(name, np.empty(0))) for name in ("action", "refused_by", "regime")
+    }
+    return answers.Series(
+        instrument=instrument,
+        interval_ms=cell_ms,
+        open_time_ms=_whole(block[TIME]),
+        sequence=_whole(block.get("sequence", np.empty(0))),
+        action=[word or "" for word in words["action"]],
+        refused_by=words["refused_by"],
+        regime=[word or "" for word in words["regime"]],
+        confidence=numbers_of(block.get("confidence", np.empty(0))),
+        held=_plain(block, "quantity"),
+        mean_return=numbers_of(block.get("mean_return", np.empty(0))),
+        stdev_return=numbers_of(block.get("stdev_return", np.empty(0))),
+        spare={gate: numbers_of(block[f"spare:{gate}"]) for gate in gates},
+        failed={gate: _whole(block[f"failed:{gate}"]) for gate in gates},
+    )
+
+
+def noted(
+    shown: ShownRun, instrument: str, from_ms: int | None, until_ms: int | None, points: int
+) -> answers.Noted:
+    """Return what the strategy noted, a value for each candle."""
+    cell_ms, block = shown.columns.cells(instrument, from_ms, until_ms, points)
+    return answers.Noted(
+        instrument=instrument,
+        interval_ms=cell_ms,
+        open_time_ms=_whole(block[TIME]),
+        numbers={
+            name.partition(":")[2]: numbers_of(column)
+            for name, column in block.items()
+            if name.startswith("note:")
+        },
+    )
+
+
+def equity(
+    shown: ShownRun, from_ms: int | None, until_ms: int | None, points: int
+) -> answers.Equity:
+    """Return the equity of every account and of buy and hold, at the end of each cell."""
+    columns = shown.columns
+    cell_ms, block = columns.cells(ACCOUNTS, from_ms, until_ms, points)
+    found = {name: column if name == TIME else filled(column) for name, column in block.items()}
+    times = found[TIME]
+    names = [name.partition(":")[2] for name in found if name.startswith("equity:")]
+    names.sort(key=lambda name: (name != OWN, name))
+    own = {name: found[f"equity:{name}"].tolist() for name in names}
+    closes = {name: np.full(times.size, np.nan) for name in columns.instruments}
+    for name in closes:
+        _, bars = columns.cells(name, from_ms, until_ms, points)
+        if bars[TIME].size:
+            at = np.maximum(np.searchsorted(bars[TIME], times, side="right") - 1, 0)
+            closes[name] = bars["close"][at]
+    held = {
+        one.name: one.equity(times + cell_ms - 1, closes).tolist() for one in holding.held(shown)
+    }
+    return answers.Equity(
+        interval_ms=cell_ms,
+        time_ms=_whole(times + cell_ms),
+        equity=own | held,
+        low={name: found[f"low:{name}"].tolist() for name in names if f"low:{name}" in found},
+        exposure=found.get("exposure", times).tolist(),
+    )
+
+
+def _whole(values: Floats) -> list[int]:
+    return list(np.nan_to_num(values).astype(np.int64).tolist())
+
+
+def _whole_or_none(values: Floats) -> list[int | None]:
+    return [int(value) if value == value else None for value in values.tolist()]  # noqa: PLR0124
+
+
+def _plain(block: Block, name: str) -> list[float]:
+    return list(np.nan_to_num(block.get(name, np.empty(0))).tolist())

@@ -1,0 +1,387 @@
+"""Serves the page, the HTTP interface and the stream, over processes that read.
+
+The rule is docs/http.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import WSCloseCode, web
+from aiohttp.typedefs import Handler
+
+from tracepaper.daemon.http.server import ConnectionLimits, listening, refuse_foreigners
+from tracepaper.replay.page import process
+from tracepaper.replay.page.answers import Done, Error, Failed
+from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
+
+ASSETS: Final = Path(__file__).parent / "assets"
+PREFIX: Final = "/api/v1"
+STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))")
+HEAVY: Final = re.compile(
+    r"/runs/[^/]+/(verify|refusals|report|model|compare/[^/]+|decisions/[^/]+/(ask|verify))"
+)
+"""What the second process answers. The table of routes says the same, and imports what reads."""
+POLICY: Final = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self' data:; font-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; require-trusted-types-for 'script'"
+)
+_TYPES: Final = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+    ".png": "image/png",
+    ".woff2": "font/woff2",
+    ".json": "application/json",
+    ".txt": "text/plain",
+    ".md": "text/plain",
+}
+QUEUE_MAX: Final = 256
+"""Messages that wait for one reader of the stream; a slower one is cut off."""
+READERS_MAX: Final = 32
+POLL_S: Final = 1.0
+MESSAGE_MAX: Final = 1_024
+CLOSE_WITHIN_S: Final = 1.0
+QUERY_MAX: Final = 64
+AT_WORK_MAX: Final = 56
+"""Requests and streams at work at once; of the server's connections the others are left to
+``/status``, ``/metrics`` and ``/command``."""
+
+Status = Callable[[], Mapping[str, Any]]
+
+
+@dataclass(eq=False)
+class _Listener:
+    """One open websocket."""
+
+    socket: web.WebSocketResponse
+    messages: asyncio.Queue[bytes] = field(default_factory=lambda: asyncio.Queue(QUEUE_MAX))
+    is_slow: bool = False
+    task: asyncio.Task[None] | None = None
+
+
+class Page:
+    """The page over *paths*, whose run *served* is being written; close it when done.
+
+    *status* gives what only a running daemon knows. ``wake`` says that a step was stored; without
+    it the database is asked once a second.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, served: str = "", status: Status | None = None
+    ) -> None:
+        self._quick = ReaderProcess(paths, served=served, is_heavy=False)
+        self._heavy = ReaderProcess(paths, served=served, is_heavy=True, builds=True)
+        self._of_runs = ReaderProcess(paths, served=served, is_heavy=True, stays=False)
+        self._of_decisions = ReaderProcess(paths, served=served, is_heavy=True)
+        self._served, self._status = served, status
+        self._listeners: dict[str, set[_Listener]] = {}
+        self._tellers: dict[str, asyncio.Task[None]] = {}
+        self._woken: asyncio.Event | None = None  # once steps are told by ``wake``
+        self._at_work = 0
+        self._preparing: asyncio.Task[None] | None = None
+        self.readers = 0
+        """Readers of the stream."""
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Answer a GET of ``/``, of an asset, or of the interface."""
+        if self._at_work >= AT_WORK_MAX:
+            return _refusal(503, "The page is asked more at once than it answers; ask again.")
+        self._at_work += 1
+        try:
+            return await self._handle(request)
+        finally:
+            self._at_work -= 1
+
+    async def _handle(self, request: web.Request) -> web.StreamResponse:
+        path = request.path
+        if path == "/":
+            self.prepare()
+            return _file("index.html")
+        if path.startswith("/assets/"):
+            return _file(path.removeprefix("/assets/"))
+        if path == f"{PREFIX}/stream":
+            return await self._stream(request)
+        if not path.startswith(f"{PREFIX}/"):
+            return _refusal(404, f"There is no such address; {PREFIX}/openapi.json lists all.")
+        return await self._api(request, path.removeprefix(PREFIX))
+
+    def prepare(self) -> None:
+        """Start the process that reads, where it is not started yet."""
+        if self._preparing is None or self._preparing.done():
+            self._preparing = asyncio.create_task(self._quick.prepare())
+
+    def wake(self) -> None:
+        """Say that a step of the served run was stored."""
+        if self._woken is None:
+            self._woken = asyncio.Event()
+        self._woken.set()
+
+    async def close(self) -> None:
+        """End the readers and the streams."""
+        for teller in self._tellers.values():
+            teller.cancel()
+        for listener in [one for every in self._listeners.values() for one in every]:
+            if listener.task is not None:
+                listener.task.cancel()
+        readers = (self._quick, self._heavy, self._of_runs, self._of_decisions)
+        await asyncio.gather(*(reader.close() for reader in readers))
+
+    # ------------------------------------------------------------ answers
+
+    async def _api(self, request: web.Request, path: str) -> web.StreamResponse:
+        query = dict(request.query)
+        if len(query) > QUERY_MAX or len(query) != len(request.query):
+            return _refusal(400, "Give each parameter once.")
+        asked = {"path": path, "query": query}
+        if STREAMS.fullmatch(path):
+            return await self._lines(request, asked)
+        reader = self._heavy if HEAVY.fullmatch(path) else self._quick
+        frame = await reader.answer(asked)
+        if frame.kind == process.LATER:
+            frame = await self._heavy.answer(asked)
+        if path.endswith("/health") and frame.status == 200 and self._status is not None:
+            return _json(200, with_status(frame.body, self._status(), self._served))
+        return _json(frame.status, frame.body)
+
+    async def _lines(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
+        """Answer in lines as they come; a client that goes away ends the work.
+
+        Processes of their own do it: charts that wait for a roll-up do not wait for this, nor a
+        decision for the run.
+        """
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        _secure(response)
+        is_of_one = "/decisions/" in asked["path"]
+        frames = (self._of_decisions if is_of_one else self._of_runs).ask(asked)
+        try:
+            first = await anext(frames)
+            if first.kind == process.REFUSED and first.status != 200:
+                return _json(first.status, first.body)
+            await response.prepare(request)
+            await response.write(_line(first))
+            async for frame in frames:
+                await response.write(_line(frame))
+            await response.write_eof()
+        finally:
+            await frames.aclose()  # type: ignore[attr-defined]
+        return response
+
+    # ------------------------------------------------------------ the stream
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        run_id = request.query.get("run", "")
+        socket = web.WebSocketResponse(
+            heartbeat=30.0, max_msg_size=MESSAGE_MAX, timeout=CLOSE_WITHIN_S
+        )
+        if not socket.can_prepare(request).ok:
+            return _refusal(400, "Open this address as a WebSocket.")
+        if self.readers >= READERS_MAX:
+            await socket.prepare(request)
+            _cut(socket)
+            return socket
+        self.readers += 1
+        try:
+            hello = await self._quick.answer({"news": run_id, "after": None})
+            if hello.status != 200:
+                return _json(hello.status, hello.body)
+            await socket.prepare(request)
+            await self._follow(socket, hello)
+        finally:
+            self.readers -= 1
+        return socket
+
+    async def _follow(self, socket: web.WebSocketResponse, hello: ReplyFrame) -> None:
+        listener = _Listener(socket)
+        greeting = msgspec.json.decode(hello.body)["hello"]
+        known = greeting["run_id"]
+        listener.messages.put_nowait(msgspec.json.encode(greeting))
+        every = self._listeners.setdefault(known, set())
+        every.add(listener)
+        if known not in self._tellers:
+            self._tellers[known] = asyncio.create_task(
+                self._follow_run(known, greeting["sequence"])
+            )
+        listener.task = asyncio.create_task(_send(listener))
+        receiving = asyncio.create_task(_receive(socket))
+        try:
+            await asyncio.wait([listener.task, receiving], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            receiving.cancel()
+            listener.task.cancel()
+            every.discard(listener)
+            if not every:
+                del self._listeners[known]
+                self._tellers.pop(known).cancel()
+            if listener.is_slow:
+                _cut(socket)
+            else:
+                with contextlib.suppress(asyncio.CancelledError, ConnectionError):
+                    await socket.close()
+
+    async def _follow_run(self, run_id: str, sequence: int | None) -> None:
+        """Tell the steps of one run to all who listen, as they are stored."""
+        after = -1 if sequence is None else sequence
+        while True:
+            if self._woken is None or run_id != self._served:
+                await asyncio.sleep(POLL_S)
+            else:
+                await self._woken.wait()
+                self._woken.clear()
+            frame = await self._quick.answer({"news": run_id, "after": after})
+            if frame.status != 200:
+                continue
+            for step in msgspec.json.decode(frame.body)["steps"]:
+                after = max(after, step["sequence"])
+                message = msgspec.json.encode(step)
+                self.tell(run_id, message)
+
+    def tell(self, run_id: str, message: bytes) -> None:
+        """Queue *message* for all who listen to *run_id*."""
+        for listener in list(self._listeners.get(run_id, ())):
+            _offer(listener, message)
+
+
+def _offer(listener: _Listener, message: bytes) -> None:
+    """Queue a message; a reader that does not keep up is cut off."""
+    try:
+        listener.messages.put_nowait(message)
+    except asyncio.QueueFull:
+        listener.is_slow = True
+        if listener.task is not None:
+            listener.task.cancel()
+
+
+async def _send(listener: _Listener) -> None:
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await listener.socket.send_str((await listener.messages.get()).decode())
+
+
+async def _receive(socket: web.WebSocketResponse) -> None:
+    """Take what a reader sends, to notice that it goes; nothing is asked over the stream."""
+    async for _ in socket:
+        pass
+
+
+def _cut(socket: web.WebSocketResponse) -> None:
+    """Close a socket without waiting for its reader: a frame with 1013, and the end."""
+    transport = socket._req.transport if socket._req is not None else None  # noqa: SLF001
+    if transport is not None:
+        code = int(WSCloseCode.TRY_AGAIN_LATER).to_bytes(2, "big")
+        transport.write(b"\x88\x02" + code)
+        transport.abort() if transport.get_write_buffer_size() > MESSAGE_MAX else transport.close()
+
+
+def _line(frame: ReplyFrame) -> bytes:
+    if frame.kind == process.PROGRESS:
+        return frame.body + b"\n"
+    if frame.kind == process.ANSWER:
+        return msgspec.json.encode(Done(msgspec.Raw(frame.body))) + b"\n"
+    error = msgspec.json.decode(frame.body, type=Error).error
+    return msgspec.json.encode(Failed(error)) + b"\n"
+
+
+_LIVE: Final = (
+    *("state", "halted_by", "not_ready", "counters"),
+    *("feeds", "frame_s", "commit_s", "latencies"),
+)
+
+
+def with_status(body: bytes, status: Mapping[str, Any], served: str) -> bytes:
+    """Return the answer of ``/health`` with what the running daemon knows."""
+    health = msgspec.json.decode(body)
+    if health["run_id"] == served:
+        parity = status["parity"]
+        notices = status["notices"] or {}
+        health |= {name: status[name] for name in _LIVE}
+        health["is_live"] = True
+        health["counters"] |= {f"notices_{name}": count for name, count in notices.items()}
+        if parity is not None:
+            health |= {"parity_due_ms": parity["due_ms"], "is_checking": parity["checking"]}
+    return msgspec.json.encode(health)
+
+
+def _file(name: str) -> web.StreamResponse:
+    try:
+        path = (ASSETS / name).resolve()
+        if not path.is_relative_to(ASSETS.resolve()) or path.suffix not in _TYPES:
+            raise FileNotFoundError
+        body = path.read_bytes()
+    except (OSError, ValueError):  # of a name with NUL, or of one that no file can have
+        return _refusal(404, "There is no such file.")
+    response = web.Response(body=body, content_type=_TYPES[path.suffix])
+    response.charset = "utf-8"
+    return _secure(response)
+
+
+def _json(status: int, body: bytes) -> web.Response:
+    response = web.Response(status=status, body=body, content_type="application/json")
+    if len(body) > 4_096:
+        response.enable_compression()
+    _secure(response)
+    return response
+
+
+def _refusal(status: int, sentence: str) -> web.Response:
+    return _json(status, msgspec.json.encode(Error(sentence)))
+
+
+def _secure(response: web.StreamResponse) -> web.StreamResponse:
+    response.headers["Content-Security-Policy"] = POLICY
+    return response
+
+
+@asynccontextmanager
+async def serving(
+    paths: Sequence[Path], *, host: str, port: int, limits: ConnectionLimits | None = None
+) -> AsyncIterator[str]:
+    """Serve the page over recorded databases on loopback; yield its address."""
+    limits = limits or ConnectionLimits()
+    page = Page(paths)
+    page.prepare()
+    application = web.Application(
+        middlewares=[limits.middleware, refuse_foreigners, _only_reads], client_max_size=MESSAGE_MAX
+    )
+    application.add_routes([web.get("/{path:.*}", page.handle)])
+    try:
+        async with listening(application, limits, host, port, key="--port, or leave it out") as url:
+            yield url
+    finally:
+        await page.close()
+
+
+@web.middleware
+async def _only_reads(request: web.Request, handler: Handler) -> web.StreamResponse:
+    if request.method not in {"GET", "HEAD"}:
+        return _refusal(405, "This page is read-only; a daemon's own page takes commands.")
+    return await handler(request)
+
+
+async def serve_until_ended(
+    paths: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    listening_at: Callable[[str], Awaitable[None] | None],
+) -> None:
+    """Serve recorded databases until Ctrl-C or SIGTERM; say at which address."""
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with serving(paths, host=host, port=port) as url:
+        said = listening_at(url)
+        if said is not None:
+            await said
+        await ended.wait()

@@ -1,0 +1,256 @@
+"""The report as a document: what its page shows, in reading order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tracepaper.replay.document.values import (
+    FoldedParts,
+    Form,
+    Paragraph,
+    Part,
+    Table,
+    TitledParts,
+    Value,
+    of_row,
+    table_of,
+    written,
+)
+from tracepaper.replay.report.attention import InfluenceReport
+from tracepaper.replay.report.attention_charts import (
+    confidence_chart,
+    groups_chart,
+    head_charts,
+    head_confidence_chart,
+    heads_over_time_chart,
+    influence_chart,
+    influence_quarters_chart,
+    rollout_chart,
+)
+from tracepaper.replay.report.charts import (
+    equity_chart,
+    price_chart,
+    refusal_chart,
+    rolling_chart,
+    trades_chart,
+)
+from tracepaper.replay.report.figures import tables
+from tracepaper.replay.report.report import BUY_AND_HOLD, BUY_AND_HOLD_AT, AccountReport, Report
+from tracepaper.replay.report.terminal import counted, span
+from tracepaper.replay.report.trade_pictures import trades
+from tracepaper.strategies.units import MINUTE_MS
+
+if TYPE_CHECKING:
+    from tracepaper.replay.report.heads import HeadReport
+
+INSTRUMENTS_MAX: Final = 4
+
+
+def report_document(
+    report: Report, analysis: HeadReport | InfluenceReport | None = None
+) -> TitledParts:
+    """Return the report as a document, with the *analysis* of heads or of influence if given."""
+    made = tables(report)
+    parts = [*_heading(report), *_money(report, made)]
+    if report.attention:
+        parts += _attention(report, made)
+    if isinstance(analysis, InfluenceReport):
+        parts += _influence(analysis)
+    elif analysis is not None:
+        parts += _heads(analysis)
+    parts += [_section("Trades"), *trades(report), _section("Gaps in the data")]
+    parts += _taken(made, "gaps", otherwise="The data have no gap.")
+    for drawn in ("months", "last_trades"):  # a calendar, and every trade with its explanation
+        made.pop(drawn, None)
+    if made:
+        parts += [_section("Others"), *made.values()]
+    parts += _identity(report)
+    record = report.record
+    title = f"{record.run['strategy']} on {record.run['instruments']}"
+    return TitledParts(title, tuple(parts))
+
+
+def _section(title: str) -> Paragraph:
+    return Paragraph(title, "heading")
+
+
+def _known(parts: Iterable[Part | None]) -> list[Part]:
+    return [part for part in parts if part is not None]
+
+
+def _taken(made: dict[str, Table], *keys: str, otherwise: str = "") -> list[Part]:
+    """Take tables out of *made* and return them; *otherwise* where the report has none of them."""
+    found: list[Part] = [made.pop(key) for key in keys if key in made]
+    return found or ([Paragraph(otherwise, "note")] if otherwise else [])
+
+
+def _money(report: Report, made: dict[str, Table]) -> list[Part]:
+    sources = "; ".join(f"{of.name}: {of.source}" for of in report.accounts) + "."
+    prices = [price_chart(report, name) for name in list(report.record.bars)[:INSTRUMENTS_MAX]]
+    return _known(
+        [
+            _section("Money"),
+            equity_chart(report),
+            *_taken(made, "accounts"),
+            Paragraph(sources, "note"),
+            *_taken(made, "random_twins"),
+            rolling_chart(report),
+            months(report),
+            *_taken(made, "drawdowns", "costs"),
+            _section("Trading"),
+            *prices,
+            *_taken(made, "trade_groups"),
+            trades_chart(report),
+            *_taken(made, "trade_returns", "holding_times"),
+            _section("Refusals"),
+            Paragraph("What the gates refused, held against what they let pass."),
+            refusal_chart(report),
+            *_taken(made, "refusals",
+                    otherwise="Refusals need every bar; this run kept only some."),
+            *_taken(made, "unfilled"),
+        ]
+    )  # fmt: skip
+
+
+def _attention(report: Report, made: dict[str, Table]) -> list[Part]:
+    assert report.attention is not None
+    maps = report.attention.heatmaps
+    left_out = len(maps) - INSTRUMENTS_MAX
+    shown = maps[:INSTRUMENTS_MAX]
+    return _known(
+        [
+            _section("Attention"),
+            Paragraph(
+                "Where the attention of every decision flowed, by the age of the bars. The ribbon "
+                "is the regime: full colour where attention lay on recent bars (MOMENTUM), pale "
+                "between, grey where on distant ones (MEAN_REVERSION)."
+            ),
+            *(rollout_chart(report, heatmap) for heatmap in shown),
+            Paragraph(f"{left_out} more instruments are not drawn.", "note")
+            if left_out > 0
+            else None,
+            _section("Confidence"),
+            confidence_chart(report),
+            groups_chart(report),
+            *_taken(made, "entries", otherwise="There are not both winners and losers to compare."),
+            head_confidence_chart(report, report.heads),
+            *(heads_over_time_chart(heatmap, report.heads) for heatmap in shown),
+        ]
+    )
+
+
+def _heads(found: HeadReport) -> list[Part]:
+    kinds, looks, flow, *subjects = found.tables()
+    kinds_alone = replace(kinds, title="")
+    charts = head_charts(found, flow.title)
+    return [_section(kinds.title), kinds_alone, looks, *subjects, *charts]
+
+
+def _influence(found: InfluenceReport) -> list[Part]:
+    matrix, *others = found.tables()
+    matrix_alone = replace(matrix, title="")
+    quarters = influence_quarters_chart(found)
+    return _known([_section(matrix.title), influence_chart(found), matrix_alone, quarters, *others])
+
+
+# ---------------------------------------------------------------- the run and its money
+
+MONTHS: Final = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
+
+
+def _heading(report: Report) -> Iterator[Part]:
+    """Yield the run, the figures that matter first, and what to know before believing."""
+    record = report.record
+    yield Paragraph(
+        f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
+        f"{record.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",
+        "lead",
+    )
+    yield _tiles(report)
+    yield from (Paragraph(said, "warning") for said in report.warnings)
+    first, *others = report.sentences
+    yield FoldedParts(
+        f"{first} {len(others)} more to know before believing any of it.",
+        tuple(Paragraph(said) for said in others),
+    )
+
+
+def _held_as_so_far(of: AccountReport) -> str:
+    share = of.mean_exposure
+    return f"{BUY_AND_HOLD_AT}its own exposure so far" + (
+        "" if share is None else f" ({written(share, 'percent')})"
+    )
+
+
+def _tiles(report: Report) -> Table:
+    """Return the figures that matter first."""
+    own = report.accounts[0]
+    figures, done, spent = own.performance, own.activity, own.costs
+    twin = report.record.held_twin
+    alike = BUY_AND_HOLD_AT if twin is None else twin.name
+    held = [of for of in report.accounts if of.name.startswith(alike)]
+    found: list[tuple[str, Value, Form]] = [
+        ("return", figures.total_return, "gain percent"),
+        *(
+            (
+                _held_as_so_far(of) if twin else of.name,
+                of.performance.total_return,
+                "gain percent",
+            )
+            for of in held
+        ),
+    ]
+    whole = report.accounts[-1]
+    assert whole.name == BUY_AND_HOLD
+    found += [
+        (BUY_AND_HOLD, whole.performance.total_return, "gain percent"),
+        (f"bp a day, over {figures.days:,.1f} days", _day(figures.mean_day, figures.error_day),
+         "gain bp"),
+        ("Sharpe a year", _day(figures.sharpe, figures.sharpe_error), "gain ratio"),
+        ("worst drawdown", figures.max_drawdown, "percent"),
+        ("closed trades", done.trades if done else None, "count"),
+        ("paid in costs", spent.gross - spent.net if spent else None, "money"),
+    ]  # fmt: skip
+    if not held:
+        found.append(("time in the market", done.exposure if done else None, "share"))
+    figures_of = tuple(of_row(name, name, form) for name, _, form in found)
+    return Table("tiles", "", figures_of, (tuple(value for _, value, _ in found),), look="tiles")
+
+
+def _day(value: float | None, error: float | None) -> Value:
+    return None if value is None else (value, error)
+
+
+def months(report: Report) -> Table:
+    """Return the monthly returns, a year a row, tinted by their size."""
+    years = sorted({year for year, *_ in report.monthly})
+    earned = {(year, month): value for year, month, value in report.monthly}
+    rows: list[tuple[Value, ...]] = []
+    for year in years:
+        own = [earned.get((year, month), "") for month in range(1, 13)]
+        whole = float(np.prod([1.0 + value for value in own if not isinstance(value, str)]) - 1.0)
+        rows.append((str(year), *own, whole))
+    forms: dict[str, Form] = {"": "text", **dict.fromkeys(MONTHS, "gain tint")}
+    return table_of("calendar", "Months", {**forms, "year": "gain percent"}, rows)
+
+
+def _identity(report: Report) -> list[Part]:
+    """Return the run's identity, and how to check it."""
+    run = report.record.run
+    rows = [
+        (name.replace("_", " "), str(run[name]))
+        for name in ("run_id", "code_version", "model_id", "config_sha256", "head_digest", "mode")
+        if run[name]
+    ]
+    return [
+        _section("Identity"),
+        Paragraph("Every figure follows from the run's record; check it with", "note"),
+        Paragraph(f"tracepaper verify {run['run_id']}", "code"),
+        table_of("identity", "", {"": "text", "of this run": "text"}, rows),
+    ]

@@ -1,0 +1,190 @@
+"""Settlements, marks, changes, commands and restarts: booked once, and saved where they count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from builders import MINUTE, START_MS, bar, bars, explanation, forecast, instrument
+from exit_cases import KEY, asked, flat_bars, held, long, machine, path, short, taken
+from fakes import FixedForecaster
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.exit_orders import NOTHING_FOLLOWS
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import Restart, decode_state
+from tracepaper.daemon.session.build import build_engine, model_terms
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import SmaCross
+from tracepaper.strategies.types.calibration import Calibration, RegimeCells
+from tracepaper.strategies.types.decisions import Action, FillModel
+from tracepaper.strategies.types.market import (
+    Command,
+    CommandKind,
+    Event,
+    Funding,
+    InstrumentChange,
+    Mark,
+    ModelChange,
+)
+
+AT = START_MS + 3 * MINUTE
+SHA = "b" * 64
+
+
+def test_a_settlement_that_is_told_twice_is_booked_once() -> None:
+    engine = machine({0: long()})
+    before = taken(engine, flat_bars(3))[-1].account
+    due = Funding(KEY, 10**6, AT, AT)
+    first, again = (engine.step(replace(due, seen_ms=AT + late), None) for late in (0, 5))
+    assert (first.accepted, again.accepted) == (True, False)
+    assert before.cash > first.account.cash == again.account.cash
+    later = engine.step(Funding(KEY, 10**6, AT + 1, AT + 1), None)
+    assert later.account.cash < first.account.cash
+
+
+def change(warm_from: tuple[tuple[str, int], ...]) -> ModelChange:
+    return ModelChange("b" * 12, SHA, "v", "", "", "", 0, warm_from, AT, AT)
+
+
+def prepared(engine: Engine) -> Engine:
+    """Prepare terms as another model's card would decide them."""
+    config = load(None, {"strategy": {"name": "sma_cross"}, "gate": {"plausible": "50"}})
+    strategies = {KEY: SmaCross(fast=3, slow=5, long_only=True)}
+    terms = model_terms(config, strategies, None, execution=FillModel.NEXT_OPEN)
+    engine.prepare(SHA, terms)
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("event", "at_close"),
+    [
+        (InstrumentChange(instrument(), AT, AT), True),
+        (change(((KEY, START_MS),)), True),  # a start
+        (change(()), False),  # a promotion drops nothing of the market
+    ],
+)
+def test_what_a_restart_does_not_know_is_valued_at_the_close_from_there(
+    event: Event, at_close: bool
+) -> None:
+    engine = prepared(machine({0: long()}))
+    closed = taken(engine, flat_bars(3))[-1].account.equity
+    marked = engine.step(Mark(KEY, 9_900, AT, AT), None).account.equity
+    assert marked < closed
+    assert engine.step(event, None).account.equity == (closed if at_close else marked)
+
+
+class Turns(SmaCross):
+    """Holds for two reasons in turn."""
+
+    def decide(self, context: BarContext) -> Signal:
+        return Signal(Action.HOLD, f"turn {context.exact.open_time_ms // MINUTE % 2}")
+
+
+def test_what_comes_again_under_another_model_was_judged_by_its_gates() -> None:
+    engine = build_engine(
+        load(None, {"strategy": {"name": "sma_cross", "fast": 3, "slow": 5}}),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=None,
+        strategies={"BTCUSDT": Turns(fast=3, slow=5, long_only=True)},
+    )
+    made = bars(60)
+    before = [engine.step(one, None).decision for one in made[:20]][-2]
+    prepared(engine).step(change(()), None)
+    after = [engine.step(one, None).decision for one in made[20:]][-2]
+    assert before is not None
+    assert after is not None
+    assert (before.outcome.reason, before.passed) == (after.outcome.reason, after.passed)
+    assert before.gate_set.thresholds != after.gate_set.thresholds
+    assert after.gate_set == engine.states[KEY].gates.evaluator.gate_set
+
+
+def test_a_flatten_ends_the_protection_that_an_unfilled_entry_brought() -> None:
+    engine = machine({0: long(stop=98.0)}, execution=FillModel.QUOTE)
+    taken(engine, flat_bars(1))
+    assert engine.state().account.books[KEY].protection.plan is not None
+    engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
+    assert engine.state().account.books[KEY].protection.plan is None
+
+
+def test_a_flatten_ends_the_protection_that_a_turn_would_have_brought() -> None:
+    engine = machine({0: long(stop=98.0), 1: short(stop=102.0)}, execution=FillModel.QUOTE)
+    taken(engine, [*flat_bars(1), asked(10_000, 1), bar(10_000, index=1)])
+    following = engine.state().account.books[KEY].protection.following
+    assert following is not None
+    assert following != NOTHING_FOLLOWS
+    engine.step(Command(CommandKind.FLATTEN, "", AT, AT), None)
+    assert engine.state().account.books[KEY].protection.following == NOTHING_FOLLOWS
+
+
+def test_what_moves_an_order_of_a_shadow_account_alone_is_saved() -> None:
+    limit = {"max_exposure": "1"}
+    engine = machine({0: long(trailing=1.0)}, twins=("ungated",), risk=limit)
+    steps = taken(engine, [*flat_bars(3), path(3, 10_000, 10_050, 9_990, 10_050)])
+    assert [held(step) for step in steps] == [0] * 4
+    *_, moved = steps
+    assert moved.twins[0].position.quantity == 1_000
+    assert not moved.twins[0].fills
+    assert moved.state is not None
+
+
+CELLS = RegimeCells(
+    ("recent_mass", "confidence"),
+    *((0.5, 0.2), (0.05, 0.02)),
+    ((-1.0, 0.0), (1.0, 0.0)),
+    *((0.5, 2.0), (0.1, 0.1)),
+)
+
+
+def by_cells() -> Engine:
+    quantiles = {
+        name: tuple(index / 100 for index in range(1, 100))
+        for name in ("confidence", "collapsed", "shift", "recent_mass", "direction", "edge")
+    }
+    calibration = Calibration(quantiles, {30: 1.0}, 0.0, cells=CELLS)
+    return build_engine(
+        load(None, {"strategy": {"name": "attention"}}),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=FixedForecaster(lambda _seen: None, calibration=calibration),
+    )
+
+
+def seen(mass: float) -> Any:
+    return forecast(explained=explanation(recent_mass=mass))
+
+
+def test_a_start_goes_on_in_the_cell_of_its_record() -> None:
+    engine, again = by_cells(), by_cells()
+    steps = [engine.step(one, seen(0.6)) for one in bars(20)]
+    state = next(step.state for step in reversed(steps) if step.state is not None)
+    assert engine.states[KEY].regimes.cell == 2
+    Restart(again).restore(decode_state(state), next_sequence=20)
+    assert again.states[KEY].regimes.cell == 2
+    between = seen(0.499)  # nearer to the other cell, and not by enough to leave this one
+    for one in (engine, again):
+        one.step(bar(10_100, index=20), between)
+        assert one.states[KEY].regimes.cell == 2
+
+
+def test_the_usual_range_is_the_median_of_an_even_number_of_bars() -> None:
+    engine = machine({})
+    for index in range(10):
+        half = 5 if index % 2 else 15
+        engine.step(bar(10_000, index=index, high=10_000 + half, low=10_000 - half), None)
+    assert engine.states[KEY].history.usual_range() == 40
+
+
+def test_a_breach_closes_nothing_over_the_operator_s_halt() -> None:
+    engine = machine({0: long()}, risk={"max_drawdown": "0.000001", "on_breach": "flatten"})
+    steps = taken(engine, flat_bars(2))
+    engine.step(Command(CommandKind.HALT, "", AT, AT), None)
+    decision = engine.step(bar(9_900, index=2), None).decision
+    assert held(steps[-1]) == 1_000
+    assert engine.breach == "risk.drawdown"
+    assert decision is not None
+    assert (decision.action, decision.refused_by) == (Action.HOLD, "operator")

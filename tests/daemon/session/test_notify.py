@@ -1,0 +1,515 @@
+"""Notices are sent beside a run: none of their faults delays or ends it, and none shows a secret.
+
+What sends is the real process where a test says so; else a program that a test planted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import builders
+import msgspec
+import pytest
+from bybit_server import ScriptedServer
+from daemon_under_test import check_record, daemon
+from fakes import JumpClock, ManualClock
+from notify_cases import TEMPERS, receivers
+from prometheus_client import generate_latest
+from structlog.testing import capture_logs
+from waiting import deadline_s, until
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.notify import KINDS, WORDINGS
+from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.session import notify
+from tracepaper.daemon.session.apprise_worker import Message
+from tracepaper.daemon.session.notify import (
+    BODY_MOST,
+    LINES_MOST,
+    QUEUE_MOST,
+    Allowance,
+    Messenger,
+    Sender,
+    check_notify,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Command, CommandKind
+
+HELLO = Message("tracepaper: test", "hello <b>& all")
+SECRET = "hunter2Hunter2hunter2"
+ANSWERS = """
+import json, os, pathlib, sys, time
+here = pathlib.Path(__file__).parent
+names = json.loads(sys.stdin.readline())
+print("ready", flush=True)
+for line in sys.stdin:
+    with (here / "sent.txt").open("a") as sent:
+        sent.write(line)
+    for name in names:
+        answer = {"address": name, "error": ""}
+        exec((here / "answer.py").read_text())
+        print(json.dumps(answer), flush=True)
+"""
+
+
+class Planted:
+    """A program in the place of the process that sends, and what it was given."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "program.py").write_text(ANSWERS, encoding="utf-8")
+        self.answers("pass")
+
+    def answers(self, code: str) -> None:
+        (self.folder / "answer.py").write_text(code, encoding="utf-8")
+
+    def sent(self) -> list[dict[str, str]]:
+        file = self.folder / "sent.txt"
+        text = file.read_text(encoding="utf-8") if file.exists() else ""
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture
+def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
+    found = Planted(tmp_path)
+    command = sys.executable, "-S", str(tmp_path / "program.py")
+    monkeypatch.setattr(notify, "PROGRAM", command)
+    return found
+
+
+def command(note: str, kind: CommandKind = CommandKind.HALT) -> Step:
+    return builders.step(Command(kind, note, builders.START_MS, builders.START_MS))
+
+
+def messenger(clock: SystemClock | ManualClock | None = None, **section: Any) -> Messenger:
+    given = {"addresses": ["json://127.0.0.1:9/x"], **section}
+    return Messenger(
+        load(None, {"notify": given}),
+        builders.run(),
+        clock or SystemClock(),
+        breach=str,
+        frame_age_s=lambda: 0.0,
+    )
+
+
+@asynccontextmanager
+async def working(found: Messenger) -> AsyncIterator[Messenger]:
+    async with found.at_work(pytest.fail):
+        yield found
+
+
+def handled(found: Messenger, count: int) -> Callable[[], bool]:
+    return lambda: found.counts["sent"] + found.counts["failed"] >= count
+
+
+# ---------------------------------------------------------------- one message after another
+
+
+async def test_a_notice_is_sent_in_the_words_of_its_template(planted: Planted) -> None:
+    words = {"halt": "{time} {strategy} {run}: {command} {note}"}
+    async with working(messenger(templates=words)) as found:
+        found.observe(command("lunch"))
+        await until(handled(found, 1), poll_s=0.01)
+    (sent,) = planted.sent()
+    assert sent["title"] == "tracepaper BTCUSDT: halt"
+    assert sent["body"] == (
+        "2023-11-14T22:14Z attention run-7f3a: HALT no new exposure until RESUME (lunch)"
+    )
+    assert found.counts == {"sent": 1, "failed": 0, "dropped": 0}
+
+
+async def test_what_comes_faster_than_the_limit_goes_together(planted: Planted) -> None:
+    clock = JumpClock()
+    found = messenger(clock, per_minute=1)
+    for index in range(3):
+        found.observe(command(f"a{index}"))
+    async with working(found):
+        await until(handled(found, 1), poll_s=0.01)
+        for index in range(2):
+            found.observe(command(f"b{index}"))
+        await until(handled(found, 2), poll_s=0.01)
+    first, second = (sent["body"].splitlines() for sent in planted.sent())
+    assert [line.split("(")[1] for line in first] == ["a0)", "a1)", "a2)"]
+    assert [line.split("(")[1] for line in second] == ["b0)", "b1)"]
+    assert first[0] == "22:14Z HALT: no new exposure until RESUME (a0)"
+
+
+class HeldClock(ManualClock):
+    """A clock whose sleepers wait for ever."""
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        await asyncio.Event().wait()
+
+
+async def test_a_message_beyond_the_limit_waits_its_share_of_a_minute(planted: Planted) -> None:
+    clock = HeldClock()
+    found = messenger(clock, per_minute=1)
+    async with working(found):
+        found.observe(command("first"))
+        await until(handled(found, 1), poll_s=0.01)
+        found.observe(command("second"))
+        await until(lambda: 60.0 in clock.slept)
+        assert len(planted.sent()) == 1
+    assert len(planted.sent()) == 2  # at the end what waits is sent
+    assert found.counts == {"sent": 2, "failed": 0, "dropped": 0}
+
+
+async def test_a_message_tells_urgent_notices_first_and_counts_the_rest(planted: Planted) -> None:
+    found = messenger()
+    fill = builders.step(builders.bar(), fills=(builders.fill(),) * (LINES_MOST + 5))
+    found.observe(fill)
+    found.observe(command("x" * 10_000))
+    async with working(found):
+        await until(handled(found, 1), poll_s=0.01)
+    (sent,) = planted.sent()
+    *lines, halt, more = sent["body"].splitlines()
+    assert sent["title"] == "tracepaper BTCUSDT: notices"
+    assert len(sent["body"]) < BODY_MOST + 100
+    assert "HALT" in halt
+    assert len(lines) < LINES_MOST
+    assert more == f"and {LINES_MOST + 5 - len(lines)} more: fills {LINES_MOST + 5 - len(lines)}"
+
+
+def test_the_queue_is_bounded_and_says_what_it_dropped() -> None:
+    found = messenger()
+    for _ in range(QUEUE_MOST + 7):
+        found.observe(command("x"))
+    assert found.counts["dropped"] == 7
+
+
+async def test_what_is_not_sent_by_the_end_is_counted(
+    planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "END_S", 0.05)
+    planted.answers("time.sleep(60)")
+    with capture_logs() as lines:
+        async with working(messenger()) as found:
+            found.observe(command("first"))
+            await until(planted.sent, poll_s=0.01)
+            found.observe(command("second"))
+    assert found.counts["dropped"] == 2  # the one that waits, and the one under way
+    assert {key: line[key] for line in lines for key in ("event", "count") if "count" in line} == {
+        "event": "notices given up at the end",
+        "count": 2,
+    }
+
+
+async def test_the_notice_of_the_last_step_is_sent(planted: Planted) -> None:
+    async with working(messenger()) as found:
+        found.observe(command("the last"))
+    assert "the last" in planted.sent()[-1]["body"]
+    assert found.counts == {"sent": 1, "failed": 0, "dropped": 0}
+
+
+async def test_a_fault_is_followed_by_a_pause_that_grows_until_work_goes_well() -> None:
+    clock, calls = JumpClock(), 0
+
+    async def work() -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 12:
+            raise asyncio.CancelledError
+        if calls != 3:
+            raise RuntimeError("planted")
+
+    with capture_logs() as lines, contextlib.suppress(asyncio.CancelledError):
+        await notify._for_ever(work, clock)  # noqa: SLF001
+    assert clock.slept == [1, 2, 1, 2, 4, 8, 16, 32, 64, 128]
+    assert len(lines) == 10
+
+
+async def test_the_limit_lets_a_burst_through_and_then_one_a_share_of_a_minute() -> None:
+    clock = JumpClock()
+    allowance = Allowance(4, clock)
+    at = []
+    for _ in range(7):
+        await allowance.wait()
+        at.append(clock.network_s())
+    assert at == [0, 0, 0, 0, 15, 30, 45]
+    clock.advance(network_s=600)
+    for _ in range(5):
+        await allowance.wait()
+        at.append(clock.network_s() - 645)
+    assert at[7:] == [0, 0, 0, 0, 15]
+
+
+async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None:
+    clock = JumpClock()
+    found = Messenger(
+        load(None, {"notify": {"addresses": ["json://127.0.0.1:9/x"]}}),
+        builders.run(),
+        clock,
+        breach=str,
+        frame_age_s=lambda: None,  # no frame ever came
+    )
+    async with working(found):
+        await until(handled(found, 1), poll_s=0.01)
+    assert "feed lost: no data for 2" in planted.sent()[0]["body"]
+
+
+# ---------------------------------------------------------------- what breaks off
+
+FAULTS: dict[str, tuple[str, str]] = {
+    "hangs": ("time.sleep(60)", "it took longer than notify.timeout_s, 0.5 s"),
+    "dies": ("os.kill(os.getpid(), 9)", "the process that sends ended (it closed its output)"),
+    "answers another thing": ("answer = []", "the process that sends ended (Expected `object`"),
+    "answers nothing": ("print(); continue", "the process that sends ended ("),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_process_that_breaks_off_is_begun_anew(planted: Planted, name: str) -> None:
+    code, words = FAULTS[name]
+    planted.answers(code)
+    sender = Sender(["json://a", "json://b"], limit_s=0.5)
+    try:
+        lost = await sender.send(HELLO)
+        assert [found.address for found in lost] == ["json://a", "json://b"]
+        assert all(found.error.startswith(words) for found in lost)
+        planted.answers("pass")
+        assert [found.error for found in await sender.send(HELLO)] == ["", ""]
+    finally:
+        await sender.close()
+
+
+async def test_one_address_that_hangs_takes_nothing_from_the_other(planted: Planted) -> None:
+    planted.answers("if name.endswith('b'): time.sleep(60)")
+    sender = Sender(["json://a", "json://b"], limit_s=0.5)
+    try:
+        assert [bool(found.error) for found in await sender.send(HELLO)] == [False, True]
+    finally:
+        await sender.close()
+
+
+async def test_a_process_that_ended_meanwhile_costs_no_message(planted: Planted) -> None:
+    planted.answers("here.joinpath('pid').write_text(str(os.getpid()))")
+    sender = Sender(["json://a"], limit_s=5)
+    try:
+        await sender.send(HELLO)
+        pid = int((planted.folder / "pid").read_text())
+        process = await sender._at_work()  # noqa: SLF001
+        os.kill(pid, 9)
+        await process.wait()
+        assert [found.error for found in await sender.send(HELLO)] == [""]
+    finally:
+        await sender.close()
+
+
+async def test_without_a_process_a_message_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notify, "PROGRAM", (str(tmp_path / "missing"),))
+    with capture_logs() as lines:
+        async with working(messenger()) as found:
+            found.observe(command("x"))
+            await until(handled(found, 1), poll_s=0.01)
+    assert found.counts == {"sent": 0, "failed": 1, "dropped": 0}
+    (line,) = lines
+    assert line["event"] == "notice given up"
+    assert "No such file" in line["error"]
+
+
+async def test_a_notice_that_cannot_be_made_ends_nothing(planted: Planted) -> None:
+    strange = msgspec.structs.replace(builders.fill(), instrument="linear:UNKNOWN")
+    with capture_logs() as lines:
+        async with working(messenger()) as found:
+            found.observe(builders.step(builders.bar(), fills=(strange,)))
+            found.observe(command("after"))
+            await until(handled(found, 1), poll_s=0.01)
+    assert found.counts == {"sent": 1, "failed": 0, "dropped": 1}
+    assert [line["event"] for line in lines] == ["notice not made"]
+
+
+# ---------------------------------------------------------------- the real process
+
+
+PRINTING = """
+from tracepaper.daemon.session import apprise_worker
+def sender(address):
+    def send(message):
+        print("a plugin's word", flush=True)
+        return ""
+    return send
+apprise_worker.sender = sender
+apprise_worker.main()
+"""
+
+
+async def test_what_a_plugin_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(notify, "PROGRAM", (sys.executable, "-c", PRINTING))
+    sender = Sender(["json://127.0.0.1:9/x"], limit_s=deadline_s(30))
+    try:
+        assert [each.error for each in await sender.send(HELLO)] == [""]
+    finally:
+        await sender.close()
+
+
+@pytest.mark.slow
+async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
+    """One message at all of them at once takes one time limit; the process then begins anew."""
+    clock = SystemClock()
+    async with receivers(*TEMPERS) as found:
+        addresses = list(found.address.values())
+        sender = Sender(addresses, limit_s=6.0)
+        try:
+            await sender._at_work()  # noqa: SLF001 - its start is no part of the limit
+            begun_s = clock.network_s()
+            delivered = {each.address: each.error for each in await sender.send(HELLO)}
+            took_s = clock.network_s() - begun_s
+            again = {each.address: each.error for each in await sender.send(HELLO)}
+        finally:
+            await sender.close()
+    of = {key: delivered[address] for key, address in found.address.items()}
+    assert took_s < 6.0 + 5.0
+    for kind in ("hook", "mail"):
+        assert (of[kind, "takes"], of[kind, "slow"]) == ("", ""), of
+        assert all(of[kind, temper] for temper in ("refuses", "hangs", "drips", "closes")), of
+    assert "longer than notify.timeout_s" in of["hook", "drips"]
+    assert again[found.address["hook", "takes"]] == ""
+    assert json.loads(found.hooks[0])["message"] == HELLO.body
+    assert "hello <b>& all" in found.mails[0] or "hello &lt;b&gt;" in found.mails[0]
+
+
+@pytest.mark.slow
+async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None:
+    """Bars are decided and stored, and the stop is in order, while a message is under way."""
+    async with receivers(*TEMPERS) as found, ScriptedServer() as server:
+        section: dict[str, Any] = {
+            "addresses": list(found.address.values()),
+            "timeout_s": 600.0,
+        }
+        with capture_logs() as lines:
+            async with daemon(server, tmp_path / "run.db", notify=section) as running:
+                await running.close_bars(12)
+                await running.until(lambda: found.asked >= len(section["addresses"]))
+                await running.close_bars(8)  # each is awaited: none waits for an address
+            assert running.task.result() is None
+    check_record(tmp_path / "run.db", bars=20)
+    assert given_up(lines) == 0  # those that hang had not been given up yet
+
+
+def files_below(folder: Path) -> list[bytes]:
+    return [file.read_bytes() for file in folder.rglob("*") if file.is_file()]
+
+
+def given_up(lines: Sequence[Mapping[str, Any]]) -> int:
+    return sum(line["event"] == "notice given up" for line in lines)
+
+
+@pytest.mark.slow
+async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A daemon trades while its addresses refuse, hang and close; nothing of it shows a secret."""
+    database, export = tmp_path / "run.db", tmp_path / "export"
+    async with receivers("takes", "refuses", "hangs") as found, ScriptedServer() as server:
+
+        def secret(kind: str, temper: str) -> str:
+            return found.address[kind, temper].replace("://", f"://bob:{SECRET}@")
+
+        (tmp_path / "hook").write_text(secret("hook", "refuses"), encoding="utf-8")
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+        monkeypatch.setenv("NOTIFY_A", secret("hook", "takes"))
+        monkeypatch.setenv("NOTIFY_B", secret("hook", "hangs"))
+        monkeypatch.setenv("NOTIFY_C", f"tgrm://{SECRET}/1")
+        addresses = ["env:NOTIFY_A", "env:NOTIFY_B", "env:NOTIFY_C", "credential:hook"]
+        section = {"addresses": addresses, "timeout_s": 2.0}
+        with capture_logs() as lines:
+            async with daemon(server, database, notify=section) as running:
+                await running.close_bars(12)
+                await asyncio.to_thread(ask, database, "/command", {"kind": "HALT", "note": "x"})
+                await running.until(lambda: found.hooks)
+                await running.until(lambda: given_up(lines) >= 3)
+                status: Any = await asyncio.to_thread(ask, database, "/status")
+                await asyncio.to_thread(invoke, ["status", "--db", str(database)])
+        named = f"notify.addresses={','.join(addresses)}"
+        assert await asyncio.to_thread(invoke, ["notify", "test", "--set", named]) == 1
+    shown = [json.dumps(status), repr(lines)]
+    assert status["notices"]["sent"] >= 1
+    assert status["notices"]["failed"] >= 3
+    for words in (
+        ["config", "show", "--set", named],
+        ["audit", "export", "last", "--db", str(database), "--csv", str(export)],
+        ["audit", "sql", "SELECT * FROM v_runs", "--db", str(database)],
+    ):
+        assert invoke(words) == 0, words
+    printed = capfd.readouterr()
+    assert re.search(r"notices: [1-9]\d* sent, [1-9]\d* failed, 0 dropped", printed.out)
+    shown += [printed.out, printed.err]
+    written = files_below(tmp_path)
+    kept = [text for text in written if not text.startswith(b"json://bob")]
+    assert len(kept) == len(written) - 1  # all but the credential itself
+    assert b"credential:hook" in b"".join(kept)  # what is searched is there
+    for text in [*shown, *(text.decode(errors="replace") for text in kept)]:
+        assert SECRET not in text
+        assert "bob" not in text
+
+
+# ---------------------------------------------------------------- before a run begins
+
+
+def test_a_run_begins_only_where_its_addresses_can_be_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    section = load(None, {"notify": {"addresses": ["env:NOTIFY_A"]}}).notify
+    check_notify(section, {"NOTIFY_A": "json://x"})
+    with pytest.raises(ConfigInvalid, match=r"^\[notify\] addresses: env:NOTIFY_A names an"):
+        check_notify(section, {})
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    check_notify(load(None, {}).notify, {})  # who sends nothing needs nothing
+    with pytest.raises(ConfigInvalid, match=r"tracepaper\[notify\]"):
+        check_notify(section, {"NOTIFY_A": "json://x"})
+
+
+def test_a_test_without_addresses_says_what_to_write(capsys: pytest.CaptureFixture[str]) -> None:
+    assert invoke(["notify", "test"]) == 2
+    assert capsys.readouterr().err == (
+        '[notify] addresses is empty; name one, such as "env:NAME" or '
+        '"json://127.0.0.1:8080/hook".\n'
+    )
+
+
+def test_the_command_says_what_became_of_each(
+    planted: Planted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["notify", "test", "--set", "notify.addresses=json://127.0.0.1/a,json://127.0.0.1/b"]
+    assert invoke(words) == 0
+    assert capsys.readouterr().out == (
+        "json://127.0.0.1/a: delivered\njson://127.0.0.1/b: delivered\n"
+    )
+    planted.answers("answer['error'] = 'no' if name.endswith('b') else ''")
+    assert invoke([*words, "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["deliveries"][1]["error"] == "no"
+
+
+def test_status_and_metrics_count_them() -> None:
+    monitor = Monitor(run=builders.run(), clock=ManualClock(builders.START_MS))
+    assert monitor.status()["notices"] is None
+    assert b"tracepaper_notices" not in generate_latest(registry_of(monitor))
+    monitor.notices = {"sent": 3, "failed": 1, "dropped": 0}
+    assert monitor.status()["notices"] == {"sent": 3, "failed": 1, "dropped": 0}
+    assert b'tracepaper_notices_total{outcome="failed"} 1.0' in generate_latest(
+        registry_of(monitor)
+    )
+
+
+def test_the_documented_kinds_are_those_that_exist() -> None:
+    page = (Path(__file__).parents[3] / "docs/operations.md").read_text(encoding="utf-8")
+    for kind in KINDS:
+        fields = ", ".join(f"`{field}`" for field in WORDINGS[kind].fields)
+        assert f"| `{kind}` | " in page
+        assert f" | {fields} |" in page

@@ -1,0 +1,240 @@
+"""The live view's application, driven by keys on a screen of a given size."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from builders import MINUTE, START_MS, bars, decision, fill, forecast, instrument, run, step
+from builders import account as account_of
+from fakes import ManualClock
+from operated import serving
+from textual.binding import Binding
+from textual.pilot import Pilot
+from waiting import until
+
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.terminal.app import Dialog, LiveView
+from tracepaper.daemon.terminal.screen import STOP, ScreenState
+from tracepaper.strategies.types.decisions import Position, TwinStep
+from tracepaper.strategies.types.market import Command, CommandKind
+
+CELL = 12.2
+"""Width of a character in the exported picture."""
+
+
+def lines_of(view: LiveView) -> list[str]:
+    """Return the text on the screen, line by line."""
+    lines: dict[int, str] = {}
+    picture = view.export_screenshot(simplify=True)
+    for x, place, text in re.findall(r'x="([\d.]+)"[^>]*-line-(\d+)\)">([^<]*)</text>', picture):
+        before = lines.get(int(place), "").ljust(round(float(x) / CELL))
+        lines[int(place)] = before + html.unescape(text).replace("\xa0", " ")
+    return [lines.get(place, "").rstrip() for place in range(view.size.height)]
+
+
+def told(symbols: int = 1, count: int = 120) -> ScreenState:
+    """Return the state of a run whose last decision a gate refused, as its daemon keeps it."""
+    named = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")[:symbols]]
+    state = ScreenState()
+    state.open(run(instruments=tuple(named)))
+    held = Position(1_500, 1_500 * 990_000 * 10**5, 0, 25 * 10**9)
+    measures = (
+        ("operator", 1.0, 1.0, True),
+        ("confidence", 0.19, 0.18, True),
+        ("shifted", 0.0125, 0.01, False),
+        ("edge", 1.4, 1.0, True),
+    )
+    for one in named:
+        for number, of in enumerate(bars(count, instrument_id=one.id)):
+            state.observe(
+                step(
+                    of,
+                    sequence=number,
+                    decided=decision(measures=measures),
+                    prediction=forecast(),
+                    position=held,
+                    fills=(fill(),) if number == 7 and one is named[0] else (),
+                    of=account_of(100_000 + number % 30),
+                    twins=(TwinStep("ungated", Position(), account_of(99_930), ()),),
+                )
+            )
+    return state
+
+
+@asynccontextmanager
+async def shown(
+    state: ScreenState, width: int = 100, height: int = 30, database: Path = Path("none.db")
+) -> AsyncIterator[tuple[LiveView, Pilot[None], Connection]]:
+    """Show *state* on a screen of *width* x *height*, told over a pipe as by a daemon."""
+    daemon, theirs = Pipe()
+    view = LiveView(theirs, database)
+    async with view.run_test(size=(width, height), notifications=True) as pilot:
+        await tell(pilot, daemon, state)
+        yield view, pilot, daemon
+    daemon.close()
+    theirs.close()
+
+
+async def tell(pilot: Pilot[None], daemon: Connection, state: ScreenState) -> None:
+    for change in state.changes():
+        daemon.send(change)
+    await until(lambda: any("equity" in line for line in lines_of_pilot(pilot)), poll_s=0.01)
+    await pilot.pause()
+
+
+def lines_of_pilot(pilot: Pilot[None]) -> list[str]:
+    assert isinstance(pilot.app, LiveView)
+    return lines_of(pilot.app)
+
+
+SMALL = """\
+ tracepaper  live  attention a1b2c3  run run-7f… 0.0 bars/s
+  HALTED by operator: no new exposure until RESUME (r)
+ equity 100,000.00 +0.00 %   ungated twin 99,930.00 -0.07 %…
+ BTCUSDT   9,863.06  linear  closed 2023-11-15 00:14 UTC  1…
+ position  1.5 BTC at 9,900.00  +2.50
+ decision  HOLD  refused by shifted
+ gates     ✗ shifted  0.0125, needs ≤ 0.01, 0.0025 over  JS…
+           ! confidence  0.19, needs ≥ 0.18, 0.01 to spare …
+           ✓ 3 of 4 passed
+ forecast  +0.200% ± 0.400% in 30 bars  ↓30% ━━━━━━━━━━━━━━…
+ attention confidence 0.200  regime MOMENTUM  recent mass 0…
+ ETHUSDT       9,863.06  1.5 ETH at 9,900.00  +2.50  HOLD  …
+ SOLUSDT       9,863.06  1.5 SOL at 9,900.00  +2.50  HOLD  …
+ fills     22:14:00 BUY  1 BTCUSDT at 101.00  edge
+ tab next  q quit  h halt  r resume  f flatten  ? keys"""
+
+HALT = """\
+╭────────────────────────────────────────────────────────────╮
+│ HALT holds everything: no new exposure until RESUME.       │
+│ enter: give the command    esc: do not                     │
+│                                                            │
+│   news                                                     │
+╰────────────────────────────────────────────────────────────╯"""
+
+
+async def test_sixty_by_fifteen_shows_money_and_the_failing_gate() -> None:
+    state = told(3)
+    state.observe(step(Command(CommandKind.HALT, "news", 0, 0), sequence=999))
+    async with shown(state, 60, 15) as (view, *_):
+        assert "\n".join(lines_of(view)) == SMALL
+
+
+async def test_what_has_room_is_shown_and_a_resize_lays_it_out_anew() -> None:
+    async with shown(told(), 80, 24) as (view, pilot, _):
+        lines = lines_of(view)
+        assert lines[0].endswith("decisions 120  fills 1  0.0 bars/s")
+        assert lines[2] == " BTCUSDT   9,863.06  linear  closed 2023-11-15 00:14 UTC"
+        assert lines[8].endswith("━━━━━━━━ ↑50%")
+        assert lines[10].startswith(" equity    ▁")
+        assert lines[11].startswith(" price     ")
+        assert lines[11].endswith(" 10,150.02")
+        assert lines[21].endswith(" 9,823.52")
+        assert lines[22] == " fills     22:14:00 BUY  1 BTCUSDT at 101.00  edge"
+        await pilot.resize_terminal(160, 50)
+        await pilot.pause()
+        lines = lines_of(view)
+        assert len(lines) == 50
+        assert lines[2] == lines[11] == ""  # a large terminal has room between the sections
+        assert sum("⠀" in line for line in lines) == 20
+        await pilot.resize_terminal(60, 15)
+        await pilot.pause()
+        assert lines_of(view)[5].startswith(
+            " gates     ✗ shifted  0.0125, needs ≤ 0.01, 0.0025 over"
+        )
+
+
+async def test_tab_turns_to_the_next_symbol_and_back() -> None:
+    async with shown(told(3)) as (view, pilot, _):
+
+        async def symbol(*keys: str) -> str:
+            await pilot.press(*keys)
+            await pilot.pause()
+            return next(line for line in lines_of(view) if "closed" in line).split()[0]
+
+        assert await symbol() == "BTCUSDT"
+        assert await symbol("tab") == "ETHUSDT"
+        assert await symbol("tab", "tab") == "BTCUSDT"
+        assert await symbol("shift+tab") == "SOLUSDT"
+        await pilot.press("h", "tab", "escape")
+        assert await symbol() == "SOLUSDT"  # a dialog has the keys
+
+
+async def test_the_operators_word_is_given_once_it_is_confirmed(tmp_path: Path) -> None:
+    database = tmp_path / "run.db"
+    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
+    async with (
+        serving(database, monitor) as daemon,
+        shown(told(), 80, 24, database) as (view, pilot, _),
+    ):
+        await pilot.press("h", "x", "escape")
+        await view.workers.wait_for_complete()
+        await pilot.pause()
+        assert not any("▌" in line for line in lines_of(view)[-6:])  # nothing was asked or answered
+        await pilot.press("h", *"news")
+        await pilot.pause()
+        assert daemon.commands == []
+        framed = [line[9:71] for line in lines_of(view)[9:15]]
+        assert "\n".join(framed) == HALT
+        await pilot.press("enter")
+        await until(lambda: "HALT is event 17 of the run." in "".join(lines_of(view)), poll_s=0.01)
+        await pilot.press("r", "enter")
+        await until(lambda: len(daemon.commands) == 2, poll_s=0.01)
+        await pilot.press("f", "enter")
+        await until(lambda: len(daemon.commands) == 3, poll_s=0.01)
+        assert daemon.commands == [
+            (CommandKind.HALT, "news"),
+            (CommandKind.RESUME, ""),
+            (CommandKind.FLATTEN, ""),
+        ]
+
+
+async def test_a_word_that_reaches_no_daemon_says_so(tmp_path: Path) -> None:
+    async with shown(told(), 100, 30, tmp_path / "[b]no.db") as (view, pilot, _):
+        await pilot.press("h", "enter")
+        await until(lambda: "No daemon runs on" in "".join(lines_of(view)), poll_s=0.01)
+        assert "[b]no.db" in "".join(line.strip(" │▌▐") for line in lines_of(view))
+        assert view.is_running
+
+
+async def test_quitting_asks_whether_the_daemon_is_to_stop() -> None:
+    async with shown(told()) as (view, pilot, daemon):
+        await pilot.press("q")
+        await pilot.pause()
+        assert any("l    leave the view: the daemon goes on" in line for line in lines_of(view))
+        await pilot.press("escape", "q", "q", "escape")
+        assert not daemon.poll()
+        await pilot.press("q", "s")
+        await pilot.pause()
+        assert daemon.recv() == STOP
+        assert view.is_running  # until the daemon has ended
+    async with shown(told()) as (view, pilot, daemon):
+        await pilot.press("q", "l")
+        await until(lambda: not view.is_running, poll_s=0.01)
+        assert not daemon.poll()
+
+
+async def test_the_view_ends_with_its_daemon() -> None:
+    async with shown(told()) as (view, _, daemon):
+        daemon.close()
+        await until(lambda: not view.is_running, poll_s=0.01)
+        assert view.return_code == 0
+
+
+async def test_the_keys_are_told() -> None:
+    async with shown(told()) as (view, pilot, _):
+        await pilot.press("question_mark")
+        await pilot.pause()
+        assert isinstance(view.screen, Dialog)
+        text = "\n".join(lines_of(view))
+        for binding in view.BINDINGS:
+            assert isinstance(binding, Binding)
+            assert f"│ {(binding.key_display or binding.key):<8}" in text or not binding.show
+        await pilot.press("question_mark")
+        assert not isinstance(view.screen, Dialog)

@@ -1,0 +1,37 @@
+"""Runs docs/notebook.ipynb in a kernel of its own: `make readme` rewrites its outputs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, Final
+
+import nbformat
+from nbclient import NotebookClient
+from programs import ROOT
+from waiting import deadline_s
+
+NOTEBOOK: Final = ROOT / "docs" / "notebook.ipynb"
+
+
+def executed(folder: Path) -> Any:
+    """Run the notebook of the docs in *folder*; return it with its new outputs."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = NotebookClient(
+        notebook,
+        timeout=int(deadline_s(240)),
+        resources={"metadata": {"path": str(folder)}},
+        coalesce_streams=True,
+    )
+    client.execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # when it ran
+    notebook.metadata.pop("language_info", None)  # by which Python
+    return notebook
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as made:
+        os.environ |= {"TRACEPAPER_TRIALS": f"{made}/trials.db", "IPYTHONDIR": made}
+        nbformat.write(executed(Path(made)), NOTEBOOK)

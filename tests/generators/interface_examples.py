@@ -1,0 +1,75 @@
+"""Answers of the HTTP interface about a stored run, cut short, for docs/http.md."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from recorded_runs import unpacked
+
+from tracepaper.replay.page.databases import Databases
+from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute, match
+from tracepaper.storage.database.reader import Reader
+
+RUN: Final = "retraining"
+QUERIES: Final[Mapping[str, dict[str, str]]] = {
+    "/runs/{run}/candles": {"points": "2"},
+    "/runs/{run}/series": {"points": "2"},
+    "/runs/{run}/noted": {"points": "2"},
+    "/runs/{run}/equity": {"points": "2"},
+    "/runs/{run}/views/{view}": {"limit": "1"},
+}
+UNSHOWN: Final = ("/verify", "/ask", "/report", "/sweeps/{sweep}")
+"""What derives anew, or answers with a whole document."""
+ITEMS, KEYS, LETTERS = 2, 12, 90
+"""So many of a list, of an object within the answer, and of a text are shown."""
+
+
+def examples() -> dict[str, str]:
+    """Return by path one request and its answer, as Markdown."""
+    with tempfile.TemporaryDirectory() as folder, unpacked(RUN, Path(folder)) as path:
+        with Reader.open(path) as reader:
+            run_id = reader.find("last")
+            (sequence,) = reader.connection.execute(
+                "SELECT max(sequence) FROM v_decisions WHERE mean_return IS NOT NULL"
+            ).fetchone()
+        shelf = Databases([path])
+        names = {
+            **dict.fromkeys(("run", "left", "right"), run_id),
+            "sequence": str(sequence),
+            "view": "decisions",
+        }
+        shown = [route for route in ROUTES if not route.path.endswith(UNSHOWN)]
+        return {route.path: _example(shelf, route, names) for route in shown}
+
+
+def _example(shelf: Databases, route: ReadRoute, names: Mapping[str, str]) -> str:
+    path, query = route.path.format(**names), QUERIES.get(route.path, {})
+    found = msgspec.to_builtins(match(path, query).respond(shelf, lambda *_: None))
+    asked = "&".join(f"{name}={value}" for name, value in query.items())
+    lines = ",\n".join(f'  "{name}": {_shown(value)}' for name, value in found.items())
+    address = f"{PREFIX}{path}{'?' if asked else ''}{asked}"
+    return f"`{address}`\n\n```json\n{{\n{lines}\n}}\n```\n"
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(_cut(value), ensure_ascii=False)
+
+
+def _cut(value: Any) -> Any:
+    """Return the beginning of *value*; floats with six digits."""
+    match value:
+        case float():
+            return float(f"{value:.6g}")
+        case str() if len(value) > LETTERS:
+            return f"{value[: LETTERS - 1]}…"
+        case list() | tuple():
+            return [_cut(one) for one in value[:ITEMS]]
+        case dict():
+            return {name: _cut(one) for name, one in [*value.items()][:KEYS]}
+        case _:
+            return value

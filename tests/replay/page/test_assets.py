@@ -1,0 +1,89 @@
+"""The page's files: small, from where they say, and free of what its policy refuses."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tracepaper.replay import page
+
+ASSETS: Final = Path(page.__file__).parent / "assets"
+VENDOR: Final = ASSETS / "vendor"
+LIMIT: Final = 300 * 1024
+"""Bytes of the page's whole code, compressed."""
+OWN: Final = sorted(path for path in ASSETS.rglob("*.js") if path.parent != VENDOR)
+
+
+def test_the_whole_code_of_the_page_is_small() -> None:
+    files = [path for path in ASSETS.rglob("*") if path.suffix in {".js", ".css", ".html"}]
+    size = sum(len(gzip.compress(path.read_bytes(), mtime=0)) for path in files)
+    assert size <= LIMIT
+
+
+def stated(text: str) -> dict[str, str]:
+    """List the files of the table with the hash that stands beside each."""
+    return dict(re.findall(r"^\| `(\S+)` \|.*\| `([0-9a-f]{64})` \|$", text, re.MULTILINE))
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """List the scripts of a folder with their hash."""
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.js")
+    }
+
+
+def test_other_peoples_code_is_what_third_party_says() -> None:
+    text = (VENDOR / "THIRD_PARTY.md").read_text(encoding="utf-8")
+    assert stated(text) == hashes(VENDOR) != {}
+    licences = re.findall(r"`(LICENSE-\S+\.txt)`", text)
+    assert len(licences) == 3
+    assert all((VENDOR / name).is_file() for name in licences)
+
+
+def test_a_changed_byte_of_other_peoples_code_is_found(tmp_path: Path) -> None:
+    for path in VENDOR.glob("*.js"):
+        (tmp_path / path.name).write_bytes(path.read_bytes() + b"\n")
+    text = (VENDOR / "THIRD_PARTY.md").read_text(encoding="utf-8")
+    assert all(hashes(tmp_path)[name] != stated(text)[name] for name in stated(text))
+
+
+REFUSED: Final = {
+    "markup as text": re.compile(r"innerHTML|outerHTML|insertAdjacentHTML|dangerouslySetInnerHTML"),
+    "a style as text": re.compile(r'style="'),
+    "code as text": re.compile(r"\beval\(|new Function\("),
+    "another host": re.compile(r"(?:import|fetch\()[^\n]*https?://"),
+    "a bare import": re.compile(r'from "(?!\.{1,2}/)'),
+}
+
+
+def refused(script: str) -> set[str]:
+    """Name what the policy, or a file on a disk, would refuse of a script."""
+    return {what for what, pattern in REFUSED.items() if pattern.search(script)}
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: str(path.relative_to(ASSETS)))
+def test_a_module_does_nothing_that_the_policy_refuses(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert not refused(text)
+    assert text.startswith(("/**", "// ")), "a module says first what it is"
+    for name in re.findall(r'from "(\.[^"]+)"', text):
+        assert (path.parent / name).resolve().is_file()
+
+
+@pytest.mark.parametrize(
+    ("script", "what"),
+    [
+        ("element.innerHTML = text", "markup as text"),
+        ('html`<p style="color: red">`', "a style as text"),
+        ("new Function(text)", "code as text"),
+        ('fetch("https://example.com")', "another host"),
+        ('import { x } from "preact"', "a bare import"),
+    ],
+)
+def test_what_the_policy_refuses_is_found(script: str, what: str) -> None:
+    assert what in refused(script)

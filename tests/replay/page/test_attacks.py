@@ -1,0 +1,766 @@
+"""Attacks on the page and its interface, each planted: every one ends in a sentence."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import os
+import resource
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import pytest
+from aiohttp.typedefs import URL  # type: ignore[attr-defined]
+from browser import browsing, complaints
+from page_cases import shown_of
+from playwright.sync_api import Page as PageOfBrowser
+from programs import BIN, Program
+from prometheus_client import CollectorRegistry
+from report_cases import BTC, cross, replayed
+from structlog.testing import capture_logs
+from waiting import deadline_s, until
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.http.client import token_file
+from tracepaper.daemon.http.server import HttpServer
+from tracepaper.replay.page import process, server
+from tracepaper.replay.page.news import STEPS_MAX
+from tracepaper.replay.page.process import ReaderProcess
+from tracepaper.replay.page.routes import PREFIX, ROUTES
+from tracepaper.replay.page.server import QUEUE_MAX, READERS_MAX, Page, serving
+from tracepaper.strategies.types.market import CommandKind
+
+TOKEN: Final = "only-the-owner-knows"
+MARKUP: Final = "</script><img src=x onerror=alert(1)>"
+
+# ---------------------------------------------------------------- a daemon's server
+
+
+@dataclass
+class Served:
+    """The server of a daemon that stores what a test tells it."""
+
+    url: str
+    page: Page
+    commands: list[tuple[CommandKind, str]] = field(default_factory=list)
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rsplit(":", 1)[1])
+
+
+@asynccontextmanager
+async def daemon_of(database: Path) -> AsyncIterator[Served]:
+    run = shown_of(database).run_id
+    page = Page([database], served=run)
+    commands: list[tuple[CommandKind, str]] = []
+
+    async def submit(kind: CommandKind, note: str) -> int:
+        commands.append((kind, note))
+        return 1
+
+    async with HttpServer(
+        host="127.0.0.1",
+        port=0,
+        token=TOKEN,
+        status=lambda: {"ready": True},
+        submit=submit,
+        registry=CollectorRegistry(),
+        page=lambda: page,
+    ) as made:
+        yield Served(made.url, page, commands)
+
+
+@pytest.fixture
+async def daemon(cross_database: Path) -> AsyncIterator[Served]:
+    async with daemon_of(cross_database) as served:
+        yield served
+
+
+async def answer(client: aiohttp.ClientSession, url: str) -> tuple[int, Any]:
+    async with client.get(URL(url, encoded=True)) as response:
+        text = await response.text()
+        assert "Traceback" not in text
+        assert response.content_type == "application/json", text
+        return response.status, json.loads(text)
+
+
+# ---------------------------------------------------------------- who may ask
+
+
+@pytest.mark.parametrize("path", ["/", "/assets/main.js", f"{PREFIX}/runs", "/status", "/metrics"])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "evil.example"},
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "evil.example@127.0.0.1"},
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:1"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "no-cors"},
+    ],
+    ids=lambda headers: "".join(headers.values()),
+)
+async def test_pages_of_other_sites_read_nothing(
+    daemon: Served, client: aiohttp.ClientSession, path: str, headers: dict[str, str]
+) -> None:
+    async with client.get(f"{daemon.url}{path}", headers=headers) as response:
+        assert response.status == 403
+        assert (await response.json())["error"].endswith(".")
+
+
+@pytest.mark.parametrize(
+    ("path", "due"), [("/", 200), ("/status", 403), (f"{PREFIX}/runs", 403), ("/assets/x.js", 403)]
+)
+async def test_a_link_of_another_site_leads_to_the_page_alone(
+    daemon: Served, client: aiohttp.ClientSession, path: str, due: int
+) -> None:
+    headers = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+    async with client.get(f"{daemon.url}{path}", headers=headers) as response:
+        assert response.status == due
+
+
+async def test_our_own_page_asks_for_its_parts(
+    daemon: Served, client: aiohttp.ClientSession
+) -> None:
+    for site in ("same-origin", "none"):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": "cors"}
+        async with client.get(f"{daemon.url}/assets/main.js", headers=headers) as response:
+            assert response.status == 200
+
+
+@pytest.mark.parametrize("headers", [{"Host": "evil.example"}, {"Origin": "http://evil.example"}])
+async def test_pages_of_other_sites_hear_no_steps(
+    daemon: Served, client: aiohttp.ClientSession, headers: dict[str, str]
+) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await client.ws_connect(f"{daemon.url}{PREFIX}/stream", headers=headers)
+    assert refused.value.status == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "due"),
+    [
+        ({}, b'{"kind": "HALT"}', 401),
+        ({"Authorization": "Bearer wrong"}, b'{"kind": "HALT"}', 401),
+        ({"Authorization": TOKEN}, b'{"kind": "HALT"}', 401),
+        ({"Authorization": f"Bearer {TOKEN}x"}, b'{"kind": "HALT"}', 401),
+        ({"Authorization": f"Bearer {TOKEN}", "Origin": "http://a.b"}, b'{"kind": "HALT"}', 403),
+        ({"Authorization": f"Bearer {TOKEN}", "Content-Type": "text/plain"}, b"{}", 415),
+        ({"Authorization": f"Bearer {TOKEN}"}, b'{"kind": "SELL"}', 400),
+        ({"Authorization": f"Bearer {TOKEN}"}, b'{"kind": "HALT", "run": "x"}', 400),
+        ({"Authorization": f"Bearer {TOKEN}"}, b"[" * 4_000, 400),
+    ],
+)
+async def test_a_word_is_refused_without_the_token_or_from_elsewhere(
+    daemon: Served, client: aiohttp.ClientSession, headers: dict[str, str], body: bytes, due: int
+) -> None:
+    given = {"Content-Type": "application/json"} | headers
+    async with client.post(f"{daemon.url}/command", data=body, headers=given) as response:
+        assert response.status == due
+        assert (await response.json())["error"].endswith((".", "FLATTEN."))
+    assert daemon.commands == []
+
+
+async def test_every_answer_has_a_policy_without_anything_inline(
+    daemon: Served, client: aiohttp.ClientSession
+) -> None:
+    requests = [
+        *(("GET", path) for path in ("/", "/assets/main.js", "/assets/none", "/none", "/livez")),
+        *(("GET", path) for path in ("/status", "/metrics", f"{PREFIX}/runs", f"{PREFIX}/none")),
+        *(("GET", path) for path in (f"{PREFIX}/", f"{PREFIX}/runs/x", f"{PREFIX}/stream")),
+        *(("POST", path) for path in ("/", "/command", f"{PREFIX}/runs")),
+        ("DELETE", "/"),
+        ("GET", "/assets/%00"),
+        ("GET", f"/assets/{'a' * 3_000}"),
+    ]
+    known = {"Authorization": f"Bearer {TOKEN}"}
+    for method, path in requests:
+        address = URL(f"{daemon.url}{path}", encoded=True)
+        async with client.request(method, address, headers=known) as response:
+            policy = response.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy, path
+            assert "unsafe" not in policy, path
+            assert response.headers["X-Content-Type-Options"] == "nosniff", path
+            assert response.status < 500, path
+
+
+# ---------------------------------------------------------------- what is asked
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        *("..%2F..%2Fetc%2Fpasswd", "%2e%2e", "%2Fetc%2Fpasswd", "%00", "x%00.db", "a" * 6_000),
+        *("%27%20OR%201%3D1--", "%ED%A0%80", "%F0%9F%98%80", "last", "%2A", "%0D%0AX-Planted%3A1"),
+    ],
+    ids=lambda run: run[:24],
+)
+async def test_a_run_id_is_only_ever_looked_up(
+    url: str, client: aiohttp.ClientSession, run: str
+) -> None:
+    for rest in ("", "/candles", "/decisions/1", "/views/fills", "/health"):
+        status, found = await answer(client, f"{url}{PREFIX}/runs/{run}{rest}")
+        assert status == 404, (rest, found)
+        assert found["error"].endswith((".", "all."))
+    async with client.get(URL(f"{url}{PREFIX}/stream?run={run}", encoded=True)) as response:
+        assert response.status == 400
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        *("from_ms=9007199254740993", "from_ms=-1&until_ms=-2", "until_ms=-9007199254740992"),
+        *("from_ms=9007199254740992", "from_ms=1e3", "from_ms=NaN", "points=2", "points=20001"),
+        *("points=%00", "instrument=linear:BTCUSDT%00", "&".join(f"a{i}=1" for i in range(99))),
+    ],
+    ids=lambda query: query[:24],
+)
+async def test_a_wrong_clock_or_range_gets_an_answer_or_a_sentence(
+    url: str, client: aiohttp.ClientSession, cross_database: Path, query: str
+) -> None:
+    run = shown_of(cross_database).run_id
+    for kind in ("candles", "series", "marks", "equity", "noted", "views/decisions"):
+        status, found = await answer(client, f"{url}{PREFIX}/runs/{run}/{kind}?{query}")
+        assert status in {200, 400}, (kind, found)
+        if status == 400:
+            assert found["error"].endswith((".", ")."))
+
+
+# ---------------------------------------------------------------- slow readers
+
+UPGRADE: Final = (
+    "GET /api/v1/stream HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
+    "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+async def plugs(port: int, count: int, stack: ExitStack) -> list[socket.socket]:
+    """Ask for the stream *count* times, by readers that never read."""
+    loop = asyncio.get_running_loop()
+    found = []
+    for _ in range(count):
+        plug = stack.enter_context(closing(socket.socket()))
+        plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)  # the smallest that there is
+        plug.setblocking(False)
+        with suppress(OSError):  # sent away already
+            await loop.sock_connect(plug, ("127.0.0.1", port))
+            await loop.sock_sendall(plug, UPGRADE.format(port=port).encode())
+        found.append(plug)
+    return found
+
+
+@pytest.mark.parametrize(
+    "count", [1_000, pytest.param(10_000, marks=(pytest.mark.slow, pytest.mark.long))]
+)
+async def test_readers_that_never_read_keep_nobody_out(
+    daemon: Served, client: aiohttp.ClientSession, count: int
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < (files := count + 1_000):
+        pytest.skip(f"a process may open {hard} files here, fewer than {files}")
+    known = {"Authorization": f"Bearer {TOKEN}"}
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, files), hard))
+        await plugs(daemon.port, count, stack)
+        await until(lambda: daemon.page.readers == READERS_MAX, poll_s=0.01)
+        async with client.get(f"{daemon.url}/status") as response:
+            assert response.status == 200
+        word = {"kind": "HALT"}
+        async with client.post(f"{daemon.url}/command", json=word, headers=known) as response:
+            assert response.status == 200
+        status, _ = await answer(client, f"{daemon.url}{PREFIX}/runs")
+        assert status == 200
+    assert [kind for kind, _ in daemon.commands] == [CommandKind.HALT]
+    await until(lambda: daemon.page.readers == 0, poll_s=0.01)
+
+
+async def test_a_reader_that_never_reads_is_cut_off_and_the_others_hear_all(
+    daemon: Served, client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    run = shown_of(cross_database).run_id
+    message = json.dumps({"type": "step", "padding": "x" * 16_000})
+    with ExitStack() as stack:
+        await plugs(daemon.port, 3, stack)
+        async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
+            assert (await reader.receive_json())["type"] == "hello"
+            await until(lambda: daemon.page.readers == 4, poll_s=0.01)
+            told = 0
+            while daemon.page.readers > 1:
+                daemon.page.tell(run, message.encode())  # never waits, whoever listens
+                told += 1
+                assert (await reader.receive()).data == message
+                assert told < 10 * QUEUE_MAX
+            assert told > QUEUE_MAX
+
+
+async def test_a_reader_that_keeps_up_hears_every_step_of_a_batch(
+    daemon: Served, client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    run = shown_of(cross_database).run_id
+    async with client.ws_connect(f"{daemon.url}{PREFIX}/stream") as reader:
+        assert (await reader.receive_json())["type"] == "hello"
+        for sequence in range(STEPS_MAX):  # without a chance to send one of them
+            daemon.page.tell(run, json.dumps({"sequence": sequence}).encode())
+        heard = [(await reader.receive()).json()["sequence"] for _ in range(STEPS_MAX)]
+        assert heard == list(range(STEPS_MAX))
+
+
+async def test_questions_beyond_what_it_answers_leave_the_operator_his_place(
+    daemon: Served, client: aiohttp.ClientSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "AT_WORK_MAX", 2)
+    async with (
+        client.ws_connect(f"{daemon.url}{PREFIX}/stream") as one,
+        client.ws_connect(f"{daemon.url}{PREFIX}/stream") as two,
+    ):
+        await asyncio.gather(one.receive_json(), two.receive_json())
+        status, found = await answer(client, f"{daemon.url}{PREFIX}/runs")
+        assert (status, found["error"][-10:]) == (503, "ask again.")
+        async with client.get(f"{daemon.url}/status") as response:
+            assert response.status == 200
+
+
+async def test_work_ends_with_the_reader_who_asked_for_it(
+    url: str, client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    run = shown_of(cross_database).run_id
+    status, _ = await answer(client, f"{url}{PREFIX}/runs/{run}")
+    assert status == 200
+    quick = working()
+    async with client.get(f"{url}{PREFIX}/runs/{run}/verify") as response:
+        assert json.loads(await response.content.readline())["type"] == "progress"
+        (pid,) = set(working()).difference(quick)
+        response.close()
+    await until(lambda: pid not in working(), poll_s=0.01)
+    status, found = await answer(client, f"{url}{PREFIX}/runs/{run}/refusals")
+    assert status == 200, (pid, found)
+
+
+async def test_a_question_whose_reader_has_gone_is_not_asked(reading: ReaderProcess) -> None:
+    asked = {"path": "/runs", "query": {}}
+    first, *others = [asyncio.create_task(reading.answer(asked)) for _ in range(20)]
+    await until(lambda: bool(working()), poll_s=0.01)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    assert (await first).status == 200
+    assert not any("_last" in str(task.get_coro()) for task in asyncio.all_tasks())
+
+
+async def test_a_reader_who_leaves_at_his_turn_ends_nothing(reading: ReaderProcess) -> None:
+    asked = {"path": "/runs", "query": {}}
+    assert (await reading.answer(asked)).status == 200
+    (pid,) = working()
+    task = asyncio.create_task(reading.answer(asked))
+    await asyncio.sleep(0)
+    task.cancel()
+    assert (await reading.answer(asked)).status == 200
+    assert working() == [pid]
+
+
+async def test_a_child_that_cannot_be_started_is_said_and_started_later(
+    reading: ReaderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"path": "/runs", "query": {}}
+    with monkeypatch.context() as broken:
+        broken.setattr(sys, "executable", "/nowhere/python")
+        await reading.prepare()
+        found = await reading.answer(asked)
+        assert found.status == 503
+        assert b"cannot be started (No such file or directory); ask again." in found.body
+    assert (await reading.answer(asked)).status == 200
+
+
+async def test_the_time_of_an_answer_ends_the_answer_and_not_who_reads_it(
+    cross_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    now, late_s = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: now() + late_s)
+    heavy = ReaderProcess([cross_database], served="", is_heavy=True)
+    run = shown_of(cross_database).run_id
+    frames = heavy.ask({"path": f"/runs/{run}/verify", "query": {}})
+    try:
+        assert (await anext(frames)).kind == process.PROGRESS
+        late_s = 2 * process.HEAVY_LIMIT_S
+        for _ in range(5):  # the reader is at something else
+            await asyncio.sleep(0)
+        async for frame in frames:
+            last = frame
+        assert last.status == 503
+        assert b"took too long" in last.body
+        await until(lambda: not working(), poll_s=0.01)
+    finally:
+        await heavy.close()
+
+
+async def test_what_no_request_may_raise_is_answered_and_logged(
+    cross_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = "import tracepaper.replay.page.runs as runs\ndef fail(*_, **__):\n"
+    broken += "    raise NotImplementedError('planted')\nruns.runs = fail\n"
+    (tmp_path / "sitecustomize.py").write_text(broken)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    reading = ReaderProcess([cross_database], served="", is_heavy=False)
+    try:
+        with capture_logs() as logged:
+            found = await reading.answer({"path": "/runs", "query": {}})
+            assert (found.status, found.body) == (
+                500,
+                b'{"error":"This cannot be answered (NotImplementedError: planted); see the log."}',
+            )
+            run = shown_of(cross_database).run_id
+            assert (await reading.answer({"path": f"/runs/{run}", "query": {}})).status == 200
+            said = "NotImplementedError: planted"
+            await until(lambda: said in [one["line"] for one in logged], poll_s=0.01)
+    finally:
+        await reading.close()
+
+
+@pytest.fixture
+async def reading(cross_database: Path) -> AsyncIterator[ReaderProcess]:
+    made = ReaderProcess([cross_database], served="", is_heavy=False)
+    yield made
+    await made.close()
+
+
+def working() -> list[int]:
+    """Return the processes that read for this one, and have not ended."""
+    children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    found = []
+    for pid in {int(one) for file in children for one in file.read_text().split()}:
+        with suppress(OSError):
+            if b"page.process" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+async def test_decisions_are_derived_by_a_process_that_stays(
+    client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    path = f"{PREFIX}/runs/{shown_of(cross_database).run_id}/decisions/1400/verify"
+    before, found = set(working()), []
+    async with serving([cross_database], host="127.0.0.1", port=0) as url:
+        for _ in range(2):
+            async with client.get(f"{url}{path}") as response:
+                assert json.loads((await response.text()).splitlines()[-1])["type"] == "done"
+            found.append(set(working()) - before)
+    assert found[0] == found[1]
+    assert len(found[0]) == 2  # the other one reads for charts
+
+
+# ---------------------------------------------------------------- databases
+
+
+def copied(database: Path, folder: Path, *changes: str) -> Path:
+    """Copy *database* and change the copy by SQL."""
+    copy = folder / "copy.db"
+    with closing(sqlite3.connect(database)) as one, closing(sqlite3.connect(copy)) as two:
+        one.backup(two)
+        for change in changes:
+            two.execute(change)
+        two.commit()
+    return copy
+
+
+async def every_address(client: aiohttp.ClientSession, url: str, run: str) -> dict[str, Any]:
+    """Ask every address; each answers, or refuses in a sentence. Return what was refused."""
+    refused = {}
+    for route in ROUTES:
+        path = route.path.format(
+            run=run, sequence=1400, view="fills", left=run, right=run, sweep="none"
+        )
+        if route.streams:
+            async with client.get(f"{url}{PREFIX}{path}") as response:
+                *_, last = (await response.text()).splitlines()
+            found = json.loads(last)
+            status = 200 if found.get("type") == "done" else 409
+        else:
+            status, found = await answer(client, f"{url}{PREFIX}{path}")
+        if status != 200:
+            assert 400 <= status < 500 or status == 503, (path, status)
+            assert found["error"].endswith((".", "all.")), (path, found)
+            assert "Traceback" not in found["error"]
+            refused[route.path] = found["error"]
+    return refused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("UPDATE steps SET close = -close WHERE step & 268435455 = 1400",),
+        ("UPDATE steps SET open_time_ms = 9007199254740991 WHERE step & 268435455 = 1400",),
+        ("UPDATE steps SET open_time_ms = -9007199254740991 WHERE step & 268435455 = 3",),
+        ("UPDATE events SET market_ms = 9007199254740991", "UPDATE events SET content = '{'"),
+        ("UPDATE runs SET config = '{}'",),
+        ("UPDATE runs SET config = 'no JSON'", "UPDATE runs SET warnings = '{'"),
+        ("DELETE FROM instruments",),
+        ("DELETE FROM prunes", "UPDATE runs SET step_count = 7"),
+        ("DELETE FROM holdings", "DELETE FROM states"),
+        ("DELETE FROM steps",),
+        ("DELETE FROM outcomes",),
+        ("DELETE FROM gate_sets",),
+        ("DROP VIEW v_decisions",),
+        ("DROP TABLE fills",),
+    ],
+    ids=lambda changes: changes[0][:40],
+)
+async def test_a_damaged_record_is_answered_in_sentences(
+    tmp_path: Path, client: aiohttp.ClientSession, cross_database: Path, changes: tuple[str, ...]
+) -> None:
+    run = shown_of(cross_database).run_id
+    database = copied(cross_database, tmp_path, *changes)
+    async with serving([database], host="127.0.0.1", port=0) as url:
+        await every_address(client, url, run)
+
+
+def zeros(folder: Path, _good: Path) -> Path:
+    (folder / "zero.db").touch()
+    return folder / "zero.db"
+
+
+def a_folder(folder: Path, _good: Path) -> Path:
+    (folder / "folder.db").mkdir()
+    return folder / "folder.db"
+
+
+def cut_in_half(folder: Path, good: Path) -> Path:
+    whole = good.read_bytes()
+    (folder / "half.db").write_bytes(whole[: len(whole) // 2])
+    return folder / "half.db"
+
+
+def flipped_pages(folder: Path, good: Path) -> Path:
+    content = bytearray(good.read_bytes())
+    for at in range(50_000, len(content), 40_000):
+        content[at] ^= 0xFF
+    (folder / "flipped.db").write_bytes(content)
+    return folder / "flipped.db"
+
+
+def unreadable(folder: Path, _good: Path) -> Path:
+    (folder / "loop.db").symlink_to(folder / "loop.db")
+    return folder / "loop.db"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("made", [zeros, a_folder, cut_in_half, flipped_pages, unreadable])
+async def test_a_file_that_is_no_database_is_named_and_hides_no_other(
+    tmp_path: Path,
+    client: aiohttp.ClientSession,
+    cross_database: Path,
+    made: Callable[[Path, Path], Path],
+) -> None:
+    good = copied(cross_database, tmp_path)  # whole in one file, without a log beside it
+    bad = made(tmp_path, good)
+    run = shown_of(cross_database).run_id
+    async with serving([bad], host="127.0.0.1", port=0) as url:
+        status, found = await answer(client, f"{url}{PREFIX}/runs")
+        assert status == 200
+        if made is not flipped_pages:
+            assert [one["database"] for one in found["refused"]] == [bad.name]
+            assert str(tmp_path) not in json.dumps(found)
+        await every_address(client, url, run)
+    async with serving([bad, cross_database], host="127.0.0.1", port=0) as url:
+        status, found = await answer(client, f"{url}{PREFIX}/runs")
+        assert run in {row["run_id"] for row in found["runs"]}
+
+
+@pytest.mark.slow
+async def test_a_pruned_record_is_answered(
+    tmp_path: Path, client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    database, run = copied(cross_database, tmp_path), shown_of(cross_database).run_id
+    assert invoke(["db", "prune", "--keep", "1", "--db", str(database)]) == 0
+    async with serving([database], host="127.0.0.1", port=0) as url:
+        await every_address(client, url, run)
+
+
+@pytest.mark.slow
+async def test_a_locked_database_refuses_and_answers_when_it_is_free(
+    tmp_path: Path, client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    database, run = copied(cross_database, tmp_path), shown_of(cross_database).run_id
+    async with serving([database], host="127.0.0.1", port=0) as url:
+        with closing(sqlite3.connect(database, isolation_level=None)) as writer:
+            writer.execute("PRAGMA locking_mode = EXCLUSIVE")
+            writer.execute("BEGIN EXCLUSIVE")
+            status, found = await answer(client, f"{url}{PREFIX}/runs/{run}")
+            assert status in {409, 503}
+            assert "lock" in found["error"]
+            writer.execute("ROLLBACK")
+        status, _ = await answer(client, f"{url}{PREFIX}/runs/{run}")
+        assert status == 200
+
+
+# ---------------------------------------------------------------- secrets
+
+
+async def test_no_answer_holds_a_secret_or_where_files_lie(
+    tmp_path: Path,
+    client: aiohttp.ClientSession,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    secret = "hunter2Hunter2hunter2"
+    monkeypatch.setenv("PLANTED_ADDRESS", f"json://user:{secret}@127.0.0.1:9/x")
+    notify = '[notify]\naddresses = ["env:PLANTED_ADDRESS"]\n'
+    database = replayed(tmp_path, cross() + notify, "--data", BTC)
+    token_file(database).write_text(TOKEN)
+    run = shown_of(database).run_id
+    async with daemon_of(database) as daemon:
+        for route in ROUTES:
+            path = route.path.format(
+                run=run, sequence=1400, view="events", left=run, right=run, sweep="none"
+            )
+            async with client.get(f"{daemon.url}{PREFIX}{path}") as response:
+                text = await response.text()
+            assert secret not in text, path
+            assert TOKEN not in text, path
+            assert str(tmp_path) not in text, path
+        async with client.get(f"{daemon.url}{PREFIX}/runs/{run}") as response:
+            assert "env:PLANTED_ADDRESS" in await response.text()  # the name alone
+
+
+# ---------------------------------------------------------------- in a browser
+
+PLANT: Final = "<img src=x onerror=window.planted=1>"
+PLACES: Final = ("", "/account", "/gates", "/health", "/report", "/compare")
+
+
+@contextmanager
+def shown_in_browser(database: Path) -> Iterator[tuple[PageOfBrowser, str, list[str]]]:
+    """Serve *database* by ``tracepaper ui``; yield a page, its address and its complaints."""
+    command = [str(BIN / "tracepaper"), "ui", "--db", str(database)]
+    program = Program(command, database.parent, name="ui")
+    try:
+        program.wait_until(lambda: "The page is " in program.out)
+        url = program.out.split("The page is ", 1)[1].split("/ ", 1)[0]
+        with browsing() as browser:
+            page = browser.new_page()
+            page.set_default_timeout(1_000 * deadline_s(30))
+            yield page, url, complaints(page)
+    finally:
+        program.kill()
+
+
+@pytest.mark.slow
+def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_database: Path) -> None:
+    word = json.dumps({"kind": "HALT", "note": PLANT})
+    database = copied(
+        cross_database,
+        tmp_path,
+        f"UPDATE runs SET strategy = '{PLANT}', warnings = '[\"{PLANT}\"]'",
+        f"UPDATE outcomes SET reason = '{PLANT}'",
+        f"UPDATE events SET kind = 'command', content = '{word}' WHERE kind = 'end'",
+    )
+    named = database.rename(tmp_path / f"{PLANT}.db")
+    run = shown_of(named).run_id
+    with shown_in_browser(named) as (page, url, said):
+        for place in ("#/runs", *(f"#/run/{run}{rest}" for rest in PLACES)):
+            page.goto(f"{url}/{place}")
+            page.locator("h1").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.querySelectorAll('img, [onerror]').length") == 0, place
+            assert page.evaluate("window.planted") is None, place
+            assert PLANT in page.inner_text("body"), place
+        assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong_ms", [9_007_199_254_740_000, -9_007_199_254_740_000])
+def test_a_clock_that_was_wrong_leaves_a_page_that_can_be_read(
+    tmp_path: Path, cross_database: Path, wrong_ms: int
+) -> None:
+    newest = shown_of(cross_database).columns.span[1]
+    database = copied(
+        cross_database,
+        tmp_path,
+        f"UPDATE steps SET open_time_ms = {wrong_ms} WHERE step & 268435455 >= {newest - 3}",
+        f"UPDATE events SET market_ms = {wrong_ms}, seen_ms = {wrong_ms}",
+    )
+    run = shown_of(cross_database).run_id
+    with shown_in_browser(database) as (page, url, said):
+        for place in ("#/runs", *(f"#/run/{run}{rest}" for rest in PLACES)):
+            page.goto(f"{url}/{place}")
+            page.locator("h1, [role=alert]").first.wait_for()
+            page.wait_for_load_state("networkidle")
+        assert [one for one in said if "status of 4" not in one] == []
+
+
+@pytest.fixture(scope="module")
+def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replay 90 minutes of fifty symbols."""
+    folder = tmp_path_factory.mktemp("fifty")
+    with gzip.open(BTC, "rt") as packed:
+        candles = "".join(packed.readline() for _ in range(90))
+    (folder / "candles.csv").write_text(candles)
+    symbols = tuple(f"S{index:02}USDT" for index in range(50))
+    given = [word for name in symbols for word in ("--data", f"{name}={folder / 'candles.csv'}")]
+    return replayed(folder, cross(symbols=symbols), *given)
+
+
+@pytest.mark.slow
+async def test_every_address_answers_of_fifty_symbols(
+    client: aiohttp.ClientSession, fifty: Path
+) -> None:
+    run = shown_of(fifty).run_id
+    async with serving([fifty], host="127.0.0.1", port=0) as url:
+        refused = await every_address(client, url, run)
+        assert refused.keys() <= {
+            "/sweeps/{sweep}",
+            "/runs/{run}/model",
+            "/runs/{run}/decisions/{sequence}/ask",
+        }
+        _, found = await answer(client, f"{url}{PREFIX}/runs/{run}")
+        assert len(found["instruments"]) == 50
+
+
+@pytest.mark.slow
+def test_fifty_symbols_are_shown_in_every_place(fifty: Path) -> None:
+    run = shown_of(fifty).run_id
+    with shown_in_browser(fifty) as (page, url, said):
+        for place in ("#/runs", *(f"#/run/{run}{rest}" for rest in PLACES)):
+            page.goto(f"{url}/{place}")
+            page.locator("h1").first.wait_for()
+            page.wait_for_load_state("networkidle")
+            assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), place
+        [row] = shown_of(fifty).views.rows("v_decisions", instrument="linear:S07USDT", newest=1)
+        page.goto(f"{url}/#/run/{run}/decision/{row['sequence']}")
+        page.wait_for_url("**instrument=linear%3AS07USDT")
+        assert page.get_by_label("Symbol", exact=True).input_value() == "linear:S07USDT"
+        assert said == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("forged", "verdict"),
+    [
+        ((), "Sound."),
+        (("UPDATE steps SET close = close + 1 WHERE step & 268435455 = 1400",), "Not sound."),
+    ],
+)
+def test_only_a_run_that_was_derived_again_is_called_sound(
+    tmp_path: Path, cross_database: Path, forged: tuple[str, ...], verdict: str
+) -> None:
+    database = copied(cross_database, tmp_path, *forged)
+    with shown_in_browser(database) as (page, url, _):
+        page.goto(f"{url}/#/run/{shown_of(database).run_id}/health")
+        said = page.locator("main h1")
+        said.filter(has_text="Nothing wrong is known.").wait_for()
+        page.get_by_role("button", name="Verify the run").click()
+        said.filter(has_text=verdict).wait_for()
+        assert ("loss" in said.inner_html()) is bool(forged)

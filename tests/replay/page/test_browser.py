@@ -1,0 +1,479 @@
+"""The page in a real browser shows what is stored: by pointer, by keys and on a phone."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import io
+import json
+import re
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from page_cases import serving_apart
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from report_cases import SAMPLE, STRICT, replayed
+from waiting import deadline_s
+
+from tracepaper.replay import page as package
+from tracepaper.strategies.gates.gate import GATES
+
+ASSETS: Final = Path(package.__file__).parent / "assets"
+BROWSER: Final = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no Chromium was found in PATH"),
+]
+
+WIDE: Final = {"width": 1440, "height": 900}
+PHONE: Final = {"width": 390, "height": 844}
+expect.set_options(timeout=1_000 * deadline_s(30))  # the first answer waits for the reading process
+LOSS: Final = (0xB3, 0x35, 0x2C)
+"""Colour of a refusal, in the light theme."""
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replay the default model over 1,040 minutes after its warm-up."""
+    folder = tmp_path_factory.mktemp("browser")
+    return replayed(folder, STRICT, "--data", SAMPLE, "--to", "2025-06-01T00:53:00Z")
+
+
+@pytest.fixture(scope="module")
+def url(database: Path) -> Iterator[str]:
+    with serving_apart(database) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@contextmanager
+def opened(
+    browser: Browser, address: str, size: Any = None, scheme: Any = "light"
+) -> Iterator[Page]:
+    """Open *address*; at its end nothing may have been refused or thrown."""
+    viewport: Any = size or WIDE
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, timezone_id="UTC")
+    page = context.new_page()
+    page.set_default_timeout(1_000 * deadline_s(30))
+    complaints: list[str] = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda told: complaints.extend([told.text] * (told.type == "error")))
+    try:
+        page.goto(address)
+        yield page
+        assert complaints == []
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str) -> Iterator[Page]:
+    with opened(browser, f"{url}/") as shown:
+        ready(shown)
+        yield shown
+
+
+def ready(page: Page) -> None:
+    """Wait for sentence, chart and card."""
+    expect(page.locator("h1.sentence")).to_contain_text("parity")
+    expect(page.locator(".chart")).to_have_attribute("aria-busy", "false")
+    expect(page.locator(".card h2")).to_be_visible()
+
+
+def rows(database: Path, query: str, *values: Any) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        return db.execute(query, values).fetchall()
+
+
+def pinned(page: Page) -> int:
+    """Return the sequence of the address."""
+    found = re.search(r"/decision/(\d+)", page.url)
+    assert found is not None, page.url
+    return int(found[1])
+
+
+def last(database: Path) -> int:
+    return int(rows(database, "SELECT max(sequence) FROM v_decisions")[0][0])
+
+
+REFUSALS: Final = (
+    "SELECT sequence FROM v_decisions WHERE refused_by IS NOT NULL AND refused_by != 'warm' "
+    "ORDER BY sequence"
+)
+
+
+def refusals(database: Path) -> list[int]:
+    return [sequence for (sequence,) in rows(database, REFUSALS)]
+
+
+def check_card(page: Page, database: Path, sequence: int) -> None:
+    """Compare the card with every gate of ``v_gates``."""
+    expect(page.locator(".card")).to_have_attribute("aria-busy", "false")
+    digest = rows(database, "SELECT digest FROM v_decisions WHERE sequence = ?", sequence)[0][0]
+    expect(page.locator(".card footer code").last).to_have_attribute("title", digest)
+    if (fold := page.locator(".card details").first).get_attribute("open") is None:
+        fold.locator("summary").click()
+    query = "SELECT gate, measure, threshold, passed FROM v_gates WHERE sequence = ?"
+    stored = rows(database, query, sequence)
+    assert stored
+    for gate, measure, threshold, passed in stored:
+        text = page.locator(f".card li[data-gate={gate}]").inner_text()
+        if re.search(r"\b(yes|no)$", text):
+            assert text.endswith("yes" if passed else "no")
+            continue
+        for number in page.evaluate(
+            """async ([unit, ...numbers]) => {
+                const { measure } = await import("/assets/format.js");
+                return numbers.map((number) => measure(number, unit));
+            }""",
+            [GATES[gate].unit, measure, threshold],
+        ):
+            assert number in text
+    failed = page.locator(".card li.failed").evaluate_all("all => all.map(one => one.dataset.gate)")
+    switches = {"operator", "deadline", "finite", "regime"}
+    assert set(failed) == {gate for gate, _, _, passed in stored if not passed} - switches
+
+
+def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
+    page: Page, database: Path
+) -> None:
+    expect(page.locator(".card h2")).to_have_count(1)
+    expect(page.locator(".card footer code").last).to_have_attribute(
+        "title",
+        rows(database, "SELECT digest FROM v_decisions ORDER BY sequence DESC LIMIT 1")[0][0],
+    )
+    assert page.get_by_role("link", name="TradingView").get_attribute("href") == (
+        "https://www.tradingview.com/"
+    )
+
+
+def red(page: Page) -> tuple[float, float]:
+    """Find the refusal that is drawn furthest to the right in the rows of gates."""
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    box = page.locator("ul.rows").bounding_box()
+    assert box is not None
+    for x in range(int(box["x"]) - 4, 30, -1):
+        for y in range(int(box["y"]), int(box["y"] + box["height"])):
+            if image.getpixel((x, y)) == LOSS:
+                return x, y
+    pytest.fail("no refusal is drawn")
+
+
+def test_a_click_on_a_drawn_refusal_gives_the_gates_of_v_gates(page: Page, database: Path) -> None:
+    page.mouse.click(*red(page))
+    page.wait_for_url("**/decision/*")
+    page.mouse.move(5, 5)
+    assert pinned(page) in refusals(database)
+    check_card(page, database, pinned(page))
+
+
+def test_each_of_two_quick_clicks_opens_its_bar_and_asks_for_it_once(page: Page) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    box = page.locator(".chart .canvas").bounding_box()
+    assert box is not None
+    found = []
+    for x in (300, 700, 500):  # faster than a double click
+        before = page.evaluate("location.hash")
+        page.mouse.click(box["x"] + x, box["y"] + 60)
+        page.wait_for_function("before => location.hash !== before", arg=before)
+        found.append(pinned(page))
+    assert found[0] < found[2] < found[1]
+    expect(page.locator(".card")).to_have_attribute("aria-busy", "false")
+    decisions = [address for address in asked if "/decisions/" in address]
+    assert len(decisions) == len(set(decisions))
+
+
+def test_each_decision_is_one_key_away(page: Page, database: Path) -> None:
+    newest = last(database)
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_url(f"**/decision/{newest - 1}")
+    check_card(page, database, newest - 1)
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(f"**/decision/{newest}")
+    page.keyboard.press("Home")
+    page.wait_for_url("**/decision/1")
+    check_card(page, database, 1)
+    page.keyboard.press("End")
+    page.wait_for_url(re.compile(r"/run/[^/]+$"))
+
+
+def test_n_walks_the_refusals_and_f_the_fills(page: Page, database: Path) -> None:
+    backwards = refusals(database)[::-1]
+    assert len(backwards) > 2
+    if backwards[0] == last(database):
+        backwards.pop(0)
+    for sequence in backwards[:2]:
+        page.keyboard.press("N")
+        page.wait_for_url(f"**/decision/{sequence}")
+        check_card(page, database, sequence)
+    page.keyboard.press("n")
+    page.wait_for_url(f"**/decision/{backwards[0]}")
+
+
+def test_keys_alone_reach_a_time_a_list_of_keys_and_another_theme(
+    page: Page, database: Path
+) -> None:
+    page.keyboard.press("Control+k")
+    expect(page.get_by_role("combobox")).to_be_focused()
+    page.keyboard.type("2025-06-01 00:33")
+    expect(page.get_by_role("option").first).to_contain_text("1 Jun 00:33")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/decision/*")
+    query = "SELECT sequence FROM v_decisions WHERE open_time_iso = '2025-06-01T00:33:00.000Z'"
+    assert pinned(page) == rows(database, query)[0][0]
+    page.keyboard.press("?")
+    expect(page.get_by_role("dialog", name="Keys")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    before = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    page.keyboard.press("t")
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") != before
+
+
+def test_an_address_opens_the_decision_it_names(browser: Browser, url: str, database: Path) -> None:
+    sequence = refusals(database)[-2]
+    run = rows(database, "SELECT run_id FROM v_runs")[0][0]
+    with opened(browser, f"{url}/#/run/{run}/decision/{sequence}") as page:
+        ready(page)
+        check_card(page, database, sequence)
+
+
+def test_an_unknown_run_is_one_sentence(browser: Browser, url: str) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(f"{url}/#/run/..%2F..%2Fetc%2Fpasswd")
+    expect(page.get_by_role("alert")).to_have_count(1)
+    assert "Traceback" not in page.inner_text("body")
+    context.close()
+
+
+PLACES: Final = ("", "/account", "/gates", "/health", "/compare")
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_phone_never_scrolls_sideways(
+    browser: Browser, url: str, database: Path, place: str
+) -> None:
+    run = rows(database, "SELECT run_id FROM v_runs")[0][0]
+    with opened(browser, f"{url}/#/run/{run}{place}", PHONE) as page:
+        expect(page.locator("h1").first).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        for button in page.locator("nav.phone button").all():
+            box = button.bounding_box()
+            assert box is not None
+            assert min(box["width"], box["height"]) >= 44
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [WIDE, {"width": 1024, "height": 768}, PHONE], ids=str)
+def test_a_screen_reader_and_weak_eyes_can_use_it(
+    browser: Browser, url: str, size: Any, scheme: str
+) -> None:
+    with opened(browser, f"{url}/", size, scheme) as page:
+        ready(page)
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+@pytest.mark.parametrize("place", ["#/runs", *PLACES[1:]])
+def test_other_places_are_accessible(
+    browser: Browser, url: str, database: Path, place: str
+) -> None:
+    run = rows(database, "SELECT run_id FROM v_runs")[0][0]
+    address = place if place.startswith("#") else f"#/run/{run}{place}"
+    with opened(browser, f"{url}/{address}") as page:
+        expect(page.locator("h1").first).to_be_visible()
+        page.wait_for_load_state("networkidle")
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_planted_fault_of_contrast_is_found(page: Page) -> None:
+    page.evaluate("document.querySelector('.sentence').style.color = '#eee'")
+    assert "color-contrast" in {rule["id"] for rule in Axe().run(page).response["violations"]}
+
+
+def test_hovering_shows_and_leaving_returns(page: Page) -> None:
+    title = page.locator(".card .when span").first
+    before = title.inner_text()
+    box = page.locator(".chart .canvas").bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 200, box["y"] + 100, steps=2)
+    expect(title).not_to_have_text(before)
+    page.mouse.move(box["x"] + 200, box["y"] - 120)
+    expect(title).to_have_text(before)
+
+
+def test_zooming_out_asks_coarser_cells_and_in_again_finer(page: Page) -> None:
+    for _ in range(4):
+        page.keyboard.press("-")
+    expect(page.locator(".chart .cell")).to_be_visible()
+    for _ in range(6):
+        page.keyboard.press("+")
+    expect(page.locator(".chart .cell")).to_have_count(0)
+
+
+def test_keys_that_come_within_one_drawing_each_zoom(page: Page) -> None:
+    press = 'for (const _ of "----") dispatchEvent(new KeyboardEvent("keydown", { key: "-" }))'
+    page.evaluate(press)
+    expect(page.locator(".chart .cell")).to_be_visible()
+
+
+FORMATS: Final = (
+    ("margin(0.00094)", ".00094"),
+    ("margin(-0.0152)", ".015"),
+    ("margin(95.9)", "95.9"),
+    ("margin(-328948, 'ms')", "5 min"),
+    ("measure(21600000, 'ms')", "6 h"),
+    ("measure(0.0125, 'share of the peak')", "1.25\u202f%"),
+    ("percent(-0.0003)", "\u22120.03\u202f%"),
+    ("percent(0.004, {sign: true})", "+0.40\u202f%"),
+    ("number(-0.001, 2)", "0.00"),
+    ("number(1234.5, 2)", "1,234.50"),
+    ("quantity('-0.0580')", "0.058"),
+    ("duration(16 * 3.6e6)", "16 h"),
+    ("interval(14400000)", "4h"),
+    ("clock(1748943180000)", "09:33"),
+    ("moment(1748943180000)", "3 Jun 09:33"),
+    ("word('confidence_margin')", "confidence"),
+)
+
+
+@pytest.mark.parametrize(("call", "text"), FORMATS)
+def test_a_number_is_written_as_the_design_says(page: Page, call: str, text: str) -> None:
+    script = f'import("/assets/format.js").then((format) => format.{call})'
+    assert page.evaluate(script) == text
+
+
+CUT: Final = """async ([run, kind, instrument, from, until, points]) => {
+    const { cut } = await import("/assets/cells.js");
+    const ask = async (query) => {
+        const answer = await fetch(`/api/v1/runs/${run}/${kind}?` + new URLSearchParams(query));
+        return answer.json();
+    };
+    const base = kind === "equity" ? {} : { instrument };
+    const range = { from_ms: from, until_ms: until, points };
+    return [cut(await ask({ ...base, points: 20000 }), range), await ask({ ...base, ...range })];
+}"""
+
+
+@pytest.mark.parametrize("kind", ["candles", "series", "equity"])
+def test_cells_cut_in_the_browser_are_those_of_the_server(page: Page, kind: str) -> None:
+    run = page.evaluate('fetch("/api/v1/runs").then((answer) => answer.json())')["runs"][0]
+    interval = run["interval_ms"]
+    until = run["last_ms"] + interval
+    start = (until - 900 * interval) // (60 * interval) * 60 * interval
+    asked = [run["run_id"], kind, run["instruments"][0], start, until, 100]
+    own, given = page.evaluate(CUT, asked)
+    assert own["interval_ms"] == given["interval_ms"] > interval
+    for name, column in given.items():
+        if name == "volume":  # a sum of floats, in another order
+            assert own[name] == pytest.approx(column)
+        else:
+            assert own[name] == column, name
+
+
+FRAME: Final = """async ([instrument, marks, fills]) => {
+    const { Frame } = await import("/assets/chart/frame.js");
+    const one = Object.fromEntries(["open", "high", "low", "close", "volume", "sequence", "action",
+        "refused_by", "regime", "confidence", "held"].map((name) => [name, [1]]));
+    const columns = { interval_ms: 60000, open_time_ms: [0], ...one, spare: {}, failed: {} };
+    const equity = { time_ms: [60000], equity: {} };
+    const frame = new Frame({ instrument, candles: columns, series: columns, equity, marks });
+    const before = ["fills", "orders", "gaps"].map((kind) => frame[kind].map((mark) => mark.name));
+    frame.append({ bar: [60000, 1, 1, 1, 1, 1], fills });
+    return [before, frame.fills.map((fill) => fill.name)];
+}"""
+
+
+def test_a_chart_holds_the_marks_of_its_symbol_alone(page: Page) -> None:
+    both = [{"instrument": "A", "name": "a"}, {"instrument": "B", "name": "b"}]
+    marks = {"fills": both, "orders": both, "gaps": both, "is_cut": False}
+    before, after = page.evaluate(FRAME, ["B", marks, both])
+    assert before == [["b"], ["b"], ["b"]]
+    assert after == ["b", "b"]
+
+
+PARTIAL: Final = """async ([record, sequences]) => {
+    const element = document.createElement("div");
+    element.id = "record";
+    element.textContent = record;
+    document.body.append(element);
+    const { source } = await import("/assets/api.js?file");
+    const rows = await source.get("/runs/r/views/decisions", { limit: 50 });
+    const found = [];
+    for (const sequence of sequences) {
+        const { previous, forecast, open_time_ms } = await source.partial("r", sequence);
+        found.push([open_time_ms / 60000, previous, forecast.came]);
+    }
+    return [rows.rows.map((row) => row[0]), found];
+}"""
+
+
+def columns_of(minutes: list[int], cell: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return candles and decisions of cells of *cell* minutes; the close is e to the minute."""
+    count = len(minutes)
+    times = [60_000 * minute for minute in minutes]
+    base = {"interval_ms": 60_000 * cell, "open_time_ms": times}
+    prices = dict.fromkeys(("open", "high", "low"), [1.0] * count)
+    closes = [2.718281828459045 ** (minute + cell - 1) for minute in minutes]
+    sequences = [minute + cell - 1 for minute in minutes]
+    blank: dict[str, list[Any]] = {
+        **dict.fromkeys(("refused_by", "confidence", "stdev_return"), [None] * count),
+        **dict.fromkeys(("action", "regime"), [""] * count),
+        **dict.fromkeys(("held", "mean_return"), [0.0] * count),
+    }
+    candles = {**base, **prices, "close": closes, "volume": [1.0] * count}
+    series = {**base, **blank, "sequence": sequences, "spare": {}, "failed": {}}
+    return candles, series
+
+
+def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
+    run = {
+        "row": {"interval_ms": 60_000},
+        "gates": [],
+        "gate_horizon": 2,
+        "instruments": [{"id": "i", "base": "I"}],
+    }
+    root = "/api/v1/runs/r"
+    record: dict[str, Any] = {root: run}
+    newest = [20, 21, 23, 24, 25]  # a bar is missing
+    for suffix, held in (
+        ("", columns_of([0, 5, 10, 15, 20], 5)),
+        ("#newest", columns_of(newest, 1)),
+    ):
+        for kind, columns in zip(("candles", "series"), held, strict=True):
+            record[f"{root}/{kind}?instrument=i{suffix}"] = columns
+    packed = base64.b64encode(gzip.compress(json.dumps(record).encode())).decode()
+    listed, found = page.evaluate(PARTIAL, [packed, [14, 20, 21, 23]])
+    assert sorted(listed) == [4, 9, 14, 19, *newest]
+    cells, alone, beside, after = found
+    assert cells == [14, 9, None]
+    assert alone == [20, 19, None]  # its bar ahead is the one that is missing
+    assert beside[:2] == [21, 20]
+    assert beside[2] == pytest.approx(2)
+    assert after[2] == pytest.approx(2)
+
+
+def test_an_address_that_is_none_opens_the_newest_run(page: Page) -> None:
+    script = 'import("/assets/address.js").then((address) => address.parseAddress("#/run/%"))'
+    found = page.evaluate(script)
+    assert (found["place"], found["run"], found["view"]) == ("run", None, "now")

@@ -1,0 +1,234 @@
+"""What a file holds of a run: the interface's own answers, chosen decisions whole."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pytest
+from page_cases import shown_of
+from pages import record_in, unpacked
+from report_cases import SAMPLE, cross, replayed, typed
+
+from tracepaper.replay.page import contents, routes
+from tracepaper.replay.page.contents import contents_of
+from tracepaper.replay.page.databases import Databases
+from tracepaper.replay.page.export import run_page
+from tracepaper.storage.maintenance import prune
+
+PLACES: Final = ("", "/marks", "/health", "/refusals", "/report", "/equity")
+
+
+@pytest.fixture(scope="module")
+def held(cross_database: Path) -> dict[str, Any]:
+    run = shown_of(cross_database).run_id
+    return record_in(run_page(cross_database, run))
+
+
+@cache
+def opened(database: Path) -> Databases:
+    return Databases([database])
+
+
+def answer(database: Path, path: str, **query: Any) -> Any:
+    """Return what the interface answers, as plain values."""
+    given = {name: str(value) for name, value in query.items()}
+    made = routes.match(path, given).respond(opened(database), lambda _share, _doing: None)
+    return msgspec.json.decode(msgspec.json.encode(made))
+
+
+def test_every_place_of_the_page_has_its_answer(held: dict[str, Any], cross_database: Path) -> None:
+    run = shown_of(cross_database).run_id
+    own = f"/api/v1/runs/{run}"
+    named = {own + place for place in PLACES}
+    named |= {f"{own}/{kind}?instrument=linear%3ABTCUSDT" for kind in ("candles", "series")}
+    named |= {f"{own}/views/{view}" for view in ("trades", "orders", "fills", "ledger")}
+    whole = {name for name in held if re.fullmatch(rf"{own}/decisions/\d+", name)}
+    assert held.keys() == named | whole | {"/api/v1/runs", "/api/v1/file"}
+    assert held["/api/v1/file"]["whole"] == len(whole) > 50
+    assert [row["run_id"] for row in held["/api/v1/runs"]["runs"]] == [run]
+
+
+def test_what_is_not_drawn_alone_is_the_interfaces_own_answer(
+    held: dict[str, Any], cross_database: Path
+) -> None:
+    run = shown_of(cross_database).run_id
+    for rest in ("", "/marks", "/health", "/refusals", "/report"):
+        assert held[f"/api/v1/runs/{run}{rest}"] == answer(cross_database, f"/runs/{run}{rest}")
+    own = f"/runs/{run}/candles"
+    candles = held[f"/api/v1{own}?instrument=linear%3ABTCUSDT"]
+    assert candles == answer(cross_database, own, points=20_000)
+    for name, decision in held.items():
+        if "/decisions/" in name:
+            assert decision == answer(cross_database, name.removeprefix("/api/v1"))
+
+
+def test_drawn_columns_are_rounded_and_the_others_are_not(
+    held: dict[str, Any], cross_database: Path
+) -> None:
+    path = f"/runs/{shown_of(cross_database).run_id}"
+    series = held[f"/api/v1{path}/series?instrument=linear%3ABTCUSDT"]
+    exact = answer(cross_database, f"{path}/series", points=20_000)
+    for name in ("sequence", "action", "refused_by", "held", "failed", "open_time_ms"):
+        assert series[name] == exact[name], name
+    for gate, column in exact["spare"].items():
+        assert series["spare"][gate] == pytest.approx(column, abs=0.00051, nan_ok=True), gate
+    equity, given = (
+        held[f"/api/v1{path}/equity"],
+        answer(cross_database, f"{path}/equity", points=20_000),
+    )
+    assert equity["equity"] != given["equity"]
+    for name, column in given["equity"].items():
+        assert equity["equity"][name] == pytest.approx(column, abs=0.5)  # of a million
+
+
+def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_database: Path) -> None:
+    path = f"/api/v1/runs/{shown_of(cross_database).run_id}"
+    run, fills = held[path], held[f"{path}/views/fills"]
+    column = [each["name"] for each in fills["columns"]].index("decision_sequence")
+    wanted = {run["last_sequence"], run["first_sequence"], run["last_fill"]["decision_sequence"]}
+    wanted |= {row[column] for row in fills["rows"][: contents.FILLED]}
+    series = held[f"{path}/series?instrument=linear%3ABTCUSDT"]
+    judged = dict(zip(series["refused_by"], series["sequence"], strict=True))
+    wanted |= {sequence for gate, sequence in judged.items() if gate}
+    wanted |= set(series["sequence"][-contents.NEWEST :])
+    assert {f"{path}/decisions/{sequence}" for sequence in wanted} <= held.keys()
+
+
+@pytest.mark.slow
+def test_full_holds_every_decision_in_blocks(cross_database: Path) -> None:
+    shown = shown_of(cross_database)
+    made = contents_of(cross_database, shown.run_id, full=True)
+    sequences = shown.views.rows("v_decisions")
+    assert not any("/decisions/" in name for name in made.record)
+    names: list[str] = []
+    for block in made.blocks:
+        answers = unpacked(block.text)
+        of_block = [int(name.rpartition("/")[2]) for name in answers]
+        assert (of_block[0], of_block[-1]) == (block.first, block.last)
+        names += answers
+    assert [int(name.rpartition("/")[2]) for name in names] == [
+        row["sequence"] for row in sequences
+    ]
+    assert made.record["/api/v1/file"]["whole"] == len(sequences)
+
+
+def test_a_run_longer_than_a_file_takes_has_cells_and_its_newest_bars(
+    cross_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(contents, "POINTS_MAX", 300)
+    shown = shown_of(cross_database)
+    record = contents_of(cross_database, shown.run_id).record
+    path = f"/api/v1/runs/{shown.run_id}/candles?instrument=linear%3ABTCUSDT"
+    whole, newest = record[path], record[f"{path}#newest"]
+    assert whole["interval_ms"] > newest["interval_ms"] == 60_000
+    assert len(whole["open"]) <= 300
+    assert len(newest["open"]) <= 300
+    assert newest["open_time_ms"][-1] == record[f"/api/v1/runs/{shown.run_id}"]["row"]["last_ms"]
+
+
+def test_each_instrument_has_its_columns(pair_database: Path) -> None:
+    record = contents_of(pair_database, shown_of(pair_database).run_id).record
+    for symbol in ("BTCUSDT", "SOLUSDT"):
+        for kind in ("candles", "series"):
+            [found] = [
+                name for name in record if name.endswith(f"{kind}?instrument=linear%3A{symbol}")
+            ]
+            assert len(record[found]["open_time_ms"]) > 1_000
+
+
+def test_full_without_a_file_is_one_sentence(
+    cross_database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = typed(capsys, "report", "last", "--db", cross_database, "--full")
+    assert (code, out) == (2, "")
+    assert "give --html FILE with it" in err
+
+
+EVIL: Final = "</script><img src=x onerror=alert(1)>"
+
+
+def test_markup_in_names_notes_reasons_and_files_stays_text(
+    cross_database: Path, tmp_path: Path
+) -> None:
+    planted = tmp_path / f"{EVIL.replace('/', '')}.db"
+    shutil.copy(cross_database, planted)
+    with closing(sqlite3.connect(planted)) as record, record:
+        record.execute("UPDATE runs SET strategy = ?", (EVIL,))
+        record.execute("UPDATE orders SET reason = ?", (EVIL,))
+    page = run_page(planted, shown_of(planted).run_id)
+    assert "<img" not in page
+    assert page.count("onerror") == 1  # in the title, as text
+    told = str(record_in(page))
+    assert told.count(EVIL) > 100
+    assert planted.name in told
+
+
+def test_a_page_names_no_host_but_the_charts_makers_and_markup_languages(
+    cross_database: Path,
+) -> None:
+    page = run_page(cross_database, shown_of(cross_database).run_id)
+    code, _, rest = page.partition("</head>")
+    assert "http" not in rest
+    hosts = set(re.findall(r"https?:(?://|\\/\\/)([\w.-]+)", code))
+    assert hosts <= {"www.tradingview.com", "www.w3.org", "www.apache.org"}
+    assert "www.tradingview.com" in hosts
+
+
+@pytest.mark.slow
+def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
+    pruned = replayed(tmp_path, cross(), "--data", SAMPLE, "--to", "2025-05-29")
+    prune(pruned, keep_days=1, pruned_at_ms=0)
+    shown = shown_of(pruned)
+    assert shown.columns.span[0] > 0
+    record = contents_of(pruned, shown.run_id).record
+    own = f"/api/v1/runs/{shown.run_id}"
+    series = record[f"{own}/series?instrument=linear%3ABTCUSDT"]
+    assert series["sequence"][0] >= shown.columns.span[0]
+    assert f"{own}/decisions/{series['sequence'][-1]}" in record
+
+
+@pytest.mark.parametrize("content", [b"", b"no database at all"])
+def test_what_is_no_record_is_one_sentence(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.db").write_bytes(content)
+    page = tmp_path / "page.html"
+    code, out, err = typed(capsys, "report", "last", "--db", tmp_path / "bad.db", "--html", page)
+    assert (code, out) == (1, "")
+    assert len(err.strip().splitlines()) == 1
+    assert not page.exists()
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(
+    cross_database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "missing" / "page.html"
+    code, _, err = typed(capsys, "report", "last", "--db", cross_database, "--html", page)
+    assert code == 2
+    assert "choose another file" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+LOADS: Final = """
+import sys
+from tracepaper.daemon.cli import invoke
+assert invoke(["report", "last", "--db", sys.argv[1], "--html", sys.argv[2]]) == 0
+import tracepaper.replay.page.model
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_a_page_is_written_without_pytorch(cross_database: Path, tmp_path: Path) -> None:
+    words = ["-c", LOADS, str(cross_database), str(tmp_path / "page.html")]
+    subprocess.run([sys.executable, *words], check=True, capture_output=True)
+    assert (tmp_path / "page.html").stat().st_size < 1_000_000

@@ -1,0 +1,172 @@
+"""A page as one file: everything inside, nothing loaded, and nothing of a record runs."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+import pytest
+from pages import document_in, record_in
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay import page as package
+from tracepaper.replay.document.charts import Chart, ChartAxis, ChartPanel, LineLayer
+from tracepaper.replay.document.values import Paragraph, TitledParts, as_parts, table_of
+from tracepaper.replay.page.export import (
+    DOCUMENT_START,
+    PAGE_START,
+    modules_of,
+    one_file,
+    write_document_page,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+
+ASSETS: Final = Path(package.__file__).parent / "assets"
+EVIL = '</script><img src="https://evil.example/x" onerror="alert(1)">'
+DOCUMENT = TitledParts(
+    EVIL,
+    (
+        Paragraph(EVIL),
+        table_of("t", EVIL, {EVIL: "text"}, [[EVIL]]),
+        Chart(EVIL, EVIL, [ChartPanel([LineLayer(EVIL, [0, 1], [1.0, 2.0])], ChartAxis(EVIL))]),
+    ),
+)
+
+
+class Page(HTMLParser):
+    """Collects elements, with the text inside each script and style."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.insides: list[tuple[str, dict[str, str | None], str]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements[-1:] and self.elements[-1][0] in ("script", "style") and data.strip():
+            self.insides.append((*self.elements[-1], data))
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> str:
+    write_document_page(DOCUMENT, tmp_path / "page.html")
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_the_record_is_the_document_as_the_interface_answers_it(tmp_path: Path) -> None:
+    write_document_page(DOCUMENT, tmp_path / "page.html")
+    found = document_in(tmp_path / "page.html")
+    assert found == {"title": EVIL, "parts": as_parts(DOCUMENT.parts)}
+
+
+def test_text_of_the_record_is_no_markup(page: str) -> None:
+    read = Page(page)
+    assert {tag for tag, _ in read.elements} == {
+        "html", "head", "meta", "title", "style", "script", "body", "div", "noscript",
+    }  # fmt: skip
+    assert not any(name.startswith("on") for _, given in read.elements for name in given)
+    assert "evil.example" not in page.replace("&lt;/script&gt;&lt;img src=&quot;https://evil", "")
+
+
+def test_nothing_is_loaded_and_each_script_and_style_is_named_by_its_hash(page: str) -> None:
+    read = Page(page)
+    for _, given in read.elements:
+        assert not {"src", "href", "action"} & given.keys()
+    assert "@import" not in page
+    assert "url(" not in page
+    policy = str(next(given for tag, given in read.elements if given.get("http-equiv"))["content"])
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe" not in policy
+    named = set(re.findall(r"sha256-[\w+/=]+", policy))
+    run = [text for tag, given, text in read.insides if "gzip" not in str(given.get("type"))]
+    hashed = {
+        f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+        for text in run
+    }
+    assert len(run) == 3  # the style, the names of the modules, the start
+    assert named == hashed
+
+
+def test_a_changed_script_is_no_longer_one_that_may_run(page: str) -> None:
+    changed = page.replace('import "tracepaper/', 'import  "tracepaper/')
+    assert changed != page
+    [start] = [text for *_, text in Page(changed).insides if text.startswith("import ")]
+    digest = base64.b64encode(hashlib.sha256(start.encode()).digest()).decode()
+    assert digest not in changed
+
+
+def modules_in(page: str) -> dict[str, str]:
+    [names] = [text for _, given, text in Page(page).insides if given.get("type") == "importmap"]
+    prefix = "data:text/javascript,"
+    imports = json.loads(names)["imports"]
+    assert all(url.startswith(prefix) for url in imports.values())
+    assert not any(re.search(r"[\x00-\x1f#]", url) for url in imports.values())
+    return {name: unquote(url.removeprefix(prefix)) for name, url in imports.items()}
+
+
+@pytest.mark.parametrize("start", [DOCUMENT_START, PAGE_START])
+def test_every_module_that_is_imported_is_inside_as_it_is_served(start: str) -> None:
+    modules = modules_in(one_file("t", start, [], {}))
+    assert modules.keys() == {f"tracepaper/{name}" for name in modules_of(start)}
+    for name, text in modules.items():
+        served = (ASSETS / name.removeprefix("tracepaper/")).read_text(encoding="utf-8")
+        relative = re.findall(r"""(?:from|import)\s*["'](\.[^"']+)""", served)
+        imported = re.findall(r"""(?:from|import)\s*["'](tracepaper/[^"']+)""", text)
+        assert len(relative) == len(imported)
+        assert modules.keys() >= set(imported)
+        assert not re.search(r"""(?:from|import)\s*\(?\s*["']\.""", text)
+        assert len(text) == len(served) + sum(map(len, imported)) - sum(map(len, relative))
+
+
+def test_the_page_in_a_file_is_all_of_the_served_one() -> None:
+    """A module that only the server could load would be missing from a disk."""
+    served = {str(path.relative_to(ASSETS)) for path in ASSETS.rglob("*.js")}
+    assert served == set(modules_of(PAGE_START)) | set(modules_of(DOCUMENT_START))
+
+
+def test_a_start_whose_import_is_missing_is_found() -> None:
+    with pytest.raises(FileNotFoundError):
+        modules_of("nothing.js")
+
+
+def test_a_page_is_small_and_the_same_twice(page: str, tmp_path: Path) -> None:
+    assert len(gzip.compress(page.encode())) < 60_000
+    write_document_page(DOCUMENT, tmp_path / "again.html")
+    assert (tmp_path / "again.html").read_text(encoding="utf-8") == page
+
+
+def test_a_record_may_hold_any_answers_but_no_nan() -> None:
+    record = {"/api/v1/runs/a": {"equity": [1.5, None]}, "/api/v1/health": {"state": "é\u2028"}}
+    assert record_in(one_file("t", DOCUMENT_START, ["document.css"], record)) == record
+    with pytest.raises(ValueError, match="Out of range float"):
+        one_file("t", DOCUMENT_START, [], {"/": float("nan")})
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match=r"cannot be written .*; choose another file"):
+        write_document_page(DOCUMENT, tmp_path / "missing" / "page.html")
+
+
+def test_a_page_given_as_a_database_is_named_for_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "d.html"
+    write_document_page(DOCUMENT, page)
+    assert invoke(["ui", "--db", str(page)]) == 1
+    said = capsys.readouterr().err
+    assert said == f"{page} is a page and not a database: open it in a browser.\n"
+    other = tmp_path / "d.db"
+    other.write_bytes(b"<!doc")  # no page, and no database
+    assert invoke(["ui", "--db", str(other)]) == 1
+    assert "is a page" not in capsys.readouterr().err

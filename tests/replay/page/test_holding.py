@@ -1,0 +1,150 @@
+"""Buy and hold on the page is the report's, to the last bar, as a run grows and after a prune."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec import structs
+from page_cases import shown_of
+from report_cases import build_report_of
+
+from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.replay.bench.live import closes_of, live_config, live_parts, quote_of
+from tracepaper.replay.bench.replay import tiled
+from tracepaper.replay.page import columns, holding, news, runs
+from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.report.report import held_alike
+from tracepaper.storage.maintenance import prune
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Event, Funding
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS
+
+PARTS = 3
+
+
+class Sides(Strategy):
+    """Holds each side for a while, by chance."""
+
+    warmup = 10
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._draw = random.Random(options.get("seed", 0))
+
+    def decide(self, _context: BarContext) -> Signal:
+        """Throw the dice."""
+        action = self._draw.choice([Action.LONG, Action.SHORT, Action.FLAT, *[Action.HOLD] * 5])
+        return Signal(action, "the dice")
+
+
+def events(bars: int, most: int, *, seed: int) -> list[Event]:
+    """Return quotes, bars and settlements of two instruments in the order of their times.
+
+    Funding is settled on a bar's close and between two, some of it twice, some before the first
+    decision; the second instrument begins later.
+    """
+    draw, told = random.Random(seed), list[Funding]()
+    made: list[Event] = []
+    for number, close in enumerate(closes_of(2, bars)):
+        present = close if number >= 25 else close[:1]
+        made += present
+        at = close[0].close_time_ms
+        for after_ms in (0, 1_000, 20_000):
+            if after_ms == 1_000:  # the orders of these bars have reached the exchange
+                quotes = map(quote_of, present)
+                made += [
+                    structs.replace(one, market_ms=at + 1_000, seen_ms=at + 1_000) for one in quotes
+                ]
+                continue
+            for bar in present:
+                if draw.random() < 0.05:
+                    rate = draw.randrange(-most, most)
+                    told.append(Funding(bar.instrument, rate, at + after_ms, at + after_ms))
+                    made.append(told[-1])
+        if told and draw.random() < 0.05:
+            made.append(told[-1])
+    return made
+
+
+def check(shown: ShownRun) -> None:
+    """Compare what the page says of holding with the report."""
+    report = build_report_of(shown.database).record
+    expected = {f"{one.share:.9f}": one for one in held_alike(report)}
+    found = {f"{one.share:.9f}": one for one in holding.held(shown)}
+    assert found.keys() == expected.keys()
+    curves = runs.equity(shown, None, None, 20_000)
+    at = np.searchsorted(report.times_ms, curves.time_ms, side="right")
+    listed = {one.name: one for one in runs.run(shown).accounts}
+    for share, one in found.items():
+        curve = expected[share].equity
+        assert curves.equity[one.name] == pytest.approx(curve[at], abs=1e-6)
+        assert listed[one.name].equity == pytest.approx(curve[-1], abs=1e-6)
+        assert listed[one.name].total_return == pytest.approx(curve[-1] / curve[0] - 1)
+
+
+def check_news(shown: ShownRun) -> None:
+    """Compare what the stream tells of holding with the curves."""
+    curves = runs.equity(shown, None, None, 20_000)
+    expected = {
+        name: dict(zip(curves.time_ms, curve, strict=True))
+        for name, curve in curves.equity.items()
+        if name in {one.name for one in holding.held(shown)}
+    }
+    shelf, end = Databases([shown.database]), shown.columns.span[1]
+    told = [step for step in news.since(shelf, shown.run_id, end - 20).steps if step.bar]
+    assert told
+    for step in told:
+        assert step.bar is not None
+        closed = step.bar[0] + MINUTE_MS
+        found = {name: value for name, value in step.equity.items() if name in expected}
+        assert found == pytest.approx({name: curve[closed] for name, curve in expected.items()})
+
+
+# Settlements of a ten-thousandth at most, and of a hundredth, which uses an account up.
+LONG = [pytest.param(2, 3_000, rate, marks=pytest.mark.slow) for rate in (10**6, 10**8)]
+
+
+@pytest.mark.parametrize(("seed", "bars", "rate"), [(0, 200, 10**7), *LONG])
+def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int, bars: int, rate: int
+) -> None:
+    monkeypatch.setattr(columns, "SHORT_BARS", 50)
+    monkeypatch.setattr(columns, "FOLDED_BARS", 20)
+    monkeypatch.setattr(holding, "NEAR", 3)
+    every, database = events(bars, rate, seed=seed), tmp_path / "run.db"
+    config = live_config(f"{__name__}:{Sides.__name__}", ["BENCH0USDT", "BENCH1USDT"])
+    # Each part ends with a settlement, whose bar is not there yet.
+    settled = [at for at, one in enumerate(every, 1) if at > 60 and isinstance(one, Funding)]
+    chosen = random.Random(seed).sample(settled[:-1], PARTS - 1)
+    edges = [0, *sorted(chosen), len(every)]
+    known = archive_instrument(tiled(10))
+    instruments = [structs.replace(known, symbol=name) for name in config.market.symbols]
+    with live_parts(config, instruments, None, database, start_ms=every[0].market_ms) as parts:
+        asyncio.run(_append(parts, [parts.start()]))
+        followed = shown_of(database)
+        for first, end in pairwise(edges):
+            asyncio.run(_append(parts, every[first:end]))
+            for shown in (followed, shown_of(database)):
+                shown.columns.refresh(shown.reader)
+                check(shown)
+    held = [row["quantity"] for row in followed.views.rows("v_positions")]
+    assert min(held) < 0 < max(held)
+    units = followed.columns.followed["units"].bought.values()
+    assert all(unit.settled_ms.size > 5 and unit.paid.any() for unit in units)
+    if bars > DAY_MS // MINUTE_MS:
+        assert prune(database, keep_days=1, pruned_at_ms=5)
+        for shown in (followed, shown_of(database)):
+            shown.columns.refresh(shown.reader)
+            assert shown.columns.span[0] > 0
+            check(shown)
+
+
+async def _append(parts: Any, some: list[Event]) -> None:
+    await parts.audit.append(*(parts.engine.step(event, None) for event in some))

@@ -1,0 +1,290 @@
+"""A running daemon's page in a real browser: news, the operator's words, a death and a start."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import socket
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from browser import browsing, complaints
+from playwright.sync_api import expect
+from programs import BIN, Program, pointing_at
+from report_cases import SAMPLE
+from waiting import deadline_s
+
+from tracepaper.daemon.http.client import token_file
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+expect.set_options(timeout=1_000 * deadline_s(30))
+
+SPEED: Final = "60"  # a bar a second
+CONFIG: Final = """
+[strategy]
+name = "sma_cross"
+fast = 3
+slow = 7
+long_only = false
+[sizing]
+mode = "fixed"
+quantity = "0.01"
+[parity]
+daily_at = "off"
+"""
+AWAY: Final = re.compile("ERR_(CONNECTION|EMPTY|INCOMPLETE|NETWORK)|status of (401|503)|WebSocket")
+
+
+@dataclass
+class Running:
+    """A daemon beside an exchange, on a port that it has again after each start."""
+
+    folder: Path
+    url: str
+    settings: dict[str, str]
+    daemon: Program
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "run.db"
+
+    @property
+    def token(self) -> str:
+        return token_file(self.database).read_text()
+
+    def start(self) -> None:
+        """Start the daemon again."""
+        self.daemon = started(self.folder, self.settings)
+
+    def rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(f"{self.database.as_uri()}?mode=ro", uri=True)) as db:
+            return db.execute(query, values).fetchall()
+
+    def wait_for(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Wait until *query* has a row."""
+        self.daemon.wait_until(lambda: bool(self.rows(query, *values)))
+        return self.rows(query, *values)
+
+    def commands(self) -> list[tuple[int, dict[str, Any]]]:
+        """Return the operator's words of the record, oldest first, with their sequences."""
+        query = "SELECT sequence, content FROM v_events WHERE kind = 'command' ORDER BY sequence"
+        return [(sequence, json.loads(content)) for sequence, content in self.rows(query)]
+
+
+def started(folder: Path, settings: dict[str, str]) -> Program:
+    """Start a daemon, and wait until it has decided."""
+    command = [str(BIN / "tracepaper"), "run", "-c", "live.toml", "--db", "run.db"]
+    daemon = Program(command, folder, name="daemon", extra=settings)
+    daemon.wait_until(lambda: '"event": "decision"' in daemon.err)
+    return daemon
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("live")
+    (folder / "live.toml").write_text(CONFIG)
+    with socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+    exchange = Program(
+        [str(BIN / "tracepaper"), "exchange", "--data", str(SAMPLE), "--speed", SPEED],
+        folder,
+        name="exchange",
+    )
+    try:
+        exchange.wait_until(lambda: "\n" in exchange.out)
+        settings = pointing_at(exchange.out) | {"TRACEPAPER_HTTP__PORT": str(port)}
+        found = Running(folder, f"http://127.0.0.1:{port}", settings, started(folder, settings))
+        try:
+            yield found
+        finally:
+            found.daemon.kill()
+    finally:
+        exchange.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as started:
+        yield started
+
+
+@contextmanager
+def opened(browser: Browser, address: str, first: str = "") -> Iterator[Page]:
+    """Open *address* after the script *first*.
+
+    Nothing may be complained of but a server that is away or refuses.
+    """
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, timezone_id="UTC")
+    context.add_init_script(first)
+    page = context.new_page()
+    page.set_default_timeout(1_000 * deadline_s(30))
+    said = complaints(page)
+    try:
+        page.goto(address)
+        yield page
+        assert [one for one in said if not AWAY.search(one)] == []
+    finally:
+        context.close()
+
+
+@pytest.fixture
+def page(browser: Browser, running: Running) -> Iterator[Page]:
+    with opened(browser, f"{running.url}/") as shown:
+        shown.locator(".card h2").wait_for()
+        yield shown
+
+
+def say(page: Page, word: str, note: str, token: str) -> str:
+    """Give one of the operator's words in the dialog; return what it answers."""
+    if not page.get_by_role("dialog").count():
+        page.locator("header .tools button").first.click()
+    dialog = page.get_by_role("dialog", name="Operator")
+    dialog.get_by_role("radio", name=word).click()
+    dialog.get_by_label("Note").fill(note)
+    dialog.get_by_label("Token").fill(token)
+    send = dialog.locator("button.danger")
+    send.click()
+    dialog.get_by_role("button", name=f"Click again: {word}").click()
+    status = dialog.get_by_role("status")
+    status.filter(has_text=".").wait_for()
+    return status.inner_text()
+
+
+CHART_AT_CARD: Final = """() => {
+    const text = (one) => document.querySelector(one).textContent;
+    return text(".card .when span").includes(text(".legend .values b"));
+}"""
+"""Whether the newest bar of the chart is the one that the card is of."""
+
+
+def test_the_newest_card_and_bar_move_by_what_the_stream_tells(page: Page) -> None:
+    time = page.locator(".card .when span").first
+    before = time.inner_text()
+    expect(time).not_to_have_text(before)
+    page.wait_for_function(CHART_AT_CARD)
+
+
+SLOW_ANSWERS: Final = """
+const [ask, wait] = [fetch, () => new Promise((done) => setTimeout(done, 1500))];
+let turn = Promise.resolve();
+window.fetch = (url, ...rest) => {
+    if (!String(url).includes("/decisions/")) return ask(url, ...rest);
+    turn = turn.then(wait);
+    return turn.then(() => ask(url, ...rest));
+};"""
+"""One answer in the time of more than one bar, one after another."""
+
+
+def test_a_card_goes_on_where_bars_come_faster_than_answers(
+    browser: Browser, running: Running
+) -> None:
+    with opened(browser, f"{running.url}/", SLOW_ANSWERS) as page:
+        time = page.locator(".card .when span").first
+        for _ in range(3):
+            before = time.inner_text()
+            expect(time).not_to_have_text(before)
+
+
+def test_a_word_without_the_token_is_refused_in_words(page: Page, running: Running) -> None:
+    page.locator("header .tools button").first.click()
+    dialog = page.get_by_role("dialog", name="Operator")
+    assert dialog.locator("button.danger").is_disabled()  # no token, no word
+    assert say(page, "HALT", "", "wrong") == (
+        "The daemon does not know this token; each start writes a new one to run.db.token."
+    )
+    assert running.commands() == []
+
+
+def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
+    page: Page, running: Running
+) -> None:
+    note = "<img src=x onerror=alert(1)> a look"
+    assert "of the record" in (said := say(page, "HALT", note, running.token))
+    [(sequence, word)] = running.commands()
+    assert str(sequence) in said
+    assert (word["kind"], word["note"]) == ("HALT", note)
+    page.keyboard.press("Escape")
+    banner = page.locator(".banner")
+    banner.filter(has_text="HALT at").filter(has_text=note).wait_for()
+    after = "SELECT sequence FROM v_decisions WHERE sequence > ? AND refused_by = 'operator'"
+    running.wait_for(after, sequence)
+    orders = "SELECT count(*) FROM v_orders WHERE sequence > ?"
+    assert running.rows(orders, sequence) == [(0,)]
+    page.reload()  # the banner is the record's, not the page's memory
+    banner.filter(has_text=note).wait_for()
+    assert page.locator("header .tools button").first.inner_text() == "Resume…"
+
+    say(page, "RESUME", "on", running.token)
+    page.keyboard.press("Escape")
+    banner.filter(has_text="HALT at").wait_for(state="detached")
+    resumed = running.commands()[-1][0]
+    running.wait_for("SELECT 1 FROM v_fills WHERE sequence > ?", resumed)
+
+    say(page, "FLATTEN", "enough", running.token)
+    page.keyboard.press("Escape")
+    banner.filter(has_text="FLATTEN at").filter(has_text="enough").wait_for()
+    flat = running.commands()[-1][0]
+    running.wait_for("SELECT 1 FROM v_fills WHERE sequence > ?", flat)
+    page.locator("h1.sentence").filter(has_text="Flat").wait_for()
+    assert [one["kind"] for _, one in running.commands()] == ["HALT", "RESUME", "FLATTEN"]
+
+
+def test_a_refused_mark_shows_the_gates_of_v_gates(page: Page, running: Running) -> None:
+    query = "SELECT max(sequence) FROM v_decisions WHERE refused_by = 'operator'"
+    [(sequence,)] = running.rows(query)
+    run = running.rows("SELECT run_id FROM v_runs")[0][0]
+    page.goto(f"{running.url}/#/run/{run}/decision/{sequence}")
+    page.locator(".card h2").filter(has_text="operator").wait_for()
+    page.locator(".card[aria-busy=false]").wait_for()
+    if (fold := page.locator(".card details").first).get_attribute("open") is None:
+        fold.locator("summary").click()
+    stored = running.rows("SELECT gate, passed FROM v_gates WHERE sequence = ?", sequence)
+    assert stored
+    for gate, passed in stored:
+        text = page.locator(f".card li[data-gate='{gate}']").inner_text()
+        assert gate.split("_")[0] in text
+        if text.endswith(("yes", "no")):
+            assert text.endswith("yes" if passed else "no")
+
+
+def test_health_shows_what_only_the_daemon_knows(page: Page, running: Running) -> None:
+    page.get_by_role("button", name="Health").click()
+    place = page.locator(".place")
+    place.locator("h1").filter(has_text="halted by operator").wait_for()
+    place.get_by_text("Newest frame").wait_for()
+    row = place.locator("tr", has_text="decision").first
+    assert re.search(r"\d", row.inner_text())
+    assert place.locator("tr", has_text="linear:BTCUSDT").count() >= 1
+    assert "FLATTEN: enough" in place.inner_text()
+    assert "read from the record" not in place.inner_text()
+
+
+def test_a_killed_daemon_is_said_and_the_page_goes_on_when_it_is_back(
+    page: Page, running: Running
+) -> None:
+    say(page, "RESUME", "", running.token)
+    page.keyboard.press("Escape")
+    former = running.token
+    time = page.locator(".card .when span").first
+    running.daemon.stop(signal.SIGKILL)
+    banner = page.locator(".banner")
+    banner.filter(has_text="has not answered since").wait_for()
+    before = time.inner_text()
+    # What it knew stays, though reading it again fails meanwhile.
+    page.wait_for_event("requestfailed", predicate=lambda one: "/api/v1/runs/" in one.url)
+    assert time.inner_text() == before
+    running.start()
+    banner.filter(has_text="has not answered since").wait_for(state="detached")
+    expect(time).not_to_have_text(before)
+    page.wait_for_function(CHART_AT_CARD)  # the bars that came meanwhile are asked for
+    assert "each start writes a new one" in say(page, "HALT", "", former)
+    assert "of the record" in say(page, "HALT", "", running.token)

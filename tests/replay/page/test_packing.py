@@ -1,0 +1,56 @@
+"""Columns as bytes come back as they were, and small."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pages import unpacked
+
+from tracepaper.replay.page.packing import LONG, packed
+
+DECIMAL = st.decimals(allow_nan=False, places=4, min_value=-(10**9), max_value=10**9).map(float)
+NUMBERS = st.one_of(DECIMAL, st.integers(-(2**50), 2**50), st.none(), st.floats(allow_nan=False))
+
+
+def back(value: Any) -> Any:
+    return unpacked(packed({"/a": value}))["/a"]
+
+
+@settings(max_examples=30)
+@given(st.lists(NUMBERS.filter(lambda each: each is None or abs(each) < math.inf), min_size=LONG))
+def test_every_column_of_numbers_comes_back_exactly(column: list[float | None]) -> None:
+    assert back(column) == column
+
+
+@settings(max_examples=30)
+@given(st.lists(st.sampled_from(["HOLD", "é\u2028", "", None]), min_size=LONG * 2))
+def test_every_column_of_words_comes_back(column: list[str | None]) -> None:
+    assert back({"of": [column]}) == {"of": [column]}
+
+
+def test_a_number_that_is_not_finite_is_null_in_a_column_and_refused_elsewhere() -> None:
+    assert back([math.nan, 1.5] * LONG) == [None, 1.5] * LONG
+    assert back([math.nan, 1 / 3] * LONG) == [None, 1 / 3] * LONG
+    with pytest.raises(ValueError, match="Out of range float"):
+        packed({"/a": math.nan})
+
+
+def test_equal_columns_are_held_once_and_times_cost_next_to_nothing() -> None:
+    times = list(range(1_700_000_000_000, 1_700_000_000_000 + 12_000 * 60_000, 60_000))
+    assert len(packed({"/a": times})) < 300
+    prices = [100_000 + (at * 7_919 % 1_013) / 10 for at in range(4_000)]
+    whole = gzip.decompress(base64.b64decode(packed({"/a": prices, "/b": list(prices)})))
+    assert len(whole) < 2 * len(prices) + 200
+
+
+def test_mixed_lists_and_short_ones_stay_json() -> None:
+    rows = [[1, "a", None], [2, "b", 1 / 3]]
+    assert back({"rows": rows, "short": [0.5] * 3}) == {"rows": rows, "short": [0.5] * 3}
+    mixed = [1, "a", None] * LONG
+    assert back(mixed) == mixed

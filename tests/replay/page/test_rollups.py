@@ -1,0 +1,168 @@
+"""The counts of a long run: never counted for the first answer, and equal to the stored rows."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sqlite3
+from collections import Counter
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+from page_cases import shown_of
+
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.replay.bench.live import live_config, live_parts
+from tracepaper.replay.bench.page import record
+from tracepaper.replay.bench.replay import tiled
+from tracepaper.replay.page import columns, runs
+from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.replay.page.server import serving
+from tracepaper.storage.maintenance import prune
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Source
+
+PARTS = 5
+
+
+class Dice(Strategy):
+    """Decides by chance, for several reasons."""
+
+    warmup = 10
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._draw = random.Random(options.get("seed", 0))
+
+    def decide(self, _context: BarContext) -> Signal:
+        """Throw the dice."""
+        action = self._draw.choice([Action.LONG, Action.FLAT, Action.HOLD])
+        return Signal(action, f"the dice showed {self._draw.randrange(6)}")
+
+
+def spent(shelf: Databases) -> int:
+    """List the runs; return how many instructions SQLite spent on it, in hundreds."""
+    counted = [0]
+
+    def tick() -> int:
+        counted[0] += 1
+        return 0
+
+    (path,) = shelf.paths
+    shelf.reader(path).connection.set_progress_handler(tick, 100)
+    runs.runs(shelf)
+    return counted[0]
+
+
+def test_the_first_list_of_runs_does_not_read_every_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(columns, "SHORT_BARS", 100)
+    monkeypatch.setattr(columns, "DIRECT_BARS", 100)
+    sizes = (500, 4_000)
+    paths = [tmp_path / f"{size}.db" for size in sizes]
+    for size, path in zip(sizes, paths, strict=True):
+        record(size, "sma_cross", path)
+    added = (sizes[1] - sizes[0]) / 100
+    few, many = (spent(Databases([path], builds=False)) for path in paths)
+    assert many - few < added
+    [row] = runs.runs(Databases([paths[1]], builds=False)).runs
+    assert row.decisions is None
+    # The planted case: a process that may count does read every step, and is seen to.
+    few, many = (spent(Databases([path], builds=True)) for path in paths)
+    assert many - few > added
+    # What it counted is kept for the process that may not.
+    [row] = runs.runs(Databases([paths[1]], builds=False)).runs
+    assert row.decisions == sizes[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_are_those_of_the_rows_as_a_run_grows_and_after_a_prune(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(columns, "SHORT_BARS", 50)
+    monkeypatch.setattr(columns, "DIRECT_BARS", 200)
+    monkeypatch.setattr(columns, "AT_ONCE", 300)
+    draw, database = random.Random(seed), tmp_path / "run.db"
+    candles = tiled(4_000)
+    bars = [msgspec.structs.replace(bar, source=Source.STREAM) for bar in bars_of(candles)]
+    config = live_config(f"{__name__}:{Dice.__name__}", ["BTCUSDT"])
+    edges = [0, *sorted(draw.sample(range(1, len(bars)), PARTS - 1)), len(bars)]
+    with live_parts(
+        config, [archive_instrument(candles)], None, database, start_ms=bars[0].open_time_ms
+    ) as parts:
+        asyncio.run(_append(parts, [parts.start()]))
+        quick, heavy = shown_of(database, builds=False), shown_of(database)
+        for first, end in pairwise(edges):
+            asyncio.run(_append(parts, bars[first:end]))
+            for shown in (heavy, quick, shown_of(database, builds=False)):
+                shown.columns.refresh(shown.reader)
+                if shown is heavy:
+                    shown.columns.build()
+                check(shown, database)
+    assert prune(database, keep_days=1, pruned_at_ms=5)
+    for shown in (heavy, shown_of(database)):
+        shown.columns.refresh(shown.reader)
+        assert shown.columns.span[0] > 0
+        check(shown, database)
+        found = runs.run(shown)
+        assert found.row.total_return == found.accounts[0].total_return
+        computed = [one.source for one in found.accounts if not one.is_stored]
+        assert computed
+        assert all("left of a pruned run" in source for source in computed)
+
+
+async def _append(parts: Any, events: list[Any]) -> None:
+    await parts.audit.append(*(parts.engine.step(event, None) for event in events))
+
+
+def check(shown: ShownRun, database: Path) -> None:
+    """Compare every count with the stored rows."""
+    found = runs.run(shown)
+    query = "SELECT refused_by, sequence FROM v_decisions ORDER BY sequence"
+    with closing(sqlite3.connect(database)) as connection:
+        stored = connection.execute(query).fetchall()
+    assert found.row.decisions == len(stored)
+    refused = Counter(gate for gate, _ in stored if gate is not None)
+    assert {gate.gate: gate.refused for gate in found.gates if gate.refused} == refused
+    assert found.first_sequence == min((each for _, each in stored), default=None)
+    assert found.last_sequence == max((each for _, each in stored), default=None)
+    warmed = [each for gate, each in stored if gate != "warm"]
+    assert found.warm_sequence == min(warmed, default=None)
+    others = [each for gate, each in stored if gate not in (None, "warm")]
+    last = None if found.last_refusal is None else found.last_refusal.sequence
+    assert last == max(others, default=None)
+
+
+@pytest.mark.slow
+async def test_a_chart_is_answered_while_a_long_run_is_verified(
+    tmp_path: Path, client: aiohttp.ClientSession
+) -> None:
+    """The chart waits for a roll-up that is not made yet, and for nothing else."""
+    database = tmp_path / "run.db"
+    record(columns.DIRECT_BARS + 5_000, "sma_cross", database)
+    run = f"/api/v1/runs/{shown_of(database, builds=False).run_id}"
+    async with (
+        serving([database], host="127.0.0.1", port=0) as url,
+        client.get(f"{url}{run}/verify") as verifying,
+    ):
+        assert b'"share"' in await verifying.content.readline()
+        whole = asyncio.create_task(verifying.content.read())
+        chart = asyncio.create_task(_read(client, f"{url}{run}/equity?points=500"))
+        await asyncio.wait({whole, chart}, return_when=asyncio.FIRST_COMPLETED)
+        assert not whole.done()
+        assert len((await chart)["time_ms"]) > 100
+        whole.cancel()
+
+
+async def _read(client: aiohttp.ClientSession, url: str) -> Any:
+    async with client.get(url) as answered:
+        assert answered.status == 200
+        return await answered.json()

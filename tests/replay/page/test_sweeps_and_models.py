@@ -1,0 +1,205 @@
+"""A sweep's file and a run's model as places of the page, and two runs beside each other."""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from page_cases import shown_of
+from report_cases import BTC, cross, replayed
+
+import tracepaper
+from tracepaper.replay.document.charts import Chart
+from tracepaper.replay.document.values import Table
+from tracepaper.replay.page import model, records, routes, runs
+from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
+from tracepaper.storage.sweeps import SweepFile, is_sweep, read_sweep
+
+HEADER = {"strategy": "sma_cross", "objective": "sharpe"}
+
+
+@pytest.fixture
+def swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep a small sweep in a file."""
+    monkeypatch.setenv("TRACEPAPER_TRIALS", str(tmp_path / "trials.db"))
+    path = tmp_path / "sweep.db"
+    space = {"fast": [3, 5], "slow": [20]}
+    tracepaper.sweep("sma_cross", BTC, space, "return", jobs=1, end="2025-05-26T12:00", state=path)
+    return path
+
+
+def test_a_sweep_is_listed_and_is_the_document_of_its_command(swept: Path) -> None:
+    shelf = Databases([swept])
+    found = runs.runs(shelf)
+    assert (found.runs, found.refused) == ([], [])
+    (row,) = found.sweeps
+    assert (row.strategy, row.objective, row.cells) == ("sma_cross", "return", 2)
+    assert row.is_whole
+    answer = routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
+    shown = msgspec.to_builtins(answer)
+    assert shown["title"] == "Sweep of sma_cross"
+    texts = [part.get("text") for part in shown["parts"]]
+    assert "How much of it is luck" in texts
+    (table,) = [part for part in shown["parts"] if part["kind"] == "table"]
+    assert len(table["rows"]) == 2
+    with pytest.raises(Refusing, match="no such sweep"):
+        shelf.sweep("0" * 16)
+
+
+def test_a_sweep_in_the_making_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "sweep.db"
+    SweepFile(path, HEADER).close()
+    waited: list[float] = []
+    connect = sqlite3.connect
+
+    def connected(*given: Any, **named: Any) -> sqlite3.Connection:
+        found: sqlite3.Connection = connect(*given, **named)
+        waited.extend(found.execute("PRAGMA busy_timeout").fetchone())
+        return found
+
+    monkeypatch.setattr(sqlite3, "connect", connected)
+    read_sweep(path)
+    assert waited == [0]
+
+
+def test_a_sweep_that_is_not_whole_says_how_to_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.db"
+    with SweepFile(path, HEADER) as held:
+        held.store((0, "whole", 0), {"value": 1.0})
+        (being_made,) = runs.runs(Databases([path])).refused
+        assert "it is being made" in being_made.error
+    shelf = Databases([path])
+    (row,) = runs.runs(shelf).sweeps
+    assert (row.cells, row.is_whole) == (1, False)
+    with pytest.raises(Refusing, match="the same command goes on"):
+        routes.match(f"/sweeps/{row.sweep_id}", {}).respond(shelf, lambda *_: None)
+
+
+def test_a_damaged_sweep_is_one_sentence(swept: Path, tmp_path: Path) -> None:
+    content = swept.read_bytes()
+    cut = tmp_path / "cut.db"
+    cut.write_bytes(content[:5_000])
+    assert is_sweep(cut)
+    (refused,) = runs.runs(Databases([cut])).refused
+    assert refused.error.startswith("The sweep cut.db cannot be read")
+    strange = tmp_path / "strange.db"
+    strange.write_bytes(content)
+    with sqlite3.connect(strange) as db:
+        db.execute("UPDATE document SET content = '{'")
+    (refused,) = runs.runs(Databases([strange])).refused
+    assert refused.error.startswith("The sweep strange.db cannot be read")
+    for other in (b"", b"SQLite", content[:68] + b"\0\0\0\0" + content[72:]):
+        path = tmp_path / "other.db"
+        path.write_bytes(other)
+        assert not is_sweep(path)
+    assert not is_sweep(tmp_path)
+
+
+def test_a_sweep_that_goes_on_keeps_its_name(swept: Path) -> None:
+    before = read_sweep(swept)
+    space = {"fast": [3, 5], "slow": [20]}
+    tracepaper.sweep("sma_cross", BTC, space, "return", jobs=1, end="2025-05-26T12:00", state=swept)
+    assert read_sweep(swept).sweep_id == before.sweep_id
+
+
+# ---------------------------------------------------------------- two runs
+
+
+def test_two_runs_differ_where_their_views_do(shown: ShownRun, tmp_path: Path) -> None:
+    other = shown_of(replayed(tmp_path, cross(long_only=True), "--data", BTC))
+    found = records.compare(shown, other)
+    one, two = (
+        {(row["instrument"], row["open_time_ms"]): row for row in run.views.rows("v_decisions")}
+        for run in (shown, other)
+    )
+    common = one.keys() & two.keys()
+    assert found.common == len(common) > found.identical > 0
+    for field in ("action", "allowed", "target_quantity_text", "reason"):
+        expected = sum(one[key][field] != two[key][field] for key in common)
+        assert found.fields.get(field, 0) == expected, field
+    hashes = sum(one[key]["decision_sha256"] == two[key]["decision_sha256"] for key in common)
+    assert found.identical == hashes
+    first = found.differing[0]
+    assert "action" in first.fields  # what was done otherwise comes before why
+    key = (first.instrument, first.open_time_ms)
+    assert (one[key]["sequence"], two[key]["sequence"]) == (first.left, first.right)
+    acted = ["action" in each.fields for each in found.differing]
+    assert acted == sorted(acted, reverse=True)
+
+
+# ---------------------------------------------------------------- the model
+
+
+def test_a_run_without_a_model_says_so(shown: ShownRun) -> None:
+    with pytest.raises(Refusing, match="asks no model"):
+        model.model_document(shown)
+
+
+def forecasts(count: int, *, spread: float, skill: float) -> model.Forecasts:
+    """Draw outcomes of a normal law around what was said, *spread* times as wide as was said."""
+    draw = np.random.default_rng(3)
+    mean = draw.normal(0.0, 0.001, count)
+    came = skill * mean + spread * draw.normal(0.0, 0.002, count)
+    days = np.repeat(np.arange(20), count // 20)
+    return model.Forecasts(
+        open_time_ms=days * 86_400_000,
+        mean=mean,
+        stdev=np.full(count, 0.002),
+        up=np.clip(0.5 + 100 * mean, 0.01, 0.99),
+        confidence=np.abs(mean),
+        came=came,
+    )
+
+
+def rows_of(found: model.Forecasts, key: str) -> list[Any]:
+    parts = model.came_true(found, 30, 60_000)
+    (table,) = [part for part in parts if isinstance(part, Table) and part.key == key]
+    return list(table.rows)
+
+
+def test_intervals_that_are_too_narrow_are_seen_to_be() -> None:
+    sound = dict(rows_of(forecasts(4_000, spread=1.0, skill=1.0), "intervals"))
+    narrow = dict(rows_of(forecasts(4_000, spread=2.0, skill=1.0), "intervals"))
+    for level in (0.5, 0.8, 0.9, 0.95):
+        value, error = sound[level]
+        assert abs(value - level) < 4 * error < 0.05
+        value, error = narrow[level]
+        assert value < level - 4 * error
+
+
+def test_a_direction_that_is_known_rises_with_what_was_said() -> None:
+    skilled = [row[1][0] for row in rows_of(forecasts(20_000, spread=0.1, skill=1.0), "direction")]
+    assert skilled[0] < 0.05
+    assert skilled[-1] > 0.95
+    blind = [row[1] for row in rows_of(forecasts(20_000, spread=1.0, skill=0.0), "direction")]
+    assert all(abs(value - 0.5) < 5 * error for value, error in blind)
+
+
+def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
+    def said(found: model.Forecasts) -> str:
+        charts = [part for part in model.came_true(found, 30, 60_000) if isinstance(part, Chart)]
+        return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
+
+    helps = forecasts(20_000, spread=0.5, skill=1.0)
+    assert "is lower than of random ones" in said(helps)
+    shuffled = replace(helps, confidence=np.random.default_rng(1).permutation(helps.confidence))
+    assert "is no other than of random ones" in said(shuffled)
+
+
+def test_outcomes_are_the_closes_that_came(tmp_path: Path, shown: ShownRun) -> None:
+    """Forecasts planted in the rows of a run meet the closes of its own bars."""
+    bars = shown.views.rows("v_bars")
+    times = np.array([bar["open_time_ms"] for bar in bars])
+    closes = np.array([bar["close"] for bar in bars])
+    wanted = np.append(times[:100] + 30 * 60_000, times[-1] + 60_000)
+    at = model.places_of(times, wanted)
+    assert (at[:-1] == np.arange(30, 130)).all()
+    assert at[-1] == -1
+    assert np.isfinite(np.log(closes[at[:-1]] / closes[:100])).all()

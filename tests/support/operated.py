@@ -1,0 +1,44 @@
+"""The interface of a running daemon, found through its lock file, and the commands it received."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tracepaper.daemon.http.client import write_token
+from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.server import HttpServer
+from tracepaper.storage.database.lock import InstanceLock
+from tracepaper.strategies.types.market import CommandKind
+
+
+@dataclass
+class Operated:
+    """The database of a running daemon, and the commands that it received."""
+
+    database: Path
+    lock: InstanceLock
+    commands: list[tuple[CommandKind, str]] = field(default_factory=list)
+
+    async def submit(self, kind: CommandKind, note: str) -> int:
+        self.commands.append((kind, note))
+        return 17
+
+
+@asynccontextmanager
+async def serving(database: Path, monitor: Monitor) -> AsyncIterator[Operated]:
+    """Serve what *monitor* says as the daemon of *database* would."""
+    operated = Operated(database, InstanceLock.acquire(database))
+    async with HttpServer(
+        host="127.0.0.1",
+        port=0,
+        token=write_token(database),
+        status=monitor.status,
+        submit=operated.submit,
+        registry=registry_of(monitor),
+    ) as server:
+        operated.lock.publish(server.url)
+        yield operated
+    operated.lock.release()

@@ -1,0 +1,33 @@
+"""What tests of the page share."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.storage.database.reader import Reader
+
+
+def shown_of(database: Path, *, builds: bool = True) -> ShownRun:
+    """Return the newest run of *database*."""
+    with Reader.open(database) as reader:
+        run_id = reader.find("last")
+    return Databases([database], builds=builds).find(run_id)
+
+
+@contextmanager
+def serving_apart(*databases: Path) -> Iterator[str]:
+    """Serve *databases* by ``tracepaper ui`` in a process of its own; yield the address."""
+    arguments = [argument for path in databases for argument in ("--db", str(path))]
+    command = [sys.executable, "-u", "-m", "tracepaper.daemon.cli", "ui", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = process.stdout.readline()
+            yield line.split("The page is ", 1)[1].split("/ ", 1)[0]
+        finally:
+            process.terminate()

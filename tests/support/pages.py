@@ -1,0 +1,95 @@
+"""Read pages that are single files: the record in them, and what a reader sees of it."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tracepaper.replay.document.charts import Chart
+from tracepaper.replay.document.values import Paragraph, Part, Table, TitledParts
+
+
+def record_in(page: str) -> dict[str, Any]:
+    """Return the record that lies in *page*: answers by the paths of their requests."""
+    [packed] = re.findall(r'type="application/gzip\+base64" id="record">([^<]*)</script>', page)
+    return unpacked(packed)
+
+
+def unpacked(packed: str) -> dict[str, Any]:
+    """Read what ``tracepaper.replay.page.packing`` wrote, by its description alone."""
+    plain, _, columns = gzip.decompress(base64.b64decode(packed)).partition(b"\0")
+
+    def restore(read: dict[str, Any]) -> Any:
+        return _column(columns, **read["\u0001"]) if "\u0001" in read else read
+
+    record: dict[str, Any] = json.loads(plain, object_hook=restore)
+    return record
+
+
+def _column(columns: bytes, *, at: int, count: int, **how: Any) -> Any:
+    if "words" in how:
+        return [how["words"][place] for place in columns[at : at + count]]
+    values: list[float | None] = []
+    whole = how["first"]
+    for index in range(count):
+        code = sum(
+            columns[at + plane * count + index] << (8 * plane) for plane in range(how["bytes"])
+        )
+        whole += -(code + 1) // 2 if code % 2 else code // 2
+        is_null = "nulls" in how and columns[how["nulls"] + index]
+        decimals = how.get("decimals", 0)
+        values.append(None if is_null else whole / 10**decimals if decimals else whole)
+    return values
+
+
+def document_in(path: Path) -> dict[str, Any]:
+    """Return the document of the page at *path*: alone there, or the report of its run."""
+    record = record_in(path.read_text(encoding="utf-8"))
+    [document] = [
+        answer for name, answer in record.items() if name.endswith(("/document", "/report"))
+    ]
+    found: dict[str, Any] = document
+    return found
+
+
+def said_in(path: Path) -> str:
+    """Return every text of the document of the page at *path*, a line each."""
+    return "\n".join(_texts(document_in(path)))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, dict):
+        for each in value.values():
+            yield from _texts(each)
+
+
+def charts_of(document: TitledParts) -> list[Chart]:
+    """Return the charts of *document* in reading order, those in folds left out."""
+    return [part for part in document.parts if isinstance(part, Chart)]
+
+
+def tables_of(document: TitledParts) -> dict[str, Table]:
+    """Return the tables of *document* by key, those in folds left out."""
+    return {part.key: part for part in document.parts if isinstance(part, Table)}
+
+
+def layers_of(chart: Chart | None) -> dict[str, Any]:
+    """Return the layers of *chart* by name, of equal names the first."""
+    assert chart is not None
+    named = [layer for panel in chart.panels for layer in panel.layers]
+    return {getattr(layer, "name", ""): layer for layer in reversed(named)}
+
+
+def styles_of(parts: Iterable[Part], style: str) -> list[str]:
+    """Return the texts of the paragraphs of *style*."""
+    return [part.text for part in parts if isinstance(part, Paragraph) and part.style == style]
