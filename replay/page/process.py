@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 ANSWER, PROGRESS, LATER, REFUSED = b"A", b"P", b"L", b"E"
 """What a frame is: the answer, how far it is, for the heavy process, or an error's status."""
-_HEAD: Final = struct.Struct(">cI")
+HEAD: Final = struct.Struct(">cI")
 NICENESS: Final = 5
 QUICK_LIMIT_S: Final = 30.0
 HEAVY_LIMIT_S: Final = 3_600.0
@@ -161,7 +161,7 @@ class ReaderProcess:
 
     async def _frame(self, child: asyncio.subprocess.Process) -> ReplyFrame:
         assert child.stdout is not None
-        kind, length = _HEAD.unpack(await child.stdout.readexactly(_HEAD.size))
+        kind, length = HEAD.unpack(await child.stdout.readexactly(HEAD.size))
         if length > FRAME_MAX:
             raise ConnectionError("a frame beyond its bound")
         body = await child.stdout.readexactly(length)
@@ -221,7 +221,7 @@ def main() -> None:
     from tracepaper.replay.page import routes  # noqa: F401 - before the first request needs it
 
     while True:
-        _respond(shelf, msgspec.json.decode(lines.get()), out)
+        respond(shelf, msgspec.json.decode(lines.get()), out)
 
 
 def _listen(lines: queue.Queue[bytes]) -> None:
@@ -231,7 +231,8 @@ def _listen(lines: queue.Queue[bytes]) -> None:
     os._exit(0)
 
 
-def _respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
+def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
+    """Write the frames of one answer, or its refusal, to *out*."""
     from tracepaper.replay.page.columns import RollupMissing
     from tracepaper.replay.page.databases import Refusing
 
@@ -295,7 +296,7 @@ def _refuse(out: BinaryIO, status: int, sentence: str) -> None:
 
 
 def _write(out: BinaryIO, kind: bytes, body: bytes) -> None:
-    out.write(_HEAD.pack(kind, len(body)) + body)
+    out.write(HEAD.pack(kind, len(body)) + body)
     out.flush()
 
 

@@ -201,7 +201,7 @@ _RUNS = (
     _whole("threads", "threads of the model"),
     _text("backend", "what attended; empty without a model"),
     _text("torch_version", "version of torch; empty without a model"),
-    _text("instruction_set", "what torch computes with; else empty"),
+    _text("instruction_set", "what torch computes with, and of which processor; else empty"),
     _text("libraries", "JSON: versions of what else computes"),
     _text("warnings", "JSON array of sentences"),
     _whole("gate_horizon", "bars; of a forecast's horizons the one that gates judge by", null=True),

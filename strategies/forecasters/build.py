@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import pairwise
 from math import isfinite
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -58,8 +61,26 @@ _PROBE_CLIP: Final = 5.0  # features are clipped there
 
 
 def computing() -> tuple[str, str]:
-    """Return what a forecast's last bits depend on: torch's version and its instruction set."""
-    return str(torch.__version__), torch.backends.cpu.get_cpu_capability()
+    """Return what a forecast's last bits depend on: torch's version, and what it computes with.
+
+    The numeric libraries choose their loops by the processor as well: of one instruction set, one
+    of another maker rounds otherwise.
+    """
+    capability = torch.backends.cpu.get_cpu_capability()
+    return str(torch.__version__), f"{capability} of {_processor()}"
+
+
+@cache
+def _processor() -> str:
+    """Return maker, family and model, such as ``GenuineIntel 6/143``."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []
+    told = {name.strip(): value.strip() for name, _, value in (one.partition(":") for one in lines)}
+    if "vendor_id" not in told:
+        return platform.processor() or platform.machine()
+    return f"{told['vendor_id']} {told.get('cpu family', '?')}/{told.get('model', '?')}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,7 +75,8 @@ function Gates({ decision, run, gate, toGate }) {
             isRefuser=${verdict.gate === decision.refused_by}
             selected=${verdict.gate === gate}
             toGate=${toGate}
-          />`,
+          />
+          ${verdict.gate === decision.refused_by && html`<li key="words" class="words muted">${verdict.words}</li>`}`,
       )}
     </ul>
     ${switches.length > 0 &&

@@ -1,5 +1,5 @@
 /** Hooks that several views share. */
-import { useEffect, useState } from "./vendor/htm-preact.js";
+import { html, useEffect, useState } from "./vendor/htm-preact.js";
 
 /** Whether a server may answer later what it does not now: it is away, busy or ending. */
 export const isPassing = (error) => !error.status || error.status === 503;
@@ -34,4 +34,9 @@ export function useSlow(isBusy) {
     return () => clearTimeout(timer);
   }, [isBusy]);
   return isSlow;
+}
+
+/** What stands in the place of an answer until it comes; only a long wait is said. */
+export function Waiting({ doing = "Reading the record" }) {
+  return html`<p class="muted" role="status">${useSlow(true) ? doing : " "}</p>`;
 }

@@ -15,7 +15,7 @@ function held(run) {
 
 function Parity({ run, toHealth }) {
   const { parity } = run;
-  if (!parity) return html`<button class="plain" title="The record holds no comparison with a replay; Health makes one now" onClick=${toHealth}>parity not recorded</button>.`;
+  if (!parity) return html`<button class="plain" title="The record holds no comparison with a replay; Health makes one" onClick=${toHealth}>parity not checked</button>.`;
   if (parity.error) return html`<button class="plain loss" title=${parity.error} onClick=${toHealth}>parity failed</button>.`;
   const isWhole = parity.identical === parity.decisions;
   return html`parity${" "}

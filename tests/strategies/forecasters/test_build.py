@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import builders
@@ -14,7 +15,7 @@ import torch
 from tracepaper.strategies.attention import backends
 from tracepaper.strategies.attention.backends import kernel_for
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.forecasters.build import build, restore
+from tracepaper.strategies.forecasters.build import build, computing, restore
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.stream import stream_backends, stream_bytes
@@ -245,3 +246,18 @@ def test_a_window_seen_as_a_whole_is_refused_as_well() -> None:
     card, tensors = informer()
     with pytest.raises(AttentionInvalid, match="use a smaller network"):
         build(card, tensors, free_bytes=1_000)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="this system says otherwise")
+def test_the_maker_and_model_of_the_processor_are_part_of_what_bits_are_promised_for() -> None:
+    # Torch's capability alone is the same on processors whose libraries round differently.
+    told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    if (maker := re.search(r"vendor_id\s*: (\S+)", told)) is None:
+        pytest.skip("this kind of processor names no maker")
+    family, model = (
+        found[1]
+        for name in ("cpu family", "model")
+        if (found := re.search(rf"^{name}\s*: (\d+)", told, re.MULTILINE)) is not None
+    )
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert computing()[1] == f"{capability} of {maker[1]} {family}/{model}"

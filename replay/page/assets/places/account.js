@@ -3,14 +3,14 @@ import { html, useMemo, useState } from "../vendor/htm-preact.js";
 import { accountStyles } from "../accounts.js";
 import { getColumns } from "../api.js";
 import { accountName, count, number, percent, plain, quantity, startsOf } from "../format.js";
-import { useAnswer } from "../hooks.js";
+import { useAnswer, Waiting } from "../hooks.js";
 import { Lines } from "./lines.js";
 import { Table, ViewTable } from "./table.js";
 
 const POINTS = 1500;
 
 const TABLES = {
-  trades: { words: "Trades", columns: ["sequence", "instrument", "side", "quantity", "opened_ms", "closed_ms", "entry_price", "exit_price", "gross", "costs", "net", "bars_held", "entry_reason", "exit_reason"] },
+  trades: { words: "Trades", columns: ["sequence", "instrument", "side", "quantity", "opened_ms", "closed_ms", "entry_price", "exit_price", "gross", "costs", "funding", "net", "bars_held", "entry_reason", "exit_reason"] },
   orders: { words: "Orders", columns: ["sequence", "instrument", "created_ms", "side", "quantity", "filled", "kind", "role", "limit_price", "trigger_price", "price", "fee", "status", "reason"] },
   fills: { words: "Fills", columns: ["sequence", "instrument", "filled_ms", "side", "quantity", "price", "fee", "liquidity", "reason"] },
   ledger: { words: "Ledger", columns: ["sequence", "market_ms", "instrument", "kind", "amount", "balance", "order_id"] },
@@ -43,7 +43,8 @@ function Curves({ run }) {
     };
   }, [equity]);
   if (error) return html`<p class="loss">${error.message}</p>`;
-  if (!drawn || !equity.time_ms.length) return html`<p class="muted"> </p>`;
+  if (!drawn) return html`<${Waiting} />`;
+  if (!equity.time_ms.length) return html`<p class="muted">No bar yet.</p>`;
   const share = (value) => `${number(value, 2)} %`;
   return html`<${Lines} label="Equity of every account, as return" times=${equity.time_ms} lines=${drawn.returns} format=${share} height=${230} />
     <${Lines} label="Drawdown" times=${equity.time_ms} lines=${drawn.down} format=${share} height=${110} />

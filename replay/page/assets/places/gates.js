@@ -2,7 +2,7 @@
 import { html } from "../vendor/htm-preact.js";
 import { getOf } from "../api.js";
 import { basisPoints, count, word } from "../format.js";
-import { useAnswer } from "../hooks.js";
+import { useAnswer, Waiting } from "../hooks.js";
 import { Table } from "./table.js";
 
 /** A day a column, a gate a row: the darker, the more; the number is in its title and in the table. */
@@ -43,7 +43,7 @@ export function GatesView({ run, go, refreshed }) {
   const id = run.row.run_id;
   const { value, error } = useAnswer((signal) => getOf(id, "refusals", { signal }), [id, refreshed]);
   if (error) return html`<p class="loss" role="alert">${error.message}</p>`;
-  if (!value) return html`<p class="muted"> </p>`;
+  if (!value) return html`<div class="place"><${Waiting} doing="Counting refusals, and what each gate saved or cost" /></div>`;
   const gates = run.gates.map((each) => each.gate).filter((gate) => value.days.some((day) => day.counts[gate]));
   const worth = value.worth.filter((row) => row.mean_return != null);
   const reach = Math.max(1e-9, ...value.worth.map((row) => Math.max(Math.abs(row.mean_return ?? 0) + (row.error ?? 0), Math.abs(row.random_mean ?? 0))));

@@ -2,10 +2,11 @@
 import { html, useEffect, useRef, useState } from "../vendor/htm-preact.js";
 import { getOf, source, verifyRun } from "../api.js";
 import { count, duration, moment, seconds, stamp, word } from "../format.js";
-import { useAnswer } from "../hooks.js";
+import { useAnswer, Waiting } from "../hooks.js";
 import { Table } from "./table.js";
 
 const AGAIN = 5_000; // ms between two readings of a daemon that runs
+const SHORT = 20_000; // steps of a run that is derived again without being asked: some seconds
 
 const COUNTED = {
   requests: "REST requests",
@@ -16,7 +17,7 @@ const COUNTED = {
 };
 
 function Parity({ parity, due }) {
-  if (!parity) return html`<p>The record holds no comparison with a replay${due ? `; the daemon stores one at ${moment(due)}` : source.isRecord ? "" : ": verify the run to make one now"}. What <code>verify</code> and the end of <code>demo</code> print, they do not store.</p>`;
+  if (!parity) return html`<p>The record holds no comparison with a replay${due ? `; the daemon stores one at ${moment(due)}` : ""}. What <code>verify</code> and the end of <code>demo</code> print, they do not store.</p>`;
   if (parity.error) return html`<p class="loss">The replay of ${parity.day || "the run"} could not be compared: ${parity.error}</p>`;
   const isSame = parity.identical === parity.decisions;
   return html`<p>
@@ -25,9 +26,11 @@ function Parity({ parity, due }) {
   </p>`;
 }
 
-function WholeRun({ run }) {
+function WholeRun({ run, isAsked }) {
   const [state, setState] = useState({});
   const abort = useRef(null);
+  useEffect(() => void (isAsked && ask()), [run]);
+  useEffect(() => () => abort.current?.abort(), [run]);
   if (source.isRecord) return html`<p>Beside the record, <code>tracepaper verify ${run}</code> derives every decision again.</p>`;
   const ask = async () => {
     const own = (abort.current = new AbortController());
@@ -74,7 +77,7 @@ export function HealthView({ run, go, refreshed }) {
     return () => clearInterval(timer);
   }, [health?.is_live]);
   if (error) return html`<p class="loss" role="alert">${error.message}</p>`;
-  if (!health) return html`<p class="muted"> </p>`;
+  if (!health) return html`<${Waiting} />`;
   const state = health.state === "halted" ? html`<span class="loss">halted${health.halted_by ? ` by ${health.halted_by}` : ""}</span>` : health.state;
   return html`<div class="place">
     <h1 class="sentence">
@@ -89,7 +92,7 @@ export function HealthView({ run, go, refreshed }) {
         <h2>Parity</h2>
         <${Parity} parity=${run.parity ?? health.parity} due=${health.parity_due_ms} />
         ${health.is_checking && html`<p class="muted" role="status">A replay of the last day runs.</p>`}
-        <${WholeRun} run=${id} />
+        <${WholeRun} key=${id} run=${id} isAsked=${!source.isRecord && ["ended", "killed"].includes(health.state) && !(run.parity ?? health.parity) && health.steps <= SHORT} />
         <p class="muted">${count(health.steps)} steps; head digest <code>${health.head_digest.slice(0, 16)}…</code></p>
       </section>
       <section>

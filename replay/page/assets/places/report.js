@@ -3,13 +3,12 @@ import { html } from "../vendor/htm-preact.js";
 import { getOf, source } from "../api.js";
 import { DocumentView } from "../document.js";
 import { count } from "../format.js";
-import { useAnswer, useSlow } from "../hooks.js";
+import { useAnswer, Waiting } from "../hooks.js";
 
 function Place({ ask, of, doing }) {
   const answer = useAnswer(ask, of);
-  const isSlow = useSlow(answer.isLoading);
   if (answer.error) return html`<div class="place"><p class="loss" role="alert">${answer.error.message}</p></div>`;
-  if (!answer.value) return isSlow && html`<div class="place"><p role="status" class="muted">${doing}</p></div>`;
+  if (!answer.value) return html`<div class="place"><${Waiting} doing=${doing} /></div>`;
   return html`<${DocumentView} document=${answer.value} />`;
 }
 

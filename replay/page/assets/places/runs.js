@@ -1,6 +1,7 @@
 /** Runs: all that the databases hold, to filter, to open and to compare. */
 import { html, useState } from "../vendor/htm-preact.js";
 import { count, interval, number, percent, stamp, strategyName } from "../format.js";
+import { Waiting } from "../hooks.js";
 import { Table } from "./table.js";
 
 function Choice({ row, chosen, choose }) {
@@ -12,7 +13,7 @@ export function RunsView({ runs, go }) {
   const [search, setSearch] = useState("");
   const [chosen, setChosen] = useState([]); // ids of at most two runs to compare
   if (runs.error) return html`<p class="loss" role="alert">${runs.error.message}</p>`;
-  if (!runs.value) return html`<p class="muted"> </p>`;
+  if (!runs.value) return html`<${Waiting} />`;
   // A third choice takes the place of the older one.
   const choose = (id) => setChosen((now) => (now.includes(id) ? now.filter((each) => each !== id) : [...now, id].slice(-2)));
   const text = search.trim().toLowerCase();

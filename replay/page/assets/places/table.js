@@ -2,7 +2,7 @@
 import { html, useState } from "../vendor/htm-preact.js";
 import { getView } from "../api.js";
 import { number, plain, stamp, word } from "../format.js";
-import { useAnswer } from "../hooks.js";
+import { useAnswer, Waiting } from "../hooks.js";
 
 /**
  * @param {{caption: string, columns: {title: string, of: Function, text?: boolean, by?: Function}[], rows: Object[], empty: string}} props
@@ -67,7 +67,7 @@ export function ViewTable({ run, view, caption, columns: wanted, instruments = [
     setOrder((now) => ({ name, down: now.name === name ? !now.down : true }));
   };
   if (answer.error) return html`<p class="muted">${answer.error.message}</p>`;
-  if (!rows) return html`<p class="muted"> </p>`;
+  if (!rows) return html`<${Waiting} />`;
   const at = (name) => rows.columns.findIndex((column) => column.name === name);
   const shown = (wanted ?? rows.columns.map((column) => column.name).filter((name) => !HIDDEN.test(name))).filter((name) => at(name) >= 0);
   const cell = (row, name) => {
