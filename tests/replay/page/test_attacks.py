@@ -495,7 +495,7 @@ def refusal(path: str, status: int, found: Any) -> dict[str, str]:
 
 async def every_address(client: aiohttp.ClientSession, url: str, run: str) -> dict[str, str]:
     """Ask every address of a server; return what was refused, by its path."""
-    refused = {}
+    refused: dict[str, str] = {}
     for route in ROUTES:
         path = address(route, run)
         if route.streams:
@@ -511,11 +511,12 @@ async def every_address(client: aiohttp.ClientSession, url: str, run: str) -> di
 
 def every_answer(database: Path, run: str) -> dict[str, str]:
     """Ask every address of what a reading process runs, here; return what was refused."""
-    refused, shelf = {}, Databases([database])
+    refused: dict[str, str] = {}
+    shelf = Databases([database])
     for route in ROUTES:
         out, path = BytesIO(), address(route, run)
         process.respond(shelf, {"path": path, "query": {}}, out)
-        (kind, body), content = (0, b""), out.getvalue()
+        kind, body, content = b"", b"", out.getvalue()
         while content:
             kind, length = process.HEAD.unpack_from(content)
             body = content[process.HEAD.size : process.HEAD.size + length]
