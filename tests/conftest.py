@@ -17,9 +17,6 @@ LONG: Final = (
     re.compile(r"test_build_absurd_cards\.py::test_every_key.*\[(?!flash|trading)"),
     re.compile(r"test_together\.py::test_it_is_trained.*\[portfolio"),
     re.compile(r"test_examples\.py::.*\[(?!trend)"),
-    re.compile(
-        r"test_library\.py::.*\[(Networks: `(?!flash|trading)|Diagnostics: (several|cross))"
-    ),
     # What takes a minute or more: the first `make demo` of a machine, a browser that is timed.
     re.compile(r"test_readme\.py::.*make demo"),
     re.compile(r"bench/test_page\.py::test_a_browser_is_timed"),
