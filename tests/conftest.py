@@ -17,8 +17,7 @@ LONG: Final = (
     re.compile(r"test_build_absurd_cards\.py::test_every_key.*\[(?!flash|trading)"),
     re.compile(r"test_together\.py::test_it_is_trained.*\[portfolio"),
     re.compile(r"test_examples\.py::.*\[(?!trend)"),
-    # What takes a minute or more: the first `make demo` of a machine, a browser that is timed.
-    re.compile(r"test_readme\.py::.*make demo"),
+    # What takes half a minute and more: a browser that is timed, a demo without extras.
     re.compile(r"bench/test_page\.py::test_a_browser_is_timed"),
     re.compile(r"test_wheel\.py::test_without_extras_the_demo"),
     re.compile(r"test_product\.py::test_no_color"),
