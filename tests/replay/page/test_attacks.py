@@ -521,6 +521,7 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
             kind, length = process.HEAD.unpack_from(content)
             body = content[process.HEAD.size : process.HEAD.size + length]
             content = content[process.HEAD.size + length :]
+        assert kind in {process.ANSWER, process.REFUSED}, path  # the last frame
         status, _, sentence = body.partition(b" ")
         if kind == process.REFUSED:
             refused |= refusal(path, int(status), json.loads(sentence))
@@ -552,7 +553,8 @@ def test_a_damaged_record_is_answered_in_sentences(
     tmp_path: Path, cross_database: Path, changes: tuple[str, ...]
 ) -> None:
     run = shown_of(cross_database).run_id
-    every_answer(copied(cross_database, tmp_path, *changes), run)
+    refused = every_answer(copied(cross_database, tmp_path, *changes), run)
+    assert refused["/sweeps/x"].startswith("There is no such sweep")
 
 
 def zeros(folder: Path, _good: Path) -> Path:
