@@ -35,11 +35,15 @@ class SystemClock:
 
     def _now_ms(self) -> float:
         """Return market time with its fraction."""
-        return self._server_ms + (time.monotonic() - self._read_s) * 1000.0 * self._time_scale
+        return self._server_ms + self.scaled_ms(time.monotonic() - self._read_s)
 
     def network_s(self) -> float:
         """Return monotonic seconds, which no time scale touches."""
         return time.monotonic()
+
+    def scaled_ms(self, seconds: float) -> float:
+        """Return the market milliseconds that pass in *seconds* of network time."""
+        return seconds * 1000.0 * self._time_scale
 
     def wall_ms(self) -> int:
         """Return the machine's UTC time in milliseconds."""
@@ -133,6 +137,10 @@ class Clock(Protocol):
 
     def network_s(self) -> float:
         """Return monotonic seconds, for pings, watchdogs, backoff and deadlines."""
+        ...
+
+    def scaled_ms(self, seconds: float) -> float:
+        """Return the market milliseconds that pass in *seconds* of network time."""
         ...
 
     def wall_ms(self) -> int:

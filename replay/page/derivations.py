@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -9,14 +11,26 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.page import answers
-from tracepaper.replay.page.databases import Refusing, ShownRun
+from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.strategies.errors import TracepaperError
 
 if TYPE_CHECKING:
     from tracepaper.replay.explain.recompute import Past
 
 Report = Callable[[float, str], None]
 HEAVIEST: Final = 20
+
+
+def load_libraries(shelf: Databases) -> None:
+    """Load what deriving a decision of *shelf* needs: torch alone takes a second or two."""
+    has_model = False
+    for path in shelf.paths:
+        with contextlib.suppress(TracepaperError, sqlite3.Error):  # the first request says so
+            asked = "SELECT 1 FROM v_runs WHERE model_id != ''"
+            has_model |= shelf.reader(path).connection.execute(asked).fetchone() is not None
+    if has_model:
+        import tracepaper.strategies.forecasters.build  # noqa: F401
 
 
 def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.Derived:

@@ -36,6 +36,8 @@ HEAD: Final = struct.Struct(">cI")
 NICENESS: Final = 5
 QUICK_LIMIT_S: Final = 30.0
 HEAVY_LIMIT_S: Final = 3_600.0
+IDLE_S: Final = 600.0
+"""A child that nobody asked for so long ends, and gives its memory back."""
 FRAME_MAX: Final = 512 << 20
 LOGGED_MAX: Final = 4_096
 
@@ -53,8 +55,9 @@ class ReplyFrame(NamedTuple):
 class ReaderProcess:
     """One child, started at the first request and again where it died or was ended.
 
-    A heavy one may take long; one of them *builds* roll-ups, which another would write over. One
-    that does not stay ends with each answer of :meth:`ask`, and gives its memory back.
+    A heavy one may take long; one of them *builds* roll-ups, which another would write over; one
+    *derives* decisions, and loads what that needs before it is asked. One that does not stay ends
+    with each answer of :meth:`ask`.
     """
 
     def __init__(
@@ -64,16 +67,23 @@ class ReaderProcess:
         served: str,
         is_heavy: bool,
         builds: bool = False,
+        derives: bool = False,
         stays: bool = True,
     ) -> None:
         self._opening = msgspec.json.encode(
-            {"paths": [str(path) for path in paths], "served": served, "builds": builds}
+            {
+                "paths": [str(path) for path in paths],
+                "served": served,
+                "builds": builds,
+                "derives": derives,
+            }
         )
         self._stays = stays
         self._limit_s = HEAVY_LIMIT_S if is_heavy else QUICK_LIMIT_S
         self._turn = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
         self._logging: asyncio.Task[None] | None = None
+        self._idle: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     async def ask(self, request: dict[str, Any]) -> AsyncIterator[ReplyFrame]:
@@ -89,6 +99,7 @@ class ReaderProcess:
         async with self._turn:
             with contextlib.suppress(OSError):  # the first request says so
                 await self._started()
+                self._wait_idle()
 
     async def answer(self, request: dict[str, Any]) -> ReplyFrame:
         """Return the last frame of an answer.
@@ -113,6 +124,7 @@ class ReaderProcess:
         """Yield the frames of one answer; the caller holds the turn."""
         deadline_s = asyncio.get_running_loop().time() + self._limit_s
         is_whole = False
+        self._forget_idle()
         try:
             async with asyncio.timeout_at(deadline_s):
                 child = await self._started()
@@ -141,6 +153,18 @@ class ReaderProcess:
         finally:
             if not is_whole:
                 self._kill()
+            self._wait_idle()
+
+    def _wait_idle(self) -> None:
+        """End the child where no request comes for long."""
+        self._forget_idle()
+        if self._child is not None:
+            self._idle = asyncio.get_running_loop().call_later(IDLE_S, self._kill)
+
+    def _forget_idle(self) -> None:
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
 
     async def _started(self) -> asyncio.subprocess.Process:
         if self._is_closed:  # while this request waited for its turn
@@ -179,6 +203,7 @@ class ReaderProcess:
     async def close(self) -> None:
         """End the child."""
         self._is_closed = True
+        self._forget_idle()
         child = self._child
         self._kill()
         if child is not None:
@@ -219,6 +244,11 @@ def main() -> None:
         builds=opening["builds"],
     )
     from tracepaper.replay.page import routes  # noqa: F401 - before the first request needs it
+
+    if opening["derives"]:
+        from tracepaper.replay.page import derivations
+
+        derivations.load_libraries(shelf)
 
     while True:
         respond(shelf, msgspec.json.decode(lines.get()), out)

@@ -26,6 +26,7 @@ from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
 
 ASSETS: Final = Path(__file__).parent / "assets"
 PREFIX: Final = "/api/v1"
+DECISION: Final = re.compile(r"/runs/[^/]+/decisions/[^/]+")
 STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))")
 HEAVY: Final = re.compile(
     r"/runs/[^/]+/(verify|refusals|report|model|compare/[^/]+|decisions/[^/]+/(ask|verify))"
@@ -84,13 +85,13 @@ class Page:
         self._quick = ReaderProcess(paths, served=served, is_heavy=False)
         self._heavy = ReaderProcess(paths, served=served, is_heavy=True, builds=True)
         self._of_runs = ReaderProcess(paths, served=served, is_heavy=True, stays=False)
-        self._of_decisions = ReaderProcess(paths, served=served, is_heavy=True)
+        self._of_decisions = ReaderProcess(paths, served=served, is_heavy=True, derives=True)
         self._served, self._status = served, status
         self._listeners: dict[str, set[_Listener]] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
         self._woken: asyncio.Event | None = None  # once steps are told by ``wake``
         self._at_work = 0
-        self._preparing: asyncio.Task[None] | None = None
+        self._preparing: dict[ReaderProcess, asyncio.Task[None]] = {}
         self.readers = 0
         """Readers of the stream."""
 
@@ -119,8 +120,12 @@ class Page:
 
     def prepare(self) -> None:
         """Start the process that reads, where it is not started yet."""
-        if self._preparing is None or self._preparing.done():
-            self._preparing = asyncio.create_task(self._quick.prepare())
+        self._prepare(self._quick)
+
+    def _prepare(self, reader: ReaderProcess) -> None:
+        task = self._preparing.get(reader)
+        if task is None or task.done():
+            self._preparing[reader] = asyncio.create_task(reader.prepare())
 
     def wake(self) -> None:
         """Say that a step of the served run was stored."""
@@ -151,6 +156,9 @@ class Page:
         frame = await reader.answer(asked)
         if frame.kind == process.LATER:
             frame = await self._heavy.answer(asked)
+        if DECISION.fullmatch(path) and frame.status == 200 and not self._served:
+            # Who looks at a decision may have it derived next. A daemon keeps its memory.
+            self._prepare(self._of_decisions)
         if path.endswith("/health") and frame.status == 200 and self._status is not None:
             return _json(200, with_status(frame.body, self._status(), self._served))
         return _json(frame.status, frame.body)

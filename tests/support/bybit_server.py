@@ -67,6 +67,9 @@ class SteppedClock:
     def network_s(self) -> float:
         return self._network_s
 
+    def scaled_ms(self, seconds: float) -> float:
+        return seconds * 1_000.0
+
     def wall_ms(self) -> int:
         return self._market_ms
 

@@ -34,12 +34,16 @@ class ManualClock:
         self._market_ms = market_ms
         self._network_s = 0.0
         self.slept: list[float] = []
+        self.time_scale = 1.0
 
     def market_ms(self) -> int:
         return self._market_ms
 
     def network_s(self) -> float:
         return self._network_s
+
+    def scaled_ms(self, seconds: float) -> float:
+        return seconds * 1_000.0 * self.time_scale
 
     def wall_ms(self) -> int:
         return self._market_ms

@@ -96,6 +96,17 @@ def test_an_old_bar_is_not_ready() -> None:
     assert watched.not_ready() == [f"the newest bar of {BTC} closed 240 s ago"]
 
 
+def test_under_a_fast_clock_a_bar_is_old_after_seconds_of_the_machine() -> None:
+    clock = ManualClock(CLOSE_MS)
+    clock.time_scale = 600.0  # ten minutes a second
+    watched = Monitor(run=run(), clock=clock)
+    watched.observe(decided())
+    clock.advance(market_ms=50 * MINUTE)
+    assert watched.not_ready() == []
+    clock.advance(market_ms=1)
+    assert watched.not_ready() == [f"the newest bar of {BTC} closed 3000 s ago"]
+
+
 def test_warming_up_is_not_ready() -> None:
     watched = monitor()
     cold = (("operator", 1.0, 1.0, True), ("warm", 3.0, 100.0, False))

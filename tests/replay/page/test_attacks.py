@@ -9,6 +9,7 @@ import os
 import resource
 import socket
 import sqlite3
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
@@ -462,6 +463,57 @@ async def test_decisions_are_derived_by_a_process_that_stays(
             found.append(set(working()) - before)
     assert found[0] == found[1]
     assert len(found[0]) == 2  # the other one reads for charts
+
+
+async def test_who_looks_at_a_decision_finds_its_deriver_ready(
+    client: aiohttp.ClientSession, cross_database: Path
+) -> None:
+    run = shown_of(cross_database).run_id
+    before = set(working())
+    async with serving([cross_database], host="127.0.0.1", port=0) as url:
+        async with client.get(f"{url}{PREFIX}/runs/{run}") as response:
+            assert response.status == 200
+        assert len(set(working()) - before) == 1
+        async with client.get(f"{url}{PREFIX}/runs/{run}/decisions/1400") as response:
+            assert response.status == 200
+        await until(lambda: len(set(working()) - before) == 2, poll_s=0.01)
+
+
+@pytest.mark.parametrize("model", ["flash", ""])
+def test_torch_is_loaded_ahead_for_a_run_with_a_model_alone(
+    model: str, cross_database: Path, tmp_path: Path
+) -> None:
+    database = copied(cross_database, tmp_path, f"UPDATE runs SET model_id = '{model}'")
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from tracepaper.replay.page.databases import Databases\n"
+        "from tracepaper.replay.page.derivations import load_libraries\n"
+        "load_libraries(Databases([Path(one) for one in sys.argv[1:]], served='', builds=False))\n"
+        "print('torch' in sys.modules)\n"
+    )
+    paths = [str(tmp_path / "none.db"), str(database)]
+    found = subprocess.run(
+        [sys.executable, "-c", program, *paths], capture_output=True, text=True, check=True
+    )
+    assert found.stdout == f"{bool(model)}\n", found.stderr
+
+
+async def test_a_child_that_nobody_asks_ends_and_is_started_again(
+    reading: ReaderProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"path": "/runs", "query": {}}
+    monkeypatch.setattr(process, "IDLE_S", 0.0)
+    for _ in range(2):
+        assert (await reading.answer(asked)).status == 200
+        await until(lambda: not working(), poll_s=0.01)
+    await reading.prepare()
+    await until(lambda: not working(), poll_s=0.01)
+    monkeypatch.setattr(process, "IDLE_S", 600.0)
+    assert (await reading.answer(asked)).status == 200
+    (pid,) = working()
+    assert (await reading.answer(asked)).status == 200
+    assert working() == [pid]
 
 
 # ---------------------------------------------------------------- databases
