@@ -173,9 +173,9 @@ export const word = (name) =>
 
 const ACCOUNTS = { held: "buy and hold at its own exposure", "buy_and_hold in full": "buy and hold" };
 
-/** An account's name in words; the shadow account of that name holds the run's exposure so far. */
+/** An account's name in words; the shadow account of that name holds as much as the run did. */
 export const accountName = ({ name, is_stored: isStored }) =>
-  ACCOUNTS[name] ?? name.replaceAll("_", " ") + (name === "buy_and_hold" && isStored ? " at its own exposure so far" : "");
+  ACCOUNTS[name] ?? name.replaceAll("_", " ") + (name === "buy_and_hold" && isStored ? " at its own exposure" : "");
 
 /** A strategy's name without the module of its class. */
 export const strategyName = (name) => name.slice(name.lastIndexOf(":") + 1);

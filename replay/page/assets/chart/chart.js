@@ -78,7 +78,7 @@ export class Chart {
         secondsVisible: false,
         tickMarkFormatter: tickMark,
       },
-      rightPriceScale: { borderVisible: false, minimumWidth: AXIS },
+      rightPriceScale: { borderVisible: false, minimumWidth: AXIS, entireTextOnly: true },
     });
     this.#candles = this.#chart.addSeries(CandlestickSeries, {
       borderVisible: false,

@@ -15,14 +15,27 @@ const SETTLE = 90; // ms without a move before the range is asked for
 const FREE = 4; // cells that stay free beyond the ends of the run
 const LINES = 3; // accounts in the equity pane
 const AXIS = 94; // px at least that the right axis is wide
-const LEGEND_ITEM = 132; // px of an account in the legend of the equity pane
+const LEGEND_ROOM = 85; // px of an account in the legend of the equity pane, beside its name
 const COUNT_ROOM = 40; // px for the count of a row's refusals, and around it
 const measuring = document.createElement("canvas").getContext("2d");
 
-/** Pixels that the label of a row takes, with its count. */
-function labelWidth({ label }) {
+function textWidth(text) {
   measuring.font = `11px ${colours().font}`;
-  return Math.ceil(measuring.measureText(label).width) + COUNT_ROOM;
+  return Math.ceil(measuring.measureText(text).width);
+}
+
+/** Pixels that the label of a row takes, with its count. */
+const labelWidth = ({ label }) => textWidth(label) + COUNT_ROOM;
+
+/** Lines that the legend of the equity pane takes in so many pixels. */
+function legendHeight(lines, width) {
+  let [count, taken] = [1, 0];
+  for (const { name } of lines) {
+    const item = textWidth(name) + LEGEND_ROOM;
+    if (taken && taken + item > width) [count, taken] = [count + 1, 0];
+    taken += item;
+  }
+  return count;
 }
 
 /** The accounts of the equity pane: own, a shadow account, a benchmark. */
@@ -128,7 +141,7 @@ export function ChartPane({ run, instrument, decision, pinnedMs, pointer, gate, 
         const most = isCompact ? MOST_PANES.compact : element.current.clientHeight < 560 ? MOST_PANES.low : MOST_PANES.wide;
         let panes = 0;
         const axis = Math.max(...rows.map(labelWidth));
-        const legendLines = Math.ceil((lines.length * LEGEND_ITEM) / (element.current.clientWidth - Math.max(AXIS, axis)));
+        const legendLines = legendHeight(lines, element.current.clientWidth - Math.max(AXIS, axis));
         chart.current.setRun({ interval, rows, accounts: lines, axis, legendLines, extras: extras.filter((each) => each.onPrice || panes++ < most) });
       }
       // Who looked at the newest bar goes on doing so, though bars came while the range did.

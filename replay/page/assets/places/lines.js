@@ -11,7 +11,7 @@ import { colours, onTheme } from "../theme.js";
 export function Lines({ label, times, lines, format, height = 200 }) {
   const element = useRef();
   useEffect(() => {
-    const chart = createChart(element.current, { autoSize: true, layout: { attributionLogo: false }, timeScale: { borderVisible: false, timeVisible: true }, rightPriceScale: { borderVisible: false, minimumWidth: 70 }, handleScroll: { vertTouchDrag: false } });
+    const chart = createChart(element.current, { autoSize: true, layout: { attributionLogo: false }, timeScale: { borderVisible: false, timeVisible: true }, rightPriceScale: { borderVisible: false, minimumWidth: 70, entireTextOnly: true }, handleScroll: { vertTouchDrag: false } });
     const series = lines.toReversed().map((line) => {
       const own = chart.addSeries(LineSeries, { lineWidth: line.width ?? 1, lineStyle: lineStyle(line.dash), priceLineVisible: false, lastValueVisible: false, priceFormat: { type: "custom", formatter: format, minMove: 1e-9 } });
       own.setData(times.map((time, index) => (line.values[index] == null ? { time: time / 1e3 } : { time: time / 1e3, value: line.values[index] })));
