@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 from tracepaper.replay.learning.splits import Split, TrainingFile, iso
@@ -43,6 +42,8 @@ def temperature(logits: NDArray[np.float32], classes: NDArray[np.int64]) -> floa
 
     *logits* is [row, class]; source: Guo et al., 2017.
     """
+    from scipy.optimize import minimize_scalar  # takes long; a report only reads cards
+
     rows = np.arange(len(classes))
     wide = logits.astype(np.float64)
 

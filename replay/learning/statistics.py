@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from scipy.special import softmax
+from scipy.special import softmax, stdtr, stdtrit
 
 from tracepaper.replay.report.honesty import COMMONER, LEVEL, PAIRED
 from tracepaper.replay.report.metrics import lost_elsewhere
@@ -105,7 +104,9 @@ def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEs
 
 def rank_correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return Spearman's correlation: Pearson's of the ranks."""
-    return correlation(stats.rankdata(first), stats.rankdata(second), days)
+    from scipy.stats import rankdata  # takes long; a report does not rank
+
+    return correlation(rankdata(first), rankdata(second), days)
 
 
 def sign_accuracy(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
@@ -142,7 +143,7 @@ def qlike_of(forecast: Array, variance: Array) -> Array:
 
 def inside(location: Array, scale: Array, dof: Array, value: Array, share: float) -> Array:
     """Return 1 where *value* lay in the Student t's central interval of that *share*, else 0."""
-    half = stats.t.ppf(0.5 + share / 2, dof) * scale
+    half = stdtrit(dof, 0.5 + share / 2) * scale
     found: Array = (np.abs(value - location) <= half).astype(np.float64)
     return found
 
@@ -317,7 +318,7 @@ def chance(found: DayDifference) -> float:
     """Return how likely chance alone makes a difference of such an error, in either direction."""
     if found.days < 2 or not found.error > 0:
         return 1.0
-    return 2.0 * float(stats.t.sf(abs(found.value) / found.error, found.days - 1))
+    return 2.0 * float(stdtr(found.days - 1, -abs(found.value) / found.error))
 
 
 def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:
