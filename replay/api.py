@@ -39,7 +39,7 @@ from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay import notebook
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.columns import instant, iso
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame
 from tracepaper.replay.backtest.build import Replay, sessions_of
 from tracepaper.replay.backtest.request import Made, Request, Watch, carry_out, names_a_run
@@ -54,7 +54,7 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import NOTHING
+from tracepaper.strategies.units import NOTHING, iso
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,9 +20,9 @@ from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.checkpoints import kept_identity
 from tracepaper.storage.database.chunks import StoredRun, latest, run_span
-from tracepaper.storage.database.connection import Writer, advice, is_busy, open_writer
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.database.writer import Writer, advice, is_busy, open_writer
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.digest import NOTHING, Covered, chain_digest, opened_digest
 from tracepaper.storage.record.encode import StepEncoder

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.storage.database.connection import ReadOnly, advice, open_writer
+from tracepaper.storage.database.connection import ReadOnly
+from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types.market import Bar, Instrument, Source
 

@@ -25,16 +25,15 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import latest, run_span
-from tracepaper.storage.database.connection import (
+from tracepaper.storage.database.connection import no_way_up, open_reader
+from tracepaper.storage.database.views import create_views
+from tracepaper.storage.database.writer import (
     add_columns,
     advice,
-    no_way_up,
-    open_reader,
     open_writer,
     open_writer_of_any_schema,
 )
-from tracepaper.storage.database.schema import SCHEMA_REVISION, UPGRADABLE
-from tracepaper.storage.database.views import create_views
+from tracepaper.storage.record.columns import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.storage.record.digest import NOTHING
 from tracepaper.storage.record.rows import KEPT_EVENTS, sequence_of
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid

@@ -225,6 +225,12 @@ def duration(ms: float | None, *, signed: bool = False) -> str:
     raise AssertionError  # the last limit is infinite
 
 
+def iso(time_ms: int) -> str:
+    """Return a time, UTC milliseconds, as ISO text: ``2025-06-22T00:00:00Z``."""
+    moment = datetime.fromtimestamp(time_ms / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace(".000", "").replace("+00:00", "Z")
+
+
 def minute_text(time_ms: int) -> str:
     """Return a time, UTC milliseconds, to the minute: ``2025-05-26T07:32Z``."""
     return datetime.fromtimestamp(time_ms / 1000, UTC).strftime("%Y-%m-%dT%H:%MZ")

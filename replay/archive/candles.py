@@ -16,14 +16,13 @@ from tracepaper.replay.archive.columns import (
     Decimals,
     IntArray,
     epoch_ms,
-    iso,
     parse,
 )
 from tracepaper.replay.archive.layouts import MEANINGS, TIME, RawTable
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
-from tracepaper.strategies.units import WEEK_MS, interval_phase
+from tracepaper.strategies.units import WEEK_MS, interval_phase, iso
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 """Columns that every source has; some lack the turnover."""

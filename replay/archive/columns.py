@@ -214,12 +214,6 @@ def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str
     return _from_text(column.astype(np.bytes_), whole=whole)
 
 
-def iso(epoch: int) -> str:
-    """Return the UTC time *epoch* (ms) as ISO text, ``2025-06-22T00:00:00Z``."""
-    moment = datetime.fromtimestamp(epoch / 1000, tz=UTC)
-    return moment.isoformat(timespec="milliseconds").replace(".000", "").replace("+00:00", "Z")
-
-
 def instant(text: str) -> int:
     """Return the UTC milliseconds of a command line's time: ISO text, or a number of any unit.
 

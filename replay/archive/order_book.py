@@ -26,7 +26,6 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import (
     BLOCK_BOOKS,
@@ -42,6 +41,7 @@ from tracepaper.strategies.order_book import (
     planes,
 )
 from tracepaper.strategies.types.market import Depth
+from tracepaper.strategies.units import iso
 
 FORMAT: Final = "tracepaper depth"
 VERSION: Final = 1

@@ -26,7 +26,6 @@ from tracepaper.replay.archive.columns import (
     Decimals,
     IntArray,
     epoch_ms,
-    iso,
     parse,
     round_to_fit,
 )
@@ -47,6 +46,7 @@ from tracepaper.replay.archive.layouts import (
 from tracepaper.replay.archive.sessions import SessionsFor, common_sessions, counted_by, in_sessions
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import iso
 
 PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send

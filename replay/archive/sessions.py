@@ -18,11 +18,11 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.archive.candles import Candles, slice_candles
-from tracepaper.replay.archive.columns import ZONELESS, IntArray, iso
+from tracepaper.replay.archive.columns import ZONELESS, IntArray
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.sessions import Anchor, Calendar, Sessions, is_whole_days
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, interval_start
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, interval_start, iso
 
 SessionsFor = Callable[[int, int], Sessions]
 """Returns the sessions of the whole years that two UTC times, in milliseconds, lie in."""

@@ -17,7 +17,7 @@ import numpy as np
 from tracepaper.daemon.config.sections import MarketSection
 from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
 from tracepaper.replay.archive.candles import Span, bars_of, resample
-from tracepaper.replay.archive.columns import IntArray, iso
+from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.series import missing_settlements
 from tracepaper.strategies.api.timeframes import frame_bar_of
@@ -34,7 +34,7 @@ from tracepaper.strategies.types.market import (
     GapCause,
     Instrument,
 )
-from tracepaper.strategies.units import interval_start
+from tracepaper.strategies.units import interval_start, iso
 
 BEGUN: Final = "stopped"
 """Why the first books of a feed go on from none."""

@@ -37,8 +37,8 @@ from tracepaper.storage.chain.integrity import check_keys, check_pages
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.chunks import run_span, select
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.schema import RUN_TABLES
 from tracepaper.storage.record.digest import pack
+from tracepaper.storage.record.rows import RUN_TABLES
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
@@ -464,7 +464,7 @@ def bare(connection: sqlite3.Connection, span: tuple[int, int]) -> bytes:
     """Read, pack and hash every row of a run, and return the last hash."""
     last = b""
     for table in RUN_TABLES:
-        for row in connection.execute(select(table.name, "step BETWEEN ? AND ?"), span):
+        for row in connection.execute(select(table, "step BETWEEN ? AND ?"), span):
             last = sha256(pack(row)).digest()
     return last
 

@@ -119,7 +119,7 @@ def _say_why_not(found: Verification) -> None:
 
 def _say_beginning(found: Verification) -> None:
     """Say of a run that was not compared whole from where it was, and what covers the rest."""
-    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import iso
 
     if found.from_ms is None:
         return
@@ -156,7 +156,7 @@ def _say_rules(found: Verification) -> None:
 
 def _say_funding(one: FundingCheck) -> None:
     """Say how the settlements of one instrument agree with what was published."""
-    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import iso
 
     say(
         f"{one.booked:,} of {one.published:,} published settlements of {one.instrument} were "

@@ -167,7 +167,7 @@ def check(
 
 
 def _lines(found: Quality) -> list[str]:
-    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import iso
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
     span = f"{found.rows:,} candles that open from {iso(found.first_ms)} to {iso(found.last_ms)}"
@@ -201,7 +201,7 @@ def _unit(decimals: int | None) -> str:
 
 
 def _import_lines(one: Imported, archive: Path) -> list[str]:
-    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import iso
 
     known = f", {one.known:,} were there already" if one.known else ""
     span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
@@ -455,7 +455,7 @@ def _seconds(text: str) -> float:
 
 
 def _depth_lines(found: DepthQuality) -> list[str]:
-    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import iso
 
     head = (
         f"  {found.instrument}, {found.levels} levels a side each {found.every_ms:,} ms, "
@@ -503,8 +503,8 @@ def list_(
     *, archive: ArchiveOption = None, config: ConfigOption = None, json: JsonOption = False
 ) -> None:
     """List the contents of an archive and its gaps."""
-    from tracepaper.replay.archive.columns import iso
     from tracepaper.replay.archive.series import held
+    from tracepaper.strategies.units import iso
 
     file = database_path(archive, config)
     found = held(file)

@@ -11,12 +11,11 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
-from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, iso
 
 
 class StartMessage(Struct, frozen=True, tag="begun"):

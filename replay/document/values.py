@@ -13,9 +13,8 @@ from typing import Any, Final, Generic, Literal, TypeVar
 
 from msgspec import to_builtins
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.charts import Chart
-from tracepaper.strategies.units import NOTHING, duration
+from tracepaper.strategies.units import NOTHING, duration, iso
 
 T = TypeVar("T")
 Estimate = tuple[float, float | None]

@@ -13,7 +13,6 @@ from rich.console import Console
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.charts import (
     BarLayer,
     Chart,
@@ -85,6 +84,7 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS
+from tracepaper.strategies.units import iso
 
 
 class Recomputed(NamedTuple):

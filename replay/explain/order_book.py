@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.learning.estimators.order_book import check_fits, load_books
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
+from tracepaper.strategies.units import iso
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.values import Form, Paragraph, Part, Table, Value, table_of
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, verdict_of
 from tracepaper.replay.explain.order_book import BookMap
@@ -21,7 +20,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.networks.order_book import MOVES
 from tracepaper.strategies.order_book import SIDES
 from tracepaper.strategies.types.decisions import BLOCK_BARS
-from tracepaper.strategies.units import DAY_MS, duration, unscaled
+from tracepaper.strategies.units import DAY_MS, duration, iso, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.values import (
     Figure,
     Form,
@@ -44,7 +43,7 @@ from tracepaper.replay.report.trades import listed
 from tracepaper.strategies.forecasters.cross_asset import USUAL
 from tracepaper.strategies.gates.gate import measured, unit_beside
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.units import interval_text
+from tracepaper.strategies.units import interval_text, iso
 
 BASIS_POINTS: Final = 1e4
 BUCKETS_SHOWN: Final = 12

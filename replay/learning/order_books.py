@@ -11,11 +11,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.columns import instant, iso
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import DepthHeader, read_depth
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import Books, Integers
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
 
 DAYS_LEAST: Final = 7
 """Days of depth, without the gaps, below which nothing is said of a model."""

@@ -148,7 +148,7 @@ def refusals(shown: ShownRun) -> answers.Refusals:
 
 
 def _day(day: int) -> str:
-    from tracepaper.replay.archive.columns import iso
+    from tracepaper.strategies.units import iso
 
     return iso(day * DAY_MS)[:10]
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.charts import (
     BarLayer,
     Chart,
@@ -32,6 +31,7 @@ from tracepaper.replay.report.charts import broken
 from tracepaper.replay.report.record import Floats
 from tracepaper.replay.report.report import Report
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Regime
+from tracepaper.strategies.units import iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.heads import HeadReport

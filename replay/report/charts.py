@@ -8,7 +8,6 @@ from typing import Final
 import numpy as np
 from msgspec.structs import replace
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.charts import (
     BandLayer,
     BarLayer,
@@ -35,6 +34,7 @@ from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.units import iso
 
 DWARFED: Final = 10.0
 """How many times further than the run another account must go for a logarithmic scale."""

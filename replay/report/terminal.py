@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich.console import Console
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.terminal import head, show
 from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
@@ -25,6 +24,7 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
 from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.units import iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.attention import InfluenceReport

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.document.charts import (
     Chart,
     ChartAxis,
@@ -31,7 +30,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import OrderRole
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -21,11 +21,12 @@ from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import run_span, select
-from tracepaper.storage.database.connection import create, is_added, missing_columns
-from tracepaper.storage.database.schema import OF_A_STEP, SCHEMA_REVISION, added, made_with
+from tracepaper.storage.database.connection import is_added, missing_columns
+from tracepaper.storage.database.schema import added, made_with
 from tracepaper.storage.database.view_columns import shared_row
-from tracepaper.storage.record.columns import TABLES
-from tracepaper.storage.record.rows import sequence_of, step_key
+from tracepaper.storage.database.writer import create
+from tracepaper.storage.record.columns import SCHEMA_REVISION, TABLES
+from tracepaper.storage.record.rows import OF_A_STEP, sequence_of, step_key
 from tracepaper.strategies.types.decisions import LedgerKind
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 

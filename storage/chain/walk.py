@@ -41,7 +41,6 @@ from tracepaper.storage.database.chunks import (
     run_span,
     select,
 )
-from tracepaper.storage.database.schema import RUN_TABLES
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import STEP, StoredRows
 from tracepaper.storage.record.digest import (
@@ -56,6 +55,7 @@ from tracepaper.storage.record.digest import (
 from tracepaper.storage.record.rows import (
     NO_GATES,
     OPENED_AT,
+    RUN_TABLES,
     SPARSE_TABLES,
     canonical,
     kept_rows,
@@ -257,7 +257,7 @@ class _Walk:
 
     def first_problem(self, step_count: int) -> ChainProblem | None:
         """Walk up to the first problem."""
-        last = max(step_count - 1, *(self._newest(table.name) for table in RUN_TABLES))
+        last = max(step_count - 1, *(self._newest(table) for table in RUN_TABLES))
         for at in range(self.first, last + 1, CHUNK_STEPS):
             first = step_key(self._run_key, at)
             until = step_key(self._run_key, min(at + CHUNK_STEPS - 1, last))
@@ -442,7 +442,7 @@ class _Walk:
                 f"The run's row counts {step_count} steps, and the last one stored is {at - 1}: "
                 "the tail was cut off.",
             )
-        strays = [t.name for t in RUN_TABLES if self._newest(t.name) >= at]
+        strays = [table for table in RUN_TABLES if self._newest(table) >= at]
         return ChainProblem(
             at, tuple(strays), "extra", f"Rows of {', '.join(strays)} belong to no step after {at}."
         )

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 from msgspec import Struct
 
-from tracepaper.storage.database.schema import metadata
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
 from tracepaper.storage.record.decode import Interned, StoredRows
 from tracepaper.storage.record.rows import SPARSE_TABLES, At, step_key
 from tracepaper.strategies.errors import DataInvalid
@@ -50,7 +49,7 @@ _TWINS_CONFIRMED: Final = (
 def select(table: str, where: str) -> str:
     """Return the query for all columns of *table* where *where*, in the order of its key."""
     columns = ", ".join(stored_columns(table))
-    keys = ", ".join(column.name for column in metadata.tables[table].primary_key.columns)
+    keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
     return f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {keys}"
 
 

@@ -1,4 +1,4 @@
-"""Opens a database: WAL, synchronous FULL, foreign keys, busy timeout, one writer.
+"""Opens a database for reading; ``writer`` opens it for writing, and imports SQLAlchemy.
 
 One writing connection and any number of read-only ones. SQLite 3.7.0 to 3.51.2 (but for 3.44.6
 and 3.50.7) can corrupt a WAL file when two connections write or checkpoint it at the same
@@ -9,35 +9,18 @@ connection, it has one, and a read-only connection cannot checkpoint; so the fau
 from __future__ import annotations
 
 import sqlite3
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 from urllib.parse import quote
 
-from sqlalchemy import StaticPool, create_engine
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateIndex, CreateTable
-
-from tracepaper.storage.database.lock import InstanceLock, WatchedFile
-from tracepaper.storage.database.schema import (
-    ADDED_TABLES,
-    SCHEMA_REVISION,
-    UPGRADABLE,
-    added,
-    metadata,
-)
-from tracepaper.storage.database.views import VIEWS, create_views
-from tracepaper.storage.record.columns import TABLES
-from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.storage.record.columns import ADDED_TABLES, SCHEMA_REVISION, TABLES, UPGRADABLE
+from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Table
-
     from tracepaper.storage.record.columns import Column
 
 BUSY_TIMEOUT_S: Final = 5.0
-WRITE_TIMEOUT_S: Final = 1.0
-"""How long one attempt to write waits for the write lock of another process."""
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
 _WAL_FAULT_FIRST: Final = (3, 7, 0)
 _WAL_FAULT_FIXED: Final = (3, 51, 3)
@@ -79,9 +62,9 @@ def open_reader(path: Path) -> sqlite3.Connection:
 
     Raises ``DataInvalid`` where there is no database, or one of another schema.
     """
-    connection = _connect_read_only(path)
+    connection = connect_read_only(path)
     try:
-        _check_revision(path, _revision(connection))
+        check_revision(path, revision_of(connection))
         _stand_in(connection, missing_columns(connection))
     except DataInvalid:
         connection.close()
@@ -165,6 +148,8 @@ def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) 
         return
     connection.execute("PRAGMA query_only = OFF")
     for table in made:
+        from tracepaper.storage.database.schema import metadata  # imports SQLAlchemy
+
         listed = ", ".join(f"NULL AS {column.name}" for column in metadata.tables[table].columns)
         connection.execute(f"CREATE TEMP VIEW {table} AS SELECT {listed} WHERE 0")
     for table, columns in extended.items():
@@ -175,7 +160,8 @@ def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) 
     connection.execute("PRAGMA query_only = ON")
 
 
-def _connect_read_only(path: Path) -> sqlite3.Connection:
+def connect_read_only(path: Path) -> sqlite3.Connection:
+    """Open *path* read-only, whatever it holds; raise ``DataInvalid`` where it is no database."""
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
     uri = f"file:{quote(str(path.absolute()))}?mode=ro"
@@ -193,7 +179,7 @@ def _connect_read_only(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _revision(connection: sqlite3.Connection) -> str | None:
+def revision_of(connection: sqlite3.Connection) -> str | None:
     """Return the schema's revision; "" for an empty file, None for a strange database."""
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
     if not tables:
@@ -204,7 +190,8 @@ def _revision(connection: sqlite3.Connection) -> str | None:
     return None if row is None else str(row[0])
 
 
-def _check_revision(path: Path, revision: str | None) -> None:
+def check_revision(path: Path, revision: str | None) -> None:
+    """Raise ``DataInvalid`` where this version does not read the schema *revision*."""
     if revision == SCHEMA_REVISION:
         return
     if not revision:
@@ -226,169 +213,3 @@ def no_way_up(path: Path, revision: str) -> str:
             "it, and start a new one with --db."
         )
     return f"{schema}: install the tracepaper that made it, or start a new file with --db."
-
-
-# ---------------------------------------------------------------- writing
-
-
-def is_busy(error: BaseException | None) -> bool:
-    """Return whether *error* says that another process holds the write lock."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
-
-
-def advice(error: BaseException | None) -> str:
-    """Return the remedy for a write that failed with *error*."""
-    if is_busy(error):
-        return "end the transaction of the other process that has the file locked"
-    return "free disk space or mend the file"
-
-
-class Writer(NamedTuple):
-    """The one writing connection of a database, and the locks that make it the only one."""
-
-    connection: Connection
-    lock: InstanceLock
-    file: WatchedFile
-
-    def close(self) -> None:
-        """Close the connection, which checkpoints the WAL file, and give the locks back."""
-        self.connection.close()
-        self.connection.engine.dispose()
-        self.file.close()
-        self.lock.release()
-
-
-def open_writer(path: Path) -> Writer:
-    """Open *path* for writing, making database and folder where they are missing.
-
-    Columns that an older version did not make are added. Raises ``ConfigInvalid`` where another
-    process writes it, ``DataInvalid`` for another schema, ``AuditUnwritable`` where the file cannot
-    be written.
-    """
-    writer, revision = open_writer_of_any_schema(path)
-    try:
-        _check_revision(path, revision)
-        add_columns(writer.connection, path)
-    except DataInvalid:
-        writer.close()
-        raise
-    except DBAPIError as error:
-        writer.close()
-        raise AuditUnwritable(
-            f"{path} could not be extended ({error.orig}); {advice(error)}."
-        ) from error
-    return writer
-
-
-def add_columns(connection: Connection, path: Path) -> None:
-    """Add the columns that the database *path* lacks, and make its views anew where it lacks one.
-
-    The chain covers no nulls, so the rows from before have the hashes that they had.
-    """
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)
-    if not (missing := lacking(raw, path)):
-        return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    for table, columns in missing.items():
-        if is_added(table, columns):
-            _make_table(connection, metadata.tables[table])
-            continue
-        for column in columns:
-            connection.exec_driver_sql(added(table, column))
-    create_views(connection)
-    connection.exec_driver_sql("COMMIT")
-
-
-def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
-    """Open *path* for writing as ``open_writer`` does; return its schema's revision as well.
-
-    For ``db upgrade`` alone, since nothing else knows what another schema means.
-    """
-    if not (status := sqlite_status()).is_usable:
-        raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
-    if path.is_dir():
-        raise AuditUnwritable(f"{path} is a folder; name a file, or choose another --db.")
-    is_there = path.is_file() and path.stat().st_size > 0
-    file: WatchedFile | None = None
-    with ExitStack() as undo:
-        if is_there:
-            # Look before anything is written: another program's file must stay as it is.
-            file = WatchedFile.open(path)
-            undo.callback(file.close)
-            with closing(_connect_read_only(path)) as reader:
-                if _revision(reader) is None:
-                    raise DataInvalid(
-                        f"{path} is not a tracepaper database; name another with --db."
-                    )
-        lock = InstanceLock.acquire(path)
-        undo.callback(lock.release)
-        if file is None:
-            file = WatchedFile.open(path)
-            undo.callback(file.close)
-        try:
-            connection = _connect_writing(path)
-            undo.callback(connection.engine.dispose)
-            undo.callback(connection.close)
-            raw = connection.connection.driver_connection
-            assert isinstance(raw, sqlite3.Connection)
-            revision = _revision(raw)
-            if revision == "":
-                create(connection)
-                revision = SCHEMA_REVISION
-            file.begin(raw)
-        except (sqlite3.Error, DBAPIError, OSError) as error:
-            cause = error.orig if isinstance(error, DBAPIError) else error
-            raise AuditUnwritable(
-                f"{path} cannot be opened for writing ({cause}); mend it, restore a backup, or "
-                "choose another --db."
-            ) from error
-        undo.pop_all()
-        return Writer(connection, lock, file), revision or ""
-
-
-def _connect_writing(path: Path) -> Connection:
-    def connect() -> sqlite3.Connection:
-        raw = sqlite3.connect(
-            path, timeout=WRITE_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        (mode,) = raw.execute("PRAGMA journal_mode = WAL").fetchone()
-        if mode != "wal":
-            raw.close()
-            raise AuditUnwritable(f"{path} cannot use a write-ahead log; use a local disk.")
-        raw.execute("PRAGMA synchronous = FULL")
-        raw.execute("PRAGMA foreign_keys = ON")
-        return raw
-
-    engine = create_engine("sqlite://", creator=connect, poolclass=StaticPool)
-    return engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-
-
-def make_tables(connection: Connection) -> None:
-    """Make every table with its indexes."""
-    for table in metadata.sorted_tables:
-        _make_table(connection, table)
-
-
-def _make_table(connection: Connection, table: Table) -> None:
-    connection.execute(CreateTable(table))
-    for index in table.indexes:
-        connection.execute(CreateIndex(index))
-
-
-def create(connection: Connection) -> None:
-    """Make tables and views of the newest schema in one transaction.
-
-    Equal to running every migration (a test compares them), in a tenth of the time.
-    """
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    make_tables(connection)
-    create_views(connection)
-    connection.exec_driver_sql(
-        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
-        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
-    )
-    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (SCHEMA_REVISION,))
-    connection.exec_driver_sql("COMMIT")

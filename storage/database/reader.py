@@ -26,10 +26,17 @@ from tracepaper.storage.database.chunks import (
     select,
 )
 from tracepaper.storage.database.connection import ReadOnly
-from tracepaper.storage.database.schema import OF_A_RUN, RUN_TABLES
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
-from tracepaper.storage.record.rows import EVENT_KINDS, OPENED_AT, run_of, sequence_of, step_key
+from tracepaper.storage.record.rows import (
+    EVENT_KINDS,
+    OF_A_RUN,
+    OPENED_AT,
+    RUN_TABLES,
+    run_of,
+    sequence_of,
+    step_key,
+)
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import (
     Confirmation,
@@ -132,9 +139,9 @@ class Reader(ReadOnly):
         ids = self.run_ids()
         if not ids:
             for table in (*RUN_TABLES, *OF_A_RUN):
-                if self._connection.execute(f"SELECT 1 FROM {table.name} LIMIT 1").fetchone():
+                if self._connection.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone():
                     raise DataInvalid(
-                        f"Every run of the database was removed, and rows of {table.name} are left:"
+                        f"Every run of the database was removed, and rows of {table} are left:"
                         " restore a backup."
                     )
             raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")

@@ -33,7 +33,7 @@ from sqlalchemy.dialects.sqlite import dialect
 from sqlalchemy.schema import CreateTable
 
 from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
-from tracepaper.storage.record.rows import INDEXED_EVENTS, SPARSE_TABLES
+from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -42,19 +42,12 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.record.columns import Column
 
-SCHEMA_REVISION: Final = "0003"
-UPGRADABLE: Final[frozenset[str]] = frozenset()
-"""Older revisions from which ``db upgrade`` knows a way."""
-
 _TYPES: Final[dict[str, Any]] = {
     "INTEGER": Integer,
     "REAL": REAL,
     "TEXT": Text,
     "BLOB": LargeBinary,
 }
-ADDED_TABLES: Final = frozenset({"ledger"})
-"""Tables that the first schema lacks: they are made when an older database is opened for writing,
-and are empty where one is read."""
 _WITH_ROWID: Final = frozenset(
     {"runs", "steps", "events", "states", "answers", "outcomes", "archive_series"}
 )
@@ -139,8 +132,6 @@ def _newest_first(name: str, where: TextClause | None = None) -> None:
     Index(f"{name}_run_sequence", columns.run_key, columns.sequence, sqlite_where=where)
 
 
-INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
-
 _newest_first("steps")
 _newest_first("events", text_clause(INDEXED_KINDS))
 _newest_first("orders")
@@ -161,10 +152,3 @@ Index("events_reading", _events.step, sqlite_where=_events.kind == "reading")
 for _born in ("orders", "fills"):
     _of = metadata.tables[_born].c
     Index(f"{_born}_order", _of.order_id, _of.run_key)
-
-RUN_TABLES: Final = tuple(metadata.tables[name] for name in ("steps", *SPARSE_TABLES))
-"""The tables keyed by step, in the order in which a step's rows are written."""
-OF_A_RUN: Final = tuple(metadata.tables[name] for name in ("instruments", "gate_sets", "prunes"))
-"""The other tables of which every row belongs to a run."""
-OF_A_STEP: Final = ("states", "answers", "twin_steps")
-"""The tables of which no row outlives its step."""

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tracepaper.storage.database.schema import INDEXED_KINDS
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, STEP_GATES, measure_name
-from tracepaper.storage.record.rows import sequence_of, step_key
+from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
 
 if TYPE_CHECKING:
     import sqlite3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from tracepaper.storage.database.schema import INDEXED_KINDS
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
     INSTRUMENT,
@@ -37,7 +36,7 @@ from tracepaper.storage.record.columns import (
     TABLES,
     measure_name,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES
+from tracepaper.storage.record.rows import EVENT_TYPES, INDEXED_KINDS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.types.market import GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of

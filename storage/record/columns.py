@@ -535,6 +535,13 @@ _ARCHIVE_BARS = (
     _whole("turnover", null=True),
 )
 
+SCHEMA_REVISION: Final = "0003"
+UPGRADABLE: Final[frozenset[str]] = frozenset()
+"""Older revisions from which ``db upgrade`` knows a way."""
+ADDED_TABLES: Final = frozenset({"ledger"})
+"""Tables that the first schema lacks: they are made when an older database is opened for writing,
+and are empty where one is read."""
+
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "runs": _RUNS,
     "models": _MODELS,

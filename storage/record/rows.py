@@ -74,6 +74,13 @@ SPARSE_TABLES: Final = (
 KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills", "ledger")
 """Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
 
+RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
+"""The tables keyed by step, in the order in which a step's rows are written."""
+OF_A_RUN: Final = ("instruments", "gate_sets", "prunes")
+"""The other tables of which every row belongs to a run."""
+OF_A_STEP: Final = ("states", "answers", "twin_steps")
+"""The tables of which no row outlives its step."""
+
 INDEXED_EVENTS: Final = (
     "funding",
     "gap",
@@ -85,6 +92,8 @@ INDEXED_EVENTS: Final = (
     "reading",
 )
 """Kinds of events that are found by their place in their run without reading those between."""
+INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
+"""The condition of their index."""
 KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity")
 """Kinds of events that a prune keeps."""
 

@@ -15,8 +15,8 @@ from msgspec.structs import replace
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.checkpoints import _SECTIONS, CARD_NAME, dump, kept_folder
-from tracepaper.storage.database.connection import open_writer
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.record.interning import OUTCOMES_KEPT
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import OrderStatus, Step

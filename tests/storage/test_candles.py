@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.storage.candles import History, HistoryWriter, Written, finest_of
-from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import Bar, Source
 

@@ -13,9 +13,9 @@ from msgspec.structs import replace
 from storage_cases import prune
 
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.database.connection import open_writer
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.writer import open_writer
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import StaticPool, create_engine
 
 from tracepaper.storage import migrations
-from tracepaper.storage.database.connection import open_writer
-from tracepaper.storage.database.schema import ADDED_TABLES, SCHEMA_REVISION, UPGRADABLE
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import migrate, upgrade
+from tracepaper.storage.record.columns import ADDED_TABLES, SCHEMA_REVISION, UPGRADABLE
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 

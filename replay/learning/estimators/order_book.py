@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.archive.order_book import DepthHeader
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
 from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
@@ -35,7 +34,7 @@ from tracepaper.strategies.forecasters.build import known_kind
 from tracepaper.strategies.forecasters.order_book import ORDER_BOOK
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import COLUMNS, KIND, Books, Integers, tokens_of
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 SCHEMA: Final = "book-1"
 """Of the columns of a token (``strategies/order_book.py``)."""

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.columns import instant, iso
+from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.estimator import recipe_of
@@ -50,7 +50,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, Integers
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, iso
 
 FEW: Final = "too few days"
 _NOTE: Final = (

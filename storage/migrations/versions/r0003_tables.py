@@ -6,7 +6,7 @@ else changes is one, and then the tables as they were are written down here.
 
 from alembic import op
 
-from tracepaper.storage.database.connection import make_tables
+from tracepaper.storage.database.writer import make_tables
 from tracepaper.strategies.errors import DataInvalid
 
 revision = "0003"

@@ -9,10 +9,10 @@ from typer.testing import CliRunner
 from waiting import deadline
 
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.commands.data import app
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.units import iso
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 BTC = str(SAMPLES / "binance_um_BTCUSDT_1m_2025-05.csv.gz")

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.columns import iso
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.units import iso
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
 HOUR = 3_600_000

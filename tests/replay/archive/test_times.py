@@ -3,8 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms, instant, iso
+from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms, instant
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import iso
 
 MS = 1_735_689_600_000  # 2025-01-01
 

@@ -27,7 +27,6 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.columns import iso
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
@@ -40,11 +39,12 @@ from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.chain.trades import check_trades
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.database.connection import open_writer
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import Pruning
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.units import iso
 
 pytestmark = pytest.mark.slow
 

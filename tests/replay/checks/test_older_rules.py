@@ -16,8 +16,8 @@ from tracepaper.daemon.engine.versions import ACCOUNT, CHANGES, RuleChange
 from tracepaper.replay.checks import verify
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.database.connection import open_writer
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.types.market import Category
 

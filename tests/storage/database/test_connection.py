@@ -15,8 +15,9 @@ import storage_cases as cases
 from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.connection import open_reader, open_writer, sqlite_status
+from tracepaper.storage.database.connection import open_reader, sqlite_status
 from tracepaper.storage.database.lock import Holder, InstanceLock, holder_of, lock_file
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 
 

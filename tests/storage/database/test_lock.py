@@ -20,9 +20,9 @@ from waiting import deadline_s
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.candles import HistoryWriter
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.database.connection import open_writer
 from tracepaper.storage.database.lock import Holder, WatchedFile, holder_of, lock_file
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
 from tracepaper.strategies.types.decisions import Step
 
@@ -333,7 +333,7 @@ WAYS = ["hard link", "symbolic link", "link of its folder", "deleted lock file"]
 SECOND = """
 import sys
 from pathlib import Path
-from tracepaper.storage.database.connection import open_writer
+from tracepaper.storage.database.writer import open_writer
 from tracepaper.strategies.errors import ConfigInvalid
 try:
     open_writer(Path(sys.argv[1]))
