@@ -110,7 +110,7 @@ class Broker:
             item.id: tuple(account.orders[item.id] for account in self._accounts)
             for item in instruments
         }
-        self._marked: set[str] = set()  # by a mark price since their last bar
+        self._marked: dict[str, int] = {}  # the newest mark price since their last bar
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
         self.save = Save.NO
 
@@ -120,7 +120,8 @@ class Broker:
         """Fill what rests by *bar*, which step *sequence* will hold, and value what is held.
 
         What rests was decided by an earlier bar; what this one decides waits for the next. A bar
-        values by its close what no mark price has valued since the bar before.
+        values by its close what no mark price has valued since the bar before. It liquidates what
+        has reached that value: a fill or a settlement since may have moved the liquidation price.
         """
         key = bar.instrument
         filled = NOTHING_FILLED
@@ -131,14 +132,14 @@ class Broker:
                 if resting.order is not None or resting.others or resting.is_guarded:
                     filled = self._match(lambda account: account.match(bar, sequence))
                     break
-        if key in self._marked:
-            self._marked.discard(key)
-        else:
+        mark = self._marked.pop(key, None)
+        if mark is None:
+            mark = bar.close
             for ledger in self._ledgers:
-                ledger.mark(key, bar.close)
-            if self._is_on_margin:
-                liquidated = self._liquidate(key, bar.close, bar.close_time_ms, sequence)
-                filled = filled.followed_by(liquidated)
+                ledger.mark(key, mark)
+        if self._is_on_margin:
+            liquidated = self._liquidate(key, mark, bar.close_time_ms, sequence)
+            filled = filled.followed_by(liquidated)
         if self._ranges:
             self._ranges[key].push(bar)
         return filled
@@ -362,7 +363,7 @@ class Broker:
 
     def mark(self, mark: Mark) -> None:
         """Value what is held by *mark*, and the next bar's close by nothing."""
-        self._marked.add(mark.instrument)
+        self._marked[mark.instrument] = mark.price
         self.mark_at_close(mark.instrument, mark.price)
 
     def mark_at_close(self, instrument: str, close: int) -> None:
@@ -373,9 +374,7 @@ class Broker:
     def warm_up(self, bar: Bar) -> None:
         """Let *bar* value what no mark price has; it fills nothing, since accounts are younger."""
         key = bar.instrument
-        if key in self._marked:
-            self._marked.discard(key)
-        else:
+        if self._marked.pop(key, None) is None:
             self.mark_at_close(key, bar.close)
         if self._ranges:
             self._ranges[key].push(bar)

@@ -131,6 +131,11 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         | {"steps.shape", "steps.outcome", "steps.window_sha256"},
         of_books=True,
     ),
+    RuleChange(
+        "M31",
+        "what a fill or a settlement after the newest mark price brought past that price is "
+        "liquidated at the bar's close",
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 

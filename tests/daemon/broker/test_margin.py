@@ -185,6 +185,36 @@ def test_a_stop_that_lies_nearer_comes_first() -> None:
     assert step.position.quantity == 0
 
 
+@pytest.mark.parametrize(("mark", "taken"), [(90_501, []), (90_500, [FillModel.LIQUIDATION])])
+def test_an_entry_behind_the_newest_mark_price_is_liquidated_by_it_at_the_bars_close(
+    mark: int, taken: list[FillModel]
+) -> None:
+    machine = engine(Says(LONG))
+    first, second = bar(100_000), bar(100_000, index=1)
+    machine.step(first, None)
+    machine.step(Mark(KEY, mark, first.close_time_ms + 1, first.close_time_ms + 1), None)
+    step = machine.step(second, None)
+    assert [fill.model for fill in step.fills] == [FillModel.NEXT_OPEN, *taken]
+    if taken:
+        assert (step.fills[-1].price, step.fills[-1].filled_ms) == (90_000, second.close_time_ms)
+
+
+def test_a_settlement_that_brings_a_position_past_the_newest_mark_price_ends_it_at_the_close() -> (
+    None
+):
+    machine = engine(Says(LONG), cash="101.1")
+    entered(machine)
+    closed_ms = bar(100_000, index=1).close_time_ms
+    marked = machine.step(Mark(KEY, 90_600, closed_ms + 1, closed_ms + 1), None)
+    assert marked.fills == ()
+    paid = machine.step(Funding(KEY, 10**8, closed_ms + 2, closed_ms + 2), None)
+    trigger = bound(paid).trigger
+    assert trigger is not None
+    assert trigger > 90_600
+    step = machine.step(bar(100_000, index=2), None)
+    assert [fill.model for fill in step.fills] == [FillModel.LIQUIDATION]
+
+
 def test_no_order_closes_beyond_the_bankruptcy_price() -> None:
     machine = engine(Says(LONG, HOLD, FLAT), slippage_bp="700")
     order = bound(entered(machine))
