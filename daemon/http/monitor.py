@@ -45,9 +45,8 @@ WORK_BOUNDS_S: Final = (
     *(0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 )
 FRESH_INTERVALS: Final = 3
-"""A daemon is ready while its newest bar closed at most so many intervals ago,"""
-FRESH_S: Final = 5.0
-"""or, under a clock that runs faster than the machine's, so many of the machine's seconds."""
+"""A daemon is ready while its newest bar closed at most so many intervals ago."""
+FRESH_S: Final = 5.0  # of the machine, where a fast clock makes that more than the intervals
 
 Document = dict[str, object]
 
@@ -246,18 +245,16 @@ class Monitor:
     def not_ready(self) -> Sequence[str]:
         """Return the reasons why the daemon cannot decide now; none where it can."""
         reasons = list(self._obstacles())
-        fresh_ms = max(FRESH_INTERVALS * self.run.interval_ms, self._clock.scaled_ms(FRESH_S))
+        fresh_s = max(FRESH_INTERVALS * self.run.interval_ms, self._clock.scaled_ms(FRESH_S)) / 1000
         for instrument in self._instruments:
-            step = self.bars.get(instrument)
-            if step is None or not isinstance(step.event, Bar):
+            age_s = self.bar_age_s(instrument)
+            if age_s is None:
                 reasons.append(f"{instrument} has no bar yet")
-                continue
-            age_ms = self._clock.market_ms() - step.event.close_time_ms
-            if age_ms > fresh_ms:
-                reasons.append(f"the newest bar of {instrument} closed {age_ms // 1000} s ago")
-            elif step.decision is None or step.decision.refused_by == warm.name:
+            elif age_s > fresh_s:
+                reasons.append(f"the newest bar of {instrument} closed {int(age_s)} s ago")
+            elif (made := self.bars[instrument].decision) is None or made.refused_by == warm.name:
                 at_ms = self.warm_at(instrument)
-                until = "" if at_ms is None else f" until {minute_text(at_ms)}"
+                until = f" until {minute_text(at_ms)}" if at_ms else ""
                 reasons.append(f"{instrument} is warming up{until}")
         return reasons
 

@@ -89,6 +89,11 @@ class ReadOnly:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """The read-only connection."""
+        return self._connection
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()

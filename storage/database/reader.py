@@ -58,7 +58,6 @@ from tracepaper.strategies.types.market import (
 )
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Collection, Iterator
 
     from tracepaper.strategies.types.decisions import DecisionOutcome, Fill, Order, Prediction, Run
@@ -126,11 +125,6 @@ def resolve(path: Path | None, spec: str) -> Located:
 
 class Reader(ReadOnly):
     """A database open for reading; closes what it opened."""
-
-    @property
-    def connection(self) -> sqlite3.Connection:
-        """The read-only connection."""
-        return self._connection
 
     # ------------------------------------------------------------ runs
 
