@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +25,7 @@ from learning import DAY_BARS, FORMS, START_MS, learnable, recipe, write_csv
 from tracepaper.replay.learning.splits import iso
 from tracepaper.storage.checkpoints import dump
 
+CARD: Final = "card.toml"
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 CREATED_NS: Final = 1_700_000_000_000_000_000
 TRAIN: Final = f"""
@@ -124,6 +126,20 @@ def train(code: Path, words: Sequence[str], out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 
+def differing_keys(old: bytes, new: bytes) -> list[str]:
+    """Return the keys of two TOML files whose values differ, or that one of them lacks."""
+
+    def flat(table: Mapping[str, Any], begins: str = "") -> Iterator[tuple[str, Any]]:
+        for key, value in table.items():
+            if isinstance(value, dict):
+                yield from flat(value, f"{begins}{key}.")
+            else:
+                yield f"{begins}{key}", value
+
+    before, after = (dict(flat(tomllib.loads(one.decode()))) for one in (old, new))
+    return sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+
+
 def checked_out(revision: str, folder: Path) -> Path:
     """Return a folder with the code of *revision*, and the compiled loops of the tree at hand."""
     folder.mkdir()
@@ -159,6 +175,8 @@ def main(revision: str = "", only: str = "") -> None:
             other = sorted(file for file in {*old, *new} if old.get(file) != new.get(file))
             differing += bool(other)
             said = f"differ in {', '.join(other)}" if other else f"same {', '.join(old)}"
+            if (keys := differing_keys(old.get(CARD, b""), new.get(CARD, b""))) or CARD in other:
+                said += f" ({', '.join(keys) or 'the order of its keys'})"
             sys.stdout.write(f"{name}: {said}\n")
             sys.stdout.flush()
     if differing or not count:
