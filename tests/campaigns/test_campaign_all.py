@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import campaign_all
+import campaign_processors
 import pytest
 
 HEAD = "# The last commit that each part of `make campaign` passed on; the command writes it.\n"
@@ -18,6 +19,14 @@ def test_each_part_is_a_program_that_exists() -> None:
         assert all((campaign_all.ROOT / word).exists() for word in command if "/campaigns/" in word)
     examples = [one for name, one in campaign_all.PARTS.items() if name.startswith("engine_")]
     assert sum(int(one[one.index("--examples") + 1]) for one in examples) == 1_000_000
+
+
+def test_what_other_processors_leave_out_is_named_as_pytest_names_it(
+    request: pytest.FixtureRequest,
+) -> None:
+    file, _, name = campaign_processors.BEYOND.partition("::")
+    source = (request.config.rootpath / file).read_text(encoding="utf-8")
+    assert f"def {name.partition('[')[0]}(" in source
 
 
 @pytest.fixture
