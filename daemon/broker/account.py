@@ -358,15 +358,11 @@ class PaperAccount:
 
         Its id is the step's *sequence* and an ordinal that no other instrument's has.
         """
-        if (rules := self._margin.get(instrument)) is None:
+        if instrument not in self._margin:
             return ()
-        held = self.ledger.holding(instrument)
-        bounds = None
-        if held.quantity:
-            bounds = rules.bounds(held.entry_notional, held.quantity, held.margin)
         changed = self.protectors[instrument].set_liquidation_price(
-            bounds,
-            held.quantity,
+            self.ledger.bounds(instrument),
+            self.ledger.held(instrument),
             order_id=self.orders[instrument].next_id(
                 sequence, LIQUIDATIONS_FROM * (1 + self._places[instrument])
             ),

@@ -212,15 +212,10 @@ class Protector:
         quantity = self._resting.closable(held)
         if bounds is None or not quantity:
             return () if armed is None else (self._resting.end(armed, "nothing is held"),)
-        terms = {
-            "trigger": bounds.liquidation, "price": bounds.bankruptcy, "reason": bounds.reason,
-        }  # fmt: skip
         side = Side.SELL if held > 0 else Side.BUY
         if armed is not None and armed.side is side:
-            amended = replace(armed, quantity=armed.filled + quantity, **terms)
-            if amended == armed:
-                return ()
-            return (self._resting.note(after(amended, OrderEvent.REPLACE)),)
+            amended = self._resting.amend_liquidation(bounds, held)
+            return () if amended is None else (amended,)
         ended = () if armed is None else (self._resting.end(armed, "the position has turned"),)
         order = Order(
             order_id, self._instrument, side, quantity, 0, OrderStatus.NEW,

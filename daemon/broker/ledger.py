@@ -10,10 +10,11 @@ The rules are docs/money.md, M16 to M21.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 
 from msgspec import Struct
 
-from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.broker.rules import Bounds, MarginRules
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -44,6 +45,37 @@ class Holding(Struct, gc=False, array_like=True):
     funding_paid: int = 0
     opened_ms: int = 0  # market time of the fill that opened the position; 0 where there is none
     margin: int = 0  # what it binds of the cash, where it is isolated
+
+    def trade(self, signed: int, notional: int, rules: MarginRules | None) -> int:
+        """Buy or sell *signed* of a derivative for *notional*; return the profit of what closes."""
+        sign = 1 if signed > 0 else -1
+        realized = 0
+        opened, opened_notional = signed, sign * notional
+        if self.quantity * signed < 0:
+            closed = min(abs(signed), abs(self.quantity))
+            share = divide_half_even(notional * closed, abs(signed))
+            self.margin = self.margin * (abs(self.quantity) - closed) // abs(self.quantity)
+            realized = self.close(closed, -sign * share)
+            opened = sign * (abs(signed) - closed)
+            opened_notional = sign * (notional - share)
+        self.quantity += opened
+        self.entry_notional += opened_notional
+        if rules is not None and opened_notional:
+            self.margin += rules.required(opened_notional)
+        return realized
+
+    def close(self, closed: int, proceeds: int) -> int:
+        """Take *closed* (unsigned) out; return the profit on *proceeds* (signed)."""
+        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
+        self.quantity -= closed if self.quantity > 0 else -closed
+        self.entry_notional -= entry
+        return proceeds - entry
+
+    def bounds(self, rules: MarginRules | None) -> Bounds | None:
+        """Return where it is liquidated; None where it cannot be."""
+        if rules is None or not self.quantity:
+            return None
+        return rules.bounds(self.entry_notional, self.quantity, self.margin)
 
 
 class _LedgerLine:
@@ -164,23 +196,11 @@ class Ledger:
 
     def _apply_linear(self, line: _LedgerLine, fill: Fill, signed: int) -> None:
         holding = line.holding
-        sign = 1 if signed > 0 else -1
-        realized = 0
-        opened, opened_notional = signed, sign * fill.notional
-        if holding.quantity * signed < 0:
-            closed = min(abs(signed), abs(holding.quantity))
-            share = divide_half_even(fill.notional * closed, abs(signed))
-            self._bind(holding, holding.margin * (abs(holding.quantity) - closed)
-                       // abs(holding.quantity))  # fmt: skip
-            realized = self._close(holding, closed, -sign * share)
-            opened = sign * (abs(signed) - closed)
-            opened_notional = sign * (fill.notional - share)
-        holding.quantity += opened
-        holding.entry_notional += opened_notional
+        bound = holding.margin
+        realized = holding.trade(signed, fill.notional, line.margin)
+        self._bound += holding.margin - bound
         holding.realized_pnl += realized
         holding.fees_paid += fill.fee
-        if line.margin is not None and opened_notional:
-            self._bind(holding, holding.margin + line.margin.required(opened_notional))
         fee = LedgerKind.FEE
         if fill.model is FillModel.LIQUIDATION:
             fee = LedgerKind.LIQUIDATION_FEE
@@ -200,13 +220,6 @@ class Ledger:
             if self.entries is not None:
                 self.entries.append(LedgerEntry(kind, amount, self.cash, instrument, order_id))
 
-    def _close(self, holding: Holding, closed: int, proceeds: int) -> int:
-        """Take *closed* (unsigned) out of *holding*; return the profit on *proceeds* (signed)."""
-        entry = divide_half_even(holding.entry_notional * closed, abs(holding.quantity))
-        holding.quantity -= closed if holding.quantity > 0 else -closed
-        holding.entry_notional -= entry
-        return proceeds - entry
-
     def _apply_cash(self, holding: Holding, fill: Fill, signed: int) -> None:
         if signed > 0:
             # The fee of a buy on spot is paid in base: that share of what was bought is a cost at
@@ -220,7 +233,7 @@ class Ledger:
         else:
             if fill.quantity > holding.quantity:
                 raise InvariantBroken(f"sold {fill.quantity} of {holding.quantity} held")
-            holding.realized_pnl += self._close(holding, fill.quantity, fill.notional)
+            holding.realized_pnl += holding.close(fill.quantity, fill.notional)
             holding.fees_paid += fill.fee
             self._move(LedgerKind.SOLD, fill.notional, fill.instrument, fill.order_id)
             self._move(LedgerKind.FEE, -fill.fee, fill.instrument, fill.order_id)
@@ -293,6 +306,16 @@ class Ledger:
         """Return the position in *instrument* at the newest mark."""
         return self._lines[instrument].position
 
+    def bounds(self, instrument: str) -> Bounds | None:
+        """Return where the position in *instrument* is liquidated; None where it cannot be."""
+        line = self._lines[instrument]
+        return line.holding.bounds(line.margin)
+
+    def trial(self, instrument: str) -> Trial:
+        """Return the cash and what is held of *instrument*, to try fills on."""
+        line = self._lines[instrument]
+        return Trial(copy(line.holding), self.cash, line.margin, is_cash=line.is_cash)
+
     def account(self) -> Account:
         """Return the account at the newest marks; raise where 64 bits do not hold it."""
         account = self._account
@@ -343,6 +366,50 @@ class Ledger:
         self._account = None
 
 
+class Trial:
+    """What fills of one instrument would do to an account; it bears every one."""
+
+    position = Position()  # of which nobody asks
+
+    def __init__(
+        self, holding: Holding, cash: int, rules: MarginRules | None, *, is_cash: bool
+    ) -> None:
+        self.cash = cash
+        self._holding = holding
+        self._rules = rules
+        self._is_cash = is_cash
+
+    @property
+    def held(self) -> int:
+        """The position, signed."""
+        return self._holding.quantity
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Where the position is liquidated; None where it cannot be."""
+        return self._holding.bounds(self._rules)
+
+    def apply_fill(self, fill: Fill) -> None:
+        """Book *fill*."""
+        is_buy = fill.side is Side.BUY
+        if not self._is_cash:
+            signed = fill.quantity if is_buy else -fill.quantity
+            self.cash += self._holding.trade(signed, fill.notional, self._rules) - fill.fee
+        elif is_buy:
+            self._holding.quantity += fill.quantity - fill.fee_base
+            self.cash -= fill.notional + fill.fee
+        else:
+            self._holding.quantity -= fill.quantity
+            self.cash += fill.notional - fill.fee
+
+    def refusal(self, fill: Fill) -> None:
+        """Bear *fill*."""
+
+    def equity(self, value: int) -> int:
+        """Return what is left where what is held is worth *value*, signed."""
+        return self.cash + value - (0 if self._is_cash else self._holding.entry_notional)
+
+
 class LedgerFunds:
     """What a fill of one instrument moves in a ledger."""
 
@@ -362,9 +429,18 @@ class LedgerFunds:
         return self._ledger.position(self._instrument)
 
     @property
+    def bounds(self) -> Bounds | None:
+        """Where the position is liquidated; None where it cannot be."""
+        return self._ledger.bounds(self._instrument)
+
+    @property
     def cash(self) -> int:
         """Money, in quote currency."""
         return self._ledger.cash
+
+    def trial(self) -> Trial:
+        """Return what fills may be tried on, while the ledger stays as it is."""
+        return self._ledger.trial(self._instrument)
 
     def refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None."""

@@ -18,7 +18,9 @@ from itertools import pairwise
 from typing import Final, NamedTuple, Protocol
 
 from tracepaper.daemon.broker.execution import Executor
+from tracepaper.daemon.broker.ledger import LedgerFunds
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.rules import Bounds
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -45,6 +47,11 @@ class Funds(Protocol):
     @property
     def position(self) -> Position:
         """The position, at its mark."""
+        ...
+
+    @property
+    def bounds(self) -> Bounds | None:
+        """Where the position is liquidated; None where it cannot be."""
         ...
 
     @property
@@ -311,6 +318,10 @@ class _Market:
         self.trades.fills.append(fill)
         self.trades.booked.append(Booked(fill, changed[0], before, self._funds.position))
         self.trades.note(*changed)
+        if (bounds := self._funds.bounds) is not None:
+            # What is left of the event meets the position as it is now.
+            amended = self._resting.amend_liquidation(bounds, self._funds.held)
+            self.trades.note(*(() if amended is None else (amended,)))
         if is_short_of_cash:
             self._end(changed[0], NO_CASH)
         return True
@@ -421,29 +432,7 @@ def _price_met(order: Order, start: int, end: int) -> int | None:
     return at if ahead else None
 
 
-# ---------------------------------------------------------------- which path was worse
-
-
-class _TrialFunds:
-    """What one path would do to an account."""
-
-    position = Position()  # of which nobody asks
-
-    def __init__(self, held: int, cash: int) -> None:
-        self.held = held
-        self.cash = cash
-
-    def apply_fill(self, fill: Fill) -> None:
-        """Book *fill*."""
-        if fill.side is Side.BUY:
-            self.held += fill.quantity - fill.fee_base
-            self.cash -= fill.notional + fill.fee
-        else:
-            self.held -= fill.quantity
-            self.cash += fill.notional - fill.fee
-
-    def refusal(self, fill: Fill) -> None:
-        """Bear every *fill*: which path is worse does not depend on it."""
+# ---------------------------------------------------------------- one event
 
 
 def match_quote(
@@ -474,7 +463,7 @@ def match_open(
 
 
 def match_path(
-    resting: RestingOrders, executor: Executor, funds: Funds, bar: Bar, instrument: Instrument
+    resting: RestingOrders, executor: Executor, funds: LedgerFunds, bar: Bar, instrument: Instrument
 ) -> Matched:
     """Return what *bar* did to the limits and stops that rest.
 
@@ -490,9 +479,9 @@ def match_path(
     )
     before, left = resting.state(), []
     for path in paths:
-        trial = _TrialFunds(funds.held, funds.cash)
+        trial = funds.trial()
         _Market(resting, executor, trial, is_cash=is_cash).walk(bar, path)
-        left.append(trial.cash + executor.notional(bar.close, trial.held))
+        left.append(trial.equity(executor.notional(bar.close, trial.held)))
         resting.restore(before)
     market = _Market(resting, executor, funds, is_cash=is_cash)
     market.walk(bar, paths[0] if left[0] <= left[1] else paths[1])

@@ -19,7 +19,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.rules import Filters, MarginRules
+from tracepaper.daemon.broker.rules import Bounds, Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
@@ -546,6 +546,17 @@ class RestingOrders:
         if not self.others:
             return None
         return next((one for one in self.others if one.role is OrderRole.LIQUIDATION), None)
+
+    def amend_liquidation(self, bounds: Bounds, held: int) -> Order | None:
+        """Move the exchange's own order with the position *held*; return it where it changed."""
+        armed, side = self.liquidation, Side.SELL if held > 0 else Side.BUY
+        if armed is None or armed.side is not side or not (quantity := self.closable(held)):
+            return None
+        amended = replace(
+            armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
+            price=bounds.bankruptcy, reason=bounds.reason,
+        )  # fmt: skip
+        return None if amended == armed else self.note(after(amended, OrderEvent.REPLACE))
 
     def protective(self, role: OrderRole) -> Order | None:
         """Return the protective order of *role*, if there is one."""

@@ -136,6 +136,9 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
         "what a fill or a settlement after the newest mark price brought past that price is "
         "liquidated at the bar's close",
     ),
+    RuleChange(
+        "M31", "a fill moves the liquidation price for what is left of its bar's path or its quote"
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 

@@ -185,6 +185,25 @@ def test_a_stop_that_lies_nearer_comes_first() -> None:
     assert step.position.quantity == 0
 
 
+@pytest.mark.parametrize(("high", "is_taken"), [(106_500, False), (107_000, True)])
+def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_its_path(
+    high: int, is_taken: bool
+) -> None:
+    """Short 1 at 1,000 and 1 more at 950: liquidated from 1,067 on, and before from 1,095 on."""
+    adding = Orders((sell(1),), "in"), Orders((sell(1, stop=950.0),), "more")
+    machine = engine(Says(*adding))
+    before = entered(machine)
+    step = machine.step(bar(100_000, index=2, open_=100_000, high=high, low=94_000), None)
+    taken = [fill for fill in step.fills if fill.model is FillModel.LIQUIDATION]
+    assert [fill.quantity for fill in taken] == [2_000] * is_taken
+    assert step.position is not None
+    assert step.position.quantity == (0 if is_taken else -2_000)
+    if is_taken:
+        margin = margin_of(before) + 95 * MONEY_SCALE + 1_045 * MONEY_SCALE * 55 // 100_000
+        fee = 950 * MONEY_SCALE * 55 // 100_000
+        assert before.account.cash - step.account.cash <= margin + fee
+
+
 @pytest.mark.parametrize(("mark", "taken"), [(90_501, []), (90_500, [FillModel.LIQUIDATION])])
 def test_an_entry_behind_the_newest_mark_price_is_liquidated_by_it_at_the_bars_close(
     mark: int, taken: list[FillModel]
