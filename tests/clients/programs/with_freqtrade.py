@@ -46,7 +46,7 @@ with subprocess.Popen(
     assert process.stdout is not None
     for line in process.stdout:
         lines.append(line)
-        if "MARKET_SELL" in line and not asked:  # one word, as long lines are wrapped
+        if "exit_fill" in line and not asked:  # one word, as long lines are wrapped
             asked = True
             process.send_signal(signal.SIGTERM)
     process.wait()
