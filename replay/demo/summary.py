@@ -194,7 +194,7 @@ def _evidence(own: AccountReport) -> str:
     evidence = (
         "which is rare by chance and still one month"
         if told
-        else "which cannot be told from nothing"
+        else "no evidence of a profit or a loss beyond this month"
     )
     return f"A day that is {mean * 1e4:+.1f} ± {error * 1e4:.1f} bp, {evidence}."
 
@@ -204,8 +204,8 @@ def _beside(ending: Ending) -> str:
     if ending.chance is None:
         return held
     return (
-        f"{held} The same positions at random times did worse in {ending.chance.beaten:.0%} of "
-        f"{ending.chance.count} draws."
+        f"{held} Of its timing alone: the same positions at random times did worse in "
+        f"{ending.chance.beaten:.0%} of {ending.chance.count} draws."
     )
 
 
