@@ -316,7 +316,11 @@ class Book:
             self.own.sold(fill.instrument, quantity, price, fee)
         if order.role is OrderRole.SIGNAL:
             self.entered.add(fill.instrument)
-        elif held.quantity * before <= 0 or order.role in PROTECTIVE:
+        elif (
+            held.quantity * before <= 0
+            or order.role in PROTECTIVE
+            or abs(held.quantity.scaleb(3)) < self.items[fill.instrument].quantity_step  # dust
+        ):
             self.entered.discard(fill.instrument)
         if order.reduce_only:
             assert abs(held.quantity) < abs(before), "what may only reduce opened"
