@@ -314,13 +314,10 @@ class Book:
             self.own.bought(fill.instrument, quantity, price, of_base)
         else:
             self.own.sold(fill.instrument, quantity, price, fee)
-        if order.role is OrderRole.SIGNAL:
+        is_dust = abs(held.quantity.scaleb(3)) < self.items[fill.instrument].quantity_step
+        if order.role is OrderRole.SIGNAL and not is_dust:
             self.entered.add(fill.instrument)
-        elif (
-            held.quantity * before <= 0
-            or order.role in PROTECTIVE
-            or abs(held.quantity.scaleb(3)) < self.items[fill.instrument].quantity_step  # dust
-        ):
+        elif is_dust or held.quantity * before <= 0 or order.role in PROTECTIVE:
             self.entered.discard(fill.instrument)
         if order.reduce_only:
             assert abs(held.quantity) < abs(before), "what may only reduce opened"
