@@ -157,7 +157,7 @@ class Page:
         if frame.kind == process.LATER:
             frame = await self._heavy.answer(asked)
         if DECISION.fullmatch(path) and frame.status == 200 and not self._served:
-            # Who looks at a decision may have it derived next. A daemon keeps its memory.
+            # Who looks at a decision may have it derived next; beside a daemon memory is spared.
             self._prepare(self._of_decisions)
         if path.endswith("/health") and frame.status == 200 and self._status is not None:
             return _json(200, with_status(frame.body, self._status(), self._served))
