@@ -170,13 +170,18 @@ class ReaderProcess:
         if self._is_closed:  # while this request waited for its turn
             raise ConnectionError("closed")
         if self._child is None or self._child.returncode is not None:
-            self._child = await asyncio.create_subprocess_exec(
+            child = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "tracepaper.replay.page.process"),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,  # an interrupt at the terminal is the server's
             )
+            if self._is_closed:  # while it was started
+                child.kill()
+                await child.wait()
+                raise ConnectionError("closed")
+            self._child = child
             assert self._child.stdin is not None
             assert self._child.stderr is not None
             self._child.stdin.write(self._opening + b"\n")

@@ -142,6 +142,7 @@ class Page:
                 listener.task.cancel()
         readers = (self._quick, self._heavy, self._of_runs, self._of_decisions)
         await asyncio.gather(*(reader.close() for reader in readers))
+        await asyncio.gather(*self._preparing.values())
 
     # ------------------------------------------------------------ answers
 

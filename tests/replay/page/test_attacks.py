@@ -387,6 +387,22 @@ async def test_a_child_that_cannot_be_started_is_said_and_started_later(
     assert (await reading.answer(asked)).status == 200
 
 
+async def test_a_child_that_starts_while_its_reader_is_closed_is_ended(
+    cross_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading = ReaderProcess([cross_database], served="", is_heavy=False)
+    start, others = asyncio.create_subprocess_exec, set(working())
+
+    async def closed_meanwhile(*words: str, **how: Any) -> asyncio.subprocess.Process:
+        child = await start(*words, **how)
+        await reading.close()
+        return child
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", closed_meanwhile)
+    await reading.prepare()
+    assert set(working()) <= others
+
+
 async def test_the_time_of_an_answer_ends_the_answer_and_not_who_reads_it(
     cross_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -505,17 +521,22 @@ async def test_a_child_that_nobody_asks_ends_and_is_started_again(
     reading: ReaderProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"path": "/runs", "query": {}}
+    others = set(working())  # of what other tests have left
+
+    def own() -> set[int]:
+        return set(working()) - others
+
     monkeypatch.setattr(process, "IDLE_S", 0.0)
     for _ in range(2):
         assert (await reading.answer(asked)).status == 200
-        await until(lambda: not working(), poll_s=0.01)
+        await until(lambda: not own(), poll_s=0.01)
     await reading.prepare()
-    await until(lambda: not working(), poll_s=0.01)
+    await until(lambda: not own(), poll_s=0.01)
     monkeypatch.setattr(process, "IDLE_S", 600.0)
     assert (await reading.answer(asked)).status == 200
-    (pid,) = working()
+    (pid,) = own()
     assert (await reading.answer(asked)).status == 200
-    assert working() == [pid]
+    assert own() == {pid}
 
 
 # ---------------------------------------------------------------- databases
