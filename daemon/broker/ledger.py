@@ -178,8 +178,11 @@ class Ledger:
         line = self._lines[instrument]
         return line.notional(line.mark, quantity)
 
-    def apply_fill(self, fill: Fill) -> None:
-        """Book a fill on the position, the cash and the fees."""
+    def apply_fill(self, fill: Fill) -> Bounds | None:
+        """Book a fill on the position, the cash and the fees.
+
+        Returns where the position is then liquidated, None where it cannot be.
+        """
         line = self._lines[fill.instrument]
         holding = line.holding
         signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
@@ -193,6 +196,7 @@ class Ledger:
         if fill.instrument in self.fills:
             self.fills[fill.instrument].append(fill)
         self._value(line)
+        return holding.bounds(line.margin)
 
     def _apply_linear(self, line: _LedgerLine, fill: Fill, signed: int) -> None:
         holding = line.holding
@@ -311,10 +315,10 @@ class Ledger:
         line = self._lines[instrument]
         return line.holding.bounds(line.margin)
 
-    def trial(self, instrument: str) -> Trial:
+    def trial(self, instrument: str) -> TrialFunds:
         """Return the cash and what is held of *instrument*, to try fills on."""
         line = self._lines[instrument]
-        return Trial(copy(line.holding), self.cash, line.margin, is_cash=line.is_cash)
+        return TrialFunds(copy(line.holding), self.cash, line.margin, is_cash=line.is_cash)
 
     def account(self) -> Account:
         """Return the account at the newest marks; raise where 64 bits do not hold it."""
@@ -366,7 +370,7 @@ class Ledger:
         self._account = None
 
 
-class Trial:
+class TrialFunds:
     """What fills of one instrument would do to an account; it bears every one."""
 
     position = Position()  # of which nobody asks
@@ -384,13 +388,8 @@ class Trial:
         """The position, signed."""
         return self._holding.quantity
 
-    @property
-    def bounds(self) -> Bounds | None:
-        """Where the position is liquidated; None where it cannot be."""
-        return self._holding.bounds(self._rules)
-
-    def apply_fill(self, fill: Fill) -> None:
-        """Book *fill*."""
+    def apply_fill(self, fill: Fill) -> Bounds | None:
+        """Book *fill*; return where the position is then liquidated, None where it cannot be."""
         is_buy = fill.side is Side.BUY
         if not self._is_cash:
             signed = fill.quantity if is_buy else -fill.quantity
@@ -401,6 +400,7 @@ class Trial:
         else:
             self._holding.quantity -= fill.quantity
             self.cash += fill.notional - fill.fee
+        return self._holding.bounds(self._rules)
 
     def refusal(self, fill: Fill) -> None:
         """Bear *fill*."""
@@ -429,16 +429,11 @@ class LedgerFunds:
         return self._ledger.position(self._instrument)
 
     @property
-    def bounds(self) -> Bounds | None:
-        """Where the position is liquidated; None where it cannot be."""
-        return self._ledger.bounds(self._instrument)
-
-    @property
     def cash(self) -> int:
         """Money, in quote currency."""
         return self._ledger.cash
 
-    def trial(self) -> Trial:
+    def trial(self) -> TrialFunds:
         """Return what fills may be tried on, while the ledger stays as it is."""
         return self._ledger.trial(self._instrument)
 

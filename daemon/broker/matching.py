@@ -50,17 +50,12 @@ class Funds(Protocol):
         ...
 
     @property
-    def bounds(self) -> Bounds | None:
-        """Where the position is liquidated; None where it cannot be."""
-        ...
-
-    @property
     def cash(self) -> int:
         """Money, in quote currency."""
         ...
 
-    def apply_fill(self, fill: Fill) -> None:
-        """Book *fill*."""
+    def apply_fill(self, fill: Fill) -> Bounds | None:
+        """Book *fill*; return where the position is then liquidated, None where it cannot be."""
         ...
 
     def refusal(self, fill: Fill) -> str | None:
@@ -313,12 +308,12 @@ class _Market:
             self._end(order, refusal)
             return False
         before = self._funds.position
-        self._funds.apply_fill(fill)
+        bounds = self._funds.apply_fill(fill)
         changed = self._resting.apply_fill(fill, self._funds.held)
         self.trades.fills.append(fill)
         self.trades.booked.append(Booked(fill, changed[0], before, self._funds.position))
         self.trades.note(*changed)
-        if (bounds := self._funds.bounds) is not None:
+        if bounds is not None:
             # What is left of the event meets the position as it is now.
             amended = self._resting.amend_liquidation(bounds, self._funds.held)
             self.trades.note(*(() if amended is None else (amended,)))
