@@ -316,7 +316,7 @@ class Ledger:
         return line.holding.bounds(line.margin)
 
     def trial(self, instrument: str) -> TrialFunds:
-        """Return the cash and what is held of *instrument*, to try fills on."""
+        """Return a copy of the cash and the position in *instrument* to try fills on."""
         line = self._lines[instrument]
         return TrialFunds(copy(line.holding), self.cash, line.margin, is_cash=line.is_cash)
 
@@ -406,7 +406,7 @@ class TrialFunds:
         """Bear *fill*."""
 
     def equity(self, value: int) -> int:
-        """Return what is left where what is held is worth *value*, signed."""
+        """Return the equity with the position at *value*, signed."""
         return self.cash + value - (0 if self._is_cash else self._holding.entry_notional)
 
 
@@ -434,7 +434,7 @@ class LedgerFunds:
         return self._ledger.cash
 
     def trial(self) -> TrialFunds:
-        """Return what fills may be tried on, while the ledger stays as it is."""
+        """Return a copy of cash and position to try fills on."""
         return self._ledger.trial(self._instrument)
 
     def refusal(self, fill: Fill) -> str | None:

@@ -254,7 +254,7 @@ class Monitor:
                 reasons.append(f"the newest bar of {instrument} closed {int(age_s)} s ago")
             elif (made := self.bars[instrument].decision) is None or made.refused_by == warm.name:
                 at_ms = self.warm_at(instrument)
-                until = f" until {minute_text(at_ms)}" if at_ms else ""
+                until = "" if at_ms is None else f" until {minute_text(at_ms)}"
                 reasons.append(f"{instrument} is warming up{until}")
         return reasons
 

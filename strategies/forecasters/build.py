@@ -61,7 +61,7 @@ _PROBE_CLIP: Final = 5.0  # features are clipped there
 
 
 def computing() -> tuple[str, str]:
-    """Return what a forecast's last bits depend on: torch's version, and what it computes with.
+    """Name all that a forecast's last bits depend on: torch's version, and the processor.
 
     The numeric libraries choose their loops by the processor as well: of one instruction set, one
     of another maker rounds otherwise.
