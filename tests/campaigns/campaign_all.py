@@ -23,6 +23,8 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 PASSED: Final = ROOT / "daemon" / "campaign.toml"
 EXAMPLES: Final = 1_000_000
 CHUNK: Final = 100_000
+ROUNDS: Final = 100
+TEN: Final = 10
 _PYTHON: Final = (sys.executable,)
 _ENGINE: Final = (*_PYTHON, "tests/campaigns/campaign_engine.py")
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
@@ -40,7 +42,13 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "parity": (*_PYTHON, "tests/campaigns/campaign_parity.py"),
     "live": (*_PYTHON, "tests/campaigns/campaign_live.py"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
-    "rounds": (*_PYTHON, "tests/campaigns/campaign.py", "--rounds", "100", "--jobs", "2"),
+    **{
+        f"rounds_{first // TEN}": (
+            *(*_PYTHON, "tests/campaigns/campaign.py", "--rounds", str(TEN), "--jobs", "2"),
+            *("--seed", str(first + 1)),
+        )
+        for first in range(0, ROUNDS, TEN)
+    },
 }
 
 
