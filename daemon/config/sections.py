@@ -376,6 +376,10 @@ class GateSection(GateThresholds):
 
     regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = get_args(RegimeName)
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
+    learned_regimes: Annotated[
+        tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)
+    ] = ()
+    """Regimes of the network's own (1: calmest) in which trading is allowed; empty: no gate."""
     horizon: int = Field(default=30, ge=1, le=100_000)
     """Bars, or a time such as "30m", ahead of which direction and edge speak; the model must
     forecast them. If absent, what the checkpoint's card was calibrated at."""
@@ -408,10 +412,20 @@ class SizingSection(Section):
     """From an allowed direction to a quantity."""
 
     mode: Literal[
-        "notional", "fixed", "equity", "allocation", "tanh", "volatility", "kelly", "risk"
+        "notional",
+        "fixed",
+        "equity",
+        "allocation",
+        "tanh",
+        "volatility",
+        "kelly",
+        "risk",
+        "expected_shortfall",
+        "network_allocation",
     ] = "notional"
     """notional, fixed (quantity), equity (a fraction of it), allocation (weights by symbol), tanh
-    (of the expected return), volatility (a target), kelly (capped) or risk (by the stop)."""
+    (of the expected return), volatility (a target), kelly (capped), risk (by the stop),
+    expected_shortfall (a budget) or network_allocation (the network's own position)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
     notional: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
@@ -419,7 +433,8 @@ class SizingSection(Section):
     basis: Literal["notional", "equity"] = "notional"
     """What a full position of tanh and volatility is: notional, or fraction of equity."""
     fraction: Annotated[Exact, Field(gt=0, le=100)] = Decimal(1)
-    """Share of equity in a full position for equity, allocation and basis = equity; kelly's cap."""
+    """Share of equity in a full position for equity, allocation, network_allocation and basis =
+    equity; the cap of kelly and expected_shortfall."""
     weights: Annotated[
         dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
     ] = Field(default_factory=dict)
@@ -430,6 +445,8 @@ class SizingSection(Section):
     """Share of the Kelly bet (calibrated mean over variance) that kelly takes."""
     risk: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
     """Share of equity that mode risk would lose from the close that decided to the stop."""
+    shortfall: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
+    """Share of equity that expected_shortfall loses in the mean of the worst 2.5 % of cases."""
     target_volatility: Annotated[Exact, Field(gt=0, le=1)] = Decimal("0.01")
     """Wanted standard deviation of the position's return to the horizon, as a fraction."""
     volatility: Literal["forecast", "ewma", "har"] = "forecast"

@@ -75,6 +75,7 @@ class GateJudgement:
             slope=settings.slope,
             round_trip_cost=self._round_trip,
             regimes=settings.regimes,
+            learned_regimes=settings.learned_regimes,
             fitted=settings.fitted,
         )
 
@@ -133,7 +134,7 @@ class GateJudgement:
         if reduces is None:
             reduces = abs(target) <= abs(held) and target * held >= 0
         inputs.reduces = reduces
-        inputs.notional = notional
+        inputs.notional, inputs.is_short = notional, target < 0
         if self.risk.sees_gross:
             inputs.gross = notional + account.gross_of_others(bar.instrument)
         if self._by_quotes and quote is not None:

@@ -122,6 +122,7 @@ class EngineSettings(Struct, frozen=True):
     horizon_index: int = 0
     slope: float = 1.0
     regimes: frozenset[Regime] = frozenset()
+    learned_regimes: frozenset[int] = frozenset()
     bounds: RegimeBounds | None = None
     cells: RegimeCells | None = None  # the card's own regimes
     hysteresis: float = 0.1  # by which a cell is left late

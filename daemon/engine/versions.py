@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Final, NamedTuple
 
+from tracepaper.storage.record.columns import HEAD_COLUMNS
 from tracepaper.strategies.types.market import Category
 
 ACCOUNT: Final = frozenset(
@@ -73,6 +74,7 @@ class RuleChange(NamedTuple):
     category: Category | None = None  # the only one that it concerns; None for every run
     discards: bool = False  # whether it concerns only runs whose explanation discards
     of_books: bool = False  # concerns only runs whose strategy looks at order books
+    of_heads: bool = False  # concerns only runs whose network has auxiliary heads
 
 
 CHANGES: Final[tuple[RuleChange, ...]] = (
@@ -139,17 +141,28 @@ CHANGES: Final[tuple[RuleChange, ...]] = (
     RuleChange(
         "M31", "a fill moves the liquidation price for what is left of its bar's path or its quote"
     ),
+    RuleChange(
+        "L59",
+        "what auxiliary heads say is stored with the forecast, at the gates' horizon in columns",
+        frozenset(f"answers.{name}" for name in HEAD_COLUMNS),
+        of_heads=True,
+    ),
 )
 """Every change since runs store a number, oldest first: entries are only ever added."""
 
 
 def changes_since(
-    number: int, categories: Collection[Category], *, discards: bool, sees_books: bool
+    number: int,
+    categories: Collection[Category],
+    *,
+    discards: bool,
+    sees_books: bool,
+    has_heads: bool,
 ) -> tuple[RuleChange, ...]:
     """List the changes that a run of *categories*, made by *number* of them, does not know.
 
     *discards* is whether its explanation drops the smallest entries of attention, *sees_books*
-    whether its strategy looks at order books.
+    whether its strategy looks at order books, *has_heads* whether its network has auxiliary heads.
     """
     return tuple(
         change
@@ -157,4 +170,5 @@ def changes_since(
         if (change.category is None or change.category in categories)
         and (discards or not change.discards)
         and (sees_books or not change.of_books)
+        and (has_heads or not change.of_heads)
     )

@@ -37,13 +37,14 @@ from tracepaper.strategies.api.strategy import (
 from tracepaper.strategies.api.timeframes import frame_bars, frames_reach, refuse_frames
 from tracepaper.strategies.builtin import TREND, ForecastVolatility, SizedBy, TrendStrategy
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.gates.declared import plausible, risk_volatility
+from tracepaper.strategies.gates.declared import learned_regime, plausible, risk_volatility
 from tracepaper.strategies.gates.declared import regime as regime_gate
 from tracepaper.strategies.gates.evaluator import (
     GateEvaluator,
     RegimeBounds,
     confidence_by,
     fitted_for,
+    key_of,
     limits,
     threshold_of,
     thresholds_of,
@@ -367,6 +368,7 @@ def _sizer(config: Config, instrument: Instrument, terms: ModelTerms) -> Sizer:
             weight=_weight(config, instrument.symbol),
             kelly=float(given.kelly),
             risk=float(given.risk),
+            shortfall=float(given.shortfall),
             slope=terms.sizing_slope,
             estimate=None if given.volatility == "forecast" else VolatilityKind(given.volatility),
             lookback=given.lookback,
@@ -411,6 +413,7 @@ def build_engine(
     if (own := user_model(forecaster)) is not None:
         own.scale(instruments)
     _refuse_sizing(config, forecaster)
+    _refuse_limits(config, forecaster)
     if strategies is None:
         horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
@@ -452,6 +455,7 @@ def build_engine(
         horizon_index=terms.horizon_index,
         slope=terms.slope,
         regimes=frozenset(Regime(name) for name in config.gate.regimes),
+        learned_regimes=frozenset(config.gate.learned_regimes),
         bounds=terms.bounds,
         cells=terms.cells,
         hysteresis=float(config.regime.hysteresis),
@@ -484,6 +488,8 @@ def model_terms(
         names = declared_gates(
             strategy, by_quotes=by_quotes, risk=risk, measures=measures, confidence_by=chosen
         )
+        if not config.gate.learned_regimes:
+            names.discard(learned_regime.name)
         thresholds = thresholds_of(
             names,
             sections,
@@ -566,7 +572,23 @@ def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
         )
 
 
+def _refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
+    """Refuse a limit on what the network's auxiliary heads say where it has no such head."""
+    given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
+    wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
+    if config.gate.learned_regimes:
+        wanted["gate.learned_regimes"] = learned_regime.needs
+    for key, needs in wanted.items():
+        if missing := sorted(needs - given):
+            raise ConfigInvalid(
+                f"{key} needs {' and '.join(missing)} of the model, which {config.strategy.name} "
+                "is not given; take a checkpoint of the kind trading, or take the key out."
+            )
+
+
 _SIZED_BY: Final = {
+    "expected_shortfall": frozenset({"tails"}),
+    "network_allocation": frozenset({"allocation"}),
     "tanh": frozenset({"mean_return", "stdev_return"}),
     "kelly": frozenset({"mean_return", "stdev_return"}),
 }

@@ -18,10 +18,19 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from tracepaper.daemon.session.loop import BarHistory, warm
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Prediction, Run
+from tracepaper.strategies.types.decisions import (
+    Decision,
+    Explanation,
+    Forecast,
+    HeadForecasts,
+    Prediction,
+    Run,
+)
 from tracepaper.strategies.types.market import Bar, Closed, Event, ModelChange
 
 
@@ -120,8 +129,32 @@ def predictions_agree(first: Prediction, second: Prediction) -> bool:
             bounds = [RETURNS * size for size in first.stdev_return or map(abs, one)]
         if not all(map(near, one, two, bounds)):
             return False
+    if not heads_agree(first.heads, second.heads, len(first.horizons)):
+        return False
     explained, other = first.explanation, second.explanation
     return explained is None or other is None or _explanations_agree(explained, other)
+
+
+def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horizons: int) -> bool:
+    """Return whether two networks' auxiliary heads agree at each of so many *horizons*.
+
+    A number is held to ``RETURNS`` of the largest of its head there; of regimes, to that of the
+    probabilities or of the volatilities.
+    """
+    if first is None or second is None:
+        return first is second
+    for name in HeadForecasts.__struct_fields__:
+        one, two = (np.frombuffer(getattr(of, name), "<f4") for of in (first, second))
+        if len(one) != len(two):
+            return False
+        shape = (horizons, -1, 2 if name == "regimes" else 1)
+        one, two = one.reshape(shape), two.reshape(shape)
+        if (
+            one.size
+            and not (np.abs(one - two) <= RETURNS * np.abs(one).max(1, keepdims=True)).all()
+        ):
+            return False
+    return True
 
 
 def _explanations_agree(first: Explanation, second: Explanation) -> bool:

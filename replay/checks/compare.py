@@ -23,6 +23,7 @@ from tracepaper.replay.backtest.predictors import (
     RETURNS,
     SHARE_FIELDS,
     SHARES,
+    heads_agree,
     near,
     near_arrays,
 )
@@ -37,6 +38,7 @@ from tracepaper.storage.record.decode import (
     TWIN_STEP,
     StepDecoder,
     StoredRows,
+    heads_of,
 )
 from tracepaper.storage.record.digest import decision_digest
 from tracepaper.storage.record.encode import StepEncoder
@@ -188,9 +190,14 @@ _KINDS: Final = {"table": "a table in"}
 
 # ---------------------------------------------------------------- a step against stored rows
 
+_OF_HEADS: Final = ("expected_shortfall_long", "expected_shortfall_short", "expected_drawdown")
+"""Columns of answers that auxiliary heads fill with fractions of the price."""
 TOLERANCES: Final[Mapping[str, float]] = {
     **{f"answers.{name}": RETURNS for name in (*RETURN_FIELDS, "horizons")},
     **{f"answers.{name}": SHARES for name in (*SHARE_FIELDS, *EXPLANATION_FIELDS)},
+    **dict.fromkeys(
+        (f"answers.{name}" for name in ("heads", "learned_allocation", *_OF_HEADS)), SHARES
+    ),
     **{
         f"answers.{measure_name(gate)}": MEASURES
         for gate in ANSWER_GATES
@@ -391,18 +398,30 @@ def is_rounding(
         return False
     field = name.removeprefix("answers.")
     if isinstance(stored, bytes) and isinstance(derived, bytes):
-        if field == "horizons":
-            return _horizons_agree(stored, derived, answers[0][ANSWER.horizon])
-        return len(stored) == len(derived) and near_arrays(stored, derived)
+        return _blobs_agree(field, stored, derived, answers[0])
     if not isinstance(stored, float) or not isinstance(derived, float):
         return False
     size = 1.0
-    if field in RETURN_FIELDS:
+    if field in _OF_HEADS:
+        size = abs(stored)
+    elif field in RETURN_FIELDS:
         size = answers[0][ANSWER.stdev_return]
         size = abs(stored) if size is None else size
-    elif field not in (*SHARE_FIELDS, *EXPLANATION_FIELDS):  # a measure
+    elif field not in (*SHARE_FIELDS, *EXPLANATION_FIELDS, "learned_allocation"):  # a measure
         size = max(abs(stored), abs(derived), 1.0)
     return near(stored, derived, TOLERANCES[name] * size)
+
+
+def _blobs_agree(field: str, stored: bytes, derived: bytes, answer: Sequence[Any]) -> bool:
+    """Return whether two values of a column of blobs agree; *answer* is the stored row."""
+    match field:
+        case "horizons":
+            return _horizons_agree(stored, derived, answer[ANSWER.horizon])
+        case "heads":
+            horizons = len(msgspec.msgpack.decode(answer[ANSWER.horizons])[0])
+            return heads_agree(heads_of(stored), heads_of(derived), horizons)
+        case _:
+            return len(stored) == len(derived) and near_arrays(stored, derived)
 
 
 def _halves_agree(stored: object, derived: object) -> bool:

@@ -58,7 +58,7 @@ from tracepaper.storage.record.columns import measure_name
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.gates.gate import GATES, GateKind
+from tracepaper.strategies.gates.gate import GATES, HEAD_MEASURES, GateKind
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
@@ -211,6 +211,8 @@ def verify_run(  # noqa: PLR0913 - the options of verify
         categories,
         discards=recorded.config.model.explanation.discard > 0,
         sees_books=any(engine.books_of(key) for key in engine.instruments),
+        has_heads=recorded.forecaster is not None
+        and not HEAD_MEASURES.isdisjoint(recorded.forecaster.measures),
     )
     check = RowCheck(
         reader,

@@ -1,7 +1,6 @@
 """Auxiliary heads of one decision, and the depth map of an order book decision.
 
-Tails, drawdown, regimes and path stand in no record; the network is asked anew with the stored
-bars, and takes the factors of its calibration slice from the card, as ``evaluate`` does.
+They are in the record; of a run from before that, the network is asked anew with the stored bars.
 
 The rule is docs/models.md, L61.
 
@@ -11,35 +10,29 @@ The rule is docs/orderbook.md, D18.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product, starmap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import checkpoint_folder, checkpoint_sha256, make_orderbook
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.order_book import BookMap
-from tracepaper.replay.learning.evaluation.auxiliary_heads import (
-    TAILS,
-    Said,
-    with_factors,
-)
-from tracepaper.replay.learning.samples import path_steps
 from tracepaper.replay.report.honesty import shown_sentences
 from tracepaper.storage.checkpoints import read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.networks.architecture import DRAWDOWN_LEVELS, SHARES
 from tracepaper.strategies.order_book import LATER_BOOKS, SIDES, OrderBookHistory
-from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.decisions import (
+    DRAWDOWN_LEVELS,
+    SHARES,
+    TAILS,
+    Forecast,
+    Run,
+    path_steps,
+)
 from tracepaper.strategies.types.market import Bar
-
-if TYPE_CHECKING:
-    from tracepaper.strategies.networks.architecture import Network, Outputs
 
 
 @dataclass(frozen=True)
@@ -87,59 +80,41 @@ class FurtherAhead:
     drawdown: tuple[DrawdownAhead, ...]
     regimes: tuple[RegimeAhead, ...]
     path: tuple[PathStepAhead, ...]
+    quantiles: tuple[float, ...] = ()  # of the log return, at the levels of the card
+    allocation: float | None = None  # the position that the network itself would hold
 
 
-def further_ahead(
-    network: Network, outputs: Outputs, sigma: float, levels: Mapping[str, Any]
-) -> tuple[FurtherAhead, ...]:
-    """Return the auxiliary heads' forecasts in *outputs* [1, 1, ..] of a decision, where any.
-
-    *sigma* is the volatility of a bar, *levels* the card's ``calibration.further``. Raises
-    ``CheckpointMismatch`` for levels that do not fit the heads.
-    """
-    names = sorted(network.further_heads)
-    every: dict[str, Said] = {name: getattr(outputs, name)[0].float().numpy() for name in names}
-    return tuple(
-        _to_horizon(
-            horizon,
-            with_factors({name: said[:, at] for name, said in every.items()}, levels, horizon),
-            sigma,
-        )
-        for at, horizon in enumerate(network.config.horizons if names else ())
-    )
-
-
-def _to_horizon(horizon: int, said: Mapping[str, Said], sigma: float) -> FurtherAhead:
-    unit = sigma * math.sqrt(horizon)
-    tails: list[TailAhead] = []
-    if "tails" in said:
-        for position, by_share in zip(TAILS, said["tails"][0].tolist(), strict=True):
-            for share, (at_risk, shortfall) in zip(SHARES, by_share, strict=True):
-                tails.append(TailAhead(position, share, unit * at_risk, unit * shortfall))
-    falls = said["drawdown"][0].tolist() if "drawdown" in said else []
-    steps = said["path"][0].tolist() if "path" in said else []
-    bars = path_steps(horizon) if steps else ()
-    return FurtherAhead(
-        horizon,
-        tuple(tails),
-        tuple(
-            DrawdownAhead(level, unit * fall)
-            for level, fall in zip(DRAWDOWN_LEVELS if falls else (), falls, strict=True)
-        ),
-        _regimes(said, unit),
-        tuple(
-            PathStepAhead(count, *(sigma * math.sqrt(count) * one for one in quantiles))
-            for count, quantiles in zip(bars, steps, strict=True)
-        ),
-    )
-
-
-def _regimes(said: Mapping[str, Said], unit: float) -> tuple[RegimeAhead, ...]:
-    if "regimes" not in said:
+def further_ahead(forecast: Forecast) -> tuple[FurtherAhead, ...]:
+    """Return the auxiliary heads' forecasts of one decision by horizon; none where it has none."""
+    if forecast.heads is None:
         return ()
-    odds, mean = np.exp(said["regimes"][0, :2].astype(np.float64))
-    pairs = zip(odds.tolist(), np.sqrt(mean).tolist(), strict=True)
-    return tuple(RegimeAhead(share, unit * root) for share, root in pairs)
+    return tuple(
+        FurtherAhead(
+            horizon,
+            tuple(_tails(forecast.head("tails", at))),
+            tuple(map(DrawdownAhead, DRAWDOWN_LEVELS, forecast.head("drawdown", at))),
+            tuple(starmap(RegimeAhead, _rows(forecast.head("regimes", at), 2))),
+            tuple(
+                PathStepAhead(bars, *quantiles)
+                for bars, quantiles in zip(
+                    path_steps(horizon), _rows(forecast.head("path", at), 3), strict=False
+                )
+            ),
+            forecast.head("quantiles", at),
+            forecast.allocation(at),
+        )
+        for at, horizon in enumerate(forecast.horizons)
+    )
+
+
+def _rows(flat: Sequence[float], width: int) -> Iterator[tuple[float, ...]]:
+    """Yield *flat* numbers by rows of *width*."""
+    return zip(*[iter(flat)] * width, strict=True)
+
+
+def _tails(flat: Sequence[float]) -> Iterator[TailAhead]:
+    for (position, share), pair in zip(product(TAILS, SHARES), _rows(flat, 2), strict=False):
+        yield TailAhead(position, share, *pair)
 
 
 def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecision) -> BookMap:

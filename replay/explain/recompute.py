@@ -6,11 +6,12 @@ bars, and a deletion test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Generic, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
@@ -30,8 +31,8 @@ from tracepaper.strategies.forecasters.attribution import (
     Probe,
     attending,
 )
-from tracepaper.strategies.forecasters.build import network_card
 from tracepaper.strategies.forecasters.cross_asset import over_symbols
+from tracepaper.strategies.forecasters.outputs import head_forecasts
 from tracepaper.strategies.forecasters.streaming import Attribution
 from tracepaper.strategies.networks.architecture import AttendedPart
 from tracepaper.strategies.types.decisions import (
@@ -63,8 +64,6 @@ class PastOf(Generic[Kind]):
     forecast: Forecast  # as it was stored
     bars: tuple[Bar, ...]  # oldest first; the last one is the decided bar
     price_decimals: int
-    levels: Mapping[str, Any] = field(default_factory=dict)
-    """``calibration.further`` of the network's card, where it has one."""
     is_half: bool = False  # whether the forecaster is the network of the ensemble that decided
 
     @property
@@ -171,7 +170,7 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
         forecast = stored_forecast(run, step)
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument
-        folder, forecaster = kept_forecaster(database, run, forecast.model_id)
+        _, forecaster = kept_forecaster(database, run, forecast.model_id)
         bars = reader.bars(run_id, instrument, forecaster.context, until=sequence)
     if len(bars) < forecaster.context:
         raise DataInvalid(
@@ -180,14 +179,7 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
         )
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
-    levels = _levels(checkpoints.read_card(folder))
-    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals, levels)
-
-
-def _levels(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return ``calibration.further`` of a card, of an ensemble that of its network."""
-    found: Mapping[str, Any] = network_card(card).get("calibration", {}).get("further", {})
-    return found
+    return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
 
 
 def stored_forecast(run: Run, step: Step) -> Forecast:
@@ -437,11 +429,19 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
 
 
 def _further(past: Past, sigma: float) -> tuple[FurtherAhead, ...]:
-    """Return the auxiliary heads' forecasts; *sigma* is the volatility of a bar."""
-    outputs = past.forecaster.further_outputs(past.decided.instrument)
-    if outputs is None:
-        return ()
-    return further_ahead(past.forecaster.model.network, outputs, sigma, past.levels)
+    """Return the auxiliary heads' forecasts as stored, or as the network says them now.
+
+    *sigma* is the volatility of a bar.
+    """
+    forecast, asked = past.forecast, past.forecaster
+    if (
+        forecast.heads is None
+        and (outputs := asked.further_outputs(past.decided.instrument)) is not None
+    ):
+        levels = asked.model.levels
+        made = head_forecasts(outputs, np.array([sigma]), forecast.horizons, levels)
+        forecast = msgspec.structs.replace(forecast, heads=None if made is None else made[0])
+    return further_ahead(forecast)
 
 
 def moves_of(

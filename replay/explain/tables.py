@@ -38,11 +38,10 @@ from tracepaper.replay.explain.recompute import (
     Moves,
     Trial,
 )
-from tracepaper.replay.learning.evaluation.auxiliary_heads import TAILS
 from tracepaper.replay.report.trades import listed
 from tracepaper.strategies.forecasters.cross_asset import USUAL
 from tracepaper.strategies.gates.gate import measured, unit_beside
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import TAILS, Action
 from tracepaper.strategies.units import interval_text, iso
 
 BASIS_POINTS: Final = 1e4

@@ -28,14 +28,9 @@ from tracepaper.strategies.attention.entropy import row_confidence, trained_entr
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.architecture import (
-    DRAWDOWN_LEVELS,
-    PATH_LEVELS,
-    SHARES,
-    Network,
-    Outputs,
-)
+from tracepaper.strategies.networks.architecture import Network, Outputs
 from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES
 from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
@@ -130,12 +125,13 @@ def pinball(value: Tensor, quantiles: Tensor, levels: Sequence[float]) -> Tensor
     return torch.maximum(level * missed, (level - 1) * missed).mean(-1)
 
 
-def lost_utility(value: Tensor, allocation: Tensor) -> Tensor:
+def lost_utility(value: Tensor, allocation: Tensor, cost: Tensor) -> Tensor:
     """Return the negative quadratic utility of holding *allocation* units of the scaled return.
 
-    Its best answer is the mean divided by the mean square: Kelly's share, cut at one.
+    Each unit pays *cost*, in the unit of the return. Without it the best answer is the mean divided
+    by the mean square: Kelly's share, cut at one; a mean below the cost is worth no position.
     """
-    gain = allocation * value
+    gain = allocation * value - allocation.abs() * cost
     return 0.5 * gain * gain - gain
 
 
@@ -147,7 +143,7 @@ def return_loss(outputs: Outputs, labels: Labelled, levels: Sequence[float]) -> 
     if outputs.quantiles is not None:
         price = price + pinball(value, outputs.quantiles, levels)
     if outputs.allocation is not None:
-        price = price + lost_utility(value, outputs.allocation)
+        price = price + lost_utility(value, outputs.allocation, labels["cost"])
     return price
 
 

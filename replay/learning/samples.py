@@ -27,7 +27,8 @@ from tracepaper.replay.learning.splits import Part, Parts, Segment
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.architecture import PATH_STEPS
+from tracepaper.strategies.types.decisions import PATH_STEPS, path_steps
+from tracepaper.strategies.units import BASE_FEES
 
 FLAT_BAND: Final = 0.2
 """A scaled return within ±0.2 is flat: about a fifth of a fat-tailed bell."""
@@ -143,15 +144,17 @@ def drawdown(segment: Segment, horizon: int) -> NDArray[np.float32]:
     return column
 
 
-def path_steps(horizon: int) -> tuple[int, ...]:
-    """Return after how many bars each step of the path to *horizon* ends, the last one with it."""
-    return tuple(-(-horizon * step // PATH_STEPS) for step in range(1, PATH_STEPS + 1))
-
-
 @label("path", missing=0.0, head="path", width=PATH_STEPS)
 def path(segment: Segment, horizon: int) -> NDArray[np.float32]:
     """Return [time, step]: the return to each of ``path_steps`` in units of σ √(its bars)."""
     return np.stack([scaled_return(segment, step) for step in path_steps(horizon)], axis=-1)
+
+
+@label("cost", missing=0.0, head="allocation")
+def round_trip_cost(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return the taker fees of a position that is opened and closed, in units of σ √h."""
+    scale = segment.sigma * np.sqrt(horizon)
+    return (2.0 * float(BASE_FEES["linear"][0]) / scale).astype(np.float32)
 
 
 def direction_of(returns: NDArray[np.float32]) -> NDArray[np.int64]:

@@ -362,11 +362,26 @@ _ANSWERS = (
         _blob("entropy", null=True),  # little-endian float32, layer-major
         _blob("buckets", null=True),  # little-endian float32, newest first
         *_measures(ANSWER_GATES),
+        _blob("heads", null=True),  # msgpack of ``HeadForecasts``
+        _real("expected_shortfall_long", "mean loss of a long in the worst 2.5 % of cases"),
+        _real("expected_shortfall_short", "the same of a short, as a fraction of its notional"),
+        _real("expected_drawdown", "median of the largest fall to the horizon, as a fraction"),
+        _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
+        _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
     ),
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
     Column(name="note", kind=TEXT, null=True, read=_note_text),
 )
+HEAD_COLUMNS: Final = (
+    "heads",
+    "expected_shortfall_long",
+    "expected_shortfall_short",
+    "expected_drawdown",
+    "learned_regime",
+    "learned_allocation",
+)
+"""Columns that auxiliary heads fill."""
 FORECAST_COLUMNS: Final = (
     "mean_return",
     "stdev_return",

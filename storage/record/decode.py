@@ -33,6 +33,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
     GateSet,
+    HeadForecasts,
     LedgerEntry,
     LedgerKind,
     Order,
@@ -123,6 +124,11 @@ class Interned(NamedTuple):
     outcome: Callable[[int], Sequence[Any]]
     holding: Callable[[int, int], Sequence[Any]]
     gate_set: Callable[[int], GateSet]
+
+
+def heads_of(packed: bytes | None) -> HeadForecasts | None:
+    """Read the column ``answers.heads``."""
+    return None if packed is None else msgspec.msgpack.decode(packed, type=HeadForecasts)
 
 
 _NOT_FINITE: Final = Forecast((1,), *((nan,),) * 6, model_id="")
@@ -268,6 +274,7 @@ class StepDecoder:
             model_id=self._model_id if model_id is None else model_id,
             explanation=None if row[ANSWER.entropy] is None else Explanation(*_EXPLANATION(row)),
             further=row[ANSWER.halves] or b"",
+            heads=heads_of(row[ANSWER.heads]),
         )
 
     def order(self, row: Sequence[Any]) -> Order:

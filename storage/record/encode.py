@@ -12,6 +12,7 @@ from tracepaper.storage.record.columns import (
     BAR_FIELDS,
     EXPLANATION_COLUMNS,
     FORECAST_COLUMNS,
+    HEAD_COLUMNS,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
     TABLES,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
 _TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)}
 _NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
+_NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
 _OF_BAR: Final = attrgetter(*BAR_FIELDS)
 _OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in BAR_FIELDS if n != "turnover"))
@@ -290,8 +292,22 @@ class StepEncoder:
                 pass
         return (
             key, deadline, model_id, *forecast, *explained, *(measures or NO_ANSWER_MEASURES),
-            *read_values("answers", step),
+            *self._head_columns(prediction), *read_values("answers", step),
         )  # fmt: skip
+
+    def _head_columns(self, prediction: Prediction) -> Row:
+        """Return what auxiliary heads said, packed, and its figures at the gates' horizon."""
+        if not isinstance(prediction, Forecast) or prediction.heads is None:
+            return _NO_HEADS
+        at = _place(prediction.horizons, self._horizon)
+        return (
+            msgspec.msgpack.encode(prediction.heads),
+            prediction.expected_shortfall(at, is_short=False),
+            prediction.expected_shortfall(at, is_short=True),
+            prediction.expected_drawdown(at),
+            prediction.learned_regime(at),
+            prediction.allocation(at),
+        )
 
     def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
         """Append the rows of orders, fills and twins to *sparse*."""
@@ -338,13 +354,17 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     columns = _OF_FORECAST(forecast)
     if not horizons or any(column and len(column) != len(horizons) for column in columns):
         raise InvariantBroken("A forecast needs one number a horizon in every column it gives.")
-    at = horizons.index(preferred) if preferred in horizons else 0
+    at = _place(horizons, preferred)
     stored = [all_finite(column) for column in columns]
     # A column that the model does not give is null in both places.
     others = [column[:at] + column[at + 1 :] if column else None for column in stored]
     content = msgspec.msgpack.encode((horizons, *others))
     at_horizon = [column[at] if column else None for column in stored]
     return (horizons[at], *at_horizon, content, forecast.further or None)
+
+
+def _place(horizons: Sequence[int], preferred: int | None) -> int:
+    return horizons.index(preferred) if preferred in horizons else 0
 
 
 def scales(instrument: Instrument) -> tuple[int, int, int, int]:

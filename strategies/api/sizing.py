@@ -131,6 +131,10 @@ class SizingMode(StrEnum):
     TANH = "tanh"  # full x tanh(scale x calibrated return / its deviation)
     VOLATILITY = "volatility"  # full x target volatility / expected volatility, at most whole
     RISK = "risk"  # what loses `risk` of equity between the close and the stop
+    EXPECTED_SHORTFALL = "expected_shortfall"
+    """What loses ``shortfall`` of equity in the mean of the worst 2.5 % of cases, at most whole."""
+    NETWORK_ALLOCATION = "network_allocation"
+    """``fraction`` of equity times the network's own position, where it is on the signal's side."""
     KELLY = "kelly"  # equity x `kelly` x calibrated return / variance, at most `fraction` of it
 
 
@@ -148,6 +152,7 @@ class Sizing(Struct, frozen=True):
     weight: float = 1.0  # of the symbol, for allocation
     kelly: float = 0.25
     risk: float = 0.01  # share of equity between the close and the stop
+    shortfall: float = 0.01  # share of equity, the mean of the worst 2.5 % of cases
     slope: float = 1.0  # shrinks the model's mean return, as the card's calibration found
     estimate: VolatilityKind | None = None  # None: the model's own forecast
     lookback: int = 660  # bars of the estimate
@@ -167,7 +172,14 @@ class SizingAccount(NamedTuple):
 
 NO_ACCOUNT: Final = SizingAccount(0, 0)
 _OF_EQUITY: Final = frozenset(
-    {SizingMode.EQUITY, SizingMode.ALLOCATION, SizingMode.KELLY, SizingMode.RISK}
+    {
+        SizingMode.EQUITY,
+        SizingMode.ALLOCATION,
+        SizingMode.KELLY,
+        SizingMode.RISK,
+        SizingMode.EXPECTED_SHORTFALL,
+        SizingMode.NETWORK_ALLOCATION,
+    }
 )
 NO_STOP: Final = (
     "sizing.mode 'risk' needs a stop to size by, and this signal gives none; add stop= or "
@@ -260,7 +272,8 @@ class Sizer:
                 size = size * int(signal.strength * _PARTS) // _PARTS
             size = self._whole_steps(size)
         else:
-            share = signal.strength * self._share(forecast)
+            is_short = action is Action.SHORT
+            share = signal.strength * self._share(forecast, is_short=is_short)
             money = self._full(account.equity) * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
         side = 1 if action is Action.LONG else -1
@@ -354,7 +367,7 @@ class Sizer:
             money = min(money, left) if money else left
         return self._whole_steps(self._notional.quantity(money, price))
 
-    def _share(self, forecast: Forecast | None) -> float:
+    def _share(self, forecast: Forecast | None, *, is_short: bool) -> float:
         """Return the share of a full position, in [0, 1]; 0 where nothing can be computed."""
         sizing = self._sizing
         mode = sizing.mode
@@ -368,6 +381,12 @@ class Sizer:
                 expected = None if forecast is None else forecast.volatility[self._index]
             if expected:
                 share = sizing.target_volatility / expected
+        elif forecast is not None and mode is SizingMode.EXPECTED_SHORTFALL:
+            loss = forecast.expected_shortfall(self._index, is_short=is_short)
+            share = sizing.shortfall / (loss * sizing.fraction) if loss else 0.0
+        elif forecast is not None and mode is SizingMode.NETWORK_ALLOCATION:
+            own = forecast.allocation(self._index) or 0.0
+            share = -own if is_short else own
         elif forecast is not None:
             mean = abs(forecast.mean_return[self._index]) * sizing.slope
             deviation = forecast.stdev_return[self._index]

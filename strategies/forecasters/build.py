@@ -439,6 +439,7 @@ def _model(
         ),
         calibration=calibration_of(calibration, network.content_free(), horizons),
         wide=features.wider(schema, features.schema(str(computed))),
+        levels=section_of(calibration, "further", {}),
     )
 
 

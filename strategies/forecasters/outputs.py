@@ -2,24 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import repeat
+from typing import Any, Final
 
 import numpy as np
 import torch
+from msgspec.structs import replace
 from numpy.typing import NDArray
 
 from tracepaper.strategies.attention.time_buckets import recent_mass, shift
-from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.errors import CheckpointMismatch, InvariantBroken
+from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.networks.architecture import Network, Outputs
 from tracepaper.strategies.networks.stream import Advance
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import Explanation, Forecast
+from tracepaper.strategies.types.decisions import (
+    DRAWDOWN_LEVELS,
+    PATH_LEVELS,
+    PATH_STEPS,
+    SHARES,
+    TAILS,
+    Explanation,
+    Forecast,
+    HeadForecasts,
+    path_steps,
+)
 from tracepaper.strategies.types.market import Bar
 
 Floats = NDArray[np.float64]
+Said = NDArray[np.float32]
+_SHAPES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
+    "ewma": {
+        "tails": (len(TAILS), len(SHARES), 2),
+        "drawdown": (len(DRAWDOWN_LEVELS),),
+        "path": (PATH_STEPS, len(PATH_LEVELS)),
+    },
+    "factors": {
+        "tails": (len(TAILS), len(SHARES), 2),
+        "drawdown": (len(DRAWDOWN_LEVELS),),
+        "path": (PATH_STEPS,),
+    },
+}
+"""Of the numbers that the calibration slice gives each head: what EWMA is multiplied by, and it."""
+Levels = Mapping[str, Mapping[str, Mapping[str, Any]]]
+"""``calibration.further`` of a card: ``ewma`` and ``factors``, by horizon and head."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +63,7 @@ class TrainedModel:
     content_free: float  # confidence that mask and encoding alone give
     calibration: Calibration | None
     wide: FeatureSchema | None = None
+    levels: Levels = field(default_factory=dict)
 
     @property
     def computed(self) -> FeatureSchema:
@@ -57,6 +87,7 @@ def forecasts(
     horizons: tuple[int, ...],
     temperature: Sequence[float],
     model_id: str,
+    levels: Levels | None = None,
 ) -> list[Forecast]:
     """Return the forecast of each bar, stream after stream.
 
@@ -64,7 +95,7 @@ def forecasts(
 
     A return to horizon h is the network's times ``sigma * sqrt(h)``; a NaN in *sigmas* goes
     through to the figures, and the gate refuses them. *temperature* divides the direction's
-    logits, one a horizon.
+    logits, one a horizon; the *levels* of the card are those of its auxiliary heads.
     """
     root = sigmas[:, None] * np.sqrt(horizons)  # one standard deviation to the horizon
     mean, scale, dof, variance = (
@@ -79,7 +110,64 @@ def forecasts(
     volatility = np.exp(0.5 * variance) * root
     figures = (mean * root, stdev, p_down, p_flat, p_up, volatility)
     columns = [map(tuple, figure.tolist()) for figure in figures]
-    return list(map(Forecast, repeat(horizons), *columns, repeat(model_id), explained))
+    made = map(Forecast, repeat(horizons), *columns, repeat(model_id), explained)
+    heads = head_forecasts(outputs, sigmas, horizons, levels or {})
+    return list(made) if heads is None else list(map(_with_heads, made, heads))
+
+
+def _with_heads(forecast: Forecast, heads: HeadForecasts) -> Forecast:
+    return replace(forecast, heads=heads)
+
+
+def head_forecasts(
+    outputs: Outputs, sigmas: Floats, horizons: Sequence[int], levels: Levels
+) -> list[HeadForecasts] | None:
+    """Return what the auxiliary heads say of each bar; None of a network without them.
+
+    Arguments are those of ``forecasts``; raises ``CheckpointMismatch`` for levels that do not fit.
+    """
+    said: dict[str, Said] = {
+        name: part.flatten(0, 1).float().numpy()
+        for name in HeadForecasts.__struct_fields__
+        if (part := getattr(outputs, name)) is not None
+    }
+    if not said:
+        return None
+    rows = len(sigmas)
+    by_horizon = [
+        _in_returns(
+            with_factors({name: one[:, at] for name, one in said.items()}, levels, horizon),
+            sigmas,
+            horizon,
+        )
+        for at, horizon in enumerate(horizons)
+    ]
+    packed = [
+        _packed(np.concatenate([one[name].reshape(rows, -1) for one in by_horizon], axis=1))
+        if name in said
+        else [b""] * rows
+        for name in HeadForecasts.__struct_fields__
+    ]
+    return list(map(HeadForecasts, *packed))
+
+
+def _in_returns(said: Mapping[str, Said], sigmas: Floats, horizon: int) -> dict[str, Array]:
+    """Convert what heads *said* to one horizon, [row, ..] by name, from σ √h to log returns."""
+    unit = sigmas * np.sqrt(horizon)
+    found: dict[str, Array] = {}
+    for name, values in said.items():
+        match name:
+            case "allocation":
+                found[name] = values.astype(np.float64)
+            case "regimes":
+                odds, mean = np.exp(values[:, :2].astype(np.float64)).transpose(1, 0, 2)
+                found[name] = np.stack((odds, unit[:, None] * np.sqrt(mean)), axis=-1)
+            case "path":
+                roots = sigmas[:, None] * np.sqrt(path_steps(horizon))
+                found[name] = roots[..., None] * values
+            case _:
+                found[name] = unit[(..., *(None,) * (values.ndim - 1))] * values
+    return found
 
 
 def explanations(
@@ -123,3 +211,36 @@ def _packed(rows: NDArray[np.float32]) -> list[bytes]:
     whole = rows.astype("<f4").tobytes()
     size = 4 * rows.shape[1]
     return [whole[at : at + size] for at in range(0, len(whole), size)]
+
+
+def with_factors(said: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
+    """Return what heads *said*, [row, ..] by name, times the factors of the calibration slice.
+
+    Raises ``CheckpointMismatch`` for factors that do not fit the heads.
+    """
+    found = dict(said)
+    for head, by in levels_for("factors", levels, said, horizon).items():
+        if head == "path":
+            middle = said[head][..., 1:2]
+            found[head] = (middle + by[:, None] * (said[head] - middle)).astype(np.float32)
+        else:
+            found[head] = (said[head] * by).astype(np.float32)
+    return found
+
+
+def levels_for(of: str, levels: Levels, said: Mapping[str, Said], horizon: int) -> dict[str, Array]:
+    """Read the numbers of each head that *said* something, of a card's levels.
+
+    Raises ``CheckpointMismatch`` where they do not fit it.
+    """
+    made: dict[str, Array] = {}
+    for head, values in levels.get(of, {}).get(str(horizon), {}).items():
+        shape = _SHAPES[of].get(head, ())
+        found = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
+        if not shape or found.size != np.prod(shape) or not np.isfinite(found).all():
+            raise CheckpointMismatch(
+                f"The card's calibration.further.{of} does not fit the head {head}; train it again."
+            )
+        if head in said:
+            made[head] = found.reshape(shape)
+    return made

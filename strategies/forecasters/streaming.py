@@ -175,7 +175,7 @@ class StreamingForecaster:
         self.dtype = "float32"
         self.causal = True
         self.scanned_at_once = SCANNED_AT_ONCE
-        self.measures = MEASURES
+        self.measures = MEASURES | network.given_heads
         self.is_outside = False
         self.threads = threads
         self.backend = backend
@@ -413,6 +413,7 @@ class StreamingForecaster:
             horizons=self.horizons,
             temperature=model.temperature,
             model_id=model.model_id,
+            levels=model.levels,
         )
 
 

@@ -431,6 +431,7 @@ class EnsembleForecaster:
                 one.model_id,
                 one.explanation,
                 halves_of.tobytes(),
+                one.heads,
             )
 
 

@@ -207,7 +207,7 @@ class WindowedForecaster:
         self.backend = backend
         self.causal = True
         self.scanned_at_once = WINDOWS_AT_ONCE
-        self.measures = MEASURES
+        self.measures = MEASURES | model.network.given_heads
         self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, FeatureWindow] = {}
@@ -289,6 +289,7 @@ class WindowedForecaster:
                 horizons=self.horizons,
                 temperature=self.model.temperature,
                 model_id=self.model_id,
+                levels=self.model.levels,
             )
         return answers
 
@@ -446,7 +447,7 @@ class PlainForecaster:
         self.backend = backend
         self.causal = True
         self.scanned_at_once = SCANNED_AT_ONCE
-        self.measures = MEASURES - frozenset(EXPLAINED)
+        self.measures = (MEASURES | model.network.given_heads) - frozenset(EXPLAINED)
         self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, FeatureWindow] = {}
@@ -522,4 +523,5 @@ class PlainForecaster:
             horizons=self.horizons,
             temperature=self.model.temperature,
             model_id=self.model_id,
+            levels=self.model.levels,
         )

@@ -13,6 +13,7 @@ from tracepaper.strategies.gates.gate import (
     BASIS_POINTS,
     MILLISECONDS,
     QUOTE_CURRENCY,
+    SHARE_OF_EQUITY,
     SHARE_OF_PEAK,
     YES_OR_NO,
     GateInputs,
@@ -215,6 +216,13 @@ def regime(seen: GateInputs) -> float | None:
     if seen.explanation is None or seen.explanation.recent_mass is None:
         return None
     return 1.0 if seen.regime in seen.regimes else 0.0
+
+
+@gate(GateKind.JUDGEMENT, YES_OR_NO, at_least=1.0, of_prediction=True, needs={"regimes"})
+def learned_regime(seen: GateInputs) -> float | None:
+    """Whether the network's most probable regime is one of gate.learned_regimes."""
+    found = None if seen.forecast is None else seen.forecast.learned_regime(seen.horizon_index)
+    return None if found is None else float(found in seen.learned_regimes)
 
 
 @gate(
@@ -432,3 +440,63 @@ def risk_spread(seen: GateInputs) -> float | None:
 def risk_volatility(seen: GateInputs) -> float | None:
     """Median of high - low over the last 60 bars, in basis points of the close."""
     return seen.range_bp
+
+
+@gate(
+    GateKind.RISK,
+    QUOTE_CURRENCY,
+    at_most=ThresholdKey(
+        "max_tail",
+        ThresholdForm.NUMBER,
+        "Largest expected shortfall of a position in its worst 2.5 % of cases over gate.horizon, "
+        "in quote currency, by the network's tails.",
+        example="500",
+    ),
+    of_prediction=True,
+    needs={"tails"},
+)
+def risk_tail(seen: GateInputs) -> float | None:
+    """Mean loss of the target in its worst 2.5 % of cases over gate.horizon, fees apart."""
+    if seen.forecast is None:
+        return None
+    loss = seen.forecast.expected_shortfall(seen.horizon_index, is_short=seen.is_short)
+    return None if loss is None else seen.notional / MONEY_SCALE * loss
+
+
+@gate(
+    GateKind.RISK,
+    SHARE_OF_EQUITY,
+    at_most=ThresholdKey(
+        "max_tail_share",
+        ThresholdForm.SHARE,
+        "The same limit as a share of equity.",
+        example="0.01",
+    ),
+    of_prediction=True,
+    needs={"tails"},
+)
+def risk_tail_share(seen: GateInputs) -> float | None:
+    """Mean loss of the target in its worst 2.5 % of cases, over equity; none without equity."""
+    loss = risk_tail.measure(seen)
+    return None if loss is None or seen.equity <= 0 else loss * MONEY_SCALE / seen.equity
+
+
+@gate(
+    GateKind.RISK,
+    SHARE_OF_EQUITY,
+    at_most=ThresholdKey(
+        "max_expected_drawdown",
+        ThresholdForm.SHARE,
+        "Largest fall over gate.horizon that the network expects of a long position, as a share "
+        "of equity; a short position is refused, for its rise is not forecast.",
+        example="0.01",
+    ),
+    of_prediction=True,
+    needs={"drawdown"},
+)
+def risk_expected_drawdown(seen: GateInputs) -> float | None:
+    """Median fall of the target over gate.horizon, over equity; none of a short or without it."""
+    if seen.forecast is None or seen.is_short or seen.equity <= 0:
+        return None
+    fall = seen.forecast.expected_drawdown(seen.horizon_index)
+    return None if fall is None else seen.notional * fall / seen.equity

@@ -6,6 +6,7 @@ The rules are docs/decisions.md, G7 to G12.
 from __future__ import annotations
 
 import math
+import struct
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Collection, Mapping
@@ -13,6 +14,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates import declared
@@ -322,6 +324,8 @@ def is_finite_forecast(forecast: Forecast) -> bool:
     spreads = (*forecast.stdev_return, *forecast.volatility)
     if spreads and min(spreads) <= 0:
         return False
+    if forecast.heads is not None and not all(map(_all_finite, astuple(forecast.heads))):
+        return False
     if (explanation := forecast.explanation) is None:
         return True
     given = (
@@ -329,6 +333,10 @@ def is_finite_forecast(forecast: Forecast) -> bool:
         explanation.shift,
     )  # fmt: skip
     return all(one is None or math.isfinite(one) for one in given)
+
+
+def _all_finite(packed: bytes) -> bool:
+    return all(map(math.isfinite, struct.unpack(f"<{len(packed) // 4}f", packed)))
 
 
 class Zone(IntEnum):

@@ -18,7 +18,13 @@ from msgspec import Struct
 
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.calibration import FittedConfidence
-from tracepaper.strategies.types.decisions import Action, Explanation, Forecast, Regime
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Explanation,
+    Forecast,
+    HeadForecasts,
+    Regime,
+)
 from tracepaper.strategies.units import NOTHING, duration, number
 
 Reader = Callable[[Forecast, int], float | None]
@@ -137,7 +143,10 @@ YES_OR_NO: Final = "yes or no"
 MILLISECONDS: Final = "ms"
 QUOTE_CURRENCY: Final = "quote currency"
 SHARE_OF_PEAK: Final = "share of the peak"
+SHARE_OF_EQUITY: Final = "share of equity"
 BASIS_POINTS: Final = "basis points"
+_SHARES: Final = {SHARE_OF_PEAK: "of the peak", SHARE_OF_EQUITY: "of equity"}
+"""Units that are shown per cent, and the words after it."""
 AUTO: Final = "auto"
 """A threshold that the model's card decides: strict where it has earned it, else the mildest."""
 MILDEST: Final = "q0.01"
@@ -162,8 +171,10 @@ class GateInputs(Struct, gc=False):
     round_trip_cost: float = 0.0
     regime: Regime = Regime.UNKNOWN
     regimes: frozenset[Regime] = frozenset()
+    learned_regimes: frozenset[int] = frozenset()
     reduces: bool = False  # the target lowers the exposure: no risk limit stands in its way
     notional: int = 0
+    is_short: bool = False
     drawdown: float = 0.0
     daily_loss: float = 0.0
     daily_trades: int = 0
@@ -235,7 +246,8 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
     of_quotes: bool  # measured on quotes, and declared only where they fill orders
     is_capped: bool  # its measure stops at the threshold, so that it is never far above it
     only_with: tuple[str, ...]  # a limit that exists only where one of these is configured
-    needs: frozenset[str]  # of ``MEASURES``: a model that does not give them has no such gate
+    # Of ``MEASURES`` and ``HEAD_MEASURES``: a model that does not give them has no such gate.
+    needs: frozenset[str]
     chosen_by: str  # of ``CONFIDENCES`` (``fitted``): the ``gate.confidence_by`` that declares it
 
     @property
@@ -262,6 +274,8 @@ MEASURES: Final = frozenset({
     "confidence", "content_free", "recent_mass", "shift",
 })  # fmt: skip
 """What a model can give beside the bare fact that it answered; one of ours gives all of it."""
+HEAD_MEASURES: Final = frozenset(HeadForecasts.__struct_fields__)
+"""What only networks with such a head give."""
 
 GATES: Final[dict[str, Gate]] = {}
 """Every gate by its name."""
@@ -297,7 +311,7 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
             measured_as = measure if at_most is None else _zero_if_reducing(measure)
         if threshold is None or name in GATES:
             raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
-        if not MEASURES.issuperset(needs):
+        if not (MEASURES | HEAD_MEASURES).issuperset(needs):
             raise InvariantBroken(f"Gate {name} needs {sorted(needs)}, not all of them measures.")
         GATES[name] = Gate(
             name=name,
@@ -357,7 +371,7 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
         return duration(value, signed=signed)
     if unit == YES_OR_NO:
         return NOTHING if signed else {1.0: "yes", 0.0: "no"}.get(value, number(value))
-    if unit == SHARE_OF_PEAK:
+    if unit in _SHARES:
         return f"{100 * value:{sign}.1f} %"
     return f"{value:{sign},.2f}" if unit == QUOTE_CURRENCY else number(value, signed=signed)
 
@@ -365,7 +379,7 @@ def measured(name: str, value: float | None, *, signed: bool = False) -> str:
 def unit_beside(name: str) -> str:
     """Return the unit to write after :func:`measured` of gate *name*; empty where it has one."""
     unit = unit_of(name)
-    return {MILLISECONDS: "", YES_OR_NO: "", SHARE_OF_PEAK: "of the peak"}.get(unit, unit)
+    return {MILLISECONDS: "", YES_OR_NO: "", **_SHARES}.get(unit, unit)
 
 
 def with_unit(name: str, value: float) -> str:

@@ -24,19 +24,12 @@ from torch.nn import functional
 from tracepaper.strategies.api.model import KINDS, ModelKind
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
+from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, PATH_STEPS
 
 DIRECTIONS: Final = 3  # down, flat, up
 LOG_RANGE: Final = 6.0
 DOF_MIN: Final = 2.1
 """Degrees of freedom stay above 2, where a Student-t still has a variance."""
-SHARES: Final = (0.01, 0.05)
-"""Of returns beyond a value at risk."""
-DRAWDOWN_LEVELS: Final = (0.5, 0.9)
-"""The quantiles of the drawdown."""
-PATH_LEVELS: Final = (0.05, 0.5, 0.95)
-"""The quantiles of the return at each step of a path."""
-PATH_STEPS: Final = 4
-"""Steps of a path: quarters of the horizon."""
 _LEVELS_GAIN: Final = 10.0
 """What the parameters of regimes are multiplied by: some hundred steps must move them."""
 # Where softplus begins: at the tails, drawdowns and quantiles of a random walk without drift.
@@ -333,6 +326,12 @@ class Network(nn.Module):
     def further_heads(self) -> frozenset[str]:
         """The heads beyond those that every network has, which are learnt from their own labels."""
         return frozenset()
+
+    @property
+    def given_heads(self) -> frozenset[str]:
+        """The heads that not every network has: ``further_heads``, quantiles, an allocation."""
+        optional = ("quantiles", "allocation")
+        return self.further_heads | {name for name in optional if getattr(self.config, name, ())}
 
     def attend_by(self, backend: str) -> bool:
         """Attend by the kernel *backend*; return whether this network can be told to."""

@@ -8,7 +8,9 @@ time is an ``int`` of UTC milliseconds of *market time*.
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
+from struct import unpack_from
 from typing import Final
 
 from msgspec import Struct
@@ -43,6 +45,41 @@ class Explanation(Struct, frozen=True, gc=False):
     buckets: bytes
 
 
+TAILS: Final = ("long", "short")
+"""The positions whose losses the tails are of, in their order."""
+SHARES: Final = (0.01, 0.05)
+"""Of returns beyond a value at risk."""
+DRAWDOWN_LEVELS: Final = (0.5, 0.9)
+"""The quantiles of the drawdown."""
+PATH_LEVELS: Final = (0.05, 0.5, 0.95)
+"""The quantiles of the return at each step of a path."""
+PATH_STEPS: Final = 4
+"""Steps of a path: quarters of the horizon."""
+SHORTFALL_SHARE: Final = 0.025
+"""Of returns whose mean loss is ``Forecast.expected_shortfall``."""
+_TOWARDS_RARER: Final = math.log(SHARES[1] / SHORTFALL_SHARE) / math.log(SHARES[1] / SHARES[0])
+
+
+def path_steps(horizon: int) -> tuple[int, ...]:
+    """Return after how many bars each step of the path to *horizon* ends, the last one with it."""
+    return tuple(-(-horizon * step // PATH_STEPS) for step in range(1, PATH_STEPS + 1))
+
+
+class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
+    """What a network's auxiliary heads forecast: little-endian float32, horizon by horizon.
+
+    Returns, losses and falls are log returns, times the factors of the card's calibration slice.
+    A head that the network does not have is empty.
+    """
+
+    quantiles: bytes = b""  # [horizon, level] of the return, ascending
+    allocation: bytes = b""  # [horizon], a position in [-1, 1]
+    tails: bytes = b""  # [horizon, long and short, SHARES, value at risk and expected shortfall]
+    drawdown: bytes = b""  # [horizon, DRAWDOWN_LEVELS], of a fall of the price
+    regimes: bytes = b""  # [horizon, regime, probability and volatility to the horizon]
+    path: bytes = b""  # [horizon, PATH_STEPS, PATH_LEVELS], the return to each step
+
+
 class Forecast(Struct, frozen=True, gc=False):
     """What the model expects, one entry per horizon (in bars); returns are log returns.
 
@@ -62,6 +99,44 @@ class Forecast(Struct, frozen=True, gc=False):
     """What only some models say, little-endian. Of an ensemble mean return and volatility at each
     horizon of the network, and then of the row model (float32); of a network over several symbols
     what ``strategies.together.SymbolAnswer`` holds (float64); of others nothing."""
+    heads: HeadForecasts | None = None
+
+    def head(self, name: str, at: int) -> tuple[float, ...]:
+        """Read the head *name* at the horizon in place *at*, flat; empty where there is none."""
+        packed: bytes = b"" if self.heads is None else getattr(self.heads, name)
+        count = len(packed) // (4 * len(self.horizons))
+        return unpack_from(f"<{count}f", packed, 4 * at * count)
+
+    def expected_shortfall(self, at: int, *, is_short: bool) -> float | None:
+        """Compute the mean loss in the worst 2.5 % of cases, as a fraction of the notional.
+
+        Between the shares that the head knows it is interpolated in the logarithm of the share,
+        which is exact where losses have an exponential tail. None without the head.
+        """
+        tails = self.head("tails", at)[4 * is_short :][: 2 * len(SHARES)]
+        if not tails:
+            return None
+        _, rare, _, usual = tails
+        loss = usual + _TOWARDS_RARER * (rare - usual)
+        return math.expm1(loss) if is_short else -math.expm1(-loss)
+
+    def expected_drawdown(self, at: int) -> float | None:
+        """Read the median of the largest fall of the price to the horizon, as a fraction.
+
+        It is what a long position may lose on the way from its best close. None without the head.
+        """
+        falls = self.head("drawdown", at)
+        return -math.expm1(-falls[0]) if falls else None
+
+    def learned_regime(self, at: int) -> int | None:
+        """Name the most probable regime, from 1, the calmest; None without the head."""
+        odds = self.head("regimes", at)[::2]
+        return odds.index(max(odds)) + 1 if odds else None
+
+    def allocation(self, at: int) -> float | None:
+        """Read the position in [-1, 1] that the network would hold; None without the head."""
+        found = self.head("allocation", at)
+        return found[0] if found else None
 
 
 class PredictionTimeout(Struct, frozen=True, gc=False):

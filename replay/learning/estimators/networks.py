@@ -116,7 +116,7 @@ class NetworkEstimator(CandleEstimator):
                     raise no_context(part, field)
         torch.manual_seed(recipe.options.seed)
         network = self.kind.make(config).to(device_called(recipe.device))
-        heads = network.further_heads
+        heads = network.given_heads
         data = replace(data, heads=heads)
         if not run.resume:
             run.say(

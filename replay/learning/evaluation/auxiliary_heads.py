@@ -27,41 +27,24 @@ from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation.forecasts import outputs_at, thinned
 from tracepaper.replay.learning.losses import ADDED
-from tracepaper.replay.learning.samples import Samples, drawdown, path, path_steps, windowed_rows
+from tracepaper.replay.learning.samples import Samples, drawdown, path, windowed_rows
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     DailyEstimate,
 )
-from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.architecture import (
+from tracepaper.strategies.forecasters.outputs import Levels, Said, levels_for, with_factors
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
     PATH_LEVELS,
-    PATH_STEPS,
     SHARES,
-    Network,
+    TAILS,
+    path_steps,
 )
 from tracepaper.strategies.units import DAY_MS
 
-Said = NDArray[np.float32]
-TAILS: Final = ("long", "short")
-"""The positions whose losses the tails are of, in their order."""
-_SHAPES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
-    "ewma": {
-        "tails": (len(TAILS), len(SHARES), 2),
-        "drawdown": (len(DRAWDOWN_LEVELS),),
-        "path": (PATH_STEPS, len(PATH_LEVELS)),
-    },
-    "factors": {
-        "tails": (len(TAILS), len(SHARES), 2),
-        "drawdown": (len(DRAWDOWN_LEVELS),),
-        "path": (PATH_STEPS,),
-    },
-}
-"""Of the numbers that the calibration slice gives each head: what EWMA is multiplied by, and it."""
 EWMA: Final = "EWMA, scaled"
-Levels = Mapping[str, Mapping[str, Mapping[str, Any]]]
-"""``calibration.further`` of a card: ``ewma`` and ``factors``, by horizon and head."""
 
 
 @dataclass(frozen=True)
@@ -233,42 +216,9 @@ def _tail_factors(one: AuxiliaryForecasts, said: Array) -> Array:
 
 def _levelled(one: AuxiliaryForecasts, levels: Levels) -> AuxiliaryForecasts:
     """Return *one* times the factors of the calibration slice, and what EWMA says beside it."""
-    ewma = _numbers("ewma", levels, one.said, one.horizon)
+    ewma = levels_for("ewma", levels, one.said, one.horizon)
     scaled = {head: np.multiply.outer(one.ewma, values) for head, values in ewma.items()}
     return replace(one, said=with_factors(one.said, levels, one.horizon), scaled=scaled)
-
-
-def with_factors(said: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
-    """Return what heads *said*, [row, ..] by name, times the factors of the calibration slice.
-
-    Raises ``CheckpointMismatch`` for factors that do not fit the heads.
-    """
-    found = dict(said)
-    for head, by in _numbers("factors", levels, said, horizon).items():
-        if head == "path":
-            middle = said[head][..., 1:2]
-            found[head] = (middle + by[:, None] * (said[head] - middle)).astype(np.float32)
-        else:
-            found[head] = (said[head] * by).astype(np.float32)
-    return found
-
-
-def _numbers(of: str, levels: Levels, said: Mapping[str, Said], horizon: int) -> dict[str, Array]:
-    """Return the numbers of each head that *said* something, of a card's levels.
-
-    Raises ``CheckpointMismatch`` where they do not fit it.
-    """
-    made: dict[str, Array] = {}
-    for head, values in levels.get(of, {}).get(str(horizon), {}).items():
-        shape = _SHAPES[of].get(head, ())
-        found = np.array(values, dtype=np.float64) if isinstance(values, list) else np.empty(0)
-        if not shape or found.size != np.prod(shape) or not np.isfinite(found).all():
-            raise CheckpointMismatch(
-                f"The card's calibration.further.{of} does not fit the head {head}; train it again."
-            )
-        if head in said:
-            made[head] = found.reshape(shape)
-    return made
 
 
 # --- figures

@@ -48,7 +48,7 @@ from tracepaper.replay.learning.statistics import (
 )
 from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.architecture import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES
+from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, SHARES
 
 STUDENT_T: Final = "its own Student t"
 AVERAGE_ODDS: Final = "its average odds"

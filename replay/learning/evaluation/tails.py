@@ -25,7 +25,7 @@ from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.architecture import SHARES
+from tracepaper.strategies.types.decisions import SHARES
 
 TAILS: Final = "tails"
 """``[calibration.tails]``: by horizon and side, a pair of factors for each of ``SHARES``."""

@@ -25,6 +25,7 @@ from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
+from tracepaper.storage.record.columns import HEAD_COLUMNS
 from tracepaper.storage.record.digest import decision_digest
 from tracepaper.strategies.attention import compiled
 from tracepaper.strategies.types.market import Bar
@@ -174,8 +175,13 @@ def compared(run: Path, change: Callable[[str, list[object]], None], *, exact: b
         return check.compare(step, rows._replace(sparse=sparse), exact=exact)
 
 
-NOT_DECLARED = {"answers.measure_confidence_calibrated", "answers.measure_confidence_margin"}
-"""The measures of gates that this run's ``gate.confidence_by`` does not declare: null."""
+NOT_DECLARED = {
+    *(f"answers.measure_{gate}" for gate in ("confidence_calibrated", "confidence_margin")),
+    *(f"answers.measure_{gate}" for gate in ("learned_regime", "risk_tail", "risk_tail_share")),
+    "answers.measure_risk_expected_drawdown",
+    *(f"answers.{name}" for name in HEAD_COLUMNS),
+}
+"""What this run's model does not say, and measures of gates that it does not declare: null."""
 
 
 @pytest.mark.parametrize("name", sorted(set(TOLERANCES) - NOT_DECLARED))
@@ -213,7 +219,7 @@ def test_only_floats_have_a_tolerance() -> None:
     for name in TOLERANCES:
         table, column = name.split(".")
         kind = metadata.tables[table].c[column].type
-        assert isinstance(kind, REAL) or column in ("horizons", "entropy", "buckets")
+        assert isinstance(kind, REAL) or column in ("horizons", "heads", "entropy", "buckets")
 
 
 # ---------------------------------------------------------------- parity in words and numbers

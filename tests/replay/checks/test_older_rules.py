@@ -45,11 +45,13 @@ def test_a_run_from_before_the_rules_were_counted_is_verified(name: str, tmp_pat
             assert audit(reader.connection, run_id).holds
         found = verified(path)
     assert [one.sentence() for one in found.differences] == []
-    # None is of shares, none discards, and one looks at order books.
+    # None is of shares, none discards or has auxiliary heads, and one looks at order books.
     of_all = tuple(
         one
         for one in CHANGES
-        if one.category is None and not one.discards and (name == "books" or not one.of_books)
+        if one.category is None
+        and not (one.discards or one.of_heads)
+        and (name == "books" or not one.of_books)
     )
     assert (found.changes, found.exact or bool(found.elsewhere)) == (of_all, True)
     movable = {name for change in of_all for name in change.moves} | (
@@ -66,14 +68,15 @@ def test_a_change_moves_no_column_that_does_not_exist() -> None:
     assert len({change.sentence for change in CHANGES}) == len(CHANGES)
 
 
-@pytest.mark.parametrize(("discards", "sees_books"), [*product((True, False), repeat=2)])
-def test_changes_of_discarding_and_of_books_concern_only_runs_that_do_so(
-    discards: bool, sees_books: bool
+@pytest.mark.parametrize("said", [*product((True, False), repeat=3)])
+def test_changes_of_discarding_books_and_heads_concern_only_runs_that_have_them(
+    said: tuple[bool, bool, bool],
 ) -> None:
-    found = versions.changes_since(0, set(Category), discards=discards, sees_books=sees_books)
+    named = dict(zip(("discards", "sees_books", "has_heads"), said, strict=True))
+    found = versions.changes_since(0, set(Category), **named)
     lacking = {one.rule for one in CHANGES} - {one.rule for one in found}
-    assert ("A21" in lacking, "D14" in lacking) == (not discards, not sees_books)
-    assert lacking <= {"A21", "D14"}
+    rules = ("A21", "D14", "L59")
+    assert lacking == {rule for rule, has in zip(rules, said, strict=True) if not has}
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from fakes import registered
+from msgspec import structs
 from scipy import stats
 from torch import Tensor
 
@@ -29,21 +30,22 @@ from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.samples import (
     Chunks,
     SingleWindows,
-    path_steps,
     targets,
     wanted_labels,
 )
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rows import schema
-from tracepaper.strategies.networks.architecture import (
+from tracepaper.strategies.forecasters.outputs import head_forecasts
+from tracepaper.strategies.networks.architecture import Heads, Outputs
+from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
+from tracepaper.strategies.types.decisions import (
     DRAWDOWN_LEVELS,
     PATH_LEVELS,
     SHARES,
-    Heads,
-    Outputs,
+    Forecast,
+    path_steps,
 )
-from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
 pytestmark = pytest.mark.slow
 
@@ -197,7 +199,7 @@ def test_a_further_head_is_one_loss_and_its_label() -> None:
 
     outputs = replace_heads(said())
     value = torch.zeros(1, 50, 2, dtype=torch.float64)
-    labels = {"returns": value, "direction": value.long(), "variance": value + 1.0}
+    labels = {"returns": value, "direction": value.long(), "variance": value + 1.0, "cost": value}
     used = value == 0
     before = losses.elementwise(outputs, labels, used)
     with registered(losses.ADDED, lambda: added("allocation", "distance", to="return")(absolute)):
@@ -208,7 +210,7 @@ def test_a_further_head_is_one_loss_and_its_label() -> None:
         after = losses.elementwise(given, labels, used)
     assert torch.equal(before, without)
     place = list(losses.LOSSES).index("return")
-    more = losses.lost_utility(value, value + 0.25) + 0.25
+    more = losses.lost_utility(value, value + 0.25, value.new_zeros(())) + 0.25
     assert torch.allclose(after[place], before[place] + more)
 
 
@@ -363,7 +365,9 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     x, sigma = torch.from_numpy(segment.values[window])[None], float(segment.sigma[row])
     with torch.inference_mode():
         outputs = trained.look(x, torch.arange(x.shape[1])).outputs
-    (one,) = further_ahead(trained, outputs, sigma, levels)
+    (heads,) = head_forecasts(outputs, np.array([sigma]), (5,), levels) or ()
+    forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
+    (one,) = further_ahead(forecast)
     said = {name: values[place].astype(float) for name, values in judged.said.items()}
     unit = sigma * 5**0.5
     found = [(tail.value_at_risk, tail.expected_shortfall) for tail in one.tails]
@@ -383,8 +387,7 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     np.testing.assert_allclose(odds, np.exp(said["regimes"][0]), rtol=1e-4)
     spread = [regime.volatility for regime in one.regimes]
     np.testing.assert_allclose(spread, unit * np.exp(0.5 * said["regimes"][1]), rtol=1e-4)
-    plain = TradingNetwork(TradingConfig(features=4, risk=False, path=False, regimes=0))
-    assert further_ahead(plain, outputs, sigma, {}) == ()
+    assert further_ahead(structs.replace(forecast, heads=None)) == ()
 
 
 def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) -> None:

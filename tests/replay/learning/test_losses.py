@@ -93,10 +93,15 @@ def test_the_best_allocation_is_mean_by_mean_square() -> None:
     value = torch.randn(20_000, generator=torch.Generator().manual_seed(6)) + 0.3
     best = float(value.mean() / (value * value).mean())
 
-    def loss(held: float) -> float:
-        return float(lost_utility(value, torch.tensor(held)).mean())
+    def loss(held: float, cost: float = 0.0) -> float:
+        return float(lost_utility(value, torch.tensor(held), torch.tensor(cost)).mean())
 
     assert loss(best) < min(loss(best - 0.05), loss(best + 0.05))
+    # Net of costs the mean is lower by the cost, and one below it is worth no position.
+    net = value - 0.2
+    best = float(net.mean() / (net * net).mean())
+    assert loss(best, 0.2) < min(loss(best - 0.05, 0.2), loss(best + 0.05, 0.2))
+    assert loss(0.0, 0.4) < min(loss(-0.05, 0.4), loss(0.05, 0.4))
 
 
 def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
@@ -104,7 +109,8 @@ def test_extra_heads_add_to_the_loss_of_the_return_alone() -> None:
     rich = plain._replace(allocation=torch.ones(1, 4, 2), quantiles=torch.zeros(1, 4, 2, 3))
     labels = (torch.ones(1, 4, 2), torch.zeros(1, 4, 2).long(), torch.ones(1, 4, 2))
     used = torch.ones(1, 4, 2, dtype=torch.bool)
-    added = elementwise(rich, labelled(*labels), used, (0.1, 0.5, 0.9))
+    known = labelled(*labels) | {"cost": torch.zeros(1, 4, 2)}
+    added = elementwise(rich, known, used, (0.1, 0.5, 0.9))
     added = added - elementwise(plain, labelled(*labels), used)
     # Pinball of 1 above 0 is the mean level; a unit held of a unit gained loses -1 + 1/2.
     torch.testing.assert_close(added[0], torch.full((1, 4, 2), 0.5 - 0.5))

@@ -20,7 +20,7 @@ from tracepaper.replay.learning.evaluation.tails import (
     value_at_risk,
     without_overlap,
 )
-from tracepaper.strategies.networks.architecture import SHARES
+from tracepaper.strategies.types.decisions import SHARES
 
 DAYS, A_DAY = 60, 288
 

@@ -1,6 +1,7 @@
 """Gates: every one on both sides of its threshold."""
 
 import math
+import struct
 
 import pytest
 from builders import explanation, forecast
@@ -17,9 +18,19 @@ from tracepaper.strategies.gates.evaluator import (
 )
 from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verdict
 from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
-from tracepaper.strategies.types.decisions import Action, Regime
+from tracepaper.strategies.types.decisions import Action, HeadForecasts, Regime
 
 MIXED = frozenset({Regime.MIXED})
+WITH_HEADS = replace(
+    forecast(),
+    heads=HeadForecasts(
+        tails=struct.pack("<8f", 0.0625, 0.125, 0.03125, 0.0625, 0.25, 0.5, 0.125, 0.25),
+        drawdown=struct.pack("<2f", 0.0625, 0.125),
+        regimes=struct.pack("<6f", 0.25, 0.001, 0.5, 0.002, 0.25, 0.004),
+    ),
+)
+LOST = -100 * math.expm1(-(0.0625 + 0.0625 * math.log(2) / math.log(5)))
+"""Of 100 held long: the expected shortfall between those of 5 and of 1 %."""
 CALIBRATION = Calibration(
     {"confidence": tuple(index / 100 for index in range(1, 100))}, {30: 0.5}, 0.0
 )
@@ -84,6 +95,26 @@ PASSES = {
         GateInputs(
             explanation=explanation(), regime=Regime.MOMENTUM, regimes=frozenset({Regime.MIXED})
         ),
+    ),
+    "learned_regime": (
+        1,
+        GateInputs(forecast=WITH_HEADS, learned_regimes=frozenset({1, 2})),
+        GateInputs(forecast=WITH_HEADS, learned_regimes=frozenset({1, 3})),
+    ),
+    "risk.tail": (
+        LOST,
+        GateInputs(forecast=WITH_HEADS, notional=100 * 10**10),
+        GateInputs(forecast=WITH_HEADS, notional=101 * 10**10),
+    ),
+    "risk.tail_share": (
+        LOST / 1_000 + 1e-12,
+        GateInputs(forecast=WITH_HEADS, notional=100 * 10**10, equity=1_000 * 10**10),
+        GateInputs(forecast=WITH_HEADS, notional=100 * 10**10, equity=999 * 10**10),
+    ),
+    "risk.expected_drawdown": (
+        -math.expm1(-0.0625) / 10 + 1e-12,
+        GateInputs(forecast=WITH_HEADS, notional=100 * 10**10, equity=1_000 * 10**10),
+        GateInputs(forecast=WITH_HEADS, notional=100 * 10**10, equity=999 * 10**10),
     ),
     "direction": (
         0.6,

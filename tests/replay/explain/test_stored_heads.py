@@ -1,0 +1,197 @@
+"""What auxiliary heads say is stored, judged by gates, sized by, explained and verified."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import struct
+from contextlib import closing
+from pathlib import Path
+
+import explained_runs
+import numpy as np
+import pytest
+from msgspec import structs
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.backtest.predictors import heads_agree
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.columns import HEAD_COLUMNS
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.evaluator import is_finite_forecast
+from tracepaper.strategies.networks.multimodal import TradingConfig
+from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
+
+NETWORK = TradingConfig(
+    features=explained_runs.SMALL.features,
+    dim=16,
+    layers=2,
+    heads=2,
+    window=33,
+    horizons=explained_runs.SMALL.horizons,
+    allocation=True,
+    quantiles=(0.05, 0.5, 0.95),
+)
+MODES = ("notional", "expected_shortfall", "network_allocation")
+
+
+def replayed(folder: Path, mode: str, **sections: str) -> Path:
+    further = "".join(f"\n[{name}]\n{keys}\n" for name, keys in sections.items())
+    return explained_runs.replayed(
+        folder, network=NETWORK, further=f'\n[sizing]\nmode = "{mode}"\n{further}', edge="0"
+    )
+
+
+@pytest.fixture(scope="module", params=MODES)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run of a network with every head, sized by one of them or by none."""
+    return replayed(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def rows(path: Path, query: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(path)) as raw:
+        return raw.execute(query).fetchall()
+
+
+def forecasts(path: Path) -> list[Forecast]:
+    with Reader.open(path) as reader:
+        steps = [one.step for one in reader.steps(reader.find("last"))]
+    return [one.prediction for one in steps if isinstance(one.prediction, Forecast)]
+
+
+def test_every_head_is_in_the_record_at_every_horizon(run: Path) -> None:
+    found = forecasts(run)
+    assert len(found) > 100
+    for one in found:
+        for at in range(len(one.horizons)):
+            quantiles = one.head("quantiles", at)
+            assert len(quantiles) == 3
+            assert list(quantiles) == sorted(quantiles)
+            assert len(one.head("path", at)) == 12
+            odds = one.head("regimes", at)[::2]
+            assert math.isclose(sum(odds), 1.0, rel_tol=1e-5)
+            tails = np.array(one.head("tails", at)).reshape(2, 2, 2)
+            assert (tails[..., 1] >= tails[..., 0]).all(), "a shortfall is beyond its value at risk"
+            assert (tails[:, 0] >= tails[:, 1]).all(), "the rarer loss is the larger"
+            median, most = one.head("drawdown", at)
+            assert 0 < median < most
+
+
+def test_columns_hold_the_figures_at_the_gates_horizon(run: Path) -> None:
+    names = ", ".join(HEAD_COLUMNS[1:])
+    stored = rows(run, f"SELECT {names} FROM v_decisions WHERE mean_return IS NOT NULL")
+    horizon = NETWORK.horizons.index(30)
+    for row, one in zip(stored, forecasts(run), strict=True):
+        tails = one.head("tails", horizon)
+        share = math.log(2) / math.log(5)  # from 5 % to 2.5 %, of the way to 1 %
+        long, short = (tails[at + 3] + share * (tails[at + 1] - tails[at + 3]) for at in (0, 4))
+        regime = int(np.argmax(one.head("regimes", horizon)[::2])) + 1
+        assert row == pytest.approx(
+            (
+                1 - math.exp(-long),
+                math.exp(short) - 1,
+                1 - math.exp(-one.head("drawdown", horizon)[0]),
+                regime,
+                one.head("allocation", horizon)[0],
+            ),
+            rel=1e-9,
+        )
+
+
+def test_a_run_with_heads_is_verified_and_a_forged_one_is_not(run: Path, tmp_path: Path) -> None:
+    assert invoke(["verify", "last", "--db", str(run)]) == 0
+    other = tmp_path / "forged.db"
+    with closing(sqlite3.connect(run)) as source, closing(sqlite3.connect(other)) as target:
+        source.backup(target)
+        packed = target.execute("SELECT heads FROM answers WHERE heads IS NOT NULL").fetchone()[0]
+        changed = bytes(packed[:-1]) + bytes([packed[-1] ^ 64])
+        target.execute(
+            "UPDATE answers SET heads = ? WHERE step = (SELECT min(step) FROM answers "
+            "WHERE heads IS NOT NULL)",
+            (changed,),
+        )
+        target.commit()
+    assert invoke(["audit", "verify", "--db", str(other)]) != 0
+
+
+def test_sizes_follow_the_head(run: Path) -> None:
+    mode = rows(run, "SELECT json_extract(config, '$.sizing.mode') FROM v_runs")[0][0]
+    targets = rows(
+        run,
+        "SELECT target_quantity, close, expected_shortfall_long, expected_shortfall_short, "
+        "learned_allocation, action FROM v_decisions d JOIN v_bars b USING (run_id, sequence) "
+        "WHERE d.action IN ('LONG', 'SHORT') AND target_quantity != 0",
+    )
+    assert len(targets) > 20
+    for quantity, close, long, short, allocation, action in targets:
+        notional = abs(float(quantity)) * float(close)
+        side = 1 if action == "LONG" else -1
+        if mode == "expected_shortfall":
+            loss = float(long if side > 0 else short)
+            # A standing target stays within a quarter.
+            assert notional * loss <= 1.3 * 0.01 * 100_000
+        if mode == "network_allocation":
+            assert side * float(allocation) > 0
+
+
+def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
+    one = forecasts(run)[0]
+    horizons = [1] * len(one.horizons)
+    for name in HeadForecasts.__struct_fields__:
+        assert one.heads is not None
+        packed = np.frombuffer(getattr(one.heads, name), "<f4")
+        for share, holds in ((0.5, True), (3.0, False)):
+            moved = packed.reshape(len(horizons), -1).copy()
+            of_regime = moved[0, ::2] if name == "regimes" else moved[0]
+            moved[0, 0] += share * 1e-4 * np.abs(of_regime).max()
+            other = structs.replace(one.heads, **{name: moved.astype("<f4").tobytes()})
+            assert heads_agree(one.heads, other, len(horizons)) is holds, name
+        assert not heads_agree(one.heads, structs.replace(one.heads, **{name: b""}), 2), name
+    assert not heads_agree(one.heads, None, 1)
+    assert heads_agree(None, None, 1)
+
+
+def test_a_forecast_whose_head_is_not_finite_is_refused(run: Path) -> None:
+    one = forecasts(run)[0]
+    assert is_finite_forecast(one)
+    assert one.heads is not None
+    for name in HeadForecasts.__struct_fields__:
+        broken = struct.pack("<f", math.nan) + getattr(one.heads, name)[4:]
+        heads = structs.replace(one.heads, **{name: broken})
+        assert not is_finite_forecast(structs.replace(one, heads=heads)), name
+
+
+def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
+    path = replayed(
+        tmp_path,
+        "notional",
+        risk='max_tail = "115"\nmax_tail_share = "0.5"\nmax_expected_drawdown = "0.5"',
+    )
+    judged = rows(
+        path,
+        "SELECT g.measure, g.passed, d.action, d.refused_by, d.expected_shortfall_long, "
+        "d.expected_shortfall_short FROM v_gates g JOIN v_decisions d USING (run_id, sequence) "
+        "WHERE g.gate = 'risk.tail' AND d.mean_return IS NOT NULL AND g.measure > 0",
+    )
+    assert {bool(row[1]) for row in judged} == {True, False}
+    for measure, passed, *_ in judged:
+        assert (float(measure) <= 115) is bool(passed)
+    assert any(row[3] == "risk.tail" for row in judged)
+    assert invoke(["verify", "last", "--db", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "sentence"),
+    [
+        ("risk", 'max_tail = "100"', "risk.max_tail needs tails of the model"),
+        ("risk", 'max_tail_share = "0.1"', "risk.max_tail_share needs tails of the model"),
+        ("risk", 'max_expected_drawdown = "0.1"', "risk.max_expected_drawdown needs drawdown"),
+        ("sizing", 'mode = "expected_shortfall"', "needs tails of the model"),
+        ("sizing", 'mode = "network_allocation"', "needs allocation of the model"),
+    ],
+)
+def test_a_head_that_the_model_lacks_is_named(
+    section: str, key: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        explained_runs.replayed(tmp_path, further=f"\n[{section}]\n{key}\n")
