@@ -111,7 +111,18 @@ def _forecast(decision: Mapping[str, Any]) -> str:
             f"down {decision['p_down']:.2f}, flat {decision['p_flat']:.2f}, "
             f"up {decision['p_up']:.2f}"
         )
+    if (loss := decision["expected_shortfall_long"]) is not None:
+        parts.append(
+            f"in the worst 2.5 % of cases a long loses {_bp(loss)} bp and a short "
+            f"{_bp(decision['expected_shortfall_short'])} bp on average"
+        )
+    if (fall := decision["expected_drawdown"]) is not None:
+        parts.append(f"a fall of {_bp(fall)} bp on the way is as likely as not")
+    if (own := decision["learned_allocation"]) is not None:
+        parts.append(f"the network itself would hold {own:+.3f}")
     parts.append(f"regime {decision['regime']}")
+    if (learned := decision["learned_regime"]) is not None:
+        parts.append(f"the network's regime {learned}")
     if (cell := decision["regime_cell"]) is not None:
         parts.append(f"the card's regime {cell}")
     if (factor := decision["size_factor"]) is not None:

@@ -195,3 +195,36 @@ def test_a_head_that_the_model_lacks_is_named(
 ) -> None:
     with pytest.raises(ConfigInvalid, match=sentence):
         explained_runs.replayed(tmp_path, further=f"\n[{section}]\n{key}\n")
+
+
+def test_explain_says_what_heads_forecast_from_the_record_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sequence, loss, allocation, regime = rows(
+        run,
+        "SELECT sequence, expected_shortfall_long, learned_allocation, learned_regime "
+        "FROM v_decisions WHERE mean_return IS NOT NULL LIMIT 1",
+    )[0]
+    (run.parent / "small").rename(run.parent / "away")
+    try:
+        assert invoke(["explain", f"last:{sequence}", "--db", str(run)]) == 0
+    finally:
+        (run.parent / "away").rename(run.parent / "small")
+    text = " ".join(capsys.readouterr().out.split())
+    assert f"a long loses {1e4 * float(str(loss)):,.1f} bp" in text
+    assert f"the network itself would hold {float(str(allocation)):+.3f}" in text
+    assert f"the network's regime {regime}" in text
+
+
+def test_a_gate_lets_through_the_regimes_that_the_network_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRACEPAPER_GATE__LEARNED_REGIMES", "2,3")
+    path = replayed(tmp_path, "notional")
+    judged = rows(
+        path,
+        "SELECT g.passed, d.learned_regime FROM v_gates g JOIN v_decisions d "
+        "USING (run_id, sequence) WHERE g.gate = 'learned_regime' AND d.mean_return IS NOT NULL",
+    )
+    assert judged
+    assert all(bool(passed) is (regime in (2, 3)) for passed, regime in judged)
