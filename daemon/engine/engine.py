@@ -62,7 +62,6 @@ from tracepaper.strategies.types.market import (
     Quote,
     Retrained,
     RunEnd,
-    Timer,
     Trade,
 )
 
@@ -237,15 +236,7 @@ class Engine:
                 is_part = state.history.take(event)
                 belief = state.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
-            case (
-                Timer()
-                | Closed()
-                | RunEnd()
-                | Prune()
-                | ExternalRead()
-                | Retrained()
-                | ParityCheck()
-            ):
+            case Closed() | RunEnd() | Prune() | ExternalRead() | Retrained() | ParityCheck():
                 pass
             case _:
                 assert_never(event)

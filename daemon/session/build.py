@@ -562,7 +562,7 @@ def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
             f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
             "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
         )
-    wanted = _SIZED_BY.get(config.sizing.mode, frozenset())
+    wanted = SIZED_BY.get(config.sizing.mode, frozenset())
     if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":
         wanted = frozenset({"volatility"})
     if forecaster is not None and (missing := sorted(wanted - forecaster.measures)):
@@ -586,7 +586,7 @@ def _refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
             )
 
 
-_SIZED_BY: Final = {
+SIZED_BY: Final = {
     "expected_shortfall": frozenset({"tails"}),
     "network_allocation": frozenset({"allocation"}),
     "tanh": frozenset({"mean_return", "stdev_return"}),

@@ -22,7 +22,7 @@ STEPS_MAX: Final = 200
 
 Fewer than wait for one reader of the stream, so that a reader that keeps up hears them all.
 """
-_QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar", "timer")
+_QUIET: Final = ("bar", "quote", "mark", "depth", "trade", "closed", "frame_bar")
 
 
 class StreamStep(Struct, frozen=True, tag="step", tag_field="type"):

@@ -50,7 +50,6 @@ from tracepaper.strategies.types.market import (
     RiskTier,
     RunEnd,
     RunKind,
-    Timer,
     Trade,
 )
 
@@ -108,7 +107,6 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "model_change": ModelChange,
     "gap": Gap,
     "command": Command,
-    "timer": Timer,
     "closed": Closed,
     "frame_bar": FrameBar,
     "end": RunEnd,

@@ -39,7 +39,6 @@ _VECTORS: Final = "vectors"
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
     "volume": ("volume", "flow"),
     "time": ("hour_", "weekday_", "cycle_", "interval"),
-    "book": ("bid_", "ask_", "book_", "trade_"),
     _VECTORS: ("vector_",),
     "price": ("",),
 }

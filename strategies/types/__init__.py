@@ -213,8 +213,5 @@ from tracepaper.strategies.types.market import (
     Source as Source,
 )
 from tracepaper.strategies.types.market import (
-    Timer as Timer,
-)
-from tracepaper.strategies.types.market import (
     Trade as Trade,
 )

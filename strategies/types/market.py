@@ -352,13 +352,6 @@ class Command(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class Timer(Struct, frozen=True, gc=False):
-    """Market time advanced without another event (an order may expire, a day may end)."""
-
-    market_ms: int
-    seen_ms: int
-
-
 class Closed(Struct, frozen=True, gc=False):
     """The bars of one close of several instruments follow, and are processed together.
 
@@ -433,7 +426,6 @@ Event = (
     | ModelChange
     | Gap
     | Command
-    | Timer
     | Closed
     | FrameBar
     | RunEnd

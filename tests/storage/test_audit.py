@@ -27,7 +27,7 @@ from tracepaper.strategies.types.market import (
     Event,
     Funding,
     ModelChange,
-    Timer,
+    RunEnd,
 )
 
 CHANGE = ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, (), START_MS, START_MS)
@@ -112,7 +112,7 @@ async def test_whatever_is_no_bar_is_committed_at_once_in_a_run_that_is_open(
     await log.append(cases.undecided(0, CHANGE))
     events: list[Event] = [
         Funding("linear:BTCUSDT", 1, START_MS, START_MS),
-        Timer(START_MS, START_MS),
+        RunEnd(START_MS, START_MS, START_MS),
     ]
     for sequence, event in enumerate(events, start=1):
         await log.append(cases.undecided(sequence, event))

@@ -63,7 +63,6 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Side,
     Source,
-    Timer,
     Trade,
 )
 from tracepaper.strategies.units import MONEY_LIMIT
@@ -337,7 +336,6 @@ def other_events() -> list[Event]:
         Mark(ETH.id, 12_345, **at, index=12_340, last=12_346, funding_rate=-(10**9)),
         Funding(BTC.id, -1_000_000, **at),
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
-        Timer(**at),
         ExternalRead("file", "/data/BTCUSDT.csv", **at),
         retrained(**at),
         retrained(difference=None, error=None, p=None, level=None, **at),
@@ -591,7 +589,6 @@ any_events: st.SearchStrategy[Event] = st.one_of(
     ),
     st.builds(Gap, ids, times, times, st.sampled_from(GapCause), words, times, times),
     st.builds(Command, st.sampled_from(CommandKind), words, times, times),
-    st.builds(Timer, times, times),
 )
 twin_steps = st.builds(
     TwinStep, words, positions, accounts | linear_accounts, st.lists(fills, max_size=2).map(tuple)

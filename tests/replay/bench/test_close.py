@@ -17,7 +17,7 @@ from tracepaper.replay.bench.live import (
     live_config,
     measure_live_closes,
 )
-from tracepaper.strategies.types.market import Bar, Closed, Timer
+from tracepaper.strategies.types.market import Bar, Closed, RunEnd
 
 MEASURES = ("collapsed", "confidence", "direction", "recent_mass", "shift")
 QUANTILES = {name: [0.01 * place for place in range(1, 100)] for name in MEASURES}
@@ -64,7 +64,7 @@ def test_a_close_of_several_symbols_is_timed_to_its_last_commit() -> None:
 def test_a_close_takes_as_long_as_until_the_event_behind_it_is_asked_for() -> None:
     """The loop asks for it once the last decision is committed."""
     closes = closes_of(2, 1 + WARM_UP_CLOSES + 4)
-    start = Timer(market_ms=0, seen_ms=0)
+    start = RunEnd(0, market_ms=0, seen_ms=0)
     feed = TimedFeed(closes[:1], lambda: start, closes[1:], lambda _: None)
     timed_from_ms = closes[1 + WARM_UP_CLOSES][0].open_time_ms
 
@@ -87,7 +87,7 @@ def test_a_close_takes_as_long_as_until_the_event_behind_it_is_asked_for() -> No
         "Closed",
         "Bar",
         "Bar",
-        "Timer",
+        "RunEnd",
         *(one_by_one + together) * (WARM_UP_CLOSES // 2 + 2),
     ]
     for spent in feed.spent.values():

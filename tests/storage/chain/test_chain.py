@@ -21,7 +21,7 @@ from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import TABLES, stored_columns
 from tracepaper.storage.record.rows import RUN_TABLES, SHAPE_UNITS, SPARSE_TABLES, step_key
 from tracepaper.strategies.types.decisions import Position, Step, TwinStep
-from tracepaper.strategies.types.market import Timer
+from tracepaper.strategies.types.market import ExternalRead
 
 STEPS = cases.rich_steps()
 FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind
@@ -347,17 +347,17 @@ def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) ->
 
 
 def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Path) -> None:
-    timer = next(step.sequence for step in STEPS if isinstance(step.event, Timer))
+    reading = next(step.sequence for step in STEPS if isinstance(step.event, ExternalRead))
     without = SHAPE_UNITS["events"]
     tamper(
         path,
-        f"DELETE FROM events WHERE step = {key(timer)}",
-        f"UPDATE steps SET shape = shape - {without} WHERE step = {key(timer)}",
+        f"DELETE FROM events WHERE step = {key(reading)}",
+        f"UPDATE steps SET shape = shape - {without} WHERE step = {key(reading)}",
     )
     rechain(path)
     problem = verify(path).problem
     assert problem is not None
-    assert (problem.sequence, problem.what) == (timer, "changed")
+    assert (problem.sequence, problem.what) == (reading, "changed")
 
 
 def test_an_older_head_is_found_in_a_chain_that_went_on(path: Path) -> None:

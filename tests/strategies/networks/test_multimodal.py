@@ -194,7 +194,7 @@ def test_modalities_without_their_columns_are_a_recipe_and_no_network() -> None:
 def test_one_modality_alone_leaves_the_others_out() -> None:
     names = ("return_1", "volume_z", "hour_sin", "bid_share")
     assert by_names({"modalities": ["volume"]}, names)["columns"] == [-1, 0, -1, -1]
-    assert by_names({}, names)["modalities"] == ["price", "volume", "time", "book"]
+    assert by_names({}, names)["modalities"] == ["price", "volume", "time"]
     with pytest.raises(ConfigInvalid, match="modality vectors; leave it out, give --covariates"):
         by_names({"modalities": ["price", "vectors"]}, names)
     with pytest.raises(
