@@ -316,12 +316,6 @@ def architecture(card: Mapping[str, Any]) -> tuple[ModelKind, Architecture]:
     return kind, config
 
 
-def network_card(card: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the card of the network among the members of *card*; itself without members."""
-    kind = known_kind(card)
-    return part_of(card, kind.members[0]) if kind is not None and kind.members else card
-
-
 COMPUTED: Final = "computed_by"
 """The key of ``[features]`` that names the wider schema by which a network's rows are computed."""
 HALVES: Final = ("network", "rows")

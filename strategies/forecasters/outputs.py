@@ -206,7 +206,7 @@ def explanations(
     ]
 
 
-def _packed(rows: NDArray[np.float32]) -> list[bytes]:
+def _packed(rows: NDArray[np.floating]) -> list[bytes]:
     """Return each of *rows* [bar, number] as little-endian float32: one conversion, then slices."""
     whole = rows.astype("<f4").tobytes()
     size = 4 * rows.shape[1]

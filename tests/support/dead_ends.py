@@ -99,17 +99,13 @@ def keys(config: type[BaseModel], sources: Iterable[Path] | None = None) -> list
                     read.add(name)
                 case ast.Constant(value=str(name)):
                     read.add(name)
-    read |= {gate.threshold.name for gate in GATES.values() if _is_key(gate.threshold)}
+    read |= {key.name for gate in GATES.values() if isinstance(key := gate.threshold, ThresholdKey)}
     return [
         f"{section}.{key}"
         for section, field in config.model_fields.items()
         for key in _fields(field.annotation)
         if key not in read
     ]
-
-
-def _is_key(threshold: Any) -> bool:
-    return isinstance(threshold, ThresholdKey)
 
 
 def _fields(section: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ import sqlite3
 import struct
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import explained_runs
 import numpy as np
@@ -48,7 +49,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return replayed(tmp_path_factory.mktemp(request.param), request.param)
 
 
-def rows(path: Path, query: str) -> list[tuple[object, ...]]:
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as raw:
         return raw.execute(query).fetchall()
 
@@ -124,14 +125,14 @@ def test_sizes_follow_the_head(run: Path) -> None:
     )
     assert len(targets) > 20
     for quantity, close, long, short, allocation, action in targets:
-        notional = abs(float(quantity)) * float(close)
+        notional = abs(quantity) * close
         side = 1 if action == "LONG" else -1
         if mode == "expected_shortfall":
-            loss = float(long if side > 0 else short)
+            loss = long if side > 0 else short
             # A standing target stays within a quarter.
             assert notional * loss <= 1.3 * 0.01 * 100_000
         if mode == "network_allocation":
-            assert side * float(allocation) > 0
+            assert side * allocation > 0
 
 
 def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
@@ -175,7 +176,7 @@ def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
     )
     assert {bool(row[1]) for row in judged} == {True, False}
     for measure, passed, *_ in judged:
-        assert (float(measure) <= 115) is bool(passed)
+        assert (measure <= 115) is bool(passed)
     assert any(row[3] == "risk.tail" for row in judged)
     assert invoke(["verify", "last", "--db", str(path)]) == 0
 
@@ -211,8 +212,8 @@ def test_explain_says_what_heads_forecast_from_the_record_alone(
     finally:
         (run.parent / "away").rename(run.parent / "small")
     text = " ".join(capsys.readouterr().out.split())
-    assert f"a long loses {1e4 * float(str(loss)):,.1f} bp" in text
-    assert f"the network itself would hold {float(str(allocation)):+.3f}" in text
+    assert f"a long loses {1e4 * loss:,.1f} bp" in text
+    assert f"the network itself would hold {allocation:+.3f}" in text
     assert f"the network's regime {regime}" in text
 
 

@@ -365,7 +365,9 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     x, sigma = torch.from_numpy(segment.values[window])[None], float(segment.sigma[row])
     with torch.inference_mode():
         outputs = trained.look(x, torch.arange(x.shape[1])).outputs
-    (heads,) = head_forecasts(outputs, np.array([sigma]), (5,), levels) or ()
+    every = head_forecasts(outputs, np.array([sigma]), (5,), levels)
+    assert every is not None
+    (heads,) = every
     forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
     (one,) = further_ahead(forecast)
     said = {name: values[place].astype(float) for name, values in judged.said.items()}
