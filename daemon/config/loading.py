@@ -39,6 +39,7 @@ from tracepaper.daemon.config.sections import (
     ModelSection,
     ParitySection,
     RegimeSection,
+    ReportSection,
     RetrainSection,
     RiskSection,
     SizingSection,
@@ -96,6 +97,7 @@ class Config(BaseModel):
     execution: ExecutionSection = Field(default_factory=ExecutionSection)
     risk: RiskSection = Field(default_factory=RiskSection)
     account: AccountSection = Field(default_factory=AccountSection)
+    report: ReportSection = Field(default_factory=ReportSection)
     storage: StorageSection = Field(default_factory=StorageSection)
     http: HttpSection = Field(default_factory=HttpSection)
     log: LogSection = Field(default_factory=LogSection)
@@ -143,14 +145,17 @@ class Config(BaseModel):
     def canonical_json(self, stored: str = "") -> str:
         """Return the whole configuration as JSON that is equal for equal configurations.
 
-        Keys that the *stored* configuration of an older version lacks are left out, and [parity]
-        and [notify] at their defaults: a run's row is what it was before these sections existed.
+        Keys that the *stored* configuration of an older version lacks are left out, and [parity],
+        [report] and [notify] at their defaults: a run's row is what it was before these existed.
         """
         document = self.document()
-        if self.parity == ParitySection():
-            del document["parity"]
-        if self.notify == NotifySection():
-            del document["notify"]
+        for name, section in (
+            ("parity", ParitySection()),
+            ("report", ReportSection()),
+            ("notify", NotifySection()),
+        ):
+            if getattr(self, name) == section:
+                del document[name]
         return _json(_keys_of(document, stored))
 
     def sha256(self, stored: str = "") -> str:

@@ -547,6 +547,15 @@ class AccountSection(Section):
     """Of isolated positions; at most what the risk tier of the position's size allows."""
 
 
+class ReportSection(Section):
+    """How the figures of a run are taken; nothing is decided by it."""
+
+    decides = False
+
+    risk_free: Fraction = Decimal(0)
+    """Risk-free rate a year, compounded, that Sharpe and Sortino ratios of a run are taken over."""
+
+
 class StorageSection(Section):
     """Where everything is remembered."""
 

@@ -400,7 +400,12 @@ def _annual(report: Report) -> tuple[str, ...]:
     else:
         calendar = record.calendar
         days = f"{YEAR_DAYS} days" if calendar is None else f"{year_days(calendar):.1f} sessions"
-        said += f"A year has {days}; no risk-free rate."
+        rate = (
+            f"a risk-free rate of {record.risk_free:.2%}"
+            if record.risk_free
+            else "no risk-free rate"
+        )
+        said += f"A year has {days}; {rate}."
     gone = [
         of.name
         for of in report.accounts

@@ -4,8 +4,9 @@ What is said of returns is said by UTC day: the mean day with its standard error
 days on, annual figures that take a year of 365 days, as these markets never close. Where the run
 has a calendar, a day is a session, and a year has as many as the exchange's. A figure that
 is not defined (no loss to divide by, a single day) is None. The definitions are those of
-empyrical, with which the tests compare: sample standard deviation (one degree of freedom less), no
-risk-free rate, downside measured against zero over all days.
+empyrical, with which the tests compare: sample standard deviation (one degree of freedom less);
+Sharpe and Sortino ratios are of the returns over the risk-free rate, by default 0, and downside is
+measured against it over all days.
 """
 
 from __future__ import annotations
@@ -168,8 +169,13 @@ def volatility(returns: Numbers, a_year: float) -> float | None:
     return float(values.std(ddof=1) * np.sqrt(a_year))
 
 
+def rate_of_return(risk_free: float, a_year: float) -> float:
+    """Return what a yearly rate makes, compounded, in one of the *a_year* returns of a year."""
+    return float((1.0 + risk_free) ** (1.0 / a_year) - 1.0)
+
+
 def sharpe(returns: Numbers, a_year: float) -> float | None:
-    """Return the annual Sharpe ratio without a risk-free rate; None where nothing varies."""
+    """Return the annual Sharpe ratio of excess returns; None where nothing varies."""
     values = np.asarray(returns, dtype=np.float64)
     if values.size < 2 or float(np.ptp(values)) == 0.0:
         return None
@@ -285,12 +291,14 @@ def rolling_sharpe(
     equity: Numbers,
     interval_ms: int,
     calendar: Calendar | None = None,
+    risk_free: float = 0.0,
 ) -> tuple[npt.NDArray[np.int64], Floats]:
     """Return the closes at which thirty days with bars end, and their annual Sharpe ratio.
 
     It is NaN where nothing varied; a shorter curve has none.
     """
-    returns = daily_returns(times_ms, equity, calendar)
+    a_year = days_in_year(interval_ms, calendar)
+    returns = daily_returns(times_ms, equity, calendar) - rate_of_return(risk_free, a_year)
     ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms, calendar)]
     if returns.size < DAYS_TO_ANNUALISE:
         return np.empty(0, dtype=np.int64), np.empty(0)
@@ -299,11 +307,11 @@ def rolling_sharpe(
     varied = spread > 0
     ratio = np.full(spread.size, np.nan)
     ratio[varied] = windows.mean(axis=1)[varied] / spread[varied]
-    return ends[DAYS_TO_ANNUALISE - 1 :], ratio * np.sqrt(days_in_year(interval_ms, calendar))
+    return ends[DAYS_TO_ANNUALISE - 1 :], ratio * np.sqrt(a_year)
 
 
 def sortino(returns: Numbers, a_year: float) -> float | None:
-    """Return the annual Sortino ratio against zero; None where nothing was lost."""
+    """Return the annual Sortino ratio of excess returns; None where nothing was lost."""
     values = np.asarray(returns, dtype=np.float64)
     downside = np.minimum(values, 0.0)
     if values.size < 2 or not downside.any():
@@ -353,11 +361,12 @@ def performance(
     calendar: Calendar | None = None,
     *,
     every_bar: bool = True,
+    risk_free: float = 0.0,
 ) -> Performance:
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
     *times_ms* are closes. Without *every_bar* they are those of some bars, the last of each day
-    among them. A day is one of UTC, or a session of *calendar*.
+    among them. A day is one of UTC, or a session of *calendar*. *risk_free* is a rate a year.
     """
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
@@ -368,7 +377,8 @@ def performance(
     earned = total_return(values)
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
     worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
-    error = sharpe_error(annual)
+    excess = annual - rate_of_return(risk_free, a_year)
+    error = sharpe_error(excess)
     return Performance(
         bars=max(values.size - 1, 0) if every_bar else None,
         days=days,
@@ -378,10 +388,10 @@ def performance(
         volatility_day=spread,
         cagr=growth,
         volatility=volatility(annual, a_year),
-        sharpe=sharpe(annual, a_year),
+        sharpe=sharpe(excess, a_year),
         sharpe_error=None if error is None else error * float(np.sqrt(a_year)),
-        probabilistic_sharpe=probabilistic_sharpe(annual),
-        sortino=sortino(annual, a_year),
+        probabilistic_sharpe=probabilistic_sharpe(excess),
+        sortino=sortino(excess, a_year),
         max_drawdown=worst,
         drawdown_bars=longest_drawdown(values) if every_bar else None,
         calmar=growth / worst if growth is not None and worst else None,

@@ -216,6 +216,11 @@ class RunRecord:
         return next((twin for twin in self.twins if twin.name == BUY_AND_HOLD), None)
 
     @property
+    def risk_free(self) -> float:
+        """The configured risk-free rate a year."""
+        return float(self.config.report.risk_free)
+
+    @property
     def cost_rate(self) -> float:
         """The configured cost of one fill, as a fraction of its notional.
 

@@ -284,6 +284,7 @@ def build_report(
             own[:1] if divided else own,
             record.interval_ms,
             record.calendar,
+            record.risk_free,
         ),
         trades=closed,
         refusals=tuple(refusals(record)),
@@ -345,6 +346,7 @@ def account_report(
         record.interval_ms,
         record.calendar,
         every_bar=record.every_bar,
+        risk_free=record.risk_free,
     )
     if record.holds_over_split(ledger):
         figures = metrics.unknown(figures)
@@ -424,6 +426,7 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
             record.interval_ms,
             record.calendar,
             every_bar=record.every_bar,
+            risk_free=record.risk_free,
         ),
         activity=None,
         costs=None,

@@ -227,6 +227,7 @@ OTHER: dict[str, dict[str, object]] = {
     "execution": {"latency_ms": 1},
     "risk": {"max_daily_trades": 5},
     "account": {"cash": "5"},
+    "report": {"risk_free": "0.04"},
     "retrain": {"judge": "7d"},
     "parity": {"daily_at": "03:00"},
     "storage": {"keep_days": 5},
@@ -241,7 +242,8 @@ def test_the_hash_covers_what_decides_a_run_and_nothing_else(section: str) -> No
     changed = load(None, {section: OTHER[section]})
     assert changed.canonical_json() != Config().canonical_json()
     assert (changed.sha256() != Config().sha256()) is (
-        section not in {"exchange", "retrain", "parity", "storage", "http", "log", "notify"}
+        section
+        not in {"exchange", "retrain", "parity", "report", "storage", "http", "log", "notify"}
     )
 
 

@@ -113,6 +113,21 @@ def test_the_probability_of_skill_is_half_where_there_is_none() -> None:
     assert metrics.probabilistic_sharpe([0.1, 0.1, 0.1]) is None
 
 
+def test_ratios_are_of_returns_over_the_risk_free_rate() -> None:
+    values = np.random.default_rng(8).normal(0.001, 0.01, 60)
+    found = metrics.performance(closes(60), curve(values.tolist()), DAY, risk_free=0.05)
+    plain = metrics.performance(closes(60), curve(values.tolist()), DAY)
+    rate = 1.05 ** (1 / 365) - 1
+    assert found.sharpe == near(empyrical.sharpe_ratio(values, risk_free=rate, annualization=365))
+    assert found.sortino == near(
+        empyrical.sortino_ratio(values, required_return=rate, annualization=365)
+    )
+    assert plain.probabilistic_sharpe is not None
+    assert found.probabilistic_sharpe == near(metrics.probabilistic_sharpe(values - rate) or 0.0)
+    assert found.probabilistic_sharpe < plain.probabilistic_sharpe
+    assert (found.mean_day, found.cagr) == (plain.mean_day, plain.cagr)
+
+
 def test_a_rolling_ratio_is_that_of_each_window() -> None:
     values = np.random.default_rng(9).normal(0.001, 0.01, 40)
     times = closes(40)
@@ -121,6 +136,9 @@ def test_a_rolling_ratio_is_that_of_each_window() -> None:
     for place, ratio in enumerate(found):
         window = values[place : place + 30]
         assert ratio == near(empyrical.sharpe_ratio(window, annualization=365))
+    rate = 1.05 ** (1 / 365) - 1
+    last = metrics.rolling_sharpe(times, curve(values.tolist()), DAY, risk_free=0.05)[1][-1]
+    assert last == near(empyrical.sharpe_ratio(values[-30:], risk_free=rate, annualization=365))
     assert metrics.rolling_sharpe(times[:29], curve(values[:29].tolist()), DAY)[1].size == 0
 
 

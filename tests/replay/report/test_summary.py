@@ -65,3 +65,26 @@ def test_the_bar_of_what_hardly_ever_happened_is_not_full(sized: tuple[Path, str
     (line,) = [one for one in console.file.getvalue().splitlines() if "below the step" in one]
     assert "0.0 %" in line
     assert "█" not in line
+
+
+def test_a_run_s_ratios_are_over_the_configured_risk_free_rate() -> None:
+    opens = [1_735_689_600_000 + place * 14_400_000 for place in range(6 * 45)]
+    closes = [100.0 + place % 40 + place / 10 for place in range(len(opens))]
+    columns = dict.fromkeys(("open", "high", "low", "close"), closes)
+    data = {"BTCUSDT": {"open_time": opens, **columns, "volume": [1.0] * len(opens)}}
+    base = {"market": {"interval": "240"}, "execution": {"model": "next_open"}}
+    runs = []
+    for report in ({}, {"risk_free": "0"}, {"risk_free": "0.05"}):
+        config = base | {"report": report}
+        with backtest("sma_cross", data, params={"fast": 5, "slow": 20}, config=config) as run:
+            told = " ".join(str(run.report()).split())
+            runs.append((run.summary, told, run.frames.run))
+    (plain, said, row), (zero, _, _), (rated, told, other) = runs
+    assert plain == zero
+    assert "no risk-free rate" in said
+    assert rated["sharpe"] < plain["sharpe"]
+    assert rated["sortino"] < plain["sortino"]
+    assert "a risk-free rate of 5.00%" in told
+    assert rated["return"] == plain["return"]
+    assert row["config_sha256"] == other["config_sha256"]  # it decides nothing
+    assert '"report"' not in row["config"]  # as in runs from before the key
