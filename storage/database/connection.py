@@ -138,6 +138,13 @@ def is_added(table: str, missing: list[Column]) -> bool:
     return table in ADDED_TABLES and len(missing) == len(TABLES[table])
 
 
+def has_old_views(connection: sqlite3.Connection) -> bool:
+    """Return whether a view is not stored as this version makes it."""
+    stored = "SELECT sql FROM main.sqlite_schema WHERE type = 'view'"
+    found = {str(sql) for (sql,) in connection.execute(stored)}
+    return not found.issuperset(view.sql for view in VIEWS)
+
+
 def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) -> None:
     """Give queries the *missing* columns as nulls, and the views of this version.
 
@@ -149,7 +156,7 @@ def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) 
         for table, columns in missing.items()
         if table not in made and (nulls := [column for column in columns if column.null])
     }
-    if not extended and not made:
+    if not extended and not made and not has_old_views(connection):
         return
     connection.execute("PRAGMA query_only = OFF")
     for table in made:

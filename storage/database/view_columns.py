@@ -353,10 +353,22 @@ V_TRADES: Final = View(
         Shown("exit_reason", "f.reason", "why it was closed"),
         Shown("entry_sequence", "e.birth", "where the order that opened it was born", "INTEGER"),
         Shown("exit_sequence", "f.birth", "where the order that closed it was born", "INTEGER"),
+        *(
+            Shown(name, f"d.{name}", f"{doc}; null without a model's forecast", kind)
+            for name, doc, kind in (
+                ("mean_return", "log return that the decision to open it expected", "REAL"),
+                ("stdev_return", "its standard deviation", "REAL"),
+                ("volatility", "volatility of the return that was expected then", "REAL"),
+                ("horizon", "bars ahead of which these are", "INTEGER"),
+            )
+        ),
     ),
     "FROM runs r JOIN fills f ON f.run_key = r.run_key "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = f.instrument "
     f"JOIN fills e ON e.step = {_opening('step')} AND e.ordinal = {_opening('ordinal')} "
+    # Of an order that was taken over from another run the birth is that run's.
+    f"LEFT JOIN answers d ON d.step = ({_BEGUN}) + e.birth AND EXISTS "
+    "(SELECT 1 FROM orders y WHERE y.order_id = e.order_id AND y.step = d.step) "
     f"WHERE {_CLOSES}",
 )
 

@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from tracepaper.storage.database.connection import (
     check_revision,
     connect_read_only,
+    has_old_views,
     is_added,
     lacking,
     revision_of,
@@ -84,13 +85,13 @@ def open_writer(path: Path) -> Writer:
 
 
 def add_columns(connection: Connection, path: Path) -> None:
-    """Add the columns that the database *path* lacks, and make its views anew where it lacks one.
+    """Add the columns that the database *path* lacks; make views anew that are not this version's.
 
     The chain covers no nulls, so the rows from before have the hashes that they had.
     """
     raw = connection.connection.driver_connection
     assert isinstance(raw, sqlite3.Connection)
-    if not (missing := lacking(raw, path)):
+    if not (missing := lacking(raw, path)) and not has_old_views(raw):
         return
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     for table, columns in missing.items():

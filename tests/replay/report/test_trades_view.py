@@ -6,6 +6,7 @@ import random
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +16,14 @@ from tracepaper import Action, Orders, Percent, Signal, Strategy, buy, sell
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.report.report import build_report
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.database.view_columns import V_TRADES
+from tracepaper.storage.database.writer import open_writer
 
 SIZED: dict[str, Any] = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
 COSTLY: dict[str, Any] = {"slippage_bp": "2", "spread_bp": "1"}
+FORECAST = ("mean_return", "stdev_return", "volatility", "horizon")
 SAME = ("instrument", "side", "entry_reason", "exit_reason", "entry_sequence", "exit_sequence")
 NAMED = {"opened_ms": "entry_ms", "closed_ms": "exit_ms"}
 NEAR = ("quantity", "entry_price", "exit_price", "fees")
@@ -94,6 +100,46 @@ def test_the_view_has_the_trades_of_the_report_and_of_the_result(run: Backtest) 
             for name in NEAR:
                 assert of_view[name] == pytest.approx(other[name], rel=1e-9)
             assert of_view["net"] + of_view["funding"] == pytest.approx(other["profit"], abs=1e-6)
+
+
+def test_without_a_model_a_trade_has_no_forecast(run: Backtest) -> None:
+    assert {row[name] for row in rows(run) for name in FORECAST} == {None}
+
+
+def test_a_trade_has_the_forecast_of_the_decision_that_opened_it(tmp_path: Path) -> None:
+    def read(path: Path) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+        with Reader.open(path) as reader:
+            views = RunViews(reader.connection, reader.run_ids()[0])
+            decided = {row["sequence"]: row for row in views.rows("v_decisions")}
+            return views.rows("v_trades"), decided
+
+    gate = {"confidence": "0", "direction": "0", "edge": "0", "shift": "1", "collapse": "-9"}
+    new, old = tmp_path / "new.db", tmp_path / "old.db"
+    config = {"market": {"interval": "1"}, "gate": gate, **SIZED}
+    backtest("attention", DEMO_CANDLES, config=config, end="2025-05-31T09:00", db=new)
+    trades, decided = read(new)
+    assert trades
+    for trade in trades:
+        opened = decided[trade["entry_sequence"]]
+        assert opened["mean_return"] is not None
+        assert {name: trade[name] for name in FORECAST} == {name: opened[name] for name in FORECAST}
+
+    # A database whose view is an older version's is read whole, and mended where it is written.
+    view = V_TRADES._replace(columns=V_TRADES.columns[: -len(FORECAST)])
+    with (
+        closing(sqlite3.connect(new)) as source,
+        closing(sqlite3.connect(old)) as to,
+    ):
+        source.backup(to)
+        to.execute("DROP VIEW v_trades")
+        to.execute(view.sql)
+    assert read(old)[0] == trades
+    open_writer(old).close()
+    with closing(sqlite3.connect(old)) as connection:
+        found = connection.execute("SELECT * FROM v_trades").fetchall()
+    assert [row[-len(FORECAST) :] for row in found] == [
+        tuple(trade[name] for name in FORECAST) for trade in trades
+    ]
 
 
 def test_what_it_earned_is_gross_less_costs_and_funding(run: Backtest) -> None:
