@@ -129,6 +129,16 @@ def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEs
     return figure(terms, days, lambda s: 1.0 - s[:, 0] / s[:, 1])
 
 
+def absolute_error(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
+    """Return the mean of |value - forecast|."""
+    return mean(np.abs(value - forecast), days)
+
+
+def squared_error(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
+    """Return the mean of (value - forecast)²."""
+    return mean((value - forecast) ** 2, days)
+
+
 def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the mean of ``qlike_of``."""
     return mean(qlike_of(forecast, variance), days)

@@ -292,12 +292,20 @@ def _baseline_rows(
     }
 
 
+SIZED: Final = ("ridge", "persistence", "lstm")
+"""Baselines of the mean whose size means something, not its sign alone."""
+
+
 def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict[str, Any]:
     """Return one horizon's figures, each as [value, standard error over days]."""
     days, value = found.days, found.value
     probability = figures.probabilities(found.logits, temperature)
     hit = figures.inside(found.mean, found.scale, found.dof, value, figures.COVERAGE)
     assert (found.classes != NO_LABEL).all()
+    sized = {"network": found.mean} | {n: found.means[n] for n in SIZED if n in found.means}
+    points = 1e4 * found.unit  # basis points of log return, as errors are given
+    still = {name: points * of for name, of in {**sized, "no_move": np.zeros_like(value)}.items()}
+    moves = {name: points * np.sqrt(np.maximum(of, 0.0)) for name, of in found.variances.items()}
     return {
         "bars": len(value),
         "days": len(np.unique(days)),
@@ -306,20 +314,22 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
         ),
         "ic": _each(figures.correlation, found.means, value, days),
         "rank_ic": _each(figures.rank_correlation, found.means, value, days),
-        "r_squared": {
-            "network": figures.r_squared(found.mean, value, days).rounded(),
-            "calibrated": figures.r_squared(slope * found.mean, value, days).rounded(),
-            **{
-                name: figures.r_squared(found.means[name], value, days).rounded()
-                for name in ("ridge", "persistence", "lstm")
-                if name in found.means
-            },
-        },
+        "r_squared": _each(
+            figures.r_squared,
+            {"network": found.mean, "calibrated": slope * found.mean, **sized},
+            value,
+            days,
+        ),
+        "mae": _each(figures.absolute_error, still, points * value, days),
+        "mse": _each(figures.squared_error, still, points * value, days),
         "qlike": _each(figures.qlike, found.variances, found.variance, days),
         "log_variance_r_squared": {
             name: _explained(forecast, found.variance, days).rounded()
             for name, forecast in found.variances.items()
         },
+        "volatility_mae": _each(
+            figures.absolute_error, moves, points * np.sqrt(found.variance), days
+        ),
         "coverage_90": figures.mean(hit, days).rounded(),
         "direction": {
             "accuracy": figures.mean(

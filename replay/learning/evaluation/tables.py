@@ -139,8 +139,11 @@ _KINDS: Final = {
     "ic": "Information coefficient",
     "rank_ic": "Rank information coefficient",
     "r_squared": "R² of the return, against a forecast of no move",
+    "mae": "Mean absolute error of the return, in basis points (less is better)",
+    "mse": "Mean squared error of the return, in squared basis points (less is better)",
     "qlike": "QLIKE of the volatility (less is better)",
     "log_variance_r_squared": "R² of log variance",
+    "volatility_mae": "Mean absolute error of the volatility, in basis points (less is better)",
 }
 
 

@@ -46,8 +46,11 @@ _NEEDS: Final[Mapping[str, frozenset[str]]] = {
     "ic": frozenset({"mean_return"}),
     "rank_ic": frozenset({"mean_return"}),
     "r_squared": frozenset({"mean_return"}),
+    "mae": frozenset({"mean_return"}),
+    "mse": frozenset({"mean_return"}),
     "qlike": frozenset({"volatility"}),
     "log_variance_r_squared": frozenset({"volatility"}),
+    "volatility_mae": frozenset({"volatility"}),
     "coverage_90": frozenset({"mean_return", "stdev_return"}),
     "direction": frozenset({"probabilities"}),
 }

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, report
 from tracepaper.replay.learning.evaluation.user_class import figures_of
 from tracepaper.replay.learning.statistics import paired_figures
 from tracepaper.replay.report.honesty import compared_sentences, shown_sentences
@@ -51,6 +51,20 @@ def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> Hor
 def card(found: HorizonForecasts, sentences: list[str]) -> dict[str, Any]:
     figures = {"16": figures_of(found, GIVEN)} | paired_figures([found], GIVEN)
     return {"figures": figures, "honesty": {"sentences": sentences}}
+
+
+def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
+    found = replace(forecasts(), unit=np.full(2_400, 0.002))
+    told = report(found, temperature=1.0, slope=1.0)
+    off = 20.0 * (found.value - found.mean)  # bp
+    assert told["mae"]["network"][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
+    assert told["mse"]["network"][0] == pytest.approx((off**2).mean(), abs=1e-5)
+    assert told["mae"]["no_move"][0] == pytest.approx(20 * np.abs(found.value).mean(), abs=1e-5)
+    missed = 20 * np.abs(np.sqrt(found.variances["ewma"]) - np.sqrt(found.variance))
+    assert told["volatility_mae"]["ewma"][0] == pytest.approx(missed.mean(), abs=1e-5)
+    without = figures_of(found, {"volatility"})
+    assert list(without["mae"]) == list(without["mse"]) == ["no_move"]
+    assert set(without["volatility_mae"]) == {"model", "ewma", "tree"}
 
 
 def test_a_stored_card_without_paired_figures_says_that_it_compares_nothing() -> None:

@@ -120,6 +120,9 @@ def test_a_baseline_is_one_function() -> None:
         known = JudgedPart(found, ALL_MEASURES, {**figures, "gates": {}}, [])
         show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {}, ())))
         assert "zero" in page.getvalue()
+        assert "Mean absolute error of the return" in page.getvalue()
+        assert "Mean squared error of the return" in page.getvalue()
+        assert "Mean absolute error of the volatility" in page.getvalue()
         assert "calm" in page.getvalue()
         with pytest.raises(ConfigInvalid, match="already"):
             baseline("zero", of="mean")(zero)
