@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
     from tracepaper.replay.dataframes import open_run as open_run
+    from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
     from tracepaper.replay.sweep.run import sweep as sweep
     from tracepaper.strategies.api.context import BarContext as BarContext
     from tracepaper.strategies.api.context import Cancel as Cancel
@@ -51,6 +52,7 @@ _HOMES = {
     "backtest": "replay.api",
     "buy": "strategies.api.context",
     "feature_row": "strategies.api.model",
+    "open_checkpoint": "replay.learning.inspection.model",
     "open_run": "replay.dataframes",
     "sell": "strategies.api.context",
     "sweep": "replay.sweep.run",
@@ -76,6 +78,7 @@ __all__ = [
     "backtest",
     "buy",
     "feature_row",
+    "open_checkpoint",
     "open_run",
     "sell",
     "sweep",

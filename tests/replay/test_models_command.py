@@ -8,11 +8,17 @@ from pathlib import Path
 
 import learning
 import models
+import numpy as np
 import pytest
 import torch
 
+import tracepaper
 from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.read import read_candles
 from tracepaper.storage.checkpoints import CARD_NAME, dump, save
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.networks.baselines import LstmConfig
 
 ABSURD = ("nan", "-1", '"x"', "[]", "{}", "999999999999", "true")
 
@@ -121,6 +127,45 @@ def test_a_checkpoint_without_a_network_or_too_few_bars_is_one_sentence(
     assert "without a hole, which one answer of this model depends on" in capsys.readouterr().err
     assert invoke(["models", "check", str(tmp_path / "nowhere")]) == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_a_call_gives_where_each_head_looked_from_the_newest_bar(tmp_path: Path) -> None:
+    candles = learning.learnable(900, seed=1, symbol="AAAUSDT")
+    path = learning.write_csv(candles, tmp_path)
+    stored = tracepaper.open_checkpoint(str(checkpoint(tmp_path / "a")))
+    found = stored.attention(path)
+    assert found.open_time_ms.tolist() == candles.open_time_ms[-148:].tolist()
+    made = models.forecaster()
+    made.warm("linear:AAAUSDT", bars := bars_of(read_candles(path)))
+    for rows, look in zip(found.layers, made.attribution_by_layer("linear:AAAUSDT"), strict=True):
+        assert rows.shape == (2, 148)
+        assert rows.sum(axis=1) == pytest.approx([1.0, 1.0])
+        live = look.rows.numpy()
+        assert rows[:, -live.shape[1] :] == pytest.approx(live, abs=1e-5)
+
+    # An earlier bar knows no later one, and a frame says what its file does.
+    earlier = stored.attention(path, at=bars[-101].open_time_ms)
+    assert earlier.open_time_ms[-1] == bars[-101].open_time_ms
+    short = {
+        "open_time": [bar.open_time_ms for bar in bars[:-100]],
+        **{
+            name: [getattr(bar, name) / 10**candles.price_decimals for bar in bars[:-100]]
+            for name in ("open", "high", "low", "close")
+        },
+        "volume": [bar.volume for bar in bars[:-100]],
+    }
+    for layer, alone in zip(earlier.layers, stored.attention(short).layers, strict=True):
+        assert layer == pytest.approx(alone, abs=1e-5)
+        assert np.abs(layer - found.layers[0]).max() > 1e-3
+    with pytest.raises(DataInvalid, match=r"hold no .* bars of 1m without a hole.*give more"):
+        stored.attention(path, at=bars[300].open_time_ms)
+
+
+def test_a_network_without_attention_has_no_maps(tmp_path: Path) -> None:
+    config = LstmConfig(dim=16, layers=1, window=50)
+    save(tmp_path / "b", models.weights(config), models.card(config, temperature=1.0))
+    with pytest.raises(ConfigInvalid, match="has no attention; name a checkpoint of a network"):
+        tracepaper.open_checkpoint(str(tmp_path / "b")).attention("nowhere.csv")
 
 
 @pytest.mark.slow

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.replay.archive.candles import Candles, resample
-from tracepaper.replay.archive.read import read_candles
+from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimator import candle_estimator
 from tracepaper.replay.learning.estimators.tabular import predictions
@@ -277,6 +278,16 @@ WINDOWS: Final = 4
 RUNTIMES: Final = {"onnx": ".onnx", "torch": ".pt2"}
 """The runtimes that a network is exported for, with what the names of their files end in."""
 
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """Where a network looked from one bar, layer by layer; bars are oldest first."""
+
+    open_time_ms: Ids  # [bar] of the network's rows; the last is the bar that it answered
+    layers: tuple[Rows, ...]
+    """[head, bar] of each layer, the lowest first: a head's weights sum to 1."""
+
+
 NO_FILE: Final = FixedCovariates("", {})
 """Vectors of which the names alone are known: no rows can be made of them."""
 
@@ -331,6 +342,13 @@ class StoredNetwork:
         """How many rows one answer depends on."""
         return self.network.config.receptive_field
 
+    @property
+    def _one_answer(self) -> str:
+        return (
+            f"{self.rows + self.schema.lookback - 1:,} bars of {interval_text(self.interval_ms)} "
+            "without a hole, which one answer of this model depends on"
+        )
+
     def windows(self, data: Sequence[str] = ()) -> list[Window]:
         """Return rows [1, rows, features] at positions [rows], oldest first, of up to WINDOWS bars.
 
@@ -345,11 +363,7 @@ class StoredNetwork:
         ]
         if not whole:
             given = ", ".join(data) or "the bundled candles"
-            raise DataInvalid(
-                f"{given} hold no {self.rows + self.schema.lookback - 1:,} bars of "
-                f"{interval_text(self.interval_ms)} without a hole, which one answer of this model "
-                "depends on; name longer files with --data."
-            )
+            raise DataInvalid(f"{given} hold no {self._one_answer}; name longer files with --data.")
         longest = max(whole, key=len)
         first, last = longest.first + self.rows, len(longest)
         ends = sorted({first + (last - first) * one // (WINDOWS - 1) for one in range(WINDOWS)})
@@ -368,11 +382,11 @@ class StoredNetwork:
             )
         return joined_to(plain, joined)
 
-    def _candles(self, data: Sequence[str]) -> list[Candles]:
+    def _candles(self, data: Sequence[str | Candles]) -> list[Candles]:
         """Return the candles of *data*, or the bundled ones that have this interval or a finer."""
         found = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
-            candles = read_candles(path)
+            candles = path if isinstance(path, Candles) else read_candles(path)
             own = candles.interval_ms
             if self.interval_ms and self.interval_ms != own:
                 if self.interval_ms % own:
@@ -380,6 +394,38 @@ class StoredNetwork:
                 candles = resample(candles, self.interval_ms)
             found.append(candles)
         return found
+
+    def attention(self, bars: Any, *, at: str | int | None = None) -> AttentionMaps:  # noqa: ANN401
+        """Return where each head of each layer looked from the newest of *bars*.
+
+        *bars* are a candle file, or a frame of any library. With *at*, ISO text or UTC
+        milliseconds, it looked from the newest one that opened until then. Raises ``ConfigInvalid``
+        for a network without attention, and ``DataInvalid`` where too few bars go before.
+        """
+        if not self.network.has_attention:
+            raise ConfigInvalid(
+                f"The network of {self.folder} has no attention; name a checkpoint of a network "
+                "that attends."
+            )
+        until_ms = None if at is None else instant(str(at))
+        given = candles_of_frame(bars, symbol="BARS") if is_frame(bars) else bars
+        known = [
+            (segment, len(segment) if until_ms is None else int(end))
+            for candles in self._candles([given])
+            for segment in self._segments(candles)
+            for end in (np.searchsorted(segment.open_time_ms, until_ms or 0, "right"),)
+        ]
+        whole = [(one, end) for one, end in known if end - one.first >= self.rows]
+        if not whole:
+            raise DataInvalid(f"The bars hold no {self._one_answer}; give more of them.")
+        segment, end = max(whole, key=lambda of: int(of[0].open_time_ms[of[1] - 1]))
+        rows, positions = _window(segment, end - self.rows, end)
+        with torch.inference_mode():
+            found = self.network.eval().attribution_by_layer(rows, positions)
+        return AttentionMaps(
+            segment.open_time_ms[end - self.rows : end].copy(),
+            tuple(layer.rows.float().cpu().numpy() for layer in found),
+        )
 
     def examined(self, data: Sequence[str] = ()) -> NetworkCheck:
         """Return the condition of the network over real rows; raise as ``windows``."""
@@ -460,3 +506,11 @@ def _window(segment: Segment, start: int, end: int) -> Window:
     rows = torch.from_numpy(segment.values[start:end].copy()).nan_to_num(0.0, 0.0, 0.0)
     positions = torch.from_numpy(segment.open_time_ms[start:end] // segment.interval_ms)
     return rows[None], positions
+
+
+def open_checkpoint(name: str, covariates: str | Path | None = None) -> StoredNetwork:
+    """Return the network of the checkpoint *name*: a bundled one, or a folder.
+
+    *covariates* is a file of those that it was trained with. Raises as ``StoredNetwork.open``.
+    """
+    return StoredNetwork.open(name, None if covariates is None else Path(covariates))
