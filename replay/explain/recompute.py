@@ -23,6 +23,7 @@ from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahea
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.attention.probsparse import Multiplications
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attribution import (
     Attending,
@@ -399,6 +400,7 @@ class Full:
     moves: Moves
     deletion: Deletion
     further: tuple[FurtherAhead, ...] = ()
+    multiplications: Multiplications | None = None  # of a network that attends sparsely
 
 
 def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing: None) -> Full:
@@ -425,6 +427,7 @@ def explain_fully(past: Past, *, begins: Callable[[str], object] = lambda _doing
         moves_of(contributions, probe.rows[-1].tolist(), probe.names, attribution),
         delete(probe, again, attribution),
         _further(past, probe.scale / horizon**0.5),
+        past.forecaster.model.network.multiplications(),
     )
 
 

@@ -211,6 +211,12 @@ def full_parts(full: Full) -> Iterator[Part]:
         f"Rank correlation of these contributions with the rollout, over the past bars: {rank}."
     )
     yield from _deletion_parts(full.deletion)
+    if (made := full.multiplications) is not None:
+        yield Paragraph(
+            f"ProbSparse makes {made.sparse / made.dense:.1%} of the multiplications of dense "
+            f"attention in the same layers (sampled keys and attending queries), and "
+            f"{made.computed / made.dense:.1%} where it takes the sampled ones from all products."
+        )
     if full.further:
         yield _risks(full.further)
         yield _paths(full.further)

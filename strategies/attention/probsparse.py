@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -84,6 +85,28 @@ class SparseAttention(NamedTuple):
 
     output: Tensor
     rows: SparseRows
+
+
+@dataclass(frozen=True)
+class Multiplications:
+    """Products of a query with a key, and of a weight with a value, for each head."""
+
+    sparse: int  # sampled products of all queries, and those of the ones that attend
+    computed: int  # with the sampled products taken from all, where that is faster
+    dense: int  # of every query with every key and value
+
+    def __add__(self, other: Multiplications) -> Multiplications:
+        """Add those of another layer."""
+        own, others = vars(self), vars(other)
+        return Multiplications(**{name: own[name] + others[name] for name in own})
+
+
+def multiplications(time: int, *, factor: int = FACTOR) -> Multiplications:
+    """Count those of ``attend_sparsely`` over *time* bars under the full mask."""
+    count = _top(time, factor)
+    ranked = time if time <= _DENSE_RATIO * count else count
+    attending = 2 * count * time
+    return Multiplications(time * count + attending, time * ranked + attending, 2 * time**2)
 
 
 def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.strategies.api.model import KINDS, ModelKind
+from tracepaper.strategies.attention.probsparse import Multiplications
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, PATH_STEPS
@@ -365,6 +366,10 @@ class Network(nn.Module):
         """
         del x, positions, half
         raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+
+    def multiplications(self) -> Multiplications | None:
+        """Count the multiplications of its attention; None where it attends densely, or not."""
+        return None
 
     def inner(self, x: Tensor, positions: Tensor) -> Inner | None:
         """Return the network inside that attends, for one window; None where itself does."""

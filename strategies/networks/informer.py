@@ -24,6 +24,7 @@ from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
     TAPS,
+    Multiplications,
     SparseRows,
     Stage,
     Taps,
@@ -34,6 +35,7 @@ from tracepaper.strategies.attention.probsparse import (
     convolve,
     decided_confidence,
     decided_rows,
+    multiplications,
     pooling_taps,
     push_taps,
     rollout_stages,
@@ -282,6 +284,12 @@ class InformerNetwork(Network):
             )
             own = []
         return found
+
+    def multiplications(self) -> Multiplications:
+        """Sum those of its layers; of the last one, the decided bar's alone, densely too."""
+        *below, last = self.config.lengths
+        counts = (multiplications(time, factor=self.config.factor) for time in below)
+        return sum(counts, Multiplications(2 * last, 2 * last, 2 * last))
 
     def content_free(self) -> float:
         """Return the confidence without content: 0, for every key is alike."""

@@ -18,6 +18,7 @@ from tracepaper.strategies.attention.probsparse import (
     attend_sparsely,
     decided_confidence,
     dense_rows,
+    multiplications,
     push_sparse,
     sample_keys,
     sparse_entropy,
@@ -222,3 +223,15 @@ def test_samples_of_another_length_and_uneven_shapes_are_refused() -> None:
         attend_sparsely(query, key, value, Mask.full(), samples)
     with pytest.raises(AttentionInvalid, match="of one shape"):
         attend_sparsely(query[:, :1], key, value, Mask.full(), samples)
+
+
+@pytest.mark.parametrize("time", [7, 512, 2_000])
+def test_multiplications_are_those_that_are_made(time: int) -> None:
+    query, key, value = torch.randn(3, 1, 1, time, 4).unbind(0)
+    samples = sample_keys(time, Mask.full(), seed=1)
+    rows = attend_sparsely(query, key, value, Mask.full(), samples).rows
+    told = multiplications(time)
+    assert told.sparse == samples.numel() + 2 * rows.weights.numel()
+    ranked = samples.numel() if time > 32 * samples.shape[1] else time**2
+    assert told.computed == ranked + 2 * rows.weights.numel()
+    assert told.dense == 2 * time**2
