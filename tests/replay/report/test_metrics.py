@@ -123,6 +123,7 @@ def test_ratios_are_of_returns_over_the_risk_free_rate() -> None:
         empyrical.sortino_ratio(values, required_return=rate, annualization=365)
     )
     assert plain.probabilistic_sharpe is not None
+    assert found.probabilistic_sharpe is not None
     assert found.probabilistic_sharpe == near(metrics.probabilistic_sharpe(values - rate) or 0.0)
     assert found.probabilistic_sharpe < plain.probabilistic_sharpe
     assert (found.mean_day, found.cagr) == (plain.mean_day, plain.cagr)

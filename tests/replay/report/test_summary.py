@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_cases import SAMPLE
@@ -78,7 +79,8 @@ def test_a_run_s_ratios_are_over_the_configured_risk_free_rate() -> None:
         config = base | {"report": report}
         with backtest("sma_cross", data, params={"fast": 5, "slow": 20}, config=config) as run:
             told = " ".join(str(run.report()).split())
-            runs.append((run.summary, told, run.frames.run))
+            summary: dict[str, Any] = dict(run.summary)
+            runs.append((summary, told, run.frames.run))
     (plain, said, row), (zero, _, _), (rated, told, other) = runs
     assert plain == zero
     assert "no risk-free rate" in said
