@@ -38,12 +38,15 @@ from tracepaper.daemon.config.values import (
     FeatureSchemaName,
     Fraction,
     GateThresholds,
+    LearnedRegimes,
     ModelClass,
     Positive,
     RegimeName,
     RiskThresholds,
     Section,
+    SizeBy,
     SymbolFees,
+    SymbolShares,
     Threshold,
     address,
     host_and_port,
@@ -376,9 +379,7 @@ class GateSection(GateThresholds):
 
     regimes: Annotated[tuple[RegimeName, ...], BeforeValidator(several)] = get_args(RegimeName)
     """Regimes in which trading is allowed: MOMENTUM, MIXED, MEAN_REVERSION."""
-    learned_regimes: Annotated[
-        tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)
-    ] = ()
+    learned_regimes: LearnedRegimes = ()
     """Regimes of the network's own (1: calmest) in which trading is allowed; empty: no gate."""
     horizon: int = Field(default=30, ge=1, le=100_000)
     """Bars, or a time such as "30m", ahead of which direction and edge speak; the model must
@@ -411,21 +412,9 @@ class RegimeSection(Section):
 class SizingSection(Section):
     """From an allowed direction to a quantity."""
 
-    mode: Literal[
-        "notional",
-        "fixed",
-        "equity",
-        "allocation",
-        "tanh",
-        "volatility",
-        "kelly",
-        "risk",
-        "expected_shortfall",
-        "network_allocation",
-    ] = "notional"
-    """notional, fixed (quantity), equity (a fraction of it), allocation (weights by symbol), tanh
-    (of the expected return), volatility (a target), kelly (capped), risk (by the stop),
-    expected_shortfall (a budget) or network_allocation (the network's own position)."""
+    mode: SizeBy = "notional"
+    """notional, fixed (quantity), equity (a fraction), allocation (weights), tanh (of the return),
+    volatility, kelly, risk (to the stop), expected_shortfall or network_allocation (its own)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
     notional: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
@@ -433,11 +422,8 @@ class SizingSection(Section):
     basis: Literal["notional", "equity"] = "notional"
     """What a full position of tanh and volatility is: notional, or fraction of equity."""
     fraction: Annotated[Exact, Field(gt=0, le=100)] = Decimal(1)
-    """Share of equity in a full position for equity, allocation, network_allocation and basis =
-    equity; the cap of kelly and expected_shortfall."""
-    weights: Annotated[
-        dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
-    ] = Field(default_factory=dict)
+    """Share of equity in a full position by equity; the cap of kelly and expected_shortfall."""
+    weights: SymbolShares = Field(default_factory=dict)
     """Share of each symbol for allocation; equal shares if absent."""
     scale: Annotated[Exact, Field(gt=0, le=1_000)] = Decimal(1)
     """Strength of tanh: expected return in standard deviations is multiplied by it."""
@@ -468,9 +454,8 @@ class SizingSection(Section):
     rebalance: Fraction | None = Field(
         default=None,
         examples=["0.25"],
-        description="A standing target of the same side is kept unless the new one differs by more "
-        "than this share of it; absent: by the no-trade band of a strategy that gives one, as "
-        "trend does, and 0.25 of others.",
+        description="A target of the same side is kept unless the new one differs by more than "
+        "this share of it; absent: by the strategy's no-trade band, as trend has, else 0.25.",
     )
 
 

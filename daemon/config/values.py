@@ -407,6 +407,22 @@ _SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
 _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
+LearnedRegimes = Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)]
+SymbolShares = Annotated[
+    dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
+]
+SizeBy = Literal[
+    "notional",
+    "fixed",
+    "equity",
+    "allocation",
+    "tanh",
+    "volatility",
+    "kelly",
+    "risk",
+    "expected_shortfall",
+    "network_allocation",
+]
 
 
 def _with_key(name: str, key: str, pattern: str, example: str, words: str) -> type[Section]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Final
 
 from msgspec.structs import replace
 
@@ -18,7 +17,12 @@ from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, EngineSettings, ModelTerms
-from tracepaper.daemon.session.models import make_orderbook, make_together
+from tracepaper.daemon.session.models import (
+    make_orderbook,
+    make_together,
+    refuse_limits,
+    refuse_sizing,
+)
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.strategies.api.model import DataSource
@@ -44,7 +48,6 @@ from tracepaper.strategies.gates.evaluator import (
     RegimeBounds,
     confidence_by,
     fitted_for,
-    key_of,
     limits,
     threshold_of,
     thresholds_of,
@@ -412,8 +415,8 @@ def build_engine(
     _refuse_keys_of_shares(config)
     if (own := user_model(forecaster)) is not None:
         own.scale(instruments)
-    _refuse_sizing(config, forecaster)
-    _refuse_limits(config, forecaster)
+    refuse_sizing(config, forecaster)
+    refuse_limits(config, forecaster)
     if strategies is None:
         horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
@@ -552,47 +555,6 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
         return ()
     text = " and ".join(f"{100 * share:.2f} %" for share in shares)
     return (f"random_gate lets {text} of the bars through: the calibration slice's coverage",)
-
-
-def _refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
-    """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
-    has_stop = ":" in config.strategy.name or config.exits.has_stop
-    if config.sizing.mode == "risk" and not has_stop:
-        raise ConfigInvalid(
-            f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
-            "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
-        )
-    wanted = SIZED_BY.get(config.sizing.mode, frozenset())
-    if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":
-        wanted = frozenset({"volatility"})
-    if forecaster is not None and (missing := sorted(wanted - forecaster.measures)):
-        raise ConfigInvalid(
-            f"sizing.mode '{config.sizing.mode}' needs {' and '.join(missing)} of the model, which "
-            "does not give it; choose another mode, or sizing.volatility ewma."
-        )
-
-
-def _refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
-    """Refuse a limit on what the network's auxiliary heads say where it has no such head."""
-    given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
-    wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
-    if config.gate.learned_regimes:
-        wanted["gate.learned_regimes"] = learned_regime.needs
-    for key, needs in wanted.items():
-        if missing := sorted(needs - given):
-            raise ConfigInvalid(
-                f"{key} needs {' and '.join(missing)} of the model, which {config.strategy.name} "
-                "is not given; take a checkpoint of the kind trading, or take the key out."
-            )
-
-
-SIZED_BY: Final = {
-    "expected_shortfall": frozenset({"tails"}),
-    "network_allocation": frozenset({"allocation"}),
-    "tanh": frozenset({"mean_return", "stdev_return"}),
-    "kelly": frozenset({"mean_return", "stdev_return"}),
-}
-"""The outputs of a forecast that a mode of sizing needs."""
 
 
 def resolved(config: Config, execution: FillModel) -> Config:

@@ -27,6 +27,9 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
+from tracepaper.strategies.gates.declared import learned_regime
+from tracepaper.strategies.gates.evaluator import key_of, limits
+from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Run
 
 if TYPE_CHECKING:
@@ -390,3 +393,44 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
+    """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
+    has_stop = ":" in config.strategy.name or config.exits.has_stop
+    if config.sizing.mode == "risk" and not has_stop:
+        raise ConfigInvalid(
+            f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
+            "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
+        )
+    wanted = SIZED_BY.get(config.sizing.mode, frozenset())
+    if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":
+        wanted = frozenset({"volatility"})
+    if forecaster is not None and (missing := sorted(wanted - forecaster.measures)):
+        raise ConfigInvalid(
+            f"sizing.mode '{config.sizing.mode}' needs {' and '.join(missing)} of the model, which "
+            "does not give it; choose another mode, or sizing.volatility ewma."
+        )
+
+
+def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
+    """Refuse a limit on what the network's auxiliary heads say where it has no such head."""
+    given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
+    wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
+    if config.gate.learned_regimes:
+        wanted["gate.learned_regimes"] = learned_regime.needs
+    for key, needs in wanted.items():
+        if missing := sorted(needs - given):
+            raise ConfigInvalid(
+                f"{key} needs {' and '.join(missing)} of the model, which {config.strategy.name} "
+                "is not given; take a checkpoint of the kind trading, or take the key out."
+            )
+
+
+SIZED_BY: Final = {
+    "expected_shortfall": frozenset({"tails"}),
+    "network_allocation": frozenset({"allocation"}),
+    "tanh": frozenset({"mean_return", "stdev_return"}),
+    "kelly": frozenset({"mean_return", "stdev_return"}),
+}
+"""The outputs of a forecast that a mode of sizing needs."""

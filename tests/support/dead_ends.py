@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel
 
-from tracepaper.daemon.session.build import SIZED_BY
+from tracepaper.daemon.session.models import SIZED_BY
 from tracepaper.strategies.features.rows import SETS, schema
 from tracepaper.strategies.forecasters.outputs import forecasts
 from tracepaper.strategies.gates.gate import GATES, Gate, ThresholdKey
