@@ -437,8 +437,15 @@ def test_a_key_that_was_renamed_is_stored_and_hashed_under_its_older_name(tmp_pa
     assert "covariates" not in stored
     # As the version before the new name hashed it, without the keys that came since.
     older = json.loads(stored)
-    for section, key in (("strategy", "trend_risk_aversion"),):
-        del older[section][key]
+    since = {
+        "strategy": ("trend_risk_aversion",),
+        "gate": ("learned_regimes",),
+        "sizing": ("shortfall",),
+        "risk": ("max_tail", "max_tail_share", "max_expected_drawdown"),
+    }
+    for section, keys in since.items():
+        for key in keys:
+            del older[section][key]
     assert (
         config.sha256(json.dumps(older))
         == "57ec254f816bd1da00bf663eb69c31808e3f276ff11f52bb6382b5b4bed0ff3c"
