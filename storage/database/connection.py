@@ -139,10 +139,18 @@ def is_added(table: str, missing: list[Column]) -> bool:
 
 
 def has_old_views(connection: sqlite3.Connection) -> bool:
-    """Return whether a view is not stored as this version makes it."""
-    stored = "SELECT sql FROM main.sqlite_schema WHERE type = 'view'"
-    found = {str(sql) for (sql,) in connection.execute(stored)}
-    return not found.issuperset(view.sql for view in VIEWS)
+    """Return whether a stored view lacks a column that this version's has.
+
+    One that differs otherwise stays: it may be of a newer version, or name a user's own gate.
+    """
+    stored = "SELECT name, sql FROM main.sqlite_schema WHERE type = 'view'"
+    found = {str(name): str(sql) for name, sql in connection.execute(stored)}
+    return any(
+        not {column.name for column in view.columns}
+        <= {row[1] for row in connection.execute(f"PRAGMA main.table_info({view.name})")}
+        for view in VIEWS
+        if found.get(view.name) != view.sql
+    )
 
 
 def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) -> None:

@@ -172,6 +172,7 @@ READ_FIRST = {
     "answers.late_deadline_ms",
     "answers.horizon",
     "answers.horizons",
+    "answers.heads",
     "twin_steps.holding",
 }
 """Columns whose forgery changes how the rest is read: each is planted alone."""

@@ -221,8 +221,8 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
     assert isinstance(other.architecture, TradingConfig)
     assert other.architecture.modalities == ("volume",)
     assert TradingNetwork(other.architecture).fusion.names == ("volume",)
-    with pytest.raises(ConfigInvalid, match="No feature is of the modality book"):
-        derived(recipe_of(ablated(card, "modalities=book")), schema("v1"), 60_000)
+    with pytest.raises(ConfigInvalid, match="No feature is of the modality vectors"):
+        derived(recipe_of(ablated(card, "modalities=vectors")), schema("v1"), 60_000)
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(

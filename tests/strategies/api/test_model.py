@@ -19,7 +19,7 @@ from tracepaper.strategies.api.model import (
 )
 from tracepaper.strategies.api.strategy import AttentionStrategy, SmaCross, declared_gates
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
-from tracepaper.strategies.gates.gate import GATES, MEASURES
+from tracepaper.strategies.gates.gate import GATES, HEAD_MEASURES, MEASURES
 from tracepaper.strategies.types.decisions import Forecast
 
 
@@ -113,12 +113,19 @@ def test_a_gate_is_declared_where_the_model_gives_what_it_needs() -> None:
     assert names >= {"operator", "deadline", "finite", "edge"}
     assert not names & {"confidence", "collapsed", "shifted", "regime", "direction"}
     every = declared_gates(model, by_quotes=True, risk={})
-    assert every == set(model.gates) - {"confidence_calibrated", "confidence_margin"}
+    assert every == set(model.gates) - {
+        "confidence_calibrated",
+        "confidence_margin",
+        "learned_regime",
+    }
+    of_heads = declared_gates(model, by_quotes=True, risk={}, measures=MEASURES | HEAD_MEASURES)
+    assert of_heads - every == {"learned_regime"}
     plain = SmaCross(fast=1, slow=2, long_only=True)
     assert declared_gates(plain, by_quotes=True, risk={}, measures=frozenset()) == plain.gates
 
 
 def test_every_measure_has_names_in_an_answer() -> None:
     assert set(OF_MEASURE) == MEASURES
-    assert {need for gate in GATES.values() for need in gate.needs} <= MEASURES
+    needs = {need for gate in GATES.values() for need in gate.needs}
+    assert needs <= MEASURES | HEAD_MEASURES
     assert MEASURES.issuperset(EXPLAINED)
