@@ -178,6 +178,27 @@ def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
     for measure, passed, *_ in judged:
         assert (measure <= 115) is bool(passed)
     assert any(row[3] == "risk.tail" for row in judged)
+    # Each side has its own loss; the target is worth 10,000 but for whole steps.
+    sided = rows(
+        path,
+        "SELECT g.measure, d.mean_return > 0, d.expected_shortfall_long, "
+        "d.expected_shortfall_short FROM v_gates g JOIN v_decisions d USING (run_id, sequence) "
+        "WHERE g.gate = 'risk.tail' "
+        "AND (d.action IN ('LONG', 'SHORT') OR d.refused_by = 'risk.tail') AND g.measure > 0",
+    )
+    assert {bool(rises) for _, rises, *_ in sided} == {True, False}
+    for measure, rises, long, short in sided:
+        assert measure == pytest.approx(10_000 * (long if rises else short), rel=0.05)
+    # What a short would lose on the way is not forecast: it is refused.
+    fell = rows(
+        path,
+        "SELECT d.action, max(g.measure), min(g.passed) FROM v_gates g JOIN v_decisions d "
+        "USING (run_id, sequence) WHERE g.gate = 'risk.expected_drawdown' "
+        "AND d.mean_return IS NOT NULL GROUP BY d.action",
+    )
+    acted = {row[0] for row in fell}
+    assert "LONG" in acted
+    assert "SHORT" not in acted
     assert invoke(["verify", "last", "--db", str(path)]) == 0
 
 
