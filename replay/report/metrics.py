@@ -170,7 +170,7 @@ def volatility(returns: Numbers, a_year: float) -> float | None:
 
 
 def rate_of_return(risk_free: float, a_year: float) -> float:
-    """Return what a yearly rate makes, compounded, in one of the *a_year* returns of a year."""
+    """Spread a compounded yearly rate over the *a_year* returns of a year."""
     return float((1.0 + risk_free) ** (1.0 / a_year) - 1.0)
 
 

@@ -296,7 +296,7 @@ class StepEncoder:
         )  # fmt: skip
 
     def _head_columns(self, prediction: Prediction) -> Row:
-        """Return what auxiliary heads said, packed, and its figures at the gates' horizon."""
+        """Pack the auxiliary heads, with their figures at the gates' horizon."""
         if not isinstance(prediction, Forecast) or prediction.heads is None:
             return _NO_HEADS
         at = _place(prediction.horizons, self._horizon)

@@ -122,7 +122,7 @@ def _with_heads(forecast: Forecast, heads: HeadForecasts) -> Forecast:
 def head_forecasts(
     outputs: Outputs, sigmas: Floats, horizons: Sequence[int], levels: Levels
 ) -> list[HeadForecasts] | None:
-    """Return what the auxiliary heads say of each bar; None of a network without them.
+    """Pack the auxiliary heads' forecasts of each bar; None of a network without them.
 
     Arguments are those of ``forecasts``; raises ``CheckpointMismatch`` for levels that do not fit.
     """
@@ -214,7 +214,7 @@ def _packed(rows: NDArray[np.floating]) -> list[bytes]:
 
 
 def with_factors(said: Mapping[str, Said], levels: Levels, horizon: int) -> dict[str, Said]:
-    """Return what heads *said*, [row, ..] by name, times the factors of the calibration slice.
+    """Multiply what heads *said*, [row, ..] by name, by the factors of the calibration slice.
 
     Raises ``CheckpointMismatch`` for factors that do not fit the heads.
     """
