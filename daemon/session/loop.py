@@ -31,7 +31,6 @@ from tracepaper.strategies.types.market import (
     Gap,
     ModelChange,
     Retrained,
-    RetrainOutcome,
 )
 
 GROUP_STEPS: Final = 100
@@ -302,7 +301,7 @@ class InlinePredictor:
                 if event.open_time_ms < self._period_start_ms:
                     return None
                 return recorded if isinstance(recorded, PredictionTimeout) else forecast
-            case Retrained(outcome=RetrainOutcome.PROMOTED):
+            case Retrained(takes_over=True):
                 if (candidate := self._prepared.get(event.candidate_sha256)) is not None:
                     self.aside = Aside(candidate, self.history.known())
                 return None

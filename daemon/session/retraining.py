@@ -65,11 +65,17 @@ class CandidateJudgement(Struct, frozen=True):
     p: float | None = None
     test: int = 0
     level: float | None = None
+    data_sha256: str = ""  # of the rows that a committee's newest fit learnt from
 
     @property
     def is_judged(self) -> bool:
         """Whether both models were judged."""
         return self.p is not None
+
+    @property
+    def is_refit(self) -> bool:
+        """Whether the candidate is the running committee, with its simple members fitted anew."""
+        return bool(self.candidate) and not self.is_judged and self.data_sha256 != ""
 
 
 def level_of(alpha: float, test: int) -> float:
@@ -168,7 +174,7 @@ def promoted_for(
     Empty where none was, or where that was promoted in place of another configured model.
     """
     for event in reversed(past_retrainings(database, kind, symbols)):
-        if event.outcome is RetrainOutcome.PROMOTED:
+        if event.takes_over:
             return event.candidate_sha256 if event.configured_sha256 == configured_sha256 else ""
     return ""
 
@@ -181,7 +187,9 @@ MARK_FILE: Final = "began"
 """Holds the market time at which the training under way began."""
 REFUSED: Final = "refused"
 _TAIL_BYTES: Final = 4_096
-_JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
+_JUDGED: Final = frozenset(
+    {RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED, RetrainOutcome.REFITTED}
+)
 
 log = structlog.get_logger("retrain")
 
@@ -324,12 +332,15 @@ class Retrainer:
         """
         if judged.running_sha256 != self.running.model_sha256:
             raise TrainingFailed("the training judged another model than the one that decides")
-        if not judged.is_judged:
+        if not (judged.is_judged or judged.is_refit):
             return self._event(RetrainOutcome.SKIPPED, judged.reason, began_ms, judged), None
-        alpha, test = float(self._config.retrain.alpha), self._tests + 1
-        outcome, reason = verdict(judged, test=test, alpha=alpha)
+        if judged.is_refit:
+            test, outcome, reason = 0, RetrainOutcome.REFITTED, judged.reason
+        else:
+            alpha, test = float(self._config.retrain.alpha), self._tests + 1
+            outcome, reason = verdict(judged, test=test, alpha=alpha)
         candidate: Forecaster | None = None
-        if outcome is RetrainOutcome.PROMOTED:
+        if outcome is not RetrainOutcome.REFUSED:
             try:
                 loaded = await self._worker.submit(self._load, judged)
                 terms = terms_for(self._config, self._service.engine, loaded, self._run)

@@ -62,7 +62,6 @@ from tracepaper.strategies.types.market import (
     ParityCheck,
     Prune,
     Retrained,
-    RetrainOutcome,
     RunEnd,
     RunKind,
 )
@@ -286,7 +285,7 @@ class RecordedPredictor:
     ) -> Iterator[Event]:
         """Yield the events of *rows*, and queue each stored answer for ``predict``."""
         for sequence, event, stored in rows:
-            if isinstance(event, Retrained) and event.outcome is RetrainOutcome.PROMOTED:
+            if isinstance(event, Retrained) and event.takes_over:
                 self._promote(event, is_derived=sequence >= self._run.first)
             if isinstance(event, ExternalRead):
                 require_known(covariates_of(self.forecaster), event, run_id)

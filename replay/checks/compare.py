@@ -230,9 +230,9 @@ class Compared:
 class RowCheck:
     """Compares the steps of one run, in their order, with the rows that hold them.
 
-    *movable* are tables and columns that rules have moved since the run was made. *has_halves* says
-    that an ensemble answers: its halves are numbers with a tolerance, and what another kind says
-    beside its forecast is equal bit for bit.
+    *movable* are tables and columns that rules have moved since the run was made. Where an ensemble
+    or a committee answers, *member_shape* is how many members it has and how many numbers each says
+    at a horizon, which have a tolerance; what another kind says is equal bit for bit.
     """
 
     def __init__(
@@ -241,10 +241,10 @@ class RowCheck:
         stored: StoredRun,
         *,
         movable: frozenset[str] = frozenset(),
-        has_halves: bool = False,
+        member_shape: tuple[int, int] | None = None,
     ) -> None:
         self._movable = movable
-        self.has_halves = has_halves
+        self.member_shape = member_shape
         gate_sets = reader.gate_sets(stored.run_key)
         self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
         self._interned = interned(reader.connection, stored.run_key)
@@ -264,7 +264,9 @@ class RowCheck:
             return Compared(tuple(found), moved=moved)
         by_table = {table: list(given) for table, given in rows.sparse.items()}
         answers = by_table.get("answers", [])
-        kept = [one for one in found if not is_rounding(one, answers, has_halves=self.has_halves)]
+        kept = [
+            one for one in found if not is_rounding(one, answers, member_shape=self.member_shape)
+        ]
         if len(kept) < len(found):
             # The hash is of the numbers as they were rounded there: it is held to those.
             kept = [one for one in kept if one[0] != "steps.decision_sha256"]
@@ -388,12 +390,15 @@ def _rows(
 
 
 def is_rounding(
-    unequal: Unequal, answers: Sequence[Sequence[Any]], *, has_halves: bool = False
+    unequal: Unequal,
+    answers: Sequence[Sequence[Any]],
+    *,
+    member_shape: tuple[int, int] | None = None,
 ) -> bool:
     """Return whether a difference lies within its column's tolerance."""
     name, stored, derived = unequal
-    if name == "answers.halves" and has_halves:
-        return _halves_agree(stored, derived)
+    if name == "answers.halves" and member_shape is not None:
+        return _members_agree(stored, derived, member_shape)
     if name not in TOLERANCES or not answers:
         return False
     field = name.removeprefix("answers.")
@@ -424,17 +429,26 @@ def _blobs_agree(field: str, stored: bytes, derived: bytes, answer: Sequence[Any
             return len(stored) == len(derived) and near_arrays(stored, derived)
 
 
-def _halves_agree(stored: object, derived: object) -> bool:
-    """Return whether means and volatilities of both halves agree, each by its own volatility."""
+def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> bool:
+    """Return whether what each member said agrees, means and volatilities by its own volatility.
+
+    *shape* is how many members there are, and how many numbers each has at a horizon: mean and
+    volatility, and of a committee weight and regret, whose unit is 1.
+    """
     if not isinstance(stored, bytes) or not isinstance(derived, bytes):
         return False
-    if not stored or len(stored) != len(derived) or len(stored) % 16:
+    members, columns = shape
+    if not stored or len(stored) != len(derived) or len(stored) % (4 * members * columns):
         return False
-    one, two = (np.frombuffer(given, "<f4").astype(np.float64) for given in (stored, derived))
-    one, two = one.reshape(2, 2, -1), two.reshape(2, 2, -1)
+    one, two = (
+        np.frombuffer(given, "<f4").astype(np.float64).reshape(*shape, -1)
+        for given in (stored, derived)
+    )
     if not np.isfinite(one).all():
         return stored == derived
-    return bool((np.abs(one - two) <= RETURNS * one[:, 1:]).all())
+    sizes = np.repeat(one[:, 1:2], columns, axis=1)
+    sizes[:, 2:] = np.maximum(np.abs(one[:, 2:]), 1.0)
+    return bool((np.abs(one - two) <= RETURNS * sizes).all())
 
 
 def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:

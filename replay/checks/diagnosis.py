@@ -126,7 +126,7 @@ class Case:
     differences: Sequence[Difference]
     first_compared: int  # steps before it were derived and not compared
     exact: bool
-    has_halves: bool = False  # an ensemble answers
+    member_shape: tuple[int, int] | None = None  # of what an ensemble or a committee answers
     from_ms: int | None = None  # where the derivation was asked to begin
 
     @property
@@ -290,7 +290,7 @@ def _opened(
 
 def _follows(case: Case, steps: Iterator[Step]) -> bool:
     """Return whether all of *steps* are as they are stored."""
-    check = RowCheck(case.reader, case.stored, has_halves=case.has_halves)
+    check = RowCheck(case.reader, case.stored, member_shape=case.member_shape)
     first = next(steps, None)
     if first is None:
         return True

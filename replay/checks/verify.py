@@ -218,7 +218,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
         reader,
         stored,
         movable=_movable(found.changes, recorded),
-        has_halves=_has_halves(recorded.forecaster),
+        member_shape=_member_shape(recorded.forecaster),
     )
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
@@ -270,7 +270,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
             found.differences,
             first_compared,
             exact=found.exact,
-            has_halves=check.has_halves,
+            member_shape=check.member_shape,
             from_ms=begin_ms,
         )
         diagnosis = diagnose(case)
@@ -351,12 +351,16 @@ def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str
     return moved
 
 
-def _has_halves(forecaster: Forecaster | None) -> bool:
+def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
+    """Return how many members answer, and how many numbers each says at a horizon."""
     if forecaster is None:
-        return False
-    from tracepaper.strategies.forecasters.tabular import network_shares
+        return None
+    from tracepaper.strategies.forecasters.committee import SAID, CommitteeForecaster
+    from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
 
-    return network_shares(forecaster) is not None
+    if isinstance(forecaster, CommitteeForecaster):
+        return len(forecaster.members), SAID
+    return (2, 2) if isinstance(forecaster, EnsembleForecaster) else None
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
@@ -559,6 +563,11 @@ def _of_verdict(event: Retrained) -> Iterator[Unlike]:
         p = one_sided(event.difference, chance(said))
         if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
             yield "p", event.p, p
+    if event.outcome is RetrainOutcome.REFITTED:  # nothing was judged, and no share was spent
+        for name in ("difference", "error", "p", "level"):
+            if getattr(event, name) is not None:
+                yield name, getattr(event, name), None
+        return
     is_taken = is_better(event.difference, event.p, event.level)
     if (event.outcome is RetrainOutcome.PROMOTED) is not is_taken:
         is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from msgspec.structs import replace
@@ -34,6 +34,7 @@ from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_
 from tracepaper.strategies.builtin import SymbolAnswer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe, attending
+from tracepaper.strategies.forecasters.committee import CommitteeForecaster, member_forecasts
 from tracepaper.strategies.forecasters.cross_asset import USUAL, over_symbols
 from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
@@ -87,6 +88,30 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
         mean, volatility = (tuple(column) for column in halves(forecast)[1].tolist())
         forecast = replace(forecast, mean_return=mean, volatility=volatility)
     return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
+
+
+class MemberSaid(NamedTuple):
+    """What one member of a committee said to one horizon, and what it counted for."""
+
+    member: str
+    horizon: int  # bars
+    mean_return: float
+    volatility: float
+    weight: float
+    regret: float  # what the mix lost more than the member of late, in units of QLIKE
+
+
+def members_of(past: PastOf[Forecaster]) -> tuple[MemberSaid, ...]:
+    """Return what the members of a committee said, as it is stored; empty of other models."""
+    model = past.forecaster
+    if not isinstance(model, CommitteeForecaster):
+        return ()
+    said = member_forecasts(past.forecast)
+    return tuple(
+        MemberSaid(name, horizon, *(float(column[number, at]) for column in said))
+        for at, horizon in enumerate(past.forecast.horizons)
+        for number, name in enumerate(model.members)
+    )
 
 
 def share_of_rows(past: PastOf[Forecaster]) -> float | None:

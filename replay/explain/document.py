@@ -34,6 +34,7 @@ from tracepaper.replay.explain.attribution import (
     ByMethod,
     ComparedWith,
     Influence,
+    MemberSaid,
     SideBySide,
     Sided,
     TypedMethod,
@@ -44,6 +45,7 @@ from tracepaper.replay.explain.attribution import (
     compare,
     explain_by,
     influence,
+    members_of,
     of_rows,
     share_of_rows,
     sided,
@@ -73,6 +75,7 @@ from tracepaper.replay.explain.tables import (
     full_parts,
     in_common,
     influence_parts,
+    member_table,
     method_parts,
     stored_parts,
 )
@@ -83,7 +86,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.forecasters.attribution import DECISIONS
+from tracepaper.strategies.forecasters.attribution import DECISIONS, attending
 from tracepaper.strategies.units import iso
 
 
@@ -101,6 +104,7 @@ class Recomputed(NamedTuple):
     compared: SideBySide | None = None
     influence: Influence | None = None
     books: BookMap | None = None
+    members: tuple[MemberSaid, ...] = ()  # of a committee
 
 
 def explain_decision(
@@ -190,6 +194,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "compared": None if found.compared is None else as_document(found.compared),
         "influence": None if found.influence is None else asdict(found.influence),
         "books": None if found.books is None else map_document(found.books),
+        "members": [one._asdict() for one in found.members],
         "full_missing": missing,
     }
 
@@ -231,9 +236,12 @@ def _recompute(
         past = open_any(path, run_id, sequence)
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
-        if rows is not None and rows.forecaster is past.forecaster:
-            return Recomputed(None, added)
-        return Recomputed(explain_fully(open_past(path, run_id, sequence)), added, chosen, compared)
+        members = members_of(past)
+        is_alone = rows is not None and rows.forecaster is past.forecaster
+        if is_alone or (members and attending(past.forecaster) is None):
+            return Recomputed(None, added, members=members)
+        attended = explain_fully(open_past(path, run_id, sequence))
+        return Recomputed(attended, added, chosen, compared, members=members)
 
 
 def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
@@ -242,6 +250,8 @@ def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
         yield from full_parts(found.full)
     if found.by_feature is not None:
         yield from feature_parts(found.by_feature)
+    if found.members:
+        yield member_table(found.members)
     if found.by_method is not None:
         yield from method_parts(found.by_method)
     if found.compared is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from tracepaper.replay.document.values import (
@@ -19,6 +19,7 @@ from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
     Influence,
+    MemberSaid,
     SideBySide,
     Sided,
 )
@@ -248,6 +249,24 @@ def feature_parts(found: ByFeature) -> Iterator[Part]:
             f"These are of the ensemble's row model, which has {found.share:.2f} of the log "
             f"variance; the network has {1 - found.share:.2f}, and the mean."
         )
+
+
+def member_table(found: Sequence[MemberSaid]) -> Table:
+    """Return what each member of a committee said, and what it counted for."""
+    return table_of(
+        "members",
+        "Members of the committee, their weights in the log variance, and what the mix lost more "
+        "than each of late (QLIKE)",
+        {"member": "text", "bars ahead": "count", "mean, bp": "points", "volatility, bp": "exact",
+         "weight": "share", "regret": "exact"},
+        [
+            (
+                one.member, one.horizon, one.mean_return,
+                f"{BASIS_POINTS * one.volatility:.2f}", one.weight, f"{one.regret:+.3f}",
+            )
+            for one in found
+        ],
+    )  # fmt: skip
 
 
 def attribution_parts(found: FullAttribution) -> Iterator[Part]:

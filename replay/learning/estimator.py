@@ -134,12 +134,14 @@ class Estimator(ABC):
     """Whether it is fitted on few folds that walk, for each costs a training."""
     joins_rows = False
     """Whether an ensemble may join it with a model of rows."""
+    section: ClassVar[str] = "architecture"
+    """The section of a recipe that holds ``Keys``."""
     chosen_training: ClassVar[Sequence[str]] = ()
     """Keys of ``[training]`` that are not those of ``Options``, in the order of a recipe."""
     fixed: ClassVar[Mapping[str, Any]] = {}
     """Sections that no recipe chooses and its hash covers."""
     Keys: type[Any]
-    """The dataclass of ``[architecture]``, which names its ``horizons``."""
+    """The dataclass of ``section``, which names the ``horizons`` where it chooses them."""
     Options: type[Any]
     """The dataclass of ``[training]``."""
 

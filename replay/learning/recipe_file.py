@@ -140,12 +140,18 @@ def kinds() -> Mapping[str, RecipeKind]:
     return {
         name: RecipeKind(name, estimator.kind.summary, _sections(estimator))
         for name, estimator in estimators().items()
-        if not estimator.kind.members  # a section beside a network, no kind of its own
+        if name != ENSEMBLE  # a section beside a network, no kind of its own
     }
 
 
 def _sections(estimator: Estimator) -> dict[str, Section]:
     shared = keys_of(_Training)
+    if estimator.section != ARCHITECTURE:
+        return {
+            "model": keys_of(_Model),
+            estimator.section: keys_of(estimator.Keys),
+            "training": {name: shared[name] for name in estimator.chosen_training},
+        }
     found: dict[str, Section] = {
         "model": keys_of(_Model),
         ARCHITECTURE: keys_of(estimator.Keys),

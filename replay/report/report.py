@@ -492,11 +492,12 @@ def _retrained_sentences(events: Sequence[Retrained]) -> Iterator[str]:
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     yield f"The model was retrained in service: {told}. Each is an event of the kind retrained."
     for event in events:
-        if event.outcome is RetrainOutcome.PROMOTED:
+        if event.takes_over:
             at = datetime.fromtimestamp(event.market_ms / 1000, UTC)
+            how = "promoted by" if event.outcome is RetrainOutcome.PROMOTED else "after"
             yield (
                 f"From {at:%Y-%m-%d %H:%M} UTC on model {event.candidate_sha256[:ID_DIGITS]} "
-                f"decides, promoted by {event.reason}. The card is the first model's, the "
+                f"decides, {how} {event.reason}. The card is the first model's, the "
                 "thresholds are the last's."
             )
 

@@ -418,7 +418,7 @@ class Reader(ReadOnly):
             named = msgspec.json.decode(content, type=_NamesModel)
             if kind == "model_change":
                 return RunModels(named.model_sha256, promoted or named.model_sha256)
-            if named.outcome == RetrainOutcome.PROMOTED:
+            if named.outcome in {RetrainOutcome.PROMOTED, RetrainOutcome.REFITTED}:
                 promoted = promoted or named.candidate_sha256
         own = stored.run.model_sha256
         return RunModels(own, promoted or own)
@@ -426,7 +426,7 @@ class Reader(ReadOnly):
     def promoted(self, run_id: str) -> list[str]:
         """Return the hashes of the models that were promoted in *run_id*, oldest first."""
         every = self.retrained(run_id)
-        return [one.candidate_sha256 for one in every if one.outcome is RetrainOutcome.PROMOTED]
+        return [one.candidate_sha256 for one in every if one.takes_over]
 
     def retrainings(self, kind: RunKind, symbols: Collection[str]) -> list[tuple[str, Retrained]]:
         """Return (run, event) of each retraining in runs of *kind* on those *symbols*, in order."""

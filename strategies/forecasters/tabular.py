@@ -198,6 +198,33 @@ class RowAdded(NamedTuple):
     added: Added
 
 
+class RowStreams:
+    """The rows of features of many instruments, bar by bar or of many known bars."""
+
+    def __init__(self, schema: FeatureSchema) -> None:
+        self._schema = schema
+        self._features = FeatureStreams(schema, streams=0)
+        self._instruments: dict[str, InstrumentMemory] = {}
+
+    def of(self, instrument: str) -> InstrumentMemory:
+        """Return what is remembered of *instrument*."""
+        if instrument not in self._instruments:
+            used = len(self._instruments)
+            self._features.extend(1)
+            self._instruments[instrument] = InstrumentMemory(self._schema, used)
+        return self._instruments[instrument]
+
+    def take_one_of_each(self, bars: Sequence[Bar]) -> FeatureRows:
+        """Take in one bar of each of several instruments; return their rows.
+
+        Raises ``InvariantBroken`` for one that does not follow; nothing is taken in then.
+        """
+        memories = [self.of(bar.instrument) for bar in bars]
+        for known, bar in zip(memories, bars, strict=True):
+            known.admit([bar])
+        return take_rows(self._features, memories, bars)
+
+
 class RowForecaster:
     """A row model behind the ``Forecaster`` protocol, for many instruments."""
 
@@ -220,12 +247,11 @@ class RowForecaster:
         self.is_outside = False
         self._roots = np.sqrt(trained.horizons)
         self._spread = np.array(trained.spread)
-        self._features = FeatureStreams(trained.schema, streams=0)
-        self._instruments: dict[str, InstrumentMemory] = {}
+        self._rows = RowStreams(trained.schema)
 
     def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
         """Forget *instrument*, then take in *bars* (oldest first); only the last ones matter."""
-        known = self._of(instrument)
+        known = self._rows.of(instrument)
         known.clear()
         known.take_all(bars)
 
@@ -240,10 +266,7 @@ class RowForecaster:
         follow; nothing is taken in then.
         """
         require_one_of_each(bars)
-        memories = [self._of(bar.instrument) for bar in bars]
-        for known, bar in zip(memories, bars, strict=True):
-            known.admit([bar])
-        taken = take_rows(self._features, memories, bars)
+        taken = self._rows.take_one_of_each(bars)
         ready = np.flatnonzero(taken.complete(self.trained.schema)).tolist()
         answers: list[Forecast | None] = [None] * len(bars)
         if ready:
@@ -256,7 +279,7 @@ class RowForecaster:
         """Take in known *bars* of one instrument; equal to ``step`` on each in every bit."""
         if not bars:
             return []
-        taken, _ = self._of(bars[0].instrument).take_all(bars)
+        taken, _ = self._rows.of(bars[0].instrument).take_all(bars)
         found = len(taken.values)
         answers: list[Forecast | None] = [None] * (len(bars) - found)
         return [*answers, *self.forecasts(taken.values, taken.sigma)] if found else answers
@@ -266,7 +289,7 @@ class RowForecaster:
 
         Raises ``InvariantBroken`` before the first decision.
         """
-        known = self._of(instrument)
+        known = self._rows.of(instrument)
         if len(known.tail) < self.context:
             raise InvariantBroken(
                 f"{instrument} has no decision to explain yet; warm it with {self.context} bars."
@@ -275,13 +298,6 @@ class RowForecaster:
         taken, _ = fresh.take_all(list(known.tail))
         row = taken.values[-1]
         return RowAdded(row, float(taken.sigma[-1]), self.trained.model.added(row))
-
-    def _of(self, instrument: str) -> InstrumentMemory:
-        if instrument not in self._instruments:
-            used = len(self._instruments)
-            self._features.extend(1)
-            self._instruments[instrument] = InstrumentMemory(self.trained.schema, used)
-        return self._instruments[instrument]
 
     def figures(self, rows: NDArray[np.float32], sigmas: Floats) -> tuple[Floats, Floats]:
         """Return mean return and volatility, [row, horizon] each; NaN as in ``forecasts``."""
@@ -436,7 +452,11 @@ class EnsembleForecaster:
 
 
 def network_half(forecaster: Forecaster) -> Forecaster:
-    """Return the half of an ensemble that is a network; any other forecaster itself."""
+    """Return the half of an ensemble that is a network; any other forecaster itself.
+
+    Of a committee it is that of its base.
+    """
+    forecaster = getattr(forecaster, "base", forecaster)
     return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
 
 

@@ -238,6 +238,7 @@ class RetrainOutcome(StrEnum):
     REFUSED = "refused"  # judged, and not credibly better
     SKIPPED = "skipped"  # nothing was judged: too few bars, or a model that cannot stand in
     FAILED = "failed"  # the training, or what a promotion needs, broke off
+    REFITTED = "refitted"  # a committee's simple members, anew: it decides from ModelChange on
 
 
 class Retrained(Struct, frozen=True, gc=False):
@@ -266,6 +267,11 @@ class Retrained(Struct, frozen=True, gc=False):
     level: float | None  # the share of retrain.alpha that this test could spend
     market_ms: int
     seen_ms: int
+
+    @property
+    def takes_over(self) -> bool:
+        """Whether its candidate decides from the next ``ModelChange`` on."""
+        return self.outcome in {RetrainOutcome.PROMOTED, RetrainOutcome.REFITTED}
 
 
 class ParityOutcome(StrEnum):

@@ -307,10 +307,15 @@ def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dic
     """Fit a gamma regression a horizon for the variance, and a ridge for the mean."""
     del recipe  # nothing about it is chosen
     training = data.samples(Part.TRAIN)
-    variance, returned = (table_of(training, label) for label in ("variance", "returns"))
+    arrays = glm_arrays(*(table_of(training, label) for label in ("variance", "returns")))
+    return arrays, {"variance_ridge": baselines.GAMMA_RIDGE, "mean_ridge": baselines.RIDGE}
+
+
+def glm_arrays(variance: LabelledRows, returned: LabelledRows) -> dict[str, NDArray[Any]]:
+    """Fit what ``GlmModel`` reads to rows labelled with their variances, and with their returns."""
     fits = [
-        baselines.fit_gamma([variance.rows], [variance.values[:, at]], [variance.weights[:, at]])
-        for at in range(len(data.horizons))
+        baselines.fit_gamma([variance.rows], [values], [weights])
+        for values, weights in zip(variance.values.T, variance.weights.T, strict=True)
     ]
     means = baselines.ridge(
         [returned.rows], [np.where(returned.weights > 0, returned.values, np.nan)]
@@ -326,7 +331,7 @@ def fit_glm(data: Dataset, recipe: Recipe) -> tuple[dict[str, NDArray[Any]], dic
         "mean_base": means.intercept,
     }
     assert set(arrays) == {"centre", *GlmModel.NAMES}
-    return arrays, {"variance_ridge": baselines.GAMMA_RIDGE, "mean_ridge": baselines.RIDGE}
+    return arrays
 
 
 register(RowEstimator(ROW_KINDS["tree"], fit_tree, needs=import_lightgbm))

@@ -40,17 +40,25 @@ from tracepaper.replay.learning.array_cache import (
 from tracepaper.replay.learning.candles import (
     read_files,
 )
+from tracepaper.replay.learning.committee_fits import recipe_hash, refitted
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, as_recipe, recipe_of
+from tracepaper.replay.learning.estimator import (
+    DataRequest,
+    as_recipe,
+    read_candles_of,
+    recipe_of,
+)
 from tracepaper.replay.learning.evaluation.explained import (
     bars_of,
 )
+from tracepaper.replay.learning.fit import use_threads
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import over, read_recipe
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso, split_of
 from tracepaper.replay.learning.statistics import difference
 from tracepaper.replay.learning.stored_baselines import (
+    FILE_NAME,
     unfitted,
 )
 from tracepaper.replay.learning.training import FitView, train_seeds
@@ -60,6 +68,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.committee import COMMITTEE
 from tracepaper.strategies.types.decisions import Forecast, Run
 from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import DAY_MS
@@ -113,6 +122,8 @@ def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
     with Reader.open(asked.database) as reader:
         paths = [*_own_bars(reader, run, asked), *asked.data]
     running = checkpoints.load(asked.running)
+    if COMMITTEE in running.card and asked.candidate is None:
+        return _refitted(asked, running, paths, say)
     found = CandidateJudgement("", running.sha256)
     times = _times(paths, run, asked.until_ms)
     until_ms = max(
@@ -128,6 +139,37 @@ def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
         say(f"Training on {len(paths)} series until {iso(from_ms)}.")
         _train(asked, paths, times, found)
     return _judged(asked, run, folder, paths, found, say)
+
+
+def _refitted(
+    asked: Retraining, running: checkpoints.Checkpoint, paths: Sequence[str], say: Say
+) -> CandidateJudgement:
+    """Fit the simple members of a committee anew, for each time since that has come."""
+    found = CandidateJudgement("", running.sha256)
+    if not paths:
+        return msgspec.structs.replace(found, reason="there is no bar to fit the committee to")
+    until_ms = asked.until_ms
+    data = read_candles_of(running.card, DataRequest(paths, ArrayCache(asked.folder / CACHE)))
+    use_threads(asked.threads)
+    made = refitted(running, data, until_ms, threads=asked.threads)
+    if isinstance(made, str):
+        return msgspec.structs.replace(found, reason=made)
+    say(f"Fitted until {iso(made.until_ms)}.")
+    beside = {FILE_NAME: (asked.running / FILE_NAME).read_bytes()}
+    candidate = checkpoints.save(asked.folder / CANDIDATE, made.tensors, made.card, beside=beside)
+    return msgspec.structs.replace(
+        found,
+        reason=made.reason,
+        candidate=str(asked.folder / CANDIDATE),
+        candidate_sha256=candidate.sha256,
+        recipe=recipe_hash(made.card),
+        from_ms=made.from_ms,
+        until_ms=made.until_ms,
+        horizon=int(made.card["calibration"]["horizon"]),
+        bars=made.rows,
+        days=(made.until_ms - made.from_ms) // DAY_MS,
+        data_sha256=made.data_sha256,
+    )
 
 
 def clear(folder: Path) -> None:

@@ -37,7 +37,6 @@ from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import (
-    HALVES,
     known_kind,
     known_schema,
     part_of,
@@ -321,9 +320,9 @@ class StoredNetwork:
             )
         found = checkpoints.load(folder)
         card, tensors = found.card, found.tensors
-        if (kind := known_kind(card)) is not None and kind.members:
-            card, tensors = part_of(card, HALVES[0]), tensors_of(tensors, HALVES[0])
-            kind = known_kind(card)
+        while (kind := known_kind(card)) is not None and kind.members:
+            part = kind.members[0]
+            card, tensors = part_of(card, part), tensors_of(tensors, part)
         if kind is not None and kind.rows is not None:
             raise ConfigInvalid(
                 f"{folder} is a {kind.name}, which has no network; name a network's checkpoint, or "

@@ -273,7 +273,7 @@ def test_each_number_of_the_halves_has_its_volatility_as_tolerance(
     half, _, horizon = place
     change = share * RETURNS * float(HALVES[half, 1, horizon])
     unequal = ("answers.halves", HALVES.tobytes(), said(change, place))
-    assert is_rounding(unequal, [()], has_halves=True) is holds
+    assert is_rounding(unequal, [()], member_shape=(2, 2)) is holds
     assert is_rounding(unequal, [()]) is False  # another kind's bytes are equal, or they differ
 
 
@@ -291,5 +291,32 @@ def test_each_number_of_the_halves_has_its_volatility_as_tolerance(
 )
 def test_halves_of_another_shape_or_without_a_value_differ(derived: bytes | None) -> None:
     stored = HALVES.tobytes()
-    assert not is_rounding(("answers.halves", stored, derived), [()], has_halves=True)
-    assert not is_rounding(("answers.halves", derived, stored), [()], has_halves=True)
+    assert not is_rounding(("answers.halves", stored, derived), [()], member_shape=(2, 2))
+    assert not is_rounding(("answers.halves", derived, stored), [()], member_shape=(2, 2))
+
+
+MEMBERS = np.array(
+    [
+        [[1e-4], [1e-3], [0.7], [-3.0]],
+        [[3e-4], [2e-3], [0.2], [5.0]],
+        [[0.0], [4e-3], [0.1], [0.0]],
+    ],
+    dtype="<f4",
+)
+"""[member of a committee; mean, volatility, weight or regret; horizon]."""
+
+
+@pytest.mark.parametrize("place", list(np.ndindex(3, 4, 1)))
+@pytest.mark.parametrize(("share", "holds"), [(0.5, True), (2.0, False)])
+def test_each_number_of_a_member_has_its_own_unit_as_tolerance(
+    place: tuple[int, int, int], share: float, holds: bool
+) -> None:
+    member, column, horizon = place
+    own = abs(float(MEMBERS[place]))
+    size = float(MEMBERS[member, 1, horizon]) if column < 2 else max(own, 1.0)
+    moved = MEMBERS.astype(np.float64)
+    moved[place] += share * RETURNS * size
+    unequal = ("answers.halves", MEMBERS.tobytes(), moved.astype("<f4").tobytes())
+    assert is_rounding(unequal, [()], member_shape=(3, 4)) is holds
+    assert is_rounding(unequal, [()], member_shape=(5, 4)) is False
+    assert is_rounding(unequal, [()]) is False

@@ -1,0 +1,386 @@
+"""Committees: fitted walking forward, mixed by closed targets, replayed, explained, fitted anew."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from learning import DAY_BARS, FORMS, MINUTE_MS, START_MS, choose, learnable, recipe, write_csv
+
+from tracepaper.daemon import cli
+from tracepaper.replay.learning import committee_fits
+from tracepaper.replay.learning.committee_fits import (
+    CommitteeOptions,
+    fit_at,
+    fit_times,
+    refitted,
+    rows_before,
+)
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.estimators.committee import CommitteeModel
+from tracepaper.replay.learning.evaluation.explained import bars_of
+from tracepaper.replay.learning.samples import targets
+from tracepaper.replay.learning.splits import split_of
+from tracepaper.storage import checkpoints
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.forecasters.committee import CommitteeForecaster, member_forecasts
+from tracepaper.strategies.types.decisions import Forecast
+from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import DAY_MS
+
+DAYS = 7
+SHORT = ("every=1d", "window=1d", "memory=1d", "half_life=1d", "members=har,glm")
+
+
+def settings(base: Path, *further: str) -> tuple[str, ...]:
+    chosen = (f"of={base}", *SHORT, *further)
+    return choose("model.kind=committee", *(f"committee.{one}" for one in chosen))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with candles of seven days and the checkpoint of a small network, ``net``."""
+    made = tmp_path_factory.mktemp("committee")
+    torch.set_num_threads(1)
+    candles = write_csv(learnable(DAYS * DAY_BARS), made)
+    words = ["train", recipe(FORMS["flash"], made), "--data", candles, "--out", made / "net"]
+    assert cli.invoke(list(map(str, words))) == 0
+    words = ["train", *settings(made / "net"), "--data", candles, "--out", made / "committee"]
+    assert cli.invoke(list(map(str, words))) == 0
+    return made
+
+
+@pytest.fixture(scope="module")
+def candles(folder: Path) -> str:
+    return str(next(folder.glob("*.csv.gz")))
+
+
+@pytest.fixture(scope="module")
+def made(folder: Path) -> checkpoints.Checkpoint:
+    return checkpoints.load(folder / "committee")
+
+
+@pytest.fixture(scope="module")
+def data(made: checkpoints.Checkpoint, candles: str) -> Dataset:
+    card = made.card
+    return Dataset.read(
+        [candles], lambda _: split_of(card), tuple(card["architecture"]["horizons"])
+    )
+
+
+@pytest.fixture(scope="module")
+def bars(data: Dataset) -> list[Bar]:
+    return bars_of(data.segments[0], 0, len(data.segments[0]))
+
+
+def forecaster(found: checkpoints.Checkpoint, **options: Any) -> CommitteeForecaster:
+    made = build(found.card, found.tensors, **options)
+    assert isinstance(made, CommitteeForecaster)
+    return made
+
+
+@pytest.fixture(scope="module")
+def said(made: checkpoints.Checkpoint, bars: list[Bar]) -> list[Forecast | None]:
+    return forecaster(made, mode="scan").scan(bars)
+
+
+# ---------------------------------------------------------------- the fits
+
+
+def test_a_fit_knows_no_target_that_closes_later(data: Dataset) -> None:
+    options = CommitteeOptions(of="net", window="1d", members=("glm",))
+    until_ms = START_MS + 4 * DAY_MS
+    known = rows_before(data, until_ms - DAY_MS, until_ms)
+    # Rows are those of a day, but for the longest horizon of either target at its end.
+    assert len(known.variance.rows) == DAY_BARS + 1 - min(data.horizons)
+    for at, horizon in enumerate(data.horizons):
+        assert int((known.variance.weights[:, at] > 0).sum()) == DAY_BARS + 1 - horizon
+    moved = learnable(DAYS * DAY_BARS)
+    close = moved.close.copy()
+    close[4 * DAY_BARS :] *= 2
+    later = replace(moved, close=close, high=np.maximum(moved.high, close))
+    from tracepaper.replay.learning.splits import segments_of
+    from tracepaper.strategies.features.rows import schema
+
+    other = replace(data, segments=segments_of(later, schema("v1")))
+    first, second = (fit_at(one, options, until_ms, threads=1) for one in (data, other))
+    assert first[1] == second[1]
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+    third = fit_at(other, options, until_ms + DAY_MS, threads=1)
+    assert (
+        third[1]["data_sha256"]
+        != fit_at(data, options, until_ms + DAY_MS, threads=1)[1]["data_sha256"]
+    )
+
+
+def test_fits_stand_at_multiples_with_a_whole_window_before(
+    data: Dataset, made: checkpoints.Checkpoint
+) -> None:
+    options = CommitteeOptions(of="net", every="1d", window="1d")
+    times = fit_times(data, options)
+    assert [at % DAY_MS for at in times] == [0] * len(times)
+    assert times[0] - DAY_MS >= int(data.segments[0].close_time_ms[data.segments[0].first])
+    assert times[0] - 2 * DAY_MS < int(data.segments[0].close_time_ms[data.segments[0].first])
+    assert [fit["from_ms"] for fit in made.card["committee"]["fits"]] == times
+    with pytest.raises(ConfigInvalid, match="shorter window"):
+        fit_times(data, replace(options, window="40d"))
+
+
+def test_har_reads_past_volatilities_alone(made: checkpoints.Checkpoint, data: Dataset) -> None:
+    weights = made.tensors["0.har.log_variance_weights"].numpy()
+    reads = [name for name, of in zip(data.schema.names, weights.T, strict=True) if of.any()]
+    assert reads == ["realised_8", "realised_32"]
+
+
+# ---------------------------------------------------------------- the forecasts
+
+
+def test_a_bar_is_answered_by_the_fit_that_was_known_then(
+    made: checkpoints.Checkpoint, data: Dataset, said: list[Forecast | None]
+) -> None:
+    model, segment = forecaster(made), data.segments[0]
+    starts = [fit.from_ms for fit in model.fits]
+    seen = set()
+    for row in range(model.context, len(segment), 97):
+        if (one := said[row]) is None:
+            assert segment.close_time_ms[row] < starts[0]
+            continue
+        place = max(at for at, start in enumerate(starts) if start <= segment.close_time_ms[row])
+        seen.add(place)
+        mean, log_variance = model.fits[place].models[1].answer(segment.values[row : row + 1])
+        root = segment.sigma[row] * np.sqrt(data.horizons)
+        told = member_forecasts(one)
+        assert told.volatility[2] == pytest.approx(np.exp(0.5 * log_variance[0]) * root, rel=1e-5)
+        assert told.mean_return[2] == pytest.approx(mean[0] * root, rel=1e-4, abs=1e-9)
+    assert len(seen) >= 4
+
+
+def test_the_mix_is_the_weighted_mean_of_logs_and_the_rest_is_the_bases(
+    made: checkpoints.Checkpoint, folder: Path, bars: list[Bar], said: list[Forecast | None]
+) -> None:
+    net = checkpoints.load(folder / "net")
+    base = build(net.card, net.tensors, mode="scan").scan(bars)
+    for row in range(len(bars) - 200, len(bars)):
+        one, own = said[row], base[row]
+        assert one is not None
+        assert own is not None
+        told = member_forecasts(one)
+        assert told.weight.sum(axis=0) == pytest.approx([1.0, 1.0], abs=1e-6)
+        assert told.volatility[0] == pytest.approx(own.volatility, rel=1e-5)
+        mixed = np.exp((told.weight * np.log(told.volatility)).sum(axis=0))
+        # Up to the level, which is common to all bars of the fold at a time.
+        assert np.abs(np.log(np.array(one.volatility) / mixed)).max() < 0.5
+        assert (one.mean_return, one.p_up) == (own.mean_return, own.p_up)
+        assert one.explanation is not None
+        assert own.explanation is not None
+        assert one.explanation.buckets == own.explanation.buckets
+        assert one.model_id == made.id != own.model_id
+
+
+def test_a_restart_on_its_context_says_the_same_in_every_bit_of_the_mix(
+    made: checkpoints.Checkpoint, bars: list[Bar], said: list[Forecast | None]
+) -> None:
+    model = forecaster(made)
+    last = len(bars) - 7
+    model.warm(bars[0].instrument, bars[last - model.context + 1 : last])
+    again, whole = model.step(bars[last]), said[last]
+    assert again is not None
+    assert whole is not None
+    one, two = member_forecasts(again), member_forecasts(whole)
+    # The base's pass over other chunks rounds otherwise; members of one row do not.
+    assert np.array_equal(one.volatility[1:], two.volatility[1:])
+    assert one.weight == pytest.approx(two.weight, abs=1e-4)
+    assert again.volatility == pytest.approx(whole.volatility, rel=1e-4)
+    short = forecaster(made)
+    short.warm(bars[0].instrument, bars[last - model.context + 2 : last])
+    assert short.step(bars[last]) is None, "one bar less than the context is no context"
+
+
+def test_before_the_first_fit_there_is_no_forecast(
+    made: checkpoints.Checkpoint, bars: list[Bar]
+) -> None:
+    late = [
+        {**fit, "from_ms": fit["from_ms"] + 30 * DAY_MS} for fit in made.card["committee"]["fits"]
+    ]
+    card = {**made.card, "committee": {**made.card["committee"], "fits": late}}
+    assert set(build(card, made.tensors, mode="scan").scan(bars)) == {None}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"members": ["base", "ridge"]}, "committee.members must be base and some of"),
+        ({"members": ["har", "glm"]}, "committee.members must be base and some of"),
+        ({"fits": []}, "must list 1 to"),
+        ({"fits": [{"from_ms": 2}, {"from_ms": 1}]}, "rising times"),
+        ({"memory_ms": 0}, "memory_ms, half_life_ms and share"),
+        ({"share": 2.0}, "memory_ms, half_life_ms and share"),
+        ({"floors": {"5": 0.0, "30": 1.0}}, "must be above 0"),
+        ({"widths": {"5": 1.0}}, "one number for each of the horizons"),
+    ],
+)
+def test_a_card_that_does_not_fit_is_refused(
+    made: checkpoints.Checkpoint, change: Mapping[str, Any], sentence: str
+) -> None:
+    card = {**made.card, "committee": {**made.card["committee"], **change}}
+    with pytest.raises(CheckpointMismatch, match=sentence):
+        build(card, made.tensors)
+
+
+# ---------------------------------------------------------------- commands
+
+
+def invoked(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = cli.invoke([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_card_compares_it_with_members_equal_weights_and_the_last_winner(
+    made: checkpoints.Checkpoint,
+) -> None:
+    figures = made.card["figures"]
+    told = figures["30"]["qlike"]
+    others = {"base", "refitted_har", "refitted_glm", "equal_weights", "last_winner"}
+    assert others < set(told)
+    pooled = figures["committee"]
+    assert set(pooled) == {*others, "best_in_hindsight"}
+    for name in others:
+        changes = [figures[key]["qlike"] for key in ("5", "30")]
+        worst = max(one["model"][0] / one[name][0] - 1 for one in changes)
+        assert pooled[name]["worst_percent"] == pytest.approx(100 * worst, abs=0.2)
+    assert any("over all horizons" in one.lower() for one in made.card["honesty"]["sentences"])
+
+
+def test_it_is_replayed_verified_and_explained(
+    folder: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, database = tmp_path / "config.toml", tmp_path / "run.db"
+    config.write_text(
+        '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{folder / "committee"}"\nthreads = 1\n'
+        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n'
+        '[sizing]\nmode = "volatility"\nnotional = "1000"\ntarget_volatility = "0.01"\n',
+        encoding="utf-8",
+    )
+    code, _, err = invoked(capsys, "replay", "-c", config, "--data", candles, "--db", database)
+    assert code == 0, err
+    code, out, err = invoked(capsys, "verify", "last", "--db", database)
+    assert code == 0, out + err
+    code, out, err = invoked(capsys, "explain", "last:9000", "--db", database, "--full", "--json")
+    assert code == 0, err
+    members = json.loads(out)["members"]
+    assert [(one["member"], one["horizon"]) for one in members] == [
+        (name, horizon) for horizon in (5, 30) for name in ("base", "har", "glm")
+    ]
+    for horizon in (5, 30):
+        own = [one for one in members if one["horizon"] == horizon]
+        assert sum(one["weight"] for one in own) == pytest.approx(1.0, abs=1e-6)
+    code, out, err = invoked(capsys, "explain", "last:9000", "--db", database, "--full")
+    assert code == 0, err
+    assert "Members of the committee" in out
+
+
+def test_what_can_be_no_committee_is_refused_in_a_sentence(
+    folder: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*chosen: str) -> str:
+        words = ["train", *chosen, "--data", candles, "--out", tmp_path / "x"]
+        code, _, err = invoked(capsys, *words)
+        assert code == 2, err
+        assert not (tmp_path / "x").exists()
+        return err
+
+    assert "needs a base" in refused(*choose("model.kind=committee"))
+    assert "no checkpoint 'nowhere'" in refused(*settings(Path("nowhere")))
+    assert "no base of a committee" in refused(*settings(folder / "committee"))
+    assert "some of har, glm, tree" in refused(*settings(folder / "net", "members=har,har"))
+    assert "time of a day" in refused(*settings(folder / "net", "memory=2h"))
+    assert "shorter window" in refused(*settings(folder / "net", "window=60d"))
+    assert "folds say nothing of it" in invoked(
+        capsys, "evaluate", folder / "committee", "--data", candles, "--folds", "walk:2"
+    )[2]  # fmt: skip
+
+
+def test_it_is_evaluated_as_it_was_judged(
+    folder: Path, candles: str, made: checkpoints.Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = invoked(capsys, "evaluate", folder / "committee", "--data", candles, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert "equal_weights" in json.dumps(told)
+    assert made.id in json.dumps(told)
+
+
+# ---------------------------------------------------------------- fitted anew
+
+
+def test_a_later_fit_is_the_one_that_a_whole_training_makes(
+    folder: Path, tmp_path: Path, made: checkpoints.Checkpoint
+) -> None:
+    longer = write_csv(learnable((DAYS + 2) * DAY_BARS), tmp_path)
+    data = recipe_data(made, str(longer))
+    found = refitted(made, data, None, threads=1)
+    assert not isinstance(found, str)
+    fits, known = found.card["committee"]["fits"], made.card["committee"]["fits"]
+    assert fits[: len(known)] == known
+    assert [fit["from_ms"] for fit in fits] == fit_times(data, options_of(made))
+    assert found.until_ms == fits[-1]["from_ms"] > known[-1]["from_ms"]
+    anew, said = fit_at(data, options_of(made), fits[-2]["from_ms"], threads=1)
+    assert said == fits[-2]
+    for name, tensor in anew.items():
+        assert torch.equal(found.tensors[f"{len(fits) - 2}.{name}"], tensor)
+    assert all(torch.equal(found.tensors[name], of) for name, of in made.tensors.items())
+    model = CommitteeModel(found.card, found.tensors)
+    assert model.forecaster.context == forecaster(made).context
+
+
+def test_nothing_is_fitted_before_its_time(made: checkpoints.Checkpoint, data: Dataset) -> None:
+    said = refitted(made, data, None, threads=1)
+    assert isinstance(said, str)
+    assert "hold no later time, a multiple of 1d" in said
+    early = made.card["committee"]["fits"][2]["from_ms"]
+    kept = {**made.card["committee"], "fits": made.card["committee"]["fits"][:2]}
+    cut = replace(made, card={**made.card, "committee": kept})
+    assert isinstance(refitted(cut, data, early - 1, threads=1), str)
+    one = refitted(cut, data, early, threads=1)
+    assert not isinstance(one, str)
+    assert one.card["committee"]["fits"] == made.card["committee"]["fits"][:3]
+
+
+def test_without_lightgbm_the_tree_is_left_out_and_the_card_says_so(
+    folder: Path, made: checkpoints.Checkpoint, data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(_: str = "") -> None:
+        raise ConfigInvalid("no lightgbm")
+
+    monkeypatch.setattr(committee_fits, "import_lightgbm", missing)
+    members, sentence = committee_fits.members_here(CommitteeOptions(of="net"))
+    assert members == ("har", "glm")
+    assert "no tree" in sentence
+    asked = {**made.card["committee"], "members": ["base", "har", "tree"]}
+    said = refitted(replace(made, card={**made.card, "committee": asked}), data, None, threads=1)
+    assert isinstance(said, str)
+    assert "LightGBM" in said
+
+
+def options_of(found: checkpoints.Checkpoint) -> CommitteeOptions:
+    given = found.card["committee"]["recipe"]
+    return CommitteeOptions(**{**given, "members": tuple(given["members"])})
+
+
+def recipe_data(found: checkpoints.Checkpoint, path: str) -> Dataset:
+    card = found.card
+    made = Dataset.read([path], lambda _: split_of(card), tuple(card["architecture"]["horizons"]))
+    assert recipe_of(card).horizons == made.horizons
+    assert targets(made.segments[0], made.horizons)["variance"].shape[1] == len(made.horizons)
+    assert made.interval_ms == MINUTE_MS
+    return made
