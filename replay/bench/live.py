@@ -65,9 +65,15 @@ Tell = Callable[[str], None]
 
 
 def measure_live(
-    bars: int = 1_000, *, model: bool = True, tell: Tell = lambda _: None
+    bars: int = 1_000,
+    *,
+    model: bool = True,
+    checkpoint: str | None = None,
+    tell: Tell = lambda _: None,
 ) -> dict[str, Any]:
     """Return latencies in milliseconds of wall time, the engine's and a bare commit's in turn.
+
+    With a *checkpoint* also those with it, and how many times the default model's they are.
 
     The engine runs by quotes as live: a quote and a bar a decision, each stored and committed.
     The bare commit inserts one row of a decision's size into an own file with the same settings,
@@ -89,6 +95,11 @@ def measure_live(
         figures["with_model"] = _percentiles(whole)
         figures["with_model_bare_commit"] = _percentiles(beside)
         figures["reach_with_model"] = {"p50": 5.0, "p99": 25.0}
+    if model and checkpoint is not None:
+        tell(checkpoint)
+        other, _ = asyncio.run(_latencies(bars, "attention", checkpoint))
+        figures["with_checkpoint"] = _percentiles(other)
+        figures["checkpoint_of_default_p50"] = statistics.median(other) / statistics.median(whole)
     return figures
 
 
@@ -97,7 +108,7 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p90": cuts[89], "p99": cuts[98]}
 
 
-def live_config(strategy: str, symbols: Sequence[str]) -> Config:
+def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = None) -> Config:
     """Return the configuration of a live run of *symbols* that fills by quotes."""
     sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": list(symbols), "interval": "1"},
@@ -105,6 +116,8 @@ def live_config(strategy: str, symbols: Sequence[str]) -> Config:
         "sizing": {"mode": "fixed", "quantity": "1"},
         "model": {"deadline_ms": DEADLINE_MS},
     }
+    if checkpoint is not None:
+        sections["model"]["checkpoint"] = checkpoint
     return resolved(load(None, sections), FillModel.QUOTE)
 
 
@@ -168,8 +181,10 @@ def live_parts(
         audit.close()
 
 
-async def _latencies(count: int, strategy: str) -> tuple[list[float], list[float]]:
-    config = live_config(strategy, ["BTCUSDT"])
+async def _latencies(
+    count: int, strategy: str, checkpoint: str | None = None
+) -> tuple[list[float], list[float]]:
+    config = live_config(strategy, ["BTCUSDT"], checkpoint)
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
     context = 100 if forecaster is None else forecaster.context
     candles = tiled(context + WARM_UP_STEPS + count)

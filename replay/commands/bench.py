@@ -108,6 +108,9 @@ def live(
         int, typer.Option(min=1, help="Symbols that close at once, in one daemon.")
     ] = 1,
     model: Annotated[bool, typer.Option(help="Also with the default model.")] = True,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Also with this model of minutes.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Measure milliseconds from a parsed bar, or the last of a close, to what is committed."""
@@ -118,7 +121,11 @@ def live(
         figures = measure_live_closes(symbols, closes, model=model, tell=_tell)
         _say("close of several symbols, last bar to last decision committed", figures, as_json=json)
         return
-    _say("live step, ms of wall time", measure_live(bars, model=model, tell=_tell), as_json=json)
+    _say(
+        "live step, ms of wall time",
+        measure_live(bars, model=model, checkpoint=checkpoint, tell=_tell),
+        as_json=json,
+    )
 
 
 @app.command()

@@ -23,7 +23,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, unscaled
+from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, iso, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.compare import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.verify import Verification
+    from tracepaper.replay.learning.evaluation.retraining import RefitCheck
     from tracepaper.storage.database.chunks import Located
 
 SHOWN: Final = 10
@@ -52,6 +53,9 @@ def verify(
         list[Path] | None,
         typer.Option(help="Published funding rates to compare the settlements with; repeat."),
     ] = None,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Also make each refit of a committee again.")
+    ] = False,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -68,10 +72,13 @@ def verify(
         settled = [check_funding(reader, place.run_id, rates) for rates in histories]
         from_ms = None if from_ is None else instant(from_)
         found = verify_run(reader, place.path, place.run_id, sample=sample, from_ms=from_ms)
+    refits = _refits(place) if refit else []
     holds = found.holds and all(one.holds for one in settled)
+    holds = holds and all(one.holds for one in refits)
     if json:
         compared = [{**asdict(one), "holds": one.holds} for one in settled]
-        print_json({**asdict(found), "funding": compared, "holds": holds})
+        again = [{**one._asdict(), "holds": one.holds} for one in refits]
+        print_json({**asdict(found), "funding": compared, "refits": again, "holds": holds})
     elif found.holds:
         rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
         say(
@@ -94,8 +101,25 @@ def verify(
     if not json:
         for one in settled:
             _say_funding(one)
+        _say_refits(refits, asked=refit)
     if not holds:
         raise typer.Exit(1)
+
+
+def _refits(place: Located) -> list[RefitCheck]:
+    from tracepaper.replay.learning.evaluation.retraining import refit_checks
+
+    return refit_checks(place.path, place.run_id)
+
+
+def _say_refits(found: Sequence[RefitCheck], *, asked: bool) -> None:
+    """Say of each refit whether it follows from the record."""
+    if asked and not found:
+        say("No refit of a committee is in this run.")
+    for one in found:
+        how = "bit for bit" if one.is_same else "within the tolerance"
+        said = f"follows from the record, {how}" if one.holds else f"does not follow: {one.reason}"
+        say(f"The refit at {iso(one.at_ms)} to {one.candidate_sha256[:12]} {said}.")
 
 
 def _say_why_not(found: Verification) -> None:

@@ -288,7 +288,8 @@ def refitted(
         fits.append(said)
     if len(fits) > FITS_MOST:
         return f"its checkpoint holds {FITS_MOST:,} fits already; train it again"
-    card = {**running.card, COMMITTEE: {**section, "fits": fits}}
+    kept = {name: of for name, of in running.card.items() if name != "baselines"}
+    card = {**kept, COMMITTEE: {**section, "fits": fits}}
     return Refit(
         card, tensors, due[-1] - window, due[-1], int(fits[-1]["rows"]), fits[-1]["data_sha256"]
     )

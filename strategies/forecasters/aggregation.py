@@ -98,7 +98,7 @@ class OnlineMixture:
         self._starts = np.full(_FOLDS, _NEVER)
         # Of each fold, what its weights, level and widths follow from.
         shape = (_FOLDS, count, members)
-        self._score, self._regret, self._squares, self._reach = np.zeros((4, *shape))
+        self._score, self._regret, self._squares, self._reach, self._rates = np.zeros((5, *shape))
         self._ratios, self._counted = np.zeros((2, *shape[:2]))
         self._log_width = np.empty(shape[:2])
         # Of the newest bars, each in the place of its number; prices twice, so as to be in a row.
@@ -146,7 +146,7 @@ class OnlineMixture:
         for number in range(max(self._block + 1, block - BLOCKS), block + 1):
             fold = number % _FOLDS
             self._starts[fold] = number
-            for state in (self._score, self._regret, self._squares, self._reach):
+            for state in (self._score, self._regret, self._squares, self._reach, self._rates):
                 state[fold] = 0.0
             self._ratios[fold] = self._counted[fold] = 0.0
             self._log_width[fold] = np.log(self._rule.widths)
@@ -172,8 +172,8 @@ class OnlineMixture:
         # Targets of neighbouring bars share all but one bar: so many losses are one.
         squares = keeps * self._squares + self._ahead[:, None] * gain * gain
         np.copyto(self._squares, squares, where=chosen)
-        rate = self._learning_rate()
-        bent = rate * gain
+        self._rates = self._learning_rates()
+        bent = self._rates * gain
         score = 0.5 * (gain - bent * gain + self._reach * (bent > 0.5))
         np.copyto(self._score, keeps * self._score + score, where=chosen)
         np.copyto(self._regret, keeps * self._regret + gain, where=chosen)
@@ -185,7 +185,7 @@ class OnlineMixture:
         widths = self._log_width + self._rate * (missed - (1.0 - COVERAGE))
         np.copyto(self._log_width, widths, where=knows)
 
-    def _learning_rate(self) -> Floats:
+    def _learning_rates(self) -> Floats:
         """Compute η of each fold, horizon and member; 0 where nothing was lost or gained yet."""
         most = np.log(max(self._members, 2))
         with np.errstate(divide="ignore"):
@@ -195,7 +195,7 @@ class OnlineMixture:
 
     def _weights(self) -> Floats:
         """Compute the weights of each fold, [fold, horizon, member]."""
-        power = self._learning_rate() * self._score
+        power = self._rates * self._score
         power = np.exp(power - power.max(axis=-1, keepdims=True))
         share = self._rule.share
         found: Floats = (1.0 - share) * power / power.sum(axis=-1, keepdims=True)

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import msgspec
@@ -58,7 +59,6 @@ from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso, split_of
 from tracepaper.replay.learning.statistics import difference
 from tracepaper.replay.learning.stored_baselines import (
-    FILE_NAME,
     unfitted,
 )
 from tracepaper.replay.learning.training import FitView, train_seeds
@@ -70,7 +70,7 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, Data
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.committee import COMMITTEE
 from tracepaper.strategies.types.decisions import Forecast, Run
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.types.market import Bar, Instrument, RetrainOutcome
 from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.8, 0.9)
@@ -155,8 +155,7 @@ def _refitted(
     if isinstance(made, str):
         return msgspec.structs.replace(found, reason=made)
     say(f"Fitted until {iso(made.until_ms)}.")
-    beside = {FILE_NAME: (asked.running / FILE_NAME).read_bytes()}
-    candidate = checkpoints.save(asked.folder / CANDIDATE, made.tensors, made.card, beside=beside)
+    candidate = checkpoints.save(asked.folder / CANDIDATE, made.tensors, made.card)
     return msgspec.structs.replace(
         found,
         reason=made.reason,
@@ -170,6 +169,79 @@ def _refitted(
         days=(made.until_ms - made.from_ms) // DAY_MS,
         data_sha256=made.data_sha256,
     )
+
+
+REFIT_TOLERANCE: Final = 1e-4
+"""Of the largest number of an array: how far a fit may differ that is made elsewhere."""
+
+
+class RefitCheck(NamedTuple):
+    """A refit of a committee in service, made again from the bars of the record."""
+
+    at_ms: int
+    candidate_sha256: str
+    is_same: bool  # bit for bit
+    reason: str  # why it does not follow; empty where it does
+
+    @property
+    def holds(self) -> bool:
+        """Whether the stored fits follow from the record."""
+        return not self.reason
+
+
+def refit_checks(database: Path, run_id: str) -> list[RefitCheck]:
+    """Make each refit of a run again, from what had been recorded when it began.
+
+    Raises ``CheckpointMismatch`` where a model is not kept, and ``DataInvalid`` for an archive of
+    ``retrain.data`` that cannot be read.
+    """
+    with Reader.open(database) as reader:
+        run = reader.run(run_id)
+        events = reader.retrained(run_id)
+    config = restore(run.config)
+    found = []
+    for event in events:
+        if event.outcome is not RetrainOutcome.REFITTED:
+            continue
+        running, stored = (
+            checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS])
+            for sha256 in (event.running_sha256, event.candidate_sha256)
+        )
+        with TemporaryDirectory(prefix="tracepaper-refit-") as folder:
+            asked = Retraining(
+                database,
+                run_id,
+                running,
+                Path(folder),
+                judge_ms=0,
+                min_days=0,
+                min_bars=0,
+                data=config.retrain.data,
+                threads=config.retrain.threads,
+                until_ms=event.began_ms,
+            )
+            made = retrain(asked, say=lambda _: None)
+            again = made.candidate and checkpoints.load(Path(made.candidate))
+            reason = made.reason if not again else _unlike_fits(again, checkpoints.load(stored))
+        is_same = made.candidate_sha256 == event.candidate_sha256
+        found.append(RefitCheck(event.market_ms, event.candidate_sha256, is_same, reason))
+    return found
+
+
+def _unlike_fits(again: checkpoints.Checkpoint, stored: checkpoints.Checkpoint) -> str:
+    """Return how the fits of two committees differ beyond rounding; empty where they do not."""
+    one, two = (made.card[COMMITTEE]["fits"] for made in (again, stored))
+    for mine, kept in zip(one, two, strict=False):
+        if mine != kept:
+            return f"the fit of {iso(kept['from_ms'])} learnt from other rows than the record's"
+    if len(one) != len(two) or set(again.tensors) != set(stored.tensors):
+        return "other times were fitted than the record's bars ask for"
+    for name, tensor in stored.tensors.items():
+        mine, kept = again.tensors[name].double(), tensor.double()
+        limit = REFIT_TOLERANCE * max(float(kept.abs().max()) if kept.numel() else 0.0, 1e-12)
+        if mine.shape != kept.shape or bool(((mine - kept).abs() > limit).any()):
+            return f"{name} differs by more than {REFIT_TOLERANCE:g} of its largest number"
+    return ""
 
 
 def clear(folder: Path) -> None:

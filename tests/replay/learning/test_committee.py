@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from learning import DAY_BARS, FORMS, MINUTE_MS, START_MS, choose, learnable, recipe, write_csv
 
 from tracepaper.daemon import cli
+from tracepaper.daemon.session.retraining import CandidateJudgement
 from tracepaper.replay.learning import committee_fits
 from tracepaper.replay.learning.committee_fits import (
     CommitteeOptions,
@@ -25,15 +27,18 @@ from tracepaper.replay.learning.committee_fits import (
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.estimators.committee import CommitteeModel
+from tracepaper.replay.learning.evaluation import retraining
 from tracepaper.replay.learning.evaluation.explained import bars_of
+from tracepaper.replay.learning.evaluation.retraining import RefitCheck, refit_checks
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.storage import checkpoints
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.committee import CommitteeForecaster, member_forecasts
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, Retrained, RetrainOutcome
 from tracepaper.strategies.units import DAY_MS
 
 DAYS = 7
@@ -384,3 +389,93 @@ def recipe_data(found: checkpoints.Checkpoint, path: str) -> Dataset:
     assert targets(made.segments[0], made.horizons)["variance"].shape[1] == len(made.horizons)
     assert made.interval_ms == MINUTE_MS
     return made
+
+
+@pytest.fixture(scope="module")
+def replayed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the database of a run of the committee over two days more than it learnt from."""
+    made = tmp_path_factory.mktemp("replayed")
+    longer = write_csv(learnable((DAYS + 2) * DAY_BARS), made)
+    config, database = made / "config.toml", made / "run.db"
+    config.write_text(
+        '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{folder / "committee"}"\nthreads = 1\n[gate]\nhorizon = 30\n',
+        encoding="utf-8",
+    )
+    words = ["replay", "-c", config, "--data", longer, "--db", database]
+    assert cli.invoke(list(map(str, words))) == 0
+    return database
+
+
+def test_a_refit_from_the_record_is_an_event_that_can_be_made_again(
+    replayed: Path,
+    made: checkpoints.Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    work = ("--db", replayed, "--folder", tmp_path / "work")
+    code, out, err = invoked(capsys, "retrain", "last", *work, "--json")
+    assert code == 0, err
+    judged = msgspec.json.decode(out, type=CandidateJudgement)
+    assert judged.is_refit
+    assert not judged.is_judged
+    candidate = checkpoints.load(Path(judged.candidate))
+    known = made.card["committee"]["fits"]
+    assert candidate.card["committee"]["fits"][: len(known)] == known
+    newest = candidate.card["committee"]["fits"][-1]
+    assert (newest["data_sha256"], newest["rows"]) == (judged.data_sha256, judged.bars)
+    assert judged.reason.endswith(f"data {judged.data_sha256[:12]}")
+    code, out, err = invoked(capsys, "retrain", "last", *work)
+    assert code == 0, err
+    assert out.startswith("Refitted: a fit of har, glm to ")
+
+    event = Retrained(
+        RetrainOutcome.REFITTED, judged.reason, made.sha256, made.sha256, candidate.sha256,
+        judged.recipe, judged.until_ms, judged.from_ms, judged.until_ms, 30, judged.bars,
+        judged.days, None, None, None, 0, None, judged.until_ms, judged.until_ms,
+    )  # fmt: skip
+    checkpoints.keep(Path(judged.candidate), replayed)
+    (run,) = Reader.open(replayed).run_ids()
+    monkeypatch.setattr(Reader, "retrained", lambda *_: [event])
+    (check,) = refit_checks(replayed, run)
+    assert (check.holds, check.is_same) == (True, True)
+
+    def planted(card: dict[str, Any], **tensors: torch.Tensor) -> RefitCheck:
+        """Return what is found of a candidate that was forged."""
+        folder = tmp_path / "forged"
+        saved = checkpoints.save(folder, {**candidate.tensors, **tensors}, card)
+        checkpoints.keep(folder, replayed)
+        forged = msgspec.structs.replace(event, candidate_sha256=saved.sha256)
+        monkeypatch.setattr(Reader, "retrained", lambda *_: [forged])
+        (found,) = refit_checks(replayed, run)
+        return found
+
+    place = len(candidate.card["committee"]["fits"]) - 1
+    name = f"{place}.glm.log_variance_weights"
+    rounded = planted(candidate.card, **{name: candidate.tensors[name] * (1 + 1e-9)})
+    assert (rounded.holds, rounded.is_same) == (True, False)
+    moved = planted(candidate.card, **{name: candidate.tensors[name] * 1.01})
+    assert "differs by more than" in moved.reason
+    fits = [*candidate.card["committee"]["fits"][:-1], {**newest, "data_sha256": "ab" * 32}]
+    other = {**candidate.card, "committee": {**candidate.card["committee"], "fits": fits}}
+    assert "learnt from other rows" in planted(other).reason
+    short = {**candidate.card["committee"], "fits": candidate.card["committee"]["fits"][:-1]}
+    assert "other times" in planted({**candidate.card, "committee": short}).reason
+
+
+def test_verify_says_whether_refits_follow(
+    replayed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = invoked(capsys, "verify", "last", "--db", replayed, "--refit")
+    assert code == 0, err
+    assert "No refit of a committee is in this run." in out
+    checks = [
+        RefitCheck(START_MS, "ab" * 32, True, ""),
+        RefitCheck(START_MS, "cd" * 32, False, "x"),
+    ]
+    monkeypatch.setattr(retraining, "refit_checks", lambda *_: checks)
+    code, out, _ = invoked(capsys, "verify", "last", "--db", replayed, "--refit")
+    assert code == 1
+    assert "follows from the record, bit for bit" in out
+    assert "to cdcdcdcdcdcd does not follow: x." in out
