@@ -353,14 +353,7 @@ def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str
 
 def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
     """Return how many members answer, and how many numbers each says at a horizon."""
-    if forecaster is None:
-        return None
-    from tracepaper.strategies.forecasters.committee import SAID, CommitteeForecaster
-    from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
-
-    if isinstance(forecaster, CommitteeForecaster):
-        return len(forecaster.members), SAID
-    return (2, 2) if isinstance(forecaster, EnsembleForecaster) else None
+    return getattr(forecaster, "member_shape", None)
 
 
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:

@@ -34,7 +34,7 @@ from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_
 from tracepaper.strategies.builtin import SymbolAnswer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe, attending
-from tracepaper.strategies.forecasters.committee import CommitteeForecaster, member_forecasts
+from tracepaper.strategies.forecasters.committee import member_forecasts
 from tracepaper.strategies.forecasters.cross_asset import USUAL, over_symbols
 from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
@@ -103,14 +103,13 @@ class MemberSaid(NamedTuple):
 
 def members_of(past: PastOf[Forecaster]) -> tuple[MemberSaid, ...]:
     """Return what the members of a committee said, as it is stored; empty of other models."""
-    model = past.forecaster
-    if not isinstance(model, CommitteeForecaster):
+    if (names := getattr(past.forecaster, "members", None)) is None:
         return ()
     said = member_forecasts(past.forecast)
     return tuple(
         MemberSaid(name, horizon, *(float(column[number, at]) for column in said))
         for at, horizon in enumerate(past.forecast.horizons)
-        for number, name in enumerate(model.members)
+        for number, name in enumerate(names)
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -52,7 +52,7 @@ class CommitteeOptions:
 
     of: Annotated[
         str, Meta(description="The base: a bundled checkpoint's name, or a checkpoint's folder.")
-    ] = ""
+    ] = "default"
     members: Annotated[
         tuple[str, ...], Meta(description="Members that are fitted anew: of har, glm, tree.")
     ] = ("har", "glm", "tree")
@@ -99,15 +99,15 @@ def listed(options: CommitteeOptions) -> dict[str, Any]:
 
 
 def members_here(options: CommitteeOptions) -> tuple[tuple[str, ...], str]:
-    """Return the members that can be fitted here, and a sentence where trees cannot."""
-    if "tree" not in options.members:
-        return options.members, ""
-    try:
-        import_lightgbm()
-    except ConfigInvalid:
-        left = tuple(one for one in options.members if one != "tree")
-        return left, "LightGBM was not installed when it was fitted, so it has no tree."
-    return options.members, ""
+    """Return the members that can be fitted here, and a sentence about those that cannot."""
+    found, missing = [], []
+    for name in options.members:
+        try:
+            FITTED[name].needs()
+            found.append(name)
+        except ConfigInvalid as error:
+            missing.append(f"It has no {name}: {error}")
+    return tuple(found), " ".join(missing)
 
 
 def fit_times(data: Dataset, options: CommitteeOptions) -> list[int]:
@@ -143,7 +143,7 @@ def fit_at(
     known = rows_before(data, until_ms - options.ms("window"), until_ms)
     tensors: dict[str, Tensor] = {}
     for member in members_here(options)[0]:
-        arrays = _fitted(member, known, data.schema.names, threads)
+        arrays = FITTED[member].fit(known, data.schema.names, threads)
         tensors |= {f"{member}.{name}": torch.from_numpy(of) for name, of in arrays.items()}
     return tensors, {
         "from_ms": until_ms,
@@ -152,16 +152,16 @@ def fit_at(
     }
 
 
-def _fitted(
-    member: str, known: FittedRows, names: Sequence[str], threads: int
-) -> dict[str, NDArray[Any]]:
-    if member == "glm":
-        return glm_arrays(known.variance, known.returned)
-    if member == "tree":
-        given = ((known.variance, "variance"), (known.returned, "mean"))
-        return joined(
-            [boost(table, None, BoostingOptions(), of=of, threads=threads) for table, of in given]
-        ).arrays()
+class SimpleMember(NamedTuple):
+    """How a member is fitted: rows, the names of their columns and threads → its arrays."""
+
+    fit: Callable[[FittedRows, Sequence[str], int], dict[str, NDArray[Any]]]
+    needs: Callable[[], object] = lambda: None
+    """Raises ``ConfigInvalid`` where an optional package is missing."""
+
+
+def _har(known: FittedRows, names: Sequence[str], threads: int) -> dict[str, NDArray[Any]]:
+    del threads
     chosen = [at for at, name in enumerate(names) if name.startswith(OF_HAR)]
     narrow = [
         replace(table, rows=table.rows[:, chosen]) for table in (known.variance, known.returned)
@@ -173,6 +173,27 @@ def _fitted(
             found[name] = np.zeros((*array.shape[:-1], len(names)))
             found[name][..., chosen] = array
     return found
+
+
+def _glm(known: FittedRows, names: Sequence[str], threads: int) -> dict[str, NDArray[Any]]:
+    del names, threads
+    return glm_arrays(known.variance, known.returned)
+
+
+def _tree(known: FittedRows, names: Sequence[str], threads: int) -> dict[str, NDArray[Any]]:
+    del names
+    given = ((known.variance, "variance"), (known.returned, "mean"))
+    return joined(
+        [boost(table, None, BoostingOptions(), of=of, threads=threads) for table, of in given]
+    ).arrays()
+
+
+FITTED: Final[Mapping[str, SimpleMember]] = {
+    "har": SimpleMember(_har),
+    "glm": SimpleMember(_glm),
+    "tree": SimpleMember(_tree, needs=lambda: import_lightgbm()),  # noqa: PLW0108 - as it stands
+}
+"""How each of ``strategies.forecasters.committee.SIMPLE`` is fitted."""
 
 
 def rows_before(data: Dataset, from_ms: int, until_ms: int) -> FittedRows:
@@ -264,8 +285,8 @@ def refitted(
     section = running.card[COMMITTEE]
     given = section["recipe"]
     options = CommitteeOptions(**{**given, "members": tuple(section["members"][1:])})
-    if members_here(options)[0] != options.members:
-        return "LightGBM, which fits its tree, is not installed here"
+    if missing := members_here(options)[1]:
+        return missing.rstrip(".")
     every, window = options.ms("every"), options.ms("window")
     newest = int(section["fits"][-1]["from_ms"])
     first = min(int(one.close_time_ms[one.first]) for one in data.segments)

@@ -134,6 +134,8 @@ class Estimator(ABC):
     """Whether it is fitted on few folds that walk, for each costs a training."""
     joins_rows = False
     """Whether an ensemble may join it with a model of rows."""
+    is_section = False
+    """Whether it is a section beside another kind, and no kind that a recipe names."""
     section: ClassVar[str] = "architecture"
     """The section of a recipe that holds ``Keys``."""
     chosen_training: ClassVar[Sequence[str]] = ()

@@ -140,7 +140,7 @@ def kinds() -> Mapping[str, RecipeKind]:
     return {
         name: RecipeKind(name, estimator.kind.summary, _sections(estimator))
         for name, estimator in estimators().items()
-        if name != ENSEMBLE  # a section beside a network, no kind of its own
+        if not estimator.is_section
     }
 
 

@@ -37,7 +37,7 @@ RATIO_MOST: Final = 20.0
 """A variance that is so many times what was forecast counts as no larger one."""
 LEVEL_PRIOR: Final = 400.0
 """Horizons of forecasts at the right level that the level begins with."""
-WIDTH_STEP: Final = 0.02
+WIDTH_STEP: Final = 0.05
 """How far the misses of one horizon may move the logarithm of a width."""
 _FOLDS: Final = BLOCKS + 1
 _NEVER: Final = -(2**62)

@@ -105,6 +105,7 @@ class CommitteeForecaster:
         """Mix *base* with *fits*, oldest first; *identity* is the id and SHA-256 of the whole."""
         self.base, self.fits, self.rule = base, tuple(fits), rule
         self.members = tuple(members)
+        self.member_shape = (len(self.members), SAID)
         self.schema = schema
         self.model_id, self.model_sha256 = identity
         self.context = rule.bars(interval_ms) + max(base.context, schema.lookback)

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import repeat
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, ClassVar, Final, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -329,6 +329,9 @@ class RowForecaster:
 
 class EnsembleForecaster:
     """Both halves behind the ``Forecaster`` protocol, for many instruments."""
+
+    member_shape: ClassVar[tuple[int, int]] = (2, 2)
+    """Members, and the numbers that each says at a horizon in ``Forecast.further``."""
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ def of_this_repository() -> Ledger:
 def test_the_ledger_of_this_repository_does_not_grow() -> None:
     """A direction, not a limit to cheat: a change that needs more says so here."""
     figures = of_this_repository().figures
-    assert figures["modules"] <= 338
+    assert figures["modules"] <= 342
     assert figures["modules over 600 lines"] <= 0
 
 

@@ -21,7 +21,6 @@ from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.boosting import (
     BoostingOptions,
-    import_lightgbm,
 )
 from tracepaper.replay.learning.committee_fits import (
     CommitteeOptions,
@@ -72,6 +71,7 @@ from tracepaper.strategies.types.decisions import Forecast
 
 BLOCK_DAYS: Final = 5
 """Days that are resampled together where errors are told over all horizons."""
+FIFTHS: Final = 5
 EQUAL: Final = "equal_weights"
 WINNER: Final = "last_winner"
 MEMBERS: Final = {"base": "base", "har": "refitted_har", "glm": "refitted_glm",
@@ -138,9 +138,11 @@ class CommitteeEstimator(CandleEstimator):
         }
 
     def check(self, recipe: Recipe, option: str) -> None:
-        """Raise ``ConfigInvalid`` where LightGBM is missing and trees are asked for alone."""
-        if recipe.architecture.options.members == ("tree",):
-            import_lightgbm(option)
+        """Raise ``ConfigInvalid`` where none of the members can be fitted here."""
+        del option
+        members, missing = members_here(recipe.architecture.options)
+        if not members:
+            raise ConfigInvalid(missing)
 
     def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
         """Return the candles, split as the base's card says, beside the base's baselines."""
@@ -203,11 +205,6 @@ _LEFT: Final = ("figures", "honesty", "baselines", "seeds", "data", "versions")
 
 def _base_of(name: str) -> tuple[Path, checkpoints.Checkpoint]:
     """Return folder and checkpoint of a base; raise ``ConfigInvalid`` for what can be none."""
-    if not name:
-        raise ConfigInvalid(
-            "A committee needs a base: set committee.of to a bundled checkpoint's name, or a "
-            "checkpoint's folder."
-        )
     folder = checkpoints.locate(name)
     if not folder.is_dir():
         raise ConfigInvalid(f"There is no checkpoint {name!r}; name another as committee.of.")
@@ -245,11 +242,10 @@ class CommitteeModel(CandleModel):
     @cached_property
     def forecaster(self) -> CommitteeForecaster:
         """The forecaster of a run."""
-        found = build(
-            self.card, self.tensors, mode="scan", threads=self.card["training"]["threads"]
-        )
-        assert isinstance(found, CommitteeForecaster)
-        return found
+        threads = int(self.card["training"]["threads"])
+        found: Any = build(self.card, self.tensors, mode="scan", threads=threads)
+        made: CommitteeForecaster = found
+        return made
 
     def scaled(self, data: Dataset) -> CommitteeModel:
         """Return it: its scales are kept up online."""
@@ -388,7 +384,18 @@ def pooled_differences(
             "difference": [float(f"{number:.5g}") for number in (less.value, less.error, less.p)],
             "worst_percent": round(100 * worst, 2),
         }
-    return {**found, "best_in_hindsight": {"member": best}}
+    return {
+        **found,
+        "best_in_hindsight": {"member": best},
+        "coverage_by_fifth": {str(one.horizon): _coverage_by_fifth(one) for one in every},
+    }
+
+
+def _coverage_by_fifth(one: HorizonForecasts) -> list[float]:
+    """Return the share of returns inside the 90 % interval, by fifths of the forecast variance."""
+    hit = figures.inside(one.mean, one.scale, one.dof, one.value, figures.COVERAGE)
+    order = np.argsort(one.variances["network"] * one.unit**2, kind="stable")
+    return [round(float(hit[part].mean()), 4) for part in np.array_split(order, FIFTHS)]
 
 
 def pooled_sentence(found: Mapping[str, Mapping[str, Any]]) -> str:

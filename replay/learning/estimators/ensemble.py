@@ -103,6 +103,7 @@ class EnsembleEstimator(CandleEstimator):
     """A network, and the model of rows beside it, which is fitted over one split."""
 
     kind = ENSEMBLE_KIND
+    is_section = True
     holds_out_calibration = True
     Keys = EnsembleKeys
 
