@@ -95,11 +95,12 @@ def measure_live(
         figures["with_model"] = _percentiles(whole)
         figures["with_model_bare_commit"] = _percentiles(beside)
         figures["reach_with_model"] = {"p50": 5.0, "p99": 25.0}
-    if model and checkpoint is not None:
-        tell(checkpoint)
-        other, _ = asyncio.run(_latencies(bars, "attention", checkpoint))
-        figures["with_checkpoint"] = _percentiles(other)
-        figures["checkpoint_of_default_p50"] = statistics.median(other) / statistics.median(whole)
+        if checkpoint is not None:
+            tell(checkpoint)
+            other, _ = asyncio.run(_latencies(bars, "attention", checkpoint))
+            figures["with_checkpoint"] = _percentiles(other)
+            ratio = statistics.median(other) / statistics.median(whole)
+            figures["checkpoint_of_default_p50"] = ratio
     return figures
 
 

@@ -134,13 +134,17 @@ def trained(candles: Path) -> Path:
 
 
 def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
-    """Draw a model that is trained anew behind the daemon, each time for too short a time."""
+    """Draw a model that is trained anew behind the daemon, each time for too short a time.
+
+    A round of a fast machine lasts 75 s: the first training begins and ends within it.
+    """
+    del rng
     keys = {
-        "model.retrain": "6h",
+        "model.retrain": "2h",
         "retrain.judge": "2d",
         "retrain.min_days": 2,
         "retrain.min_bars": 2_000,
-        "retrain.time_limit": f"{rng.choice((1, 2))}m",
+        "retrain.time_limit": "1m",
         "retrain.nice": 10,
     }
     ended = "SELECT count(*) FROM v_events WHERE kind = 'retrained'"

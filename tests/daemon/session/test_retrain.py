@@ -78,7 +78,7 @@ async def test_a_better_model_takes_over_within_its_run(planted: Planted) -> Non
 
 
 async def test_a_committee_fitted_anew_takes_over_and_spends_no_error(planted: Planted) -> None:
-    nothing = {"difference": None, "error": None, "p": None}
+    nothing: dict[str, Any] = {"difference_": 0.0, "difference": None, "error": None, "p": None}
     planted.judges(reason="a fit of har, glm to 90 rows", data_sha256="ab" * 32, **nothing)
     async with ScriptedServer() as server:
         planted.known_to(server)

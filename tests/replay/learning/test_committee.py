@@ -209,6 +209,30 @@ def test_a_restart_on_its_context_says_the_same_in_every_bit_of_the_mix(
     assert short.step(bars[last]) is None, "one bar less than the context is no context"
 
 
+def test_a_group_is_answered_as_each_instrument_by_itself(
+    made: checkpoints.Checkpoint, bars: list[Bar]
+) -> None:
+    def renamed(part: list[Bar]) -> list[Bar]:
+        return [msgspec.structs.replace(bar, instrument="linear:BBBUSDT") for bar in part]
+
+    both, alone = forecaster(made, instruments=2), forecaster(made)
+    context = both.context
+    one, other = bars[-context - 40 :], renamed(bars[-context - 90 : -50])
+    for part in (one, other):
+        both.warm(part[0].instrument, part[:context])
+    for at in range(context, context + 40):
+        found = both.predict_many([one[at], other[at]])
+        for part, answer in zip((one, other), found, strict=True):
+            if at == context:
+                alone.warm(part[0].instrument, part[:context])
+            expected = alone.step(part[at])
+            assert answer is not None
+            assert expected is not None
+            assert answer.volatility == pytest.approx(expected.volatility, rel=1e-4)
+            mine, theirs = member_forecasts(answer), member_forecasts(expected)
+            assert np.array_equal(mine.volatility[1:], theirs.volatility[1:])
+
+
 def test_before_the_first_fit_there_is_no_forecast(
     made: checkpoints.Checkpoint, bars: list[Bar]
 ) -> None:
