@@ -130,7 +130,12 @@ def model_of(shown: ShownRun) -> answers.Document:
 
 def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
     """Ask the run's model again about one decision, as ``explain --full`` does."""
-    from tracepaper.replay.explain.attribution import by_feature, of_rows, share_of_rows
+    from tracepaper.replay.explain.attribution import (
+        by_feature,
+        members_of,
+        of_rows,
+        share_of_rows,
+    )
     from tracepaper.replay.explain.recompute import explain_fully, open_any, open_past
     from tracepaper.strategies.forecasters.attribution import attending
     from tracepaper.strategies.forecasters.cross_asset import over_symbols
@@ -161,7 +166,13 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
         report(0.85, "where each head looked")
         heads = _heads(shown, attended, sequence)
     features.sort(key=lambda one: -abs(one.added_bp))
-    return answers.Asked(features=features, heads=heads, heaviest=heaviest)
+    at = past.forecast.horizons[past.horizon_index]
+    members = [
+        (one.member, one.weight, one.volatility * 1e4)
+        for one in members_of(past)
+        if one.horizon == at
+    ]
+    return answers.Asked(features=features, heads=heads, heaviest=heaviest, members=members)
 
 
 def _feature(name: str, added: float) -> answers.FeatureShare:

@@ -222,6 +222,20 @@ function Features({ asked }) {
     ${asked.features.length > FEATURES && html`<button class="plain small" onClick=${() => setAll(!all)}>${all ? "fewer" : `all ${asked.features.length}`}</button>`}`;
 }
 
+/** Each member of a committee: what it counts for, and the volatility that it forecast. */
+function Members({ members }) {
+  return html`<p class="muted">Members by their weight in the volatility</p><ul class="features">
+    ${members.map(
+      ([member, weight, volatility]) =>
+        html`<li key=${member}>
+          <span title=${`${member}: volatility ${number(volatility, 1)} bp`}>${word(member)}</span>
+          <span class="balance" aria-hidden="true"><i style=${{ left: "50%", width: `${50 * weight}%` }}></i></span>
+          <span class="figure">${percent(weight, { decimals: 0 })}</span>
+        </li>`,
+    )}
+  </ul>`;
+}
+
 /** A row of blocks for each head, newest block right; a canvas, since heads × blocks are many. */
 function Heads({ heads }) {
   const canvas = useRef();
@@ -290,6 +304,7 @@ function Ask({ decision }) {
     ${progress && html`<progress max="1" value=${progress.share} aria-label=${progress.doing}></progress><p class="muted" role="status">${progress.doing}</p>`}
     ${error && html`<p class="loss">${error}</p>`}
     ${asked?.features.length > 0 && html`<${Features} asked=${asked} />`}
+    ${asked?.members.length > 0 && html`<${Members} members=${asked.members} />`}
     ${asked?.heads.length > 0 && html`<${Heads} heads=${asked.heads} />`}
   </section>`;
 }

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from learning import DAY_BARS, FORMS, MINUTE_MS, START_MS, choose, learnable, recipe, write_csv
+from page_cases import shown_of
 
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement
@@ -32,6 +33,7 @@ from tracepaper.replay.learning.evaluation.explained import bars_of
 from tracepaper.replay.learning.evaluation.retraining import RefitCheck, refit_checks
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import split_of
+from tracepaper.replay.page import derivations
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -485,6 +487,15 @@ def test_a_refit_from_the_record_is_an_event_that_can_be_made_again(
     assert "learnt from other rows" in planted(other).reason
     short = {**candidate.card["committee"], "fits": candidate.card["committee"]["fits"][:-1]}
     assert "other times" in planted({**candidate.card, "committee": short}).reason
+
+
+def test_the_page_says_what_members_said_when_the_model_is_asked(replayed: Path) -> None:
+    found = shown_of(replayed)
+    answer = derivations.ask(found, 9_000, lambda *_: None)
+    names, weights, volatilities = zip(*answer.members, strict=True)
+    assert names == ("base", "har", "glm")
+    assert sum(weights) == pytest.approx(1.0, abs=1e-6)
+    assert min(volatilities) > 0
 
 
 def test_verify_says_whether_refits_follow(
