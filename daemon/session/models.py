@@ -403,13 +403,18 @@ def refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
             f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
             "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
         )
-    wanted = SIZED_BY.get(config.sizing.mode, frozenset())
-    if config.sizing.mode == "volatility" and config.sizing.volatility == "forecast":
-        wanted = frozenset({"volatility"})
-    if forecaster is not None and (missing := sorted(wanted - forecaster.measures)):
+    mode, by_closes = config.sizing.mode, ""
+    wanted = SIZED_BY.get(mode, frozenset())
+    if mode == "volatility" and config.sizing.volatility == "forecast":
+        wanted, by_closes = frozenset({"volatility"}), ", or sizing.volatility ewma"
+    given = frozenset() if forecaster is None else forecaster.measures
+    if missing := sorted(wanted - given):
+        of_model = "the model, which does not give it"
+        if forecaster is None:  # each size would be 0
+            of_model = f"a model, and {config.strategy.name} asks none here"
         raise ConfigInvalid(
-            f"sizing.mode '{config.sizing.mode}' needs {' and '.join(missing)} of the model, which "
-            "does not give it; choose another mode, or sizing.volatility ewma."
+            f"sizing.mode '{mode}' needs {' and '.join(missing)} of {of_model}; choose another "
+            f"mode{by_closes}."
         )
 
 

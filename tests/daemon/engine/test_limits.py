@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
@@ -13,6 +13,7 @@ from builders import MINUTE, START_MS, bar, instrument
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.values import SizeBy
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
@@ -164,3 +165,25 @@ def _engine(settings: str, execution: FillModel = FillModel.NEXT_OPEN) -> tuple[
         config, items, execution=execution, period_start_ms=START_MS, forecaster=None
     )
     return made, items[0].id
+
+
+NEEDS_A_MODEL = {"tanh", "kelly", "volatility", "expected_shortfall", "network_allocation"}
+
+
+@pytest.mark.parametrize("mode", get_args(SizeBy))
+def test_a_size_that_no_forecast_gives_is_refused_and_every_other_is_held(mode: str) -> None:
+    sizing = f'[sizing]\nmode = "{mode}"\n'
+    if mode in NEEDS_A_MODEL:
+        sentence = (
+            rf"sizing.mode '{mode}' needs .* of a model, and sma_cross asks none here; choose"
+        )
+        with pytest.raises(ConfigInvalid, match=sentence):
+            _engine(sizing)
+        if mode != "volatility":
+            return
+        sizing += 'volatility = "ewma"\nlookback = 22\n'
+    engine, key = _engine(sizing + '[exits]\nstop_loss = "2%"\n')
+    for index in range(40):
+        step = engine.step(bar(10_000 + 10 * index, index=index, instrument_id=key), None)
+    assert step.position is not None
+    assert step.position.quantity > 0
