@@ -38,7 +38,14 @@ from pydantic.fields import FieldInfo
 
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.builtin import TREND
-from tracepaper.strategies.gates.gate import AUTO, GATES, ThresholdForm, ThresholdKey, gate_order
+from tracepaper.strategies.gates.gate import (
+    AUTO,
+    GATES,
+    ThresholdForm,
+    ThresholdKey,
+    gate_order,
+    gates_left_out,
+)
 from tracepaper.strategies.units import (
     INTERVAL_NAMES,
     MINUTE_MS,
@@ -408,6 +415,20 @@ _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LearnedRegimes = Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)]
+TWIN_NAMES: Final = (
+    *("ungated", "random_gate", "buy_and_hold", "fixed_band", "sized_by_forecast", "full_size"),
+    *gates_left_out(),
+)
+"""Every shadow account."""
+
+
+def _twin_name(value: str) -> str:
+    if value not in TWIN_NAMES:
+        raise ValueError(f"write {', '.join(TWIN_NAMES)} instead of {value!r}")
+    return value
+
+
+TwinName = Annotated[str, AfterValidator(_twin_name)]
 SymbolShares = Annotated[
     dict[str, Annotated[Exact, Field(ge=0, le=1)]], BeforeValidator(json_object)
 ]

@@ -4,6 +4,8 @@
 on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as
 much as the run did so far, in the mean. ``fixed_band`` trades by ``sizing.rebalance``'s usual value
 in the place of a signal's band, and ``sized_by_forecast`` holds what the model's volatility says.
+``full_size`` and ``no_GATE`` do what the run does but for one thing: the share of a full position
+that ``sizing.mode`` gives, or that gate.
 
 The rules are docs/decisions.md, G18.
 """
@@ -19,7 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, BrokerSettings
+from tracepaper.daemon.broker.account import AccountState, BrokerSettings, Intent
 from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
@@ -28,7 +30,7 @@ from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
-from tracepaper.strategies.gates.gate import GateKind, gate_order
+from tracepaper.strategies.gates.gate import GateKind, gate_order, gates_left_out
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.calibration import FittedConfidence, RegimeCells
 from tracepaper.strategies.types.decisions import (
@@ -61,12 +63,16 @@ if TYPE_CHECKING:
 
 INTEGRITY: Final = frozenset(gate_order(GateKind.INTEGRITY))
 JUDGEMENT: Final = frozenset(gate_order(GateKind.JUDGEMENT))
+LIMITS: Final = frozenset(gate_order(GateKind.RISK))
 
 UNGATED: Final = "ungated"
 RANDOM_GATE: Final = "random_gate"
 BUY_AND_HOLD: Final = "buy_and_hold"
 FIXED_BAND: Final = "fixed_band"
 SIZED_BY_FORECAST: Final = "sized_by_forecast"
+FULL_SIZE: Final = "full_size"
+WITHOUT: Final = gates_left_out()
+"""The gate that each twin ``no_GATE`` leaves out."""
 TWINS: Final = {
     UNGATED: "the same forecasts without the judgement gates",
     RANDOM_GATE: (
@@ -76,6 +82,8 @@ TWINS: Final = {
     BUY_AND_HOLD: "held long at the run's mean exposure so far",
     FIXED_BAND: "the same signals, traded where a target has moved by more than a quarter",
     SIZED_BY_FORECAST: "the same trend, sized by the model's volatility",
+    FULL_SIZE: "the same decisions, each with a full position",
+    **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
 """Every twin by its name, and what it does."""
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
@@ -209,7 +217,8 @@ class Shadows:
     ) -> list[str]:
         """Let the accounts act at a *decision*; return which of them confirmed their position.
 
-        They skip the judgement gates and the limits; inputs that could not be believed bind them.
+        They skip the judgement gates and the limits, but for those that leave one thing out; inputs
+        that could not be believed bind all.
         """
         confirmed: list[str] = []
         if decision.refused_by in INTEGRITY:
@@ -221,18 +230,25 @@ class Shadows:
             passes = name != RANDOM_GATE or self.bases[key].passes(
                 key, bar.open_time_ms, self.passing.get(key)
             )
+            asked: Intent | Orders | None
             if name == BUY_AND_HOLD:
-                intent = state.hold(bar, account, self.bases[key].usual_exposure)
-            elif isinstance(signal, Orders):
-                if passes:
-                    broker.submit(signal, bar, sequence=sequence, at_ms=at_ms, shadow=name)
-                continue
-            else:
+                asked = state.hold(bar, account, self.bases[key].usual_exposure)
+            elif name == FULL_SIZE or name in WITHOUT:
                 assert signal is not None  # the bar was decided
-                refused, asked = None if passes else RANDOM_GATE, _of_shadow(name, signal)
-                intent = state.follow(asked, bar, forecast, account, refused)
-            broker.submit(intent, bar, sequence=sequence, at_ms=at_ms, shadow=name)
-            if intent.is_entry and state.strategy.horizon is not None:
+                without, is_full = WITHOUT.get(name), name == FULL_SIZE
+                refused = state.gates.evaluator.first_failed(decision.passed, without=without)
+                asked = state.obey(signal, bar, forecast, account, refused, is_full=is_full)
+            elif isinstance(signal, Orders):
+                asked = signal if passes else None
+            else:
+                assert signal is not None
+                refused, own = None if passes else RANDOM_GATE, _of_shadow(name, signal)
+                asked = state.follow(own, bar, forecast, account, refused)
+            if asked is None:
+                continue
+            broker.submit(asked, bar, sequence=sequence, at_ms=at_ms, shadow=name)
+            horizon = state.strategy.horizon
+            if isinstance(asked, Intent) and asked.is_entry and horizon is not None:
                 confirmed.append(name)
         return confirmed
 

@@ -20,6 +20,7 @@ from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, EngineSettings, Mo
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
+    refuse_equal_twins,
     refuse_limits,
     refuse_sizing,
 )
@@ -425,6 +426,8 @@ def build_engine(
         refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     risk = limits(config.model_dump())
     terms = model_terms(config, by_id, forecaster, execution=execution)
+    for key, strategy in by_id.items():
+        refuse_equal_twins(config, strategy.twins, terms.gates[key].gate_set.gates)
     if risk_volatility.name in risk:
         for strategy in by_id.values():
             if plausible.name not in strategy.gates:

@@ -6,13 +6,14 @@ strategy is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.values import ASKS, BUILT_IN
+from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_covariates,
@@ -429,6 +430,21 @@ def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
             raise ConfigInvalid(
                 f"{key} needs {' and '.join(missing)} of the model, which {config.strategy.name} "
                 "is not given; take a checkpoint of the kind trading, or take the key out."
+            )
+
+
+def refuse_equal_twins(config: Config, twins: Collection[str], gates: Collection[str]) -> None:
+    """Refuse a shadow account among *twins* that would do in all what the run does by *gates*."""
+    if FULL_SIZE in twins and config.sizing.mode not in {*SIZED_BY, "volatility"}:
+        raise ConfigInvalid(
+            f"strategy.twins {FULL_SIZE} would be the run itself, whose sizing.mode "
+            f"'{config.sizing.mode}' follows no forecast; choose another mode, or leave it out."
+        )
+    for name in sorted(WITHOUT.keys() & set(twins)):
+        if (gate := WITHOUT[name]) not in gates:
+            raise ConfigInvalid(
+                f"strategy.twins {name} would be the run itself, which has no gate {gate}; "
+                "configure that gate, or leave it out."
             )
 
 

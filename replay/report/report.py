@@ -352,7 +352,7 @@ def account_report(
         figures = metrics.unknown(figures)
     return AccountReport(
         name=ledger.name,
-        source="stored" if own else f"stored: {state.TWINS[ledger.name]}",
+        source="stored" if own else f"stored: {state.TWINS.get(ledger.name, 'a shadow account')}",
         start=float(ledger.equity[0]),
         end=float(ledger.equity[-1]),
         performance=figures,

@@ -250,6 +250,7 @@ class Sizer:
         *,
         standing: int = 0,
         account: SizingAccount = NO_ACCOUNT,
+        is_full: bool = False,
     ) -> int:
         """Return the signed quantity that *signal* (LONG, SHORT or FLAT) asks to hold.
 
@@ -257,7 +258,8 @@ class Sizer:
         around the new one, and else moves to the band's nearer edge. Without a band one of the same
         side stays unless the new one differs by more than ``rebalance``. Or every move of the price
         would be traded after.
-        *account* is looked at where :attr:`sees_account` says so.
+        *account* is looked at where :attr:`sees_account` says so. *is_full* asks for a full
+        position whatever share of it the mode would give.
         """
         action, sizing = signal.action, self._sizing
         if action is Action.FLAT:
@@ -273,7 +275,8 @@ class Sizer:
             size = self._whole_steps(size)
         else:
             is_short = action is Action.SHORT
-            share = signal.strength * self._share(forecast, is_short=is_short)
+            share = 1.0 if is_full else self._share(forecast, is_short=is_short)
+            share *= signal.strength
             money = self._full(account.equity) * int(share * _PARTS) // _PARTS
             size = self._whole_steps(self._notional.quantity(money, bar.close))
         side = 1 if action is Action.LONG else -1

@@ -243,9 +243,14 @@ class GateEvaluator:
             measures.append(measure)
         return tuple(measures), passed
 
-    def first_failed(self, passed: int) -> str | None:
-        """Return the name of the first gate, in the fixed order, that *passed* does not hold."""
+    def first_failed(self, passed: int, *, without: str | None = None) -> str | None:
+        """Return the name of the first gate, in the fixed order, that *passed* does not hold.
+
+        Gate *without* is left out.
+        """
         missing = self.all_passed & ~passed
+        if without is not None and without in self.gate_set.gates:
+            missing &= ~(1 << self.gate_set.gates.index(without))
         if not missing:
             return None
         return self.gate_set.gates[(missing & -missing).bit_length() - 1]

@@ -351,6 +351,15 @@ def gate_order(*kinds: GateKind) -> tuple[str, ...]:
     return tuple(one.name for one in ordered if not kinds or one.kind in kinds)
 
 
+def gates_left_out() -> dict[str, str]:
+    """Return the gate of a forecast that each shadow account ``no_GATE`` leaves out, by its name.
+
+    Only gates that measure a forecast: what others measure of the account is the run's own.
+    """
+    names = gate_order(GateKind.JUDGEMENT, GateKind.RISK)
+    return {f"no_{name.removeprefix('risk.')}": name for name in names if GATES[name].of_prediction}
+
+
 # ---------------------------------------------------------------- words
 
 

@@ -46,9 +46,10 @@ def engine(
     *answers: Orders | Signal,
     execution: FillModel = FillModel.NEXT_OPEN,
     gates: frozenset[str] = Strategy.gates,
+    twins: tuple[str, ...] = Says.twins,
     **sections: dict[str, Any],
 ) -> Engine:
-    made = type("Told", (Says,), {"answers": answers, "gates": gates})
+    made = type("Told", (Says,), {"answers": answers, "gates": gates, "twins": twins})
     return build_engine(
         load(None, {"strategy": {"name": "sma_cross"}, **sections}),
         [instrument()],
@@ -123,6 +124,17 @@ def test_the_twin_sends_the_whole_list_whatever_judgement_says() -> None:
     (twin,) = step(machine, 1).twins
     assert [fill.quantity for fill in twin.fills] == [1_000]
     assert twin.position.quantity == 1_000
+
+
+@pytest.mark.parametrize(("further", "bought"), [(set(), 1_000), ({"edge"}, 0)])
+def test_a_twin_without_a_gate_sends_the_list_that_no_other_gate_refuses(
+    further: set[str], bought: int
+) -> None:
+    gates = Strategy.gates | {"direction"} | further
+    machine = engine(listed(buy(1)), gates=gates, twins=("no_direction",))
+    step(machine, 0)
+    (twin,) = step(machine, 1).twins
+    assert twin.position.quantity == bought
 
 
 def test_integrity_refuses_the_whole_list() -> None:

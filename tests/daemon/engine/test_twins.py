@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import struct
 from hashlib import sha256
 from typing import Any, get_args
 
@@ -13,13 +14,21 @@ from fakes import FixedForecaster
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.config.values import RegimeName
+from tracepaper.daemon.config.values import TWIN_NAMES, RegimeName
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import Restart, TwinBasis, decode_state
+from tracepaper.daemon.engine.state import TWINS, WITHOUT, Restart, TwinBasis, decode_state
 from tracepaper.daemon.session.build import build_engine, coverage_warnings
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.gates.gate import HEAD_MEASURES, MEASURES
 from tracepaper.strategies.types.calibration import Calibration, GateCoverage
-from tracepaper.strategies.types.decisions import Action, FillModel, Forecast, Step
-from tracepaper.strategies.types.market import Bar, Command, CommandKind
+from tracepaper.strategies.types.decisions import (
+    Action,
+    FillModel,
+    Forecast,
+    HeadForecasts,
+    Step,
+)
+from tracepaper.strategies.types.market import Bar, Category, Command, CommandKind
 
 CALIBRATION = Calibration(
     {
@@ -224,3 +233,176 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
         "random_gate lets 25.00 % of the bars through: the calibration slice's coverage",
     )
     assert coverage_warnings(attention(["random_gate"])) == ()
+
+
+# ---------------------------------------------------------------- twins that leave one thing out
+
+
+def heads(rng: random.Random) -> HeadForecasts:
+    """Return tails, drawdown, odds of two regimes and an allocation, each of a wide range."""
+    loss, calm = rng.uniform(0.002, 0.05), rng.random()
+    losses = (2 * loss, 3 * loss, loss, 1.5 * loss)
+    return HeadForecasts(
+        tails=struct.pack("<8f", *losses, *losses),
+        drawdown=struct.pack("<2f", loss, 2 * loss),
+        regimes=struct.pack("<4f", calm, 0.001, 1 - calm, 0.004),
+        allocation=struct.pack("<f", rng.uniform(-1, 1)),
+    )
+
+
+def with_heads(
+    twins: list[str], *, on_refusal: str = "hold", **sections: dict[str, Any]
+) -> list[Step]:
+    """Return the steps of a run whose forecasts have heads, by gates that refuse a part each."""
+    gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.7"}
+    given: dict[str, dict[str, Any]] = {
+        "strategy": {"name": "attention", "twins": twins},
+        "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+        "account": {"cash": "1000000"},
+        "sizing": {"mode": "notional", "notional": "200000"},
+        **sections,
+        "gate": {**gates, "edge": "0.0001", "on_refusal": on_refusal, **sections.get("gate", {})},
+    }
+    forecaster = FixedForecaster(lambda _seen: None, calibration=CALIBRATION)
+    forecaster.measures = MEASURES | HEAD_MEASURES
+    config = load(None, given)
+    traded = instrument(category=Category(config.market.category))
+    machine = build_engine(
+        config,
+        [traded],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=forecaster,
+    )
+    rng = random.Random(7)
+    answers = [replace(one, heads=heads(rng)) for one in said()]
+    every = bars(600, seed=4, instrument_id=traded.id)
+    return [machine.step(one, answer) for one, answer in zip(every, answers, strict=True)]
+
+
+def own(steps: list[Step]) -> list[tuple[int, int]]:
+    """Return what the run's own account holds and is worth after each step."""
+    return [(step.position.quantity, step.account.equity) for step in steps if step.position]
+
+
+def twin(steps: list[Step], name: str) -> list[tuple[int, int]]:
+    every = (one for step in steps for one in step.twins if one.twin == name)
+    return [(one.position.quantity, one.account.equity) for one in every]
+
+
+LEFT_OUT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]] = {
+    "no_direction": ({}, {"gate": {"direction": "0.5"}}),
+    "no_learned_regime": ({"gate": {"learned_regimes": [1]}}, {}),
+    "no_tail": ({"risk": {"max_tail": "3000"}}, {}),
+    "no_tail_share": ({"risk": {"max_tail_share": "0.003"}}, {}),
+    "no_expected_drawdown": ({"risk": {"max_expected_drawdown": "0.005"}}, {}),
+}
+"""By twin: what configures its gate, and what a run without it has in the place of that."""
+
+
+@pytest.mark.parametrize("on_refusal", ["hold", "flat"])
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_twin_without_a_gate_is_a_run_without_it(name: str, on_refusal: str) -> None:
+    configured, without = LEFT_OUT[name]
+    steps = with_heads([name], on_refusal=on_refusal, **configured)
+    gate = WITHOUT[name]
+    refused = [step.decision.refused_by for step in steps if step.decision]
+    assert refused.count(gate) > 50
+    if name != "no_direction":
+        assert refused.count("direction") > 50, "another gate goes on refusing"
+    assert twin(steps, name) == own(with_heads([], on_refusal=on_refusal, **without))
+    assert twin(steps, name) != own(steps)
+
+
+def test_a_twin_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
+    """A target that cash refused is asked for again, but at no bar that a gate holds."""
+    spot: dict[str, dict[str, Any]] = {
+        "market": {"category": "spot"},
+        "sizing": {"mode": "notional", "notional": "1001000"},
+    }
+    steps = with_heads(["no_learned_regime"], gate={"learned_regimes": [1]}, **spot)
+    plain = with_heads([], **spot)
+    reasons = [step.decision.outcome.unfilled_reason for step in plain if step.decision]
+    assert len(set(reasons)) > 1
+    assert any(quantity for quantity, _ in own(plain))
+    assert twin(steps, "no_learned_regime") == own(plain)
+
+
+FULL: dict[str, dict[str, Any]] = {
+    "expected_shortfall": {"mode": "equity", "fraction": "0.4"},
+    "network_allocation": {"mode": "equity", "fraction": "0.4"},
+    "kelly": {"mode": "equity", "fraction": "0.4"},
+    "tanh": {"mode": "notional", "notional": "150000"},
+    "volatility": {"mode": "notional", "notional": "150000"},
+}
+
+
+@pytest.mark.parametrize("mode", FULL)
+def test_a_twin_of_full_size_is_a_run_by_the_usual_size(mode: str) -> None:
+    more = {"mode": mode, "kelly": "0.001", "target_volatility": "0.002"}
+    steps = with_heads(["full_size"], sizing={**FULL[mode], **more})
+    assert twin(steps, "full_size") == own(with_heads([], sizing=FULL[mode]))
+    assert twin(steps, "full_size") != own(steps)
+    assert any(quantity for quantity, _ in own(steps))
+
+
+def test_a_twin_that_would_be_the_run_itself_is_refused() -> None:
+    for name, gate in WITHOUT.items():
+        if name in LEFT_OUT and name != "no_direction":
+            with pytest.raises(ConfigInvalid, match=f"{name} would be the run.* no gate {gate};"):
+                with_heads([name])
+    with pytest.raises(ConfigInvalid, match=r"full_size would be the run.*'notional' follows no"):
+        with_heads(["full_size"])
+    assert set(TWIN_NAMES) == set(TWINS)
+
+
+def test_a_twin_is_closed_by_the_breach_that_closes_the_run() -> None:
+    risk = {"max_drawdown": "0.0005", "on_breach": "flatten", "max_tail": "3000"}
+    steps = with_heads(["no_tail", "ungated"], risk=risk)
+    (breached, *_) = [
+        at for at, step in enumerate(steps)
+        if step.decision and step.decision.reason == "halted by risk.drawdown"
+    ]  # fmt: skip
+    assert any(held for held, _ in twin(steps, "no_tail")[:breached])
+    assert not any(held for held, _ in twin(steps, "no_tail")[breached + 2 :])
+    assert any(held for held, _ in twin(steps, "ungated")[breached + 2 :])
+
+
+def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
+    """A gate of edge keeps the run flat; then a limit refuses what would be less for the twin."""
+    gates = {"confidence": "0.1", "collapse": "0.0", "shift": "0.5", "direction": "0.5"}
+    forecaster = FixedForecaster(lambda _seen: None, calibration=CALIBRATION)
+    forecaster.measures = MEASURES | HEAD_MEASURES
+    machine = build_engine(
+        load(
+            None,
+            {
+                "strategy": {"name": "attention", "twins": ["no_edge"]},
+                "gate": {**gates, "edge": "2"},
+                "regime": {"momentum": "0.7", "mean_reversion": "0.3"},
+                "account": {"cash": "1000000"},
+                "sizing": {"mode": "tanh", "notional": "200000"},
+                "risk": {"max_tail": "3000"},
+            },
+        ),
+        [instrument()],
+        execution=FillModel.NEXT_OPEN,
+        period_start_ms=0,
+        forecaster=forecaster,
+    )
+
+    def answered(mean: float, stdev: float, loss: float) -> Forecast:
+        tails = struct.pack("<8f", *(2 * loss, 3 * loss, loss, 1.5 * loss) * 2)
+        plain = forecast(mean, p_up=0.6, p_down=0.2)
+        return replace(plain, stdev_return=(stdev,), heads=HeadForecasts(tails=tails))
+
+    likely, wide = answered(0.002, 0.001, 0.001), answered(0.009, 0.02, 0.3)
+    steps = [machine.step(one, likely) for one in BARS[:10]]
+    assert {step.decision.refused_by for step in steps[4:] if step.decision} == {"edge"}
+    before = quantity(steps[-1], "no_edge")
+    steps = [machine.step(one, wide) for one in BARS[10:13]]
+    assert {step.decision.refused_by for step in steps if step.decision} == {"risk.tail"}
+    assert 0 < quantity(steps[-1], "no_edge") < before / 2
+    more = answered(0.02, 0.001, 0.3)
+    held = quantity(machine.step(BARS[13], more), "no_edge")
+    assert quantity(machine.step(BARS[14], more), "no_edge") == held, "more of it is refused"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sqlite3
 import struct
@@ -250,3 +251,23 @@ def test_a_gate_lets_through_the_regimes_that_the_network_names(
     )
     assert judged
     assert all(bool(passed) is (regime in (2, 3)) for passed, regime in judged)
+
+
+def test_each_head_that_decides_has_a_twin_without_it_from_record_to_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    twins = ("full_size", "no_expected_drawdown", "no_learned_regime", "no_tail", "no_tail_share")
+    monkeypatch.setenv("TRACEPAPER_GATE__LEARNED_REGIMES", "2,3")
+    monkeypatch.setenv("TRACEPAPER_STRATEGY__TWINS", ",".join(twins))
+    limits = 'max_tail = "5000"\nmax_tail_share = "0.9"\nmax_expected_drawdown = "0.5"'
+    path = replayed(tmp_path, "expected_shortfall", risk=limits)
+    found = dict(rows(path, "SELECT twin, count(*) FROM v_twin_equity GROUP BY 1"))
+    assert found.keys() == {"ungated", *twins}
+    assert len(set(found.values())) == 1
+    filled = {name for (name,) in rows(path, "SELECT DISTINCT twin FROM v_twin_fills")}
+    assert filled == found.keys()
+    assert invoke(["verify", "last", "--db", str(path)]) == 0
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
+    accounts = {one["account"] for one in json.loads(capsys.readouterr().out)["accounts"]}
+    assert set(twins) <= accounts
