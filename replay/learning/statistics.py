@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax, stdtr, stdtrit
+from scipy.special import betaln, softmax, stdtr, stdtrit
 
 from tracepaper.replay.report.honesty import COMMONER, LEVEL, PAIRED
 from tracepaper.replay.report.metrics import lost_elsewhere
@@ -137,6 +137,29 @@ def absolute_error(forecast: Array, value: Array, days: NDArray[np.int64]) -> Da
 def squared_error(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the mean of (value - forecast)²."""
     return mean((value - forecast) ** 2, days)
+
+
+def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
+    """Return the continuous ranked probability score of Student t forecasts, by row.
+
+    It is the integral of the squared distance of the forecast's distribution from a step at
+    *value*, in its unit. The degrees of freedom must be above 1; many make a normal law. Source:
+    Jordan, Krueger and Lerch, Evaluating probabilistic forecasts with scoringRules, 2019.
+    """
+    z = (value - location) / scale
+    log_density = -0.5 * np.log(dof) - betaln(0.5, dof / 2) - (dof + 1) / 2 * np.log1p(z * z / dof)
+    spread = (dof + z * z) / (dof - 1.0)
+    apart = np.exp(betaln(0.5, dof - 0.5) - 2 * betaln(0.5, dof / 2)) * np.sqrt(dof) / (dof - 1.0)
+    inner = z * (2 * stdtr(dof, z) - 1) + 2 * np.exp(log_density) * spread - 2 * apart
+    found: Array = scale * inner
+    return found
+
+
+def pinball_of(value: Array, quantile: Array, level: float) -> Array:
+    """Return the pinball loss of a *quantile* of that *level* by row (Koenker, Bassett, 1978)."""
+    missed = value - quantile
+    found: Array = np.maximum(level * missed, (level - 1.0) * missed)
+    return found
 
 
 def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:

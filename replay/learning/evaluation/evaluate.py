@@ -422,4 +422,5 @@ def _alone(
         logits=one.logits[rows],
         means={OWN: mean},
         variances={OWN: variance},
+        quantiles={level: of[rows] * ratio for level, of in one.quantiles.items()},
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Final, get_args
 
 import numpy as np
@@ -54,16 +54,23 @@ class Predictions:
     dof: NDArray[np.float32]
     logits: NDArray[np.float32]
     variance: NDArray[np.float32]
+    quantiles: NDArray[np.float32] | None = None  # with a last axis of levels, of such a head
 
     def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | slice) -> Predictions:
         """Return the predictions of the *chosen* rows."""
-        return Predictions(*(getattr(self, field.name)[chosen] for field in fields(self)))
+        return Predictions(
+            *(
+                None if (known := getattr(self, of.name)) is None else known[chosen]
+                for of in fields(self)
+            )
+        )
 
 
 def joined(parts: list[Predictions]) -> Predictions:
     """Return the predictions one after another."""
-    names = [field.name for field in fields(Predictions)]
-    return Predictions(*(np.concatenate([getattr(p, name) for p in parts]) for name in names))
+    names = [of.name for of in fields(Predictions)]
+    every = ([getattr(part, name) for part in parts] for name in names)
+    return Predictions(*(None if of[0] is None else np.concatenate(of) for of in every))
 
 
 def predict(
@@ -147,6 +154,7 @@ def predictions_of(outputs: Outputs) -> Predictions:
         dof=array(outputs.dof),
         logits=array(outputs.direction_logits),
         variance=array(torch.exp(outputs.log_variance)),
+        quantiles=None if outputs.quantiles is None else array(outputs.quantiles),
     )
 
 
@@ -159,7 +167,8 @@ def answers_of(network: Network, data: Dataset, part: Part) -> list[HorizonForec
     answered = answer(network, data.samples(part))
     if not answered:
         raise no_context(part, network.config.receptive_field)
-    return judged(answered, data.baselines, data.horizons)
+    levels = getattr(network.config, "quantiles", ())
+    return judged(answered, data.baselines, data.horizons, levels=levels)
 
 
 def cooled(found: HorizonForecasts, temperature: float) -> HorizonForecasts:
@@ -196,6 +205,7 @@ class HorizonForecasts:
     logits: NDArray[np.float32]
     means: Mapping[str, Array]
     variances: Mapping[str, Array]
+    quantiles: Mapping[float, Array] = field(default_factory=dict)  # of a head, by level
 
     @property
     def commoner(self) -> Array:
@@ -225,8 +235,13 @@ def judged(
     answered: Sequence[tuple[Samples, NDArray[np.int64], Predictions]],
     fitted: Mapping[str, Answer],
     horizons: Sequence[int],
+    *,
+    levels: Sequence[float] = (),
 ) -> list[HorizonForecasts]:
-    """Put forecasts, baselines and labels side by side, one ``HorizonForecasts`` a horizon."""
+    """Put forecasts, baselines and labels side by side, one ``HorizonForecasts`` a horizon.
+
+    *levels* are those of a head of quantiles.
+    """
     generator = np.random.default_rng(_SEED)
     found = []
     every = joined([predictions for _, _, predictions in answered])
@@ -256,6 +271,12 @@ def judged(
                 variances={
                     "network": every.variance[used, column].astype(np.float64),
                     **{n: merged[f"variance {n}"] for n in _named("variance", fitted)},
+                },
+                quantiles={}
+                if every.quantiles is None
+                else {
+                    level: every.quantiles[used, column, at].astype(np.float64)
+                    for at, level in enumerate(levels)
                 },
             )
         )

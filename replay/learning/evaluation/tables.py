@@ -40,6 +40,7 @@ from tracepaper.replay.learning.statistics import (
     Ranked,
     RiskCurve,
     corrected,
+    difference,
     less_others,
     risk_curve,
     verdict,
@@ -231,6 +232,97 @@ def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
         rows.append(row)
     columns = _columns("interval", judgement)
     yield table("intervals", "Share of returns inside the interval", columns, rows)
+
+
+class _Density(NamedTuple):
+    """One score of a forecast of the whole distribution, beside that of EWMA's normal law."""
+
+    horizon: int
+    forecast: str
+    level: float | None  # of a pinball loss; None of a CRPS
+    loss: Value
+    usual: Value
+    less: DayDifference
+
+
+QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""Of the quantiles of a Student t that are judged where no head names others."""
+_NORMAL_DOF: Final = 1e8
+_EWMA_NAME: Final = "ewma"
+_LAW: Final = "Student t"
+
+
+@shown("densities")
+def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
+    """Yield CRPS and pinball loss of the law and of a head of quantiles, beside EWMA's normal law.
+
+    A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is here that of
+    what it stands beside. That of a law is exact.
+    """
+    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+        return
+    scores: dict[tuple[int, str, float | None], tuple[Array, Array]] = {}
+    days = {one.horizon: one.days for one in judgement.horizons}
+    for one in judgement.horizons:
+        if _EWMA_NAME not in one.variances:
+            continue
+        points = 1e4 * one.unit
+        value, zero = points * one.value, np.zeros_like(one.value)
+        usual = points * np.sqrt(one.variances[_EWMA_NAME])
+        normal = np.full_like(one.value, _NORMAL_DOF)
+        own = points * one.mean, points * one.scale, one.dof
+        scores[one.horizon, _LAW, None] = (
+            figures.crps_of(*own, value),
+            figures.crps_of(zero, usual, normal, value),
+        )
+        levels = tuple(one.quantiles) or QUANTILES
+        laws = {_LAW: {at: own[0] + own[1] * figures.stdtrit(own[2], at) for at in levels}}
+        if one.quantiles:
+            laws["quantiles"] = {at: points * of for at, of in one.quantiles.items()}
+        for name, quantiles in laws.items():
+            losses = []
+            for at in levels:
+                beside = usual * figures.stdtrit(_NORMAL_DOF, at)
+                losses.append(
+                    (
+                        figures.pinball_of(value, quantiles[at], at),
+                        figures.pinball_of(value, beside, at),
+                    )
+                )
+                scores[one.horizon, name, at] = losses[-1]
+            if one.quantiles:
+                pair = [2.0 * np.mean(of, axis=0) for of in zip(*losses, strict=True)]
+                scores[one.horizon, f"{name}, at {len(levels)} levels", None] = pair[0], pair[1]
+    for key, title, of_level in (
+        ("crps", "CRPS of the return, in basis points (less is better)", False),
+        ("pinball", "Pinball loss of quantiles of the return, in basis points", True),
+    ):
+        chosen = {of: pair for of, pair in scores.items() if (of[2] is not None) is of_level}
+        fair = corrected({str(of): difference(*pair, days[of[0]]) for of, pair in chosen.items()})
+        rows = [
+            _Density(*of, *(figures.mean(each, days[of[0]]) for each in pair), less=fair[str(of)])
+            for of, pair in chosen.items()
+        ]
+        yield table(
+            key, title, _DENSITY[not of_level :], rows, notes=[_DENSITY_NOTE] if rows else []
+        )
+
+
+_DENSITY: Final[Sequence[Figure[_Density]]] = (
+    Figure("level", "quantile", "measure", lambda row: row.level),
+    Figure("horizon", "bars ahead", "count", lambda row: row.horizon),
+    Figure("forecast", "forecast", "text", lambda row: row.forecast),
+    Figure("loss", "loss", "measure", lambda row: row.loss),
+    Figure("usual", "EWMA's", "measure", lambda row: row.usual),
+    Figure("less", "less EWMA's", "measure", lambda row: row.less.pair),
+    Figure("p", "p", "measure", lambda row: row.less.p),
+    Figure("verdict", "verdict", "text", lambda row: verdict(row.less)),
+)
+_DENSITY_NOTE: Final = (
+    "EWMA's is a normal law of no mean and its volatility. Errors by day; p by Student's t over "
+    f"days, Holm over the rows, credible below {LEVEL}. At levels a CRPS is twice the mean pinball "
+    "loss, for both."
+)
 
 
 _UNCALIBRATED: Final = (

@@ -16,6 +16,7 @@ from torch import Tensor
 from tracepaper.replay.explain.auxiliary_heads import further_ahead
 from tracepaper.replay.learning import losses
 from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.evaluation import forecasts
 from tracepaper.replay.learning.evaluation.auxiliary_heads import (
     AuxiliaryForecasts,
     coverage,
@@ -403,3 +404,29 @@ def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) ->
     row = int(window.positions[0, -1]) - int(segment.open_time_ms[0]) // segment.interval_ms
     wanted = samples[0].labels["path"][row]
     assert window.labels["path"][0, 0].numpy() == pytest.approx(wanted)
+
+
+def test_the_quantiles_of_a_head_are_judged_by_the_levels_of_its_network(
+    material: Dataset,
+) -> None:
+    names, levels = schema("v1").names, (0.1, 0.5, 0.9)
+    section = {"dim": 16, "heads": 2, "layers": 2, "window": 33, "horizons": [5]}
+    config = TradingConfig.read(
+        {**section, "features": len(names), **by_names({}, names), "quantiles": list(levels)}
+    )
+    torch.manual_seed(3)
+    network = TradingNetwork(config).eval()
+    samples = material.samples(Part.TEST)
+    (one,) = forecasts.judged(forecasts.answer(network, samples), {}, (5,), levels=levels)
+    assert tuple(one.quantiles) == levels
+    assert (one.quantiles[0.1] < one.quantiles[0.9]).all()
+    place = 500
+    for segment in material.segments:
+        for row in np.flatnonzero(segment.keys == one.keys[place]).tolist():
+            (said,) = forecasts.outputs_at(network, segment, np.array([row]))
+            assert said.quantiles is not None
+            own = [one.quantiles[level][place] for level in levels]
+            assert said.quantiles[0, 0].tolist() == pytest.approx(own, rel=1e-4)
+            break
+    plain = forecasts.joined([forecasts.predict(network, material.segments[0], np.array([row]))])
+    assert replace(plain, quantiles=None).rows(slice(0, 1)).quantiles is None

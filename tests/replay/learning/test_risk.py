@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
+from tracepaper.replay.learning.evaluation.explained import JudgedPart
+from tracepaper.replay.learning.evaluation.forecasts import ALL_MEASURES, HorizonForecasts
+from tracepaper.replay.learning.evaluation.tables import density_tables
 from tracepaper.replay.learning.evaluation.tails import (
     SIDE_WORDS,
     breaches_of,
@@ -20,6 +25,7 @@ from tracepaper.replay.learning.evaluation.tails import (
     value_at_risk,
     without_overlap,
 )
+from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.strategies.types.decisions import SHARES
 
 DAYS, A_DAY = 60, 288
@@ -165,3 +171,64 @@ def test_bars_apart_share_no_future_and_follow_where_nothing_is_missing() -> Non
     assert (chosen & 0xFFFFFFFF).tolist() == [1, 1, 1, 1, 1, 2]
     assert follows(chosen, 4).tolist() == [True] * 4 + [False]
     assert follows(keys_of(np.array([8, 16, 20]), np.array([1, 1, 1])), 4).tolist() == [False, True]
+
+
+# ---------------------------------------------------------------- scores of the whole law
+
+
+@pytest.mark.parametrize("dof", [1.5, 3.0, 8.0, 1e8])
+@pytest.mark.parametrize("value", [-4.0, 0.1, 0.3, 2.5])
+def test_the_closed_form_of_the_crps_is_its_integral(dof: float, value: float) -> None:
+    law = stats.norm(0.3, 0.8) if dof > 1e6 else stats.t(dof, loc=0.3, scale=0.8)
+    below, _ = integrate.quad(lambda x: law.cdf(x) ** 2, -np.inf, value, limit=200)
+    above, _ = integrate.quad(lambda x: law.sf(x) ** 2, value, np.inf, limit=200)
+    (found,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, dof, value)))
+    assert found == pytest.approx(below + above, rel=1e-5)
+
+
+def test_twice_the_mean_pinball_loss_of_many_levels_is_the_crps() -> None:
+    levels = (np.arange(4_000) + 0.5) / 4_000
+    law = stats.t(4.0, loc=0.3, scale=0.8)
+    for value in (-4.0, 0.3, 2.5):
+        every = [
+            statistics.pinball_of(np.array([value]), np.array([law.ppf(at)]), at)[0]
+            for at in levels.tolist()
+        ]
+        (whole,) = statistics.crps_of(*(np.array([x]) for x in (0.3, 0.8, 4.0, value)))
+        assert 2 * np.mean(every) == pytest.approx(whole, rel=2e-3)
+    assert statistics.pinball_of(np.array([1.0, -1.0]), np.zeros(2), 0.9).tolist() == pytest.approx(
+        [0.9, 0.1]
+    )
+
+
+def densities(one: HorizonForecasts) -> dict[str, list[dict[str, Any]]]:
+    judged = JudgedPart([one], ALL_MEASURES, {}, [])
+    made = density_tables(SpanJudgement(WHOLE, (), judged, {}, ()))
+    return {each.key: each.documents() for each in made}
+
+
+def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_does_not() -> None:
+    right = forecasts()
+    wide = np.full(len(right.value), 2.0)  # t of 4 has a variance of 2
+    right = replace(right, unit=np.full(len(right.value), 0.002), variances={"ewma": wide})
+    levels = (0.05, 0.5, 0.95)
+    heads = {at: right.mean + right.scale * stats.t.ppf(at, 4.0) for at in levels}
+    found = densities(replace(right, quantiles=heads))
+    crps = {row["forecast"]: row for row in found["crps"]}
+    assert set(crps) == {"Student t", "Student t, at 3 levels", "quantiles, at 3 levels"}
+    own = statistics.crps_of(right.mean, right.scale, right.dof, right.value)
+    assert crps["Student t"]["loss"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
+    assert {row["verdict"] for row in crps.values()} == {"better"}
+    # The head says what the law says, so both lose alike.
+    assert crps["quantiles, at 3 levels"]["loss"] == crps["Student t, at 3 levels"]["loss"]
+    lowest = next(r for r in found["pinball"] if (r["forecast"], r["level"]) == ("quantiles", 0.05))
+    pinball = np.maximum(0.05 * (right.value - heads[0.05]), -0.95 * (right.value - heads[0.05]))
+    assert lowest["loss"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
+    assert len(found["pinball"]) == 6
+    shifted = {at: of + 3.0 for at, of in heads.items()}
+    wrong = {row["forecast"]: row for row in densities(replace(right, quantiles=shifted))["crps"]}
+    assert wrong["quantiles, at 3 levels"]["verdict"] == "worse"
+    plain = densities(right)
+    assert [row["forecast"] for row in plain["crps"]] == ["Student t"]
+    assert [row["level"] for row in plain["pinball"]] == [0.05, 0.25, 0.5, 0.75, 0.95]
+    assert densities(forecasts()) == {"crps": [], "pinball": []}  # there is no baseline
