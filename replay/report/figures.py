@@ -27,6 +27,7 @@ from tracepaper.replay.report.report import (
     account_report,
     held_alike,
 )
+from tracepaper.replay.report.risk_heads import tables_of
 from tracepaper.replay.report.trades import (
     ClosedTrade,
     Markout,
@@ -328,6 +329,12 @@ def _decided(report: Report) -> Iterator[Table]:
             ),
             list(report.groups[0].means),
         )
+
+
+@declared
+def _heads(report: Report) -> Iterator[Table]:
+    """Yield the tables on what auxiliary heads said, and whether it held in the run."""
+    yield from tables_of(report.said)
 
 
 @declared

@@ -12,6 +12,7 @@ measured against it over all days.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from statistics import NormalDist
@@ -477,3 +478,20 @@ def monthly_returns(times_ms: Numbers, equity: Numbers) -> list[tuple[int, int, 
         (1970 + int(month) // 12, int(month) % 12 + 1, float(end / start - 1.0))
         for month, end, start in zip(months[last], values[last], before, strict=True)
     ]
+
+
+def kupiec(breaches: int, count: int, share: float) -> float | None:
+    """Return Kupiec's p value (1995): of so many *breaches* of *count* if *share* is right.
+
+    None without any to count.
+    """
+    if not count:
+        return None
+    more = _likelihood(breaches, count, breaches / count) - _likelihood(breaches, count, share)
+    return math.erfc(math.sqrt(max(more, 0.0)))  # chi-squared of one degree, at twice that
+
+
+def _likelihood(breaches: int, count: int, share: float) -> float:
+    hit = breaches * math.log(share) if breaches else 0.0
+    missed = (count - breaches) * math.log1p(-share) if count > breaches else 0.0
+    return hit + missed

@@ -33,6 +33,7 @@ from tracepaper.replay.report.benchmarks import (
 from tracepaper.replay.report.honesty import shown_sentences
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
+from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
 from tracepaper.replay.report.trades import (
     ClosedTrade,
     Costs,
@@ -228,6 +229,7 @@ class Report:
     explained: tuple[ExplainedTrade, ...]
     listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
+    said: SaidAndCame | None  # what auxiliary heads said; None of a run without them
 
     @property
     def own_trades(self) -> tuple[ClosedTrade, ...]:
@@ -255,8 +257,9 @@ def build_report(
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
         listed = newest_listed(RunViews(reader.connection, run_id))
         retrained = reader.retrained(run_id)
+        card = _card(record)
+        said = read_said(reader, record, card)
     progress("drawing random twins")
-    card = _card(record)
     times, marks = _times(record), _marks(record)
     held = held_alike(record)
     names, counts = np.unique(record.decisions.regime, return_counts=True)
@@ -295,6 +298,7 @@ def build_report(
         explained=tuple(explained),
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
+        said=said,
     )
 
 

@@ -58,19 +58,18 @@ class Predictions:
 
     def rows(self, chosen: NDArray[np.bool_] | NDArray[np.int64] | slice) -> Predictions:
         """Return the predictions of the *chosen* rows."""
-        return Predictions(
-            *(
-                None if (known := getattr(self, of.name)) is None else known[chosen]
-                for of in fields(self)
-            )
-        )
+        every = ((of.name, getattr(self, of.name)) for of in fields(self))
+        known: dict[str, Any] = {n: None if of is None else of[chosen] for n, of in every}
+        return Predictions(**known)
 
 
 def joined(parts: list[Predictions]) -> Predictions:
     """Return the predictions one after another."""
-    names = [of.name for of in fields(Predictions)]
-    every = ([getattr(part, name) for part in parts] for name in names)
-    return Predictions(*(None if of[0] is None else np.concatenate(of) for of in every))
+    every = {of.name: [getattr(part, of.name) for part in parts] for of in fields(Predictions)}
+    known: dict[str, Any] = {
+        name: None if of[0] is None else np.concatenate(of) for name, of in every.items()
+    }
+    return Predictions(**known)
 
 
 def predict(

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 from tracepaper.replay.document.charts import ChartPanel
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
@@ -276,13 +277,13 @@ def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
             figures.crps_of(zero, usual, normal, value),
         )
         levels = tuple(one.quantiles) or QUANTILES
-        laws = {_LAW: {at: own[0] + own[1] * figures.stdtrit(own[2], at) for at in levels}}
+        laws = {_LAW: {at: own[0] + own[1] * stdtrit(own[2], at) for at in levels}}
         if one.quantiles:
             laws["quantiles"] = {at: points * of for at, of in one.quantiles.items()}
         for name, quantiles in laws.items():
             losses = []
             for at in levels:
-                beside = usual * figures.stdtrit(_NORMAL_DOF, at)
+                beside = usual * stdtrit(_NORMAL_DOF, at)
                 losses.append(
                     (
                         figures.pinball_of(value, quantiles[at], at),
@@ -299,13 +300,12 @@ def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
     ):
         chosen = {of: pair for of, pair in scores.items() if (of[2] is not None) is of_level}
         fair = corrected({str(of): difference(*pair, days[of[0]]) for of, pair in chosen.items()})
-        rows = [
-            _Density(*of, *(figures.mean(each, days[of[0]]) for each in pair), less=fair[str(of)])
-            for of, pair in chosen.items()
-        ]
-        yield table(
-            key, title, _DENSITY[not of_level :], rows, notes=[_DENSITY_NOTE] if rows else []
-        )
+        rows = []
+        for of, (loss, usual_loss) in chosen.items():
+            known = figures.mean(loss, days[of[0]]), figures.mean(usual_loss, days[of[0]])
+            rows.append(_Density(*of, *known, fair[str(of)]))
+        notes = [_DENSITY_NOTE] if rows else []
+        yield table(key, title, _DENSITY[not of_level :], rows, notes=notes)
 
 
 _DENSITY: Final[Sequence[Figure[_Density]]] = (

@@ -24,6 +24,7 @@ from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.statistics import DailyEstimate
+from tracepaper.replay.report import metrics
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.types.decisions import SHARES
 
@@ -201,12 +202,7 @@ def follows(keys: NDArray[np.int64], horizon: int) -> NDArray[np.bool_]:
 
 def kupiec(beyond: NDArray[np.bool_], share: float) -> float | None:
     """Return Kupiec's p value: of so many breaches if *share* is right; None without rows."""
-    count, breaches = len(beyond), int(beyond.sum())
-    if not count:
-        return None
-    forecast = _likelihood(breaches, count, share)
-    realised = _likelihood(breaches, count, breaches / count)
-    return float(stats.chi2.sf(max(2.0 * (realised - forecast), 0.0), 1))
+    return metrics.kupiec(int(beyond.sum()), len(beyond), share)
 
 
 def christoffersen(beyond: NDArray[np.bool_], in_turn: NDArray[np.bool_]) -> float | None:
