@@ -316,12 +316,10 @@ def test_a_twin_without_a_gate_is_a_run_without_it(name: str, on_refusal: str) -
 
 def test_a_twin_asks_for_what_it_could_not_pay_when_its_run_would() -> None:
     """A target that cash refused is asked for again, but at no bar that a gate holds."""
-    spot: dict[str, dict[str, Any]] = {
-        "market": {"category": "spot"},
-        "sizing": {"mode": "notional", "notional": "1001000"},
-    }
-    steps = with_heads(["no_learned_regime"], gate={"learned_regimes": [1]}, **spot)
-    plain = with_heads([], **spot)
+    market, sizing = {"category": "spot"}, {"mode": "notional", "notional": "1001000"}
+    gate = {"learned_regimes": [1]}
+    steps = with_heads(["no_learned_regime"], gate=gate, market=market, sizing=sizing)
+    plain = with_heads([], market=market, sizing=sizing)
     reasons = [step.decision.outcome.unfilled_reason for step in plain if step.decision]
     assert len(set(reasons)) > 1
     assert any(quantity for quantity, _ in own(plain))
