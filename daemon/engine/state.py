@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, BrokerSettings, Intent
+from tracepaper.daemon.broker.account import AccountState, BrokerSettings, Intent, PaperAccount
 from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
@@ -34,6 +34,7 @@ from tracepaper.strategies.gates.gate import GateKind, gate_order, gates_left_ou
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.calibration import FittedConfidence, RegimeCells
 from tracepaper.strategies.types.decisions import (
+    Action,
     Confirmation,
     Decision,
     Fill,
@@ -234,14 +235,13 @@ class Shadows:
             if name == BUY_AND_HOLD:
                 asked = state.hold(bar, account, self.bases[key].usual_exposure)
             elif name == FULL_SIZE or name in WITHOUT:
-                assert signal is not None  # the bar was decided
                 without, is_full = WITHOUT.get(name), name == FULL_SIZE
                 refused = state.gates.evaluator.first_failed(decision.passed, without=without)
-                asked = state.obey(signal, bar, forecast, account, refused, is_full=is_full)
+                asked = _bound(state, bar, forecast, account, refused, is_full=is_full)
             elif isinstance(signal, Orders):
                 asked = signal if passes else None
             else:
-                assert signal is not None
+                assert signal is not None  # the bar was decided
                 refused, own = None if passes else RANDOM_GATE, _of_shadow(name, signal)
                 asked = state.follow(own, bar, forecast, account, refused)
             if asked is None:
@@ -292,6 +292,38 @@ class Shadows:
             )
             for name, account in broker.shadows.items()
         )
+
+
+def _bound(
+    state: InstrumentState,
+    bar: Bar,
+    forecast: Forecast | None,
+    account: PaperAccount,
+    refused: str | None,
+    *,
+    is_full: bool,
+) -> Intent | Orders | None:
+    """Return what a shadow account is asked for that gate *refused* binds as it does the run's.
+
+    None where the gate holds it. A limit was measured on the run's own target, so it does not
+    refuse *account* less exposure.
+    """
+    signal, risk = state.signal, state.gates.risk
+    assert signal is not None  # the bar was decided
+    asked: Intent | Orders
+    if isinstance(signal, Orders):
+        asked = state.allowed_of(signal, bar, account, refused)
+    else:
+        if refused in LIMITS:
+            free = state.follow(signal, bar, forecast, account, None, is_full=is_full)
+            held = account.held(bar.instrument)
+            if abs(free.target) <= abs(held) and free.target * held >= 0:
+                refused = None
+        asked = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
+        if risk.closes_all and refused not in INTEGRITY:
+            asked = Intent(Action.FLAT, 0, f"halted by {risk.state.breach}")
+    is_held = refused is not None and isinstance(asked, Intent) and asked.action is Action.HOLD
+    return None if is_held else asked
 
 
 def _of_shadow(name: str, signal: Signal) -> Signal:

@@ -1,4 +1,4 @@
-"""What the auxiliary heads of a run's network said of risk, held to what came in the run.
+"""What the auxiliary heads of a run's network said of risk, beside what came in the run.
 
 All of it is at the gates' horizon, from the close of a decided bar: the return, the largest fall of
 the closes on the way, and the volatility of the one-bar returns. Bars whose horizon the run does

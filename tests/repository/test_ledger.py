@@ -66,6 +66,7 @@ def of_this_repository() -> Ledger:
 def test_the_ledger_of_this_repository_does_not_grow() -> None:
     """A direction, not a limit to cheat: a change that needs more says so here."""
     figures = of_this_repository().figures
+    # A committee asked for four, the report of what heads said of risk for one.
     assert figures["modules"] <= 343
     assert figures["modules over 600 lines"] <= 0
 
@@ -177,8 +178,8 @@ def test_a_bar_is_followed_through_few_modules() -> None:
     """A direction, as above: what trades passes all of the broker besides."""
     longest = paths()
     usual, trades = longest["that changes nothing"], longest["that fills and orders"]
-    assert usual.entries <= 21
+    assert usual.entries <= 20
     assert usual.returns <= 12
     assert usual.names <= 40
-    assert trades.entries <= 56
+    assert trades.entries <= 55
     assert trades.returns <= 40
