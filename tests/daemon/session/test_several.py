@@ -201,8 +201,9 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
     others = f"substr(instrument, 8) NOT IN ('{STALLED}', '{HALTED}', '{GONE}')"
     decided = rows(
         path,
-        f"SELECT count(*), count(DISTINCT open_time_ms), sum(refused_by = 'late'), "
-        f"sum(refused_by = 'gap') FROM v_decisions WHERE {others}",
+        f"SELECT count(*), count(DISTINCT open_time_ms), "
+        f"count(*) FILTER (WHERE refused_by = 'late'), "
+        f"count(*) FILTER (WHERE refused_by = 'gap') FROM v_decisions WHERE {others}",
     )
     assert decided == [(len(OTHERS) * 8, 8, 0, 0)]
 
