@@ -91,7 +91,7 @@ def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     """Draw a strategy that reads the order book, from a file beside the configuration."""
     (folder / "books_drawn.py").write_text(BOOKS)
     read = "SELECT count(*) FROM v_decisions WHERE reason LIKE 'more is %'"
-    depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 1_000}
+    depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 10_000}
     return Drawn('name = "books_drawn:Books"', depth, seen=read)
 
 
