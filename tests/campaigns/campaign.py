@@ -141,6 +141,8 @@ trades = true
 [sizing]
 mode = "fixed"
 quantity = "0.5"
+[gate]
+late_ms = 300_000
 [account]
 cash = "1000000"
 [http]
