@@ -5,7 +5,7 @@ return less a price of risk and of turnover). The last two are convex programs t
 (``pip install tracepaper[portfolio]``). Weights lie within [0, bound], sum to at most 1 and are
 rounded to 1e-6, below which no account would tell them apart.
 
-The rules are docs/several.md, P20 to P22.
+The rules are docs/several.md, P20 to P22 and P34.
 """
 
 from __future__ import annotations
@@ -69,6 +69,36 @@ def covariance(returns: Array, *, half_life: float | None = None) -> Array:
     noise = float((weights**2 * (lengths**2 - 2.0 * along + (sample**2).sum())).sum())
     share = 1.0 if distance == 0.0 else min(1.0, noise / distance)
     return np.asarray(share * mean * np.eye(assets) + (1.0 - share) * sample)
+
+
+def repaired(said: Array, *, shrink: float = 0.0) -> Array:
+    """Make a correlation matrix [asset, asset] of what was *said* of each pair, row by row.
+
+    Of two entries of a pair the mean is taken, within [-1, 1], and the diagonal is 1. Off it all is
+    multiplied by one less *shrink*. Where the result has negative eigenvalues these become 0, and
+    rows and columns are scaled until the diagonal is 1 again: Rebonato and Jäckel, The most general
+    methodology to create a valid correlation matrix, 1999 (spectral decomposition). Raises
+    ``DataInvalid`` for what is not square or not finite, and for a share outside [0, 1].
+    """
+    if said.ndim != 2 or len(set(said.shape)) != 1 or not np.isfinite(said).all():
+        raise DataInvalid("Correlations must be finite, a row and a column for each asset.")
+    if not 0.0 <= shrink <= 1.0:
+        raise DataInvalid(f"Correlations cannot be shrunk by {shrink:g}; give a share of 0 to 1.")
+    matrix = (1.0 - shrink) * np.clip(0.5 * (said + said.T), -1.0, 1.0)
+    np.fill_diagonal(matrix, 1.0)
+    values, vectors = np.linalg.eigh(matrix)
+    if values[0] >= 0.0:
+        return np.asarray(matrix)
+    roots = vectors * np.sqrt(np.maximum(values, 0.0))
+    roots /= np.linalg.norm(roots, axis=1, keepdims=True)
+    matrix = roots @ roots.T
+    np.fill_diagonal(matrix, 1.0)
+    return np.asarray(matrix)
+
+
+def covariance_of(deviations: Array, correlations: Array, *, shrink: float) -> Array:
+    """Return the covariance [asset, asset] of *deviations* [asset] and repaired *correlations*."""
+    return np.asarray(np.outer(deviations, deviations) * repaired(correlations, shrink=shrink))
 
 
 def allocate(

@@ -22,15 +22,26 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import numpy as np
+from msgspec.structs import replace
 
+from tracepaper.strategies.allocation import (
+    SOLVED,
+    Rule,
+    allocate,
+    check_prices,
+    covariance_of,
+    require_solver,
+)
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
 from tracepaper.strategies.api.strategy import (
     CORE_GATES,
     MODEL_GATES,
+    MOVES_WITH,
     SHARE_OF,
     PortfolioStrategy,
     Strategy,
@@ -275,7 +286,13 @@ def _check_windows(windows_ms: Sequence[int], bar_ms: int) -> None:
             )
 
 
-OPTIONS: Final = ("every", "long_only")
+OPTIONS: Final = ("every", "long_only", "rule")
+OF_RULES: Final = ("shrink", "bound", "aversion", "cost")
+"""Options of a rule that weighs by the network's correlations."""
+SHRINK: Final = 0.1
+"""The usual share by which these are shrunk towards none."""
+BY_NETWORK: Final = "network"
+"""The rule that takes the network's weights as they are."""
 SHARES_NOTED: Final = 8
 """How many symbols' shares of the attention are noted with a decision, the largest first."""
 WITHOUT_ANSWER: Final = "no_answer"
@@ -284,6 +301,7 @@ _BASIS_POINTS: Final = 1e4
 _FLOATS: Final = np.dtype("<f8")
 _BETWEEN: Final = Signal(Action.HOLD, "between two decisions")
 _UNANSWERED: Final = Signal(Action.HOLD, "no forecast")
+_NO_MORE: Final[Mapping[str, float]] = MappingProxyType({})
 CAME_LATE: Final = "a bar came after the others of its close"
 
 
@@ -352,7 +370,7 @@ class CrossAssetStrategy(PortfolioStrategy):
     gates = MODEL_GATES - {"direction", "edge"}  # of the forecast's own sign, which decides nothing
     needs_forecast = True
     reads_history = False
-    twins = ("ungated",)
+    twins: tuple[str, ...] = ("ungated",)
 
     def __init__(
         self,
@@ -362,11 +380,25 @@ class CrossAssetStrategy(PortfolioStrategy):
         context: int,
         every: int,
         horizon_index: int,
+        has_correlations: bool = False,
     ) -> None:
-        if unknown := sorted(set(options) - set(OPTIONS)):
+        self._rule = _rule(options.get("rule", BY_NETWORK), has_correlations=has_correlations)
+        known = OPTIONS if self._rule is None else (*OPTIONS, *OF_RULES)
+        if unknown := sorted(set(options) - set(known)):
             raise ConfigInvalid(
-                f"strategy.options.{unknown[0]} is unknown; use {', '.join(OPTIONS)}."
+                f"strategy.options.{unknown[0]} is of a rule by correlations; choose one by rule, "
+                "or leave it out."
+                if unknown[0] in OF_RULES
+                else f"strategy.options.{unknown[0]} is unknown; use {', '.join(known)}."
             )
+        shares = {"shrink": SHRINK, "bound": 1.0, "aversion": 5.0, "cost": 0.0006}
+        self._of_rule = {name: _number(name, options, shares[name]) for name in OF_RULES}
+        check_prices(**{name: self._of_rule[name] for name in ("bound", "aversion", "cost")})
+        if not 0.0 <= self._of_rule["shrink"] <= 1.0:
+            raise ConfigInvalid("strategy.options.shrink must be at least 0 and at most 1.")
+        self.sees_account = self._rule is not None
+        if self._rule is not None:
+            self.twins = (*self.twins, "uncorrelated")
         self.symbols = tuple(symbols)
         self.warmup = context
         self._every = _every(options.get("every", every))
@@ -389,12 +421,53 @@ class CrossAssetStrategy(PortfolioStrategy):
             return dict.fromkeys(contexts, held)
         if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
             return dict.fromkeys(contexts, _BETWEEN)
-        return {
-            symbol: _UNANSWERED
-            if context.forecast is None
-            else self._signal(SymbolAnswer.of(context.forecast))
-            for symbol, context in contexts.items()
-        }
+        forecasts = {symbol: context.forecast for symbol, context in contexts.items()}
+        known = {symbol: one for symbol, one in forecasts.items() if one is not None}
+        if self._rule is None:
+            signals = {symbol: self._signal(SymbolAnswer.of(one)) for symbol, one in known.items()}
+        elif len(known) == len(self.symbols):
+            signals = self._weighed(self._rule, known, contexts)
+        else:  # the others' weights would be those of another portfolio
+            signals = {}
+        return {symbol: signals.get(symbol, _UNANSWERED) for symbol in contexts}
+
+    def _weighed(
+        self, rule: Rule, forecasts: Mapping[str, Forecast], contexts: Mapping[str, BarContext]
+    ) -> dict[str, Signal]:
+        """Weigh all symbols by *rule* over what the network says of their risk together.
+
+        Nothing is weighed where a number of it is not finite: that symbol's gate says so.
+        """
+        ordered = [forecasts[symbol] for symbol in self.symbols]
+        deviations = np.array([one.volatility[self._index] for one in ordered])
+        expected = np.array([SymbolAnswer.of(one).relative[self._index] for one in ordered])
+        said = np.array([one.head("correlations", self._index) for one in ordered])
+        if not np.isfinite((deviations, expected)).all() or not np.isfinite(said).all():
+            return {}
+        chosen = self._of_rule
+        found, alone = (
+            allocate(
+                rule,
+                covariance_of(deviations, correlations, shrink=chosen["shrink"]),
+                expected=expected,
+                held=np.array([contexts[symbol].share_of_equity for symbol in self.symbols]),
+                bound=chosen["bound"],
+                aversion=chosen["aversion"],
+                cost=chosen["cost"],
+            ).tolist()
+            for correlations in (said, np.eye(len(said)))
+        )
+        signals = {}
+        for at, symbol in enumerate(self.symbols):
+            order = np.argsort(-np.abs(said[at]), kind="stable").tolist()
+            others = [other for other in order if other != at][:SHARES_NOTED]
+            own = {f"{MOVES_WITH}{self.symbols[other]}": float(said[at, other]) for other in others}
+            answer = SymbolAnswer.of(ordered[at])._replace(weight=found[at])
+            signals[symbol] = replace(
+                self._signal(answer, own | {"volatility": float(deviations[at])}),
+                uncorrelated=alone[at],
+            )
+        return signals
 
     def _no_answer_cause(self, contexts: Mapping[str, BarContext], open_ms: int) -> str:
         """Return why the network cannot answer at this close; empty where it can."""
@@ -403,10 +476,14 @@ class CrossAssetStrategy(PortfolioStrategy):
             return f"{missing[0]} has no bar at this close"
         return self._bars.lacking() or (CAME_LATE if len(contexts) < len(self.symbols) else "")
 
-    def _signal(self, answer: SymbolAnswer) -> Signal:
-        """Return the signal of one symbol, sized by its weight, with its causes as notes."""
+    def _signal(self, answer: SymbolAnswer, more: Mapping[str, float] = _NO_MORE) -> Signal:
+        """Return the signal of one symbol, sized by its weight, with its causes as notes.
+
+        *more* are notes of the rule that found the weight.
+        """
         weight = max(answer.weight, 0.0) if self._long_only else answer.weight
         note = {"weight": weight, "relative_bp": answer.relative[self._index] * _BASIS_POINTS}
+        note |= more
         order = np.argsort(-np.array(answer.shares), kind="stable")[:SHARES_NOTED].tolist()
         note |= {f"{SHARE_OF}{self.symbols[at]}": answer.shares[at] for at in order}
         if weight == 0.0:
@@ -418,6 +495,30 @@ class CrossAssetStrategy(PortfolioStrategy):
 def symbol_of(bar: Bar) -> str:
     """Return the symbol of a bar's instrument."""
     return bar.instrument.partition(":")[2]
+
+
+def _rule(value: object, *, has_correlations: bool) -> Rule | None:
+    """Read the option; None takes the network's weights as they are."""
+    names = (BY_NETWORK, *sorted(SOLVED))
+    if value == BY_NETWORK:
+        return None
+    if value not in names:
+        raise ConfigInvalid(f"strategy.options.rule is {shown(value)}; write {' or '.join(names)}.")
+    if not has_correlations:
+        raise ConfigInvalid(
+            f"strategy.options.rule '{value}' needs correlations of the network, which the "
+            "checkpoint does not give; train one with factors = 1 or more."
+        )
+    rule = Rule(str(value))
+    require_solver(rule)
+    return rule
+
+
+def _number(name: str, options: Mapping[str, object], usual: float) -> float:
+    value = options.get(name, usual)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigInvalid(f"strategy.options.{name} is {shown(value)}; write a number.")
+    return float(value)
 
 
 def _every(value: object) -> int:

@@ -204,11 +204,12 @@ class StrategySection(Section):
         default_factory=dict
     )
     """Passed to your own class unchanged. crossasset and portfolio: every (bars between
-    decisions) and long_only; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
+    decisions), long_only, rule, shrink, bound, aversion and cost; orderbook: checkpoint (a folder),
+    horizon (books) and stale_ms."""
     twins: Annotated[tuple[TwinName, ...], BeforeValidator(several)] = ()
     """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold,
-    fixed_band, sized_by_forecast, full_size, and no_GATE without that gate: no_edge, no_regime,
-    no_learned_regime, no_tail, no_tail_share, no_expected_drawdown and so on."""
+    fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE without that gate: no_edge,
+    no_regime, no_learned_regime, no_tail, no_tail_share, no_expected_drawdown and so on."""
 
     @property
     def windows(self) -> tuple[str, ...]:

@@ -417,7 +417,7 @@ RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LearnedRegimes = Annotated[tuple[Annotated[int, Field(ge=1, le=7)], ...], BeforeValidator(several)]
 TWIN_NAMES: Final = (
     *("ungated", "random_gate", "buy_and_hold", "fixed_band", "sized_by_forecast", "full_size"),
-    *gates_left_out(),
+    *("uncorrelated", *gates_left_out()),
 )
 """Every shadow account."""
 

@@ -4,6 +4,7 @@
 on the card's calibration slice, or in the run so far, drawn by chance. ``buy_and_hold`` holds as
 much as the run did so far, in the mean. ``fixed_band`` trades by ``sizing.rebalance``'s usual value
 in the place of a signal's band, and ``sized_by_forecast`` holds what the model's volatility says.
+``uncorrelated`` weighs by the run's rule as if no two symbols moved together.
 ``full_size`` and ``no_GATE`` do what the run does but for one thing: the share of a full position
 that ``sizing.mode`` gives, or that gate.
 
@@ -72,6 +73,7 @@ BUY_AND_HOLD: Final = "buy_and_hold"
 FIXED_BAND: Final = "fixed_band"
 SIZED_BY_FORECAST: Final = "sized_by_forecast"
 FULL_SIZE: Final = "full_size"
+UNCORRELATED: Final = "uncorrelated"
 WITHOUT: Final = gates_left_out()
 """The gate that each twin ``no_GATE`` leaves out."""
 TWINS: Final = {
@@ -84,6 +86,7 @@ TWINS: Final = {
     FIXED_BAND: "the same signals, traded where a target has moved by more than a quarter",
     SIZED_BY_FORECAST: "the same trend, sized by the model's volatility",
     FULL_SIZE: "the same decisions, each with a full position",
+    UNCORRELATED: "weights by the same rule, as if no two symbols moved together",
     **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
 """Every twin by its name, and what it does."""
@@ -335,6 +338,9 @@ def _of_shadow(name: str, signal: Signal) -> Signal:
         share = signal.by_forecast / signal.strength
         band = None if signal.band is None else signal.band * math.cbrt(share * share)
         return replace(signal, strength=signal.by_forecast, band=band)
+    if name == UNCORRELATED and signal.uncorrelated is not None:
+        action = Action.LONG if signal.uncorrelated else Action.FLAT
+        return replace(signal, action=action, strength=signal.uncorrelated)
     return signal
 
 

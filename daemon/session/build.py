@@ -16,7 +16,12 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import SIZED_BY_FORECAST, EngineSettings, ModelTerms
+from tracepaper.daemon.engine.state import (
+    SIZED_BY_FORECAST,
+    UNCORRELATED,
+    EngineSettings,
+    ModelTerms,
+)
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
@@ -110,6 +115,11 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
             "levels a side that are wanted."
         )
     for strategy in strategies.values():
+        if UNCORRELATED in set(config.strategy.twins) - set(strategy.twins):
+            raise ConfigInvalid(
+                f"strategy.twins {UNCORRELATED} would be ungated: a portfolio whose rule weighs by "
+                "correlations has it by itself; leave it out."
+            )
         strategy.twins = tuple(dict.fromkeys((*strategy.twins, *config.strategy.twins)))
     return strategies
 

@@ -152,6 +152,7 @@ def make_together(
         context=several.context,
         every=several.every,
         horizon_index=horizon_index,
+        has_correlations="correlations" in several.measures,
     )
 
 

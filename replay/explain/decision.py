@@ -19,7 +19,7 @@ from tracepaper.replay.report.trades import of_decision
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.api.model import DataSource
-from tracepaper.strategies.api.strategy import SHARE_OF
+from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import warm
@@ -121,14 +121,18 @@ class StoredDecision:
     @property
     def looked_at(self) -> str:
         """How a decision over several symbols divided its attention; empty for other strategies."""
-        shares = ", ".join(
-            f"{row['name'].removeprefix(SHARE_OF)} {row['number']:.1%}"
-            for row in self.notes
-            if row["name"].startswith(SHARE_OF) and row["number"] is not None
+        shares, moves = (
+            ", ".join(
+                f"{row['name'].removeprefix(prefix)} {row['number']:{form}}"
+                for row in self.notes
+                if row["name"].startswith(prefix) and row["number"] is not None
+            )
+            for prefix, form in ((SHARE_OF, ".1%"), (MOVES_WITH, "+.2f"))
         )
         if not shares or self._asks is not DataSource.CLOSES:
             return ""
-        return f"It looked at {shares}; --full says at which of their bars."
+        risk = f" It expects correlations with {moves}." if moves else ""
+        return f"It looked at {shares}; --full says at which of their bars.{risk}"
 
 
 def locate(decision: str, database: Path | None) -> tuple[Path, str, int]:

@@ -260,6 +260,13 @@ class BarContext(Struct, frozen=True, gc=False):
         return self.exact.volume / self._shared.volume_unit
 
     @property
+    def share_of_equity(self) -> float:
+        """The position's value by the equity, below 0 of a short; 0 where no account is seen."""
+        if self.account is None or self.account.equity <= 0.0:
+            return 0.0
+        return self.account.position.quantity * self.close / self.account.equity
+
+    @property
     def explanation(self) -> Explanation | None:
         """Where the model looked for its forecast."""
         return None if self.forecast is None else self.forecast.explanation
@@ -497,6 +504,7 @@ class Signal(Struct, frozen=True, gc=False):
     note: Note | None = None
     band: float | None = None  # in shares of a full position: nearer to the target nothing trades
     by_forecast: float | None = None  # the strength of the shadow account ``sized_by_forecast``
+    uncorrelated: float | None = None  # the strength, of a long, of that of the same name
 
 
 def is_protected(signal: Signal) -> bool:

@@ -395,6 +395,8 @@ NOT_NAMED: Final = Signal(Action.HOLD, "not named by the portfolio")
 
 SHARE_OF: Final = "from_"
 """Begins the notes that hold each symbol's share of a decision's attention."""
+MOVES_WITH: Final = "moves_with_"
+"""Begins the notes that hold what a network says of each symbol's correlation with the decided."""
 
 
 class PortfolioStrategy(ABC):

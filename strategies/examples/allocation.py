@@ -91,7 +91,7 @@ class Allocation(PortfolioStrategy):
             self._rule,
             risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
-            held=np.array([_share(seen) for seen in contexts.values()]),
+            held=np.array([seen.share_of_equity for seen in contexts.values()]),
             bound=self._bound,
             aversion=self._aversion,
             cost=self._cost,
@@ -108,14 +108,6 @@ def _bars(options: Mapping[str, float | str], name: str, *, default: int, least:
     if not bars >= least or not bars.is_integer():
         raise ValueError(f"{name} is {bars:g}; it must be a whole number of at least {least}")
     return int(bars)
-
-
-def _share(seen: BarContext) -> float:
-    """Return the share of equity that is held of a symbol; 0 where the account is not seen."""
-    account = seen.account
-    if account is None or account.equity <= 0.0:
-        return 0.0
-    return account.position.quantity * seen.close / account.equity
 
 
 def _held(weight: float) -> Signal:

@@ -52,10 +52,11 @@ from tracepaper.strategies.networks.cross_asset import (
     CrossAssetConfig,
     CrossAssetNetwork,
     CrossLook,
+    CrossOutputs,
     weights_of,
 )
 from tracepaper.strategies.types.calibration import Calibration
-from tracepaper.strategies.types.decisions import Explanation, Forecast
+from tracepaper.strategies.types.decisions import Explanation, Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
 
 Ids = NDArray[np.int64]
@@ -178,6 +179,8 @@ class TogetherForecaster:
         self.causal = False  # an answer needs others' bars, and none is given of bars of one
         self.scanned_at_once = 1
         self.measures = MEASURES
+        if model.config.factors:
+            self.measures |= {"correlations"}
         self.is_outside = False
         self._places = model.config.places(self.symbols)
         self._windows = {symbol: self._window() for symbol in self.symbols}
@@ -330,11 +333,25 @@ class TogetherForecaster:
         relative = said.relative[0, :, 0].double().numpy() * unit
         shares = look.influence.double().numpy()
         return [
-            replace(one, further=SymbolAnswer(weight, tuple(apart), tuple(row)).encoded())
-            for one, weight, apart, row in zip(
-                answers, weights, relative.tolist(), shares.tolist(), strict=True
+            replace(
+                one,
+                further=SymbolAnswer(weight, tuple(apart), tuple(row)).encoded(),
+                heads=heads,
+            )
+            for one, weight, apart, row, heads in zip(
+                answers, weights, relative.tolist(), shares.tolist(), _heads(said), strict=True
             )
         ]
+
+
+def _heads(said: CrossOutputs) -> list[HeadForecasts | None]:
+    """Pack each symbol's row of the correlations at each horizon; None without that head."""
+    if said.loadings is None:
+        return [None] * said.relative.shape[1]
+    own = said.loadings[0, :, 0].double()  # [symbol, horizon, factor]
+    rows = torch.einsum("ahf,bhf->ahb", own, own)
+    rows.diagonal(dim1=0, dim2=2).fill_(1.0)
+    return [HeadForecasts(correlations=row.numpy().astype("<f4").tobytes()) for row in rows]
 
 
 def over_symbols(forecaster: Forecaster | None) -> TogetherForecaster | None:

@@ -129,7 +129,7 @@ def head_forecasts(
     said: dict[str, Said] = {
         name: part.flatten(0, 1).float().numpy()
         for name in HeadForecasts.__struct_fields__
-        if (part := getattr(outputs, name)) is not None
+        if (part := getattr(outputs, name, None)) is not None
     }
     if not said:
         return None

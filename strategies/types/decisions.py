@@ -78,6 +78,7 @@ class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
     drawdown: bytes = b""  # [horizon, DRAWDOWN_LEVELS], of a fall of the price
     regimes: bytes = b""  # [horizon, regime, probability and volatility to the horizon]
     path: bytes = b""  # [horizon, PATH_STEPS, PATH_LEVELS], the return to each step
+    correlations: bytes = b""  # [horizon, symbol of the run], with the forecast's own symbol
 
 
 class Forecast(Struct, frozen=True, gc=False):

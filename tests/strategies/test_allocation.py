@@ -16,6 +16,8 @@ from tracepaper.strategies.allocation import (
     Rule,
     allocate,
     covariance,
+    covariance_of,
+    repaired,
     require_solver,
     returns_of,
     rounded,
@@ -130,6 +132,48 @@ def test_the_simple_rules_are_what_they_say() -> None:
     assert allocate(Rule.INVERSE, risk).tolist() == [0.333333, 0.666667, 0.0]
     assert allocate(Rule.INVERSE, risk, bound=0.5).tolist() == [0.333333, 0.5, 0.0]
     assert allocate(Rule.INVERSE, np.zeros((2, 2))).tolist() == [0.0, 0.0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(assets=st.integers(2, 6), seed=st.integers(0, 999), shrink=st.sampled_from([0.0, 0.1, 1.0]))
+def test_whatever_is_said_of_pairs_becomes_a_correlation_matrix(
+    assets: int, seed: int, shrink: float
+) -> None:
+    said = np.random.default_rng(seed).uniform(-1.2, 1.2, (assets, assets))
+    found = repaired(said, shrink=shrink)
+    assert (found == found.T).all()
+    assert (np.diag(found) == 1.0).all()
+    assert np.linalg.eigvalsh(found)[0] > -1e-12
+    if shrink == 1.0:
+        assert (found == np.eye(assets)).all()
+
+
+def test_correlations_are_repaired_by_the_published_steps_and_only_where_they_must() -> None:
+    good = np.array([[1.0, 0.5, 0.2], [0.5, 1.0, -0.3], [0.2, -0.3, 1.0]])
+    assert (repaired(good) == good).all()
+    assert repaired(good, shrink=0.25) == pytest.approx(good * 0.75 + np.eye(3) * 0.25)
+    bad = np.array([[1.0, 0.9, 0.7], [0.9, 1.0, -0.4], [0.7, -0.4, 1.0]])
+    values, vectors = np.linalg.eig(bad)  # Rebonato and Jäckel 1999, by another routine
+    assert values.min() < -0.1
+    root = vectors @ np.diag(np.sqrt(np.maximum(values, 0.0)))
+    root /= np.linalg.norm(root, axis=1, keepdims=True)
+    assert repaired(bad) == pytest.approx(root @ root.T, abs=1e-12)
+    deviations = np.array([0.01, 0.02, 0.03])
+    wanted = np.diag(deviations) @ (0.75 * good + 0.25 * np.eye(3)) @ np.diag(deviations)
+    assert covariance_of(deviations, good, shrink=0.25) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("said", "shrink", "sentence"),
+    [
+        (np.ones((2, 3)), 0.0, "a row and a column for each asset"),
+        (np.full((2, 2), np.nan), 0.0, "must be finite"),
+        (np.eye(2), 1.1, "give a share of 0 to 1"),
+    ],
+)
+def test_correlations_that_are_none_are_refused(said: Array, shrink: float, sentence: str) -> None:
+    with pytest.raises(DataInvalid, match=sentence):
+        repaired(said, shrink=shrink)
 
 
 def test_rounding_never_passes_one() -> None:

@@ -341,7 +341,7 @@ class CrossAssetModel(CandleModel):
             return {}
         return {
             NETWORK: portfolio_returns(decisions, _weights_of(self.model)),
-            **rule_returns(decisions),
+            **rule_returns(decisions, self.model.network, config.horizons.index(self.horizon)),
         }
 
     def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:

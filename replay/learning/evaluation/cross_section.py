@@ -19,13 +19,21 @@ from scipy.stats import rankdata
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
-from tracepaper.replay.learning.panel import Ids, Labelled
+from tracepaper.replay.learning.panel import Ids, Labelled, predicted
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import bootstrapped, daily_sums, mean
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
-from tracepaper.strategies.allocation import Rule, allocate, covariance, require_solver
+from tracepaper.strategies.allocation import (
+    Rule,
+    allocate,
+    covariance,
+    covariance_of,
+    require_solver,
+)
+from tracepaper.strategies.builtin import SHRINK
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.units import DAY_MS
 
 RELATIVE = "relative"
@@ -182,20 +190,50 @@ def _panel_returns(decisions: PanelDecisions, weights: Array) -> PortfolioReturn
 
 
 def rule_weights(rule: Rule) -> WeightsAt:
-    """Return the weights of *rule* over the covariance of the last ``COVARIANCE_BARS``.
+    """Weigh by *rule* over the covariance of the last ``COVARIANCE_BARS``."""
 
-    They are computed at the first decision of each day, which favours the rule's costs.
+    def risks(labelled: Labelled, rows: Ids) -> list[Array]:
+        closes = np.stack([segment.close for segment in labelled.panel.segments])
+        moves = np.diff(np.log(closes), axis=1)
+        return [covariance(moves[:, row - COVARIANCE_BARS : row].T) for row in rows.tolist()]
+
+    return _daily(rule, risks)
+
+
+def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool) -> WeightsAt:
+    """Weigh by the least variance that *network* forecasts at the horizon in place *at*.
+
+    Without *is_correlated* by its volatilities alone, as if no two symbols moved together.
+    """
+
+    def risks(labelled: Labelled, rows: Ids) -> list[Array]:
+        said, segments = predicted(network, labelled.panel, rows), labelled.panel.segments
+        assert said.loadings is not None
+        usual = np.stack([one.sigma[rows] for one in segments])
+        deviations = usual * np.sqrt(np.stack([one.variance[:, at] for one in said.each]))
+        factors = said.loadings[:, :, at].astype(np.float64)  # [asset, row, factor]
+        return [
+            covariance_of(
+                deviations[:, place],
+                factors[:, place] @ factors[:, place].T if is_correlated else np.eye(len(factors)),
+                shrink=SHRINK,
+            )
+            for place in range(len(rows))
+        ]
+
+    return _daily(Rule.MINIMUM, risks)
+
+
+def _daily(rule: Rule, risks: Callable[[Labelled, Ids], Sequence[Array]]) -> WeightsAt:
+    """Weigh by *rule* at the first decision of each day, which favours its costs.
+
+    *risks* are the covariances at some rows of a panel.
     """
 
     def weights_at(labelled: Labelled, rows: Ids) -> Array:
-        segments = labelled.panel.segments
-        moves = np.diff(np.log(np.stack([segment.close for segment in segments])), axis=1)
-        days = segments[0].open_time_ms[rows] // DAY_MS
+        days = labelled.panel.segments[0].open_time_ms[rows] // DAY_MS
         _, begins, place = np.unique(days, return_index=True, return_inverse=True)
-        daily = [
-            allocate(rule, covariance(moves[:, row - COVARIANCE_BARS : row].T))
-            for row in rows[begins].tolist()
-        ]
+        daily = [allocate(rule, risk) for risk in risks(labelled, rows[begins])]
         return np.stack(daily, axis=1)[:, place]
 
     return weights_at
@@ -210,9 +248,19 @@ def rules_here() -> tuple[Rule, ...]:
     return RULES
 
 
-def rule_returns(decisions: Sequence[PanelDecisions]) -> dict[str, PortfolioReturns]:
-    """Simulate every rule that can be solved here, by its name."""
-    return {rule.value: portfolio_returns(decisions, rule_weights(rule)) for rule in rules_here()}
+def rule_returns(
+    decisions: Sequence[PanelDecisions], network: CrossAssetNetwork, at: int
+) -> dict[str, PortfolioReturns]:
+    """Simulate every rule that can be solved here, by its name.
+
+    Of a *network* with correlations also least variance by its forecasts at the horizon in place
+    *at*, with them and without.
+    """
+    weights = {rule.value: rule_weights(rule) for rule in rules_here()}
+    if network.config.factors and Rule.MINIMUM in weights:
+        weights["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
+        weights["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
+    return {name: portfolio_returns(decisions, one) for name, one in weights.items()}
 
 
 def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import explained_runs
+import msgspec
 import numpy as np
 import pytest
 from msgspec import structs
@@ -23,6 +24,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.networks.multimodal import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
+
+OF_ONE_SYMBOL = tuple(name for name in HeadForecasts.__struct_fields__ if name != "correlations")
 
 NETWORK = TradingConfig(
     features=explained_runs.SMALL.features,
@@ -139,7 +142,7 @@ def test_sizes_follow_the_head(run: Path) -> None:
 def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
     one = forecasts(run)[0]
     horizons = [1] * len(one.horizons)
-    for name in HeadForecasts.__struct_fields__:
+    for name in OF_ONE_SYMBOL:
         assert one.heads is not None
         packed = np.frombuffer(getattr(one.heads, name), "<f4")
         for share, holds in ((0.5, True), (3.0, False)):
@@ -153,11 +156,16 @@ def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
     assert heads_agree(None, None, 1)
 
 
+def test_heads_without_correlations_are_packed_as_before_there_were_any(run: Path) -> None:
+    for (packed,) in rows(run, "SELECT heads FROM answers WHERE heads IS NOT NULL LIMIT 3"):
+        assert len(msgspec.msgpack.decode(packed)) == len(OF_ONE_SYMBOL)
+
+
 def test_a_forecast_whose_head_is_not_finite_is_refused(run: Path) -> None:
     one = forecasts(run)[0]
     assert is_finite_forecast(one)
     assert one.heads is not None
-    for name in HeadForecasts.__struct_fields__:
+    for name in OF_ONE_SYMBOL:
         broken = struct.pack("<f", math.nan) + getattr(one.heads, name)[4:]
         heads = structs.replace(one.heads, **{name: broken})
         assert not is_finite_forecast(structs.replace(one, heads=heads)), name

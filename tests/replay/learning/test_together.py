@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import bar, instrument
 from learning import DAY_BARS, START_MS, choose, learnable, write_csv
 from pair_cases import replayed
 
@@ -30,8 +31,11 @@ from tracepaper.replay.learning.splits import iso
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import kept_folder, load, save
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.builtin import CrossAssetStrategy, SymbolAnswer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
+from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
 
 pytestmark = pytest.mark.slow
@@ -224,6 +228,133 @@ def test_weights_of_a_close_are_traded_together_and_noted(
     assert 0 < least[0][1] < 3 * len(found)
 
 
+def test_a_rule_weighs_by_the_correlations_that_are_stored(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Without a price of turnover the least variance is the inverse of the covariance, summed."""
+    folder, shrink = trained("crossasset", *choose("factors=2")), 0.3
+    path = tmp_path / "run.db"
+    options: dict[str, Any] = {"rule": "minimum", "shrink": shrink, "cost": 0}
+    at_once = {"sizing": {"mode": "equity", "rebalance": 0}}
+    config = configured(folder, "crossasset", sections=at_once, **options)
+    run_id = replayed(path, config, data())
+    checked = 0
+    with Reader.open(path) as reader:
+        assert verify_run(reader, path, run_id).differences == []
+        noted = rows(path, "SELECT sequence, name, number FROM v_notes")
+        notes: dict[int, dict[str, float]] = {}
+        for sequence, name, number in noted:
+            notes.setdefault(sequence, {})[name] = number
+        weighed = sorted(sequence for sequence, one in notes.items() if "volatility" in one)
+        for first in weighed[::3]:
+            close = [reader.step(run_id, first + at).step.prediction for at in range(3)]
+            said = np.empty((3, 3))
+            for at, one in enumerate(close):
+                assert isinstance(one, Forecast)
+                said[at] = one.head("correlations", 0)
+                others = {n: v for n, v in notes[first + at].items() if n.startswith("moves_with_")}
+                assert others == {
+                    f"moves_with_{SYMBOLS[j]}": said[at, j] for j in range(3) if j != at
+                }
+            assert said == pytest.approx(said.T)
+            deviations = np.array([notes[first + at]["volatility"] for at in range(3)])
+            risk = (said * (1 - shrink) + shrink * np.eye(3)) * np.outer(deviations, deviations)
+            plain = np.linalg.solve(risk, np.ones(3))
+            if (plain > 0).all():
+                own = [notes[first + at]["weight"] for at in range(3)]
+                assert own == pytest.approx(plain / plain.sum(), abs=2e-5)
+                checked += 1
+    assert checked > 5
+    # Shrunk whole, no two symbols move together: then the run is the other's shadow account.
+    alone = tmp_path / "alone.db"
+    options["shrink"] = 1
+    config = configured(folder, "crossasset", sections=at_once, **options)
+    replayed(alone, config, data())
+    fills = "SELECT filled_ms, instrument, quantity, price FROM v_twin_fills WHERE twin = '{}'"
+    of_twin = rows(path, fills.format("uncorrelated"))
+    assert len(of_twin) > 10
+    assert of_twin == rows(alone, fills.format("ungated")) != rows(path, fills.format("ungated"))
+
+
+def said_of(symbol: str, correlations: Sequence[float], volatility: float = 0.01) -> Forecast:
+    """Return the answer of a network over the symbols to one horizon."""
+    share = SymbolAnswer(0.5, (0.001 * SYMBOLS.index(symbol),), (1.0, 0.0, 0.0)).encoded()
+    heads = HeadForecasts(correlations=np.array(correlations, "<f4").tobytes())
+    one = ((0.0,), (0.01,), (0.3,), (0.4,), (0.3,), (volatility,))
+    return Forecast((5,), *one, model_id="", further=share, heads=heads)
+
+
+ROWS = ((1.0, 0.9, 0.0), (0.9, 1.0, 0.0), (0.0, 0.0, 1.0))
+
+
+def weighed(
+    options: Mapping[str, object], forecasts: Mapping[str, Forecast | None]
+) -> Mapping[str, Signal]:
+    """Return what the strategy answers for one close of equal bars."""
+    strategy = CrossAssetStrategy(
+        SYMBOLS, options, context=1, every=1, horizon_index=0, has_correlations=True
+    )
+    assert strategy.sees_account
+    assert strategy.twins == ("ungated", "uncorrelated")
+    contexts = {}
+    for symbol, forecast in forecasts.items():
+        closed = bar(instrument_id=f"linear:{symbol}")
+        strategy.observe(closed)
+        contexts[symbol] = BarContext.of([closed], instrument(symbol), forecast=forecast)
+    return strategy.decide(contexts)
+
+
+def test_two_that_move_together_share_what_a_third_has_alone() -> None:
+    pytest.importorskip("cvxpy", exc_type=ImportError)
+    forecasts = {symbol: said_of(symbol, row) for symbol, row in zip(SYMBOLS, ROWS, strict=True)}
+    found = weighed({"rule": "minimum", "shrink": 0, "cost": 0}, forecasts)
+    plain = np.linalg.solve(np.array(ROWS), np.ones(3))
+    wanted = plain / plain.sum()
+    assert [one.strength for one in found.values()] == pytest.approx(wanted, abs=1e-4)
+    assert [one.uncorrelated for one in found.values()] == pytest.approx([1 / 3] * 3, abs=1e-4)
+    best = weighed({"rule": "mean_variance", "aversion": 0, "cost": 0}, forecasts)
+    assert [one.action.name for one in best.values()] == ["FLAT", "FLAT", "LONG"]
+
+
+@pytest.mark.parametrize("other", [None, said_of("CCCUSDT", ROWS[2], float("nan"))])
+def test_one_symbol_without_a_number_leaves_all_of_a_rule_unweighed(other: Forecast | None) -> None:
+    forecasts = {symbol: said_of(symbol, row) for symbol, row in zip(SYMBOLS, ROWS, strict=True)}
+    found = weighed({"rule": "minimum"}, forecasts | {"CCCUSDT": other})
+    assert {(one.action.name, one.reason) for one in found.values()} == {("HOLD", "no forecast")}
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"rule": "equal"}, "rule is 'equal'; write network or mean_variance or minimum"),
+        ({"shrink": 0.5}, "shrink is of a rule by correlations; choose one by rule"),
+        ({"rule": "minimum", "shrink": 2}, "shrink must be at least 0 and at most 1"),
+        ({"rule": "minimum", "bound": "x"}, "bound is 'x'; write a number"),
+        ({"rule": "minimum", "cost": -1}, "cost is -1, and no weights are best then"),
+    ],
+)
+def test_an_option_of_a_rule_that_is_none_is_named(
+    options: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        CrossAssetStrategy(
+            SYMBOLS, options, context=1, every=1, horizon_index=0, has_correlations=True
+        )
+
+
+def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refused(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = trained("portfolio")
+    config = configured(folder, "portfolio", rule="minimum")
+    with pytest.raises(ConfigInvalid, match="train one with factors = 1 or more"):
+        replayed(tmp_path / "run.db", config, data(10))
+    twins = {"name": "portfolio", "twins": ("uncorrelated",)}
+    config = configured(folder, "portfolio", sections={"strategy": twins})
+    with pytest.raises(ConfigInvalid, match="uncorrelated would be ungated"):
+        replayed(tmp_path / "other.db", config, data(10))
+
+
 @pytest.mark.parametrize(
     ("gate", "keys"),
     [
@@ -246,12 +377,12 @@ def test_a_symbol_that_a_gate_refuses_keeps_its_weight_alone(
     )
     held = dict.fromkeys((f"linear:{symbol}" for symbol in SYMBOLS), 0)
     refused_here = changed = 0
-    for instrument, action, refused_by, target, weight in rows(path, query):
+    for key, action, refused_by, target, weight in rows(path, query):
         if refused_by is not None:
-            assert (action, target) == ("HOLD", held[instrument])
+            assert (action, target) == ("HOLD", held[key])
             refused_here += refused_by == gate and weight is not None
-        changed += target != held[instrument]
-        held[instrument] = target
+        changed += target != held[key]
+        held[key] = target
     assert refused_here > 3
     assert changed > 5
     twins = dict(rows(path, "SELECT twin, count(*) FROM v_twin_fills GROUP BY 1"))
