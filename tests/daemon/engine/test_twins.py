@@ -404,3 +404,9 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
     more = answered(0.02, 0.001, 0.3)
     held = quantity(machine.step(BARS[13], more), "no_edge")
     assert quantity(machine.step(BARS[14], more), "no_edge") == held, "more of it is refused"
+    short = replace(answered(-0.004, 0.02, 0.3), p_up=(0.2,), p_down=(0.6,))
+    for one in BARS[15:17]:
+        step = machine.step(one, short)
+        assert step.decision
+        assert step.decision.refused_by == "risk.tail"
+    assert quantity(step, "no_edge") == held, "the other side, however small, is refused"
