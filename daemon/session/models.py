@@ -32,6 +32,7 @@ from tracepaper.strategies.gates.declared import learned_regime
 from tracepaper.strategies.gates.evaluator import key_of, limits
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.units import iso
 
 if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
@@ -173,8 +174,8 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoint
     return checkpoint
 
 
-def warnings_for(config: Config) -> tuple[str, ...]:
-    """Return what a run with the configured model must say of it on its row."""
+def warnings_for(config: Config, from_ms: int) -> tuple[str, ...]:
+    """Return what a run from *from_ms* on with the configured model must say of it on its row."""
     if config.model.own_class:
         return ()
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
@@ -187,6 +188,10 @@ def warnings_for(config: Config) -> tuple[str, ...]:
             "the checkpoint's quantiles of recent mass and shift are those of the usual rollout, "
             "and this run is explained by another"
         )
+    fits = card.get("committee", {}).get("fits", ())
+    if fits and from_ms < fits[0]["from_ms"]:
+        first = iso(fits[0]["from_ms"])
+        found.append(f"the committee's first fit is of {first}; bars before it are refused, finite")
     return tuple(found)
 
 

@@ -309,7 +309,7 @@ def build(  # noqa: PLR0913 - the options of a replay
             *warnings,
             *fitted,
             *chain.from_iterable(map(split_sentences, feed.candles)),
-            *(() if forecaster is None else warnings_for(config)),
+            *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),
             *margin_warnings(config, instruments),
             *coverage_warnings(engine),
         ),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -304,6 +306,8 @@ def test_it_is_replayed_verified_and_explained(
     )
     code, _, err = invoked(capsys, "replay", "-c", config, "--data", candles, "--db", database)
     assert code == 0, err
+    first = "the committee's first fit is of "
+    assert first in recorded(database, "SELECT warnings FROM v_runs")
     code, out, err = invoked(capsys, "verify", "last", "--db", database)
     assert code == 0, out + err
     code, out, err = invoked(capsys, "explain", "last:9000", "--db", database, "--full", "--json")
@@ -318,6 +322,15 @@ def test_it_is_replayed_verified_and_explained(
     code, out, err = invoked(capsys, "explain", "last:9000", "--db", database, "--full")
     assert code == 0, err
     assert "Members of the committee" in out
+    newest = recorded(database, "SELECT max(open_time_iso) FROM v_decisions")[:10]
+    later = ("--from", newest, "--db", tmp_path / "later.db")
+    assert invoked(capsys, "replay", "-c", config, "--data", candles, *later)[0] == 0
+    assert first not in recorded(tmp_path / "later.db", "SELECT warnings FROM v_runs")
+
+
+def recorded(database: Path, query: str) -> str:
+    with closing(sqlite3.connect(database)) as connection:
+        return str(connection.execute(query).fetchone()[0])
 
 
 def test_what_can_be_no_committee_is_refused_in_a_sentence(
