@@ -375,7 +375,8 @@ def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
     """
     if query_closes.is_floating_point() or key_closes.is_floating_point():
         raise AttentionInvalid("Times are whole numbers; give milliseconds as int64.")
-    if bool((key_closes.diff(dim=-1) < 0).any()):
+    # An export asks no numbers.
+    if not torch.compiler.is_compiling() and bool((key_closes.diff(dim=-1) < 0).any()):
         raise AttentionInvalid("The keys' times do not ascend; sort the stream by its closes.")
     return torch.searchsorted(key_closes.contiguous(), query_closes.contiguous(), right=True)
 
@@ -400,11 +401,24 @@ def cross_attend(
         return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
     check_inputs(query, key, value, Mask.full())
     factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if torch.compiler.is_compiling():
+        return _written_out(query, key, value, seen.view(-1, query.shape[2]), factor)
     largest = check_products(query, key, factor, value=value)[2]
     own = _checked_seen(seen, query, key)
     causal = False
     made = Attention(*square_attention(query, key, value, Chunked(own), causal, factor))
     return refuse_overflow(made, largest, key.shape[2])
+
+
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, factor: float
+) -> Attention:
+    """Attend with all scores stored: an export has no blocks of keys that numbers choose."""
+    shown = torch.arange(key.shape[2], device=key.device) < seen[:, None, :, None]
+    scores = (factor * query @ key.mT).float().masked_fill(~shown, -torch.inf)
+    logsumexp = scores.logsumexp(dim=-1)
+    entries = (scores - logsumexp.clamp_min(torch.finfo(scores.dtype).min)[..., None]).exp()
+    return Attention(entries.to(value.dtype) @ value, logsumexp)
 
 
 def cross_confidence(
@@ -457,18 +471,26 @@ def stream_rollout(
     held = [like.new_zeros(len(like), len(chosen), length) for length in lengths]
     held[stream][:, range(len(chosen)), chosen] = 1.0
     for step in reversed(steps):
-        asking = {read.into for read in step}
-        below = [
-            residual_weight * own if number in asking else own for number, own in enumerate(held)
-        ]
-        for read in step:
-            share = (1.0 - residual_weight) / sum(one.into == read.into for one in step)
-            moved, kept = _moved(read, held[read.into])
-            below[read.of] = below[read.of] + share * moved
-            below[read.into] = below[read.into] + share * kept
-        held = below
+        held = carry_step(step, held, residual_weight=residual_weight)
     total = torch.stack([own.sum(dim=-1) for own in held]).sum(dim=0)[..., None]
     return [own / total for own in held]
+
+
+def carry_step(
+    step: Sequence[StreamRead], held: Sequence[Tensor], *, residual_weight: float = 0.5
+) -> list[Tensor]:
+    """Return the weights [batch, row, time] *held* on each stream above one step as those below it.
+
+    The reads are those of one step of ``stream_rollout``, which also says what is raised.
+    """
+    asking = {read.into for read in step}
+    below = [residual_weight * own if number in asking else own for number, own in enumerate(held)]
+    for read in step:
+        share = (1.0 - residual_weight) / sum(one.into == read.into for one in step)
+        moved, kept = _moved(read, held[read.into])
+        below[read.of] = below[read.of] + share * moved
+        below[read.into] = below[read.into] + share * kept
+    return below
 
 
 def _moved(read: StreamRead, weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -174,9 +174,9 @@ def ordered_leaves(trees: Trees, tree: int) -> tuple[list[int], list[tuple[int, 
             if node >= count or node in first or len(first) > count:
                 raise _malformed("a node is reached twice or is not there")
             first[node] = len(order)
-            pending += [(node, "leave"), (right[node], "enter"), (node, "cross")]
+            pending += [(node, "leave"), (right[node], "enter"), (node, "between")]
             pending.append((left[node], "enter"))
-        elif stage == "cross":
+        elif stage == "between":
             split[node] = len(order)
         else:
             spans[node] = (first[node], split[node], len(order))

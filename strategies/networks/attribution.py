@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, cast
 import torch
 from torch import nn
 
-from tracepaper.strategies.attention.checks import check_shares, working_type
+from tracepaper.strategies.attention.checks import check_shares, check_start, working_type
 from tracepaper.strategies.attention.linear import rollout_linearly
 from tracepaper.strategies.attention.probsparse import (
     SparseRows,
@@ -49,6 +49,7 @@ from tracepaper.strategies.attention.weighted import (
 )
 from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
 from tracepaper.strategies.networks.architecture import AttendedPart, Network
+from tracepaper.strategies.networks.cross_timeframe import CrossNetwork
 from tracepaper.strategies.networks.flash import FlashNetwork, Trace, explained_by
 from tracepaper.strategies.networks.informer import InformerNetwork
 from tracepaper.strategies.networks.linear import LinearNetwork
@@ -143,11 +144,14 @@ def attribute_last_bar(
         seen = attribute_last_bar(inside.network, inside.x, inside.positions, way)
         weights, parts = inside.spread(seen.weights[0, 0])
         return BarAttribution(weights[None, None], seen.l1_error, parts)
-    return BarAttribution(*_attributed(network, x, positions, way))
+    found = _attributed(network, x, positions, way)
+    return found if isinstance(found, BarAttribution) else BarAttribution(*found)
 
 
 @singledispatch
-def _attributed(network: Network, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
+def _attributed(
+    network: Network, x: Tensor, positions: Tensor, way: AttributionMethod
+) -> Rollout | BarAttribution:
     """Return where the last bar looked, as each network that attends by itself says."""
     del x, positions, way
     raise AttentionInvalid(
@@ -195,6 +199,31 @@ def _(network: LinearNetwork, x: Tensor, positions: Tensor, way: AttributionMeth
         )
 
 
+@_attributed.register(CrossNetwork)
+def _(
+    network: CrossNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
+) -> BarAttribution:
+    """Return the rollout through both timeframes, of the heads' mean or by the gradient."""
+    plain = RolloutOptions(
+        residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
+    )
+    if way.method not in {"rollout", "gradient"} or way.options != plain:
+        raise AttentionInvalid(
+            "Cross-attention is explained by rollout over the heads' mean or by gradient; leave "
+            "all but the residual and the start layer out."
+        )
+    by_gradient = way.method == "gradient"
+    with torch.set_grad_enabled(by_gradient):
+        seen = network.trace(x, positions)
+    if by_gradient:
+        seen = seen.by_gradient(_mean_return(network, seen.outputs, way))
+    with torch.no_grad():
+        first = check_start(plain.start_layer, network.config.layers)
+        by_token = network.rollout(seen.steps()[2 * first :], residual_weight=plain.residual_weight)
+        by_bar, parts = network.shared(by_token, seen.frame)
+        return BarAttribution(by_bar[None, None], by_bar.new_zeros(1, 1), parts)
+
+
 @contextmanager
 def watched(network: Network) -> Iterator[WatchedLayers]:
     """Keep what the projections of every block take and give while the network runs."""
@@ -231,15 +260,19 @@ def _slopes(
     """
     if way.method != "gradient":
         return []
-    horizons = network.config.horizons
-    index = horizons.index(way.horizon) if way.horizon in horizons else 0
-    slopes = torch.autograd.grad(outputs.mean[0, -1, index], layers.outputs)
+    slopes = torch.autograd.grad(_mean_return(network, outputs, way), layers.outputs)
     found = []
     for slope, value in zip(slopes, layers.values, strict=True):
         whole = slope.new_zeros(1, value.shape[2], slope.shape[-1])
         whole[:, -slope.shape[1] :] = slope
         found.append(whole.unflatten(-1, (value.shape[1], -1)).transpose(1, 2))
     return found
+
+
+def _mean_return(network: Network, outputs: Outputs, way: AttributionMethod) -> Tensor:
+    """Return the last bar's mean return [] at the horizon that *way* takes the gradient of."""
+    horizons = network.config.horizons
+    return outputs.mean[0, -1, horizons.index(way.horizon) if way.horizon in horizons else 0]
 
 
 def _of_traces(

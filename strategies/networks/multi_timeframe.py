@@ -191,6 +191,20 @@ def frame_of(x: Tensor, positions: Tensor, *, wide: int, count: int) -> FrameTok
     )
 
 
+def frame_parts(wide: int, frame: FrameTokens, shares: Tensor) -> list[AttendedPart]:
+    """Return the *shares* [token] of the tokens of one window, each with the rows of its bar."""
+    spans = (frame.start[0].tolist(), frame.length[0].tolist(), shares.tolist())
+    return [AttendedPart(wide, *of) for of in zip(*spans, strict=True)]
+
+
+def add_shares(by_bar: Tensor, frame: FrameTokens, shares: Tensor) -> None:
+    """Add *shares* [row, token] to *by_bar* [row, window], a token's evenly to its bar's rows."""
+    first, length = frame.start[0].tolist(), frame.length[0].tolist()
+    spread = (shares / frame.length[0]).unbind(1)
+    for start, rows, each in zip(first, length, spread, strict=True):
+        by_bar[:, start : start + rows] += each[:, None]
+
+
 class MultiscaleNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
@@ -267,8 +281,7 @@ class MultiscaleNetwork(Network):
         parts: list[AttendedPart] = []
         own = weights.split(self.config.tokens[::-1])
         for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], own, strict=True):
-            spans = (frame.start[0].tolist(), frame.length[0].tolist(), shares.tolist())
-            parts += [AttendedPart(wide, *of) for of in zip(*spans, strict=True)]
+            parts += frame_parts(wide, frame, shares)
         return self._by_bar(weights[None], frames)[0], tuple(parts)
 
     def attribution_by_layer(
@@ -295,10 +308,7 @@ class MultiscaleNetwork(Network):
         by_bar = weights.new_zeros(len(weights), self.config.window)
         own = weights.split(self.config.tokens[::-1], dim=1)
         for frame, shares in zip(frames[::-1], own, strict=True):
-            first, length = frame.start[0].tolist(), frame.length[0].tolist()
-            spread = (shares / frame.length[0]).unbind(1)
-            for start, rows, each in zip(first, length, spread, strict=True):
-                by_bar[:, start : start + rows] += each[:, None]
+            add_shares(by_bar, frame, shares)
         return by_bar
 
     def inner(self, x: Tensor, positions: Tensor) -> Inner:

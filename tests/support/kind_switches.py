@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Final
 
 KINDS: Final = frozenset(
-    {"flash", "informer", "linear", "multiscale", "trading", "lstm", "crossasset", "portfolio"}
-    | {"tree", "glm", "ensemble", "orderbook"}
+    {"flash", "informer", "linear", "multiscale", "cross", "trading", "lstm"}
+    | {"crossasset", "portfolio", "tree", "glm", "ensemble", "orderbook"}
 )
 """Every kind that a card may name."""
 PREDICATES: Final = frozenset({"is_together", "is_ensemble", "row_kind"})

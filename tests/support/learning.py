@@ -36,6 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "linear": {"kind": "linear", "layers": 2},
     "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},
+    "cross": {"kind": "cross", "bars": 9, "frame": 4, "tokens": 5},
     "trading": {"kind": "trading", "layers": 2, "modalities": ["price", "time"]},
     "lstm": {"kind": "lstm", "quantiles": [0.1, 0.9], "allocation": True},
 }
@@ -121,7 +122,7 @@ def recipe(form: dict[str, Any], folder: Path) -> Path:
     network = {key: value for key, value in form.items() if key != "kind"}
     days = [START_MS + day * 86_400_000 for day in (3, 4, 5)]
     section = {"dim": 8, "horizons": [5, 30], "layers": 1} | network
-    if form["kind"] != "multiscale":
+    if "tokens" not in form:
         section["window"] = WINDOW
     if form["kind"] != "lstm":
         section["heads"] = 2

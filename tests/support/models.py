@@ -12,13 +12,16 @@ from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import Network, network_kinds
 from tracepaper.strategies.networks.baselines import LstmConfig
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
 from tracepaper.strategies.networks.multimodal import TradingConfig
 
 AnyNetwork = TypeVar("AnyNetwork", bound=Network)
-AnyConfig = FlashConfig | InformerConfig | MultiscaleConfig | TradingConfig | LstmConfig
+AnyConfig = (
+    FlashConfig | InformerConfig | MultiscaleConfig | CrossConfig | TradingConfig | LstmConfig
+)
 
 SMALL = FlashConfig(dim=16, layers=3, heads=2, window=50)
 """A receptive field of 148 rows."""

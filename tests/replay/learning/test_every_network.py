@@ -100,19 +100,25 @@ def test_a_network_is_trained_replayed_and_verified(
     assert (forecast.explanation is None) == (FORMS[name]["kind"] == "lstm")
 
 
+@pytest.mark.parametrize(
+    ("name", "frames_seen"),
+    [("multiscale", [(1, 6), (3, 4), (12, 2)]), ("cross", [(1, 9), (4, 5)])],
+)
 def test_a_decision_says_which_time_frame_and_which_of_its_bars(
-    trained: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str,
+    frames_seen: list[tuple[int, int]],
+    trained: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    config, path = prepared(trained("multiscale"), tmp_path)
+    config, path = prepared(trained(name), tmp_path)
     capsys.readouterr()
     database = tmp_path / "run.db"
     answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
     found = answered(capsys, *asked, "--json")["full"]["attribution"]
     frames = found["frames"]
-    assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == [
-        (1, 6), (3, 4), (12, 2)
-    ]  # fmt: skip
+    assert [(each["interval_ms"] // 60_000, each["bars"]) for each in frames] == frames_seen
     assert sum(each["weight"] for each in frames) == pytest.approx(1.0, abs=1e-6)
     assert sum(found["weights"]) == pytest.approx(1.0, abs=1e-6)
     assert found["modalities"] == []
@@ -253,7 +259,7 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
     assert any(line.startswith("Correlations to ") for line in span["sentences"])
 
 
-@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "trading"])
+@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "cross", "trading"])
 def test_no_future_moves_a_network_that_was_trained(
     name: str, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:

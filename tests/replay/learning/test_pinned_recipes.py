@@ -35,6 +35,7 @@ NETWORKS = {
     "linear": ("a2d8054518ef", "863c697b8069"),
     "performer": ("29a29a9b1728", "5053f1d91aa8"),
     "multiscale": ("f719ffd8b140", "85b6317020df"),
+    "cross": ("8de9baf3a7f1", "bf707b5e8bae"),
     "trading": ("47e71c54f1e6", "ed29e042c05a"),
     "lstm": ("dce41556af4c", "0dfd75e9a588"),
 }

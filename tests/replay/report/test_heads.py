@@ -38,6 +38,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import RolloutMap
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.tabular import network_half
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
 from tracepaper.strategies.networks.multimodal import TradingConfig
@@ -137,6 +138,7 @@ FURTHER: dict[str, AnyConfig] = {
     "multiscale": MultiscaleConfig(
         dim=16, layers=2, heads=2, frames=(1, 5, 15), tokens=(20, 8, 4), horizons=(5, 30)
     ),
+    "cross": CrossConfig(dim=16, layers=2, heads=2, bars=20, frame=5, tokens=8, horizons=(5, 30)),
     "trading": TradingConfig(dim=16, layers=2, heads=2, window=70, horizons=(5, 30)),
     "one_layer": replace(explained_runs.SMALL, layers=1),
 }

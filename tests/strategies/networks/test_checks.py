@@ -9,6 +9,7 @@ from torch import Tensor
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.checks import NetworkCheck, check_network
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
@@ -31,6 +32,10 @@ def network(kind: str) -> Network:
                 MultiscaleConfig(
                     features=FEATURES, dim=8, layers=2, heads=2, frames=(1, 4), tokens=(8, 9)
                 )
+            )
+        case "cross":
+            made = CrossNetwork(
+                CrossConfig(features=FEATURES, dim=8, layers=2, heads=2, bars=9, frame=4, tokens=9)
             )
         case "trading":
             made = TradingNetwork(
@@ -68,11 +73,11 @@ def block(made: Network, depth: int = 1) -> Block:
     return list(made.layers())[depth]
 
 
-@pytest.mark.parametrize("kind", ["flash", "informer", "multiscale", "trading", "lstm"])
+@pytest.mark.parametrize("kind", ["flash", "informer", "multiscale", "cross", "trading", "lstm"])
 def test_a_network_without_a_fault_has_none(kind: str) -> None:
     found = examined(network(kind))
     assert found.faults == ()
-    assert len(found.heads) == (0 if kind == "lstm" else 4)
+    assert len(found.heads) == {"lstm": 0, "cross": 8}.get(kind, 4)
     assert all(one.gradient > 0 for one in found.gradients)
     for layer in {one.layer for one in found.heads}:
         shares = [one.share for one in found.heads if one.layer == layer]

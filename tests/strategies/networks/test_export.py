@@ -18,6 +18,7 @@ from tracepaper.strategies.networks.checks import (
     require_agreement,
     run_onnx,
 )
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
@@ -37,6 +38,10 @@ def network(kind: str) -> tuple[nn.Module, Example]:
                 features=5, dim=8, layers=1, heads=2, frames=(1, 4), tokens=(8, 9)
             )
             made = MultiscaleNetwork(small)
+        case "cross":
+            made = CrossNetwork(
+                CrossConfig(features=5, dim=8, layers=2, heads=2, bars=16, frame=4, tokens=9)
+            )
         case "trading":
             made = TradingNetwork(
                 TradingConfig(
@@ -62,7 +67,7 @@ def last(made: nn.Module, example: Example) -> dict[str, torch.Tensor]:
         return said
 
 
-@pytest.mark.parametrize("kind", ["informer", "full", "window", "trading"])
+@pytest.mark.parametrize("kind", ["informer", "full", "window", "cross", "trading"])
 def test_an_exported_program_answers_as_the_network(kind: str) -> None:
     made, example = network(kind)
     program = export_program(made, example)

@@ -1,0 +1,422 @@
+"""A transformer over the newest bars that also reads closed bars of a slower timeframe.
+
+A layer has three blocks: the slower timeframe's bars attend to themselves, the bars to themselves,
+both looking back only; then each bar reads the slower bars that have closed by its own close. Both
+timeframes lie on the grid of absolute time and are rotated by the same clock, a bar of the run, so
+that a head sees how long ago a slower bar closed. The rollout runs through all three blocks: the
+weight of a slower bar is shared by the bars that make it.
+
+The rule is docs/attention.md, A34.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, NamedTuple
+
+import torch
+from msgspec import Meta
+from torch import Tensor, nn
+
+from tracepaper.strategies.api.model import ModelKind, register
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.attention.variants import (
+    Scores,
+    StreamRead,
+    carry_rows,
+    carry_step,
+    closed_keys,
+    cross_attend,
+    cross_confidence,
+    stream_rollout,
+)
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks import keys
+from tracepaper.strategies.networks.architecture import (
+    AttendedPart,
+    ExplainedOutputs,
+    Heads,
+    LayerAttribution,
+    Network,
+    Outputs,
+    WatchedBlocks,
+)
+from tracepaper.strategies.networks.encodings import Phases, clock_codes, turns
+from tracepaper.strategies.networks.flash import Block, FlashConfig
+from tracepaper.strategies.networks.keys import WINDOW_MAX
+from tracepaper.strategies.networks.multi_timeframe import (
+    FrameTokens,
+    add_shares,
+    frame_of,
+    frame_parts,
+)
+
+_TOKENS_MAX: Final = 8_192
+_BARS, _SLOWER = 0, 1
+"""The numbers of the two streams."""
+
+
+@dataclass(frozen=True, slots=True)
+class CrossConfig(keys.ReadKeys):
+    """The architecture; it is stored in a model's card as ``[architecture]``.
+
+    Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
+    """
+
+    features: keys.Features = 30
+    dim: keys.Dim = 32
+    layers: keys.Layers = 2
+    heads: keys.Heads = 4
+    bars: Annotated[
+        int, Meta(ge=1, le=_TOKENS_MAX, description="Bars seen of the run's timeframe.")
+    ] = 96
+    frame: Annotated[
+        int, Meta(ge=2, le=WINDOW_MAX, description="Bars per bar of the slower timeframe.")
+    ] = 15
+    tokens: Annotated[
+        int, Meta(ge=1, le=_TOKENS_MAX, description="Closed bars seen of the slower timeframe.")
+    ] = 64
+    horizons: keys.Horizons = (5, 30, 240)
+    clock: keys.Clock = ("week",)
+    interval_minutes: keys.IntervalMinutes = 1
+    mlp_ratio: keys.MlpRatio = 4.0
+    dropout: keys.Dropout = 0.0
+    allocation: keys.Allocation = False
+    quantiles: keys.Quantiles = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built, with one sentence each."""
+        for name, least in (("bars", 1), ("frame", 2), ("tokens", 1)):
+            if (value := getattr(self, name)) < least:
+                raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least {least}.")
+        if self.window > WINDOW_MAX:
+            raise ConfigInvalid(
+                f"architecture.frame and tokens look back on {self.window:,} bars; use at most "
+                f"{WINDOW_MAX:,}."
+            )
+        self.trunk()
+
+    @property
+    def window(self) -> int:
+        """Rows that one answer needs: its bars, or the slower ones and one that is open."""
+        return max(self.bars, self.frame * (self.tokens + 1))
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on, at most."""
+        return self.window
+
+    def trunk(self) -> FlashConfig:
+        """Return what a block is made by; raise ``ConfigInvalid`` where none can be."""
+        return FlashConfig(
+            features=self.features,
+            dim=self.dim,
+            layers=self.layers,
+            heads=self.heads,
+            window=self.bars,
+            horizons=self.horizons,
+            clock=self.clock,
+            interval_minutes=self.interval_minutes,
+            mlp_ratio=self.mlp_ratio,
+            mask="causal",
+            dropout=self.dropout,
+            allocation=self.allocation,
+            quantiles=self.quantiles,
+        )
+
+
+class _Streams(NamedTuple):
+    """The states of both timeframes, and what all layers share."""
+
+    bars: Tensor  # [batch, bar, dim]
+    slower: Tensor  # [batch, token, dim]
+    phases: tuple[Phases, Phases]  # of the bars, and of the slower ones
+    seen: Tensor  # [batch, bar] int64: slower bars that have closed by the bar's close
+
+
+class _Read(NamedTuple):
+    """A read of one layer, and the A·V that it gave."""
+
+    read: StreamRead
+    attended: Tensor  # [batch, head, query, dim]
+
+
+class CrossLayer(nn.Module):
+    """A block of each timeframe, and one by which the bars read the slower timeframe."""
+
+    def __init__(self, config: FlashConfig, depth: int) -> None:
+        super().__init__()
+        self.slower = Block(config, depth)
+        self.bars = Block(config, depth)
+        self.read = Block(config, depth)
+
+    def forward(self, given: _Streams, backend: str, kept: list[_Read] | None = None) -> _Streams:
+        """Return *given* with the states above this layer; add its three reads to *kept*."""
+        near, far = given.phases
+        slower = self._within(self.slower, _SLOWER, given.slower, far, backend, kept)
+        bars = self._within(self.bars, _BARS, given.bars, near, backend, kept)
+        # One block's queries are of the bars, its keys and values of the slower timeframe.
+        query = self.read.project(bars, near).query
+        _, key, value = self.read.project(slower, far)
+        attended, logsumexp = cross_attend(query, key, value, given.seen)
+        if kept is not None:
+            scores = Scores(causal=False, seen=given.seen)
+            read = StreamRead(_BARS, _SLOWER, query, key, logsumexp, scores, value)
+            kept.append(_Read(read, attended))
+        return given._replace(bars=self.read.finish(bars, attended), slower=slower)
+
+    @staticmethod
+    def _within(
+        block: Block,
+        stream: int,
+        state: Tensor,
+        phases: Phases,
+        backend: str,
+        kept: list[_Read] | None,
+    ) -> Tensor:
+        """Return the *state* of one stream after it attended to itself, looking back only."""
+        query, key, value = block.project(state, phases)
+        attended, logsumexp = attend(
+            query, key, value, Mask.causal(), backend=backend, checked=False
+        )
+        if kept is not None:
+            scores = Scores(causal=True)
+            read = StreamRead(stream, stream, query, key, logsumexp, scores, value)
+            kept.append(_Read(read, attended))
+        return block.finish(state, attended)
+
+
+class Crossed(NamedTuple):
+    """One window's forecast and its reads, three a layer: within each timeframe, then across."""
+
+    outputs: Outputs
+    reads: list[StreamRead]
+    attended: list[Tensor]  # A·V of each read, [batch, head, query, dim]
+    frame: FrameTokens
+
+    def steps(self) -> list[list[StreamRead]]:
+        """Return the reads as the steps of ``stream_rollout``: two a layer."""
+        found: list[list[StreamRead]] = []
+        for at in range(0, len(self.reads), 3):
+            found += [self.reads[at : at + 2], self.reads[at + 2 : at + 3]]
+        return found
+
+    def by_gradient(self, figure: Tensor) -> Crossed:
+        """Return it with each read weighed by the gradient of *figure* [], what was read's."""
+        slopes = torch.autograd.grad(figure, self.attended, materialize_grads=True)
+        pairs = zip(self.reads, slopes, strict=True)
+        return self._replace(reads=[read._replace(gradient=slope) for read, slope in pairs])
+
+    def asked(self) -> list[StreamRead]:
+        """Return the reads by which the bars look, the lowest first: two a layer."""
+        return [read for read in self.reads if read.into == _BARS]
+
+
+class CrossNetwork(Network):
+    """A window of feature rows in, the forecast of its last bar out."""
+
+    config: CrossConfig
+    rows_a_pass = 65_536
+
+    def __init__(self, config: CrossConfig) -> None:
+        super().__init__()
+        # Set here alone, so that a narrower type than the base's is safe.
+        self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.backend = "auto"  # of ``attend``
+        trunk = config.trunk()
+        self.embed = nn.Linear(config.features, config.dim)
+        self.embed_slower = nn.Linear(2 * config.features, config.dim)
+        _, self.clock = clock_codes(
+            config.dim, config.interval_minutes, time_of_week=False, clock=config.clock
+        )
+        self.layers = nn.ModuleList(CrossLayer(trunk, depth) for depth in range(config.layers))
+        self.norm = nn.LayerNorm(config.dim)
+        self.heads = Heads(
+            config.dim, len(config.horizons), len(config.quantiles), allocation=config.allocation
+        )
+
+    def attend_by(self, backend: str) -> bool:
+        """Attend within a timeframe by the kernel *backend*."""
+        self.backend = backend
+        return True
+
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
+        """Forecast the last bar of each window *x* [batch, window, features]: [batch, 1, ...].
+
+        *positions* [.., window] are absolute bar numbers, on whose grid the slower timeframe lies.
+        Raises ``AttentionInvalid`` on a window of another length.
+        """
+        state, _ = self.enter(x, positions)
+        for layer in self.layers:
+            state = layer(state, self.backend)
+        return self._read_out(state)
+
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Crossed:
+        """Forecast as ``forward`` does, and return what each layer attended with."""
+        kept: list[_Read] = []
+        state, frame = self.enter(x, positions)
+        for layer in self.layers:
+            state = layer(state, self.backend, kept)
+        reads, attended = [one.read for one in kept], [one.attended for one in kept]
+        return Crossed(self._read_out(state), reads, attended, frame)
+
+    def enter(self, x: Tensor, positions: Tensor | None) -> tuple[_Streams, FrameTokens]:
+        """Return the first states of windows *x*, and the bars of the slower timeframe."""
+        config = self.config
+        if x.shape[1] != config.window:
+            raise AttentionInvalid(
+                f"This network takes windows of {config.window} bars, not {x.shape[1]}; cut or "
+                "warm the window."
+            )
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        positions = positions.expand(x.shape[:2])
+        frame = frame_of(x, positions, wide=config.frame, count=config.tokens)
+        # A bar that lacks its last rows is over all the same, and no sooner.
+        closes = (frame.close // config.frame + 1) * config.frame - 1
+        places = positions[:, -config.bars :]
+        bars, slower = self.embed(x[:, -config.bars :]), self.embed_slower(frame.rows)
+        if self.clock is not None:
+            bars, slower = bars + self.clock(places), slower + self.clock(closes)
+        phases = (self._phases(places), self._phases(closes))
+        return _Streams(bars, slower, phases, closed_keys(places, closes)), frame
+
+    def _phases(self, positions: Tensor) -> Phases:
+        """Return the tables that rotate the rows at *positions* [batch, time]."""
+        cosine, sine = turns(positions, self.config.dim // self.config.heads)
+        return Phases(cosine[:, :, None, None], sine[:, :, None, None], None)
+
+    def _read_out(self, state: _Streams) -> Outputs:
+        return self.heads(self.norm(state.bars[:, -1:]))
+
+    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
+        """Forecast one window *x* [1, window, features] and explain its last bar.
+
+        ``parts`` are the slower bars, then the bars themselves. Two rows of confidence a layer:
+        the bar's attention to the bars, and its read of the slower timeframe.
+        """
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            seen = self.trace(x, positions)
+        by_bar, parts = self.shared(self.rollout(seen.steps()), seen.frame)
+        sure = [
+            cross_confidence(
+                read.query[:, :, -1:],
+                read.key,
+                read.logsumexp[:, :, -1:],
+                [0],
+                None if read.scores.seen is None else read.scores.seen[:, -1:],
+            )[0, :, 0]
+            for read in seen.asked()
+        ]
+        rollout = Rollout(by_bar[None, None], by_bar.new_zeros(1, 1))
+        return ExplainedOutputs(seen.outputs, rollout, torch.stack(sure), parts)
+
+    def rollout(
+        self, steps: Sequence[Sequence[StreamRead]], *, residual_weight: float = 0.5
+    ) -> Tensor:
+        """Return where the last bar of one window looked through *steps*: [token + bar].
+
+        The slower bars come first; the weights sum to 1.
+        """
+        lengths = (self.config.bars, self.config.tokens)
+        held = stream_rollout(
+            steps, lengths, [self.config.bars - 1], residual_weight=residual_weight
+        )
+        return torch.cat((held[_SLOWER], held[_BARS]), dim=-1)[0, 0]
+
+    def shared(
+        self, weights: Tensor, frame: FrameTokens
+    ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
+        """Return the *weights* [token + bar] of one window by its rows [window], and by part."""
+        slower, bars = weights.split((self.config.tokens, self.config.bars))
+        first = self.config.window - self.config.bars
+        parts = frame_parts(self.config.frame, frame, slower)
+        parts += [AttendedPart(1, first + at, 1, share) for at, share in enumerate(bars.tolist())]
+        return self._by_bar(weights[None], frame)[0], tuple(parts)
+
+    def _by_bar(self, weights: Tensor, frame: FrameTokens) -> Tensor:
+        """Return *weights* [row, token + bar] on the window's rows: [row, window]."""
+        slower, bars = weights.split((self.config.tokens, self.config.bars), dim=1)
+        by_bar = weights.new_zeros(len(weights), self.config.window)
+        by_bar[:, -self.config.bars :] = bars
+        add_shares(by_bar, frame, slower)
+        return by_bar
+
+    def attribution_by_layer(
+        self, x: Tensor, positions: Tensor, *, half: bool = False
+    ) -> list[LayerAttribution]:
+        """Attribute a window step by step, two a layer: within both timeframes, then across."""
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            seen = self.trace(x, positions)
+        frame, tokens, bars = seen.frame, self.config.tokens, self.config.bars
+        newest = torch.arange(bars - 1, -1, -1, device=x.device)
+        age = torch.cat((self.config.window - (frame.start + frame.length)[0], newest))
+
+        def carried(step: Sequence[StreamRead], weights: Tensor) -> Tensor:
+            slower, own = weights[None].split((tokens, bars), dim=2)
+            below = carry_step(step, (own, slower))
+            return torch.cat((below[_SLOWER], below[_BARS]), dim=2)[0]
+
+        found = []
+        for number, (step, read) in enumerate(zip(seen.steps(), seen.asked(), strict=True)):
+            rows = _last_row(read)  # [head, key]
+            kept = rows.new_zeros(len(rows), tokens + bars)
+            kept[:, slice(tokens) if read.of == _SLOWER else slice(tokens, None)] = rows
+
+            def carry(
+                weights: Tensor, step: Sequence[StreamRead] = step, *, lowest: bool = number == 0
+            ) -> Tensor:
+                below = carried(step, weights)
+                return self._by_bar(below, frame) if lowest else below
+
+            found.append(LayerAttribution(self._by_bar(kept, frame), age, carry))
+        return found
+
+    def watched_blocks(self) -> WatchedBlocks:
+        """Return the blocks by which the bars look, two a layer."""
+        found: list[nn.Module] = []
+        for layer in self.layers:
+            assert isinstance(layer, CrossLayer)
+            found += [layer.bars, layer.read]
+        return WatchedBlocks(tuple(found), self.config.heads)
+
+    def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Yield each stage's name and output for windows *x*, first to last."""
+        state, _ = self.enter(x, None)
+        yield "embed", state.bars
+        yield "embed_slower", state.slower
+        for depth, layer in enumerate(self.layers):
+            state = layer(state, self.backend)
+            yield f"layers.{depth}.slower", state.slower
+            yield f"layers.{depth}.bars", state.bars
+        for name, output in self._read_out(state)._asdict().items():
+            if output is not None:
+                yield f"heads.{name}", output
+
+    def content_free(self) -> float:
+        """Return the confidence without content: 0, for every key is alike."""
+        return 0.0
+
+
+def _last_row(read: StreamRead) -> Tensor:
+    """Return each head's attention of the last query to all keys, [head, key]; 0 where it is blind.
+
+    The last bar sees all bars and all closed bars of the window.
+    """
+    query, logsumexp = read.query[:, :, -1:], read.logsumexp[:, :, -1:]
+    one = query.new_ones(1, 1, 1)
+    return carry_rows(query, read.key, logsumexp, one, Scores(causal=False))[0, :, 0]
+
+
+register(
+    ModelKind(
+        "cross",
+        "a transformer over the newest bars that reads closed bars of a slower timeframe",
+        read=CrossConfig.read,
+        make=CrossNetwork,
+        backend=lambda _: None,
+    )
+)

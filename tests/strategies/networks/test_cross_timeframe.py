@@ -1,0 +1,356 @@
+"""Bars that read a slower timeframe: what each sees, and its rollout against matrices in numpy."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
+
+torch.set_num_threads(1)
+Matrix = NDArray[np.float64]
+FEATURES = 3
+SMALL = CrossConfig(
+    features=FEATURES, dim=8, layers=2, heads=2, bars=7, frame=4, tokens=3, horizons=(2, 7),
+    clock=(),
+)  # fmt: skip
+BLIND = replace(SMALL, bars=14, tokens=2)
+"""Its first bars close before any slower bar that is seen."""
+
+
+def network(config: CrossConfig = SMALL) -> CrossNetwork:
+    torch.manual_seed(3)
+    made = CrossNetwork(config).double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made
+
+
+def window(config: CrossConfig = SMALL, *, shift: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(8)
+    x = torch.randn(1, config.window, FEATURES, generator=generator, dtype=torch.float64)
+    return x, torch.arange(shift, shift + config.window)
+
+
+@dataclass
+class Dense:
+    """The network written down a second time in numpy, each head's matrix stored."""
+
+    network: CrossNetwork
+
+    def __post_init__(self) -> None:
+        self.config = self.network.config
+        self.weights = {name: one.numpy() for name, one in self.network.state_dict().items()}
+        self.matrices: list[tuple[str, Matrix]] = []  # of each block [head, query, key]
+
+    def linear(self, name: str, x: Matrix) -> Matrix:
+        made: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return made
+
+    def norm(self, name: str, x: Matrix) -> Matrix:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        made: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return made
+
+    def block(
+        self, name: str, x: Matrix, other: Matrix, closes: tuple[list[int], list[int]]
+    ) -> Matrix:
+        """Return *x*, which closed at the first of *closes*, after it read of *other*."""
+        dim, size = self.config.dim, self.config.dim // self.config.heads
+        asked = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", x))
+        given = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", other))
+        seen = np.array([[there <= here for there in closes[1]] for here in closes[0]])
+        read, heads = np.zeros_like(x), []
+        for head in range(self.config.heads):
+            at = slice(head * size, (head + 1) * size)
+            query, key, value = asked[:, at], given[:, dim:][:, at], given[:, 2 * dim :][:, at]
+            scores = self.turned(query, closes[0]) @ self.turned(key, closes[1]).T
+            power = np.where(seen, np.exp(scores / math.sqrt(size)), 0.0)
+            matrix = power / np.maximum(power.sum(1, keepdims=True), 1e-300)
+            read[:, at] = matrix @ value
+            heads.append(matrix)
+        self.matrices.append((name.rpartition(".")[2], np.array(heads)))
+        x = x + self.linear(f"{name}.project_out", read)
+        hidden = self.linear(f"{name}.mlp.rise", self.norm(f"{name}.mlp_norm", x))
+        hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+        return x + self.linear(f"{name}.mlp.fall", hidden)
+
+    @staticmethod
+    def turned(x: Matrix, places: list[int]) -> Matrix:
+        """Return rows turned by their place: pairs half a head apart, as a complex number."""
+        half = x.shape[1] // 2
+        angle = np.array(places)[:, None] * 10_000.0 ** -(np.arange(half) / half)
+        turn = np.cos(angle).astype(np.float32) + 1j * np.sin(angle).astype(np.float32)
+        made = (x[:, :half] + 1j * x[:, half:]) * turn
+        return np.concatenate([made.real, made.imag], axis=1)
+
+    def __call__(self, x: Matrix, positions: list[int]) -> Matrix:
+        """Return the mean returns; ``members`` are the rows of each slower bar, oldest first."""
+        config = self.config
+        groups: dict[int, list[int]] = {}
+        for row, place in enumerate(positions):
+            groups.setdefault(place // config.frame, []).append(row)
+        ends = {(bar + 1) * config.frame - 1: rows for bar, rows in groups.items()}
+        closed = [end for end in sorted(ends) if end <= positions[-1]][-config.tokens :]
+        self.members = [ends[end] for end in closed]
+        near = positions[-config.bars :]
+        tokens = [np.concatenate([x[rows].mean(0), x[rows[-1]]]) for rows in self.members]
+        slower = self.linear("embed_slower", np.array(tokens))
+        bars = self.linear("embed", x[-config.bars :])
+        for depth in range(config.layers):
+            name = f"layers.{depth}"
+            slower = self.block(f"{name}.slower", slower, slower, (closed, closed))
+            bars = self.block(f"{name}.bars", bars, bars, (near, near))
+            bars = self.block(f"{name}.read", bars, slower, (near, closed))
+        raw = self.linear("heads.project", self.norm("norm", bars[-1:]))[0]
+        return raw.reshape(len(config.horizons), -1)[:, 0]
+
+    def rollout(self, share: float, *, lowest: int = 0) -> Matrix:
+        """Return the last row of the product over slower bars, then bars; *share* is kept."""
+        tokens, bars = self.config.tokens, self.config.bars
+        product = np.eye(tokens + bars)
+        for depth in range(lowest, self.config.layers):
+            of = dict(self.matrices[3 * depth : 3 * depth + 3])
+            within, across = np.eye(tokens + bars), np.eye(tokens + bars)
+            within[:tokens, :tokens] = of["slower"].mean(0)
+            within[tokens:, tokens:] = of["bars"].mean(0)
+            within = share * np.eye(tokens + bars) + (1 - share) * within
+            read = of["read"].mean(0)
+            sees = read.sum(1) > 0.5
+            across[tokens:][sees] *= share
+            across[tokens:, :tokens][sees] = (1 - share) * read[sees]
+            product = across @ within @ product
+        made: Matrix = product[-1]
+        return made
+
+    def by_bar(self, weights: Matrix) -> Matrix:
+        """Return *weights* of slower bars and bars by the rows of the window."""
+        found = np.zeros(self.config.window)
+        found[-self.config.bars :] = weights[self.config.tokens :]
+        for rows, weight in zip(self.members, weights, strict=False):
+            found[rows] += weight / len(rows)
+        return found
+
+
+@pytest.mark.parametrize("config", [SMALL, BLIND], ids=["seeing", "blind"])
+@pytest.mark.parametrize("shift", [5, 29_000_002])
+def test_forecast_rollout_and_confidence_equal_stored_matrices(
+    config: CrossConfig, shift: int
+) -> None:
+    made, (x, positions) = network(config), window(config, shift=shift)
+    dense = Dense(made)
+    forecast = dense(x[0].numpy(), positions.tolist())
+    with torch.no_grad():
+        seen = made.look(x, positions)
+        told = made(x, positions)
+    np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
+    torch.testing.assert_close(seen.outputs.mean, told.mean, rtol=0, atol=1e-12)
+    wanted = dense.rollout(0.5)
+    shares = [part.share for part in seen.parts]
+    np.testing.assert_allclose(shares, wanted, rtol=0, atol=1e-10)
+    by_bar = seen.rollout.weights[0, 0].numpy()
+    np.testing.assert_allclose(by_bar, dense.by_bar(wanted), rtol=0, atol=1e-10)
+    assert by_bar.sum() == pytest.approx(1.0, abs=1e-12)
+    asked = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
+    for sure, rows in zip(seen.confidence.numpy(), asked, strict=True):
+        entropy = -(rows * np.log(rows)).sum(1)
+        np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
+
+
+def test_its_parts_are_bars_of_both_timeframes() -> None:
+    x, positions = window()
+    with torch.no_grad():
+        seen = network().look(x, positions)
+    assert [part.frame for part in seen.parts] == [4] * 3 + [1] * 7
+    by_bar = torch.zeros(SMALL.window, dtype=torch.float64)
+    for part in seen.parts:
+        assert int(positions[part.start]) % part.frame == 0
+        assert part.rows == part.frame
+        by_bar[part.start : part.start + part.rows] += part.share / part.rows
+    torch.testing.assert_close(by_bar, seen.rollout.weights[0, 0], rtol=0, atol=1e-12)
+
+
+def test_what_its_layers_carry_down_is_the_rollout() -> None:
+    made, (x, positions) = network(), window()
+    with torch.no_grad():
+        layers = made.attribution_by_layer(x, positions)
+        wanted = made.look(x, positions).rollout.weights[0]
+    assert len(layers) == 2 * SMALL.layers
+    weights = torch.zeros(1, SMALL.tokens + SMALL.bars, dtype=torch.float64)
+    weights[0, -1] = 1.0
+    for layer in reversed(layers):
+        torch.testing.assert_close(layer.rows.sum(1), torch.ones(2, dtype=torch.float64))
+        weights = layer.carry(weights)
+    torch.testing.assert_close(weights, wanted, rtol=0, atol=1e-12)
+    closed = [SMALL.window - 1 - rows[-1] for rows in members(made, x, positions)]
+    assert layers[0].age.tolist() == [*closed, *range(SMALL.bars - 1, -1, -1)]
+    own, read = layers[:2]
+    assert float(own.rows[:, : -SMALL.bars].abs().max()) == 0.0
+    older = [row for rows in members(made, x, positions) for row in rows]
+    assert float(read.rows[:, older].sum()) == pytest.approx(2.0)  # its heads look there alone
+
+
+def members(made: CrossNetwork, x: Tensor, positions: Tensor) -> list[list[int]]:
+    dense = Dense(made)
+    dense(x[0].numpy(), positions.tolist())
+    return dense.members
+
+
+def states(made: CrossNetwork, x: Tensor, positions: Tensor) -> Tensor:
+    """Return the bars above the last layer, [bar, dim]."""
+    given, _ = made.enter(x, positions)
+    for layer in made.layers:
+        given = layer(given, "auto")
+    return given.bars[0]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    bars=st.integers(1, 15),
+    frame=st.integers(2, 5),
+    tokens=st.integers(1, 3),
+    kept=st.sampled_from([1.0, 0.6]),
+    seed=st.integers(0, 999),
+)
+def test_a_bar_sees_itself_the_bars_before_it_and_slower_bars_that_have_closed(
+    bars: int, frame: int, tokens: int, kept: float, seed: int
+) -> None:
+    config = replace(SMALL, bars=bars, frame=frame, tokens=tokens)
+    made, time = network(config), config.window
+    draw = np.random.default_rng(seed)
+    grid = np.sort(draw.choice(round(time / kept), time, replace=False)) + seed
+    positions, places = torch.from_numpy(grid), grid.tolist()
+    x = window(config)[0].requires_grad_()
+    found = states(made, x, positions)
+    closes = [(place // frame + 1) * frame - 1 for place in places]
+    newest = sorted({close for close in closes if close <= places[-1]})[-tokens:]
+    for bar in range(bars):
+        row = time - bars + bar
+        (slope,) = torch.autograd.grad(found[bar].square().sum(), x, retain_graph=True)
+        wanted = {
+            at
+            for at in range(time)
+            if time - bars <= at <= row or (closes[at] in newest and closes[at] <= places[row])
+        }
+        assert set(slope[0].abs().sum(-1).nonzero()[:, 0].tolist()) == wanted
+
+
+def test_a_slower_bar_that_is_open_moves_nothing_and_once_it_closes_it_does() -> None:
+    made, (x, _) = network(replace(SMALL, bars=1)), window()
+    moved = x.clone()
+    moved[:, -3:-1] += 1.0  # the two bars before the last
+    for shift, is_open in ((-SMALL.window + 3 + 4 * 9, True), (-SMALL.window + 4 + 4 * 9, False)):
+        positions = torch.arange(shift, shift + SMALL.window)
+        with torch.no_grad():
+            same = torch.equal(made(x, positions).mean, made(moved, positions).mean)
+        assert same is is_open
+
+
+def test_each_window_of_a_batch_lies_on_its_own_grid() -> None:
+    made, (x, positions) = network(), window()
+    pair = torch.stack((positions, positions + 10_001))
+    both = made(torch.cat((x, x)), pair).mean
+    for at in range(2):
+        torch.testing.assert_close(both[at], made(x, pair[at]).mean[0], rtol=0, atol=1e-12)
+    assert not torch.allclose(both[0], both[1])
+
+
+def test_the_clock_reaches_both_timeframes_at_their_closes() -> None:
+    config = replace(SMALL, clock=("week",), interval_minutes=60)
+    made, (x, positions) = network(config), window(config)
+    with torch.no_grad():
+        for embed in (made.embed, made.embed_slower):
+            embed.weight.zero_()
+            embed.bias.zero_()
+        state, _ = made.enter(x, positions)
+    assert made.clock is not None
+    last = int(positions[-1])
+    closes = [(last + 1) // 4 * 4 - 1 - 4 * back for back in (2, 1, 0)]
+    torch.testing.assert_close(state.slower[0], made.clock(torch.tensor(closes)))
+    torch.testing.assert_close(state.bars[0], made.clock(positions[-7:]))
+
+
+def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
+    made, (x, positions) = network(), window()
+    dense = Dense(made)
+    dense(x[0].numpy(), positions.tolist())
+    for share, lowest in ((0.5, 0), (0.2, 0), (0.7, 1)):
+        way = AttributionMethod(options=RolloutOptions(residual_weight=share, start_layer=lowest))
+        found = attribute_last_bar(made, x, positions, way)
+        wanted = dense.rollout(share, lowest=lowest)
+        np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
+        np.testing.assert_allclose(found.weights[0, 0], dense.by_bar(wanted), atol=1e-10)
+
+
+def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
+    made, (x, positions) = network(), window()
+    dense = Dense(made)
+    dense(x[0].numpy(), positions.tolist())
+    seen = made.trace(x, positions)
+    slopes = torch.autograd.grad(seen.outputs.mean[0, 0, 1], seen.attended)
+    for at, (read, slope) in enumerate(zip(seen.reads, slopes, strict=True)):
+        name, matrix = dense.matrices[at]
+        assert read.value is not None
+        moved = (slope[0] @ read.value[0].mT).detach().numpy()
+        fused = np.maximum(moved * matrix, 0.0).mean(0)
+        total = fused.sum(1, keepdims=True)
+        own = np.eye(len(fused), fused.shape[1]) if name != "read" else np.zeros_like(fused)
+        dense.matrices[at] = (
+            name,
+            np.where(total > 0, fused / np.where(total, total, 1), own)[None],
+        )
+    found = attribute_last_bar(made, x, positions, AttributionMethod("gradient", horizon=7))
+    wanted = dense.rollout(0.5)
+    np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
+    assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        AttributionMethod("flow"),
+        AttributionMethod("norm"),
+        AttributionMethod(options=RolloutOptions("max")),
+        AttributionMethod(options=RolloutOptions(discard_ratio=0.5)),
+    ],
+)
+def test_methods_that_one_stream_alone_has_are_refused(way: AttributionMethod) -> None:
+    with pytest.raises(AttentionInvalid, match="by rollout over the heads' mean or by gradient"):
+        attribute_last_bar(network(), *window(), way)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"bars": 0}, "bars is 0; it must be at least 1"),
+        ({"frame": 1}, "frame is 1; it must be at least 2"),
+        ({"tokens": 0}, "tokens is 0; it must be at least 1"),
+        ({"frame": 8_192, "tokens": 8}, "at most 65,536"),
+        ({"dim": 9}, "give each an equal, even share"),
+        ({"clock": ("noon",)}, "names 'noon'"),
+        ({"quantiles": (0.9, 0.1)}, "must ascend"),
+    ],
+)
+def test_an_architecture_that_cannot_be_is_refused_in_one_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        replace(SMALL, **changes)  # type: ignore[arg-type]
+
+
+def test_a_window_of_another_length_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="windows of 16 bars, not 15"):
+        network()(window()[0][:, 1:])
