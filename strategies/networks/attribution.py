@@ -168,8 +168,28 @@ def _(network: FlashNetwork, x: Tensor, positions: Tensor, way: AttributionMetho
         return _of_traces(network, traces, layers, slopes, way)
 
 
+def _plain_options(way: AttributionMethod, name: str, *others: str) -> tuple[float, int]:
+    """Return the residual and the start layer of a rollout over the heads' mean, or *others*.
+
+    Raises ``AttentionInvalid`` where *way* asks for more.
+    """
+    residual, start = way.options.residual_weight, way.options.start_layer
+    plain = RolloutOptions(residual_weight=residual, start_layer=start)
+    if way.method not in {"rollout", *others} or way.options != plain:
+        able = " or by ".join(("its rollout over the heads' mean", *others))
+        raise AttentionInvalid(
+            f"{name} is explained by {able}; leave all but the residual and the start layer out."
+        )
+    return residual, start
+
+
 @_attributed.register(InformerNetwork)
 def _(network: InformerNetwork, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
+    if network.decoder is not None:
+        residual, start = _plain_options(way, "A decoder")
+        with torch.no_grad():
+            _, stages, decoder = network.trace_decoder(x, positions)
+            return network.rollout(stages, decoder, residual_weight=residual, start_layer=start)
     with torch.set_grad_enabled(way.method == "gradient"), watched(network) as layers:
         outputs, stages = network.trace(x, positions)
     slopes = _slopes(network, outputs, layers, way)
@@ -180,22 +200,15 @@ def _(network: InformerNetwork, x: Tensor, positions: Tensor, way: AttributionMe
 @_attributed.register(LinearNetwork)
 def _(network: LinearNetwork, x: Tensor, positions: Tensor, way: AttributionMethod) -> Rollout:
     """Return the rollout of linear attention: of the heads' mean, by its own sums."""
-    plain = RolloutOptions(
-        residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
-    )
-    if way.method != "rollout" or way.options != plain:
-        raise AttentionInvalid(
-            "Linear attention is explained by its rollout over the heads' mean; leave all but "
-            "the residual and the start layer out."
-        )
+    residual, start = _plain_options(way, "Linear attention")
     with torch.inference_mode():
         _, layers = network.trace(x, positions)
         return rollout_linearly(
             layers,
             [x.shape[1] - 1],
             network.mask,
-            residual_weight=plain.residual_weight,
-            start_layer=plain.start_layer,
+            residual_weight=residual,
+            start_layer=start,
         )
 
 
@@ -204,22 +217,15 @@ def _(
     network: CrossNetwork, x: Tensor, positions: Tensor, way: AttributionMethod
 ) -> BarAttribution:
     """Return the rollout through both timeframes, of the heads' mean or by the gradient."""
-    plain = RolloutOptions(
-        residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
-    )
-    if way.method not in {"rollout", "gradient"} or way.options != plain:
-        raise AttentionInvalid(
-            "Cross-attention is explained by rollout over the heads' mean or by gradient; leave "
-            "all but the residual and the start layer out."
-        )
+    residual, start = _plain_options(way, "Cross-attention", "gradient")
     by_gradient = way.method == "gradient"
     with torch.set_grad_enabled(by_gradient):
         seen = network.trace(x, positions)
     if by_gradient:
         seen = seen.by_gradient(_mean_return(network, seen.outputs, way))
     with torch.no_grad():
-        first = check_start(plain.start_layer, network.config.layers)
-        by_token = network.rollout(seen.steps()[2 * first :], residual_weight=plain.residual_weight)
+        first = check_start(start, network.config.layers)
+        by_token = network.rollout(seen.steps()[2 * first :], residual_weight=residual)
         by_bar, parts = network.shared(by_token, seen.frame)
         return BarAttribution(by_bar[None, None], by_bar.new_zeros(1, 1), parts)
 

@@ -30,8 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.probsparse import STRIDE, TAPS, attend_sparsely, sample_keys
+from tracepaper.strategies.attention.probsparse import STRIDE, TAPS
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
@@ -40,6 +39,13 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.informer_decoder import (
+    DecoderLayer,
+    LayerSizes,
+    NormedFeedForward,
+    PublishedSums,
+    SparseSelfAttention,
+)
 
 MARKS: Final = 4
 """Features of time beside each row: hour, day of week, of month and of year, -0.5 to 0.5."""
@@ -89,6 +95,12 @@ class PublishedInformerConfig:
             if broken:
                 raise ConfigInvalid(f"{sentence}.")
 
+    @property
+    def sizes(self) -> LayerSizes:
+        """What its layers are made by, with the published conventions."""
+        published = PublishedSums(mix=self.mix)
+        return LayerSizes(self.dim, self.heads, self.hidden, self.factor, self.dropout, published)
+
     def lengths(self, encoder: int) -> tuple[int, ...]:
         """Return how many rows each layer of the stacked *encoder* sees."""
         lengths = [self.window >> encoder]
@@ -125,99 +137,16 @@ class Embedding(nn.Module):
         return self.dropout(value + self.code.to(x.dtype) + self.mark(marks))
 
 
-class Projections(nn.Module):
-    """The four linear maps of an attention layer."""
-
-    def __init__(self, config: PublishedInformerConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.query = nn.Linear(config.dim, config.dim)
-        self.key = nn.Linear(config.dim, config.dim)
-        self.value = nn.Linear(config.dim, config.dim)
-        self.out = nn.Linear(config.dim, config.dim)
-
-    def split(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query of *x*, key and value of *memory*: [batch, head, time, dim] each."""
-        parts = (self.query(x), self.key(memory), self.value(memory))
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
-        return query, key, value
-
-
-class SparseSelfAttention(nn.Module):
-    """ProbSparse self-attention with the published score; masked, it fills with running sums."""
-
-    samples: Tensor
-
-    def __init__(
-        self, config: PublishedInformerConfig, time: int, seed: int, *, masked: bool = False
-    ) -> None:
-        super().__init__()
-        self.projections = Projections(config)
-        self.factor = config.factor
-        self.masked = masked
-        self.mix = config.mix and masked
-        # Masked queries too sample from all keys: only their softmax is masked.
-        samples = sample_keys(time, Mask.full(), factor=config.factor, seed=seed)
-        self.register_buffer("samples", samples, persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, time, dim] to the same."""
-        query, key, value = self.projections.split(x, x)
-        mask = Mask.causal() if self.masked else Mask.full()
-        attended, rows = attend_sparsely(
-            query, key, value, mask, self.samples, factor=self.factor, score="published"
-        )
-        if self.masked:
-            at = rows.active[..., None].expand(-1, -1, -1, value.shape[3])
-            attended = value.cumsum(dim=2).scatter(2, at, attended.gather(2, at))
-        if not self.mix:
-            attended = attended.transpose(1, 2)  # [batch, time, head, dim]
-        # Mixed: [batch, head, time, dim], read as if it were [batch, time, head, dim]
-        return self.projections.out(attended.reshape(x.shape))
-
-
-class CrossAttention(nn.Module):
-    """Full attention of the decoder's rows over the encoder's."""
-
-    def __init__(self, config: PublishedInformerConfig) -> None:
-        super().__init__()
-        self.projections = Projections(config)
-        self.dropout = config.dropout
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Map [batch, time, dim] and the encoder's [batch, row, dim] to [batch, time, dim]."""
-        query, key, value = self.projections.split(x, memory)
-        attended = functional.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0
-        )
-        return self.projections.out(attended.transpose(1, 2).flatten(2))
-
-
-class NormedFeedForward(nn.Module):
-    """Two linear layers with a GELU, and the residual's norm after it."""
-
-    def __init__(self, config: PublishedInformerConfig) -> None:
-        super().__init__()
-        self.rise = nn.Linear(config.dim, config.hidden)
-        self.fall = nn.Linear(config.hidden, config.dim)
-        self.norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [batch, time, dim] to the same."""
-        hidden = self.dropout(functional.gelu(self.rise(x)))
-        return self.norm(x + self.dropout(self.fall(hidden)))
-
-
 class EncoderLayer(nn.Module):
     """Self-attention and a feed-forward part, each followed by its norm."""
 
     def __init__(self, config: PublishedInformerConfig, time: int, seed: int) -> None:
         super().__init__()
-        self.attention = SparseSelfAttention(config, time, seed)
+        sizes = config.sizes
+        self.attention = SparseSelfAttention(sizes, time, seed)
         self.norm = nn.LayerNorm(config.dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.feed_forward = NormedFeedForward(config)
+        self.feed_forward = NormedFeedForward(sizes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [batch, time, dim] to the same."""
@@ -264,25 +193,6 @@ class Encoder(nn.Module):
         return self.norm(x)
 
 
-class DecoderLayer(nn.Module):
-    """Masked self-attention, cross attention and a feed-forward part, each before its norm."""
-
-    def __init__(self, config: PublishedInformerConfig, time: int, seed: int) -> None:
-        super().__init__()
-        self.attention = SparseSelfAttention(config, time, seed, masked=True)
-        self.attention_norm = nn.LayerNorm(config.dim)
-        self.cross = CrossAttention(config)
-        self.cross_norm = nn.LayerNorm(config.dim)
-        self.dropout = nn.Dropout(config.dropout)
-        self.feed_forward = NormedFeedForward(config)
-
-    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
-        """Map [batch, time, dim] and the encoder's [batch, row, dim] to [batch, time, dim]."""
-        x = self.attention_norm(x + self.dropout(self.attention(x)))
-        x = self.cross_norm(x + self.dropout(self.cross(x, memory)))
-        return self.feed_forward(x)
-
-
 class PublishedInformer(nn.Module):
     """A window of rows in, the next ``horizon`` rows out, in one pass."""
 
@@ -297,7 +207,8 @@ class PublishedInformer(nn.Module):
         )
         first = config.seed + sum(config.encoders)
         self.decoder = nn.ModuleList(
-            DecoderLayer(config, written, first + depth) for depth in range(config.decoder_layers)
+            DecoderLayer(config.sizes, written, first + depth)
+            for depth in range(config.decoder_layers)
         )
         self.norm = nn.LayerNorm(config.dim)
         self.project = nn.Linear(config.dim, config.variables)

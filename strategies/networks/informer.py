@@ -3,7 +3,8 @@
 Read top to bottom: configuration, distilling, a block, the network. Each block attends with the
 queries that choose most; between blocks time is halved by convolution and max-pooling. It is a
 window network: ranking the queries looks at the whole window, so it never takes a batched pass.
-Source: Zhou et al., 2021, arXiv:2012.07436 (the encoder).
+With ``decoder_layers`` it has the published decoder as well, and answers each horizon at a
+placeholder of its own. Source: Zhou et al., 2021, arXiv:2012.07436.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.strategies.api.model import ModelKind, register
+from tracepaper.strategies.attention.checks import check_share, check_start
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
@@ -41,6 +43,7 @@ from tracepaper.strategies.attention.probsparse import (
     rollout_stages,
     sample_keys,
 )
+from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
@@ -52,6 +55,14 @@ from tracepaper.strategies.networks.architecture import (
     WatchedBlocks,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
+from tracepaper.strategies.networks.informer_decoder import (
+    Decoder,
+    DecoderReads,
+    LayerSizes,
+    beside_decoder,
+    carry_decoder,
+    decoder_confidence,
+)
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
 _SAMPLED: Final = "keys_{depth}"
@@ -82,6 +93,24 @@ class InformerConfig(keys.ReadKeys):
     allocation: keys.Allocation = False
     quantiles: keys.Quantiles = ()
     seed: keys.DrawSeed = 0
+    decoder_layers: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=64,
+            description="Layers of the decoder; 0: the encoder answers.",
+            extra_json_schema=keys.NEWER,
+        ),
+    ] = 0
+    start_token: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=keys.WINDOW_MAX,
+            description="Last bars that the decoder is given.",
+            extra_json_schema=keys.NEWER,
+        ),
+    ] = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""
@@ -101,6 +130,16 @@ class InformerConfig(keys.ReadKeys):
             )
         if not self.horizons or min(self.horizons) < 1:
             raise ConfigInvalid("architecture.horizons must list at least one number of bars.")
+        if self.decoder_layers and not 1 <= self.start_token <= self.window:
+            raise ConfigInvalid(
+                f"architecture.start_token is {self.start_token}; give the decoder 1 to "
+                f"{self.window} bars, the last of the window."
+            )
+        if self.start_token and self.decoder_layers < 1:
+            raise ConfigInvalid(
+                f"architecture.start_token is {self.start_token} without a decoder; set "
+                "decoder_layers, or leave it out."
+            )
         check_clocks(self.clock)
 
     @property
@@ -122,6 +161,14 @@ class Traced(NamedTuple):
 
     outputs: Outputs
     stages: list[Stage]
+
+
+class Decoded(NamedTuple):
+    """The same, and what each layer of the decoder attended with, the first layer first."""
+
+    outputs: Outputs
+    stages: list[Stage]
+    decoder: list[DecoderReads]  # empty without one
 
 
 class Distilling(nn.Module):
@@ -220,7 +267,9 @@ class InformerNetwork(Network):
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
         halvings = config.layers - 1 if config.distil else 0
         self.distillings = nn.ModuleList(Distilling(config.dim) for _ in range(halvings))
-        for depth, time in enumerate(config.lengths[:-1]):
+        # Of the last layer all rows are read by a decoder, and the decided bar's alone without.
+        ranked = config.lengths if config.decoder_layers else config.lengths[:-1]
+        for depth, time in enumerate(ranked):
             keys = sample_keys(time, Mask.full(), factor=config.factor, seed=config.seed + depth)
             self.register_buffer(_SAMPLED.format(depth=depth), keys, persistent=False)
         place = torch.empty(config.window, config.dim)
@@ -229,8 +278,28 @@ class InformerNetwork(Network):
             place = sinusoidal_table(torch.arange(config.window), config.dim, config.window)
         self.register_buffer("place", place, persistent=False)
         self.norm = nn.LayerNorm(config.dim)
+        self.decoder = self._decoder() if config.decoder_layers else None
+        answered = 1 if config.decoder_layers else len(config.horizons)  # at each row that is read
         self.heads = Heads(
-            config.dim, len(config.horizons), len(config.quantiles), allocation=config.allocation
+            config.dim, answered, len(config.quantiles), allocation=config.allocation
+        )
+
+    def _decoder(self) -> Decoder:
+        """Return the decoder of the last bars of the window and a placeholder a horizon."""
+        config = self.config
+        first, last = config.window - config.start_token, config.window - 1
+        rows = [*range(first, config.window), *(last + bars for bars in config.horizons)]
+        code = torch.empty(len(rows), config.dim)
+        if not code.is_meta:
+            code = sinusoidal_table(torch.tensor(rows), config.dim, rows[-1] + 1)
+        hidden = max(1, round(config.dim * config.mlp_ratio))
+        return Decoder(
+            LayerSizes(config.dim, config.heads, hidden, config.factor, config.dropout),
+            config.features,
+            code,
+            layers=config.decoder_layers,
+            start=config.start_token,
+            seed=config.seed + config.layers,
         )
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Outputs:
@@ -243,9 +312,15 @@ class InformerNetwork(Network):
 
     def trace(self, x: Tensor, positions: Tensor | None = None) -> Traced:
         """Forecast as ``forward`` does, and return the stages for ``rollout_stages``."""
-        stages: list[Stage] = []
-        outputs = self._read_out(self._run(x, positions, stages))
+        outputs, stages, _ = self.trace_decoder(x, positions)
         return Traced(outputs, stages)
+
+    def trace_decoder(self, x: Tensor, positions: Tensor | None = None) -> Decoded:
+        """Forecast as ``forward`` does, and return the stages and reads for ``rollout``."""
+        stages: list[Stage] = []
+        decoder: list[DecoderReads] = []
+        outputs = self._read_out(self._run(x, positions, stages, decoder))
+        return Decoded(outputs, stages, decoder)
 
     def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
         """Forecast one window *x* [1, window, features] and explain its last bar.
@@ -253,11 +328,37 @@ class InformerNetwork(Network):
         It always runs in float32, whatever *half* asks for.
         """
         del half
-        outputs, stages = self.trace(x, positions)
+        outputs, stages, decoder = self.trace_decoder(x, positions)
         attended = [stage for stage in stages if isinstance(stage, SparseRows)]
         sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
+        if decoder:
+            sure += decoder_confidence(decoder, self.config.start_token)
+            return ExplainedOutputs(outputs, self.rollout(stages, decoder), torch.stack(sure))
         top = attended[-1].weights.shape[-1] - 1
         return ExplainedOutputs(outputs, rollout_stages(stages, [top]), torch.stack(sure))
+
+    def rollout(
+        self,
+        stages: Sequence[Stage],
+        decoder: Sequence[DecoderReads],
+        *,
+        residual_weight: float = 0.5,
+        start_layer: int = 0,
+    ) -> Rollout:
+        """Return where the placeholders of one window looked, evenly taken: [1, 1, window].
+
+        *start_layer* leaves out layers of attention of the encoder.
+        """
+        check_share(residual_weight, "residual_weight")
+        layer = check_start(start_layer, self.config.layers)
+        written = carry_decoder(decoder, self.config.start_token, residual_weight=residual_weight)
+        weights, number = written.memory, self.config.layers
+        for stage in reversed(stages):
+            number -= isinstance(stage, SparseRows)
+            if isinstance(stage, Taps) or number >= layer:
+                weights = carry_stage(stage, weights, residual_weight=residual_weight)
+        weights[..., -self.config.start_token :] += written.tokens
+        return Rollout(weights, weights.new_zeros(1, 1))
 
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
@@ -268,10 +369,11 @@ class InformerNetwork(Network):
         they rest (docs/attention.md, A20).
         """
         del half
+        seen = self.trace_decoder(x, positions)
         found: list[LayerAttribution] = []
         own: list[Stage] = []  # of the layer that comes next
         below: list[Taps] = []
-        for stage in self.trace(x, positions).stages:
+        for stage in seen.stages:
             own.append(stage)
             if isinstance(stage, Taps):
                 below.append(stage)
@@ -283,10 +385,18 @@ class InformerNetwork(Network):
                 LayerAttribution(rows[0], _ages(stage, self.config.window), partial(_carry, own))
             )
             own = []
+        if seen.decoder:
+            start, window = self.config.start_token, self.config.window
+            return beside_decoder(found, below, seen.decoder, start=start, window=window)
         return found
 
-    def multiplications(self) -> Multiplications:
-        """Sum those of its layers; of the last one, the decided bar's alone, densely too."""
+    def multiplications(self) -> Multiplications | None:
+        """Sum those of its layers; of the last one, the decided bar's alone, densely too.
+
+        None with a decoder, which also attends densely.
+        """
+        if self.decoder is not None:
+            return None
         *below, last = self.config.lengths
         counts = (multiplications(time, factor=self.config.factor) for time in below)
         return sum(counts, Multiplications(2 * last, 2 * last, 2 * last))
@@ -295,8 +405,10 @@ class InformerNetwork(Network):
         """Return the confidence without content: 0, for every key is alike."""
         return 0.0
 
-    def watched_blocks(self) -> WatchedBlocks:
-        """Return its blocks."""
+    def watched_blocks(self) -> WatchedBlocks | None:
+        """Return its blocks; None with a decoder, whose queries have projections of their own."""
+        if self.decoder is not None:
+            return None
         return WatchedBlocks(tuple(self.blocks), self.config.heads)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -306,15 +418,41 @@ class InformerNetwork(Network):
         for depth in range(self.config.layers):
             state = self._layer(depth, state, None)
             yield f"blocks.{depth}", state
+        if self.decoder is not None:
+            state = self._decode(x, None, state, None)
+            yield "decoder", state
         for name, output in self._read_out(state)._asdict().items():
             if output is not None:
                 yield f"heads.{name}", output
 
-    def _run(self, x: Tensor, positions: Tensor | None, stages: list[Stage] | None) -> Tensor:
+    def _run(
+        self,
+        x: Tensor,
+        positions: Tensor | None,
+        stages: list[Stage] | None,
+        decoder: list[DecoderReads] | None = None,
+    ) -> Tensor:
         state = self._enter(x, positions)
         for depth in range(self.config.layers):
             state = self._layer(depth, state, stages)
-        return state
+        return state if self.decoder is None else self._decode(x, positions, state, decoder)
+
+    def _decode(
+        self,
+        x: Tensor,
+        positions: Tensor | None,
+        state: Tensor,
+        kept: list[DecoderReads] | None,
+    ) -> Tensor:
+        """Return the placeholders [batch, horizon, dim] that read the encoder's last *state*."""
+        assert self.decoder is not None
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        ahead = torch.tensor(self.config.horizons, device=positions.device)
+        given = positions[..., -self.config.start_token :]
+        written = torch.cat((given, positions[..., -1:] + ahead), dim=-1)
+        memory = self.norm(state)
+        return self.decoder(self._timed(self.decoder.enter(x), written), memory, kept)
 
     def _enter(self, x: Tensor, positions: Tensor | None) -> Tensor:
         if x.shape[1] != self.config.window:
@@ -325,6 +463,10 @@ class InformerNetwork(Network):
         state: Tensor = self.embed(x) + self.get_buffer("place").to(x.dtype)
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
+        return self._timed(state, positions)
+
+    def _timed(self, state: Tensor, positions: Tensor) -> Tensor:
+        """Return *state* with what the clocks say at *positions*."""
         for code in (self.week, self.clock):
             if code is not None:
                 state = state + code(positions)
@@ -333,18 +475,21 @@ class InformerNetwork(Network):
     def _layer(self, depth: int, state: Tensor, stages: list[Stage] | None) -> Tensor:
         """Run block *depth*, and halve time before it unless it is the first.
 
-        Of the last block only the decided bar is computed.
+        Of the last block only the decided bar is computed, where no decoder reads the others.
         """
         if depth and self.config.distil:
             state = self.distillings[depth - 1](state, stages)
         block = self.blocks[depth]
         assert isinstance(block, SparseBlock)
-        if depth == self.config.layers - 1:
+        if depth == self.config.layers - 1 and self.decoder is None:
             return block.decide(state, stages)
         return block(state, self.get_buffer(_SAMPLED.format(depth=depth)), stages)
 
     def _read_out(self, state: Tensor) -> Outputs:
-        return self.heads(self.norm(state[:, -1:]))
+        if self.decoder is None:
+            return self.heads(self.norm(state[:, -1:]))
+        each: Outputs = self.heads(state)  # [batch, horizon, 1, ...]
+        return each.map(lambda part: part.transpose(1, 2))
 
 
 def _ages(rows: SparseRows, window: int) -> Tensor:

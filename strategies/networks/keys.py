@@ -20,6 +20,8 @@ ITEMS_MAX: Final = 64
 """Entries of a list, where its key declares no other number."""
 DERIVED: Final = {"readOnly": True}
 """Of a key that training sets from the data; the word is JSON Schema's."""
+NEWER: Final = {"x-newer": True}
+"""Of a key that older recipes and cards lack: at its default none has it, so that they stay."""
 
 # Beyond its range a number is a slip, and would fill the memory or hang.
 Features = Annotated[
@@ -81,6 +83,7 @@ class Key(NamedTuple):
     items_max: int | None  # None: no list
     text: str
     derived: bool  # training sets it from the data; no one chooses it
+    newer: bool  # left out where it is at its default
 
 
 WHOLE, NUMBER, FLAG, TEXT = "whole number", "number", "true or false", "text"
@@ -124,6 +127,7 @@ def _key(field: inspect.Field) -> Key:
         items_max,
         str(about.get("description", "")),
         derived=bool(about.get("readOnly")),
+        newer=bool(about.get("x-newer")),
     )
 
 
@@ -170,8 +174,17 @@ class ReadKeys:
 
 
 def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys
-    """Return every field of an architecture, tuples as lists, as a card holds it."""
+    """Return the fields of an architecture, tuples as lists, as a card holds it.
+
+    All of them, but a newer one (``NEWER``) at its default.
+    """
+    known = keys_of(type(config))
     values = {field.name: getattr(config, field.name) for field in fields(config)}
+    values = {
+        name: value
+        for name, value in values.items()
+        if not (known[name].newer and value == known[name].default)
+    }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 

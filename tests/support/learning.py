@@ -33,6 +33,13 @@ FORMS: dict[str, dict[str, Any]] = {
     "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
     "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
+    "generative": {
+        "kind": "informer",
+        "layers": 2,
+        "factor": 2,
+        "decoder_layers": 1,
+        "start_token": 6,
+    },
     "linear": {"kind": "linear", "layers": 2},
     "performer": {"kind": "linear", "mask": "full", "feature_map": "random"},
     "multiscale": {"kind": "multiscale", "frames": [1, 3, 12], "tokens": [6, 4, 2]},

@@ -259,7 +259,9 @@ def test_correlations_of_several_symbols_are_judged_beside_ewma(
     assert any(line.startswith("Correlations to ") for line in span["sentences"])
 
 
-@pytest.mark.parametrize("name", ["lstm", "informer", "multiscale", "cross", "trading"])
+@pytest.mark.parametrize(
+    "name", ["lstm", "informer", "generative", "multiscale", "cross", "trading"]
+)
 def test_no_future_moves_a_network_that_was_trained(
     name: str, trained: Callable[[str], Path], tmp_path: Path
 ) -> None:

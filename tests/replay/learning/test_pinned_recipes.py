@@ -32,6 +32,7 @@ NETWORKS = {
     "blocks": ("53d2654adc74", "c506bd8c5352"),
     "clocked": ("adbc0534740a", "a1e37c805ad0"),
     "informer": ("14db699c6460", "ca143d8719fc"),
+    "generative": ("0feb3f3ec83b", "cf99d829b846"),
     "linear": ("a2d8054518ef", "863c697b8069"),
     "performer": ("29a29a9b1728", "5053f1d91aa8"),
     "multiscale": ("f719ffd8b140", "85b6317020df"),

@@ -133,6 +133,9 @@ def test_a_run_without_a_model_says_that_there_is_nothing_to_look_into(
 
 FURTHER: dict[str, AnyConfig] = {
     "informer": InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30)),
+    "generative": InformerConfig(
+        dim=16, layers=2, heads=2, window=70, horizons=(5, 30), decoder_layers=2, start_token=20
+    ),
     "full": replace(explained_runs.SMALL, mask="full"),
     "causal": replace(explained_runs.SMALL, mask="causal"),
     "multiscale": MultiscaleConfig(

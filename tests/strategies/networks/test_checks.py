@@ -27,6 +27,13 @@ def network(kind: str) -> Network:
             made = InformerNetwork(
                 InformerConfig(features=FEATURES, dim=8, layers=2, heads=2, window=TIME)
             )
+        case "decoder":
+            made = InformerNetwork(
+                InformerConfig(
+                    features=FEATURES, dim=8, layers=2, heads=2, window=TIME,
+                    decoder_layers=1, start_token=9,
+                )
+            )  # fmt: skip
         case "multiscale":
             made = MultiscaleNetwork(
                 MultiscaleConfig(
@@ -73,14 +80,19 @@ def block(made: Network, depth: int = 1) -> Block:
     return list(made.layers())[depth]
 
 
-@pytest.mark.parametrize("kind", ["flash", "informer", "multiscale", "cross", "trading", "lstm"])
+@pytest.mark.parametrize(
+    "kind", ["flash", "informer", "decoder", "multiscale", "cross", "trading", "lstm"]
+)
 def test_a_network_without_a_fault_has_none(kind: str) -> None:
     found = examined(network(kind))
     assert found.faults == ()
-    assert len(found.heads) == {"lstm": 0, "cross": 8}.get(kind, 4)
+    assert len(found.heads) == {"lstm": 0, "cross": 8, "decoder": 8}.get(kind, 4)
     assert all(one.gradient > 0 for one in found.gradients)
     for layer in {one.layer for one in found.heads}:
         shares = [one.share for one in found.heads if one.layer == layer]
+        if kind == "decoder":  # its queries have projections of their own, which are not watched
+            assert shares == [None, None]
+            continue
         assert sum(share for share in shares if share is not None) == pytest.approx(1.0)
 
 

@@ -33,6 +33,11 @@ def network(kind: str) -> tuple[nn.Module, Example]:
     match kind:
         case "informer":
             made = InformerNetwork(InformerConfig(features=5, dim=8, layers=2, heads=2, window=40))
+        case "decoder":
+            decoded = InformerConfig(
+                features=5, dim=8, layers=2, heads=2, window=40, decoder_layers=1, start_token=9
+            )
+            made = InformerNetwork(decoded)
         case "multiscale":
             small = MultiscaleConfig(
                 features=5, dim=8, layers=1, heads=2, frames=(1, 4), tokens=(8, 9)
@@ -67,7 +72,7 @@ def last(made: nn.Module, example: Example) -> dict[str, torch.Tensor]:
         return said
 
 
-@pytest.mark.parametrize("kind", ["informer", "full", "window", "cross", "trading"])
+@pytest.mark.parametrize("kind", ["informer", "decoder", "full", "window", "cross", "trading"])
 def test_an_exported_program_answers_as_the_network(kind: str) -> None:
     made, example = network(kind)
     program = export_program(made, example)
@@ -91,7 +96,7 @@ def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["informer", "full", "window", "trading"])
+@pytest.mark.parametrize("kind", ["informer", "decoder", "full", "window", "trading"])
 def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
     made, example = network(kind)
     path = tmp_path / "network.onnx"

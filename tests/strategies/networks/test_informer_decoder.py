@@ -1,0 +1,349 @@
+"""The Informer with its decoder, held against a dense computation of its own in numpy, float64."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
+from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.keys import listed
+
+torch.set_num_threads(1)
+Matrix = NDArray[np.float64]
+SMALL = InformerConfig(
+    features=4, dim=8, layers=3, heads=2, window=41, factor=1, horizons=(2, 7, 30),
+    decoder_layers=2, start_token=9, seed=5,
+)  # fmt: skip
+EVERY: dict[str, Any] = {"factor": 20}
+"""So many queries attend that none is left out."""
+
+
+def network(config: InformerConfig = SMALL) -> InformerNetwork:
+    torch.manual_seed(1)
+    made = InformerNetwork(config).double().eval()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return made
+
+
+def window(config: InformerConfig = SMALL) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(8)
+    return torch.randn(1, config.window, config.features, generator=generator, dtype=torch.float64)
+
+
+def softmax(scores: Matrix) -> Matrix:
+    power: Matrix = np.exp(scores - scores.max(-1, keepdims=True))
+    made: Matrix = power / power.sum(-1, keepdims=True)
+    return made
+
+
+class Dense:
+    """The architecture written down a second time: dense, one window, one head, one row a loop."""
+
+    def __init__(self, made: InformerNetwork) -> None:
+        self.config = made.config
+        self.weights = {
+            name: value.numpy()
+            for name, value in (made.state_dict() | dict(made.named_buffers())).items()
+        }
+        self.maps: list[tuple[str, Matrix]] = []
+        """Of the encoder, in forward order: an attention's heads, or a map of time."""
+        self.decoder: list[tuple[Matrix, Matrix]] = []  # heads of each layer: own, and the read
+
+    def linear(self, name: str, x: Matrix) -> Matrix:
+        made: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
+        return made
+
+    def norm(self, name: str, x: Matrix) -> Matrix:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        made: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
+        return made
+
+    def feed_forward(self, name: str, x: Matrix) -> Matrix:
+        hidden = self.linear(f"{name}.rise", x)
+        hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+        return self.linear(f"{name}.fall", hidden)
+
+    def sparse(
+        self, parts: tuple[Matrix, Matrix, Matrix], drawn: Matrix, always: range, *, masked: bool
+    ) -> tuple[Matrix, Matrix]:
+        """Return what was read [row, dim], and each head's matrix [head, row, row]."""
+        time, heads = len(parts[0]), self.config.heads
+        size = self.config.dim // heads
+        top = min(time, self.config.factor * math.ceil(math.log(time)))
+        read, matrices = np.zeros_like(parts[0]), []
+        for head in range(heads):
+            q, k, v = (part[:, head * size : (head + 1) * size] for part in parts)
+            products = q @ k.T
+            spread = np.array(
+                [products[r, drawn[r]].max() - products[r, drawn[r]].mean() for r in range(time)]
+            )
+            spread[list(always)] = np.inf
+            matrix = np.zeros((time, time))
+            for row in range(time):
+                seen = row + 1 if masked else time
+                matrix[row, :seen] = 1 / seen
+            for row in np.argsort(-spread, kind="stable")[:top]:
+                seen = row + 1 if masked else time
+                matrix[row, :seen] = softmax(products[row, :seen] / math.sqrt(size))
+            read[:, head * size : (head + 1) * size] = matrix @ v
+            matrices.append(matrix)
+        return read, np.array(matrices)
+
+    def encode(self, x: Matrix) -> Matrix:
+        config = self.config
+        state = self.linear("embed", x) + self.weights["place"]
+        for depth in range(config.layers):
+            if depth:
+                state = self.distil(f"distillings.{depth - 1}", state)
+            name = f"blocks.{depth}"
+            mixed = self.linear(f"{name}.project_in", self.norm(f"{name}.attention_norm", state))
+            query, key, value = np.split(mixed, 3, axis=1)
+            always = range(len(state) - 1, len(state))
+            read, heads = self.sparse(
+                (query, key, value), self.weights[f"keys_{depth}"], always, masked=False
+            )
+            self.maps.append(("heads", heads))
+            state = state + self.linear(f"{name}.project_out", read)
+            state = state + self.feed_forward(name, self.norm(f"{name}.mlp_norm", state))
+        return self.norm("norm", state)
+
+    def distil(self, name: str, x: Matrix) -> Matrix:
+        kernel, time = self.weights[f"{name}.convolution.weight"], len(x)
+        mixed, taps = np.zeros_like(x), np.zeros((time, time))
+        for row in range(time):
+            for tap in range(3):
+                if 0 <= (at := row + tap - 1) < time:
+                    term = kernel[:, :, tap] @ x[at]
+                    mixed[row] += term
+                    taps[row, at] = np.linalg.norm(term)
+        self.maps.append(("map", taps / taps.sum(1, keepdims=True)))
+        scaled = self.norm(f"{name}.norm", mixed + self.weights[f"{name}.convolution.bias"])
+        active = np.where(scaled > 0, scaled, np.expm1(np.minimum(scaled, 0)))
+        pooled, pools = [], np.zeros(((time + 1) // 2, time))
+        for row, middle in enumerate(range(0, time, 2)):
+            first = max(middle - 1, 0)
+            part = active[first : middle + 2]
+            pooled.append(part.max(0))
+            for chosen in part.argmax(0):
+                pools[row, first + chosen] += 1 / x.shape[1]
+        self.maps.append(("map", pools))
+        return np.stack(pooled)
+
+    def __call__(self, x: Matrix) -> Matrix:
+        config, start = self.config, self.config.start_token
+        memory = self.encode(x)
+        ahead = np.zeros((len(config.horizons), x.shape[1]))
+        written = np.concatenate([x[-start:], ahead])
+        state = self.linear("decoder.embed", written) + self.weights["decoder.code"]
+        size = config.dim // config.heads
+        for depth in range(config.decoder_layers):
+            name = f"decoder.layers.{depth}"
+            query, key, value = (
+                self.linear(f"{name}.attention.projections.{part}", state)
+                for part in ("query", "key", "value")
+            )
+            drawn = self.weights[f"{name}.attention.samples"]
+            always = range(start, len(state))
+            read, own = self.sparse((query, key, value), drawn, always, masked=True)
+            moved = state + self.linear(f"{name}.attention.projections.out", read)
+            state = self.norm(f"{name}.attention_norm", moved)
+            query = self.linear(f"{name}.cross.projections.query", state)
+            key, value = (
+                self.linear(f"{name}.cross.projections.{part}", memory) for part in ("key", "value")
+            )
+            across = []
+            for head in range(config.heads):
+                at = slice(head * size, (head + 1) * size)
+                across.append(softmax(query[:, at] @ key[:, at].T / math.sqrt(size)))
+                read[:, at] = across[-1] @ value[:, at]
+            moved = state + self.linear(f"{name}.cross.projections.out", read)
+            state = self.norm(f"{name}.cross_norm", moved)
+            moved = state + self.feed_forward(f"{name}.feed_forward", state)
+            state = self.norm(f"{name}.feed_forward.norm", moved)
+            self.decoder.append((own, np.array(across)))
+        raw = self.linear("heads.project", self.norm("decoder.norm", state[start:]))
+        made: Matrix = raw[:, 0]  # of each placeholder the mean return
+        return made
+
+    def rollout(self, share: float, *, lowest: int = 0) -> Matrix:
+        """Return the placeholders' rollout over the bars; *share* is kept."""
+        start, count = self.config.start_token, self.decoder[0][0].shape[1]
+        tokens = np.zeros(count)
+        tokens[start:] = 1 / (count - start)
+        memory = np.zeros(self.decoder[0][1].shape[2])
+        for own, across in self.decoder[::-1]:
+            memory = memory + (1 - share) * tokens @ across.mean(0)
+            tokens = share * tokens
+            tokens = share * tokens + (1 - share) * tokens @ own.mean(0)
+        layer = self.config.layers
+        for kind, matrix in self.maps[::-1]:
+            if kind == "map":
+                memory = memory @ matrix
+                continue
+            layer -= 1
+            if layer >= lowest:
+                memory = share * memory + (1 - share) * memory @ matrix.mean(0)
+        memory[-start:] += tokens[:start]
+        made: Matrix = memory / memory.sum()
+        return made
+
+
+@pytest.mark.parametrize("change", [{}, EVERY, {"start_token": 1}, {"horizons": (5,)}], ids=str)
+def test_forecast_rollout_and_confidence_equal_a_dense_computation(change: dict[str, Any]) -> None:
+    config = replace(SMALL, **change)
+    made, x = network(config), window(config)
+    dense = Dense(made)
+    forecast = dense(x[0].numpy())
+    with torch.no_grad():
+        told = made(x)
+        seen = made.look(x, torch.arange(config.window))
+    assert told.mean.shape == (1, 1, len(config.horizons))
+    assert told.direction_logits.shape == (1, 1, len(config.horizons), 3)
+    np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
+    torch.testing.assert_close(seen.outputs.mean, told.mean, rtol=0, atol=1e-12)
+    weights = seen.rollout.weights[0, 0].numpy()
+    np.testing.assert_allclose(weights, dense.rollout(0.5), rtol=0, atol=1e-10)
+    assert weights.sum() == pytest.approx(1.0, abs=1e-12)
+    wanted = [rows[:, -1:] for kind, rows in dense.maps if kind == "heads"]
+    for pair in dense.decoder:
+        wanted += [rows[:, config.start_token :] for rows in pair]
+    for sure, rows in zip(seen.confidence.numpy(), wanted, strict=True):
+        np.testing.assert_allclose(sure, confidence(rows), rtol=0, atol=1e-10)
+
+
+def confidence(rows: Matrix) -> Matrix:
+    """Return the mean over rows [head, row, key] of one less their entropy over what they see."""
+    entropy = -(rows * np.log(np.maximum(rows, 1e-300))).sum(2)
+    made: Matrix = (1 - entropy / np.log((rows > 0).sum(2))).mean(1)
+    return made
+
+
+def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
+    made, x = network(), window()
+    dense = Dense(made)
+    dense(x[0].numpy())
+    for share, lowest in ((0.2, 0), (0.7, 2)):
+        options = RolloutOptions(residual_weight=share, start_layer=lowest)
+        found = attribute_last_bar(
+            made, x, torch.arange(SMALL.window), AttributionMethod(options=options)
+        )
+        wanted = dense.rollout(share, lowest=lowest)
+        np.testing.assert_allclose(found.weights[0, 0], wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("distil", [True, False])
+def test_what_its_layers_carry_down_is_the_rollout(distil: bool) -> None:
+    config = replace(SMALL, distil=distil)
+    made, x = network(config), window(config)
+    positions = torch.arange(config.window)
+    with torch.no_grad():
+        layers = made.attribution_by_layer(x, positions)
+        seen = made.look(x, positions)
+    assert len(layers) == len(seen.confidence) == 3 + 2 * 2
+    weights = torch.zeros(1, len(layers[-1].age), dtype=torch.float64)
+    weights[0, -1] = 1.0
+    for layer in reversed(layers):
+        assert layer.rows.shape == (2, config.window)
+        torch.testing.assert_close(layer.rows.sum(1), torch.ones(2, dtype=torch.float64))
+        weights = layer.carry(weights)
+        assert float(weights.sum()) == pytest.approx(1.0, abs=1e-6)
+    torch.testing.assert_close(weights, seen.rollout.weights[0], rtol=0, atol=1e-10)
+    above = len(layers[-2].age) - len(layers[-1].age)
+    assert above == len(config.horizons) - 1  # one decision stands for the placeholders
+
+
+def test_each_placeholder_stands_at_the_bar_that_it_answers() -> None:
+    config = replace(SMALL, clock=("week",), interval_minutes=60)
+    made = network(config)
+    assert made.decoder is not None
+    assert made.clock is not None
+    rows = [*range(32, 41), 40 + 2, 40 + 7, 40 + 30]
+    exponents = 10_000.0 ** -(np.arange(4) / 4)
+    angles = np.array(rows)[:, None] * exponents
+    code = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(made.decoder.get_buffer("code"), code, rtol=0, atol=1e-6)
+    x = window(config)
+    first = made.decoder.enter(x)[0, 9:] - made.decoder.get_buffer("code")[9:]
+    torch.testing.assert_close(first, made.decoder.embed.bias.expand(3, -1))  # nothing of a bar
+    taken: list[torch.Tensor] = []
+    hook = made.decoder.register_forward_pre_hook(lambda _, given: taken.append(given[0]))
+    made(x, torch.arange(100, 141))
+    hook.remove()
+    wanted = made.decoder.enter(x) + made.clock(torch.tensor([100 + row for row in rows]))
+    torch.testing.assert_close(taken[0], wanted)
+
+
+def test_no_placeholder_sees_a_later_one() -> None:
+    config = replace(SMALL, **EVERY)
+    x = window(config)
+    near, far = network(config), network(replace(config, horizons=(2, 7, 300)))
+    far.load_state_dict(near.state_dict())
+    with torch.no_grad():
+        one, other = near(x).mean[0, 0], far(x).mean[0, 0]
+    torch.testing.assert_close(one[:2], other[:2], rtol=0, atol=1e-12)
+    assert abs(float(one[2] - other[2])) > 1e-6
+
+
+def test_every_bar_of_the_window_moves_the_answer_and_every_weight_learns() -> None:
+    made, x = network(), window().requires_grad_()
+    outputs = made(x)
+    loss = outputs.mean.sum() + outputs.log_scale.sum() + outputs.direction_logits[..., 0].sum()
+    (loss + outputs.dof.sum() + outputs.log_variance.sum()).backward()
+    assert x.grad is not None
+    assert bool((x.grad[0].abs().sum(-1) > 0).all())
+    for name, parameter in made.named_parameters():
+        assert parameter.grad is not None, name
+        assert bool(parameter.grad.isfinite().all()), name
+
+
+def test_without_a_decoder_it_is_the_network_that_it_was() -> None:
+    plain = InformerConfig(features=4, dim=8, layers=2, heads=2, window=41)
+    assert not {"decoder_layers", "start_token"} & set(listed(plain))
+    assert InformerConfig.read(listed(plain)) == plain
+    assert listed(SMALL)["start_token"] == 9
+    assert InformerConfig.read(listed(SMALL)) == SMALL
+    made = InformerNetwork(plain)
+    assert not any("decoder" in name for name in made.state_dict())
+    assert "keys_1" not in dict(made.named_buffers())
+    assert "keys_2" in dict(network().named_buffers())
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        AttributionMethod("flow"),
+        AttributionMethod("norm"),
+        AttributionMethod("gradient"),
+        AttributionMethod(options=RolloutOptions("max")),
+    ],
+)
+def test_other_methods_are_refused(way: AttributionMethod) -> None:
+    with pytest.raises(AttentionInvalid, match="A decoder is explained by its rollout"):
+        attribute_last_bar(network(), window(), torch.arange(41), way)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"start_token": 0}, "start_token is 0; give the decoder 1 to 41 bars"),
+        ({"start_token": 42}, "start_token is 42; give the decoder 1 to 41 bars"),
+        ({"decoder_layers": 0}, "start_token is 9 without a decoder; set decoder_layers"),
+        ({"decoder_layers": -1}, "decoder_layers must be a whole number from 0 to 64"),
+    ],
+    ids=str,
+)
+def test_a_decoder_that_cannot_be_is_refused(change: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigInvalid, match=sentence):
+        InformerConfig.read(asdict(SMALL) | change)
