@@ -21,6 +21,7 @@ from tracepaper.strategies.forecasters.attribution import Probe
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
 from tracepaper.strategies.networks.attribution import AttributionMethod
+from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.stream import STORED
@@ -34,12 +35,18 @@ SCHEMA = rows.schema("v1")
 CONTEXT = WINDOW + SCHEMA.lookback - 1
 BARS = builders.bars(CONTEXT + 70, seed=5)
 KINDS = ("informer", "full")
+EVERY_KIND = (*KINDS, "decoder", "cross")
 
 
-def network(kind: str) -> InformerNetwork | FlashNetwork:
+def network(kind: str) -> InformerNetwork | FlashNetwork | CrossNetwork:
     torch.manual_seed(2)
-    if kind == "informer":
-        return InformerNetwork(InformerConfig(dim=16, layers=2, heads=2, window=WINDOW))
+    if kind in {"informer", "decoder"}:
+        decoder = {"decoder_layers": 1, "start_token": 20} if kind == "decoder" else {}
+        return InformerNetwork(
+            InformerConfig(dim=16, layers=2, heads=2, window=WINDOW, **decoder)  # type: ignore[arg-type]
+        )
+    if kind == "cross":
+        return CrossNetwork(CrossConfig(dim=16, heads=2, bars=20, frame=15, tokens=9))
     return FlashNetwork(FlashConfig(dim=16, layers=2, heads=2, window=WINDOW, mask="full"))
 
 
@@ -53,7 +60,7 @@ def answered(made: WindowedForecaster, bars: list[Bar]) -> list[Forecast]:
     return [answer for answer in answers if answer is not None]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_scan_gives_what_steps_give_whatever_its_parts_are(kind: str) -> None:
     stepped: Forecaster = forecaster(kind)
     assert (stepped.causal, stepped.context) == (True, CONTEXT)
@@ -66,7 +73,7 @@ def test_a_scan_gives_what_steps_give_whatever_its_parts_are(kind: str) -> None:
     assert scanned.scan([]) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_steps_go_on_after_a_scan(kind: str) -> None:
     stepped, mixed = forecaster(kind), forecaster(kind)
     wanted = [stepped.step(bar) for bar in BARS]
@@ -79,7 +86,7 @@ def test_steps_go_on_after_a_scan(kind: str) -> None:
         mixed.scan(BARS[-2:])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_scan_cannot_see_what_comes_later(kind: str) -> None:
     one, other = forecaster(kind), forecaster(kind)
     spoiled = [msgspec.structs.replace(bar, close=bar.low) for bar in BARS[CONTEXT + 5 :]]
@@ -88,7 +95,7 @@ def test_a_scan_cannot_see_what_comes_later(kind: str) -> None:
     assert known[CONTEXT + 5] != told[CONTEXT + 5]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_the_first_forecast_comes_with_the_last_bar_of_the_context(kind: str) -> None:
     made = forecaster(kind)
     made.warm(NAME, BARS[: CONTEXT - 2])
@@ -96,7 +103,7 @@ def test_the_first_forecast_comes_with_the_last_bar_of_the_context(kind: str) ->
     assert made.step(BARS[CONTEXT - 1]) is not None
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_forecaster_warmed_with_its_context_equals_one_that_has_run_longer(kind: str) -> None:
     running, warmed = forecaster(kind), forecaster(kind)
     running.warm(NAME, BARS[:CONTEXT])
@@ -105,7 +112,7 @@ def test_a_forecaster_warmed_with_its_context_equals_one_that_has_run_longer(kin
     assert warmed.step(BARS[-1]) == long[-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_a_corrupted_future_moves_no_earlier_answer(kind: str) -> None:
     first, second = forecaster(kind), forecaster(kind)
     for made in (first, second):
@@ -117,7 +124,7 @@ def test_a_corrupted_future_moves_no_earlier_answer(kind: str) -> None:
     assert one[5] != other[5]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY_KIND)
 def test_the_explanation_accounts_for_all_of_the_attention(kind: str) -> None:
     made = forecaster(kind)
     made.warm(NAME, BARS[:CONTEXT])
