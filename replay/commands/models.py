@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -119,12 +120,13 @@ def check(
     stored = StoredNetwork.open(model, covariates)
     found = stored.examined(tuple(data or ()))
     if json:
-        print_json({"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)})
+        known = {"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)}
+        print_json({**known, "gradients_in_training": stored.gradients})
     else:
         from tracepaper.daemon.terminal.console import Terminal
         from tracepaper.replay.document.terminal import show
 
-        show(Terminal(), _condition(found))
+        show(Terminal(), chain(_gradient_flow(stored.gradients), _condition(found)))
     if found.faults:
         raise DataInvalid(
             f"{stored.folder} is not in order: {found.faults[0]} Train it again, or restore it."
@@ -164,6 +166,27 @@ def export(
         f"{', '.join(map(str, found['horizons']))} out; it differs by at most "
         f"{found['largest_difference']:.1e} of an output's scale."
     )
+
+
+def _gradient_flow(section: Mapping[str, Any]) -> Iterator[Part]:
+    """Yield the gradient of each part while it was fitted, by a card's ``[gradients]``."""
+    from tracepaper.replay.document.values import Paragraph, table_of
+
+    if not section:
+        return
+    names = ("part", "first", "median", "last", "relative")
+    yield table_of(
+        "gradients_in_training",
+        "Norm of the gradient in training, at the first validation, the median and the last one",
+        {"part": "text", **dict.fromkeys(names[1:], "exact")},
+        [tuple(_short(row.get(name)) for name in names) for row in section.get("parts", ())],
+    )
+    if warning := section.get("warning"):
+        yield Paragraph(str(warning), "warning")
+
+
+def _short(value: object) -> str:
+    return f"{value:.2e}" if isinstance(value, float) else str(value)
 
 
 def _condition(found: NetworkCheck) -> Iterator[Part]:

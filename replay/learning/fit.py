@@ -40,6 +40,7 @@ from tracepaper.replay.learning.samples import Batch, Chunks, Samples, SingleWin
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.checks import GradientFlow, gradient_rows, gradient_warning
 
 
 def use_threads(count: int) -> None:
@@ -130,6 +131,25 @@ class Progress:
     validated: bool = False
     improved: bool = False
     stopped: str = ""  # why it ended before its time, in words; empty where it did not
+    gradients: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Of each part of the network, at each validation: norms of gradient (median) and weights."""
+
+    def gradients_section(self) -> dict[str, object]:
+        """Return ``[gradients]`` of a card: a row a part, and a warning where one is due."""
+        warning = gradient_warning(self.gradients)
+        said = {"warning": warning} if warning else {}
+        return {"parts": gradient_rows(self.gradients), **said}
+
+    @property
+    def relative_gradients(self) -> dict[str, float]:
+        """Return the last norm of each part's gradient, relative to that of its weights."""
+        newest = {part: each[-1] for part, each in self.gradients.items()}
+        return {part: norm / (weights or 1.0) for part, (norm, weights) in newest.items()}
+
+    @property
+    def gradient_warning(self) -> str:
+        """Say which layer's gradient vanished or exploded since the validation before, if any."""
+        return gradient_warning({part: each[-1:] for part, each in self.gradients.items()})
 
 
 def learning_rate(step: int, options: FitOptions) -> float:
@@ -227,6 +247,7 @@ class Fit:
         self._optimiser = torch.optim.AdamW([dict(group) for group in policy.groups])
         self._random: dict[str, Tensor] = {}
         self._waited = 0
+        self._flow = GradientFlow(self.network)
         self._path = None if folder is None else folder / STATE_NAME
         self._about = about or {}
 
@@ -267,7 +288,9 @@ class Fit:
 
     def _stop(self, loss: float) -> None:
         step, best = self.progress.step + 1, self.progress.best_step
-        reason = f"The training loss or its gradient was not finite ({loss}) at step {step}"
+        at = self._flow.not_finite()
+        place = f", first in {at}," if at else ""
+        reason = f"The training loss or its gradient{place} was not finite ({loss}) at step {step}"
         if not self.best:
             raise InvariantBroken(f"{reason}, and no weights were good before; lower the rate.")
         self.progress.stopped = f"{reason}; kept are the weights of step {best}."
@@ -286,6 +309,7 @@ class Fit:
         for _ in range(policy.accumulate):
             loss, count = self._objective.gradient(next(batches))
             total, bars = total + loss, bars + count
+        self._flow.add()
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), policy.clip)
         if not (math.isfinite(total) and math.isfinite(norm)):
             return math.nan if math.isfinite(total) else total
@@ -300,6 +324,11 @@ class Fit:
         averaged, progress = self._policy.averaged, self.progress
         judged = self.network if averaged is None else averaged.module
         score = self._objective.validate(judged, progress)
+        # Made anew, for a state that was read has its parts in another order.
+        progress.gradients = {
+            part: [*progress.gradients.get(part, []), list(norms)]
+            for part, norms in self._flow.medians().items()
+        }
         is_equal = self._policy.keeps_later and score == progress.best_score
         progress.improved = score > progress.best_score or is_equal
         self._waited = 0 if progress.improved else self._waited + 1

@@ -175,6 +175,7 @@ class FitView:
             disable=not (steps and self.console.is_terminal),
         )
         self._task = self._bar.add_task("training", total=steps, loss="")
+        self._warned = ""  # the last warning about gradients, said once
         self._begun: tuple[int, int, float] | None = None  # step, bars, seconds at the first step
 
     def __enter__(self) -> Self:
@@ -205,6 +206,12 @@ class FitView:
                 f"step {progress.step} of {progress.steps}: loss {progress.training_loss:.4f},"
                 f" validation score {score:.3f}{best}{speed}"
             )
+            if relative := progress.relative_gradients:
+                each = ", ".join(f"{part} {norm:.1e}" for part, norm in relative.items())
+                self.console.print(f"  gradient ÷ weights: {each}")
+            if (warning := progress.gradient_warning) and warning != self._warned:
+                self.console.print(warning)
+            self._warned = warning
 
     def _pace(self, progress: FitProgress) -> str:
         """Return bars a second since the first step that was seen, and the time left, in words."""

@@ -2,7 +2,7 @@
 
 What is asked is plain: the network runs forward over some rows with every module's output watched,
 its heads are read at the last row of each, and one short backward pass from all outputs shows what
-the parameters of each part receive.
+the parameters of each part receive. ``GradientFlow`` measures the same while a network is fitted.
 
 An exported network takes windows of one length with their absolute positions, and says of the last
 bar what the network says. Its flash kernel is written out in plain
@@ -13,11 +13,12 @@ scores: meant for short windows and other runtimes, not for long contexts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -189,6 +190,109 @@ def _gradients(network: Network, rows: Tensor, positions: Tensor) -> Iterator[Gr
         elif relative[part] <= VANISHED_BELOW * largest:
             fault = "no gradient reaches it"
         yield GradientCheck(part, count, weights, gradient, fault)
+
+
+VANISHING_BELOW: Final = 1e-4
+"""While fitting: a layer whose relative gradient is this share of the largest gets next to none."""
+EXPLODING_ABOVE: Final = 100.0
+"""While fitting: a gradient, before clipping, of so many times its layer's weights explodes."""
+_HEADS: Final = "heads"
+PartNorms = Mapping[str, Sequence[Sequence[float]]]
+"""Of each part, once a validation: the norm of its gradient, and that of its weights."""
+
+
+class GradientFlow:
+    """Gradients of a network's parts while it is fitted, before they are clipped.
+
+    Each step adds the Euclidean norm of each part's gradient, which stays on the device until
+    ``medians``. Nothing is drawn, and no tensor of the network is written.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._parts: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in network.named_parameters():
+            if parameter.requires_grad:
+                self._parts.setdefault(_part(name), []).append(parameter)
+        self._steps: list[Tensor] = []
+
+    def add(self) -> None:
+        """Measure the gradients that the parameters hold; a part without any has 0."""
+        self._steps.append(
+            torch.stack([_norm(own, of_gradient=True) for own in self._parts.values()])
+        )
+
+    def not_finite(self) -> str:
+        """Return the first part whose last gradient is not finite; empty where all are."""
+        last = torch.isfinite(self._steps[-1]).tolist()
+        return next((part for part, fine in zip(self._parts, last, strict=True) if not fine), "")
+
+    def medians(self) -> dict[str, tuple[float, float]]:
+        """Return the median norm of each part's gradient since the last call, and of its weights.
+
+        Of an even number of steps it is the lower of the middle two.
+        """
+        found = torch.stack(self._steps).median(dim=0).values.tolist()
+        self._steps.clear()
+        return {
+            part: (gradient, float(_norm(own, of_gradient=False)))
+            for (part, own), gradient in zip(self._parts.items(), found, strict=True)
+        }
+
+
+@torch.no_grad()
+def _norm(parameters: Sequence[nn.Parameter], *, of_gradient: bool) -> Tensor:
+    """Return the Euclidean norm of *parameters*, or of the gradients that they hold, as float32."""
+    tensors = [one.grad if of_gradient else one for one in parameters]
+    each = [torch.linalg.vector_norm(one.float()) for one in tensors if one is not None]
+    return torch.linalg.vector_norm(torch.stack(each)) if each else torch.zeros(())
+
+
+def gradient_rows(norms: PartNorms) -> list[dict[str, str | float]]:
+    """Return a row of each part: its gradient's first, median and last norm, and the relative one.
+
+    ``relative`` is the median over the validations of gradient ÷ weights.
+    """
+    return [
+        {
+            "part": part,
+            "first": _digits(each[0][0]),
+            "median": _digits(median(gradient for gradient, _ in each)),
+            "last": _digits(each[-1][0]),
+            "relative": _digits(_relative(each)),
+        }
+        for part, each in norms.items()
+    ]
+
+
+def gradient_warning(norms: PartNorms) -> str:
+    """Say in a sentence which layer's gradient vanishes or explodes; empty where none does.
+
+    Heads are not judged: one that has stopped learning gets no gradient.
+    """
+    judged = {part: _relative(each) for part, each in norms.items() if not part.startswith(_HEADS)}
+    if len(judged) < 2:
+        return ""
+    least, most = min(judged, key=judged.__getitem__), max(judged, key=judged.__getitem__)
+    if judged[most] > EXPLODING_ABOVE:
+        return (
+            f"The gradient explodes in {most}: its norm is {judged[most]:.3g} times that of the "
+            "weights; lower training.learning_rate or training.clip."
+        )
+    if judged[least] < VANISHING_BELOW * judged[most]:
+        return (
+            f"The gradient vanishes in {least}: relative to the weights it is "
+            f"{judged[least] / judged[most]:.1e} of that in {most}; use fewer layers."
+        )
+    return ""
+
+
+def _relative(each: Sequence[Sequence[float]]) -> float:
+    tiny = torch.finfo(torch.float64).tiny
+    return median(gradient / max(weights, tiny) for gradient, weights in each)
+
+
+def _digits(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _part(name: str) -> str:

@@ -240,6 +240,7 @@ class CrossAssetEstimator(CandleEstimator):
         card = candle_card(
             data, recipe, run, architecture=listed(config), training=training, calibration={}
         )
+        card["gradients"] = fit.progress.gradients_section()
         return CrossAssetModel(card, fit.best, fit.progress.stopped)
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:

@@ -151,6 +151,7 @@ class NetworkEstimator(CandleEstimator):
             },
             calibration={"content_free": self.kind.make(config).content_free()},
         )
+        card["gradients"] = fit.progress.gradients_section()
         return NetworkModel(card, fit.best, fit.progress.stopped)
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> NetworkModel:

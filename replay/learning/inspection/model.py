@@ -302,6 +302,8 @@ class StoredNetwork:
     network: Network
     schema: FeatureSchema
     interval_ms: int
+    gradients: Mapping[str, Any]
+    """``[gradients]`` of its card: the flow while it was fitted; empty of older checkpoints."""
 
     @classmethod
     def open(cls, name: str, vectors: Path | None = None) -> Self:
@@ -334,6 +336,7 @@ class StoredNetwork:
             restore(card, tensors),
             _schema(card, vectors),
             INTERVALS.get(str(found.card["market"].get("interval")), 0),
+            card.get("gradients", {}),
         )
 
     @property

@@ -20,6 +20,7 @@ from tracepaper.replay.learning import fit_state as states
 from tracepaper.replay.learning.fit import (
     Fit,
     FitOptions,
+    HeadLosses,
     Progress,
     heads_fit,
     learning_rate,
@@ -29,6 +30,7 @@ from tracepaper.replay.learning.samples import Samples, samples_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Network, kind_of
+from tracepaper.strategies.networks.checks import GradientFlow, gradient_warning
 from tracepaper.strategies.networks.flash import FlashNetwork
 from tracepaper.strategies.networks.informer import InformerNetwork
 
@@ -125,6 +127,7 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
     rest.run(ignore)
     assert rest.progress.scores == whole.progress.scores
     assert rest.progress.bars == whole.progress.bars
+    assert [*rest.progress.gradients.items()] == [*whole.progress.gradients.items()]
     for name, tensor in whole.best.items():
         assert torch.equal(rest.best[name], tensor)
 
@@ -218,7 +221,10 @@ def test_the_best_weights_outlive_a_loss_that_is_not_finite(tmp_path: Path) -> N
 
     made.run(spoil)
     assert made.progress.step == 5
-    assert "not finite (nan) at step 6; kept are the weights of step 4" in made.progress.stopped
+    assert made.progress.stopped == (
+        "The training loss or its gradient, first in embed, was not finite (nan) at step 6; kept "
+        "are the weights of step 4."
+    )
     assert seen[-1].stopped
     assert all(bool(torch.isfinite(tensor).all()) for tensor in made.best.values())
     assert fit(tmp_path).resume()  # what was saved before is whole
@@ -306,3 +312,83 @@ def test_a_weight_of_entropy_is_learnt_by_and_repeats(tmp_path: Path) -> None:
     assert not torch.equal(kept[0], plain.best["blocks.0.project_in.weight"])
     with pytest.raises(ConfigInvalid, match="entropy_weight is for"):
         fit(tmp_path, weighted, kind="lstm")
+
+
+def test_the_gradients_of_each_part_are_kept_at_each_validation(tmp_path: Path) -> None:
+    made = fit(tmp_path / "a", options(steps=3, validate_every=1, average=0.0), dropout=0.0)
+    made.run(ignore)
+    norms = made.progress.gradients
+    assert list(norms) == ["embed", "blocks.0", "blocks.1", "norm", "heads.project"]
+    assert all(len(each) == 3 for each in norms.values())
+    # Of the first step, by hand: the same batch, the same weights, no optimiser.
+    other = fit(tmp_path / "b", options(steps=3, validate_every=1), dropout=0.0)
+    objective = HeadLosses(made_of(other), TRAINING, VALIDATION, QUICK, ())
+    objective.network.train()
+    objective.gradient(next(objective.batches(0)))
+    for part, each in norms.items():
+        own = [p.grad for n, p in objective.network.named_parameters() if n.startswith(f"{part}.")]
+        flat = np.concatenate([one.numpy().ravel() for one in own if one is not None])
+        assert each[0][0] == pytest.approx(math.sqrt(float(np.square(flat, dtype=float).sum())))
+    # Of the last, the weights that were left.
+    left = made.network.state_dict().items()
+    weights = [t.numpy().ravel() for n, t in left if n.startswith("blocks.1.")]
+    assert norms["blocks.1"][2][1] == pytest.approx(float(np.linalg.norm(np.concatenate(weights))))
+    rows = made.progress.gradients_section()["parts"]
+    assert isinstance(rows, list)
+    first = [gradient for gradient, _ in norms["embed"]]
+    assert rows[0]["part"] == "embed"
+    assert rows[0]["median"] == pytest.approx(sorted(first)[1], rel=1e-3)
+    assert (rows[0]["first"], rows[0]["last"]) == pytest.approx((first[0], first[2]), rel=1e-3)
+    assert rows[0]["relative"] == pytest.approx(
+        float(np.median([gradient / own for gradient, own in norms["embed"]])), rel=1e-3
+    )
+    assert made.progress.gradient_warning == ""
+
+
+def made_of(known: Fit) -> Network:
+    assert isinstance(known.network, Network)
+    return known.network
+
+
+def test_measuring_gradients_moves_no_bit_and_draws_nothing() -> None:
+    torch.manual_seed(3)
+    made = network("flash")
+    outputs = made(torch.randn(1, 40, made.config.features), torch.arange(40))
+    outputs.mean.square().sum().backward()
+    before = [None if p.grad is None else p.grad.clone() for p in made.parameters()]
+    state, weights = torch.get_rng_state(), [p.detach().clone() for p in made.parameters()]
+    flow = GradientFlow(made)
+    flow.add()
+    flow.medians()
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, own, kept in zip(made.parameters(), weights, before, strict=True):
+        assert torch.equal(one, own)
+        assert one.grad is None if kept is None else torch.equal(one.grad, kept)
+
+
+def test_a_layer_that_next_to_no_gradient_reaches_is_named_while_fitting(tmp_path: Path) -> None:
+    made = fit(tmp_path, options(steps=2, validate_every=1, learning_rate=1e-9), dropout=0.0)
+    with torch.no_grad():
+        for name, parameter in made.network.named_parameters():
+            if name == "blocks.1.project_out.weight":
+                parameter.mul_(1e9)
+    warned: list[str] = []
+    made.run(lambda progress: warned.append(progress.gradient_warning))
+    assert len(warned) == 2
+    assert warned[0].startswith("The gradient vanishes in ")
+    assert made.progress.gradients_section()["warning"]
+
+
+def test_the_thresholds_of_vanishing_and_exploding_gradients() -> None:
+    def said(embed: float, block: float, head: float = 1.0) -> str:
+        return gradient_warning(
+            {"embed": [[embed, 1.0]], "blocks.0": [[2 * block, 2.0]], "heads.project": [[head, 1]]}
+        )
+
+    assert said(1.01e-4, 1.0) == said(1.0, 99.0) == said(1.0, 1.0, 0.0) == ""
+    assert said(0.99e-4, 1.0) == (
+        "The gradient vanishes in embed: relative to the weights it is 9.9e-05 of that in "
+        "blocks.0; use fewer layers."
+    )
+    assert "explodes in blocks.0: its norm is 101 times" in said(1.0, 101.0)
+    assert gradient_warning({"recurrence": [[1e9, 1.0]]}) == ""

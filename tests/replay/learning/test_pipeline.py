@@ -17,7 +17,7 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, split, tiny, write_c
 from typer.testing import CliRunner
 
 from tracepaper.replay.commands.evaluate import evaluate
-from tracepaper.replay.commands.models import list_models
+from tracepaper.replay.commands.models import check, list_models
 from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import Say, estimators
@@ -108,6 +108,10 @@ def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
     assert card["split"]["train_until"] == iso(SPLIT.train_until_ms)
     assert split_of(card) == SPLIT
     assert "torch" in card["versions"]
+    flow = {row["part"]: row for row in card["gradients"]["parts"]}
+    assert [*flow][:2] == ["embed", "blocks.0"]
+    assert [*flow][-1] == "heads.project"
+    assert all(row[name] > 0 for row in flow.values() for name in row if name != "part")
     assert any("paper trading only" in sentence for sentence in card["honesty"]["sentences"])
 
 
@@ -281,6 +285,9 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     text = run(list_models, str(out))
     assert trained["id"] in text
     assert "paper trading only" in text
+    checked = json.loads(run(check, str(out), *data, "--json"))
+    assert checked["gradients_in_training"] == trained["card"]["gradients"]
+    assert "Norm of the gradient in training" in run(check, str(out), *data)
 
 
 def test_several_seeds_give_several_checkpoints_and_their_spread(
