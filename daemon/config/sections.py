@@ -283,6 +283,9 @@ class ModelSection(ModelClass):
     """CSV or Parquet with the columns by time that a network was trained with (--covariates). The
     path is looked up beside this file, then in the working folder. A live run reads the file again
     as it grows."""
+    dropout_passes: int = Field(default=0, ge=0, le=1_000)
+    """Passes with dropout at each bar, whose means' spread gate.max_dropout_spread judges (2 or
+    more, of a checkpoint trained with dropout); 0: none."""
     retrain: Duration | None = Field(default=None, examples=["7d"])
     """Market time from one retraining in service to the next, by [retrain]; never if absent."""
     explanation: Annotated[ExplanationSection, BeforeValidator(json_object)] = Field(
@@ -312,8 +315,9 @@ class ModelSection(ModelClass):
     def _of_a_class(self) -> ModelSection:
         if (self.options or self.files) and not self.own_class:
             raise ValueError("[model] options and files are a class's; name it with [model] class")
-        if self.explanation != ExplanationSection() and self.own_class:
-            raise ValueError("[model] explanation is a checkpoint's; take it out for a class")
+        if self.own_class and (self.explanation != ExplanationSection() or self.dropout_passes):
+            name = "dropout_passes" if self.dropout_passes else "explanation"
+            raise ValueError(f"[model] {name} is a checkpoint's; take it out for a class")
         return self
 
 

@@ -339,6 +339,7 @@ def _built(
         vectors=covariates,
         symbols=config.market.symbols,
         horizon=config.gate.horizon,
+        dropout_passes=config.model.dropout_passes,
     )
 
 

@@ -368,6 +368,7 @@ _ANSWERS = (
         _real("expected_drawdown", "median of the largest fall to the horizon, as a fraction"),
         _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
         _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
+        _real("dropout_spread", "deviation of mean_return over passes with dropout"),
     ),
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
@@ -380,6 +381,7 @@ HEAD_COLUMNS: Final = (
     "expected_drawdown",
     "learned_regime",
     "learned_allocation",
+    "dropout_spread",
 )
 """Columns that auxiliary heads fill."""
 FORECAST_COLUMNS: Final = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
-import msgspec.structs
+import msgspec
 
 from tracepaper.storage.record.columns import (
     BAR_COLUMNS,
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.rows import SparseRow
     from tracepaper.strategies.types.decisions import (
         GateSet,
-        HeadForecasts,
         Prediction,
         Run,
         Step,
@@ -302,12 +301,13 @@ class StepEncoder:
             return _NO_HEADS
         at = _place(prediction.horizons, self._horizon)
         return (
-            _packed_heads(prediction.heads),
+            msgspec.msgpack.encode(prediction.heads.stored()),
             prediction.expected_shortfall(at, is_short=False),
             prediction.expected_shortfall(at, is_short=True),
             prediction.expected_drawdown(at),
             prediction.learned_regime(at),
             prediction.allocation(at),
+            prediction.dropout_spread(at),
         )
 
     def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
@@ -362,12 +362,6 @@ def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:
     content = msgspec.msgpack.encode((horizons, *others))
     at_horizon = [column[at] if column else None for column in stored]
     return (horizons[at], *at_horizon, content, forecast.further or None)
-
-
-def _packed_heads(heads: HeadForecasts) -> bytes:
-    """Pack *heads*; those without correlations in the bytes of before there were any."""
-    fields = msgspec.structs.astuple(heads)
-    return msgspec.msgpack.encode(fields if heads.correlations else fields[:-1])
 
 
 def _place(horizons: Sequence[int], preferred: int | None) -> int:

@@ -30,6 +30,7 @@ from tracepaper.strategies.covariates import CovariateColumns, CovariateScale, C
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
+from tracepaper.strategies.forecasters.dropout import DROPOUT_SPREAD, DropoutPasses
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
@@ -97,6 +98,7 @@ class RunOptions:
     vectors: CovariateSource | None = None
     symbols: tuple[str, ...] = ()
     horizon: int | None = None
+    dropout_passes: int = 0
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
@@ -104,6 +106,10 @@ class RunOptions:
             raise ConfigInvalid(f"model.mode is {self.mode!r}; choose step, batched or scan.")
         if self.threads < 1:
             raise ConfigInvalid(f"model.threads is {self.threads}; it must be at least 1.")
+        if self.dropout_passes == 1:
+            raise ConfigInvalid(
+                "model.dropout_passes is 1, and one pass has no spread; give 2 or more, or 0."
+            )
 
 
 def model_kinds() -> Mapping[str, ModelKind]:
@@ -136,12 +142,14 @@ def build(  # noqa: PLR0913
     vectors: CovariateSource | None = None,
     symbols: Sequence[str] = (),
     horizon: int | None = None,
+    dropout_passes: int = 0,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
     *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
     *vectors* are those that a user supplies to a network that was trained with some. *symbols* and
-    *horizon* are what a model of all symbols of a close is asked of.
+    *horizon* are what a model of all symbols of a close is asked of. With *dropout_passes* each
+    answer holds the spread of its means over so many passes with dropout.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
@@ -152,7 +160,7 @@ def build(  # noqa: PLR0913
     """
     options = RunOptions(
         device, threads, mode, backend, instruments, free_bytes, way, vectors,
-        tuple(symbols), horizon,
+        tuple(symbols), horizon, dropout_passes,
     )  # fmt: skip
     if vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
@@ -162,6 +170,11 @@ def build(  # noqa: PLR0913
     kind = known_kind(card)
     own = None if kind is None else kind.build
     found: Forecaster = (own or network_forecaster)(card, tensors, options)
+    if dropout_passes and DROPOUT_SPREAD not in found.measures:
+        raise ConfigInvalid(
+            "model.dropout_passes is for a network that was trained with dropout, or an ensemble "
+            "with one, and this checkpoint has none; set it to 0."
+        )
     return found
 
 
@@ -190,8 +203,9 @@ def network_forecaster(
         )
     network = _loaded(lambda: kind.make(config), tensors).to(torch.device(options.device))
     model = _model(card, network, options.vectors)
+    found: NetworkForecaster
     if streams:
-        return StreamingForecaster(
+        found = StreamingForecaster(
             model,
             mode=mode,
             threads=threads,
@@ -199,14 +213,19 @@ def network_forecaster(
             backend=_streams_by(attends_by, options.backend, way),
             way=way,
         )
-    if not network.has_attention:
+    elif not network.has_attention:
         refuse_way(way, kind.name)
-        return PlainForecaster(model, mode=mode, threads=threads, backend=attends_by)
-    takes_kernel = network.attend_by(attends_by)
-    dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
-    return WindowedForecaster(
-        model, threads=threads, backend=attends_by, dtype=dtype, way=way, mode=mode
-    )
+        found = PlainForecaster(model, mode=mode, threads=threads, backend=attends_by)
+    else:
+        takes_kernel = network.attend_by(attends_by)
+        dtype = "bfloat16" if takes_kernel and kernels.is_half(attends_by) else "float32"
+        found = WindowedForecaster(
+            model, threads=threads, backend=attends_by, dtype=dtype, way=way, mode=mode
+        )
+    if options.dropout_passes and network.dropping():
+        found.dropout = DropoutPasses(model, options.dropout_passes)
+        found.measures = found.measures | {DROPOUT_SPREAD}
+    return found
 
 
 def _streams_by(chosen: str, wanted: str, way: AttributionMethod) -> str:

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from tracepaper.strategies.networks.stream import (
 )
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.forecasters.dropout import DropoutPasses
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -185,6 +188,8 @@ class StreamingForecaster:
         self._state = StreamState(network, streams=0, by_norm=self.network.fusion.by_norm)
         self._features = FeatureStreams(model.computed, streams=0, part=model.schema)
         self._instruments: dict[str, InstrumentMemory] = {}
+        self.dropout: DropoutPasses | None = None
+        """What adds the spread over passes with dropout to each answer; None: nothing does."""
         self.newest = NO_ROWS
         """The rows of the last call: of each bar of a group, of the last bars of a scan."""
 
@@ -205,6 +210,8 @@ class StreamingForecaster:
         taken, positions = known.take_all(bars)
         for part, advanced in self._chunks(known, self._own(taken.values), positions):
             known.by_age = cells_by_age(advanced.rollout[0, -1:], positions[part][-1:])
+        if self.dropout is not None:
+            self.dropout.warm(instrument, bars)
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
@@ -218,6 +225,10 @@ class StreamingForecaster:
         Raises ``InvariantBroken`` for two bars of one instrument, and for one that does not
         follow; nothing is taken in then.
         """
+        answers = self._predicted(bars)
+        return answers if self.dropout is None else self.dropout.completed(bars, answers)
+
+    def _predicted(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         require_one_of_each(bars)
         memories = [self._of(bar.instrument) for bar in bars]
         for known, bar in zip(memories, bars, strict=True):
@@ -258,7 +269,7 @@ class StreamingForecaster:
             answers += self._forecasts(
                 [known], advanced, usable[None, part], positions[None, part]
             )[0]
-        return answers
+        return answers if self.dropout is None else self.dropout.completed(bars, answers)
 
     def explain(self, instrument: str) -> Attribution:
         """Return the attribution of *instrument*'s last decision, bar by bar.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
-from typing import ClassVar, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -53,6 +53,9 @@ from tracepaper.strategies.networks.attribution import AttributionMethod, attrib
 from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
+
+if TYPE_CHECKING:
+    from tracepaper.strategies.forecasters.dropout import DropoutPasses
 
 
 class Ring:
@@ -213,6 +216,8 @@ class WindowedForecaster:
         self._windows: dict[str, FeatureWindow] = {}
         if way != STORED:
             self._require_way()
+        self.dropout: DropoutPasses | None = None
+        """What adds the spread over passes with dropout to each answer; None: nothing does."""
         self.newest = NO_ROWS
         """The rows of the last call, of each bar."""
 
@@ -230,13 +235,16 @@ class WindowedForecaster:
         if window.is_full:
             # The shift of the next bar needs this bar's rollout.
             self._explained(window, [self._see(window)])
+        if self.dropout is not None:
+            self.dropout.warm(instrument, bars[-self.context :])
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
         window = self._of(bar.instrument)
         sigma = window.take(bar)
         self.newest = window.newest
-        return self._answers(window, [sigma])[0] if window.is_full else None
+        answer = self._answers(window, [sigma])[0] if window.is_full else None
+        return answer if self.dropout is None else self.dropout.completed([bar], [answer])[0]
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments, one after the other, as ``step`` does.
@@ -259,7 +267,8 @@ class WindowedForecaster:
         window = self._of(bars[0].instrument)
         answers = self._answers(window, window.take_all(bars))
         self.newest = window.newest
-        return [None] * (len(bars) - len(answers)) + answers
+        found = [*repeat(None, len(bars) - len(answers)), *answers]
+        return found if self.dropout is None else self.dropout.completed(bars, found)
 
     def _of(self, instrument: str) -> FeatureWindow:
         if instrument not in self._windows:
@@ -451,6 +460,8 @@ class PlainForecaster:
         self.is_outside = False
         self._network = model.network.eval()
         self._windows: dict[str, FeatureWindow] = {}
+        self.dropout: DropoutPasses | None = None
+        """What adds the spread over passes with dropout to each answer; None: nothing does."""
         self.newest = NO_ROWS
         """The rows of the last call, of each bar."""
 
@@ -459,6 +470,8 @@ class PlainForecaster:
         window = self._windows[instrument] = FeatureWindow.of(self.model)
         for bar in bars[-self.context :]:
             window.take(bar)
+        if self.dropout is not None:
+            self.dropout.warm(instrument, bars[-self.context :])
 
     def step(self, bar: Bar) -> Forecast | None:
         """Take in one bar; return its forecast, or None while fewer than ``context`` are known."""
@@ -510,7 +523,7 @@ class PlainForecaster:
         if rows:
             for place, forecast in zip(places, self._said(rows, sigmas), strict=True):
                 found[place] = forecast
-        return found
+        return found if self.dropout is None else self.dropout.completed(bars, found)
 
     def _said(self, rows: Sequence[NDArray[np.float32]], sigmas: Sequence[float]) -> list[Forecast]:
         x = torch.from_numpy(np.stack(rows)).to(self.model.network.device)

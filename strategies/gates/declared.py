@@ -249,6 +249,29 @@ def direction(seen: GateInputs) -> float | None:
 
 @gate(
     GateKind.JUDGEMENT,
+    "standard deviations",
+    at_most=ThresholdKey(
+        "max_dropout_spread",
+        ThresholdForm.NUMBER,
+        "At most this deviation of the mean over passes with dropout (model.dropout_passes), in "
+        "standard deviations of the return.",
+        default="0.5",
+    ),
+    of_prediction=True,
+    needs={"dropout_spread", "stdev_return"},
+)
+def dropout_spread(seen: GateInputs) -> float | None:
+    """Deviation of the mean return over passes with dropout, over stdev_return, at gate.horizon."""
+    forecast = seen.forecast
+    spread = None if forecast is None else forecast.dropout_spread(seen.horizon_index)
+    if forecast is None or spread is None:
+        return None
+    deviation = forecast.stdev_return[seen.horizon_index]
+    return spread / deviation if deviation > 0 else None
+
+
+@gate(
+    GateKind.JUDGEMENT,
     "round-trip costs",
     at_least=ThresholdKey(
         "edge",

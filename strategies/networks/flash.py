@@ -306,10 +306,10 @@ class Block(nn.Module):
         return x + branch if self.pre else self.mlp_norm(x + branch)
 
     def _drop(self, branch: Tensor) -> Tensor:
-        if not self.training:
+        if not self.dropout.training:  # passes with dropout leave the block itself in evaluation
             return branch
         branch = self.dropout(branch)
-        if self.drop_rate == 0.0:
+        if self.drop_rate == 0.0 or not self.training:
             return branch
         keep = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.drop_rate
         return branch * keep / (1.0 - self.drop_rate)

@@ -65,6 +65,10 @@ def path_steps(horizon: int) -> tuple[int, ...]:
     return tuple(-(-horizon * step // PATH_STEPS) for step in range(1, PATH_STEPS + 1))
 
 
+_FIRST_HEADS: Final = 6
+"""As many are always recorded."""
+
+
 class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
     """What a network's auxiliary heads forecast: little-endian float32, horizon by horizon.
 
@@ -79,6 +83,14 @@ class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
     regimes: bytes = b""  # [horizon, regime, probability and volatility to the horizon]
     path: bytes = b""  # [horizon, PATH_STEPS, PATH_LEVELS], the return to each step
     correlations: bytes = b""  # [horizon, symbol of the run], with the forecast's own symbol
+    dropout_spread: bytes = b""
+    """[horizon], of the mean return over passes with dropout: no head's, but said beside them."""
+
+    def stored(self) -> tuple[bytes, ...]:
+        """Return what is recorded: what was added later is left out where it is empty."""
+        every = tuple(getattr(self, name) for name in self.__struct_fields__)
+        used = max((at for at, one in enumerate(every, 1) if one), default=0)
+        return every[: max(used, _FIRST_HEADS)]
 
 
 class Forecast(Struct, frozen=True, gc=False):
@@ -120,6 +132,13 @@ class Forecast(Struct, frozen=True, gc=False):
         _, rare, _, usual = tails
         loss = usual + _TOWARDS_RARER * (rare - usual)
         return math.expm1(loss) if is_short else -math.expm1(-loss)
+
+    def dropout_spread(self, at: int) -> float | None:
+        """Read the standard deviation of the mean return over passes with dropout, a log return.
+
+        None where the run asks for no passes.
+        """
+        return next(iter(self.head("dropout_spread", at)), None)
 
     def expected_drawdown(self, at: int) -> float | None:
         """Read the median of the largest fall of the price to the horizon, as a fraction.

@@ -29,7 +29,9 @@ fast = 3
 slow = 7
 [model]
 checkpoint = "{checkpoint}"
+{model}
 [gate]
+{gates}
 horizon = 30
 confidence = "0"
 collapse = "0"
@@ -62,18 +64,28 @@ def replayed(
     bars: int = BARS,
     network: models.AnyConfig = SMALL,
     further: str = "",
+    model: str = "",
+    gates: str = "",
     **calibration: Any,
 ) -> Path:
     """Replay learnable minutes into a new database in *folder*; return it.
 
-    *further* are lines of the configuration's last section, ``[regime]``, and sections after it;
-    *calibration* is what the card's has besides.
+    *model* and *gates* are lines of those sections, *further* those of the configuration's last
+    section, ``[regime]``, and sections after it; *calibration* is what the card's has besides.
     """
     config = folder / "config.toml"
     names = ", ".join(f'"{symbol}"' for symbol in symbols)
     small = checkpoint(folder, network, **calibration)
     config.write_text(
-        _CONFIG.format(symbols=names, strategy=strategy, checkpoint=small, edge=edge) + further,
+        _CONFIG.format(
+            symbols=names,
+            strategy=strategy,
+            checkpoint=small,
+            edge=edge,
+            model=model,
+            gates=gates,
+        )
+        + further,
         encoding="utf-8",
     )
     files = [

@@ -439,7 +439,8 @@ def test_a_key_that_was_renamed_is_stored_and_hashed_under_its_older_name(tmp_pa
     older = json.loads(stored)
     since = {
         "strategy": ("trend_risk_aversion",),
-        "gate": ("learned_regimes",),
+        "gate": ("learned_regimes", "max_dropout_spread"),
+        "model": ("dropout_passes",),
         "sizing": ("shortfall",),
         "risk": ("max_tail", "max_tail_share", "max_expected_drawdown"),
     }

@@ -7,6 +7,7 @@ import math
 import sqlite3
 import struct
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,8 @@ def test_columns_hold_the_figures_at_the_gates_horizon(run: Path) -> None:
         share = math.log(2) / math.log(5)  # from 5 % to 2.5 %, of the way to 1 %
         long, short = (tails[at + 3] + share * (tails[at + 1] - tails[at + 3]) for at in (0, 4))
         regime = int(np.argmax(one.head("regimes", horizon)[::2])) + 1
-        assert row == pytest.approx(
+        assert row[-1] is None, "no pass with dropout is asked for"
+        assert row[:-1] == pytest.approx(
             (
                 1 - math.exp(-long),
                 math.exp(short) - 1,
@@ -279,3 +281,54 @@ def test_each_head_that_decides_has_a_twin_without_it_from_record_to_report(
     assert invoke(["report", "last", "--db", str(path), "--json"]) == 0
     accounts = {one["account"] for one in json.loads(capsys.readouterr().out)["accounts"]}
     assert set(twins) <= accounts
+
+
+def spread_run(folder: Path, mode: str, threshold: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    return explained_runs.replayed(
+        folder,
+        network=replace(explained_runs.SMALL, dropout=0.3),
+        mode=mode,
+        edge="0",
+        model="dropout_passes = 4",
+        gates=f'max_dropout_spread = "{threshold}"',
+    )
+
+
+def test_the_spread_of_dropout_is_stored_judged_shown_and_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = spread_run(tmp_path / "scan", "scan", "0.5")
+    said = forecasts(path)
+    own = [one.dropout_spread(one.horizons.index(30)) for one in said]
+    measured = [
+        spread / one.stdev_return[one.horizons.index(30)]
+        for one, spread in zip(said, own, strict=True)
+        if spread is not None
+    ]
+    assert len(measured) == len(own) > 50
+    stored = rows(path, "SELECT dropout_spread FROM v_decisions WHERE mean_return IS NOT NULL")
+    assert [one for (one,) in stored] == own
+    gates = rows(
+        path, "SELECT measure, passed FROM v_gates WHERE gate = 'dropout_spread' ORDER BY sequence"
+    )
+    assert [one for one, _ in gates if one is not None] == pytest.approx(measured)
+    assert invoke(["verify", "last", "--db", str(path)]) == 0
+    stepped = spread_run(tmp_path / "step", "step", "0.5")
+    assert [one.heads for one in forecasts(stepped)] == [one.heads for one in said]
+    capsys.readouterr()
+    assert invoke(["explain", f"last:{explained_runs.LAST}", "--db", str(path)]) == 0
+    assert "dropout_spread" in capsys.readouterr().out
+    # At the median of what was measured, half of the decisions are refused.
+    middle = sorted(measured)[len(measured) // 2]
+    strict = spread_run(tmp_path / "strict", "scan", f"{middle:.10f}")
+    passed = rows(strict, "SELECT passed FROM v_gates WHERE gate = 'dropout_spread'")
+    share = sum(one for (one,) in passed) / len(measured)
+    assert 0.4 < share < 0.6
+    refused = rows(strict, "SELECT count(*) FROM v_decisions WHERE refused_by = 'dropout_spread'")
+    assert refused[0][0] > 0
+
+
+def test_passes_with_dropout_of_a_checkpoint_without_any_end_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigInvalid, match="trained with dropout"):
+        explained_runs.replayed(tmp_path, model="dropout_passes = 4")

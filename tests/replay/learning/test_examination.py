@@ -16,6 +16,7 @@ from torch import Tensor
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation import intervals
+from tracepaper.replay.learning.evaluation.forecasts import predict
 from tracepaper.replay.learning.evaluation.intervals import (
     AdaptiveConformal,
     adaptive_widths,
@@ -270,6 +271,10 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     assert list(rows) == ["own", "fixed conformal", "adaptive conformal", "MC dropout"]
     assert 0.87 < value(rows["adaptive conformal"]["coverage"]) < 0.93
     assert rows["MC dropout"]["coverage"] != rows["own"]["coverage"]
+    bars = material.segments[0]
+    chosen = np.arange(bars.first + 10, bars.first + 60)
+    one, other = (predict(network, bars, chosen, dropout=True) for _ in range(2))
+    assert not np.array_equal(one.mean, other.mean)  # each pass drops other numbers
     assert not network.training
     assert not any(module.training for module in network.modules())
     assert intervals.intervals(subject)[0].records() == found.records()

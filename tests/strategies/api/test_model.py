@@ -117,9 +117,10 @@ def test_a_gate_is_declared_where_the_model_gives_what_it_needs() -> None:
         "confidence_calibrated",
         "confidence_margin",
         "learned_regime",
+        "dropout_spread",
     }
     of_heads = declared_gates(model, by_quotes=True, risk={}, measures=MEASURES | HEAD_MEASURES)
-    assert of_heads - every == {"learned_regime"}
+    assert of_heads - every == {"learned_regime", "dropout_spread"}
     plain = SmaCross(fast=1, slow=2, long_only=True)
     assert declared_gates(plain, by_quotes=True, risk={}, measures=frozenset()) == plain.gates
 

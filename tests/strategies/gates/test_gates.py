@@ -18,7 +18,7 @@ from tracepaper.strategies.gates.evaluator import (
 )
 from tracepaper.strategies.gates.gate import GATES, GateInputs, gate_order, verdict
 from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, LinearScore
-from tracepaper.strategies.types.decisions import Action, HeadForecasts, Regime
+from tracepaper.strategies.types.decisions import Action, Forecast, HeadForecasts, Regime
 
 MIXED = frozenset({Regime.MIXED})
 WITH_HEADS = replace(
@@ -29,6 +29,15 @@ WITH_HEADS = replace(
         regimes=struct.pack("<6f", 0.25, 0.001, 0.5, 0.002, 0.25, 0.004),
     ),
 )
+
+
+def spread_over(spread: float) -> Forecast:
+    """Return a forecast whose mean spreads so far over passes with dropout; its σ is 2**-10."""
+    plain = forecast()
+    heads = HeadForecasts(dropout_spread=struct.pack("<f", spread))
+    return replace(plain, stdev_return=(0.0009765625,) * len(plain.horizons), heads=heads)
+
+
 LOST = -100 * math.expm1(-(0.0625 + 0.0625 * math.log(2) / math.log(5)))
 """Of 100 held long: the expected shortfall between those of 5 and of 1 %."""
 CALIBRATION = Calibration(
@@ -115,6 +124,11 @@ PASSES = {
         -math.expm1(-0.0625) / 10 + 1e-12,
         GateInputs(forecast=WITH_HEADS, notional=100 * 10**10, equity=1_000 * 10**10),
         GateInputs(forecast=WITH_HEADS, notional=100 * 10**10, equity=999 * 10**10),
+    ),
+    "dropout_spread": (
+        0.5,
+        GateInputs(forecast=spread_over(2**-11)),
+        GateInputs(forecast=spread_over(2**-11 * 1.001)),
     ),
     "direction": (
         0.6,

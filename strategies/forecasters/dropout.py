@@ -1,0 +1,83 @@
+"""Monte-Carlo dropout: how far a network's means spread when it drops as in training.
+
+Each bar is asked by itself, so that a live step, a scan and a run that was resumed agree: the masks
+come from a generator that is seeded by the bar's open time, and no other draw is moved.
+
+Source: Gal and Ghahramani, 2016. The rules are docs/decisions.md, G40.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from msgspec.structs import replace
+
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.forecasters.outputs import TrainedModel
+from tracepaper.strategies.forecasters.windowed import FeatureWindow
+from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
+from tracepaper.strategies.types.market import Bar
+
+DROPOUT_SPREAD: Final = "dropout_spread"
+"""The measure that it gives, a field of ``HeadForecasts``."""
+
+
+class DropoutPasses:
+    """The newest rows of each instrument, and the passes over them in which the network drops."""
+
+    def __init__(self, model: TrainedModel, passes: int) -> None:
+        """Ask *model*, whose network has modules that drop, *passes* times at each bar."""
+        self._model = model
+        self._passes = passes
+        self._windows: dict[str, FeatureWindow] = {}
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        """Forget *instrument*, then take in *bars* (oldest first)."""
+        window = self._windows[instrument] = self._window()
+        for _ in window.take_all(bars):
+            pass
+
+    def completed(
+        self, bars: Sequence[Bar], answers: Sequence[Forecast | None]
+    ) -> list[Forecast | None]:
+        """Take in *bars*; return their *answers*, each with the spread at its horizons."""
+        return [self._completed(bar, answer) for bar, answer in zip(bars, answers, strict=True)]
+
+    def _window(self) -> FeatureWindow:
+        model = self._model
+        return FeatureWindow(model.network.config.receptive_field, model.schema, model.computed)
+
+    def _completed(self, bar: Bar, answer: Forecast | None) -> Forecast | None:
+        if (window := self._windows.get(bar.instrument)) is None:
+            window = self._windows[bar.instrument] = self._window()
+        sigma = window.take(bar)
+        if answer is None or not window.is_full:
+            return answer
+        # A standard deviation, in log returns: outputs are in units of sigma * sqrt(horizon).
+        spread = self._spread(window, bar.open_time_ms) * sigma * np.sqrt(answer.horizons)
+        heads = answer.heads or HeadForecasts()
+        return replace(answer, heads=replace(heads, dropout_spread=spread.astype("<f4").tobytes()))
+
+    def _spread(self, window: FeatureWindow, seed: int) -> Array:
+        """Return the sample standard deviation over passes of each horizon's mean: [horizon]."""
+        network = self._model.network
+        known = window.rows.view()
+        rows = torch.from_numpy(known[:, :-1].astype(np.float32)).to(network.device)
+        positions = torch.from_numpy(known[:, -1].astype(np.int64)).to(network.device)
+        dropping = network.dropping()
+        cuda = [network.device] if network.device.type == "cuda" else []
+        try:
+            for module in dropping:
+                module.train()
+            with torch.random.fork_rng(devices=cuda), torch.inference_mode():
+                torch.manual_seed(seed)
+                several = rows.expand(self._passes, -1, -1)
+                means = network(several, positions).mean[:, -1].double().cpu().numpy()
+        finally:
+            for module in dropping:
+                module.eval()
+        found: Array = means.std(axis=0, ddof=1)
+        return found
