@@ -239,7 +239,7 @@ def test_the_gate_by_chance_passes_with_the_coverage_that_the_card_counted() -> 
 
 
 def heads(rng: random.Random) -> HeadForecasts:
-    """Return tails, drawdown, odds of two regimes and an allocation, each of a wide range."""
+    """Return tails, drawdown, odds of two regimes, an allocation and a spread, of wide ranges."""
     loss, calm = rng.uniform(0.002, 0.05), rng.random()
     losses = (2 * loss, 3 * loss, loss, 1.5 * loss)
     return HeadForecasts(
@@ -247,6 +247,7 @@ def heads(rng: random.Random) -> HeadForecasts:
         drawdown=struct.pack("<2f", loss, 2 * loss),
         regimes=struct.pack("<4f", calm, 0.001, 1 - calm, 0.004),
         allocation=struct.pack("<f", rng.uniform(-1, 1)),
+        dropout_spread=struct.pack("<f", 1.0 if rng.random() < 0.3 else 0.0),
     )
 
 
@@ -292,6 +293,7 @@ def twin(steps: list[Step], name: str) -> list[tuple[int, int]]:
 
 LEFT_OUT: dict[str, tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "no_direction": ({}, {"gate": {"direction": "0.5"}}),
+    "no_dropout_spread": ({}, {"gate": {"max_dropout_spread": "1000000"}}),
     "no_learned_regime": ({"gate": {"learned_regimes": [1]}}, {}),
     "no_tail": ({"risk": {"max_tail": "3000"}}, {}),
     "no_tail_share": ({"risk": {"max_tail_share": "0.003"}}, {}),
@@ -346,7 +348,7 @@ def test_a_twin_of_full_size_is_a_run_by_the_usual_size(mode: str) -> None:
 
 def test_a_twin_that_would_be_the_run_itself_is_refused() -> None:
     for name, gate in WITHOUT.items():
-        if name in LEFT_OUT and name != "no_direction":
+        if name in LEFT_OUT and name not in ("no_direction", "no_dropout_spread"):
             with pytest.raises(ConfigInvalid, match=f"{name} would be the run.* no gate {gate};"):
                 with_heads([name])
     with pytest.raises(ConfigInvalid, match=r"full_size would be the run.*'notional' follows no"):
@@ -392,7 +394,9 @@ def test_a_limit_that_refuses_the_run_does_not_hold_up_less_of_a_twin() -> None:
     def answered(mean: float, stdev: float, loss: float) -> Forecast:
         tails = struct.pack("<8f", *(2 * loss, 3 * loss, loss, 1.5 * loss) * 2)
         plain = forecast(mean, p_up=0.6, p_down=0.2)
-        return replace(plain, stdev_return=(stdev,), heads=HeadForecasts(tails=tails))
+        return replace(
+            plain, stdev_return=(stdev,), heads=HeadForecasts(tails=tails, dropout_spread=bytes(4))
+        )
 
     likely, wide = answered(0.002, 0.001, 0.001), answered(0.009, 0.02, 0.3)
     steps = [machine.step(one, likely) for one in BARS[:10]]

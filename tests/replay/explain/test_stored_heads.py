@@ -37,6 +37,7 @@ NETWORK = TradingConfig(
     horizons=explained_runs.SMALL.horizons,
     allocation=True,
     quantiles=(0.05, 0.5, 0.95),
+    dropout=0.1,
 )
 MODES = ("notional", "expected_shortfall", "network_allocation")
 
@@ -44,7 +45,11 @@ MODES = ("notional", "expected_shortfall", "network_allocation")
 def replayed(folder: Path, mode: str, **sections: str) -> Path:
     further = "".join(f"\n[{name}]\n{keys}\n" for name, keys in sections.items())
     return explained_runs.replayed(
-        folder, network=NETWORK, further=f'\n[sizing]\nmode = "{mode}"\n{further}', edge="0"
+        folder,
+        network=NETWORK,
+        model="dropout_passes = 3",
+        further=f'\n[sizing]\nmode = "{mode}"\n{further}',
+        edge="0",
     )
 
 
@@ -92,14 +97,14 @@ def test_columns_hold_the_figures_at_the_gates_horizon(run: Path) -> None:
         share = math.log(2) / math.log(5)  # from 5 % to 2.5 %, of the way to 1 %
         long, short = (tails[at + 3] + share * (tails[at + 1] - tails[at + 3]) for at in (0, 4))
         regime = int(np.argmax(one.head("regimes", horizon)[::2])) + 1
-        assert row[-1] is None, "no pass with dropout is asked for"
-        assert row[:-1] == pytest.approx(
+        assert row == pytest.approx(
             (
                 1 - math.exp(-long),
                 math.exp(short) - 1,
                 1 - math.exp(-one.head("drawdown", horizon)[0]),
                 regime,
                 one.head("allocation", horizon)[0],
+                one.head("dropout_spread", horizon)[0],
             ),
             rel=1e-9,
         )
