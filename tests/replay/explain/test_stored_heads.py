@@ -26,7 +26,9 @@ from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.networks.multimodal import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 
-OF_ONE_SYMBOL = tuple(name for name in HeadForecasts.__struct_fields__ if name != "correlations")
+LATER = ("correlations", "dropout_spread")
+"""What a network of one symbol without passes of dropout does not say."""
+HEADS = tuple(name for name in HeadForecasts.__struct_fields__ if name not in LATER)
 
 NETWORK = TradingConfig(
     features=explained_runs.SMALL.features,
@@ -149,7 +151,7 @@ def test_sizes_follow_the_head(run: Path) -> None:
 def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
     one = forecasts(run)[0]
     horizons = [1] * len(one.horizons)
-    for name in OF_ONE_SYMBOL:
+    for name in HEADS:
         assert one.heads is not None
         packed = np.frombuffer(getattr(one.heads, name), "<f4")
         for share, holds in ((0.5, True), (3.0, False)):
@@ -163,16 +165,19 @@ def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
     assert heads_agree(None, None, 1)
 
 
-def test_heads_without_correlations_are_packed_as_before_there_were_any(run: Path) -> None:
+def test_heads_are_packed_as_before_there_were_later_ones(run: Path) -> None:
     for (packed,) in rows(run, "SELECT heads FROM answers WHERE heads IS NOT NULL LIMIT 3"):
-        assert len(msgspec.msgpack.decode(packed)) == len(OF_ONE_SYMBOL)
+        assert len(msgspec.msgpack.decode(packed)) == len(HEADS)
+    assert len(HeadForecasts(correlations=b"1234").stored()) == len(HEADS) + 1
+    assert len(HeadForecasts(dropout_spread=b"1234").stored()) == len(HEADS) + 2
+    assert HeadForecasts().stored() == (b"",) * len(HEADS)
 
 
 def test_a_forecast_whose_head_is_not_finite_is_refused(run: Path) -> None:
     one = forecasts(run)[0]
     assert is_finite_forecast(one)
     assert one.heads is not None
-    for name in OF_ONE_SYMBOL:
+    for name in HEADS:
         broken = struct.pack("<f", math.nan) + getattr(one.heads, name)[4:]
         heads = structs.replace(one.heads, **{name: broken})
         assert not is_finite_forecast(structs.replace(one, heads=heads)), name
