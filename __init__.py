@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tracepaper.daemon.session.http_model import HttpModel as HttpModel
     from tracepaper.replay.api import backtest as backtest
     from tracepaper.replay.dataframes import open_run as open_run
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
@@ -39,6 +40,7 @@ _HOMES = {
     "Cancel": "strategies.api.context",
     "ConfigInvalid": "strategies.errors",
     "DataInvalid": "strategies.errors",
+    "HttpModel": "daemon.session.http_model",
     "Model": "strategies.api.model",
     "Orders": "strategies.api.context",
     "Outlook": "strategies.api.context",
@@ -64,6 +66,7 @@ __all__ = [
     "Cancel",
     "ConfigInvalid",
     "DataInvalid",
+    "HttpModel",
     "Model",
     "Orders",
     "Outlook",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -18,7 +20,8 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from own_strategies import importable
 from pages import said_in
-from programs import ROOT, run
+from programs import ROOT, environment, run
+from readme import blocks
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
@@ -270,6 +273,17 @@ class Mine(Model):
 """
 
 
+POSTED: Final = """
+from tracepaper import HttpModel
+
+class Mine(HttpModel):
+    measures = ("mean_return", "probabilities")
+    context = 2
+    def question(self, seen):
+        return {"change": float(seen.past.close[-1] - seen.past.close[0])}
+"""
+
+
 class Service:
     """An HTTP service on loopback that answers, hangs, talks nonsense or hangs up."""
 
@@ -280,14 +294,20 @@ class Service:
         service = self
 
         class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                self._answer(json.loads(body)["change"])
+
             def do_GET(self) -> None:
+                self._answer(float(self.path[1:]))
+
+            def _answer(self, change: float) -> None:
                 service.asked += 1
                 mood = service.mood
                 if mood == "hangs":
                     service.released.wait(deadline_s())
                 if mood == "hangs up":
                     return
-                change = float(self.path[1:])
                 said: object = {"mean_return": change / 100, "p_up": 0.7 if change > 0 else 0.2}
                 if mood == "of another shape":
                     said = {"mean_return": [1.0, 2.0], "p_up": 0.5}
@@ -330,10 +350,12 @@ def refusals(database: Path) -> list[str | None]:
     return [name for (name,) in rows(database, "SELECT refused_by FROM v_decisions ORDER BY 1")]
 
 
+@pytest.mark.parametrize(("source", "late"), [(OUTSIDE, 1), (POSTED, 0)])
 async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_without_it(
-    tmp_path: Path,
+    tmp_path: Path, source: str, late: int
 ) -> None:
-    (tmp_path / "outside_model.py").write_text(OUTSIDE, encoding="utf-8")
+    """A request without a time limit is late; ``HttpModel`` gives up before the deadline."""
+    (tmp_path / "outside_model.py").write_text(source, encoding="utf-8")
     database = tmp_path / "run.db"
     with importable(tmp_path), service() as asked:
         sections: dict[str, dict[str, Any]] = {
@@ -357,12 +379,12 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
                 if mood != "dead":
                     await running.close_bars(2)
         count = asked.asked
-        late = "SELECT count(*) FROM v_decisions WHERE late_deadline_ms = 400"
-        assert rows(database, late) == [(1,)]
+        counted = "SELECT count(*) FROM v_decisions WHERE late_deadline_ms = 400"
+        assert rows(database, counted) == [(late,)]
         known = "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL"
         assert rows(database, known)[0][0] >= 4 - 1 + 2 * (len(MOODS) - 1) - 1
-        assert refusals(database).count("deadline") == 1
-        assert refusals(database).count("finite") == len(MOODS) - 1
+        assert refusals(database).count("deadline") == late
+        assert refusals(database).count("finite") == len(MOODS) - late
         assert rows(database, "SELECT count(*) > 0 FROM v_fills") == [(1,)]
         found = verified(database)
         assert (found.differences, found.agreed) == ([], found.decisions)
@@ -390,6 +412,26 @@ async def test_a_changed_answer_of_a_service_is_found_by_the_chain_alone(tmp_pat
             assert not verify_chain(reader.connection, run_id).holds
             # What follows from the answers, such as the measure of direction, still tells.
             assert not verify_run(reader, database, run_id).holds
+
+
+# ---------------------------------------------------------------- the page's forest
+
+
+def test_the_forest_of_the_page_is_fitted_replayed_and_verified(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    page = (ROOT / "docs" / "own_models.md").read_text(encoding="utf-8")
+    for name in ("fit_forest.py", "forest.py", "forest.toml"):
+        [block] = [block for block in blocks(page) if block.lines[:1] == (f"# {name}",)]
+        (tmp_path / name).write_text(block.text, encoding="utf-8")
+    (tmp_path / "samples").symlink_to(ROOT / "replay" / "samples")
+    program = [sys.executable, "fit_forest.py"]
+    subprocess.run(program, cwd=tmp_path, env=environment(), check=True)
+    span = ["--from", "2025-05-31T02:00", "--to", "2025-05-31T04:00"]
+    given = ["-c", "forest.toml", "--data", SAMPLE, *span, "--db", "forest.db"]
+    assert run(["replay", *given], tmp_path).code == 0
+    with importable(tmp_path):
+        found = verified(tmp_path / "forest.db")
+    assert (found.differences, found.agreed, found.taken) == ([], found.decisions, 0)
 
 
 # ---------------------------------------------------------------- what goes on, and what does not
