@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
@@ -39,6 +40,13 @@ class Rule(StrEnum):
     MEAN_VARIANCE = "mean_variance"
 
 
+GAINED: Final = {
+    Rule.MINIMUM: "deviation_saved_bp",
+    Rule.MEAN_VARIANCE: "utility_gained_bp",
+}
+"""The note of what new weights are expected to gain, by the rule that found them."""
+ERROR: Final = "_error"
+"""What the note of its standard error ends in."""
 SOLVED: Final = frozenset({Rule.MINIMUM, Rule.MEAN_VARIANCE})
 """Rules that are solved as a program, which needs cvxpy."""
 
@@ -52,14 +60,25 @@ def covariance(returns: Array, *, half_life: float | None = None) -> Array:
     large-dimensional covariance matrices, 2004. Raises ``DataInvalid`` for too few bars and for
     returns that are not finite.
     """
-    bars, assets = returns.shape
+    weights = _bar_weights(returns, half_life)
+    mean, share, sample = _shrunk(returns, weights)
+    return np.asarray(share * mean * np.eye(len(sample)) + (1.0 - share) * sample)
+
+
+def _bar_weights(returns: Array, half_life: float | None) -> Array:
+    bars = len(returns)
     if bars < _LEAST_BARS or not np.isfinite(returns).all():
         raise DataInvalid(
             f"A covariance of {bars} bars, some of which may not be finite, says nothing; give at "
             f"least {_LEAST_BARS} finite ones."
         )
     weights = np.ones(bars) if half_life is None else 0.5 ** (np.arange(bars)[::-1] / half_life)
-    weights = weights / weights.sum()
+    return np.asarray(weights / weights.sum())
+
+
+def _shrunk(returns: Array, weights: Array) -> tuple[float, float, Array]:
+    """Return the mean variance, the share of shrinkage, and the sample's covariance."""
+    assets = returns.shape[1]
     sample = (returns * weights[:, None]).T @ returns
     mean = np.trace(sample) / assets
     distance = ((sample - mean * np.eye(assets)) ** 2).sum()
@@ -68,7 +87,75 @@ def covariance(returns: Array, *, half_life: float | None = None) -> Array:
     along = np.einsum("bi,ij,bj->b", returns, sample, returns)
     noise = float((weights**2 * (lengths**2 - 2.0 * along + (sample**2).sum())).sum())
     share = 1.0 if distance == 0.0 else min(1.0, noise / distance)
-    return np.asarray(share * mean * np.eye(assets) + (1.0 - share) * sample)
+    return mean, share, sample
+
+
+class AllocationGoal(Struct, frozen=True):
+    """What weights are found for: the rule, the bars that they are held, and the prices."""
+
+    rule: Rule
+    bars: int
+    half_life: float | None = None
+    lean: float = 0.0
+    aversion: float = 5.0
+    cost: float = 0.0
+
+
+def expected_gain(
+    goal: AllocationGoal, returns: Array, *, held: Array, weights: Array
+) -> tuple[float, float] | None:
+    """Return what *weights* are expected to gain over *held* until the next, and its error.
+
+    Both [asset] are judged by the estimates of *returns* [bar, asset] that found the weights. For
+    ``mean_variance`` it is the utility that ``allocate`` states, the cost of the way taken off; for
+    ``minimum`` the standard deviation saved, *held* brought to the sum of the new weights. Both are
+    shares of equity. The standard error is by the delta method: each estimate is a mean over bars,
+    so the variance is that of the bars' influence on the gain, with the autocovariances of Newey
+    and West (1987) up to ``4 (bars / 100)^(2/9)`` bars; the share of shrinkage is taken as known.
+    None for rules that optimise nothing, and for ``minimum`` where nothing was held.
+    """
+    time = _bar_weights(returns, goal.half_life)
+    _, share, _ = _shrunk(returns, time)
+    mean_square = (returns**2).mean(axis=1)
+
+    def variances(of: Array) -> Array:
+        """Return what each bar contributes to the shrunk variance of the weights *of*."""
+        along: Array = (returns * of).sum(axis=1) ** 2
+        return goal.bars * (share * mean_square * (of**2).sum() + (1.0 - share) * along)
+
+    def centred(values: Array, by: Array) -> Array:
+        """Return each bar's influence on the mean of *values* weighed *by*."""
+        return by * (values - (by * values).sum())
+
+    match goal.rule:
+        case Rule.MINIMUM:
+            if held.sum() <= 0.0:
+                return None
+            before, after = variances(held * (weights.sum() / held.sum())), variances(weights)
+            from_, to = (math.sqrt((time * each).sum()) for each in (before, after))
+            if min(from_, to) == 0.0:
+                return None
+            gain = from_ - to
+            influence = centred(before / (2.0 * from_) - after / (2.0 * to), time)
+        case Rule.MEAN_VARIANCE:
+            even = np.full(len(returns), 1.0 / len(returns))
+            moved = goal.lean * goal.bars * (returns * (weights - held)).sum(axis=1)
+            risk = 0.5 * goal.aversion * (variances(held) - variances(weights))
+            paid = goal.cost * np.abs(weights - held).sum()
+            gain = (even * moved).sum() + (time * risk).sum() - paid
+            influence = centred(moved, even) + centred(risk, time)
+        case _:
+            return None
+    return float(gain), math.sqrt(_long_run(influence))
+
+
+def _long_run(influence: Array) -> float:
+    """Return the variance of the sum of *influence* [bar], neighbours' covariances included."""
+    found = (influence**2).sum()
+    lags = int(4.0 * (len(influence) / 100.0) ** (2.0 / 9.0))
+    for lag in range(1, min(lags, len(influence) - 1) + 1):
+        found += 2.0 * (1.0 - lag / (lags + 1.0)) * (influence[lag:] * influence[:-lag]).sum()
+    return max(float(found), 0.0)
 
 
 def repaired(said: Array, *, shrink: float = 0.0) -> Array:

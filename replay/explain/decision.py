@@ -18,6 +18,7 @@ from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.report.trades import of_decision
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.allocation import ERROR, GAINED, Rule
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
@@ -70,6 +71,23 @@ class StoredDecision:
         if self.has_forecast:
             sentence += " The forecast's own direction decides nothing."
         return sentence
+
+    @property
+    def reweighting(self) -> str:
+        """What the new weights of a portfolio were expected to gain; empty for other decisions."""
+        noted = self._noted_numbers
+        for rule, name in GAINED.items():
+            if (gain := noted.get(name)) is None or (error := noted.get(name + ERROR)) is None:
+                continue
+            what = {
+                Rule.MINIMUM: "to save {} bp of standard deviation",
+                Rule.MEAN_VARIANCE: "to gain {} bp of utility, the cost of the way taken off,",
+            }[rule].format(f"{gain:+.2f} ± {error:.2f}")
+            return (
+                f"The portfolio's new weights were expected {what} until the next ones, by the "
+                "covariance and means that found them, which flatters them."
+            )
+        return ""
 
     @property
     def _noted_numbers(self) -> dict[str, Any]:

@@ -8,7 +8,16 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.document.values import Estimate, Figure, Form, Table, of_view, table
+from tracepaper.replay.document.values import (
+    Cells,
+    Estimate,
+    Figure,
+    Form,
+    Table,
+    of_row,
+    of_view,
+    table,
+)
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.benchmarks import RANDOM_TWINS, RandomTwins, Refusal, random_twins
@@ -38,6 +47,7 @@ from tracepaper.replay.report.trades import (
     markouts,
 )
 from tracepaper.storage.database.run_views import Row
+from tracepaper.strategies.allocation import ERROR, GAINED
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
@@ -240,6 +250,15 @@ REGIMES: Final = (
     Figure[tuple[str, int, float]]("share", "share", "share", lambda of: of[2]),
 )
 
+REWEIGHTINGS: Final = (
+    of_row("gained", "by the rule", "text"),
+    of_row("count", "times", "count"),
+    of_row("mean_bp", "expected gain, bp (mean)", "gain"),
+    of_row("error_bp", "its error (root mean square)", "money"),
+    of_row("credible", "above two errors", "share"),
+    of_row("sum_bp", "in all, bp", "gain"),
+)
+
 GAPS: Final = (
     of_view("instrument", "instrument", "text"),
     of_view("from_ms", "from", "minute"),
@@ -319,6 +338,9 @@ def _decided(report: Report) -> Iterator[Table]:
         every = sum(report.regimes.values())
         rows = [(name, count, count / every) for name, count in report.regimes.items()]
         yield table("regimes", "Regimes (where attention lay)", REGIMES, rows)
+    if found := _reweightings(record):
+        title = "What new weights were expected to gain"
+        yield table("reweightings", title, REWEIGHTINGS, found, notes=(_REWEIGHTINGS_NOTE,))
     if report.groups and all(of.trades for of in report.groups):
         yield table(
             "entries",
@@ -380,6 +402,33 @@ def _fraction(points: float | None) -> float | None:
     return None if points is None else points / 1e4
 
 
+def _reweightings(record: RunRecord) -> list[Cells]:
+    """Return what the notes of a portfolio's decisions expected of its new weights, by rule."""
+    found: list[Cells] = []
+    for rule, name in GAINED.items():
+        # Every symbol's decision at a close notes the same; the first one's are read.
+        for of in record.notes.values():
+            if name in of and name + ERROR in of:
+                gain, error = of[name].number, of[name + ERROR].number
+                found.append(
+                    {
+                        "gained": str(rule),
+                        "count": len(gain),
+                        "mean_bp": float(gain.mean()),
+                        "error_bp": float(np.sqrt((error**2).mean())),
+                        "credible": float((gain > 2 * error).mean()),
+                        "sum_bp": float(gain.sum()),
+                    }
+                )
+                break
+    return found
+
+
+_REWEIGHTINGS_NOTE: Final = (
+    "Expected by the covariance and means that found the weights, which flatters them: utility "
+    "less the cost of the way (mean_variance), or standard deviation saved (minimum), until the "
+    "next weights. The error is of one reweighting's gain."
+)
 _CHANCE: Final = (
     "A random twin holds the same positions, each with its side, sizes and length, at random times "
     "on the same bars and at the same costs. What an account earned beyond them is timing."

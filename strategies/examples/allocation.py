@@ -10,11 +10,15 @@ import numpy as np
 from msgspec import Struct
 
 from tracepaper.strategies.allocation import (
+    ERROR,
+    GAINED,
     SOLVED,
+    AllocationGoal,
     Rule,
     allocate,
     check_prices,
     covariance,
+    expected_gain,
     require_solver,
     returns_of,
 )
@@ -41,6 +45,7 @@ class Allocation(PortfolioStrategy):
     mean_variance expects is ``lean`` times the window's mean: one month says little of the next.
     ``aversion`` and ``cost`` are those of ``allocate``: turnover is priced from the shares of
     equity that the account holds then, whatever was asked for, refused, rounded or moved by prices.
+    The notes of its decisions say what the new weights are expected to gain (``expected_gain``).
     """
 
     class State(Struct):
@@ -87,18 +92,29 @@ class Allocation(PortfolioStrategy):
         risk = covariance(returns, half_life=self._half_life) * self._every
         if not risk.any():  # nothing has moved, so nothing can be weighed
             return {}
+        held = np.array([seen.share_of_equity for seen in contexts.values()])
         found = allocate(
             self._rule,
             risk,
             expected=self._lean * returns.mean(axis=0) * self._every,
-            held=np.array([seen.share_of_equity for seen in contexts.values()]),
+            held=held,
             bound=self._bound,
             aversion=self._aversion,
             cost=self._cost,
         )
+        goal = AllocationGoal(
+            self._rule, self._every, self._half_life, self._lean, self._aversion, self._cost
+        )
+        gained = expected_gain(goal, returns, held=held, weights=found)
+        note: dict[str, float] = {}
+        if gained is not None:
+            # To a hundredth of a millionth of equity, so that no processor's last digits are kept.
+            name, (gain, error) = GAINED[self._rule], gained
+            note = {name: round(1e4 * gain, 4), name + ERROR: round(1e4 * error, 4)}
         self.state.period = period
         return {
-            symbol: _held(weight) for symbol, weight in zip(contexts, found.tolist(), strict=True)
+            symbol: _held(weight, note)
+            for symbol, weight in zip(contexts, found.tolist(), strict=True)
         }
 
 
@@ -110,8 +126,8 @@ def _bars(options: Mapping[str, float | str], name: str, *, default: int, least:
     return int(bars)
 
 
-def _held(weight: float) -> Signal:
-    note = {"weight": weight}
+def _held(weight: float, note: Mapping[str, float]) -> Signal:
+    note = {"weight": weight, **note}
     if weight == 0.0:
         return Signal(Action.FLAT, "no weight", note=note)
     return Signal(Action.LONG, "held by its weight", weight, note=note)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import json
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from programs import ROOT
 
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.explain.decision import read_stored
 from tracepaper.strategies import allocation
 from tracepaper.strategies.allocation import (
+    AllocationGoal,
     Array,
     Rule,
     allocate,
     covariance,
     covariance_of,
+    expected_gain,
     repaired,
     require_solver,
     returns_of,
@@ -216,3 +225,114 @@ def test_what_cannot_be_weighed_is_refused_in_one_sentence(
     require_solver(Rule.INVERSE)
     with pytest.raises(ConfigInvalid, match=r"pip install 'tracepaper\[portfolio\]"):
         allocate(Rule.MINIMUM, risk)
+
+
+GOALS = [
+    AllocationGoal(Rule.MEAN_VARIANCE, 8, None, 0.3, 4.0, 0.001),
+    AllocationGoal(Rule.MEAN_VARIANCE, 8, 20.0, 0.3, 4.0, 0.001),
+    AllocationGoal(Rule.MINIMUM, 8, None),
+    AllocationGoal(Rule.MINIMUM, 8, 20.0),
+]
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_an_expected_gain_is_the_difference_of_the_objective(goal: AllocationGoal) -> None:
+    returns = drawn(90, 3, 4)
+    held, weights = np.array([0.6, 0.1, 0.1]), np.array([0.2, 0.5, 0.3])
+    risk = 8 * covariance(returns, half_life=goal.half_life)
+    found = expected_gain(goal, returns, held=held, weights=weights)
+    assert found is not None
+    if goal.rule is Rule.MINIMUM:
+        scaled = held / 0.8
+        wanted = np.sqrt(scaled @ risk @ scaled) - np.sqrt(weights @ risk @ weights)
+    else:
+        mean = 0.3 * 8 * returns.mean(axis=0)
+
+        def utility(of: Array) -> float:
+            return float(mean @ of - 2.0 * of @ risk @ of)
+
+        wanted = utility(weights) - utility(held) - 0.001 * np.abs(weights - held).sum()
+    assert found[0] == pytest.approx(wanted, rel=1e-9)
+    unmoved = expected_gain(goal, returns, held=weights, weights=weights)
+    assert unmoved is not None
+    assert np.allclose(unmoved, 0.0, atol=1e-15)
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_its_error_is_the_spread_over_other_bars(goal: AllocationGoal) -> None:
+    """Drawn anew 400 times, gains of one pair of weights spread as their errors say."""
+    source = np.random.default_rng(8)
+    mixing = 0.01 * source.normal(size=(3, 3))
+    held, weights = np.array([0.6, 0.1, 0.3]), np.array([0.2, 0.5, 0.3])
+    gains, errors = [], []
+    for _ in range(400):
+        returns = source.normal(size=(300, 3)) @ mixing
+        found = expected_gain(goal, returns, held=held, weights=weights)
+        assert found is not None
+        gains.append(found[0])
+        errors.append(found[1])
+    assert np.mean(errors) == pytest.approx(np.std(gains), rel=0.15)
+
+
+def test_neighbouring_bars_that_are_alike_widen_the_error() -> None:
+    goal = GOALS[2]
+    held, weights = np.array([0.6, 0.1, 0.3]), np.array([0.2, 0.5, 0.3])
+    returns = drawn(120, 3, 4)
+    doubled = np.repeat(returns, 2, axis=0)
+    once = expected_gain(goal, returns, held=held, weights=weights)
+    twice = expected_gain(goal, doubled, held=held, weights=weights)
+    assert once is not None
+    assert twice is not None
+    # Independent bars would have made it 1 / sqrt(2) of that.
+    assert twice[1] / once[1] > 0.8
+
+
+def test_nothing_is_expected_of_rules_without_an_objective_or_of_an_empty_account() -> None:
+    returns, none = drawn(60, 2, 1), np.zeros(2)
+    weights = np.array([0.5, 0.5])
+    for rule in (Rule.EQUAL, Rule.INVERSE):
+        goal = AllocationGoal(rule, 8)
+        assert expected_gain(goal, returns, held=weights, weights=weights) is None
+    assert expected_gain(GOALS[2], returns, held=none, weights=weights) is None
+    found = expected_gain(GOALS[0], returns, held=none, weights=weights)
+    assert found is not None
+    assert found[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "name", "words"),
+    [
+        ("minimum", "deviation_saved_bp", "expected to save"),
+        ("mean_variance", "utility_gained_bp", "expected to gain"),
+    ],
+)
+def test_a_run_notes_it_and_explain_and_report_show_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], rule: str, name: str, words: str
+) -> None:
+    pytest.importorskip("cvxpy", reason="cvxpy is not installed")
+    text = (ROOT / "strategies/examples/allocation.toml").read_text("utf-8")
+    options = f'options = {{ rule = "{rule}", window = 60, every = 32 }}'
+    lines = [options if line.startswith("options") else line for line in text.splitlines()]
+    (tmp_path / "own.toml").write_text("\n".join(lines), encoding="utf-8")
+    database = tmp_path / "own.db"
+    samples = ROOT / "replay" / "samples"
+    data = [f"binance_um_{symbol}_15m_2025-05.csv.gz" for symbol in ("BTCUSDT", "SOLUSDT")]
+    given = [part for file in data for part in ("--data", str(samples / file))]
+    span = ["--to", "2025-05-07", "--db", str(database)]
+    assert invoke(["replay", "-c", str(tmp_path / "own.toml"), *given, *span]) == 0
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", str(database), "--json"]) == 0
+    [row] = json.loads(capsys.readouterr().out)["reweightings"]
+    with closing(sqlite3.connect(database)) as db:
+        query = "SELECT sequence, number FROM v_notes WHERE name = ? ORDER BY sequence"
+        every = db.execute(query, (name,)).fetchall()
+        run_id = db.execute("SELECT run_id FROM v_runs").fetchone()[0]
+    noted = [number for _, number in every[::2]]  # both symbols' decisions note the same
+    assert [number for _, number in every[1::2]] == noted
+    assert (row["gained"], row["count"]) == (rule, len(noted))
+    assert row["count"] > 3
+    assert row["mean_bp"] == pytest.approx(np.mean(noted))
+    stored = read_stored(database, run_id, every[-1][0])
+    assert words in stored.reweighting
+    assert f"{noted[-1]:+.2f} ±" in stored.reweighting
+    assert read_stored(database, run_id, every[-1][0] - 3).reweighting == ""
