@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
+from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.trades import of_decision
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -23,7 +24,7 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.declared import confidence, warm
 from tracepaper.strategies.gates.gate import GATES, refusal, verdict, with_unit
 from tracepaper.strategies.types.decisions import Action
 
@@ -40,6 +41,8 @@ class StoredDecision:
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without a forecast
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
+    card: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model that decided, where the gate of entropy judged; as the run stored it."""
 
     @property
     def has_forecast(self) -> bool:
@@ -71,6 +74,18 @@ class StoredDecision:
         if self.has_forecast:
             sentence += " The forecast's own direction decides nothing."
         return sentence
+
+    @property
+    def entropy_worth(self) -> str:
+        """What the gate of entropy was worth on unseen bars; empty where it did not judge."""
+        if all(row["gate"] != confidence.name for row in self.gates):
+            return ""
+        figures = self.card.get("figures", {})
+        horizon = self.card.get("calibration", {}).get("horizon", 0)
+        said = entropy_sentence(figures, figures.get("gates", {}), horizon)
+        if not said:
+            return "The model's card has no figure of what the entropy gate is worth."
+        return f"On untouched bars, by the model's card: {said[0].lower()}{said[1:]}"
 
     @property
     def reweighting(self) -> str:
@@ -195,13 +210,17 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
         decisions = views.rows("v_decisions", sequence=sequence)
         if not decisions:
             raise DataInvalid(_no_such_decision(views, sequence))
+        gates = tuple(views.rows("v_gates", sequence=sequence))
+        judged = any(row["gate"] == confidence.name for row in gates)
+        model = reader.models(run_id, until=sequence).deciding if judged else ""
         return StoredDecision(
             views.run(),
             decisions[0],
-            tuple(views.rows("v_gates", sequence=sequence)),
+            gates,
             tuple(views.rows("v_explanations", sequence=sequence)),
             tuple(views.rows("v_notes", sequence=sequence)),
             of_decision(reader, views, sequence) if decisions[0]["action"] == Action.ORDERS else (),
+            views.card(model),
         )
 
 

@@ -79,9 +79,8 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
             yield Paragraph("Its list changed no order.")
     if stored.notes:
         yield Paragraph(f"The strategy noted: {', '.join(map(_noted, stored.notes))}.")
-    if stored.reweighting:
-        yield Paragraph(stored.reweighting)
     yield _gates(flips)
+    yield from map(Paragraph, filter(None, (stored.entropy_worth, stored.reweighting)))
     yield Paragraph(flips.sentence)
     if stored.trend is not None:
         yield Paragraph(stored.trend)

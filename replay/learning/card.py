@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.special import log_softmax
 
 from tracepaper.replay.learning.splits import Split, TrainingFile, iso
-from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
+from tracepaper.replay.report.honesty import compared_sentences, entropy_sentence, few_days
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import FeatureSchema
@@ -215,20 +215,13 @@ def sentences(
 
     *own* is what the figures call the model.
     """
-    surest = gates["selective"].get("entropy_confidence")
-    lines = [NOTICE, NO_ATTENTION if surest is None else REGIMES]
-    main = figures[str(horizon)]
+    entropy = entropy_sentence(figures, gates, horizon)
+    lines = [NOTICE, REGIMES if entropy else NO_ATTENTION]
     lines += compared_sentences(figures, horizon, own)
-    if surest is not None:
-        gained, noise = surest["gained"][2], surest["error"][2]
-        # One day has no error by days.
-        verb = "beat" if gained > 2 * noise > 0 and main["days"] >= FEW_DAYS else "did not beat"
-        lines.append(
-            f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed"
-            f" by {100 * gained:+.1f} points (± {100 * noise:.1f})."
-        )
+    if entropy:
+        lines.append(entropy)
     lines.append(_edge(gates["traded"]["edge"]))
-    return [*lines, *few_days(main["days"])]
+    return [*lines, *few_days(figures[str(horizon)]["days"])]
 
 
 def _edge(passed: Mapping[str, Any]) -> str:

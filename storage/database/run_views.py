@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 
@@ -48,6 +50,12 @@ class RunViews:
                 f"The database holds no run {self.run_id}; `tracepaper audit` lists them."
             )
         return rows[0]
+
+    def card(self, model_sha256: str) -> Row:
+        """Return the card of a model of this database as it was stored; empty without one."""
+        query = "SELECT card FROM models WHERE model_sha256 = ?"
+        row = self._connection.execute(query, (model_sha256,)).fetchone()
+        return {} if row is None else msgspec.json.decode(row[0], type=dict[str, Any])
 
     def rows(self, view: str, *, newest: int | None = None, **equal: Condition) -> list[Row]:
         """Return the rows of *view* where columns *equal* what is given, in the run's order.

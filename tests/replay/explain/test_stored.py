@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import io
+import shutil
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import explained_runs
 import pytest
+from programs import ROOT
 from rich.console import Console
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.replay.document.terminal import show
 from tracepaper.replay.document.values import BAR_CELLS
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, locate, read_stored
 from tracepaper.replay.explain.tables import bucket_table, stored_parts
+from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 
@@ -124,3 +129,48 @@ def test_what_is_older_than_every_block_has_no_bar_and_shortens_none() -> None:
     assert older.split() == ["older", "0.8000"]
     assert first.count("█") == BAR_CELLS
     assert second.count("█") == BAR_CELLS // 3
+
+
+def test_the_entropy_gates_worth_is_read_from_the_card_that_the_run_stored(tmp_path: Path) -> None:
+    """The copy beside the database may go; the figure is the shipped card's own."""
+    sample = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+    database = tmp_path / "run.db"
+    given = ["--data", str(sample), "--to", "2025-05-26T07:50", "--db", str(database)]
+    assert invoke(["replay", *given, "--set", "gate.confidence_by=entropy"]) == 0
+    shutil.rmtree(tmp_path / "run.db.checkpoints")
+    found = read_stored(database, explained_runs.run_id(database), 10)
+    with (ROOT / "storage/models/flash-1m/card.toml").open("rb") as file:
+        surest = tomllib.load(file)["figures"]["gates"]["selective"]["entropy_confidence"]
+    gained, error = 100 * surest["gained"][2], 100 * surest["error"][2]
+    assert gained < 2 * error
+    assert found.entropy_worth == (
+        "On untouched bars, by the model's card: the entropy gate did not beat a random gate on "
+        f"the surest tenth of bars: accuracy changed by {gained:+.1f} points (± {error:.1f})."
+    )
+    assert found.entropy_worth in [getattr(part, "text", "") for part in stored_parts(found)]
+    by_others = tuple(row for row in found.gates if row["gate"] != "confidence")
+    assert replace(found, gates=by_others).entropy_worth == ""
+
+
+def test_a_card_without_figures_says_that_the_entropy_gates_worth_is_not_known(
+    tmp_path: Path,
+) -> None:
+    database = explained_runs.replayed(tmp_path, bars=30)
+    found = read_stored(database, explained_runs.run_id(database), 10)
+    assert any(row["gate"] == "confidence" for row in found.gates)
+    assert (
+        found.entropy_worth == "The model's card has no figure of what the entropy gate is worth."
+    )
+
+
+@pytest.mark.parametrize(
+    ("gained", "days", "verb"), [(0.05, 40, "beat"), (0.05, 20, "did not"), (0.03, 40, "did not")]
+)
+def test_the_entropy_gate_beats_chance_by_two_errors_and_thirty_days(
+    gained: float, days: int, verb: str
+) -> None:
+    surest = {"gained": [0.0, 0.0, gained, 0.0], "error": [0.0, 0.0, 0.02, 0.0]}
+    gates = {"selective": {"entropy_confidence": surest}}
+    said = entropy_sentence({"30": {"days": days}}, gates, 30)
+    assert said.startswith(f"The entropy gate {verb}")
+    assert entropy_sentence({}, {"selective": {"margin": surest}}, 30) == ""
