@@ -154,6 +154,18 @@ class RunFrames(Generic[Frame]):
             raise ConfigInvalid(f"This run's report has no table {table}; choose from {known}.")
         return self._build(_report_columns(made[table]))
 
+    def importance(self, every: str = "1d", *, of: str = "bars", samples: int = 0) -> Frame:
+        """Return what weighed most over the run's time, a row for each span of *every*.
+
+        ``of="bars"`` has the shares of the rollout by age, as stored; ``of="features"`` asks the
+        model again at *samples* decisions of each span. A share ``x`` has its standard deviation
+        over the decisions beside it as ``x_error``.
+        """
+        from tracepaper.replay.explain.importance import read_importance
+
+        found = read_importance(self.database, self.run_id, every, samples=samples)
+        return self._build(_report_columns(found.of(of)))
+
     def columns(self, name: str) -> Frame:
         """Return the meaning of each column of the frame *name*, such as ``decisions``."""
         view = next((view for view in VIEWS if view.name == f"v_{name}"), None)

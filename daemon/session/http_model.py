@@ -84,7 +84,8 @@ class HttpModel(Model):
             try:
                 status, content = self._post(body, headers, until_s)
             except (OSError, HTTPException, ValueError) as error:
-                status, failure = 0, f"does not answer ({type(error).__name__}: {error})"
+                status, content = 0, b""
+                failure = f"does not answer ({type(error).__name__}: {error})"
             if self._clock.network_s() >= until_s:
                 failure = f"gave no whole answer within {_SHARE * self.deadline_s:g} s"
                 break

@@ -25,9 +25,11 @@ from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.strategies.errors import ConfigInvalid
 
 if TYPE_CHECKING:
+    from tracepaper.replay.explain.importance import RunImportance
     from tracepaper.replay.report.attention import InfluenceReport
     from tracepaper.replay.report.heads import HeadReport
     from tracepaper.replay.report.report import Report
+    from tracepaper.storage.database.chunks import Located
 
 
 @reads_record
@@ -49,6 +51,16 @@ def report(
             "--heads", help="Analyse each attention head; with several symbols, their influence."
         ),
     ] = False,
+    importance: Annotated[
+        str,
+        typer.Option(
+            "--importance", metavar="EVERY", help="Which bars weighed most, by 1d, 4h or 500 bars."
+        ),
+    ] = "",
+    samples: Annotated[
+        int,
+        typer.Option("--samples", help="With --importance: decisions a span asked for features."),
+    ] = 0,
     chart: Annotated[
         Path | None,
         typer.Option(
@@ -65,6 +77,7 @@ def report(
 ) -> None:
     """Report a run: performance, costs, refusals by gate, and attribution."""
     from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.document.terminal import show
     from tracepaper.replay.report.report import build_report
     from tracepaper.replay.report.terminal import as_document, show_report
 
@@ -74,8 +87,11 @@ def report(
         check(chart, last)
     if full and html is None:
         raise ConfigInvalid("--full says what the page of --html holds; give --html FILE with it.")
+    if samples and not importance:
+        raise ConfigInvalid("--samples is for the spans of --importance; give --importance 1d.")
     named = located(run, None if "#" in run else database_path(db, config))
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
+        series = _importance(named, importance, samples, progress) if importance else None
         made = build_report(named.path, named.run_id, progress=progress)
         analysis = _analysis(made, progress) if heads else None
         if html is not None:
@@ -92,9 +108,11 @@ def report(
 
         draw(made, chart, last=last)
     if json:
-        print_json(as_document(made, analysis))
+        print_json(as_document(made, analysis) | ({} if series is None else series.document()))
         return
     show_report(Terminal(), made, notes=notes, analysis=analysis)
+    if series is not None:
+        show(Terminal(), series.series)
     if html is not None:
         typer.echo(f"The page is {html}.")
     if chart is not None:
@@ -111,6 +129,14 @@ def _analysis(report: Report, progress: Callable[[str], None]) -> HeadReport | I
 
     progress("asking the model where each head looked")
     return read_heads(report.record)
+
+
+def _importance(
+    named: Located, every: str, samples: int, progress: Callable[[str], None]
+) -> RunImportance:
+    from tracepaper.replay.explain.importance import read_importance
+
+    return read_importance(named.path, named.run_id, every, samples=samples, progress=progress)
 
 
 @contextmanager

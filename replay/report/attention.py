@@ -130,7 +130,7 @@ def read_attention(
     count = 0
     ages: dict[int, Floats] = {}
     for batch in reader.explanations(str(record.run["run_id"])):
-        sequences, rollout, entropy = _stacked(batch)
+        sequences, rollout, entropy = stacked(batch)
         at = np.searchsorted(decisions.sequence, sequences).clip(max=decisions.sequence.size - 1)
         known = decisions.sequence[at] == sequences
         if not known.any() or (total is not None and entropy.shape[1] != total.size):
@@ -162,7 +162,7 @@ def read_attention(
     return RunAttention(count, tuple(maps), total / count, ages)
 
 
-def _stacked(
+def stacked(
     batch: Sequence[tuple[int, bytes, float, bytes]],
 ) -> tuple[Ints, npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return sequences, rollouts with their older mass last, and entropies, a row a decision."""

@@ -1,0 +1,260 @@
+"""Importance of bars and of features over the time of a run, as tables of one row a span.
+
+Of bars it is read from what every decision stored of its rollout; of features the model is asked
+again, for some decisions of each span.
+
+The rule is docs/models.md, L69.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.replay.document.values import Cells, Estimate, Table, Value, of_row, table
+from tracepaper.replay.explain.attribution import by_feature, of_rows
+from tracepaper.replay.explain.recompute import open_any, open_past
+from tracepaper.replay.report.attention import stacked
+from tracepaper.replay.report.record import view_arrays
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.strategies.attention.time_buckets import cells_by_age
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.forecasters.attribution import Probe
+from tracepaper.strategies.types.decisions import BLOCK_BARS
+from tracepaper.strategies.units import DAY_MS
+
+Floats = npt.NDArray[np.float64]
+SAMPLES_MOST: Final = 100
+SHOWN: Final = 4
+"""Features that a terminal has room for; JSON and frames hold all."""
+_UNITS: Final = {"m": 60_000, "h": 3_600_000, "d": DAY_MS}
+_KINDS: Final = {"sequence": "i", "instrument": "s", "open_time_ms": "i", "mean_return": "f"}
+
+
+@dataclass(frozen=True)
+class RunImportance:
+    """The series of a run: of bars by their age, and of features where they were asked for."""
+
+    series: tuple[Table, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return the rows of each table by its key, values unrounded."""
+        return {f"importance_{each.key}": each.documents() for each in self.series}
+
+    def of(self, key: str) -> Table:
+        """Return the table ``bars`` or ``features``; raise ``DataInvalid`` where there is none."""
+        for each in self.series:
+            if each.key == key:
+                return each
+        raise DataInvalid(f"The run has no importance of {key}; ask for features with samples.")
+
+
+def read_importance(
+    database: Path,
+    run_id: str,
+    every: str,
+    *,
+    samples: int = 0,
+    progress: Callable[[str], object] = lambda _doing: None,
+) -> RunImportance:
+    """Return the importance of bars over spans of *every*, and of features by *samples* decisions.
+
+    *every* is a time such as ``1d`` or ``4h``, or a number of bars. Raises ``ConfigInvalid`` for
+    another text, and ``DataInvalid`` where the run has nothing to show.
+    """
+    if not 0 <= samples <= SAMPLES_MOST:
+        raise ConfigInvalid(f"{samples} decisions a span are none; give 0 to {SAMPLES_MOST}.")
+    with Reader.open(database) as reader:
+        views = RunViews(reader.connection, run_id)
+        with views.snapshot():
+            span_ms = _span_ms(every, int(views.run()["interval_ms"]))
+            columns = view_arrays(views, "v_decisions", _KINDS)
+            spans = columns["open_time_ms"] // span_ms * span_ms
+            places = {int(one): at for at, one in enumerate(columns["sequence"].tolist())}
+            interval_ms = int(views.run()["interval_ms"])
+            bars = _of_bars(reader, run_id, columns, spans, places, interval_ms)
+    found = [] if bars is None else [bars]
+    if samples:
+        found.append(_of_features(database, run_id, columns, spans, samples, progress))
+    if not found:
+        raise DataInvalid(
+            f"No decision of run {run_id} stored where its model looked; give --samples to ask a "
+            "model what its features added, or choose a run of an attention model."
+        )
+    return RunImportance(tuple(found))
+
+
+def _span_ms(every: str, interval_ms: int) -> int:
+    known = re.fullmatch(r"([1-9][0-9]{0,5})([mhd]?)", every)
+    if known is None:
+        raise ConfigInvalid(
+            f"'{every:.40}' is no span; give a time such as 1d or 4h, or bars: 500."
+        )
+    span_ms = int(known[1]) * _UNITS.get(known[2], interval_ms)
+    if span_ms % interval_ms:
+        raise ConfigInvalid(
+            f"A span of {every} is no whole number of the run's bars; give a multiple of them."
+        )
+    return span_ms
+
+
+def _of_bars(
+    reader: Reader,
+    run_id: str,
+    columns: dict[str, Any],
+    spans: npt.NDArray[np.int64],
+    places: dict[int, int],
+    interval_ms: int,
+) -> Table | None:
+    """Return the mean rollout by age, in groups of age; None where none was stored."""
+    sums: dict[tuple[str, int], dict[str, Floats]] = {}
+    counts: dict[tuple[str, int], int] = {}
+    titles: dict[str, str] = {}
+    for batch in reader.explanations(run_id):
+        for _, alike in groupby(batch, key=lambda row: len(row[1])):
+            decided = [row for row in alike if row[0] in places]
+            if not decided:
+                continue
+            sequences, rollout, _ = stacked(decided)
+            at = np.array([places[one] for one in sequences.tolist()])
+            cells = cells_by_age(rollout, columns["open_time_ms"][at] // interval_ms)
+            groups = dict(by_age(cells))
+            titles |= dict.fromkeys(groups, "")
+            owners = list(zip(columns["instrument"][at].tolist(), spans[at].tolist(), strict=True))
+            for owner in dict.fromkeys(owners):
+                own = np.array([one == owner for one in owners])
+                counts[owner] = counts.get(owner, 0) + int(own.sum())
+                held = sums.setdefault(owner, {})
+                for name, shares in groups.items():
+                    powers = np.array([shares[own].sum(), (shares[own] ** 2).sum()])
+                    held[name] = held.get(name, np.zeros(2)) + powers
+    if not sums:
+        return None
+    rows: list[Cells] = []
+    for owner in sorted(sums, key=lambda one: (one[0], one[1])):
+        values = {name: _spread(power, counts[owner]) for name, power in sums[owner].items()}
+        rows.append(_row(owner, counts[owner], values))
+    figures = [of_row(name, _aged(name), "share") for name in sorted(titles, key=_age)]
+    return table(
+        "bars",
+        "Importance of bars by age, over time",
+        (*_FIXED, *figures),
+        rows,
+        notes=(_BARS_NOTE,),
+    )
+
+
+_FIXED: Final = (
+    of_row("instrument", "symbol", "text"),
+    of_row("from_ms", "from", "minute"),
+    of_row("decisions", "decisions", "count"),
+)
+OLDER: Final = "older"
+_BARS_NOTE: Final = (
+    "The share of the rollout on bars of each age, in bars before the decided one, which is among "
+    "the youngest; ± is the standard deviation over the span's decisions."
+)
+_FEATURES_NOTE: Final = (
+    "Each feature's share of the sizes of {}, at decisions spread evenly over the span; ± is "
+    "their standard deviation. JSON and the frame hold all features."
+)
+
+
+def by_age(cells: Floats) -> Iterator[tuple[str, Floats]]:
+    """Yield the shares [decision] of cells of 64 bars, in groups that reach four times as far."""
+    last = cells.shape[1] - 1
+    start, end = 0, 1
+    while start < last:
+        reach = min(end, last)
+        yield f"age_{start * BLOCK_BARS}", cells[:, start:reach].sum(axis=1)
+        start, end = reach, 4 * end
+    yield OLDER, cells[:, last]
+
+
+def _age(name: str) -> float:
+    return float("inf") if name == OLDER else float(name.removeprefix("age_"))
+
+
+def _aged(name: str) -> str:
+    return OLDER if name == OLDER else f"from {int(_age(name)):,}"
+
+
+def _spread(power: Floats, count: int) -> Estimate:
+    """Return the mean and the standard deviation of *count* values by the sums of their powers."""
+    mean = float(power[0]) / count
+    return mean, max(float(power[1]) / count - mean**2, 0.0) ** 0.5 if count > 1 else None
+
+
+def _row(owner: tuple[str, int], count: int, values: dict[str, Estimate]) -> Cells:
+    row: dict[str, Value] = {"instrument": owner[0], "from_ms": owner[1], "decisions": count}
+    return row | values
+
+
+def _of_features(
+    database: Path,
+    run_id: str,
+    columns: dict[str, Any],
+    spans: npt.NDArray[np.int64],
+    samples: int,
+    progress: Callable[[str], object],
+) -> Table:
+    """Return each feature's share of what all of them added, at *samples* decisions of a span."""
+    answered = np.isfinite(columns["mean_return"])
+    if not answered.any():
+        raise DataInvalid(f"No decision of run {run_id} has a forecast to take apart.")
+    rows: list[Cells] = []
+    total: dict[str, float] = {}
+    what = ""
+    for instrument in dict.fromkeys(columns["instrument"][answered].tolist()):
+        own = answered & (columns["instrument"] == instrument)
+        for span in np.unique(spans[own]).tolist():
+            sequences = columns["sequence"][own & (spans == span)]
+            # Evenly over the span: the middles of as many equal parts.
+            count = min(samples, len(sequences))
+            chosen = sequences[((np.arange(count) + 0.5) * len(sequences) / count).astype(int)]
+            shares: dict[str, list[float]] = {}
+            for sequence in chosen.tolist():
+                progress(f"asking the model again at decision {sequence:,}")
+                what, added = _added(database, run_id, sequence)
+                whole = sum(map(abs, added.values())) or 1.0
+                for name, value in added.items():
+                    shares.setdefault(name, []).append(abs(value) / whole)
+            values = {
+                name: _spread(np.array([sum(every), np.square(every).sum()]), count)
+                for name, every in shares.items()
+            }
+            for name, every in shares.items():
+                total[name] = total.get(name, 0.0) + sum(every) / count
+            rows.append(_row((instrument, span), count, values))
+    names = sorted(total, key=lambda name: -total[name])
+    figures = [of_row(name, name, "share", wide=at >= SHOWN) for at, name in enumerate(names)]
+    return table(
+        "features",
+        "Importance of features, over time",
+        (*_FIXED, *figures),
+        rows,
+        notes=(_FEATURES_NOTE.format(what),),
+    )
+
+
+def _added(database: Path, run_id: str, sequence: int) -> tuple[str, dict[str, float]]:
+    """Return what each feature added to one decision's forecast, and what that is in words."""
+    past = open_any(database, run_id, sequence)
+    if (rows := of_rows(past)) is not None:
+        found = by_feature(rows).features
+        said = "what they added to the log volatility of the tree or linear model"
+        return said, {one.feature: float(np.log(one.volatility)) for one in found}
+    asked = open_past(database, run_id, sequence)
+    horizon = asked.forecast.horizons[asked.horizon_index]
+    probe = Probe(asked.forecaster, asked.bars, horizon=horizon)
+    added = probe.contributions().mean_return.sum(axis=0)
+    said = "what they added to the network's mean return (integrated gradients)"
+    return said, dict(zip(probe.names, added.tolist(), strict=True))

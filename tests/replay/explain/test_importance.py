@@ -1,0 +1,129 @@
+"""Importance over a run's time: of bars as the record holds it, of features as the model says."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import explained_runs
+import numpy as np
+import pytest
+from programs import ROOT
+
+import tracepaper
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.explain.attribution import by_feature, of_rows
+from tracepaper.replay.explain.importance import by_age, read_importance
+from tracepaper.replay.explain.recompute import open_any
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+SPAN = 50  # bars
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("importance")
+    return explained_runs.replayed(folder, symbols=("AAAUSDT", "BBBUSDT"))
+
+
+def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> None:
+    run_id = explained_runs.run_id(database)
+    found = read_importance(database, run_id, str(SPAN)).of("bars").documents()
+    with closing(sqlite3.connect(database)) as db:
+        stored = db.execute(
+            "SELECT d.instrument, d.open_time_ms, a.buckets, a.older_mass FROM v_decisions d "
+            f"JOIN answers a ON (a.step & {SEQUENCE_LIMIT - 1}) = d.sequence "
+            "WHERE length(a.buckets) > 0"
+        ).fetchall()
+    spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
+    for name, time, buckets, older in stored:
+        mass = float(np.frombuffer(buckets, "<f4").astype(np.float64).sum())
+        owner = (name, time // (SPAN * 60_000) * SPAN * 60_000)
+        spans.setdefault(owner, []).append((mass, older))
+    assert len(spans) > 4
+    assert [(row["instrument"], row["from_ms"]) for row in found] == sorted(spans)
+    for row in found:
+        own = np.array(spans[row["instrument"], row["from_ms"]])
+        assert row["decisions"] == len(own)
+        assert row["older"]["value"] == pytest.approx(own[:, 1].mean(), abs=1e-7)
+        assert row["older"]["error"] == pytest.approx(own[:, 1].std(), abs=1e-6)
+        ages = {name: share["value"] for name, share in row.items() if name.startswith("age_")}
+        assert sum(ages.values()) == pytest.approx(own[:, 0].mean(), rel=1e-6)
+
+
+def test_ages_are_told_apart_in_groups_that_reach_four_times_as_far() -> None:
+    cells = np.arange(1.0, 8.0)[None] / 28.0  # six cells of 64 bars, and what is older
+    found = {name: 28.0 * share[0] for name, share in by_age(cells)}
+    assert found == pytest.approx({"age_0": 1.0, "age_64": 9.0, "age_256": 11.0, "older": 7.0})
+
+
+def test_features_are_those_of_the_decisions_that_are_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sample = ROOT / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
+    path = tmp_path / "run.db"
+    span = ["--from", "2025-05-31T10:00", "--to", "2025-05-31T12:00", "--db", str(path)]
+    assert invoke(["replay", "--data", str(sample), *span]) == 0
+    capsys.readouterr()
+    given = ["report", "last", "--db", str(path), "--importance", "1h", "--samples", "2", "--json"]
+    assert invoke(given) == 0
+    made = json.loads(capsys.readouterr().out)
+    assert len(made["importance_bars"]) == 2
+    first, second = made["importance_features"]
+    assert (first["decisions"], second["decisions"]) == (2, 2)
+    names = [name for name in first if name not in {"instrument", "from_ms", "decisions"}]
+    assert sum(first[name]["value"] for name in names) == pytest.approx(1.0)
+    with closing(sqlite3.connect(path)) as db:
+        query = "SELECT sequence FROM v_decisions WHERE open_time_ms >= ? AND open_time_ms < ?"
+        own = (first["from_ms"], first["from_ms"] + 3_600_000)
+        sequences = [row[0] for row in db.execute(query + " ORDER BY 1", own)]
+        run_id = db.execute("SELECT run_id FROM v_runs").fetchone()[0]
+    shares = []
+    for sequence in (sequences[15], sequences[45]):  # the middles of the two halves of an hour
+        rows = of_rows(open_any(path, run_id, sequence))
+        assert rows is not None
+        sizes = {one.feature: abs(math.log(one.volatility)) for one in by_feature(rows).features}
+        shares.append({name: size / sum(sizes.values()) for name, size in sizes.items()})
+    for name in names:
+        pair = [share[name] for share in shares]
+        assert first[name]["value"] == pytest.approx(np.mean(pair), abs=1e-9)
+        assert first[name]["error"] == pytest.approx(np.std(pair), abs=1e-6)
+    frame = tracepaper.open_run("last", path).importance("1h", of="features", samples=2)
+    assert frame[names[0]].to_list() == [each[names[0]]["value"] for each in (first, second)]
+    assert frame[names[0] + "_error"][0] == first[names[0]]["error"]
+
+
+def test_a_network_alone_is_asked_by_integrated_gradients(database: Path) -> None:
+    run_id = explained_runs.run_id(database)
+    table = read_importance(database, run_id, "10000", samples=1).of("features")
+    assert "integrated gradients" in table.notes[0]
+    for row in table.documents():
+        sizes = [value["value"] for value in row.values() if isinstance(value, dict)]
+        assert sum(sizes) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("every", ["", "0", "1w", "1.5h", "-1d", "30s"])
+def test_a_span_that_is_none_is_refused(database: Path, every: str) -> None:
+    with pytest.raises(ConfigInvalid, match="give a time such as 1d or 4h, or bars"):
+        read_importance(database, explained_runs.run_id(database), every)
+
+
+def test_what_a_run_lacks_is_said_in_a_sentence(
+    tmp_path: Path, database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain = explained_runs.replayed(tmp_path, strategy="sma_cross", bars=40)
+    run_id = explained_runs.run_id(plain)
+    with pytest.raises(DataInvalid, match="stored where its model looked"):
+        read_importance(plain, run_id, "1d")
+    with pytest.raises(DataInvalid, match="has a forecast to take apart"):
+        read_importance(plain, run_id, "1d", samples=1)
+    with pytest.raises(ConfigInvalid, match="give 0 to 100"):
+        read_importance(plain, run_id, "1d", samples=101)
+    with pytest.raises(DataInvalid, match="ask for features with samples"):
+        read_importance(database, explained_runs.run_id(database), "1d").of("features")
+    assert invoke(["report", "last", "--db", str(plain), "--samples", "1"]) != 0
+    assert "give --importance 1d" in capsys.readouterr().err
