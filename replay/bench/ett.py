@@ -126,15 +126,20 @@ def fit(task: Task, recipe: DirectRecipe, observe: Callable[[Epoch], None]) -> D
     torch.set_num_threads(1)
     feed = _Feed(task, recipe.window)
     members = [_fit_member(task, recipe, feed, number, observe) for number in range(recipe.members)]
-    answers = [_answer(member.network, feed) for member in members]
     parameters = sum(part.numel() for member in members for part in member.network.parameters())
     kept = ", ".join(f"{member.epoch} ({member.validation_mse:.4f})" for member in members)
 
-    def answer(origins: Rows) -> Values:
-        mean: Values = np.mean([each(origins) for each in answers], axis=0)
-        return mean
+    def over(rows: Task) -> Answer:
+        feed = _Feed(rows, recipe.window)
+        answers = [_answer(member.network, feed) for member in members]
 
-    return DirectModel(answer, parameters, f"epoch {kept} by validation MSE")
+        def answer(origins: Rows) -> Values:
+            mean: Values = np.mean([each(origins) for each in answers], axis=0)
+            return mean
+
+        return answer
+
+    return DirectModel(task, over, recipe.window, parameters, f"epoch {kept} by validation MSE")
 
 
 class _FittedMember(NamedTuple):
@@ -314,7 +319,8 @@ _TREE: Final[dict[str, Any]] = {
 def seasonal(task: Task) -> DirectModel:
     """Return the model that repeats the last day."""
     ahead = np.arange(task.horizon) % task.day_rows - task.day_rows
-    return DirectModel(lambda origins: task.values[origins[:, None] + ahead], 0, "the last day")
+    over = lambda rows: lambda origins: rows.values[origins[:, None] + ahead]  # noqa: E731
+    return DirectModel(task, over, task.day_rows, 0, "the last day")
 
 
 def ridge(task: Task) -> DirectModel:
@@ -329,7 +335,8 @@ def ridge(task: Task) -> DirectModel:
             mse = errors(task, task.origins(task.validation, window), answer).mse
             if best is None or mse < best[0]:
                 chosen = f"{window} rows, penalty {penalty:g}"
-                best = mse, DirectModel(answer, weights.size, chosen)
+                over = partial(_linear, window=window, weights=weights)
+                best = mse, DirectModel(task, over, window, weights.size, chosen)
     if best is None:
         raise ConfigInvalid(
             f"horizon {task.horizon} leaves the ridge no training window; give a shorter one."
@@ -381,15 +388,19 @@ def tree(task: Task, *, seed: int = 0) -> DirectModel:
         _TREE | {"seed": seed}, training, 600, valid_sets=[validation], callbacks=[stop]
     )
 
-    def answer(origins: Rows) -> Values:
-        rows, _ = _tree_rows(task, origins)
-        shape = (len(origins), task.horizon, task.values.shape[1])
-        moves = np.asarray(model.predict(rows, num_threads=1)).reshape(shape)
-        forecast: Values = moves + task.values[origins - 1][:, None]
-        return forecast
+    def over(given: Task) -> Answer:
+        def answer(origins: Rows) -> Values:
+            rows, _ = _tree_rows(given, origins)
+            shape = (len(origins), given.horizon, given.values.shape[1])
+            moves = np.asarray(model.predict(rows, num_threads=1)).reshape(shape)
+            forecast: Values = moves + given.values[origins - 1][:, None]
+            return forecast
+
+        return answer
 
     leaves = sum(info["num_leaves"] for info in model.dump_model()["tree_info"])
-    return DirectModel(answer, leaves, f"{model.best_iteration} rounds")
+    window = _TREE_DAYS * task.day_rows
+    return DirectModel(task, over, window, leaves, f"{model.best_iteration} rounds")
 
 
 def _thinned(task: Task, part: TaskPart) -> Rows:

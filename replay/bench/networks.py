@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -31,9 +32,12 @@ from tracepaper.replay.bench import ett as baselines
 from tracepaper.replay.bench.ett_data import (
     DirectModel,
     Task,
+    check_step,
+    compared,
     errors,
     prepare,
     read_table,
+    recursive,
 )
 from tracepaper.replay.bench.machine import machine_line, most_resident_mb, resident_mb
 from tracepaper.replay.bench.replay import tiled
@@ -268,8 +272,7 @@ class Measured(NamedTuple):
     mae: float
     minutes: float
     cpu_minutes: float
-    parameters: int
-    chosen: str
+    model: DirectModel
 
 
 def measure_ett(
@@ -280,11 +283,13 @@ def measure_ett(
     univariate: bool = False,
     seed: int = 0,
     epochs: int | None = None,
+    step: int = 0,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
     """Return test errors of *network*, of the last day repeated and of ridge on one file.
 
-    *epochs* passes over the training part replace those of the network's recipe.
+    *epochs* passes over the training part replace those of the network's recipe. With *step* the
+    same network is also fitted to that many rows, and rolled on over its own forecasts.
     Raises ``ConfigInvalid`` for an unknown network, ``DataInvalid`` for a file of another form.
     """
     if network not in NETWORKS:
@@ -292,15 +297,23 @@ def measure_ett(
     require("lightgbm", "--network tree", network == "tree")
     table = read_table(path)
     task = prepare(path, table, horizon=horizon, univariate=univariate)
+    if step:
+        check_step(task, step)
     naive = _measured(task, lambda: baselines.seasonal(task))
     ridge = _measured(task, lambda: baselines.ridge(task))
     tell(f"seasonal naive MSE {naive.mse:.3f}, ridge MSE {ridge.mse:.3f}")
-    if network == "ridge":
-        own = ridge
-    elif network == "tree":
-        own = _measured(task, lambda: baselines.tree(task, seed=seed))
-    else:
-        own = _measured(task, lambda: _fitted(task, network, seed, epochs, tell))
+
+    made: Mapping[str, Callable[[Task], DirectModel]] = {
+        "ridge": baselines.ridge,
+        "tree": partial(baselines.tree, seed=seed),
+    }
+    fit = made.get(network) or partial(
+        _fitted, network=network, seed=seed, epochs=epochs, tell=tell
+    )
+    own = ridge if fit is baselines.ridge else _measured(task, lambda: fit(task))
+    rolled = {}
+    if step:
+        rolled = {"recursive": _rolled(task, own.model, fit(replace(task, horizon=step)), step)}
     return {
         "network": network,
         "horizon": horizon,
@@ -311,12 +324,13 @@ def measure_ett(
         "mae": own.mae,
         "minutes": own.minutes,
         "cpu_minutes": own.cpu_minutes,
-        "parameters": own.parameters,
-        "chosen": own.chosen,
+        "parameters": own.model.parameters,
+        "chosen": own.model.chosen,
         "seasonal_naive": {"mse": naive.mse, "mae": naive.mae},
-        "ridge": {"mse": ridge.mse, "mae": ridge.mae, "chosen": ridge.chosen},
+        "ridge": {"mse": ridge.mse, "mae": ridge.mae, "chosen": ridge.model.chosen},
         "mse_over_ridge": own.mse / ridge.mse,
         "verdict": _verdict(network, own, ridge),
+        **rolled,
         "machine": machine_line(),
     }
 
@@ -346,9 +360,34 @@ def _measured(task: Task, made: Callable[[], DirectModel]) -> Measured:
         found.mae,
         (time.perf_counter() - wall) / 60,
         (time.process_time() - cpu) / 60,
-        fitted.parameters,
-        fitted.chosen,
+        fitted,
     )
+
+
+def _rolled(task: Task, direct: DirectModel, short: DirectModel, step: int) -> dict[str, Any]:
+    """Return the errors of *short*, rolled on in steps of *step* rows, beside those of *direct*."""
+    answer, origins = recursive(short, task, step), task.origins(task.test, 0)
+    rows = compared(task, origins, answer, direct.answer, step)
+    [whole] = compared(task, origins, answer, direct.answer, task.horizon)
+    verdict = "level with the direct forecast"
+    if whole.error is not None and abs(whole.difference) > 2 * whole.error:
+        verdict = f"{'better' if whole.difference < 0 else 'WORSE'} than the direct forecast"
+    error = "" if whole.error is None else f" ± {whole.error:.4f}"
+    return {
+        "step": step,
+        "chosen": short.chosen,
+        "mse": whole.first,
+        "verdict": f"recursive is {verdict} ({whole.difference:+.4f}{error} MSE)",
+        "by_rows_ahead": {
+            f"{at * step + 1} to {(at + 1) * step}": {
+                "mse": one.first,
+                "direct_mse": one.second,
+                "difference": one.difference,
+                "error": one.error,
+            }
+            for at, one in enumerate(rows)
+        },
+    }
 
 
 def _verdict(network: str, own: Measured, ridge: Measured) -> str:

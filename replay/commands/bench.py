@@ -241,13 +241,23 @@ def ett(
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Passes at most; the network's own number.")
     ] = None,
+    recursive: Annotated[
+        int, typer.Option(min=0, metavar="ROWS", help="Also in steps of so many, on its forecasts.")
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Measure a network on the protocol of the ETT benchmarks, beside ridge and a naive answer."""
     from tracepaper.replay.bench.networks import measure_ett
 
     figures = measure_ett(
-        data, network, horizon=horizon, univariate=univariate, seed=seed, epochs=epochs, tell=_tell
+        data,
+        network,
+        horizon=horizon,
+        univariate=univariate,
+        seed=seed,
+        epochs=epochs,
+        step=recursive,
+        tell=_tell,
     )
     _say("ett: errors in standard deviations of the training part", figures, as_json=json)
 

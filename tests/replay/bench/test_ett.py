@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,7 +11,17 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tracepaper.replay.bench.ett_data import prepare, read_table
+from tracepaper.replay.bench.ett_data import (
+    Answer,
+    DirectModel,
+    Rows,
+    Task,
+    Values,
+    compared,
+    prepare,
+    read_table,
+    recursive,
+)
 from tracepaper.replay.bench.networks import NETWORKS, measure_ett
 from tracepaper.replay.commands.bench import app
 from tracepaper.strategies.errors import ConfigInvalid
@@ -61,6 +72,66 @@ def test_the_command_prints_one_json_document(path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["network"], found["horizon"], found["variables"]) == ("ridge", 24, 1)
     assert found["mse"] == found["ridge"]["mse"]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_shorter_network_is_rolled_on_beside_the_direct_one(path: Path, network: str) -> None:
+    found = measure_ett(path, network, horizon=4, epochs=1, step=2, tell=lambda _: None)
+    rolled = found["recursive"]
+    by = rolled["by_rows_ahead"]
+    assert list(by) == ["1 to 2", "3 to 4"]
+    assert np.mean([one["mse"] for one in by.values()]) == pytest.approx(rolled["mse"])
+    assert np.mean([one["direct_mse"] for one in by.values()]) == pytest.approx(found["mse"])
+    for one in by.values():
+        assert one["difference"] == pytest.approx(one["mse"] - one["direct_mse"])
+        assert one["error"] > 0.0
+
+
+def test_a_recursive_forecast_reads_its_own_and_nothing_that_came_later(path: Path) -> None:
+    """By hand: an autoregression of one row, three times over, from one origin."""
+    task = prepare(path, read_table(path), horizon=3)
+    weights = np.array([[0.25], [0.5]])
+
+    def over(rows: Task) -> Answer:
+        def answer(origins: Rows) -> Values:
+            seen = rows.windows(origins, 2).seen
+            forecast: Values = np.einsum("nwv,wh->nhv", seen, weights)
+            return forecast
+
+        return answer
+
+    model = DirectModel(task, over, 2, 2, "by hand")
+    origins = np.array([1_930, 2_100])
+    found = recursive(model, task, 1)(origins)
+    for origin, forecast in zip(origins.tolist(), found, strict=True):
+        past = [task.values[origin - 2], task.values[origin - 1]]
+        for step in range(3):
+            past.append(0.25 * past[-2] + 0.5 * past[-1])
+            assert forecast[step] == pytest.approx(past[-1])
+    changed = task.values.copy()
+    changed[1_930:1_933] = 1e6
+    again = recursive(model, replace(task, values=changed), 1)(origins[:1])
+    assert np.array_equal(again, found[:1])
+
+
+def test_paired_errors_are_over_stretches_that_share_no_answers(path: Path) -> None:
+    task = prepare(path, read_table(path), horizon=6)  # longer than a day of four rows
+    origins = task.origins(task.test, 0)
+    last = lambda at: np.repeat(task.values[at - 1][:, None], 6, axis=1)  # noqa: E731
+    none = lambda at: np.zeros((len(at), 6, 2))  # noqa: E731
+    [whole] = compared(task, origins, last, none, 6)
+    truth = task.windows(origins, 0).answers
+    first, second = (((of(origins) - truth) ** 2).mean(axis=(1, 2)) for of in (last, none))
+    assert (whole.first, whole.second) == pytest.approx((first.mean(), second.mean()))
+    count = len(origins) // 6
+    stretches = (first - second)[: 6 * count].reshape(count, 6).mean(axis=1)
+    assert whole.error == pytest.approx(stretches.std(ddof=1) / np.sqrt(count))
+
+
+@pytest.mark.parametrize("step", [3, 4, 5])
+def test_a_step_that_does_not_divide_the_horizon_is_refused(path: Path, step: int) -> None:
+    with pytest.raises(ConfigInvalid, match="give a divisor below it"):
+        measure_ett(path, "ridge", horizon=4, step=step, tell=print)
 
 
 def test_an_unknown_network_is_one_sentence(path: Path) -> None:
