@@ -307,6 +307,7 @@ class StepEncoder:
             prediction.expected_drawdown(at),
             prediction.learned_regime(at),
             prediction.allocation(at),
+            prediction.dropout_spread(at),
         )
 
     def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
