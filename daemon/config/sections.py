@@ -203,9 +203,8 @@ class StrategySection(Section):
     options: Annotated[dict[str, object], BeforeValidator(json_object)] = Field(
         default_factory=dict
     )
-    """Passed to your own class unchanged. crossasset and portfolio: every (bars between
-    decisions), long_only, rule, shrink, bound, aversion and cost; orderbook: checkpoint (a folder),
-    horizon (books) and stale_ms."""
+    """Passed to your own class unchanged. crossasset and portfolio: every, long_only, rule, shrink,
+    bound, aversion and cost; orderbook: checkpoint (a folder), horizon (books) and stale_ms."""
     twins: Annotated[tuple[TwinName, ...], BeforeValidator(several)] = ()
     """Shadow accounts beside the strategy's own ones: ungated, random_gate, buy_and_hold,
     fixed_band, sized_by_forecast, full_size, uncorrelated, and no_GATE without that gate: no_edge,

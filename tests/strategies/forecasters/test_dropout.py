@@ -123,6 +123,6 @@ def test_what_is_recorded_without_passes_is_what_was_recorded_before_there_were_
     answer = [made.step(bar) for bar in builders.bars(made.context, seed=8)][-1]
     assert answer is not None
     assert answer.heads is not None
-    assert len(answer.heads.stored()) == 7
+    assert len(answer.heads.stored()) == 8
     assert len(structs.replace(answer.heads, dropout_spread=b"").stored()) == 6
     assert struct.unpack("<f", answer.heads.dropout_spread[:4])[0] == answer.dropout_spread(0)
