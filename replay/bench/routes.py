@@ -10,6 +10,7 @@ Each attends in every layer over the same queries, keys and values, and explains
 from __future__ import annotations
 
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -39,6 +40,13 @@ from tracepaper.strategies.attention.linear import (
     rollout_linearly,
 )
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.probsparse import (
+    SparseRows,
+    attend_sparsely,
+    decided_confidence,
+    rollout_stages,
+    sample_keys,
+)
 from tracepaper.strategies.attention.variants import (
     Scores,
     StreamRead,
@@ -257,6 +265,8 @@ def _start() -> int:
 
 SPARSE: Final = Mask.sparse(64, last=2, stride=16, first=1)
 """The blocks that are measured: local, strided and first ones."""
+POOLED: Final = 256
+"""Means of keys and values that ``Linformer`` attends over, at most."""
 BARS_A_KEY: Final = 4
 """Bars of the first stream for one of the stream that it reads."""
 
@@ -381,6 +391,77 @@ class CrossStreams:
         return torch.cat(stream_rollout(steps, self._lengths, last), dim=-1)
 
 
+class SparseQueries:
+    """ProbSparse attention, which always lets the last row attend; its ranking sees all rows."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._inputs = inputs
+        self._last = inputs.queries[0].shape[2] - 1
+        drawn = sample_keys(self._last + 1, Mask.causal(), seed=0)
+        self._samples = drawn.to(inputs.queries[0].device)
+        self._rows = self.forward()
+
+    def forward(self) -> list[SparseRows]:
+        """Attend in every layer; return the rows that attended."""
+        return [
+            attend_sparsely(*layer, Mask.causal(), self._samples, always=[self._last]).rows
+            for layer in zip(*self._inputs, strict=True)
+        ]
+
+    def explain(self) -> Tensor:
+        """Return the last row's exact rollout; its entropies are computed as well."""
+        for rows in self._rows:
+            decided_confidence(rows, self._last)
+        return rollout_stages(self._rows, [self._last]).weights
+
+
+class Linformer:
+    """Full attention over at most ``POOLED`` means of neighbouring keys and values.
+
+    Projected by means along time, the rows over the bars stay distributions: each mean's weight is
+    shared by its bars. Source: Wang et al., 2020, arXiv:2006.04768 (mean pooling). Not causal.
+    """
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._layers = list(zip(*inputs, strict=True))
+        time = inputs.queries[0].shape[2]
+        block = -(-time // POOLED)
+        self._of_bar = torch.arange(time, device=inputs.queries[0].device) // block
+        self._counts = self._of_bar.bincount()
+        self._means = [self._pooled(key) for _, key, _ in self._layers]
+        self.forward()
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Return the mean of each block of bars: [1, head, time, dim] as [1, head, block, dim]."""
+        sums = x.new_zeros(*x.shape[:2], len(self._counts), x.shape[3])
+        return sums.index_add_(2, self._of_bar, x) / self._counts[:, None]
+
+    def forward(self) -> list[Tensor]:
+        """Attend in every layer; return the outputs."""
+        return [
+            attend(query, self._pooled(key), self._pooled(value), Mask.full()).output
+            for query, key, value in self._layers
+        ]
+
+    def explain(self) -> Tensor:
+        """Return the last row's exact rollout; its entropies are computed as well."""
+        time = len(self._of_bar)
+        held = torch.zeros(time, device=self._of_bar.device)
+        held[-1] = 1.0
+        for (query, _, _), means in zip(reversed(self._layers), reversed(self._means), strict=True):
+            scores = query @ means.mT * query.shape[-1] ** -0.5
+            rows = scores[0].float().softmax(dim=-1)  # [head, time, block]
+            self.confidence(rows[:, -1])
+            moved = torch.einsum("t,htb->b", held, rows) / len(rows)
+            held = 0.5 * held + 0.5 * (moved / self._counts)[self._of_bar]
+        return held[None, None]
+
+    def confidence(self, row: Tensor) -> Tensor:
+        """Return that of *row* [head, block] over the bars, each block's weight shared equally."""
+        entropy = (torch.special.entr(row) + row * self._counts.log()).sum(dim=-1)
+        return 1.0 - entropy / math.log(len(self._of_bar))
+
+
 class MeasuredMechanism(NamedTuple):
     """A mechanism that is measured, up to some number of bars where more would take minutes."""
 
@@ -393,6 +474,8 @@ MECHANISMS: Final = {
     "linear, random": MeasuredMechanism(partial(Linear, mask=Mask.causal(), feature_map="random")),
     "blocks": MeasuredMechanism(SparseBlocks),
     "cross": MeasuredMechanism(CrossStreams),
+    "probsparse": MeasuredMechanism(SparseQueries),
+    "linformer, not causal": MeasuredMechanism(Linformer),
     "chunked": MeasuredMechanism(ChunkedCausal, 4_096),
 }
 """What is measured beside the flash forward, causal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from attention_cases import Case
 from figures import MEASURED_ON
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.bench import workloads
+from tracepaper.replay.bench import routes, workloads
 from tracepaper.replay.bench.attention import DENSE_MAX, Printer, measure, plot
 from tracepaper.replay.bench.routes import (
     BARS_A_KEY,
@@ -20,7 +21,9 @@ from tracepaper.replay.bench.routes import (
     ROUNDS_MAX,
     ROUNDS_MIN,
     SPARSE,
+    Linformer,
     Peaks,
+    SparseQueries,
     implementation,
     interleaved,
     mask_named,
@@ -204,7 +207,7 @@ def test_forms_give_the_rows_that_they_are_named_after() -> None:
     torch.testing.assert_close(gradient.sum(), torch.tensor(1.0))
 
 
-def test_each_mechanism_explains_its_last_row() -> None:
+def test_each_mechanism_explains_its_last_row(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = workloads.draw(SETTING, 300)
     rows = {name: one.make(inputs).explain()[0, 0] for name, one in MECHANISMS.items()}
     for row in rows.values():
@@ -213,6 +216,31 @@ def test_each_mechanism_explains_its_last_row() -> None:
     for name, mask in (("blocks", SPARSE), ("chunked", Mask.causal())):
         matrices = [reference.attention_matrix(*pair, mask) for pair in pairs]
         torch.testing.assert_close(rows[name], reference.rollout(matrices, mask)[0, -1])
+    sparse, causal = SparseQueries(inputs), reference.visible(300, Mask.causal()).float()
+    matrices = []
+    for one in sparse.forward():
+        dense = (
+            (causal / causal.sum(dim=1, keepdim=True)).expand(1, SETTING.heads, 300, 300).clone()
+        )
+        at = one.active[..., None].expand(-1, -1, -1, 300)
+        matrices.append(dense.scatter(2, at, one.weights))
+        assert (one.active == 299).any(dim=-1).all()
+    torch.testing.assert_close(rows["probsparse"], reference.rollout(matrices, Mask.full())[0, -1])
+    monkeypatch.setattr(routes, "POOLED", 50)  # 50 means of 6 bars
+    shared = torch.block_diag(*[torch.full((1, 6), 1 / 6)] * 50)  # [mean, bar]
+    matrices = [
+        (query @ (shared @ key).mT / SETTING.head_dim**0.5).softmax(dim=-1) @ shared
+        for query, key in pairs
+    ]
+    found = Linformer(inputs)
+    torch.testing.assert_close(
+        found.explain()[0, 0], reference.rollout(matrices, Mask.full())[0, -1]
+    )
+    entropy = torch.special.entr(matrices[0][0, :, -1]).sum(dim=-1)
+    last = matrices[0][0, :, -1] @ (6 * shared.mT)  # of the means
+    torch.testing.assert_close(found.confidence(last), 1 - entropy / math.log(300))
+    outputs = [matrix @ value for matrix, value in zip(matrices, inputs.values, strict=True)]
+    torch.testing.assert_close(found.forward(), outputs)
     assert rows["cross"].shape == (300 + 300 // BARS_A_KEY,)
     assert float(rows["cross"][299]) == pytest.approx(0.5**SETTING.layers)
 
