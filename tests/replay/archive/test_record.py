@@ -354,7 +354,9 @@ async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
             program.process.send_signal(signal.SIGKILL)
             program.kill()
     found = depth_quality(out)
-    assert (found.torn, found.gaps) == ("", ())
+    # A kill while a block is written leaves a part of it, which is left out.
+    assert found.torn == "" or found.torn.endswith("they are left out.")
+    assert found.gaps == ()
     assert found.books >= 64
     assert found.books % 64 == 0
     assert begun_ms - 1_000 <= (found.first_ms or 0) < begun_ms + 11_000

@@ -178,6 +178,7 @@ def compared(run: Path, change: Callable[[str, list[object]], None], *, exact: b
 NOT_DECLARED = {
     *(f"answers.measure_{gate}" for gate in ("confidence_calibrated", "confidence_margin")),
     *(f"answers.measure_{gate}" for gate in ("learned_regime", "risk_tail", "risk_tail_share")),
+    "answers.measure_dropout_spread",
     "answers.measure_risk_expected_drawdown",
     *(f"answers.{name}" for name in HEAD_COLUMNS),
 }
