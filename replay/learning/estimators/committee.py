@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 from torch import Tensor
 
 from tracepaper.replay.learning import card as cards
@@ -51,7 +52,7 @@ from tracepaper.replay.learning.evaluation.user_class import (
 )
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Part, Segment, split_of
+from tracepaper.replay.learning.splits import SYMBOL_MASK, Part, Segment, split_of
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, paired_figures
 from tracepaper.replay.learning.stored_baselines import stored_baselines
 from tracepaper.replay.report.honesty import compared_sentences, few_days
@@ -325,7 +326,8 @@ class CommitteeModel(CandleModel):
             str(one.horizon): figures_of(one, found.measures) for one in found.forecasts
         }
         told |= paired_figures(found.forecasts, found.measures, ())
-        pooled = pooled_differences(found.forecasts, self.forecaster.members)
+        widths = _widths(self.card["parts"][BASE], [one.horizon for one in found.forecasts])
+        pooled = pooled_differences(found.forecasts, self.forecaster.members, widths)
         told[COMMITTEE] = pooled
         chosen = next(one for one in found.forecasts if one.horizon == self.horizon)
         told["gates"] = {"selective": selective_of(chosen, found.measures)}
@@ -355,13 +357,16 @@ def _variances(
 
 
 def pooled_differences(
-    every: Sequence[HorizonForecasts], members: Sequence[str]
+    every: Sequence[HorizonForecasts], members: Sequence[str], widths: Mapping[str, float]
 ) -> dict[str, dict[str, Any]]:
     """Compare the mix with each member, their mean and the last winner, over all horizons together.
 
     Of each the mean QLIKE of the mix less its own, with the error by blocks of ``BLOCK_DAYS`` and
-    p by Holm, and the worst change of a horizon in per cent. ``best_in_hindsight`` is the member
-    that was best on these very bars.
+    p by Holm, and the worst change in per cent of a horizon and of a cell: a symbol at a horizon.
+    ``best_in_hindsight`` is the member that was best on these very bars. ``pinball`` is the loss of
+    the mix's 5 and 95 % quantiles of the return, in units of σ√h, less that of a normal law with
+    the volatility of the base, or of equal weights, and the fixed *widths* of their 90 % intervals
+    by horizon.
     """
     names = [MEMBERS[name] for name in members]
     losses = [
@@ -369,6 +374,12 @@ def pooled_differences(
          if name in {"network", EQUAL, WINNER, *names}}
         for one in every
     ]  # fmt: skip
+    cells = [
+        {name: of[symbols == symbol] for name, of in one.items()}
+        for forecasts, one in zip(every, losses, strict=True)
+        for symbols in [forecasts.keys & SYMBOL_MASK]
+        for symbol in np.unique(symbols)
+    ]
     blocks = np.concatenate([one.days // BLOCK_DAYS for one in every])
     joined_losses = {name: np.concatenate([one[name] for one in losses]) for name in losses[0]}
     best = min(names, key=lambda name: float(joined_losses[name].mean()))
@@ -377,18 +388,50 @@ def pooled_differences(
         for name, of in joined_losses.items()
         if name != "network"
     }
-    found: dict[str, dict[str, Any]] = {}
-    for name, less in figures.corrected(differences).items():
-        worst = max(float(one["network"].mean() / one[name].mean() - 1.0) for one in losses)
-        found[name] = {
-            "difference": [float(f"{number:.5g}") for number in (less.value, less.error, less.p)],
-            "worst_percent": round(100 * worst, 2),
+    found: dict[str, dict[str, Any]] = {
+        name: {
+            "difference": _told(less),
+            "worst_percent": _worst(losses, name),
+            "worst_cell_percent": _worst(cells, name),
         }
+        for name, less in figures.corrected(differences).items()
+    }
+    pinball = np.concatenate([_pinball(one, one.scale) for one in every])
+    factors = [widths[str(one.horizon)] / NORMAL_WIDTH for one in every]
+    fixed: dict[str, figures.DayDifference] = {}
+    for name in (MEMBERS[BASE], EQUAL):
+        scales = [
+            factor * np.sqrt(one.variances[name])
+            for factor, one in zip(factors, every, strict=True)
+        ]
+        beside = np.concatenate(list(map(_pinball, every, scales)))
+        fixed[name] = figures.difference(pinball, beside, blocks)
     return {
         **found,
         "best_in_hindsight": {"member": best},
         "coverage_by_fifth": {str(one.horizon): _coverage_by_fifth(one) for one in every},
+        "pinball": {name: _told(less) for name, less in figures.corrected(fixed).items()},
     }
+
+
+def _told(less: figures.DayDifference) -> list[float]:
+    return [float(f"{number:.5g}") for number in (less.value, less.error, less.p)]
+
+
+def _worst(groups: Sequence[Mapping[str, Array]], name: str) -> float:
+    """Return the largest change in per cent from *name* to the mix over *groups* of losses."""
+    changes = [one["network"].mean() / one[name].mean() - 1.0 for one in groups]
+    return round(100 * float(max(changes)), 2)
+
+
+def _pinball(one: HorizonForecasts, scale: Array) -> Array:
+    """Return the mean loss by row of the quantiles at which the 90 % interval ends."""
+    half = stdtrit(one.dof, 0.5 + figures.COVERAGE / 2) * scale
+    below, above = (1 - figures.COVERAGE) / 2, (1 + figures.COVERAGE) / 2
+    return (
+        figures.pinball_of(one.value, one.mean - half, below)
+        + figures.pinball_of(one.value, one.mean + half, above)
+    ) / 2
 
 
 def _coverage_by_fifth(one: HorizonForecasts) -> list[float]:
@@ -399,16 +442,19 @@ def _coverage_by_fifth(one: HorizonForecasts) -> list[float]:
 
 
 def pooled_sentence(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say whether the mix beats its best member and equal weights, and by how much."""
+    """Say whether the mix beats its best member and equal weights, by how much, and where least."""
     best = str(found["best_in_hindsight"]["member"])
     said = []
     for name, words in ((best, f"its best member in hindsight ({best})"), (EQUAL, "equal weights")):
         value, error, p = found[name]["difference"]
         verdict = "credibly better" if p < 0.05 and value < 0 else "not credibly better"
-        said.append(f"{value:+.5f} ± {error:.5f} from {words}: {verdict}")
+        worst = found[name]["worst_cell_percent"]
+        said.append(f"{value:+.5f} ± {error:.5f} from {words}: {verdict}, at worst {worst:+.2f} %")
+    value, error, _ = found["pinball"][MEMBERS[BASE]]
     return (
-        f"Over all horizons together the committee changed QLIKE by {'; '.join(said)} "
-        f"(errors by blocks of {BLOCK_DAYS} days)."
+        f"Over all horizons together the committee changed QLIKE by {'; '.join(said)} (errors by "
+        f"blocks of {BLOCK_DAYS} days; the worst of a symbol at a horizon), and the pinball loss "
+        f"of its 5 and 95 % quantiles by {value:+.5f} ± {error:.5f} from the base's fixed widths."
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,9 +29,14 @@ from tracepaper.replay.learning.committee_fits import (
 )
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.estimators.committee import CommitteeModel
+from tracepaper.replay.learning.estimators.committee import (
+    CommitteeModel,
+    pooled_differences,
+    pooled_sentence,
+)
 from tracepaper.replay.learning.evaluation import retraining
 from tracepaper.replay.learning.evaluation.explained import bars_of
+from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.retraining import RefitCheck, refit_checks
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import split_of
@@ -285,12 +290,72 @@ def test_the_card_compares_it_with_members_equal_weights_and_the_last_winner(
     others = {"base", "refitted_har", "refitted_glm", "equal_weights", "last_winner"}
     assert others < set(told)
     pooled = figures["committee"]
-    assert set(pooled) == {*others, "best_in_hindsight", "coverage_by_fifth"}
+    assert set(pooled) == {*others, "best_in_hindsight", "coverage_by_fifth", "pinball"}
+    assert set(pooled["pinball"]) == {"base", "equal_weights"}
     for name in others:
         changes = [figures[key]["qlike"] for key in ("5", "30")]
         worst = max(one["model"][0] / one[name][0] - 1 for one in changes)
         assert pooled[name]["worst_percent"] == pytest.approx(100 * worst, abs=0.2)
+        # Of one symbol its cells are the horizons.
+        assert pooled[name]["worst_cell_percent"] == pooled[name]["worst_percent"]
     assert any("over all horizons" in one.lower() for one in made.card["honesty"]["sentences"])
+
+
+def said_of_two_symbols(horizon: int) -> HorizonForecasts:
+    """Return forecasts of two symbols whose mix is right of one and twice too high of the other."""
+    rng = np.random.default_rng(horizon)
+    rows, zeros = 4_000, np.zeros(4_000)
+    scale = np.exp(0.2 * rng.normal(size=rows))
+    variance = scale**2
+    second = np.arange(rows) % 2
+    mix = np.where(second, 2.0, 1.0) * variance
+    return HorizonForecasts(
+        horizon=horizon,
+        keys=(np.arange(rows) // 2 << 32) + 7 + second,
+        days=np.arange(rows) // 40,
+        value=scale * rng.normal(size=rows),
+        classes=np.zeros(rows, dtype=np.int64),
+        variance=variance,
+        unit=zeros + 1.0,
+        mean=zeros,
+        scale=np.sqrt(mix),
+        dof=zeros + 1e6,
+        logits=np.zeros((rows, 3), dtype=np.float32),
+        means={},
+        variances={
+            "network": mix,
+            "base": 1.5 * variance,
+            "equal_weights": 1.1 * variance,
+            "last_winner": 1.2 * variance,
+        },
+    )
+
+
+def test_a_cell_is_a_symbol_at_a_horizon_and_quantiles_have_their_loss() -> None:
+    every = [said_of_two_symbols(horizon) for horizon in (4, 16)]
+    found = pooled_differences(every, ["base"], {"4": 1.6449, "16": 1.6449})
+    # QLIKE of c times too much is 1/c + log c - 1.
+    loss = {times: 1 / times + np.log(times) - 1 for times in (1.5, 2.0)}
+    mean = loss[2.0] / 2
+    assert found["base"]["difference"][0] == pytest.approx(mean - loss[1.5], rel=1e-3)
+    assert found["base"]["worst_percent"] == pytest.approx(100 * (mean / loss[1.5] - 1), abs=0.01)
+    worst = 100 * (loss[2.0] / loss[1.5] - 1)
+    assert found["base"]["worst_cell_percent"] == pytest.approx(worst, abs=0.01)
+
+    def pinball(scales: Callable[[HorizonForecasts], np.ndarray]) -> float:
+        told = []
+        for one in every:
+            for value, scale in zip(one.value.tolist(), scales(one).tolist(), strict=True):
+                for level, end in ((0.05, -1.6449 * scale), (0.95, 1.6449 * scale)):
+                    told.append((level - (value < end)) * (value - end))
+        return float(np.mean(told))
+
+    own = pinball(lambda one: one.scale)
+    for name in ("base", "equal_weights"):
+        less = own - pinball(lambda one, name=name: np.sqrt(one.variances[name]))
+        assert found["pinball"][name][0] == pytest.approx(less, abs=2e-5)
+        assert less > 0  # twice too wide for half of the bars
+    assert f"at worst {worst:+.2f} %" in pooled_sentence(found)
 
 
 def test_it_is_replayed_verified_and_explained(
