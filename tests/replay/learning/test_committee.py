@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
@@ -16,6 +17,7 @@ import pytest
 import torch
 from learning import DAY_BARS, FORMS, MINUTE_MS, START_MS, choose, learnable, recipe, write_csv
 from page_cases import shown_of
+from programs import BIN, Program, pointing_at, run
 
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement
@@ -591,3 +593,44 @@ def test_verify_says_whether_refits_follow(
     assert code == 1
     assert "follows from the record, bit for bit" in out
     assert "to cdcdcdcdcdcd does not follow: x." in out
+
+
+@pytest.mark.slow
+def test_a_daemon_refits_its_committee_and_the_record_says_so(folder: Path, tmp_path: Path) -> None:
+    """Live: the process behind the daemon fits the members, and later bars are decided by them."""
+    longer = write_csv(learnable((DAYS + 2) * DAY_BARS), tmp_path)
+    (tmp_path / "config.toml").write_text(
+        '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n[gate]\nhorizon = 30\n'
+        "late_ms = 300_000\n"
+        f'[model]\ncheckpoint = "{folder / "committee"}"\nthreads = 1\nretrain = "1h"\n'
+        f'[retrain]\ndata = ["{longer}"]\nnice = 0\ntime_limit = "2h"\n',
+        encoding="utf-8",
+    )
+    served = ("exchange", "--data", str(longer), "--speed", "300", "--hold")
+    served = (*served, "--start", str((DAYS + 1) * DAY_BARS))
+    programs = [Program((str(BIN / "tracepaper"), *served), tmp_path, name="exchange")]
+    decided = (
+        "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL AND sequence > (SELECT"
+        " max(sequence) FROM v_events WHERE kind = 'model_change' HAVING count(*) = 2)"
+    )
+    try:
+        programs[0].wait_until(lambda: "\n" in programs[0].out)
+        command = (str(BIN / "tracepaper"), "run", "-c", "config.toml", "--db", "run.db")
+        beside = pointing_at(programs[0].out)
+        programs.append(running := Program(command, tmp_path, name="run", extra=beside))
+        running.wait_until(lambda: '"refitted"' in running.err)
+        running.wait_until(lambda: one_of(tmp_path / "run.db", decided) >= 3)
+        assert running.stop().code == 0
+    finally:
+        for program in programs:
+            program.kill()
+    verified = run(["verify", "last", "--db", "run.db", "--refit"], tmp_path)
+    assert verified.code == 0, verified.out + verified.err
+    assert "No refit" not in verified.out
+    assert re.search(r"The refit at .* to [0-9a-f]{12} ", verified.out)
+
+
+def one_of(database: Path, question: str) -> int:
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        (found,) = db.execute(question).fetchone()
+    return int(found)
