@@ -30,12 +30,14 @@ if TYPE_CHECKING:
     from tracepaper.strategies.errors import DataInvalid as DataInvalid
     from tracepaper.strategies.errors import StrategyFailed as StrategyFailed
     from tracepaper.strategies.errors import TracepaperError as TracepaperError
+    from tracepaper.strategies.networks.own import AttentionMechanism as AttentionMechanism
     from tracepaper.strategies.types.decisions import Action as Action
 
     __version__: str
 
 _HOMES = {
     "Action": "strategies.types.decisions",
+    "AttentionMechanism": "strategies.networks.own",
     "BarContext": "strategies.api.context",
     "Cancel": "strategies.api.context",
     "ConfigInvalid": "strategies.errors",
@@ -62,6 +64,7 @@ _HOMES = {
 
 __all__ = [
     "Action",
+    "AttentionMechanism",
     "BarContext",
     "Cancel",
     "ConfigInvalid",

@@ -6,9 +6,11 @@ strategy is wanted.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+
+import structlog
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
@@ -38,6 +40,9 @@ if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
     from tracepaper.strategies.forecasters.order_book import OrderBookStrategy
     from tracepaper.strategies.networks.attribution import AttributionMethod
+
+
+log = structlog.get_logger("model")
 
 
 def make_orderbook(config: Config) -> OrderBookStrategy:
@@ -340,7 +345,21 @@ def _built(
         symbols=config.market.symbols,
         horizon=config.gate.horizon,
         dropout_passes=config.model.dropout_passes,
+        say=_say_once(),
     )
+
+
+def _say_once() -> Callable[[str], None]:
+    """Return a function that logs why a bar has no answer, unless it was the last reason too."""
+    last = ""
+
+    def say(sentence: str) -> None:
+        nonlocal last
+        if sentence != last:
+            last = sentence
+            log.warning("no usable answer", error=sentence)
+
+    return say
 
 
 def _way(config: Config) -> AttributionMethod:

@@ -5,6 +5,7 @@ The rules are docs/strategies.md, U1 to U6, and of the hash docs/identity.md, I1
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -24,7 +25,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.daemon.session import external_inputs
-from tracepaper.daemon.session.user_code import ForeignCode, own_folder, short
+from tracepaper.daemon.session.user_code import ForeignCode, class_sha256, own_folder, short
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -35,7 +36,7 @@ from tracepaper.strategies.api.context import (
     Volatility,
     is_protected,
 )
-from tracepaper.strategies.api.model import FeatureFunction
+from tracepaper.strategies.api.model import OWN_CLASSES, FeatureFunction, FoundClass
 from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     PortfolioStrategy,
@@ -547,3 +548,18 @@ def _check_frames(name: str, strategy: Strategy | PortfolioStrategy) -> None:
             f"{name}.frames_warmup is {short(counts)}; give whole numbers of bars from 1 to "
             f"{WARMUP_MOST:,}."
         )
+
+
+def _own_class(name: str) -> FoundClass:
+    """Find the class ``module:Class`` that a network is made of; raise as ``imported`` does."""
+    made_of = imported(name, key="architecture.mechanism")
+    if not isinstance(made_of, type):
+        raise ConfigInvalid(f"architecture.mechanism '{name}' is no class; name one.")
+    if made_of.__module__.startswith("tracepaper."):  # all else of it changes with each version
+        sha256 = hashlib.sha256(inspect.getsource(made_of).encode()).hexdigest()
+    else:
+        sha256 = class_sha256(made_of)
+    return FoundClass(made_of, sha256, lambda: ForeignCode(name, "in forward"))
+
+
+OWN_CLASSES.find = _own_class

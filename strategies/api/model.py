@@ -9,13 +9,14 @@ The rules are docs/own_models.md, N1 to N7.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, NamedTuple, TypeVar
 
 import numpy as np
 from msgspec import Struct
@@ -315,6 +316,30 @@ class ModelKind:
     def has_network(self) -> bool:
         """Whether a checkpoint is one ``Network``, which can be restored by itself."""
         return self.make is not no_network
+
+
+class FoundClass(NamedTuple):
+    """A class of a user's own that a network is made of, as it was found."""
+
+    made_of: type
+    sha256: str
+    """Of its source files (docs/identity.md, I15)."""
+    guard: Callable[[], AbstractContextManager[None]]
+    """While its code runs: turns what it raises into ``StrategyFailed``, with file and line."""
+
+
+class OwnClasses:
+    """Where a network finds a class by ``module:Class``; whoever may import code says how."""
+
+    def __init__(self) -> None:
+        self.find: Callable[[str], FoundClass] = self._nobody
+
+    def _nobody(self, name: str) -> FoundClass:
+        raise InvariantBroken(f"Nothing here imports {name}; load the model by tracepaper.")
+
+
+OWN_CLASSES: Final = OwnClasses()
+"""Set by ``daemon.session.user_class``, which every command that meets a model imports."""
 
 
 AnyKind = TypeVar("AnyKind")

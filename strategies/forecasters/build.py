@@ -99,6 +99,7 @@ class RunOptions:
     symbols: tuple[str, ...] = ()
     horizon: int | None = None
     dropout_passes: int = 0
+    say: Callable[[str], object] | None = None
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for an unknown mode and for no threads."""
@@ -143,13 +144,15 @@ def build(  # noqa: PLR0913
     symbols: Sequence[str] = (),
     horizon: int | None = None,
     dropout_passes: int = 0,
+    say: Callable[[str], object] | None = None,
 ) -> Forecaster:
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
     *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
     *vectors* are those that a user supplies to a network that was trained with some. *symbols* and
     *horizon* are what a model of all symbols of a close is asked of. With *dropout_passes* each
-    answer holds the spread of its means over so many passes with dropout.
+    answer holds the spread of its means over so many passes with dropout. With *say* a bar that a
+    user's code in the network fails on is answered by NaN, and *say* is told why.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
@@ -160,7 +163,7 @@ def build(  # noqa: PLR0913
     """
     options = RunOptions(
         device, threads, mode, backend, instruments, free_bytes, way, vectors,
-        tuple(symbols), horizon, dropout_passes,
+        tuple(symbols), horizon, dropout_passes, say,
     )  # fmt: skip
     if vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
@@ -202,6 +205,8 @@ def network_forecaster(
             name="window",
         )
     network = _loaded(lambda: kind.make(config), tensors).to(torch.device(options.device))
+    if options.say is not None:
+        network.hold_by(options.say)
     model = _model(card, network, options.vectors)
     found: NetworkForecaster
     if streams:

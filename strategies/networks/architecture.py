@@ -339,6 +339,13 @@ class Network(nn.Module):
         del backend
         return False
 
+    def hold_by(self, say: Callable[[str], object]) -> None:
+        """Answer NaN, which no gate lets pass, where code of a user's fails; tell *say* why.
+
+        Without it such a failure is raised. A network of this package alone has none.
+        """
+        del say
+
     @property
     def answers_every_row(self) -> bool:
         """Whether one pass answers each of many rows as the rows before it alone would.

@@ -68,7 +68,7 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     figures = of_this_repository().figures
     # A committee asked for four; the report of what heads said of risk, cross-attention, the
     # Informer's decoder, dropout, a model over HTTP and importance over a run for one each.
-    assert figures["modules"] <= 348
+    assert figures["modules"] <= 349
     assert figures["modules over 600 lines"] <= 0
 
 

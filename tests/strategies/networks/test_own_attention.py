@@ -1,0 +1,233 @@
+"""An attention of a user's own: what it gives is what is computed, explained and checked."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import own_attention
+import pytest
+import torch
+from learning import DAY_BARS, FORMS, learnable, recipe, write_csv
+
+from tracepaper.daemon import cli
+from tracepaper.daemon.session import user_class
+from tracepaper.storage import checkpoints
+from tracepaper.strategies.api.model import OWN_CLASSES
+from tracepaper.strategies.errors import (
+    AttentionInvalid,
+    CheckpointMismatch,
+    ConfigInvalid,
+    StrategyFailed,
+)
+from tracepaper.strategies.forecasters.build import build
+from tracepaper.strategies.networks.flash import FlashNetwork
+from tracepaper.strategies.networks.own import OwnConfig, OwnNetwork
+
+assert user_class.imported("own_attention:Softmax", key="mechanism")
+
+FADING = "tracepaper.strategies.networks.own:Fading"
+SIZES: Mapping[str, Any] = {
+    "features": 5, "dim": 16, "layers": 2, "heads": 2, "window": 24, "horizons": (5, 30),
+}  # fmt: skip
+
+
+def network(name: str) -> OwnNetwork:
+    torch.manual_seed(0)
+    return OwnNetwork(
+        OwnConfig(**SIZES, mechanism=name if ":" in name else f"own_attention:{name}")
+    ).eval()
+
+
+def rows() -> torch.Tensor:
+    return torch.randn(3, 24, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_a_softmax_of_ones_own_says_what_the_built_in_network_says() -> None:
+    own = network("Softmax")
+    built_in = FlashNetwork(own.config.trunk()).eval()
+    built_in.load_state_dict(own.trunk.state_dict())
+    x, positions = rows(), torch.arange(100, 124)
+    for one, other in zip(own(x, positions), built_in(x, positions), strict=True):
+        if one is not None and other is not None:
+            assert torch.allclose(one, other[:, -1:], atol=1e-5)
+    seen, theirs = own.look(x[:1], positions), built_in.look(x[:1], positions)
+    assert torch.allclose(seen.rollout.weights, theirs.rollout.weights, atol=1e-6)
+    assert torch.allclose(seen.confidence, theirs.confidence, atol=1e-5)
+
+
+def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> None:
+    own = network(FADING)
+    with torch.no_grad():
+        _, layers = own.trace(rows()[:1])
+    product = torch.eye(24, dtype=torch.float64)
+    for weights in layers:
+        product = (0.5 * torch.eye(24) + 0.5 * weights[0].double().mean(dim=0)) @ product
+    with torch.no_grad():
+        found = own.look(rows()[:1], torch.arange(24)).rollout
+    assert torch.allclose(found.weights[0, 0].double(), product[-1], atol=1e-6)
+    assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-6)
+    carried = torch.zeros(1, 24)
+    carried[:, -1] = 1.0
+    for layer in reversed(own.attribution_by_layer(rows()[:1], torch.arange(24))):
+        carried = layer.carry(carried)
+    assert torch.allclose(carried[0], found.weights[0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("Transposed", r"returned \[2, 2, 12, 11\] for weights of \[2, 2, 12, 12\]"),
+        ("NoTensor", "returned list for weights of"),
+        ("Infinite", "returned weights that are not finite"),
+        ("Negative", "returned weights below 0"),
+        ("Unscaled", "returned a row of weights whose sum misses 1 by 0.01"),
+        ("Ahead", "gave weight to bars that are later than their row"),
+        ("Peeking", "gives a row other weights where later rows differ"),
+        ("Crowd", "gives a window other weights where another one of the batch differs"),
+        ("Chance", "gives other weights when it is asked again"),
+    ],
+)
+def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence: str) -> None:
+    with pytest.raises(AttentionInvalid, match=f"own_attention:{name} {sentence}"):
+        network(name)(rows())
+
+
+def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
+    with pytest.raises(StrategyFailed, match=r"failed in forward with ValueError.*own_attention"):
+        network("Failing")(rows())
+    with pytest.raises(ConfigInvalid, match=r"is no tracepaper\.AttentionMechanism; derive"):
+        network("NoMechanism")
+    with pytest.raises(ConfigInvalid, match="cannot be imported"):
+        OwnNetwork(OwnConfig(**SIZES, mechanism="nowhere_at_all:Decaying"))
+    with pytest.raises(ConfigInvalid, match="correct the name after the colon"):
+        network("Missing")
+    with pytest.raises(ConfigInvalid, match="is no class; name one"):
+        network("torch")
+    with pytest.raises(ConfigInvalid, match="names no class"):
+        OwnNetwork(OwnConfig(**SIZES))
+    with pytest.raises(ConfigInvalid, match="alibi adds to scores"):
+        OwnConfig(**SIZES, encoding="alibi")
+    with pytest.raises(CheckpointMismatch, match="have changed since the model was trained"):
+        OwnNetwork(OwnConfig(**SIZES, mechanism=FADING, source_sha256="ab" * 32))
+
+
+def test_its_trial_draws_nothing_from_the_numbers_of_others() -> None:
+    own = network(FADING).train()
+    torch.manual_seed(5)
+    own(rows())
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), drawn)
+    assert own.mechanisms.training
+
+
+def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_attention.Sometimes, "broken", True)
+    own, said = network("Sometimes"), []
+    own.hold_by(said.append)
+    failed = 0
+    with torch.no_grad():
+        for seed in range(2_000):
+            x = torch.randn(1, 24, 5, generator=torch.Generator().manual_seed(seed))
+            outputs, layers = own.trace(x)
+            assert torch.allclose(layers[0].sum(dim=-1), torch.ones(1, 2, 24), atol=1e-5)
+            assert bool(outputs.mean.isnan().all()) == (len(said) > failed)
+            failed = len(said)
+    assert 0 < failed < 200
+    assert set(said) == {"own_attention:Sometimes returned weights that are not finite; mend it."}
+
+
+# ---------------------------------------------------------------- by the commands
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("own")
+    torch.set_num_threads(1)
+    candles = write_csv(learnable(7 * DAY_BARS), made)
+    for name, mechanism in (("net", FADING), ("faulty", "own_attention:Sometimes")):
+        words = ["train", recipe({**FORMS["own"], "mechanism": mechanism}, made)]
+        assert (
+            cli.invoke([*map(str, words), "--data", str(candles), "--out", str(made / name)]) == 0
+        )
+    return made
+
+
+def replayed(folder: Path, name: str, database: Path) -> Path:
+    config = database.with_suffix(".toml")
+    config.write_text(
+        '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
+        f'[model]\ncheckpoint = "{folder / name}"\nthreads = 1\n[gate]\nhorizon = 30\n',
+        encoding="utf-8",
+    )
+    candles = next(folder.glob("*.csv.gz"))
+    words = ["replay", "-c", config, "--data", candles, "--from", "2023-11-20", "--db", database]
+    assert cli.invoke(list(map(str, words))) == 0
+    return database
+
+
+def test_it_is_trained_replayed_verified_and_explained(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    card = checkpoints.load(folder / "net").card["architecture"]
+    found = OWN_CLASSES.find(FADING)
+    assert (card["mechanism"], card["source_sha256"]) == (FADING, found.sha256)
+    weights = checkpoints.load(folder / "net").tensors
+    assert {"mechanisms.0.rate"} <= set(weights)  # learnt and stored with the others
+    database = replayed(folder, "net", tmp_path / "run.db")
+    capsys.readouterr()
+    assert cli.invoke(["verify", "last", "--db", str(database), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["agreed"] == told["decisions"] > 1_000
+    assert cli.invoke(["explain", "last", "--db", str(database), "--full"]) == 0
+    assert "own" in capsys.readouterr().out
+
+
+def test_a_bar_that_it_fails_on_is_held_and_the_run_goes_on(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_attention.Sometimes, "broken", True)
+    database = replayed(folder, "faulty", tmp_path / "run.db")
+    err = capsys.readouterr().err
+    assert cli.invoke(["verify", "last", "--db", str(database), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["agreed"] == told["decisions"] > 1_000
+    with closing(sqlite3.connect(database)) as db:
+        refused = dict(db.execute("SELECT refused_by, count(*) FROM v_decisions GROUP BY 1"))
+    assert 0 < refused["finite"] < 0.5 * told["decisions"]
+    assert "own_attention:Sometimes returned weights that are not finite" in err
+
+
+def test_what_breaks_while_it_is_trained_ends_the_training_in_a_sentence(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(own_attention.Sometimes, "broken", True)
+    words = ["train", recipe({**FORMS["own"], "mechanism": "own_attention:Sometimes"}, tmp_path)]
+    words += ["--data", next(folder.glob("*.csv.gz")), "--out", tmp_path / "net"]
+    assert cli.invoke(list(map(str, words))) == 1
+    assert "Sometimes returned weights that are not finite; mend it." in capsys.readouterr().err
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_changed_source_is_refused_where_it_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = checkpoints.load(folder / "net")
+    build(found.card, found.tensors)
+    changed = OWN_CLASSES.find(FADING)._replace(sha256="cd" * 32)
+    monkeypatch.setattr(OWN_CLASSES, "find", lambda _: changed)
+    with pytest.raises(CheckpointMismatch, match="restore them, or train again"):
+        build(found.card, found.tensors)
