@@ -47,7 +47,7 @@ class TailAhead:
 
 @dataclass(frozen=True)
 class DrawdownAhead:
-    """A quantile of the largest fall of a close below an earlier one, as a log return."""
+    """A quantile of the largest fall, or rise, from one close to a later one, as a log return."""
 
     level: float
     drawdown: float
@@ -82,6 +82,7 @@ class FurtherAhead:
     path: tuple[PathStepAhead, ...]
     quantiles: tuple[float, ...] = ()  # of the log return, at the levels of the card
     allocation: float | None = None  # the position that the network itself would hold
+    runup: tuple[DrawdownAhead, ...] = ()
 
 
 def further_ahead(forecast: Forecast) -> tuple[FurtherAhead, ...]:
@@ -102,6 +103,7 @@ def further_ahead(forecast: Forecast) -> tuple[FurtherAhead, ...]:
             ),
             forecast.head("quantiles", at),
             forecast.allocation(at),
+            tuple(map(DrawdownAhead, DRAWDOWN_LEVELS, forecast.head("runup", at))),
         )
         for at, horizon in enumerate(forecast.horizons)
     )

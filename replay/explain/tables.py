@@ -386,17 +386,20 @@ def _risks(found: tuple[FurtherAhead, ...]) -> Table:
             )
             for position in TAILS
         )
-        drawdown = " / ".join(_bp(level.drawdown) for level in one.drawdown)
+        extremes = (
+            " / ".join(_bp(level.drawdown) for level in each) for each in (one.drawdown, one.runup)
+        )
         regimes = "  ".join(
             f"{each.probability:.2f} at {_bp(each.volatility)}" for each in one.regimes
         )
-        rows.append((one.horizon, *by_position, drawdown, regimes))
+        rows.append((one.horizon, *by_position, *extremes, regimes))
     return table_of(
         "risks",
         "What it says of the risk, in bp: value at risk / expected shortfall at 1 and 5 %, median "
-        "/ 90 % of the drawdown, and the odds of each regime with the volatility in it",
+        "/ 90 % of the drawdown and of the run-up, and the odds of each regime with the volatility "
+        "in it",
         {"bars ahead": "count", "long": "exact", "short": "exact", "drawdown": "exact",
-         "regimes": "text"},
+         "run-up": "exact", "regimes": "text"},
         rows,
     )  # fmt: skip
 

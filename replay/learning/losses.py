@@ -186,6 +186,12 @@ def drawdown_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
     return pinball(labels["drawdown"], quantiles, DRAWDOWN_LEVELS)
 
 
+@added("runup", "pinball of the run-up", to="volatility")
+def runup_loss(quantiles: Tensor, labels: Labelled) -> Tensor:
+    """Return the mean pinball loss of the run-up's quantiles."""
+    return pinball(labels["runup"], quantiles, DRAWDOWN_LEVELS)
+
+
 @added("regimes", "likelihood of a mixture of gamma distributions", to="volatility")
 def regimes_loss(regimes: Tensor, labels: Labelled) -> Tensor:
     """Return the negative log density of the variance, a mixture of what it is in each regime.

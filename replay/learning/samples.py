@@ -132,9 +132,21 @@ def drawdown(segment: Segment, horizon: int) -> NDArray[np.float32]:
 
     The close of the bar itself is the first; cut at ``RETURN_LIMIT``.
     """
+    return _largest_fall(np.log(segment.close), segment, horizon)
+
+
+@label("runup", missing=0.0, head="runup")
+def runup(segment: Segment, horizon: int) -> NDArray[np.float32]:
+    """Return the largest rise of a close above an earlier one until *horizon*, in units of σ √h.
+
+    The close of the bar itself is the first; cut at ``RETURN_LIMIT``.
+    """
+    return _largest_fall(-np.log(segment.close), segment, horizon)
+
+
+def _largest_fall(logs: Array, segment: Segment, horizon: int) -> NDArray[np.float32]:
     column = np.full(len(segment), np.nan, dtype=np.float32)
     known = max(len(segment) - horizon, 0)
-    logs = np.log(segment.close)
     highest, most = logs[:known].copy(), np.zeros(known)
     for step in range(1, horizon + 1):
         close = logs[step : step + known]

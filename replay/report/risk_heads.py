@@ -23,7 +23,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, SHARES, TAILS, Forecast
 
-HEADS: Final = ("tails", "drawdown", "regimes", "quantiles")
+HEADS: Final = ("tails", "drawdown", "runup", "regimes", "quantiles")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class SaidAndCame:
     levels: Sequence[float]  # of the quantiles; empty where the model's card is not at hand
     returned: Floats  # log return
     fallen: Floats  # largest fall of the logarithm of the close
+    risen: Floats  # largest rise of it
     volatility: Floats  # to the horizon
 
 
@@ -65,7 +66,7 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
     every = [kept[int(sequence)] for sequence in record.decisions.sequence[rows]]
     at = every[0].horizons.index(horizon)
     found = {name: [one.head(name, at) for one in every] for name in HEADS}
-    returned, fallen, volatility, place = came[:, rows]
+    returned, fallen, risen, volatility, place = came[:, rows]
     return SaidAndCame(
         horizon=horizon,
         days=record.spans_of(record.decisions.open_time_ms[rows], horizon),
@@ -79,32 +80,36 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
         levels=levels,
         returned=returned,
         fallen=fallen,
+        risen=risen,
         volatility=volatility,
     )
 
 
 def _came(record: RunRecord, horizon: int) -> Floats:
-    """Return [4, decision]: return, fall and volatility to the horizon, and the bar's number.
+    """Return [5, decision]: return, fall, rise and volatility to the horizon, and the bar's number.
 
-    The first three are NaN where the horizon is not within the run, or has a hole.
+    The first four are NaN where the horizon is not within the run, or has a hole.
     """
-    found = np.full((4, record.decisions.sequence.size), np.nan)
+    found = np.full((5, record.decisions.sequence.size), np.nan)
     for name, places in record.decisions.places.items():
         bars = record.adjusted(name)
         logs = np.log(bars.close)
         whole = max(logs.size - horizon, 0)
         first = logs[:whole]
-        peak, fall, variance = first.copy(), np.zeros(whole), np.zeros(whole)
+        peak, trough = first.copy(), first.copy()
+        fall, rise, variance = np.zeros((3, whole))
         for step in range(1, horizon + 1):
             here, before = logs[step : step + whole], logs[step - 1 : step - 1 + whole]
             peak = np.maximum(peak, here)
             fall = np.maximum(fall, peak - here)
+            trough = np.minimum(trough, here)
+            rise = np.maximum(rise, here - trough)
             variance += (here - before) ** 2
         opens = bars.open_time_ms
         unbroken = record.bars_between(opens[:whole], opens[horizon:]) == horizon
-        made = np.stack((logs[horizon:] - first, fall, np.sqrt(variance)))
-        found[:3, places[:whole]] = np.where(unbroken, made, np.nan)
-        found[3, places] = record.bars_between(np.full_like(opens, opens[0]), opens)
+        made = np.stack((logs[horizon:] - first, fall, rise, np.sqrt(variance)))
+        found[:4, places[:whole]] = np.where(unbroken, made, np.nan)
+        found[4, places] = record.bars_between(np.full_like(opens, opens[0]), opens)
     return found
 
 
@@ -168,7 +173,11 @@ def _tails(one: SaidAndCame) -> Iterator[_Tail]:
 
 
 def _covered(one: SaidAndCame) -> Iterator[_Covered]:
-    every = {"drawdown": (DRAWDOWN_LEVELS, one.fallen), "quantiles": (one.levels, one.returned)}
+    every = {
+        "drawdown": (DRAWDOWN_LEVELS, one.fallen),
+        "runup": (DRAWDOWN_LEVELS, one.risen),
+        "quantiles": (one.levels, one.returned),
+    }
     for head, (levels, came) in every.items():
         said = one.said.get(head)
         if said is not None and said.shape[1] == len(levels):

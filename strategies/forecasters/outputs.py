@@ -38,11 +38,13 @@ _SHAPES: Final[Mapping[str, Mapping[str, tuple[int, ...]]]] = {
     "ewma": {
         "tails": (len(TAILS), len(SHARES), 2),
         "drawdown": (len(DRAWDOWN_LEVELS),),
+        "runup": (len(DRAWDOWN_LEVELS),),
         "path": (PATH_STEPS, len(PATH_LEVELS)),
     },
     "factors": {
         "tails": (len(TAILS), len(SHARES), 2),
         "drawdown": (len(DRAWDOWN_LEVELS),),
+        "runup": (len(DRAWDOWN_LEVELS),),
         "path": (PATH_STEPS,),
     },
 }

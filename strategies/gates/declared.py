@@ -510,16 +510,16 @@ def risk_tail_share(seen: GateInputs) -> float | None:
     at_most=ThresholdKey(
         "max_expected_drawdown",
         ThresholdForm.SHARE,
-        "Largest fall over gate.horizon that the network expects of a long position, as a share "
-        "of equity; a short position is refused, for its rise is not forecast.",
+        "Largest loss on the way over gate.horizon that the network expects of the position, as a "
+        "share of equity; a short is refused without a head of run-ups.",
         example="0.01",
     ),
     of_prediction=True,
     needs={"drawdown"},
 )
 def risk_expected_drawdown(seen: GateInputs) -> float | None:
-    """Median fall of the target over gate.horizon, over equity; none of a short or without it."""
-    if seen.forecast is None or seen.is_short or seen.equity <= 0:
+    """Median loss of the target on the way over gate.horizon, over equity; none without it."""
+    if seen.forecast is None or seen.equity <= 0:
         return None
-    fall = seen.forecast.expected_drawdown(seen.horizon_index)
+    fall = seen.forecast.expected_drawdown(seen.horizon_index, is_short=seen.is_short)
     return None if fall is None else seen.notional * fall / seen.equity

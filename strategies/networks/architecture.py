@@ -59,6 +59,7 @@ class Outputs(NamedTuple):
     path: Tensor | None = None
     """[batch, time, horizon, PATH_STEPS, PATH_LEVELS]: the return to each step in units of sigma_t
     and the root of the step's bars, ascending by level."""
+    runup: Tensor | None = None  # [batch, time, horizon, DRAWDOWN_LEVELS], ascending, above 0
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Outputs:
         """Return *change* of every head that the network has."""
@@ -130,6 +131,7 @@ class HeadSizes(NamedTuple):
     risk: bool = False  # tails and drawdown
     regimes: int = 0
     path: bool = False
+    runup: bool = False
 
 
 class Head(NamedTuple):
@@ -154,6 +156,7 @@ HEADS: Final[dict[str, Head]] = {
     "drawdown": Head(lambda sizes: len(DRAWDOWN_LEVELS) * sizes.risk, _drawdown),
     "regimes": Head(lambda sizes: sizes.regimes, lambda raw: raw.log_softmax(-1)),
     "path": Head(lambda sizes: PATH_STEPS * len(PATH_LEVELS) * sizes.path, _path),
+    "runup": Head(lambda sizes: len(DRAWDOWN_LEVELS) * sizes.runup, _drawdown),
 }
 """Every field of ``Outputs``, in its order, which is that of the projection's columns."""
 
@@ -171,9 +174,10 @@ class Heads(nn.Module):
         risk: bool = False,
         regimes: int = 0,
         path: bool = False,
+        runup: bool = False,
     ) -> None:
         super().__init__()
-        sizes = HeadSizes(quantiles, allocation, risk, regimes, path)
+        sizes = HeadSizes(quantiles, allocation, risk, regimes, path, runup)
         self.widths = [head.width(sizes) for head in HEADS.values()]
         self.horizons = horizons
         self.levels = RegimeLevels(horizons, regimes) if regimes else None
@@ -194,9 +198,9 @@ class Heads(nn.Module):
 
 
 def _in_sigmas(outputs: Outputs) -> Outputs:
-    """Convert tails, drawdown and path from multiples of the forecast volatility to σ."""
-    named = {"tails": outputs.tails, "drawdown": outputs.drawdown, "path": outputs.path}
-    given = {name: part for name, part in named.items() if part is not None}
+    """Convert tails, drawdown, run-up and path from multiples of the forecast volatility to σ."""
+    named = ("tails", "drawdown", "path", "runup")
+    given = {name: part for name in named if (part := getattr(outputs, name)) is not None}
     if not given:
         return outputs
     # Detached: these heads learn what the volatility does not say, and leave it alone.

@@ -92,6 +92,13 @@ class TradingConfig(keys.ReadKeys):
     path: Annotated[bool, Meta(description="Also learn the path to each horizon, in quarters.")] = (
         True
     )
+    runup: Annotated[
+        bool,
+        Meta(
+            description="Also learn the largest rise, by which a short may lose on the way.",
+            extra_json_schema=keys.NEWER,
+        ),
+    ] = False
     regimes: Annotated[
         int, Meta(ge=0, le=7, description="Regimes of the coming variance, 2 to 7; 0: none.")
     ] = 3
@@ -268,6 +275,7 @@ class TradingNetwork(Network):
             risk=config.risk,
             regimes=config.regimes,
             path=config.path,
+            runup=config.runup,
         )
 
     @property
@@ -275,6 +283,7 @@ class TradingNetwork(Network):
         """The heads that its configuration adds."""
         config = self.config
         given = {"tails": config.risk, "drawdown": config.risk, "path": config.path}
+        given["runup"] = config.runup
         given["regimes"] = config.regimes > 0
         return frozenset(name for name, is_given in given.items() if is_given)
 

@@ -50,7 +50,7 @@ TAILS: Final = ("long", "short")
 SHARES: Final = (0.01, 0.05)
 """Of returns beyond a value at risk."""
 DRAWDOWN_LEVELS: Final = (0.5, 0.9)
-"""The quantiles of the drawdown."""
+"""The quantiles of the drawdown, and of the run-up."""
 PATH_LEVELS: Final = (0.05, 0.5, 0.95)
 """The quantiles of the return at each step of a path."""
 PATH_STEPS: Final = 4
@@ -85,6 +85,7 @@ class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
     correlations: bytes = b""  # [horizon, symbol of the run], with the forecast's own symbol
     dropout_spread: bytes = b""
     """[horizon], of the mean return over passes with dropout: no head's, but said beside them."""
+    runup: bytes = b""  # [horizon, DRAWDOWN_LEVELS], of a rise of the price
 
     def stored(self) -> tuple[bytes, ...]:
         """Return what is recorded: what was added later is left out where it is empty."""
@@ -140,13 +141,16 @@ class Forecast(Struct, frozen=True, gc=False):
         """
         return next(iter(self.head("dropout_spread", at)), None)
 
-    def expected_drawdown(self, at: int) -> float | None:
-        """Read the median of the largest fall of the price to the horizon, as a fraction.
+    def expected_drawdown(self, at: int, *, is_short: bool = False) -> float | None:
+        """Read the median of what a position may lose on the way from its best close, a fraction.
 
-        It is what a long position may lose on the way from its best close. None without the head.
+        That is the largest fall of the price to the horizon, or for a short its largest rise. None
+        without the head.
         """
-        falls = self.head("drawdown", at)
-        return -math.expm1(-falls[0]) if falls else None
+        moves = self.head("runup" if is_short else "drawdown", at)
+        if not moves:
+            return None
+        return math.expm1(moves[0]) if is_short else -math.expm1(-moves[0])
 
     def learned_regime(self, at: int) -> int | None:
         """Name the most probable regime, from 1, the calmest; None without the head."""

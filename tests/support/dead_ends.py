@@ -31,7 +31,7 @@ HORIZON = 5
 def heads(names: Collection[str] = tuple(HEADS)) -> list[str]:
     """Name the heads of a network whose numbers no stored forecast follows."""
     torch.manual_seed(1)
-    own = Heads(8, 1, 3, allocation=True, risk=True, regimes=3, path=True)
+    own = Heads(8, 1, 3, allocation=True, risk=True, regimes=3, path=True, runup=True)
     with torch.no_grad():
         outputs: Outputs = own(torch.randn(1, 1, 8))
 

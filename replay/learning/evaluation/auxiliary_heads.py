@@ -27,7 +27,7 @@ from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.evaluation.forecasts import outputs_at, thinned
 from tracepaper.replay.learning.losses import ADDED
-from tracepaper.replay.learning.samples import Samples, drawdown, path, windowed_rows
+from tracepaper.replay.learning.samples import Samples, drawdown, path, runup, windowed_rows
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     DailyEstimate,
@@ -45,6 +45,8 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.units import DAY_MS
 
 EWMA: Final = "EWMA, scaled"
+EXTREMES: Final = ("drawdown", "runup")
+"""Heads whose quantiles are those of a largest move, at ``DRAWDOWN_LEVELS``."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ def _of_horizon(
                 "returns": samples.labels["returns"][chosen, column].astype(np.float64),
                 "variance": samples.labels["variance"][chosen, column].astype(np.float64),
                 "drawdown": drawdown(segment, horizon)[chosen].astype(np.float64),
+                "runup": runup(segment, horizon)[chosen].astype(np.float64),
                 "path": path(segment, horizon)[chosen].astype(np.float64),
             }
         )
@@ -177,7 +180,9 @@ def _ewma_levels(one: AuxiliaryForecasts) -> dict[str, Array]:
     if "tails" in one.said:
         even = np.broadcast_to(one.ewma[:, None, None, None], (len(one.ewma), 2, len(SHARES), 2))
         made["tails"] = _tail_factors(one, even)
-        made["drawdown"] = np.quantile(one.labels["drawdown"] / one.ewma, DRAWDOWN_LEVELS)
+    for name in EXTREMES:
+        if name in one.said:
+            made[name] = np.quantile(one.labels[name] / one.ewma, DRAWDOWN_LEVELS)
     if "path" in one.said:
         came = one.labels["path"] / one.ewma[:, None]
         made["path"] = np.quantile(came, PATH_LEVELS, axis=0).T
@@ -189,10 +194,12 @@ def _factors(one: AuxiliaryForecasts) -> dict[str, Array]:
     made: dict[str, Array] = {}
     if "tails" in one.said:
         made["tails"] = _tail_factors(one, one.said["tails"].astype(np.float64))
-        ratio = one.labels["drawdown"][:, None] / one.said["drawdown"]
-        made["drawdown"] = np.array(
-            [np.quantile(ratio[:, at], level) for at, level in enumerate(DRAWDOWN_LEVELS)]
-        )
+    for name in EXTREMES:
+        if name in one.said:
+            ratio = one.labels[name][:, None] / one.said[name]
+            made[name] = np.array(
+                [np.quantile(ratio[:, at], level) for at, level in enumerate(DRAWDOWN_LEVELS)]
+            )
     if "path" in one.said:
         low, middle, high = one.said["path"].astype(np.float64).transpose(2, 0, 1)
         away = one.labels["path"] - middle
@@ -253,9 +260,9 @@ def coverage(one: AuxiliaryForecasts, head: str) -> dict[str, DailyEstimate]:
             for at, tail in enumerate(TAILS):
                 for place, share in enumerate(SHARES):
                     hits[f"{tail}_{100 * share:g}"] = lost[:, at] > said[:, at, place, 0]
-        case "drawdown":
+        case "drawdown" | "runup":
             for place, level in enumerate(DRAWDOWN_LEVELS):
-                hits[f"below_{100 * level:g}"] = one.labels["drawdown"] <= said[:, place]
+                hits[f"below_{100 * level:g}"] = one.labels[head] <= said[:, place]
         case "path":
             came = one.labels["path"]
             for step, bars in enumerate(path_steps(one.horizon)):

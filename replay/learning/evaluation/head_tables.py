@@ -18,7 +18,12 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.evaluation.auxiliary_heads import EWMA, AuxiliaryForecasts, coverage
+from tracepaper.replay.learning.evaluation.auxiliary_heads import (
+    EWMA,
+    EXTREMES,
+    AuxiliaryForecasts,
+    coverage,
+)
 from tracepaper.replay.learning.evaluation.cross_section import (
     NETWORK,
     RELATIVE,
@@ -79,6 +84,7 @@ def further_tables(judgement: SpanJudgement) -> Iterator[Table]:
         notes=["Read as the table of risk, which is of the Student t."],
     )
     yield _levels(every, "drawdown", "Drawdown to the horizon: share of bars below its quantile")
+    yield _levels(every, "runup", "Run-up to the horizon: share of bars below its quantile")
     yield _levels(every, "path", "Path: share of returns at a step inside its 90 % interval")
     yield _regimes(every)
     yield from _beside(judgement)
@@ -159,8 +165,8 @@ def _levels(every: Sequence[AuxiliaryForecasts], head: str, title: str) -> Table
     rows = []
     for one in every if head in every[0].said else ():
         found = coverage(one, head)
-        levels = DRAWDOWN_LEVELS if head == "drawdown" else (inside,) * len(found)
-        words = "quantile" if head == "drawdown" else "bars"
+        levels = DRAWDOWN_LEVELS if head in EXTREMES else (inside,) * len(found)
+        words = "quantile" if head in EXTREMES else "bars"
         rows += [
             _Level(one.horizon, f"{key.partition('_')[2]} {words}", level, pair)
             for (key, pair), level in zip(found.items(), levels, strict=True)
@@ -227,9 +233,10 @@ def _beside(judgement: SpanJudgement) -> Iterator[Table]:
         Figure("verdict", "verdict", "text", lambda row: verdict(row.less)),
     ]
     note = (
-        "Tails by the joint loss of both, drawdown and path by pinball, regimes by likelihood; p "
-        f"by Student's t over days, Holm over all horizons; less is better, and credible with p "
-        f"below {LEVEL}. {EWMA}: its volatility times constants of the calibration slice."
+        "Tails by the joint loss of both, drawdown, run-up and path by pinball, regimes by "
+        "likelihood; p by Student's t over days, Holm over all horizons; less is better, and "
+        f"credible with p below {LEVEL}. {EWMA}: its volatility times constants of the "
+        "calibration slice."
     )
     for horizon, keys in named.items():
         rows = [_Beside(head, other, fair[key]) for head, other, key in keys]

@@ -25,8 +25,8 @@ from tracepaper.strategies.gates.evaluator import is_finite_forecast
 from tracepaper.strategies.networks.multimodal import TradingConfig
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 
-LATER = ("correlations", "dropout_spread")
-"""What a network of one symbol without passes of dropout does not say."""
+LATER = ("correlations", "dropout_spread", "runup")
+"""What a network of one symbol without passes of dropout and runup does not say."""
 HEADS = tuple(name for name in HeadForecasts.__struct_fields__ if name not in LATER)
 
 NETWORK = TradingConfig(
@@ -43,11 +43,11 @@ NETWORK = TradingConfig(
 MODES = ("notional", "expected_shortfall", "network_allocation")
 
 
-def replayed(folder: Path, mode: str, **sections: str) -> Path:
+def replayed(folder: Path, mode: str, *, network: TradingConfig = NETWORK, **sections: str) -> Path:
     further = "".join(f"\n[{name}]\n{keys}\n" for name, keys in sections.items())
     return explained_runs.replayed(
         folder,
-        network=NETWORK,
+        network=network,
         model="dropout_passes = 3",
         further=f'\n[sizing]\nmode = "{mode}"\n{further}',
         edge="0",
@@ -87,6 +87,7 @@ def test_every_head_is_in_the_record_at_every_horizon(run: Path) -> None:
             assert (tails[:, 0] >= tails[:, 1]).all(), "the rarer loss is the larger"
             median, most = one.head("drawdown", at)
             assert 0 < median < most
+            assert one.head("runup", at) == ()
 
 
 def test_columns_hold_the_figures_at_the_gates_horizon(run: Path) -> None:
@@ -165,9 +166,11 @@ def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
 
 
 def test_what_was_added_to_heads_is_left_out_where_it_is_empty() -> None:
-    assert len(HeadForecasts(correlations=b"1234").stored()) == len(HEADS) + 1
-    assert len(HeadForecasts(dropout_spread=b"1234").stored()) == len(HEADS) + 2
-    assert HeadForecasts().stored() == (b"",) * len(HEADS)
+    first = len(HEADS)
+    assert len(HeadForecasts(correlations=b"1234").stored()) == first + 1
+    assert len(HeadForecasts(dropout_spread=b"1234").stored()) == first + 2
+    assert len(HeadForecasts(runup=b"1234").stored()) == first + 3
+    assert HeadForecasts().stored() == (b"",) * first
 
 
 def test_a_forecast_whose_head_is_not_finite_is_refused(run: Path) -> None:
@@ -207,17 +210,38 @@ def test_gates_judge_what_heads_said(tmp_path: Path) -> None:
     assert {bool(rises) for _, rises, *_ in sided} == {True, False}
     for measure, rises, long, short in sided:
         assert measure == pytest.approx(10_000 * (long if rises else short), rel=0.05)
-    # What a short would lose on the way is not forecast: it is refused.
-    fell = rows(
-        path,
-        "SELECT d.action, max(g.measure), min(g.passed) FROM v_gates g JOIN v_decisions d "
-        "USING (run_id, sequence) WHERE g.gate = 'risk.expected_drawdown' "
-        "AND d.mean_return IS NOT NULL GROUP BY d.action",
-    )
-    acted = {row[0] for row in fell}
-    assert "LONG" in acted
-    assert "SHORT" not in acted
     assert invoke(["verify", "last", "--db", str(path)]) == 0
+
+
+@pytest.mark.parametrize("has_runup", [True, False])
+def test_what_a_short_may_lose_on_the_way_is_the_rise_that_the_network_says(
+    tmp_path: Path, *, has_runup: bool
+) -> None:
+    network = replace(NETWORK, runup=has_runup)
+    path = replayed(tmp_path, "notional", network=network, risk='max_expected_drawdown = "0.5"')
+    acted = dict(
+        rows(path, "SELECT action, count(*) FROM v_decisions WHERE allowed GROUP BY action")
+    )
+    # Without the head a short is refused; drawn with it, the network is short throughout.
+    assert set(acted) - {"HOLD"} == {"SHORT" if has_runup else "LONG"}
+    assert invoke(["verify", "last", "--db", str(path)]) == 0
+    if not has_runup:
+        return
+    horizon = NETWORK.horizons.index(30)
+    with Reader.open(path) as reader:
+        steps = {one.step.sequence: one.step for one in reader.steps(reader.find("last"))}
+    judged = rows(
+        path,
+        "SELECT d.sequence, g.measure, d.action FROM v_gates g JOIN v_decisions d "
+        "USING (run_id, sequence) WHERE g.gate = 'risk.expected_drawdown' AND g.measure > 0 "
+        "AND d.action IN ('LONG', 'SHORT')",
+    )
+    assert {action for *_, action in judged} == {"SHORT"}
+    for sequence, measure, _ in judged:
+        said = steps[sequence].prediction
+        assert isinstance(said, Forecast)
+        lost = math.exp(said.head("runup", horizon)[0]) - 1
+        assert measure == pytest.approx(10_000 * lost / 100_000, rel=0.1)
 
 
 @pytest.mark.parametrize(

@@ -182,7 +182,8 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
         for side in ("long", "short")
         for share in (0.01, 0.05)
     ]
-    assert {row["of"] for row in tables["drawdown"]["rows"]} == {"50 quantile", "90 quantile"}
+    for name in ("drawdown", "runup"):
+        assert {row["of"] for row in tables[name]["rows"]} == {"50 quantile", "90 quantile"}
     assert [row["of"] for row in tables["path"]["rows"]][-4:] == [
         "8 bars", "15 bars", "23 bars", "30 bars"
     ]  # fmt: skip
@@ -190,11 +191,12 @@ def test_the_further_heads_of_a_network_are_judged_beside_simpler_forecasts(
     for horizon in (5, 30):
         rows = tables[f"further_{horizon}"]["rows"]
         assert {(row["head"], row["other"]) for row in rows} == {
-            *((head, "EWMA, scaled") for head in ("tails", "drawdown", "path")),
+            *((head, "EWMA, scaled") for head in ("tails", "drawdown", "runup", "path")),
             ("tails", "its own Student t"),
             ("regimes", "its average odds"),
         }
-    assert set(card["calibration"]["further"]["factors"]["30"]) == {"tails", "drawdown", "path"}
+    factors = card["calibration"]["further"]["factors"]["30"]
+    assert set(factors) == {"tails", "drawdown", "runup", "path"}
     found = span["figures"]["further"]
     assert found == card["figures"]["further"]
     said = next(row for row in tables["drawdown"]["rows"] if row["of"] == "50 quantile")

@@ -51,7 +51,7 @@ from tracepaper.strategies.types.decisions import (
 pytestmark = pytest.mark.slow
 
 torch.set_num_threads(1)
-HEADS = frozenset({"tails", "drawdown", "regimes", "path"})
+HEADS = frozenset({"tails", "drawdown", "regimes", "path", "runup"})
 HORIZONS = (5, 30)
 
 
@@ -61,7 +61,7 @@ HORIZONS = (5, 30)
 def test_only_a_network_that_has_the_head_learns_its_label() -> None:
     usual = {"returns", "direction", "variance"}
     assert set(targets(learning.segment(700), HORIZONS)) == usual == set(wanted_labels())
-    assert set(wanted_labels(HEADS)) == usual | {"drawdown", "path"}
+    assert set(wanted_labels(HEADS)) == usual | {"drawdown", "path", "runup"}
 
 
 def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
@@ -74,6 +74,9 @@ def test_drawdown_and_path_are_those_of_the_closes_until_the_horizon() -> None:
             falls = [a - b for i, a in enumerate(ahead) for b in ahead[i:]]
             wanted = max(falls) / (unit * horizon**0.5)
             assert found["drawdown"][row, column] == pytest.approx(wanted, rel=1e-5)
+            rises = [b - a for i, a in enumerate(ahead) for b in ahead[i:]]
+            wanted = max(rises) / (unit * horizon**0.5)
+            assert found["runup"][row, column] == pytest.approx(wanted, rel=1e-5)
             steps = [-(-horizon * quarter // 4) for quarter in (1, 2, 3, 4)]
             assert path_steps(horizon) == tuple(steps)
             moves = [(logs[row + s] - logs[row]) / (unit * s**0.5) for s in steps]
@@ -86,6 +89,7 @@ def test_they_depend_on_no_bar_beyond_the_horizon() -> None:
     long, short = learning.segment(900), learning.segment(900)
     short.close[760:] *= 0.5
     before, after = (targets(of, (5,), HEADS) for of in (long, short))
+    np.testing.assert_array_equal(before["runup"][600:755], after["runup"][600:755])
     for name in ("drawdown", "path"):
         np.testing.assert_array_equal(before[name][600:755], after[name][600:755])
         assert not np.array_equal(before[name][755], after[name][755])
@@ -98,7 +102,7 @@ def test_they_depend_on_no_bar_beyond_the_horizon() -> None:
 
 def said(seed: int = 0, rows: int = 50) -> Outputs:
     torch.manual_seed(seed)
-    made = Heads(6, 2, 0, allocation=False, risk=True, regimes=4, path=True)
+    made = Heads(6, 2, 0, allocation=False, risk=True, regimes=4, path=True, runup=True)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * (0.05 if parameter.ndim == 3 else 1.0))
@@ -170,6 +174,7 @@ def test_the_losses_agree_with_their_formulas() -> None:
     labels = {
         "returns": torch.from_numpy(value), "variance": torch.from_numpy(variance),
         "drawdown": torch.from_numpy(np.abs(fell)), "path": torch.from_numpy(came),
+        "runup": torch.from_numpy(np.abs(fell)),
     }  # fmt: skip
     found = {name: ADDED[name].of(getattr(outputs, name), labels).numpy() for name in HEADS}
     tails, regimes, path = (
@@ -192,6 +197,9 @@ def test_the_losses_agree_with_their_formulas() -> None:
     level = np.array(DRAWDOWN_LEVELS)
     pinball = np.where(missed > 0, level * missed, (level - 1) * missed)
     np.testing.assert_allclose(found["drawdown"], pinball.mean(-1), rtol=1e-5)
+    missed = np.abs(fell)[..., None] - outputs.runup.numpy()  # type: ignore[union-attr]
+    pinball = np.where(missed > 0, level * missed, (level - 1) * missed)
+    np.testing.assert_allclose(found["runup"], pinball.mean(-1), rtol=1e-5)
 
 
 def test_a_further_head_is_one_loss_and_its_label() -> None:
@@ -216,7 +224,7 @@ def test_a_further_head_is_one_loss_and_its_label() -> None:
 
 
 def replace_heads(outputs: Outputs) -> Outputs:
-    return outputs._replace(tails=None, drawdown=None, regimes=None, path=None)
+    return outputs._replace(tails=None, drawdown=None, regimes=None, path=None, runup=None)
 
 
 # --- what is learnt of a planted market
@@ -235,6 +243,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TradingNetwork:
     names = schema("v1").names
     section = {"dim": 16, "heads": 2, "layers": 2, "window": 33, "horizons": [5], "regimes": 2}
+    section["runup"] = True
     # Without the time of the day, of which there are too few days to learn anything true.
     parted = by_names({"modalities": ["price", "volume"]}, names)
     config = TradingConfig.read({**section, "features": len(names), **parted})
@@ -290,9 +299,10 @@ def test_the_tails_follow_a_planted_volatility(judged: AuxiliaryForecasts) -> No
 
 
 def test_drawdown_and_path_cover_what_came(judged: AuxiliaryForecasts) -> None:
-    below = [pair.value for pair in coverage(judged, "drawdown").values()]
-    assert below[0] == pytest.approx(0.5, abs=0.1)
-    assert below[1] == pytest.approx(0.9, abs=0.05)
+    for name in ("drawdown", "runup"):
+        below = [pair.value for pair in coverage(judged, name).values()]
+        assert below[0] == pytest.approx(0.5, abs=0.1)
+        assert below[1] == pytest.approx(0.9, abs=0.05)
     inside = coverage(judged, "path")
     assert list(inside) == ["inside_2", "inside_3", "inside_4", "inside_5"]
     assert [pair.value for pair in inside.values()] == pytest.approx([0.9] * 4, abs=0.05)

@@ -138,6 +138,7 @@ def planted(factor: float = 1.0) -> SaidAndCame:
         levels=(),
         returned=returned,
         fallen=returned,
+        risen=returned,
         volatility=np.where(odds > 0.5, 1.0, 3.0),
     )
 
