@@ -10,7 +10,7 @@ below, one colour a head, the stronger the line the larger the share.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, ClassVar, Final, NamedTuple
@@ -23,7 +23,7 @@ from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading
+from tracepaper.strategies.attention.heads import LEGEND, HeadFigures, HeadReading, Tie, Ties
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
@@ -90,6 +90,7 @@ class HeadReport:
     window: int
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
     figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
+    ties: tuple[tuple[Ties | None, ...], ...]  # [layer][head]
     over_run: tuple[tuple[tuple[str, ...], ...], ...]  # [layer][head][place] the kind, oldest first
     maps: Floats  # [layer, head, cell of age, row]: mean share a bar, oldest row first
     cell_ages: tuple[int, ...]  # the first age of each cell
@@ -179,6 +180,7 @@ def heads_of(
         window=window,
         readings=found.readings,
         figures=found.figures,
+        ties=found.ties,
         over_run=tuple(tuple(zip(*layer, strict=True)) for layer in zip(*kinds, strict=True)),
         maps=cells.swapaxes(2, 3),
         cell_ages=tuple(edges[:-1].tolist()),
@@ -246,7 +248,14 @@ class _Head(NamedTuple):
     name: str  # layer and head
     reading: HeadReading
     figures: HeadFigures
+    ties: Ties | None
     kinds: tuple[str, ...]  # over the run
+
+    @property
+    def marks(self) -> str:
+        """What it is, and what it is tied to."""
+        tied = () if self.ties is None else self.ties.marks
+        return ", ".join((*self.figures.marks, *(f"tied to {name}" for name in tied)))
 
     @property
     def over_run(self) -> str:
@@ -273,6 +282,17 @@ KINDS: Final = (
     ),
     Figure[_Head]("event_share", "event share", "share", lambda of: of.reading.event_share),
 )
+
+
+def _tied(name: str, title: str) -> Iterator[Figure[_Head]]:
+    def of(head: _Head) -> Tie | None:
+        found: Tie | None = None if head.ties is None else getattr(head.ties, name)
+        return found
+
+    yield Figure(name, title, "ratio", lambda head: (tie := of(head)) and tie.value, wide=True)
+    yield Figure(f"{name}_p", "p", "measure", lambda head: (tie := of(head)) and tie.p, wide=True)
+
+
 FIGURES: Final = (
     Figure[_Head]("head", "head", "text", lambda of: of.name),
     Figure[_Head]("over_run", "over the run", "text", lambda of: of.over_run),
@@ -284,7 +304,10 @@ FIGURES: Final = (
     Figure[_Head]("focus", "focus", "share", lambda of: of.figures.focus),
     Figure[_Head]("stability", "stability", "ratio", lambda of: of.figures.stability),
     Figure[_Head]("apart", "apart", "ratio", lambda of: of.figures.apart),
-    Figure[_Head]("marks", "is", "text", lambda of: ", ".join(of.figures.marks)),
+    *_tied("volume", "with volume"),
+    *_tied("volatility", "with volatility"),
+    *_tied("extremes", "at extremes"),
+    Figure[_Head]("marks", "is", "text", lambda of: of.marks),
 )
 
 
@@ -358,7 +381,7 @@ def subject_tables(heads: HeadReport) -> tuple[Table, Table]:
 
 def head_tables(heads: HeadReport) -> tuple[Table, Table, Table]:
     """Return the figures behind each head's kind, how it looks, and the flow below each layer."""
-    every = zip(heads.readings, heads.figures, heads.over_run, strict=True)
+    every = zip(heads.readings, heads.figures, heads.ties, heads.over_run, strict=True)
     read = [
         _Head(f"{layer}.{head}", *found)
         for layer, of in enumerate(every, start=1)

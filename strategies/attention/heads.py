@@ -214,6 +214,16 @@ STABLE_ABOVE: Final = 0.5
 """A head is stable where bars keep this much of their weight from one row to the next."""
 APART_ABOVE: Final = 0.2
 """A head is specialised where it shares less than all but this with the others of its layer."""
+TIED_ABOVE: Final = 0.3
+"""A head is tied to volume or volatility where the ranks of its looks and of that agree so far."""
+EXTREME_SHARE: Final = 1.0 / 64.0
+"""Of bars, those with the largest moves are extreme."""
+EXTREME_ABOVE: Final = 4.0
+"""A head is tied to extreme moves where it looks at those bars so many times as much as at all."""
+TIED_P: Final = 0.01
+"""Of a tie: by chance no more than so many of the series shifted in a circle agree as well."""
+_TIED_BARS: Final = 64
+_NEAR_SHIFTS: Final = 20  # shifts by less than a so manieth of the bars are the series itself
 _ALIKE_LEAST: Final = 0.1
 _PERIODS_MIN: Final = 3
 _ROWS_MIN: Final = 2
@@ -225,7 +235,12 @@ LEGEND: Final = (
     f"newest sixteenth. Focused is {EVENT_SHARE:.0%} or more on {EVENT_BARS} bars older than the "
     f"newest quarter, stable a stability of {STABLE_ABOVE:g} or more from row to row, apart a "
     f"divergence of {APART_ABOVE:g} bits or more from the layer's other heads. The thresholds are "
-    "set where planted heads of each kind, two fifths of them noise, are told from one another."
+    "set where planted heads of each kind, two fifths of them noise, are told from one another. "
+    f"Tied to volume or volatility (high to low) is a head whose looks, against those of its mean "
+    f"profile by age, have a rank correlation of {TIED_ABOVE:g} or more with it over the bars; to "
+    f"extremes one that looks {EXTREME_ABOVE:g} times as much at the {EXTREME_SHARE:.1%} of bars "
+    f"with the largest moves; each where at most {TIED_P:.0%} of the series shifted in a circle "
+    "agree as well."
 )
 """What the figures of heads mean, with their thresholds."""
 
@@ -248,6 +263,32 @@ class HeadReading(NamedTuple):
     period_bars: int  # 0 where nothing repeats
     period_correlation: float
     event_share: float  # of what rows have in common, the part that is tied to bars, not ages
+
+
+class Tie(NamedTuple):
+    """How far a head's looks follow something of the bars, and how often chance does as well."""
+
+    value: float  # rank correlation; of extreme moves, looks at them over looks at all bars
+    p: float
+
+    def holds(self, above: float) -> bool:
+        """Return whether it is above a threshold, and not by chance."""
+        return self.value >= above and self.p <= TIED_P
+
+
+class Ties(NamedTuple):
+    """What a head's looks follow, whatever their age."""
+
+    volume: Tie
+    volatility: Tie
+    extremes: Tie
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """The names of what it is tied to, by the thresholds of ``LEGEND``."""
+        limits = (TIED_ABOVE, TIED_ABOVE, EXTREME_ABOVE)
+        every = zip(self._fields, self, limits, strict=True)
+        return tuple(name for name, tie, above in every if tie.holds(above))
 
 
 class HeadFigures(NamedTuple):
@@ -394,6 +435,65 @@ def read_head(weights: Tensor, rows: Sequence[int], visible: int) -> HeadReading
     else:
         kind = HeadKind.LOCAL if local_mass > LOCAL_ABOVE else HeadKind.DIFFUSE
     return HeadReading(kind, confidence, local_mass, period, correlation, event_share)
+
+
+def ties_of(
+    weights: Tensor,
+    rows: Sequence[int],
+    visible: int,
+    volume: Tensor,
+    volatility: Tensor,
+    moved: Tensor,
+) -> Ties | None:
+    """Return what a head's attention rows [row, time] at *rows* follow, None of fewer than 64 bars.
+
+    *volume*, *volatility* and the size of the move *moved* are [time], of any unit. What the head
+    gives every bar by its age is divided out. The null is each series shifted in a circle, which
+    keeps how it persists (all shifts but those by less than a twentieth of the bars).
+    """
+    weights = weights.double()
+    by_age = rows_by_age(weights, rows)[:, :visible]
+    profile = by_age.mean(dim=0).clamp_min(torch.finfo(torch.float64).tiny)
+    looks, seen = torch.zeros(2, weights.shape[-1], dtype=torch.float64)
+    for at, row in enumerate(rows):
+        reach = min(row + 1, visible)
+        bars = slice(row + 1 - reach, row + 1)
+        looks[bars] += (by_age[at, :reach] / profile[:reach]).flip(0)
+        seen[bars] += 1
+    known = seen >= max(_ROWS_MIN, len(rows) // 2)
+    if int(known.sum()) < _TIED_BARS:
+        return None
+    looks = looks[known] / seen[known]
+    size = moved.double()[known]
+    edge = size.sort(descending=True).values[max(1, round(EXTREME_SHARE * len(size))) - 1]
+    extreme = (size >= edge).double()
+    ranks = _ranks(looks)
+    return Ties(
+        _tie(ranks, _ranks(volume.double()[known])),
+        _tie(ranks, _ranks(volatility.double()[known])),
+        _tie(looks / looks.mean(), extreme / extreme.mean()),
+    )
+
+
+def _ranks(values: Tensor) -> Tensor:
+    """Return the ranks of *values*, equal ones by their mean, of mean 0 and variance 1."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    ranks = (counts.cumsum(0) - (counts + 1) / 2.0)[inverse].double()
+    centred = ranks - ranks.mean()
+    return centred / centred.square().mean().sqrt().clamp_min(torch.finfo(torch.float64).tiny)
+
+
+def _tie(looks: Tensor, series: Tensor) -> Tie:
+    """Return the mean product of *looks* and *series*, beside those of the series shifted."""
+    count = len(looks)
+    products: Tensor = (
+        torch.fft.irfft(torch.fft.rfft(looks) * torch.fft.rfft(series).conj(), n=count) / count
+    )
+    apart = max(1, count // _NEAR_SHIFTS)
+    shifted = products[apart : count - apart]
+    value = products[0]
+    as_good = int((shifted >= value - 1e-12).sum())
+    return Tie(float(value), (1 + as_good) / (1 + len(shifted)))
 
 
 def _period(profile: Tensor) -> tuple[int, float]:

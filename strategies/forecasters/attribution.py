@@ -26,10 +26,12 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention.heads import (
     HeadFigures,
     HeadReading,
+    Ties,
     feature_attribution,
     head_figures,
     read_head,
     rows_by_age,
+    ties_of,
 )
 from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import DataInvalid
@@ -215,6 +217,7 @@ class HeadsSeen:
 
     readings: tuple[tuple[HeadReading, ...], ...]  # [layer][head]
     figures: tuple[tuple[HeadFigures, ...], ...]  # [layer][head]
+    ties: tuple[tuple[Ties | None, ...], ...]  # [layer][head]
     by_age: Floats  # [layer, head, decision, age] the oldest decision first
     flow: Floats  # [layer, from group, to group], from the decision down; each layer sums to 1
     rollout: Floats  # [bar] what reaches each bar through all layers, oldest first; sums to 1
@@ -246,7 +249,8 @@ def look_into(
         forecaster.step(bar)
         looks.append(forecaster.attribution_by_layer(instrument))
     decided = range(window - 1, window + count - 1)
-    readings, figures, by_age = [], [], []
+    readings, figures, ties, by_age = [], [], [], []
+    series = _series(bars[-(window + count - 1) :])
     for layer in zip(*looks, strict=True):
         # Each decision's window begins a bar later: [head, decision, bar].
         laid = torch.zeros(len(layer[0].rows), count, window + count - 1)
@@ -254,16 +258,28 @@ def look_into(
             laid[:, at, at : at + window] = one.rows[:, -window:].cpu()
         readings.append(tuple(read_head(head, decided, window) for head in laid))
         figures.append(tuple(head_figures(laid, decided, window)))
+        ties.append(tuple(ties_of(head, decided, window, *series) for head in laid))
         by_age.append(rows_by_age(laid, decided)[..., :window].double().numpy())
     flow, rollout = flow_down(looks[-1], edges)
     return HeadsSeen(
         tuple(readings),
         tuple(figures),
+        tuple(ties),
         np.array(by_age),
         flow,
         rollout,
         map_of(forecaster, looks[-1]),
     )
+
+
+def _series(bars: Sequence[Bar]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return volume, log of high over low and size of the log return of *bars*, [bar] each."""
+    table = torch.tensor(
+        [[bar.volume, bar.high, bar.low, bar.close] for bar in bars], dtype=torch.float64
+    )
+    volume, high, low, close = table.T
+    moved = close.log().diff(prepend=close[:1].log()).abs()
+    return volume, (high / low).log(), moved
 
 
 def map_of(forecaster: Attending, layers: Sequence[LayerAttribution]) -> RolloutMap:

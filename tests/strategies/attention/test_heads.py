@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from attention_cases import case
+from scipy import stats
 from torch import Tensor
 
 from tracepaper.strategies.attention.heads import (
@@ -16,6 +18,7 @@ from tracepaper.strategies.attention.heads import (
     read_head,
     read_heads,
     specialisation,
+    ties_of,
 )
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
@@ -166,3 +169,83 @@ def test_how_far_a_head_looks_is_in_bars_and_a_short_window_has_no_focus() -> No
     assert figures.effective_bars == pytest.approx(2.0)
     assert figures.focus is None
     assert figures.apart == 0.0
+
+
+def persistent(bars: int, seed: int) -> Tensor:
+    """Return a normal series that keeps 0.9 of itself from one bar to the next."""
+    drawn = torch.randn(bars, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for at in range(1, bars):
+        drawn[at] = 0.9 * drawn[at - 1] + (1 - 0.9**2) ** 0.5 * drawn[at]
+    return drawn
+
+
+def tied(name: str, visible: int, seed: int, noise: float = 0.4) -> tuple[str, ...]:
+    """Return the marks of a head that looks at what *name* says, and fades with age."""
+    count, rows = 40, list(range(visible, visible + 40))
+    bars = visible + count
+    volume, volatility, other = (persistent(bars, 10 * seed + at).exp() for at in range(3))
+    generator = torch.Generator().manual_seed(1_000 + seed)
+    moved = torch.randn(bars, generator=generator, dtype=torch.float64).abs()
+    moved = moved.square() * moved  # a few are far larger than the others
+    edge = moved.sort(descending=True).values[round(bars / 64)]
+    looks = {
+        "volume": volume,
+        "volatility": volatility,
+        "extremes": 1.0 + 30.0 * (moved > edge),
+        "others": other,  # bars of its own, as persistent
+        "none": torch.ones(bars, dtype=torch.float64),
+    }[name]
+    age = torch.tensor(rows)[:, None] - torch.arange(bars)
+    hidden = (age < 0) | (age >= visible)
+    chance = torch.rand(age.shape, generator=generator, dtype=torch.float64)
+    fading = (-age.clamp_min(0) / visible).exp()
+    parts = [each.masked_fill(hidden, 0.0) for each in (looks * fading, chance)]
+    own, random = (each / each.sum(dim=1, keepdim=True) for each in parts)
+    weights = (1.0 - noise) * own + noise * random
+    found = ties_of(weights, rows, visible, volume, volatility, moved)
+    assert found is not None
+    return found.marks
+
+
+@pytest.mark.parametrize("visible", [200, 1_088])
+@pytest.mark.parametrize("name", ["volume", "volatility", "extremes"])
+def test_what_a_head_is_tied_to_is_named(name: str, visible: int) -> None:
+    for seed in range(5):
+        assert name in tied(name, visible, seed)
+
+
+@pytest.mark.parametrize("name", ["others", "none"])
+def test_a_head_that_follows_nothing_of_these_is_tied_to_nothing(name: str) -> None:
+    found = [tied(name, 1_088, seed) for seed in range(20)]
+    assert found.count(()) >= 19
+
+
+def test_ties_are_what_numpy_says_and_need_enough_bars() -> None:
+    generator = torch.Generator().manual_seed(2)
+    rows, visible = [95, 96, 97], 90
+    weights = torch.rand(3, 98, generator=generator, dtype=torch.float64)
+    age = torch.tensor(rows)[:, None] - torch.arange(98)
+    weights = weights.masked_fill((age < 0) | (age >= visible), 0.0)
+    volume, volatility, moved = torch.rand(3, 98, generator=generator, dtype=torch.float64)
+    found = ties_of(weights, rows, visible, volume, volatility, moved)
+    assert found is not None
+    by_age = np.array([[float(weights[r, row - a]) for a in range(visible)]
+                       for r, row in enumerate(rows)])  # fmt: skip
+    looks: dict[int, list[float]] = {}
+    for r, row in enumerate(rows):
+        for a in range(visible):
+            looks.setdefault(row - a, []).append(by_age[r, a] / by_age[:, a].mean())
+    known = sorted(bar for bar, each in looks.items() if len(each) >= 2)
+    mean = np.array([np.mean(looks[bar]) for bar in known])
+    wanted = stats.spearmanr(mean, volume.numpy()[known]).statistic
+    assert found.volume.value == pytest.approx(wanted, abs=1e-12)
+    shifted = [
+        stats.spearmanr(mean, np.roll(volume.numpy()[known], k)).statistic
+        for k in range(len(known) // 20, len(known) - len(known) // 20)
+    ]
+    assert found.volume.p == pytest.approx(
+        (1 + sum(one >= wanted - 1e-12 for one in shifted)) / (1 + len(shifted)), abs=0.03
+    )
+    top = np.argsort(-moved.numpy()[known])[: round(len(known) / 64)]
+    assert found.extremes.value == pytest.approx(mean[top].mean() / mean.mean(), abs=1e-9)
+    assert ties_of(weights[:, -60:], [57, 58, 59], 50, *torch.rand(3, 60)) is None
