@@ -44,6 +44,7 @@ WARM_BARS = 7_250
 FEWEST_FILLS = 50
 BARS_A_FILL = 20  # where the machine is busy and most bars come late, on which nothing is traded
 FEWEST_STOPS = 3  # of the strategy with a stop, armed or filled
+BARS_A_STOP = 400  # of those in time, where most bars come late
 FEWEST_CLOSES = 100  # of two symbols whose bars were taken together
 LIVE_BARS = 500  # of the stream, from which on the slow model, too, must have had such a close
 TASK_WAIT_S = 120.0
@@ -448,7 +449,7 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int
     return count
 
 
-def check_stops(path: Path, name: str) -> None:
+def check_stops(path: Path, name: str, *, timely: int) -> None:
     """Hold every stop to the bars after it, and the fills while it was down to missed bars.
 
     A stop that a close went through is filled by the next quote: it never stands for two closes
@@ -462,7 +463,7 @@ def check_stops(path: Path, name: str) -> None:
             " AND e.sequence = CAST(o.order_id AS INTEGER)"
             " WHERE o.role = 'STOP' AND o.side = 'SELL'"
         ).fetchall()
-        if len(stops) < FEWEST_STOPS:
+        if len(stops) < min(FEWEST_STOPS, timely // BARS_A_STOP):
             raise RoundFailed(f"{name} armed only {len(stops)} stops")
         for key, order_id, trigger, status, last, armed_ms in stops:
             born = int(order_id.partition("-")[0])
@@ -538,7 +539,7 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
         outcome = check(daemons[0].database, data, "sma")
         outcome.kills, outcome.fired = sum(daemon.kills for daemon in daemons), fired
         stopped = check(daemons[1].database, data, "stopped")
-        check_stops(daemons[1].database, "stopped")
+        check_stops(daemons[1].database, "stopped", timely=stopped.bars - stopped.late)
         modelled = check(daemons[2].database, data, "model", with_model=True)
         check(daemons[3].database, data, kind, with_model=drawn.with_model)
         drawn.check(kind, daemons[3].database)

@@ -141,7 +141,7 @@ def test_bars_that_closed_before_the_stop_was_armed_neither_meet_nor_blame_it(
     database = tmp_path / "late.db"
     steps = recorded(database, [*LATE_BARS, asked(9_790, 7.1), at(7, *FELL)])
     assert stops(steps) == [(OrderStatus.FILLED, len(steps) - 2)], "the first quote through it"
-    campaign.check_stops(database, "stopped")
+    campaign.check_stops(database, "stopped", timely=10_000)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +162,12 @@ def test_a_stop_that_is_skipped_is_found(
 ) -> None:
     steps = recorded(tmp_path / "right.db", events)
     assert stops(steps) == [(OrderStatus.FILLED, met_in)]
-    campaign.check_stops(tmp_path / "right.db", "stopped")
+    campaign.check_stops(tmp_path / "right.db", "stopped", timely=10_000)
     monkeypatch.setattr(matching, "touched", lambda *_: False)
     skipped = recorded(tmp_path / "skipped.db", events)
     assert [status for status, _ in stops(skipped)] == [OrderStatus.ACCEPTED]
     with pytest.raises(RoundFailed, match=f"stop 1-0 at 98.00 stood for {said}"):
-        campaign.check_stops(tmp_path / "skipped.db", "stopped")
+        campaign.check_stops(tmp_path / "skipped.db", "stopped", timely=10_000)
 
 
 @pytest.mark.parametrize(

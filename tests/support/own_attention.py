@@ -24,7 +24,7 @@ class Transposed(Softmax):
 
 class NoTensor(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
-        return super().forward(query, key).tolist()  # type: ignore[no-any-return]
+        return super().forward(query, key).tolist()  # type: ignore[return-value]
 
 
 class Infinite(Softmax):

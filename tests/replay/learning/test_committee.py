@@ -8,6 +8,7 @@ import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,10 @@ def said_of_two_symbols(horizon: int) -> HorizonForecasts:
     )
 
 
+def scale_of(name: str, one: HorizonForecasts) -> np.ndarray:
+    return np.asarray(np.sqrt(one.variances[name]))
+
+
 def test_a_cell_is_a_symbol_at_a_horizon_and_quantiles_have_their_loss() -> None:
     every = [said_of_two_symbols(horizon) for horizon in (4, 16)]
     found = pooled_differences(every, ["base"], {"4": 1.6449, "16": 1.6449})
@@ -354,7 +359,7 @@ def test_a_cell_is_a_symbol_at_a_horizon_and_quantiles_have_their_loss() -> None
 
     own = pinball(lambda one: one.scale)
     for name in ("base", "equal_weights"):
-        less = own - pinball(lambda one, name=name: np.sqrt(one.variances[name]))
+        less = own - pinball(partial(scale_of, name))
         assert found["pinball"][name][0] == pytest.approx(less, abs=2e-5)
         assert less > 0  # twice too wide for half of the bars
     assert f"at worst {worst:+.2f} %" in pooled_sentence(found)
@@ -607,8 +612,8 @@ def test_a_daemon_refits_its_committee_and_the_record_says_so(folder: Path, tmp_
         encoding="utf-8",
     )
     served = ("exchange", "--data", str(longer), "--speed", "300", "--hold")
-    served = (*served, "--start", str((DAYS + 1) * DAY_BARS))
-    programs = [Program((str(BIN / "tracepaper"), *served), tmp_path, name="exchange")]
+    begins = ("--start", str((DAYS + 1) * DAY_BARS))
+    programs = [Program((str(BIN / "tracepaper"), *served, *begins), tmp_path, name="exchange")]
     decided = (
         "SELECT count(*) FROM v_decisions WHERE mean_return IS NOT NULL AND sequence > (SELECT"
         " max(sequence) FROM v_events WHERE kind = 'model_change' HAVING count(*) = 2)"

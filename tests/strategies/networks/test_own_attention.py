@@ -130,7 +130,8 @@ def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(own_attention.Sometimes, "broken", True)
-    own, said = network("Sometimes"), []
+    own = network("Sometimes")
+    said: list[str] = []
     own.hold_by(said.append)
     failed = 0
     with torch.no_grad():
