@@ -49,8 +49,8 @@ def test_every_figure_names_a_line_that_says_commit_processor_and_load() -> None
     ("there", "instead", "fault"),
     [
         ("| the same, frames of open candles | 1.43 M | | | H |", "| the same | 1 | | |", "| the"),
-        ("## Risk heads (on S, V)", "## Risk heads", "## Risk heads"),
-        ("## Risk heads (on S, V)", "## Risk heads (on QQ)", "## Risk heads (on QQ)"),
+        ("## Risk heads (on S, V, AO)", "## Risk heads", "## Risk heads"),
+        ("## Risk heads (on S, V, AO)", "## Risk heads (on QQ)", "## Risk heads (on QQ)"),
     ],
 )
 def test_a_figure_that_does_not_say_it_is_found(there: str, instead: str, fault: str) -> None:
