@@ -309,7 +309,6 @@ class OwnNetwork(Network):
     @torch.no_grad()
     def _try(self) -> None:
         """Raise ``AttentionInvalid`` where a row depends on later ones, other windows or chance."""
-        self._tried = True
         name, was = self.config.mechanism, self.mechanisms.training
         windows, time = _DRAWN
         shape = (windows, self.config.heads, time, self.config.dim // self.config.heads)
@@ -342,6 +341,7 @@ class OwnNetwork(Network):
                         )
             finally:
                 self.mechanisms.train(was)
+        self._tried = True
 
     def _read_out(self, state: Tensor) -> Outputs:
         return self.trunk.read_out(state[:, -1:])

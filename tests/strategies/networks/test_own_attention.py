@@ -93,8 +93,10 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
     ],
 )
 def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence: str) -> None:
-    with pytest.raises(AttentionInvalid, match=f"own_attention:{name} {sentence}"):
-        network(name)(rows())
+    own = network(name)
+    for _ in "ab":  # and again, where somebody went on
+        with pytest.raises(AttentionInvalid, match=f"own_attention:{name} {sentence}"):
+            own(rows())
 
 
 def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
