@@ -37,7 +37,8 @@ NETWORKS = {
     "performer": ("29a29a9b1728", "5053f1d91aa8"),
     "multiscale": ("f719ffd8b140", "85b6317020df"),
     "cross": ("8de9baf3a7f1", "bf707b5e8bae"),
-    "trading": ("47e71c54f1e6", "ed29e042c05a"),
+    "own": ("f05ad9d2af52", "dc529beb6cf4"),
+    "trading": ("c82b775c3108", "7aa9c01e38bb"),
     "lstm": ("dce41556af4c", "0dfd75e9a588"),
 }
 """Of each of ``learning.FORMS``: the hash of its recipe, and that of its text."""
@@ -71,6 +72,13 @@ def test_a_recipe_keeps_its_hash_and_its_text(name: str) -> None:
     assert found == {**NETWORKS, **OTHERS}[name]
     assert recipe_of({**of, **SEED}).hash == found[0]
     assert recipe_of({**of, "training": {"learning_rate": 0.125}}).hash != found[0]
+
+
+def test_a_key_that_came_later_moves_no_recipe_without_it() -> None:
+    of = document("trading")
+    del of["architecture"]["runup"]
+    found = recipe_of(of)
+    assert (found.hash, digest(found.text())) == ("47e71c54f1e6", "ed29e042c05a")
 
 
 def test_an_ensemble_keeps_its_hash_and_its_text() -> None:
