@@ -5,8 +5,9 @@ The rule is docs/own_models.md, N13.
 
 from __future__ import annotations
 
+import json
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing, suppress
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
@@ -19,7 +20,7 @@ import msgspec
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.strategies.api.model import Answer, Model, ModelInput
-from tracepaper.strategies.errors import StrategyFailed
+from tracepaper.strategies.errors import StrategyFailed, shown
 
 ANSWER_BYTES_MOST: Final = 1 << 16
 _SHARE: Final = 0.8
@@ -31,6 +32,8 @@ _AGAIN: Final = frozenset(
 )
 """What another request may mend; 0 where none answered."""
 _REDIRECTS: Final = range(300, 400)
+_SAID_LONGEST: Final = 200
+"""Characters of what another library says of a failure."""
 
 
 class HttpModel(Model):
@@ -50,10 +53,10 @@ class HttpModel(Model):
         if unknown := sorted(set(options) - _DECLARED - {"url"}):
             raise ValueError(f"{unknown[0]} is no option; use url, {', '.join(sorted(_DECLARED))}")
         self.url = str(options.get("url", ""))
-        address = urlsplit(self.url)
-        if address.scheme not in {"http", "https"} or not address.hostname or address.port == 0:
+        if not _is_address(self.url):
             raise ValueError(
-                f"url is {self.url!r}; give one such as http://127.0.0.1:8100/forecast"
+                f"url is {shown(self.url)}; give one such as http://127.0.0.1:8100/forecast, with "
+                "%20 and so on for a blank and letters beyond ASCII in its path"
             )
         for name in _DECLARED & set(options):
             setattr(self, name, options[name])
@@ -78,6 +81,13 @@ class HttpModel(Model):
         """Ask for the bar; raise ``StrategyFailed``, in one sentence, where no forecast comes."""
         body = msgspec.json.encode(self.question(seen))
         headers = {"Content-Type": "application/json", **self.headers()}
+        for name, value in headers.items():
+            # http.client would name the value in its error, and a token with it.
+            if not (isinstance(value, str) and value.isascii() and value.isprintable()):
+                raise StrategyFailed(
+                    f"the header {shown(name)} is no line of printable ASCII; strip what headers() "
+                    "reads of line breaks"
+                )
         until_s = self._clock.network_s() + _SHARE * self.deadline_s
         failure = ""
         for _ in range(self.attempts):
@@ -85,7 +95,9 @@ class HttpModel(Model):
                 status, content = self._post(body, headers, until_s)
             except (OSError, HTTPException, ValueError) as error:
                 status, content = 0, b""
-                failure = f"does not answer ({type(error).__name__}: {error})"
+                said = " ".join(str(error).split())
+                said = "".join(each if each.isprintable() else "?" for each in said)
+                failure = f"does not answer ({type(error).__name__}: {said:.{_SAID_LONGEST}})"
             if self._clock.network_s() >= until_s:
                 failure = f"gave no whole answer within {_SHARE * self.deadline_s:g} s"
                 break
@@ -128,11 +140,51 @@ class HttpModel(Model):
             raise StrategyFailed(f"{self.url} answered more than {ANSWER_BYTES_MOST:,} bytes")
         try:
             found: Answer = msgspec.json.decode(content)
+            json.loads(content, object_pairs_hook=_once)
         except (ValueError, RecursionError) as error:
             raise StrategyFailed(f"{self.url} answered what is no JSON ({error})") from None
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if any(isinstance(each, str | bool) for each in _flat(value)):
+                raise StrategyFailed(
+                    f"{self.url} answered {shown(value)} as {shown(name)}; give numbers, not text"
+                )
         return found
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a request can be made of *url*; raises ``ValueError`` for its port."""
+    address = urlsplit(url)
+    host = address.hostname or ""
+    try:
+        host.encode("idna")
+    except UnicodeError:  # a part of it is empty or too long
+        return False
+    line = f"{address.path}{address.query}"
+    return (
+        address.scheme in {"http", "https"}
+        and bool(host)
+        and address.port != 0
+        and url.isprintable()
+        and line.isascii()
+        and " " not in url
+    )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a name that is given twice: which of the two counts would be the reader's choice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for at, (name, _) in enumerate(pairs) if name in dict(pairs[:at]))
+        raise ValueError(f"{shown(twice)} is there twice")
+    return found
+
+
+def _flat(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else (value,)
 
 
 def _cut(opened: socket.socket) -> None:
     with suppress(OSError):  # closed just now
-        opened.shutdown(socket.SHUT_RDWR)
+        # A TLS socket's own shutdown drops the encryption first, and what the other thread is
+        # sending then, a token perhaps, would leave as it is.
+        socket.socket.shutdown(opened, socket.SHUT_RDWR)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from structlog.testing import capture_logs
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.session.http_model import ANSWER_BYTES_MOST
+from tracepaper.daemon.session.http_model import ANSWER_BYTES_MOST, HttpModel, _cut
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -77,9 +79,15 @@ def serving(*answers: Answering) -> Iterator[Server]:
         server.end()
 
 
-def made(url: str, *, deadline_ms: int = 20_000, **options: Any) -> UserForecaster:
+def made(
+    url: str,
+    *,
+    deadline_ms: int = 20_000,
+    known_as: str = "tracepaper:HttpModel",
+    **options: Any,
+) -> UserForecaster:
     model = {
-        "class": "tracepaper:HttpModel",
+        "class": known_as,
         "options": {"url": url, **options},
         "deadline_ms": deadline_ms,
     }
@@ -128,6 +136,9 @@ def test_a_bar_is_posted_and_its_forecast_read() -> None:
         (said(b'{"mean_return": [1, 2]}'), "answered mean_return of shape (2,) for 1 horizons"),
         (said(b'{"mean": 1}'), "answered 'mean'; what it may give is"),
         (said(b"[1]"), "answered list; return a mapping or None"),
+        (said(b'{"mean_return": "0.5"}'), "answered '0.5' as 'mean_return'; give numbers"),
+        (said(b'{"mean_return": [true]}'), "answered [True] as 'mean_return'; give numbers"),
+        (said(b'{"mean_return": 1, "mean_return": 2}'), "('mean_return' is there twice)"),
         (said(b" " * ANSWER_BYTES_MOST + GOOD), "answered more than 65,536 bytes"),
         (said(b"", 302, Location="http://127.0.0.1:9/"), "answered 302, a redirect, which is not"),
         (said(b"no such model", 404), "answered 404"),
@@ -145,6 +156,58 @@ def test_what_is_no_answer_is_one_sentence_and_no_forecast(
     assert logged.startswith("HttpModel ") or server.url in logged
     assert logged.count("\n") == 0
     assert logged.endswith(".")
+
+
+@pytest.mark.parametrize("line", ["\x1b[2J\rgarbage", "x" * 60_000, "HTTP/1.1 99 none"])
+def test_what_a_stranger_on_the_port_says_is_one_short_printable_line(line: str) -> None:
+    """Of a status line that is none http.client's error holds all, with its line break."""
+
+    def answers(to: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+        to.wfile.write(f"{line}\r\n\r\n".encode())
+
+    with serving(answers) as server:
+        is_usable, logged = asked_once(made(server.url))
+    assert not is_usable
+    assert "does not answer (BadStatusLine: " in logged
+    assert logged.isprintable()
+    assert len(logged) < 300
+
+
+class Secretive(HttpModel):
+    token = "s3cret"
+
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+@pytest.mark.parametrize("token", ["s3cret\n", "s3cret\x00", "s3crét"])
+def test_a_token_that_cannot_be_sent_is_not_logged(
+    token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(said(GOOD)) as server:
+        assert asked_once(made(server.url, known_as=f"{__name__}:Secretive")) == (True, "")
+        assert server.sent[0]["Authorization"] == "Bearer s3cret"
+        monkeypatch.setattr(Secretive, "token", token)
+        is_usable, logged = asked_once(made(server.url, known_as=f"{__name__}:Secretive"))
+        assert len(server.asked) == 1
+    assert not is_usable
+    assert "the header 'Authorization' is no line of printable ASCII; strip" in logged
+    assert "s3cr" not in logged
+
+
+def test_a_connection_that_is_cut_stays_encrypted() -> None:
+    """``SSLSocket.shutdown`` drops the encryption first: what is sent beside it would be plain."""
+    near, far = socket.socketpair()
+    with near, far:
+        context = ssl.create_default_context()
+        secured = context.wrap_socket(near, server_hostname="there", do_handshake_on_connect=False)
+        with secured:
+            _cut(secured)
+            with pytest.raises(OSError):
+                secured.do_handshake()
+            with pytest.raises(OSError):
+                secured.send(b"Authorization: Bearer s3cret")
+        assert b"s3cret" not in far.recv(4096)
 
 
 def test_null_is_no_forecast() -> None:
@@ -213,6 +276,10 @@ def test_the_bar_after_a_failure_is_answered() -> None:
         ({"url": "ftp://there"}, "give one such as http://127.0.0.1:8100/forecast"),
         ({"url": "http://there:99999/"}, "Port out of range"),
         ({"url": ""}, "give one such as"),
+        ({"url": "http://there/a b"}, "with %20 and so on for a blank"),
+        ({"url": "http://there/é"}, "with %20 and so on for a blank"),
+        ({"url": "http://there/\r\nX: y"}, "with %20 and so on for a blank"),
+        ({"url": "http://a..b/"}, "give one such as"),
         ({"url": "http://me:secret@there/"}, "a run stores its configuration; take it out"),
         ({"horizon": 30}, "horizon is no option; use url, context"),
         ({"horizons": [0]}, "give whole bars"),
