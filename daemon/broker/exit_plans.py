@@ -10,7 +10,7 @@ The rules are docs/protection.md, E8 to E10 and E18 to E22.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from math import expm1, isfinite, nan
+from math import expm1, inf, isfinite, nan
 from statistics import NormalDist
 from typing import Any, Final, NamedTuple
 
@@ -32,6 +32,8 @@ from tracepaper.strategies.units import (
 
 NO_VOLATILITY: Final = "no volatility yet"
 _PRICE_MOST: Final = 2**53
+_SHARE_MOST: Final = 1e4
+"""Of the entry price: a level farther away is stored as this one."""
 
 
 class Level(Struct, frozen=True, array_like=True):
@@ -101,12 +103,17 @@ class ExitDistance(NamedTuple):
         """Return by which share of the entry price it stands away in *direction*.
 
         Of a position of *sign*; the quantile is that of its return, by a normal law. Negative
-        where the forecast does not reach that side.
+        where the forecast does not reach that side, infinite beyond every number.
         """
         if self.unit == "volatility":
-            return direction * expm1(direction * self.number * expected.volatility)
-        deviations = NormalDist().inv_cdf(self.number)
-        return direction * expm1(expected.mean + sign * deviations * expected.stdev)
+            log_return = direction * self.number * expected.volatility
+        else:
+            deviations = NormalDist().inv_cdf(self.number)
+            log_return = expected.mean + sign * deviations * expected.stdev
+        try:
+            return direction * expm1(log_return)
+        except OverflowError:
+            return direction * inf
 
 
 class Exits(NamedTuple):
@@ -190,6 +197,11 @@ def nearest(levels: Iterable[Level | None], entry: int, direction: int) -> Level
     """Return the level nearest to *entry* in *direction*: of equal ones the first."""
     known = (level for level in levels if level is not None)
     return min(known, key=lambda level: direction * level.at(entry, direction), default=None)
+
+
+def _bounded(value: float, most: float) -> float:
+    """Return *value* within [-most, most], so that it can be counted in whole units."""
+    return min(max(value, -most), most)
 
 
 class HeldPosition(NamedTuple):
@@ -295,6 +307,7 @@ class Planner:
         share = nan if expected is None else asked.share(sign, direction, expected)
         if not isfinite(share):
             return f"no forecast to place {asked.known} by"
+        share = _bounded(share, _SHARE_MOST)
         words = f"{asked.known} {asked.text} ({100 * share:.2f} %)"
         return Level(round(share * MONEY_SCALE), is_price=False, is_share=True, words=words)
 
@@ -308,13 +321,13 @@ class Planner:
         if not isfinite(number) or mean is None:
             return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
         if isinstance(asked, Percent):
-            rate = round(min(number, 1e6) / 100 * MONEY_SCALE)
+            rate = round(_bounded(number / 100, _SHARE_MOST) * MONEY_SCALE)
             return Level(rate, is_price=False, is_share=True, words=f"{known} {number:g} %")
         if isinstance(asked, Volatility):
             words = f"{known} {number:g} x ATR(1d) {unscaled(mean, self._decimals)}"
-            distance = round(min(number * mean, 2.0 * _PRICE_MOST))
+            distance = round(_bounded(number * mean, 2.0 * _PRICE_MOST))
             return Level(distance, is_price=False, is_share=False, words=words)
-        units = round(min(number * 10**self._decimals, 2.0 * _PRICE_MOST))
+        units = round(_bounded(number * 10**self._decimals, 2.0 * _PRICE_MOST))
         is_price = name != "trailing"
         units = self.whole(units) if is_price else units
         words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"

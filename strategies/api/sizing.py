@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import suppress
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -396,5 +397,7 @@ class Sizer:
             if mode is SizingMode.TANH:
                 share = math.tanh(sizing.scale * mean / deviation)
             elif sizing.fraction > 0:
-                share = sizing.kelly * mean / deviation**2 / sizing.fraction
+                # A finite deviation may have a square that is none, or is 0.
+                with suppress(OverflowError, ZeroDivisionError):
+                    share = sizing.kelly * mean / deviation**2 / sizing.fraction
         return min(share, 1.0) if math.isfinite(share) and share > 0 else 0.0

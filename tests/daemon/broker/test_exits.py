@@ -174,6 +174,45 @@ def test_a_level_of_the_other_side_s_plan_is_no_reason_to_keep_it() -> None:
     assert plan(long(), None).stop != of_short.stop
 
 
+@pytest.mark.parametrize("side", [1, -1])
+@pytest.mark.parametrize("size", [1e308, 1e3, 700.0, 300.0, -1e308, -1e3, -700.0])
+@pytest.mark.parametrize("text", ["q0.1", "2 volatility"])
+def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
+    text: str, size: float, side: int
+) -> None:
+    """A service may say so: no power of it overflows, and no stored number is beyond 64 bits."""
+    section = {"stop_loss": text, "take_profit": "2 volatility", "trailing": text}
+    exits = Exits.of(load(None, {"exits": section}).exits.model_dump(), FORECASTER)
+    planner, day = Planner(instrument(), exits), DayRange(MINUTE)
+    signal = long() if side > 0 else short()
+    for expected in (
+        Expected(size, 1e-320, abs(size)),
+        Expected(0.0, abs(size), 5e-324),
+        Expected(-size, abs(size), abs(size)),
+    ):
+        made = planner.plan(signal, 10_000, 10_000, 0, day, expected=expected)
+        if isinstance(made, str):
+            assert len(made) < 80
+            continue
+        for level in (made.stop, made.target, made.trailing):
+            assert level is not None
+            assert abs(level.value) < 2**63
+            assert 0 < level.at(10_000, 1) < 2**63
+
+
+@pytest.mark.parametrize("number", [1e308, -1e308])
+def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) -> None:
+    planner, day = Planner(instrument()), DayRange(MINUTE)
+    for asked in (number, Percent(number), Percent(-number)):
+        for key in ("stop", "target", "trailing"):
+            made = planner.plan(long(**{key: asked}), 10_000, 10_000, 0, day)
+            if isinstance(made, Plan):  # far on the right side, and kept within 64 bits
+                level = getattr(made, key)
+                assert abs(level.value) < 2**63
+            else:
+                assert made.startswith(("stop", "target", "trailing stop"))
+
+
 def test_a_repeated_signal_without_exits_stores_the_state_as_ever() -> None:
     said = dict.fromkeys(range(4), long(stop=98.0))
     assert taken(machine(said), flat_bars(4))[-1].state is not None

@@ -7,6 +7,7 @@ import pytest
 from builders import bar, forecast, instrument
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.api.sizing import (
@@ -187,6 +188,14 @@ def test_kelly_is_the_calibrated_mean_over_the_variance_and_capped() -> None:
     bold = Sizer(Sizing(SizingMode.KELLY, kelly=1.0, fraction=0.01), ITEM)
     assert bold.target(LONG, bar(10_000), said, account=rich(1_000)) <= 100
     assert bold.target(LONG, bar(10_000), None, account=rich(1_000)) == 0
+
+
+@pytest.mark.parametrize("deviation", [1e-200, 1e200])
+def test_kelly_of_a_variance_that_is_no_number_holds_nothing(deviation: float) -> None:
+    """A forecast of finite numbers may have any: its gate passes what is finite and above 0."""
+    said = replace(forecast(), stdev_return=(deviation,) * len(forecast().horizons))
+    sizer = Sizer(Sizing(SizingMode.KELLY, kelly=0.1, fraction=3.0), ITEM)
+    assert sizer.target(LONG, bar(10_000), said, account=rich(1_000)) == 0
 
 
 def test_the_calibrated_slope_shrinks_tanh() -> None:
