@@ -38,7 +38,7 @@ class StoredDecision:
     run: Row  # of ``v_runs``
     decision: Row  # of ``v_decisions``
     gates: tuple[Row, ...]  # of ``v_gates``, in the order in which they judge
-    buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without a forecast
+    buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -217,7 +217,12 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             views.run(),
             decisions[0],
             gates,
-            tuple(views.rows("v_explanations", sequence=sequence)),
+            # A user's model may give a confidence, and does not say where it looked.
+            tuple(
+                row
+                for row in views.rows("v_explanations", sequence=sequence)
+                if row["weight"] is not None
+            ),
             tuple(views.rows("v_notes", sequence=sequence)),
             of_decision(reader, views, sequence) if decisions[0]["action"] == Action.ORDERS else (),
             views.card(model),

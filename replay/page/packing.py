@@ -67,7 +67,10 @@ class _Columns:
             if packed_ is not None:
                 return {MARK: packed_}
             if kinds <= _TEXTS | _NUMBERS:
-                return [None if each != each else each for each in value]  # noqa: PLR0124 - NaN
+                return [
+                    None if isinstance(each, float) and not math.isfinite(each) else each
+                    for each in value
+                ]
         return [self.without(each) for each in value]
 
     def _words(self, values: list[str | None]) -> dict[str, Any] | None:

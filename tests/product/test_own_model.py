@@ -137,6 +137,30 @@ def test_report_and_doctor_know_a_class(folder: Path, capsys: pytest.CaptureFixt
     assert "boosted_tree:BoostedTree" in capsys.readouterr().out
 
 
+SURE: Final = """
+from tracepaper import Model
+
+class Sure(Model):
+    measures = ("mean_return", "confidence")
+    def predict(self, seen):
+        return {"mean_return": 0.001, "confidence": 0.5}
+"""
+
+
+def test_a_confidence_without_a_place_is_explained_and_shown(tmp_path: Path) -> None:
+    """Such a model has an explanation that says how sure it is, and not where it looked."""
+    (tmp_path / "sure.py").write_text(SURE, encoding="utf-8")
+    sections = '[strategy]\nname = "attention"\n[model]\nclass = "sure:Sure"\n'
+    (tmp_path / "sure.toml").write_text(sections, encoding="utf-8")
+    span = ["--to", "2025-05-26T09:00", "--db", "run.db"]
+    assert run(["replay", "-c", "sure.toml", "--data", SAMPLE, *span], tmp_path).code == 0
+    assert rows(tmp_path / "run.db", "SELECT max(confidence) FROM v_decisions") == [(0.5,)]
+    explained = run(["explain", "last:50", "--db", "run.db"], tmp_path)
+    assert (explained.code, "without an explanation" in explained.out) == (0, True), explained.err
+    shown = run(["report", "last", "--html", "run.html", "--db", "run.db"], tmp_path)
+    assert shown.code == 0, shown.err
+
+
 # ---------------------------------------------------------------- looked at with suspicion
 
 MINE: Final = """

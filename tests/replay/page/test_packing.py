@@ -37,6 +37,7 @@ def test_every_column_of_words_comes_back(column: list[str | None]) -> None:
 def test_a_number_that_is_not_finite_is_null_in_a_column_and_refused_elsewhere() -> None:
     assert back([math.nan, 1.5] * LONG) == [None, 1.5] * LONG
     assert back([math.nan, 1 / 3] * LONG) == [None, 1 / 3] * LONG
+    assert back([math.inf, -math.inf, 1 / 3, 1e308] * LONG) == [None, None, 1 / 3, 1e308] * LONG
     with pytest.raises(ValueError, match="Out of range float"):
         packed({"/a": math.nan})
 
