@@ -93,6 +93,8 @@ Entries = dict[str, metadata.EntryPoint]
 
 def main() -> None:
     """Run the command line of this process and exit, whatever its threads wait for."""
+    # A thread of OpenMP that waits for another spins; beside other work the other may not run.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = invoke(sys.argv[1:])
     except Exception:  # noqa: BLE001 - a bug, which is shown whole

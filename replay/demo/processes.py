@@ -254,7 +254,6 @@ class Cast:
 
     async def start_daemon(self) -> None:
         """Start a process of the daemon and read what it tells; its log goes to the file."""
-        environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
         with self.files.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -265,7 +264,6 @@ class Cast:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for the show, which then ends the daemon
                 limit=LINE_BYTES_MAX,
-                env=environment,
             )
         self._tell_daemon(
             Assignment(

@@ -261,6 +261,23 @@ def test_loading_a_model_imports_no_compiler() -> None:
     assert len(done.stdout.split()) >= 3
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [{}, {"OMP_WAIT_POLICY": "active"}])
+def test_threads_that_wait_leave_the_processor_to_others(own: dict[str, str]) -> None:
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from tracepaper.daemon.cli import main\nmain()", "doctor"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=deadline_s(),
+        env={**kept, **own, "OMP_DISPLAY_ENV": "verbose"},
+    )
+    # The library of OpenMP prints it when torch loads it.
+    [spins] = re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)
+    assert (int(spins) == 0) is (not own)
+
+
 def test_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
     from importlib.metadata import version
 
