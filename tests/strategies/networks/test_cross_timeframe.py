@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from dense import DenseLayers, Matrix
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.attention.rollout import RolloutOptions
@@ -20,7 +20,6 @@ from tracepaper.strategies.networks.checks import check_network
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossLayer, CrossNetwork
 
 torch.set_num_threads(1)
-Matrix = NDArray[np.float64]
 FEATURES = 3
 SMALL = CrossConfig(
     features=FEATURES, dim=8, layers=2, heads=2, bars=7, frame=4, tokens=3, horizons=(2, 7),
@@ -45,26 +44,13 @@ def window(config: CrossConfig = SMALL, *, shift: int = 5) -> tuple[Tensor, Tens
     return x, torch.arange(shift, shift + config.window)
 
 
-@dataclass
-class Dense:
+class Dense(DenseLayers):
     """The network written down a second time in numpy, each head's matrix stored."""
 
-    network: CrossNetwork
-
-    def __post_init__(self) -> None:
-        self.config = self.network.config
-        self.weights = {name: one.numpy() for name, one in self.network.state_dict().items()}
+    def __init__(self, network: CrossNetwork) -> None:
+        super().__init__(network)
+        self.config = network.config
         self.matrices: list[tuple[str, Matrix]] = []  # of each block [head, query, key]
-
-    def linear(self, name: str, x: Matrix) -> Matrix:
-        made: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return made
-
-    def norm(self, name: str, x: Matrix) -> Matrix:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        made: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-        return made
 
     def block(
         self, name: str, x: Matrix, other: Matrix, closes: tuple[list[int], list[int]]
@@ -85,9 +71,7 @@ class Dense:
             heads.append(matrix)
         self.matrices.append((name.rpartition(".")[2], np.array(heads)))
         x = x + self.linear(f"{name}.project_out", read)
-        hidden = self.linear(f"{name}.mlp.rise", self.norm(f"{name}.mlp_norm", x))
-        hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
-        return x + self.linear(f"{name}.mlp.fall", hidden)
+        return x + self.feed_forward(f"{name}.mlp", self.norm(f"{name}.mlp_norm", x))
 
     @staticmethod
     def turned(x: Matrix, places: list[int]) -> Matrix:

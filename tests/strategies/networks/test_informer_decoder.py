@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from dense import DenseLayers, Matrix
 
 from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
@@ -18,7 +18,6 @@ from tracepaper.strategies.networks.informer import InformerConfig, InformerNetw
 from tracepaper.strategies.networks.keys import listed
 
 torch.set_num_threads(1)
-Matrix = NDArray[np.float64]
 SMALL = InformerConfig(
     features=4, dim=8, layers=3, heads=2, window=41, factor=1, horizons=(2, 7, 30),
     decoder_layers=2, start_token=9, seed=5,
@@ -47,33 +46,15 @@ def softmax(scores: Matrix) -> Matrix:
     return made
 
 
-class Dense:
+class Dense(DenseLayers):
     """The architecture written down a second time: dense, one window, one head, one row a loop."""
 
     def __init__(self, made: InformerNetwork) -> None:
+        super().__init__(made)
         self.config = made.config
-        self.weights = {
-            name: value.numpy()
-            for name, value in (made.state_dict() | dict(made.named_buffers())).items()
-        }
         self.maps: list[tuple[str, Matrix]] = []
         """Of the encoder, in forward order: an attention's heads, or a map of time."""
         self.decoder: list[tuple[Matrix, Matrix]] = []  # heads of each layer: own, and the read
-
-    def linear(self, name: str, x: Matrix) -> Matrix:
-        made: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return made
-
-    def norm(self, name: str, x: Matrix) -> Matrix:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        made: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-        return made
-
-    def feed_forward(self, name: str, x: Matrix) -> Matrix:
-        hidden = self.linear(f"{name}.rise", x)
-        hidden = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
-        return self.linear(f"{name}.fall", hidden)
 
     def sparse(
         self, parts: tuple[Matrix, Matrix, Matrix], drawn: Matrix, always: range, *, masked: bool

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from dense import DenseLayers, Matrix
 
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.baselines import (
@@ -19,32 +19,18 @@ from tracepaper.strategies.networks.baselines import (
 )
 
 torch.set_num_threads(1)
-Matrix = NDArray[np.float64]
 SMALL = PublishedInformerConfig(
     variables=3, window=40, horizon=10, start=14, dim=16, heads=4, hidden=24, encoders=(3, 2),
     decoder_layers=2, factor=2, dropout=0.1, seed=5,
 )  # fmt: skip
 
 
-class Dense:
+class Dense(DenseLayers):
     """The architecture written down a second time: dense, one window, one head, one row a loop."""
 
     def __init__(self, network: PublishedInformer) -> None:
+        super().__init__(network)
         self.config = network.config
-        self.weights = {
-            name: value.numpy()
-            for name, value in (network.state_dict() | dict(network.named_buffers())).items()
-        }
-
-    def linear(self, name: str, x: Matrix) -> Matrix:
-        made: Matrix = x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-        return made
-
-    def norm(self, name: str, x: Matrix) -> Matrix:
-        centred = x - x.mean(-1, keepdims=True)
-        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
-        made: Matrix = scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-        return made
 
     def circular(self, name: str, x: Matrix) -> Matrix:
         kernel, time = self.weights[f"{name}.weight"], len(x)
@@ -103,10 +89,7 @@ class Dense:
         return self.linear(f"{name}.projections.out", np.concatenate(parts, 1))
 
     def feed_forward(self, name: str, x: Matrix) -> Matrix:
-        hidden = self.linear(f"{name}.rise", x)
-        error = np.vectorize(math.erf)(hidden / math.sqrt(2))
-        moved = self.linear(f"{name}.fall", hidden * (1 + error) / 2)
-        return self.norm(f"{name}.norm", x + moved)
+        return self.norm(f"{name}.norm", x + super().feed_forward(name, x))
 
     def distil(self, name: str, x: Matrix) -> Matrix:
         mixed = self.circular(f"{name}.convolution", x)
