@@ -75,12 +75,11 @@ def read_importance(
     with Reader.open(database) as reader:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():
-            span_ms = _span_ms(every, int(views.run()["interval_ms"]))
+            interval_ms = int(views.run()["interval_ms"])
+            span_ms = _span_ms(every, interval_ms)
             columns = view_arrays(views, "v_decisions", _KINDS)
             spans = columns["open_time_ms"] // span_ms * span_ms
-            places = {int(one): at for at, one in enumerate(columns["sequence"].tolist())}
-            interval_ms = int(views.run()["interval_ms"])
-            bars = _of_bars(reader, run_id, columns, spans, places, interval_ms)
+            bars = _of_bars(reader, run_id, columns, spans, interval_ms)
     found = [] if bars is None else [bars]
     if samples:
         found.append(_of_features(database, run_id, columns, spans, samples, progress))
@@ -111,38 +110,42 @@ def _of_bars(
     run_id: str,
     columns: dict[str, Any],
     spans: npt.NDArray[np.int64],
-    places: dict[int, int],
     interval_ms: int,
 ) -> Table | None:
     """Return the mean rollout by age, in groups of age; None where none was stored."""
-    sums: dict[tuple[str, int], dict[str, Floats]] = {}
-    counts: dict[tuple[str, int], int] = {}
-    titles: dict[str, str] = {}
+    names, symbol = np.unique(columns["instrument"], return_inverse=True)
+    starts, span = np.unique(spans, return_inverse=True)
+    owners, size = symbol * starts.size + span, names.size * starts.size
+    counts = np.zeros(size)
+    powers: dict[str, Floats] = {}  # of each age: decisions, sum and sum of squares by owner
     for batch in reader.explanations(run_id):
-        for _, alike in groupby(batch, key=lambda row: len(row[1])):
-            decided = [row for row in alike if row[0] in places]
-            if not decided:
-                continue
-            sequences, rollout, _ = stacked(decided)
-            at = np.array([places[one] for one in sequences.tolist()])
-            cells = cells_by_age(rollout, columns["open_time_ms"][at] // interval_ms)
-            groups = dict(by_age(cells))
-            titles |= dict.fromkeys(groups, "")
-            owners = list(zip(columns["instrument"][at].tolist(), spans[at].tolist(), strict=True))
-            for owner in dict.fromkeys(owners):
-                own = np.array([one == owner for one in owners])
-                counts[owner] = counts.get(owner, 0) + int(own.sum())
-                held = sums.setdefault(owner, {})
-                for name, shares in groups.items():
-                    powers = np.array([shares[own].sum(), (shares[own] ** 2).sum()])
-                    held[name] = held.get(name, np.zeros(2)) + powers
-    if not sums:
+        # Models of a run may differ in how far they look and in their heads.
+        for _, alike in groupby(batch, key=lambda row: (len(row[1]), len(row[3]))):
+            sequences, rollout, _ = stacked(list(alike))
+            known = np.isin(sequences, columns["sequence"])
+            at = np.searchsorted(columns["sequence"], sequences[known])
+            own = owners[at]
+            counts += np.bincount(own, minlength=size)
+            cells = cells_by_age(rollout[known], columns["open_time_ms"][at] // interval_ms)
+            for name, shares in by_age(cells):
+                of_age = powers.setdefault(name, np.zeros((3, size)))
+                for power in range(3):
+                    of_age[power] += np.bincount(own, shares**power, minlength=size)
+    rows = [
+        _row(
+            (str(names[owner // starts.size]), int(starts[owner % starts.size])),
+            int(counts[owner]),
+            {
+                name: _spread(of_age[1:, owner], int(counts[owner]))
+                for name, of_age in powers.items()
+                if of_age[0, owner]
+            },
+        )
+        for owner in np.flatnonzero(counts).tolist()
+    ]
+    if not rows:
         return None
-    rows: list[Cells] = []
-    for owner in sorted(sums, key=lambda one: (one[0], one[1])):
-        values = {name: _spread(power, counts[owner]) for name, power in sums[owner].items()}
-        rows.append(_row(owner, counts[owner], values))
-    figures = [of_row(name, _aged(name), "share") for name in sorted(titles, key=_age)]
+    figures = [of_row(name, _aged(name), "share") for name in sorted(powers, key=_age)]
     return table(
         "bars",
         "Importance of bars by age, over time",
@@ -231,8 +234,8 @@ def _of_features(
                 name: _spread(np.array([sum(every), np.square(every).sum()]), count)
                 for name, every in shares.items()
             }
-            for name, every in shares.items():
-                total[name] = total.get(name, 0.0) + sum(every) / count
+            for name, (mean, _) in values.items():
+                total[name] = total.get(name, 0.0) + mean
             rows.append(_row((instrument, span), count, values))
     names = sorted(total, key=lambda name: -total[name])
     figures = [of_row(name, name, "share", wide=at >= SHOWN) for at, name in enumerate(names)]
@@ -246,7 +249,7 @@ def _of_features(
 
 
 def _added(database: Path, run_id: str, sequence: int) -> tuple[str, dict[str, float]]:
-    """Return what each feature added to one decision's forecast, and what that is in words."""
+    """Attribute one decision's forecast to its features; say in words what is divided."""
     past = open_any(database, run_id, sequence)
     if (rows := of_rows(past)) is not None:
         found = by_feature(rows).features
