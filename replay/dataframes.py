@@ -155,7 +155,7 @@ class RunFrames(Generic[Frame]):
         return self._build(_report_columns(made[table]))
 
     def importance(self, every: str = "1d", *, of: str = "bars", samples: int = 0) -> Frame:
-        """Return what weighed most over the run's time, a row for each span of *every*.
+        """Return the importance of bars or features over the run's time, a row a span of *every*.
 
         ``of="bars"`` has the shares of the rollout by age, as stored; ``of="features"`` asks the
         model again at *samples* decisions of each span. A share ``x`` has its standard deviation

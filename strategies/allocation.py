@@ -104,7 +104,7 @@ class AllocationGoal(Struct, frozen=True):
 def expected_gain(
     goal: AllocationGoal, returns: Array, *, held: Array, weights: Array
 ) -> tuple[float, float] | None:
-    """Return what *weights* are expected to gain over *held* until the next, and its error.
+    """Return the gain that is expected of *weights* over *held* until the next, and its error.
 
     Both [asset] are judged by the estimates of *returns* [bar, asset] that found the weights. For
     ``mean_variance`` it is the utility that ``allocate`` states, the cost of the way taken off; for
@@ -119,7 +119,7 @@ def expected_gain(
     mean_square = (returns**2).mean(axis=1)
 
     def variances(of: Array) -> Array:
-        """Return what each bar contributes to the shrunk variance of the weights *of*."""
+        """Return each bar's contribution to the shrunk variance of the weights *of*."""
         along: Array = (returns * of).sum(axis=1) ** 2
         return goal.bars * (share * mean_square * (of**2).sum() + (1.0 - share) * along)
 

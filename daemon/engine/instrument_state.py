@@ -360,7 +360,7 @@ class InstrumentState:
         return decision
 
     def _decide_list(self, orders: Orders, bar: Bar, account: PaperAccount) -> Decision:
-        """Return what is decided where the strategy asks for a list of orders.
+        """Decide where the strategy asks for a list of orders.
 
         What a gate refuses that is not of integrity still lets through what can only reduce.
         """
@@ -388,7 +388,7 @@ class InstrumentState:
     def allowed_of(
         self, orders: Orders, bar: Bar, account: PaperAccount, refused: str | None
     ) -> Orders | Intent:
-        """Return what *account* is asked for by a list of orders, where gate *refused* failed."""
+        """Return *orders* as far as gate *refused* allows them, or the intent in their place."""
         if refused is None:
             return orders
         kept = () if refused in INTEGRITY else tuple(filter(self._reduces, orders.requests))

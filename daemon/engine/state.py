@@ -306,7 +306,7 @@ def _bound(
     *,
     is_full: bool,
 ) -> Intent | Orders | None:
-    """Return what a shadow account is asked for that gate *refused* binds as it does the run's.
+    """Return the intent or orders of a shadow account that gate *refused* binds like the run's.
 
     None where the gate holds it. A limit was measured on the run's own target, so it does not
     refuse *account* less exposure.

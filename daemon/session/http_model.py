@@ -63,7 +63,7 @@ class HttpModel(Model):
         self._clock = SystemClock()
 
     def question(self, seen: ModelInput) -> Mapping[str, Any]:
-        """Return what is posted: by default all that *seen* holds, arrays as lists."""
+        """Return the body of the request: by default all that *seen* holds, arrays as lists."""
         past = seen.past
         return {
             "instrument": seen.instrument,

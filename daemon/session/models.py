@@ -180,7 +180,7 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoint
 
 
 def warnings_for(config: Config, from_ms: int) -> tuple[str, ...]:
-    """Return what a run from *from_ms* on with the configured model must say of it on its row."""
+    """Return the warnings about the configured model that a run from *from_ms* on stores."""
     if config.model.own_class:
         return ()
     card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))

@@ -102,7 +102,7 @@ class MemberSaid(NamedTuple):
 
 
 def members_of(past: PastOf[Forecaster]) -> tuple[MemberSaid, ...]:
-    """Return what the members of a committee said, as it is stored; empty of other models."""
+    """Read the stored forecasts of a committee's members; empty of other models."""
     if (names := getattr(past.forecaster, "members", None)) is None:
         return ()
     said = member_forecasts(past.forecast)

@@ -253,7 +253,7 @@ def feature_parts(found: ByFeature) -> Iterator[Part]:
 
 
 def member_table(found: Sequence[MemberSaid]) -> Table:
-    """Return what each member of a committee said, and what it counted for."""
+    """Return the table of a committee's members: forecast, weight and regret of each."""
     return table_of(
         "members",
         "Members of the committee, their weights in the log variance, and what the mix lost more "

@@ -403,7 +403,7 @@ def _fraction(points: float | None) -> float | None:
 
 
 def _reweightings(record: RunRecord) -> list[Cells]:
-    """Return what the notes of a portfolio's decisions expected of its new weights, by rule."""
+    """Return the gains that a portfolio's notes expected of its new weights, a row a rule."""
     found: list[Cells] = []
     for rule, name in GAINED.items():
         # Every symbol's decision at a close notes the same; the first one's are read.

@@ -42,7 +42,7 @@ class SaidAndCame:
 
 
 def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> SaidAndCame | None:
-    """Return what heads said in a run beside what came; None of a run without heads.
+    """Return the heads' forecasts in a run beside the outcomes; None of a run without heads.
 
     Nor of one that kept only some of its decisions. *card* is the model's, or empty.
     """

@@ -207,7 +207,7 @@ class RowStreams:
         self._instruments: dict[str, InstrumentMemory] = {}
 
     def of(self, instrument: str) -> InstrumentMemory:
-        """Return what is remembered of *instrument*."""
+        """Return the rows remembered of *instrument*."""
         if instrument not in self._instruments:
             used = len(self._instruments)
             self._features.extend(1)

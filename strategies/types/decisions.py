@@ -88,7 +88,7 @@ class HeadForecasts(Struct, frozen=True, gc=False, array_like=True):
     runup: bytes = b""  # [horizon, DRAWDOWN_LEVELS], of a rise of the price
 
     def stored(self) -> tuple[bytes, ...]:
-        """Return what is recorded: what was added later is left out where it is empty."""
+        """Return the fields that are recorded: later additions are left out where empty."""
         every = tuple(getattr(self, name) for name in self.__struct_fields__)
         used = max((at for at, one in enumerate(every, 1) if one), default=0)
         return every[: max(used, _FIRST_HEADS)]

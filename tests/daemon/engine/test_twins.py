@@ -282,7 +282,7 @@ def with_heads(
 
 
 def own(steps: list[Step]) -> list[tuple[int, int]]:
-    """Return what the run's own account holds and is worth after each step."""
+    """Return position and equity of the run's own account after each step."""
     return [(step.position.quantity, step.account.equity) for step in steps if step.position]
 
 

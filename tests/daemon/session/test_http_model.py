@@ -26,7 +26,7 @@ GOOD: Final = b'{"mean_return": 0.001}'
 
 
 def said(body: bytes, status: int = 200, **headers: str) -> Answering:
-    """Return what answers everything with *body*."""
+    """Answer everything with *body*."""
 
     def answers(to: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
         to.send_response(status)
@@ -220,7 +220,7 @@ def hangs(released: list[Server]) -> Answering:
 
 
 def dribbles(released: list[Server], head: bytes) -> Answering:
-    """Return what sends *head* and then a byte every few milliseconds, without an end."""
+    """Send *head* and then a byte every few milliseconds, without an end."""
 
     def answers(to: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
         to.wfile.write(head)

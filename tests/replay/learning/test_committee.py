@@ -552,7 +552,7 @@ def test_a_refit_from_the_record_is_an_event_that_can_be_made_again(
     assert (check.holds, check.is_same) == (True, True)
 
     def planted(card: dict[str, Any], **tensors: torch.Tensor) -> RefitCheck:
-        """Return what is found of a candidate that was forged."""
+        """Return the diagnosis of a candidate that was forged."""
         folder = tmp_path / "forged"
         saved = checkpoints.save(folder, {**candidate.tensors, **tensors}, card)
         checkpoints.keep(folder, replayed)

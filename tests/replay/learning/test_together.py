@@ -290,7 +290,7 @@ ROWS = ((1.0, 0.9, 0.0), (0.9, 1.0, 0.0), (0.0, 0.0, 1.0))
 def weighed(
     options: Mapping[str, object], forecasts: Mapping[str, Forecast | None]
 ) -> Mapping[str, Signal]:
-    """Return what the strategy answers for one close of equal bars."""
+    """Ask the strategy at one close of equal bars."""
     strategy = CrossAssetStrategy(
         SYMBOLS, options, context=1, every=1, horizon_index=0, has_correlations=True
     )

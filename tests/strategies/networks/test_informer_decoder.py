@@ -59,7 +59,7 @@ class Dense(DenseLayers):
     def sparse(
         self, parts: tuple[Matrix, Matrix, Matrix], drawn: Matrix, always: range, *, masked: bool
     ) -> tuple[Matrix, Matrix]:
-        """Return what was read [row, dim], and each head's matrix [head, row, row]."""
+        """Return the values read [row, dim], and each head's matrix [head, row, row]."""
         time, heads = len(parts[0]), self.config.heads
         size = self.config.dim // heads
         top = min(time, self.config.factor * math.ceil(math.log(time)))
