@@ -39,18 +39,22 @@ def test_bars_shares_are_the_means_of_what_decisions_stored(database: Path) -> N
             f"JOIN answers a ON (a.step & {SEQUENCE_LIMIT - 1}) = d.sequence "
             "WHERE length(a.buckets) > 0"
         ).fetchall()
-    spans: dict[tuple[str, int], list[tuple[float, float]]] = {}
-    for name, time, buckets, older in stored:
-        mass = float(np.frombuffer(buckets, "<f4").astype(np.float64).sum())
+    spans: dict[tuple[str, int], list[tuple[float, float, float]]] = {}
+    for name, time, packed, older in stored:
+        buckets = np.frombuffer(packed, "<f4").astype(np.float64)
+        open_share = (time // 60_000 % 64 + 1) / 64  # of the newest block of 64 bars
+        youngest = buckets[0] + (1 - open_share) * buckets[1]
         owner = (name, time // (SPAN * 60_000) * SPAN * 60_000)
-        spans.setdefault(owner, []).append((mass, older))
+        spans.setdefault(owner, []).append((buckets.sum(), older, youngest))
     assert len(spans) > 4
     assert [(row["instrument"], row["from_ms"]) for row in found] == sorted(spans)
     for row in found:
         own = np.array(spans[row["instrument"], row["from_ms"]])
         assert row["decisions"] == len(own)
         assert row["older"]["value"] == pytest.approx(own[:, 1].mean(), abs=1e-7)
-        assert row["older"]["error"] == pytest.approx(own[:, 1].std(), abs=1e-6)
+        assert row["age_0"]["value"] == pytest.approx(own[:, 2].mean(), rel=1e-6)
+        assert row["age_0"]["error"] == pytest.approx(own[:, 2].std(), rel=1e-4)
+        assert own[:, 2].std() > 1e-3
         ages = {name: share["value"] for name, share in row.items() if name.startswith("age_")}
         assert sum(ages.values()) == pytest.approx(own[:, 0].mean(), rel=1e-6)
 
