@@ -203,9 +203,9 @@ def test_a_level_by_a_forecast_of_any_finite_number_is_a_price_or_a_sentence(
 @pytest.mark.parametrize("number", [1e308, -1e308])
 def test_a_level_of_any_finite_number_is_refused_in_a_sentence(number: float) -> None:
     planner, day = Planner(instrument()), DayRange(MINUTE)
-    for asked in (number, Percent(number), Percent(-number)):
+    for away in (number, Percent(number), Percent(-number)):
         for key in ("stop", "target", "trailing"):
-            made = planner.plan(long(**{key: asked}), 10_000, 10_000, 0, day)
+            made = planner.plan(long(**{key: away}), 10_000, 10_000, 0, day)
             if isinstance(made, Plan):  # far on the right side, and kept within 64 bits
                 level = getattr(made, key)
                 assert abs(level.value) < 2**63

@@ -203,9 +203,9 @@ def test_a_connection_that_is_cut_stays_encrypted() -> None:
         secured = context.wrap_socket(near, server_hostname="there", do_handshake_on_connect=False)
         with secured:
             _cut(secured)
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match=r"."):
                 secured.do_handshake()
-            with pytest.raises(OSError):
+            with pytest.raises(OSError, match=r"."):
                 secured.send(b"Authorization: Bearer s3cret")
         assert b"s3cret" not in far.recv(4096)
 
