@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ from tracepaper.strategies.errors import CheckpointMismatch
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
 
+VECTORS: Final = "vectors"
+"""Of a card's ``[features]``, where they are described."""
 PREFIX: Final = "vector_"
 """What the names of these features begin with."""
 AGE: Final = "vector_age"
@@ -32,9 +34,9 @@ ALL_SYMBOLS: Final = ""
 _NONE: Final = -1
 
 
-def feature_name(column: str) -> str:
+def feature_name(column: str, prefix: str = PREFIX) -> str:
     """Return the name of the feature that a *column* of a file becomes."""
-    return column if column.startswith(PREFIX) else PREFIX + column
+    return column if column.startswith(prefix) else prefix + column
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,25 +71,38 @@ def rows_of(time_ms: Ids, values: Floats) -> CovariateRows:
     return CovariateRows(time_ms, time_ms, values)
 
 
+class JoinedRows(NamedTuple):
+    """The row that each of some bars has; NaN, of the time 0, where it has none."""
+
+    time_ms: Ids  # [bar]
+    values: Floats  # [bar, column]
+
+
 class CovariateSource(Protocol):
-    """Where rows come from: a file that stands, or one that grows."""
+    """Where rows come from: a file that stands, one that grows, or a run's order books."""
 
     @property
     def name(self) -> str:
-        """What it is kept as beside a database, as the run's row says it."""
+        """What it is kept as beside a database, as the run's row says; empty: it is not."""
         ...
 
-    def known(self, symbol: str) -> CovariateRows:
-        """Return the rows of *symbol*, with the columns that the model was trained with."""
-        ...
-
-    def usable(self, closes_ms: Ids) -> NDArray[np.bool_]:
-        """Return whether anything is known at each close: false while a file was no use."""
+    def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
+        """Return the rows of *symbol* at these closes, with the columns that the model knows."""
         ...
 
     def look(self, close_ms: int) -> None:
         """Take in what has come, before the bar that closes at *close_ms* is answered."""
         ...
+
+
+def joined_rows(rows: CovariateRows, usable: NDArray[np.bool_], closes_ms: Ids) -> JoinedRows:
+    """Return the row of *rows* that each bar has by its close, where they are *usable*."""
+    places = rows.places(closes_ms)
+    has = (places != _NONE) & usable
+    values = np.full((len(closes_ms), rows.values.shape[1]), np.nan)
+    times = np.zeros(len(closes_ms), dtype=np.int64)
+    values[has], times[has] = rows.values[places[has]], rows.time_ms[places[has]]
+    return JoinedRows(times, values)
 
 
 @dataclass(frozen=True)
@@ -101,9 +116,9 @@ class FixedCovariates:
         """Return the rows of *symbol*, or everyone's."""
         return self.rows.get(ALL_SYMBOLS, self.rows.get(symbol, NO_COVARIATES))
 
-    def usable(self, closes_ms: Ids) -> NDArray[np.bool_]:
-        """Return true: all of it was read before the first bar."""
-        return np.ones(len(closes_ms), dtype=np.bool_)
+    def at(self, symbol: str, closes_ms: Ids) -> JoinedRows:
+        """Return the rows at these closes: all of it was read before the first bar."""
+        return joined_rows(self.known(symbol), np.ones(len(closes_ms), dtype=np.bool_), closes_ms)
 
     def look(self, close_ms: int) -> None:
         """Do nothing: nothing comes."""
@@ -116,15 +131,19 @@ class CovariateScale:
     columns: tuple[str, ...]  # of the file
     centre: tuple[float, ...]
     scale: tuple[float, ...]
+    prefix: str = PREFIX  # of the features' names
 
     @property
     def features(self) -> tuple[str, ...]:
         """The names of the features."""
-        return (*map(feature_name, self.columns), AGE)
+        return (*(feature_name(one, self.prefix) for one in self.columns), f"{self.prefix}age")
 
     @classmethod
-    def of(cls, section: Mapping[str, Any]) -> CovariateScale:
-        """Read ``[features.vectors]`` of a card; raise ``CheckpointMismatch`` where it is none."""
+    def of(cls, section: Mapping[str, Any], prefix: str = PREFIX) -> CovariateScale:
+        """Read ``[features.vectors]`` of a card, or ``[features.book]`` by its *prefix*.
+
+        Raises ``CheckpointMismatch`` where it is none.
+        """
         columns, centre, scale = (section.get(key) for key in ("columns", "centre", "scale"))
         is_whole = (
             isinstance(columns, list | tuple)
@@ -134,20 +153,28 @@ class CovariateScale:
         )
         if not is_whole or not all(one > 0 for one in scale or ()):
             raise CheckpointMismatch(
-                "The card's features.vectors must list columns, with a centre and a scale above 0 "
-                "of each; use the card that was written."
+                f"The card's features.{'vectors' if prefix == PREFIX else prefix.rstrip('_')} must "
+                "list columns, with a centre and a scale above 0 of each; use the card that was "
+                "written."
             )
-        return cls(tuple(columns or ()), tuple(centre or ()), tuple(scale or ()))
+        return cls(tuple(columns or ()), tuple(centre or ()), tuple(scale or ()), prefix)
 
     @classmethod
-    def fitted(cls, columns: Sequence[str], every: Sequence[CovariateRows], until_ms: int) -> Self:
+    def fitted(
+        cls,
+        columns: Sequence[str],
+        every: Sequence[JoinedRows | CovariateRows],
+        until_ms: int,
+        prefix: str = PREFIX,
+    ) -> Self:
         """Return mean and deviation of the rows before *until_ms*: of no later one."""
         values = np.concatenate([rows.values[rows.time_ms < until_ms] for rows in every])
+        values = values[np.isfinite(values).all(axis=1)]
         centre, scale = np.zeros(len(columns)), np.ones(len(columns))
         if len(values):
             centre, deviation = values.mean(axis=0), values.std(axis=0)
             scale = np.where(deviation > 0, deviation, 1.0)
-        return cls(tuple(columns), tuple(centre.tolist()), tuple(scale.tolist()))
+        return cls(tuple(columns), tuple(centre.tolist()), tuple(scale.tolist()), prefix)
 
     def section(self) -> dict[str, Any]:
         """Return it as a card has it."""
@@ -166,6 +193,30 @@ def _are_numbers(found: object, count: int) -> bool:
     )
 
 
+def section_beside(card: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Return ``[features.name]`` of *card*: what its model knows beside bars; None where nothing.
+
+    Raises ``CheckpointMismatch`` where it is no table.
+    """
+    features = card.get("features")
+    found = features.get(name) if isinstance(features, Mapping) else None
+    if found is not None and not isinstance(found, Mapping):
+        raise CheckpointMismatch(
+            f"The card's features.{name} must be a table; use the card that was written."
+        )
+    return found
+
+
+def takes_vectors(card: Mapping[str, Any]) -> bool:
+    """Return whether the model of *card* was trained with covariates that a user supplies."""
+    return section_beside(card, VECTORS) is not None
+
+
+def vector_scale(card: Mapping[str, Any]) -> CovariateScale:
+    """Return the scales of *card*'s covariates; raise ``CheckpointMismatch`` where it has none."""
+    return CovariateScale.of(section_beside(card, VECTORS) or {})
+
+
 @dataclass(frozen=True)
 class CovariateColumns:
     """The features of a source, as a schema has them after those of bars."""
@@ -180,16 +231,15 @@ class CovariateColumns:
 
     def at(self, symbol: str, closes_ms: Ids, interval_ms: int) -> NDArray[np.float32]:
         """Return [bar, feature] rows of bars by their closes; NaN where nothing is known."""
-        rows = self.source.known(symbol)
         found = np.full((len(closes_ms), len(self.names)), np.nan, dtype=np.float32)
-        places = rows.places(closes_ms)
-        has = (places != _NONE) & self.source.usable(closes_ms)
-        of = places[has]
-        if not len(of):
+        rows = self.source.at(symbol, closes_ms)
+        has = np.isfinite(rows.values).all(axis=1) & bool(rows.values.shape[1])
+        if not has.any():
             return found
-        standard = (rows.values[of] - np.array(self.scale.centre)) / np.array(self.scale.scale)
+        values = rows.values[has]
+        standard = (values - np.array(self.scale.centre)) / np.array(self.scale.scale)
         found[has, :-1] = np.clip(standard, -CLIP, CLIP)
-        age = (closes_ms[has] - rows.time_ms[of]) / interval_ms
+        age = (closes_ms[has] - rows.time_ms[has]) / interval_ms
         found[has, -1] = np.minimum(np.log1p(age) / 2.0, CLIP)
         return found
 

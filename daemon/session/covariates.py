@@ -44,6 +44,11 @@ from tracepaper.strategies.covariates import (
     NO_COVARIATES,
     CovariateRows,
     CovariateSource,
+    FixedCovariates,
+    JoinedRows,
+    joined_rows,
+    takes_vectors,
+    vector_scale,
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import ExternalRead
@@ -112,6 +117,10 @@ class CovariateJournal:
         sound = np.array([True, *(not fault.reason for fault in self._faults)])
         usable: NDArray[np.bool_] = sound[np.searchsorted(from_ms, closes_ms, side="right")]
         return usable
+
+    def at(self, symbol: str, closes_ms: NDArray[np.int64]) -> JoinedRows:
+        """Return the rows of *symbol* that were known at these closes."""
+        return joined_rows(self.known(symbol), self.usable(closes_ms), closes_ms)
 
     def look(self, close_ms: int) -> None:
         """Do nothing: it holds what was known."""
@@ -327,6 +336,10 @@ class GrowingCovariates:
             self._looked_ms = max(self._looked_ms, int(closes_ms.max()))
         return self._journal.usable(closes_ms)
 
+    def at(self, symbol: str, closes_ms: NDArray[np.int64]) -> JoinedRows:
+        """Return the rows of *symbol* that are known at these closes."""
+        return joined_rows(self.known(symbol), self.usable(closes_ms), closes_ms)
+
     def look(self, close_ms: int) -> None:
         """Read the file again where it changed or could not be used, once a close."""
         if close_ms <= self._looked_ms:
@@ -460,7 +473,11 @@ def configured_covariates(
 
 
 def _require_symbols(
-    path: Path, source: CovariateSource, symbols: Sequence[str], *, growing: bool
+    path: Path,
+    source: FixedCovariates | GrowingCovariates,
+    symbols: Sequence[str],
+    *,
+    growing: bool,
 ) -> None:
     """Raise ``DataInvalid`` for a symbol without a row; of a *growing* file only log it."""
     for symbol in symbols:
@@ -536,6 +553,4 @@ def covariates_kept_as(forecaster: Forecaster | None) -> str:
 
 def _columns(card: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the columns that the model of *card* was trained with; none for one without."""
-    from tracepaper.strategies.forecasters.build import takes_vectors, vector_scale
-
     return vector_scale(card).columns if takes_vectors(card) else ()

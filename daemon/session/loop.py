@@ -21,6 +21,7 @@ from tracepaper.daemon.clock import AuditLog, Feed, Predictor
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.book_features import books_read_by
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout, Step
 from tracepaper.strategies.types.market import (
@@ -278,6 +279,7 @@ class InlinePredictor:
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
         self._started = started
+        self._books = books_read_by(forecaster)
 
     @property
     def forecaster(self) -> Forecaster:
@@ -288,8 +290,19 @@ class InlinePredictor:
         """Keep another model for the change to it, which is an event."""
         self._prepared[forecaster.model_sha256] = forecaster
 
+    def see(self, *events: Event) -> None:
+        """Show *events* to a model that reads order books, before it is asked about them."""
+        if self._books is not None:
+            for event in events:
+                self._books.see(event)
+
     def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
         """Return the forecast of *event*; a recorded timeout stays one."""
+        self.see(event)
+        return self.answer(event, recorded)
+
+    def answer(self, event: Event, recorded: Prediction = None) -> Prediction:
+        """Return the forecast of *event*, which the model has seen."""
         match event:
             case Bar():
                 # Bars before the start are only remembered: the start warms the model with them.
@@ -327,6 +340,13 @@ class InlinePredictor:
         self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
     ) -> list[Prediction]:
         """Return the forecast of each of *bars*, one of each of some instruments, in one batch."""
+        self.see(*bars)
+        return self.answer_close(bars, recorded)
+
+    def answer_close(
+        self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
+    ) -> list[Prediction]:
+        """Return the forecast of each of *bars*, which the model has seen."""
         newest = [bar for bar in bars if self.history.push(bar)]
         if not newest or not self._started:
             return [None] * len(bars)
@@ -429,19 +449,22 @@ class WorkerPredictor:
 
     async def predict(self, event: Event) -> Prediction:
         """Return the forecast of *event*, or a timeout where it is late."""
+        # Here and not in the worker: a late answer must not see what came after its bar.
+        self._inline.see(event)
         if isinstance(event, ModelChange | Retrained):
             # Warming has no deadline: nothing is decided until it is done.
-            return await _answer_of(self._worker.submit(self._inline.predict, event))
+            return await _answer_of(self._worker.submit(self._inline.answer, event))
         if not isinstance(event, Bar):
             return None
         return await self._within_deadline(
-            self._worker.submit(self._inline.predict, event), PredictionTimeout(self._deadline_ms)
+            self._worker.submit(self._inline.answer, event), PredictionTimeout(self._deadline_ms)
         )
 
     async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
         """Return the forecast of each of *bars*; they share one deadline."""
+        self._inline.see(*bars)
         return await self._within_deadline(
-            self._worker.submit(self._inline.predict_close, bars),
+            self._worker.submit(self._inline.answer_close, bars),
             [PredictionTimeout(self._deadline_ms)] * len(bars),
         )
 

@@ -28,6 +28,7 @@ from tracepaper.daemon.session.user_model import load_model, user_model
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.book_features import reading_of
 from tracepaper.strategies.builtin import CrossAssetStrategy
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.gates.declared import learned_regime
@@ -225,6 +226,7 @@ def load_forecaster(
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
+    _refuse_of_books(config, checkpoint.card)
     source = configured_covariates(config, checkpoint.card, beside=beside, growing=live)
     return _built(checkpoint, config, mode, source)
 
@@ -327,6 +329,7 @@ def _built(
             f"[features] schema = '{asked}' is for a class of your own, and the checkpoint sees "
             f"{own}; leave it out, or name a class with [model] class."
         )
+    _require_books(config, checkpoint.card)
     kind = known_kind(checkpoint.card)
     serves_close = kind is not None and kind.source is DataSource.CLOSES
     if kind is not None and serves_close:
@@ -360,6 +363,34 @@ def _say_once() -> Callable[[str], None]:
             log.warning("no usable answer", error=sentence)
 
     return say
+
+
+def _refuse_of_books(config: Config, card: Mapping[str, Any]) -> None:
+    """Raise ``ConfigInvalid`` for what no model that reads order books beside bars has."""
+    if reading_of(card) is None:
+        return
+    if config.model.covariates is not None:
+        raise ConfigInvalid(
+            "The checkpoint was trained with order books, which [market] depth gives; take out "
+            "[model] covariates."
+        )
+    if config.model.retrain is not None:
+        raise ConfigInvalid(
+            "A model that reads order books is not retrained in service; take out [model] retrain."
+        )
+
+
+def _require_books(config: Config, card: Mapping[str, Any]) -> None:
+    """Raise ``ConfigInvalid`` where the run has not the order books that *card*'s model reads."""
+    reading, market = reading_of(card), config.market
+    if reading is None:
+        return
+    if market.depth < reading.levels or market.depth_every_ms != reading.every_ms:
+        raise ConfigInvalid(
+            f"The checkpoint reads order books of {reading.words}, and [market] has depth = "
+            f"{market.depth} and depth_every_ms = {market.depth_every_ms}; set them so, in a "
+            "replay by --depth FILE."
+        )
 
 
 def _way(config: Config) -> AttributionMethod:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.book_features import books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
 from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
@@ -176,6 +178,7 @@ def _go_on(
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)
+    recall_books(opening.forecaster, reader, run.run_id, chain(*history.known().values()))
     return Opened(
         run=run,
         engine=engine,
@@ -359,6 +362,23 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
         restart.recall(bar)
         if history is not None:
             history.push(bar)
+
+
+def recall_books(model: object, reader: Reader, run_id: str, known: Iterable[Bar]) -> None:
+    """Show *model* again what of the books of *run_id* it knew at the bars *known*.
+
+    A model that reads no order books is left as it is.
+    """
+    books, bars = books_read_by(model), list(known)
+    if books is None or not bars:
+        return
+    first = min(bar.open_time_ms for bar in bars)
+    last = max(bar.open_time_ms for bar in bars)
+    after = reader.step_opened(reader.stored_run(run_id).run_key, first) - 1
+    for _, _, event, _ in reader.events(run_id, after):
+        if isinstance(event, Bar) and event.open_time_ms > last:
+            break
+        books.see(event)
 
 
 def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:

@@ -49,6 +49,7 @@ from tracepaper.replay.archive.sessions import (
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.api.timeframes import frame_bars
+from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, Run
@@ -282,7 +283,10 @@ def build(  # noqa: PLR0913 - the options of a replay
                 item,
                 config.market,
                 closes_ms[item.id],
-                wanted=max(strategy.books for strategy in strategies.values()),
+                wanted=max(
+                    WANTED if books_read_by(forecaster) else 0,
+                    *(strategy.books for strategy in strategies.values()),
+                ),
             )
             for one in depth
             for item in instruments

@@ -24,7 +24,7 @@ from tracepaper.daemon.session.loop import (
     gathered,
     predictions_of,
 )
-from tracepaper.daemon.session.resume import restore_engine
+from tracepaper.daemon.session.resume import recall_books, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.order_book import DepthSource
@@ -33,6 +33,8 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import Calendar
@@ -226,6 +228,7 @@ class ReplayPredictor:
     predictor: KnownPredictor
     ahead: Callable[[Iterable[Event]], Iterable[Event]]
     history: BarHistory | None
+    prober: Forecaster | None = None  # which samples the bars of a pass over known ones
 
     def events(self, replay: Replay) -> Iterable[Event]:
         """Return the start of *replay* and all its events, ready to be predicted."""
@@ -255,8 +258,9 @@ def predictor_over(replay: Replay) -> ReplayPredictor:
         history = BarHistory(keys, context=forecaster.context)
         inline = InlinePredictor(forecaster, history, period_start_ms=start_ms)
         return ReplayPredictor(inline, lambda events: events, inline.history)
-    scan = ScanPredictor(forecaster, replay.prober(), keys, period_start_ms=start_ms)
-    return ReplayPredictor(scan, scan.read_ahead, scan.history)
+    prober = replay.prober()
+    scan = ScanPredictor(forecaster, prober, keys, period_start_ms=start_ms)
+    return ReplayPredictor(scan, scan.read_ahead, scan.history, prober)
 
 
 # ---------------------------------------------------------------- go on with an interrupted replay
@@ -329,8 +333,11 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         held = {_frame_key(one) for one in reader.frame_bars(run_id)}
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
+    of_model = WANTED if books_read_by(replay.forecaster) else 0
     seen_ms = {
-        key: open_ms + market.interval_ms - engine.books_of(key) * market.depth_every_ms
+        key: open_ms
+        + market.interval_ms
+        - max(engine.books_of(key), of_model) * market.depth_every_ms
         for key, open_ms in resumed.last_open_ms.items()
     }
     rest = (event for event in replay.feed.events() if _is_new(event, resumed, held, seen_ms))
@@ -338,6 +345,9 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     history = way.history
     with Reader.open(database) as reader:
         restore_engine(replay.engine, reader, resumed, history)
+        known = [] if history is None else [*chain(*history.known().values())]
+        for model in (replay.forecaster, way.prober):
+            recall_books(model, reader, run_id, known)
     warm_from = () if history is None else history.warm_from()
     start = start_event(
         replay.forecaster,

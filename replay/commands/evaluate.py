@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import ConfigOption, DepthOption, JsonOption, print_json
 from tracepaper.replay.commands.train import CovariatesOption, DataOption
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table, TitledParts
-    from tracepaper.replay.learning.dataset import Dataset
+    from tracepaper.replay.learning.dataset import Beside, Dataset
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
+    from tracepaper.replay.learning.order_books import SuppliedBooks
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import CovariateFile
     from tracepaper.strategies.api.model import DataSource
@@ -64,6 +65,7 @@ def evaluate(
         typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
     ] = None,
     covariates: CovariatesOption = None,
+    depth: DepthOption = None,
     config: ConfigOption = None,
     settings: Annotated[
         list[str] | None,
@@ -110,7 +112,7 @@ def evaluate(
     if of_books:
         others_given = {"config": config, "set": others, "covariates": covariates}
         _refuse(
-            examined | others_given,
+            examined | others_given | {"depth": depth},
             f"is for models of bars, and {checkpoint} reads order books; leave it out, and see "
             f"where it looked by `tracepaper explain --depth FILE --checkpoint {checkpoint}`.",
         )
@@ -125,27 +127,27 @@ def evaluate(
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if others and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
         raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
-    if folds is not None and (is_class or holdout or start or end or compare):
-        raise ConfigInvalid(
-            "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
-            "it a checkpoint, and no span nor --compare."
-        )
-    if ablate and folds is None:
-        raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
+    _check_folds(folds, ablate, is_else=bool(is_class or holdout or start or end or compare))
     if of_books:
         question = _BooksAsked(chosen, compare or (), folds, ablate or (), html)
         _evaluate_books(checkpoint, data, question, threads=options.threads, as_json=json)
         return
+    if untrained := _untrained(checkpoint):
+        _tell_untrained(untrained, as_json=json)
+        return
+    from tracepaper.replay.learning.dataset import Beside
+
+    beside = Beside(covariates, depth or ())
     if folds is not None:
         found = _folds_of_bars(
-            checkpoint, data, folds, ablate or (), vectors=covariates, threads=options.threads
+            checkpoint, data, folds, ablate or (), vectors=beside, threads=options.threads
         )
         _print_folds(found, html, as_json=json)
         return
     _refuse_books_beside(checkpoint, compare or ())
     if is_class:
         _refuse(
-            inspected | {"covariates": covariates},
+            inspected | {"covariates": covariates, "depth": depth},
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
         judged = _of_class(checkpoint, data, given, chosen)
@@ -155,13 +157,24 @@ def evaluate(
             data,
             chosen,
             asked,
-            vectors=covariates,
+            vectors=beside,
             threads=options.threads,
             bars=options.explained_bars,
         )
     for name in compare or ():
-        judged = _with_rival(judged, name, data, given, vectors=covariates, threads=options.threads)
+        judged = _with_rival(judged, name, data, given, vectors=beside, threads=options.threads)
     _print(judged, html, as_json=json)
+
+
+def _check_folds(folds: str | None, ablate: object, *, is_else: bool) -> None:
+    """Refuse --folds beside what *is_else* asked, and --ablate without them."""
+    if folds is not None and is_else:
+        raise ConfigInvalid(
+            "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
+            "it a checkpoint, and no span nor --compare."
+        )
+    if ablate and folds is None:
+        raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
 
 
 def _source(name: str) -> DataSource:
@@ -232,13 +245,33 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
         typer.echo(f"The page is {html}.")
 
 
-def _loaded(name: str, threads: int, vectors: CovariateFile | None) -> tuple[Path, Checkpoint]:
-    """Return a checkpoint and its folder; refuse one that cannot be built."""
+def _untrained(name: str) -> Sequence[str]:
+    """Return why nothing can be said of the checkpoint *name*; empty where it can."""
+    from tracepaper.storage.checkpoints import is_checkpoint, locate, read_card
+
+    folder = locate(name)
+    card = read_card(folder) if is_checkpoint(folder) else {"model": {}}
+    return card["honesty"]["sentences"] if card["model"].get("trained") is False else ()
+
+
+def _takes_files(card: Mapping[str, Any]) -> bool:
+    """Return whether the model of *card* needs files beside candles."""
+    from tracepaper.strategies.book_features import reading_of
+    from tracepaper.strategies.covariates import takes_vectors
+
+    return takes_vectors(card) or reading_of(card) is not None
+
+
+def _loaded(
+    name: str, threads: int, vectors: CovariateFile | SuppliedBooks | None
+) -> tuple[Path, Checkpoint]:
+    """Return a checkpoint and its folder; refuse one that cannot be built, or files not its own."""
+    from tracepaper.replay.learning.dataset import source_for
     from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.replay.learning.fit import use_threads
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
-    from tracepaper.strategies.forecasters.build import build, takes_vectors, vector_scale
+    from tracepaper.strategies.forecasters.build import build
 
     use_threads(threads)
     folder = locate(name)
@@ -246,21 +279,12 @@ def _loaded(name: str, threads: int, vectors: CovariateFile | None) -> tuple[Pat
     estimator = estimator_of(found.card)
     if estimator.kind.source == DataSource.CLOSES:
         if vectors is not None:
-            raise ConfigInvalid(f"{name} was trained without covariates; leave --covariates out.")
+            raise ConfigInvalid(f"{name} was trained on bars alone; leave other files out.")
         estimator.load(found.card, found.tensors)
         return folder, found
-    source = None
-    if vectors is not None:
-        scale = vector_scale(found.card) if takes_vectors(found.card) else None
-        source = vectors.standing(() if scale is None else scale.columns)
+    source = source_for(found.card, vectors)
     build(found.card, found.tensors, threads=threads, vectors=source)
     return folder, found
-
-
-def _vectors(path: Path | None) -> CovariateFile | None:
-    from tracepaper.storage.covariates import read_covariates
-
-    return None if path is None else read_covariates(path)
 
 
 def _of_checkpoint(
@@ -269,7 +293,7 @@ def _of_checkpoint(
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
     *,
-    vectors: Path | None,
+    vectors: Beside,
     threads: int,
     bars: int | None,
 ) -> _Judged:
@@ -279,7 +303,7 @@ def _of_checkpoint(
     from tracepaper.replay.learning.inspection.model import Subject
     from tracepaper.replay.learning.openings import counted
 
-    supplied = _vectors(vectors)
+    supplied = vectors.read()
     folder, found = _loaded(name, threads, supplied)
     card = found.card
     material = read_candles_of(card, DataRequest(data, covariates=supplied), folder=folder)
@@ -331,7 +355,7 @@ def _with_rival(
     data: list[str],
     file: Given,
     *,
-    vectors: Path | None,
+    vectors: Beside,
     threads: int,
 ) -> _Judged:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
@@ -377,13 +401,14 @@ def _with_rival(
 
 
 def _beside(
-    name: str, threads: int, vectors: Path | None
-) -> tuple[Path, Checkpoint, CovariateFile | None]:
+    name: str, threads: int, vectors: Beside
+) -> tuple[Path, Checkpoint, CovariateFile | SuppliedBooks | None]:
     """Return the compared model, with the covariates where it was trained with some."""
     from tracepaper.storage.checkpoints import locate, read_card
-    from tracepaper.strategies.forecasters.build import takes_vectors
 
-    supplied = _vectors(vectors) if takes_vectors(read_card(locate(name))) else None
+    if untrained := _untrained(name):
+        raise ConfigInvalid(f"--compare {name}: {untrained[0]}")
+    supplied = vectors.read() if _takes_files(read_card(locate(name))) else None
     folder, found = _loaded(name, threads, supplied)
     return folder, found, supplied
 
@@ -403,7 +428,7 @@ def _folds_of_bars(
     text: str,
     changes: Sequence[str],
     *,
-    vectors: Path | None,
+    vectors: Beside,
     threads: int,
 ) -> _Folds:
     """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
@@ -418,7 +443,7 @@ def _folds_of_bars(
         tables,
     )
 
-    supplied = _vectors(vectors)
+    supplied = vectors.read()
     _, found = _loaded(name, threads, supplied)
     card: Mapping[str, Any] = found.card
     # First, for they refuse what cannot be had before minutes have passed.
@@ -427,6 +452,8 @@ def _folds_of_bars(
     cards = {change: ablated(card, change) for change in changes}
     request = DataRequest(data, covariates=supplied)
     material = read_candles_of(card, request, requested=recipe.baselines)
+    if untrained := material.untrained():
+        raise ConfigInvalid(untrained[0])
     if recipe.members:
         material = with_narrow(material, card, request)
     say = Console(stderr=True).print

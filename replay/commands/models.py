@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
+    DepthOption,
     JsonOption,
     ToOption,
     database_path,
@@ -109,15 +110,16 @@ def check(
             metavar="FILE", help="Your own covariates by time, where it was trained with some."
         ),
     ] = None,
+    depth: DepthOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check a network on real rows: NaN or infinite activations, heads, and the gradient.
 
     Of an ensemble, the network is taken. Exit code 1 where something is not in order.
     """
-    from tracepaper.replay.learning.inspection.model import StoredNetwork
+    from tracepaper.replay.learning.inspection.model import open_checkpoint
 
-    stored = StoredNetwork.open(model, covariates)
+    stored = open_checkpoint(model, covariates, depth or ())
     found = stored.examined(tuple(data or ()))
     if json:
         known = {"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)}

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
-from tracepaper.daemon.commands.options import JsonOption, print_json
+from tracepaper.daemon.commands.options import DepthOption, JsonOption, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
+    from tracepaper.replay.learning.dataset import Beside
     from tracepaper.storage.checkpoints import Checkpoint
 
 DataOption = Annotated[
@@ -63,6 +64,7 @@ def train(
         typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
     ] = None,
     covariates: CovariatesOption = None,
+    depth: DepthOption = None,
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -103,11 +105,14 @@ def train(
     file = recipe or recipe_file
     document = _document(file, settings or ())
     if document.get("ensemble", {}).get("members"):
-        if seed or covariates:
+        if seed or covariates or depth:
             raise _members_wrong()
         made = [_join(document, data, out, cache)]
     else:
-        made = _trained(document, file, seed or (), data, out, cache, covariates, resume=resume)
+        from tracepaper.replay.learning.dataset import Beside
+
+        beside = Beside(covariates, depth or ())
+        made = _trained(document, file, seed or (), data, out, cache, beside, resume=resume)
     if json:
         documents = [
             {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
@@ -134,7 +139,7 @@ def _trained(
     data: Sequence[str],
     out: Path,
     cache: Path | None,
-    covariates: Path | None,
+    beside: Beside,
     *,
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
@@ -144,7 +149,6 @@ def _trained(
     from tracepaper.replay.learning.estimator import DataRequest, recipe_of
     from tracepaper.replay.learning.recipe import over
     from tracepaper.replay.learning.training import FitView, require_encoder, train_seeds
-    from tracepaper.storage.covariates import read_covariates
 
     documents = [over(document, {"training": {"seed": seed}}) for seed in seeds]
     recipes = [recipe_of(each) for each in documents or [dict(document)]]
@@ -152,12 +156,12 @@ def _trained(
     require("exchange_calendars", "features.calendar", first.calendar)
     key = "ensemble.kind=tree" if first.members else "model.kind=tree"
     first.estimator.check(first, key if file is None else f"The tree of {file}")
-    if covariates is not None:
+    if beside.is_given:
         require_encoder(first)
     request = DataRequest(
         data,
         ArrayCache(cache or default_folder()),
-        None if covariates is None else read_covariates(covariates),
+        beside.read(),
     )
     with FitView(first) as view:
         return train_seeds(

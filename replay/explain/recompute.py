@@ -7,7 +7,7 @@ bars, and a deletion test.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Generic, TypeVar, cast
 
@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.resume import recall_books
 from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
@@ -103,11 +104,15 @@ class FrameShare:
 
 @dataclass(frozen=True)
 class ModalityShare:
-    """What one modality of the bars holds of where a decision looked, and its heaviest bars."""
+    """What one modality of the bars holds of where a decision looked, and its heaviest bars.
+
+    ``levels`` are the shares of an order book's groups of levels, which sum to the weight.
+    """
 
     modality: str
     weight: float
     heaviest: tuple[HeavyBar, ...]
+    levels: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -178,6 +183,8 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
             f"Run {run_id} holds {len(bars):,} bars up to decision {sequence}, and its model looks "
             f"back on {forecaster.context:,}; choose a later decision."
         )
+    with Reader.open(database) as reader:
+        recall_books(forecaster, reader, run_id, bars)
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
     return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
@@ -267,7 +274,15 @@ def _modalities(
     for name in dict.fromkeys(part.modality for part in parts if part.modality):
         own = [part for part in parts if part.modality == name]
         weight = sum(part.share for part in own)
-        found.append(ModalityShare(name, weight, _heaviest(own, open_time_ms)))
+        levels = {
+            group: sum(part.share for part in own if part.levels == group)
+            for group in dict.fromkeys(part.levels for part in own if part.levels)
+        }
+        by_bar = dict.fromkeys((part.start for part in own), 0.0)
+        for part in own:
+            by_bar[part.start] += part.share
+        bars = [AttendedPart(1, start, 1, share) for start, share in by_bar.items()]
+        found.append(ModalityShare(name, weight, _heaviest(bars, open_time_ms), levels))
     return tuple(found)
 
 

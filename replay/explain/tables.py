@@ -313,6 +313,14 @@ def attribution_parts(found: FullAttribution) -> Iterator[Part]:
             {"modality": "text", "weight": "measure", "heaviest bars of it": "text"},
             [(of.modality, of.weight, _heavy_bars(of.heaviest)) for of in found.modalities],
         )
+    for of in found.modalities:
+        if of.levels:
+            yield table_of(
+                "levels",
+                f"By levels of the order book, of its {of.weight:.4f}",
+                {"levels": "text", "weight": "measure"},
+                [(name.replace("_", "–"), weight) for name, weight in of.levels.items()],
+            )
 
 
 def _heavy_bars(bars: tuple[HeavyBar, ...]) -> str:

@@ -28,6 +28,7 @@ from tracepaper.strategies.units import MINUTE_MS, interval_text
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.dataset import Supplied
+    from tracepaper.replay.learning.order_books import SuppliedBooks
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
@@ -141,7 +142,9 @@ def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
     return {"kind": kind, "name": name, "created": iso(created_ms), "notice": NOTICE}
 
 
-def features_section(schema: FeatureSchema, vectors: Supplied | None = None) -> dict[str, object]:
+def features_section(
+    schema: FeatureSchema, vectors: Supplied | SuppliedBooks | None = None
+) -> dict[str, object]:
     """Return ``[features]``, with what is known of a user's *vectors*."""
     found: dict[str, object] = {
         "schema_id": schema.schema_id,
@@ -149,8 +152,7 @@ def features_section(schema: FeatureSchema, vectors: Supplied | None = None) -> 
         "names": list(schema.names),
     }
     if vectors is not None and schema.covariates is not None:
-        of = {"file": vectors.file.path.name, "sha256": vectors.file.sha256}
-        found["vectors"] = {**of, **schema.covariates.scale.section()}
+        found |= vectors.section(schema.covariates.scale)
     return found
 
 

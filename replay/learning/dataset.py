@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
 
 import numpy as np
@@ -30,6 +31,7 @@ from tracepaper.replay.learning.baselines import (
 from tracepaper.replay.learning.candles import (
     read_files,
 )
+from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.samples import (
     LABELS,
     NO_LABEL,
@@ -56,8 +58,15 @@ from tracepaper.replay.learning.stored_baselines import (
     fit_baselines,
     unfitted,
 )
-from tracepaper.storage.covariates import CovariateFile
-from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
+from tracepaper.storage.covariates import CovariateFile, read_covariates
+from tracepaper.strategies.book_features import reading_of
+from tracepaper.strategies.covariates import (
+    CovariateColumns,
+    CovariateScale,
+    CovariateSource,
+    takes_vectors,
+    vector_scale,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import REACHES
 from tracepaper.strategies.features.rows import FeatureSchema, schema, with_covariates
@@ -81,6 +90,30 @@ class Supplied(NamedTuple):
     file: CovariateFile
     scale: CovariateScale | None = None
 
+    def of_bars(self, segments: Sequence[Segment]) -> Supplied:
+        """Return them as they are: a row is of no bar."""
+        del segments
+        return self
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The option that names the file."""
+        return "--covariates", self.file.path.name
+
+    @property
+    def sha256(self) -> str:
+        """The hash of the file."""
+        return self.file.sha256
+
+    def untrained(self) -> list[str]:
+        """Return nothing: of any number of covariates figures can be had."""
+        return []
+
+    def section(self, scale: CovariateScale) -> dict[str, Any]:
+        """Return what ``[features]`` of a card says of them."""
+        of = {"file": self.file.path.name, "sha256": self.file.sha256}
+        return {"vectors": {**of, **scale.section()}}
+
     def fitted(self, until_ms: int) -> Supplied:
         """Return them standardised as the rows before *until_ms* are, and by no later one."""
         columns = self.file.columns if self.scale is None else self.scale.columns
@@ -92,6 +125,61 @@ class Supplied(NamedTuple):
         if self.scale is None:
             return self.fitted(until_ms).joined(until_ms)
         return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
+
+
+class Beside(NamedTuple):
+    """The files that are given beside candles: of covariates, or of order books."""
+
+    covariates: Path | None
+    depth: Sequence[Path]
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is one."""
+        return self.covariates is not None or bool(self.depth)
+
+    def read(self) -> CovariateFile | SuppliedBooks | None:
+        """Read them; raise ``ConfigInvalid`` where both are given."""
+        if self.covariates is not None and self.depth:
+            raise ConfigInvalid(
+                "A network learns from --covariates or from --depth beside its bars; give one of "
+                "them."
+            )
+        if self.depth:
+            return SuppliedBooks.read(self.depth)
+        return None if self.covariates is None else read_covariates(self.covariates)
+
+
+def supplied(
+    given: CovariateFile | SuppliedBooks | None, card: Mapping[str, Any] | None = None
+) -> Supplied | SuppliedBooks | None:
+    """Return what is *given* beside candles, as the model of *card* scales it, where there is one.
+
+    Covariates of a model that takes none are left aside.
+    """
+    if isinstance(given, CovariateFile):
+        if card is None:
+            return Supplied(given)
+        return Supplied(given, vector_scale(card)) if takes_vectors(card) else None
+    return given if given is None or card is None else given.of_card(card)
+
+
+def source_for(
+    card: Mapping[str, Any], given: CovariateFile | SuppliedBooks | None
+) -> CovariateSource | None:
+    """Return the source that the model of *card* is built with, of what is *given*.
+
+    Raises ``ConfigInvalid`` or ``DataInvalid`` where the model needs another, or none.
+    """
+    reading = reading_of(card)
+    if reading is not None and not isinstance(given, SuppliedBooks):
+        raise ConfigInvalid(
+            f"The model was trained with order books of {reading.words}; give files of them by "
+            "--depth, and none by --covariates."
+        )
+    if isinstance(given, CovariateFile):
+        return given.standing(vector_scale(card).columns if takes_vectors(card) else ())
+    return None if given is None else given.of_card(card).source
 
 
 @dataclass(frozen=True)
@@ -115,8 +203,8 @@ class Dataset:
     """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = frozenset()
     """Of the heads that not every network has, those that are learnt, whose labels are needed."""
-    vectors: Supplied | None = None
-    """Those that a user supplies; the schema has them joined."""
+    vectors: Supplied | SuppliedBooks | None = None
+    """Covariates or order books that a user supplies; the schema has them joined."""
     fold: Fold | None = None
     """Its parts stand in place of the split's."""
     only: NDArray[np.int64] | None = field(default=None, compare=False)
@@ -140,7 +228,7 @@ class Dataset:
         calendar: str | None = None,
         arrays: ArrayCache = IN_MEMORY,
         stored: Fitted | None = None,
-        vectors: Supplied | None = None,
+        vectors: Supplied | SuppliedBooks | None = None,
         requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
@@ -178,13 +266,14 @@ class Dataset:
         others = [segment for interval_ms in further for segment in segments[interval_ms]]
         cut, learnt = split(main), schemas[main_ms]
         if vectors is not None:
+            vectors = vectors.of_bars(main)
             joined = vectors.joined(cut.train_until_ms)
             learnt = with_covariates(learnt, joined)
             main, others = joined_to(main, joined), joined_to(others, joined)
             if not main:
                 raise DataInvalid(
-                    f"{vectors.file.path} has no row that a bar of the candles could know; give "
-                    "covariates of their symbols and time."
+                    f"{vectors.words[1]} has nothing that a bar of the candles could know; give "
+                    "a file of their symbols and time."
                 )
         return cls(
             files.sources,
@@ -282,8 +371,17 @@ class Dataset:
         """Return the horizons in bars of one of ``intervals``."""
         return tuple(bars * self.interval_ms // interval_ms for bars in self.horizons)
 
-    def untouched(self) -> tuple[tuple[str, ...], int, int]:
-        """Return the symbols of the test part, and from and until when it may be."""
+    def untrained(self) -> list[str]:
+        """Return why nothing can be said of what is learnt from it; empty where it can."""
+        return [] if self.vectors is None else self.vectors.untrained()
+
+    def untouched(self) -> tuple[tuple[str, ...], int, int] | None:
+        """Return the symbols of the test part, and from and until when it may be.
+
+        None where nothing is judged.
+        """
+        if self.untrained():
+            return None
         last = max(int(one.close_time_ms[-1]) for one in self.segments)
         return self.symbols(Part.TEST), self.split.calibration_until_ms, last
 
@@ -366,7 +464,8 @@ class Dataset:
 def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Segment]:
     """Return *segments* with the features of vectors, each from the first bar that has some.
 
-    One of which no bar has any is left out.
+    One of which no bar has any is left out. A later bar that has none is no sample, and neutral to
+    those after it, as it is in a run.
     """
     found = []
     for segment in segments:
@@ -376,8 +475,13 @@ def joined_to(segments: Sequence[Segment], joined: CovariateColumns) -> list[Seg
             continue
         first = max(segment.first, int(known[0]))
         values = np.concatenate([segment.values, own], axis=1)
+        lacks: NDArray[np.bool_] = ~np.asarray(np.isfinite(own).all(axis=1))
+        lacks[:first] = False
+        values[lacks] = np.nan_to_num(values[lacks], nan=0.0)
         values[:first] = np.nan
-        found.append(replace(segment, values=values, first=first))
+        found.append(
+            replace(segment, values=values, first=first, lacks=lacks if lacks.any() else None)
+        )
     return found
 
 

@@ -21,9 +21,10 @@ from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import (
     ArrayCache,
 )
-from tracepaper.replay.learning.dataset import Dataset, Supplied, intervals_of, reading
+from tracepaper.replay.learning.dataset import Dataset, intervals_of, reading, supplied
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.fit import Fit, FitOptions, Observe
+from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.recipe import (
     DEFAULT_KIND,
     SCHEMA,
@@ -48,7 +49,7 @@ from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies.api.model import ModelKind, Registry
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.forecasters.build import model_kinds, takes_vectors, vector_scale
+from tracepaper.strategies.forecasters.build import model_kinds
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE
 from tracepaper.strategies.networks.keys import checked_section, listed
 
@@ -94,7 +95,7 @@ class DataRequest(NamedTuple):
 
     paths: Sequence[str]
     arrays: ArrayCache = IN_MEMORY
-    covariates: CovariateFile | None = None
+    covariates: CovariateFile | SuppliedBooks | None = None
 
 
 class Answers(NamedTuple):
@@ -310,7 +311,6 @@ class CandleEstimator(Estimator):
         schema_id: str,
         split: Callable[[Sequence[Segment]], Split],
     ) -> Dataset:
-        covariates = request.covariates
         return Dataset.read(
             request.paths,
             split,
@@ -319,7 +319,7 @@ class CandleEstimator(Estimator):
             intervals=intervals_of(recipe.intervals),
             calendar=recipe.calendar,
             arrays=request.arrays,
-            vectors=None if covariates is None else Supplied(covariates),
+            vectors=supplied(request.covariates),
             requested=recipe.baselines,
         )
 
@@ -381,7 +381,16 @@ class CandleModel(Fitted[Dataset]):
         return tail_factors(self.calibrated_forecasts(data, Part.CALIBRATION))
 
     def evaluated(self, data: Dataset, *, bars: int | None = None) -> Self:
-        """Return it with the figures of the test part and the sentences that follow from them."""
+        """Return it with the figures of the test part and the sentences that follow from them.
+
+        Of too few order books there is neither, and the card says why.
+        """
+        if untrained := data.untrained():
+            return self.with_card(
+                model={**self.card["model"], "trained": False},
+                honesty={"sentences": [*untrained, *([self.stopped] if self.stopped else [])]},
+                figures={},
+            )
         found = self.judge(data, bars=bars)
         return self.with_card(
             calibration=found.calibration or self.card["calibration"],
@@ -442,7 +451,7 @@ def fit_facts(
         "candles": [source.sha256 for source in data.sources],
         "split": cards.parts_section(data.split),
         "features": schema_id,
-        **({} if data.vectors is None else {"vectors": data.vectors.file.sha256}),
+        **({} if data.vectors is None else {"vectors": data.vectors.sha256}),
     }
 
 
@@ -456,9 +465,8 @@ def read_candles_of(
     """Return candles as *card* reads them, split as it says.
 
     The baselines are those stored in *folder*; without one, such as need no fitting. Covariates
-    are joined where the card's model was trained with some.
+    or order books are joined where the card's model was trained with some.
     """
-    covariates = request.covariates if takes_vectors(card) else None
     return Dataset.read(
         request.paths,
         lambda _: split_of(card),
@@ -466,7 +474,7 @@ def read_candles_of(
         card["features"]["schema_id"],
         arrays=request.arrays,
         stored=None if folder is None else stored_baselines(folder, card),
-        vectors=None if covariates is None else Supplied(covariates, vector_scale(card)),
+        vectors=supplied(request.covariates, card),
         requested=tuple(requested),
         **reading(card["features"]),
     )

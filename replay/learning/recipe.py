@@ -203,15 +203,17 @@ def over(document: Document, given: Document) -> dict[str, Any]:
     }
 
 
-def command(sources: Sequence[TrainingFile], vectors: str | None = None) -> str:
-    """Return the command that makes a checkpoint again from its card and the same files."""
+def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
+    """Return the command that makes a checkpoint again from its card and the same files.
+
+    *given* are the options that name what lies beside the candles.
+    """
     names = [
         source.name if source.symbol in source.name else f"{source.symbol}={source.name}"
         for source in sources
     ]
     words = [word for name in names for word in ("--data", name)]
-    words += [] if vectors is None else ["--covariates", vectors]
-    return shlex.join(["tracepaper", "train", "card.toml", *words, "--out", "FOLDER"])
+    return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
 
 
 def chosen_of(document: Document, options: type[Any]) -> dict[str, dict[str, Any]]:

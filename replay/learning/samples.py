@@ -259,6 +259,8 @@ def samples_in(
     samples = []
     for segment in segments:
         mask = split.labelled(segment, horizons, part)
+        if segment.lacks is not None:
+            mask[segment.lacks] = False
         if not mask.any():
             continue
         weights = np.stack(

@@ -76,6 +76,8 @@ class Segment:
     values: NDArray[np.float32]
     sigma: Array
     first: int
+    lacks: NDArray[np.bool_] | None = None
+    """[time]: a bar that lacks what a user supplies, and is no sample; None where none does."""
 
     def __len__(self) -> int:
         """Return the number of bars."""

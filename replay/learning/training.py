@@ -66,11 +66,12 @@ def train(
 
 
 def require_encoder(recipe: Recipe) -> None:
-    """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates."""
+    """Raise ``ConfigInvalid`` where the kind of model has no encoder for covariates or books."""
     if not recipe.estimator.kind.takes_covariates:
         raise ConfigInvalid(
-            f"A model of the kind {recipe.kind} has no encoder for covariates: they are a modality "
-            "of the kind trading alone; train that, or leave --covariates out."
+            f"A model of the kind {recipe.kind} has no encoder for covariates or order books: they "
+            "are a modality of the kind trading alone; train that, or leave --covariates and "
+            "--depth out."
         )
 
 
@@ -103,7 +104,8 @@ def train_seeds(
     ]
     # An order book's card has no horizon of the gates, and a regression draws nothing by a seed.
     card = made[0].card
-    if len(made) > 1 and "horizon" in card["calibration"] and "seed" in card["training"]:
+    is_judged = bool(card.get("figures")) and "horizon" in card["calibration"]
+    if len(made) > 1 and is_judged and "seed" in card["training"]:
         made = compare_seeds(folders)
     for own, found in zip(folders, made, strict=True):
         if said := opened_by_training(own, found.card, data):

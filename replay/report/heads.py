@@ -10,7 +10,7 @@ below, one colour a head, the stronger the line the larger the share.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any, ClassVar, Final, NamedTuple
@@ -19,6 +19,7 @@ import numpy as np
 
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.daemon.session.resume import recall_books
 from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.storage import checkpoints
@@ -143,20 +144,37 @@ def read_heads(record: RunRecord) -> HeadReport:
             f"Run {record.run['run_id']} has no attention to look into; leave --heads out."
         )
     last = int(explained[-1])
-    forecaster, half, bars = _asked(record, str(decisions.instrument[last]), last)
-    return heads_of(forecaster, bars, int(decisions.sequence[last]), half=half, places=PLACES)
+    instrument = decisions.instrument[last]
+    forecaster, half, bars = _asked(record, str(instrument), last)
+    own = explained[decisions.instrument[explained] == instrument]
+    answered = {*decisions.open_time_ms[own].tolist()}
+    sequence = int(decisions.sequence[last])
+    return heads_of(forecaster, bars, sequence, half=half, places=PLACES, answered=answered)
 
 
 def heads_of(
-    forecaster: Attending, bars: Sequence[Bar], sequence: int, *, half: bool, places: int = 1
+    forecaster: Attending,
+    bars: Sequence[Bar],
+    sequence: int,
+    *,
+    half: bool,
+    places: int = 1,
+    answered: Collection[int] = (),
 ) -> HeadReport:
     """Analyse the heads at the last of *bars*, which is decision *sequence*.
 
-    Their kinds are told at so many *places*, evenly spread over *bars*. Raises ``DataInvalid``
-    where the bars are too few.
+    Their kinds are told at so many *places*, evenly spread over those of *bars* that open at times
+    that were *answered*, by default all. Raises ``DataInvalid`` where the bars are too few.
     """
     first = min(forecaster.context + DECISIONS_BEFORE - 1, len(bars))
-    *ends, last = np.unique(np.linspace(len(bars), first, places).astype(int)).tolist()
+    asked = [
+        end
+        for end in range(first, len(bars) + 1)
+        if not answered or bars[end - 1].open_time_ms in answered
+    ]
+    *ends, last = (
+        asked[at] for at in np.unique(np.linspace(len(asked) - 1, 0, places).astype(int))
+    )
     parts = [bars[end - first : end] for end in ends]
     parts.append(bars[max(0, last - forecaster.context - DECISIONS + 1) :])
     *_, found = every = [look_into(forecaster, part, AGE_EDGES) for part in parts]
@@ -215,6 +233,7 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
         said = reader.step(run_id, int(record.decisions.sequence[place])).step.prediction
         assert isinstance(said, Forecast)
         bars = reader.bars(run_id, instrument)
+    known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
     folder = checkpoints.find_kept(record.database, said.model_id)
     vectors = recorded_covariates(
         record.database,
@@ -230,7 +249,8 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
         )
     if asked is None:
         raise DataInvalid("This model has no attention to look into; leave --heads out.")
-    known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]
+    with Reader.open(record.database) as reader:
+        recall_books(asked, reader, run_id, known)
     return asked, asked is not forecaster, known
 
 

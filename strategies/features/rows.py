@@ -149,17 +149,12 @@ def columns(bars: Sequence[Bar]) -> Columns:
         volume=volumes,
         interval_ms=bars[0].interval_ms if bars else 0,
         symbol=_symbol(bars[0]) if bars else "",
-        closed_ms=np.array([_closed_ms(bar) for bar in bars], dtype=np.int64),
+        closed_ms=np.array([bar.closed_ms for bar in bars], dtype=np.int64),
     )
 
 
 def _symbol(bar: Bar) -> str:
     return bar.instrument.rpartition(":")[2]
-
-
-def _closed_ms(bar: Bar) -> int:
-    """Return when *bar* closed: the last of a session may be shorter than its interval."""
-    return min(bar.close_time_ms, bar.market_ms)
 
 
 def compute(
@@ -340,7 +335,7 @@ class FeatureStreams:
         )
         values = np.ascontiguousarray(recipe.rows(made).T)
         if (covariates := self.schema.covariates) is not None:
-            newest = [covariates.newest(_symbol(b), _closed_ms(b), b.interval_ms) for b in bars]
+            newest = [covariates.newest(_symbol(b), b.closed_ms, b.interval_ms) for b in bars]
             values = np.concatenate([values, np.array(newest)], axis=1)
         found = FeatureRows(values, sigma, np.minimum(self._counts[at], self.schema.lookback))
         is_known = found.complete(self._part)

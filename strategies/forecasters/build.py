@@ -26,7 +26,13 @@ from tracepaper.strategies.attention.memory import (
     require_memory,
     rollout_bytes,
 )
-from tracepaper.strategies.covariates import CovariateColumns, CovariateScale, CovariateSource
+from tracepaper.strategies.book_features import RunBooks, reading_of, scale_of
+from tracepaper.strategies.covariates import (
+    CovariateColumns,
+    CovariateSource,
+    takes_vectors,
+    vector_scale,
+)
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureSchema
@@ -149,10 +155,11 @@ def build(  # noqa: PLR0913
     """Return the forecaster of a checkpoint, probed once with bounded random features.
 
     *way* is how each bar's decision is explained, where it is not by the rollout that is usual;
-    *vectors* are those that a user supplies to a network that was trained with some. *symbols* and
-    *horizon* are what a model of all symbols of a close is asked of. With *dropout_passes* each
-    answer holds the spread of its means over so many passes with dropout. With *say* a bar that a
-    user's code in the network fails on is answered by NaN, and *say* is told why.
+    *vectors* are those that a user supplies to a network that was trained with some; without them
+    one that learnt from order books is shown a run's. *symbols* and *horizon* are what a model of
+    all symbols of a close is asked of. With *dropout_passes* answers hold the spread of their means
+    over so many passes with dropout. A bar that a user's code in the network fails on is answered
+    by NaN, and *say* is told why.
 
     Sets PyTorch's thread count, which is part of what a run records; *backend* is chosen once,
     see ``choose_backend``. Where *free_bytes* are known, a window that could not fit for that many
@@ -161,15 +168,16 @@ def build(  # noqa: PLR0913
     ``CheckpointMismatch`` for tensors that are not the ones the card's architecture asks for or
     that give values that are not finite.
     """
+    if (reading := reading_of(card)) is not None:
+        vectors = vectors or RunBooks(reading)
+    elif vectors is not None and not takes_vectors(card):
+        raise ConfigInvalid(
+            "The checkpoint was trained without covariates; leave them out, or train with some."
+        )
     options = RunOptions(
         device, threads, mode, backend, instruments, free_bytes, way, vectors,
         tuple(symbols), horizon, dropout_passes, say,
     )  # fmt: skip
-    if vectors is not None and not takes_vectors(card):
-        raise ConfigInvalid(
-            "The checkpoint was trained without covariates; leave them out, or train one with "
-            "--covariates."
-        )
     kind = known_kind(card)
     own = None if kind is None else kind.build
     found: Forecaster = (own or network_forecaster)(card, tensors, options)
@@ -479,6 +487,10 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
     Raises ``ConfigInvalid`` for an unknown one, and where it needs covariates and has none.
     """
     found = features.schema(str(section_of(card, "features").get("schema_id")))
+    if reading_of(card) is not None:
+        if vectors is None:
+            raise ConfigInvalid("No model of several parts reads order books; use the part alone.")
+        return features.with_covariates(found, CovariateColumns(scale_of(card), vectors))
     if not takes_vectors(card):
         return found
     if vectors is None:
@@ -487,16 +499,6 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
             'name a file of them by [model] covariates = "FILE", or --covariates FILE.'
         )
     return features.with_covariates(found, CovariateColumns(vector_scale(card), vectors))
-
-
-def takes_vectors(card: Mapping[str, Any]) -> bool:
-    """Return whether the model of *card* was trained with covariates that a user supplies."""
-    return "vectors" in section_of(card, "features", {})
-
-
-def vector_scale(card: Mapping[str, Any]) -> CovariateScale:
-    """Return the scales of *card*'s covariates; raise ``CheckpointMismatch`` where it has none."""
-    return CovariateScale.of(section_of(section_of(card, "features"), "vectors"))
 
 
 def calibration_of(

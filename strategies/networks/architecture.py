@@ -275,6 +275,7 @@ class AttendedPart(NamedTuple):
     rows: int
     share: float
     modality: str = ""  # of its columns, where a network tells them apart
+    levels: str = ""  # of an order book: the group of levels that its columns are of
 
 
 class ExplainedOutputs(NamedTuple):

@@ -1,6 +1,7 @@
-"""A network that encodes price, volume, time and covariates separately.
+"""A network that encodes price, volume, time, order books and covariates separately.
 
-The columns of a row are parted by their names into modalities, and each has an encoder of its own.
+The columns of a row are parted by their names into modalities, and each has an encoder of its own;
+that of an order book mixes groups of its levels alike.
 A learnt attention over the modalities of one bar makes a single state of them, and a transformer
 over a causal window follows, so that every row is answered as the rows before it alone would. The
 rollout over bars times a bar's shares of its modalities says which bar was looked at, and what of
@@ -19,6 +20,7 @@ import torch
 from msgspec import Meta
 from torch import Tensor, nn
 
+from tracepaper.strategies import book_features
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
@@ -36,10 +38,14 @@ from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import nearest
 
 _VECTORS: Final = "vectors"
+_BOOK: Final = "book"
+_GIVEN: Final = {_VECTORS: "--covariates", _BOOK: "--depth"}
+"""The modalities whose columns come from files, and the option that names these."""
 MODALITIES: Final[dict[str, tuple[str, ...]]] = {
     "volume": ("volume", "flow"),
     "time": ("hour_", "weekday_", "cycle_", "interval"),
     _VECTORS: ("vector_",),
+    _BOOK: (book_features.PREFIX,),
     "price": ("",),
 }
 """What the names of a modality's columns begin with; a column is of the first that fits."""
@@ -76,6 +82,14 @@ class TradingConfig(keys.ReadKeys):
             description="Place of each feature in modalities, -1 where unused; the schema tells.",
             max_length=4_096,
             extra_json_schema=keys.DERIVED,
+        ),
+    ] = ()
+    levels: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Group of levels of each feature of an order book; the schema tells.",
+            max_length=4_096,
+            extra_json_schema={**keys.DERIVED, **keys.NEWER},
         ),
     ] = ()
     horizons: keys.Horizons = (5, 30, 240)
@@ -119,6 +133,12 @@ class TradingConfig(keys.ReadKeys):
                 "architecture.columns must give each of architecture.modalities a feature, by its "
                 "place from 0, and -1 where a feature is not used."
             )
+        of_book = [name >= 0 and self.modalities[name] == _BOOK for name in self.columns]
+        if of_book != [bool(group) for group in self.levels] and (any(of_book) or self.levels):
+            raise ConfigInvalid(
+                "architecture.levels must name a group of levels for each feature of the modality "
+                "book, and for no other; use the card that was written."
+            )
         if self.window <= self.layers:
             raise ConfigInvalid(
                 f"architecture.window is {self.window} for {self.layers} layers; give each layer "
@@ -143,6 +163,15 @@ class TradingConfig(keys.ReadKeys):
         return {
             name: [place for place, number in enumerate(of) if number == at]
             for at, name in enumerate(named)
+        }
+
+    @property
+    def level_groups(self) -> dict[str, list[int]]:
+        """The places of each group of an order book's levels."""
+        names = dict.fromkeys(filter(None, self.levels))
+        return {
+            name: [place for place, group in enumerate(self.levels) if group == name]
+            for name in names
         }
 
     def trunk(self) -> FlashConfig:
@@ -170,17 +199,17 @@ def modality_of(column: str) -> str:
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return ``modalities`` and ``columns`` of features called *names*.
+    """Return ``modalities``, ``columns`` and ``levels`` of features called *names*.
 
     Those that *section* names, or all that have a feature; raises ``ConfigInvalid`` for one that
-    has none, and where vectors that a user gives are left out.
+    has none, and where covariates or order books that a user gives are left out.
     """
     of = [modality_of(name) for name in names]
     chosen = list(section.get("modalities") or dict.fromkeys(of))
     for name in chosen:
         _require_known(name)
         if name not in of:
-            given = ", give --covariates FILE" if name == _VECTORS else ""
+            given = f", give {_GIVEN[name]} FILE" if name in _GIVEN else ""
             raise ConfigInvalid(
                 f"No feature is of the modality {name}; leave it out{given}, or choose of "
                 f"{', '.join(dict.fromkeys(of))}."
@@ -190,9 +219,16 @@ def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
             "Covariates are given, and the modalities leave them out; name vectors as well, or "
             "give no file of them."
         )
+    if _BOOK in of and _BOOK not in chosen:
+        raise ConfigInvalid(
+            "Order books are given, and the modalities leave them out; name book as well, or give "
+            "no --depth."
+        )
+    levels = [book_features.group_of(name) for name in names]
     return {
         "modalities": chosen,
         "columns": [chosen.index(name) if name in chosen else _UNUSED for name in of],
+        "levels": levels if any(levels) else [],
     }
 
 
@@ -209,14 +245,27 @@ class Fused(NamedTuple):
 
     state: Tensor  # [batch, time, dim]
     shares: Tensor  # [batch, time, modality], the heads' mean; each bar's sum to 1
+    by_head: Tensor  # [batch, time, modality, head]
+    levels: Tensor | None = None
+    """[batch, time, group]: how much each group of an order book's levels has, of its share."""
 
 
 class ModalityFusion(nn.Module):
-    """An encoder a modality, and attention of learnt queries over the modalities of each bar."""
+    """An encoder a modality, and attention of learnt queries over the modalities of each bar.
 
-    def __init__(self, config: TradingConfig) -> None:
+    *groups* are the places of each modality's columns, *levels* those of each group of an order
+    book's levels, whose encoder is such a fusion too.
+    """
+
+    def __init__(
+        self,
+        groups: Mapping[str, Sequence[int]],
+        levels: Mapping[str, Sequence[int]],
+        *,
+        dim: int,
+        heads: int,
+    ) -> None:
         super().__init__()
-        dim, groups = config.dim, config.groups
         for name, places in groups.items():
             if not places:
                 raise ConfigInvalid(
@@ -224,10 +273,13 @@ class ModalityFusion(nn.Module):
                     "was written."
                 )
         self.names = tuple(groups)
-        self.heads = config.heads
+        self.levels = tuple(levels)
+        self.heads = heads
         self.encoders = nn.ModuleList(
-            nn.Sequential(nn.Linear(len(places), dim), nn.GELU(), nn.Linear(dim, dim))
-            for places in groups.values()
+            ModalityFusion(levels, {}, dim=dim, heads=heads)
+            if levels and name == _BOOK
+            else nn.Sequential(nn.Linear(len(places), dim), nn.GELU(), nn.Linear(dim, dim))
+            for name, places in groups.items()
         )
         for at, places in enumerate(groups.values()):
             self.register_buffer(f"places_{at}", torch.tensor(places), persistent=False)
@@ -239,20 +291,28 @@ class ModalityFusion(nn.Module):
 
     def forward(self, x: Tensor) -> Fused:
         """Return the states of rows *x* [batch, time, features]."""
-        encoded = torch.stack(
-            [
-                encoder(x.index_select(-1, self.get_buffer(f"places_{at}")))
-                for at, encoder in enumerate(self.encoders)
-            ],
-            dim=-2,
-        )  # [batch, time, modality, dim]
+        states: list[Tensor] = []
+        inside: Fused | None = None  # of the order book
+        for at, (name, encoder) in enumerate(zip(self.names, self.encoders, strict=True)):
+            if self.levels and name == _BOOK:
+                book: Fused = encoder(x)
+                states.append(book.state)
+                inside = book
+            else:
+                states.append(encoder(x.index_select(-1, self.get_buffer(f"places_{at}"))))
+        encoded = torch.stack(states, dim=-2)  # [batch, time, modality, dim]
         key = self.key(self.norm(encoded)).unflatten(-1, (self.heads, -1))
         scores = (key * self.query).sum(-1) * self.query.shape[-1] ** -0.5
         wide = torch.promote_types(scores.dtype, torch.float32)
         shares = scores.to(wide).softmax(dim=-2)  # [batch, time, modality, head]
         value = encoded.unflatten(-1, (self.heads, -1))  # [batch, time, modality, head, dim]
         mixed = (shares[..., None].to(value.dtype) * value).sum(dim=-3)
-        return Fused(mixed.flatten(-2), shares.mean(dim=-1))
+        levels = None
+        if inside is not None:
+            # A head has the same columns of both, so that its shares multiply.
+            own = shares[..., self.names.index(_BOOK), :]
+            levels = (own[..., None, :] * inside.by_head).mean(dim=-1)
+        return Fused(mixed.flatten(-2), shares.mean(dim=-1), shares, levels)
 
 
 class TradingNetwork(Network):
@@ -265,7 +325,9 @@ class TradingNetwork(Network):
         super().__init__()
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
-        self.fusion = ModalityFusion(config)
+        self.fusion = ModalityFusion(
+            config.groups, config.level_groups, dim=config.dim, heads=config.heads
+        )
         self.trunk = FlashNetwork(config.trunk())
         self.trunk.heads = Heads(
             config.dim,
@@ -304,20 +366,26 @@ class TradingNetwork(Network):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             fused: Fused = self.fusion(x)
         seen = self.trunk.look(fused.state, positions, half=half)
-        return seen._replace(parts=self.shared(seen.rollout.weights[0, 0], fused.shares[0]))
+        return seen._replace(parts=self.shared(seen.rollout.weights[0, 0], fused))
 
-    def shared(self, weights: Tensor, shares: Tensor) -> tuple[AttendedPart, ...]:
-        """Return the *weights* of the newest bars [bar] parted by their *shares* [time, modality].
+    def shared(self, weights: Tensor, fused: Fused) -> tuple[AttendedPart, ...]:
+        """Return the *weights* of the newest bars [bar] parted by the shares in *fused*.
 
         A bar's state is the sum of its modalities' by these shares and of nothing else, so that a
-        weight on the state is this much on each.
+        weight on the state is this much on each; of an order book, on each group of its levels.
         """
+        names = [(name, "") for name in self.fusion.names]
+        shares = fused.shares[0]
+        if fused.levels is not None:
+            at = self.fusion.names.index(_BOOK)
+            names[at : at + 1] = [(_BOOK, group) for group in self.fusion.levels]
+            shares = torch.cat([shares[:, :at], fused.levels[0], shares[:, at + 1 :]], dim=-1)
         older = len(shares) - len(weights)
         by_bar = (weights[:, None] * shares[older:].to(weights.dtype)).tolist()
         return tuple(
-            AttendedPart(1, older + bar, 1, share, name)
+            AttendedPart(1, older + bar, 1, share, *name)
             for bar, own in enumerate(by_bar)
-            for name, share in zip(self.fusion.names, own, strict=True)
+            for name, share in zip(names, own, strict=True)
         )
 
     def attribution_by_layer(
@@ -336,7 +404,7 @@ class TradingNetwork(Network):
             self.trunk,
             fused.state,
             positions,
-            lambda weights: (weights, self.shared(weights, fused.shares[0])),
+            lambda weights: (weights, self.shared(weights, fused)),
         )
 
     def watched_blocks(self) -> WatchedBlocks:
@@ -362,7 +430,7 @@ register(
         make=TradingNetwork,
         backend=lambda _: None,
         by_names=by_names,
-        follows=("columns",),
+        follows=("columns", "levels"),
         takes_covariates=True,
     )
 )

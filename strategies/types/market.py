@@ -111,6 +111,11 @@ class Bar(Struct, frozen=True, gc=False):
         """The first millisecond after the bar."""
         return self.open_time_ms + self.interval_ms
 
+    @property
+    def closed_ms(self) -> int:
+        """When it closed: the last of a session may be shorter than its interval."""
+        return min(self.close_time_ms, self.market_ms)
+
 
 class Quote(Struct, frozen=True, gc=False):
     """Best bid and ask with their sizes."""

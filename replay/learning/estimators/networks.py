@@ -106,7 +106,14 @@ class NetworkEstimator(CandleEstimator):
         return replace(recipe, architecture=self.kind.read({**section, **own}))
 
     def fit(self, data: Dataset, recipe: Recipe, run: FitRun) -> NetworkModel:
-        """Fit the network, whose unfinished state lies in the folder of *run*."""
+        """Fit the network, whose unfinished state lies in the folder of *run*.
+
+        Of too few order books nothing that the fit measures is said.
+        """
+        if untrained := data.untrained():
+            run = run._replace(observe=lambda _: None)
+            for sentence in untrained:
+                run.say(sentence)
         recipe = self.derived(recipe, data.schema, data.interval_ms)
         config = recipe.architecture
         if data.fold is None:  # before minutes of fitting
@@ -133,7 +140,6 @@ class NetworkEstimator(CandleEstimator):
             levels=getattr(config, "quantiles", ()),
         )
         run.complete(fit)
-        covariates = data.vectors and data.vectors.file.path.name
         card = candle_card(
             data,
             recipe,
@@ -147,7 +153,9 @@ class NetworkEstimator(CandleEstimator):
                 "flat_band": FLAT_BAND,
                 "variance_floor": VARIANCE_FLOOR,
                 "losses": titles(heads),
-                "command": command(data.sources, covariates),
+                "command": command(
+                    data.sources, () if data.vectors is None else data.vectors.words
+                ),
             },
             calibration={"content_free": self.kind.make(config).content_free()},
         )

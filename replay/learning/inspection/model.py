@@ -22,16 +22,18 @@ from torch import Tensor
 from tracepaper.replay.archive.candles import Candles, resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
-from tracepaper.replay.learning.dataset import Dataset, joined_to
+from tracepaper.replay.learning.dataset import Beside, Dataset, joined_to, source_for
 from tracepaper.replay.learning.estimator import candle_estimator
 from tracepaper.replay.learning.estimators.tabular import predictions
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
+from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
-from tracepaper.storage.covariates import read_covariates
-from tracepaper.strategies.covariates import FixedCovariates
+from tracepaper.storage.covariates import CovariateFile
+from tracepaper.strategies import book_features
+from tracepaper.strategies.covariates import CovariateColumns, FixedCovariates, takes_vectors
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rolling import Array
@@ -41,9 +43,7 @@ from tracepaper.strategies.forecasters.build import (
     known_schema,
     part_of,
     restore,
-    takes_vectors,
     tensors_of,
-    vector_scale,
 )
 from tracepaper.strategies.forecasters.tabular import TrainedRows
 from tracepaper.strategies.networks.architecture import Network
@@ -306,10 +306,11 @@ class StoredNetwork:
     """``[gradients]`` of its card: the flow while it was fitted; empty of older checkpoints."""
 
     @classmethod
-    def open(cls, name: str, vectors: Path | None = None) -> Self:
+    def open(cls, name: str, beside: CovariateFile | SuppliedBooks | None = None) -> Self:
         """Return that of the checkpoint *name*: a bundled one, or a folder.
 
-        *vectors* is a file of those that it was trained with, which rows are made of.
+        *beside* are covariates or order books of which rows are made, as those that it was trained
+        with were.
 
         Raises ``CheckpointMismatch`` for a checkpoint that is not whole, and ``ConfigInvalid`` for
         one without a network and for none.
@@ -334,7 +335,7 @@ class StoredNetwork:
             folder,
             found.id,
             restore(card, tensors),
-            _schema(card, vectors),
+            _schema(card, beside),
             INTERVALS.get(str(found.card["market"].get("interval")), 0),
             card.get("gradients", {}),
         )
@@ -379,8 +380,7 @@ class StoredNetwork:
             return plain
         if joined.source == NO_FILE:
             raise ConfigInvalid(
-                f"The network was trained with the covariates {', '.join(joined.scale.columns)}; "
-                "give a file of them by --covariates, and candles of the same time by --data."
+                f"The network was {_trained_with(joined)}, and candles of the same time by --data."
             )
         return joined_to(plain, joined)
 
@@ -478,13 +478,23 @@ class StoredNetwork:
         }
 
 
-def _schema(card: Mapping[str, Any], vectors: Path | None) -> FeatureSchema:
-    """Return the features of *card*, with those of the file *vectors* where it takes some."""
-    if vectors is None:
-        return known_schema(card, NO_FILE if takes_vectors(card) else None)
-    if not takes_vectors(card):
-        raise ConfigInvalid("The network was trained without covariates; leave --covariates out.")
-    return known_schema(card, read_covariates(vectors).standing(vector_scale(card).columns))
+def _trained_with(joined: CovariateColumns) -> str:
+    if joined.scale.prefix == book_features.PREFIX:
+        return "trained with order books; give files of them by --depth"
+    columns = ", ".join(joined.scale.columns)
+    return f"trained with the covariates {columns}; give a file of them by --covariates"
+
+
+def _schema(card: Mapping[str, Any], beside: CovariateFile | SuppliedBooks | None) -> FeatureSchema:
+    """Return the features of *card*, with those of what is given *beside* candles."""
+    takes_files = takes_vectors(card) or book_features.reading_of(card) is not None
+    if beside is None:
+        return known_schema(card, NO_FILE if takes_files else None)
+    if not takes_files:
+        raise ConfigInvalid(
+            "The network was trained on bars alone; leave --covariates and --depth out."
+        )
+    return known_schema(card, source_for(card, beside))
 
 
 def _begun(path: Path) -> Path:
@@ -510,9 +520,13 @@ def _window(segment: Segment, start: int, end: int) -> Window:
     return rows[None], positions
 
 
-def open_checkpoint(name: str, covariates: str | Path | None = None) -> StoredNetwork:
+def open_checkpoint(
+    name: str, covariates: str | Path | None = None, depth: Sequence[str | Path] = ()
+) -> StoredNetwork:
     """Return the network of the checkpoint *name*: a bundled one, or a folder.
 
-    *covariates* is a file of those that it was trained with. Raises as ``StoredNetwork.open``.
+    *covariates* is a file of those that it was trained with, *depth* are files of order books for
+    one that reads these. Raises as ``StoredNetwork.open``.
     """
-    return StoredNetwork.open(name, None if covariates is None else Path(covariates))
+    beside = Beside(None if covariates is None else Path(covariates), [*map(Path, depth)])
+    return StoredNetwork.open(name, beside.read())
