@@ -131,7 +131,7 @@ def group_of(feature: str) -> str:
 def rows_of_books(newest: Books, before: Books, has_before: NDArray[np.bool_]) -> Floats:
     """Return [book, column] of each *newest* book, by the one a step *before* it where it has one.
 
-    Of a group of levels of both sides: ``imbalance``, what is bid less what is asked, over both.
+    Of a group of levels: ``imbalance``, the size of its bids less that of its asks, over both.
     Of a side of it: ``share`` of the whole book's size, mean ``distance`` from the mid weighted by
     size (basis points), ``wall``, the largest level's share of it, and ``grown``, the log of its
     size over that a step ago. ``spread`` and ``moved`` are in basis points of the mid.

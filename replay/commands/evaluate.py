@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table, TitledParts
-    from tracepaper.replay.learning.dataset import Beside, Dataset
+    from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
-    from tracepaper.replay.learning.order_books import SuppliedBooks
+    from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks
     from tracepaper.storage.checkpoints import Checkpoint
     from tracepaper.storage.covariates import CovariateFile
     from tracepaper.strategies.api.model import DataSource
@@ -135,9 +135,9 @@ def evaluate(
     if untrained := _untrained(checkpoint):
         _tell_untrained(untrained, as_json=json)
         return
-    from tracepaper.replay.learning.dataset import Beside
+    from tracepaper.replay.learning.supplied import FilesBeside
 
-    beside = Beside(covariates, depth or ())
+    beside = FilesBeside(covariates, depth or ())
     if folds is not None:
         found = _folds_of_bars(
             checkpoint, data, folds, ablate or (), vectors=beside, threads=options.threads
@@ -266,9 +266,9 @@ def _loaded(
     name: str, threads: int, vectors: CovariateFile | SuppliedBooks | None
 ) -> tuple[Path, Checkpoint]:
     """Return a checkpoint and its folder; refuse one that cannot be built, or files not its own."""
-    from tracepaper.replay.learning.dataset import source_for
     from tracepaper.replay.learning.estimator import estimator_of
     from tracepaper.replay.learning.fit import use_threads
+    from tracepaper.replay.learning.supplied import source_for
     from tracepaper.storage.checkpoints import load, locate
     from tracepaper.strategies.api.model import DataSource
     from tracepaper.strategies.forecasters.build import build
@@ -293,7 +293,7 @@ def _of_checkpoint(
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
     *,
-    vectors: Beside,
+    vectors: FilesBeside,
     threads: int,
     bars: int | None,
 ) -> _Judged:
@@ -355,7 +355,7 @@ def _with_rival(
     data: list[str],
     file: Given,
     *,
-    vectors: Beside,
+    vectors: FilesBeside,
     threads: int,
 ) -> _Judged:
     """Return *judged* with what the model *name* says of the same bars, which opens each span."""
@@ -401,7 +401,7 @@ def _with_rival(
 
 
 def _beside(
-    name: str, threads: int, vectors: Beside
+    name: str, threads: int, vectors: FilesBeside
 ) -> tuple[Path, Checkpoint, CovariateFile | SuppliedBooks | None]:
     """Return the compared model, with the covariates where it was trained with some."""
     from tracepaper.storage.checkpoints import locate, read_card
@@ -428,7 +428,7 @@ def _folds_of_bars(
     text: str,
     changes: Sequence[str],
     *,
-    vectors: Beside,
+    vectors: FilesBeside,
     threads: int,
 ) -> _Folds:
     """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""

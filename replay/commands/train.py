@@ -13,7 +13,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.dataset import Beside
+    from tracepaper.replay.learning.supplied import FilesBeside
     from tracepaper.storage.checkpoints import Checkpoint
 
 DataOption = Annotated[
@@ -26,9 +26,7 @@ DataOption = Annotated[
 ]
 CovariatesOption = Annotated[
     Path | None,
-    typer.Option(
-        "--covariates", metavar="FILE", help="trading: your own covariates by time, CSV or Parquet."
-    ),
+    typer.Option("--covariates", metavar="FILE", help="trading: your own covariates."),
 ]
 
 
@@ -109,9 +107,9 @@ def train(
             raise _members_wrong()
         made = [_join(document, data, out, cache)]
     else:
-        from tracepaper.replay.learning.dataset import Beside
+        from tracepaper.replay.learning.supplied import FilesBeside
 
-        beside = Beside(covariates, depth or ())
+        beside = FilesBeside(covariates, depth or ())
         made = _trained(document, file, seed or (), data, out, cache, beside, resume=resume)
     if json:
         documents = [
@@ -139,7 +137,7 @@ def _trained(
     data: Sequence[str],
     out: Path,
     cache: Path | None,
-    beside: Beside,
+    beside: FilesBeside,
     *,
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:

@@ -27,8 +27,7 @@ from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import MINUTE_MS, interval_text
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.dataset import Supplied
-    from tracepaper.replay.learning.order_books import SuppliedBooks
+    from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""

@@ -14,8 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +30,6 @@ from tracepaper.replay.learning.baselines import (
 from tracepaper.replay.learning.candles import (
     read_files,
 )
-from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.samples import (
     LABELS,
     NO_LABEL,
@@ -58,14 +56,9 @@ from tracepaper.replay.learning.stored_baselines import (
     fit_baselines,
     unfitted,
 )
-from tracepaper.storage.covariates import CovariateFile, read_covariates
-from tracepaper.strategies.book_features import reading_of
+from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks
 from tracepaper.strategies.covariates import (
     CovariateColumns,
-    CovariateScale,
-    CovariateSource,
-    takes_vectors,
-    vector_scale,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import REACHES
@@ -82,104 +75,6 @@ FAMILIES: Final = ("v2", "tree")
 
 Horizons = tuple[int, ...] | str
 """Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
-
-
-class Supplied(NamedTuple):
-    """A user's covariates, and how they are standardised; None before that is fitted."""
-
-    file: CovariateFile
-    scale: CovariateScale | None = None
-
-    def of_bars(self, segments: Sequence[Segment]) -> Supplied:
-        """Return them as they are: a row is of no bar."""
-        del segments
-        return self
-
-    @property
-    def words(self) -> tuple[str, ...]:
-        """The option that names the file."""
-        return "--covariates", self.file.path.name
-
-    @property
-    def sha256(self) -> str:
-        """The hash of the file."""
-        return self.file.sha256
-
-    def untrained(self) -> list[str]:
-        """Return nothing: of any number of covariates figures can be had."""
-        return []
-
-    def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return what ``[features]`` of a card says of them."""
-        of = {"file": self.file.path.name, "sha256": self.file.sha256}
-        return {"vectors": {**of, **scale.section()}}
-
-    def fitted(self, until_ms: int) -> Supplied:
-        """Return them standardised as the rows before *until_ms* are, and by no later one."""
-        columns = self.file.columns if self.scale is None else self.scale.columns
-        every = list(self.file.chosen(columns).values())
-        return self._replace(scale=CovariateScale.fitted(columns, every, until_ms))
-
-    def joined(self, until_ms: int) -> CovariateColumns:
-        """Return them as features; where nothing is fitted yet, that is, before *until_ms*."""
-        if self.scale is None:
-            return self.fitted(until_ms).joined(until_ms)
-        return CovariateColumns(self.scale, self.file.standing(self.scale.columns))
-
-
-class Beside(NamedTuple):
-    """The files that are given beside candles: of covariates, or of order books."""
-
-    covariates: Path | None
-    depth: Sequence[Path]
-
-    @property
-    def is_given(self) -> bool:
-        """Whether there is one."""
-        return self.covariates is not None or bool(self.depth)
-
-    def read(self) -> CovariateFile | SuppliedBooks | None:
-        """Read them; raise ``ConfigInvalid`` where both are given."""
-        if self.covariates is not None and self.depth:
-            raise ConfigInvalid(
-                "A network learns from --covariates or from --depth beside its bars; give one of "
-                "them."
-            )
-        if self.depth:
-            return SuppliedBooks.read(self.depth)
-        return None if self.covariates is None else read_covariates(self.covariates)
-
-
-def supplied(
-    given: CovariateFile | SuppliedBooks | None, card: Mapping[str, Any] | None = None
-) -> Supplied | SuppliedBooks | None:
-    """Return what is *given* beside candles, as the model of *card* scales it, where there is one.
-
-    Covariates of a model that takes none are left aside.
-    """
-    if isinstance(given, CovariateFile):
-        if card is None:
-            return Supplied(given)
-        return Supplied(given, vector_scale(card)) if takes_vectors(card) else None
-    return given if given is None or card is None else given.of_card(card)
-
-
-def source_for(
-    card: Mapping[str, Any], given: CovariateFile | SuppliedBooks | None
-) -> CovariateSource | None:
-    """Return the source that the model of *card* is built with, of what is *given*.
-
-    Raises ``ConfigInvalid`` or ``DataInvalid`` where the model needs another, or none.
-    """
-    reading = reading_of(card)
-    if reading is not None and not isinstance(given, SuppliedBooks):
-        raise ConfigInvalid(
-            f"The model was trained with order books of {reading.words}; give files of them by "
-            "--depth, and none by --covariates."
-        )
-    if isinstance(given, CovariateFile):
-        return given.standing(vector_scale(card).columns if takes_vectors(card) else ())
-    return None if given is None else given.of_card(card).source
 
 
 @dataclass(frozen=True)

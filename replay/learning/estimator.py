@@ -21,10 +21,9 @@ from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.array_cache import (
     ArrayCache,
 )
-from tracepaper.replay.learning.dataset import Dataset, intervals_of, reading, supplied
+from tracepaper.replay.learning.dataset import Dataset, intervals_of, reading
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.fit import Fit, FitOptions, Observe
-from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.recipe import (
     DEFAULT_KIND,
     SCHEMA,
@@ -45,6 +44,7 @@ from tracepaper.replay.learning.stored_baselines import (
     save_judged,
     stored_baselines,
 )
+from tracepaper.replay.learning.supplied import SuppliedBooks, supplied
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies.api.model import ModelKind, Registry

@@ -67,9 +67,9 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     """A direction, not a limit to cheat: a change that needs more says so here."""
     figures = of_this_repository().figures
     # A committee asked for four; the report of what heads said of risk, cross-attention, the
-    # Informer's decoder, dropout, a model over HTTP, importance over a run and order books beside
-    # candles for one each.
-    assert figures["modules"] <= 350
+    # Informer's decoder, dropout, a model over HTTP and importance over a run for one each. Order
+    # books beside candles asked for two.
+    assert figures["modules"] <= 351
     assert figures["modules over 600 lines"] <= 0
 
 

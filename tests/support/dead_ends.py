@@ -17,6 +17,7 @@ import torch
 from pydantic import BaseModel
 
 from tracepaper.daemon.session.models import SIZED_BY
+from tracepaper.strategies.book_features import PREFIX, BookReading
 from tracepaper.strategies.features.rows import SETS, schema
 from tracepaper.strategies.forecasters.outputs import forecasts
 from tracepaper.strategies.gates.gate import GATES, Gate, ThresholdKey
@@ -57,8 +58,9 @@ def _moved(part: torch.Tensor) -> torch.Tensor:
 
 
 def modalities(known: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """Name the modalities of which no feature schema and no covariate has a column."""
+    """Name the modalities of which no feature schema, covariate or order book has a column."""
     columns = [name for one in SETS for name in schema(one).names] + ["vector_mood"]
+    columns += [PREFIX + name for name in BookReading(levels=1, every_ms=1).columns]
     of = {next(m for m, begins in known.items() if one.startswith(begins)) for one in columns}
     return [name for name in known if name not in of]
 

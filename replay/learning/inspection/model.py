@@ -22,13 +22,13 @@ from torch import Tensor
 from tracepaper.replay.archive.candles import Candles, resample
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
-from tracepaper.replay.learning.dataset import Beside, Dataset, joined_to, source_for
+from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimator import candle_estimator
 from tracepaper.replay.learning.estimators.tabular import predictions
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
-from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
+from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks, source_for
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
 from tracepaper.storage.covariates import CovariateFile
@@ -528,5 +528,5 @@ def open_checkpoint(
     *covariates* is a file of those that it was trained with, *depth* are files of order books for
     one that reads these. Raises as ``StoredNetwork.open``.
     """
-    beside = Beside(None if covariates is None else Path(covariates), [*map(Path, depth)])
+    beside = FilesBeside(None if covariates is None else Path(covariates), [*map(Path, depth)])
     return StoredNetwork.open(name, beside.read())

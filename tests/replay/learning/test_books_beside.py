@@ -41,8 +41,8 @@ from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import DataRequest, candle_estimator, read_candles_of
-from tracepaper.replay.learning.order_books import SuppliedBooks
 from tracepaper.replay.learning.splits import Part, Split
+from tracepaper.replay.learning.supplied import SuppliedBooks
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader

@@ -25,8 +25,9 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.learning.candles import (
     read_files,
 )
-from tracepaper.replay.learning.dataset import Dataset, Supplied, joined_to
+from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.splits import Split, iso, segments_of
+from tracepaper.replay.learning.supplied import Supplied
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.covariates import kept_covariates, read_covariates
 from tracepaper.storage.database.reader import Reader
@@ -155,7 +156,7 @@ def test_vectors_of_another_time_are_refused(folder: Path, tmp_path: Path, say: 
     words[words.index("--covariates") + 1] = str(late)
     code, _, err = say(*words)
     assert code == 1
-    assert "no row that a bar of the candles could know" in err
+    assert "nothing that a bar of the candles could know" in err
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from learning import DAY_BARS, MINUTE_MS, START_MS, learnable, write_csv
 
-from tracepaper.replay.learning.dataset import Dataset, Supplied
+from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.splits import Fold, Split
+from tracepaper.replay.learning.supplied import Supplied
 from tracepaper.storage.covariates import read_covariates
 from tracepaper.strategies.covariates import CovariateRows, CovariateScale
 
