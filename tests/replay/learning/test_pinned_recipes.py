@@ -135,7 +135,12 @@ def test_a_newer_key_at_the_value_that_changes_nothing_keeps_the_hash(
 
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("flash-1m", "2f11a8384145"), ("flash-15m", "c040d446c80c"), ("informer-1m", "29f227f859ee")],
+    [
+        ("flash-1m", "2f11a8384145"),
+        ("flash-15m", "c040d446c80c"),
+        ("informer-1m", "29f227f859ee"),
+        ("trading-15m", "c9ebbaf65834"),
+    ],
 )
 def test_a_bundled_checkpoint_keeps_the_hash_of_its_recipe(name: str, known: str) -> None:
     assert recipe_of(load(BUNDLED / name).card).hash == known

@@ -351,4 +351,4 @@ def test_the_bundled_checkpoints_are_listed_and_whole() -> None:
         contexts[place.name] = build(found.card, found.tensors, threads=1).context
         assert sum(one.stat().st_size for one in place.iterdir()) < 4_000_000
         assert stored_baselines(place, known) is not None
-    assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991}
+    assert contexts == {"flash-15m": 700, "flash-1m": 7_201, "informer-1m": 991, "trading-15m": 384}
