@@ -29,6 +29,7 @@ _PYTHON: Final = (sys.executable,)
 _ENGINE: Final = (*_PYTHON, "tests/campaigns/campaign_engine.py")
 PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "alarms": ("promtool", "test", "rules", "deploy/tracepaper.rules.test.yml"),
+    "image": (*_PYTHON, "tests/campaigns/campaign_image.py"),
     "long": (*_PYTHON, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "long"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
     "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),

@@ -1,0 +1,124 @@
+"""The campaign of the image finds what is planted, and reads a Dockerfile as Docker does."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import campaign_image
+import campaign_image_inside
+import pytest
+from campaign_image import BARE, USUAL, faults
+from image_root import Chroot, Stage, instructions, is_sent
+
+GOOD: dict[str, Any] = {
+    "user": 10001,
+    "folder": "/data",
+    "failed": [],
+    "attention": "compiled loops: native_avx512",
+    "cuda": "None",
+    "compilers": [],
+    "writable": [],
+    "healthy before": False,
+    "healthy": True,
+    "ended with": 0,
+    "verified": "30 of 30 decisions follow from the record",
+}
+
+
+def test_an_image_as_it_must_be_has_no_faults() -> None:
+    shown = f'#9 [build 3/9] RUN x || echo "{BARE}"\n#9 0.2 built\n'
+    assert faults(GOOD, shown, is_compiled=True, has_index=True) == []
+    bare = GOOD | {"attention": "compiled loops: none", "cuda": "13.0"}
+    printed = f"{shown}#9 0.3 {BARE} of attention\nno answer: {USUAL}\n"
+    assert faults(bare, printed, is_compiled=False, has_index=False) == []
+
+
+@pytest.mark.parametrize(
+    ("planted", "printed", "fault"),
+    [
+        ({"user": 0}, "", "it runs as 10001"),
+        ({"folder": "/"}, "", "it runs in /data"),
+        ({"failed": ["numpy is missing"]}, "", "doctor finds no fault"),
+        ({"attention": "compiled loops: none"}, "", "doctor names its loops"),
+        ({}, f"{BARE} of attention\n", "one line says that it has no loops"),
+        ({"cuda": "13.0"}, "", "PyTorch is for processors"),
+        ({}, USUAL, "one line says that no index answered"),
+        ({"compilers": ["gcc"]}, "", "it has no compiler"),
+        ({"writable": ["/opt/tracepaper"]}, "", "its user may write in /data alone"),
+        ({"healthy": False}, "", "it is healthy once it runs"),
+        ({"healthy before": True}, "", "it is healthy once it runs"),
+        ({"ended with": 1}, "", "it ends in order"),
+        ({"verified": "1 of 30 decisions differs"}, "", "its decisions follow from its record"),
+    ],
+)
+def test_each_planted_fault_is_named(planted: dict[str, Any], printed: str, fault: str) -> None:
+    assert faults(GOOD | planted, printed, is_compiled=True, has_index=True) == [fault]
+
+
+def test_what_is_planted_in_the_dockerfile_stands_in_it() -> None:
+    text = campaign_image.DOCKERFILE.read_text(encoding="utf-8")
+    for was, becomes in campaign_image.VARIANTS.values():
+        assert text.count(was) == 1 or not becomes
+    entry, health = campaign_image.commands(campaign_image.DOCKERFILE)
+    assert json.loads(entry) == ["tracepaper", "run"]
+    assert json.loads(health) == ["tracepaper", "status", "--ready"]
+
+
+def test_instructions_are_joined_and_comments_left_out() -> None:
+    text = "# one\nFROM a AS b\nRUN x \\\n# two\n  && y\n\nUSER 1:1\n"
+    assert list(instructions(text)) == [("FROM", "a AS b"), ("RUN", "x    && y"), ("USER", "1:1")]
+
+
+@pytest.mark.parametrize(
+    ("path", "sent"),
+    [
+        ("README.md", True),
+        ("pyproject.toml", True),
+        ("deploy/torch.sh", True),
+        ("deploy/compose.yaml", False),
+        (".git/config", False),
+        ("daemon/cli.py", True),
+        ("daemon/http/__pycache__/a.pyc", False),
+        ("storage/run.db", False),
+        ("storage/models/card.json", True),
+        ("tests/conftest.py", False),
+    ],
+)
+def test_the_context_holds_what_the_image_is_built_from(path: str, sent: bool) -> None:
+    file = campaign_image.DOCKERFILE.with_name("Dockerfile.dockerignore")
+    assert is_sent(file.read_text(encoding="utf-8").splitlines(), path) is sent
+
+
+def test_variables_are_put_in() -> None:
+    stage = Stage(Path("/nowhere"), given={"PYTHON": "3.11"})
+    assert stage.filled("python:${PYTHON}-slim") == "python:3.11-slim"
+    assert stage.filled("/opt/bin:${PATH}").startswith("/opt/bin:/usr/local/sbin")
+
+
+def test_what_the_user_may_write_is_found(tmp_path: Path) -> None:
+    for name, mode in (("own", 0o644), ("read", 0o444), ("shared", 0o1777)):
+        (tmp_path / name).mkdir() if name == "shared" else (tmp_path / name).touch()
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "link").symlink_to("own")
+    assert campaign_image_inside.writable(tmp_path) == [str(tmp_path / "own")]
+
+
+def test_files_are_copied_as_docker_copies_them(tmp_path: Path) -> None:
+    context = tmp_path / "context"
+    (context / "daemon" / "__pycache__").mkdir(parents=True)
+    (context / "daemon" / "cli.py").touch()
+    (context / "daemon" / "__pycache__" / "cli.pyc").touch()
+    (context / "a.txt").touch()
+    copying = Chroot.__new__(Chroot)
+    copying.context = context
+    stage = Stage(tmp_path / "root", folder="/source")
+    copying.copy(stage, {}, ["daemon", "daemon"], ["**/__pycache__"])
+    copying.copy(stage, {}, ["a.txt", "./"], [])
+    copying.copy(Stage(tmp_path / "last"), {"build": stage}, ["--from=build", "/source", "/s"], [])
+    found = sorted(
+        os.path.relpath(one, tmp_path / "last") for one in (tmp_path / "last").rglob("*")
+    )
+    assert found == ["s", "s/a.txt", "s/daemon", "s/daemon/cli.py"]
