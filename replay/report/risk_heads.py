@@ -114,14 +114,15 @@ def _came(record: RunRecord, horizon: int) -> Floats:
 
 
 def _mean(values: Floats, days: Ints) -> Estimate | None:
-    """Return the mean of *values* with its error by day; None of none."""
+    """Return the mean of *values* with its error by day, which one day does not give."""
     if not values.size:
         return None
     mean, which = float(values.mean()), np.unique(days, return_inverse=True)[1]
     by_day = np.bincount(which, (values - mean) / values.size)
     count = by_day.size
-    error = math.sqrt(count / (count - 1) * float((by_day**2).sum())) if count > 1 else math.nan
-    return mean, error
+    if count == 1:
+        return mean, None
+    return mean, math.sqrt(count / (count - 1) * float((by_day**2).sum()))
 
 
 class _Tail(NamedTuple):

@@ -108,7 +108,7 @@ def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
         network("Leaving")(rows())
     with pytest.raises(KeyboardInterrupt):
         network("Interrupted")(rows())
-    with pytest.raises(StrategyFailed, match="Unmade failed .* with AttributeError"):
+    with pytest.raises(StrategyFailed, match=r"Unmade failed .* with AttributeError"):
         network("Unmade")
     with pytest.raises(ConfigInvalid, match=r"is no tracepaper\.AttentionMechanism; derive"):
         network("NoMechanism")
