@@ -198,11 +198,11 @@ def _regimes(one: SaidAndCame) -> Iterator[_RunRegime]:
 
 
 _TAIL_FIGURES: Final = (
-    Figure[_Tail]("position", "position", "text", lambda of: of.position),
+    Figure[_Tail]("position", "side", "text", lambda of: of.position),
     Figure[_Tail]("said", "beyond, said", "share", lambda of: of.share),
     Figure[_Tail]("came", "came ± error", "share", lambda of: of.came),
     Figure[_Tail]("bars", "bars apart", "count", lambda of: of.bars),
-    Figure[_Tail]("p", "p, as often", "measure", lambda of: of.p),
+    Figure[_Tail]("p", "p", "measure", lambda of: of.p),
     Figure[_Tail]("lost", "lost there, bp", "bp", lambda of: of.lost),
     Figure[_Tail]("expected", "said, bp", "bp", lambda of: of.expected),
 )

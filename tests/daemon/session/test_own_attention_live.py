@@ -212,7 +212,7 @@ async def test_a_daemon_does_not_start_by_another_class_of_the_name(
             ended = started(folder, exchange, database, "second").end()
         finally:
             source.write_text(MECHANISM, encoding="utf-8")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "The sources of mine_live:Mine have changed since the model was trained" in ended.err
     assert "Traceback" not in ended.err
     assert refused(database) == kept

@@ -196,3 +196,13 @@ def test_of_one_day_a_mean_has_no_error() -> None:
         {"value": 2e-3, "error": None},
         None,
     ]
+
+
+def test_the_sides_of_tails_are_read_at_80_columns(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", str(run)]) == 0
+    lines = capsys.readouterr().out.partition("Tails that the network forecast")[2].splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["side", "long", "long", "short", "short"]
