@@ -559,7 +559,7 @@ def _own_class(name: str) -> FoundClass:
         sha256 = hashlib.sha256(inspect.getsource(made_of).encode()).hexdigest()
     else:
         sha256 = class_sha256(made_of)
-    return FoundClass(made_of, sha256, lambda: ForeignCode(name, "in forward"))
+    return FoundClass(made_of, sha256, lambda: ForeignCode(name, "in forward", may_exit=False))
 
 
 OWN_CLASSES.find = _own_class

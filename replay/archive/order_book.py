@@ -492,6 +492,7 @@ class StoredDepth:
             raise DataInvalid(
                 f"{path} holds no books yet; record some by `tracepaper data record`."
             )
+        self.torn: Final = self._file.torn_sentence()
         self.times: Final = np.concatenate(times)
         self.starts: Final = np.array(starts, dtype=np.int64)
         self.causes: Final = tuple(causes)

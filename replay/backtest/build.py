@@ -311,6 +311,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         period_start_ms=feed.period_start_ms,
         warnings=(
             *warnings,
+            *(one.torn.rstrip(".") for one in depth if one.torn),
             *fitted,
             *chain.from_iterable(map(split_sentences, feed.candles)),
             *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),

@@ -140,7 +140,7 @@ def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horiz
     """Return whether two networks' auxiliary heads agree at each of so many *horizons*.
 
     A number is held to ``RETURNS`` of the largest of its head there; of regimes, to that of the
-    probabilities or of the volatilities.
+    probabilities or of the volatilities. NaN agrees with NaN alone, as in ``near``.
     """
     if first is None or second is None:
         return first is second
@@ -148,8 +148,11 @@ def heads_agree(first: HeadForecasts | None, second: HeadForecasts | None, horiz
         one, two = (np.frombuffer(getattr(of, name), "<f4") for of in (first, second))
         if len(one) != len(two):
             return False
+        unknown = np.isnan(one)
+        if (unknown != np.isnan(two)).any():
+            return False
         shape = (horizons, -1, 2 if name == "regimes" else 1)
-        one, two = one.reshape(shape), two.reshape(shape)
+        one, two = (np.where(unknown, 0.0, of).reshape(shape) for of in (one, two))
         if (
             one.size
             and not (np.abs(one - two) <= RETURNS * np.abs(one).max(1, keepdims=True)).all()

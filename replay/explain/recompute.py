@@ -211,6 +211,11 @@ def stored_forecast(run: Run, step: Step) -> Forecast:
             f"{step.prediction.deadline_ms:,} ms; choose another decision."
         )
     if step.prediction is None:
+        if step.decision.refused_by == "finite":
+            raise DataInvalid(
+                f"{named} was refused by the gate finite, for its model gave no usable forecast; "
+                "choose another decision."
+            )
         raise DataInvalid(
             f"{named} came before its model was warm, so there is nothing to recompute; choose a "
             "later decision."

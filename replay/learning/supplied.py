@@ -68,6 +68,11 @@ class Supplied(NamedTuple):
         """Return nothing: of any number of covariates figures can be had."""
         return []
 
+    @property
+    def torn(self) -> list[str]:
+        """Nothing: a file of covariates is whole, or refused."""
+        return []
+
     def section(self, scale: CovariateScale) -> dict[str, Any]:
         """Return what ``[features]`` of a card says of them."""
         of = {"file": self.file.path.name, "sha256": self.file.sha256}
@@ -195,7 +200,18 @@ class SuppliedBooks:
         return replace(self, reading=wanted, source=source, scale=scale_of(card))
 
     def of_bars(self, segments: Sequence[Segment]) -> Self:
-        """Return them beside the bars of *segments*; raise for books too far apart for these."""
+        """Return them beside the bars of *segments*.
+
+        Raises ``DataInvalid`` for books too far apart for these, or of another market.
+        """
+        traded = {one.candles.symbol: one.candles.instrument for one in segments}
+        for symbol, own in self.files.items():
+            for one in own:
+                if (books_of := one.header.instrument) != traded.get(symbol, books_of):
+                    raise DataInvalid(
+                        f"--depth holds books of {books_of}, and the candles are of "
+                        f"{traded[symbol]}; give books and candles of one market."
+                    )
         if self.reading.every_ms > segments[0].interval_ms:
             raise DataInvalid(
                 f"{self.paths[0]} holds a book each {self.reading.every_ms:,} ms, longer than a "
@@ -245,6 +261,11 @@ class SuppliedBooks:
             bar_ms = int(np.diff(closes_ms).min()) if len(closes_ms) > 1 else 0
             found.append(min(books * self.reading.every_ms, rows * bar_ms))
         return min(found, default=0)
+
+    @property
+    def torn(self) -> list[str]:
+        """What is left out of files whose recorder was killed (D4)."""
+        return [one.torn for own in self.files.values() for one in own if one.torn]
 
     def untrained(self) -> list[str]:
         """Return why nothing can be said of what is learnt from them; empty where it can."""

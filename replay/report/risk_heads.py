@@ -114,14 +114,15 @@ def _came(record: RunRecord, horizon: int) -> Floats:
 
 
 def _mean(values: Floats, days: Ints) -> Estimate | None:
-    """Return the mean of *values* with its error by day; None of none."""
+    """Return the mean of *values* with its error by day, which one day does not give."""
     if not values.size:
         return None
     mean, which = float(values.mean()), np.unique(days, return_inverse=True)[1]
     by_day = np.bincount(which, (values - mean) / values.size)
     count = by_day.size
-    error = math.sqrt(count / (count - 1) * float((by_day**2).sum())) if count > 1 else math.nan
-    return mean, error
+    if count == 1:
+        return mean, None
+    return mean, math.sqrt(count / (count - 1) * float((by_day**2).sum()))
 
 
 class _Tail(NamedTuple):
@@ -197,11 +198,11 @@ def _regimes(one: SaidAndCame) -> Iterator[_RunRegime]:
 
 
 _TAIL_FIGURES: Final = (
-    Figure[_Tail]("position", "position", "text", lambda of: of.position),
+    Figure[_Tail]("position", "side", "text", lambda of: of.position),
     Figure[_Tail]("said", "beyond, said", "share", lambda of: of.share),
     Figure[_Tail]("came", "came ± error", "share", lambda of: of.came),
     Figure[_Tail]("bars", "bars apart", "count", lambda of: of.bars),
-    Figure[_Tail]("p", "p, as often", "measure", lambda of: of.p),
+    Figure[_Tail]("p", "p", "measure", lambda of: of.p),
     Figure[_Tail]("lost", "lost there, bp", "bp", lambda of: of.lost),
     Figure[_Tail]("expected", "said, bp", "bp", lambda of: of.expected),
 )

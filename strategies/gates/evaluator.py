@@ -395,7 +395,8 @@ class RegimeBounds(Struct, frozen=True):
         if not mean_reversion < momentum or not 0 <= hysteresis < 1:
             raise ConfigInvalid(
                 f"regime.mean_reversion ({mean_reversion}) must lie under regime.momentum "
-                f"({momentum}), with regime.hysteresis ({hysteresis}) from 0 to below 1."
+                f"({momentum}), with regime.hysteresis ({hysteresis}) from 0 to below 1; set such "
+                "numbers, also where a model's recent mass is always the same."
             )
         return cls(mean_reversion, momentum, hysteresis * (momentum - mean_reversion))
 

@@ -182,7 +182,8 @@ class OwnNetwork(Network):
                 self._own.made_of(config.heads, config.dim // config.heads)
                 for _ in range(config.layers)
             ]
-        self.mechanisms = nn.ModuleList(made)
+            self.mechanisms = nn.ModuleList(made)
+            self.mechanisms.train(self.training)
 
     def hold_by(self, say: Callable[[str], object]) -> None:
         """Answer NaN, which no gate lets pass, where the class fails; tell *say* why."""
@@ -286,6 +287,11 @@ class OwnNetwork(Network):
             found = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
             raise AttentionInvalid(
                 f"{name} returned {found} for weights of {wanted}; return [batch, head, row, bar]."
+            )
+        if (given.dtype, given.layout, given.device) != (query.dtype, query.layout, query.device):
+            raise AttentionInvalid(
+                f"{name} returned weights of {given.dtype}, {given.layout} on {given.device}, and "
+                f"queries are of {query.dtype}, {query.layout} on {query.device}; return the same."
             )
         if torch.compiler.is_compiling():
             return given

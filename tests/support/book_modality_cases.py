@@ -47,8 +47,9 @@ SPLIT = "[split]\nembargo_bars = 30\n" + "\n".join(
 
 def header(**keys: Any) -> DepthHeader:
     """Return the header of a file of these books."""
-    said = {"levels": LEVELS, "every_ms": EVERY_MS, "source": "loopback", **keys}
-    return DepthHeader(instrument=f"linear:{SYMBOL}", price_decimals=2, quantity_decimals=3, **said)
+    of = {"instrument": f"linear:{SYMBOL}", "price_decimals": 2, "quantity_decimals": 3}
+    said = {**of, "levels": LEVELS, "every_ms": EVERY_MS, "source": "loopback"}
+    return DepthHeader(**{**said, **keys})
 
 
 def leans(count: int, *, seed: int = 3) -> np.ndarray[Any, Any]:

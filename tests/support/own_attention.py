@@ -66,6 +66,33 @@ class Chance(Softmax):
         return super().forward(query + torch.randn_like(query), key)
 
 
+class Double(Softmax):
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return super().forward(query, key).double()
+
+
+class Sparse(Softmax):
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        return super().forward(query, key).to_sparse()
+
+
+class Leaving(Softmax):
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        raise SystemExit(3)
+
+
+class Interrupted(Softmax):
+    def forward(self, query: Tensor, key: Tensor) -> Tensor:
+        raise KeyboardInterrupt
+
+
+class Unmade(tracepaper.AttentionMechanism):
+    """Forgets to make the module that it is."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        self.size = heads, head_dim
+
+
 class Failing(Softmax):
     def forward(self, query: Tensor, key: Tensor) -> Tensor:
         raise ValueError("no luck today")

@@ -110,6 +110,8 @@ class NetworkEstimator(CandleEstimator):
 
         Of too few order books nothing that the fit measures is said.
         """
+        for sentence in [] if data.vectors is None else data.vectors.torn:
+            run.say(sentence)
         if untrained := data.untrained():
             run = run._replace(observe=lambda _: None)
             for sentence in untrained:

@@ -165,6 +165,24 @@ def test_each_number_of_a_head_has_its_tolerance(run: Path) -> None:
     assert heads_agree(None, None, 1)
 
 
+def test_a_number_that_no_head_could_give_agrees_with_none_alone(run: Path) -> None:
+    """A replay samples a bar without a book or volatility, and no later bar is to blame for it."""
+    one = forecasts(run)[0]
+    count = len(one.horizons)
+    for name in HEADS:
+        assert one.heads is not None
+        packed = np.frombuffer(getattr(one.heads, name), "<f4").reshape(count, -1).copy()
+        packed[:, -1] = np.nan
+        unknown = structs.replace(one.heads, **{name: packed.tobytes()})
+        assert heads_agree(unknown, structs.replace(unknown), count), name
+        assert not heads_agree(unknown, one.heads, count), name
+        assert not heads_agree(one.heads, unknown, count), name
+        packed[0, 0] += 1.0
+        other = structs.replace(one.heads, **{name: packed.tobytes()})
+        # What is left of a head of one number is NaN alone.
+        assert heads_agree(unknown, other, count) is (packed.shape[1] == 1), name
+
+
 def test_what_was_added_to_heads_is_left_out_where_it_is_empty() -> None:
     first = len(HEADS)
     assert len(HeadForecasts(correlations=b"1234").stored()) == first + 1

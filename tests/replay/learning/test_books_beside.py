@@ -260,6 +260,24 @@ def test_bars_without_a_book_are_refused_and_the_others_answered(database: Path,
     assert (found["warm"], found["finite"]) == (527, HOLE[1] - HOLE[0])
 
 
+def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
+    folder: Path, tmp_path: Path, say: Say
+) -> None:
+    """A pass over known bars is held to its own answers at a bar without a book, too."""
+    write_books(tmp_path / "late.depth", SHORT, gaps=((0, SHORT - 5),))
+    run_id = replayed(folder, tmp_path / "late.db", tmp_path / "late.depth")
+    said = answers(tmp_path / "late.db", say)
+    assert [mean is not None for mean, _ in said.values()][-6:] == [False] + 5 * [True]
+    with Reader.open(tmp_path / "late.db") as reader:
+        assert verify_run(reader, tmp_path / "late.db", run_id).differences == []
+    query = "SELECT min(sequence) FROM v_decisions WHERE refused_by = 'finite'"
+    code, out, _ = say("audit", "sql", query, "--db", tmp_path / "late.db")
+    sequence = out.split()[-1]
+    code, _, err = say("explain", f"last:{sequence}", "--full", "--db", tmp_path / "late.db")
+    assert code == 1
+    assert "was refused by the gate finite, for its model gave no usable forecast" in err
+
+
 def test_a_run_is_fed_its_own_books_and_decides_the_same(database: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.db"
     audit = SqlAuditLog.open(again)
@@ -412,6 +430,7 @@ def test_what_cannot_read_them_is_refused_in_a_sentence(
     recipe = folder / "recipe.toml"
     few = tmp_path / "few.depth"
     write_books(few, 40, every_ms=30_000)
+    spot = write_books(tmp_path / "spot.depth", 40, instrument=f"spot:{SYMBOL}")
     only = choose('modalities=["price", "volume", "time"]')
     cases = [
         (("train", *beside, *choose("model.kind=flash")), 2, "a modality of the kind trading"),
@@ -424,13 +443,35 @@ def test_what_cannot_read_them_is_refused_in_a_sentence(
         (("train", recipe, *beside, "--covariates", "x.csv"), 2, "give one of them"),
         (("train", recipe, *beside, "--depth", folder / "books.depth"), 1, "of the same time"),
         (("train", recipe, *beside, "--depth", few), 1, "of one depth and pace"),
+        (
+            ("train", recipe, *beside[:2], "--depth", spot, *beside[4:]), 1,
+            f"books of spot:{SYMBOL}, and the candles are of linear:{SYMBOL}; give books and",
+        ),
         (("evaluate", "default", *beside[:4]), 2, "was trained without order books; leave --depth"),
     ]  # fmt: skip
     for words, wanted, sentence in cases:
         code, _, err = say(*words)
         assert sentence in err, (words, err)
         assert code == wanted
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["few.depth"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["few.depth", "spot.depth"]
+
+
+def test_what_a_killed_recorder_left_is_told_and_left_out(
+    folder: Path, tmp_path: Path, say: Say
+) -> None:
+    torn = tmp_path / "torn.depth"
+    torn.write_bytes((folder / "books.depth").read_bytes() + b"half a block")
+    words = trained(folder, "torn")
+    words[words.index("--depth") + 1] = str(torn)
+    words[words.index("--out") + 1] = str(tmp_path / "out")
+    code, _, err = say(*words)
+    assert code == 0
+    told = "The last 12 bytes of"
+    assert told in err
+    run_id = replayed(folder, tmp_path / "torn.db", torn)
+    with Reader.open(tmp_path / "torn.db") as reader:
+        warnings = reader.run(run_id).warnings
+    assert [told in one and one.endswith("left out") for one in warnings].count(True) == 1
 
 
 def test_a_run_without_the_books_that_the_model_reads_is_refused(

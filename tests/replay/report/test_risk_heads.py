@@ -174,3 +174,35 @@ def test_kupiec_is_the_likelihood_ratio() -> None:
         wanted = stats.chi2.sf(2 * (best - hits), 1)
         assert kupiec(breaches, count, 0.05) == pytest.approx(wanted, abs=1e-9)
     assert kupiec(0, 0, 0.05) is None
+
+
+def test_of_one_day_a_mean_has_no_error() -> None:
+    """Of one day no spread by days is known: nothing is printed for it, and no NaN."""
+    one = SaidAndCame(
+        horizon=HORIZON,
+        days=np.zeros(4, dtype=np.int64),
+        apart=np.arange(1),
+        said={"regimes": np.tile([0.9, 1e-3, 0.1, 1e-2], (4, 1))},
+        levels=(),
+        returned=np.zeros(4),
+        fallen=np.zeros(4),
+        risen=np.zeros(4),
+        volatility=np.full(4, 2e-3),
+    )
+    (found,) = tables_of(one)
+    shown = json.dumps(found.documents())
+    assert "NaN" not in shown
+    assert [row["volatility"] for row in found.documents()] == [
+        {"value": 2e-3, "error": None},
+        None,
+    ]
+
+
+def test_the_sides_of_tails_are_read_at_80_columns(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    capsys.readouterr()
+    assert invoke(["report", "last", "--db", str(run)]) == 0
+    lines = capsys.readouterr().out.partition("Tails that the network forecast")[2].splitlines()
+    assert [line.split()[0] for line in lines[1:6]] == ["side", "long", "long", "short", "short"]

@@ -83,6 +83,8 @@ def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> Non
     [
         ("Transposed", r"returned \[2, 2, 12, 11\] for weights of \[2, 2, 12, 12\]"),
         ("NoTensor", "returned list for weights of"),
+        ("Double", "returned weights of torch.float64, torch.strided on cpu, and queries are of"),
+        ("Sparse", "returned weights of torch.float32, torch.sparse_coo on cpu"),
         ("Infinite", "returned weights that are not finite"),
         ("Negative", "returned weights below 0"),
         ("Unscaled", "returned a row of weights whose sum misses 1 by 0.01"),
@@ -102,6 +104,12 @@ def test_what_gives_no_weights_is_refused_at_its_first_pass(name: str, sentence:
 def test_what_fails_or_is_no_mechanism_is_refused_in_a_sentence() -> None:
     with pytest.raises(StrategyFailed, match=r"failed in forward with ValueError.*own_attention"):
         network("Failing")(rows())
+    with pytest.raises(StrategyFailed, match="failed in forward with SystemExit: 3"):
+        network("Leaving")(rows())
+    with pytest.raises(KeyboardInterrupt):
+        network("Interrupted")(rows())
+    with pytest.raises(StrategyFailed, match=r"Unmade failed .* with AttributeError"):
+        network("Unmade")
     with pytest.raises(ConfigInvalid, match=r"is no tracepaper\.AttentionMechanism; derive"):
         network("NoMechanism")
     with pytest.raises(ConfigInvalid, match="cannot be imported"):
