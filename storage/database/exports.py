@@ -49,7 +49,7 @@ Rows = list[tuple[Any, ...]]
 _WEIGHT: Final = "weight"
 _EXPLAINED: Final = "SELECT buckets, older_mass FROM answers WHERE step = ?"
 _STEP_OPENED: Final = "(SELECT s.open_time_ms FROM steps s WHERE s.step = {} + {}.sequence)"
-_DAY_OF: Final = (
+DAY_OF: Final = (
     "closed_ms",
     "filled_ms",
     "created_ms",
@@ -229,7 +229,7 @@ def _by_day(
     """Yield every UTC day since 1970 that has rows, and them; the day is their last column."""
     names = {column.name for column in view.columns}
     first, _ = run_span(stored.run_key)
-    day = next((name for name in _DAY_OF if name in names), _STEP_OPENED.format(first, view.name))
+    day = next((name for name in DAY_OF if name in names), _STEP_OPENED.format(first, view.name))
     return groupby(_rows(connection, view, stored, day), key=lambda row: row[-1])
 
 

@@ -21,6 +21,8 @@ import polars as pl
 import pyarrow as pa
 import pytest
 import storage_cases as cases
+from builders import START_MS
+from msgspec.structs import replace
 from pyarrow import parquet
 
 from tracepaper.daemon.cli import invoke
@@ -30,6 +32,8 @@ from tracepaper.storage.database.exports import chosen, export
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import OrderStatus
+from tracepaper.strategies.types.market import Side
 
 STEPS: Final = cases.plain_steps(1600)
 """Minutes of three days: the first begins at 22:14."""
@@ -45,7 +49,7 @@ Row = tuple[Any, ...]
 
 @pytest.fixture(scope="module")
 def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database of a run with every kind of row, one of three days and one without a bar."""
+    """Return a database of three runs: every kind of row, three days, no bar."""
     path = tmp_path_factory.mktemp("export") / "a.db"
     cases.write_run(path, list(cases.rich_steps()), of=cases.run("rich"))
     cases.write_run(path, STEPS, of=cases.run(DIGITS))
@@ -157,13 +161,30 @@ def test_a_day_holds_the_rows_whose_time_lies_in_it(reader: Reader, tmp_path: Pa
         if view.name in ("v_gates", "v_explanations"):
             rows, name = rows.join(opened, on="sequence"), "open_time_ms"
         else:
-            name = next(name for name in exporting._DAY_OF if name in rows.columns)
+            name = next(name for name in exporting.DAY_OF if name in rows.columns)
         for day, at_ms in rows.select("day", name).iter_rows():
             assert (EPOCH + timedelta(milliseconds=at_ms)).date() == day
     bars = scanned(tmp_path, "v_bars").group_by("day").len().sort("day")
     assert bars.rows() == [
         (date.fromisoformat(day), rows) for day, rows in zip(DAYS, (106, 1440, 54), strict=True)
     ]
+
+
+def test_an_order_that_ends_another_day_lies_in_the_day_it_was_made(tmp_path: Path) -> None:
+    day_ms = 86_400_000
+    made = [("c", 0), ("b", day_ms), ("a", 0)]  # as they ended, bar by bar
+    steps = [
+        replace(
+            step, orders=(cases.order(name, Side.BUY, OrderStatus.FILLED, START_MS + later_ms),)
+        )
+        for step, (name, later_ms) in zip(STEPS, made, strict=False)
+    ]
+    cases.write_run(tmp_path / "a.db", steps)
+    with Reader.open(tmp_path / "a.db") as reader:
+        export(reader, "r-1", tmp_path / "lake", "parquet")
+        assert differences(reader, tmp_path / "lake", "r-1") == []
+    orders = scanned(tmp_path / "lake", "v_orders").sort("order_id")
+    assert orders["day"].cast(str).to_list() == [DAYS[0], DAYS[1], DAYS[0]]
 
 
 def test_duckdb_and_arrow_read_the_same(reader: Reader, tmp_path: Path) -> None:
@@ -314,9 +335,9 @@ def test_a_full_disk_changes_nothing_and_is_one_sentence(database: Path, tmp_pat
     with Reader.open(database) as reader:
         export(reader, "rich", folder, "parquet")
     before = files(folder)
+    program = Path(sys.executable).with_name("tracepaper")
     done = subprocess.run(
-        [Path(sys.executable).with_name("tracepaper"), "audit", "export", DIGITS, "--db", database]
-        + ["--parquet", folder],
+        [program, "audit", "export", DIGITS, "--db", database, "--parquet", folder],
         capture_output=True,
         text=True,
         check=False,
@@ -357,7 +378,7 @@ def test_a_damaged_file_of_an_earlier_export_is_replaced(reader: Reader, tmp_pat
 
 def test_a_folder_of_other_things_is_refused(reader: Reader, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ConfigInvalid, match="holds mine.txt, which is of no export by day; name"):
+    with pytest.raises(ConfigInvalid, match=r"holds mine\.txt, which is of no export by day; name"):
         export(reader, "rich", tmp_path, "parquet")
     for place in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "lake"):
         with pytest.raises(ConfigInvalid, match="cannot be written"):
