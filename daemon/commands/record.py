@@ -15,6 +15,7 @@ from tracepaper.daemon.commands.options import (
     database_path,
     located,
     print_json,
+    reads_record,
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
@@ -209,11 +210,12 @@ def sql(
 
 
 @audit_app.command()
+@reads_record
 def export(
     run: RunArgument = "last",
     *,
     parquet: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="One Parquet file a view, into DIR.")
+        Path | None, typer.Option(metavar="DIR", help="Parquet by run, view and day, into DIR.")
     ] = None,
     csv: Annotated[
         Path | None, typer.Option(metavar="DIR", help="One CSV file a view, into DIR.")
@@ -225,9 +227,12 @@ def export(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Write every view of a run into a file each; the folder appears when all are whole."""
-    from tracepaper.storage.database.queries import chosen
-    from tracepaper.storage.database.queries import export as write
+    """Write every view of a run: as Parquet by day, again as often as you like, or as CSV.
+
+    A Parquet file that differs is replaced, whole; a folder of CSV appears when all is whole.
+    """
+    from tracepaper.storage.database.exports import chosen
+    from tracepaper.storage.database.exports import export as write
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.extras import require
 
@@ -244,13 +249,18 @@ def export(
 
     path, run_id, _ = _located(run, db, config)
     with Reader.open(path) as reader:
-        counts = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
+        written = write(reader, run_id, folder, "csv" if csv else "parquet", wanted, progress)
     typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
     if json:
-        print_json({"run_id": run_id, "folder": str(folder), "rows": counts})
+        document = {"run_id": run_id, "folder": str(folder), "rows": written.rows}
+        print_json({**document, "files": written.files} if written.files else document)
         return
-    for view, rows in counts.items():
+    for view, rows in written.rows.items():
         say(f"{view}\t{rows}")
+    if written.files:
+        say(f"files\t{', '.join(f'{count} {what}' for what, count in written.files.items())}")
+    if kept := written.files.get("kept"):
+        say(f"Kept: {kept} files hold rows that the run has no longer; delete them to end that.")
 
 
 def _located(run: str, db: Path | None, config: Path | None) -> Located:

@@ -1,17 +1,8 @@
-"""``bench live``, ``close`` and ``ingest``: latency from frame to commit.
-
-Every frame carries one closed candle, the dearest kind: real minutes of the bundled candles,
-written as the exchange writes them (numbers as text, trailing zeros left out). Frames at the roll,
-with two candles, and frames of the still open candle, which are most of a live stream, are measured
-beside. Routes are interleaved; each figure is the median of the rounds' process CPU time.
-"""
+"""``bench live`` and ``close``: latency from a parsed bar, or a close, to its commit."""
 
 from __future__ import annotations
 
 import asyncio
-import csv
-import gzip
-import json
 import sqlite3
 import statistics
 import tempfile
@@ -19,16 +10,13 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
 
-from tracepaper.daemon.bybit.messages import decode_kline
-from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.daemon.clock import Predictor
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
@@ -38,15 +26,13 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import describe_run, start_event
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.bench.machine import machine_line
+from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.bench.replay import tiled
-from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import (
     Bar,
-    Category,
     Closed,
     Event,
     Instrument,
@@ -55,7 +41,6 @@ from tracepaper.strategies.types.market import (
     RunKind,
     Source,
 )
-from tracepaper.strategies.units import MINUTE_MS
 
 WARM_UP_STEPS: Final = 50
 ROW_BYTES: Final = 200
@@ -334,7 +319,9 @@ def measure_live_closes(
     """Return milliseconds of wall time from the last bar of a close to its last commit.
 
     Each of *closes* is one of *symbols* instruments that fill by quotes, as live: a quote of each,
-    then their bars behind the ``Closed`` that gathered them, decided and committed together.
+    then their bars behind the ``Closed`` that gathered them, decided and committed together. Beside
+    it what one symbol costs: CPU milliseconds a decision, MB of memory beyond that of the program
+    and its model, and bytes of the database a decision with its quote.
     """
     figures: dict[str, Any] = {"machine": machine_line(), "symbols": symbols, "closes": closes}
     for name, strategy in (("without_model", "sma_cross"), ("with_model", "attention")):
@@ -350,6 +337,11 @@ def measure_live_closes(
             "median": statistics.median(wall_ms),
             "p99": statistics.quantiles(wall_ms, n=100)[98],
             "longest": wall_ms[-1],
+        }
+        figures[f"{name}_a_symbol"] = {
+            "cpu_ms": feed.spent["gathered"].medians()["cpu"] / symbols,
+            "memory_mb": feed.grown_mb / symbols,
+            "bytes_a_decision": feed.grown_bytes / closes / symbols,
         }
     figures["reach_ms"] = REACH_LIVE_MS
     return figures
@@ -370,12 +362,24 @@ def _timed(
     instruments = [msgspec.structs.replace(instrument, symbol=symbol) for symbol in symbols]
     start_ms = closes[context][0].open_time_ms
     tell(f"warming {len(symbols)} instruments with {context:,} bars")
+    before_mb = resident_mb()
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
             feed = TimedFeed(closes[:context], parts.start, closes[context:], tell, only=only)
+            feed.database = database
             asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
+            feed.grown_mb = resident_mb() - before_mb
+            feed.grown_bytes += _content_bytes(database)
     return feed
+
+
+def _content_bytes(path: Path) -> int:
+    """Return the size of a database once its WAL will be part of it."""
+    with closing(sqlite3.connect(path)) as database:
+        (pages,) = database.execute("PRAGMA page_count").fetchone()
+        (page_bytes,) = database.execute("PRAGMA page_size").fetchone()
+    return int(pages) * int(page_bytes)
 
 
 def closes_of(symbols: int, count: int) -> list[list[Bar]]:
@@ -419,6 +423,9 @@ class TimedFeed:
         only: str = "",
     ) -> None:
         self.spent: Mapping[str, Spent] = {"one_by_one": Spent(), "gathered": Spent()}
+        self.grown_mb = 0.0  # by the run, beyond the program, its model and the candles
+        self.grown_bytes = 0  # of the database, since the first close that is timed
+        self.database: Path | None = None
         self._past = past
         self._start = start
         self._closes = closes
@@ -434,6 +441,8 @@ class TimedFeed:
         self._tell(f"{len(self._closes)} closes of {len(self._closes[0])} symbols")
         warming: Mapping[str, Spent] = defaultdict(Spent)
         for number, close in enumerate(self._closes):
+            if number == WARM_UP_CLOSES and self.database is not None:
+                self.grown_bytes = -_content_bytes(self.database)
             for bar in close:
                 yield quote_of(bar)
             name, events = "one_by_one", list[Event](close)
@@ -459,137 +468,3 @@ def model_alone(
                 for bar in close:
                     forecaster.step(bar)
     return ("one_by_one", single), ("gathered", batched)
-
-
-ROUNDS: Final = 7
-BITCOIN: Final = Instrument(
-    Category.LINEAR, "BTCUSDT", "BTC", "USDT", 1, 3, 8, 8, 1, 1, 1, 150_000, 5 * 10**10, 480
-)
-
-Route = Callable[[bytes], object]
-
-
-def measure_ingest(frames: int = 200_000) -> dict[str, Any]:
-    """Return frames a CPU second of each route, after *frames* frames each, and the machine.
-
-    ``ratio_msgspec`` is our cost as a multiple of decoding alone, ``ratio_plain`` how many times
-    faster we are than ``json.loads`` with ``Decimal``: machines differ, ratios hardly.
-    """
-    closing = closing_frames()
-    wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
-    check(wire, closing)
-    routes: dict[str, tuple[Route, Sequence[bytes]]] = {
-        "tracepaper": (wire.receive, closing),
-        "msgspec": (decode_kline, closing),
-        "plain": (plain_bars, closing),
-        "roll": (wire.receive, roll_frames(closing)),
-        "open": (wire.receive, open_frames(closing)),
-    }
-    rates = rate(routes, frames)
-    return {
-        "frames": frames,
-        "rounds": ROUNDS,
-        "frames_per_cpu_s": rates,
-        "ratio_msgspec": rates["msgspec"] / rates["tracepaper"],
-        "ratio_plain": rates["tracepaper"] / rates["plain"],
-        "machine": machine_line(),
-    }
-
-
-def rate(routes: dict[str, tuple[Route, Sequence[bytes]]], frames: int) -> dict[str, float]:
-    """Return each route's median frames a CPU second; every round takes each route once."""
-    each = max(1, frames // ROUNDS)
-    rates: dict[str, list[float]] = {name: [] for name in routes}
-    for number in range(ROUNDS):
-        for name, (route, source) in routes.items():
-            batch = [source[(number * each + place) % len(source)] for place in range(each)]
-            began = time.process_time()
-            for frame in batch:
-                route(frame)
-            rates[name].append(each / (time.process_time() - began))
-    return {name: statistics.median(values) for name, values in rates.items()}
-
-
-def closing_frames() -> list[bytes]:
-    """Return one frame for each bundled minute, as the exchange sends it when the minute closes."""
-    with gzip.open(DEMO_CANDLES, "rt", encoding="utf-8", newline="") as lines:
-        return [_frame(row) for row in csv.DictReader(lines)]
-
-
-def _frame(row: dict[str, str]) -> bytes:
-    """Return the closing frame of one row; turnover is volume times the close, exactly."""
-    start = int(row["open_time"])
-    sent_ms = start + MINUTE_MS + 441
-    texts = {name: shortest(row[name]) for name in ("open", "close", "high", "low", "volume")}
-    texts["turnover"] = shortest(str(Decimal(row["volume"]) * Decimal(row["close"])))
-    numbers = ",".join(f'"{name}":"{text}"' for name, text in texts.items())
-    return (
-        f'{{"topic":"kline.1.BTCUSDT","data":[{{"start":{start},"end":{start + MINUTE_MS - 1},'
-        f'"interval":"1",{numbers},"confirm":true,"timestamp":{sent_ms}}}],'
-        f'"ts":{sent_ms},"type":"snapshot"}}'
-    ).encode()
-
-
-def shortest(text: str) -> str:
-    """Return the number *text* without trailing zeros, as the exchange writes it."""
-    return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def open_frames(closing: Sequence[bytes]) -> list[bytes]:
-    """Return the same frames with their candles still open."""
-    return [frame.replace(b'"confirm":true', b'"confirm":false') for frame in closing]
-
-
-def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
-    """Return frames of two candles each: the closed one and the new one, as linear sends them."""
-    found = []
-    for frame in closing:
-        parts = json.loads(frame)
-        (closed,) = parts["data"]
-        new = dict.fromkeys(("open", "close", "high", "low"), closed["close"])
-        start = closed["start"] + MINUTE_MS
-        times = {"start": start, "end": start + MINUTE_MS - 1, "interval": "1"}
-        rest = {"volume": "0", "turnover": "0", "confirm": False, "timestamp": parts["ts"]}
-        parts["data"].append(times | new | rest)
-        found.append(json.dumps(parts, separators=(",", ":")).encode())
-    return found
-
-
-def plain_bars(frame: bytes) -> list[Bar]:
-    """Return the same bars by ``json.loads`` and ``Decimal``: exact as well, nothing clever."""
-    message = json.loads(frame)
-    bars = []
-    for candle in message["data"]:
-        if not candle["confirm"]:
-            continue
-        open_, high, low, close = (
-            int(Decimal(candle[name]).scaleb(1)) for name in ("open", "high", "low", "close")
-        )
-        volume, turnover = (int(Decimal(candle[name]).scaleb(8)) for name in ("volume", "turnover"))
-        if not (0 < low <= open_ <= high and low <= close <= high):
-            continue
-        bars.append(
-            Bar(
-                BITCOIN.id,
-                candle["start"],
-                MINUTE_MS,
-                open_,
-                high,
-                low,
-                close,
-                volume,
-                turnover,
-                message["ts"],
-                message["ts"],
-                Source.STREAM,
-            )
-        )
-    return bars
-
-
-def check(wire: Wire, closing: Sequence[bytes]) -> None:
-    """Assert that both ways of reading agree on every frame that is measured."""
-    for frame in closing:
-        received = wire.receive(frame)
-        assert isinstance(received, ClosedCandles)
-        assert received.bars == plain_bars(frame)

@@ -22,7 +22,7 @@ def ingest(
     json: JsonOption = False,
 ) -> None:
     """Measure frames parsed to typed bars a CPU second."""
-    from tracepaper.replay.bench.live import measure_ingest
+    from tracepaper.replay.bench.ingest import measure_ingest
 
     _say("ingest: frame to typed bar", measure_ingest(frames), as_json=json)
 

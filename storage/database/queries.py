@@ -1,6 +1,4 @@
-"""``audit sql`` in a process with limits, and ``audit export``.
-
-``audit export`` writes Parquet or CSV, streamed, and whole or not at all.
+"""``audit sql`` in a process with limits.
 
 One operation of SQLite can take minutes and gigabytes, and looks at no clock meanwhile: only from
 outside can it be ended.
@@ -10,32 +8,21 @@ from __future__ import annotations
 
 import re
 import resource
-import shutil
 import sqlite3
 import subprocess
 import sys
-from array import array
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.database.chunks import run_span
-from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.extras import missing_sentence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from tracepaper.storage.database.chunks import StoredRun
-    from tracepaper.storage.database.reader import Reader
-    from tracepaper.storage.database.view_columns import View
+    from collections.abc import Callable, Sequence
 
 MEMORY_BYTES: Final = 2 * 2**30
 """The memory that a question may take beyond that of its process."""
@@ -323,183 +310,6 @@ def _nearest(name: str, names: list[str]) -> str:
 
 def _authorize(action: int, *_: str | None) -> int:
     return sqlite3.SQLITE_OK if action in _ALLOWED else sqlite3.SQLITE_DENY
-
-
-# ---------------------------------------------------------------- files of every view
-
-FORMATS: Final = ("parquet", "csv")
-BATCH_ROWS: Final = 20_000
-"""Rows that are held at once, a few more where one decision has many buckets."""
-
-Rows = list[tuple[Any, ...]]
-
-_WEIGHT: Final = "weight"
-_EXPLAINED: Final = (
-    f"SELECT step & {SEQUENCE_LIMIT - 1}, buckets, older_mass FROM answers "
-    "WHERE step BETWEEN ? AND ? AND buckets IS NOT NULL ORDER BY step"
-)
-
-
-def chosen(names: str) -> tuple[View, ...]:
-    """Return the views of the comma-separated *names*, all of them for an empty text."""
-    views = {view.name: view for view in VIEWS}
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(views)
-    for name in wanted:
-        if name not in views:
-            raise ConfigInvalid(f"There is no view {name}; the views are {', '.join(views)}.")
-    return tuple(views[name] for name in dict.fromkeys(wanted))
-
-
-def export(
-    reader: Reader,
-    run_id: str,
-    folder: Path,
-    form: str,
-    views: Sequence[View] = VIEWS,
-    progress: Callable[[str, int], None] = lambda _view, _rows: None,
-) -> dict[str, int]:
-    """Write *views* of the run into *folder*, one file each; return the rows of each.
-
-    All files show one moment of the run. *progress* hears how many rows of a view are written.
-    The folder appears when it is whole. Raises ``ConfigInvalid`` where it is there already and
-    not empty, or where Parquet is wanted without pyarrow.
-    """
-    writing = _csv_file if form == "csv" else _parquet_file
-    counts: dict[str, int] = {}
-    with _whole(folder) as partial:
-        reader.connection.execute("BEGIN")  # one snapshot for all files
-        try:
-            stored = reader.stored_run(run_id)
-            for view in views:
-                counts[view.name] = 0
-                with writing(partial / f"{view.name}.{form}", view) as write:
-                    for rows in _batches(reader.connection, view, stored):
-                        write(rows)
-                        counts[view.name] += len(rows)
-                        progress(view.name, counts[view.name])
-        finally:
-            reader.connection.execute("ROLLBACK")
-    return counts
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """Make a folder beside *folder*, and rename it to *folder* once all is written."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigInvalid(f"{folder} is there already and not empty; name another folder.")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
-        partial.mkdir()
-    except OSError as error:
-        raise ConfigInvalid(
-            f"{folder} cannot be written ({error.strerror}); name another folder."
-        ) from error
-    try:
-        yield partial
-        partial.replace(folder)
-    except OSError as error:
-        raise ConfigInvalid(
-            f"{folder} could not be written ({error.strerror}); make room or name another folder."
-        ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _batches(connection: sqlite3.Connection, view: View, stored: StoredRun) -> Iterator[Rows]:
-    """Yield the rows of *view* of the run, in the order of their steps."""
-    names = [column.name for column in view.columns]
-    order = "" if view.name == "v_runs" else " ORDER BY sequence"
-    explains = view.name == "v_explanations"
-    selected = ["NULL" if explains and name == _WEIGHT else name for name in names]
-    query = f"SELECT {', '.join(selected)} FROM {view.name} WHERE run_id = ?{order}"
-    cursor = connection.execute(query, (stored.run.run_id,))
-    weigh = _weights(connection, stored, names) if explains else None
-    while rows := cursor.fetchmany(BATCH_ROWS):
-        yield rows if weigh is None else [weigh(row) for row in rows]
-
-
-def _weights(
-    connection: sqlite3.Connection, stored: StoredRun, names: list[str]
-) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
-    """Return a function that sets the weight of a row of ``v_explanations``, in their order.
-
-    The view gives all else: SQL takes ten times as long to decode a float32.
-    """
-    answers = connection.execute(_EXPLAINED, run_span(stored.run_key))
-    sequence_at, bucket_at, weight_at = (
-        names.index(name) for name in ("sequence", "bucket", _WEIGHT)
-    )
-    current: int | None = None
-    weights: dict[str, float | None] = {}
-
-    def weigh(row: tuple[Any, ...]) -> tuple[Any, ...]:
-        nonlocal current, weights
-        if row[sequence_at] != current:
-            current, blob, older = next(answers)
-            buckets = array("f", blob)
-            if sys.byteorder == "big":
-                buckets.byteswap()
-            weights = {str(place): weight for place, weight in enumerate(buckets)}
-            weights["older"] = older
-        return (*row[:weight_at], weights[row[bucket_at]], *row[weight_at + 1 :])
-
-    return weigh
-
-
-# ------------------------------------------------------------ files
-
-
-_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
-_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
-"""An exact number as text, which a spreadsheet takes for just that."""
-
-
-@contextmanager
-def _csv_file(path: Path, view: View) -> Iterator[Callable[[Rows], object]]:
-    """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
-
-    Text that a spreadsheet would take for a formula begins with an apostrophe.
-    """
-    with path.open("w", encoding="utf-8", newline="") as file:
-        file.write(",".join(column.name for column in view.columns) + "\n")
-
-        def write(rows: Rows) -> None:
-            file.writelines(",".join(map(_cell, row)) + "\n" for row in rows)
-
-        yield write
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
-            value = f"'{value}"
-        return '"' + value.replace('"', '""') + '"'
-    return repr(value)
-
-
-@contextmanager
-def _parquet_file(path: Path, view: View) -> Iterator[Callable[[Rows], object]]:
-    """Write columns of the types that the view has."""
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet
-    except ImportError:
-        raise ConfigInvalid(missing_sentence("pyarrow", "Parquet")) from None
-    types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
-    schema = pa.schema([(column.name, types[column.kind]) for column in view.columns])
-    with parquet.ParquetWriter(path, schema) as file:
-
-        def write(rows: Rows) -> None:
-            columns = [
-                pa.array(values, field.type)
-                for field, values in zip(schema, zip(*rows, strict=True), strict=True)
-            ]
-            file.write_table(pa.Table.from_arrays(columns, schema=schema))
-
-        yield write
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ from forging import rechain
 from tracepaper import open_run
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database import views
-from tracepaper.storage.database.queries import chosen, export
+from tracepaper.storage.database.exports import chosen, export
 from tracepaper.storage.database.reader import Reader
 
 

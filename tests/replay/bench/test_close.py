@@ -59,6 +59,9 @@ def test_a_close_of_several_symbols_is_timed_to_its_last_commit() -> None:
     times = figures["without_model_ms"]
     assert 0 < times["median"] <= times["longest"]
     assert times["median"] <= times["p99"]
+    one = figures["without_model_a_symbol"]
+    assert min(one["cpu_ms"], one["memory_mb"]) > 0
+    assert 100 < one["bytes_a_decision"] < 10_000  # of a bar and its quote, in pages
 
 
 def test_a_close_takes_as_long_as_until_the_event_behind_it_is_asked_for() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from figures import MEASURED_ON
 
-from tracepaper.replay.bench.live import closing_frames, measure_ingest, plain_bars, shortest
+from tracepaper.replay.bench.ingest import closing_frames, measure_ingest, plain_bars, shortest
 
 
 def test_every_bundled_minute_is_a_frame_and_a_bar() -> None:

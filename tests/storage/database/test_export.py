@@ -1,4 +1,4 @@
-"""``audit export``: every view of a run in a file of its own, whole or not there."""
+"""``audit export --csv``: every view of a run in a file of its own, whole or not there."""
 
 from __future__ import annotations
 
@@ -10,22 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow as pa
 import pytest
 import storage_cases as cases
 from builders import altered
 from msgspec.structs import replace
-from pyarrow import parquet
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.storage.database import queries as exporting
-from tracepaper.storage.database.queries import chosen, export
+from tracepaper.storage.database.exports import chosen, export
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import ConfigInvalid
 
 POLARS: dict[str, Any] = {"INTEGER": pl.Int64, "REAL": pl.Float64, "TEXT": pl.String}
-ARROW = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
 ODD = 'a "quoted", divided\nand long reason'
 
 
@@ -56,31 +52,11 @@ def shown(reader: Reader, view: str, run_id: str) -> list[tuple[Any, ...]]:
     return reader.connection.execute(question, (run_id,)).fetchall()
 
 
-@pytest.mark.parametrize("batch", [7, exporting.BATCH_ROWS])
-@pytest.mark.parametrize("run_id", ["rich", "plain"])
-def test_parquet_holds_the_rows_of_every_view_with_their_types(
-    run_id: str, batch: int, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
-    counts = export(reader, run_id, tmp_path / "out", "parquet")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(
-        f"{view.name}.parquet" for view in VIEWS
-    )
-    for view in VIEWS:
-        table = parquet.read_table(tmp_path / "out" / f"{view.name}.parquet")
-        assert {field.name: field.type for field in table.schema} == {
-            column.name: ARROW[column.kind] for column in view.columns
-        }
-        rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
-        assert rows == shown(reader, view.name, run_id)
-        assert counts[view.name] == len(rows)
-
-
 @pytest.mark.parametrize("run_id", ["rich", "plain"])
 def test_csv_holds_the_rows_of_every_view_nulls_and_texts_as_they_are(
     run_id: str, reader: Reader, tmp_path: Path
 ) -> None:
-    counts = export(reader, run_id, tmp_path / "out", "csv")
+    counts = export(reader, run_id, tmp_path / "out", "csv").rows
     for view in VIEWS:
         types = {column.name: POLARS[column.kind] for column in view.columns}
         rows = pl.read_csv(tmp_path / "out" / f"{view.name}.csv", schema=types).rows()
@@ -125,7 +101,7 @@ def test_an_export_shows_one_moment_while_a_daemon_writes(tmp_path: Path) -> Non
             cases.write_run(path, cases.plain_steps(30), of=cases.run("two"))
 
     with Reader.open(path) as reader:
-        counts = export(reader, "one", tmp_path / "out", "csv", progress=write_more)
+        counts = export(reader, "one", tmp_path / "out", "csv", progress=write_more).rows
         assert not reader.connection.in_transaction
     assert counts["v_bars"] == counts["v_decisions"] == counts["v_equity"] == 10
 
@@ -148,7 +124,7 @@ def test_an_export_that_is_killed_leaves_no_folder_of_its_name(
 ) -> None:
     program = (
         "import os, pathlib, sys\n"
-        "from tracepaper.storage.database.queries import export\n"
+        "from tracepaper.storage.database.exports import export\n"
         "from tracepaper.storage.database.reader import Reader\n"
         "reader = Reader.open(pathlib.Path(sys.argv[1]))\n"
         "export(reader, 'plain', pathlib.Path(sys.argv[2]), 'csv',\n"

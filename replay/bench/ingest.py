@@ -1,0 +1,158 @@
+"""``bench ingest``: frames a CPU second, from bytes to typed bars.
+
+Every frame carries one closed candle, the dearest kind: real minutes of the bundled candles,
+written as the exchange writes them (numbers as text, trailing zeros left out). Frames at the roll,
+with two candles, and frames of the still open candle, which are most of a live stream, are measured
+beside. Routes are interleaved; each figure is the median of the rounds' process CPU time.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from decimal import Decimal
+from typing import Any, Final
+
+from tracepaper.daemon.bybit.messages import decode_kline
+from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
+from tracepaper.replay.bench.machine import machine_line
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
+from tracepaper.strategies.units import MINUTE_MS
+
+ROUNDS: Final = 7
+BITCOIN: Final = Instrument(
+    Category.LINEAR, "BTCUSDT", "BTC", "USDT", 1, 3, 8, 8, 1, 1, 1, 150_000, 5 * 10**10, 480
+)
+
+Route = Callable[[bytes], object]
+
+
+def measure_ingest(frames: int = 200_000) -> dict[str, Any]:
+    """Return frames a CPU second of each route, after *frames* frames each, and the machine.
+
+    ``ratio_msgspec`` is our cost as a multiple of decoding alone, ``ratio_plain`` how many times
+    faster we are than ``json.loads`` with ``Decimal``: machines differ, ratios hardly.
+    """
+    closing = closing_frames()
+    wire = Wire(category=Category.LINEAR, instruments=[BITCOIN], interval_ms=MINUTE_MS)
+    check(wire, closing)
+    routes: dict[str, tuple[Route, Sequence[bytes]]] = {
+        "tracepaper": (wire.receive, closing),
+        "msgspec": (decode_kline, closing),
+        "plain": (plain_bars, closing),
+        "roll": (wire.receive, roll_frames(closing)),
+        "open": (wire.receive, open_frames(closing)),
+    }
+    rates = rate(routes, frames)
+    return {
+        "frames": frames,
+        "rounds": ROUNDS,
+        "frames_per_cpu_s": rates,
+        "ratio_msgspec": rates["msgspec"] / rates["tracepaper"],
+        "ratio_plain": rates["tracepaper"] / rates["plain"],
+        "machine": machine_line(),
+    }
+
+
+def rate(routes: dict[str, tuple[Route, Sequence[bytes]]], frames: int) -> dict[str, float]:
+    """Return each route's median frames a CPU second; every round takes each route once."""
+    each = max(1, frames // ROUNDS)
+    rates: dict[str, list[float]] = {name: [] for name in routes}
+    for number in range(ROUNDS):
+        for name, (route, source) in routes.items():
+            batch = [source[(number * each + place) % len(source)] for place in range(each)]
+            began = time.process_time()
+            for frame in batch:
+                route(frame)
+            rates[name].append(each / (time.process_time() - began))
+    return {name: statistics.median(values) for name, values in rates.items()}
+
+
+def closing_frames() -> list[bytes]:
+    """Return one frame for each bundled minute, as the exchange sends it when the minute closes."""
+    with gzip.open(DEMO_CANDLES, "rt", encoding="utf-8", newline="") as lines:
+        return [_frame(row) for row in csv.DictReader(lines)]
+
+
+def _frame(row: dict[str, str]) -> bytes:
+    """Return the closing frame of one row; turnover is volume times the close, exactly."""
+    start = int(row["open_time"])
+    sent_ms = start + MINUTE_MS + 441
+    texts = {name: shortest(row[name]) for name in ("open", "close", "high", "low", "volume")}
+    texts["turnover"] = shortest(str(Decimal(row["volume"]) * Decimal(row["close"])))
+    numbers = ",".join(f'"{name}":"{text}"' for name, text in texts.items())
+    return (
+        f'{{"topic":"kline.1.BTCUSDT","data":[{{"start":{start},"end":{start + MINUTE_MS - 1},'
+        f'"interval":"1",{numbers},"confirm":true,"timestamp":{sent_ms}}}],'
+        f'"ts":{sent_ms},"type":"snapshot"}}'
+    ).encode()
+
+
+def shortest(text: str) -> str:
+    """Return the number *text* without trailing zeros, as the exchange writes it."""
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def open_frames(closing: Sequence[bytes]) -> list[bytes]:
+    """Return the same frames with their candles still open."""
+    return [frame.replace(b'"confirm":true', b'"confirm":false') for frame in closing]
+
+
+def roll_frames(closing: Sequence[bytes]) -> list[bytes]:
+    """Return frames of two candles each: the closed one and the new one, as linear sends them."""
+    found = []
+    for frame in closing:
+        parts = json.loads(frame)
+        (closed,) = parts["data"]
+        new = dict.fromkeys(("open", "close", "high", "low"), closed["close"])
+        start = closed["start"] + MINUTE_MS
+        times = {"start": start, "end": start + MINUTE_MS - 1, "interval": "1"}
+        rest = {"volume": "0", "turnover": "0", "confirm": False, "timestamp": parts["ts"]}
+        parts["data"].append(times | new | rest)
+        found.append(json.dumps(parts, separators=(",", ":")).encode())
+    return found
+
+
+def plain_bars(frame: bytes) -> list[Bar]:
+    """Return the same bars by ``json.loads`` and ``Decimal``: exact as well, nothing clever."""
+    message = json.loads(frame)
+    bars = []
+    for candle in message["data"]:
+        if not candle["confirm"]:
+            continue
+        open_, high, low, close = (
+            int(Decimal(candle[name]).scaleb(1)) for name in ("open", "high", "low", "close")
+        )
+        volume, turnover = (int(Decimal(candle[name]).scaleb(8)) for name in ("volume", "turnover"))
+        if not (0 < low <= open_ <= high and low <= close <= high):
+            continue
+        bars.append(
+            Bar(
+                BITCOIN.id,
+                candle["start"],
+                MINUTE_MS,
+                open_,
+                high,
+                low,
+                close,
+                volume,
+                turnover,
+                message["ts"],
+                message["ts"],
+                Source.STREAM,
+            )
+        )
+    return bars
+
+
+def check(wire: Wire, closing: Sequence[bytes]) -> None:
+    """Assert that both ways of reading agree on every frame that is measured."""
+    for frame in closing:
+        received = wire.receive(frame)
+        assert isinstance(received, ClosedCandles)
+        assert received.bars == plain_bars(frame)

@@ -1,0 +1,371 @@
+"""``audit export``: a run's views as Parquet by run, view and day, or as one CSV file each.
+
+Rows are streamed from one snapshot of the database, ``BATCH_ROWS`` at a time. A file gets its name
+when it is whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import filecmp
+import os
+import re
+import shutil
+import sqlite3
+import sys
+from array import array
+from contextlib import closing, contextmanager, suppress
+from itertools import chain, groupby, islice
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote
+
+from tracepaper.storage.database.chunks import run_span
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.extras import missing_sentence
+from tracepaper.strategies.units import DAY_MS, day_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from tracepaper.storage.database.chunks import StoredRun
+    from tracepaper.storage.database.reader import Reader
+    from tracepaper.storage.database.view_columns import View
+
+FORMATS: Final = ("parquet", "csv")
+BATCH_ROWS: Final = 20_000
+"""Rows that are held at once, and of a row group of Parquet."""
+DECIMAL: Final = (38, 18)
+"""Precision and scale of an exact number in Parquet: 20 digits before the point, 18 after it."""
+UNFINISHED: Final = ".unfinished"
+"""The folder of files that are not whole; their names do not end in ``.parquet``."""
+
+Rows = list[tuple[Any, ...]]
+
+_WEIGHT: Final = "weight"
+_EXPLAINED: Final = "SELECT buckets, older_mass FROM answers WHERE step = ?"
+_STEP_OPENED: Final = "(SELECT s.open_time_ms FROM steps s WHERE s.step = {} + {}.sequence)"
+DAY_OF: Final = (
+    "closed_ms",
+    "filled_ms",
+    "created_ms",
+    "open_time_ms",
+    "market_ms",
+    "period_start_ms",
+)
+"""The time whose UTC day is a row's: the first of these columns that its view has.
+
+None of them changes, so a row stays in its day. Views without any belong to a bar.
+"""
+
+_ENDING: Final = re.compile(r"^.*(?=_[a-z]+$)")
+"""All of a column's name but the ending: a column ``text`` has none."""
+
+
+class Exported(NamedTuple):
+    """What an export wrote."""
+
+    rows: dict[str, int]  # by view
+    files: dict[str, int]  # of Parquet: `new`, `replaced`, `unchanged`, `kept`
+
+
+def chosen(names: str) -> tuple[View, ...]:
+    """Return the views of the comma-separated *names*, all of them for an empty text."""
+    views = {view.name: view for view in VIEWS}
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(views)
+    for name in wanted:
+        if name not in views:
+            raise ConfigInvalid(f"There is no view {name}; the views are {', '.join(views)}.")
+    return tuple(views[name] for name in dict.fromkeys(wanted))
+
+
+def export(
+    reader: Reader,
+    run_id: str,
+    folder: Path,
+    form: str,
+    views: Sequence[View] = VIEWS,
+    progress: Callable[[str, int], None] = lambda _view, _rows: None,
+) -> Exported:
+    """Write *views* of the run into *folder*, as docs/storage.md says of ``parquet`` and ``csv``.
+
+    All files show one moment of the run. *progress* hears how many rows of a view are written.
+    Raises ``ConfigInvalid`` where the folder cannot be written or holds anything else, or where
+    Parquet is wanted without pyarrow; ``DataInvalid`` for a value that Parquet's types cannot hold.
+    """
+    counts = {view.name: 0 for view in views}
+    files = dict.fromkeys(("new", "replaced", "unchanged", "kept"), 0) if form == "parquet" else {}
+    reader.connection.execute("BEGIN")  # one snapshot for all files
+    try:
+        stored = reader.stored_run(run_id)
+        writing = (
+            _csv(reader.connection, stored, folder, views)
+            if form == "csv"
+            else _parquet(reader.connection, stored, folder, views, files)
+        )
+        with closing(writing):
+            for view, written in writing:
+                counts[view] += written
+                progress(view, counts[view])
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise ConfigInvalid(
+            f"{folder} could not be written ({why}); make room or name another folder."
+        ) from error
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+            raise
+        raise ConfigInvalid(
+            "The rows could not be sorted by day, since the folder of temporary files is full; "
+            "make room there, or name another in SQLITE_TMPDIR."
+        ) from error
+    finally:
+        reader.connection.execute("ROLLBACK")
+    return Exported(counts, files)
+
+
+def _rows(
+    connection: sqlite3.Connection, view: View, stored: StoredRun, day: str = ""
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows of *view* of the run by their steps; with *day* by that, as last column."""
+    names = [column.name for column in view.columns]
+    explains = view.name == "v_explanations"
+    selected = ["NULL" if explains and name == _WEIGHT else name for name in names]
+    order = ["sequence"] if "sequence" in names else []
+    if day:
+        selected.append(f"{day} / {DAY_MS} AS export_day")
+        order.insert(0, "export_day")
+    by = f" ORDER BY {', '.join(order)}" if order else ""
+    query = f"SELECT {', '.join(selected)} FROM {view.name} WHERE run_id = ?{by}"
+    rows = connection.execute(query, (stored.run.run_id,))
+    return map(_weights(connection, stored, names), rows) if explains else rows
+
+
+def _weights(
+    connection: sqlite3.Connection, stored: StoredRun, names: list[str]
+) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Return a function that sets the weight of a row of ``v_explanations``.
+
+    The view gives all else: SQL takes ten times as long to decode a float32.
+    """
+    first, _ = run_span(stored.run_key)
+    sequence_at, bucket_at, weight_at = (
+        names.index(name) for name in ("sequence", "bucket", _WEIGHT)
+    )
+    current: int | None = None
+    weights: dict[str, float | None] = {}
+
+    def weigh(row: tuple[Any, ...]) -> tuple[Any, ...]:
+        nonlocal current, weights
+        if row[sequence_at] != current:
+            current = row[sequence_at]
+            blob, older = connection.execute(_EXPLAINED, (first + row[sequence_at],)).fetchone()
+            buckets = array("f", blob)
+            if sys.byteorder == "big":
+                buckets.byteswap()
+            weights = {str(place): weight for place, weight in enumerate(buckets)}
+            weights["older"] = older
+        return (*row[:weight_at], weights[row[bucket_at]], *row[weight_at + 1 :])
+
+    return weigh
+
+
+def _batches(rows: Iterator[tuple[Any, ...]]) -> Iterator[Rows]:
+    while batch := list(islice(rows, BATCH_ROWS)):
+        yield batch
+
+
+# ---------------------------------------------------------------- Parquet
+
+
+def _parquet(
+    connection: sqlite3.Connection,
+    stored: StoredRun,
+    folder: Path,
+    views: Sequence[View],
+    files: dict[str, int],
+) -> Iterator[tuple[str, int]]:
+    """Write every file below ``UNFINISHED``, and move those that differ to their places at the end.
+
+    Yields how many rows of a view were written; counts in *files* what became of them.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        raise ConfigInvalid(missing_sentence("pyarrow", "Parquet")) from None
+    types = {"INTEGER": pa.int64(), "REAL": pa.float64(), "TEXT": pa.string()}
+    typed = {"_text": pa.decimal128(*DECIMAL), "_iso": pa.timestamp("ms", "UTC")}
+    first_day = stored.run.period_start_ms // DAY_MS
+    with _claimed(folder) as unfinished:
+        for view in views:
+            schema = pa.schema(
+                (column.name, typed.get(_ENDING.sub("", column.name), types[column.kind]))
+                for column in view.columns
+            )
+            place = unfinished / f"run_id={quote(stored.run.run_id, safe='')}" / view.name
+            # A view without a row on the first day has an empty file there, with its columns.
+            days = chain([(first_day, iter(()))], _by_day(connection, view, stored))
+            for day, rows in days:
+                path = place / f"day={day_text(day * DAY_MS)}" / "rows.part"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with parquet.ParquetWriter(path, schema, compression="zstd") as file:
+                    for batch in _batches(rows):
+                        columns = zip(schema, zip(*batch, strict=True), strict=False)
+                        arrays = [_array(view.name, field, values) for field, values in columns]
+                        file.write_table(pa.Table.from_arrays(arrays, schema=schema))
+                        yield view.name, len(batch)
+        for place in sorted(unfinished.glob("*/*")):
+            _settle(place, folder / place.relative_to(unfinished), files)
+
+
+def _by_day(
+    connection: sqlite3.Connection, view: View, stored: StoredRun
+) -> Iterator[tuple[int, Iterator[tuple[Any, ...]]]]:
+    """Yield every UTC day since 1970 that has rows, and them; the day is their last column."""
+    names = {column.name for column in view.columns}
+    first, _ = run_span(stored.run_key)
+    day = next((name for name in DAY_OF if name in names), _STEP_OPENED.format(first, view.name))
+    return groupby(_rows(connection, view, stored, day), key=lambda row: row[-1])
+
+
+def _array(view: str, field: pa.Field, values: Sequence[Any]) -> pa.Array:
+    """Return *values* of a column as an array of Arrow's; texts of numbers and times as such."""
+    import pyarrow as pa
+
+    is_read = pa.types.is_decimal(field.type) or pa.types.is_timestamp(field.type)
+    try:
+        if is_read:
+            return pa.array(values, pa.string()).cast(field.type)
+        return pa.array(values, field.type)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise DataInvalid(
+            f"{view}.{field.name} holds a value that is no {field.type} ({error}): leave the view "
+            "out by --views, or use --csv."
+        ) from error
+
+
+@contextmanager
+def _claimed(folder: Path) -> Iterator[Path]:
+    """Hold *folder* against other exports; yield a new folder in it for unfinished files."""
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{folder} cannot be written ({error.strerror}); name another folder."
+        ) from error
+    unfinished = folder / UNFINISHED
+    try:
+        for path in sorted(folder.iterdir()):
+            if path != unfinished and not path.name.startswith("run_id="):
+                raise ConfigInvalid(
+                    f"{folder} holds {path.name}, which is of no export by day; name another "
+                    "folder."
+                )
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigInvalid(
+                f"Another export writes {folder}; wait for its end, or name another folder."
+            ) from None
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed
+            unfinished.mkdir()
+            yield unfinished
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    finally:
+        os.close(lock)
+        if is_new:
+            with suppress(OSError):  # it is not empty where the export succeeded
+                folder.rmdir()
+
+
+def _settle(written: Path, place: Path, files: dict[str, int]) -> None:
+    """Move the files of a view from *written* to *place* where they differ from those there.
+
+    A file that has more rows stays: what a prune has dropped from the database is kept.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    days = sorted(path.name for path in written.iterdir())
+    files["kept"] += sum(path.parent.name not in days for path in place.glob("day=*/rows.parquet"))
+    for day in days:
+        part, target = written / day / "rows.part", place / day / "rows.parquet"
+        outcome = "replaced" if target.exists() else "new"
+        if outcome == "replaced":
+            if filecmp.cmp(part, target, shallow=False):
+                files["unchanged"] += 1
+                continue
+            with suppress(pa.ArrowInvalid):  # which a damaged file is
+                if parquet.read_metadata(target).num_rows > parquet.read_metadata(part).num_rows:
+                    files["kept"] += 1
+                    continue
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part.replace(target)
+        files[outcome] += 1
+
+
+# ---------------------------------------------------------------- CSV
+
+
+_FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
+"""An exact number as text, which a spreadsheet takes for just that."""
+
+
+def _csv(
+    connection: sqlite3.Connection, stored: StoredRun, folder: Path, views: Sequence[View]
+) -> Iterator[tuple[str, int]]:
+    """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe. Yields how many
+    rows of a view were written.
+    """
+    with _whole(folder) as partial:
+        for view in views:
+            path = partial / f"{view.name}.csv"
+            with path.open("w", encoding="utf-8", newline="") as file:
+                file.write(",".join(column.name for column in view.columns) + "\n")
+                for rows in _batches(_rows(connection, view, stored)):
+                    file.writelines(",".join(map(_cell, row)) + "\n" for row in rows)
+                    yield view.name, len(rows)
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        if value.startswith(_FORMULA) and not _NUMBER.fullmatch(value):
+            value = f"'{value}"
+        return '"' + value.replace('"', '""') + '"'
+    return repr(value)
+
+
+@contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """Make a folder beside *folder*, and rename it to *folder* once all is written."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigInvalid(f"{folder} is there already and not empty; name another folder.")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = folder.with_name(f".{folder.name}.{token_hex(4)}.part")
+        partial.mkdir()
+    except OSError as error:
+        raise ConfigInvalid(
+            f"{folder} cannot be written ({error.strerror}); name another folder."
+        ) from error
+    try:
+        yield partial
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,453 @@
+"""``audit export --parquet``: by run, view and day, typed, and taken up again."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+import pytest
+import storage_cases as cases
+from builders import START_MS
+from msgspec.structs import replace
+from pyarrow import parquet
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database import exports as exporting
+from tracepaper.storage.database.exports import chosen, export
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.views import VIEWS
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import OrderStatus
+from tracepaper.strategies.types.market import Side
+
+STEPS: Final = cases.plain_steps(1600)
+"""Minutes of three days: the first begins at 22:14."""
+DAYS: Final = ["2023-11-14", "2023-11-15", "2023-11-16"]
+DIGITS: Final = "0012345678901234"
+"""A run's id that a reader could take for a number."""
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+POLARS: Final[dict[str, Any]] = {"INTEGER": pl.Int64, "REAL": pl.Float64, "TEXT": pl.String}
+DUCKDB: Final = {"INTEGER": "BIGINT", "REAL": "DOUBLE", "TEXT": "VARCHAR"}
+
+Row = tuple[Any, ...]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database of three runs: every kind of row, three days, no bar."""
+    path = tmp_path_factory.mktemp("export") / "a.db"
+    cases.write_run(path, list(cases.rich_steps()), of=cases.run("rich"))
+    cases.write_run(path, STEPS, of=cases.run(DIGITS))
+    cases.write_run(path, [cases.undecided(0, cases.other_events()[0])], of=cases.run("empty"))
+    return path
+
+
+@pytest.fixture
+def reader(database: Path) -> Iterator[Reader]:
+    with Reader.open(database) as opened:
+        yield opened
+
+
+def typed(name: str, value: Any) -> Any:
+    """Return what Parquet holds of a *value* of the view's column *name*."""
+    if value is None:
+        return None
+    if name.endswith("_text"):
+        return Decimal(value)
+    if name.endswith("_iso"):
+        return datetime.fromisoformat(value)
+    return value
+
+
+def shown(reader: Reader, view: str, run_id: str) -> list[Row]:
+    """Return the rows of *view* in the types of Parquet, in an order of their own."""
+    cursor = reader.connection.execute(f"SELECT * FROM {view} WHERE run_id = ?", (run_id,))
+    names = [column[0] for column in cursor.description]
+    return sorted((tuple(map(typed, names, row)) for row in cursor), key=repr)
+
+
+def scanned(folder: Path, view: str) -> pl.DataFrame:
+    """Return what polars reads of *view* in all runs of *folder*, with the day of the path."""
+    return pl.scan_parquet(
+        folder / "*" / view / "*" / "*.parquet", hive_partitioning=True
+    ).collect()
+
+
+def differences(reader: Reader, folder: Path, run_id: str) -> list[str]:
+    """Name the views of which *folder* holds other rows than the database, or other types."""
+    found = []
+    for view in VIEWS:
+        rows = scanned(folder, view.name)
+        types = {
+            column.name: pl.Decimal(38, 18)
+            if column.name.endswith("_text")
+            else pl.Datetime("ms", "UTC")
+            if column.name.endswith("_iso")
+            else POLARS[column.kind]
+            for column in view.columns
+        }
+        if rows.schema != {**types, "day": pl.Date}:
+            found.append(f"{view.name}: types")
+        if sorted(rows.drop("day").rows(), key=repr) != shown(reader, view.name, run_id):
+            found.append(f"{view.name}: rows")
+    return found
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize("batch", [7, exporting.BATCH_ROWS])
+@pytest.mark.parametrize("run_id", ["rich", DIGITS, "empty"])
+def test_every_row_of_every_view_is_there_with_its_types(
+    run_id: str, batch: int, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "BATCH_ROWS", batch)
+    written = export(reader, run_id, tmp_path / "lake", "parquet")
+    assert differences(reader, tmp_path / "lake", run_id) == []
+    assert written.rows == {v.name: len(shown(reader, v.name, run_id)) for v in VIEWS}
+    assert written.files["new"] == len(files(tmp_path / "lake"))
+    assert {path.name for path in (tmp_path / "lake" / f"run_id={run_id}").iterdir()} == {
+        view.name for view in VIEWS
+    }
+
+
+@pytest.mark.parametrize(
+    ("view", "column", "other"),
+    [("v_fills", "price_text", "0.01"), ("v_bars", "open_time_iso", ""), ("v_gates", "passed", "")],
+)
+def test_a_single_changed_value_is_a_difference(
+    view: str, column: str, other: str, reader: Reader, tmp_path: Path
+) -> None:
+    export(reader, DIGITS, tmp_path, "parquet")
+    path = next((tmp_path / f"run_id={DIGITS}" / view).glob("day=2023-11-15/*"))
+    frame = pl.read_parquet(path)
+    change = timedelta(milliseconds=1) if column.endswith("_iso") else Decimal(other or 1)
+    first = pl.int_range(pl.len()) == 0
+    value = (pl.col(column) + change).cast(frame.schema[column])
+    frame.with_columns(pl.when(first).then(value).otherwise(pl.col(column))).write_parquet(path)
+    assert differences(reader, tmp_path, DIGITS) == [f"{view}: rows"]
+    frame.with_columns(pl.col(column).cast(pl.String)).write_parquet(path)
+    with pytest.raises(pl.exceptions.SchemaError):
+        differences(reader, tmp_path, DIGITS)
+    assert export(reader, DIGITS, tmp_path, "parquet").files["replaced"] == 1
+    assert differences(reader, tmp_path, DIGITS) == []
+
+
+def test_a_day_holds_the_rows_whose_time_lies_in_it(reader: Reader, tmp_path: Path) -> None:
+    export(reader, DIGITS, tmp_path, "parquet")
+    opened = scanned(tmp_path, "v_bars").select("sequence", pl.col("open_time_ms"))
+    for view in VIEWS:
+        rows = scanned(tmp_path, view.name)
+        if view.name in ("v_gates", "v_explanations"):
+            rows, name = rows.join(opened, on="sequence"), "open_time_ms"
+        else:
+            name = next(name for name in exporting.DAY_OF if name in rows.columns)
+        for day, at_ms in rows.select("day", name).iter_rows():
+            assert (EPOCH + timedelta(milliseconds=at_ms)).date() == day
+    bars = scanned(tmp_path, "v_bars").group_by("day").len().sort("day")
+    assert bars.rows() == [
+        (date.fromisoformat(day), rows) for day, rows in zip(DAYS, (106, 1440, 54), strict=True)
+    ]
+
+
+def test_an_order_that_ends_another_day_lies_in_the_day_it_was_made(tmp_path: Path) -> None:
+    day_ms = 86_400_000
+    made = [("c", 0), ("b", day_ms), ("a", 0)]  # as they ended, bar by bar
+    steps = [
+        replace(
+            step, orders=(cases.order(name, Side.BUY, OrderStatus.FILLED, START_MS + later_ms),)
+        )
+        for step, (name, later_ms) in zip(STEPS, made, strict=False)
+    ]
+    cases.write_run(tmp_path / "a.db", steps)
+    with Reader.open(tmp_path / "a.db") as reader:
+        export(reader, "r-1", tmp_path / "lake", "parquet")
+        assert differences(reader, tmp_path / "lake", "r-1") == []
+    orders = scanned(tmp_path / "lake", "v_orders").sort("order_id")
+    assert orders["day"].cast(str).to_list() == [DAYS[0], DAYS[1], DAYS[0]]
+
+
+def test_duckdb_and_arrow_read_the_same(reader: Reader, tmp_path: Path) -> None:
+    export(reader, DIGITS, tmp_path, "parquet")
+    export(reader, "rich", tmp_path, "parquet")
+    for view in VIEWS:
+        both = [*shown(reader, view.name, DIGITS), *shown(reader, view.name, "rich")]
+        pattern = tmp_path / "*" / view.name / "*" / "*.parquet"
+        with closing(duckdb.connect()) as asked:
+            asked.execute("SET TimeZone = 'UTC'")
+            told = asked.sql(f"SELECT * EXCLUDE (day) FROM '{pattern}'")
+            types = dict(zip(told.columns, map(str, told.types), strict=True))
+            assert sorted(told.fetchall(), key=repr) == sorted(_of_duckdb(both), key=repr)
+        for column in view.columns:
+            exact = {"_text": "DECIMAL(38,18)", "_iso": "TIMESTAMP WITH TIME ZONE"}
+            kind = exact.get(column.name[-5:], exact.get(column.name[-4:], DUCKDB[column.kind]))
+            assert types[column.name] == kind
+        for path in tmp_path.glob(f"*/{view.name}/*/*"):
+            schema = parquet.read_schema(path)
+            kinds = {str(field.type) for field in schema if field.name.endswith(("_text", "_iso"))}
+            assert kinds <= {"decimal128(38, 18)", "timestamp[ms, tz=UTC]"}
+
+
+def _of_duckdb(rows: list[Row]) -> list[Row]:
+    """Return *rows* as DuckDB gives them: times in its own class of UTC."""
+    with closing(duckdb.connect()) as asked:
+        asked.execute("SET TimeZone = 'UTC'")
+        (zone,) = asked.execute("SELECT TIMESTAMPTZ '2023-11-14 00:00:00+00'").fetchone() or (None,)
+    assert isinstance(zone, datetime)
+    return [
+        tuple(
+            value.replace(tzinfo=zone.tzinfo)
+            if isinstance(value, datetime)
+            else value.quantize(Decimal(1).scaleb(-18))
+            if isinstance(value, Decimal)
+            else value
+            for value in row
+        )
+        for row in rows
+    ]
+
+
+def test_a_run_that_is_written_is_exported_as_of_one_moment_and_then_taken_up(
+    tmp_path: Path,
+) -> None:
+    path, folder = tmp_path / "a.db", tmp_path / "lake"
+    log = SqlAuditLog.open(path, group_steps=64)
+    log.begin(cases.run("live"))
+    for step in STEPS[:1000]:
+        log.append_now(step)
+    log.flush()
+
+    def goes_on(view: str, _rows: int) -> None:
+        if view == "v_runs":
+            for step in STEPS[1000:]:
+                log.append_now(step)
+            log.flush()
+
+    with Reader.open(path) as reader:
+        first = export(reader, "live", folder, "parquet", progress=goes_on)
+        assert differences(reader, folder, "live") != []
+        assert first.rows["v_bars"] == first.rows["v_decisions"] == first.rows["v_equity"] == 1000
+        before = files(folder)
+        again = export(reader, "live", folder, "parquet")
+        assert differences(reader, folder, "live") == []
+        assert again.rows["v_bars"] == 1600
+        third = export(reader, "live", folder, "parquet")
+    log.close()
+    after = files(folder)
+    assert again.files == {
+        "new": len(after.keys() - before.keys()),
+        "replaced": sum(after[name] != content for name, content in before.items()),
+        "unchanged": sum(after[name] == content for name, content in before.items()),
+        "kept": 0,
+    }
+    assert again.files["new"] > 3
+    assert again.files["replaced"] > 3
+    assert again.files["unchanged"] > 3
+    assert third.files == {"new": 0, "replaced": 0, "unchanged": len(after), "kept": 0}
+    assert files(folder) == after
+
+
+KILLED = """
+import os, pathlib, sys
+from tracepaper.storage.database import exports
+from tracepaper.storage.database.reader import Reader
+
+def progress(view, rows):
+    if view == sys.argv[3]:
+        os.kill(os.getpid(), 9)
+
+moved, move = [], pathlib.Path.replace
+def replace(part, target):
+    move(part, target)
+    moved.append(target)
+    if len(moved) == 5:
+        os.kill(os.getpid(), 9)
+
+pathlib.Path.replace = replace
+reader = Reader.open(pathlib.Path(sys.argv[1]))
+exports.export(reader, sys.argv[4], pathlib.Path(sys.argv[2]), "parquet", progress=progress)
+"""
+
+
+@pytest.mark.parametrize(("view", "moved"), [("v_gates", 0), ("none", 5)])
+@pytest.mark.parametrize("repeated", [False, True])
+def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_it(
+    view: str, moved: int, repeated: bool, database: Path, tmp_path: Path
+) -> None:
+    folder, whole = tmp_path / "lake", tmp_path / "whole"
+    before: dict[str, bytes] = {}
+    with Reader.open(database) as reader:
+        export(reader, DIGITS, whole, "parquet")
+    if repeated:  # over the first day of the same run
+        small = tmp_path / "small.db"
+        cases.write_run(small, STEPS[:50], of=cases.run(DIGITS))
+        with Reader.open(small) as reader:
+            export(reader, DIGITS, folder, "parquet")
+        before = files(folder)
+    wanted = files(whole)
+    words = [sys.executable, "-c", KILLED, database, folder, view, DIGITS]
+    assert subprocess.run(words, check=False).returncode == -9
+    readable = {name: text for name, text in files(folder).items() if name.endswith(".parquet")}
+    new = {name for name, text in readable.items() if before.get(name) != text}
+    assert len(new) == moved
+    assert all(readable[name] == wanted[name] for name in new)
+    assert before.keys() <= readable.keys()
+    assert (folder / exporting.UNFINISHED).is_dir()
+    with Reader.open(database) as reader:
+        export(reader, DIGITS, folder, "parquet")
+    assert files(folder) == wanted
+    assert not (folder / exporting.UNFINISHED).exists()
+
+
+def test_an_interrupted_export_leaves_nothing(reader: Reader, tmp_path: Path) -> None:
+    def interrupt(view: str, _rows: int) -> None:
+        if view == "v_fills":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(reader, DIGITS, tmp_path / "lake", "parquet", progress=interrupt)
+    assert list(tmp_path.iterdir()) == []
+    assert not reader.connection.in_transaction
+
+
+def test_a_full_disk_changes_nothing_and_is_one_sentence(database: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "lake"
+    with Reader.open(database) as reader:
+        export(reader, "rich", folder, "parquet")
+    before = files(folder)
+    program = Path(sys.executable).with_name("tracepaper")
+    done = subprocess.run(
+        [program, "audit", "export", DIGITS, "--db", database, "--parquet", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"{folder} could not be written (File too large); make room or name another folder.\n"
+    )
+    assert files(folder) == before
+
+
+def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "a.db", tmp_path / "lake"
+    shutil.copy(database, path)
+    with Reader.open(path) as reader:
+        export(reader, DIGITS, folder, "parquet")
+    before = {view.name: scanned(folder, view.name).height for view in VIEWS}
+    assert cases.prune(path, keep_days=1, pruned_at_ms=cases.START_MS)
+    with Reader.open(path) as reader:
+        rows = export(reader, DIGITS, folder, "parquet")
+        assert rows.rows["v_bars"] < before["v_bars"]
+        assert rows.files["kept"] > 0
+        assert scanned(folder, "v_bars").height == before["v_bars"]
+        assert scanned(folder, "v_orders").height == before["v_orders"]
+        assert scanned(folder, "v_events").height == before["v_events"] + 1  # the prune itself
+        export(reader, DIGITS, tmp_path / "new", "parquet")
+        assert differences(reader, tmp_path / "new", DIGITS) == []
+
+
+def test_a_damaged_file_of_an_earlier_export_is_replaced(reader: Reader, tmp_path: Path) -> None:
+    export(reader, "rich", tmp_path, "parquet")
+    path = next(tmp_path.rglob("v_bars/*/rows.parquet"))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert export(reader, "rich", tmp_path, "parquet").files["replaced"] == 1
+    assert differences(reader, tmp_path, "rich") == []
+
+
+def test_a_folder_of_other_things_is_refused(reader: Reader, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigInvalid, match=r"holds mine\.txt, which is of no export by day; name"):
+        export(reader, "rich", tmp_path, "parquet")
+    for place in (tmp_path / "mine.txt", tmp_path / "mine.txt" / "lake"):
+        with pytest.raises(ConfigInvalid, match="cannot be written"):
+            export(reader, "rich", place, "parquet")
+    assert files(tmp_path) == {"mine.txt": b"mine"}
+
+
+def test_a_second_export_at_the_same_time_is_refused(reader: Reader, tmp_path: Path) -> None:
+    held = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with pytest.raises(ConfigInvalid, match="Another export writes"):
+        export(reader, "rich", tmp_path, "parquet")
+    os.close(held)
+    export(reader, "rich", tmp_path, "parquet", chosen("v_runs"))
+
+
+def test_a_number_that_does_not_fit_is_named(
+    reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for digits in ((3, 3), (38, 1)):  # before the point, and after it
+        monkeypatch.setattr(exporting, "DECIMAL", digits)
+        with pytest.raises(DataInvalid, match=r"v_bars.open_text holds .* decimal128.*--csv"):
+            export(reader, "rich", tmp_path / "lake", "parquet", chosen("v_bars"))
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_cannot_name_a_folder_elsewhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, STEPS[:3], of=cases.run("/../../out"))
+    with Reader.open(path) as reader:
+        export(reader, "/../../out", tmp_path / "lake" / "here", "parquet", chosen("v_bars"))
+    (written,) = tmp_path.glob("lake/**/*.parquet")
+    assert written.relative_to(tmp_path / "lake" / "here").parts[:2] == (
+        "run_id=%2F..%2F..%2Fout",
+        "v_bars",
+    )
+    assert len(list((tmp_path / "lake" / "here").iterdir())) == 1
+
+
+def test_temporary_space_that_is_full_is_named(tmp_path: Path) -> None:
+    class Full(sqlite3.OperationalError):
+        sqlite_errorcode = sqlite3.SQLITE_FULL
+
+    path = tmp_path / "a.db"
+    cases.write_run(path, STEPS[:3])
+
+    def fails(_view: str, _rows: int) -> None:
+        raise Full
+
+    with Reader.open(path) as reader, pytest.raises(ConfigInvalid, match="SQLITE_TMPDIR"):
+        export(reader, "r-1", tmp_path / "lake", "parquet", progress=fails)
+
+
+def test_the_command_says_what_became_of_each_file(
+    database: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["audit", "export", "rich", "--db", str(database), "--parquet", str(tmp_path / "lake")]
+    assert invoke([*line, "--views", "v_fills,v_runs"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "v_fills\t1",
+        "v_runs\t1",
+        "files\t2 new, 0 replaced, 0 unchanged, 0 kept",
+    ]
+    assert invoke([*line, "--views", "v_fills", "--json"]) == 0
+    assert '"unchanged": 1' in capsys.readouterr().out
+    assert invoke([*line[:2], "nowhere", *line[3:]]) != 0
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_arrow_takes_an_exact_number_as_it_is() -> None:
+    number = "12345678901234567890.123456789012345678"
+    assert pa.array([number]).cast(pa.decimal128(*exporting.DECIMAL))[0].as_py() == Decimal(number)
