@@ -55,7 +55,10 @@ def other_of(card: Mapping[str, Any]) -> str:
 class OtherSource(CovariateSource, Protocol):
     """Where the other symbol's rows come from: candles that are known, or the bars of a run."""
 
-    symbol: str
+    @property
+    def symbol(self) -> str:
+        """The other symbol."""
+        ...
 
     def known(self, symbol: str, closes_ms: Ids, by_ms: int) -> JoinedRows:
         """Return the rows at these closes that were known when *symbol*'s bar of *by_ms* came."""
