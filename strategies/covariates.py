@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import CheckpointMismatch
+from tracepaper.strategies.types.market import Event
 
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -93,6 +94,20 @@ class CovariateSource(Protocol):
     def look(self, close_ms: int) -> None:
         """Take in what has come, before the bar that closes at *close_ms* is answered."""
         ...
+
+
+class RunSource(CovariateSource, Protocol):
+    """Rows that follow from the events of a run, which are shown to it in their order."""
+
+    def see(self, event: Event) -> None:
+        """Take in the next event, before the model is asked about it."""
+        ...
+
+
+def run_source(model: object) -> RunSource | None:
+    """Return what *model*, a forecaster, reads of the run's own events; None where nothing."""
+    source: Any = getattr(model, VECTORS, None)
+    return source if hasattr(source, "see") else None
 
 
 def joined_rows(rows: CovariateRows, usable: NDArray[np.bool_], closes_ms: Ids) -> JoinedRows:

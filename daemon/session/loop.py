@@ -21,7 +21,7 @@ from tracepaper.daemon.clock import AuditLog, Feed, Predictor
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.book_features import books_read_by
+from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout, Step
 from tracepaper.strategies.types.market import (
@@ -175,9 +175,9 @@ def _may_wait(step: Step) -> bool:
 
 
 async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:
-    """Return the prediction at each event of *unit*; a ``Closed`` needs none."""
+    """Return the prediction at each event of *unit*."""
     if isinstance(unit, Close):
-        return (None, *await predictor.predict_close(unit.bars))
+        return (await predictor.predict(unit.closed), *await predictor.predict_close(unit.bars))
     return (await predictor.predict(unit),)
 
 
@@ -279,7 +279,7 @@ class InlinePredictor:
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
         self._started = started
-        self._books = books_read_by(forecaster)
+        self._source = run_source(forecaster)
 
     @property
     def forecaster(self) -> Forecaster:
@@ -291,10 +291,10 @@ class InlinePredictor:
         self._prepared[forecaster.model_sha256] = forecaster
 
     def see(self, *events: Event) -> None:
-        """Show *events* to a model that reads order books, before it is asked about them."""
-        if self._books is not None:
+        """Show *events* to a model that reads books or other symbols, before it is asked."""
+        if self._source is not None:
             for event in events:
-                self._books.see(event)
+                self._source.see(event)
 
     def predict(self, event: Event, recorded: Prediction = None) -> Prediction:
         """Return the forecast of *event*; a recorded timeout stays one."""

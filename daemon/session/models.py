@@ -34,6 +34,7 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.gates.declared import learned_regime
 from tracepaper.strategies.gates.evaluator import key_of, limits
 from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.units import iso
 
@@ -226,7 +227,7 @@ def load_forecaster(
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
-    _refuse_of_books(config, checkpoint.card)
+    _refuse_beside(config, checkpoint.card)
     source = configured_covariates(config, checkpoint.card, beside=beside, growing=live)
     return _built(checkpoint, config, mode, source)
 
@@ -330,6 +331,7 @@ def _built(
             f"{own}; leave it out, or name a class with [model] class."
         )
     _require_books(config, checkpoint.card)
+    _require_other(config, checkpoint.card)
     kind = known_kind(checkpoint.card)
     serves_close = kind is not None and kind.source is DataSource.CLOSES
     if kind is not None and serves_close:
@@ -365,8 +367,13 @@ def _say_once() -> Callable[[str], None]:
     return say
 
 
-def _refuse_of_books(config: Config, card: Mapping[str, Any]) -> None:
-    """Raise ``ConfigInvalid`` for what no model that reads order books beside bars has."""
+def _refuse_beside(config: Config, card: Mapping[str, Any]) -> None:
+    """Raise ``ConfigInvalid`` for what no model has that reads books or another symbol."""
+    if other_of(card) and config.model.retrain is not None:
+        raise ConfigInvalid(
+            "A model that asks another symbol is not retrained in service; take out [model] "
+            "retrain."
+        )
     if reading_of(card) is None:
         return
     if config.model.covariates is not None:
@@ -390,6 +397,29 @@ def _require_books(config: Config, card: Mapping[str, Any]) -> None:
             f"The checkpoint reads order books of {reading.words}, and [market] has depth = "
             f"{market.depth} and depth_every_ms = {market.depth_every_ms}; set them so, in a "
             "replay by --depth FILE."
+        )
+
+
+def _require_other(config: Config, card: Mapping[str, Any]) -> None:
+    """Raise ``ConfigInvalid`` where the run lacks the other symbol that *card*'s model asks."""
+    if not (symbol := other_of(card)):
+        return
+    market = config.market
+    if symbol not in market.symbols:
+        raise ConfigInvalid(
+            f"The checkpoint asks the closed bars of {symbol}, and the run has "
+            f"{' and '.join(market.symbols)} alone; add {symbol} to market.symbols, in a replay by "
+            "--data."
+        )
+    if len(market.symbols) == 1:
+        raise ConfigInvalid(
+            f"The checkpoint asks the closed bars of {symbol} for another symbol, and the run has "
+            "none; add one to market.symbols, in a replay by --data."
+        )
+    if not market.closes_together:
+        raise ConfigInvalid(
+            f"The checkpoint asks the bar of {symbol} of the same close, and market.gather_ms = 0 "
+            "decides each bar alone; set it above 0."
         )
 
 

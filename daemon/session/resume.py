@@ -43,9 +43,10 @@ from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.book_features import books_read_by
+from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
+from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
 from tracepaper.strategies.types.market import Bar, Instrument, ModelChange, RunKind, Side
 from tracepaper.strategies.units import MONEY_DECIMALS, scaled
@@ -178,7 +179,7 @@ def _go_on(
     resumed = audit.resume(run.run_id)
     history = _bar_history(opening)
     restore_engine(engine, reader, resumed, history)
-    recall_books(opening.forecaster, reader, run.run_id, chain(*history.known().values()))
+    recall_events(opening.forecaster, reader, run.run_id, chain(*history.known().values()))
     return Opened(
         run=run,
         engine=engine,
@@ -364,21 +365,36 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
             history.push(bar)
 
 
-def recall_books(model: object, reader: Reader, run_id: str, known: Iterable[Bar]) -> None:
-    """Show *model* again what of the books of *run_id* it knew at the bars *known*.
+def recall_events(model: object, reader: Reader, run_id: str, known: Iterable[Bar]) -> None:
+    """Show *model* again what of the events of *run_id* it knew at the bars *known*.
 
-    A model that reads no order books is left as it is.
+    A model that reads neither order books nor another symbol is left as it is.
     """
-    books, bars = books_read_by(model), list(known)
-    if books is None or not bars:
+    source, bars = run_source(model), list(known)
+    if source is None or not bars:
         return
     first = min(bar.open_time_ms for bar in bars)
     last = max(bar.open_time_ms for bar in bars)
     after = reader.step_opened(reader.stored_run(run_id).run_key, first) - 1
+    recall_lookback(model, reader, run_id, after)
     for _, _, event, _ in reader.events(run_id, after):
         if isinstance(event, Bar) and event.open_time_ms > last:
             break
-        books.see(event)
+        source.see(event)
+
+
+def recall_lookback(model: object, reader: Reader, run_id: str, until: int) -> None:
+    """Show *model* the other symbol's bars up to step *until* that its next row depends on.
+
+    A model that asks no other symbol is left as it is.
+    """
+    source = run_source(model)
+    if not isinstance(source, RunOtherBars):
+        return
+    for item in reader.run(run_id).instruments:
+        if item.symbol == source.symbol:
+            for bar in reader.bars(run_id, item.id, source.lookback, until=until):
+                source.see(bar)
 
 
 def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:

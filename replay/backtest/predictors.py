@@ -22,7 +22,7 @@ import numpy as np
 
 from tracepaper.daemon.session.loop import BarHistory, warm
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.book_features import books_read_by
+from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Decision,
@@ -208,8 +208,8 @@ class ScanPredictor:
         self._chunks = 0
         self._next_probe = 1
         self.probed = 0
-        readers = map(books_read_by, (forecaster, prober))
-        self._books = [books for books in readers if books is not None]
+        sources = map(run_source, (forecaster, prober))
+        self._sources = [source for source in sources if source is not None]
 
     def read_ahead(self, events: Iterable[Event]) -> Iterator[Event]:
         """Yield *events* unchanged, computing the forecasts of each chunk before its first.
@@ -219,8 +219,8 @@ class ScanPredictor:
         chunk: list[Event] = []
         due = 0  # bars of a close that is not cut in two: a probe of the later part lacks the first
         for event in events:
-            for books in self._books:
-                books.see(event)
+            for source in self._sources:
+                source.see(event)
             if isinstance(event, ModelChange):
                 yield from self._computed(chunk)
                 chunk = []

@@ -32,7 +32,12 @@ from tracepaper.daemon.session.loop import (
     predictions_of,
 )
 from tracepaper.daemon.session.models import forecaster_of_run, recorded_forecaster
-from tracepaper.daemon.session.resume import engine_of, reach_of, restore_at
+from tracepaper.daemon.session.resume import (
+    engine_of,
+    reach_of,
+    recall_lookback,
+    restore_at,
+)
 from tracepaper.daemon.session.run_row import OF_THE_PLACE, start_event
 from tracepaper.daemon.session.user_model import refuse_other_model, user_model
 from tracepaper.replay.backtest.predictors import ScanPredictor
@@ -207,7 +212,7 @@ class RecordedPredictor:
         self, recorded: Recorded, prober: Forecaster | None, database: Path, *, probes: bool = True
     ) -> None:
         run, forecaster = recorded.run, recorded.forecaster
-        self._run, self._database = recorded, database
+        self._run, self._database, self._prober = recorded, database, prober
         self._promoted: dict[str, ModelTerms] = {}
         # A record says that the model was late; the deadline is in the configuration.
         self._timeout = PredictionTimeout(recorded.config.model.deadline_ms)
@@ -242,7 +247,10 @@ class RecordedPredictor:
         """Yield the recorded events in order, from the run-in on, or those of *rows*."""
         if rows is None:
             beginning = self._run.beginning
-            stored = reader.events(run_id, -1 if beginning is None else beginning.fed_from - 1)
+            before = -1 if beginning is None else beginning.fed_from - 1
+            stored = reader.events(run_id, before)
+            for model in (self._run.forecaster, self._prober):
+                recall_lookback(model, reader, run_id, before)
             rows = ((sequence, event, answer) for sequence, _, event, answer in stored)
         events = self._queue_answers(rows, run_id)
         return events if self._scan is None else self._scan.read_ahead(events)

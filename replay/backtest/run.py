@@ -24,7 +24,7 @@ from tracepaper.daemon.session.loop import (
     gathered,
     predictions_of,
 )
-from tracepaper.daemon.session.resume import recall_books, restore_engine
+from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.order_book import DepthSource
@@ -347,7 +347,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         restore_engine(replay.engine, reader, resumed, history)
         known = [] if history is None else [*chain(*history.known().values())]
         for model in (replay.forecaster, way.prober):
-            recall_books(model, reader, run_id, known)
+            recall_events(model, reader, run_id, known)
     warm_from = () if history is None else history.warm_from()
     start = start_event(
         replay.forecaster,

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.resume import recall_books
+from tracepaper.daemon.session.resume import recall_events
 from tracepaper.replay.explain.recompute import (
     Floats,
     FullAttribution,
@@ -368,7 +368,7 @@ def by_model(database: Path, past: Past, model: str) -> Past:
     run_id, instrument = past.run.run_id, past.decided.instrument
     with Reader.open(database) as reader:
         bars = reader.bars(run_id, instrument, found.context, until=past.sequence)
-        recall_books(found, reader, run_id, bars)
+        recall_events(found, reader, run_id, bars)
     if len(bars) < found.context:
         raise DataInvalid(
             f"Run {run_id} holds {len(bars):,} bars up to decision {past.sequence}, and {model} "

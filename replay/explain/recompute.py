@@ -19,7 +19,7 @@ from scipy.stats import spearmanr
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.resume import recall_books
+from tracepaper.daemon.session.resume import recall_events
 from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
@@ -94,12 +94,16 @@ class HeavyBar:
 
 @dataclass(frozen=True)
 class FrameShare:
-    """What one timeframe holds of where a decision looked, and its heaviest bars."""
+    """What one timeframe holds of where a decision looked, and its heaviest bars.
+
+    It is of the bars' own symbol, or of another that the network asks.
+    """
 
     interval_ms: int
     weight: float
     bars: int
     heaviest: tuple[HeavyBar, ...]
+    symbol: str = ""  # of another symbol's bars: which
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,7 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
             f"back on {forecaster.context:,}; choose a later decision."
         )
     with Reader.open(database) as reader:
-        recall_books(forecaster, reader, run_id, bars)
+        recall_events(forecaster, reader, run_id, bars)
     forecaster.warm(instrument, bars)
     decimals = next(item.price_decimals for item in run.instruments if item.id == instrument)
     return PastOf(run, sequence, forecaster, forecast, tuple(bars), decimals)
@@ -301,14 +305,15 @@ def _frames(
 ) -> tuple[FrameShare, ...]:
     """Return the share of each timeframe; empty of a network that sees bars of one."""
     found = []
-    for frame in sorted({part.frame for part in parts if not part.modality}):
-        own = [part for part in parts if part.frame == frame]
+    for symbol, frame in sorted({(part.symbol, part.frame) for part in parts if not part.modality}):
+        own = [part for part in parts if (part.symbol, part.frame) == (symbol, frame)]
         found.append(
             FrameShare(
                 frame * past.decided.interval_ms,
                 sum(part.share for part in own),
                 len(own),
                 _heaviest(own, open_time_ms),
+                symbol,
             )
         )
     return tuple(found)

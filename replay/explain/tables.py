@@ -298,11 +298,18 @@ def attribution_parts(found: FullAttribution) -> Iterator[Part]:
     if found.frames:
         yield table_of(
             "timeframes",
-            "By timeframe, of closed bars",
+            "By symbol and timeframe, of closed bars"
+            if any(of.symbol for of in found.frames)
+            else "By timeframe, of closed bars",
             {"timeframe": "text", "bars": "count", "weight": "measure",
              "heaviest of them": "text"},
             [
-                (interval_text(of.interval_ms), of.bars, of.weight, _heavy_bars(of.heaviest))
+                (
+                    f"{of.symbol} {interval_text(of.interval_ms)}".lstrip(),
+                    of.bars,
+                    of.weight,
+                    _heavy_bars(of.heaviest),
+                )
                 for of in found.frames
             ],
         )  # fmt: skip

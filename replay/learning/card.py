@@ -27,7 +27,7 @@ from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.units import MINUTE_MS, interval_text
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks
+    from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
 
 RECENT_MASS: Final = "recent_mass"
 """The one measure on the card that is no gate's; the regimes' thresholds are its quantiles."""
@@ -142,7 +142,7 @@ def model_section(kind: str, name: str, created_ms: int) -> dict[str, object]:
 
 
 def features_section(
-    schema: FeatureSchema, vectors: Supplied | SuppliedBooks | None = None
+    schema: FeatureSchema, vectors: Supplied | SuppliedBooks | SuppliedOther | None = None
 ) -> dict[str, object]:
     """Return ``[features]``, with what is known of a user's *vectors*."""
     found: dict[str, object] = {

@@ -56,7 +56,7 @@ from tracepaper.replay.learning.stored_baselines import (
     fit_baselines,
     unfitted,
 )
-from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks
+from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
 from tracepaper.strategies.covariates import (
     CovariateColumns,
 )
@@ -98,8 +98,8 @@ class Dataset:
     """Of the baselines that are fitted on request, those that are."""
     heads: frozenset[str] = frozenset()
     """Of the heads that not every network has, those that are learnt, whose labels are needed."""
-    vectors: Supplied | SuppliedBooks | None = None
-    """Covariates or order books that a user supplies; the schema has them joined."""
+    vectors: Supplied | SuppliedBooks | SuppliedOther | None = None
+    """What stands beside the bars, such as covariates; the schema has it joined."""
     fold: Fold | None = None
     """Its parts stand in place of the split's."""
     only: NDArray[np.int64] | None = field(default=None, compare=False)
@@ -123,7 +123,7 @@ class Dataset:
         calendar: str | None = None,
         arrays: ArrayCache = IN_MEMORY,
         stored: Fitted | None = None,
-        vectors: Supplied | SuppliedBooks | None = None,
+        vectors: Supplied | SuppliedBooks | SuppliedOther | None = None,
         requested: tuple[str, ...] = (),
     ) -> Dataset:
         """Load *paths* and split their calendar; *stored* are baselines that were fitted before.
@@ -161,7 +161,11 @@ class Dataset:
         others = [segment for interval_ms in further for segment in segments[interval_ms]]
         cut, learnt = split(main), schemas[main_ms]
         if vectors is not None:
-            vectors = vectors.of_bars(main)
+            if further and isinstance(vectors, SuppliedOther):
+                raise ConfigInvalid(
+                    "A network that asks another symbol learns from bars of one interval; name one."
+                )
+            vectors = vectors.of_bars(main, learnt.names)
             joined = vectors.joined(cut.train_until_ms)
             learnt = with_covariates(learnt, joined)
             main, others = joined_to(main, joined), joined_to(others, joined)

@@ -44,7 +44,7 @@ from tracepaper.replay.learning.stored_baselines import (
     save_judged,
     stored_baselines,
 )
-from tracepaper.replay.learning.supplied import SuppliedBooks, supplied
+from tracepaper.replay.learning.supplied import SuppliedBooks, beside_recipe, supplied
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.storage.covariates import CovariateFile
 from tracepaper.strategies.api.model import ModelKind, Registry
@@ -52,6 +52,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import model_kinds
 from tracepaper.strategies.forecasters.tabular import ENSEMBLE
 from tracepaper.strategies.networks.keys import checked_section, listed
+from tracepaper.strategies.other_symbol import OTHER
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
@@ -319,7 +320,7 @@ class CandleEstimator(Estimator):
             intervals=intervals_of(recipe.intervals),
             calendar=recipe.calendar,
             arrays=request.arrays,
-            vectors=supplied(request.covariates),
+            vectors=beside_recipe(getattr(recipe.architecture, OTHER, ""), request.covariates),
             requested=recipe.baselines,
         )
 

@@ -38,6 +38,7 @@ from tracepaper.strategies.covariates import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import joined
+from tracepaper.strategies.other_symbol import KnownOtherBars, OtherColumns, other_of
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.splits import Segment
@@ -49,9 +50,9 @@ class Supplied(NamedTuple):
     file: CovariateFile
     scale: CovariateScale | None = None
 
-    def of_bars(self, segments: Sequence[Segment]) -> Supplied:
+    def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Supplied:
         """Return them as they are: a row is of no bar."""
-        del segments
+        del segments, names
         return self
 
     @property
@@ -199,11 +200,12 @@ class SuppliedBooks:
         source = DepthRows(self.files, wanted)
         return replace(self, reading=wanted, source=source, scale=scale_of(card))
 
-    def of_bars(self, segments: Sequence[Segment]) -> Self:
+    def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
         """Return them beside the bars of *segments*.
 
         Raises ``DataInvalid`` for books too far apart for these, or of another market.
         """
+        del names
         traded = {one.candles.symbol: one.candles.instrument for one in segments}
         for symbol, own in self.files.items():
             for one in own:
@@ -292,6 +294,71 @@ class SuppliedBooks:
         }
 
 
+@dataclass(frozen=True)
+class SuppliedOther:
+    """The bars of another symbol, which are among the candles; None before these are read."""
+
+    symbol: str
+    bars: KnownOtherBars | None = None
+
+    def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
+        """Return the symbol's own bars of *segments*, whose features are called *names*.
+
+               Raises ``DataInvalid`` where there are none.
+        Also where no other symbol's bar closes with one of them.
+        """
+        own = [one for one in segments if one.candles.symbol == self.symbol]
+        if not own:
+            raise DataInvalid(
+                f"The network asks {self.symbol}, and no --data holds enough bars of it without a "
+                f"hole; give candles of {self.symbol} of the same time as well."
+            )
+        own.sort(key=lambda one: int(one.open_time_ms[0]))
+        closes = np.concatenate([one.close_time_ms[one.first :] for one in own])
+        closes, first = np.unique(closes, return_index=True)  # of files that overlap
+        values = np.concatenate([one.values[one.first :] for one in own])[first]
+        if not any(
+            np.isin(one.close_time_ms[one.first :], closes).any()
+            for one in segments
+            if one.candles.symbol != self.symbol
+        ):
+            raise DataInvalid(
+                f"The network asks {self.symbol}, and --data holds no bars of a symbol of the same "
+                "time that would ask it; give those as well."
+            )
+        return replace(self, bars=KnownOtherBars(self.symbol, names, closes, values))
+
+    def fitted(self, until_ms: int) -> Self:
+        """Return them as they are: features have no unit, and are not standardised again."""
+        del until_ms
+        return self
+
+    def joined(self, until_ms: int) -> OtherColumns:
+        """Return them as features."""
+        del until_ms
+        assert self.bars is not None
+        return OtherColumns.of(self.bars.names, self.bars)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Return no option: they are among the candles."""
+        return ()
+
+    @property
+    def sha256(self) -> str:
+        """The symbol: its candles are hashed with the others."""
+        return self.symbol
+
+    def untrained(self) -> list[str]:
+        """Return nothing: of any number of bars figures can be had."""
+        return []
+
+    def section(self, scale: CovariateScale) -> dict[str, Any]:
+        """Return nothing: ``[architecture]`` names the symbol."""
+        del scale
+        return {}
+
+
 class FilesBeside(NamedTuple):
     """The files that are given beside candles: of covariates, or of order books."""
 
@@ -317,16 +384,26 @@ class FilesBeside(NamedTuple):
 
 def supplied(
     given: CovariateFile | SuppliedBooks | None, card: Mapping[str, Any] | None = None
-) -> Supplied | SuppliedBooks | None:
+) -> Supplied | SuppliedBooks | SuppliedOther | None:
     """Return what is *given* beside candles, as the model of *card* scales it, where there is one.
 
-    Covariates of a model that takes none are left aside.
+    Covariates of a model that takes none are left aside. Another symbol's bars, which are among the
+    candles, are those that the model asks.
     """
+    if card is not None and (symbol := other_of(card)):
+        return SuppliedOther(symbol)
     if isinstance(given, CovariateFile):
         if card is None:
             return Supplied(given)
         return Supplied(given, vector_scale(card)) if takes_vectors(card) else None
     return given if given is None or card is None else given.of_card(card)
+
+
+def beside_recipe(
+    other_symbol: str, given: CovariateFile | SuppliedBooks | None
+) -> Supplied | SuppliedBooks | SuppliedOther | None:
+    """Return what a network learns from beside candles: another symbol's, or what is *given*."""
+    return SuppliedOther(other_symbol) if other_symbol else supplied(given)
 
 
 def source_for(
@@ -341,6 +418,11 @@ def source_for(
         raise ConfigInvalid(
             f"The model was trained with order books of {reading.words}; give files of them by "
             "--depth, and none by --covariates."
+        )
+    if given is not None and (symbol := other_of(card)):
+        raise ConfigInvalid(
+            f"The model asks {symbol}, whose candles --data gives; leave --covariates and --depth "
+            "out."
         )
     if isinstance(given, CovariateFile):
         return given.standing(vector_scale(card).columns if takes_vectors(card) else ())

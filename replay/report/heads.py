@@ -19,7 +19,7 @@ import numpy as np
 
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
-from tracepaper.daemon.session.resume import recall_books
+from tracepaper.daemon.session.resume import recall_events
 from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.report.record import Floats, RunRecord
 from tracepaper.storage import checkpoints
@@ -250,7 +250,7 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
     if asked is None:
         raise DataInvalid("This model has no attention to look into; leave --heads out.")
     with Reader.open(record.database) as reader:
-        recall_books(asked, reader, run_id, known)
+        recall_events(asked, reader, run_id, known)
     return asked, asked is not forecaster, known
 
 

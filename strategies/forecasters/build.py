@@ -42,7 +42,7 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Architecture, Network, kind_of
-from tracepaper.strategies.networks.attribution import AttributionMethod
+from tracepaper.strategies.networks.attribution import AttributionMethod, refuse_way
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
     STORED,
@@ -50,6 +50,7 @@ from tracepaper.strategies.networks.stream import (
     stream_backends,
     stream_bytes,
 )
+from tracepaper.strategies.other_symbol import RunOtherBars, asked, other_of
 from tracepaper.strategies.types.calibration import (
     Calibration,
     FittedConfidence,
@@ -170,6 +171,8 @@ def build(  # noqa: PLR0913
     """
     if (reading := reading_of(card)) is not None:
         vectors = vectors or RunBooks(reading)
+    elif symbol := other_of(card):
+        vectors = vectors or RunOtherBars(symbol, str(card["features"].get("schema_id")))
     elif vectors is not None and not takes_vectors(card):
         raise ConfigInvalid(
             "The checkpoint was trained without covariates; leave them out, or train with some."
@@ -251,14 +254,6 @@ def _streams_by(chosen: str, wanted: str, way: AttributionMethod) -> str:
             f"{TILES} for another [model] explanation."
         )
     return TILES
-
-
-def refuse_way(way: AttributionMethod, kind: str) -> None:
-    """Raise ``ConfigInvalid`` where a *way* is asked for of a model without attention."""
-    if way != STORED:
-        raise ConfigInvalid(
-            f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
-        )
 
 
 def _stream_need(config: Any, instruments: int, *, by_norm: bool) -> Callable[[int], int]:  # noqa: ANN401 - any that streams
@@ -487,10 +482,13 @@ def known_schema(card: Mapping[str, Any], vectors: CovariateSource | None = None
     Raises ``ConfigInvalid`` for an unknown one, and where it needs covariates and has none.
     """
     found = features.schema(str(section_of(card, "features").get("schema_id")))
-    if reading_of(card) is not None:
+    other, of_books = other_of(card), reading_of(card) is not None
+    if other or of_books:
         if vectors is None:
-            raise ConfigInvalid("No model of several parts reads order books; use the part alone.")
-        return features.with_covariates(found, CovariateColumns(scale_of(card), vectors))
+            what = "reads order books" if of_books else "asks another symbol"
+            raise ConfigInvalid(f"No model of several parts {what}; use the part alone.")
+        of_run = CovariateColumns(scale_of(card), vectors) if of_books else asked(found, vectors)
+        return features.with_covariates(found, of_run)
     if not takes_vectors(card):
         return found
     if vectors is None:

@@ -45,7 +45,6 @@ from tracepaper.strategies.forecasters.build import (
     network_forecaster,
     part_of,
     per_horizon,
-    refuse_way,
     section_of,
     tensors_of,
 )
@@ -56,6 +55,7 @@ from tracepaper.strategies.forecasters.streaming import (
     take_rows,
 )
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
+from tracepaper.strategies.networks.attribution import refuse_way
 from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast

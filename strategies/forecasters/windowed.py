@@ -51,6 +51,7 @@ from tracepaper.strategies.networks.architecture import (
 )
 from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
 from tracepaper.strategies.networks.stream import STORED
+from tracepaper.strategies.other_symbol import OtherColumns
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -88,6 +89,11 @@ class Ring:
         self._rows[slot + self._capacity] = row
         self._written += 1
 
+    def amend(self, age: int, cut: slice, values: NDArray[np.float32]) -> None:
+        """Put *values* into the columns *cut* of the row pushed *age* rows before the newest."""
+        slot = (self._written - 1 - age) % self._capacity
+        self._rows[slot, cut] = self._rows[slot + self._capacity, cut] = values
+
     def view(self) -> NDArray[np.float64]:
         """Return the rows held, oldest first, as a read-only view of shape [len, width]."""
         end = (self._written - 1) % self._capacity + 1 + self._capacity if self._written else 0
@@ -115,6 +121,10 @@ class FeatureWindow:
         self._schema = schema
         self._features = FeatureStreams(computed or schema, part=schema)
         self._memory = InstrumentMemory(computed or schema, 0, part=schema)
+        joined = schema.covariates
+        self._other = joined if isinstance(joined, OtherColumns) else None
+        self._pushed = 0
+        self._lacking: dict[int, int] = {}  # rows without another symbol's bar: number, and close
 
     @classmethod
     def of(cls, model: TrainedModel) -> Self:
@@ -129,7 +139,7 @@ class FeatureWindow:
         self._memory.admit([bar])
         self.newest = take_rows(self._features, [self._memory], [bar])
         for row, sigma in self._known(np.array([bar.open_time_ms // bar.interval_ms])):
-            self.rows.push(row)
+            self._push(row, bar)
             return sigma
         return float("nan")
 
@@ -139,9 +149,30 @@ class FeatureWindow:
         These are the last of them. Raises ``InvariantBroken`` if one does not follow.
         """
         self.newest, positions = self._memory.take_all(bars)
-        for row, sigma in self._known(positions):
-            self.rows.push(row)
+        of_rows = bars[len(bars) - int(self.newest.complete(self._schema).sum()) :]
+        for (row, sigma), bar in zip(self._known(positions), of_rows, strict=True):
+            self._push(row, bar)
             yield sigma
+
+    def _push(self, row: NDArray[np.float64], bar: Bar) -> None:
+        """Append *row*, of *bar*; give earlier ones another symbol's bars that came late."""
+        self.rows.push(row)
+        if self._other is None:
+            return
+        symbol, close_ms = bar.instrument.rpartition(":")[2], bar.closed_ms
+        self._pushed += 1
+        self._lacking[self._pushed] = close_ms
+        own = len(self._schema.recipe.names)
+        numbers = [one for one in self._lacking if self._pushed - one < self.rows.capacity]
+        closes = np.array([self._lacking[one] for one in numbers])
+        rows = self._other.known(symbol, closes, close_ms)
+        is_known = np.isfinite(rows).all(axis=1)
+        for number, values in zip(
+            np.array(numbers)[is_known].tolist(), rows[is_known], strict=True
+        ):
+            self.rows.amend(self._pushed - number, slice(own, -1), values)
+        still = np.array(numbers)[~is_known].tolist()
+        self._lacking = {number: self._lacking[number] for number in still}
 
     def _known(self, positions: Ids) -> Iterator[tuple[NDArray[np.float64], float]]:
         """Yield each complete row of ``newest`` with its position, and its σ.

@@ -276,6 +276,7 @@ class AttendedPart(NamedTuple):
     share: float
     modality: str = ""  # of its columns, where a network tells them apart
     levels: str = ""  # of an order book: the group of levels that its columns are of
+    symbol: str = ""  # of another symbol's bars: which
 
 
 class ExplainedOutputs(NamedTuple):

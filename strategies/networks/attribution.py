@@ -47,7 +47,7 @@ from tracepaper.strategies.attention.weighted import (
     norm_rollout_rows,
     value_norms,
 )
-from tracepaper.strategies.errors import AttentionInvalid, DataInvalid
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.networks.architecture import AttendedPart, Network
 from tracepaper.strategies.networks.cross_timeframe import CrossNetwork
 from tracepaper.strategies.networks.flash import FlashNetwork, Trace, explained_by
@@ -95,6 +95,14 @@ class AttributionMethod:
                     f"The method {self.method} takes no {name.replace('_', ' ')}; leave it out, or "
                     f"choose {able}."
                 )
+
+
+def refuse_way(way: AttributionMethod, kind: str) -> None:
+    """Raise ``ConfigInvalid`` where a *way* is asked for of a model without attention."""
+    if way != AttributionMethod():
+        raise ConfigInvalid(
+            f"A model of the kind {kind} has no attention to explain; take [model] explanation out."
+        )
 
 
 def head_weights(text: str) -> tuple[float, ...] | tuple[tuple[float, ...], ...]:

@@ -1,12 +1,13 @@
-"""A transformer over the newest bars that also reads closed bars of a slower timeframe.
+"""A transformer over the newest bars that reads closed bars of a slower timeframe or other symbol.
 
 A layer has three blocks: the slower timeframe's bars attend to themselves, the bars to themselves,
 both looking back only; then each bar reads the slower bars that have closed by its own close. Both
 timeframes lie on the grid of absolute time and are rotated by the same clock, a bar of the run, so
 that a head sees how long ago a slower bar closed. The rollout runs through all three blocks: the
-weight of a slower bar is shared by the bars that make it.
+weight of a slower bar is shared by the bars that make it. With ``other_symbol`` the slower bars are
+that symbol's, whose features stand in each row after the bar's own.
 
-The rule is docs/attention.md, A34.
+The rules are docs/attention.md, A34, and docs/models.md, L53.
 """
 
 from __future__ import annotations
@@ -74,7 +75,12 @@ class CrossConfig(keys.ReadKeys):
         int, Meta(ge=1, le=_TOKENS_MAX, description="Bars seen of the run's timeframe.")
     ] = 96
     frame: Annotated[
-        int, Meta(ge=2, le=WINDOW_MAX, description="Bars per bar of the slower timeframe.")
+        int,
+        Meta(
+            ge=1,
+            le=WINDOW_MAX,
+            description="Bars per bar of the slower timeframe; 1 for another symbol's own bars.",
+        ),
     ] = 15
     tokens: Annotated[
         int, Meta(ge=1, le=_TOKENS_MAX, description="Closed bars seen of the slower timeframe.")
@@ -86,10 +92,18 @@ class CrossConfig(keys.ReadKeys):
     dropout: keys.Dropout = 0.0
     allocation: keys.Allocation = False
     quantiles: keys.Quantiles = ()
+    other_symbol: Annotated[
+        str,
+        Meta(
+            description="A symbol whose closed bars are asked in place of the own slower ones.",
+            extra_json_schema=keys.NEWER,
+        ),
+    ] = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be built, with one sentence each."""
-        for name, least in (("bars", 1), ("frame", 2), ("tokens", 1)):
+        least_frame = 1 if self.other_symbol else 2
+        for name, least in (("bars", 1), ("frame", least_frame), ("tokens", 1)):
             if (value := getattr(self, name)) < least:
                 raise ConfigInvalid(f"architecture.{name} is {value}; it must be at least {least}.")
         if self.window > WINDOW_MAX:
@@ -97,12 +111,23 @@ class CrossConfig(keys.ReadKeys):
                 f"architecture.frame and tokens look back on {self.window:,} bars; use at most "
                 f"{WINDOW_MAX:,}."
             )
+        if self.other_symbol and self.features % 2:
+            raise ConfigInvalid(
+                f"architecture.features is {self.features}; with other_symbol half of them are the "
+                "other symbol's, so it must be even."
+            )
         self.trunk()
 
     @property
     def window(self) -> int:
         """Rows that one answer needs: its bars, or the slower ones and one that is open."""
-        return max(self.bars, self.frame * (self.tokens + 1))
+        return max(self.bars, self.frame * (self.tokens + (self.frame > 1)))
+
+    @property
+    def columns(self) -> tuple[slice, slice]:
+        """The columns of a row that are a bar's own, and those of the slower or other bars."""
+        own = slice(self.features // 2 if self.other_symbol else self.features)
+        return own, slice(own.stop, None) if self.other_symbol else own
 
     @property
     def receptive_field(self) -> int:
@@ -227,8 +252,9 @@ class CrossNetwork(Network):
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.backend = "auto"  # of ``attend``
         trunk = config.trunk()
-        self.embed = nn.Linear(config.features, config.dim)
-        self.embed_slower = nn.Linear(2 * config.features, config.dim)
+        wide = config.columns[0].stop
+        self.embed = nn.Linear(wide, config.dim)
+        self.embed_slower = nn.Linear(2 * wide, config.dim)
         _, self.clock = clock_codes(
             config.dim, config.interval_minutes, time_of_week=False, clock=config.clock
         )
@@ -274,11 +300,12 @@ class CrossNetwork(Network):
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         positions = positions.expand(x.shape[:2])
-        frame = frame_of(x, positions, wide=config.frame, count=config.tokens)
+        near, far = config.columns
+        frame = frame_of(x[..., far], positions, wide=config.frame, count=config.tokens)
         # A bar that lacks its last rows is over all the same, and no sooner.
         closes = (frame.close // config.frame + 1) * config.frame - 1
         places = positions[:, -config.bars :]
-        bars, slower = self.embed(x[:, -config.bars :]), self.embed_slower(frame.rows)
+        bars, slower = self.embed(x[:, -config.bars :, near]), self.embed_slower(frame.rows)
         if self.clock is not None:
             bars, slower = bars + self.clock(places), slower + self.clock(closes)
         phases = (self._phases(places), self._phases(closes))
@@ -333,7 +360,10 @@ class CrossNetwork(Network):
         """Return the *weights* [token + bar] of one window by its rows [window], and by part."""
         slower, bars = weights.split((self.config.tokens, self.config.bars))
         first = self.config.window - self.config.bars
-        parts = frame_parts(self.config.frame, frame, slower)
+        parts = [
+            part._replace(symbol=self.config.other_symbol)
+            for part in frame_parts(self.config.frame, frame, slower)
+        ]
         parts += [AttendedPart(1, first + at, 1, share) for at, share in enumerate(bars.tolist())]
         return self._by_bar(weights[None], frame)[0], tuple(parts)
 
@@ -414,7 +444,7 @@ def _last_row(read: StreamRead) -> Tensor:
 register(
     ModelKind(
         "cross",
-        "a transformer over the newest bars that reads closed bars of a slower timeframe",
+        "a transformer over the newest bars that reads a slower timeframe or another symbol",
         read=CrossConfig.read,
         make=CrossNetwork,
         backend=lambda _: None,

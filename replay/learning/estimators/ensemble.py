@@ -73,6 +73,7 @@ from tracepaper.strategies.forecasters.tabular import (
     TrainedRows,
 )
 from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.other_symbol import OTHER
 
 NAMES: Final = ("network_half", "row_half")
 """What tables call the two members beside the mix."""
@@ -151,6 +152,10 @@ class EnsembleEstimator(CandleEstimator):
     def read(self, recipe: Recipe, request: DataRequest) -> Dataset:
         """Return the candles by the wider features of the members, and narrowly the network's."""
         network, rows = recipe.members
+        if getattr(network.architecture, OTHER, ""):
+            raise ConfigInvalid(
+                f"An ensemble reads bars of one symbol; leave {OTHER} out, or train no ensemble."
+            )
         split = split_by(recipe.split, recipe.horizons)
         own = self._read(network, request, network.schema_id, split)
         both = (schema(full_id(one.schema_id, own.interval_ms)) for one in (network, rows))

@@ -69,6 +69,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.committee import COMMITTEE
+from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.decisions import Forecast, Run
 from tracepaper.strategies.types.market import Bar, Instrument, RetrainOutcome
 from tracepaper.strategies.units import DAY_MS
@@ -122,6 +123,12 @@ def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
     with Reader.open(asked.database) as reader:
         paths = [*_own_bars(reader, run, asked), *asked.data]
     running = checkpoints.load(asked.running)
+    for card in (running.card, checkpoints.read_card(asked.candidate) if asked.candidate else {}):
+        if symbol := other_of(card):
+            raise ConfigInvalid(
+                f"A model that asks another symbol, {symbol}, is not retrained in service; train "
+                "one by `tracepaper train`, and start the run with it."
+            )
     if COMMITTEE in running.card and asked.candidate is None:
         return _refitted(asked, running, paths, say)
     found = CandidateJudgement("", running.sha256)

@@ -28,7 +28,12 @@ from tracepaper.replay.learning.estimators.tabular import predictions
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
 from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
-from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks, source_for
+from tracepaper.replay.learning.supplied import (
+    FilesBeside,
+    SuppliedBooks,
+    SuppliedOther,
+    source_for,
+)
 from tracepaper.replay.samples import DEMO_CANDLES, MONTH_CANDLES
 from tracepaper.storage import checkpoints
 from tracepaper.storage.covariates import CovariateFile
@@ -53,6 +58,7 @@ from tracepaper.strategies.networks.checks import (
     export_onnx,
     export_torch,
 )
+from tracepaper.strategies.other_symbol import KnownOtherBars, OtherColumns, other_of
 from tracepaper.strategies.units import DAY_MS, INTERVALS, interval_text
 
 TARGETS: Final = ("log variance", "mean")
@@ -360,8 +366,7 @@ class StoredNetwork:
         """
         whole = [
             segment
-            for candles in self._candles(data)
-            for segment in self._segments(candles)
+            for segment in self._segments(self._candles(data))
             if len(segment) - segment.first >= self.rows
         ]
         if not whole:
@@ -372,12 +377,16 @@ class StoredNetwork:
         ends = sorted({first + (last - first) * one // (WINDOWS - 1) for one in range(WINDOWS)})
         return [_window(longest, end - self.rows, end) for end in ends]
 
-    def _segments(self, candles: Candles) -> list[Segment]:
+    def _segments(self, candles: Sequence[Candles]) -> list[Segment]:
         """Return *candles* with features; raise ``ConfigInvalid`` where vectors are missing."""
         joined = self.schema.covariates
-        plain = segments_of(candles, features.schema(self.schema.schema_id))
+        own = features.schema(self.schema.schema_id)
+        plain = [segment for one in candles for segment in segments_of(one, own)]
         if joined is None:
             return plain
+        if isinstance(joined, OtherColumns):  # whose bars are among the candles
+            beside = SuppliedOther(joined.source.symbol).of_bars(plain, own.names)
+            return joined_to(plain, beside.joined(0))
         if joined.source == NO_FILE:
             raise ConfigInvalid(
                 f"The network was {_trained_with(joined)}, and candles of the same time by --data."
@@ -413,8 +422,7 @@ class StoredNetwork:
         given = candles_of_frame(bars, symbol="BARS") if is_frame(bars) else bars
         known = [
             (segment, len(segment) if until_ms is None else int(end))
-            for candles in self._candles([given])
-            for segment in self._segments(candles)
+            for segment in self._segments(self._candles([given]))
             for end in (np.searchsorted(segment.open_time_ms, until_ms or 0, "right"),)
         ]
         whole = [(one, end) for one, end in known if end - one.first >= self.rows]
@@ -487,6 +495,9 @@ def _trained_with(joined: CovariateColumns) -> str:
 
 def _schema(card: Mapping[str, Any], beside: CovariateFile | SuppliedBooks | None) -> FeatureSchema:
     """Return the features of *card*, with those of what is given *beside* candles."""
+    if beside is None and (symbol := other_of(card)):
+        nothing = np.empty((0, 0), np.float32)
+        return known_schema(card, KnownOtherBars(symbol, (), np.empty(0, np.int64), nothing))
     takes_files = takes_vectors(card) or book_features.reading_of(card) is not None
     if beside is None:
         return known_schema(card, NO_FILE if takes_files else None)

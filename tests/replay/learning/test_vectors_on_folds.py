@@ -58,7 +58,7 @@ def with_other_rows_later() -> np.ndarray:
 def test_a_fold_is_standardised_by_what_it_learns_from_alone(candles: str, tmp_path: Path) -> None:
     material = on_fold(candles, tmp_path / "v.csv", NUMBERS)
     before = NUMBERS[AT < LEARNT][:, ::-1]  # in the card's order
-    assert material.vectors is not None
+    assert isinstance(material.vectors, Supplied)
     assert material.vectors.scale == CovariateScale(
         OF_CARD.columns, tuple(before.mean(axis=0).tolist()), tuple(before.std(axis=0).tolist())
     )

@@ -158,6 +158,63 @@ def test_forecast_rollout_and_confidence_equal_stored_matrices(
         np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
 
 
+OTHER = replace(SMALL, features=2 * FEATURES, other_symbol="BBBUSDT")
+"""It asks another symbol's bars of four of its own."""
+EACH = replace(OTHER, frame=1, tokens=7)
+"""It asks each of the other symbol's bars."""
+
+
+class DenseOther(Dense):
+    """The same of bars of another symbol, which stand in the second half of each row."""
+
+    def linear(self, name: str, x: Matrix) -> Matrix:
+        half = len(x[0]) // 2
+        if name == "embed":
+            x = x[:, :half]
+        elif name == "embed_slower":  # mean and last, each of both symbols
+            x = np.concatenate([x[:, half - FEATURES : half], x[:, -FEATURES:]], axis=1)
+        return super().linear(name, x)
+
+
+@pytest.mark.parametrize("config", [OTHER, EACH], ids=["of four", "each"])
+@pytest.mark.parametrize("has_holes", [False, True])
+def test_another_symbols_bars_are_read_and_explained_as_stored_matrices_say(
+    config: CrossConfig, has_holes: bool
+) -> None:
+    made = network(config)
+    positions = window(config)[1]
+    x = torch.cat([window(config)[0], window(config)[0].flip(1)], dim=-1)
+    if has_holes:
+        positions = positions + positions.sub(5) // 3 * 2
+    dense = DenseOther(made)
+    forecast = dense(x[0].numpy(), positions.tolist())
+    with torch.no_grad():
+        seen, told = made.look(x, positions), made(x, positions)
+    np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
+    shares = [part.share for part in seen.parts]
+    np.testing.assert_allclose(shares, dense.rollout(0.5), rtol=0, atol=1e-10)
+    asked = [matrix[:, -1] for name, matrix in dense.matrices if name != "slower"]
+    for sure, rows in zip(seen.confidence.numpy(), asked, strict=True):
+        entropy = -(rows * np.log(rows)).sum(1)
+        np.testing.assert_allclose(sure, 1 - entropy / math.log(rows.shape[1]), atol=1e-10)
+    other = [part for part in seen.parts if part.symbol == "BBBUSDT"]
+    assert [part.frame for part in other] == [config.frame] * config.tokens
+    assert sum(part.share for part in other) == pytest.approx(0.75)
+    assert not any(part.symbol for part in seen.parts[config.tokens :])
+
+
+def test_no_bar_reads_a_later_bar_of_the_other_symbol() -> None:
+    made, positions = network(EACH), window(EACH)[1]
+    x = torch.cat([window(EACH)[0], window(EACH)[0].flip(1)], dim=-1)
+    with torch.no_grad():
+        before = states(made, x, positions)
+        for row in range(EACH.window - EACH.tokens, EACH.window):
+            other = x.clone()
+            other[0, row, FEATURES:] += 1.0  # of the other symbol's bar alone
+            moved = (states(made, other, positions) - before).abs().amax(1) > 0
+            assert moved.tolist() == [place >= row for place in range(EACH.window)]
+
+
 def test_its_parts_are_bars_of_both_timeframes() -> None:
     x, positions = window()
     with torch.no_grad():

@@ -1,0 +1,142 @@
+"""Which of another symbol's bars a bar knows: those that closed and came, and no others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+from msgspec import structs
+from other_symbol_cases import LEADER, LED, candles, closes
+
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.strategies.covariates import FixedCovariates, Ids
+from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
+from tracepaper.strategies.features.rows import columns, compute, schema, with_covariates
+from tracepaper.strategies.forecasters.windowed import FeatureWindow
+from tracepaper.strategies.other_symbol import (
+    KnownOtherBars,
+    OtherColumns,
+    RunOtherBars,
+    asked,
+    other_of,
+)
+from tracepaper.strategies.types.market import Bar, Closed, Event
+
+COUNT = 540
+V1 = schema("v1")
+LAST = COUNT - 1
+
+
+def shown(events: Iterable[Event]) -> RunOtherBars:
+    source = RunOtherBars(LEADER, "v1")
+    for event in events:
+        source.see(event)
+    return source
+
+
+def close_of(place: int) -> Ids:
+    return np.array([bars_of(candles(LED, place + 1))[-1].closed_ms])
+
+
+def knows(source: RunOtherBars, place: int, symbol: str = LED) -> bool:
+    return bool(np.isfinite(source.at(symbol, close_of(place)).values).all())
+
+
+def test_the_row_of_a_bar_is_the_feature_row_of_the_others_bar_of_its_close() -> None:
+    source = shown(closes(COUNT))
+    leader = compute(V1, columns(bars_of(candles(LEADER, COUNT))))
+    times = np.concatenate([close_of(place) for place in (LAST - 20, LAST)])
+    found = OtherColumns.of(V1.names, source).at(LED, times, 60_000)
+    assert np.array_equal(found, leader.values[[LAST - 20, LAST]])
+    known = KnownOtherBars(LEADER, V1.names, times, leader.values[[LAST - 20, LAST]])
+    assert np.array_equal(OtherColumns.of(V1.names, known).at(LED, times, 60_000), found)
+    assert np.isnan(known.at(LED, times + 1).values).all()
+    assert np.isnan(known.at(LEADER, times).values).all()
+
+
+def test_its_first_rows_and_the_rows_of_the_symbol_itself_are_unknown() -> None:
+    source = shown(closes(COUNT))
+    assert [knows(source, place) for place in (V1.lookback - 2, V1.lookback - 1)] == [False, True]
+    assert not knows(source, LAST, LEADER)
+    assert not knows(source, LAST, "CCCUSDT")  # nothing of it has come
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_in_one_close_the_order_of_the_bars_is_nothing(is_first: bool) -> None:
+    *before, closed, led, leader = closes(COUNT)
+    pair = (leader, led) if is_first else (led, leader)
+    assert knows(shown([*before, closed, *pair]), LAST)
+
+
+def test_alone_a_bar_knows_what_came_before_it_and_no_later_one() -> None:
+    *before, _, led, leader = closes(COUNT)
+    assert knows(shown([*before, leader, led]), LAST)
+    assert not knows(shown([*before, led, leader]), LAST)
+    assert not knows(shown([*before, led]), LAST)
+
+
+def test_a_late_bar_is_known_from_the_next_own_bar_on() -> None:
+    source = shown(closes(COUNT, lacks=[LAST - 6], late=3))
+    late = close_of(LAST - 6)
+    by = [
+        bool(np.isfinite(source.known(LED, late, int(close_of(LAST - 6 + after)[0])).values).all())
+        for after in range(6)
+    ]
+    assert by == [False, False, False, False, True, True]
+    assert np.isnan(source.known(LED, late, 1).values).all()  # by a bar that never came
+
+
+def test_a_revision_changes_nothing() -> None:
+    events = list(closes(COUNT))
+    source = shown(events)
+    found = source.at(LED, close_of(LAST)).values.copy()
+    leader = events[-1]
+    assert isinstance(leader, Bar)
+    source.see(structs.replace(leader, close=leader.close + 50))
+    assert np.array_equal(source.at(LED, close_of(LAST)).values, found)
+
+
+@pytest.mark.parametrize(
+    ("lacks", "late", "refused"), [((), 0, 0), ((530,), 0, 1), ((530,), 3, 4), ((531,), 1, 2)]
+)
+def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
+    lacks: tuple[int, ...], late: int, refused: int
+) -> None:
+    events = list(closes(COUNT, lacks=lacks, late=late))
+    own = [event for event in events if isinstance(event, Bar) and LED in event.instrument]
+    source = RunOtherBars(LEADER, "v1")
+    wide = with_covariates(V1, OtherColumns.of(V1.names, source))
+    step = FeatureWindow(20, wide)
+    sigmas: list[float] = []
+    asking: Bar | None = None
+    due = 0
+    for event in events:  # live: each bar is asked before what follows is seen
+        source.see(event)
+        if isinstance(event, Closed):
+            due = event.bars
+        elif isinstance(event, Bar):
+            due -= 1
+            if event.instrument == own[0].instrument:
+                asking = event
+            if due == 0 and asking is not None:
+                sigmas.append(step.take(asking))
+                asking = None
+    scan, warmed = FeatureWindow(20, wide), FeatureWindow(20, wide)
+    assert np.array_equal(list(scan.take_all(own)), sigmas[-len(own) + V1.lookback - 1 :],
+                          equal_nan=True)  # fmt: skip
+    assert len(list(warmed.take_all(own[-(19 + V1.lookback) :]))) == 20
+    assert np.array_equal(scan.rows.view(), step.rows.view())
+    assert np.array_equal(warmed.rows.view(), step.rows.view())
+    row = scan.rows.view()[530 - COUNT]
+    assert bool((row[len(V1.names) : -1] == 0).all()) == (530 in lacks and not late)
+    assert np.isnan(sigmas[-20:]).sum() == refused
+
+
+def test_a_card_that_names_no_text_and_a_source_of_something_else_are_refused() -> None:
+    assert other_of({"architecture": {"other_symbol": LEADER}}) == LEADER
+    assert other_of({}) == other_of({"architecture": {}}) == ""
+    with pytest.raises(CheckpointMismatch, match="must name a symbol"):
+        other_of({"architecture": {"other_symbol": 3}})
+    with pytest.raises(ConfigInvalid, match="leave --covariates and --depth out"):
+        asked(V1, FixedCovariates("", {}))

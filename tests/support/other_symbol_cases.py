@@ -1,0 +1,86 @@
+"""Two symbols of which one asks the other: the moves of ``LED`` follow those of ``LEADER``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from learning import MINUTE_MS, START_MS
+
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.strategies.types.market import Bar, Category, Closed, Event
+from tracepaper.strategies.units import iso
+
+LEADER, LED = "BBBUSDT", "AAAUSDT"
+COUNT = 2_600
+"""Bars that are enough for a fit of two steps."""
+ENDS = (1_500, 1_800, 2_200)
+"""The bars at which its parts of time end."""
+WINDOW = 80
+RECIPE = f"""
+[model]
+kind = "cross"
+[architecture]
+dim = 8
+layers = 2
+heads = 2
+bars = 9
+frame = 1
+tokens = {WINDOW}
+other_symbol = "{LEADER}"
+horizons = [5, 30]
+[training]
+steps = 2
+length = 128
+batch = 2
+explained_bars = 500
+threads = 1
+[calibration]
+horizon = 30
+"""
+SPLIT = "[split]\nembargo_bars = 30\n" + "\n".join(
+    f'{name}_until = "{iso(START_MS + MINUTE_MS * end)}"'
+    for name, end in zip(("train", "validation", "calibration"), ENDS, strict=True)
+)
+
+
+def candles(symbol: str, count: int, *, seed: int = 5, start: int = 0) -> Candles:
+    """Return minutes of *symbol*: the leader's scale breathes at random, the led one's follows."""
+    rng = np.random.default_rng(seed)
+    scale = 5e-4 * np.exp(np.repeat(rng.uniform(-1.5, 1.5, -(-count // 10)), 10)[:count])
+    own = np.random.default_rng([seed, ord(symbol[0])])
+    if symbol == LED:  # ten minutes after the leader
+        scale = np.concatenate([np.full(10, 5e-4), scale[:-10]])
+    close = np.round(1e6 * np.exp(np.cumsum(own.normal(size=count) * scale))).astype(np.int64)
+    before = np.concatenate([close[:1], close[:-1]])
+    wick = own.integers(0, 100, count)
+    return Candles(
+        path=f"linear_{symbol}_1m.csv", category=Category.LINEAR, symbol=symbol,
+        interval_ms=MINUTE_MS, price_decimals=2, volume_decimals=3, turnover_decimals=0,
+        open_time_ms=START_MS + MINUTE_MS * (start + np.arange(count, dtype=np.int64)),
+        open=before, high=np.maximum(before, close) + wick, low=np.minimum(before, close) - wick,
+        close=close, volume=own.integers(1, 10**6, count), turnover=None,
+    )  # fmt: skip
+
+
+def closes(count: int, *, lacks: Iterable[int] = (), late: int = 0) -> Iterator[Event]:
+    """Yield the events of *count* closes of both symbols, the led one's bar first.
+
+    At those in *lacks* the leader's bar does not come, or, where *late*, so many closes later.
+    """
+    both = [bars_of(candles(symbol, count)) for symbol in (LED, LEADER)]
+    held: list[tuple[int, Bar]] = []
+    for place, (led, leader) in enumerate(zip(*both, strict=True)):
+        at_ms = led.close_time_ms
+        if place in {*lacks} or held:
+            yield Closed(led.open_time_ms, 1, (leader.instrument,), at_ms, at_ms)
+            yield led
+            if late:
+                held.append((place, leader))
+            if held and place >= held[0][0] + late:  # all that were held, one by one, in order
+                yield from (bar for _, bar in held)
+                held = []
+        else:
+            yield Closed(led.open_time_ms, 2, (), at_ms, at_ms)
+            yield from (led, leader)
