@@ -304,8 +304,8 @@ class SuppliedOther:
     def of_bars(self, segments: Sequence[Segment], names: tuple[str, ...]) -> Self:
         """Return the symbol's own bars of *segments*, whose features are called *names*.
 
-               Raises ``DataInvalid`` where there are none.
-        Also where no other symbol's bar closes with one of them.
+        Raises ``DataInvalid`` where there are none, and where no bar of another symbol closes with
+        one of them.
         """
         own = [one for one in segments if one.candles.symbol == self.symbol]
         if not own:
@@ -338,6 +338,11 @@ class SuppliedOther:
         del until_ms
         assert self.bars is not None
         return OtherColumns.of(self.bars.names, self.bars)
+
+    @property
+    def torn(self) -> list[str]:
+        """Nothing: candles are no file beside the candles."""
+        return []
 
     @property
     def words(self) -> tuple[str, ...]:
