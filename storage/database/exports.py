@@ -27,7 +27,7 @@ from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.units import DAY_MS, day_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -117,14 +117,15 @@ def export(
             f"{folder} could not be written ({why}); make room or name another folder."
         ) from error
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_FULL:
             raise
         raise ConfigInvalid(
             "The rows could not be sorted by day, since the folder of temporary files is full; "
             "make room there, or name another in SQLITE_TMPDIR."
         ) from error
     finally:
-        reader.connection.execute("ROLLBACK")
+        if reader.connection.in_transaction:  # SQLite ends it where a disk is full
+            reader.connection.execute("ROLLBACK")
     return Exported(counts, files)
 
 
@@ -188,7 +189,7 @@ def _parquet(
     folder: Path,
     views: Sequence[View],
     files: dict[str, int],
-) -> Iterator[tuple[str, int]]:
+) -> Generator[tuple[str, int], None, None]:
     """Write every file below ``UNFINISHED``, and move those that differ to their places at the end.
 
     Yields how many rows of a view were written; counts in *files* what became of them.
@@ -325,7 +326,7 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 def _csv(
     connection: sqlite3.Connection, stored: StoredRun, folder: Path, views: Sequence[View]
-) -> Iterator[tuple[str, int]]:
+) -> Generator[tuple[str, int], None, None]:
     """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
 
     Text that a spreadsheet would take for a formula begins with an apostrophe. Yields how many
