@@ -98,7 +98,9 @@ def export(
     Parquet is wanted without pyarrow; ``DataInvalid`` for a value that Parquet's types cannot hold.
     """
     counts = {view.name: 0 for view in views}
-    files = dict.fromkeys(("new", "replaced", "unchanged", "kept"), 0) if form == "parquet" else {}
+    files: dict[str, int] = {}
+    if form == "parquet":
+        files |= {"new": 0, "replaced": 0, "unchanged": 0, "kept": 0}
     reader.connection.execute("BEGIN")  # one snapshot for all files
     try:
         stored = reader.stored_run(run_id)

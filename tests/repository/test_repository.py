@@ -46,7 +46,10 @@ def strange(names: Iterable[str]) -> list[str]:
 
 
 def test_no_file_has_a_name_that_a_shell_would_have_to_quote() -> None:
-    assert strange(["docs/a-b.md", ".ci/run", "a@.service", "A-\udcf1 9].", "a b"]) == ["A-\udcf1 9].", "a b"]
+    assert strange(["docs/a-b.md", ".ci/run", "a@.service", "A-\udcf1 9].", "a b"]) == [
+        "A-\udcf1 9].",
+        "a b",
+    ]
     assert strange(tracked()) == [], "a test or a program left it behind: remove it"
 
 
