@@ -27,7 +27,7 @@ from tracepaper.strategies.extras import missing_sentence
 from tracepaper.strategies.units import DAY_MS, day_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -98,7 +98,9 @@ def export(
     Parquet is wanted without pyarrow; ``DataInvalid`` for a value that Parquet's types cannot hold.
     """
     counts = {view.name: 0 for view in views}
-    files = dict.fromkeys(("new", "replaced", "unchanged", "kept"), 0) if form == "parquet" else {}
+    files: dict[str, int] = {}
+    if form == "parquet":
+        files |= {"new": 0, "replaced": 0, "unchanged": 0, "kept": 0}
     reader.connection.execute("BEGIN")  # one snapshot for all files
     try:
         stored = reader.stored_run(run_id)
@@ -117,14 +119,15 @@ def export(
             f"{folder} could not be written ({why}); make room or name another folder."
         ) from error
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+        if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_FULL:
             raise
         raise ConfigInvalid(
             "The rows could not be sorted by day, since the folder of temporary files is full; "
             "make room there, or name another in SQLITE_TMPDIR."
         ) from error
     finally:
-        reader.connection.execute("ROLLBACK")
+        if reader.connection.in_transaction:  # SQLite ends it where a disk is full
+            reader.connection.execute("ROLLBACK")
     return Exported(counts, files)
 
 
@@ -188,7 +191,7 @@ def _parquet(
     folder: Path,
     views: Sequence[View],
     files: dict[str, int],
-) -> Iterator[tuple[str, int]]:
+) -> Generator[tuple[str, int], None, None]:
     """Write every file below ``UNFINISHED``, and move those that differ to their places at the end.
 
     Yields how many rows of a view were written; counts in *files* what became of them.
@@ -325,7 +328,7 @@ _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?")
 
 def _csv(
     connection: sqlite3.Connection, stored: StoredRun, folder: Path, views: Sequence[View]
-) -> Iterator[tuple[str, int]]:
+) -> Generator[tuple[str, int], None, None]:
     """Write UTF-8 text: text in quotation marks, numbers without, and nothing for a null.
 
     Text that a spreadsheet would take for a formula begins with an apostrophe. Yields how many

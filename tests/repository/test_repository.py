@@ -41,12 +41,15 @@ def tracked() -> list[str]:
 
 
 def strange(names: Iterable[str]) -> list[str]:
-    """Return those of *names* that hold anything but letters, digits and ``._-/``."""
-    return [name for name in names if re.fullmatch(r"[A-Za-z0-9._/-]+", name) is None]
+    """Return those of *names* that hold anything but letters, digits and ``._-/@``."""
+    return [name for name in names if re.fullmatch(r"[A-Za-z0-9._/@-]+", name) is None]
 
 
 def test_no_file_has_a_name_that_a_shell_would_have_to_quote() -> None:
-    assert strange(["docs/a-b.md", ".ci/run", "A-\udcf1 9].", "a b"]) == ["A-\udcf1 9].", "a b"]
+    assert strange(["docs/a-b.md", ".ci/run", "a@.service", "A-\udcf1 9].", "a b"]) == [
+        "A-\udcf1 9].",
+        "a b",
+    ]
     assert strange(tracked()) == [], "a test or a program left it behind: remove it"
 
 

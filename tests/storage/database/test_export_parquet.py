@@ -116,8 +116,9 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("batch", [7, exporting.BATCH_ROWS])
-@pytest.mark.parametrize("run_id", ["rich", DIGITS, "empty"])
+@pytest.mark.parametrize(
+    ("run_id", "batch"), [("rich", 7), ("rich", exporting.BATCH_ROWS), (DIGITS, 100), ("empty", 7)]
+)
 def test_every_row_of_every_view_is_there_with_its_types(
     run_id: str, batch: int, reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,8 +290,9 @@ exports.export(reader, sys.argv[4], pathlib.Path(sys.argv[2]), "parquet", progre
 """
 
 
-@pytest.mark.parametrize(("view", "moved"), [("v_gates", 0), ("none", 5)])
-@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize(
+    ("view", "moved", "repeated"), [("v_gates", 0, False), ("none", 5, False), ("none", 5, True)]
+)
 def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_it(
     view: str, moved: int, repeated: bool, database: Path, tmp_path: Path
 ) -> None:
@@ -305,7 +307,7 @@ def test_an_export_that_is_killed_leaves_only_whole_files_and_the_next_one_ends_
             export(reader, DIGITS, folder, "parquet")
         before = files(folder)
     wanted = files(whole)
-    words = [sys.executable, "-c", KILLED, database, folder, view, DIGITS]
+    words = [sys.executable, "-c", KILLED, str(database), str(folder), view, DIGITS]
     assert subprocess.run(words, check=False).returncode == -9
     readable = {name: text for name, text in files(folder).items() if name.endswith(".parquet")}
     new = {name for name, text in readable.items() if before.get(name) != text}
@@ -356,7 +358,7 @@ def test_what_a_prune_dropped_stays_in_the_folder(database: Path, tmp_path: Path
     with Reader.open(path) as reader:
         export(reader, DIGITS, folder, "parquet")
     before = {view.name: scanned(folder, view.name).height for view in VIEWS}
-    assert cases.prune(path, keep_days=1, pruned_at_ms=cases.START_MS)
+    assert cases.prune(path, keep_days=1, pruned_at_ms=START_MS)
     with Reader.open(path) as reader:
         rows = export(reader, DIGITS, folder, "parquet")
         assert rows.rows["v_bars"] < before["v_bars"]
