@@ -68,8 +68,9 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     figures = of_this_repository().figures
     # A committee asked for four; the report of what heads said of risk, cross-attention, the
     # Informer's decoder, dropout, a model over HTTP and importance over a run for one each. Order
-    # books beside candles asked for two.
-    assert figures["modules"] <= 351
+    # books beside candles asked for two; executors of any unit of work, Ray, the folds' command
+    # (evaluate was at 599 lines) and the figures of scale for one each.
+    assert figures["modules"] <= 355
     assert figures["modules over 600 lines"] <= 0
 
 

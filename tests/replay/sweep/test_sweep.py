@@ -33,7 +33,8 @@ from tracepaper import (
 )
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.run import InThisProcess, LocalProcesses, Sweep, serve
+from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
+from tracepaper.replay.sweep.run import Sweep
 from tracepaper.replay.sweep.trial import Cell, CellResult, Work, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
@@ -260,7 +261,7 @@ def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path)
 KILLED = """
 import os, signal, sys
 from tracepaper import sweep
-from tracepaper.replay.sweep.run import InThisProcess
+from tracepaper.replay.sweep.executor import InThisProcess
 
 class Killed(InThisProcess):
     left = 4
