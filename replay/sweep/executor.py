@@ -1,7 +1,7 @@
 """Executors: units of work that can be pickled, carried out here, in processes or elsewhere.
 
 A sweep's runs, the folds of ``evaluate`` and the seeds of ``train`` are such units. Another place
-is another class with the four methods of ``Executor``, as ``on_ray`` has them. The rules are
+is another class with the four methods of ``UnitExecutor``, as ``on_ray`` has them. The rules are
 docs/python.md, Y20, and docs/scale.md, R1 to R9.
 """
 
@@ -47,7 +47,7 @@ PLACES: Final = (LOCAL, RAY)
 """What ``--on`` names."""
 
 
-class Task(Protocol[Unit_contra, Made_co]):
+class UnitWork(Protocol[Unit_contra, Made_co]):
     """What units of work share: handed to each worker once, and called with one unit after another.
 
     It can be pickled. A call never raises for what is wrong with a unit: that is its outcome.
@@ -75,12 +75,12 @@ class Task(Protocol[Unit_contra, Made_co]):
         ...
 
 
-class Executor(Protocol[U, R]):
+class UnitExecutor(Protocol[U, R]):
     """Carries out units. ``slots`` is how many it takes at once; more are never outstanding."""
 
     slots: int
 
-    def open(self, work: Task[U, R], limit_s: float | None) -> None:
+    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
         """Get ready for units of *work*, each of which may take *limit_s* (no limit if None)."""
         ...
 
@@ -136,7 +136,7 @@ class InThisProcess(Generic[U, R]):
 
     slots = 1
 
-    def open(self, work: Task[U, R], limit_s: float | None) -> None:
+    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
         """Remember what to work on."""
         self._work, self._limit_s = work, limit_s
         self._units: list[U] = []
@@ -182,7 +182,7 @@ class LocalProcesses(Generic[U, R]):
         self.slots = jobs or max(1, len(os.sched_getaffinity(0)))
         self._now_s = SystemClock().network_s
 
-    def open(self, work: Task[U, R], limit_s: float | None) -> None:
+    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
         """Start the server; processes come with the first units."""
         self._work, self._limit_s = work, limit_s
         # What is loaded before the server forks is loaded once.
@@ -252,7 +252,7 @@ class LocalProcesses(Generic[U, R]):
 def serve(connection: Connection) -> None:
     """Carry out the units that arrive until the line is closed: the body of one process."""
     connection.send(os.getpid())
-    work: Task[Any, Any]
+    work: UnitWork[Any, Any]
     alone_s: float | None
     work, alone_s = connection.recv()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -274,7 +274,7 @@ def _used_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def executor_on(on: str | None, jobs: int | None) -> Executor[Any, Any]:
+def executor_on(on: str | None, jobs: int | None) -> UnitExecutor[Any, Any]:
     """Return the executor at the place that *on* names, of *jobs* workers at most.
 
     Raises ``ConfigInvalid`` for another place, and where the place is not installed.
@@ -311,7 +311,7 @@ def surroundings() -> dict[str, Any]:
 
 def taken_over(
     around: Mapping[str, Any], content: Callable[[], bytes]
-) -> tuple[Task[Any, Any] | None, str]:
+) -> tuple[UnitWork[Any, Any] | None, str]:
     """Return the pickled task of *content*, in a process that takes over *around*; else why not."""
     own = surroundings()
     for name, wanted in around["equal"].items():
@@ -324,7 +324,7 @@ def taken_over(
     if Path(around["folder"]).is_dir():
         os.chdir(around["folder"])
     try:
-        work: Task[Any, Any] = pickle.loads(content())  # noqa: S301 - the driver's own
+        work: UnitWork[Any, Any] = pickle.loads(content())  # noqa: S301 - the driver's own
         work.check()
     except (ImportError, AttributeError, TracepaperError) as error:
         return None, str(error)
@@ -337,7 +337,7 @@ def taken_over(
 Say = Callable[[str], None]
 
 
-class Outcome(NamedTuple):
+class UnitOutcome(NamedTuple):
     """What a unit came to: its place among all, its value or error, and what it said."""
 
     place: int
@@ -348,7 +348,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass(frozen=True)
-class FunctionTask(Generic[U]):
+class FunctionWork(Generic[U]):
     """A function of a unit, and of how to say a sentence, as the task of numbered units."""
 
     function: Callable[[U, Say], object]
@@ -361,20 +361,20 @@ class FunctionTask(Generic[U]):
     def check(self) -> None:
         """Find nothing missing: what unpickles is whole."""
 
-    def __call__(self, unit: tuple[int, U]) -> Outcome:
+    def __call__(self, unit: tuple[int, U]) -> UnitOutcome:
         """Call the function."""
         place, given = unit
         said: list[str] = []
         try:
-            return Outcome(
+            return UnitOutcome(
                 place, pickle.dumps(self.function(given, said.append)), None, tuple(said)
             )
         except TracepaperError as error:
-            return Outcome(place, b"", error, tuple(said), is_refused=True)
+            return UnitOutcome(place, b"", error, tuple(said), is_refused=True)
 
-    def failed(self, unit: tuple[int, U], why: str) -> Outcome:
+    def failed(self, unit: tuple[int, U], why: str) -> UnitOutcome:
         """Return that the unit came to nothing."""
-        return Outcome(unit[0], error=StrategyFailed(why))
+        return UnitOutcome(unit[0], error=StrategyFailed(why))
 
 
 @dataclass(frozen=True)
@@ -385,7 +385,7 @@ class Spread:
     the error that names the unit is raised after them.
     """
 
-    executor: Executor[Any, Any]
+    executor: UnitExecutor[Any, Any]
     preload: Sequence[str] = ()
 
     def __call__(
@@ -399,8 +399,8 @@ class Spread:
         found: dict[int, R] = {}
         errors: list[TracepaperError] = []
         waiting, outstanding = iter(enumerate(units)), 0
-        executor: Executor[tuple[int, U], Outcome] = self.executor
-        executor.open(FunctionTask(function, self.preload), None)
+        executor: UnitExecutor[tuple[int, U], UnitOutcome] = self.executor
+        executor.open(FunctionWork(function, self.preload), None)
         try:
             while True:
                 while outstanding < executor.slots and (unit := next(waiting, None)) is not None:

@@ -11,6 +11,7 @@ import importlib
 import os
 import pickle
 import shutil
+import socket
 import tempfile
 from collections import deque
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.replay.sweep.executor import Task, surroundings, taken_over, too_long
+from tracepaper.replay.sweep.executor import UnitWork, surroundings, taken_over, too_long
 from tracepaper.strategies.errors import ConfigInvalid
 
 U = TypeVar("U")
@@ -26,8 +27,6 @@ R = TypeVar("R")
 
 TRIES: Final = 3
 """How often a unit, or the start of a worker, is tried."""
-STORE_BYTES: Final = 256 * 2**20
-"""The object store of a local Ray, beside twice what the work takes."""
 _QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": "ERROR"}
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -68,7 +67,7 @@ class OnRay(Generic[U, R]):
         self._jobs, self.slots = jobs, jobs or 1
         self._now_s = SystemClock().network_s
 
-    def open(self, work: Task[U, R], limit_s: float | None) -> None:
+    def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
         """Start Ray or join its cluster, and put the work into the object store."""
         os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # read when Ray is imported
         self._ray: Any = importlib.import_module("ray")
@@ -96,8 +95,9 @@ class OnRay(Generic[U, R]):
 
     def _connect(self, address: str, size: int) -> None:
         if address == "local":
-            self._folder = Path(tempfile.mkdtemp(prefix="tp-ray-"))
-            store, cores = STORE_BYTES + 2 * size, self._jobs or len(os.sched_getaffinity(0))
+            # Where Ray itself has its files: sockets may lie no deeper.
+            self._folder = Path(tempfile.mkdtemp(prefix="tp-ray-", dir="/tmp"))
+            store, cores = 2**28 + 2 * size, self._jobs or len(os.sched_getaffinity(0))
             own = {"include_dashboard": False, "_temp_dir": str(self._folder), **_QUIET}
             self._ray.init(address, num_cpus=cores, object_store_memory=store, **own)
             return
@@ -106,8 +106,7 @@ class OnRay(Generic[U, R]):
             raise ConfigInvalid(f"{at} is of a client; send the command by `ray job submit`.")
         if address != "auto" and not _answers(address):
             raise ConfigInvalid(
-                f"No Ray answers at {at}; start one by `ray start --head`, or unset it for a Ray "
-                "of this machine."
+                f"No Ray answers at {at}; start one there, or unset it for one here."
             )
         try:
             self._ray.init(address, **_QUIET)
@@ -145,7 +144,8 @@ class OnRay(Generic[U, R]):
             else:
                 assert first is not None
                 assert first.unit is not None
-                self._end(first)
+                self._actors.remove(first)
+                self._ray.kill(first.handle)
                 found = [self._work.failed(first.unit, too_long(self._limit_s or 0.0))]
             self._hand_out()
             if found:
@@ -154,10 +154,11 @@ class OnRay(Generic[U, R]):
     def _taken(self, actor: _Actor[U]) -> list[R]:
         """Return the outcome that *actor* has, if its unit has come to one."""
         unit = actor.unit
+        self._actors.remove(actor)
         try:
             answer = self._ray.get(actor.answer)
         except self._ray.exceptions.RayError as error:
-            self._end(actor)
+            self._ray.kill(actor.handle)
             if unit is None:
                 self._failed_starts += 1
                 if self._failed_starts >= TRIES:
@@ -167,16 +168,11 @@ class OnRay(Generic[U, R]):
             else:
                 return [self._work.failed(unit, f"Tried {TRIES} times on Ray: {_words(error)}")]
             return []
-        if unit is None and answer:
-            raise ConfigInvalid(f"A worker of Ray is refused: {answer}")
-        self._actors.remove(actor)
         self._idle.append(actor.handle)
         self._failed_starts = 0
+        if unit is None and answer:
+            raise ConfigInvalid(f"A worker of Ray is refused: {answer}")
         return [] if unit is None else [answer]
-
-    def _end(self, actor: _Actor[U]) -> None:
-        self._actors.remove(actor)
-        self._ray.kill(actor.handle)
 
     def close(self) -> None:
         """End every worker, and a Ray that was started for them, with its files."""
@@ -190,16 +186,16 @@ class OnRay(Generic[U, R]):
 
 
 def _answers(address: str) -> bool:
-    """Return whether a Ray answers at *address*, within seconds."""
-    inside: Any = importlib.import_module("ray._raylet")
-    with contextlib.suppress(RuntimeError, ValueError, OSError):
-        return bool(inside.check_health(address, timeout=5, skip_version_check=True))
+    """Return whether anybody listens at *address*; Ray would try for minutes."""
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), 5):
+        return True
     return False
 
 
 def _words(error: Exception) -> str:
     """Return what *error* of Ray means, in one sentence."""
-    if "OutOfMemory" in type(error).__name__ or "OOM" in str(error):
+    if type(error).__name__ == "OutOfMemoryError":
         return "it took more memory than its node gives; let it take less, or give nodes more."
     if (cause := getattr(error, "cause", None)) is not None:
         return f"it failed with {type(cause).__name__} ({cause})."

@@ -24,7 +24,7 @@ from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.notebook import text_of
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.executor import RAY, Executor, InThisProcess, executor_on, limited
+from tracepaper.replay.sweep.executor import RAY, InThisProcess, UnitExecutor, executor_on, limited
 from tracepaper.replay.sweep.result import SweepResult, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
@@ -85,7 +85,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
     on: str | None = None,
-    executor: Executor[Cell, CellResult] | None = None,
+    executor: UnitExecutor[Cell, CellResult] | None = None,
     frames: Library | None = None,
     progress: Progress | bool | None = None,
 ) -> Sweep:
@@ -128,9 +128,9 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
 
 def executor_for(
     request: SweepRequest, jobs: int | None, on: str | None = None
-) -> Executor[Cell, CellResult]:
+) -> UnitExecutor[Cell, CellResult]:
     """Return the executor that *on* names; this process alone where no other has the class."""
-    found: Executor[Cell, CellResult] = executor_on(on, jobs)
+    found: UnitExecutor[Cell, CellResult] = executor_on(on, jobs)
     made_of = request.work.made_of
     if made_of is None or is_importable(made_of):
         return found
@@ -147,7 +147,7 @@ def executor_for(
 
 def carry_out_sweep(
     request: SweepRequest,
-    executor: Executor[Cell, CellResult],
+    executor: UnitExecutor[Cell, CellResult],
     *,
     state: Path | None,
     progress: Progress,
@@ -186,7 +186,7 @@ class _Maker:
         self,
         request: SweepRequest,
         work: Work,
-        executor: Executor[Cell, CellResult],
+        executor: UnitExecutor[Cell, CellResult],
         kept: SweepFile,
         registry: TrialRegistry,
         progress: Progress,

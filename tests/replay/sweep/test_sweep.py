@@ -95,7 +95,7 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
 
 
 def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
-    processes = LocalProcesses(2)
+    processes: LocalProcesses[Cell, CellResult] = LocalProcesses(2)
     assert values(here(candles, executor=processes)) == values(nine)
     assert processes.cpu_s > 0
 
@@ -519,7 +519,7 @@ class Counting:
         self.most = 0
 
     def open(self, work: Work, limit_s: float | None) -> None:
-        self._inner = InThisProcess()
+        self._inner: InThisProcess[Cell, CellResult] = InThisProcess()
         self._inner.open(work, limit_s)
         self._waiting: list[Cell] = []
 
