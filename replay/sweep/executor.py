@@ -309,9 +309,7 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def taken_over(
-    around: Mapping[str, Any], content: Callable[[], bytes]
-) -> tuple[UnitWork[Any, Any] | None, str]:
+def taken_over(around: Mapping[str, Any], content: Callable[[], bytes]) -> tuple[Any, str]:
     """Return the pickled task of *content*, in a process that takes over *around*; else why not."""
     own = surroundings()
     for name, wanted in around["equal"].items():

@@ -37,7 +37,6 @@ class RayWorker:
     def begin(self, around: dict[str, Any], stored: list[Any]) -> str:
         """Take over what *stored* refers to; return why this worker cannot, else nothing."""
         ray: Any = importlib.import_module("ray")
-        self._work: Any
         self._work, why = taken_over(around, lambda: ray.get(stored[0]))
         return why
 
@@ -64,8 +63,7 @@ class OnRay(Generic[U, R]):
     """
 
     def __init__(self, jobs: int | None = None) -> None:
-        self._jobs, self.slots = jobs, jobs or 1
-        self._now_s = SystemClock().network_s
+        self._jobs, self.slots, self._now_s = jobs, jobs or 1, SystemClock().network_s
 
     def open(self, work: UnitWork[U, R], limit_s: float | None) -> None:
         """Start Ray or join its cluster, and put the work into the object store."""
@@ -75,8 +73,7 @@ class OnRay(Generic[U, R]):
         self._folder: Path | None = None
         self._actors: list[_Actor[U]] = []
         self._idle: list[Any] = []
-        self._waiting: deque[tuple[U, int]] = deque()
-        self._failed_starts = 0
+        self._waiting, self._failed_starts = deque[tuple[U, int]](), 0
         self._is_ours, content = not self._ray.is_initialized(), pickle.dumps(work.packed())
         try:
             if self._is_ours:

@@ -91,11 +91,12 @@ class Sweeping:
         (folder / "threads.py").write_text(THREADS)
 
     def start(self, extra: dict[str, str], **asked: Any) -> subprocess.Popen[str]:
+        given = environment({"TRACEPAPER_TRIALS": str(self.folder / "trials.db"), **extra})
         whole = {"strategy": "sma_cross", "data": str(self.data), "space": SPACE, "config": SIZED}
         return subprocess.Popen(
             [sys.executable, "swept.py", json.dumps(whole | asked)],
             cwd=self.folder,
-            env=environment({"TRACEPAPER_TRIALS": str(self.folder / "trials.db"), **extra}),
+            env={name: value for name, value in given.items() if value},  # unset where empty
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -142,10 +143,11 @@ def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweep
 
 
 def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
-    """Where nothing is said, Ray gives a worker one."""
+    """Where nothing is said, Ray gives a worker one; a local process has one a core."""
     asked: Any = {"strategy": "threads:Threads", "space": {"number": [1, 2]}, "jobs": 1}
-    one, two = sweeping.cells({"OMP_NUM_THREADS": "2"}, on="ray", **asked)
-    assert (one[1], two[3]["trades"] > 0) == (0.0, True)
+    found = sweeping.cells({"OMP_NUM_THREADS": ""}, on="ray", **asked)
+    assert found == sweeping.cells({"OMP_NUM_THREADS": ""}, on="local", **asked)
+    assert [cell[3]["trades"] > 0 for cell in found].count(True) == (os.cpu_count() in {1, 2})
 
 
 def test_a_cell_over_its_memory_is_named(sweeping: Sweeping) -> None:
@@ -344,3 +346,63 @@ def test_a_class_that_workers_cannot_import_is_refused(sweeping: Sweeping) -> No
     assert said.startswith("ConfigInvalid: A worker of Ray is refused: ")
     assert "'ghost:Odd' cannot be imported" in said
     assert not (sweeping.folder / "state.db").exists()
+
+
+# ---------------------------------------------------------------- folds, seeds, figures
+
+PARTS = """
+import os, sys
+from tracepaper import TracepaperError
+from tracepaper.replay.sweep.executor import Spread, executor_on
+from parts_of_it import squared
+
+if __name__ == "__main__":
+    kept = {}
+    try:
+        print(Spread(executor_on("ray", 2))(squared, [5, 1, 4], print, kept.__setitem__))
+    except TracepaperError as error:
+        print(error)
+    print(sorted(kept.items()))
+"""
+SQUARED = """
+import os
+
+def squared(unit, say):
+    if unit == 5:
+        os._exit(1)
+    say(f"squaring {unit}")
+    return unit * unit
+"""
+SCALE = """
+import json
+from tracepaper.replay.bench.scale import measure_ray
+
+if __name__ == "__main__":
+    print(json.dumps(measure_ray(600, rounds=1, fast=(2, 4), slow=(10, 20))))
+"""
+
+
+def program(text: str, folder: Path) -> list[str]:
+    (folder / "program.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder, env=environment(), capture_output=True, text=True, check=False,
+        timeout=deadline_s(240),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_part_that_is_lost_is_named_after_the_others(tmp_path: Path) -> None:
+    (tmp_path / "parts_of_it.py").write_text(SQUARED)
+    *said, error, kept = program(PARTS, tmp_path)
+    assert {"squaring 1", "squaring 4"} <= set(said)
+    assert error.startswith("Part 1 of 3: Tried 3 times on Ray: its worker or node ended; ")
+    assert kept == "[(1, 1), (2, 16)]"
+
+
+def test_cells_on_ray_are_measured_beside_local_ones(tmp_path: Path) -> None:
+    found = json.loads(program(SCALE, tmp_path)[-1])
+    assert (found["cells"], found["bars"], found["workers"]) == (4, 600, 2)
+    assert found["ray_times_local"] == found["s_ray"] / found["s_local"]
+    assert min(found["s_start_local"], found["s_start_ray"]) > 0
