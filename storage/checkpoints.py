@@ -191,7 +191,21 @@ def locate(name: str) -> Path:
 
 def is_checkpoint(folder: Path) -> bool:
     """Return whether *folder* holds a checkpoint's card."""
-    return (folder / CARD_NAME).is_file()
+    return folder / CARD_NAME in _HELD or (folder / CARD_NAME).is_file()
+
+
+_HELD: Final[dict[Path, bytes]] = {}
+"""Files of checkpoints that came from another machine, by the paths that they have there."""
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    """Return weights and card in *folder*, for a machine that has no such folder."""
+    return {path: _bytes(path) for path in (folder / WEIGHTS_NAME, folder / CARD_NAME)}
+
+
+def hold(files: Mapping[Path, bytes]) -> None:
+    """Let this process read *files* in place of what lies at their paths here."""
+    _HELD.update(files)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -436,6 +450,8 @@ def _section(card: Card, name: str) -> Mapping[str, object]:
 
 
 def _bytes(path: Path) -> bytes:
+    if (held := _HELD.get(path)) is not None:
+        return held
     try:
         return path.read_bytes()
     except OSError as error:

@@ -73,6 +73,7 @@ class SweepFile:
             if row is None:
                 self._db.execute("INSERT INTO sweep VALUES (1, ?)", (json.dumps(wanted),))
             self._db.commit()
+        self._is_new = row is None
         if row is not None and (held := json.loads(row[0])) != wanted:
             self.close()
             differing = next(name for name in wanted if held.get(name) != wanted[name])
@@ -112,9 +113,12 @@ class SweepFile:
         """Return the file itself."""
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        """Close it."""
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """Close it; after an error before its first cell nothing of a new file is left."""
+        is_empty = error is not None and self._is_new and next(self.cells(), None) is None
         self.close()
+        if is_empty and self.path is not None:
+            self.path.unlink()
 
 
 class StoredSweep(NamedTuple):

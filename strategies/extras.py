@@ -22,6 +22,7 @@ EXTRAS: Final = {
     "optuna": "sweep",
     "polars": "report",
     "pyarrow": "data",
+    "ray": "scale",
 }
 """The extra that installs each package; ``tracepaper[all]`` installs every one of them."""
 

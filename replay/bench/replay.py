@@ -29,9 +29,18 @@ from tracepaper.replay.backtest.request import Request, carry_out
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.sweep.run import LocalProcesses, carry_out_sweep
+from tracepaper.replay.sweep.executor import LocalProcesses
+from tracepaper.replay.sweep.run import carry_out_sweep
 from tracepaper.replay.sweep.space import grid
-from tracepaper.replay.sweep.trial import WHOLE, Cell, Work, make, overrides_of, read_request
+from tracepaper.replay.sweep.trial import (
+    WHOLE,
+    Cell,
+    CellResult,
+    Work,
+    make,
+    overrides_of,
+    read_request,
+)
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import check_keys, check_pages
 from tracepaper.storage.chain.walk import verify_chain
@@ -512,7 +521,7 @@ def measure_sweep(
         tell("the same with their figures")
         runs = _cpu_s(lambda: [make(request.work, cell) for cell in cells])
         tell("the same as a sweep")
-        processes = LocalProcesses(jobs)
+        processes: LocalProcesses[Cell, CellResult] = LocalProcesses(jobs)
         swept = _cpu_s(
             lambda: carry_out_sweep(
                 request,

@@ -73,6 +73,20 @@ def sweep(
 
 
 @app.command()
+def scale(
+    *,
+    bars: Annotated[int, typer.Option(min=2_000, help="Bars of each of the 100 cells.")] = 12_000,
+    jobs: Annotated[int, typer.Option(min=1, help="Workers of each place.")] = 2,
+    json: JsonOption = False,
+) -> None:
+    """Measure 100 cells of a sweep on a Ray of this machine over the same in local processes."""
+    require("ray", "bench scale")
+    from tracepaper.replay.bench.scale import measure_ray
+
+    _say("scale: wall time, starts apart", measure_ray(bars, jobs=jobs, tell=_tell), as_json=json)
+
+
+@app.command()
 def train(
     *,
     bars: Annotated[int, typer.Option(min=6_000, help="Bars that are learnt from.")] = 20_000,

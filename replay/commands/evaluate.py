@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from tracepaper.daemon.commands.options import ConfigOption, DepthOption, JsonOption, print_json
-from tracepaper.replay.commands.train import CovariatesOption, DataOption
+from tracepaper.replay.commands.folds import (
+    each_on,
+    folds_of_bars,
+    folds_of_books,
+    print_folds,
+    write_page,
+)
+from tracepaper.replay.commands.train import CovariatesOption, DataOption, JobsOption, OnOption
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
@@ -19,8 +26,9 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Given
     from tracepaper.daemon.session.user_model import UserForecaster
-    from tracepaper.replay.document.values import Table, TitledParts
+    from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
+    from tracepaper.replay.learning.estimator import Each
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
@@ -60,6 +68,8 @@ def evaluate(
             metavar="KEY=VALUE", help="With --folds: the effect of a change of the recipe; repeat."
         ),
     ] = None,
+    jobs: JobsOption = None,
+    on: OnOption = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
@@ -87,10 +97,10 @@ def evaluate(
 ) -> None:
     """Evaluate a model on the bars after its calibration, against every baseline.
 
-    Each recipe that is evaluated on a span counts as one opening of it; --folds trains it again on
-    the time before the untouched spans instead. --compare asks other models, or classes, about the
-    same bars and tests the differences by day. A class of your own is evaluated after its
-    trained_until. --inspect takes 200 decisions unless N is given.
+    Each recipe evaluated on a span counts as one opening of it; --folds trains
+    it again on the time before instead. --compare asks other models about the
+    same bars and tests the differences by day. A class of your own is evaluated
+    after its trained_until. --inspect takes 200 decisions unless N is given.
     """
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.config.values import MODULE_CLASS
@@ -127,9 +137,12 @@ def evaluate(
     is_class = MODULE_CLASS.match(checkpoint) is not None
     if others and not any(map(MODULE_CLASS.match, (checkpoint, *(compare or ())))):
         raise ConfigInvalid("--set configures a class of your own; leave it out, or name a class.")
-    _check_folds(folds, ablate, is_else=bool(is_class or holdout or start or end or compare))
+    _check_folds(
+        folds, ablate, jobs or on, is_else=bool(is_class or holdout or start or end or compare)
+    )
+    each = each_on(on, jobs)
     if of_books:
-        question = _BooksAsked(chosen, compare or (), folds, ablate or (), html)
+        question = _BooksAsked(chosen, compare or (), folds, ablate or (), html, each)
         _evaluate_books(checkpoint, data, question, threads=options.threads, as_json=json)
         return
     if untrained := _untrained(checkpoint):
@@ -139,10 +152,10 @@ def evaluate(
 
     beside = FilesBeside(covariates, depth or ())
     if folds is not None:
-        found = _folds_of_bars(
-            checkpoint, data, folds, ablate or (), vectors=beside, threads=options.threads
-        )
-        _print_folds(found, html, as_json=json)
+        supplied = beside.read()
+        _, model = _loaded(checkpoint, options.threads, supplied)
+        found = folds_of_bars(model, data, folds, ablate or (), supplied, each)
+        print_folds(found, html, as_json=json)
         return
     _refuse_books_beside(checkpoint, compare or ())
     if is_class:
@@ -166,13 +179,15 @@ def evaluate(
     _print(judged, html, as_json=json)
 
 
-def _check_folds(folds: str | None, ablate: object, *, is_else: bool) -> None:
+def _check_folds(folds: str | None, ablate: object, elsewhere: object, *, is_else: bool) -> None:
     """Refuse --folds beside what *is_else* asked, and --ablate without them."""
     if folds is not None and is_else:
         raise ConfigInvalid(
             "--folds fits a checkpoint's recipe anew on the time before its untouched spans; give "
             "it a checkpoint, and no span nor --compare."
         )
+    if elsewhere and folds is None:
+        raise ConfigInvalid("--jobs and --on say where folds are fitted; give --folds as well.")
     if ablate and folds is None:
         raise ConfigInvalid("--ablate is fitted anew on folds; give --folds walk:1 as well.")
 
@@ -228,7 +243,7 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
-        _write_page(judgement_document(model_id, every), html)
+        write_page(judgement_document(model_id, every), html)
     if as_json:
         told = [
             {"name": of.key, "title": of.title, "note": "".join(of.notes), "rows": of.records()}
@@ -413,83 +428,6 @@ def _beside(
     return folder, found, supplied
 
 
-class _Folds(NamedTuple):
-    """What folds say of the recipe of a checkpoint."""
-
-    model_id: str
-    recipe: str  # its hash
-    text: str  # which folds
-    tables: Sequence[Table]
-
-
-def _folds_of_bars(
-    name: str,
-    data: list[str],
-    text: str,
-    changes: Sequence[str],
-    *,
-    vectors: FilesBeside,
-    threads: int,
-) -> _Folds:
-    """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
-    from rich.console import Console
-
-    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
-    from tracepaper.replay.learning.estimators.ensemble import with_narrow
-    from tracepaper.replay.learning.evaluation.walk_forward import (
-        ablated,
-        ablation_tables,
-        refit,
-        tables,
-    )
-
-    supplied = vectors.read()
-    _, found = _loaded(name, threads, supplied)
-    card: Mapping[str, Any] = found.card
-    # First, for they refuse what cannot be had before minutes have passed.
-    recipe = recipe_of(card)
-    recipe.estimator.check(recipe, "--folds")
-    cards = {change: ablated(card, change) for change in changes}
-    request = DataRequest(data, covariates=supplied)
-    material = read_candles_of(card, request, requested=recipe.baselines)
-    if untrained := material.untrained():
-        raise ConfigInvalid(untrained[0])
-    if recipe.members:
-        material = with_narrow(material, card, request)
-    say = Console(stderr=True).print
-    own_folds = refit(card, material, text, say=say)
-    made = tables(own_folds)
-    others = {}
-    for change, other in cards.items():
-        say(f"With {change}.")
-        others[change] = refit(other, material, text, say=say)
-    if others:
-        made += ablation_tables(own_folds, others)
-    return _Folds(found.id, recipe.hash, text, made)
-
-
-def _write_page(made: TitledParts, path: Path) -> None:
-    from tracepaper.replay.page.export import write_document_page
-
-    write_document_page(made, path)
-
-
-def _print_folds(found: _Folds, html: Path | None, *, as_json: bool) -> None:
-    from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import TitledParts, documents
-
-    if html is not None:
-        _write_page(TitledParts(f"Folds of {found.model_id}", tuple(found.tables)), html)
-    if as_json:
-        document = {"id": found.model_id, "recipe": found.recipe, "folds": found.text}
-        print_json({**document, "tables": documents(found.tables)})
-        return
-    show(for_tables(), found.tables)
-    if html is not None:
-        typer.echo(f"The page is {html}.")
-
-
 # --- networks of order books
 
 
@@ -501,6 +439,7 @@ class _BooksAsked(NamedTuple):
     folds: str | None
     instead: Sequence[str]
     html: Path | None
+    each: Each
 
 
 def _evaluate_books(
@@ -523,8 +462,8 @@ def _evaluate_books(
     if model.untrained:
         _tell_untrained(model.untrained, as_json=as_json)
     elif asked.folds is not None:
-        found = _folds_of_books(model, data, asked.folds, cards)
-        _print_folds(found, asked.html, as_json=as_json)
+        found = folds_of_books(model, data, asked.folds, cards, asked.each)
+        print_folds(found, asked.html, as_json=as_json)
     else:
         _judge_books(model, data, asked, as_json=as_json)
 
@@ -565,7 +504,7 @@ def _judge_books(
         made = [table for one in every for table in tables_of_books(one)]
         title = f"Judgement of {model.model_id}"
         parts = (*tables_across_books(every), *made)
-        _write_page(TitledParts(title, parts), asked.html)
+        write_page(TitledParts(title, parts), asked.html)
     if as_json:
         beside = [{"name": one.name, "id": one.model_id} for one in others]
         print_json({**books_document(model.model_id, every), "beside": beside})
@@ -573,27 +512,3 @@ def _judge_books(
     show(for_tables(), every, tables_of_books, tables_across_books(every))
     if asked.html is not None:
         typer.echo(f"The page is {asked.html}.")
-
-
-def _folds_of_books(
-    model: BookCheckpoint, data: Sequence[str], text: str, cards: Mapping[str, Mapping[str, Any]]
-) -> _Folds:
-    """Fit the recipe of *model* anew on folds, and that of each of *cards*, by its change."""
-    from rich.console import Console
-
-    from tracepaper.replay.learning.evaluation.order_books import (
-        book_fold_tables,
-        chosen_for,
-        refit_books,
-    )
-
-    material = model.material(data)
-    for card in cards.values():
-        chosen_for(card, material)
-    say = Console(stderr=True).print
-    own = refit_books(model, model.card, material, text, say=say)
-    others = {}
-    for change, card in cards.items():
-        say(f"With {change}.")
-        others[change] = refit_books(model, card, material, text, say=say)
-    return _Folds(model.model_id, model.recipe, text, book_fold_tables(own, others))

@@ -24,6 +24,7 @@ from tracepaper.daemon.commands.options import (
     ToOption,
     print_json,
 )
+from tracepaper.replay.commands.train import OnOption
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.market import Category
@@ -141,6 +142,7 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes; by default one per core.")
     ] = None,
+    on: OnOption = None,
     limit: Annotated[
         float,
         typer.Option(
@@ -180,6 +182,7 @@ def sweep(
     from tracepaper.replay.sweep.views import show_sweep
 
     given = [*(files or ()), *(data or ())]
+    require("ray", "--on ray", on == "ray")
     require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
     if not given:
         raise ConfigInvalid("Give candles: tracepaper sweep PATH, or --data PATH for each file.")
@@ -207,7 +210,9 @@ def sweep(
     )
     kept = state or state_beside(request)
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
-        found = carry_out_sweep(request, executor_for(request, jobs), state=kept, progress=progress)
+        found = carry_out_sweep(
+            request, executor_for(request, jobs, on), state=kept, progress=progress
+        )
     if html is not None:
         found.report(html=html)
     if json:

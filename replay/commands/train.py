@@ -13,6 +13,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
 if TYPE_CHECKING:
+    from tracepaper.replay.document.values import Table
+    from tracepaper.replay.learning.estimator import Each
     from tracepaper.replay.learning.supplied import FilesBeside
     from tracepaper.storage.checkpoints import Checkpoint
 
@@ -24,6 +26,10 @@ DataOption = Annotated[
         help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
     ),
 ]
+JobsOption = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Processes, or workers of Ray.")
+]
+OnOption = Annotated[str | None, typer.Option(metavar="PLACE", help="local, or ray (RAY_ADDRESS).")]
 CovariatesOption = Annotated[
     Path | None,
     typer.Option("--covariates", metavar="FILE", help="trading: your own covariates."),
@@ -61,6 +67,12 @@ def train(
         list[int] | None,
         typer.Option(help="Random seed; repeat for several checkpoints, FOLDER/seed-N."),
     ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(min=2, metavar="N", help="N seeds from --seed on, with mean and spread."),
+    ] = None,
+    jobs: JobsOption = None,
+    on: OnOption = None,
     covariates: CovariatesOption = None,
     depth: DepthOption = None,
     cache: Annotated[
@@ -102,23 +114,65 @@ def train(
         raise ConfigInvalid(f"{missing} is missing; give it, or --init KIND alone.")
     file = recipe or recipe_file
     document = _document(file, settings or ())
+    drawn = _seeds(document, seed or (), seeds, elsewhere=bool(jobs or on))
     if document.get("ensemble", {}).get("members"):
-        if seed or covariates or depth:
+        if drawn or covariates or depth:
             raise _members_wrong()
         made = [_join(document, data, out, cache)]
     else:
         from tracepaper.replay.learning.supplied import FilesBeside
 
         beside = FilesBeside(covariates, depth or ())
-        made = _trained(document, file, seed or (), data, out, cache, beside, resume=resume)
+        each = _each(on, jobs)
+        made = _trained(document, file, drawn, data, out, cache, beside, each, resume=resume)
+    study = [] if seeds is None else _study(made)
     if json:
         documents = [
             {"folder": str(folder), "id": found.id, "card": found.card} for folder, found in made
         ]
-        print_json(documents[0] if len(documents) == 1 else {"checkpoints": documents})
+        several = {"checkpoints": documents, **{table.key: table.documents() for table in study}}
+        print_json(documents[0] if len(documents) == 1 else several)
         return
     for folder, found in made:
         _print(folder, found)
+    if study:
+        from tracepaper.daemon.terminal.console import for_tables
+        from tracepaper.replay.document.terminal import show
+
+        show(for_tables(), study)
+
+
+def _seeds(
+    document: Mapping[str, Any], given: Sequence[int], count: int | None, *, elsewhere: bool
+) -> Sequence[int]:
+    """Return the seeds to train from; none for the recipe's own alone."""
+    if count is None:
+        if elsewhere and len(given) < 2:
+            raise ConfigInvalid("--jobs and --on say where seeds are trained; give --seeds N too.")
+        return given
+    if len(given) > 1:
+        raise ConfigInvalid("--seeds counts from one seed on; give --seed once, or without it.")
+    first = int(given[0] if given else document.get("training", {}).get("seed", 0))
+    return range(first, first + count)
+
+
+def _each(on: str | None, jobs: int | None) -> Each | None:
+    """Return where seeds are trained; None for here, one by one."""
+    from tracepaper.replay.commands.folds import each_on
+
+    return None if on is None and jobs is None else each_on(on, jobs)
+
+
+def _study(made: Sequence[tuple[Path, Checkpoint]]) -> list[Table]:
+    """Return mean and spread of what the cards of several seeds say; none where no seed draws."""
+    from tracepaper.replay.learning.card import seeds_table
+    from tracepaper.replay.learning.training import draws_by_seed
+
+    cards = [found.card for _, found in made]
+    if not draws_by_seed(cards[0]):
+        typer.echo("These cards hold no figure that a seed changes.", err=True)
+        return []
+    return [seeds_table(cards)]
 
 
 def _document(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
@@ -138,6 +192,7 @@ def _trained(
     out: Path,
     cache: Path | None,
     beside: FilesBeside,
+    each: Each | None,
     *,
     resume: bool,
 ) -> list[tuple[Path, Checkpoint]]:
@@ -170,6 +225,7 @@ def _trained(
             observe=view.observe,
             say=view.say,
             resume=resume,
+            each=each,
         )
 
 

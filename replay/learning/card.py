@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from tracepaper.replay.document.values import Form, Table, table_of
 from tracepaper.replay.learning.splits import Split, TrainingFile, iso
 from tracepaper.replay.report.honesty import compared_sentences, entropy_sentence, few_days
 from tracepaper.strategies.errors import DataInvalid, shown
@@ -259,6 +260,24 @@ def seeds_section(cards: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if (values := [own[name] for own in every])
         }
     return section
+
+
+def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
+    """Return each figure of the cards of several seeds: its mean, spread and extremes."""
+    rows = []
+    for horizon in (key for key in cards[0]["figures"] if key.isdecimal()):
+        every = [_own_figures(card["figures"][horizon]) for card in cards]
+        for name in every[0]:
+            values = [own[name] for own in every if name in own]
+            spread = stdev(values) if len(values) > 1 else 0.0
+            rows.append((horizon, name, fmean(values), spread, min(values), max(values)))
+    titles: dict[str, Form] = {
+        "bars": "text", "figure": "text", "mean": "measure", "standard deviation": "measure",
+        "lowest": "measure", "highest": "measure",
+    }  # fmt: skip
+    note = "One recipe, trained from each seed: what separates seeds is luck."
+    drawn = ", ".join(str(card["training"]["seed"]) for card in cards)
+    return table_of("seeds", f"Figures of {len(cards)} seeds: {drawn}", titles, rows, [note])
 
 
 def _own_figures(found: Mapping[str, Any]) -> dict[str, float]:

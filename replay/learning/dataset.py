@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
 
@@ -252,6 +252,10 @@ class Dataset:
         if narrow is not None:  # its baselines would stand beside no figure
             narrow = replace(narrow.folded(fold), stored=unfitted())
         return replace(own, fold=fold, stored=None, narrow=narrow)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickle what it was made of, not what follows from it: baselines answer by functions."""
+        return {own.name: getattr(self, own.name) for own in fields(self)}
 
     @cached_property
     def fitted(self) -> Fitted:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 from torch import Tensor
 
@@ -67,6 +67,42 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 AnyData = TypeVar("AnyData")
+U = TypeVar("U")
+R = TypeVar("R")
+
+
+class Each(Protocol):
+    """Calls a function for each unit, here or elsewhere; values come in the order of the units.
+
+    *keep* is given the place and the value of each as it is there. Elsewhere the function is
+    pickled, and what it says is said at its end.
+    """
+
+    def __call__(
+        self,
+        function: Callable[[U, Say], R],
+        units: Sequence[U],
+        say: Say,
+        keep: Callable[[int, R], None] = ...,
+        /,
+    ) -> list[R]:
+        """Return the value of each unit."""
+        ...
+
+
+def one_by_one(
+    function: Callable[[U, Say], R],
+    units: Sequence[U],
+    say: Say,
+    keep: Callable[[int, R], None] = lambda _place, _value: None,
+    /,
+) -> list[R]:
+    """Call *function* here, unit after unit."""
+    made = []
+    for place, unit in enumerate(units):
+        made.append(function(unit, say))
+        keep(place, made[-1])
+    return made
 
 
 class FitRun(NamedTuple):
@@ -149,6 +185,10 @@ class Estimator(ABC):
     Options: type[Any]
     """The dataclass of ``[training]``."""
 
+    def __reduce__(self) -> tuple[Callable[[str], Estimator], tuple[str]]:
+        """Pickle its name: each process has the estimators that are registered."""
+        return _registered, (self.kind.name,)
+
     @abstractmethod
     def recipe(self, document: Document) -> Recipe:
         """Read a recipe or a card; raise ``ConfigInvalid`` for a key or a value it cannot have."""
@@ -188,6 +228,10 @@ def estimators() -> Mapping[str, Estimator]:
 
     known = _ESTIMATORS.of(room)
     return {name: known[name] for name in model_kinds() if name in known}
+
+
+def _registered(name: str) -> Estimator:
+    return estimators()[name]
 
 
 def estimator_of(document: Document) -> Estimator:

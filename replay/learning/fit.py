@@ -48,6 +48,11 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
+def threads_used() -> int:
+    """Return with how many threads PyTorch computes here."""
+    return torch.get_num_threads()
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """How long and how to fit; ``accumulate`` batches make one step of the optimiser.

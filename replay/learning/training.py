@@ -8,8 +8,9 @@ The rules are docs/models.md, L7 to L30.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,7 +27,7 @@ from rich.progress import (
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import DataRequest, FitRun, Say
+from tracepaper.replay.learning.estimator import DataRequest, Each, FitRun, Say, recipe_of
 from tracepaper.replay.learning.estimators.ensemble import join, read_members
 from tracepaper.replay.learning.fit import Observe, use_threads
 from tracepaper.replay.learning.fit import Progress as FitProgress
@@ -37,7 +38,7 @@ from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.stored_baselines import (
     FILE_NAME,
 )
-from tracepaper.storage.checkpoints import Checkpoint, load, save
+from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, duration, interval_text
 
@@ -75,6 +76,25 @@ def require_encoder(recipe: Recipe) -> None:
         )
 
 
+@dataclass(frozen=True)
+class _SeedFit:
+    """Trains a recipe on *data* where no folder of ours is: returns what belongs into one."""
+
+    data: Any  # what the recipe's estimator reads
+    created_ms: int
+    threads: int
+
+    def __call__(self, unit: tuple[Recipe, str], say: Say) -> tuple[Checkpoint, dict[str, bytes]]:
+        """Return the checkpoint of a recipe, under the name of its folder, and files beside it."""
+        recipe, name = unit
+        use_threads(self.threads)
+        with tempfile.TemporaryDirectory(prefix="tracepaper-seed-") as parent:
+            folder = Path(parent) / name
+            found = train(recipe, self.data, folder, created_ms=self.created_ms, say=say)
+            beside = folder / FILE_NAME
+            return found, {FILE_NAME: beside.read_bytes()} if beside.is_file() else {}
+
+
 def train_seeds(
     recipes: Sequence[Recipe],
     request: DataRequest,
@@ -84,11 +104,13 @@ def train_seeds(
     observe: Observe = lambda _: None,
     say: Say = lambda _: None,
     resume: bool = False,
+    each: Each | None = None,
 ) -> list[tuple[Path, Checkpoint]]:
     """Train a checkpoint of each recipe, which differ in their seeds; return folders and them.
 
     One lies in *folder*, several in ``seed-N`` there, each with what the others reached on its
-    card.
+    card. *each* is where they are trained, by default here one by one; elsewhere what *resume*
+    continues with is the checkpoints that are whole.
     """
     first = recipes[0]
     if request.covariates is not None:
@@ -98,19 +120,48 @@ def train_seeds(
     folders = [folder]
     if len(recipes) > 1:
         folders = [folder / f"seed-{recipe.options.seed}" for recipe in recipes]
-    made = [
-        train(recipe, data, own, created_ms=created_ms, observe=observe, say=say, resume=resume)
-        for recipe, own in zip(recipes, folders, strict=True)
-    ]
+    places = list(zip(recipes, folders, strict=True))
+    if each is None:
+        for recipe, own in places:
+            train(recipe, data, own, created_ms=created_ms, observe=observe, say=say, resume=resume)
+    else:
+        left = [pair for pair in places if not (resume and _is_whole(*pair, data))]
+
+        def keep(place: int, made: tuple[Checkpoint, dict[str, bytes]]) -> None:
+            found, beside = made
+            save(left[place][1], found.tensors, found.card, beside=beside)
+
+        fit = _SeedFit(data, created_ms, first.threads)
+        each(fit, [(recipe, own.name) for recipe, own in left], say, keep)
+    made = [load(own) for own in folders]
     # An order book's card has no horizon of the gates, and a regression draws nothing by a seed.
-    card = made[0].card
-    is_judged = bool(card.get("figures")) and "horizon" in card["calibration"]
-    if len(made) > 1 and is_judged and "seed" in card["training"]:
+    if len(made) > 1 and draws_by_seed(made[0].card):
         made = compare_seeds(folders)
     for own, found in zip(folders, made, strict=True):
         if said := opened_by_training(own, found.card, data):
             say(said)
     return list(zip(folders, made, strict=True))
+
+
+def draws_by_seed(card: Mapping[str, Any]) -> bool:
+    """Return whether *card* has figures of a training that another seed changes."""
+    is_judged = bool(card.get("figures")) and "horizon" in card["calibration"]
+    return is_judged and "seed" in card["training"]
+
+
+def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 - as ``train``'s
+    """Return whether *folder* holds what *recipe* gives on *data*, of candles."""
+    if not (is_checkpoint(folder) and isinstance(data, Dataset)):
+        return False
+    card = load(folder).card
+    # What the recipe leaves open follows from the data.
+    told, chosen = recipe_of(card).document(), recipe.document()
+    return card["data"] == cards.data_section(data.sources) and all(
+        told.get(section, {}).get(key) == value
+        for section, table in chosen.items()
+        for key, value in table.items()
+        if value is not None and key != "name"
+    )
 
 
 def combine(
@@ -140,7 +191,7 @@ def combine(
 
 def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
     """Write into the card of each checkpoint what the others, of other seeds, reached."""
-    found = [load(folder) for folder in folders]
+    found = [_alone(load(folder)) for folder in folders]
     every: list[Mapping[str, Any]] = [checkpoint.card for checkpoint in found]
     section = cards.seeds_section(every)
     sentences = cards.seeds_sentence(every, horizon=int(every[0]["calibration"]["horizon"]))
@@ -157,6 +208,16 @@ def compare_seeds(folders: Sequence[Path]) -> list[Checkpoint]:
         )
         for folder, checkpoint in zip(folders, found, strict=True)
     ]
+
+
+def _alone(checkpoint: Checkpoint) -> Checkpoint:
+    """Return *checkpoint* without what an earlier comparison wrote into its card."""
+    card = checkpoint.card
+    if "seeds" not in card:
+        return checkpoint
+    sentences = card["honesty"]["sentences"][:-1]
+    kept = {name: part for name, part in card.items() if name != "seeds"}
+    return replace(checkpoint, card={**kept, "honesty": {"sentences": sentences}})
 
 
 class FitView:

@@ -1,25 +1,18 @@
-"""``tracepaper.sweep``: runs the trials, in processes or here.
+"""``tracepaper.sweep``: runs the trials by an executor, keeps and counts them.
 
 The rules are docs/python.md, Y10 to Y20.
-
-Another place (a cluster, say) is another class with these four methods.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import resource
-import signal
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from html import escape
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Sections
@@ -27,12 +20,11 @@ from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
 from tracepaper.replay import notebook
 from tracepaper.replay.api import Backtest, paths_of, strategy_name
-from tracepaper.replay.checks.isolation import Child, FreshProcesses
-from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.notebook import text_of
 from tracepaper.replay.report import metrics
+from tracepaper.replay.sweep.executor import RAY, InThisProcess, UnitExecutor, executor_on, limited
 from tracepaper.replay.sweep.result import SweepResult, chosen
 from tracepaper.replay.sweep.space import Objective, Sampler, Span, sampler_of
 from tracepaper.replay.sweep.trial import (
@@ -43,192 +35,13 @@ from tracepaper.replay.sweep.trial import (
     Cell,
     CellResult,
     SweepRequest,
-    TookTooLong,
     Work,
     kept_database,
-    limited,
-    make,
     read_request,
-    too_long,
 )
 from tracepaper.replay.sweep.views import show_sweep, sweep_document
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed, TracepaperError, shown
-
-ENDED: Final = "Its process ended; let the class raise instead of exiting, or give it less memory."
-GRACE_S: Final = 10.0
-"""Seconds after its limit at which a process ends by itself, where nobody is left to end it."""
-WORKER: Final = "tracepaper.replay.sweep.run"
-
-
-class SweepExecutor(Protocol):
-    """Makes runs. ``slots`` is how many cells it takes at once; more are never outstanding."""
-
-    slots: int
-
-    def open(self, work: Work, limit_s: float | None) -> None:
-        """Get ready for cells of *work*, each of which may take *limit_s* (no limit if None)."""
-        ...
-
-    def submit(self, cell: Cell) -> None:
-        """Begin one run; ``next`` brings its outcome."""
-        ...
-
-    def next(self) -> CellResult:
-        """Wait for the outcome of any cell that was submitted; never raises for what a run does."""
-        ...
-
-    def close(self) -> None:
-        """End what is going on and leave nothing behind."""
-        ...
-
-
-class InThisProcess:
-    """One run after another, in this process: for a class that no other process can import.
-
-    A run is stopped at its limit where this is the main thread and the class is Python.
-    """
-
-    slots = 1
-
-    def open(self, work: Work, limit_s: float | None) -> None:
-        """Remember what to work on."""
-        self._work, self._limit_s = work, limit_s
-        self._cell: Cell | None = None
-
-    def submit(self, cell: Cell) -> None:
-        """Remember the cell."""
-        self._cell = cell
-
-    def next(self) -> CellResult:
-        """Make the run now."""
-        assert self._cell is not None
-        cell, self._cell = self._cell, None
-        try:
-            with limited(self._limit_s):
-                return make(self._work, cell)
-        except TookTooLong as error:
-            return CellResult(*cell[:4], error=str(error))
-
-    def close(self) -> None:
-        """Leave nothing behind."""
-
-
-@dataclass
-class _Worker:
-    """One process: its end of the line, its id, and what it works on since when."""
-
-    line: AbstractContextManager[Child]
-    child: Child
-    pid: int
-    cell: Cell
-    began_s: float
-
-
-class LocalProcesses:
-    """*jobs* processes of this machine; each is given the candles once and then cell after cell.
-
-    They come from a server that is started by ``exec``, so nothing of this process is in them. A
-    run that is over its limit ends with its process, and another takes its place. ``cpu_s`` is
-    what the processes have used for the runs that they answered, their start included.
-    """
-
-    def __init__(self, jobs: int | None = None) -> None:
-        self.slots = jobs or max(1, len(os.sched_getaffinity(0)))
-        self._now_s = SystemClock().network_s
-
-    def open(self, work: Work, limit_s: float | None) -> None:
-        """Start the server; processes come with the first cells."""
-        self._work, self._limit_s = work, limit_s
-        # What is loaded before the server forks is loaded once.
-        preload = (WORKER, *((MODEL,) if work.strategy == "attention" else ()))
-        self._fresh = FreshProcesses(*preload)
-        self._fresh.__enter__()
-        self._idle: list[tuple[AbstractContextManager[Child], Child, int]] = []
-        self._busy: list[_Worker] = []
-        self.cpu_s = 0.0
-
-    def submit(self, cell: Cell) -> None:
-        """Hand *cell* to an idle process, or to a new one."""
-        line, child, pid = self._idle.pop() if self._idle else self._started()
-        child.send(cell)
-        self._busy.append(_Worker(line, child, pid, cell, self._now_s()))
-
-    def _started(self) -> tuple[AbstractContextManager[Child], Child, int]:
-        line = self._fresh.child(serve)
-        child = line.__enter__()
-        pid: int = child.receive()
-        child.send((self._work, None if self._limit_s is None else self._limit_s + GRACE_S))
-        return line, child, pid
-
-    def next(self) -> CellResult:
-        """Wait for the first process that answers, ends or is over its limit."""
-        while True:
-            patience = None
-            if self._limit_s is not None:
-                overdue = min(worker.began_s for worker in self._busy) + self._limit_s
-                patience = max(0.0, overdue - self._now_s())
-            ready = wait([worker.child.fileno() for worker in self._busy], patience)
-            now_s = self._now_s()
-            for worker in self._busy:
-                if worker.child.fileno() in ready:
-                    return self._answered(worker)
-                if self._limit_s is not None and now_s - worker.began_s >= self._limit_s:
-                    self._end(worker)
-                    return CellResult(*worker.cell[:4], error=too_long(self._limit_s))
-
-    def _answered(self, worker: _Worker) -> CellResult:
-        try:
-            used_s: float
-            outcome: CellResult
-            outcome, used_s = worker.child.receive()
-        except StrategyFailed:
-            self._end(worker)
-            return CellResult(*worker.cell[:4], error=ENDED)
-        self.cpu_s += used_s
-        self._busy.remove(worker)
-        self._idle.append((worker.line, worker.child, worker.pid))
-        return outcome
-
-    def _end(self, worker: _Worker) -> None:
-        self._busy.remove(worker)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(worker.pid, signal.SIGKILL)
-        worker.line.__exit__(None, None, None)
-
-    def close(self) -> None:
-        """End every process, also one that hangs."""
-        for line, _, _ in self._idle:
-            line.__exit__(None, None, None)
-        for worker in list(self._busy):
-            self._end(worker)
-        self._fresh.__exit__()
-
-
-def serve(connection: Connection) -> None:
-    """Make the runs that arrive until the line is closed: the body of one process."""
-    connection.send(os.getpid())
-    work: Work
-    alone_s: float | None
-    work, alone_s = connection.recv()
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    used_s = 0.0
-    while True:
-        cell: Cell = connection.recv()
-        # Should this process outlive who would stop it, a run that hangs ends by itself.
-        signal.setitimer(signal.ITIMER_REAL, alone_s or 0.0)
-        outcome = make(work, cell)
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        now_s = _used_s()
-        connection.send((outcome, now_s - used_s))
-        used_s = now_s
-
-
-def _used_s() -> float:
-    """Return the CPU seconds of this process since it began."""
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    return used.ru_utime + used.ru_stime
-
 
 Progress = Callable[[int, int, "float | None"], None]
 """Told after each run: how many are done, of how many, and the best value so far."""
@@ -271,7 +84,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     funding: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
-    executor: SweepExecutor | None = None,
+    on: str | None = None,
+    executor: UnitExecutor[Cell, CellResult] | None = None,
     frames: Library | None = None,
     progress: Progress | bool | None = None,
 ) -> Sweep:
@@ -285,7 +99,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     run. *sampler* is grid, random or tpe; of the last two *trials* points are drawn by *seed*.
     *windows*, ``"90d/30d"``, chooses on 90 days and reports on the 30 after them, over and over.
     *direction* is maximize or minimize, by default the figure's own. A run may take *limit_s*
-    seconds. *state* is a file with which an interrupted sweep goes on. *frames* is the library of
+    seconds. *state* is a file with which an interrupted sweep goes on. *on* is local (processes) or
+    ray. *frames* is the library of
     the result's frames, as ``backtest`` takes it. *progress* is told after each run how many are
     done, of how many, and the best value so far; a notebook shows a bar unless it is False.
 
@@ -305,20 +120,26 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     with notebook.progress("runs", wanted=wanted) as advance:
         return carry_out_sweep(
             replace(request, library=frames_for(data, frames)),
-            executor or executor_for(request, jobs),
+            executor or executor_for(request, jobs, on),
             state=None if state is None else Path(state),
             progress=told or (lambda done, of, _best: advance(done, of)),
         )
 
 
-def executor_for(request: SweepRequest, jobs: int | None) -> SweepExecutor:
-    """Return processes of this machine; this process alone where no other has the class."""
-    if jobs is not None and (type(jobs) is not int or jobs < 1):
-        raise ConfigInvalid(f"jobs is {shown(jobs)}; give how many processes, from 1 on.")
+def executor_for(
+    request: SweepRequest, jobs: int | None, on: str | None = None
+) -> UnitExecutor[Cell, CellResult]:
+    """Return the executor that *on* names; this process alone where no other has the class."""
+    found: UnitExecutor[Cell, CellResult] = executor_on(on, jobs)
     made_of = request.work.made_of
-    if made_of is not None and not is_importable(made_of):
-        return InThisProcess()
-    return LocalProcesses(jobs)
+    if made_of is None or is_importable(made_of):
+        return found
+    if on == RAY:
+        raise ConfigInvalid(
+            f"No worker can import {made_of.__qualname__}, which {made_of.__module__} defines here "
+            "alone; put the class into a module, or leave on='ray' out."
+        )
+    return InThisProcess()
 
 
 # ---------------------------------------------------------------- making the runs
@@ -326,7 +147,7 @@ def executor_for(request: SweepRequest, jobs: int | None) -> SweepExecutor:
 
 def carry_out_sweep(
     request: SweepRequest,
-    executor: SweepExecutor,
+    executor: UnitExecutor[Cell, CellResult],
     *,
     state: Path | None,
     progress: Progress,
@@ -365,7 +186,7 @@ class _Maker:
         self,
         request: SweepRequest,
         work: Work,
-        executor: SweepExecutor,
+        executor: UnitExecutor[Cell, CellResult],
         kept: SweepFile,
         registry: TrialRegistry,
         progress: Progress,

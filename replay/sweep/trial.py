@@ -13,11 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import signal
 import tempfile
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -36,6 +33,7 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
+from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.figures import Headline, headline
@@ -61,6 +59,7 @@ from tracepaper.replay.sweep.space import (
     space_of,
     walk,
 )
+from tracepaper.storage.checkpoints import files_of, hold, is_checkpoint, locate
 from tracepaper.storage.covariates import file_bytes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.sweeps import CellKey
@@ -153,6 +152,7 @@ class EveryBar:
         )  # fmt: skip
 
 
+WORKER: Final = "tracepaper.replay.sweep.trial"
 WHOLE: Final = "whole"
 TRAIN: Final = "train"
 TEST: Final = "test"
@@ -172,6 +172,53 @@ class Work:
     depth: tuple[StoredDepth, ...] = ()
     made_of: type | None = None  # a class that only this process knows
     kept_in: Path | None = None  # where records wait for the objective that reads them
+    tried_checkpoints: tuple[str, ...] = ()  # of the points
+    checkpoints: Mapping[Path, bytes] = field(default_factory=dict)  # for another machine
+    configured: str = ""  # the hash of the configuration there, before any point
+
+    @property
+    def preload(self) -> tuple[str, ...]:
+        """Modules that each process needs."""
+        return (WORKER, *((MODEL,) if self.strategy == "attention" else ()))
+
+    def packed(self) -> Work:
+        """Return it with the checkpoint that it names, and the configuration that is meant."""
+        config = load(self.config)
+        options = {**config.strategy.options, **self.params}
+        named = (config.model.checkpoint, options.get("checkpoint"), *self.tried_checkpoints)
+        folders = [Path(one) for one in named if isinstance(one, str) and locate(one) == Path(one)]
+        files: dict[Path, bytes] = {}
+        for folder in filter(is_checkpoint, folders):
+            files |= files_of(folder)
+        return replace(self, checkpoints=files, configured=config.sha256())
+
+    def check(self) -> None:
+        """Raise ``ConfigInvalid`` where this process would not do what the sender would."""
+        hold(self.checkpoints)
+        if self.strategy is not None and ":" in self.strategy:
+            user_class(self.strategy)
+        config = load(self.config)
+        if config.sha256() != self.configured:
+            raise ConfigInvalid(
+                "it reads another configuration; put the file where every node reads it, or give "
+                "what it says as --set."
+            )
+        written = config.model.covariates
+        if written is not None and not covariates_path(config, written).is_file():
+            raise ConfigInvalid(f"it has no {written}; put the file where every node reads it.")
+        if self.kept_in is not None and not self.kept_in.is_dir():
+            raise ConfigInvalid(
+                "an objective that is a function reads runs on the driver's machine; choose a "
+                "figure's key."
+            )
+
+    def __call__(self, unit: Cell) -> CellResult:
+        """Make the run of one cell."""
+        return make(self, unit)
+
+    def failed(self, unit: Cell, why: str) -> CellResult:
+        """Return the cell of a run that came to nothing."""
+        return CellResult(*unit[:4], error=why)
 
 
 class Cell(NamedTuple):
@@ -218,15 +265,6 @@ class CellResult:
         """The id of what was tried, wherever and however often it is tried."""
         tried = f"{self.config_sha256}/{self.strategy_sha256}/{self.model_sha256}"
         return hashlib.sha256(tried.encode()).hexdigest()
-
-
-class TookTooLong(TracepaperError):
-    """A run was stopped at its limit."""
-
-
-def too_long(limit_s: float) -> str:
-    """Return the sentence of a run that was stopped."""
-    return f"It took longer than {limit_s:g} s and was stopped; give a higher limit, or mend it."
 
 
 def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
@@ -309,28 +347,6 @@ def kept_database(work: Work, cell: Cell | CellResult) -> Path:
     """Return the path at which the record of one run waits for the objective."""
     assert work.kept_in is not None
     return work.kept_in / f"{cell.span}-{cell.part}-{cell.number}.db"
-
-
-@contextmanager
-def limited(limit_s: float | None) -> Iterator[None]:
-    """Raise ``TookTooLong`` after *limit_s* of Python code; only in the main thread of a process.
-
-    Elsewhere a thread cannot be stopped, and nothing is limited.
-    """
-    if limit_s is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise TookTooLong(too_long(limit_s))
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, limit_s)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 LIMIT_S: Final = 600.0
@@ -455,6 +471,12 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
             ),
             depth=tuple(map(StoredDepth, depth)),
             made_of=made_of,
+            tried_checkpoints=tuple(
+                str(value)
+                for axis in axes
+                if axis.name.rpartition(".")[2] == "checkpoint"
+                for value in axis.values
+            ),
         ),
         paths=tuple(map(str, items)) if all(isinstance(item, str) for item in items) else None,
         axes=axes,

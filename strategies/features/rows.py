@@ -7,7 +7,7 @@ nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -45,6 +45,15 @@ class FeatureSchema:
     lookback: int
     recipe: FeatureRecipe = field(compare=False)
     covariates: CovariateColumns | None = field(default=None, compare=False)
+
+    def __reduce__(self) -> tuple[Callable[..., FeatureSchema], tuple[object, ...]]:
+        """Pickle its name and covariates: a recipe is functions, which each process has."""
+        return _named, (self.schema_id, self.covariates)
+
+
+def _named(schema_id: str, covariates: CovariateColumns | None) -> FeatureSchema:
+    found = schema(schema_id)
+    return found if covariates is None else with_covariates(found, covariates)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,10 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
         "optuna",
         "--sampler tpe",
     ),
+    ("sweep none.csv --strategy sma_cross --space fast=5,10 --on ray", "ray", "--on ray"),
+    ("train --data none.csv --out two --seeds 2 --on ray", "ray", "--on ray"),
+    ("evaluate none --data none.csv --folds walk:1 --on ray", "ray", "--on ray"),
+    ("bench scale", "ray", "bench scale"),
     ("bench attention --png bench.png", "matplotlib", "--png"),
     ("bench ett --data none.csv --network tree", "lightgbm", "--network tree"),
     ("train --data none.csv --set model.kind=tree --out tree", "lightgbm", "model.kind=tree"),
@@ -91,7 +95,8 @@ def test_each_package_is_named_with_the_extra_that_installs_it() -> None:
         for line in lines
     }
     assert set(EXTRAS.items()) <= brought
-    assert {package for package, _ in brought} - set(EXTRAS) == {"onnxruntime"}  # a faster check
+    # A faster check; and what the record is shipped by.
+    assert {package for package, _ in brought} - set(EXTRAS) == {"onnxruntime", "psycopg"}
 
 
 def test_all_installs_every_extra_but_kernels_and_tools() -> None:

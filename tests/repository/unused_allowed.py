@@ -8,7 +8,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 
 # Called by name: entry points, the protocols of Python and of libraries.
 list_models, doctor, demo, notify_test
-__getattr__, __dir__, __instancecheck__, __subclasscheck__
+__getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
 best_run  # of a sweep, from Python
 collect  # prometheus_client asks for the metrics

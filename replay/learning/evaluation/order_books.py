@@ -24,7 +24,7 @@ import numpy as np
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.replay.learning.estimator import Each, Say, one_by_one, recipe_of
 from tracepaper.replay.learning.estimators.order_book import (
     DAYS_TOLD_BY,
     BookFitOptions,
@@ -40,6 +40,7 @@ from tracepaper.replay.learning.estimators.order_book import (
     sentences_of,
 )
 from tracepaper.replay.learning.evaluation.walk_forward import differences_table, refuse_many
+from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.openings import JudgedSpan, NamedSpan, spans_table
 from tracepaper.replay.learning.order_books import DAYS_LEAST, JUDGED_SOURCE, BookDataset
 from tracepaper.replay.learning.splits import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
@@ -308,9 +309,6 @@ def tables_across_books(every: Sequence[BookJudgement]) -> list[Table]:
     return [spans_table(every, "books")]
 
 
-Say = Callable[[str], None]
-
-
 @dataclass(frozen=True)
 class BookFold:
     """Spans of time that are learnt from, that choose the step, and that are tested."""
@@ -378,14 +376,38 @@ def chosen_for(
     return config, options
 
 
+@dataclass(frozen=True)
+class _BookFoldFit:
+    """Fits the recipe of *card* on one of *count* folds of *material*."""
+
+    card: Mapping[str, Any]
+    material: BookDataset
+    count: int
+    threads: int
+
+    def __call__(self, unit: tuple[int, BookFold], say: Say) -> dict[int, BookScores]:
+        """Return what the fitted network is worth on the test of the fold at a place."""
+        place, fold = unit
+        use_threads(self.threads)
+        say(f"Fold {place} of {self.count}.")
+        return fold_scores(fold, self.material, *chosen_for(self.card, self.material), say)
+
+
 def refit_books(
-    model: BookCheckpoint, card: Mapping[str, Any], material: BookDataset, text: str, *, say: Say
+    model: BookCheckpoint,
+    card: Mapping[str, Any],
+    material: BookDataset,
+    text: str,
+    *,
+    say: Say,
+    each: Each = one_by_one,
 ) -> BookRefits:
     """Fit the recipe of *card* on folds of what was recorded before *model*'s untouched time.
 
-    Raises ``ConfigInvalid`` where that is less than seven days of depth.
+    *each* is where the folds are fitted. Raises ``ConfigInvalid`` where that is less than seven
+    days of depth.
     """
-    config, options = chosen_for(card, material)
+    chosen_for(card, material)
     known = material.between(None, model.untouched_ms)
     times = np.concatenate([books.seen_ms for books in known]) if known else np.empty(0, np.int64)
     recorded = len(times) * material.header.every_ms / DAY_MS
@@ -394,10 +416,9 @@ def refit_books(
             f"The books before the untouched time are {recorded:.1f} days of depth, and folds need "
             "seven: give the files that the model was trained on, or record longer."
         )
-    folds, found = read_book_folds(text, times), []
-    for place, fold in enumerate(folds, start=1):
-        say(f"Fold {place} of {len(folds)}.")
-        found.append(fold_scores(fold, material, config, options, say))
+    folds = read_book_folds(text, times)
+    fit = _BookFoldFit(card, material, len(folds), threads_used())
+    found = each(fit, list(enumerate(folds, start=1)), say)
     return BookRefits(text, folds, found)
 
 

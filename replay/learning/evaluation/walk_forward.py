@@ -23,7 +23,15 @@ import numpy as np
 from tracepaper.replay.document.values import Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import FitRun, Say, candle_estimator, recipe_of
+from tracepaper.replay.learning.estimator import (
+    Answers,
+    Each,
+    FitRun,
+    Say,
+    candle_estimator,
+    one_by_one,
+    recipe_of,
+)
 from tracepaper.replay.learning.estimators.ensemble import member_as_card
 from tracepaper.replay.learning.evaluation.cross_section import NETWORK, AcrossAssets
 from tracepaper.replay.learning.evaluation.evaluate import LOSSES, OWN, Losses, on_same_bars, words
@@ -38,6 +46,7 @@ from tracepaper.replay.learning.evaluation.head_tables import (
     ranks_of_both,
     weights_table,
 )
+from tracepaper.replay.learning.fit import threads_used, use_threads
 from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
@@ -80,14 +89,37 @@ class Refits:
     across: Sequence[AcrossAssets] = ()
 
 
-def refit(card: Mapping[str, Any], data: Dataset, text: str, *, say: Say) -> Refits:
+@dataclass(frozen=True)
+class _FoldFit:
+    """Fits the recipe of *card* on one of *count* folds of *data*, and asks it about its test."""
+
+    card: Mapping[str, Any]
+    data: Dataset
+    count: int
+    threads: int
+
+    def __call__(self, unit: tuple[int, Fold], say: Say) -> Answers:
+        """Return what the fitted model says of the test of the fold at a place."""
+        place, fold = unit
+        use_threads(self.threads)
+        say(f"Fold {place} of {self.count}.")
+        estimator = candle_estimator(self.card)
+        own = self.data.folded(fold)
+        with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
+            fitted = estimator.fit(own, estimator.recipe(self.card), FitRun(Path(folder), say=say))
+        return fitted.for_fold(own).answers(own, Part.TEST)
+
+
+def refit(
+    card: Mapping[str, Any], data: Dataset, text: str, *, say: Say, each: Each = one_by_one
+) -> Refits:
     """Fit the recipe of *card* on the folds that *text* names, of the time before the untouched.
 
-    Raises ``ConfigInvalid`` for folds that the candles, or a network, cannot have.
+    *each* is where the folds are fitted. Raises ``ConfigInvalid`` for folds that the candles, or a
+    network, cannot have.
     """
     kind, numbers = asked(text)
     estimator = candle_estimator(card)
-    recipe = estimator.recipe(card)
     if estimator.walks_only:
         refuse_many(kind, numbers)
     data = estimator.arrange(data)
@@ -97,13 +129,8 @@ def refit(card: Mapping[str, Any], data: Dataset, text: str, *, say: Say) -> Ref
     folds = read_folds(text, _before(data), embargo_ms=embargo_ms)
     if estimator.holds_out_calibration:
         folds = [with_calibration(fold) for fold in folds]
-    found = []
-    for place, fold in enumerate(folds, start=1):
-        say(f"Fold {place} of {len(folds)}.")
-        own = data.folded(fold)
-        with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
-            fitted = estimator.fit(own, recipe, FitRun(Path(folder), say=say))
-        found.append(fitted.for_fold(own).answers(own, Part.TEST))
+    fit = _FoldFit(card, data, len(folds), threads_used())
+    found = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
     across = [one.across for one in found if one.across is not None]
     return Refits(text, folds, [one.forecasts for one in found], combination, across)

@@ -23,7 +23,7 @@ from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.order_book import DepthFile, StoredDepth, read_depth
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
-from tracepaper.replay.sweep.run import InThisProcess
+from tracepaper.replay.sweep.executor import InThisProcess
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Depth
 

@@ -205,6 +205,18 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
             refit(network.card, material, text, say=quiet)
 
 
+def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) -> None:
+    from tracepaper.replay.learning.evaluation.walk_forward import refit, tables
+    from tracepaper.replay.sweep.executor import LocalProcesses, Spread
+
+    card, said = load(glm).card, list[str]()
+    here = refit(card, material, "walk:2", say=quiet)
+    there = refit(card, material, "walk:2", say=said.append, each=Spread(LocalProcesses(2)))
+    assert there.folds == here.folds
+    assert [one.documents() for one in tables(there)] == [one.documents() for one in tables(here)]
+    assert {"Fold 1 of 2.", "Fold 2 of 2.", "2 of 2 done."} <= set(said)
+
+
 @pytest.mark.slow
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path

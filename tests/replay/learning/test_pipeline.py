@@ -290,20 +290,15 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     assert "Norm of the gradient in training" in run(check, str(out), *data)
 
 
-def test_several_seeds_give_several_checkpoints_and_their_spread(
-    folder: Path, paths: list[str]
-) -> None:
-    out = folder / "seeds"
-    said = run(
+def seeds(out: Path, path: str, *words: str) -> str:
+    """Train two or more seeds of a small network by the command."""
+    return run(
         train_command,
         "--data",
-        paths[0],
+        path,
         "--out",
         str(out),
-        "--seed",
-        "3",
-        "--seed",
-        "4",
+        *words,
         *choose(
             f"split.train_until={iso(SPLIT.train_until_ms)}",
             f"split.validation_until={iso(SPLIT.validation_until_ms)}",
@@ -318,9 +313,14 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
             "training.explained_bars=600",
             "training.threads=1",
         ),
-        "--json",
     )
-    document = json.loads(said)
+
+
+def test_several_seeds_give_several_checkpoints_and_their_spread(
+    folder: Path, paths: list[str]
+) -> None:
+    out = folder / "seeds"
+    document = json.loads(seeds(out, paths[0], "--seed", "3", "--seed", "4", "--json"))
     ids = [checkpoint["id"] for checkpoint in document["checkpoints"]]
     assert ids == [load(out / f"seed-{seed}").id for seed in (3, 4)]
     first, second = (
@@ -333,6 +333,60 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
     mean, deviation = told["seeds"]["30"]["ic"]
     assert mean == pytest.approx((first + second) / 2, abs=1e-5)
     assert deviation == pytest.approx(abs(first - second) / 2**0.5, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_study_of_seeds_is_the_same_in_processes_and_goes_on_with_what_is_whole(
+    folder: Path, paths: list[str]
+) -> None:
+    """Bit for bit the weights and figures that `--seed 3 --seed 4` gives."""
+    out, alone = folder / "study", folder / "alone"
+    seeds(alone, paths[0], "--seed", "3", "--seed", "4")
+    said = seeds(out, paths[0], "--seed", "3", "--seeds", "2", "--jobs", "2", "--json")
+    document = json.loads(said)
+    for seed in (3, 4):
+        name = f"seed-{seed}"
+        one, other = load(out / name), load(alone / name)
+        assert one.card["model"]["weights_sha256"] == other.card["model"]["weights_sha256"]
+        assert one.card["figures"] == other.card["figures"]
+        assert (out / name / "baselines.safetensors").read_bytes() == (
+            alone / name / "baselines.safetensors"
+        ).read_bytes()
+    rows = {(row["bars"], row["figure"]): row for row in document["seeds"]}
+    mean, deviation = load(out / "seed-3").card["seeds"]["30"]["ic"]
+    row = rows["30", "ic"]
+    assert (row["mean"], row["standard deviation"]) == pytest.approx((mean, deviation), abs=1e-5)
+    assert row["lowest"] < row["mean"] < row["highest"]
+    before = {seed: load(out / f"seed-{seed}").card["model"] for seed in (3, 4)}
+    more = ("--seed", "3", "--seeds", "3", "--jobs", "1", "--resume")
+    table = seeds(out, paths[0], *more)
+    assert "Figures of 3 seeds: 3, 4, 5" in table
+    assert "what separates seeds is luck" in table
+    for seed in (3, 4):  # not trained again: a card names the moment of its training
+        card = load(out / f"seed-{seed}").card
+        assert card["model"]["created"] == before[seed]["created"]
+        assert card["model"]["weights_sha256"] == before[seed]["weights_sha256"]
+        assert [one for one in card["honesty"]["sentences"] if one.startswith("From ")] == [
+            card["honesty"]["sentences"][-1]
+        ]
+        assert card["honesty"]["sentences"][-1].startswith("From 3 seeds")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--seed", "1", "--seed", "2", "--seeds", "2"), "--seeds counts from one seed on"),
+        (("--jobs", "2"), "say where seeds are trained; give --seeds N too"),
+        (("--seed", "1", "--on", "local"), "say where seeds are trained; give --seeds N too"),
+        (("--seeds", "2", "--on", "mars"), "on is 'mars'; give one of local, ray"),
+    ],
+)
+def test_a_study_that_is_none_is_refused_before_anything_is_read(
+    words: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigInvalid, match=said):
+        seeds(tmp_path / "out", "none.csv", *words)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_needs_no_torch() -> None:

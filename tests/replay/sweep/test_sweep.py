@@ -33,7 +33,8 @@ from tracepaper import (
 )
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
-from tracepaper.replay.sweep.run import InThisProcess, LocalProcesses, Sweep, serve
+from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
+from tracepaper.replay.sweep.run import Sweep
 from tracepaper.replay.sweep.trial import Cell, CellResult, Work, read_request
 from tracepaper.storage.sweeps import SweepFile, TrialRegistry, Trials
 
@@ -94,7 +95,7 @@ def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
 
 
 def test_processes_find_what_this_one_finds(nine: Sweep, candles: Path) -> None:
-    processes = LocalProcesses(2)
+    processes: LocalProcesses[Cell, CellResult] = LocalProcesses(2)
     assert values(here(candles, executor=processes)) == values(nine)
     assert processes.cpu_s > 0
 
@@ -260,7 +261,7 @@ def test_data_too_short_for_a_window_or_a_year_say_so(candles: Path, days: Path)
 KILLED = """
 import os, signal, sys
 from tracepaper import sweep
-from tracepaper.replay.sweep.run import InThisProcess
+from tracepaper.replay.sweep.executor import InThisProcess
 
 class Killed(InThisProcess):
     left = 4
@@ -518,7 +519,7 @@ class Counting:
         self.most = 0
 
     def open(self, work: Work, limit_s: float | None) -> None:
-        self._inner = InThisProcess()
+        self._inner: InThisProcess[Cell, CellResult] = InThisProcess()
         self._inner.open(work, limit_s)
         self._waiting: list[Cell] = []
 

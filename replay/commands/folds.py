@@ -1,0 +1,135 @@
+"""``tracepaper evaluate --folds``: recipes fitted anew, here, in processes or on Ray."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import typer
+
+from tracepaper.daemon.commands.options import print_json
+from tracepaper.strategies.errors import ConfigInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tracepaper.replay.document.values import Table, TitledParts
+    from tracepaper.replay.learning.estimator import Each
+    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
+    from tracepaper.replay.learning.supplied import SuppliedBooks
+    from tracepaper.storage.checkpoints import Checkpoint
+    from tracepaper.storage.covariates import CovariateFile
+
+
+def each_on(on: str | None, jobs: int | None) -> Each:
+    """Return where units of work are carried out; here, one by one, unless something is said."""
+    from tracepaper.replay.learning.estimator import one_by_one
+    from tracepaper.replay.sweep.executor import Spread, executor_on
+
+    if on is None and jobs is None:
+        return one_by_one
+    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.evaluation.walk_forward",))
+
+
+class Folds(NamedTuple):
+    """What folds say of the recipe of a checkpoint."""
+
+    model_id: str
+    recipe: str  # its hash
+    text: str  # which folds
+    tables: Sequence[Table]
+
+
+def folds_of_bars(
+    found: Checkpoint,
+    data: Sequence[str],
+    text: str,
+    changes: Sequence[str],
+    supplied: CovariateFile | SuppliedBooks | None,
+    each: Each,
+) -> Folds:
+    """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
+    from rich.console import Console
+
+    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.estimators.ensemble import with_narrow
+    from tracepaper.replay.learning.evaluation.walk_forward import (
+        ablated,
+        ablation_tables,
+        refit,
+        tables,
+    )
+
+    card: Mapping[str, Any] = found.card
+    # First, for they refuse what cannot be had before minutes have passed.
+    recipe = recipe_of(card)
+    recipe.estimator.check(recipe, "--folds")
+    cards = {change: ablated(card, change) for change in changes}
+    request = DataRequest(data, covariates=supplied)
+    material = read_candles_of(card, request, requested=recipe.baselines)
+    if untrained := material.untrained():
+        raise ConfigInvalid(untrained[0])
+    if recipe.members:
+        material = with_narrow(material, card, request)
+    say = Console(stderr=True).print
+    own_folds = refit(card, material, text, say=say, each=each)
+    made = tables(own_folds)
+    others = {}
+    for change, other in cards.items():
+        say(f"With {change}.")
+        others[change] = refit(other, material, text, say=say, each=each)
+    if others:
+        made += ablation_tables(own_folds, others)
+    return Folds(found.id, recipe.hash, text, made)
+
+
+def folds_of_books(
+    model: BookCheckpoint,
+    data: Sequence[str],
+    text: str,
+    cards: Mapping[str, Mapping[str, Any]],
+    each: Each,
+) -> Folds:
+    """Fit the recipe of *model* anew on folds, and that of each of *cards*, by its change."""
+    from rich.console import Console
+
+    from tracepaper.replay.learning.evaluation.order_books import (
+        book_fold_tables,
+        chosen_for,
+        refit_books,
+    )
+
+    material = model.material(data)
+    for card in cards.values():
+        chosen_for(card, material)
+    say = Console(stderr=True).print
+    own = refit_books(model, model.card, material, text, say=say, each=each)
+    others = {}
+    for change, card in cards.items():
+        say(f"With {change}.")
+        others[change] = refit_books(model, card, material, text, say=say, each=each)
+    return Folds(model.model_id, model.recipe, text, book_fold_tables(own, others))
+
+
+def print_folds(found: Folds, html: Path | None, *, as_json: bool) -> None:
+    """Print what folds say, and write it as a page where *html* is given."""
+    from tracepaper.daemon.terminal.console import for_tables
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import TitledParts, documents
+
+    if html is not None:
+        write_page(TitledParts(f"Folds of {found.model_id}", tuple(found.tables)), html)
+    if as_json:
+        document = {"id": found.model_id, "recipe": found.recipe, "folds": found.text}
+        print_json({**document, "tables": documents(found.tables)})
+        return
+    show(for_tables(), found.tables)
+    if html is not None:
+        typer.echo(f"The page is {html}.")
+
+
+def write_page(made: TitledParts, path: Path) -> None:
+    """Write *made* as one page that needs no network."""
+    from tracepaper.replay.page.export import write_document_page
+
+    write_document_page(made, path)

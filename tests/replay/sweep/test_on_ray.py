@@ -1,0 +1,408 @@
+"""On a real Ray: the cells of the local executor, and one sentence for whatever goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+import pytest
+from programs import BIN, ROOT, Program, environment, run
+from waiting import deadline_s
+
+pytestmark = pytest.mark.slow
+
+FOLDER: Final = re.compile(r"/tmp/tp-ray-\w+")
+
+SPACE = {"fast": [3, 5, 9], "slow": [12, 20, 40]}
+SIZED = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
+
+SWEEP = """
+import json, sys
+from tracepaper import TracepaperError, sweep
+asked = json.loads(sys.argv[1])
+if __name__ == "__main__":
+    try:
+        found = sweep(asked.pop("strategy"), asked.pop("data"), asked.pop("space"), "return",
+                      progress=lambda *said: print(*said, file=sys.stderr, flush=True), **asked)
+    except TracepaperError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(json.dumps([[cell.point, cell.value, cell.error, cell.figures, cell.daily,
+                       cell.config_sha256] for cell in found.cells]))
+"""
+ODD = """
+import os
+from pathlib import Path
+from tracepaper import Action, Signal, Strategy
+
+
+class Odd(Strategy):
+    def __init__(self, how):
+        self.how = how
+
+    def decide(self, now):
+        if self.how == "exits":
+            os._exit(3)
+        if self.how.startswith("dies once beside "):
+            there = Path(self.how.removeprefix("dies once beside "))
+            if not there.exists():
+                there.touch()
+                os._exit(3)
+        if self.how == "blocks":
+            while True:
+                pass
+        if self.how == "takes":
+            self.taken = [bytearray(os.urandom(1 << 20)) * 100 for _ in range(60)]
+        return Signal(Action.LONG if now.close > now.open else Action.FLAT, "as it went")
+"""
+
+THREADS = """
+import torch
+from tracepaper import Action, Signal, Strategy
+
+
+class Threads(Strategy):
+    def __init__(self, number):
+        self.number = number
+
+    def decide(self, now):
+        if torch.get_num_threads() == self.number and now.close > now.open:
+            return Signal(Action.LONG, "as many as here")
+        return Signal(Action.FLAT, "it fell, or other sums")
+"""
+
+
+class Sweeping:
+    """Sweeps in a process of its own, which has a folder of its own."""
+
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data = folder, data
+        (folder / "swept.py").write_text(SWEEP)
+        (folder / "odd.py").write_text(ODD)
+        (folder / "threads.py").write_text(THREADS)
+
+    def start(self, extra: dict[str, str], **asked: Any) -> subprocess.Popen[str]:
+        given = environment({"TRACEPAPER_TRIALS": str(self.folder / "trials.db"), **extra})
+        whole = {"strategy": "sma_cross", "data": str(self.data), "space": SPACE, "config": SIZED}
+        return subprocess.Popen(
+            [sys.executable, "swept.py", json.dumps(whole | asked)],
+            cwd=self.folder,
+            env={name: value for name, value in given.items() if value},  # unset where empty
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def told(self, extra: dict[str, str] | None = None, **asked: Any) -> tuple[int, str, str]:
+        with self.start(extra or {}, **asked) as process:
+            out, err = process.communicate(timeout=deadline_s(240))
+        return process.returncode, out, err
+
+    def cells(self, extra: dict[str, str] | None = None, **asked: Any) -> list[Any]:
+        code, out, err = self.told(extra, **asked)
+        assert code == 0, err
+        found: list[Any] = json.loads(out.splitlines()[-1])
+        return found
+
+
+@pytest.fixture
+def sweeping(tmp_path: Path, candles: Path) -> Sweeping:
+    return Sweeping(tmp_path, candles)
+
+
+def test_cells_are_those_of_the_local_executor_bit_for_bit(sweeping: Sweeping) -> None:
+    assert sweeping.cells(on="ray", jobs=2) == sweeping.cells(on="local", jobs=2)
+
+
+def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweeping) -> None:
+    once = f"dies once beside {sweeping.folder / 'died'}"
+    asked: Any = {
+        "strategy": "odd:Odd",
+        "space": {"how": ["fine", "exits", once, "blocks", "fine too"]},
+        "jobs": 2,
+        "limit_s": 15.0,
+    }
+    found = {cell[0]["how"]: cell for cell in sweeping.cells(on="ray", **asked)}
+    assert found["fine"][1] == found["fine too"][1] == found[once][1] is not None
+    assert found["exits"][2] == (
+        "Tried 3 times on Ray: its worker or node ended; let the class raise and not exit, or "
+        "give it less memory."
+    )
+    assert found["blocks"][2] == (
+        "It took longer than 15 s and was stopped; give a higher limit, or mend it."
+    )
+
+
+def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
+    """Where nothing is said, Ray gives a worker one; a local process has one a core."""
+    asked: Any = {"strategy": "threads:Threads", "space": {"number": [1, 2]}, "jobs": 1}
+    found = sweeping.cells({"OMP_NUM_THREADS": ""}, on="ray", **asked)
+    assert found == sweeping.cells({"OMP_NUM_THREADS": ""}, on="local", **asked)
+    assert [cell[3]["trades"] > 0 for cell in found].count(True) == (os.cpu_count() in {1, 2})
+
+
+def test_a_cell_over_its_memory_is_named(sweeping: Sweeping) -> None:
+    memory = psutil.virtual_memory()
+    most = (memory.total - memory.available + 3 * 2**30) / memory.total
+    if most > 0.9:
+        pytest.skip("other programs leave too little memory to take some of it away")
+    extra = {"RAY_memory_usage_threshold": f"{most:.4f}", "RAY_memory_monitor_refresh_ms": "100"}
+    space = {"how": ["takes", "fine"]}
+    taking, fine = sweeping.cells(extra, strategy="odd:Odd", space=space, on="ray", jobs=1)
+    assert taking[2] == (
+        "Tried 3 times on Ray: it took more memory than its node gives; let it take less, or give "
+        "nodes more."
+    )
+    assert fine[1] is not None
+
+
+# ---------------------------------------------------------------- interrupted
+
+COUNTED = """
+from pathlib import Path
+from tracepaper import Action, Signal, Strategy
+
+
+class Counted(Strategy):
+    def __init__(self, number):
+        Path(f"begun-{number}").touch()
+        self.number = number
+
+    def decide(self, now):
+        return Signal(Action.LONG if now.close > self.number else Action.FLAT, "as it went")
+"""
+
+
+def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
+    candles: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "counted.py").write_text(COUNTED)
+    words = [
+        *("sweep", str(candles), "--strategy", "counted:Counted", "--objective", "return"),
+        *("--space", "number=1..60", "--state", "state.db", "--json", "--jobs", "2"),
+        *("--set", "sizing.mode=fixed", "--set", "sizing.quantity=0.1"),
+    ]
+    extra = {"TRACEPAPER_TRIALS": str(tmp_path / "trials.db")}
+    # In a group of its own, all of which a terminal tells.
+    there = Program(
+        ["setsid", str(BIN / "tracepaper"), *words, "--on", "ray"],
+        tmp_path, name="there", extra=extra,
+    )  # fmt: skip
+    there.wait_until(lambda: len(list(tmp_path.glob("begun-*"))) >= 6)
+    family = psutil.Process(there.process.pid).children(recursive=True)
+    [folder] = {Path(found) for one in family for found in FOLDER.findall(" ".join(one.cmdline()))}
+    assert folder.is_dir()
+    os.killpg(there.process.pid, signal.SIGINT)
+    ended = there.end()
+    assert ended.code == 130, ended.err
+    assert "Traceback" not in ended.err
+    _, alive = psutil.wait_procs(family, timeout=deadline_s(30))
+    assert alive == []
+    assert not folder.exists()
+    whole = run([*words, "--on", "ray"], tmp_path, extra)
+    assert whole.err == ""
+    made = json.loads(whole.out)
+    assert len(made["cells"]) == 60
+    assert 4 <= 60 - made["runs_made_now"] < 60
+    local = json.loads(run([*words, "--state", "local.db"], tmp_path, extra).out)
+    seconds = [one.pop("seconds", None) for one in (*local["cells"], *made["cells"])]
+    assert len(seconds) == 120
+    assert local["cells"] == made["cells"]
+
+
+# ---------------------------------------------------------------- clusters
+
+
+CLUSTER = """
+import json, sys
+from ray.cluster_utils import Cluster
+
+made = Cluster(initialize_head=True, head_node_args=json.loads(sys.argv[1]))
+nodes = []
+print(made.address, flush=True)
+for line in sys.stdin:
+    if line == "remove\\n":
+        made.remove_node(nodes.pop())
+    else:
+        nodes.append(made.add_node(num_cpus=1, **json.loads(line)))
+    print("done", flush=True)
+made.shutdown()
+"""
+
+
+class Nodes:
+    """A cluster on this machine, in a process of its own, whose head makes no cell."""
+
+    def __init__(self, folder: Path) -> None:
+        head = {"num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLUSTER, json.dumps(head)],
+            cwd=folder, env=environment({"RAY_USAGE_STATS_ENABLED": "0"}), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        self.address = self._line()
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def ask(self, line: str) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(f"{line}\n")
+        self.process.stdin.flush()
+        assert self._line() == "done"
+
+
+@pytest.fixture
+def cluster() -> Iterator[Nodes]:
+    folder = Path(tempfile.mkdtemp(prefix="tp-test-", dir="/tmp"))
+    made = Nodes(folder)
+    try:
+        yield made
+    finally:
+        made.process.communicate(timeout=deadline_s(60))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster: Nodes) -> None:
+    space = {"fast": list(range(2, 22)), "slow": [30, 40]}
+    cluster.ask("{}")
+    cluster.ask("{}")
+    process = sweeping.start({"RAY_ADDRESS": cluster.address}, space=space, on="ray")
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("3 40 "):
+            break
+    cluster.ask("remove")
+    out, err = process.communicate(timeout=deadline_s(240))
+    assert process.returncode == 0, err
+    assert json.loads(out.splitlines()[-1]) == sweeping.cells(space=space, on="local", jobs=2)
+
+
+def test_a_worker_of_another_version_is_refused(sweeping: Sweeping, cluster: Nodes) -> None:
+    other = sweeping.folder / "other"
+    skipped = shutil.ignore_patterns("*.pyc", "__pycache__", "samples", "assets", "models")
+    for part in ("daemon", "replay", "storage", "strategies"):
+        shutil.copytree(ROOT / part, other / "tracepaper" / part, ignore=skipped)
+    shutil.copy(ROOT / "__init__.py", other / "tracepaper")
+    with (other / "tracepaper" / "replay" / "__init__.py").open("a") as file:
+        file.write("# An edit.\n")
+    cluster.ask(json.dumps({"env_vars": {"PYTHONPATH": str(other)}}))
+    code, out, err = sweeping.told({"RAY_ADDRESS": cluster.address}, on="ray", state="state.db")
+    assert (code, out) == (1, "")
+    said = err.splitlines()[-1]
+    assert re.fullmatch(
+        r"ConfigInvalid: A worker of Ray is refused: tracepaper is \S+ there and \S+ here; install "
+        r"the same on every node\.",
+        said,
+    ), err
+    assert not (sweeping.folder / "state.db").exists()
+
+
+NOBODY = "No Ray answers at RAY_ADDRESS 127.0.0.1:1; start one there, or unset it for one here."
+CLIENT = "RAY_ADDRESS ray://127.0.0.1:1 is of a client; send the command by `ray job submit`."
+
+
+@pytest.mark.parametrize(("address", "sentence"), [
+    ("127.0.0.1:1", NOBODY),
+    ("ray://127.0.0.1:1", CLIENT),
+])  # fmt: skip
+def test_an_address_that_nobody_answers_at_gets_one_sentence(
+    address: str, sentence: str, sweeping: Sweeping
+) -> None:
+    code, out, err = sweeping.told({"RAY_ADDRESS": address}, on="ray", state="state.db")
+    assert (code, out) == (1, "")
+    assert err.splitlines()[-1] == f"ConfigInvalid: {sentence}"
+    assert not (sweeping.folder / "state.db").exists()
+
+
+def test_a_class_that_workers_cannot_import_is_refused(sweeping: Sweeping) -> None:
+    """The driver finds it in memory, where no other process looks."""
+    finder = (
+        "import sys, importlib.machinery\n"
+        "class Memory:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        return importlib.machinery.ModuleSpec(name, self) if name == 'ghost' else None\n"
+        "    def create_module(self, spec):\n"
+        "        return None\n"
+        "    def exec_module(self, module):\n"
+        "        exec(open('odd.py').read(), module.__dict__)\n"
+        "sys.meta_path.append(Memory())\n"
+    )
+    (sweeping.folder / "swept.py").write_text(finder + SWEEP)
+    named: Any = {"strategy": "ghost:Odd", "space": {"how": ["fine"]}, "state": "state.db"}
+    code, out, err = sweeping.told(on="ray", jobs=1, **named)
+    assert (code, out) == (1, "")
+    said = err.splitlines()[-1]
+    assert said.startswith("ConfigInvalid: A worker of Ray is refused: ")
+    assert "'ghost:Odd' cannot be imported" in said
+    assert not (sweeping.folder / "state.db").exists()
+
+
+# ---------------------------------------------------------------- folds, seeds, figures
+
+PARTS = """
+import os, sys
+from tracepaper import TracepaperError
+from tracepaper.replay.sweep.executor import Spread, executor_on
+from parts_of_it import squared
+
+if __name__ == "__main__":
+    kept = {}
+    try:
+        print(Spread(executor_on("ray", 2))(squared, [5, 1, 4], print, kept.__setitem__))
+    except TracepaperError as error:
+        print(error)
+    print(sorted(kept.items()))
+"""
+SQUARED = """
+import os
+
+def squared(unit, say):
+    if unit == 5:
+        os._exit(1)
+    say(f"squaring {unit}")
+    return unit * unit
+"""
+SCALE = """
+import json
+from tracepaper.replay.bench.scale import measure_ray
+
+if __name__ == "__main__":
+    print(json.dumps(measure_ray(600, rounds=1, fast=(2, 4), slow=(10, 20))))
+"""
+
+
+def program(text: str, folder: Path) -> list[str]:
+    (folder / "program.py").write_text(text)
+    done = subprocess.run(
+        [sys.executable, "program.py"],
+        cwd=folder, env=environment(), capture_output=True, text=True, check=False,
+        timeout=deadline_s(240),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_part_that_is_lost_is_named_after_the_others(tmp_path: Path) -> None:
+    (tmp_path / "parts_of_it.py").write_text(SQUARED)
+    *said, error, kept = program(PARTS, tmp_path)
+    assert {"squaring 1", "squaring 4"} <= set(said)
+    assert error.startswith("Part 1 of 3: Tried 3 times on Ray: its worker or node ended; ")
+    assert kept == "[(1, 1), (2, 16)]"
+
+
+def test_cells_on_ray_are_measured_beside_local_ones(tmp_path: Path) -> None:
+    found = json.loads(program(SCALE, tmp_path)[-1])
+    assert (found["cells"], found["bars"], found["workers"]) == (4, 600, 2)
+    assert found["ray_times_local"] == found["s_ray"] / found["s_local"]
+    assert min(found["s_start_local"], found["s_start_ray"]) > 0
