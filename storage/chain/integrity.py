@@ -38,7 +38,7 @@ _RUNS: Final = (
     "SELECT run_key, run_id, opened_digest, previous_run_id, previous_step_count, previous_head "
     "FROM runs ORDER BY run_key"
 )
-_ALONE: Final = "SELECT only_run_id FROM databases WHERE only_run_id IS NOT NULL"
+_ALONE: Final = "SELECT only_run_id FROM databases JOIN runs ON run_id = only_run_id"
 _DIGEST: Final = (
     "SELECT digest FROM steps WHERE step = ?1 UNION ALL "
     "SELECT digest FROM prunes WHERE run_key = ?2 AND until_sequence = ?3"
@@ -292,6 +292,18 @@ def _redefined(kind: str, name: str) -> ChainProblem:
     return ChainProblem(None, (name,), "changed", sentence)
 
 
+def _pulled_alone(run_id: str, row: tuple[Any, ...]) -> list[str]:
+    """Return the warning of a file that has one run alone, whose *row* names its predecessor."""
+    if row[1] != run_id or (predecessor := row[3]) is None:
+        return []
+    return [
+        (
+            f"Run {run_id} was pulled alone: run {predecessor}, opened before it, is absent from this "
+            "file, and so is what else would show whether runs were removed."
+        )
+    ]
+
+
 def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
     """Compare each run's row with the run opened before it: its id, count and head.
 
@@ -299,13 +311,8 @@ def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterato
     """
     before_key, before_id, before_opened = 0, None, None
     runs = connection.execute(_RUNS).fetchall()
-    alone = [str(run_id) for (run_id,) in connection.execute(_ALONE)]
-    if alone and [run_id for _, run_id, *_ in runs] == alone:
-        if (predecessor := runs[0][3]) is not None:
-            warnings.append(
-                f"Run {alone[0]} was pulled alone: run {predecessor}, opened before it, is absent "
-                "from this file, and so is what else would show whether runs were removed."
-            )
+    if (alone := connection.execute(_ALONE).fetchone()) is not None and len(runs) == 1:
+        warnings += _pulled_alone(alone[0], runs[0])
         return
     for key, run_id, opened, previous, count, head in runs:
         if previous != before_id:

@@ -109,7 +109,9 @@ def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Know
         runs = exact or [one for one in runs if one.run_id.startswith(run)]
     if not runs:
         named = f"run {run}" if run else f"database {database}" if database else "run yet"
-        raise DataInvalid(f"{shown(url)} holds no {named}; `tracepaper fleet URL` lists what it has.")
+        raise DataInvalid(
+            f"{shown(url)} holds no {named}; `tracepaper fleet URL` lists what it has."
+        )
     ids = list(dict.fromkeys(one.database_id for one in runs))
     if len(ids) > 1:
         raise DataInvalid(
@@ -117,9 +119,7 @@ def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Know
             "name one with --database."
         )
     if run and len(runs) > 1:
-        raise DataInvalid(
-            f"{run} could be {runs[0].run_id} or {runs[1].run_id}; write more of it."
-        )
+        raise DataInvalid(f"{run} could be {runs[0].run_id} or {runs[1].run_id}; write more of it.")
     return runs
 
 
@@ -169,10 +169,12 @@ def _condition(table: str, only: _Known | None) -> tuple[str | None, tuple[int, 
         return "AND step BETWEEN %s AND %s", run_span(only.run_key)
     if table == "models":
         return (
-            "AND (model_sha256 IN (SELECT r.model_sha256 FROM runs r WHERE r.database_id = "
-            "models.database_id AND r.run_key = %s) OR EXISTS (SELECT 1 FROM events e WHERE "
-            "e.database_id = models.database_id AND e.step BETWEEN %s AND %s AND "
-            "e.kind = 'model_change' AND position(models.model_sha256 in e.content) > 0))",
+            (
+                "AND (model_sha256 IN (SELECT r.model_sha256 FROM runs r WHERE r.database_id = "
+                "models.database_id AND r.run_key = %s) OR EXISTS (SELECT 1 FROM events e WHERE "
+                "e.database_id = models.database_id AND e.step BETWEEN %s AND %s AND "
+                "e.kind = 'model_change' AND position(models.model_sha256 in e.content) > 0))"
+            ),
             (only.run_key, *run_span(only.run_key)),
         )
     return "AND run_key = %s", (only.run_key,)

@@ -27,11 +27,11 @@ ANSWER_WITHIN_S: Final = 10
 SCHEMES: Final = ("postgresql", "postgres")
 PARAMETERS: Final = frozenset(
     {
-        *("host", "hostaddr", "port", "dbname", "user", "service", "passfile", "target_session_attrs"),
-        *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding", "require_auth"),
-        *("connect_timeout", "gssencmode", "krbsrvname"),
+        *("host", "hostaddr", "port", "dbname", "user", "service", "passfile", "connect_timeout"),
+        *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding"),
+        *("require_auth", "target_session_attrs", "gssencmode", "krbsrvname"),
     }
-)  # fmt: skip
+)
 """What may follow the question mark of an address; passwords and other options may not."""
 _KEEPALIVE: Final = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
@@ -45,7 +45,7 @@ _PASSWORD_SENTENCE: Final = (
 )
 
 
-def address(url: str) -> str:
+def server_address(url: str) -> str:
     """Check the address *url* of a server, such as ``postgresql://user@host:5432/fleet``.
 
     Raises ``ValueError``, with no part of the address, where it may hold a secret or is none.
@@ -76,7 +76,7 @@ def address(url: str) -> str:
 def checked(url: str, needed_by: str) -> str:
     """Return the address *url* of the option *needed_by*; raise ``ConfigInvalid`` otherwise."""
     try:
-        return address(url)
+        return server_address(url)
     except ValueError as error:
         raise ConfigInvalid(f"{needed_by}: {error}.") from None
 
@@ -111,12 +111,11 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
 _ADVICE: Final = (
     ("no password supplied", f"give one by {_PASSWORD_PLACES}"),
     ("password authentication failed", f"correct it in {_PASSWORD_PLACES}"),
-    ("pg_hba.conf", "add sslmode=require to the address if the server asks for TLS, or let "
-     "pg_hba.conf admit this role"),
+    ("pg_hba.conf", "add sslmode=require if the server asks for TLS, or let it admit the role"),
     ("SSL", "correct sslmode and sslrootcert of the address"),
     ("does not exist", "create it, or correct the address"),
     ("definition of service", "correct the service file"),
-)  # fmt: skip
+)
 
 
 def _unreachable(url: str, error: Exception) -> str:

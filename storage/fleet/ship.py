@@ -28,8 +28,7 @@ from tracepaper.storage.fleet.server import (
     speaking,
 )
 from tracepaper.storage.fleet.tables import DATABASE, columns_of
-from tracepaper.storage.record.columns import place, stored_columns
-from tracepaper.storage.record.decode import STEP
+from tracepaper.storage.record.columns import place
 from tracepaper.storage.record.rows import (
     KEPT_EVENTS,
     OPENED_AT,
@@ -98,7 +97,7 @@ class _RunState:
 
 
 class Shipper:
-    """Ships one file; ``open`` connects, ``ship`` copies all that is committed and not there yet."""
+    """Ships one file: ``open`` connects, ``ship`` copies what is committed and not there yet."""
 
     def __init__(
         self,
@@ -117,6 +116,7 @@ class Shipper:
         self._runs: dict[int, _RunState] = {}
         self._models: set[str] = set()
         self._holes: list[str] = []
+        self._known: dict[int, int] = {}  # steps on the server, by run; kept over a lost connection
         self.database_id = ""
 
     # ------------------------------------------------------------ opening
@@ -184,7 +184,9 @@ class Shipper:
             if row is None:
                 raise self._diverges(f"it lacks run {run_id}, which")
             if (row[_RUN_AT.run_id], row[OPENED_AT]) != (run_id, bytes(opened_digest)):
-                raise self._diverges(f"its run {row[_RUN_AT.run_id]} was opened otherwise than what")
+                raise self._diverges(
+                    f"its run {row[_RUN_AT.run_id]} was opened otherwise than what"
+                )
             if row[_RUN_AT.step_count] < state.next:
                 raise self._diverges(
                     f"run {run_id} ends at step {row[_RUN_AT.step_count] - 1}, and step "
@@ -207,6 +209,7 @@ class Shipper:
             f"SELECT run_key, until_sequence FROM prunes WHERE {DATABASE} = %s", mine
         ):
             self._runs[run_key].pruned_until = until
+        self._known = {run_key: state.next for run_key, state in self._runs.items()}
         query = f"SELECT model_sha256 FROM models WHERE {DATABASE} = %s"
         self._models = {sha256 for (sha256,) in server.execute(query, mine)}
 
@@ -219,11 +222,19 @@ class Shipper:
 
     # ------------------------------------------------------------ shipping
 
-    def lag(self) -> int:
-        """Return how many committed steps are not on the server yet."""
+    def version(self) -> int:
+        """Return a number that changes with every commit to the file by another connection."""
         assert self._file is not None
-        runs = self._file.execute(_RUNS).fetchall()
-        return sum(max(0, count - self._state(key).next) for key, count in runs)
+        return int(self._file.execute("PRAGMA data_version").fetchone()[0])
+
+    def behind(self) -> int:
+        """Return how many committed steps are not known to be on the server."""
+        try:
+            with closing(open_reader(self._path)) as file:
+                runs = file.execute(_RUNS).fetchall()
+        except (DataInvalid, sqlite3.Error):
+            return 0
+        return sum(max(0, count - self._known.get(run_key, 0)) for run_key, count in runs)
 
     def _state(self, run_key: int) -> _RunState:
         return self._runs.get(run_key) or _RunState(run_key)
@@ -285,6 +296,7 @@ class Shipper:
                 self._at("before commit")
             self._at("after commit")
             self._runs[run_key] = state
+            self._known[run_key] = state.next
             progress(steps)
             total += steps
             if steps < self._group_steps:
@@ -390,9 +402,7 @@ class Shipper:
 
     # ------------------------------------------------------------ prunes
 
-    def _note_hole(
-        self, server: Connection[Any], row: StoredRow, first: int, until: int
-    ) -> None:
+    def _note_hole(self, server: Connection[Any], row: StoredRow, first: int, until: int) -> None:
         server.execute(
             "INSERT INTO holes VALUES (%s, %s, %s, %s, clock_timestamp()) ON CONFLICT DO NOTHING",
             (self.database_id, row[0], first, until),
@@ -402,9 +412,7 @@ class Shipper:
             "shipped: the fleet has what the prune kept of them."
         )
 
-    def _drop(
-        self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
-    ) -> None:
+    def _drop(self, server: Connection[Any], file: sqlite3.Connection, state: _RunState) -> None:
         """Drop on the server what a prune dropped in the file, and write the prune's own row."""
         pruned = file.execute(PRUNE_ROW, (state.run_key,)).fetchone()
         span = (self.database_id, *run_span(state.run_key, pruned[CUT.until_sequence]))

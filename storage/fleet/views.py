@@ -27,28 +27,50 @@ if TYPE_CHECKING:
 FLEET_VIEWS: Final = (V_RUNS, V_DECISIONS, V_ORDERS, V_FILLS, V_EQUITY, V_POSITIONS)
 TYPES: Final = {"INTEGER": "bigint", "REAL": "double precision", "TEXT": 'text COLLATE "C"'}
 
+
+def _function(signature: str, returns: str, body: str) -> str:
+    return (
+        f"CREATE OR REPLACE FUNCTION {signature} RETURNS {returns} LANGUAGE sql IMMUTABLE "
+        f"PARALLEL SAFE AS $$ SELECT {body} $$"
+    )
+
+
 FUNCTIONS: Final = (
-    "CREATE OR REPLACE FUNCTION hex(bytea) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL SAFE AS "
-    "$$ SELECT upper(encode($1, 'hex')) $$",
-    # '.%0*d' and '.%03dZ'
-    "CREATE OR REPLACE FUNCTION printf(text, bigint, bigint) RETURNS text LANGUAGE sql IMMUTABLE "
-    "PARALLEL SAFE AS $$ SELECT '.' || lpad($3::text, greatest($2::int, length($3::text)), '0') $$",
-    "CREATE OR REPLACE FUNCTION printf(text, bigint) RETURNS text LANGUAGE sql IMMUTABLE PARALLEL "
-    "SAFE AS $$ SELECT '.' || lpad($2::text, greatest(3, length($2::text)), '0') || 'Z' $$",
-    "CREATE OR REPLACE FUNCTION strftime(text, bigint, text) RETURNS text LANGUAGE sql IMMUTABLE "
-    "PARALLEL SAFE AS $$ SELECT to_char(timestamp '1970-01-01' + $2 * interval '1 second', "
-    """'YYYY-MM-DD"T"HH24:MI:SS') $$""",
-    "CREATE OR REPLACE FUNCTION json_extract(text, text) RETURNS text LANGUAGE sql IMMUTABLE "
-    "PARALLEL SAFE AS $$ SELECT $1::json ->> substr($2, 3) $$",
+    _function("hex(bytea)", "text", "upper(encode($1, 'hex'))"),
+    # Of the forms that the views use: a fraction of any length, and milliseconds.
+    _function(
+        "printf(text, bigint, bigint)",
+        "text",
+        "'.' || lpad($3::text, greatest($2::int, length($3::text)), '0')",
+    ),
+    _function(
+        "printf(text, bigint)",
+        "text",
+        "'.' || lpad($2::text, greatest(3, length($2::text)), '0') || 'Z'",
+    ),
+    _function(
+        "strftime(text, bigint, text)",
+        "text",
+        "to_char(timestamp '1970-01-01' + $2 * interval '1 second', "
+        """'YYYY-MM-DD"T"HH24:MI:SS')""",
+    ),
+    _function("json_extract(text, text)", "text", "$1::json ->> substr($2, 3)"),
     # A sum of doubles as SQLite computes it, with the correction of Kahan and Babuska.
-    "CREATE OR REPLACE FUNCTION real_sum_step(double precision[], double precision) RETURNS "
-    "double precision[] LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT CASE WHEN $2 IS NULL "
-    "THEN $1 ELSE ARRAY[$1[1] + $2, $1[2] + CASE WHEN abs($1[1]) > abs($2) "
-    "THEN ($1[1] - ($1[1] + $2)) + $2 ELSE ($2 - ($1[1] + $2)) + $1[1] END, 1] END $$",
-    "CREATE OR REPLACE FUNCTION real_sum_end(double precision[]) RETURNS double precision "
-    "LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$ SELECT CASE WHEN $1[3] = 1 THEN $1[1] + $1[2] END $$",
-    "CREATE OR REPLACE AGGREGATE real_sum(double precision) (SFUNC = real_sum_step, "
-    "STYPE = double precision[], INITCOND = '{0,0,0}', FINALFUNC = real_sum_end)",
+    _function(
+        "real_sum_step(double precision[], double precision)",
+        "double precision[]",
+        "CASE WHEN $2 IS NULL THEN $1 ELSE ARRAY[$1[1] + $2, $1[2] + CASE WHEN abs($1[1]) > abs($2)"
+        " THEN ($1[1] - ($1[1] + $2)) + $2 ELSE ($2 - ($1[1] + $2)) + $1[1] END, 1] END",
+    ),
+    _function(
+        "real_sum_end(double precision[])",
+        "double precision",
+        "CASE WHEN $1[3] = 1 THEN $1[1] + $1[2] END",
+    ),
+    (
+        "CREATE OR REPLACE AGGREGATE real_sum(double precision) (SFUNC = real_sum_step, "
+        "STYPE = double precision[], INITCOND = '{0,0,0}', FINALFUNC = real_sum_end)"
+    ),
 )
 """What the translated texts call, of SQLite's functions."""
 
@@ -65,8 +87,10 @@ _WORDS: Final = (
     ),
     (
         re.compile(r"\(SELECT json_group_array\((.*?\))\) FROM "),
-        r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.step), '') || ']' "
-        "FROM ",
+        (
+            r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.step), '') || ']' "
+            "FROM "
+        ),
     ),
 )
 _TABLE: Final = re.compile(rf"\b(FROM|JOIN) ({'|'.join(TABLES)}) (\w) (ON|WHERE) ")
