@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 from hypothesis import settings
+from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import Installed, installed_with_all
 
 LONG: Final = (

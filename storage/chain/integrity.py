@@ -298,8 +298,8 @@ def _pulled_alone(run_id: str, row: tuple[Any, ...]) -> list[str]:
         return []
     return [
         (
-            f"Run {run_id} was pulled alone: run {predecessor}, opened before it, is absent from this "
-            "file, and so is what else would show whether runs were removed."
+            f"Run {run_id} was pulled alone: run {predecessor}, opened before it, is absent from "
+            "this file, and so is what else would show whether runs were removed."
         )
     ]
 

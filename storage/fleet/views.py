@@ -88,8 +88,8 @@ _WORDS: Final = (
     (
         re.compile(r"\(SELECT json_group_array\((.*?\))\) FROM "),
         (
-            r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.step), '') || ']' "
-            "FROM "
+            r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.step), '') "
+            "|| ']' FROM "
         ),
     ),
 )
