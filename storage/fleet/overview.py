@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
-from tracepaper.storage.fleet.server import check_revision, connect, revision_there, speaking
+from tracepaper.storage.fleet.server import check_schema, connect, speaking
 from tracepaper.storage.fleet.views import select
 from tracepaper.storage.record.columns import SEQUENCE_BITS
 from tracepaper.strategies.units import minute_text
@@ -83,7 +83,7 @@ def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
     from psycopg.rows import dict_row
 
     with closing(connect(url, needed_by=needed_by)) as server:
-        check_revision(url, revision_there(server))
+        check_schema(url, server)
         with speaking(url, "read the fleet"):
             server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             server.row_factory = dict_row

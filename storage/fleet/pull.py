@@ -16,9 +16,8 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
-    check_revision,
+    check_schema,
     connect,
-    revision_there,
     shown,
     speaking,
 )
@@ -81,7 +80,7 @@ def pull(
     partial = target.with_name(target.name + ".partial")
     try:
         with closing(connect(url, needed_by=needed_by)) as server:
-            check_revision(url, revision_there(server))
+            check_schema(url, server)
             with speaking(url, "give the record"):
                 server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
                 runs = [_Known(*row) for row in server.execute(_FOUND)]

@@ -180,6 +180,13 @@ def revision_there(connection: Connection[Any]) -> str:
     return "" if row is None else str(row[0])
 
 
+def check_schema(url: str, connection: Connection[Any]) -> None:
+    """Raise ``DataInvalid`` where the schema at *url* is not this version's."""
+    with speaking(url, "read the schema's version"):
+        revision = revision_there(connection)
+    check_revision(url, revision)
+
+
 def check_revision(url: str, revision: str) -> None:
     """Raise ``DataInvalid`` where the server's schema *revision* is not this version's."""
     if revision == SCHEMA_REVISION:

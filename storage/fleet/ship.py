@@ -21,9 +21,8 @@ from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, run_span, s
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
-    check_revision,
+    check_schema,
     connect,
-    revision_there,
     shown,
     speaking,
 )
@@ -133,7 +132,7 @@ class Shipper:
             self.database_id = database_id(self._path)
             self._file = open_reader(self._path)
             self._server = connect(self._url, needed_by=self._needed_by)
-            check_revision(self._url, revision_there(self._server))
+            check_schema(self._url, self._server)
             with speaking(self._url, "take the lock of the file"):
                 self._lock(self._server)
             with speaking(self._url, "read how far the file was shipped"):

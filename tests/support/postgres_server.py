@@ -69,8 +69,18 @@ class Cluster:
 
     def _make_certificate(self) -> None:
         key, certificate = self.data / "server.key", self.data / "server.crt"
-        command = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
-                   "-subj", "/CN=localhost", "-keyout", str(key), "-out", str(certificate))  # fmt: skip
+        options = [
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+        ]
+        command = ("openssl", *options, "-keyout", str(key), "-out", str(certificate))
         subprocess.run(self._as_user(command), check=True, capture_output=True, cwd=self.folder)
         key.chmod(0o600)
 
@@ -132,7 +142,7 @@ class Cluster:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Cluster]:
-    """A running server; tests that ask for it are skipped in one line where none is installed."""
+    """Start a server; tests that ask for it are skipped in one line where none is installed."""
     programs = _programs()
     if programs is None:
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql): no fleet is tested")
@@ -153,5 +163,5 @@ def postgres() -> Iterator[Cluster]:
 
 @pytest.fixture
 def fleet_url(postgres: Cluster) -> str:
-    """A database of the server with the fleet's tables and nothing in them."""
+    """Make a database with the fleet's tables, and nothing in them."""
     return postgres.fresh()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fleet_cases import assert_same, contents, grown
 from postgres_server import Cluster
 from recorded_runs import NAMES, unpacked, verified
 from storage_cases import (
@@ -27,26 +28,8 @@ from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.ship import Shipper, database_id, new_id
 from tracepaper.storage.fleet.tables import FLEET_TABLES, columns_of
-from tracepaper.storage.record.columns import TABLES, stored_columns
+from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
-
-
-def contents(path: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Return every row of every table with the types of its values, in the order of its key."""
-    found = {}
-    with closing(sqlite3.connect(path)) as db:
-        for table, columns in TABLES.items():
-            keys = ", ".join(column.name for column in columns if column.is_key)
-            names = ", ".join(stored_columns(table))
-            rows = db.execute(f"SELECT {names} FROM {table} ORDER BY {keys}").fetchall()
-            found[table] = [tuple((type(value), value) for value in row) for row in rows]
-    return found
-
-
-def assert_same(path: Path, other: Path) -> None:
-    first, second = contents(path), contents(other)
-    for table in TABLES:
-        assert first[table] == second[table], table
 
 
 def audited(path: Path) -> list[str]:
@@ -202,14 +185,6 @@ def test_a_file_of_an_older_version_that_is_written_just_now_is_named(tmp_path: 
 # ---------------------------------------------------------------- another history
 
 
-def grown(path: Path, count: int, *, seed: int, since: int) -> None:
-    log = SqlAuditLog.open(path)
-    log.resume("r-1")
-    for step in plain_steps(count, seed=seed)[since:]:
-        log.append_now(step)
-    log.close()
-
-
 def test_a_copy_that_went_on_by_itself_is_refused_and_named(tmp_path: Path, fleet_url: str) -> None:
     path, copy = tmp_path / "a.db", tmp_path / "copy.db"
     write_run(path, plain_steps(40))
@@ -292,10 +267,8 @@ def test_a_prune_before_its_steps_were_shipped_is_a_named_hole(
     until = prune(path, keep_days=1, pruned_at_ms=7)[0].until_sequence
     steps, _, holes = ship_once(path, fleet_url)
     assert steps == 5001 - until - 1
-    assert holes == (
-        f"Steps 100 to {until} of run r-1 were pruned before they were shipped: the fleet has what "
-        "the prune kept of them.",
-    )
+    (hole,) = holes
+    assert hole.startswith(f"Steps 100 to {until} of run r-1 were pruned before they were shipped:")
     found = postgres.sql(fleet_url, "SELECT from_sequence, until_sequence FROM holes")
     assert found == [(100, until)]
     pull(fleet_url, back)
@@ -370,8 +343,8 @@ def test_two_shippers_of_one_file_are_one_too_many(
     second.server.execute("SELECT pg_advisory_unlock_all()")
     first.open()
     assert first.ship().steps == 20
-    with pytest.raises(ServerLost, match="Another process shipped to .* meanwhile"):
-        grown(path, 60, seed=1, since=40)
+    grown(path, 60, seed=1, since=40)
+    with pytest.raises(ServerLost, match=r"Another process shipped to .* meanwhile"):
         second.ship()
     for shipper in (first, second, third):
         shipper.close()
