@@ -101,6 +101,34 @@ def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
     return checked(url, option), option
 
 
+def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
+    """Ship the file *path* to *url*, and return what ships its prune afterwards.
+
+    Raises ``TracepaperError`` where not all of it arrived: what is pruned now would be a hole.
+    """
+    from tracepaper.storage.fleet.follow import ship_once
+
+    if url is None:
+        return lambda: None
+    option = "[storage] ship_to"
+    try:
+        ship_once(path, url, needed_by=option)
+    except TracepaperError as error:
+        reason = str(error).rstrip(".")
+        raise TracepaperError(
+            f"Nothing was pruned, since not all is shipped: {reason}. With --hole it is pruned all "
+            "the same, and what was not shipped is recorded as a hole."
+        ) from None
+
+    def follow() -> None:
+        try:
+            ship_once(path, url, needed_by=option)
+        except TracepaperError as error:
+            say(f"Warning: the prune is not shipped yet: {error}", err=True)
+
+    return follow
+
+
 def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
     import signal
     import threading

@@ -406,6 +406,10 @@ def prune(
         int | None,
         typer.Option(min=1, metavar="DAYS", help="Days to keep; by default storage.keep_days."),
     ] = None,
+    hole: Annotated[
+        bool,
+        typer.Option("--hole", help="Do not ship to storage.ship_to first; a hole is recorded."),
+    ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -413,14 +417,17 @@ def prune(
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
     The bars stay that the first decision of those days looks back on, so that `verify` derives all
-    of them. Refused while a daemon has the database open.
+    of them. Refused while a daemon has the database open. With storage.ship_to all is shipped
+    before.
     """
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.daemon.commands.fleet import ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import recorded_reach
     from tracepaper.storage.maintenance import prune as prune_database
 
-    days = keep or load(config).storage.keep_days
+    storage = load(config).storage
+    days = keep or storage.keep_days
     if days is None:
         raise ConfigInvalid("How many days should be kept? Give --keep DAYS or storage.keep_days.")
     path = database_path(db, config)
@@ -433,8 +440,10 @@ def prune(
             unknown[run_id] = " ".join(str(error).split())
             return None
 
+    follow = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
+    follow()
     for run_id, why in unknown.items():
         say(
             f"Warning: how far run {run_id} looks back was derived from its record alone, since "

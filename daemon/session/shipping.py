@@ -1,7 +1,7 @@
 """``Shipping``: has the run's file shipped to a fleet's PostgreSQL, in a process of its own.
 
 No step waits for it and no fault of it ends a run; what it says of itself is in status and metrics.
-It outlives the daemon by the seconds that its last steps take. The rules are docs/scale.md, F7.
+It outlives the daemon by the seconds that its last steps take. The rules are docs/fleet.md, F7.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Follows a file: ships what is committed as it comes, through every fault of the server.
 
-The rules are docs/scale.md, F4 and F7.
+The rules are docs/fleet.md, F4 and F7.
 """
 
 from __future__ import annotations

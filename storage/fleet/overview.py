@@ -1,6 +1,6 @@
 """What a fleet does now: every file and run of the server, with health, lag, account and alarms.
 
-The rules are docs/scale.md, F16 and F17.
+The rules are docs/fleet.md, F16 and F17.
 """
 
 from __future__ import annotations

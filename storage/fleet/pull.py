@@ -1,7 +1,7 @@
 """``pull``: gives back from a fleet's PostgreSQL a database, or one run of it, as a file.
 
 Everything is read from one snapshot and written into a new file, which appears when it is whole.
-The rules are docs/scale.md, F10 to F12.
+The rules are docs/fleet.md, F10 to F12.
 """
 
 from __future__ import annotations

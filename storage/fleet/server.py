@@ -1,6 +1,6 @@
 """A fleet's PostgreSQL server: its address without a secret, connections, errors in one sentence.
 
-psycopg is imported when a connection is opened. The rules are docs/scale.md, F1 to F3.
+psycopg is imported when a connection is opened. The rules are docs/fleet.md, F1 to F3.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ def speaking(url: str, doing: str) -> Iterator[None]:
     except psycopg.errors.InsufficientPrivilege as error:
         raise ServerLost(
             f"The role at {shown(url)} may not {doing} ({said_by(error)}): grant it what "
-            "docs/scale.md shows."
+            "docs/fleet.md shows."
         ) from None
     except psycopg.DataError as error:
         raise DataInvalid(

@@ -2,7 +2,7 @@
 
 It reads over a read-only connection, in one short transaction a group, so no writer waits for it.
 A group, its mark and what it changes in place are one transaction of the server's: after a crash on
-either side it goes on behind the mark. The rules are docs/scale.md, F4 to F9.
+either side it goes on behind the mark. The rules are docs/fleet.md, F4 to F9.
 """
 
 from __future__ import annotations
