@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Callable
 
-    from tracepaper.storage.fleet.follow import Progress
     from tracepaper.storage.fleet.overview import FleetRun
+    from tracepaper.storage.fleet.server import ShipProgress
 
 STATUS_KEYS = (
     *("state", "halted_by", "ready", "not_ready", "run_id", "pid", "code_version", "model_id"),
@@ -93,12 +93,15 @@ def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
     """Return the address that is meant, checked, and the option or key that gave it."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.storage.fleet.server import checked
+    from tracepaper.strategies.extras import require
 
     option = "--to" if to is not None else "[storage] ship_to"
     url = to if to is not None else load(config).storage.ship_to
     if not url:
         raise ConfigInvalid("Say where to: --to URL, or storage.ship_to.")
-    return checked(url, option), option
+    address = checked(url, option)
+    require("psycopg", option)
+    return address, option
 
 
 def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
@@ -145,7 +148,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
             signal.signal(number, lambda *_: stop.set())
     said = ""
 
-    def report(progress: Progress) -> None:
+    def report(progress: ShipProgress) -> None:
         nonlocal said
         if service:
             import msgspec

@@ -16,7 +16,8 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from tracepaper.daemon.http.monitor import Monitor, RetrainProgress, ShipProgress
+from tracepaper.daemon.http.monitor import Monitor, RetrainProgress
+from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.types.decisions import Account, Step
 from tracepaper.strategies.types.market import Bar, ParityCheck, ParityOutcome
 from tracepaper.strategies.units import MONEY_SCALE
@@ -82,7 +83,7 @@ class MonitorCollector(Collector):
             text = "Notices by what became of them: deliveries sent and failed, notices dropped."
             yield _counted("notices", "outcome", text, monitor.notices)
         if monitor.shipping is not None:
-            yield from _shipping(monitor.shipping.progress)
+            yield from _shipping(monitor.shipping())
         if monitor.last is not None:
             yield from _accounts(monitor.last)
         yield from _bars(monitor)

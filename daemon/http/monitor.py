@@ -13,6 +13,7 @@ import msgspec
 
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.clock import AuditLog, Clock, Predictor
+from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.declared import late, operator, warm
 from tracepaper.strategies.types.decisions import Account, Decision, Prediction, Run, Step
 from tracepaper.strategies.types.market import (
@@ -72,23 +73,6 @@ class ParityProgress(Protocol):
     def due_ms(self) -> int:
         """The market time from which on the next replay begins."""
         ...
-
-
-class ShipProgress(Protocol):
-    """How the shipping of the run's file to a fleet stands."""
-
-    steps: int
-    lag_steps: int
-    lag_s: float
-    errors: int
-    error: str
-    holes: int
-
-
-class Shipper(Protocol):
-    """What ships the run's file."""
-
-    progress: ShipProgress
 
 
 class Silent:
@@ -175,7 +159,7 @@ class Monitor:
         self.retraining: RetrainProgress | None = None
         self.parity: ParityProgress | None = None
         self.notices: Mapping[str, int] | None = None
-        self.shipping: Shipper | None = None
+        self.shipping: Callable[[], ShipProgress] | None = None
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -337,7 +321,7 @@ class Monitor:
         """Return how shipping stands; None where [storage] ship_to is absent."""
         if self.shipping is None:
             return None
-        document: Document = msgspec.to_builtins(self.shipping.progress)
+        document: Document = msgspec.to_builtins(self.shipping())
         return document
 
     def _account_document(self, last: Step) -> Document:

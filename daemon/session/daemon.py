@@ -301,8 +301,10 @@ class Daemon:
             )
             monitor.retraining = retrainer
             monitor.parity = parity = self._daily_parity(run, feed)
-            monitor.shipping = shipping = self._shipping()
-            processes = (retrainer, parity, self._messenger(run, engine, monitor), shipping)
+            processes = (
+                *(retrainer, parity, self._messenger(run, engine, monitor)),
+                self._shipping(monitor),
+            )
             behind = [process for process in processes if process is not None]
             monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
             token = write_token(self._database)
@@ -390,10 +392,13 @@ class Daemon:
         submit = partial(self._submit, feed)
         return DailyParity(section, self._database, run, submit, self._clock)
 
-    def _shipping(self) -> Shipping | None:
-        """Return what ships the file to a fleet; None without an address."""
-        url = self._config.storage.ship_to
-        return None if url is None else Shipping(url, self._database, self._clock)
+    def _shipping(self, monitor: Monitor) -> Shipping | None:
+        """Return what ships the file to a fleet, watched by *monitor*; None without an address."""
+        if (url := self._config.storage.ship_to) is None:
+            return None
+        shipping = Shipping(url, self._database, self._clock)
+        monitor.shipping = lambda: shipping.progress
+        return shipping
 
     def _messenger(self, run: Run, engine: Engine, monitor: Monitor) -> Messenger | None:
         """Return a sender of notices, counted by *monitor*; None without an address."""

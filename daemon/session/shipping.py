@@ -20,7 +20,7 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.session.supervisor import import_path, working
-from tracepaper.storage.fleet.follow import Progress
+from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.types.decisions import Step
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
@@ -36,7 +36,7 @@ class Shipping:
     """Keeps the process at work, and has the ``progress`` that it told last."""
 
     def __init__(self, url: str, database: Path, clock: Clock) -> None:
-        self.progress = Progress()
+        self.progress = ShipProgress()
         self._command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
         self._clock = clock
 
@@ -89,7 +89,7 @@ class Shipping:
         try:
             while line := await reader.readline():
                 try:
-                    told = msgspec.json.decode(line, type=Progress)
+                    told = msgspec.json.decode(line, type=ShipProgress)
                 except msgspec.MsgspecError:
                     said = line.decode(errors="replace").strip()[:ERROR_MOST] or said
                     continue
@@ -100,7 +100,7 @@ class Shipping:
             _reap(process)
         return said or "its process ended"
 
-    def _hear(self, first: Progress, told: Progress) -> None:
+    def _hear(self, first: ShipProgress, told: ShipProgress) -> None:
         """Take up what the process *told*; counts go on over its restarts."""
         if told.error and told.error != self.progress.error:
             log.warning("shipping", error=told.error)

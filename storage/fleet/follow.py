@@ -10,9 +10,7 @@ import sqlite3
 import threading
 from typing import TYPE_CHECKING, Final
 
-from msgspec import Struct
-
-from tracepaper.storage.fleet.server import speaking
+from tracepaper.storage.fleet.server import ShipProgress, speaking
 from tracepaper.storage.fleet.ship import GROUP_STEPS, Shipper
 from tracepaper.strategies.errors import ServerLost
 
@@ -34,17 +32,6 @@ _SEEN: Final = (
 )
 
 
-class Progress(Struct, frozen=True):
-    """How shipping stands."""
-
-    steps: int = 0  # shipped by this process
-    lag_steps: int = 0  # committed and not shipped
-    lag_s: float = 0.0  # wall seconds since the oldest of them was seen
-    errors: int = 0
-    error: str = ""  # the sentence of the fault that lasts; empty where all is well
-    holes: int = 0  # spans that a prune dropped before they were shipped
-
-
 class Follower:
     """Ships the file *path* to *url* until *stop* is set, and then what is there, once.
 
@@ -58,7 +45,7 @@ class Follower:
         *,
         stop: threading.Event,
         seconds: Callable[[], float],
-        report: Callable[[Progress], object] = lambda _progress: None,
+        report: Callable[[ShipProgress], object] = lambda _progress: None,
         daemon: Callable[[], str] = str,
         group_steps: int = GROUP_STEPS,
         needed_by: str = "--to",
@@ -135,9 +122,8 @@ class Follower:
             self._behind_since = self._seconds()
         since = self._behind_since if behind else None
         lag_s = 0.0 if since is None else self._seconds() - since
-        self._report(
-            Progress(self._steps, behind, round(lag_s, 3), self._errors, self._error, self._holes)
-        )
+        steps, holes = self._steps, self._holes
+        self._report(ShipProgress(steps, behind, round(lag_s, 3), self._errors, self._error, holes))
         if self._shipper.is_open:
             with speaking(self._url, "hear of the shipper"):
                 self._shipper.server.execute(

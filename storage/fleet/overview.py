@@ -50,7 +50,7 @@ _HELD: Final = (
 )
 
 
-class Held(Struct, frozen=True):
+class FleetPosition(Struct, frozen=True):
     """A position that is open."""
 
     instrument: str
@@ -73,7 +73,7 @@ class FleetRun(Struct, frozen=True):
     lag_s: float
     steps: int
     equity: str | None
-    positions: tuple[Held, ...]
+    positions: tuple[FleetPosition, ...]
     last_decision: str | None
     alarms: tuple[str, ...]
 
@@ -103,7 +103,7 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
         position = None if found["step"] is None else _one(server, V_POSITIONS, key, found["step"])
         if position is not None and position["quantity"]:
             held.append(
-                Held(
+                FleetPosition(
                     position["instrument"],
                     position["quantity_text"],
                     position["unrealized_pnl_text"],

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from msgspec import Struct
+
 from tracepaper.storage.record.columns import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
 from tracepaper.strategies.extras import require
@@ -43,6 +45,17 @@ _PASSWORD_PLACES: Final = "the variable PGPASSWORD, a service file or .pgpass"  
 _PASSWORD_SENTENCE: Final = (
     f"its address holds a password: take it out, for libpq finds it in {_PASSWORD_PLACES}"
 )
+
+
+class ShipProgress(Struct, frozen=True):
+    """How shipping stands."""
+
+    steps: int = 0  # shipped by this process
+    lag_steps: int = 0  # committed and not shipped
+    lag_s: float = 0.0  # wall seconds since the oldest of them was seen
+    errors: int = 0
+    error: str = ""  # the sentence of the fault that lasts; empty where all is well
+    holes: int = 0  # spans that a prune dropped before they were shipped
 
 
 def server_address(url: str) -> str:

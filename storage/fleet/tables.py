@@ -52,9 +52,6 @@ _TYPES: Final[dict[str, Any]] = {
     "TEXT": Text(collation="C"),  # sorts as SQLite does
     "BLOB": LargeBinary(),
 }
-FLEET_TABLES: Final = {name: columns for name, columns in TABLES.items() if name != "databases"}
-"""The tables that ``database_id`` leads; ``databases`` itself has it as its key."""
-
 metadata: Final = MetaData()
 
 

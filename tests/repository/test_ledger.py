@@ -68,8 +68,9 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     figures = of_this_repository().figures
     # A committee asked for four; the report of what heads said of risk, cross-attention, the
     # Informer's decoder, dropout, a model over HTTP and importance over a run for one each. Order
-    # books beside candles asked for two.
-    assert figures["modules"] <= 351
+    # books beside candles asked for two. The record of a fleet asked for eleven: seven of its room,
+    # its commands, its process beside the daemon, its figures, and metrics apart from the monitor.
+    assert figures["modules"] <= 362
     assert figures["modules over 600 lines"] <= 0
 
 

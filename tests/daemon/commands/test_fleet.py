@@ -154,7 +154,7 @@ async def test_ship_follows_beside_a_writer_until_ctrl_c(
 ) -> None:
     command = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship", "--to", fleet_url)
     count = "SELECT count(*) FROM steps"
-    process = subprocess.Popen([*command, "--db", str(path)], stderr=subprocess.PIPE)
+    process = subprocess.Popen([*command, "--db", str(path)], stderr=subprocess.PIPE)  # noqa: ASYNC220
     try:
         await until(lambda: postgres.sql(fleet_url, count) == [(200,)], poll_s=0.05)
         grown(path, 230, seed=1, since=200)

@@ -20,9 +20,9 @@ from storage_cases import CROSS_GATES, plain_steps, rich_steps, run, write_run
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.fleet.follow import Follower, Progress, ship_once
+from tracepaper.storage.fleet.follow import Follower, ship_once
 from tracepaper.storage.fleet.pull import pull
-from tracepaper.storage.fleet.server import checked, connect, server_address
+from tracepaper.storage.fleet.server import ShipProgress, checked, connect, server_address
 from tracepaper.storage.fleet.ship import Shipper
 from tracepaper.storage.fleet.tables import upgrade
 from tracepaper.strategies import extras
@@ -112,7 +112,7 @@ class Following:
     """A follower in a thread of its own, and what it reports."""
 
     def __init__(self, path: Path, url: str, group_steps: int = 50) -> None:
-        self.told: list[Progress] = []
+        self.told: list[ShipProgress] = []
         self.stop, self._heard = threading.Event(), threading.Condition()
         self.error: Exception | None = None
         self._follower = Follower(
@@ -134,12 +134,12 @@ class Following:
         with self._heard:
             self._heard.notify_all()
 
-    def _hear(self, progress: Progress) -> None:
+    def _hear(self, progress: ShipProgress) -> None:
         with self._heard:
             self.told.append(progress)
             self._heard.notify_all()
 
-    def until(self, condition: Callable[[Progress], object]) -> Progress:
+    def until(self, condition: Callable[[ShipProgress], object]) -> ShipProgress:
         with self._heard:
             assert self._heard.wait_for(
                 lambda: self.error or any(map(condition, self.told)), timeout=120

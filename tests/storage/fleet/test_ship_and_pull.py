@@ -27,7 +27,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.ship import Shipper, database_id, new_id
-from tracepaper.storage.fleet.tables import FLEET_TABLES, columns_of
+from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
 
@@ -57,7 +57,7 @@ def test_a_pulled_database_equals_the_original_table_by_table(
     assert ship_once(path, fleet_url) == (0, 0, ())
     pulled = pull(fleet_url, back)
     assert pulled.run_ids == ("r-1", "r-2", "r-3")
-    assert all(contents(path)[table] for table in FLEET_TABLES if table not in
+    assert all(contents(path)[table] for table in TABLES if table not in
                {"models", "prunes", "archive_series", "archive_bars"})  # fmt: skip
     assert_same(path, back)
     assert audited(back) == audited(path) == []
