@@ -34,8 +34,10 @@ LONG: Final = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is ``long``."""
+    """Mark what is ``long``, and what asks for a PostgreSQL."""
     for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgres)
         if any(one.search(item.nodeid) for one in LONG):
             item.add_marker(pytest.mark.long)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,6 +30,8 @@ STATUS_KEYS = (
     *("state", "halted_by", "ready", "not_ready", "run_id", "pid", "code_version", "model_id"),
 )
 """What the fleet keeps of a daemon's status."""
+NICE = 10
+"""The niceness of the shipper of a daemon."""
 STAY_S = 5.0
 """Seconds that the shipper of a daemon stays after it, for its last steps."""
 ToOption = Annotated[
@@ -181,6 +184,8 @@ def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], f
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # the daemon's end is what ends it
+    with suppress(OSError):
+        os.nice(NICE)
 
     def wait() -> None:
         while os.read(0, 1):

@@ -135,10 +135,20 @@ def add_columns(connection: Connection) -> None:
                 )
 
 
+_MAY_READ: Final = (
+    "SELECT c.relname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END "
+    "FROM pg_class c, aclexplode(c.relacl) a WHERE c.relkind = 'v' "
+    "AND c.relnamespace = current_schema()::regnamespace AND a.privilege_type = 'SELECT'"
+)
+
+
 def make_views(connection: Connection) -> None:
-    """Make the functions and the views anew; they are code and follow the version."""
+    """Make the functions and the views anew; who could read a view still can."""
+    readers = connection.exec_driver_sql(_MAY_READ).all()
     for statement in (*FUNCTIONS, *statements()):
         connection.exec_driver_sql(statement.replace("%", "%%"))
+    for view, role in readers:
+        connection.exec_driver_sql(f"GRANT SELECT ON {view} TO {role}")
 
 
 def columns_of(table: str) -> tuple[str, ...]:

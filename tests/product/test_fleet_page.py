@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from postgres_server import Cluster
 from readme import DOCS, SAMPLE, blocks, commands
+from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.fleet.follow import ship_once
@@ -62,6 +65,14 @@ def test_the_page_does_what_it_says(
     reader = postgres.url(server, user="tracepaper_reader")
     with pytest.raises(ServerLost, match="may not"):
         ship_once(original, reader)
+    # The writer's rights suffice for a prune and for imported candles as well.
+    assert prune(original, keep_days=2, pruned_at_ms=7)[0].steps > 1000
+    with closing(sqlite3.connect(original, isolation_level=None)) as db:
+        db.execute("INSERT INTO archive_series VALUES (1, 'linear:BTCUSDT', 60000, '{}')")
+    for _ in range(2):
+        assert ship_once(original, postgres.url(server, user="tracepaper_writer"))[2] == ()
+        with closing(sqlite3.connect(original, isolation_level=None)) as db:
+            db.execute("UPDATE archive_series SET instrument = '{ }'")
     writer = connect(postgres.url(server, user="tracepaper_writer"))
     for forbidden in ("DELETE FROM fills", "UPDATE steps SET close = 1", "DROP TABLE steps"):
         with pytest.raises(psycopg.errors.InsufficientPrivilege):

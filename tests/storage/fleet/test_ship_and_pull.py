@@ -317,7 +317,19 @@ def test_a_column_that_an_older_version_lacked_is_added(postgres: Cluster, fleet
 
     postgres.sql(fleet_url, "DROP VIEW v_fills", "ALTER TABLE fills DROP COLUMN while_down",
                  "DROP TABLE ledger")  # fmt: skip
+    postgres.sql(
+        fleet_url,
+        'DROP ROLE IF EXISTS "A reader"',
+        'CREATE ROLE "A reader"',
+        'GRANT SELECT ON v_runs, fills TO "A reader"',
+        "GRANT SELECT ON v_equity TO PUBLIC",
+    )
     assert upgrade(fleet_url) == ("0003", "0003")
+    may = "SELECT has_table_privilege('A reader', 'v_runs', 'SELECT'), "
+    may += "has_table_privilege('A reader', 'v_equity', 'SELECT'), "
+    may += "has_table_privilege('A reader', 'v_orders', 'SELECT')"
+    assert postgres.sql(fleet_url, may) == [(True, True, False)]
+    postgres.sql(fleet_url, 'DROP OWNED BY "A reader"', 'DROP ROLE "A reader"')
     assert postgres.sql(fleet_url, "SELECT while_down FROM fills") == []
     assert postgres.sql(fleet_url, "SELECT while_down FROM v_fills") == []
     assert postgres.sql(fleet_url, "SELECT amount FROM ledger") == []
