@@ -136,6 +136,7 @@ def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
 
 
 def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
+    import os
     import signal
     import threading
 
@@ -156,8 +157,8 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
         if service:
             import msgspec
 
-            sys.stdout.write(msgspec.json.encode(progress).decode() + "\n")
-            sys.stdout.flush()
+            with suppress(OSError):  # the daemon has ended, and its last steps are shipped still
+                os.write(1, msgspec.json.encode(progress) + b"\n")
         elif progress.error != said:
             said = progress.error
             say(said or "Shipping goes on.", err=True)

@@ -7,6 +7,7 @@ It outlives the daemon by the seconds that its last steps take. The rules are do
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import msgspec
 import structlog
 
 from tracepaper.daemon.clock import Clock
-from tracepaper.daemon.session.supervisor import import_path, working
+from tracepaper.daemon.session.supervisor import END_WITHIN_S, import_path, working
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.types.decisions import Step
 
@@ -94,6 +95,8 @@ class Shipping:
                     said = line.decode(errors="replace").strip()[:ERROR_MOST] or said
                     continue
                 self._hear(first, told)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, END_WITHIN_S)
         finally:
             process.stdin.close()  # at which it ends, when the last steps are shipped
             transport.close()

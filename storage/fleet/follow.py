@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import sqlite3
 import threading
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.storage.fleet.server import ShipProgress, speaking
@@ -80,7 +81,8 @@ class Follower:
                     pause_s = min(2 * pause_s, longest_s)
                     continue
                 if is_last:
-                    self._tell()
+                    with suppress(ServerLost):
+                        self._tell()
                     return
                 self._stop.wait(POLL_S)
         finally:

@@ -25,7 +25,6 @@ from sqlalchemy import (
     create_engine,
 )
 from sqlalchemy import Column as SqlColumn
-from sqlalchemy.dialects.postgresql import dialect
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateTable
 
@@ -112,7 +111,7 @@ Table(
 def make_tables(connection: Connection) -> None:
     """Make every table in the schema that the connection's search path names."""
     for table in metadata.sorted_tables:
-        connection.exec_driver_sql(str(CreateTable(table).compile(dialect=dialect())))
+        connection.execute(CreateTable(table))
 
 
 def add_columns(connection: Connection) -> None:
@@ -125,11 +124,11 @@ def add_columns(connection: Connection) -> None:
     tables = {table for table, _ in there}
     for table in metadata.sorted_tables:
         if table.name not in tables:
-            connection.exec_driver_sql(str(CreateTable(table).compile(dialect=dialect())))
+            connection.execute(CreateTable(table))
             continue
         for column in table.columns:
             if (table.name, column.name) not in there:
-                kind = column.type.compile(dialect=dialect())
+                kind = column.type.compile(dialect=connection.dialect)
                 connection.exec_driver_sql(
                     f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
                 )
