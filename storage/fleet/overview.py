@@ -110,7 +110,7 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
                 )
             )
     daemon = msgspec.json.decode(row["daemon"] or "{}") if is_newest else {}
-    alarms = list(daemon.get("not_ready") or ())
+    alarms: list[str] = list(daemon.get("not_ready") or ())
     if daemon.get("halted_by"):
         alarms.insert(0, f"halted by {daemon['halted_by']}")
     if row["holes"]:
@@ -164,5 +164,5 @@ def _one(server: Connection[Any], view: View, database_id: str, step: int) -> Di
     own = f"{word} r.database_id = %s AND r.run_key = %s AND s.step = %s"
     query = select(view).replace("%", "%%")
     values = (database_id, step >> SEQUENCE_BITS, step)
-    row: DictRow | None = server.execute(f"{query} {own}", values).fetchone()
+    row: DictRow | None = server.execute(f"{query} {own}".encode(), values).fetchone()
     return row

@@ -194,7 +194,7 @@ def _copy(
     count = 0
     with server.cursor(f"pull_{table}", binary=True) as cursor:
         cursor.itersize = BATCH_ROWS
-        cursor.execute(query, values)
+        cursor.execute(query.encode(), values)
         while rows := cursor.fetchmany(BATCH_ROWS):
             raw.executemany(write, rows)
             count += len(rows)

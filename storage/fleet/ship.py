@@ -270,7 +270,7 @@ class Shipper:
         known = {sha256 for (sha256,) in file.execute("SELECT model_sha256 FROM models")}
         for new in sorted(known - self._models):
             row = file.execute(select("models", "model_sha256 = ?"), (new,)).fetchone()
-            server.execute(_insert("models") + " ON CONFLICT DO NOTHING", (self.database_id, *row))
+            server.execute(_insert("models") + b" ON CONFLICT DO NOTHING", (self.database_id, *row))
             self._models.add(new)
 
     def _ship_run(
@@ -394,7 +394,7 @@ class Shipper:
             return
         names = ", ".join(columns_of(table))
         own = (self.database_id,)
-        with server.cursor().copy(f"COPY {table} ({names}) FROM STDIN") as copy:
+        with server.cursor().copy(f"COPY {table} ({names}) FROM STDIN".encode()) as copy:
             write = copy.write_row
             for row in rows:
                 write(own + row)
@@ -455,7 +455,7 @@ class Shipper:
                 with server.transaction():
                     for table in (*rows, "candle_marks"):
                         server.execute(
-                            f"DELETE FROM {table} WHERE {DATABASE} = %s AND series = %s",
+                            f"DELETE FROM {table} WHERE {DATABASE} = %s AND series = %s".encode(),
                             (self.database_id, series),
                         )
                     for table, copied in rows.items():
@@ -471,9 +471,10 @@ def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredR
     return file.execute(select(table, "run_key = ?"), (run_key,)).fetchall()
 
 
-def _insert(table: str) -> str:
+def _insert(table: str) -> bytes:
     names = columns_of(table)
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
+    listed = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
+    return listed.encode()
 
 
 @contextmanager

@@ -162,6 +162,9 @@ def postgres() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-def fleet_url(postgres: Cluster) -> str:
-    """Make a database with the fleet's tables, and nothing in them."""
-    return postgres.fresh()
+def fleet_url(postgres: Cluster) -> Iterator[str]:
+    """Make a database with the fleet's tables, and nothing in them; drop it afterwards."""
+    url = postgres.fresh()
+    yield url
+    name = url.rpartition("/")[2]
+    postgres.sql(postgres.url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any, cast
 
@@ -78,14 +79,14 @@ async def test_a_shipper_that_is_killed_is_begun_again(
     monkeypatch.setattr(shipping, "PAUSE_S", (0.01, 0.1))
     path, back = tmp_path / "run.db", tmp_path / "back.db"
     begun: list[int] = []
-    popen = shipping.subprocess.Popen
+    popen: Any = subprocess.Popen
 
     def remembered(*words: Any, **options: Any) -> Any:
         process = popen(*words, **options)
         begun.append(process.pid)
         return process
 
-    monkeypatch.setattr(shipping.subprocess, "Popen", remembered)
+    monkeypatch.setattr(subprocess, "Popen", remembered)
     async with (
         ScriptedServer() as server,
         daemon(server, path, storage={"ship_to": fleet_url}) as running,

@@ -276,6 +276,30 @@ def test_a_prune_before_its_steps_were_shipped_is_a_named_hole(
     assert audited(back) == []
 
 
+def test_the_server_holds_a_whole_record_after_every_transaction_of_a_prune(
+    tmp_path: Path, fleet_url: str
+) -> None:
+    path = tmp_path / "a.db"
+    write_run(path, plain_steps(2000))
+    ship_once(path, fleet_url)
+    grown(path, 4200, seed=1, since=2000)
+    assert prune(path, keep_days=1, pruned_at_ms=7)[0].until_sequence < 3000
+    problems = []
+
+    def at(point: str) -> None:
+        if point == "after commit":
+            back = tmp_path / f"back-{len(problems)}.db"
+            pull(fleet_url, back)
+            problems.append(audited(back))
+
+    shipper = Shipper(path, fleet_url, group_steps=700, at=at)
+    shipper.open()
+    shipper.ship()
+    shipper.close()
+    assert problems
+    assert not any(problems)
+
+
 def test_a_file_that_was_pruned_first_is_shipped_as_it_is(tmp_path: Path, fleet_url: str) -> None:
     path, back = tmp_path / "a.db", tmp_path / "b.db"
     write_run(path, plain_steps(5000))
