@@ -139,7 +139,9 @@ def _run_of(table: str, row: tuple[Any, ...]) -> int:
 
 
 def test_a_file_whose_older_run_was_removed_is_still_found(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.db")
+    path = tmp_path / "a.db"
+    write_run(path, plain_steps(60))
+    write_run(path, plain_steps(30, seed=2), of=run("r-2"))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA foreign_keys = OFF")
         for table in ("instruments", "gate_sets", "runs"):
