@@ -31,7 +31,7 @@ PANELS: Final = {
     "Understand": ("ui", "explain", "report"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),
-    "Operate": ("status", "command", "notify", "db", "config", "doctor"),
+    "Operate": ("status", "command", "notify", "db", "fleet", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
 ALIASES: Final = {"backtest": "replay"}

@@ -30,6 +30,7 @@ from tracepaper.storage.database.views import create_views
 from tracepaper.storage.database.writer import (
     add_columns,
     advice,
+    identify,
     open_writer,
     open_writer_of_any_schema,
 )
@@ -262,6 +263,7 @@ def upgrade(path: Path) -> tuple[str, str]:
             raise DataInvalid(no_way_up(path, revision))
         migrate(writer.connection)
         add_columns(writer.connection, path)
+        identify(writer.connection)
     except (DBAPIError, sqlite3.Error) as error:
         raise AuditUnwritable(
             f"{path} could not be upgraded and is as it was ({error}); {advice(error)} and retry."

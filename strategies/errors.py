@@ -6,6 +6,7 @@
     ├── Recoverable            reconnect, back off, count against the restart budget
     │   ├── FeedLost           the stream or a request ended or was refused
     │   ├── FeedStale          connected, but no data came in time
+    │   ├── ServerLost         a fleet's server does not answer, or broke off
     │   └── MessageMalformed   bytes that are not what the exchange documents
     │       └── FrameImpossible   well formed, and cannot be true
     └── Fatal                  record, stop, exit non-zero
@@ -39,6 +40,10 @@ class FeedLost(Recoverable):
 
 class FeedStale(Recoverable):
     """The connection is open, but no data came in time."""
+
+
+class ServerLost(Recoverable):
+    """The PostgreSQL server of a fleet does not answer, refuses for now, or broke off."""
 
 
 class MessageMalformed(Recoverable):

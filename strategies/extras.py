@@ -21,6 +21,7 @@ EXTRAS: Final = {
     "onnxscript": "export",
     "optuna": "sweep",
     "polars": "report",
+    "psycopg": "scale",
     "pyarrow": "data",
     "ray": "scale",
 }

@@ -8,6 +8,7 @@ from typing import Final
 
 import pytest
 from hypothesis import settings
+from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import Installed, installed_with_all
 
 LONG: Final = (
@@ -33,8 +34,10 @@ LONG: Final = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is ``long``."""
+    """Mark what is ``long``, and what asks for a PostgreSQL."""
     for item in items:
+        if "postgres" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.postgres)
         if any(one.search(item.nodeid) for one in LONG):
             item.add_marker(pytest.mark.long)
 

@@ -115,6 +115,9 @@ def _parts(document: Document) -> list[RenderableType]:
         counts = ", ".join(f"{count} {what}" for what, count in notices.items())
         style = "yellow" if notices["failed"] or notices["dropped"] else "dim"
         parts.append(Text(f"notices: {counts}", style))
+    if (shipping := cast("Document | None", document["shipping"])) is not None:
+        words = shipping["error"] or f"{shipping['lag_steps']} steps behind"
+        parts.append(Text(f"shipping: {words}", "yellow" if shipping["error"] else "dim"))
     if document["account"] is not None:
         parts.append(_accounts(document))
     instruments = cast("dict[str, Document]", document["instruments"])

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tracepaper.daemon.commands.fleet import ToOption, pull, server_of, ship
 from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
@@ -46,23 +47,52 @@ def verify(
         typer.Option(metavar="HEX", help="A digest kept elsewhere, which must be in the chain."),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Check every run of the database.")] = False,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", metavar="URL", help="Walk what a fleet's PostgreSQL holds instead."),
+    ] = None,
+    database: Annotated[
+        str, typer.Option(metavar="ID", help="With --from, of several databases the one meant.")
+    ] = "",
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check the file and every link of a run's chain; exit 1 with the first that does not hold."""
-    from tracepaper.storage.chain.integrity import audit_runs
-    from tracepaper.storage.database.reader import Reader
-
     if every and (head is not None or run != "last"):
         raise ConfigInvalid("--all checks every run; give neither a run nor --head with it.")
     digest = None if head is None else _digest(head)
-    path, run_id, _ = _located(run, db, config)
+    if source is None:
+        if database:
+            raise ConfigInvalid("--database is of a fleet's server; give --from URL with it.")
+        path, run_id, _ = _located(run, db, config)
+        _verify(path, run_id, digest, every=every, json=json)
+        return
+    if db is not None:
+        raise ConfigInvalid("Name one record: --db FILE, or --from URL.")
+    from tempfile import TemporaryDirectory
+
+    from tracepaper.storage.fleet.pull import pull as pull_database
+
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "pulled.db"
+        pulled = pull_database(source, path, database=database)
+        run_id = located(run, path).run_id
+        _verify(path, run_id, digest, every=every, json=json, named=pulled.database_id)
+
+
+def _verify(
+    path: Path, run_id: str, digest: bytes | None, *, every: bool, json: bool, named: str = ""
+) -> None:
+    """Check the database *path*, which is called *named*, and print what was found."""
+    from tracepaper.storage.chain.integrity import audit_runs
+    from tracepaper.storage.database.reader import Reader
+
     with Reader.open(path) as reader:
         stored = reader.run_ids()
         ids = stored if every else [run_id]
         audits = audit_runs(reader.connection, ids, head=digest)
-    documents = [_document(path, audited) for audited in audits]
+    documents = [_document(named or str(path), audited) for audited in audits]
     if json:
         print_json(documents if every else documents[0])
     else:
@@ -77,11 +107,11 @@ def verify(
         raise typer.Exit(1)
 
 
-def _document(path: Path, audited: Audited) -> dict[str, object]:
+def _document(database: str, audited: Audited) -> dict[str, object]:
     report = audited.chain
     return {
         "run_id": report.run_id,
-        "database": str(path),
+        "database": database,
         "holds": audited.holds,
         "steps": report.steps,
         "head": report.head.hex(),
@@ -314,20 +344,40 @@ def _text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else visible(str(value))
 
 
-db_app = typer.Typer(help="Upgrade, back up and prune the database.")
+db_app = typer.Typer(help="Upgrade, back up, ship and prune the database.")
+db_app.command()(ship)
+db_app.command()(pull)
 
 
 @db_app.command()
 def upgrade(
-    *, db: DatabaseOption = None, config: ConfigOption = None, json: JsonOption = False
+    *,
+    to: ToOption = None,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    json: JsonOption = False,
 ) -> None:
-    """Bring the database to this version's schema; it is as it was if that fails."""
-    from tracepaper.storage.maintenance import upgrade as upgrade_database
+    """Bring the database to this version's schema; it is as it was if that fails.
 
-    path = database_path(db, config)
-    before, after = upgrade_database(path)
+    With --to the tables and views of a fleet are made or upgraded in PostgreSQL instead.
+    """
+    path: Path | str
+    if to is not None:
+        from tracepaper.storage.fleet.server import shown
+        from tracepaper.storage.fleet.tables import upgrade as upgrade_server
+
+        url, option = server_of(to, config)
+        before, after = upgrade_server(url, needed_by=option)
+        path = shown(url)
+    else:
+        from tracepaper.storage.maintenance import upgrade as upgrade_database
+
+        path = database_path(db, config)
+        before, after = upgrade_database(path)
     if json:
-        print_json({"database": str(path), "from": before, "to": after})
+        print_json({"database": str(path), "from": before or None, "to": after})
+    elif not before:
+        typer.echo(f"{path} has the tables and views of a fleet now, schema {after}.")
     elif before == after:
         typer.echo(f"{path} has schema {after} already; its views were made anew.")
     else:
@@ -366,6 +416,10 @@ def prune(
         int | None,
         typer.Option(min=1, metavar="DAYS", help="Days to keep; by default storage.keep_days."),
     ] = None,
+    hole: Annotated[
+        bool,
+        typer.Option("--hole", help="Do not ship to storage.ship_to first; a hole is recorded."),
+    ] = False,
     db: DatabaseOption = None,
     config: ConfigOption = None,
     json: JsonOption = False,
@@ -373,14 +427,17 @@ def prune(
     """Drop bars and decisions older than DAYS before a run's newest bar; trades are kept.
 
     The bars stay that the first decision of those days looks back on, so that `verify` derives all
-    of them. Refused while a daemon has the database open.
+    of them. Refused while a daemon has the database open. With storage.ship_to all is shipped
+    before.
     """
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.daemon.commands.fleet import ship_before_prune
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.resume import recorded_reach
     from tracepaper.storage.maintenance import prune as prune_database
 
-    days = keep or load(config).storage.keep_days
+    storage = load(config).storage
+    days = keep or storage.keep_days
     if days is None:
         raise ConfigInvalid("How many days should be kept? Give --keep DAYS or storage.keep_days.")
     path = database_path(db, config)
@@ -393,8 +450,10 @@ def prune(
             unknown[run_id] = " ".join(str(error).split())
             return None
 
+    follow = ship_before_prune(path, None if hole else storage.ship_to)
     now_ms = SystemClock().wall_ms()
     prunings = prune_database(path, keep_days=days, pruned_at_ms=now_ms, reach=reach)
+    follow()
     for run_id, why in unknown.items():
         say(
             f"Warning: how far run {run_id} looks back was derived from its record alone, since "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from tracepaper.storage.fleet.server import server_address
 from tracepaper.strategies.errors import ConfigInvalid
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
@@ -22,7 +23,7 @@ REFERENCE: Final = re.compile(
     r"env:(?P<variable>[A-Za-z_][A-Za-z0-9_]{0,99})|credential:(?P<file>\w[\w.@-]{0,99})", re.ASCII
 )
 _BYTES_MOST: Final = 65_536
-_ADVICE: Final = {
+_ADVICE: Final[dict[tuple[str, str], str]] = {
     ("notify", "addresses"): (
         'put it into an environment variable and write "env:NAME" in its place, or into a file of '
         '$CREDENTIALS_DIRECTORY and write "credential:NAME"'
@@ -32,6 +33,11 @@ _ADVICE: Final = {
         'take it out, or write "env:NAME" and let your class read that environment variable',
     ),
 }
+SHIP_TO: Final = ("storage", "ship_to")
+_ADVICE[SHIP_TO] = (
+    "write postgresql://user@host:5432/fleet, and leave the password to PGPASSWORD, a service file "
+    "or .pgpass"
+)
 _TRANSPORTS: Final = frozenset(
     {"http", "https", "ws", "wss", "sqlite", "file", "postgresql", "mysql", "s3", "ftp", "sftp"}
 )
@@ -141,12 +147,26 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
         for key, value in table.items() if isinstance(table, Mapping) else ():
             if (section, key) == ("notify", "addresses"):
                 found = next(filter(None, map(secret_in_address, _texts(_listed(value)))), "")
+            elif (section, key) == SHIP_TO:
+                found = _fault_of_server(value)
             else:
                 found = _secret_of(str(key), value)
             if found:
                 advice = _ADVICE.get((section, key), "take it out")
                 fault = f"has {found}, and a run stores its configuration; {advice}"
                 yield str(section), str(key), fault
+
+
+def _fault_of_server(value: object) -> str:
+    """Name what is wrong with the address of a fleet's server, without showing it."""
+    if value is None or value == "":
+        return ""
+    try:
+        server_address(str(value))
+    except ValueError as error:
+        is_secret = "password" in str(error)
+        return "an address with a password" if is_secret else "a text that is no such address"
+    return ""
 
 
 def without(text: str, secret: str) -> str:

@@ -44,6 +44,7 @@ from tracepaper.daemon.config.values import (
     RegimeName,
     RiskThresholds,
     Section,
+    ServerAddress,
     SizeBy,
     SymbolFees,
     SymbolShares,
@@ -56,6 +57,7 @@ from tracepaper.daemon.config.values import (
     json_object,
     loopback,
     several,
+    sqlite_file,
     symbol_names,
 )
 from tracepaper.strategies.builtin import TREND
@@ -546,23 +548,19 @@ class StorageSection(Section):
 
     decides = False
 
-    url: str = "sqlite:///tracepaper.db"
+    url: Annotated[str, AfterValidator(sqlite_file)] = "sqlite:///tracepaper.db"
     """An SQLite file: three slashes and a path, four for an absolute one."""
     keep_days: int | None = Field(default=None, ge=1, le=100_000, examples=[365])
     """Days that `tracepaper db prune` keeps; everything if absent."""
+    ship_to: ServerAddress | None = Field(
+        default=None, examples=["postgresql://tracepaper@db.lan/fleet"]
+    )
+    """A PostgreSQL that committed steps are copied to; its password is PGPASSWORD or in .pgpass."""
 
     @property
     def path(self) -> Path:
         """The database file."""
         return Path(self.url.removeprefix(SQLITE))
-
-    @field_validator("url")
-    @classmethod
-    def _sqlite_file(cls, value: str) -> str:
-        file = value.removeprefix(SQLITE)
-        if file == value or not file or ":memory:" in file or "?" in file:
-            raise ValueError("write sqlite:/// and the path of a file, for nothing else is kept in")
-        return value
 
 
 class HttpSection(Section):

@@ -36,6 +36,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
+from tracepaper.storage.fleet.server import server_address
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import (
@@ -228,6 +229,14 @@ def address(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def sqlite_file(value: str) -> str:
+    """Refuse what is no file of SQLite."""
+    file = value.removeprefix(SQLITE)
+    if file == value or not file or ":memory:" in file or "?" in file:
+        raise ValueError("write sqlite:/// and the path of a file, for nothing else is kept in")
+    return value
+
+
 def host_and_port(listener: str) -> tuple[str, str]:
     """Return the two parts of ``127.0.0.1:9187`` or ``[::1]:9187``."""
     host, _, port = listener.rpartition(":")
@@ -270,6 +279,7 @@ def _has_host(url: str) -> bool:
         return False
 
 
+ServerAddress = Annotated[str, AfterValidator(server_address)]
 Duration = Annotated[str, BeforeValidator(_duration)]
 ExitDistance = Annotated[str, BeforeValidator(_exit_distance)]
 Exact = Annotated[Decimal, BeforeValidator(_exact)]

@@ -28,7 +28,8 @@ from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
-from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer, MountedPage, metrics_listener
 from tracepaper.daemon.session.build import (
     margin_rules,
@@ -57,6 +58,7 @@ from tracepaper.daemon.session.run_row import (
     refuse_size,
     usage_errors,
 )
+from tracepaper.daemon.session.shipping import Shipping
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.storage import checkpoints
@@ -64,6 +66,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import configured
 from tracepaper.strategies.types.decisions import FillModel, Run, Step
@@ -162,6 +165,7 @@ class Daemon:
         # Wrong usage is refused before the network is asked.
         with usage_errors():
             check_notify(config.notify)
+            require("psycopg", "[storage] ship_to", config.storage.ship_to)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
                     load_forecaster, config, beside=self._database, live=True
@@ -297,7 +301,10 @@ class Daemon:
             )
             monitor.retraining = retrainer
             monitor.parity = parity = self._daily_parity(run, feed)
-            processes = (retrainer, parity, self._messenger(run, engine, monitor))
+            processes = (
+                *(retrainer, parity, self._messenger(run, engine, monitor)),
+                self._shipping(monitor),
+            )
             behind = [process for process in processes if process is not None]
             monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
             token = write_token(self._database)
@@ -384,6 +391,14 @@ class Daemon:
             return None
         submit = partial(self._submit, feed)
         return DailyParity(section, self._database, run, submit, self._clock)
+
+    def _shipping(self, monitor: Monitor) -> Shipping | None:
+        """Return what ships the file to a fleet, watched by *monitor*; None without an address."""
+        if (url := self._config.storage.ship_to) is None:
+            return None
+        shipping = Shipping(url, self._database, self._clock)
+        monitor.shipping = lambda: shipping.progress
+        return shipping
 
     def _messenger(self, run: Run, engine: Engine, monitor: Monitor) -> Messenger | None:
         """Return a sender of notices, counted by *monitor*; None without an address."""

@@ -132,6 +132,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
 may change them, and only a head kept elsewhere shows it."""
 
 OUTSIDE: Final[Mapping[str, str]] = {
+    "databases": "the id of the file, of which nothing follows",
     "archive_series": "candles of no run: a run's own bars are in steps",
     "archive_bars": "candles of no run: a run's own bars are in steps",
 }

@@ -77,13 +77,23 @@ def scale(
     *,
     bars: Annotated[int, typer.Option(min=2_000, help="Bars of each of the 100 cells.")] = 12_000,
     jobs: Annotated[int, typer.Option(min=1, help="Workers of each place.")] = 2,
+    to: Annotated[
+        str | None,
+        typer.Option("--to", metavar="URL", help="A PostgreSQL to ship to, made by db upgrade."),
+    ] = None,
+    steps: Annotated[int, typer.Option(min=10_000, help="Steps to ship and pull.")] = 200_000,
     json: JsonOption = False,
 ) -> None:
-    """Measure 100 cells of a sweep on a Ray of this machine over the same in local processes."""
+    """Measure 100 cells on a Ray of this machine over local ones; shipping to a PostgreSQL."""
     require("ray", "bench scale")
+    require("psycopg", "--to", to)
+    from tracepaper.replay.bench.fleet import measure_fleet
     from tracepaper.replay.bench.scale import measure_ray
 
-    _say("scale: wall time, starts apart", measure_ray(bars, jobs=jobs, tell=_tell), as_json=json)
+    figures = measure_ray(bars, jobs=jobs, tell=_tell)
+    if to is not None:
+        figures |= measure_fleet(to, bars=steps, tell=_tell)
+    _say("scale: wall time, starts apart", figures, as_json=json)
 
 
 @app.command()

@@ -38,6 +38,7 @@ _RUNS: Final = (
     "SELECT run_key, run_id, opened_digest, previous_run_id, previous_step_count, previous_head "
     "FROM runs ORDER BY run_key"
 )
+_ALONE: Final = "SELECT only_run_id FROM databases JOIN runs ON run_id = only_run_id"
 _DIGEST: Final = (
     "SELECT digest FROM steps WHERE step = ?1 UNION ALL "
     "SELECT digest FROM prunes WHERE run_key = ?2 AND until_sequence = ?3"
@@ -138,7 +139,7 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
         lambda: check_pages(connection),
         lambda: check_keys(connection),
         lambda: _check_schema(connection, warnings),
-        lambda: _check_links(connection),
+        lambda: _check_links(connection, warnings),
         lambda: _check_models(connection),
     )
     first = next((problem for check in checks for problem in check()), None)
@@ -291,10 +292,29 @@ def _redefined(kind: str, name: str) -> ChainProblem:
     return ChainProblem(None, (name,), "changed", sentence)
 
 
-def _check_links(connection: sqlite3.Connection) -> Iterator[ChainProblem]:
-    """Compare each run's row with the run opened before it: its id, count and head."""
+def _pulled_alone(run_id: str, row: tuple[Any, ...]) -> list[str]:
+    """Return the warning of a file that has one run alone, whose *row* names its predecessor."""
+    if row[1] != run_id or (predecessor := row[3]) is None:
+        return []
+    return [
+        (
+            f"Run {run_id} was pulled alone: run {predecessor}, opened before it, is absent from "
+            "this file, and so is what else would show whether runs were removed."
+        )
+    ]
+
+
+def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
+    """Compare each run's row with the run opened before it: its id, count and head.
+
+    The one run of a file that ``db pull`` made of it alone has its predecessor elsewhere.
+    """
     before_key, before_id, before_opened = 0, None, None
-    for key, run_id, opened, previous, count, head in connection.execute(_RUNS).fetchall():
+    runs = connection.execute(_RUNS).fetchall()
+    if (alone := connection.execute(_ALONE).fetchone()) is not None and len(runs) == 1:
+        warnings += _pulled_alone(alone[0], runs[0])
+        return
+    for key, run_id, opened, previous, count, head in runs:
         if previous != before_id:
             gone = "none" if previous is None else previous
             sentence = f"Run {run_id} was opened after {gone}, and {before_id or 'none'} stands "

@@ -37,6 +37,7 @@ from tracepaper.storage.database.chunks import (
     StoredRow,
     chunks,
     gate_set_rows,
+    latest,
     read_chunk,
     run_span,
     select,
@@ -45,6 +46,7 @@ from tracepaper.storage.record.columns import stored_columns
 from tracepaper.storage.record.decode import STEP, StoredRows
 from tracepaper.storage.record.digest import (
     HASH_BYTES,
+    NOTHING,
     Covered,
     chain_digest,
     gates_digest,
@@ -151,6 +153,7 @@ class _UnusualStep(Exception):
 
 SMALL_STEPS: Final = 256
 """Steps that are walked row by row where the quick walk over them fails."""
+_GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 _HEAD: Final = "SELECT step FROM steps WHERE step BETWEEN ? AND ? AND digest = ?"
 _JOINED: Final = frozenset({"answers", "twin_steps"})
 """Sparse tables that are read together with ``steps`` where nearly every step has rows there."""
@@ -452,6 +455,46 @@ class _Walk:
         query = f"SELECT max(step) FROM {table} WHERE step BETWEEN ? AND ?"
         (step,) = self._connection.execute(query, run_span(self._run_key)).fetchone()
         return -1 if step is None else sequence_of(step)
+
+
+class GrowingWalk(_Walk):
+    """A walk along the links of a run that grows, range by range, after a link that is known.
+
+    It reads over *connection*; *after* is the last step that was walked before, or -1.
+    """
+
+    def __init__(
+        self, connection: sqlite3.Connection, run_key: int, after: int, digest: bytes
+    ) -> None:
+        pruned = connection.execute(PRUNE_ROW, (run_key,)).fetchone()
+        if pruned is not None and pruned[CUT.until_sequence] >= after:
+            after, digest = pruned[CUT.until_sequence], pruned[CUT.digest]
+            covered = covered_until(connection, run_key, pruned)
+        else:
+            state = latest(connection, run_key, "state", after)
+            kept = latest(connection, run_key, "kept_sha256", after)
+            if pruned is not None:
+                state, kept = state or pruned[CUT.state], kept or pruned[CUT.kept_sha256]
+            covered = Covered(kept or NOTHING)
+            covered.follow(None, state)
+        super().__init__(connection, run_key, _Start(after + 1, digest, covered), None)
+
+    @property
+    def next(self) -> int:
+        """The sequence of the next step to walk."""
+        return self.first + self.held
+
+    def walk_to(self, last: int) -> ChainProblem | None:
+        """Walk on to step *last*; return the first problem."""
+        span = step_key(self._run_key, self.next), step_key(self._run_key, last)
+        for step, gate_set, _ in self._connection.execute(_OUTCOME_SETS, span):
+            rows = self._connection.execute(_GATE_SET, (self._run_key, gate_set)).fetchall()
+            self.gates[sequence_of(step)] = gates_digest(rows) if rows else None
+        for first in range(span[0], span[1] + 1, CHUNK_STEPS):
+            until = min(first + CHUNK_STEPS - 1, span[1])
+            if (problem := self._problem_in(first, until, last + 1)) is not None:
+                return problem
+        return None
 
 
 def _stray_rows(chunk: Chunk) -> ChainProblem | None:

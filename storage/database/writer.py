@@ -73,6 +73,7 @@ def open_writer(path: Path) -> Writer:
     try:
         check_revision(path, revision)
         add_columns(writer.connection, path)
+        identify(writer.connection)
     except DataInvalid:
         writer.close()
         raise
@@ -102,6 +103,17 @@ def add_columns(connection: Connection, path: Path) -> None:
             connection.exec_driver_sql(added(table, column))
     create_views(connection)
     connection.exec_driver_sql("COMMIT")
+
+
+def identify(connection: Connection) -> None:
+    """Give the database its id, by which a fleet knows it, where it has none.
+
+    A copy has the same id. The chain does not cover it.
+    """
+    if connection.exec_driver_sql("SELECT count(*) FROM databases").scalar_one() == 0:
+        connection.exec_driver_sql(
+            "INSERT INTO databases (database_id) VALUES (lower(hex(randomblob(16))))"
+        )
 
 
 def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:

@@ -534,6 +534,8 @@ _PRUNES = (
     _blob("state", null=True),  # the engine's carried state there
 )
 
+# The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
+_DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
 _ARCHIVE_SERIES = (
     _key("series"),
     _text("instrument_id"),
@@ -555,9 +557,8 @@ _ARCHIVE_BARS = (
 SCHEMA_REVISION: Final = "0003"
 UPGRADABLE: Final[frozenset[str]] = frozenset()
 """Older revisions from which ``db upgrade`` knows a way."""
-ADDED_TABLES: Final = frozenset({"ledger"})
-"""Tables that the first schema lacks: they are made when an older database is opened for writing,
-and are empty where one is read."""
+ADDED_TABLES: Final = frozenset({"ledger", "databases"})
+"""Tables that the first schema lacks: made when an older database is opened for writing."""
 
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "runs": _RUNS,
@@ -582,6 +583,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     ),
     "ledger": _LEDGER,
     "prunes": _PRUNES,
+    "databases": _DATABASES,
     "archive_series": _ARCHIVE_SERIES,
     "archive_bars": _ARCHIVE_BARS,
 }

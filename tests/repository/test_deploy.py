@@ -21,7 +21,8 @@ from waiting import deadline_s
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
-from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position

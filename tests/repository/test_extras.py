@@ -44,6 +44,8 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("data describe none.csv --calendar XNAS", "exchange_calendars", "--calendar"),
     ("models export none --to onnx --out none.onnx", "onnx", "--to onnx"),
     ("notify test --set notify.addresses=json://127.0.0.1/", "apprise", "[notify] addresses"),
+    ("db ship --once --db none.db --to postgresql://127.0.0.1/f", "psycopg", "--to"),
+    ("db pull --db none.db --from postgresql://127.0.0.1/f", "psycopg", "--from"),
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
 )

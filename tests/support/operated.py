@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tracepaper.daemon.http.client import write_token
-from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import HttpServer
 from tracepaper.storage.database.lock import InstanceLock
 from tracepaper.strategies.types.market import CommandKind

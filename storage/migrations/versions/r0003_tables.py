@@ -16,8 +16,14 @@ depends_on = None
 
 
 def upgrade() -> None:
-    """Make the tables."""
-    make_tables(op.get_bind())
+    """Make the tables, of a file or of a fleet's server."""
+    bind = op.get_bind()
+    if bind.dialect.name == "postgresql":
+        from tracepaper.storage.fleet.tables import make_tables as make_on_server
+
+        make_on_server(bind)
+    else:
+        make_tables(bind)
 
 
 def downgrade() -> None:

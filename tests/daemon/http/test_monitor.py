@@ -10,7 +10,8 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tracepaper.daemon.broker.rules import MarginRules
-from tracepaper.daemon.http.monitor import Histogram, Monitor, registry_of
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Histogram, Monitor
 from tracepaper.strategies.types.decisions import Action, Position, Prediction, Step, TwinStep
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event, Quote
 from tracepaper.strategies.units import MONEY_SCALE, unscaled

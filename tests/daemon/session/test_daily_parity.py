@@ -26,7 +26,8 @@ from waiting import until
 from tracepaper.daemon.commands.daemon import _parity as status_line
 from tracepaper.daemon.config.sections import ParitySection
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session import parity
 from tracepaper.daemon.session.parity import DailyParity
 from tracepaper.replay.checks.verify import verify_run

@@ -32,7 +32,8 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.notify import KINDS, WORDINGS
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.http.monitor import Monitor, registry_of
+from tracepaper.daemon.http.metrics import registry_of
+from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session import notify
 from tracepaper.daemon.session.apprise_worker import Message
 from tracepaper.daemon.session.notify import (

@@ -1,0 +1,304 @@
+"""``tracepaper fleet``, ``db ship`` and ``db pull``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ConfigOption,
+    DatabaseOption,
+    JsonOption,
+    database_path,
+    print_json,
+    say,
+)
+from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
+    from tracepaper.storage.fleet.overview import FleetRun
+    from tracepaper.storage.fleet.server import ShipProgress
+
+STATUS_KEYS = (
+    *("state", "halted_by", "ready", "not_ready", "run_id", "pid", "code_version", "model_id"),
+)
+"""What the fleet keeps of a daemon's status."""
+NICE = 10
+"""The niceness of the shipper of a daemon."""
+STAY_S = 5.0
+"""Seconds that the shipper of a daemon stays after it, for its last steps."""
+ToOption = Annotated[
+    str | None,
+    typer.Option(
+        "--to",
+        metavar="URL",
+        help="The PostgreSQL, without a password; by default storage.ship_to.",
+    ),
+]
+
+
+def ship(
+    *,
+    to: ToOption = None,
+    once: Annotated[
+        bool, typer.Option("--once", help="Ship what is there and stop; else follow.")
+    ] = False,
+    new_id: Annotated[
+        bool,
+        typer.Option("--new-id", help="First give the file another id: it is a copy that goes on."),
+    ] = False,
+    db: DatabaseOption = None,
+    config: ConfigOption = None,
+    service: Annotated[bool, typer.Option("--service", hidden=True)] = False,
+    json: JsonOption = False,
+) -> None:
+    """Copy committed steps into a fleet's PostgreSQL, each once and in order, beside a daemon.
+
+    The password comes from PGPASSWORD, a service file or .pgpass. Ctrl-C ends it; it goes on behind
+    the last step that arrived.
+    """
+    from tracepaper.storage.fleet.follow import ship_once
+    from tracepaper.storage.fleet.ship import database_id
+    from tracepaper.storage.fleet.ship import new_id as make_new_id
+
+    path = database_path(db, config)
+    url, option = server_of(to, config)
+    if new_id:
+        say(f"{path} has the id {make_new_id(path)} now.")
+    if once:
+        steps, candles, holes = ship_once(path, url, needed_by=option)
+        if json:
+            print_json(
+                {
+                    "database": str(path),
+                    "database_id": database_id(path),
+                    "steps": steps,
+                    "series": candles,
+                    "holes": holes,
+                }
+            )
+            return
+        say(f"Shipped {steps} steps of {path}.")
+        for hole in holes:
+            say(f"warning: {hole}", err=True)
+        return
+    _follow(path, url, option, service=service)
+
+
+def server_of(to: str | None, config: Path | None) -> tuple[str, str]:
+    """Return the address that is meant, checked, and the option or key that gave it."""
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.storage.fleet.server import checked
+    from tracepaper.strategies.extras import require
+
+    option = "--to" if to is not None else "[storage] ship_to"
+    url = to if to is not None else load(config).storage.ship_to
+    if not url:
+        raise ConfigInvalid("Say where to: --to URL, or storage.ship_to.")
+    address = checked(url, option)
+    require("psycopg", option)
+    return address, option
+
+
+def ship_before_prune(path: Path, url: str | None) -> Callable[[], None]:
+    """Ship the file *path* to *url*, and return what ships its prune afterwards.
+
+    Raises ``TracepaperError`` where not all of it arrived: what is pruned now would be a hole.
+    """
+    from tracepaper.storage.fleet.follow import ship_once
+
+    if url is None:
+        return lambda: None
+    option = "[storage] ship_to"
+    try:
+        ship_once(path, url, needed_by=option)
+    except TracepaperError as error:
+        reason = str(error).rstrip(".")
+        raise TracepaperError(
+            f"Nothing was pruned, since not all is shipped: {reason}. With --hole it is pruned all "
+            "the same, and what was not shipped is recorded as a hole."
+        ) from None
+
+    def follow() -> None:
+        try:
+            ship_once(path, url, needed_by=option)
+        except TracepaperError as error:
+            say(f"Warning: the prune is not shipped yet: {error}", err=True)
+
+    return follow
+
+
+def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
+    import os
+    import signal
+    import threading
+
+    from tracepaper.daemon.clock import SystemClock
+    from tracepaper.storage.fleet.follow import Follower
+
+    seconds = SystemClock().network_s
+    stop = threading.Event()
+    if service:
+        _stay_with_daemon(path, stop, seconds)
+    else:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+    said = ""
+
+    def report(progress: ShipProgress) -> None:
+        nonlocal said
+        if service:
+            import msgspec
+
+            with suppress(OSError):  # the daemon has ended, and its last steps are shipped still
+                os.write(1, msgspec.json.encode(progress) + b"\n")
+        elif progress.error != said:
+            said = progress.error
+            say(said or "Shipping goes on.", err=True)
+
+    follower = Follower(
+        path,
+        url,
+        stop=stop,
+        seconds=seconds,
+        report=report,
+        daemon=lambda: _daemon(path),
+        needed_by=option,
+    )
+    follower.run()
+
+
+def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], float]) -> None:
+    """Set *stop* once the daemon, whose end closes the input, has given the file back."""
+    import os
+    import signal
+    import threading
+
+    from tracepaper.storage.database.lock import holder_of
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the daemon's end is what ends it
+    with suppress(OSError):
+        os.nice(NICE)
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        until = seconds() + STAY_S
+        while seconds() < until and holder_of(path) is not None:
+            stop.wait(0.05)
+        stop.set()
+
+    threading.Thread(target=wait, name="daemon", daemon=True).start()
+
+
+def _daemon(path: Path) -> str:
+    """Return what the fleet keeps of the status of the file's daemon, as JSON; empty without."""
+    import msgspec
+
+    from tracepaper.daemon.http.client import ask
+
+    try:
+        document = ask(path, "/status")
+    except TracepaperError:
+        return ""
+    return msgspec.json.encode({key: document.get(key) for key in STATUS_KEYS}).decode()
+
+
+def pull(
+    *,
+    source: Annotated[
+        str, typer.Option("--from", metavar="URL", help="The PostgreSQL, without a password.")
+    ],
+    db: Annotated[Path, typer.Option("--db", metavar="FILE", help="The new file.")],
+    run: Annotated[
+        str, typer.Option("--run", metavar="RUN", help="One run alone: its id or a unique prefix.")
+    ] = "",
+    database: Annotated[
+        str,
+        typer.Option(
+            "--database", metavar="ID", help="Of several databases, the one with this id."
+        ),
+    ] = "",
+    json: JsonOption = False,
+) -> None:
+    """Write a database of a fleet, or one run of it, into a new file, equal row by row.
+
+    Weights of models are not in it: lay the folder FILE.checkpoints of the machine beside it.
+    """
+    from tracepaper.storage.fleet.pull import pull as pull_database
+
+    moving = sys.stderr.isatty()
+
+    def progress(table: str, rows: int) -> None:
+        if moving:
+            typer.echo(f"\r{table}: {rows:,} rows\x1b[K", err=True, nl=False)
+
+    pulled = pull_database(source, db, run=run, database=database, progress=progress)
+    typer.echo("\r\x1b[K" if moving else "", err=True, nl=False)
+    if json:
+        print_json(
+            {
+                "database": str(db),
+                "database_id": pulled.database_id,
+                "run_ids": pulled.run_ids,
+                "rows": pulled.rows,
+                "absent": pulled.absent or None,
+            }
+        )
+        return
+    runs = ", ".join(pulled.run_ids)
+    say(f"Pulled {pulled.rows['steps']} steps of {runs} into {db}.")
+    if pulled.absent:
+        say(f"Run {pulled.absent}, opened before it in the same database, is absent.")
+
+
+def fleet(
+    url: Annotated[str, typer.Argument(metavar="URL", help="The PostgreSQL, without a password.")],
+    *,
+    json: JsonOption = False,
+) -> None:
+    """Show every daemon and run of a fleet: health, lag, positions, equity, last decision, alarms.
+
+    Exit code 1 where one of them has an alarm.
+    """
+    from tracepaper.storage.fleet.overview import overview
+
+    runs = overview(url)
+    if json:
+        print_json(runs)
+    elif not runs:
+        say("The fleet holds no run yet; `tracepaper db ship` brings the first.")
+    else:
+        from tracepaper.daemon.terminal.console import Terminal
+
+        Terminal(highlight=False).print(_table(runs))
+    if any(run.alarms for run in runs):
+        raise typer.Exit(1)
+
+
+def _table(runs: list[FleetRun]) -> object:
+    from rich.table import Table
+    from rich.text import Text
+
+    from tracepaper.strategies.units import visible
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("host", "run", "health", "lag", "equity", "positions", "last decision", "alarms"):
+        table.add_column(name, justify="right" if name in {"lag", "equity"} else "left")
+    for run in runs:
+        held = ", ".join(f"{one.instrument} {one.quantity}" for one in run.positions)
+        lag = f"{run.lag_steps} in {run.lag_s:.1f} s" if run.lag_steps else "0"
+        cells = (
+            *(run.host, run.run_id, run.health, lag, run.equity or "", held or "flat"),
+            *(run.last_decision or "", "; ".join(run.alarms)),
+        )
+        table.add_row(*(Text(visible(cell)) for cell in cells))
+    return table

@@ -1,0 +1,131 @@
+"""``Shipping``: has the run's file shipped to a fleet's PostgreSQL, in a process of its own.
+
+No step waits for it and no fault of it ends a run; what it says of itself is in status and metrics.
+It outlives the daemon by the seconds that its last steps take. The rules are docs/fleet.md, F7.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import IO, Final
+
+import msgspec
+import structlog
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.session.supervisor import END_WITHIN_S, import_path, working
+from tracepaper.storage.fleet.server import ShipProgress
+from tracepaper.strategies.types.decisions import Step
+
+PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
+"""The process that ships: the command that does the same by hand."""
+PAUSE_S: Final = (1.0, 300.0)
+"""The first and the longest pause before it is begun again; each further one doubles it."""
+ERROR_MOST: Final = 2_000
+
+log = structlog.get_logger("shipping")
+
+
+class Shipping:
+    """Keeps the process at work, and has the ``progress`` that it told last."""
+
+    def __init__(self, url: str, database: Path, clock: Clock) -> None:
+        self.progress = ShipProgress()
+        self._command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
+        self._clock = clock
+
+    def observe(self, step: Step) -> None:
+        """Do nothing: the process reads the file."""
+
+    @asynccontextmanager
+    async def at_work(self, _failed: Callable[[], object]) -> AsyncIterator[None]:
+        """Ship in the background of the block; its process ends by itself after that.
+
+        No error ends it, so nobody is told that it failed.
+        """
+        async with working(self._work(), "shipping", lambda: None):
+            yield
+
+    async def _work(self) -> None:
+        pause_s, longest_s = PAUSE_S
+        while True:
+            before = self.progress.steps
+            try:
+                fault = await self._ship()
+            except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
+                fault = f"its process could not begin ({error})"
+            if self.progress.steps > before:
+                pause_s = PAUSE_S[0]
+            progress = self.progress
+            self.progress = msgspec.structs.replace(
+                progress, error=progress.error or fault, errors=progress.errors + 1
+            )
+            log.warning("shipping ended", error=fault, pause_s=pause_s)
+            await self._clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+
+    async def _ship(self) -> str:
+        """Run the process until it ends by itself; return why."""
+        # Not asyncio's: that kills its processes with the loop, and this one has to ship the end.
+        process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program; forks in no time
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        assert process.stdin is not None
+        said = ""
+        first = self.progress
+        reader, transport = await _reader_of(process.stdout)
+        try:
+            while line := await reader.readline():
+                try:
+                    told = msgspec.json.decode(line, type=ShipProgress)
+                except msgspec.MsgspecError:
+                    said = line.decode(errors="replace").strip()[:ERROR_MOST] or said
+                    continue
+                self._hear(first, told)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                await asyncio.to_thread(process.wait, END_WITHIN_S)
+        finally:
+            process.stdin.close()  # at which it ends, when the last steps are shipped
+            transport.close()
+            _reap(process)
+        return said or "its process ended"
+
+    def _hear(self, first: ShipProgress, told: ShipProgress) -> None:
+        """Take up what the process *told*; counts go on over its restarts."""
+        if told.error and told.error != self.progress.error:
+            log.warning("shipping", error=told.error)
+        elif self.progress.error and not told.error:
+            log.info("shipping goes on")
+        self.progress = msgspec.structs.replace(
+            told,
+            steps=first.steps + told.steps,
+            errors=first.errors + told.errors,
+            holes=first.holes + told.holes,
+        )
+
+
+async def _reader_of(output: IO[bytes]) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), output
+    )
+    return reader, transport
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Take the exit code if the process has ended; one that goes on is no child to wait for."""
+    process.poll()
+    process.returncode = process.returncode if process.returncode is not None else 0

@@ -1,0 +1,1 @@
+"""The record of a fleet: databases shipped into one PostgreSQL, and pulled back."""

@@ -1,0 +1,157 @@
+"""Follows a file: ships what is committed as it comes, through every fault of the server.
+
+The rules are docs/fleet.md, F4 and F7.
+"""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from tracepaper.storage.fleet.server import ShipProgress, speaking
+from tracepaper.storage.fleet.ship import GROUP_STEPS, Shipper
+from tracepaper.strategies.errors import ServerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+POLL_S: Final = 0.1
+"""Wall seconds between two looks at whether the file has grown."""
+HEARTBEAT_S: Final = 2.0
+"""Wall seconds after which the server hears of the shipper though nothing was shipped."""
+PAUSE_S: Final = (0.5, 30.0)
+"""The first and the longest pause after a fault; each further one doubles it."""
+_SEEN: Final = (
+    "INSERT INTO shippers VALUES (%s, %s, %s, clock_timestamp(), %s, %s, %s) "
+    "ON CONFLICT (database_id) DO UPDATE SET host = EXCLUDED.host, file = EXCLUDED.file, "
+    "seen_at = EXCLUDED.seen_at, lag_steps = EXCLUDED.lag_steps, lag_s = EXCLUDED.lag_s, "
+    "daemon = EXCLUDED.daemon"
+)
+
+
+class Follower:
+    """Ships the file *path* to *url* until *stop* is set, and then what is there, once.
+
+    *seconds* is a clock that never goes back; *daemon* returns JSON of the daemon's status.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        url: str,
+        *,
+        stop: threading.Event,
+        seconds: Callable[[], float],
+        report: Callable[[ShipProgress], object] = lambda _progress: None,
+        daemon: Callable[[], str] = str,
+        group_steps: int = GROUP_STEPS,
+        needed_by: str = "--to",
+    ) -> None:
+        self._path, self._url, self._stop = path, url, stop
+        self._seconds, self._report, self._daemon = seconds, report, daemon
+        self._shipper = Shipper(path, url, group_steps=group_steps, needed_by=needed_by)
+        self._steps = self._errors = self._holes = 0
+        self._error = ""
+        self._behind_since: float | None = None
+        self._version: object = None
+        self._told_at = float("-inf")
+
+    def run(self) -> None:
+        """Follow until the stop; raise ``DataInvalid`` where nothing of the file may be shipped."""
+        pause_s, longest_s = PAUSE_S
+        try:
+            while True:
+                is_last = self._stop.is_set()
+                try:
+                    self._look()
+                    pause_s = PAUSE_S[0]
+                    self._error = ""
+                except (ServerLost, sqlite3.OperationalError) as error:
+                    self._shipper.close()
+                    self._errors += 1
+                    self._error = str(error)
+                    self._tell()
+                    if is_last:
+                        return
+                    self._stop.wait(pause_s)
+                    pause_s = min(2 * pause_s, longest_s)
+                    continue
+                if is_last:
+                    with suppress(ServerLost):
+                        self._tell()
+                    return
+                self._stop.wait(POLL_S)
+        finally:
+            self._shipper.close()
+
+    def _look(self) -> None:
+        """Ship what is new, and tell of it."""
+        shipper = self._shipper
+        identity = _identity(self._path)
+        if not shipper.is_open:
+            shipper.open()
+            shipper.ship_candles()
+            self._version = None
+        version = (identity, shipper.version())
+        if version != self._version:
+            if self._version is not None and identity != self._version[0]:  # type: ignore[index]
+                shipper.close()  # another file has taken the place of this one
+                self._version = None
+                return
+            self._behind_since = self._behind_since or self._seconds()
+            shipped = shipper.ship(self._count)
+            self._holes += len(shipped.holes)
+            self._version, self._behind_since = version, None
+            if shipped.steps and self._told_at + HEARTBEAT_S / 2 < self._seconds():
+                self._tell()
+        if self._told_at + HEARTBEAT_S < self._seconds():
+            self._tell()
+
+    def _count(self, steps: int) -> None:
+        self._steps += steps
+        if self._told_at + HEARTBEAT_S < self._seconds():
+            self._tell()
+
+    def _tell(self) -> None:
+        """Report the progress here, and to the server where that listens."""
+        self._told_at = self._seconds()
+        behind = self._shipper.behind()
+        if behind and self._behind_since is None:
+            self._behind_since = self._seconds()
+        since = self._behind_since if behind else None
+        lag_s = 0.0 if since is None else self._seconds() - since
+        steps, holes = self._steps, self._holes
+        self._report(ShipProgress(steps, behind, round(lag_s, 3), self._errors, self._error, holes))
+        if self._shipper.is_open:
+            with speaking(self._url, "hear of the shipper"):
+                self._shipper.server.execute(
+                    _SEEN,
+                    (
+                        *(self._shipper.database_id, socket.gethostname()),
+                        *(str(self._path.resolve()), behind, lag_s, self._daemon()),
+                    ),
+                )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
+
+
+def ship_once(path: Path, url: str, *, needed_by: str = "--to") -> tuple[int, int, tuple[str, ...]]:
+    """Ship what the file *path* holds; return its steps, the series of candles, and the holes."""
+    shipper = Shipper(path, url, needed_by=needed_by)
+    shipper.open()
+    try:
+        candles = shipper.ship_candles()
+        shipped = shipper.ship()
+    finally:
+        shipper.close()
+    return shipped.steps, candles, shipped.holes

@@ -1,0 +1,168 @@
+"""What a fleet does now: every file and run of the server, with health, lag, account and alarms.
+
+The rules are docs/fleet.md, F16 and F17.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.database.chunks import run_span
+from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
+from tracepaper.storage.fleet.server import check_schema, connect, speaking
+from tracepaper.storage.fleet.views import select
+from tracepaper.storage.record.columns import SEQUENCE_BITS
+from tracepaper.strategies.units import minute_text
+
+if TYPE_CHECKING:
+    from psycopg import Connection
+    from psycopg.rows import DictRow
+
+    from tracepaper.storage.database.view_columns import View
+
+SILENT_S: Final = 30.0
+"""Seconds without a word of its shipper after which a file counts as silent."""
+
+_RUNS: Final = (
+    "SELECT r.database_id, r.run_key, r.run_id, r.kind, r.strategy, r.model_id, r.step_count, "
+    "m.step, m.shipped_at, s.host, s.file, s.lag_steps, s.lag_s, s.daemon, "
+    "extract(epoch FROM clock_timestamp() - s.seen_at)::double precision AS silent_s, "
+    "(SELECT count(*) FROM holes h WHERE h.database_id = r.database_id "
+    "AND h.run_key = r.run_key) AS holes, "
+    "(SELECT v.ended_at_iso FROM v_runs v WHERE v.database_id = r.database_id "
+    "AND v.run_id = r.run_id) AS ended "
+    "FROM runs r JOIN marks m USING (database_id, run_key) "
+    "LEFT JOIN shippers s USING (database_id) "
+    "ORDER BY s.host, s.file, r.database_id, r.run_key"
+)
+_DECIDED: Final = (
+    "SELECT max(step) AS step FROM steps WHERE database_id = %s AND step BETWEEN %s AND %s "
+    "AND outcome IS NOT NULL"
+)
+_HELD: Final = (
+    "SELECT (SELECT max(s.step) FROM steps s WHERE s.database_id = i.database_id "
+    "AND s.step BETWEEN %s AND %s AND s.instrument = i.instrument) AS step "
+    "FROM instruments i WHERE i.database_id = %s AND i.run_key = %s"
+)
+
+
+class FleetPosition(Struct, frozen=True):
+    """A position that is open."""
+
+    instrument: str
+    quantity: str
+    unrealized_pnl: str
+
+
+class FleetRun(Struct, frozen=True):
+    """A run of the fleet, as the server knows it."""
+
+    database_id: str
+    host: str
+    file: str
+    run_id: str
+    kind: str
+    strategy: str
+    model_id: str
+    health: str  # running, halted, not ready, stopped, ended, silent or shipped
+    lag_steps: int
+    lag_s: float
+    steps: int
+    equity: str | None
+    positions: tuple[FleetPosition, ...]
+    last_decision: str | None
+    alarms: tuple[str, ...]
+
+
+def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
+    """Return every run of the server at *url*, by host and file, the oldest first."""
+    from psycopg.rows import dict_row
+
+    with closing(connect(url, needed_by=needed_by)) as server:
+        check_schema(url, server)
+        with speaking(url, "read the fleet"):
+            server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            server.row_factory = dict_row
+            rows = server.execute(_RUNS).fetchall()
+            newest = {row["database_id"]: row["run_id"] for row in rows}
+            return [_run(server, row, newest[row["database_id"]] == row["run_id"]) for row in rows]
+
+
+def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
+    key = row["database_id"]
+    span = run_span(row["run_key"])
+    equity = _one(server, V_EQUITY, key, row["step"])
+    (decided,) = server.execute(_DECIDED, (key, *span)).fetchall()
+    decision = None if decided["step"] is None else _one(server, V_DECISIONS, key, decided["step"])
+    held = []
+    for found in server.execute(_HELD, (*span, key, row["run_key"])).fetchall():
+        position = None if found["step"] is None else _one(server, V_POSITIONS, key, found["step"])
+        if position is not None and position["quantity"]:
+            held.append(
+                FleetPosition(
+                    position["instrument"],
+                    position["quantity_text"],
+                    position["unrealized_pnl_text"],
+                )
+            )
+    daemon = msgspec.json.decode(row["daemon"] or "{}") if is_newest else {}
+    alarms: list[str] = list(daemon.get("not_ready") or ())
+    if daemon.get("halted_by"):
+        alarms.insert(0, f"halted by {daemon['halted_by']}")
+    if row["holes"]:
+        alarms.append(f"{row['holes']} spans pruned before they were shipped")
+    is_silent = row["silent_s"] is None or row["silent_s"] > SILENT_S
+    if is_newest and is_silent and row["ended"] is None and row["silent_s"] is not None:
+        alarms.append(f"no word for {row['silent_s']:.0f} s")
+    return FleetRun(
+        database_id=key,
+        host=row["host"] or "",
+        file=row["file"] or "",
+        run_id=row["run_id"],
+        kind=row["kind"],
+        strategy=row["strategy"],
+        model_id=row["model_id"],
+        health=_health(row, daemon, is_newest=is_newest, is_silent=is_silent),
+        lag_steps=row["lag_steps"] or 0 if is_newest else 0,
+        lag_s=row["lag_s"] or 0.0 if is_newest else 0.0,
+        steps=row["step_count"],
+        equity=None if equity is None else equity["equity_text"],
+        positions=tuple(held),
+        last_decision=None if decision is None else _decided(decision),
+        alarms=tuple(alarms),
+    )
+
+
+def _health(row: DictRow, daemon: dict[str, Any], *, is_newest: bool, is_silent: bool) -> str:
+    if row["ended"] is not None or not is_newest:
+        return "ended"
+    if row["silent_s"] is None:
+        return "shipped"  # once, by hand
+    if is_silent:
+        return "silent"
+    if not daemon:
+        return "stopped"
+    if daemon.get("halted_by"):
+        return "halted"
+    return "running" if daemon.get("ready") else "not ready"
+
+
+def _decided(decision: DictRow) -> str:
+    at = minute_text(decision["open_time_ms"])
+    verdict = decision["refused_by"]
+    refused = f", refused by {verdict}" if verdict else ""
+    return f"{at} {decision['instrument']} {decision['action']}{refused}"
+
+
+def _one(server: Connection[Any], view: View, database_id: str, step: int) -> DictRow | None:
+    """Return the row of *view* at one step, which it finds by its key."""
+    word = "AND" if view.source.rstrip().endswith("IS NOT NULL") else "WHERE"
+    own = f"{word} r.database_id = %s AND r.run_key = %s AND s.step = %s"
+    query = select(view).replace("%", "%%")
+    values = (database_id, step >> SEQUENCE_BITS, step)
+    row: DictRow | None = server.execute(f"{query} {own}".encode(), values).fetchone()
+    return row

@@ -1,0 +1,201 @@
+"""``pull``: gives back from a fleet's PostgreSQL a database, or one run of it, as a file.
+
+Everything is read from one snapshot and written into a new file, which appears when it is whole.
+The rules are docs/fleet.md, F10 to F12.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from tracepaper.storage.database.chunks import run_span
+from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.fleet.server import (
+    check_schema,
+    connect,
+    shown,
+    speaking,
+)
+from tracepaper.storage.fleet.tables import DATABASE
+from tracepaper.storage.record.columns import TABLES, stored_columns
+from tracepaper.storage.record.rows import RUN_TABLES
+from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from psycopg import Connection
+
+BATCH_ROWS: Final = 5_000
+_CANDLES: Final = ("archive_series", "archive_bars")
+_FOUND: Final = (
+    "SELECT r.database_id, r.run_key, r.run_id, r.previous_run_id, s.host, s.file FROM runs r "
+    "LEFT JOIN shippers s USING (database_id) ORDER BY r.database_id, r.run_key"
+)
+
+
+class Pulled(Struct, frozen=True):
+    """What a pull brought."""
+
+    database_id: str
+    run_ids: tuple[str, ...]
+    rows: dict[str, int]  # by table
+    absent: str = ""  # the run opened before the one that was pulled alone
+
+
+class _Known(Struct, frozen=True):
+    """A run that the server holds."""
+
+    database_id: str
+    run_key: int
+    run_id: str
+    previous_run_id: str | None
+    host: str | None
+    file: str | None
+
+
+def pull(
+    url: str,
+    target: Path,
+    *,
+    run: str = "",
+    database: str = "",
+    needed_by: str = "--from",
+    progress: Callable[[str, int], object] = lambda _table, _rows: None,
+) -> Pulled:
+    """Write the one *database* of the server at *url*, or its *run* alone, into the new *target*.
+
+    *run* and *database* are ids or unique prefixes. Raises ``DataInvalid`` where *target* exists,
+    or no one database or run is meant, ``ServerLost`` where the server breaks off: then there is no
+    file.
+    """
+    if target.exists():
+        raise DataInvalid(f"{target} exists already; name a new file for the pull.")
+    partial = target.with_name(target.name + ".partial")
+    try:
+        with closing(connect(url, needed_by=needed_by)) as server:
+            check_schema(url, server)
+            with speaking(url, "give the record"):
+                server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                runs = [_Known(*row) for row in server.execute(_FOUND)]
+                chosen = _chosen(url, runs, run, database)
+                pulled = _fill(server, partial, chosen, progress, alone=bool(run))
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+        partial.rename(target)
+    except (sqlite3.Error, OSError) as error:
+        raise AuditUnwritable(
+            f"{target} cannot be written ({error}); free disk space or choose another place."
+        ) from error
+    finally:
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+    return pulled
+
+
+def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Known]:
+    """Return the run that is meant, or all runs of the database that is."""
+    if database:
+        runs = [one for one in runs if one.database_id.startswith(database)]
+    if run:
+        exact = [one for one in runs if one.run_id == run]
+        runs = exact or [one for one in runs if one.run_id.startswith(run)]
+    if not runs:
+        named = f"run {run}" if run else f"database {database}" if database else "run yet"
+        raise DataInvalid(
+            f"{shown(url)} holds no {named}; `tracepaper fleet URL` lists what it has."
+        )
+    ids = list(dict.fromkeys(one.database_id for one in runs))
+    if len(ids) > 1:
+        raise DataInvalid(
+            f"{shown(url)} holds {len(ids)} databases with that, such as {ids[0]} and {ids[1]}; "
+            "name one with --database."
+        )
+    if run and len(runs) > 1:
+        raise DataInvalid(f"{run} could be {runs[0].run_id} or {runs[1].run_id}; write more of it.")
+    return runs
+
+
+def _fill(
+    server: Connection[Any],
+    partial: Path,
+    runs: list[_Known],
+    progress: Callable[[str, int], object],
+    *,
+    alone: bool,
+) -> Pulled:
+    """Make the file, and write into it the rows of *runs*; of one *alone* no other's."""
+    partial.unlink(missing_ok=True)
+    database_id = runs[0].database_id
+    only, absent = (runs[0], runs[0].previous_run_id or "") if alone else (None, "")
+    counts: dict[str, int] = {}
+    writer = open_writer(partial)
+    try:
+        raw = writer.connection.connection.driver_connection
+        assert isinstance(raw, sqlite3.Connection)
+        raw.execute("PRAGMA synchronous = OFF")  # the whole file is written to disk at its end
+        raw.execute("BEGIN IMMEDIATE")
+        raw.execute("DELETE FROM databases")
+        for table in TABLES:
+            if table == "databases":
+                row = (database_id, only.run_id if only else None)
+                raw.execute("INSERT INTO databases VALUES (?, ?)", row)
+                continue
+            where, values = _condition(table, only)
+            if where is None:
+                continue
+            counts[table] = _copy(server, raw, table, where, (database_id, *values))
+            progress(table, counts[table])
+        raw.execute("COMMIT")
+    finally:
+        writer.close()
+    return Pulled(database_id, tuple(one.run_id for one in runs), counts, absent)
+
+
+def _condition(table: str, only: _Known | None) -> tuple[str | None, tuple[int, ...]]:
+    """Return the condition for the rows of *table* that belong to the run *only*, or to all."""
+    if only is None:
+        return "", ()
+    if table in _CANDLES:
+        return None, ()
+    if table in RUN_TABLES:
+        return "AND step BETWEEN %s AND %s", run_span(only.run_key)
+    if table == "models":
+        return (
+            (
+                "AND (model_sha256 IN (SELECT r.model_sha256 FROM runs r WHERE r.database_id = "
+                "models.database_id AND r.run_key = %s) OR EXISTS (SELECT 1 FROM events e WHERE "
+                "e.database_id = models.database_id AND e.step BETWEEN %s AND %s AND "
+                "e.kind = 'model_change' AND position(models.model_sha256 in e.content) > 0))"
+            ),
+            (only.run_key, *run_span(only.run_key)),
+        )
+    return "AND run_key = %s", (only.run_key,)
+
+
+def _copy(
+    server: Connection[Any],
+    raw: sqlite3.Connection,
+    table: str,
+    where: str,
+    values: tuple[object, ...],
+) -> int:
+    """Copy rows of *table* in the order of its key; return their number."""
+    names = stored_columns(table)
+    keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
+    query = f"SELECT {', '.join(names)} FROM {table} WHERE {DATABASE} = %s {where} ORDER BY {keys}"
+    write = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
+    count = 0
+    with server.cursor(f"pull_{table}", binary=True) as cursor:
+        cursor.itersize = BATCH_ROWS
+        cursor.execute(query.encode(), values)
+        while rows := cursor.fetchmany(BATCH_ROWS):
+            raw.executemany(write, rows)
+            count += len(rows)
+    return count

@@ -1,0 +1,219 @@
+"""A fleet's PostgreSQL server: its address without a secret, connections, errors in one sentence.
+
+psycopg is imported when a connection is opened. The rules are docs/fleet.md, F1 to F3.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from msgspec import Struct
+
+from tracepaper.storage.record.columns import SCHEMA_REVISION, UPGRADABLE
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
+from tracepaper.strategies.extras import require
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from psycopg import Connection
+
+SCHEMA: Final = "tracepaper"
+"""The schema of the server's database that holds tables and views."""
+ANSWER_WITHIN_S: Final = 10
+SCHEMES: Final = ("postgresql", "postgres")
+PARAMETERS: Final = frozenset(
+    {
+        *("host", "hostaddr", "port", "dbname", "user", "service", "passfile", "connect_timeout"),
+        *("sslmode", "sslrootcert", "sslcert", "sslkey", "sslcrl", "channel_binding"),
+        *("require_auth", "target_session_attrs", "gssencmode", "krbsrvname"),
+    }
+)
+"""What may follow the question mark of an address; passwords and other options may not."""
+_KEEPALIVE: Final = (
+    "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
+    "-c idle_in_transaction_session_timeout=120s "
+    f"-c search_path={SCHEMA} -c extra_float_digits=1 -c TimeZone=UTC"
+)
+"""Of a session whose client is gone, the server gives the lock back within a minute."""
+_PASSWORD_PLACES: Final = "the variable PGPASSWORD, a service file or .pgpass"  # noqa: S105
+_PASSWORD_SENTENCE: Final = (
+    f"its address holds a password: take it out, for libpq finds it in {_PASSWORD_PLACES}"
+)
+
+
+class ShipProgress(Struct, frozen=True):
+    """How shipping stands."""
+
+    steps: int = 0  # shipped by this process
+    lag_steps: int = 0  # committed and not shipped
+    lag_s: float = 0.0  # wall seconds since the oldest of them was seen
+    errors: int = 0
+    error: str = ""  # the sentence of the fault that lasts; empty where all is well
+    holes: int = 0  # spans that a prune dropped before they were shipped
+
+
+def server_address(url: str) -> str:
+    """Check the address *url* of a server, such as ``postgresql://user@host:5432/fleet``.
+
+    Raises ``ValueError``, with no part of the address, where it may hold a secret or is none.
+    """
+    scheme, separator, rest = url.partition("://")
+    if scheme.lower() not in SCHEMES or not separator or re.search(r"[\s\x00-\x1f\x7f]", url):
+        raise ValueError("write an address such as postgresql://user@host:5432/fleet")
+    try:
+        parts = urlsplit(f"postgresql://{rest}")
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise ValueError("write an address such as postgresql://user@host:5432/fleet") from None
+    user = unquote(parts.netloc.rpartition("@")[0])
+    if ":" in user or "@" in user or "@" in unquote(parts.path):
+        raise ValueError(_PASSWORD_SENTENCE)
+    for name, value in pairs:
+        if "password" in name.lower():
+            raise ValueError(_PASSWORD_SENTENCE)
+        if name not in PARAMETERS:
+            raise ValueError(f"after the question mark write only {', '.join(sorted(PARAMETERS))}")
+        if ":" in value and name == "user":
+            raise ValueError(_PASSWORD_SENTENCE)
+    if parts.fragment:
+        raise ValueError("write an address without a #")
+    return f"postgresql://{rest}"
+
+
+def checked(url: str, needed_by: str) -> str:
+    """Return the address *url* of the option *needed_by*; raise ``ConfigInvalid`` otherwise."""
+    try:
+        return server_address(url)
+    except ValueError as error:
+        raise ConfigInvalid(f"{needed_by}: {error}.") from None
+
+
+def _is_given(url: str, name: str) -> bool:
+    return any(key == name for key, _ in parse_qsl(urlsplit(url).query))
+
+
+def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
+    """Connect to the server at *url*, an address without a secret.
+
+    Raises ``ConfigInvalid`` without psycopg or for such an address, ``ServerLost`` where nobody
+    answers or the server refuses.
+    """
+    url = checked(url, needed_by)
+    require("psycopg", needed_by)
+    import psycopg
+
+    given: dict[str, Any] = {}
+    if not _is_given(url, "connect_timeout"):
+        given["connect_timeout"] = ANSWER_WITHIN_S
+    name = f"tracepaper {socket.gethostname()}:{os.getpid()}"
+    try:
+        connection = psycopg.connect(
+            url, options=_KEEPALIVE, application_name=name, autocommit=True, **given
+        )
+    except psycopg.Error as error:
+        raise ServerLost(_unreachable(url, error)) from None
+    return connection
+
+
+_ADVICE: Final = (
+    ("no password supplied", f"give one by {_PASSWORD_PLACES}"),
+    ("password authentication failed", f"correct it in {_PASSWORD_PLACES}"),
+    ("pg_hba.conf", "add sslmode=require if the server asks for TLS, or let it admit the role"),
+    ("SSL", "correct sslmode and sslrootcert of the address"),
+    ("does not exist", "create it, or correct the address"),
+    ("definition of service", "correct the service file"),
+)
+
+
+def _unreachable(url: str, error: Exception) -> str:
+    said = said_by(error)
+    advice = next((words for part, words in _ADVICE if part in said), "")
+    return (
+        f"The fleet's server at {shown(url)} does not take the connection ({said}): "
+        f"{advice or 'start it, or correct the address'}."
+    )
+
+
+def shown(url: str) -> str:
+    """Return host and database of *url*, which is all that a message has of it."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{host}{parts.path}" or "the service's host"
+
+
+def said_by(error: Exception) -> str:
+    """Return what the server said, in one line."""
+    primary = getattr(getattr(error, "diag", None), "message_primary", None)
+    said = " ".join(str(primary or error).split()).rstrip(".")
+    password = os.environ.get("PGPASSWORD")
+    return said.replace(password, "…") if password else said
+
+
+@contextmanager
+def speaking(url: str, doing: str) -> Iterator[None]:
+    """Turn an error of the server in the block into one sentence about *doing*.
+
+    ``ServerLost`` is what a later attempt may not meet again.
+    """
+    import psycopg
+
+    try:
+        yield
+    except psycopg.errors.InsufficientPrivilege as error:
+        raise ServerLost(
+            f"The role at {shown(url)} may not {doing} ({said_by(error)}): grant it what "
+            "docs/fleet.md shows."
+        ) from None
+    except psycopg.DataError as error:
+        raise DataInvalid(
+            f"The server at {shown(url)} cannot hold a value ({said_by(error)}), so nothing more "
+            "is shipped of it: keep the file, and report this."
+        ) from None
+    except psycopg.Error as error:
+        raise ServerLost(
+            f"The server at {shown(url)} broke off when asked to {doing} ({said_by(error)}); it is "
+            "tried again, or try later."
+        ) from None
+
+
+def revision_there(connection: Connection[Any]) -> str:
+    """Return the revision of the fleet's schema; empty where there is none."""
+    there = connection.execute(
+        "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.alembic_version",)
+    ).fetchone()
+    if there != (True,):
+        return ""
+    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
+    return "" if row is None else str(row[0])
+
+
+def check_schema(url: str, connection: Connection[Any]) -> None:
+    """Raise ``DataInvalid`` where the schema at *url* is not this version's."""
+    with speaking(url, "read the schema's version"):
+        revision = revision_there(connection)
+    check_revision(url, revision)
+
+
+def check_revision(url: str, revision: str) -> None:
+    """Raise ``DataInvalid`` where the server's schema *revision* is not this version's."""
+    if revision == SCHEMA_REVISION:
+        return
+    if not revision:
+        raise DataInvalid(
+            f"{shown(url)} holds no record of a fleet: make its tables with `tracepaper db upgrade "
+            "--to URL`, as a role that may create a schema."
+        )
+    way = (
+        "run `tracepaper db upgrade --to URL`"
+        if revision in UPGRADABLE
+        else "use the tracepaper that made it, or another database of the server"
+    )
+    raise DataInvalid(
+        f"{shown(url)} has schema {revision}, and this version reads only {SCHEMA_REVISION}: {way}."
+    )

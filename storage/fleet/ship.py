@@ -1,0 +1,518 @@
+"""``Shipper``: copies the committed steps of a file into the PostgreSQL of a fleet.
+
+It reads over a read-only connection, in one short transaction a group, so no writer waits for it.
+A group, its mark and what it changes in place are one transaction of the server's: after a crash on
+either side it goes on behind the mark. The rules are docs/fleet.md, F4 to F9.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing, contextmanager
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from msgspec import Struct
+
+from tracepaper.storage.chain.links import CUT, DROPPED_TABLES, check_prune
+from tracepaper.storage.chain.walk import GrowingWalk
+from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, run_span, select
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.writer import open_writer
+from tracepaper.storage.fleet.server import (
+    check_schema,
+    connect,
+    shown,
+    speaking,
+)
+from tracepaper.storage.fleet.tables import DATABASE, columns_of
+from tracepaper.storage.record.columns import place
+from tracepaper.storage.record.rows import (
+    KEPT_EVENTS,
+    OPENED_AT,
+    RUN_TABLES,
+    At,
+    sequence_of,
+    step_key,
+)
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from psycopg import Connection
+
+GROUP_STEPS: Final = 2000
+"""Steps of one transaction: some tens of milliseconds of reading."""
+_RUN: Final = select("runs", "run_key = ?")
+_RUNS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
+_RANGE: Final = {table: select(table, "step BETWEEN ? AND ?") for table in RUN_TABLES}
+_HEAD: Final = "SELECT digest FROM steps WHERE step = ?"
+_GATE_SET_AT: Final = place("outcomes", "gate_set")
+_OPENED_SETS_AT: Final = OPENED_AT - 1
+_RUN_AT: Final = At("runs")
+_SERIES: Final = "SELECT series FROM archive_series ORDER BY series"
+_MARK: Final = "SELECT step, digest FROM marks WHERE database_id = %s AND run_key = %s FOR UPDATE"
+_SET_MARK: Final = (
+    "INSERT INTO marks VALUES (%s, %s, %s, %s, clock_timestamp()) "
+    "ON CONFLICT (database_id, run_key) DO UPDATE SET step = EXCLUDED.step, "
+    "digest = EXCLUDED.digest, shipped_at = EXCLUDED.shipped_at"
+)
+_SET_HEAD: Final = (
+    "UPDATE runs SET step_count = %s, head_digest = %s WHERE database_id = %s AND run_key = %s"
+)
+_ARRIVED: Final = (
+    "SELECT count(*), max(step) FROM steps WHERE database_id = %s AND step BETWEEN %s AND %s"
+)
+_LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended('tracepaper ' || %s, 0))"
+_HOLDER: Final = (
+    "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
+    "WHERE l.locktype = 'advisory' AND l.granted AND a.pid <> pg_backend_pid() "
+    "AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tracepaper ' || %s, 0)"
+)
+NEW_ID: Final = "give the file an id of its own with `tracepaper db ship --new-id`"
+
+
+class Shipped(Struct, frozen=True):
+    """What one pass over a file shipped."""
+
+    steps: int = 0
+    runs: int = 0
+    holes: tuple[str, ...] = ()  # a sentence for each
+
+
+class _RunState:
+    """How far a run has been shipped, and the walk along the links that follow."""
+
+    def __init__(self, run_key: int) -> None:
+        self.run_key = run_key
+        self.next = 0
+        self.digest = b""
+        self.is_there = False  # the run's row is on the server
+        self.gate_sets: set[int] = set()
+        self.pruned_until: int | None = None
+        self.walk: GrowingWalk | None = None
+
+
+class Shipper:
+    """Ships one file: ``open`` connects, ``ship`` copies what is committed and not there yet."""
+
+    def __init__(
+        self,
+        path: Path,
+        url: str,
+        *,
+        group_steps: int = GROUP_STEPS,
+        at: Callable[[str], object] = lambda _point: None,
+        needed_by: str = "--to",
+    ) -> None:
+        self._path, self._url, self._needed_by = path, url, needed_by
+        self._group_steps = group_steps
+        self._at = at  # called at the named points of a group: a test ends the process there
+        self._server: Connection[Any] | None = None
+        self._file: sqlite3.Connection | None = None
+        self._runs: dict[int, _RunState] = {}
+        self._models: set[str] = set()
+        self._holes: list[str] = []
+        self._known: dict[int, int] = {}  # steps on the server, by run; kept over a lost connection
+        self.database_id = ""
+
+    # ------------------------------------------------------------ opening
+
+    def open(self) -> None:
+        """Connect, take the lock of this file on the server, and compare the histories.
+
+        Raises ``DataInvalid`` where the file's history is not what the server holds of it, or the
+        server's schema is another, ``ServerLost`` where it does not answer or another process
+        ships the file.
+        """
+        self.close()
+        try:
+            self.database_id = database_id(self._path)
+            self._file = open_reader(self._path)
+            self._server = connect(self._url, needed_by=self._needed_by)
+            check_schema(self._url, self._server)
+            with speaking(self._url, "take the lock of the file"):
+                self._lock(self._server)
+            with speaking(self._url, "read how far the file was shipped"):
+                self._compare(self._server, self._file)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close both connections; the server gives the lock back."""
+        for connection in (self._file, self._server):
+            if connection is not None:
+                connection.close()
+        self._file = self._server = None
+        self._runs, self._models = {}, set()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether both sides are connected."""
+        return self._server is not None
+
+    @property
+    def server(self) -> Connection[Any]:
+        """The connection to the server."""
+        assert self._server is not None
+        return self._server
+
+    def _lock(self, server: Connection[Any]) -> None:
+        if server.execute(_LOCK, (self.database_id,)).fetchone() == (True,):
+            return
+        row = server.execute(_HOLDER, (self.database_id,)).fetchone()
+        holder = f" ({row[0]})" if row else ""
+        raise ServerLost(
+            f"Another process ships this file to {shown(self._url)} already{holder}: one is enough."
+        )
+
+    def _compare(self, server: Connection[Any], file: sqlite3.Connection) -> None:
+        """Take up the marks; raise where the file has another history than the server."""
+        mine = (self.database_id,)
+        opened = f"SELECT run_key, run_id, opened_digest FROM runs WHERE {DATABASE} = %s"
+        there = {row[0]: row[1:] for row in server.execute(opened, mine)}
+        marks = f"SELECT run_key, step, digest FROM marks WHERE {DATABASE} = %s ORDER BY run_key"
+        for run_key, step, digest in server.execute(marks, mine).fetchall():
+            state = self._runs[run_key] = _RunState(run_key)
+            state.is_there, state.next, state.digest = True, sequence_of(step) + 1, bytes(digest)
+            row = file.execute(_RUN, (run_key,)).fetchone()
+            run_id, opened_digest = there[run_key]
+            if row is None:
+                raise self._diverges(f"it lacks run {run_id}, which")
+            if (row[_RUN_AT.run_id], row[OPENED_AT]) != (run_id, bytes(opened_digest)):
+                raise self._diverges(
+                    f"its run {row[_RUN_AT.run_id]} was opened otherwise than what"
+                )
+            if row[_RUN_AT.step_count] < state.next:
+                raise self._diverges(
+                    f"run {run_id} ends at step {row[_RUN_AT.step_count] - 1}, and step "
+                    f"{state.next - 1} of it"
+                )
+            own = file.execute(_HEAD, (step,)).fetchone()
+            pruned = file.execute(PRUNE_ROW, (run_key,)).fetchone()
+            if own is None and pruned is not None and pruned[CUT.until_sequence] == state.next - 1:
+                own = (pruned[CUT.digest],)
+            is_pruned = pruned is not None and pruned[CUT.until_sequence] >= state.next
+            if own != (state.digest,) and not (own is None and is_pruned):
+                raise self._diverges(
+                    f"step {state.next - 1} of run {run_id} has another digest than that which"
+                )
+        for run_key, gate_set in server.execute(
+            f"SELECT DISTINCT run_key, gate_set FROM gate_sets WHERE {DATABASE} = %s", mine
+        ):
+            self._runs[run_key].gate_sets.add(gate_set)
+        for run_key, until in server.execute(
+            f"SELECT run_key, until_sequence FROM prunes WHERE {DATABASE} = %s", mine
+        ):
+            self._runs[run_key].pruned_until = until
+        self._known = {run_key: state.next for run_key, state in self._runs.items()}
+        query = f"SELECT model_sha256 FROM models WHERE {DATABASE} = %s"
+        self._models = {sha256 for (sha256,) in server.execute(query, mine)}
+
+    def _diverges(self, how: str) -> DataInvalid:
+        return DataInvalid(
+            f"{self._path} has another history than the fleet's under its id: {how} "
+            f"{shown(self._url)} holds. It is a copy that went on, or an older one that was put "
+            f"back; nothing was shipped: {NEW_ID}."
+        )
+
+    # ------------------------------------------------------------ shipping
+
+    def version(self) -> int:
+        """Return a number that changes with every commit to the file by another connection."""
+        assert self._file is not None
+        return int(self._file.execute("PRAGMA data_version").fetchone()[0])
+
+    def behind(self) -> int:
+        """Return how many committed steps are not known to be on the server."""
+        try:
+            with closing(open_reader(self._path)) as file:
+                runs = file.execute(_RUNS).fetchall()
+        except (DataInvalid, sqlite3.Error):
+            return 0
+        return sum(max(0, count - self._known.get(run_key, 0)) for run_key, count in runs)
+
+    def _state(self, run_key: int) -> _RunState:
+        return self._runs.get(run_key) or _RunState(run_key)
+
+    def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> Shipped:
+        """Ship every committed step and change; call *progress* with the steps of each group.
+
+        Raises ``DataInvalid`` where a link does not hold, ``ServerLost`` where the server breaks
+        off; then ``open`` again.
+        """
+        file, server = self._file, self._server
+        assert file is not None
+        assert server is not None
+        self._holes, steps, grown = [], 0, 0
+        try:
+            with speaking(self._url, "take what was shipped"):
+                self._register(server, file)
+                for run_key, _ in file.execute(_RUNS).fetchall():
+                    shipped = self._ship_run(server, file, run_key, progress)
+                    steps += shipped
+                    grown += bool(shipped)
+        except BaseException:
+            self.close()  # what is known of the runs may be ahead of the server
+            raise
+        return Shipped(steps, grown, tuple(self._holes))
+
+    def _register(self, server: Connection[Any], file: sqlite3.Connection) -> None:
+        """Write the file's own row and the cards of its models, where they are not there."""
+        only = file.execute("SELECT only_run_id FROM databases").fetchone()
+        server.execute(
+            "INSERT INTO databases VALUES (%s, %s) ON CONFLICT DO NOTHING",
+            (self.database_id, only[0] if only else None),
+        )
+        known = {sha256 for (sha256,) in file.execute("SELECT model_sha256 FROM models")}
+        for new in sorted(known - self._models):
+            row = file.execute(select("models", "model_sha256 = ?"), (new,)).fetchone()
+            server.execute(_insert("models") + b" ON CONFLICT DO NOTHING", (self.database_id, *row))
+            self._models.add(new)
+
+    def _ship_run(
+        self,
+        server: Connection[Any],
+        file: sqlite3.Connection,
+        run_key: int,
+        progress: Callable[[int], object],
+    ) -> int:
+        """Ship what is new of one run, group by group, and a prune with all that is before it."""
+        state = self._state(run_key)
+        total = 0
+        while True:
+            with server.transaction():
+                steps, is_pruned = self._ship_group(server, file, state)
+                # A prune is taken over with all steps up to its own, which is the last: the record
+                # on the server is a whole one after every transaction.
+                while is_pruned and (more := self._ship_group(server, file, state)[0]):
+                    steps += more
+                if is_pruned:
+                    self._drop(server, file, state)
+                self._at("before commit")
+            self._at("after commit")
+            self._runs[run_key] = state
+            self._known[run_key] = state.next
+            progress(steps)
+            total += steps
+            if steps < self._group_steps:
+                return total
+
+    def _ship_group(
+        self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
+    ) -> tuple[int, bool]:
+        """Copy the next steps of a run; return their number, and whether a prune is to follow."""
+        key = state.run_key
+        with _snapshot(file):
+            row = file.execute(_RUN, (key,)).fetchone()
+            pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
+            until = None if pruned is None else pruned[CUT.until_sequence]
+            is_pruned = until != state.pruned_until
+            first, count = state.next, row[_RUN_AT.step_count]
+            if first >= count:
+                return 0, is_pruned
+            if is_pruned and until is not None and until >= first:
+                # Its steps are gone: what the prune kept of them is shipped with what follows.
+                if (problem := check_prune(file, key, pruned)) is not None:
+                    raise self._broken(row, problem.sentence)
+                self._note_hole(server, row, first, until)
+                state.walk = None
+            walk = state.walk
+            if walk is None or walk.next != first:
+                walk = state.walk = GrowingWalk(
+                    file, key, first - 1, state.digest or row[OPENED_AT]
+                )
+            last = min(walk.next + self._group_steps, count) - 1
+            begun = walk.next
+            if (problem := walk.walk_to(last)) is not None:
+                raise self._broken(row, problem.sentence)
+            span = step_key(key, first), step_key(key, last)
+            rows = {table: file.execute(query, span).fetchall() for table, query in _RANGE.items()}
+            sets = self._gate_sets(file, state, row, rows["outcomes"])
+            instruments = () if state.is_there else _rows_of(file, "instruments", key)
+        self._at("before copy")
+        self._write(server, state, row, [("instruments", instruments), ("gate_sets", sets)])
+        for table, copied in rows.items():
+            self._copy(server, table, copied)
+            self._at(f"after {table}")
+        found = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
+        if found != (last - begun + 1, span[1]) or rows["steps"][-1][-1] != walk.previous:
+            raise DataInvalid(
+                f"{shown(self._url)} does not hold what was sent to it ({found}): nothing of this "
+                "group was kept; look at the server's log."
+            )
+        state.next, state.digest, state.is_there = last + 1, walk.previous, True
+        server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
+        server.execute(_SET_MARK, (self.database_id, key, span[1], state.digest))
+        return last - begun + 1, is_pruned
+
+    def _broken(self, row: StoredRow, sentence: str) -> DataInvalid:
+        return DataInvalid(
+            f"Run {row[_RUN_AT.run_id]} of {self._path} is not shipped further: {sentence}"
+        )
+
+    def _write(
+        self,
+        server: Connection[Any],
+        state: _RunState,
+        row: StoredRow,
+        opening: Sequence[tuple[str, Sequence[StoredRow]]],
+    ) -> None:
+        """Hold the run's mark for this transaction, and write the rows that open a run."""
+        found = server.execute(_MARK, (self.database_id, state.run_key)).fetchone()
+        expected = (step_key(state.run_key, state.next - 1), state.digest)
+        if found != (expected if state.is_there else None):
+            raise ServerLost(
+                f"Another process shipped to {shown(self._url)} meanwhile: this one begins again "
+                "behind its mark."
+            )
+        if not state.is_there:
+            server.execute(_insert("runs"), (self.database_id, *row))
+        for table, rows in opening:
+            self._copy(server, table, rows)
+
+    def _gate_sets(
+        self,
+        file: sqlite3.Connection,
+        state: _RunState,
+        run: StoredRow,
+        outcomes: Sequence[StoredRow],
+    ) -> list[StoredRow]:
+        """Return the rows of the gate sets that are used and not shipped yet."""
+        used = {outcome[_GATE_SET_AT] for outcome in outcomes}
+        if not state.is_there:
+            used |= set(range(run[_OPENED_SETS_AT]))
+        new = used - state.gate_sets
+        state.gate_sets |= new
+        return [row for row in _rows_of(file, "gate_sets", state.run_key) if row[1] in new]
+
+    def _copy(self, server: Connection[Any], table: str, rows: Sequence[StoredRow]) -> None:
+        if not rows:
+            return
+        names = ", ".join(columns_of(table))
+        own = (self.database_id,)
+        with server.cursor().copy(f"COPY {table} ({names}) FROM STDIN".encode()) as copy:
+            write = copy.write_row
+            for row in rows:
+                write(own + row)
+
+    # ------------------------------------------------------------ prunes
+
+    def _note_hole(self, server: Connection[Any], row: StoredRow, first: int, until: int) -> None:
+        server.execute(
+            "INSERT INTO holes VALUES (%s, %s, %s, %s, clock_timestamp()) ON CONFLICT DO NOTHING",
+            (self.database_id, row[0], first, until),
+        )
+        self._holes.append(
+            f"Steps {first} to {until} of run {row[_RUN_AT.run_id]} were pruned before they were "
+            "shipped: the fleet has what the prune kept of them."
+        )
+
+    def _drop(self, server: Connection[Any], file: sqlite3.Connection, state: _RunState) -> None:
+        """Drop on the server what a prune dropped in the file, and write the prune's own row."""
+        pruned = file.execute(PRUNE_ROW, (state.run_key,)).fetchone()
+        span = (self.database_id, *run_span(state.run_key, pruned[CUT.until_sequence]))
+        within = f"{DATABASE} = %s AND step BETWEEN %s AND %s"
+        kept = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
+        server.execute(f"DELETE FROM events WHERE {within} AND kind NOT IN ({kept})", span)
+        for table in DROPPED_TABLES:
+            server.execute(f"DELETE FROM {table} WHERE {within}", span)
+        server.execute(
+            f"DELETE FROM prunes WHERE {DATABASE} = %s AND run_key = %s",
+            (self.database_id, state.run_key),
+        )
+        server.execute(_insert("prunes"), (self.database_id, *pruned))
+        state.pruned_until, state.walk = pruned[CUT.until_sequence], None
+
+    # ------------------------------------------------------------ imported candles
+
+    def ship_candles(self) -> int:
+        """Ship the imported candles of every series that is not on the server as it is here.
+
+        They belong to no chain and may change in place, so a series is replaced whole. Returns how
+        many were.
+        """
+        file, server = self._file, self._server
+        assert file is not None
+        assert server is not None
+        with speaking(self._url, "take imported candles"):
+            query = f"SELECT series, sha256 FROM candle_marks WHERE {DATABASE} = %s"
+            there = {row[0]: bytes(row[1]) for row in server.execute(query, (self.database_id,))}
+            replaced = 0
+            for (series,) in file.execute(_SERIES).fetchall():
+                with _snapshot(file):
+                    rows = {
+                        table: file.execute(select(table, "series = ?"), (series,)).fetchall()
+                        for table in ("archive_series", "archive_bars")
+                    }
+                digest = sha256(repr(rows).encode()).digest()
+                if there.get(series) == digest:
+                    continue
+                replaced += 1
+                with server.transaction():
+                    for table in (*rows, "candle_marks"):
+                        server.execute(
+                            f"DELETE FROM {table} WHERE {DATABASE} = %s AND series = %s".encode(),
+                            (self.database_id, series),
+                        )
+                    for table, copied in rows.items():
+                        self._copy(server, table, copied)
+                    server.execute(
+                        "INSERT INTO candle_marks VALUES (%s, %s, %s)",
+                        (self.database_id, series, digest),
+                    )
+        return replaced
+
+
+def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredRow]:
+    return file.execute(select(table, "run_key = ?"), (run_key,)).fetchall()
+
+
+def _insert(table: str) -> bytes:
+    names = columns_of(table)
+    listed = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(['%s'] * len(names))})"
+    return listed.encode()
+
+
+@contextmanager
+def _snapshot(file: sqlite3.Connection) -> Iterator[None]:
+    """Read from one snapshot; a long one would keep the file's WAL from being written back."""
+    file.execute("BEGIN")
+    try:
+        yield
+    finally:
+        file.rollback()
+
+
+def database_id(path: Path) -> str:
+    """Return the id of the file *path*; one of an older version is opened for writing once."""
+    with closing(open_reader(path)) as file:
+        row = file.execute("SELECT database_id FROM databases").fetchone()
+    if row is None:
+        try:
+            open_writer(path).close()
+        except ConfigInvalid:
+            raise ConfigInvalid(
+                f"{path} has no id yet, and the process that writes it is of an older version: "
+                "start it again with this one."
+            ) from None
+        return database_id(path)
+    return str(row[0])
+
+
+def new_id(path: Path) -> str:
+    """Give the file *path* another id, under which a fleet holds nothing; return it.
+
+    Raises ``ConfigInvalid`` while a process writes the file.
+    """
+    writer = open_writer(path)
+    try:
+        writer.connection.exec_driver_sql(
+            "UPDATE databases SET database_id = lower(hex(randomblob(16)))"
+        )
+    finally:
+        writer.close()
+    return database_id(path)

@@ -1,0 +1,188 @@
+"""The tables of a fleet in PostgreSQL, from the same columns as those of a file.
+
+``database_id`` leads every key. What holds nothing in SQLite either (``run_key`` and ``sequence``
+of a step's key) is no column: a step is ``run_key * 2**28 + sequence``. Four tables are the fleet's
+own: ``marks``, ``holes``, ``shippers`` and ``candle_marks``.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Double,
+    LargeBinary,
+    MetaData,
+    StaticPool,
+    Table,
+    Text,
+    create_engine,
+)
+from sqlalchemy import Column as SqlColumn
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.schema import CreateTable
+
+from tracepaper.storage import migrations
+from tracepaper.storage.fleet.server import (
+    SCHEMA,
+    check_revision,
+    connect,
+    revision_there,
+    speaking,
+)
+from tracepaper.storage.fleet.views import FUNCTIONS, statements
+from tracepaper.storage.record.columns import SCHEMA_REVISION, TABLES, UPGRADABLE, stored_columns
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tracepaper.storage.record.columns import Column
+
+DATABASE: Final = "database_id"
+_TYPES: Final[dict[str, Any]] = {
+    "INTEGER": BigInteger(),  # SQLite's has 64 bits
+    "REAL": Double(),
+    "TEXT": Text(collation="C"),  # sorts as SQLite does
+    "BLOB": LargeBinary(),
+}
+metadata: Final = MetaData()
+
+
+def _column(column: Column) -> SqlColumn[Any]:
+    if column.is_key:
+        kind = _TYPES[column.kind]
+        return SqlColumn(column.name, kind, primary_key=True, autoincrement=False)
+    return SqlColumn(column.name, _TYPES[column.kind], nullable=column.null)
+
+
+def _leading() -> SqlColumn[Any]:
+    return SqlColumn(DATABASE, _TYPES["TEXT"], primary_key=True)
+
+
+for _name, _columns in TABLES.items():
+    _first = () if _name == "databases" else (_leading(),)
+    Table(_name, metadata, *_first, *map(_column, _columns))
+
+_NOW: Final = DateTime(timezone=True)
+Table(
+    "marks",  # how far a run has been shipped: written in the transaction of its rows
+    metadata,
+    _leading(),
+    SqlColumn("run_key", BigInteger, primary_key=True, autoincrement=False),
+    SqlColumn("step", BigInteger, nullable=False),  # key of the last step
+    SqlColumn("digest", LargeBinary, nullable=False),
+    SqlColumn("shipped_at", _NOW, nullable=False),
+)
+Table(
+    "holes",  # steps that a prune dropped before they were shipped
+    metadata,
+    _leading(),
+    SqlColumn("run_key", BigInteger, primary_key=True, autoincrement=False),
+    SqlColumn("from_sequence", BigInteger, primary_key=True, autoincrement=False),
+    SqlColumn("until_sequence", BigInteger, nullable=False),
+    SqlColumn("noted_at", _NOW, nullable=False),
+)
+Table(
+    "shippers",  # who ships a file, and how that and its daemon stand
+    metadata,
+    _leading(),
+    SqlColumn("host", _TYPES["TEXT"], nullable=False),
+    SqlColumn("file", _TYPES["TEXT"], nullable=False),
+    SqlColumn("seen_at", _NOW, nullable=False),
+    SqlColumn("lag_steps", BigInteger, nullable=False),
+    SqlColumn("lag_s", Double, nullable=False),
+    SqlColumn("daemon", _TYPES["TEXT"], nullable=False),  # JSON of its status; empty without one
+)
+Table(
+    "candle_marks",  # what was shipped of a series of imported candles
+    metadata,
+    _leading(),
+    SqlColumn("series", BigInteger, primary_key=True, autoincrement=False),
+    SqlColumn("sha256", LargeBinary, nullable=False),
+)
+
+
+def make_tables(connection: Connection) -> None:
+    """Make every table in the schema that the connection's search path names."""
+    for table in metadata.sorted_tables:
+        connection.execute(CreateTable(table))
+
+
+def add_columns(connection: Connection) -> None:
+    """Add the tables and columns that an older version did not make; all may be null."""
+    found = connection.exec_driver_sql(
+        "SELECT table_name, column_name FROM information_schema.columns "
+        "WHERE table_schema = current_schema()"
+    )
+    there = {(str(table), str(column)) for table, column in found}
+    tables = {table for table, _ in there}
+    for table in metadata.sorted_tables:
+        if table.name not in tables:
+            connection.execute(CreateTable(table))
+            continue
+        for column in table.columns:
+            if (table.name, column.name) not in there:
+                kind = column.type.compile(dialect=connection.dialect)
+                connection.exec_driver_sql(
+                    f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
+                )
+
+
+_MAY_READ: Final = (
+    "SELECT c.relname, CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE a.grantee::regrole::text END "
+    "FROM pg_class c, aclexplode(c.relacl) a WHERE c.relkind = 'v' "
+    "AND c.relnamespace = current_schema()::regnamespace AND a.privilege_type = 'SELECT'"
+)
+
+
+def make_views(connection: Connection) -> None:
+    """Make the functions and the views anew; who could read a view still can."""
+    readers = connection.exec_driver_sql(_MAY_READ).all()
+    for statement in (*FUNCTIONS, *statements()):
+        connection.exec_driver_sql(statement.replace("%", "%%"))
+    for view, role in readers:
+        connection.exec_driver_sql(f"GRANT SELECT ON {view} TO {role}")
+
+
+def columns_of(table: str) -> tuple[str, ...]:
+    """Return the columns of *table* in PostgreSQL, in their order."""
+    names = stored_columns(table)
+    return names if table == "databases" else (DATABASE, *names)
+
+
+def upgrade(url: str, *, needed_by: str = "--to") -> tuple[str, str]:
+    """Make or upgrade the fleet's schema on the server at *url*; return revisions before and after.
+
+    All of it is one transaction. Raises ``DataInvalid`` for a schema to which nothing leads,
+    ``ServerLost`` where the role may not make it.
+    """
+    with closing(connect(url, needed_by=needed_by)) as raw, speaking(url, "make the tables"):
+        raw.autocommit = False
+        before = revision_there(raw)
+        if before and before not in {SCHEMA_REVISION, *UPGRADABLE}:
+            check_revision(url, before)
+        # SQLAlchemy's first connection rolls back, so nothing is done before it.
+        engine = create_engine("postgresql+psycopg://", creator=lambda: raw, poolclass=StaticPool)
+        try:
+            with engine.connect() as connection:
+                connection.exec_driver_sql(
+                    f"SELECT pg_advisory_xact_lock(hashtextextended('{SCHEMA}', 0))"
+                )
+                connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+                config = Config()
+                folder = str(Path(migrations.__file__).parent)
+                config.set_main_option("script_location", folder.replace("%", "%%"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+                add_columns(connection)
+                make_views(connection)
+                connection.commit()
+        except DBAPIError as error:
+            raise error.orig or error from None
+    return before, SCHEMA_REVISION

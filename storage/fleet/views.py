@@ -1,0 +1,155 @@
+"""Six views in PostgreSQL, with the names, columns, types and answers of a file's.
+
+They are translated from the same declarations, so a column that is added there is shown here. Only
+``database_id``, which says whose row it is, stands behind their columns. Texts of SQLite that
+PostgreSQL reads otherwise are ``_WORDS``; what it does not know are ``FUNCTIONS``.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from tracepaper.storage.database.schema import VIRTUAL
+from tracepaper.storage.database.views import (
+    V_DECISIONS,
+    V_EQUITY,
+    V_FILLS,
+    V_ORDERS,
+    V_POSITIONS,
+    V_RUNS,
+)
+from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
+
+if TYPE_CHECKING:
+    from tracepaper.storage.database.view_columns import View
+
+FLEET_VIEWS: Final = (V_RUNS, V_DECISIONS, V_ORDERS, V_FILLS, V_EQUITY, V_POSITIONS)
+TYPES: Final = {"INTEGER": "bigint", "REAL": "double precision", "TEXT": 'text COLLATE "C"'}
+
+
+def _function(signature: str, returns: str, body: str) -> str:
+    return (
+        f"CREATE OR REPLACE FUNCTION {signature} RETURNS {returns} LANGUAGE sql IMMUTABLE "
+        f"PARALLEL SAFE AS $$ SELECT {body} $$"
+    )
+
+
+FUNCTIONS: Final = (
+    _function("hex(bytea)", "text", "upper(encode($1, 'hex'))"),
+    # Of the forms that the views use: a fraction of any length, and milliseconds.
+    _function(
+        "printf(text, bigint, bigint)",
+        "text",
+        "'.' || lpad($3::text, greatest($2::int, length($3::text)), '0')",
+    ),
+    _function(
+        "printf(text, bigint)",
+        "text",
+        "'.' || lpad($2::text, greatest(3, length($2::text)), '0') || 'Z'",
+    ),
+    _function(
+        "strftime(text, bigint, text)",
+        "text",
+        "to_char(timestamp '1970-01-01' + $2 * interval '1 second', "
+        """'YYYY-MM-DD"T"HH24:MI:SS')""",
+    ),
+    _function("json_extract(text, text)", "text", "$1::json ->> substr($2, 3)"),
+    # A sum of doubles as SQLite computes it, with the correction of Kahan and Babuska.
+    _function(
+        "real_sum_step(double precision[], double precision)",
+        "double precision[]",
+        "CASE WHEN $2 IS NULL THEN $1 ELSE ARRAY[$1[1] + $2, $1[2] + CASE WHEN abs($1[1]) > abs($2)"
+        " THEN ($1[1] - ($1[1] + $2)) + $2 ELSE ($2 - ($1[1] + $2)) + $1[1] END, 1] END",
+    ),
+    _function(
+        "real_sum_end(double precision[])",
+        "double precision",
+        "CASE WHEN $1[3] = 1 THEN $1[1] + $1[2] END",
+    ),
+    (
+        "CREATE OR REPLACE AGGREGATE real_sum(double precision) (SFUNC = real_sum_step, "
+        "STYPE = double precision[], INITCOND = '{0,0,0}', FINALFUNC = real_sum_end)"
+    ),
+)
+"""What the translated texts call, of SQLite's functions."""
+
+_WORDS: Final = (
+    (re.compile(r"\bAS REAL\)"), "AS double precision)"),
+    (re.compile(r"\bAS INTEGER\)"), "AS bigint)"),
+    (re.compile(r"(json_extract\([^()]*_ms'\))"), r"\1::bigint"),
+    (re.compile(r"\bsum\((\w\.\w+)\)"), r"sum(\1)::bigint"),
+    (re.compile(r"\bsum\(CAST"), "real_sum(CAST"),
+    # A subquery in FROM wants a name; an aggregate, its order.
+    (
+        re.compile(r"\(SELECT group_concat\((\w+)\) FROM \((SELECT .*?)\)\)$"),
+        r"(SELECT string_agg(\1, ',') FROM (\2) AS listed)",
+    ),
+    (
+        re.compile(r"\(SELECT json_group_array\((.*?\))\) FROM "),
+        (
+            r"(SELECT '[' || coalesce(string_agg(to_json(\1)::text, ',' ORDER BY e.step), '') "
+            "|| ']' FROM "
+        ),
+    ),
+)
+_TABLE: Final = re.compile(rf"\b(FROM|JOIN) ({'|'.join(TABLES)}) (\w) (ON|WHERE) ")
+_IN_RUN: Final = re.compile(r"\b(\w)\.run_key = ([a-z])\.run_key\b")
+_SEQUENCE: Final = re.compile(r"\b(\w)\.sequence\b")
+_BIRTH: Final = re.compile(r"\b(\w)\.birth\b")
+_ALIAS: Final = re.compile(r"\b(?:FROM|JOIN) (\w+) (\w)\b")
+
+
+def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
+    """Return the text *sql* of a view of SQLite's for PostgreSQL.
+
+    Every table is held to the database of the run ``r``. What SQLite generates of a step's key is
+    written out; *aliases* name the tables of the rest of the view.
+    """
+    for pattern, words in _WORDS:
+        sql = pattern.sub(words, sql)
+    named = {**(aliases or {}), **{alias: table for table, alias in _ALIAS.findall(sql)}}
+
+    def within(found: re.Match[str]) -> str:
+        inner, outer = found.groups()
+        if named.get(inner) not in VIRTUAL:
+            return found[0]
+        run = "r.run_key" if named.get(outer) in VIRTUAL else f"{outer}.run_key"
+        first = f"{run} << {SEQUENCE_BITS}"
+        return f"{inner}.step BETWEEN {first} AND ({run} + 1 << {SEQUENCE_BITS}) - 1"
+
+    sql = _IN_RUN.sub(within, sql)
+    sql = _SEQUENCE.sub(rf"(\1.step & {SEQUENCE_LIMIT - 1})", sql)
+    sql = _BIRTH.sub(r"substring(\1.order_id from '^[0-9]+')::bigint", sql)
+    return _TABLE.sub(r"\1 \2 \3 \4 \3.database_id = r.database_id AND ", sql)
+
+
+def select(view: View) -> str:
+    """Return the query of *view* for PostgreSQL, to which a condition may be added."""
+    aliases = {alias: table for table, alias in _ALIAS.findall(view.source)}
+    listed = ",\n  ".join(
+        f"CAST({translate(column.sql, aliases)} AS {_bare(column.kind)}) "
+        f'{_collated(column.kind)}AS "{column.name}"'
+        for column in view.columns
+    )
+    return f"SELECT\n  {listed},\n  r.database_id\n{translate(view.source)}"
+
+
+def _bare(kind: str) -> str:
+    return TYPES[kind].partition(" COLLATE")[0]
+
+
+def _collated(kind: str) -> str:
+    return 'COLLATE "C" ' if kind == "TEXT" else ""
+
+
+def statements() -> tuple[str, ...]:
+    """Return what makes the views anew, in their order."""
+    return tuple(
+        statement
+        for view in FLEET_VIEWS
+        for statement in (
+            f"DROP VIEW IF EXISTS {view.name}",
+            f"CREATE VIEW {view.name} AS {select(view)}",
+        )
+    )

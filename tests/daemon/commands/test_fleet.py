@@ -1,0 +1,173 @@
+"""``fleet``, ``db ship``, ``db pull`` and a prune of a file that is shipped, as they are typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import storage_cases as cases
+from fleet_cases import assert_same, grown
+from postgres_server import Cluster
+from waiting import until
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.storage.fleet.ship import database_id
+
+SECRET = "geheim-3141"
+
+
+def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    code = invoke([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    cases.write_run(tmp_path / "a.db", cases.plain_steps(200))
+    return tmp_path / "a.db"
+
+
+def test_what_is_typed_ships_pulls_verifies_and_lists(
+    path: Path, postgres: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url, back = postgres.empty(), path.with_name("back.db")
+    code, out, err = typed(capsys, "fleet", url)
+    assert (code, out) == (1, "")
+    assert (
+        "holds no record of a fleet: make its tables with `tracepaper db upgrade --to URL`" in err
+    )
+    assert typed(capsys, "db", "upgrade", "--to", url)[1].endswith(
+        "has the tables and views of a fleet now, schema 0003.\n"
+    )
+    assert "has schema 0003 already" in typed(capsys, "db", "upgrade", "--to", url)[1]
+    assert "holds no run yet" in typed(capsys, "fleet", url)[1]
+    code, out, _ = typed(capsys, "db", "ship", "--to", url, "--db", path, "--once", "--json")
+    document = json.loads(out)
+    assert document["database_id"] == database_id(path)
+    assert (code, document["steps"], document["holes"]) == (0, 200, [])
+    code, out, _ = typed(capsys, "audit", "verify", "--from", url, "--json")
+    verified = json.loads(out)
+    assert (code, verified["steps"], verified["database"]) == (0, 200, database_id(path))
+    code, out, _ = typed(capsys, "db", "pull", "--from", url, "--db", back, "--json")
+    assert (code, json.loads(out)["rows"]["steps"]) == (0, 200)
+    assert_same(path, back)
+    code, out, _ = typed(capsys, "fleet", url, "--json")
+    (run,) = json.loads(out)
+    assert (code, run["run_id"], run["health"], run["lag_steps"]) == (0, "r-1", "shipped", 0)
+    with_sql = typed(capsys, "audit", "equity", "last", "--limit", 1, "--db", path, "--json")[1]
+    (equity,) = json.loads(with_sql)
+    assert run["equity"] == equity["equity"]
+    shown = typed(capsys, "fleet", url)[1]
+    assert "r-1" in shown
+    assert run["equity"] in shown
+
+
+def test_what_was_changed_on_the_server_is_found(
+    path: Path, postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
+    postgres.sql(fleet_url, "UPDATE steps SET close = close + 1 WHERE step & 268435455 = 33")
+    code, out, _ = typed(capsys, "audit", "verify", "--from", fleet_url)
+    assert code == 1
+    assert "Step 33" in out
+    assert "was changed" in out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "db ship --once --to {url}",
+        "db upgrade --to {url}",
+        "db pull --from {url} --db b.db",
+        "audit verify --from {url}",
+        "fleet {url}",
+        "db ship --once --to {url}x?pass%77ord={secret}",
+    ],
+)
+def test_no_command_shows_a_password(
+    path: Path, capsys: pytest.CaptureFixture[str], words: str
+) -> None:
+    url = f"postgresql://user:{SECRET}@127.0.0.1/fleet"
+    code, out, err = typed(
+        capsys, *words.format(url=url, secret=SECRET).split(), *(["--db", path] * ("ship" in words))
+    )
+    assert (code, out) == (2, "")
+    assert SECRET not in err
+    assert "its address holds a password: take it out" in err
+    assert err.count("\n") == 1
+
+
+def test_a_file_that_is_shipped_is_pruned_after_all_has_arrived(
+    tmp_path: Path,
+    postgres: Cluster,
+    fleet_url: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, back = tmp_path / "a.db", tmp_path / "back.db"
+    cases.write_run(path, cases.plain_steps(5000))
+    prune = ("db", "prune", "--keep", 1, "--db", path)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    monkeypatch.setenv("TRACEPAPER_STORAGE__SHIP_TO", postgres.url("fleet", port=port))
+    before = path.read_bytes()
+    code, out, err = typed(capsys, *prune)
+    assert (code, out) == (1, "")
+    assert "Nothing was pruned, since not all is shipped" in err
+    assert "--hole" in err
+    assert path.read_bytes() == before
+    monkeypatch.setenv("TRACEPAPER_STORAGE__SHIP_TO", fleet_url)
+    assert typed(capsys, *prune)[0] == 0
+    assert postgres.sql(fleet_url, "SELECT count(*) FROM holes") == [(0,)]
+    typed(capsys, "db", "pull", "--from", fleet_url, "--db", back)
+    assert_same(path, back)
+
+
+def test_a_prune_with_a_hole_is_named_by_the_fleet(
+    tmp_path: Path, fleet_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.db"
+    cases.write_run(path, cases.plain_steps(100))
+    typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
+    grown(path, 5000, seed=1, since=100)
+    assert typed(capsys, "db", "prune", "--keep", 1, "--hole", "--db", path)[0] == 0
+    code, _, err = typed(capsys, "db", "ship", "--to", fleet_url, "--db", path, "--once")
+    assert code == 0
+    assert "were pruned before they were shipped" in err
+    code, out, _ = typed(capsys, "fleet", fleet_url, "--json")
+    assert code == 1
+    assert json.loads(out)[0]["alarms"] == ["1 spans pruned before they were shipped"]
+
+
+async def test_ship_follows_beside_a_writer_until_ctrl_c(
+    path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    command = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship", "--to", fleet_url)
+    count = "SELECT count(*) FROM steps"
+    process = subprocess.Popen([*command, "--db", str(path)], stderr=subprocess.PIPE)  # noqa: ASYNC220
+    try:
+        await until(lambda: postgres.sql(fleet_url, count) == [(200,)], poll_s=0.05)
+        grown(path, 230, seed=1, since=200)
+        await until(lambda: postgres.sql(fleet_url, count) == [(230,)], poll_s=0.05)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_where_to_is_asked_for(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = typed(capsys, "db", "ship", "--once", "--db", path)
+    assert (code, err) == (2, "Say where to: --to URL, or storage.ship_to.\n")
+    code, _, err = typed(capsys, "audit", "verify", "--from", "postgresql://h/f", "--db", path)
+    assert (code, err) == (2, "Name one record: --db FILE, or --from URL.\n")

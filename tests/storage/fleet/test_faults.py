@@ -1,0 +1,532 @@
+"""Shipping through what goes wrong: nothing lost, nothing twice, nothing out of order."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from fleet_cases import assert_same, grown
+from postgres_server import Cluster
+from storage_cases import CROSS_GATES, plain_steps, rich_steps, run, write_run
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.fleet.follow import Follower, ship_once
+from tracepaper.storage.fleet.pull import pull
+from tracepaper.storage.fleet.server import ShipProgress, checked, connect, server_address
+from tracepaper.storage.fleet.ship import Shipper
+from tracepaper.storage.fleet.tables import upgrade
+from tracepaper.strategies import extras
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
+
+# ---------------------------------------------------------------- crashes of the shipper
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from tracepaper.storage.fleet.ship import Shipper
+path, url, point, number = sys.argv[1:]
+hits = 0
+def at(name):
+    global hits
+    hits += name == point
+    if hits == int(number):
+        os.kill(os.getpid(), signal.SIGKILL)
+shipper = Shipper(Path(path), url, group_steps=16, at=at)
+shipper.open()
+shipper.ship()
+"""
+POINTS = ("before copy", "after steps", "after ledger", "before commit", "after commit")
+
+
+def killed(path: Path, url: str, point: str, number: int) -> int:
+    """Ship in a process that is killed at the *number*th time that it reaches *point*."""
+    command = (sys.executable, "-c", KILLED_AT, str(path), url, point, str(number))
+    return subprocess.run(command, check=False, capture_output=True).returncode
+
+
+def test_a_shipper_that_is_killed_goes_on_behind_the_last_group(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    write_run(path, plain_steps(200))
+    write_run(path, rich_steps(), of=run("r-2"))
+    arrived = []
+    for number, point in enumerate(POINTS, 1):
+        assert killed(path, fleet_url, point, number) == -signal.SIGKILL
+        query = "SELECT count(*), coalesce(max(step) & 268435455, -1) FROM steps"
+        assert postgres.sql(fleet_url, query)[0][0] == postgres.sql(fleet_url, query)[0][1] + 1
+        (marked,) = postgres.sql(fleet_url, "SELECT max(step) & 268435455 FROM marks")
+        arrived.append((marked[0] or -1) + 1)
+    # Groups that were committed before each kill: none, one, two, three and, at the end, five.
+    assert arrived == [0, 16, 48, 96, 176]
+    assert ship_once(path, fleet_url)[0] == 24 + len(rich_steps())
+    pull(fleet_url, back)
+    assert_same(path, back)
+
+
+# ---------------------------------------------------------------- crashes of the server
+
+
+def test_a_server_that_is_killed_in_mid_copy_has_whole_groups(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    write_run(path, plain_steps(200))
+    groups = 0
+
+    def at(point: str) -> None:
+        nonlocal groups
+        groups += point == "after steps"
+        if groups == 3 and point == "after steps":
+            postgres.stop("immediate")
+
+    shipper = Shipper(path, fleet_url, group_steps=50, at=at)
+    shipper.open()
+    try:
+        with pytest.raises(ServerLost, match="broke off"):
+            shipper.ship()
+        assert not shipper.is_open
+        with pytest.raises(ServerLost, match="does not take the connection"):
+            shipper.open()
+    finally:
+        postgres.start()
+    assert postgres.sql(fleet_url, "SELECT count(*) FROM steps") == [(100,)]
+    shipper.open()
+    assert shipper.ship().steps == 100
+    shipper.close()
+    pull(fleet_url, back)
+    assert_same(path, back)
+
+
+class Following:
+    """A follower in a thread of its own, and what it reports."""
+
+    def __init__(self, path: Path, url: str, group_steps: int = 50) -> None:
+        self.told: list[ShipProgress] = []
+        self.stop, self._heard = threading.Event(), threading.Condition()
+        self.error: Exception | None = None
+        self._follower = Follower(
+            path,
+            url,
+            stop=self.stop,
+            seconds=SystemClock().network_s,
+            report=self._hear,
+            group_steps=group_steps,
+        )
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._follower.run()
+        except Exception as error:  # noqa: BLE001 - a test looks at it
+            self.error = error
+        with self._heard:
+            self._heard.notify_all()
+
+    def _hear(self, progress: ShipProgress) -> None:
+        with self._heard:
+            self.told.append(progress)
+            self._heard.notify_all()
+
+    def until(self, condition: Callable[[ShipProgress], object]) -> ShipProgress:
+        with self._heard:
+            assert self._heard.wait_for(
+                lambda: self.error or any(map(condition, self.told)), timeout=120
+            )
+        assert self.error is None
+        return next(one for one in self.told if condition(one))
+
+    def end(self) -> None:
+        self.stop.set()
+        self._thread.join()
+
+
+def test_a_follower_waits_for_a_server_that_is_away_and_goes_on(
+    tmp_path: Path, postgres: Cluster, fleet_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.storage.fleet.follow.PAUSE_S", (0.05, 0.2))
+    monkeypatch.setattr("tracepaper.storage.fleet.follow.HEARTBEAT_S", 0.1)
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    write_run(path, plain_steps(100))
+    following = Following(path, fleet_url)
+    following.until(lambda told: told.steps == 100)
+    postgres.stop("immediate")
+    try:
+        grown(path, 150, seed=1, since=100)
+        away = following.until(lambda told: told.error)
+        assert "does not take the connection" in away.error or "broke off" in away.error
+        lagging = following.until(lambda told: told.error and told.lag_steps == 50)
+        assert lagging.errors >= 1
+        following.until(lambda told: told.lag_steps == 50 and told.lag_s > 0)
+    finally:
+        postgres.start()
+    following.until(lambda told: told.steps == 150 and not told.error and not told.lag_steps)
+    grown(path, 170, seed=1, since=150)
+    following.end()  # which ships what is there
+    assert following.told[-1].steps == 170
+    pull(fleet_url, back)
+    assert_same(path, back)
+    seen = postgres.sql(fleet_url, "SELECT host, file, lag_steps FROM shippers")
+    assert seen == [(socket.gethostname(), str(path), 0)]
+
+
+# ---------------------------------------------------------------- a line that is cut
+
+
+class Line:
+    """A connection of a client through the proxy; cut where *cut* says so of bytes so far."""
+
+    def __init__(self, client: socket.socket, port: int, cut: Callable[[int, bytes], bool]) -> None:
+        self._client, self._cut = client, cut
+        self._server = socket.create_connection(("127.0.0.1", port))
+        self._is_muted = threading.Event()
+        self._answering = threading.Thread(target=self._answer)
+        self._answering.start()
+
+    def serve(self, passed: int) -> int:
+        """Pass on what the client sends; return the bytes that were passed in all."""
+        with suppress(OSError):
+            while data := self._client.recv(65536):
+                passed += len(data)
+                is_last = self._cut(passed, data)
+                if is_last:
+                    self._is_muted.set()
+                self._server.sendall(data)
+                if is_last:
+                    if b"COMMIT" in data:
+                        self._answering.join()  # which ends once the server has committed
+                    break
+        with suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._answering.join()
+        self._client.close()
+        self._server.close()
+        return passed
+
+    def _answer(self) -> None:
+        with suppress(OSError):
+            while data := self._server.recv(65536):
+                if not self._is_muted.is_set():
+                    self._client.sendall(data)
+                elif b"COMMIT" in data:
+                    break
+        with suppress(OSError):
+            self._client.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def proxy(port: int, cut: Callable[[int, bytes], bool]) -> Iterator[int]:
+    """Pass bytes on to *port*; cut the line after a message of the client for which *cut* says so.
+
+    The message itself reaches the server, whose answer does not come back.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def accept() -> None:
+        passed = 0
+        with suppress(OSError):
+            while True:
+                client, _ = listener.accept()
+                passed = Line(client, port, cut).serve(passed)
+
+    accepting = threading.Thread(target=accept)
+    accepting.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        accepting.join()
+
+
+def ship_through(path: Path, url: str) -> int:
+    """Ship until all is there, opening again whenever the line is cut; return the cuts."""
+    cuts = 0
+    while True:
+        shipper = Shipper(path, url, group_steps=40)
+        try:
+            shipper.open()
+            shipper.ship()
+        except ServerLost:
+            cuts += 1
+            assert cuts < 60
+        else:
+            return cuts
+        finally:
+            shipper.close()
+
+
+def test_a_line_that_is_cut_anywhere_loses_and_doubles_nothing(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    write_run(path, plain_steps(200))
+    limit = 6_000
+
+    def after_some(passed: int, _data: bytes) -> bool:
+        nonlocal limit
+        if passed < limit:
+            return False
+        limit = passed + 9_000 + limit // 4  # longer each time, so that it comes to an end
+        return True
+
+    with proxy(postgres.port, after_some) as port:
+        name = fleet_url.rpartition("/")[2]
+        assert ship_through(path, postgres.url(name, port=port)) >= 3
+    pull(fleet_url, back)
+    assert_same(path, back)
+
+
+def test_a_commit_whose_answer_is_lost_is_not_repeated(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    write_run(path, plain_steps(200))
+    commits = 0
+
+    def after_commit(_passed: int, data: bytes) -> bool:
+        nonlocal commits
+        commits += b"COMMIT" in data
+        return b"COMMIT" in data and commits in {1, 3}
+
+    with proxy(postgres.port, after_commit) as port:
+        name = fleet_url.rpartition("/")[2]
+        url = f"{postgres.url(name, port=port)}?sslmode=disable"
+        assert ship_through(path, url) == 2
+    pull(fleet_url, back)
+    assert_same(path, back)
+
+
+# ---------------------------------------------------------------- a server that is slow, or full
+
+
+def test_a_server_that_does_not_answer_holds_nobody_up(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path)
+    log.begin(run(), (CROSS_GATES,))
+    for step in plain_steps(50):
+        log.append_now(step)
+    log.flush()
+    import psycopg
+
+    with psycopg.connect(fleet_url) as blocking:
+        blocking.execute("LOCK TABLE tracepaper.steps IN ACCESS EXCLUSIVE MODE")
+        following = Following(path, fleet_url)
+        waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND database = (SELECT oid FROM "
+        waiting += "pg_database WHERE datname = current_database())"
+        while postgres.sql(fleet_url, waiting) != [(1,)]:
+            pass
+        # It waits for the server now, and holds nothing of the file.
+        for step in plain_steps(80)[50:]:
+            log.append_now(step)
+        log.flush()
+        with closing(sqlite3.connect(path)) as other:
+            assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        blocking.rollback()
+    following.until(lambda told: told.steps == 80)
+    following.end()
+    log.close()
+
+
+def fill(ballast: Path) -> None:
+    """Write into *ballast* until the file system is full."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+
+
+def test_a_full_disk_is_named_and_nothing_of_the_group_is_kept(
+    tmp_path: Path, postgres: Cluster
+) -> None:
+    place = postgres.folder / "small"
+    place.mkdir()
+    owner = postgres.data.stat()
+    form = f"size=40m,mode=700,uid={owner.st_uid},gid={owner.st_gid}"
+    command = ("mount", "-t", "tmpfs", "-o", form, "tmpfs", str(place))
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(command, check=False, capture_output=True).returncode
+    ):
+        pytest.skip("no small file system can be mounted here: a full disk is not tested")
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    try:
+        url = postgres.url("small")
+        postgres.sql(postgres.url("postgres"), f"CREATE TABLESPACE small LOCATION '{place}'")
+        postgres.sql(postgres.url("postgres"), "CREATE DATABASE small TABLESPACE small")
+        upgrade(url)
+        write_run(path, plain_steps(3000))
+        ballast = place / "ballast"
+        fill(ballast)
+        shipper = Shipper(path, url, group_steps=1000)
+        shipper.open()
+        with pytest.raises(ServerLost, match=r"broke off .*No space left"):
+            shipper.ship()
+        assert postgres.sql(url, "SELECT count(*) FROM steps") == [(0,)]
+        ballast.unlink()
+        shipper.open()
+        assert shipper.ship().steps == 3000
+        shipper.close()
+        pull(url, back)
+        assert_same(path, back)
+    finally:
+        postgres.sql(
+            postgres.url("postgres"),
+            "DROP DATABASE IF EXISTS small WITH (FORCE)",
+            "DROP TABLESPACE IF EXISTS small",
+        )
+        subprocess.run(("umount", str(place)), check=False)
+
+
+# ---------------------------------------------------------------- who may not
+
+
+PASSWORD = "geheim-3141"
+
+
+def test_a_wrong_password_is_named_and_not_shown(
+    postgres: Cluster, fleet_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    name = fleet_url.rpartition("/")[2]
+    postgres.sql(fleet_url, "DROP ROLE IF EXISTS stranger",
+                 f"CREATE ROLE stranger LOGIN PASSWORD '{PASSWORD}'")  # fmt: skip
+    url = postgres.url(name, user="stranger")
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
+    with pytest.raises(ServerLost, match=r"no password supplied.*PGPASSWORD, a service file"):
+        connect(url)
+    monkeypatch.setenv("PGPASSWORD", "wrong-2718")
+    with pytest.raises(ServerLost, match="authentication failed") as refused:
+        connect(url)
+    assert "wrong-2718" not in str(refused.value)
+    monkeypatch.delenv("PGPASSWORD")
+    passfile = tmp_path / "pgpass"
+    passfile.write_text(f"127.0.0.1:{postgres.port}:*:stranger:{PASSWORD}\n")
+    passfile.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(passfile))
+    connect(url).close()
+    # It has a password, and no rights yet.
+    path = tmp_path / "a.db"
+    write_run(path, plain_steps(20))
+    with pytest.raises(ServerLost, match=r"may not .*permission denied.*grant it"):
+        ship_once(path, url)
+    with pytest.raises(ServerLost, match="may not make the tables"):
+        upgrade(postgres.url("postgres", user="stranger"))
+    with pytest.raises(ServerLost, match=r"may not .*permission denied"):
+        pull(url, tmp_path / "b.db")
+
+
+def test_a_server_that_asks_for_tls_gets_it(postgres: Cluster, tmp_path: Path) -> None:
+    exists = "SELECT 1 FROM pg_database WHERE datname = 'tls_only'"
+    if not postgres.sql(postgres.url("postgres"), exists):
+        postgres.sql(postgres.url("postgres"), "CREATE DATABASE tls_only")
+    url = postgres.url("tls_only")
+    with pytest.raises(ServerLost, match=r"pg_hba\.conf.*add sslmode=require"):
+        connect(f"{url}?sslmode=disable")
+    upgrade(f"{url}?sslmode=require")
+    path, back = tmp_path / "a.db", tmp_path / "b.db"
+    write_run(path, plain_steps(20))
+    assert ship_once(path, f"{url}?sslmode=require")[0] == 20
+    pull(f"{url}?sslmode=require", back)
+    assert_same(path, back)
+    with pytest.raises(ServerLost, match="sslrootcert"):
+        connect(f"{url}?sslmode=verify-full&sslrootcert={tmp_path}/none.crt")
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://user:{PASSWORD}@127.0.0.1/fleet",
+        f"postgresql://:{PASSWORD}@127.0.0.1/fleet",
+        f"postgresql://user%3A{PASSWORD}@127.0.0.1/fleet",
+        f"postgresql://127.0.0.1/fleet?password={PASSWORD}",
+        f"postgresql://127.0.0.1/fleet?pass%77ord={PASSWORD}",
+        f"postgresql://127.0.0.1/fleet?sslpassword={PASSWORD}",
+        f"postgresql://127.0.0.1/fleet?PASSWORD={PASSWORD}",
+        f"postgresql://127.0.0.1/fleet?user=a:{PASSWORD}",
+        f"postgresql://127.0.0.1/fleet?options=-c%20password={PASSWORD}",
+        f"postgresql://user:{PASSWORD}@[::1",
+        f"postgresql:// user:{PASSWORD}@127.0.0.1/fleet",
+        f"postgres//user:{PASSWORD}@127.0.0.1/fleet",
+        f"host=127.0.0.1 password={PASSWORD}",
+        f"postgresql://127.0.0.1/user:{PASSWORD}@fleet",
+        f"postgresql://127.0.0.1/fleet#{PASSWORD}",
+        f"mysql://user:{PASSWORD}@127.0.0.1/fleet",
+        f"postgresql://a@127.0.0.1,b:{PASSWORD}@127.0.0.2/fleet",
+    ],
+)
+def test_an_address_with_a_password_is_refused_and_never_shown(url: str, tmp_path: Path) -> None:
+    from tracepaper.daemon.config.loading import load
+
+    with pytest.raises(ConfigInvalid) as refused:
+        connect(url)
+    assert PASSWORD not in str(refused.value)
+    assert refused.value.__cause__ is None
+    with pytest.raises(ConfigInvalid) as refused:
+        load(None, {"storage": {"ship_to": url}})
+    assert PASSWORD not in str(refused.value)
+    assert "storage" in str(refused.value)
+    file = tmp_path / "a.toml"
+    file.write_text(f"[storage]\nship_to = '{url}'\n")
+    with pytest.raises(ConfigInvalid) as refused:
+        load(file)
+    assert PASSWORD not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user@db.lan:5432/fleet",
+        "postgres://db.lan/fleet?sslmode=require&user=a",
+        "postgresql:///fleet?service=fleet",
+        "postgresql://a@one:5432,two:5433/fleet?target_session_attrs=read-write",
+        "postgresql:///fleet?host=%2Fvar%2Frun%2Fpostgresql",
+    ],
+)
+def test_an_address_without_one_is_taken(url: str) -> None:
+    from tracepaper.daemon.config.loading import load
+
+    assert server_address(url).startswith("postgresql://")
+    assert load(None, {"storage": {"ship_to": url}}).storage.ship_to == server_address(url)
+
+
+def test_what_is_missing_is_named(
+    postgres: Cluster, fleet_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(ServerLost, match=r"at 127.0.0.1:\d+/fleet does not take the connection"):
+        connect(postgres.url("fleet", port=port))
+    with pytest.raises(ServerLost, match=r'"nowhere" does not exist\): create it'):
+        connect(postgres.url("nowhere"))
+    path = tmp_path / "a.db"
+    write_run(path, plain_steps(20))
+    with pytest.raises(DataInvalid, match="holds no record of a fleet: make its tables"):
+        ship_once(path, postgres.empty())
+    for revision, words in (("0002", "reads only 0003"), ("0099", "use the tracepaper that made")):
+        postgres.sql(fleet_url, f"UPDATE alembic_version SET version_num = '{revision}'")
+        for doing in (
+            lambda: ship_once(path, fleet_url),
+            lambda: pull(fleet_url, tmp_path / "b.db"),
+            lambda: upgrade(fleet_url),
+        ):
+            with pytest.raises(DataInvalid, match=f"has schema {revision}.*{words}"):
+                doing()
+    monkeypatch.setattr(extras, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigInvalid, match=r"--to needs psycopg: .*'tracepaper\[scale\]'"):
+        connect(fleet_url)
+    assert checked(fleet_url, "--to") == fleet_url

@@ -1,0 +1,101 @@
+"""The six views in PostgreSQL give a file's rows: names, types, exact texts and every REAL."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres_server import Cluster
+from recorded_runs import unpacked
+from storage_cases import plain_steps, prune, rich_steps, run, write_run
+
+from tracepaper.storage.database.view_columns import View
+from tracepaper.storage.fleet.follow import ship_once
+from tracepaper.storage.fleet.views import FLEET_VIEWS, TYPES, translate
+
+KEYS = ("run_id", "sequence", "ordinal", "order_id")
+
+
+def of_file(path: Path, view: View) -> list[tuple[Any, ...]]:
+    names = ", ".join(f'"{column.name}"' for column in view.columns)
+    order = ", ".join(name for name in KEYS if name in {column.name for column in view.columns})
+    with closing(sqlite3.connect(path)) as db:
+        return db.execute(f"SELECT {names} FROM {view.name} ORDER BY {order}").fetchall()
+
+
+def of_server(postgres: Cluster, url: str, view: View) -> list[tuple[Any, ...]]:
+    names = ", ".join(f'"{column.name}"' for column in view.columns)
+    order = ", ".join(name for name in KEYS if name in {column.name for column in view.columns})
+    return postgres.sql(url, f"SELECT {names} FROM {view.name} ORDER BY {order}")
+
+
+def assert_same_answers(postgres: Cluster, url: str, path: Path) -> dict[str, int]:
+    """Compare every row of the six views; return how many rows each has."""
+    counts = {}
+    for view in FLEET_VIEWS:
+        mine, theirs = of_file(path, view), of_server(postgres, url, view)
+        assert len(mine) == len(theirs), view.name
+        for row, other in zip(mine, theirs, strict=True):
+            typed = [(type(value), value) for value in row]
+            assert typed == [(type(value), value) for value in other], view.name
+        counts[view.name] = len(mine)
+    return counts
+
+
+def test_every_row_of_every_view_is_the_same(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path = tmp_path / "a.db"
+    write_run(path, plain_steps(400), end=True)
+    write_run(path, rich_steps(), of=run("r-2"))
+    write_run(path, plain_steps(3000, seed=5), of=run("r-3"), end=True)
+    prune(path, keep_days=1, pruned_at_ms=7)
+    ship_once(path, fleet_url)
+    counts = assert_same_answers(postgres, fleet_url, path)
+    assert counts["v_runs"] == 3
+    assert min(counts.values()) > 2
+
+
+@pytest.mark.parametrize("name", ["margin", "protected", "several"])
+def test_the_runs_of_daemons_and_older_versions_read_the_same(
+    tmp_path: Path, postgres: Cluster, fleet_url: str, name: str
+) -> None:
+    with unpacked(name, tmp_path) as path:
+        ship_once(path, fleet_url)
+        assert all(assert_same_answers(postgres, fleet_url, path).values())
+
+
+def test_two_databases_do_not_mix(tmp_path: Path, postgres: Cluster, fleet_url: str) -> None:
+    for name, seed in (("a", 1), ("b", 9)):
+        write_run(tmp_path / f"{name}.db", plain_steps(150, seed=seed), end=bool(seed == 1))
+        ship_once(tmp_path / f"{name}.db", fleet_url)
+    ids = postgres.sql(fleet_url, "SELECT DISTINCT database_id FROM v_equity")
+    assert len(ids) == 2
+    for view in FLEET_VIEWS:
+        found = of_server(postgres, fleet_url, view)
+        both = of_file(tmp_path / "a.db", view) + of_file(tmp_path / "b.db", view)
+        assert sorted(found, key=repr) == sorted(both, key=repr), view.name
+
+
+def test_the_columns_have_the_names_and_types_of_a_file(postgres: Cluster, fleet_url: str) -> None:
+    rows = postgres.sql(
+        fleet_url,
+        "SELECT table_name, column_name, data_type FROM information_schema.columns "
+        "WHERE table_schema = 'tracepaper' AND table_name LIKE 'v!_%' ESCAPE '!' "
+        "ORDER BY table_name, ordinal_position",
+    )
+    assert {row[0] for row in rows} == {view.name for view in FLEET_VIEWS}
+    for view in FLEET_VIEWS:
+        expected = [(one.name, TYPES[one.kind].split(" COLLATE")[0]) for one in view.columns]
+        assert [row[1:] for row in rows if row[0] == view.name] == [
+            *expected,
+            ("database_id", "text"),
+        ]
+
+
+def test_every_table_that_a_view_joins_is_held_to_the_database_of_the_run() -> None:
+    joined = "FROM runs r JOIN steps s ON s.run_key = r.run_key"
+    assert "s.database_id = r.database_id AND s.step BETWEEN r.run_key << 28" in translate(joined)
