@@ -286,7 +286,7 @@ def test_the_server_holds_a_whole_record_after_every_transaction_of_a_prune(
     ship_once(path, fleet_url)
     grown(path, 4200, seed=1, since=2000)
     assert prune(path, keep_days=1, pruned_at_ms=7)[0].until_sequence < 3000
-    problems = []
+    problems: list[list[str]] = []
 
     def at(point: str) -> None:
         if point == "after commit":
