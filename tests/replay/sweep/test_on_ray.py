@@ -51,6 +51,8 @@ class Odd(Strategy):
 
     def decide(self, now):
         if self.how == "exits":
+            with Path("exits").open("a") as file:
+                file.write("x")
             os._exit(3)
         if self.how.startswith("dies once beside "):
             there = Path(self.how.removeprefix("dies once beside "))
@@ -137,6 +139,7 @@ def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweep
         "Tried 3 times on Ray: its worker or node ended; let the class raise and not exit, or "
         "give it less memory."
     )
+    assert (sweeping.folder / "exits").read_text() == "xxx"
     assert found["blocks"][2] == (
         "It took longer than 15 s and was stopped; give a higher limit, or mend it."
     )
