@@ -1,12 +1,10 @@
 """Units of work on Ray: actors of a local Ray, or of the cluster that ``RAY_ADDRESS`` names.
 
-The work is pickled into the object store once; each actor reads it once. A unit whose worker, node
-or memory goes is tried three times, then named. The rules are docs/scale.md, R1 to R9.
+The work is put into the object store once. The rules are docs/scale.md, R1 to R9.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import pickle
@@ -28,6 +26,7 @@ R = TypeVar("R")
 TRIES: Final = 3
 """How often a unit, or the start of a worker, is tried."""
 _QUIET: Final[dict[str, Any]] = {"log_to_driver": False, "logging_level": "ERROR"}
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0"
 _THREADS: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -103,9 +102,7 @@ class OnRay(Generic[U, R]):
         if address.startswith("ray://"):
             raise ConfigInvalid(f"{at} is of a client; send the command by `ray job submit`.")
         if address != "auto" and not _answers(address):
-            raise ConfigInvalid(
-                f"No Ray answers at {at}; start one there, or unset it for one here."
-            )
+            raise ConfigInvalid(f"No Ray is at {at}; start one there, or unset it for one here.")
         try:
             self._ray.init(address, **_QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
@@ -184,11 +181,14 @@ class OnRay(Generic[U, R]):
 
 
 def _answers(address: str) -> bool:
-    """Return whether anybody listens at *address*; Ray would try for minutes."""
+    """Return whether a server of gRPC listens at *address*; Ray would try others for long."""
     host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError, ValueError), socket.create_connection((host, int(port)), 5):
-        return True
-    return False
+    try:
+        with socket.create_connection((host, int(port)), 5) as line:
+            line.sendall(_PREFACE)
+            return "RAY_USE_TLS" in os.environ or line.recv(9)[3:4] == b"\4"  # its settings
+    except (OSError, ValueError):
+        return False
 
 
 def _words(error: Exception) -> str:

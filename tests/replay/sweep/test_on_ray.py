@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -311,7 +313,7 @@ def test_a_worker_of_another_version_is_refused(sweeping: Sweeping, cluster: Nod
     assert not (sweeping.folder / "state.db").exists()
 
 
-NOBODY = "No Ray answers at RAY_ADDRESS 127.0.0.1:1; start one there, or unset it for one here."
+NOBODY = "No Ray is at RAY_ADDRESS 127.0.0.1:1; start one there, or unset it for one here."
 CLIENT = "RAY_ADDRESS ray://127.0.0.1:1 is of a client; send the command by `ray job submit`."
 
 
@@ -326,6 +328,26 @@ def test_an_address_that_nobody_answers_at_gets_one_sentence(
     assert (code, out) == (1, "")
     assert err.splitlines()[-1] == f"ConfigInvalid: {sentence}"
     assert not (sweeping.folder / "state.db").exists()
+
+
+@pytest.mark.parametrize("says", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
+def test_another_program_at_the_address_is_not_taken_for_ray(
+    says: bytes, sweeping: Sweeping
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        def answer() -> None:
+            with server.accept()[0] as line:
+                line.sendall(says)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        code, out, err = sweeping.told({"RAY_ADDRESS": address}, on="ray", state="state.db")
+        thread.join()
+    assert (code, out) == (1, "")
+    sentence = NOBODY.replace("127.0.0.1:1", address)
+    assert err.splitlines()[-1] == f"ConfigInvalid: {sentence}"
 
 
 def test_a_class_that_workers_cannot_import_is_refused(sweeping: Sweeping) -> None:
