@@ -14,7 +14,7 @@ import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
-from waiting import until
+from waiting import deadline_s, until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.fleet.ship import database_id
@@ -160,7 +160,7 @@ async def test_ship_follows_beside_a_writer_until_ctrl_c(
         grown(path, 230, seed=1, since=200)
         await until(lambda: postgres.sql(fleet_url, count) == [(230,)], poll_s=0.05)
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(60) == 0
+        assert process.wait(deadline_s()) == 0
     finally:
         process.kill()
         process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -83,7 +84,13 @@ def test_no_bundled_card_claims_more_than_it_keeps(name: str) -> None:
     stored = checkpoints.read_card(checkpoints.BUNDLED / name)
     shown = shown_sentences(stored)
     assert len(shown) == len(stored["honesty"]["sentences"])
-    assert not any("half is chance" in one or "better than the best" in one for one in shown)
+    assert not any("half is chance" in one for one in shown)
+    # Better or worse is said with its p alone, and of no difference that chance explains.
+    for one in shown:
+        if re.search(r"\b(better|worse) than the best", one):
+            found = re.search(r"p ([\d.]+) by Holm over", one)
+            assert found is not None
+            assert float(found[1]) < 0.05
     assert not any("tracepaper evaluate compares them" in one for one in shown)
     assert sum("by Holm over" in one for one in shown) >= 1
     assert "lstm" in stored["baselines"]["names"]

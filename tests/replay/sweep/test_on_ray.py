@@ -173,6 +173,7 @@ def test_a_cell_over_its_memory_is_named(sweeping: Sweeping) -> None:
 # ---------------------------------------------------------------- interrupted
 
 COUNTED = """
+import time
 from pathlib import Path
 from tracepaper import Action, Signal, Strategy
 
@@ -180,6 +181,8 @@ from tracepaper import Action, Signal, Strategy
 class Counted(Strategy):
     def __init__(self, number):
         Path(f"begun-{number}").touch()
+        while number > 12 and not Path("go").exists():
+            time.sleep(0.05)
         self.number = number
 
     def decide(self, now):
@@ -213,6 +216,7 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
     _, alive = psutil.wait_procs(family, timeout=deadline_s(30))
     assert alive == []
     assert not folder.exists()
+    (tmp_path / "go").touch()
     whole = run([*words, "--on", "ray"], tmp_path, extra)
     assert whole.err == ""
     made = json.loads(whole.out)

@@ -17,6 +17,7 @@ import pytest
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
 from storage_cases import CROSS_GATES, plain_steps, rich_steps, run, write_run
+from waiting import deadline_s
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.storage.audit import SqlAuditLog
@@ -142,7 +143,7 @@ class Following:
     def until(self, condition: Callable[[ShipProgress], object]) -> ShipProgress:
         with self._heard:
             assert self._heard.wait_for(
-                lambda: self.error or any(map(condition, self.told)), timeout=120
+                lambda: self.error or any(map(condition, self.told)), timeout=deadline_s(120)
             )
         assert self.error is None
         return next(one for one in self.told if condition(one))
