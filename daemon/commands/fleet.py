@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -142,6 +143,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
 
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.storage.fleet.follow import Follower
+    from tracepaper.storage.fleet.server import shown
 
     seconds = SystemClock().network_s
     stop = threading.Event()
@@ -150,10 +152,12 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
     else:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
-    said = ""
+        say(f"Shipping {path} to {shown(url)} until Ctrl-C.", err=True)
+    said, steps = "", 0
 
     def report(progress: ShipProgress) -> None:
-        nonlocal said
+        nonlocal said, steps
+        steps = progress.steps
         if service:
             import msgspec
 
@@ -173,6 +177,8 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
         needed_by=option,
     )
     follower.run()
+    if not service:
+        say(f"Shipped {steps} steps of {path}.")
 
 
 def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], float]) -> None:
@@ -291,14 +297,22 @@ def _table(runs: list[FleetRun]) -> object:
     from tracepaper.strategies.units import visible
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("host", "run", "health", "lag", "equity", "positions", "last decision", "alarms"):
-        table.add_column(name, justify="right" if name in {"lag", "equity"} else "left")
+    for name in ("host", "run", "health", "lag", "equity"):
+        table.add_column(
+            name,
+            justify="right" if name in {"lag", "equity"} else "left",
+            no_wrap=name in {"run", "health", "equity"},
+            overflow="fold",
+        )
+    table.add_column("positions, last decision, alarms", overflow="fold")
     for run in runs:
         held = ", ".join(f"{one.instrument} {one.quantity}" for one in run.positions)
         lag = f"{run.lag_steps} in {run.lag_s:.1f} s" if run.lag_steps else "0"
-        cells = (
-            *(run.host, run.run_id, run.health, lag, run.equity or "", held or "flat"),
-            *(run.last_decision or "", "; ".join(run.alarms)),
+        equity = "" if run.equity is None else f"{Decimal(run.equity):,.2f}"
+        alarms = (f"alarm: {alarm}" for alarm in run.alarms)
+        state = "\n".join(
+            visible(line) for line in (held or "flat", run.last_decision, *alarms) if line
         )
-        table.add_row(*(Text(visible(cell)) for cell in cells))
+        cells = (run.host, run.run_id, run.health, lag, equity)
+        table.add_row(*(Text(visible(cell)) for cell in cells), Text(state))
     return table

@@ -109,7 +109,7 @@ def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Know
     if not runs:
         named = f"run {run}" if run else f"database {database}" if database else "run yet"
         raise DataInvalid(
-            f"{shown(url)} holds no {named}; `tracepaper fleet URL` lists what it has."
+            f"{shown(url)} holds no {named}; `tracepaper fleet URL --json` lists what it has."
         )
     ids = list(dict.fromkeys(one.database_id for one in runs))
     if len(ids) > 1:

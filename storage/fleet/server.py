@@ -144,6 +144,8 @@ def shown(url: str) -> str:
     """Return host and database of *url*, which is all that a message has of it."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
+    if not host and parts.path:  # alone it would look like a path of this machine
+        return f"postgresql://{parts.path}"
     return f"{host}{parts.path}" or "the service's host"
 
 
@@ -156,7 +158,9 @@ def said_by(error: Exception) -> str:
 
 
 @contextmanager
-def speaking(url: str, doing: str) -> Iterator[None]:
+def speaking(
+    url: str, doing: str, *, advice: str = "grant it what docs/fleet.md shows"
+) -> Iterator[None]:
     """Turn an error of the server in the block into one sentence about *doing*.
 
     ``ServerLost`` is what a later attempt may not meet again.
@@ -167,8 +171,7 @@ def speaking(url: str, doing: str) -> Iterator[None]:
         yield
     except psycopg.errors.InsufficientPrivilege as error:
         raise ServerLost(
-            f"The role at {shown(url)} may not {doing} ({said_by(error)}): grant it what "
-            "docs/fleet.md shows."
+            f"The role at {shown(url)} may not {doing} ({said_by(error)}): {advice}."
         ) from None
     except psycopg.DataError as error:
         raise DataInvalid(

@@ -162,7 +162,12 @@ def upgrade(url: str, *, needed_by: str = "--to") -> tuple[str, str]:
     All of it is one transaction. Raises ``DataInvalid`` for a schema to which nothing leads,
     ``ServerLost`` where the role may not make it.
     """
-    with closing(connect(url, needed_by=needed_by)) as raw, speaking(url, "make the tables"):
+    making = speaking(
+        url,
+        "make the tables",
+        advice="name the schema's owner in the address, or a role that may create a schema",
+    )
+    with closing(connect(url, needed_by=needed_by)) as raw, making:
         raw.autocommit = False
         before = revision_there(raw)
         if before and before not in {SCHEMA_REVISION, *UPGRADABLE}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,9 +15,13 @@ import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
 from postgres_server import Cluster
+from rich.console import Console
 from waiting import deadline_s, until
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.commands.fleet import _table as fleet_table
+from tracepaper.storage.fleet.overview import FleetPosition, FleetRun
+from tracepaper.storage.fleet.server import shown as shown_address
 from tracepaper.storage.fleet.ship import database_id
 
 SECRET = "geheim-3141"
@@ -68,7 +73,46 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     assert run["equity"] == equity["equity"]
     shown = typed(capsys, "fleet", url)[1]
     assert "r-1" in shown
-    assert run["equity"] in shown
+    assert f"{float(run['equity']):,.2f}" in shown
+
+
+def test_eighty_columns_cut_neither_run_nor_equity_nor_alarm() -> None:
+    run = FleetRun(
+        *("d" * 32, "daemon-07", "/var/lib/a.db", "0d3be546c27414bc", "live", "trend", "m"),
+        *("not ready", 12, 1.5, 7210, "1234567.5000000000"),
+        (FleetPosition("linear:BTCUSDT", "0.069", "0"),),
+        "2025-05-31T08:33Z linear:BTCUSDT HOLD, refused by warm",
+        ("halted by operator", "linear:BTCUSDT is warming up until 2025-07-29T07:00Z"),
+    )
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(fleet_table([run]))
+    text = captured.get()
+    assert "…" not in text
+    for whole in ("0d3be546c27414bc", "not ready", "1,234,567.50", "operator"):
+        assert whole in text
+
+
+def test_what_is_refused_names_the_address_and_what_to_do(
+    postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str], path: Path
+) -> None:
+    assert shown_address("postgresql:///fleet?service=x") == "postgresql:///fleet"
+    assert shown_address("postgresql://me@h:1/fleet") == "h:1/fleet"
+    postgres.sql(fleet_url, "DROP ROLE IF EXISTS nothing", "CREATE ROLE nothing LOGIN PASSWORD 'n'")
+    user = fleet_url.replace("owner@", "nothing@")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", "n")
+        upgrading = typed(capsys, "db", "upgrade", "--to", user)
+        shipping = typed(capsys, "db", "ship", "--once", "--to", user, "--db", path)
+    postgres.sql(fleet_url, "DROP ROLE nothing")
+    assert (upgrading[0], shipping[0]) == (1, 1)
+    assert "or a role that may create a schema" in upgrading[2]
+    assert "grant it what docs/fleet.md shows" in shipping[2]
+    code, _, err = typed(
+        capsys, *("db", "pull", "--from", fleet_url, "--db", "b.db", "--database", "zz")
+    )
+    assert code == 1
+    assert "no database zz; `tracepaper fleet URL --json` lists" in err
 
 
 def test_what_was_changed_on_the_server_is_found(
@@ -154,13 +198,17 @@ async def test_ship_follows_beside_a_writer_until_ctrl_c(
 ) -> None:
     command = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship", "--to", fleet_url)
     count = "SELECT count(*) FROM steps"
-    process = subprocess.Popen([*command, "--db", str(path)], stderr=subprocess.PIPE)  # noqa: ASYNC220
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [*command, "--db", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     try:
         await until(lambda: postgres.sql(fleet_url, count) == [(200,)], poll_s=0.05)
         grown(path, 230, seed=1, since=200)
         await until(lambda: postgres.sql(fleet_url, count) == [(230,)], poll_s=0.05)
         os.kill(process.pid, signal.SIGINT)
-        assert process.wait(deadline_s()) == 0
+        out, err = process.communicate(timeout=deadline_s())
+        assert (process.returncode, out) == (0, f"Shipped 230 steps of {path}.\n")
+        assert err.startswith(f"Shipping {path} to ")
     finally:
         process.kill()
         process.communicate()
