@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing
+from contextlib import closing, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -42,7 +42,7 @@ from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from sqlalchemy import Connection
 
@@ -70,27 +70,19 @@ _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
 _PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
 
 
-def backup(path: Path, target: Path) -> list[Path]:
-    """Copy the database *path* to the new file *target*, consistently, while it is written.
+@contextmanager
+def whole_file(target: Path, purpose: str) -> Iterator[Path]:
+    """Give the place of a database to write, which becomes the new file *target* when it is whole.
 
-    Reads one snapshot over a read-only connection, so the writer goes on. Returns the copies of
-    the files beside it, the models and covariates of its runs, without which nothing is verified.
-    Raises ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    Raises ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written;
+    then nothing is left of it.
     """
     if target.exists():
-        raise DataInvalid(f"{target} exists already; name a new file for the backup.")
+        raise DataInvalid(f"{target} exists already; name a new file for the {purpose}.")
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     try:
-        with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
-            source.backup(copy)
-            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            where = " ".join(verdict.replace("*", "").split())
-            raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
-        # A file beside the database is there before a run names it, and can only grow: so all
-        # files that the snapshot names are there now.
-        beside = [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
+        yield partial
         # A rename can reach the disk before the content that it names.
         with partial.open("rb") as written:
             os.fsync(written.fileno())
@@ -100,8 +92,27 @@ def backup(path: Path, target: Path) -> list[Path]:
             f"{target} cannot be written ({error}); free disk space or choose another place."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
-    return beside
+        for suffix in ("", "-wal", "-shm", ".lock"):
+            partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+
+
+def backup(path: Path, target: Path) -> list[Path]:
+    """Copy the database *path* to the new file *target*, consistently, while it is written.
+
+    Reads one snapshot over a read-only connection, so the writer goes on. Returns the copies of
+    the files beside it, the models and covariates of its runs, without which nothing is verified.
+    Raises ``DataInvalid`` where *target* exists, ``AuditUnwritable`` where it cannot be written.
+    """
+    with whole_file(target, "backup") as partial:
+        with closing(open_reader(path)) as source, closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+            (verdict,) = copy.execute("PRAGMA quick_check(1)").fetchone()
+        if verdict != "ok":
+            where = " ".join(verdict.replace("*", "").split())
+            raise DataInvalid(f"{path} is damaged ({where}); restore an older backup.")
+        # A file beside the database is there before a run names it, and can only grow: so all
+        # files that the snapshot names are there now.
+        return [copy for folder in KEPT_BESIDE for copy in _copy_beside(path, target, folder)]
 
 
 def _copy_beside(path: Path, target: Path, folder: Callable[[Path], Path]) -> list[Path]:

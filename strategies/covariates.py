@@ -105,7 +105,7 @@ class RunSource(CovariateSource, Protocol):
 
 
 def run_source(model: object) -> RunSource | None:
-    """Return what *model*, a forecaster, reads of the run's own events; None where nothing."""
+    """Return the rows that *model*, a forecaster, reads from the run's events, if any."""
     source: Any = getattr(model, VECTORS, None)
     return source if hasattr(source, "see") else None
 

@@ -206,7 +206,7 @@ def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], f
 
 
 def _daemon(path: Path) -> str:
-    """Return what the fleet keeps of the status of the file's daemon, as JSON; empty without."""
+    """Read the status of the file's daemon, as JSON; empty without a daemon."""
     import msgspec
 
     from tracepaper.daemon.http.client import ask

@@ -393,7 +393,7 @@ class Daemon:
         return DailyParity(section, self._database, run, submit, self._clock)
 
     def _shipping(self, monitor: Monitor) -> Shipping | None:
-        """Return what ships the file to a fleet, watched by *monitor*; None without an address."""
+        """Make the process that ships to a fleet, watched by *monitor*; None without an address."""
         if (url := self._config.storage.ship_to) is None:
             return None
         shipping = Shipping(url, self._database, self._clock)

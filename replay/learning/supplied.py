@@ -75,7 +75,7 @@ class Supplied(NamedTuple):
         return []
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return what ``[features]`` of a card says of them."""
+        """Return the part of a card's ``[features]`` that names them."""
         of = {"file": self.file.path.name, "sha256": self.file.sha256}
         return {"vectors": {**of, **scale.section()}}
 
@@ -275,7 +275,7 @@ class SuppliedBooks:
         return untrained_by(self.recorded_ms, sources)
 
     def section(self, scale: CovariateScale) -> dict[str, Any]:
-        """Return what ``[features]`` of a card says of them."""
+        """Return the part of a card's ``[features]`` that names them."""
         files = [
             {
                 "name": path.name,
@@ -390,7 +390,7 @@ class FilesBeside(NamedTuple):
 def supplied(
     given: CovariateFile | SuppliedBooks | None, card: Mapping[str, Any] | None = None
 ) -> Supplied | SuppliedBooks | SuppliedOther | None:
-    """Return what is *given* beside candles, as the model of *card* scales it, where there is one.
+    """Return the data *given* beside candles, scaled as the model of *card* where there is one.
 
     Covariates of a model that takes none are left aside. Another symbol's bars, which are among the
     candles, are those that the model asks.
@@ -407,7 +407,7 @@ def supplied(
 def beside_recipe(
     other_symbol: str, given: CovariateFile | SuppliedBooks | None
 ) -> Supplied | SuppliedBooks | SuppliedOther | None:
-    """Return what a network learns from beside candles: another symbol's, or what is *given*."""
+    """Return the data to learn from beside candles: another symbol's bars, or those *given*."""
     return SuppliedOther(other_symbol) if other_symbol else supplied(given)
 
 

@@ -168,7 +168,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
     features.sort(key=lambda one: -abs(one.added_bp))
     at = past.forecast.horizons[past.horizon_index]
     members = [
-        (one.member, one.weight, one.volatility * 1e4)
+        (one.member, one.weight, one.volatility * 1e4, one.regret)
         for one in members_of(past)
         if one.horizon == at
     ]

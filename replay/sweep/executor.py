@@ -295,7 +295,7 @@ def executor_on(on: str | None, jobs: int | None) -> UnitExecutor[Any, Any]:
 
 
 def surroundings() -> dict[str, Any]:
-    """Return what must be equal on each worker, and what it takes over of this process."""
+    """Versions that each worker must share, and settings that it takes over of this process."""
     ours = {name: value for name, value in os.environ.items() if name.startswith("TRACEPAPER_")}
     return {
         "equal": {

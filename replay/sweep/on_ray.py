@@ -192,7 +192,7 @@ def _answers(address: str) -> bool:
 
 
 def _words(error: Exception) -> str:
-    """Return what *error* of Ray means, in one sentence."""
+    """Explain *error* of Ray in one sentence."""
     if type(error).__name__ == "OutOfMemoryError":
         return "it took more memory than its node gives; let it take less, or give nodes more."
     if (cause := getattr(error, "cause", None)) is not None:

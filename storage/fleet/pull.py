@@ -6,7 +6,6 @@ The rules are docs/fleet.md, F10 to F12.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
@@ -22,9 +21,10 @@ from tracepaper.storage.fleet.server import (
     speaking,
 )
 from tracepaper.storage.fleet.tables import DATABASE
+from tracepaper.storage.maintenance import whole_file
 from tracepaper.storage.record.columns import TABLES, stored_columns
 from tracepaper.storage.record.rows import RUN_TABLES
-from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.errors import DataInvalid
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,27 +75,16 @@ def pull(
     or no one database or run is meant, ``ServerLost`` where the server breaks off: then there is no
     file.
     """
-    if target.exists():
-        raise DataInvalid(f"{target} exists already; name a new file for the pull.")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        with closing(connect(url, needed_by=needed_by)) as server:
-            check_schema(url, server)
-            with speaking(url, "give the record"):
-                server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                runs = [_Known(*row) for row in server.execute(_FOUND)]
-                chosen = _chosen(url, runs, run, database)
-                pulled = _fill(server, partial, chosen, progress, alone=bool(run))
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.rename(target)
-    except (sqlite3.Error, OSError) as error:
-        raise AuditUnwritable(
-            f"{target} cannot be written ({error}); free disk space or choose another place."
-        ) from error
-    finally:
-        for suffix in ("", "-wal", "-shm", ".lock"):
-            partial.with_name(partial.name + suffix).unlink(missing_ok=True)
+    with (
+        whole_file(target, "pull") as partial,
+        closing(connect(url, needed_by=needed_by)) as server,
+    ):
+        check_schema(url, server)
+        with speaking(url, "give the record"):
+            server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+            runs = [_Known(*row) for row in server.execute(_FOUND)]
+            chosen = _chosen(url, runs, run, database)
+            pulled = _fill(server, partial, chosen, progress, alone=bool(run))
     return pulled
 
 

@@ -150,7 +150,7 @@ def shown(url: str) -> str:
 
 
 def said_by(error: Exception) -> str:
-    """Return what the server said, in one line."""
+    """Return the server's message, in one line."""
     primary = getattr(getattr(error, "diag", None), "message_primary", None)
     said = " ".join(str(primary or error).split()).rstrip(".")
     password = os.environ.get("PGPASSWORD")

@@ -144,7 +144,7 @@ def _collated(kind: str) -> str:
 
 
 def statements() -> tuple[str, ...]:
-    """Return what makes the views anew, in their order."""
+    """Return the statements that make the views anew, in their order."""
     return tuple(
         statement
         for view in FLEET_VIEWS

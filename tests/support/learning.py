@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tracepaper.strategies.features.rows import FeatureSchema, schema
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.types.market import Category
 
+Say = Callable[..., tuple[int, str, str]]
+"""Calls a command: the exit code, output, and errors as one line."""
 START_MS = 1_700_006_400_000  # a midnight
 MINUTE_MS = 60_000
 DAY_BARS = 1_440

@@ -386,7 +386,7 @@ class _BookFoldFit:
     threads: int
 
     def __call__(self, unit: tuple[int, BookFold], say: Say) -> dict[int, BookScores]:
-        """Return what the fitted network is worth on the test of the fold at a place."""
+        """Fit the network on a numbered fold and score it on the fold's test."""
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")

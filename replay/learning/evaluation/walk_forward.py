@@ -99,7 +99,7 @@ class _FoldFit:
     threads: int
 
     def __call__(self, unit: tuple[int, Fold], say: Say) -> Answers:
-        """Return what the fitted model says of the test of the fold at a place."""
+        """Fit the model on a numbered fold and forecast the fold's test."""
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")

@@ -222,15 +222,15 @@ function Features({ asked }) {
     ${asked.features.length > FEATURES && html`<button class="plain small" onClick=${() => setAll(!all)}>${all ? "fewer" : `all ${asked.features.length}`}</button>`}`;
 }
 
-/** Each member of a committee: what it counts for, and the volatility that it forecast. */
+/** Each member of a committee: its weight, the volatility that it forecast, and the mix's regret of it. */
 function Members({ members }) {
-  return html`<p class="muted">Members by their weight in the volatility</p><ul class="features">
+  return html`<p class="muted">Members: forecast volatility, regret (QLIKE lost to it of late), weight</p><ul class="features">
     ${members.map(
-      ([member, weight, volatility]) =>
+      ([member, weight, volatility, regret]) =>
         html`<li key=${member}>
-          <span title=${`${member}: volatility ${number(volatility, 1)} bp`}>${word(member)}</span>
+          <span>${word(member)}</span>
           <span class="balance" aria-hidden="true"><i style=${{ left: "50%", width: `${50 * weight}%` }}></i></span>
-          <span class="figure">${percent(weight, { decimals: 0 })}</span>
+          <span class="figure">${number(volatility, 1)} bp, ${number(regret, 3)}, ${percent(weight, { decimals: 0 })}</span>
         </li>`,
     )}
   </ul>`;

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from book_modality_cases import (
     leans,
     write_books,
 )
-from learning import MINUTE_MS, START_MS, choose, write_csv
+from learning import MINUTE_MS, START_MS, Say, choose, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -63,18 +62,6 @@ CONFIG: dict[str, dict[str, Any]] = {
     "strategy": {"name": "attention"},
     "gate": {"horizon": 30, "direction": "0.3", "edge": "0.001"},
 }
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    def run(*words: object) -> tuple[int, str, str]:
-        code = invoke([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, " ".join(said.err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")

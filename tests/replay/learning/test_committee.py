@@ -22,6 +22,8 @@ from programs import BIN, Program, pointing_at, run
 
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement
+from tracepaper.replay.explain.attribution import members_of
+from tracepaper.replay.explain.recompute import open_any
 from tracepaper.replay.learning import committee_fits
 from tracepaper.replay.learning.committee_fits import (
     CommitteeOptions,
@@ -577,10 +579,14 @@ def test_a_refit_from_the_record_is_an_event_that_can_be_made_again(
 def test_the_page_says_what_members_said_when_the_model_is_asked(replayed: Path) -> None:
     found = shown_of(replayed)
     answer = derivations.ask(found, 9_000, lambda *_: None)
-    names, weights, volatilities = zip(*answer.members, strict=True)
+    names, weights, volatilities, regrets = zip(*answer.members, strict=True)
     assert names == ("base", "har", "glm")
     assert sum(weights) == pytest.approx(1.0, abs=1e-6)
     assert min(volatilities) > 0
+    past = open_any(replayed, found.run_id, 9_000)
+    told = {(one.member, one.horizon): one.regret for one in members_of(past)}
+    assert any(regrets)
+    assert dict(zip(names, regrets, strict=True)) == {name: told[name, 30] for name in names}
 
 
 def test_verify_says_whether_refits_follow(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from learning import MINUTE_MS, START_MS, choose, write_csv
+from learning import MINUTE_MS, START_MS, Say, choose, write_csv
 from other_symbol_cases import COUNT, LEADER, LED, RECIPE, SPLIT, WINDOW, candles, closes
 
 from tracepaper.daemon.cli import invoke
@@ -50,18 +50,6 @@ SHORT = 640
 FIRST = 511 + WINDOW - 1  # the first bar that is answered
 HOLE = range(610, 613)  # bars of the leader that are missing
 CSV = {symbol: f"bybit_linear_{symbol}_1m.csv.gz" for symbol in (LED, LEADER)}
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    def run(*words: object) -> tuple[int, str, str]:
-        code = invoke([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, " ".join(said.err.split())
-
-    return run
 
 
 def data_of(folder: Path, *symbols: str) -> list[str]:

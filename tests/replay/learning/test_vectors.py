@@ -7,14 +7,14 @@ is where they go, and what is said where they cannot.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import stock_files
-from learning import MINUTE_MS, START_MS, choose, learnable, write_csv
+from learning import MINUTE_MS, START_MS, Say, choose, learnable, write_csv
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
@@ -70,18 +70,6 @@ threads = 1
 [calibration]
 horizon = 30
 """
-
-Say = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def say(capsys: pytest.CaptureFixture[str]) -> Say:
-    def run(*words: object) -> tuple[int, str, str]:
-        code = invoke([str(word) for word in words])
-        said = capsys.readouterr()
-        return code, said.out, " ".join(said.err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")
