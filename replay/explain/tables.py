@@ -42,7 +42,7 @@ from tracepaper.replay.explain.recompute import (
 from tracepaper.replay.report.trades import listed
 from tracepaper.strategies.forecasters.cross_asset import USUAL
 from tracepaper.strategies.gates.gate import measured, unit_beside
-from tracepaper.strategies.types.decisions import TAILS, Action
+from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.units import interval_text, iso
 
 BASIS_POINTS: Final = 1e4
@@ -220,8 +220,9 @@ def full_parts(full: Full) -> Iterator[Part]:
             f"{made.computed / made.dense:.1%} where it takes the sampled ones from all products."
         )
     if full.further:
-        yield _risks(full.further)
-        yield _paths(full.further)
+        for table in (_tails, _extremes, _regimes, _paths):
+            if (said := table(full.further)).rows:
+                yield said
 
 
 def feature_parts(found: ByFeature) -> Iterator[Part]:
@@ -390,33 +391,45 @@ def method_parts(found: ByMethod) -> Iterator[Part]:
     )
 
 
-def _risks(found: tuple[FurtherAhead, ...]) -> Table:
-    rows: list[tuple[Value, ...]] = []
-    for one in found:
-        by_position = (
-            "  ".join(
-                f"{_bp(tail.value_at_risk)} / {_bp(tail.expected_shortfall)}"
-                for tail in one.tails
-                if tail.position == position
-            )
-            for position in TAILS
-        )
-        extremes = (
-            " / ".join(_bp(level.drawdown) for level in each) for each in (one.drawdown, one.runup)
-        )
-        regimes = "  ".join(
-            f"{each.probability:.2f} at {_bp(each.volatility)}" for each in one.regimes
-        )
-        rows.append((one.horizon, *by_position, *extremes, regimes))
+def _tails(found: tuple[FurtherAhead, ...]) -> Table:
     return table_of(
-        "risks",
-        "What it says of the risk, in bp: value at risk / expected shortfall at 1 and 5 %, median "
-        "/ 90 % of the drawdown and of the run-up, and the odds of each regime with the volatility "
-        "in it",
-        {"bars ahead": "count", "long": "exact", "short": "exact", "drawdown": "exact",
-         "run-up": "exact", "regimes": "text"},
-        rows,
+        "tails",
+        "The loss that a share of returns exceeds, and the mean of those, in bp",
+        {"bars ahead": "count", "position": "text", "share": "share", "value at risk": "bp",
+         "expected shortfall": "bp"},
+        [
+            (one.horizon, tail.position, tail.share, tail.value_at_risk, tail.expected_shortfall)
+            for one in found
+            for tail in one.tails
+        ],
     )  # fmt: skip
+
+
+def _extremes(found: tuple[FurtherAhead, ...]) -> Table:
+    return table_of(
+        "extremes",
+        "The largest fall and rise from one close to a later one, in bp, by quantile",
+        {"bars ahead": "count", "extreme": "text", "quantile": "share", "return": "bp"},
+        [
+            (one.horizon, name, quantile.level, quantile.drawdown)
+            for one in found
+            for name, quantiles in (("drawdown", one.drawdown), ("run-up", one.runup))
+            for quantile in quantiles
+        ],
+    )
+
+
+def _regimes(found: tuple[FurtherAhead, ...]) -> Table:
+    return table_of(
+        "regimes",
+        "The odds of each regime, and the volatility to the horizon in it, in bp",
+        {"bars ahead": "count", "regime": "count", "odds": "share", "volatility": "bp"},
+        [
+            (one.horizon, number, regime.probability, regime.volatility)
+            for one in found
+            for number, regime in enumerate(one.regimes, 1)
+        ],
+    )
 
 
 def _paths(found: tuple[FurtherAhead, ...]) -> Table:

@@ -158,7 +158,9 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     assert invoke([str(word) for word in asked]) == 0
     told = capsys.readouterr().out
     assert "By modality of the bars" in told
-    assert "What it says of the risk, in bp" in told
+    for title in ("The loss that a share", "The largest fall and rise", "The odds of each regime"):
+        assert title in told
+    assert "…" not in told.split("The loss that a share", 1)[1]
     assert "The path that it says, in bp" in told
 
 
