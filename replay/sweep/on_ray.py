@@ -77,14 +77,12 @@ class OnRay(Generic[U, R]):
         try:
             if self._is_ours:
                 self._connect(os.environ.get("RAY_ADDRESS") or "local", len(content))
-            processors = int(self._ray.cluster_resources().get("CPU", 1))
-            self.slots = max(1, min(processors, self._jobs or processors))
             # Ray says one thread where nothing does, and sums differ in their last bits.
             threads = os.environ.get(_THREADS[0], str(len(os.sched_getaffinity(0))))
             given = {"env_vars": {name: os.environ.get(name, threads) for name in _THREADS}}
-            body = self._ray.remote(num_cpus=1, max_restarts=0)(RayWorker)
-            self._kind = body.options(runtime_env=given)
+            self._kind = self._ray.remote(num_cpus=1, max_restarts=0, runtime_env=given)(RayWorker)
             self._stored = (self._ray.put(surroundings()), [self._ray.put(content)])
+            self._hand_out()
         except BaseException:
             self.close()
             raise
@@ -115,6 +113,8 @@ class OnRay(Generic[U, R]):
 
     def _hand_out(self) -> None:
         """Give units to idle workers; start a worker for each unit beyond, up to ``slots``."""
+        processors = int(self._ray.cluster_resources().get("CPU", 1))  # nodes come and go
+        self.slots = max(1, min(processors, self._jobs or processors))
         while self._waiting and self._idle:
             handle, (unit, tries) = self._idle.pop(), self._waiting.popleft()
             answer = handle.make.remote(unit)

@@ -61,6 +61,14 @@ class Odd(Strategy):
             if not there.exists():
                 there.touch()
                 os._exit(3)
+        if self.how.startswith("waits for "):
+            while not Path(self.how.removeprefix("waits for ")).exists():
+                pass
+        if self.how.startswith("meets "):
+            _, own, other = self.how.split()
+            Path(own).touch()
+            while not Path(other).exists():
+                pass
         if self.how == "blocks":
             while True:
                 pass
@@ -295,6 +303,25 @@ def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster
     out, err = process.communicate(timeout=deadline_s(240))
     assert process.returncode == 0, err
     assert json.loads(out.splitlines()[-1]) == sweeping.cells(space=space, on="local", jobs=2)
+
+
+def test_a_node_that_joins_in_mid_sweep_is_used(sweeping: Sweeping, cluster: Nodes) -> None:
+    go, one, other = (sweeping.folder / name for name in ("go", "one", "other"))
+    ways = ["well", f"waits for {go}", f"meets {one} {other}", f"meets {other} {one}"]
+    cluster.ask("{}")
+    extra = {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(sweeping.folder)}
+    asked: dict[str, Any] = {"strategy": "odd:Odd", "space": {"how": ways}, "on": "ray"}
+    asked["limit_s"] = deadline_s(60)
+    process = sweeping.start(extra, **asked)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("1 4 "):
+            break
+    cluster.ask("{}")
+    go.touch()
+    out, err = process.communicate(timeout=deadline_s(240))
+    assert process.returncode == 0, err
+    assert [error for _, _, error, *_ in json.loads(out.splitlines()[-1])] == [""] * 4
 
 
 def test_a_worker_of_another_version_is_refused(sweeping: Sweeping, cluster: Nodes) -> None:
