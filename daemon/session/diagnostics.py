@@ -180,6 +180,7 @@ def _shipping(config: Config) -> Finding:
     from tracepaper.storage.fleet.server import shown
     from tracepaper.strategies.extras import require
 
+    assert config.storage.ship_to is not None
     require("psycopg", SHIP_TO)
     ships = f"psycopg {metadata.version('psycopg')} ships to {shown(config.storage.ship_to)}"
     return Verdict.OK, f"{ships}; --online asks that server"
