@@ -70,6 +70,7 @@ _LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended('tracepaper ' || %s
 _HOLDER: Final = (
     "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
     "WHERE l.locktype = 'advisory' AND l.granted AND a.pid <> pg_backend_pid() "
+    "AND a.datname = current_database() "
     "AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tracepaper ' || %s, 0)"
 )
 _DELETED: Final = ("events", "prunes", "archive_series", "archive_bars", "candle_marks")

@@ -232,9 +232,15 @@ def test_a_server_that_takes_what_is_shipped_passes(
     assert path.read_bytes() == before
 
 
-def test_who_ships_a_file_already_is_named(tmp_path: Path, fleet_url: str) -> None:
+def test_who_ships_a_file_already_is_named(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
     path = tmp_path / "run.db"
     write_run(path, plain_steps(20))
+    elsewhere = Shipper(path, postgres.fresh())  # of the same server, which tells all locks
+    elsewhere.open()
+    assert asked(fleet_url, path)[0] == "ok"
+    elsewhere.close()
     other = Shipper(path, fleet_url)
     other.open()
     try:
