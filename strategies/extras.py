@@ -21,7 +21,7 @@ EXTRAS: Final = {
     "onnxscript": "export",
     "optuna": "sweep",
     "polars": "report",
-    "psycopg": "scale",
+    "psycopg": "fleet",
     "pyarrow": "data",
     "ray": "scale",
 }

@@ -332,19 +332,22 @@ def doctor(
     config: ConfigOption = None,
     db: DatabaseOption = None,
     online: Annotated[
-        bool, typer.Option("--online", help="Also check the exchange, over the network.")
+        bool,
+        typer.Option("--online", help="Also ask the exchange, and the server of storage.ship_to."),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Check Python, packages, SQLite, disk, checkpoint and, with --online, the exchange."""
+    """Check Python, packages, SQLite, disk, checkpoint and, with --online, what it talks to."""
     from tracepaper.daemon.config.loading import load
-    from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, diagnose
+    from tracepaper.daemon.session.diagnostics import Verdict, ask_exchange, ask_fleet, diagnose
     from tracepaper.daemon.session.shutdown import run_loop
 
     loaded = load(config)
-    findings = list(diagnose(loaded, db or loaded.storage.path))
+    database = db or loaded.storage.path
+    findings = list(diagnose(loaded, database))
     if online:
         findings += run_loop(ask_exchange(loaded))
+        findings += ask_fleet(loaded, database)
     if json:
         print_json({"findings": findings})
     else:

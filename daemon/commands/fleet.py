@@ -31,6 +31,8 @@ STATUS_KEYS = (
     *("state", "halted_by", "ready", "not_ready", "run_id", "pid", "code_version", "model_id"),
 )
 """What the fleet keeps of a daemon's status."""
+ID_SHOWN = 8
+"""Characters of a database's id that the table shows; ``--database`` takes them."""
 NICE = 10
 """The niceness of the shipper of a daemon."""
 STAY_S = 5.0
@@ -297,7 +299,8 @@ def _table(runs: list[FleetRun]) -> object:
     from tracepaper.strategies.units import visible
 
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("host", "run", "health", "lag", "equity"):
+    are_several = len({run.database_id for run in runs}) > 1
+    for name in ("host, database" if are_several else "host", "run", "health", "lag", "equity"):
         table.add_column(
             name,
             justify="right" if name in {"lag", "equity"} else "left",
@@ -313,6 +316,8 @@ def _table(runs: list[FleetRun]) -> object:
         state = "\n".join(
             visible(line) for line in (held or "flat", run.last_decision, *alarms) if line
         )
-        cells = (run.host, run.run_id, run.health, lag, equity)
-        table.add_row(*(Text(visible(cell)) for cell in cells), Text(state))
+        database = run.database_id[:ID_SHOWN] if are_several else ""
+        host = "\n".join(visible(line) for line in (run.host, database) if line)
+        cells = (run.run_id, run.health, lag, equity)
+        table.add_row(Text(host), *(Text(visible(cell)) for cell in cells), Text(state))
     return table

@@ -29,6 +29,7 @@ from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperErro
 PYTHON_OLDEST: Final = (3, 11)
 DISK_LOW_BYTES: Final = 100 * 1024**2
 DISK_SCARCE_BYTES: Final = 1024**3
+SHIP_TO: Final = "[storage] ship_to"
 BYTES_A_BAR: Final = 600
 """A cautious estimate for a bar with its forecast, explanation and gates."""
 CLOCK_SKEW_MS: Final = 2_000
@@ -77,6 +78,8 @@ def diagnose(config: Config, database: Path) -> Iterator[Diagnosis]:
         ]
     if config.notify.addresses:
         checks.append(("notify", lambda: _notify(config)))
+    if config.storage.ship_to:
+        checks.append(("shipping", lambda: _shipping(config)))
     for name, check in checks:
         try:
             yield Diagnosis(name, *check())
@@ -171,6 +174,42 @@ def _notify(config: Config) -> Finding:
         return Verdict.WARN, str(error)
     addresses = ", ".join(config.notify.addresses)
     return Verdict.OK, f"{addresses}; `tracepaper notify test` sends one message"
+
+
+def _shipping(config: Config) -> Finding:
+    from tracepaper.storage.fleet.server import shown
+    from tracepaper.strategies.extras import require
+
+    assert config.storage.ship_to is not None
+    require("psycopg", SHIP_TO)
+    ships = f"psycopg {metadata.version('psycopg')} ships to {shown(config.storage.ship_to)}"
+    return Verdict.OK, f"{ships}; --online asks that server"
+
+
+def ask_fleet(config: Config, database: Path) -> list[Diagnosis]:
+    """Ask the server of ``storage.ship_to`` for all that shipping *database* needs of it."""
+    from tracepaper.storage.database.lock import holder_of
+    from tracepaper.storage.fleet.server import shown
+    from tracepaper.storage.fleet.ship import Shipper
+    from tracepaper.strategies.extras import is_installed
+
+    url = config.storage.ship_to
+    if not url or not is_installed("psycopg"):  # which the check of shipping says
+        return []
+    try:
+        shipper = Shipper(database, url, needed_by=SHIP_TO).probe()
+    except TracepaperError as error:
+        return [Diagnosis("fleet", Verdict.FAIL, str(error))]
+    can = f"{shown(url)} takes what is shipped"
+    if not shipper:
+        return [Diagnosis("fleet", Verdict.OK, f"{can}; nobody ships {database} now")]
+    if holder_of(database) is not None:
+        return [Diagnosis("fleet", Verdict.OK, f"{can}; {shipper} ships {database}")]
+    detail = (
+        f"{can}, but {shipper} ships {database} already: stop it before a daemon begins, or set "
+        "storage.ship_to to nothing and leave the shipping to it"
+    )
+    return [Diagnosis("fleet", Verdict.WARN, detail)]
 
 
 def _database(database: Path) -> Finding:

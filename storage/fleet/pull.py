@@ -90,21 +90,25 @@ def pull(
 
 def _chosen(url: str, runs: list[_Known], run: str, database: str) -> list[_Known]:
     """Return the run that is meant, or all runs of the database that is."""
+    if not runs:
+        raise DataInvalid(
+            f"{shown(url)} holds no run yet: `tracepaper db ship --to URL` brings the first."
+        )
     if database:
         runs = [one for one in runs if one.database_id.startswith(database)]
     if run:
         exact = [one for one in runs if one.run_id == run]
         runs = exact or [one for one in runs if one.run_id.startswith(run)]
     if not runs:
-        named = f"run {run}" if run else f"database {database}" if database else "run yet"
+        named = f"run {run}" if run else f"database {database}"
         raise DataInvalid(
             f"{shown(url)} holds no {named}; `tracepaper fleet URL --json` lists what it has."
         )
     ids = list(dict.fromkeys(one.database_id for one in runs))
     if len(ids) > 1:
         raise DataInvalid(
-            f"{shown(url)} holds {len(ids)} databases with that, such as {ids[0]} and {ids[1]}; "
-            "name one with --database."
+            f"{shown(url)} holds {len(ids)} databases{' with that' if run or database else ''}, "
+            f"such as {ids[0]} and {ids[1]}; name one with --database."
         )
     if run and len(runs) > 1:
         raise DataInvalid(f"{run} could be {runs[0].run_id} or {runs[1].run_id}; write more of it.")

@@ -16,16 +16,18 @@ from msgspec import Struct
 
 from tracepaper.storage.record.columns import SCHEMA_REVISION, UPGRADABLE
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
-from tracepaper.strategies.extras import require
+from tracepaper.strategies.extras import missing_sentence, require
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from psycopg import Connection
 
 SCHEMA: Final = "tracepaper"
 """The schema of the server's database that holds tables and views."""
 ANSWER_WITHIN_S: Final = 10
+NAMED_MOST: Final = 4
+"""Tables that a sentence names; more of them are counted."""
 SCHEMES: Final = ("postgresql", "postgres")
 PARAMETERS: Final = frozenset(
     {
@@ -106,7 +108,10 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
     """
     url = checked(url, needed_by)
     require("psycopg", needed_by)
-    import psycopg
+    try:
+        import psycopg
+    except ImportError:  # psycopg alone, without [binary] and without libpq
+        raise ConfigInvalid(missing_sentence("psycopg", needed_by)) from None
 
     given: dict[str, Any] = {}
     if not _is_given(url, "connect_timeout"):
@@ -201,6 +206,38 @@ def check_schema(url: str, connection: Connection[Any]) -> None:
     with speaking(url, "read the schema's version"):
         revision = revision_there(connection)
     check_revision(url, revision)
+
+
+def check_rights(
+    url: str, connection: Connection[Any], rights: Mapping[str, Sequence[str]]
+) -> None:
+    """Raise ``ServerLost`` where the server writes nothing or the role lacks one of *rights*.
+
+    *rights* has the tables by privilege, such as ``INSERT``.
+    """
+    wanted = [(right, table) for right, tables in rights.items() for table in tables]
+    query = (
+        "SELECT wanted.a, string_agg(wanted.b, ', ' ORDER BY wanted.b), count(*) "
+        "FROM unnest(%s::text[], %s::text[]) AS wanted(a, b) "
+        "WHERE NOT has_table_privilege(wanted.b, wanted.a) GROUP BY wanted.a ORDER BY wanted.a"
+    )
+    with speaking(url, "say what it may do"):
+        is_standby = connection.execute("SHOW transaction_read_only").fetchone() == ("on",)
+        missing = connection.execute(query, tuple(map(list, zip(*wanted, strict=True)))).fetchall()
+    if is_standby:
+        raise ServerLost(
+            f"The server at {shown(url)} takes no writes, as a standby does: name the one that "
+            "does, or end the address with ?target_session_attrs=read-write."
+        )
+    if missing:
+        lacking = (
+            f"{right} on {names if count <= NAMED_MOST else f'{count} tables'}"
+            for right, names, count in missing
+        )
+        raise ServerLost(
+            f"The role at {shown(url)} lacks {'; '.join(lacking)}: grant it what docs/fleet.md "
+            "shows."
+        )
 
 
 def check_revision(url: str, revision: str) -> None:

@@ -21,12 +21,13 @@ from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, run_span, s
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
+    check_rights,
     check_schema,
     connect,
     shown,
     speaking,
 )
-from tracepaper.storage.fleet.tables import DATABASE, columns_of
+from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
 from tracepaper.storage.record.columns import place
 from tracepaper.storage.record.rows import (
     KEPT_EVENTS,
@@ -69,8 +70,17 @@ _LOCK: Final = "SELECT pg_try_advisory_lock(hashtextextended('tracepaper ' || %s
 _HOLDER: Final = (
     "SELECT a.application_name FROM pg_locks l JOIN pg_stat_activity a USING (pid) "
     "WHERE l.locktype = 'advisory' AND l.granted AND a.pid <> pg_backend_pid() "
+    "AND a.datname = current_database() "
     "AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tracepaper ' || %s, 0)"
 )
+_DELETED: Final = ("events", "prunes", "archive_series", "archive_bars", "candle_marks")
+RIGHTS: Final = {
+    "SELECT": tuple(metadata.tables),
+    "INSERT": tuple(metadata.tables),
+    "UPDATE": ("runs", "marks", "shippers"),
+    "DELETE": (*DROPPED_TABLES, *_DELETED),
+}
+"""The tables on which the role of a shipper needs each privilege."""
 NEW_ID: Final = "give the file an id of its own with `tracepaper db ship --new-id`"
 
 
@@ -160,13 +170,41 @@ class Shipper:
         assert self._server is not None
         return self._server
 
+    def probe(self) -> str:
+        """Try what ``open`` needs without the lock, write nothing, and return who ships the file.
+
+        Empty where nobody does. Raises as ``open``, and ``ServerLost`` where a right is lacking.
+        """
+        self.close()
+        try:
+            server = self._server = connect(self._url, needed_by=self._needed_by)
+            check_schema(self._url, server)
+            check_rights(self._url, server, RIGHTS)
+            if not self._path.exists():
+                return ""
+            file = self._file = open_reader(self._path)
+            row = file.execute("SELECT database_id FROM databases").fetchone()
+            if row is None:  # a file of an older version, of which a fleet holds nothing yet
+                return ""
+            self.database_id = str(row[0])
+            with speaking(self._url, "read how far the file was shipped"):
+                self._compare(server, file)
+                return self._holder(server)
+        finally:
+            self.close()
+
+    def _holder(self, server: Connection[Any]) -> str:
+        row = server.execute(_HOLDER, (self.database_id,)).fetchone()
+        return str(row[0]) if row else ""
+
     def _lock(self, server: Connection[Any]) -> None:
         if server.execute(_LOCK, (self.database_id,)).fetchone() == (True,):
             return
-        row = server.execute(_HOLDER, (self.database_id,)).fetchone()
-        holder = f" ({row[0]})" if row else ""
+        holder = self._holder(server)
+        holder = f" ({holder})" if holder else ""
         raise ServerLost(
-            f"Another process ships this file to {shown(self._url)} already{holder}: one is enough."
+            f"Another process ships this file to {shown(self._url)} already{holder}: stop it, or "
+            "leave the shipping to it; a `tracepaper db ship` without --once waits for its end."
         )
 
     def _compare(self, server: Connection[Any], file: sqlite3.Connection) -> None:

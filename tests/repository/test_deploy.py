@@ -24,9 +24,15 @@ from tracepaper.daemon.config.loading import PREFIX, SECTIONS, load
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.supervisor import STOP_WITHIN_S
+from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import Position
-from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import (
+    ParityCheck,
+    ParityOutcome,
+    Retrained,
+    RetrainOutcome,
+)
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -230,6 +236,8 @@ def exported() -> dict[str, set[str]]:
     made = decision(measures=(("operator", 0.0, 1.0, False),))
     monitor.parity = Replayed()
     monitor.notices = {"sent": 1}
+    monitor.shipping = ShipProgress
+    monitor.retraining = Retrains()
     monitor.observe(step(bar(), decided=made, prediction=forecast(), position=Position()))
     families = text_string_to_metric_families(generate_latest(registry_of(monitor)).decode())
     return {sample.name: set(sample.labels) for each in families for sample in each.samples}
@@ -240,6 +248,15 @@ class Replayed:
 
     is_checking, due_ms = False, START_MS
     last: ParityCheck | None = ParityCheck(ParityOutcome.IDENTICAL, "", 0, START_MS, 1, 1, 0)
+
+
+class Retrains:
+    """A retraining that has promoted one model."""
+
+    def __init__(self) -> None:
+        self.is_training, self.due_ms = False, START_MS
+        self.last: Retrained | None = None
+        self.outcomes = {RetrainOutcome.PROMOTED: 1}
 
 
 class Heard:
@@ -334,6 +351,9 @@ def promtool(folder: Path) -> int:
         ("", ""),
         ("> 3 * tracepaper_interval_seconds", "> 30 * tracepaper_interval_seconds"),
         ("for: 10m", "for: 20m"),
+        ("tracepaper_ship_failing == 1", "tracepaper_ship_failing >= 0"),
+        ("tracepaper_ship_lag_seconds > 300", "tracepaper_ship_lag_seconds > 700"),
+        ("tracepaper_ship_holes_total > 0", "increase(tracepaper_ship_holes_total[1h]) > 0"),
     ],
 )
 def test_the_alarms_are_silent_and_loud_as_their_own_tests_say(

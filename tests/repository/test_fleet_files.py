@@ -153,7 +153,7 @@ def test_the_image_of_a_fleet_has_what_ships() -> None:
     dockerfile = text_of("Dockerfile")
     assert "ARG EXTRAS=notify\n" in dockerfile
     assert '".[${EXTRAS}]"' in dockerfile
-    assert dict(services())["linear-00"]["build"]["args"]["EXTRAS"] == "notify,scale"
+    assert dict(services())["linear-00"]["build"]["args"]["EXTRAS"] == "notify,fleet"
 
 
 # ---------------------------------------------------------------- Kubernetes

@@ -5,17 +5,28 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fleet_cases import grown
+from postgres_server import Cluster
+from readme import DOCS, blocks
+from storage_cases import plain_steps, write_run
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.diagnostics import ask_fleet
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.storage.database.lock import InstanceLock
+from tracepaper.storage.fleet.follow import ship_once
+from tracepaper.storage.fleet.server import shown
+from tracepaper.storage.fleet.ship import Shipper
 
 CANDLES = Path(__file__).parents[2] / "data" / "candles" / "binance_um_BTCUSDT_1m_2025-05.csv.gz"
 OFFLINE = [
@@ -191,3 +202,172 @@ def test_an_exchange_that_cannot_be_reached_fails(
     )
     found = findings(capsys, "--online", "-c", config, "--db", tmp_path / "a.db")
     assert found["exchange"][0] == found["stream"][0] == "fail"
+
+
+# ---------------------------------------------------------------- storage.ship_to
+
+
+def asked(url: str, path: Path) -> tuple[str, str]:
+    """Return what doctor says of shipping *path* to *url*."""
+    config = load(None, {"storage": {"ship_to": url}})
+    (found,) = ask_fleet(config, path)
+    assert found.check == "fleet"
+    assert "\n" not in found.detail
+    return found.verdict.value, found.detail
+
+
+def test_a_server_that_takes_what_is_shipped_passes(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path, where = tmp_path / "run.db", shown(fleet_url)
+    assert asked(fleet_url, path) == (
+        "ok",
+        f"{where} takes what is shipped; nobody ships {path} now",
+    )
+    assert not path.exists()
+    write_run(path, plain_steps(20))
+    ship_once(path, fleet_url)
+    before = path.read_bytes()
+    assert asked(fleet_url, path)[0] == "ok"
+    assert path.read_bytes() == before
+
+
+def test_who_ships_a_file_already_is_named(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path = tmp_path / "run.db"
+    write_run(path, plain_steps(20))
+    elsewhere = Shipper(path, postgres.fresh())  # of the same server, which tells all locks
+    elsewhere.open()
+    assert asked(fleet_url, path)[0] == "ok"
+    elsewhere.close()
+    other = Shipper(path, fleet_url)
+    other.open()
+    try:
+        verdict, detail = asked(fleet_url, path)
+        assert verdict == "warn"
+        assert (
+            f", but tracepaper {socket.gethostname()}:{os.getpid()} ships {path} already" in detail
+        )
+        assert "stop it before a daemon begins, or" in detail
+        lock = InstanceLock.acquire(path)  # a daemon runs: that is its shipper
+        try:
+            assert asked(fleet_url, path)[0] == "ok"
+        finally:
+            lock.release()
+    finally:
+        other.close()
+
+
+def test_a_server_that_does_not_answer_or_has_no_tables_is_found(
+    tmp_path: Path, postgres: Cluster, fleet_url: str
+) -> None:
+    path = tmp_path / "run.db"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for url, words in (
+        (postgres.url("fleet", port=port), r"does not take the connection .*: start it, or"),
+        (postgres.url("nowhere"), r'"nowhere" does not exist\): create it, or correct'),
+        (postgres.empty(), r"make its tables with `tracepaper db upgrade --to URL`"),
+    ):
+        verdict, detail = asked(url, path)
+        assert verdict == "fail"
+        assert re.search(words, detail), detail
+    for revision, words in (("0002", "reads only 0003"), ("0099", "use the tracepaper")):
+        postgres.sql(fleet_url, f"UPDATE alembic_version SET version_num = '{revision}'")
+        verdict, detail = asked(fleet_url, path)
+        assert verdict == "fail"
+        assert f"has schema {revision}" in detail
+        assert words in detail
+
+
+def test_a_role_that_cannot_ship_is_found(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    postgres: Cluster,
+    fleet_url: str,
+) -> None:
+    path = tmp_path / "run.db"
+    url = fleet_url.replace("owner@", "shipping@")
+    postgres.sql(
+        fleet_url,
+        "DROP ROLE IF EXISTS shipping",
+        "CREATE ROLE shipping LOGIN PASSWORD 'secret-3141'",
+    )
+    monkeypatch.setenv("PGPASSFILE", str(tmp_path / "none"))
+    assert "give one by the variable PGPASSWORD" in asked(url, path)[1]
+    monkeypatch.setenv("PGPASSWORD", "wrong-2718")
+    verdict, detail = asked(url, path)
+    assert verdict == "fail"
+    assert "correct it in the variable PGPASSWORD" in detail
+    assert "wrong-2718" not in detail
+    monkeypatch.setenv("PGPASSWORD", "secret-3141")
+    assert "may not read the schema's version" in asked(url, path)[1]
+    page = (DOCS / "fleet.md").read_text(encoding="utf-8")
+    (script,) = (block.text for block in blocks(page) if block.language == "sql")
+    grants = [
+        line.replace("tracepaper_writer, tracepaper_reader", "shipping").replace(
+            "tracepaper_writer", "shipping"
+        )
+        for line in script.split(";")
+        if "GRANT" in line
+    ]
+    lacks = {
+        1: r"may not read the schema's version \(permission denied for table alembic_version\)",
+        2: r"lacks DELETE on 9 tables; INSERT on \d\d tables; UPDATE on marks, runs, shippers: ",
+        3: r"lacks DELETE on 9 tables; UPDATE on marks, runs, shippers: grant it what docs",
+        4: r"lacks DELETE on 9 tables: grant it what docs/fleet.md shows",
+    }
+    try:
+        for number, grant in enumerate(grants, 1):
+            postgres.sql(fleet_url, grant)
+            verdict, detail = asked(url, path)
+            if number in lacks:
+                assert verdict == "fail"
+                assert re.search(lacks[number], detail), detail
+        assert (len(grants), verdict) == (5, "ok")
+        postgres.sql(fleet_url, "REVOKE INSERT ON holes FROM shipping")
+        assert "lacks INSERT on holes: grant" in asked(url, path)[1]
+        name = fleet_url.rpartition("/")[2]
+        postgres.sql(fleet_url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+        assert "takes no writes, as a standby does: name the one" in asked(url, path)[1]
+    finally:
+        reset = "ALTER DATABASE {} RESET default_transaction_read_only"
+        postgres.sql(postgres.url("postgres"), reset.format(fleet_url.rpartition("/")[2]))
+        postgres.sql(fleet_url, "DROP OWNED BY shipping", "DROP ROLE shipping")
+
+
+def test_a_copy_that_went_on_is_found_before_it_trades(tmp_path: Path, fleet_url: str) -> None:
+    path, copy = tmp_path / "run.db", tmp_path / "copy.db"
+    write_run(path, plain_steps(20))
+    shutil.copy(path, copy)
+    grown(path, 40, seed=1, since=20)
+    ship_once(path, fleet_url)
+    verdict, detail = asked(fleet_url, copy)
+    assert verdict == "fail"
+    assert "has another history than the fleet's under its id" in detail
+
+
+def test_shipping_is_asked_for_online_and_its_extra_without_a_network(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fleet_url: str,
+) -> None:
+    config = configured(
+        tmp_path,
+        '[exchange]\nrest_url = "http://127.0.0.1:1"\nstream_url = "ws://127.0.0.1:1"\n'
+        f'[storage]\nship_to = "{fleet_url}"\n',
+    )
+    given = ("-c", config, "--db", tmp_path / "run.db")
+    found = findings(capsys, "--online", *given)
+    assert found["fleet"][0] == found["shipping"][0] == "ok"
+    assert found["shipping"][1].endswith(f"to {shown(fleet_url)}; --online asks that server")
+    monkeypatch.setattr("tracepaper.strategies.extras.find_spec", lambda _name: None)
+    found = findings(capsys, *given)
+    assert "fleet" not in found
+    verdict, detail = found["shipping"]
+    assert verdict == "fail"
+    assert detail.startswith("[storage] ship_to needs psycopg: install it with pip install 'tracep")
+    assert ask_fleet(load(config), tmp_path / "run.db") == []
+    assert ask_fleet(load(None), tmp_path / "run.db") == []

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import storage_cases as cases
 from fleet_cases import assert_same, grown
+from msgspec.structs import replace
 from postgres_server import Cluster
 from rich.console import Console
 from waiting import deadline_s, until
@@ -22,7 +23,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.commands.fleet import _table as fleet_table
 from tracepaper.storage.fleet.overview import FleetPosition, FleetRun
 from tracepaper.storage.fleet.server import shown as shown_address
-from tracepaper.storage.fleet.ship import database_id
+from tracepaper.storage.fleet.ship import Shipper, database_id
 
 SECRET = "geheim-3141"
 
@@ -55,6 +56,11 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     )
     assert "has schema 0003 already" in typed(capsys, "db", "upgrade", "--to", url)[1]
     assert "holds no run yet" in typed(capsys, "fleet", url)[1]
+    for words in (("db", "pull", "--db", back), ("audit", "verify")):
+        code, out, err = typed(capsys, *words, "--from", url)
+        assert (code, out) == (1, "")
+        assert err.endswith("holds no run yet: `tracepaper db ship --to URL` brings the first.\n")
+        assert not back.exists()
     code, out, _ = typed(capsys, "db", "ship", "--to", url, "--db", path, "--once", "--json")
     document = json.loads(out)
     assert document["database_id"] == database_id(path)
@@ -76,7 +82,8 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     assert f"{float(run['equity']):,.2f}" in shown
 
 
-def test_eighty_columns_cut_neither_run_nor_equity_nor_alarm() -> None:
+@pytest.mark.parametrize("databases", [1, 2])
+def test_eighty_columns_cut_neither_run_nor_equity_nor_alarm(databases: int) -> None:
     run = FleetRun(
         *("d" * 32, "daemon-07", "/var/lib/a.db", "0d3be546c27414bc", "live", "trend", "m"),
         *("not ready", 12, 1.5, 7210, "1234567.5000000000"),
@@ -86,9 +93,13 @@ def test_eighty_columns_cut_neither_run_nor_equity_nor_alarm() -> None:
     )
     console = Console(width=80, file=io.StringIO())
     with console.capture() as captured:
-        console.print(fleet_table([run]))
+        console.print(fleet_table([replace(run, database_id=c * 32) for c in "de"[:databases]]))
     text = captured.get()
     assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    # Each row says whose it is, as `db pull --database` takes it, where that can be asked.
+    shown = [line.split()[0] for line in text.splitlines() if line.startswith(("ddd", "eee"))]
+    assert shown == (["d" * 8, "e" * 8] if databases == 2 else [])
     for whole in ("0d3be546c27414bc", "not ready", "1,234,567.50", "operator"):
         assert whole in text
 
@@ -108,6 +119,7 @@ def test_what_is_refused_names_the_address_and_what_to_do(
     assert (upgrading[0], shipping[0]) == (1, 1)
     assert "or a role that may create a schema" in upgrading[2]
     assert "grant it what docs/fleet.md shows" in shipping[2]
+    assert typed(capsys, "db", "ship", "--once", "--to", fleet_url, "--db", path)[0] == 0
     code, _, err = typed(
         capsys, *("db", "pull", "--from", fleet_url, "--db", "b.db", "--database", "zz")
     )
@@ -210,6 +222,38 @@ async def test_ship_follows_beside_a_writer_until_ctrl_c(
         assert (process.returncode, out) == (0, f"Shipped 230 steps of {path}.\n")
         assert err.startswith(f"Shipping {path} to ")
     finally:
+        process.kill()
+        process.communicate()
+
+
+async def test_a_second_shipper_says_once_that_it_waits_and_takes_over(
+    path: Path, postgres: Cluster, fleet_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = Shipper(path, fleet_url)
+    first.open()
+    code, out, err = typed(capsys, "db", "ship", "--once", "--to", fleet_url, "--db", path)
+    assert (code, out) == (1, "")
+    assert "already (tracepaper " in err
+    assert "stop it, or leave the shipping to it" in err
+    command = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship", "--to", fleet_url)
+    process = subprocess.Popen(  # noqa: ASYNC220
+        [*command, "--db", str(path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        begun = process.stderr.readline()
+        waits = process.stderr.readline()
+        assert begun.startswith(f"Shipping {path} to ")
+        assert waits == err
+        first.close()
+        count = "SELECT count(*) FROM steps"
+        await until(lambda: postgres.sql(fleet_url, count) == [(200,)], poll_s=0.05)
+        assert process.stderr.readline() == "Shipping goes on.\n"
+        os.kill(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=deadline_s())
+        assert (process.returncode, out, err) == (0, f"Shipped 200 steps of {path}.\n", "")
+    finally:
+        first.close()
         process.kill()
         process.communicate()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -180,6 +181,27 @@ def test_a_follower_waits_for_a_server_that_is_away_and_goes_on(
     assert_same(path, back)
     seen = postgres.sql(fleet_url, "SELECT host, file, lag_steps FROM shippers")
     assert seen == [(socket.gethostname(), str(path), 0)]
+
+
+def test_a_follower_waits_for_the_end_of_another_and_takes_over(
+    tmp_path: Path, fleet_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracepaper.storage.fleet.follow.PAUSE_S", (0.05, 0.2))
+    path = tmp_path / "a.db"
+    write_run(path, plain_steps(100))
+    first = Shipper(path, fleet_url)
+    first.open()
+    following = Following(path, fleet_url)
+    try:
+        following.until(lambda told: told.errors == 4)
+        # One sentence, however often it tried: a log has one line of it.
+        (sentence,) = {told.error for told in following.told}
+        assert "without --once waits for its end" in sentence
+        first.close()
+        following.until(lambda told: told.steps == 100 and not told.error)
+    finally:
+        first.close()
+        following.end()
 
 
 # ---------------------------------------------------------------- a line that is cut
@@ -528,6 +550,19 @@ def test_what_is_missing_is_named(
             with pytest.raises(DataInvalid, match=f"has schema {revision}.*{words}"):
                 doing()
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)
-    with pytest.raises(ConfigInvalid, match=r"--to needs psycopg: .*'tracepaper\[scale\]'"):
+    with pytest.raises(ConfigInvalid, match=r"--to needs psycopg: .*'tracepaper\[fleet\]'"):
         connect(fleet_url)
     assert checked(fleet_url, "--to") == fleet_url
+
+
+def test_psycopg_without_a_libpq_is_not_installed() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tracepaper.daemon.cli", "fleet", "postgresql://127.0.0.1/f"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PSYCOPG_IMPL": "c"},  # which [binary] does not have
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("fleet needs psycopg: install it with pip install 'tracepaper[fl")
+    assert done.stderr.count("\n") == 1

@@ -204,7 +204,9 @@ def test_a_copy_that_went_on_by_itself_is_refused_and_named(tmp_path: Path, flee
         back = tmp_path / f"back-{file.name}"
         pull(fleet_url, back, database=database_id(file))
         assert_same(file, back)
-    with pytest.raises(DataInvalid, match="holds 2 databases with that"):
+    with pytest.raises(
+        DataInvalid, match=r"holds 2 databases, such as .* name one with --database"
+    ):
         pull(fleet_url, tmp_path / "c.db")
 
 
