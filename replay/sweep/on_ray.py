@@ -106,7 +106,8 @@ class OnRay(Generic[U, R]):
         try:
             self._ray.init(address, **_QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigInvalid(f"{at} is refused (token: RAY_AUTH_MODE=token): {error}") from None
+            words = f"{at} is refused: {error} (Of a Ray with a token also set RAY_AUTH_MODE=token.)"
+            raise ConfigInvalid(words) from None
 
     def submit(self, unit: U) -> None:
         """Hand *unit* to a worker, as soon as one is free."""
