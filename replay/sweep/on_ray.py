@@ -106,8 +106,8 @@ class OnRay(Generic[U, R]):
         try:
             self._ray.init(address, **_QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            words = f"{at} is refused: {error} (Of a Ray with a token also set RAY_AUTH_MODE=token.)"
-            raise ConfigInvalid(words) from None
+            hint = "(If it asks for a token, set RAY_AUTH_MODE=token.)"
+            raise ConfigInvalid(f"{at} is refused: {error} {hint}") from None
 
     def submit(self, unit: U) -> None:
         """Hand *unit* to a worker, as soon as one is free."""

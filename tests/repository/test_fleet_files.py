@@ -74,7 +74,7 @@ def verified(text: str, folder: Path) -> int:
 
 
 def test_no_daemon_waits_for_the_warm_up_of_another() -> None:
-    """A start of `Type=notify` returns when the daemon is warm: each after an hour, in a row a day."""
+    """A start of `Type=notify` lasts until the daemon is warm, up to an hour: a day in a row."""
     page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
     (enabled,) = re.findall(r"systemctl enable .*tracepaper@.*", page)
     assert "--no-block" in enabled
