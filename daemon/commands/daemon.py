@@ -230,7 +230,7 @@ def command(
         typer.echo(f"{kind.upper()} is event {answer['sequence']} of the run.")
 
 
-notify_app = typer.Typer(help="Try the messages of [notify].")
+notify_app = typer.Typer(help="Try the addresses of notices.")
 
 
 @notify_app.callback()
@@ -242,7 +242,7 @@ def _group() -> None:
 def notify_test(
     config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
 ) -> None:
-    """Send one message to every address of [notify], and say which took it.
+    """Send one message to each of notify.addresses, and say which took it.
 
     Exit code 1 where an address has not taken it.
     """

@@ -276,8 +276,9 @@ def load_with_origins(
     settings = NOTHING
     if isinstance(given, WithSettings):
         given, settings = given
-    if given is None and Path(DEFAULT_FILE).is_file():
-        given = Path(DEFAULT_FILE)
+    default = Path(DEFAULT_FILE)
+    if given is None and (default.exists() or default.is_symlink()):
+        given = default  # also where it is no file: that is refused, and no default traded
     sources: list[tuple[str, Sections]] = []
     if isinstance(given, Path):
         sources.append((str(given), _read_toml(given)))

@@ -104,7 +104,7 @@ class OnRay(Generic[U, R]):
         try:
             self._ray.init(address, **_QUIET)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigInvalid(f"{at} is refused (token: RAY_AUTH_MODE=token): {error}") from None
+            raise ConfigInvalid(f"{at} is refused: {error} (token: RAY_AUTH_MODE=token)") from None
 
     def submit(self, unit: U) -> None:
         """Hand *unit* to a worker, as soon as one is free."""

@@ -7,10 +7,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+from rich.markup import render
 from waiting import deadline_s
 
 from tracepaper.daemon.cli import GROUP, PANELS, RENAMED, REPLACED, invoke
@@ -355,6 +359,30 @@ def test_a_command_that_never_had_an_option_knows_no_other_name_of_it(
 ) -> None:
     assert invoke(["replay", "--vectors", "own.csv"]) == 2
     assert "No such option: --vectors" in capsys.readouterr().err
+
+
+def bracketed(text: str) -> set[str]:
+    return set(re.findall(r"\[[^\]]*\]", text))
+
+
+def swallowed(words: str, command: Any) -> Iterator[str]:
+    """Name the commands whose help the library would show without a bracket of its text."""
+    texts = [command.help, *(getattr(each, "help", None) for each in command.params)]
+    if any(bracketed(text) - bracketed(render(text).plain) for text in filter(None, texts)):
+        yield words.strip()
+    for name, each in getattr(command, "commands", {}).items():
+        yield from swallowed(f"{words} {name}", each)
+
+
+def test_the_help_shows_every_bracket_of_its_text() -> None:
+    application = typer.Typer()
+    application.command("planted", help="Read [notify].")(lambda: None)
+    for entry in metadata.entry_points(group=GROUP):
+        if isinstance(loaded := entry.load(), typer.Typer):
+            application.add_typer(loaded, name=entry.name)
+        else:
+            application.command(entry.name)(loaded)
+    assert list(swallowed("", typer.main.get_command(application))) == ["planted"]
 
 
 def test_the_help_of_no_command_is_longer_than_a_screen(

@@ -73,11 +73,20 @@ def verified(text: str, folder: Path) -> int:
     return subprocess.run(words, check=False, capture_output=True).returncode
 
 
+def test_no_daemon_waits_for_the_warm_up_of_another() -> None:
+    """A start of `Type=notify` lasts until the daemon is warm, up to an hour: a day in a row."""
+    page = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+    (enabled,) = re.findall(r"systemctl enable .*tracepaper@.*", page)
+    assert "--no-block" in enabled
+    assert "Type=notify" in text_of("tracepaper@.service")
+
+
 @pytest.mark.parametrize(
     ("was", "becomes"), [("", ""), ("Restart=on-failure", "Restart=sometimes")]
 )
 def test_systemd_reads_the_template_unit(was: str, becomes: str, tmp_path: Path) -> None:
     text = text_of("tracepaper@.service")
+    text = re.sub(r"^#(?=\w+=)", "", text, flags=re.MULTILINE)  # with all that is commented
     assert was in text
     is_changed = bool(was) and shutil.which("systemd-analyze") is not None
     assert (verified(text.replace(was, becomes), tmp_path) != 0) is is_changed
@@ -189,7 +198,8 @@ def test_a_pod_is_unprivileged_probed_and_alone_with_its_volume() -> None:
     by_kind = {document["kind"]: document for document in documents(text_of(MANIFEST))}
     assert set(by_kind) == {"Service", "StatefulSet", "PodDisruptionBudget", "NetworkPolicy"}
     spec = by_kind["StatefulSet"]["spec"]
-    assert spec["podManagementPolicy"] == "OrderedReady"  # the warm-up by REST, one after another
+    # A pod alone would take as long at its share of the requests: in a row they would take a day.
+    assert spec["podManagementPolicy"] == "Parallel"
     pod = spec["template"]["spec"]
     assert pod["securityContext"]["runAsUser"] == 10001
     assert pod["securityContext"]["runAsNonRoot"] is True
@@ -241,3 +251,9 @@ def test_every_symbol_is_in_one_file_that_is_a_configuration(tmp_path: Path) -> 
     assert sum(of.exchange.requests_per_s for of in configs) == pytest.approx(5, rel=0.01)
     metrics = [of.http.metrics for of in configs]
     assert len(set(metrics)) == 28
+    # As the keys of Kubernetes' ConfigMap: the same, but for what scrapes from outside the pod.
+    (renaming,) = (block.text for block in blocks(page) if block.text.startswith("mkdir -p deploy"))
+    subprocess.run(["sh", "-ec", renaming], cwd=tmp_path, check=True, capture_output=True)
+    keyed = [load(tmp_path / f"deploy/fleet/tracepaper-{number}.toml") for number in range(28)]
+    assert {of.http.metrics for of in keyed} == {"0.0.0.0:9187"}
+    assert [of.market for of in keyed] == [of.market for of in configs]

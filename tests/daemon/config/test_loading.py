@@ -195,6 +195,22 @@ def test_a_fault_in_the_environment_names_the_variable(monkeypatch: pytest.Monke
         load(None)
 
 
+def test_a_default_file_that_is_none_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container's missing file is mounted as a folder: the default symbol is not traded then."""
+    monkeypatch.chdir(tmp_path)
+    assert load().market.symbols == ("BTCUSDT",)
+    path = tmp_path / "tracepaper.toml"
+    path.mkdir()
+    with pytest.raises(ConfigInvalid, match=r"^tracepaper\.toml cannot be read"):
+        load()
+    path.rmdir()
+    path.symlink_to(tmp_path / "absent")
+    with pytest.raises(ConfigInvalid, match=r"no configuration at tracepaper\.toml"):
+        load()
+
+
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigInvalid, match="config init"):
         load(tmp_path / "absent.toml")

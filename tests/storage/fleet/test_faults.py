@@ -439,6 +439,18 @@ def test_a_wrong_password_is_named_and_not_shown(
     passfile.chmod(0o600)
     monkeypatch.setenv("PGPASSFILE", str(passfile))
     connect(url).close()
+    # A credential of systemd's has a group's bit: libpq then ignores the one file, not the other.
+    passfile.chmod(0o440)
+    with pytest.raises(ServerLost, match="no password supplied"):
+        connect(url)
+    service = tmp_path / "pgservice"
+    service.write_text(
+        f"[fleet]\nhost=127.0.0.1\nport={postgres.port}\nuser=stranger\npassword={PASSWORD}\n"
+    )
+    service.chmod(0o440)
+    monkeypatch.setenv("PGSERVICEFILE", str(service))
+    connect(f"postgresql:///{name}?service=fleet").close()
+    passfile.chmod(0o600)
     # It has a password, and no rights yet.
     path = tmp_path / "a.db"
     write_run(path, plain_steps(20))
