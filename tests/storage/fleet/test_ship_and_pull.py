@@ -320,7 +320,7 @@ def test_a_prune_is_taken_over_as_it_was_seen(tmp_path: Path, fleet_url: str) ->
     write_run(path, plain_steps(2500))
     ship_once(path, fleet_url)
     prune(path, keep_days=1, pruned_at_ms=7)
-    pruned = []
+    pruned: list[maintenance.Pruning] = []
 
     def at(point: str) -> None:
         if point == "before drop" and not pruned:
@@ -332,7 +332,9 @@ def test_a_prune_is_taken_over_as_it_was_seen(tmp_path: Path, fleet_url: str) ->
     shipper.ship()
     shipper.close()
     assert pruned[0].until_sequence > 2501
-    ship_once(path, fleet_url)
+    pull(fleet_url, tmp_path / "between.db")
+    assert audited(tmp_path / "between.db") == []
+    assert len(ship_once(path, fleet_url)[2]) == 1
     pull(fleet_url, back)
     assert_same(path, back)
     assert audited(back) == []
