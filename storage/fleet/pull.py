@@ -14,12 +14,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.storage.fleet.server import (
-    check_schema,
-    connect,
-    shown,
-    speaking,
-)
+from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
 from tracepaper.storage.record.columns import TABLES, stored_columns

@@ -112,7 +112,7 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
         given["connect_timeout"] = ANSWER_WITHIN_S
     name = f"tracepaper {socket.gethostname()}:{os.getpid()}"
     try:
-        connection = psycopg.connect(
+        return psycopg.connect(
             url,
             options=_KEEPALIVE,
             application_name=name,
@@ -122,7 +122,6 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
         )
     except (psycopg.Error, UnicodeError) as error:  # which a host's name may raise
         raise ServerLost(_unreachable(url, error)) from None
-    return connection
 
 
 _ADVICE: Final = (

@@ -20,12 +20,7 @@ from tracepaper.storage.chain.walk import GrowingWalk
 from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, run_span, select
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.storage.fleet.server import (
-    check_schema,
-    connect,
-    shown,
-    speaking,
-)
+from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE, columns_of
 from tracepaper.storage.record.columns import place
 from tracepaper.storage.record.rows import (
@@ -243,9 +238,6 @@ class Shipper:
             return 0
         return sum(max(0, count - self._known.get(run_key, 0)) for run_key, count in runs)
 
-    def _state(self, run_key: int) -> _RunState:
-        return self._runs.get(run_key) or _RunState(run_key)
-
     def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> Shipped:
         """Ship every committed step and change; call *progress* with the steps of each group.
 
@@ -289,7 +281,7 @@ class Shipper:
         progress: Callable[[int], object],
     ) -> int:
         """Ship what is new of one run, group by group, and a prune with all that is before it."""
-        state = self._state(run_key)
+        state = self._runs.get(run_key) or _RunState(run_key)
         total = 0
         while True:
             with server.transaction():
