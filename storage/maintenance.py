@@ -79,6 +79,13 @@ def whole_file(target: Path, purpose: str) -> Iterator[Path]:
     """
     if target.exists():
         raise DataInvalid(f"{target} exists already; name a new file for the {purpose}.")
+    for suffix in ("-wal", "-journal"):
+        rest = target.with_name(target.name + suffix)
+        if rest.exists() and rest.stat().st_size:  # SQLite would write it into the new file
+            raise DataInvalid(
+                f"{rest} is there, of a database that is not: move it away, or name a new file for "
+                f"the {purpose}."
+            )
     partial = target.with_name(target.name + ".partial")
     partial.unlink(missing_ok=True)
     try:

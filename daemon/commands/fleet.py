@@ -208,15 +208,19 @@ def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], f
 
 
 def _daemon(path: Path) -> str:
-    """Read the status of the file's daemon, as JSON; empty without a daemon."""
+    """Read the status of the file's daemon, as JSON; empty without a daemon.
+
+    ``{}`` is of one that cannot be asked, as from another container.
+    """
     import msgspec
 
     from tracepaper.daemon.http.client import ask
+    from tracepaper.storage.database.lock import holder_of
 
     try:
         document = ask(path, "/status")
     except TracepaperError:
-        return ""
+        return "" if holder_of(path) is None else "{}"
     return msgspec.json.encode({key: document.get(key) for key in STATUS_KEYS}).decode()
 
 

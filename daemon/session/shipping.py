@@ -29,6 +29,8 @@ PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 PAUSE_S: Final = (1.0, 300.0)
 """The first and the longest pause before it is begun again; each further one doubles it."""
 ERROR_MOST: Final = 2_000
+LINE_MOST: Final = 2**16
+"""Bytes of a line of the process."""
 
 log = structlog.get_logger("shipping")
 
@@ -61,6 +63,8 @@ class Shipping:
                 fault = await self._ship()
             except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
                 fault = f"its process could not begin ({error})"
+            except ValueError:
+                fault = f"its process wrote a line of more than {LINE_MOST:,} bytes"
             if self.progress.steps > before:
                 pause_s = PAUSE_S[0]
             progress = self.progress
@@ -118,7 +122,7 @@ class Shipping:
 
 
 async def _reader_of(output: IO[bytes]) -> tuple[asyncio.StreamReader, asyncio.ReadTransport]:
-    reader = asyncio.StreamReader()
+    reader = asyncio.StreamReader(LINE_MOST)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), output
     )

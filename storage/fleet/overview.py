@@ -50,6 +50,14 @@ _HELD: Final = (
 )
 
 
+class _Daemon(Struct):
+    """What a daemon said of itself: nothing where it could not be asked."""
+
+    halted_by: str | None = None
+    ready: bool | None = None
+    not_ready: tuple[str, ...] | None = None
+
+
 class FleetPosition(Struct, frozen=True):
     """A position that is open."""
 
@@ -68,7 +76,7 @@ class FleetRun(Struct, frozen=True):
     kind: str
     strategy: str
     model_id: str
-    health: str  # running, halted, not ready, stopped, ended, silent or shipped
+    health: str  # running, halted, not ready, writing, stopped, ended, silent or shipped
     lag_steps: int
     lag_s: float
     steps: int
@@ -109,10 +117,16 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
                     position["unrealized_pnl_text"],
                 )
             )
-    daemon = msgspec.json.decode(row["daemon"] or "{}") if is_newest else {}
-    alarms: list[str] = list(daemon.get("not_ready") or ())
-    if daemon.get("halted_by"):
-        alarms.insert(0, f"halted by {daemon['halted_by']}")
+    daemon: _Daemon | None = None
+    alarms: list[str] = []
+    if is_newest and row["daemon"]:
+        try:
+            daemon = msgspec.json.decode(row["daemon"], type=_Daemon)
+        except msgspec.MsgspecError:
+            daemon = _Daemon(ready=False, not_ready=("its status cannot be read",))
+        if daemon.halted_by:
+            alarms.append(f"halted by {daemon.halted_by}")
+        alarms += daemon.not_ready or ()
     if row["holes"]:
         alarms.append(f"{row['holes']} spans pruned before they were shipped")
     is_silent = row["silent_s"] is None or row["silent_s"] > SILENT_S
@@ -137,18 +151,18 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
     )
 
 
-def _health(row: DictRow, daemon: dict[str, Any], *, is_newest: bool, is_silent: bool) -> str:
+def _health(row: DictRow, daemon: _Daemon | None, *, is_newest: bool, is_silent: bool) -> str:
     if row["ended"] is not None or not is_newest:
         return "ended"
     if row["silent_s"] is None:
         return "shipped"  # once, by hand
     if is_silent:
         return "silent"
-    if not daemon:
+    if daemon is None:
         return "stopped"
-    if daemon.get("halted_by"):
+    if daemon.halted_by:
         return "halted"
-    return "running" if daemon.get("ready") else "not ready"
+    return {True: "running", False: "not ready", None: "writing"}[daemon.ready]
 
 
 def _decided(decision: DictRow) -> str:

@@ -14,12 +14,7 @@ from msgspec import Struct
 
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.writer import open_writer
-from tracepaper.storage.fleet.server import (
-    check_schema,
-    connect,
-    shown,
-    speaking,
-)
+from tracepaper.storage.fleet.server import check_schema, connect, shown, speaking
 from tracepaper.storage.fleet.tables import DATABASE
 from tracepaper.storage.maintenance import whole_file
 from tracepaper.storage.record.columns import TABLES, stored_columns
@@ -38,6 +33,7 @@ _FOUND: Final = (
     "SELECT r.database_id, r.run_key, r.run_id, r.previous_run_id, s.host, s.file FROM runs r "
     "LEFT JOIN shippers s USING (database_id) ORDER BY r.database_id, r.run_key"
 )
+_ONLY: Final = "SELECT only_run_id FROM databases WHERE database_id = %s"
 
 
 class Pulled(Struct, frozen=True):
@@ -84,7 +80,14 @@ def pull(
             server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             runs = [_Known(*row) for row in server.execute(_FOUND)]
             chosen = _chosen(url, runs, run, database)
-            pulled = _fill(server, partial, chosen, progress, alone=bool(run))
+            try:
+                pulled = _fill(server, partial, chosen, progress, alone=bool(run))
+            except sqlite3.IntegrityError as error:
+                raise DataInvalid(
+                    f"What {shown(url)} holds of {chosen[0].database_id} is no record "
+                    f"({error}): somebody changed it. Nothing was pulled; ship its file again, "
+                    "under an id of its own, with `tracepaper db ship --new-id`."
+                ) from None
     return pulled
 
 
@@ -137,8 +140,9 @@ def _fill(
         raw.execute("DELETE FROM databases")
         for table in TABLES:
             if table == "databases":
-                row = (database_id, only.run_id if only else None)
-                raw.execute("INSERT INTO databases VALUES (?, ?)", row)
+                row = server.execute(_ONLY, (database_id,)).fetchone() or (None,)
+                only_run_id = only.run_id if only else row[0]
+                raw.execute("INSERT INTO databases VALUES (?, ?)", (database_id, only_run_id))
                 continue
             where, values = _condition(table, only)
             if where is None:
@@ -182,7 +186,13 @@ def _copy(
     """Copy rows of *table* in the order of its key; return their number."""
     names = stored_columns(table)
     keys = ", ".join(column.name for column in TABLES[table] if column.is_key)
-    query = f"SELECT {', '.join(names)} FROM {table} WHERE {DATABASE} = %s {where} ORDER BY {keys}"
+    source = f"FROM {table} WHERE {DATABASE} = %s {where}"
+    reals = [column.name for column in TABLES[table] if column.kind == "REAL"]
+    if reals:  # SQLite would store a NaN, which no record has, as a null
+        found = f"SELECT 1 {source} AND 'NaN'::double precision IN ({', '.join(reals)}) LIMIT 1"
+        if server.execute(found.encode(), values).fetchone() is not None:
+            raise sqlite3.IntegrityError(f"a NaN in {table}")
+    query = f"SELECT {', '.join(names)} {source} ORDER BY {keys}"
     write = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
     count = 0
     with server.cursor(f"pull_{table}", binary=True) as cursor:

@@ -44,6 +44,7 @@ _KEEPALIVE: Final = (
 )
 """Of a session whose client is gone, the server gives the lock back within a minute."""
 _PASSWORD_PLACES: Final = "the variable PGPASSWORD, a service file or .pgpass"  # noqa: S105
+_PASSWORD: Final = re.compile(r"passw(or)?d\s*=", re.IGNORECASE)
 _PASSWORD_SENTENCE: Final = (
     f"its address holds a password: take it out, for libpq finds it in {_PASSWORD_PLACES}"
 )
@@ -74,14 +75,12 @@ def server_address(url: str) -> str:
     except ValueError:
         raise ValueError("write an address such as postgresql://user@host:5432/fleet") from None
     user = unquote(parts.netloc.rpartition("@")[0])
-    if ":" in user or "@" in user or "@" in unquote(parts.path):
+    if ":" in user or "@" in user or "@" in unquote(parts.path) or _PASSWORD.search(unquote(rest)):
         raise ValueError(_PASSWORD_SENTENCE)
     for name, value in pairs:
-        if "password" in name.lower():
-            raise ValueError(_PASSWORD_SENTENCE)
         if name not in PARAMETERS:
             raise ValueError(f"after the question mark write only {', '.join(sorted(PARAMETERS))}")
-        if ":" in value and name == "user":
+        if (":" if name == "user" else "@") in value:
             raise ValueError(_PASSWORD_SENTENCE)
     if parts.fragment:
         raise ValueError("write an address without a #")
@@ -118,12 +117,16 @@ def connect(url: str, *, needed_by: str = "--to") -> Connection[Any]:
         given["connect_timeout"] = ANSWER_WITHIN_S
     name = f"tracepaper {socket.gethostname()}:{os.getpid()}"
     try:
-        connection = psycopg.connect(
-            url, options=_KEEPALIVE, application_name=name, autocommit=True, **given
+        return psycopg.connect(
+            url,
+            options=_KEEPALIVE,
+            application_name=name,
+            client_encoding="UTF8",
+            autocommit=True,
+            **given,
         )
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeError) as error:  # which a host's name may raise
         raise ServerLost(_unreachable(url, error)) from None
-    return connection
 
 
 _ADVICE: Final = (
@@ -180,8 +183,8 @@ def speaking(
         ) from None
     except psycopg.DataError as error:
         raise DataInvalid(
-            f"The server at {shown(url)} cannot hold a value ({said_by(error)}), so nothing more "
-            "is shipped of it: keep the file, and report this."
+            f"The server at {shown(url)} cannot {doing}, for it cannot hold a value "
+            f"({said_by(error)}): keep the file, and report this."
         ) from None
     except psycopg.Error as error:
         raise ServerLost(

@@ -27,7 +27,7 @@ from tracepaper.storage.fleet.server import (
     shown,
     speaking,
 )
-from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
+from tracepaper.storage.fleet.tables import DATABASE, columns_of
 from tracepaper.storage.record.columns import place
 from tracepaper.storage.record.rows import (
     KEPT_EVENTS,
@@ -54,6 +54,12 @@ _GATE_SET_AT: Final = place("outcomes", "gate_set")
 _OPENED_SETS_AT: Final = OPENED_AT - 1
 _RUN_AT: Final = At("runs")
 _SERIES: Final = "SELECT series FROM archive_series ORDER BY series"
+_SHIPPED: Final = (
+    "SELECT run_key, m.step, m.digest, r.run_id, r.opened_digest "
+    "FROM marks m FULL JOIN runs r USING (database_id, run_key) WHERE database_id = %s "
+    "ORDER BY run_key"
+)
+_OF_SHIPPED: Final = "JOIN marks USING (database_id, run_key) WHERE database_id = %s"
 _MARK: Final = "SELECT step, digest FROM marks WHERE database_id = %s AND run_key = %s FOR UPDATE"
 _SET_MARK: Final = (
     "INSERT INTO marks VALUES (%s, %s, %s, %s, clock_timestamp()) "
@@ -210,14 +216,16 @@ class Shipper:
     def _compare(self, server: Connection[Any], file: sqlite3.Connection) -> None:
         """Take up the marks; raise where the file has another history than the server."""
         mine = (self.database_id,)
-        opened = f"SELECT run_key, run_id, opened_digest FROM runs WHERE {DATABASE} = %s"
-        there = {row[0]: row[1:] for row in server.execute(opened, mine)}
-        marks = f"SELECT run_key, step, digest FROM marks WHERE {DATABASE} = %s ORDER BY run_key"
-        for run_key, step, digest in server.execute(marks, mine).fetchall():
+        for run_key, step, digest, run_id, opened_digest in server.execute(_SHIPPED, mine):
+            if step is None or run_id is None:
+                missing = "mark" if step is None else "row"
+                raise DataInvalid(
+                    f"{shown(self._url)} holds run {run_key} of {self._path} without its "
+                    f"{missing}, which somebody removed; nothing was shipped: {NEW_ID}."
+                )
             state = self._runs[run_key] = _RunState(run_key)
             state.is_there, state.next, state.digest = True, sequence_of(step) + 1, bytes(digest)
             row = file.execute(_RUN, (run_key,)).fetchone()
-            run_id, opened_digest = there[run_key]
             if row is None:
                 raise self._diverges(f"it lacks run {run_id}, which")
             if (row[_RUN_AT.run_id], row[OPENED_AT]) != (run_id, bytes(opened_digest)):
@@ -239,11 +247,11 @@ class Shipper:
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
                 )
         for run_key, gate_set in server.execute(
-            f"SELECT DISTINCT run_key, gate_set FROM gate_sets WHERE {DATABASE} = %s", mine
+            f"SELECT DISTINCT run_key, gate_set FROM gate_sets {_OF_SHIPPED}", mine
         ):
             self._runs[run_key].gate_sets.add(gate_set)
         for run_key, until in server.execute(
-            f"SELECT run_key, until_sequence FROM prunes WHERE {DATABASE} = %s", mine
+            f"SELECT run_key, until_sequence FROM prunes {_OF_SHIPPED}", mine
         ):
             self._runs[run_key].pruned_until = until
         self._known = {run_key: state.next for run_key, state in self._runs.items()}
@@ -272,9 +280,6 @@ class Shipper:
         except (DataInvalid, sqlite3.Error):
             return 0
         return sum(max(0, count - self._known.get(run_key, 0)) for run_key, count in runs)
-
-    def _state(self, run_key: int) -> _RunState:
-        return self._runs.get(run_key) or _RunState(run_key)
 
     def ship(self, progress: Callable[[int], object] = lambda _steps: None) -> Shipped:
         """Ship every committed step and change; call *progress* with the steps of each group.
@@ -319,17 +324,20 @@ class Shipper:
         progress: Callable[[int], object],
     ) -> int:
         """Ship what is new of one run, group by group, and a prune with all that is before it."""
-        state = self._state(run_key)
+        state = self._runs.get(run_key) or _RunState(run_key)
         total = 0
         while True:
             with server.transaction():
-                steps, is_pruned = self._ship_group(server, file, state)
+                steps, pruned = self._ship_group(server, file, state)
                 # A prune is taken over with all steps up to its own, which is the last: the record
                 # on the server is a whole one after every transaction.
-                while is_pruned and (more := self._ship_group(server, file, state)[0]):
+                more = steps
+                while pruned is not None and more:
+                    more, pruned = self._ship_group(server, file, state)
                     steps += more
-                if is_pruned:
-                    self._drop(server, file, state)
+                if pruned is not None:
+                    self._at("before drop")
+                    self._drop(server, state, pruned)
                 self._at("before commit")
             self._at("after commit")
             self._runs[run_key] = state
@@ -341,18 +349,18 @@ class Shipper:
 
     def _ship_group(
         self, server: Connection[Any], file: sqlite3.Connection, state: _RunState
-    ) -> tuple[int, bool]:
-        """Copy the next steps of a run; return their number, and whether a prune is to follow."""
+    ) -> tuple[int, StoredRow | None]:
+        """Copy the next steps of a run; return their number, and the prune that is to follow."""
         key = state.run_key
         with _snapshot(file):
             row = file.execute(_RUN, (key,)).fetchone()
             pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
-            until = None if pruned is None else pruned[CUT.until_sequence]
-            is_pruned = until != state.pruned_until
+            if pruned is not None and pruned[CUT.until_sequence] == state.pruned_until:
+                pruned = None
             first, count = state.next, row[_RUN_AT.step_count]
             if first >= count:
-                return 0, is_pruned
-            if is_pruned and until is not None and until >= first:
+                return 0, pruned
+            if pruned is not None and (until := pruned[CUT.until_sequence]) >= first:
                 # Its steps are gone: what the prune kept of them is shipped with what follows.
                 if (problem := check_prune(file, key, pruned)) is not None:
                     raise self._broken(row, problem.sentence)
@@ -385,7 +393,7 @@ class Shipper:
         state.next, state.digest, state.is_there = last + 1, walk.previous, True
         server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
         server.execute(_SET_MARK, (self.database_id, key, span[1], state.digest))
-        return last - begun + 1, is_pruned
+        return last - begun + 1, pruned
 
     def _broken(self, row: StoredRow, sentence: str) -> DataInvalid:
         return DataInvalid(
@@ -449,9 +457,8 @@ class Shipper:
             "shipped: the fleet has what the prune kept of them."
         )
 
-    def _drop(self, server: Connection[Any], file: sqlite3.Connection, state: _RunState) -> None:
+    def _drop(self, server: Connection[Any], state: _RunState, pruned: StoredRow) -> None:
         """Drop on the server what a prune dropped in the file, and write the prune's own row."""
-        pruned = file.execute(PRUNE_ROW, (state.run_key,)).fetchone()
         span = (self.database_id, *run_span(state.run_key, pruned[CUT.until_sequence]))
         within = f"{DATABASE} = %s AND step BETWEEN %s AND %s"
         kept = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)

@@ -86,6 +86,22 @@ def test_a_backup_never_replaces_a_file(path: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy.db").read_text() == "mine"
 
 
+def test_a_backup_does_not_take_up_what_another_database_left(path: Path, tmp_path: Path) -> None:
+    rest = tmp_path / "copy.db-wal"
+    with closing(sqlite3.connect(tmp_path / "copy.db")) as other:
+        other.execute("PRAGMA journal_mode = WAL")
+        other.execute("CREATE TABLE other (x)")
+        other.commit()
+        left = rest.read_bytes()
+    (tmp_path / "copy.db").unlink()
+    rest.write_bytes(left)
+    with pytest.raises(DataInvalid, match=r"copy\.db-wal is there, of a database that is not"):
+        backup(path, tmp_path / "copy.db")
+    assert rest.read_bytes() == left
+    rest.unlink()
+    backup(path, tmp_path / "copy.db")
+
+
 def test_a_backup_that_cannot_be_written_leaves_nothing(path: Path, tmp_path: Path) -> None:
     with pytest.raises(AuditUnwritable, match="choose another place"):
         backup(path, tmp_path / "missing" / "copy.db")

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from postgres_server import Cluster
 from waiting import until
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.session import shipping
 from tracepaper.storage.fleet.overview import overview
@@ -106,6 +108,18 @@ async def test_a_shipper_that_is_killed_is_begun_again(
     await until(lambda: [run.health for run in overview(fleet_url)] == ["ended"], poll_s=0.1)
     pull(fleet_url, back)
     assert_same(path, back)
+
+
+async def test_a_line_without_an_end_is_a_fault_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = (sys.executable, "-c", "import sys; sys.stdout.write('x' * 200_000 + '\\n')")
+    monkeypatch.setattr(shipping, "PROGRAM", endless)
+    monkeypatch.setattr(shipping, "PAUSE_S", (0.05, 0.1))
+    shipper = shipping.Shipping("postgresql:///fleet", tmp_path / "a.db", SystemClock())
+    async with shipper.at_work(lambda: None):
+        await until(lambda: shipper.progress.errors >= 2, poll_s=0.05)
+    assert shipper.progress.error == "its process wrote a line of more than 65,536 bytes"
 
 
 async def test_without_a_server_the_daemon_decides_as_ever(

@@ -502,6 +502,11 @@ def test_a_server_that_asks_for_tls_gets_it(postgres: Cluster, tmp_path: Path) -
         f"postgresql://127.0.0.1/fleet#{PASSWORD}",
         f"mysql://user:{PASSWORD}@127.0.0.1/fleet",
         f"postgresql://a@127.0.0.1,b:{PASSWORD}@127.0.0.2/fleet",
+        f"postgresql://a@127.0.0.1/fleet&password={PASSWORD}",
+        f"postgresql://a@127.0.0.1/fleet;Passwd = {PASSWORD}".replace(" ", "%20"),
+        f"postgresql://127.0.0.1/fleet?dbname=a%20password%3D{PASSWORD}",
+        f"postgresql://127.0.0.1/fleet?dbname=postgresql://a:{PASSWORD}%40h/fleet",
+        f"postgresql://127.0.0.1/fleet?host=a:{PASSWORD}%40h",
     ],
 )
 def test_an_address_with_a_password_is_refused_and_never_shown(url: str, tmp_path: Path) -> None:
@@ -530,6 +535,8 @@ def test_an_address_with_a_password_is_refused_and_never_shown(url: str, tmp_pat
         "postgresql:///fleet?service=fleet",
         "postgresql://a@one:5432,two:5433/fleet?target_session_attrs=read-write",
         "postgresql:///fleet?host=%2Fvar%2Frun%2Fpostgresql",
+        "postgresql://db.lan/fleet?user=a@tenant&require_auth=password",
+        "postgresql://a@[::1]:5432/flöt",
     ],
 )
 def test_an_address_without_one_is_taken(url: str) -> None:
@@ -548,6 +555,9 @@ def test_what_is_missing_is_named(
         connect(postgres.url("fleet", port=port))
     with pytest.raises(ServerLost, match=r'"nowhere" does not exist\): create it'):
         connect(postgres.url("nowhere"))
+    for host in ("a" * 64, "\udcff"):
+        with pytest.raises(ServerLost, match="does not take the connection"):
+            connect(f"postgresql://owner@{host}/fleet")
     path = tmp_path / "a.db"
     write_run(path, plain_steps(20))
     with pytest.raises(DataInvalid, match="holds no record of a fleet: make its tables"):
