@@ -80,9 +80,9 @@ class FleetRun(Struct, frozen=True):
 
 def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
     """Return every run of the server at *url*, by host and file, the oldest first."""
-    from psycopg.rows import dict_row
-
     with closing(connect(url, needed_by=needed_by)) as server:
+        from psycopg.rows import dict_row  # once connect has said where it is missing
+
         check_schema(url, server)
         with speaking(url, "read the fleet"):
             server.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
