@@ -66,9 +66,14 @@ def pull_run(
     Raises ``Refusing`` with one sentence where it cannot be pulled; then an older file stays.
     """
     fleet = _source(shelf)
-    _remove(fleet, every=lambda place: not list(place.glob("*.db")))  # a pull that was given up
     name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
-    place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
+    try:
+        _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # pulls given up
+        place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
+    except OSError as error:
+        raise Refusing(
+            409, f"The page's temporary folder cannot be written ({error.strerror}); start it anew."
+        ) from None
     target = place / f"{name}.db"
     done = 0
 

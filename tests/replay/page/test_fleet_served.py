@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import stat
@@ -28,7 +29,7 @@ from waiting import until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.page import fleet as fleet_of_page
-from tracepaper.replay.page.databases import Databases, FleetSource
+from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
 from tracepaper.replay.page.fleet import list_fleet, pull_run
 from tracepaper.replay.page.server import serving
 from tracepaper.storage.fleet.follow import ship_once
@@ -36,6 +37,10 @@ from tracepaper.storage.fleet.ship import database_id
 
 SECRET: Final = "geheim-3141"
 PLANT: Final = "<img src=x onerror=window.planted=1>"
+
+
+def told(_share: float, _doing: str) -> None:
+    """Hear of no progress."""
 
 
 def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -180,6 +185,7 @@ async def test_what_cannot_be_opened_is_one_sentence_and_leaves_no_file(
     source: FleetSource, tmp_path: Path
 ) -> None:
     path = shipped(tmp_path, source.url)
+    (given_up := source.folder / "run-given-up").mkdir()
     async with page_over(source) as page:
         for run, database in (("r-9", database_id(path)), ("r-1", "zz"), ("../../x", "zz")):
             failed = await page.pull(run, database)
@@ -193,10 +199,25 @@ async def test_what_cannot_be_opened_is_one_sentence_and_leaves_no_file(
         async with aiohttp.ClientSession() as client, client.post(f"{page.url}/api/v1/fleet") as no:
             assert no.status == 405
         assert not list(source.folder.glob("*/*.db"))
+        assert not given_up.exists()
 
 
-def told(_share: float, _doing: str) -> None:
-    """Hear of no progress."""
+def test_a_folder_that_cannot_be_written_is_said_without_its_place(
+    source: FleetSource, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url, steps=2000)
+    shelf = Databases([], fleet=source)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+    try:
+        with pytest.raises(Refusing, match=r"^r-1\.db cannot be written .*free disk space"):
+            pull_run(shelf, database_id(path), "r-1", told)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert shelf.paths == ()
+    shutil.rmtree(source.folder)
+    with pytest.raises(Refusing, match=r"temporary folder cannot be written \(No such file"):
+        pull_run(shelf, database_id(path), "r-1", told)
 
 
 def test_a_page_without_a_fleet_says_so() -> None:
