@@ -52,9 +52,12 @@ def shipped(folder: Path, url: str, *, name: str = "a", steps: int = 40) -> Path
 
 
 def followed(path: Path, host: str, daemon: Mapping[str, object]) -> str:
-    """Return the SQL of a shipper that follows *path* now, beside a daemon of that status."""
+    """Return the SQL of a shipper that follows *path* beside a daemon of that status.
+
+    Its last word lies ahead, so that it does not fall silent on a machine that is slow.
+    """
     return (
         "INSERT INTO shippers (database_id, host, file, seen_at, lag_steps, lag_s, daemon) VALUES "
-        f"('{database_id(path)}', '{host}', '{path.name}', clock_timestamp(), 3, 1.5, "
+        f"('{database_id(path)}', '{host}', '{path.name}', clock_timestamp() + interval '1 day', 3, 1.5, "
         f"'{json.dumps(daemon)}')"
     )
