@@ -58,6 +58,6 @@ def followed(path: Path, host: str, daemon: Mapping[str, object]) -> str:
     """
     return (
         "INSERT INTO shippers (database_id, host, file, seen_at, lag_steps, lag_s, daemon) VALUES "
-        f"('{database_id(path)}', '{host}', '{path.name}', clock_timestamp() + interval '1 day', 3, 1.5, "
-        f"'{json.dumps(daemon)}')"
+        f"('{database_id(path)}', '{host}', '{path.name}', clock_timestamp() + interval '1 day', "
+        f"3, 1.5, '{json.dumps(daemon)}')"
     )
