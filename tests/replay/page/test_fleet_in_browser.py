@@ -65,7 +65,7 @@ def fleet(fleet_url: str, postgres: Cluster, replay: Path, tmp_path: Path) -> st
 @pytest.fixture
 def url(fleet: str, tmp_path: Path) -> Iterator[str]:
     command = [str(BIN / "tracepaper"), "ui", "--fleet", fleet]
-    program = Program(command, tmp_path, name="ui")
+    program = Program(command, tmp_path, name="ui", extra={"TMPDIR": str(tmp_path)})
     try:
         program.wait_until(lambda: "The page is " in program.out)
         yield program.out.split("The page is ", 1)[1].split("/ ", 1)[0]
