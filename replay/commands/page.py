@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from tracepaper.daemon.commands.options import database_path
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 LOOPBACK = "127.0.0.1"
 PAGE_BEGINS = b"<!doctype html>"
@@ -24,6 +24,12 @@ def ui(
             help="A database, or a sweep's file; repeat. By default the configuration's.",
         ),
     ] = None,
+    fleet: Annotated[
+        str | None,
+        typer.Option(
+            "--fleet", metavar="URL", help="A fleet's PostgreSQL instead, without a password."
+        ),
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65_535, help="Port on loopback; 0 picks one.")
     ] = 0,
@@ -33,11 +39,30 @@ def ui(
 ) -> None:
     """Show recorded runs in the browser: what was decided, refused, and why. Reads only."""
     import asyncio
+    from functools import partial
+    from tempfile import TemporaryDirectory
 
     from tracepaper.replay.page.server import serve_until_ended
     from tracepaper.storage.database.reader import Reader
     from tracepaper.storage.sweeps import is_sweep
 
+    if db and fleet is not None:
+        raise ConfigInvalid("Name what to show: --db FILE, or --fleet URL.")
+
+    def say(url: str) -> None:
+        typer.echo(f"The page is {url}/ (Ctrl-C ends it).")
+        if open_page:
+            open_in_browser(url)
+
+    serve = partial(serve_until_ended, host=LOOPBACK, port=port, listening_at=say)
+    if fleet is not None:
+        from tracepaper.replay.page.databases import FleetSource
+        from tracepaper.storage.fleet.overview import overview
+
+        overview(fleet, needed_by="--fleet")  # its one sentence, before a page has to say it
+        with TemporaryDirectory(prefix="tracepaper-fleet-", ignore_cleanup_errors=True) as folder:
+            asyncio.run(serve([], fleet=FleetSource(fleet, Path(folder))))
+        return
     paths = db or [database_path(None)]
     for path in paths:
         if is_page(path):
@@ -46,12 +71,7 @@ def ui(
         with Reader.open(paths[0]) as reader:  # its one sentence, before a page has to say it
             reader.find("last")
 
-    def say(url: str) -> None:
-        typer.echo(f"The page is {url}/ (Ctrl-C ends it).")
-        if open_page:
-            open_in_browser(url)
-
-    asyncio.run(serve_until_ended(paths, host=LOOPBACK, port=port, listening_at=say))
+    asyncio.run(serve(paths))
 
 
 def is_page(path: Path) -> bool:

@@ -70,6 +70,7 @@ class Runs(Struct, frozen=True):
     runs: list[RunRow]
     refused: list[Refused] = field(default_factory=list)
     sweeps: list[SweepRow] = field(default_factory=list)
+    fleet: str | None = None  # host and database of the fleet whose runs may be opened
 
 
 class GateInfo(Struct, frozen=True):
@@ -195,6 +196,7 @@ class Run(Struct, frozen=True):
     has_model: bool
     gate_horizon: int  # bars
     hashes: dict[str, str]  # code_version, config_sha256, model_sha256, head_digest
+    pulled_ms: int | None = None  # wall time of its pull from a fleet
 
 
 class Candles(Struct, frozen=True):

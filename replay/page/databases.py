@@ -6,14 +6,19 @@ import contextlib
 import sqlite3
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.replay.page.columns import RunColumns
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.fleet.server import shown
 from tracepaper.storage.sweeps import StoredSweep, is_sweep, read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
+
+if TYPE_CHECKING:
+    from tracepaper.storage.fleet.overview import FleetRun
 
 RUNS_KEPT: Final = 8
 
@@ -41,17 +46,57 @@ class _Opened(NamedTuple):
     reader: Reader
 
 
-class Databases:
-    """Databases open for reading; *builds* says whether roll-ups are made here."""
+@dataclass
+class FleetSource:
+    """A fleet's server, the page's *folder* of the runs pulled from it, and what it said last."""
 
-    def __init__(self, paths: Sequence[Path], *, served: str = "", builds: bool = True) -> None:
+    url: str
+    folder: Path
+    runs: list[FleetRun] = field(default_factory=list)
+    as_of_ms: int | None = None
+
+    @property
+    def server(self) -> str:
+        """Host and database."""
+        return shown(self.url)
+
+
+class Databases:
+    """Databases open for reading; *builds* says whether roll-ups are made here.
+
+    Of a *fleet* they are the files that were pulled from it, wherever a process pulled them.
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        *,
+        served: str = "",
+        builds: bool = True,
+        fleet: FleetSource | None = None,
+    ) -> None:
         every = tuple(dict.fromkeys(path.absolute() for path in paths))
         self.sweeps = tuple(path for path in every if is_sweep(path))
-        self.paths = tuple(path for path in every if path not in self.sweeps)
+        self._paths = tuple(path for path in every if path not in self.sweeps)
+        self.fleet = fleet
         self.served = served
         self._builds = builds
         self._opened: dict[Path, _Opened] = {}
         self._columns: OrderedDict[tuple[Path, str], RunColumns] = OrderedDict()
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """The databases of runs; of a fleet the newest file first."""
+        if self.fleet is None:
+            return self._paths
+        pulled: list[tuple[int, Path]] = []
+        for path in self.fleet.folder.glob("*/*.db"):
+            with contextlib.suppress(OSError):  # another pull has replaced it
+                pulled.append((path.stat().st_mtime_ns, path))
+        found = tuple(path for _, path in sorted(pulled, reverse=True))
+        for gone in self._opened.keys() - set(found):
+            self._forget(gone)
+        return found
 
     def reader(self, path: Path) -> Reader:
         """Return the reader of one database; raise ``DataInvalid`` where it cannot be read."""
@@ -86,11 +131,17 @@ class Databases:
                 return self._shown(path, run_id, reader)
         if unread is not None and len(self.paths) == 1:
             raise unread
+        if self.fleet is not None:
+            raise Refusing(404, "This run is not open here: open it from Fleet.")
         raise Refusing(404, "There is no such run; /api/v1/runs lists all.")
 
     def listed(self, path: Path, run_id: str) -> ShownRun:
         """Return the run of one database for a list, which takes no other run's place here."""
         return self._shown(path, run_id, self.reader(path), is_listed=True)
+
+    def pulled_ms(self, path: Path) -> int | None:
+        """Return the wall time at which *path* was pulled from the fleet, None without one."""
+        return None if self.fleet is None else path.stat().st_mtime_ns // 1_000_000
 
     def sweep(self, sweep_id: str) -> StoredSweep:
         """Return the sweep *sweep_id*; raise ``Refusing`` where no file has it."""

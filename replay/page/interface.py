@@ -8,11 +8,13 @@ from typing import Any, Final, get_type_hints
 import msgspec
 from msgspec import Struct
 
-from tracepaper.replay.page import answers, news
+from tracepaper.replay.page import answers, fleet, news
 from tracepaper.replay.page.routes import MEANINGS, PREFIX, ROUTES, ReadRoute
+from tracepaper.storage.fleet import overview
 
 STREAMED: Final = (news.StreamHello, news.StreamStep)
 _LINES: Final = (answers.Progress, answers.Done, answers.Failed)
+_MODULES: Final = tuple(f"{one.__name__}." for one in (answers, overview))
 _REFERENCE: Final = "#/components/schemas/{name}"
 
 
@@ -125,7 +127,15 @@ def documentation(examples: Mapping[str, str]) -> str:
 
 def _types() -> list[type[Struct]]:
     every = (one for one in vars(answers).values() if isinstance(one, type))
-    return [*(one for one in every if issubclass(one, Struct) and one is not Struct), *STREAMED]
+    own = (one for one in every if issubclass(one, Struct) and one is not Struct)
+    return [
+        *own,
+        fleet.Fleet,
+        overview.FleetRun,
+        overview.FleetPosition,
+        fleet.PulledRun,
+        *STREAMED,
+    ]
 
 
 def _type(type_: type[Struct]) -> str:
@@ -137,6 +147,6 @@ def _type(type_: type[Struct]) -> str:
 
 def _named(hint: object) -> str:
     text = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
-    for noise in ("tracepaper.replay.page.answers.", "typing."):
+    for noise in (*_MODULES, "typing."):
         text = text.replace(noise, "")
     return f"`{text}`".replace(" | ", "` or `")

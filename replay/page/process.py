@@ -27,7 +27,7 @@ from tracepaper.replay.page.answers import Error
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
 if TYPE_CHECKING:
-    from tracepaper.replay.page.databases import Databases
+    from tracepaper.replay.page.databases import Databases, FleetSource
     from tracepaper.replay.page.routes import Report
 
 ANSWER, PROGRESS, LATER, REFUSED = b"A", b"P", b"L", b"E"
@@ -57,7 +57,7 @@ class ReaderProcess:
 
     A heavy one may take long; one of them *builds* roll-ups, which another would write over; one
     *derives* decisions, and loads what that needs before it is asked. One that does not stay ends
-    with each answer of :meth:`ask`.
+    with each answer of :meth:`ask`. *late* says what an answer that takes too long means.
     """
 
     def __init__(
@@ -69,6 +69,8 @@ class ReaderProcess:
         builds: bool = False,
         derives: bool = False,
         stays: bool = True,
+        fleet: FleetSource | None = None,
+        late: str = "The answer took too long; ask for less of the run.",
     ) -> None:
         self._opening = msgspec.json.encode(
             {
@@ -76,9 +78,10 @@ class ReaderProcess:
                 "served": served,
                 "builds": builds,
                 "derives": derives,
+                "fleet": None if fleet is None else (fleet.url, str(fleet.folder)),
             }
         )
-        self._stays = stays
+        self._stays, self._late = stays, late
         self._limit_s = HEAVY_LIMIT_S if is_heavy else QUICK_LIMIT_S
         self._turn = asyncio.Lock()
         self._child: asyncio.subprocess.Process | None = None
@@ -137,7 +140,7 @@ class ReaderProcess:
                 is_whole = frame.kind != PROGRESS
                 yield frame
         except TimeoutError:
-            yield refused(503, "The answer took too long; ask for less of the run.")
+            yield refused(503, self._late)
         except (asyncio.IncompleteReadError, ConnectionError):
             is_gone = self._is_closed
             yield refused(
@@ -241,12 +244,14 @@ def main() -> None:
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
     opening = msgspec.json.decode(lines.get())
 
-    from tracepaper.replay.page.databases import Databases
+    from tracepaper.replay.page.databases import Databases, FleetSource
 
+    fleet = opening["fleet"]
     shelf = Databases(
         [Path(path) for path in opening["paths"]],
         served=opening["served"],
         builds=opening["builds"],
+        fleet=None if fleet is None else FleetSource(fleet[0], Path(fleet[1])),
     )
     from tracepaper.replay.page import routes  # noqa: F401 - before the first request needs it
 

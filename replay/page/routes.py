@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import Meta, Struct
 
-from tracepaper.replay.page import answers, decisions, marks, records, runs
+from tracepaper.replay.page import answers, decisions, fleet, marks, records, runs
 from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
 
 PREFIX: Final = "/api/v1"
@@ -72,6 +72,13 @@ class RowParameters(Struct, frozen=True):
     after: str | None = None
 
 
+class PullParameters(Struct, frozen=True, forbid_unknown_fields=True):
+    """A run of the fleet."""
+
+    database_id: Annotated[str, Meta(min_length=1)]
+    run_id: Annotated[str, Meta(min_length=1)]
+
+
 MEANINGS: Final[Mapping[str, str]] = {
     "run": "the run's whole id, of `/runs`",
     "left": "a run's id",
@@ -88,6 +95,8 @@ MEANINGS: Final[Mapping[str, str]] = {
     "descending": "whether the last row comes first",
     "limit": "at most so many rows",
     "after": "`next` of the rows before",
+    "database_id": "the id of the run's database, of `/fleet`",
+    "run_id": "the run's whole id, of `/fleet`",
 }
 """What each parameter means."""
 
@@ -143,7 +152,9 @@ def _runs(shelf: Databases, asked: CountParameters, _report: Report) -> Struct:
 
 
 def _run(shelf: Databases, asked: CountParameters, _report: Report, run: str) -> Struct:
-    return runs.run(shelf.find(run), shelf.served, counted=asked.counted)
+    shown = shelf.find(run)
+    pulled_ms = shelf.pulled_ms(shown.database)
+    return runs.run(shown, shelf.served, counted=asked.counted, pulled_ms=pulled_ms)
 
 
 def _candles(shelf: Databases, asked: InstrumentParameters, _report: Report, run: str) -> Struct:
@@ -205,6 +216,14 @@ def _model(shelf: Databases, _asked: NoParameters, _report: Report, run: str) ->
     from tracepaper.replay.page import derivations
 
     return derivations.model_of(shelf.find(run))
+
+
+def _fleet(shelf: Databases, _asked: NoParameters, _report: Report) -> Struct:
+    return fleet.list_fleet(shelf)
+
+
+def _pull(shelf: Databases, asked: PullParameters, report: Report) -> Struct:
+    return fleet.pull_run(shelf, asked.database_id, asked.run_id, report)
 
 
 def _sweep(shelf: Databases, _asked: NoParameters, _report: Report, sweep: str) -> Struct:
@@ -289,6 +308,12 @@ ROUTES: Final = (
           NoParameters, answers.Comparison, _compare, is_heavy=True),
     ReadRoute("/sweeps/{sweep}", "A sweep: its heat map, every run, and how much is luck.",
           NoParameters, answers.Document, _sweep),
+    ReadRoute("/fleet", "Every run of a fleet: health, lag, equity, positions, last decision and "
+              "alarms; of `tracepaper ui --fleet` alone.",
+              NoParameters, fleet.Fleet, _fleet),
+    ReadRoute("/fleet/pull", "Pulls one run of the fleet, which the other addresses then know; "
+              "lines of JSON.",
+              PullParameters, fleet.PulledRun, _pull, is_heavy=True, streams=True),
 )  # fmt: skip
 """Every address that reads; ``/stream`` and ``/openapi.json`` are the server's own."""
 

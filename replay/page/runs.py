@@ -61,7 +61,8 @@ def runs(shelf: Databases, *, counted: bool = False) -> answers.Runs:
             sweeps.append(_sweep_row(path))
         except DataInvalid as error:
             refused.append(answers.Refused(path.name, str(error)))
-    return answers.Runs(found, refused, sweeps)
+    fleet = None if shelf.fleet is None else shelf.fleet.server
+    return answers.Runs(found, refused, sweeps, fleet)
 
 
 def _sweep_row(path: Path) -> answers.SweepRow:
@@ -133,7 +134,9 @@ def _sentence(error: Exception) -> str:
 # ---------------------------------------------------------------- one run
 
 
-def run(shown: ShownRun, served: str = "", *, counted: bool = False) -> answers.Run:
+def run(
+    shown: ShownRun, served: str = "", *, counted: bool = False, pulled_ms: int | None = None
+) -> answers.Run:
     """Return one run: its summary, configuration and accounts; *counted* waits for its counts."""
     if counted:
         shown.columns.build()
@@ -185,6 +188,7 @@ def run(shown: ShownRun, served: str = "", *, counted: bool = False) -> answers.
             name: row[name] or ""
             for name in ("code_version", "config_sha256", "model_sha256", "head_digest")
         },
+        pulled_ms=pulled_ms,
     )  # fmt: skip
 
 

@@ -12,8 +12,9 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from aiohttp import WSCloseCode, web
@@ -24,12 +25,17 @@ from tracepaper.replay.page import process
 from tracepaper.replay.page.answers import Done, Error, Failed
 from tracepaper.replay.page.process import ReaderProcess, ReplyFrame
 
+if TYPE_CHECKING:
+    from tracepaper.replay.page.databases import FleetSource
+
 ASSETS: Final = Path(__file__).parent / "assets"
 PREFIX: Final = "/api/v1"
+FLEET: Final = "/fleet"
 DECISION: Final = re.compile(r"/runs/[^/]+/decisions/[^/]+")
-STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))")
+STREAMS: Final = re.compile(r"/runs/[^/]+/(verify|decisions/[^/]+/(ask|verify))|/fleet/pull")
 HEAVY: Final = re.compile(
     r"/runs/[^/]+/(verify|refusals|report|model|compare/[^/]+|decisions/[^/]+/(ask|verify))"
+    r"|/fleet/pull"
 )
 """What the second process answers. The table of routes says the same, and imports what reads."""
 POLICY: Final = (
@@ -73,19 +79,31 @@ class _Listener:
 
 
 class Page:
-    """The page over *paths*, whose run *served* is being written; close it when done.
+    """The page over *paths*, whose run *served* is being written, or over a *fleet*; close it.
 
     *status* gives what only a running daemon knows. ``wake`` says that a step was stored; without
     it the database is asked once a second.
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, served: str = "", status: Status | None = None
+        self,
+        paths: Sequence[Path],
+        *,
+        served: str = "",
+        status: Status | None = None,
+        fleet: FleetSource | None = None,
     ) -> None:
-        self._quick = ReaderProcess(paths, served=served, is_heavy=False)
-        self._heavy = ReaderProcess(paths, served=served, is_heavy=True, builds=True)
-        self._of_runs = ReaderProcess(paths, served=served, is_heavy=True, stays=False)
-        self._of_decisions = ReaderProcess(paths, served=served, is_heavy=True, derives=True)
+        reader = partial(ReaderProcess, paths, served=served, fleet=fleet)
+        self._quick = reader(is_heavy=False)
+        self._heavy = reader(is_heavy=True, builds=True)
+        self._of_runs = reader(is_heavy=True, stays=False)
+        self._of_decisions = reader(is_heavy=True, derives=True)
+        # A server that is slow or away keeps those waiting who ask for the fleet, and nobody else.
+        self._of_fleet = self._pulling = self._quick
+        if fleet is not None:
+            self._of_fleet = reader(is_heavy=False, late="The fleet's server does not answer.")
+            long = "The pull took too long; `tracepaper db pull` waits for longer."
+            self._pulling = reader(is_heavy=True, stays=False, late=long)
         self._served, self._status = served, status
         self._listeners: dict[str, set[_Listener]] = {}
         self._tellers: dict[str, asyncio.Task[None]] = {}
@@ -140,7 +158,10 @@ class Page:
         for listener in [one for every in self._listeners.values() for one in every]:
             if listener.task is not None:
                 listener.task.cancel()
-        readers = (self._quick, self._heavy, self._of_runs, self._of_decisions)
+        readers = (
+            *(self._quick, self._heavy, self._of_runs, self._of_decisions),
+            *(self._of_fleet, self._pulling),
+        )
         await asyncio.gather(*(reader.close() for reader in readers))
         await asyncio.gather(*self._preparing.values())
 
@@ -154,6 +175,7 @@ class Page:
         if STREAMS.fullmatch(path):
             return await self._lines(request, asked)
         reader = self._heavy if HEAVY.fullmatch(path) else self._quick
+        reader = self._of_fleet if path == FLEET else reader
         frame = await reader.answer(asked)
         if frame.kind == process.LATER:
             frame = await self._heavy.answer(asked)
@@ -172,8 +194,9 @@ class Page:
         """
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         _secure(response)
-        is_of_one = "/decisions/" in asked["path"]
-        frames = (self._of_decisions if is_of_one else self._of_runs).ask(asked)
+        reader = self._of_decisions if "/decisions/" in asked["path"] else self._of_runs
+        reader = self._pulling if asked["path"].startswith(FLEET) else reader
+        frames = reader.ask(asked)
         try:
             first = await anext(frames)
             if first.kind == process.REFUSED and first.status != 200:
@@ -354,11 +377,16 @@ def _secure(response: web.StreamResponse) -> web.StreamResponse:
 
 @asynccontextmanager
 async def serving(
-    paths: Sequence[Path], *, host: str, port: int, limits: ConnectionLimits | None = None
+    paths: Sequence[Path],
+    *,
+    host: str,
+    port: int,
+    limits: ConnectionLimits | None = None,
+    fleet: FleetSource | None = None,
 ) -> AsyncIterator[str]:
-    """Serve the page over recorded databases on loopback; yield its address."""
+    """Serve the page over recorded databases, or a fleet, on loopback; yield its address."""
     limits = limits or ConnectionLimits()
-    page = Page(paths)
+    page = Page(paths, fleet=fleet)
     page.prepare()
     application = web.Application(
         middlewares=[limits.middleware, refuse_foreigners, _only_reads], client_max_size=MESSAGE_MAX
@@ -384,12 +412,14 @@ async def serve_until_ended(
     host: str,
     port: int,
     listening_at: Callable[[str], Awaitable[None] | None],
+    fleet: FleetSource | None = None,
 ) -> None:
-    """Serve recorded databases until Ctrl-C or SIGTERM; say at which address."""
+    """Serve recorded databases, or a fleet, until a signal ends it; say at which address."""
     ended = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    async with serving(paths, host=host, port=port) as url:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    async with serving(paths, host=host, port=port, fleet=fleet) as url:
         said = listening_at(url)
         if said is not None:
             await said

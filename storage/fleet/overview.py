@@ -89,7 +89,7 @@ class FleetRun(Struct, frozen=True):
 def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
     """Return every run of the server at *url*, by host and file, the oldest first."""
     with closing(connect(url, needed_by=needed_by)) as server:
-        from psycopg.rows import dict_row
+        from psycopg.rows import dict_row  # once connect has said where it is missing
 
         check_schema(url, server)
         with speaking(url, "read the fleet"):

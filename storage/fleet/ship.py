@@ -27,7 +27,7 @@ from tracepaper.storage.fleet.server import (
     shown,
     speaking,
 )
-from tracepaper.storage.fleet.tables import DATABASE, columns_of
+from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
 from tracepaper.storage.record.columns import place
 from tracepaper.storage.record.rows import (
     KEPT_EVENTS,

@@ -23,8 +23,8 @@ QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/equity": {"points": "2"},
     "/runs/{run}/views/{view}": {"limit": "1"},
 }
-UNSHOWN: Final = ("/verify", "/ask", "/report", "/sweeps/{sweep}")
-"""What derives anew, or answers with a whole document."""
+UNSHOWN: Final = ("/verify", "/ask", "/report", "/sweeps/{sweep}", "/fleet", "/pull")
+"""What derives anew, answers with a whole document, or asks a fleet's server."""
 ITEMS, KEYS, LETTERS = 2, 12, 90
 """So many of a list, of an object within the answer, and of a text are shown."""
 

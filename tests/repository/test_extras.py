@@ -46,6 +46,8 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("notify test --set notify.addresses=json://127.0.0.1/", "apprise", "[notify] addresses"),
     ("db ship --once --db none.db --to postgresql://127.0.0.1/f", "psycopg", "--to"),
     ("db pull --db none.db --from postgresql://127.0.0.1/f", "psycopg", "--from"),
+    ("fleet postgresql://127.0.0.1/f", "psycopg", "fleet"),
+    ("ui --fleet postgresql://127.0.0.1/f", "psycopg", "--fleet"),
     ("models export none --to onnx --out none.onnx", "onnxscript", "--to onnx"),
     ("audit export last --db none.db --parquet rows", "pyarrow", "--parquet"),
 )

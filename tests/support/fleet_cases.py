@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from storage_cases import plain_steps
+from storage_cases import plain_steps, write_run
 
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.fleet.follow import ship_once
+from tracepaper.storage.fleet.ship import database_id
 from tracepaper.storage.record.columns import TABLES, stored_columns
 
 
@@ -37,3 +41,23 @@ def grown(path: Path, count: int, *, seed: int, since: int) -> None:
     for step in plain_steps(count, seed=seed)[since:]:
         log.append_now(step)
     log.close()
+
+
+def shipped(folder: Path, url: str, *, name: str = "a", steps: int = 40) -> Path:
+    """Write a run of *steps* steps, and ship it once."""
+    path = folder / f"{name}.db"
+    write_run(path, plain_steps(steps))
+    ship_once(path, url, needed_by="--to")
+    return path
+
+
+def followed(path: Path, host: str, daemon: Mapping[str, object]) -> str:
+    """Return the SQL of a shipper that follows *path* beside a daemon of that status.
+
+    Its last word lies ahead, so that it does not fall silent on a machine that is slow.
+    """
+    return (
+        "INSERT INTO shippers (database_id, host, file, seen_at, lag_steps, lag_s, daemon) VALUES "
+        f"('{database_id(path)}', '{host}', '{path.name}', clock_timestamp() + interval '1 day', "
+        f"3, 1.5, '{json.dumps(daemon)}')"
+    )

@@ -3,7 +3,7 @@ import { useEffect, useState } from "./vendor/htm-preact.js";
 
 /**
  * @typedef {Object} Address
- * @property {"run"|"runs"|"sweep"} place
+ * @property {"run"|"runs"|"sweep"|"fleet"} place
  * @property {string|null} run
  * @property {string} view one of VIEWS
  * @property {number|null} sequence of the pinned decision
@@ -28,7 +28,7 @@ export function parseAddress(hash) {
   const parts = partsOf(path);
   const instrument = new URLSearchParams(query).get("instrument");
   const address = { place: "run", run: null, view: "now", sequence: null, other: null, instrument };
-  if (parts[0] === "runs") return { ...address, place: "runs" };
+  if (parts[0] === "runs" || parts[0] === "fleet") return { ...address, place: parts[0] };
   if (parts[0] === "sweep") return { ...address, place: "sweep", sweep: parts[1] || null };
   if (parts[0] !== "run") return address;
   address.run = parts[1] || null;
@@ -40,7 +40,7 @@ export function parseAddress(hash) {
 
 /** The hash of an address. */
 export function formatAddress({ place, run, view = "now", sequence, other, instrument, sweep }) {
-  if (place === "runs") return "#/runs";
+  if (place === "runs" || place === "fleet") return `#/${place}`;
   if (place === "sweep") return `#/sweep/${encodeURIComponent(sweep)}`;
   if (!run) return "#/";
   let hash = `#/run/${encodeURIComponent(run)}`;

@@ -257,6 +257,14 @@ export async function verifyRun(run, told, signal) {
   return found;
 }
 
+/** Pull a run of the fleet; what was read of a run of that id before is read anew. */
+export async function pullRun({ database_id, run_id }, told, signal) {
+  await source.ask(`/fleet/pull?${new URLSearchParams({ database_id, run_id })}`, told, signal);
+  decisions.clear();
+  verified.delete(run_id);
+  dispatchEvent(new Event("pulled"));
+}
+
 const KEPT = 400;
 const decisions = new Map();
 const asked = new Map(); // decisions that are on their way

@@ -2,7 +2,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/htm-preact.js";
 import { go, useAddress } from "./address.js";
 import { getRun, source } from "./api.js";
-import { count, interval, isLocal, setLocal, strategyName, zoneName } from "./format.js";
+import { count, interval, isLocal, moment, setLocal, strategyName, zoneName } from "./format.js";
 import { useAnswer } from "./hooks.js";
 import { KeyList, useKeys } from "./keys.js";
 import { useStream } from "./live.js";
@@ -11,6 +11,7 @@ import { Operator } from "./operator.js";
 import { Palette } from "./palette.js";
 import { AccountView } from "./places/account.js";
 import { CompareView } from "./places/compare.js";
+import { FleetView } from "./places/fleet.js";
 import { GatesView } from "./places/gates.js";
 import { HealthView } from "./places/health.js";
 import { ModelView, ReportView, SweepView } from "./places/report.js";
@@ -35,16 +36,17 @@ function useMedia(query) {
   return holds;
 }
 
-function Places({ address, run, openPalette, openOperator }) {
+function Places({ address, run, fleet, openPalette, openOperator }) {
   const own = { run: address.run ?? run?.row.run_id };
-  const is = (place, view) => (address.place === place && (place === "runs" || address.view === view) ? "page" : undefined);
+  const is = (place, view) => (address.place === place && (place !== "run" || address.view === view) ? "page" : undefined);
   const row = run?.row;
   return html`<header class="places">
     <nav aria-label="Places">
-      <strong>tracepaper</strong>
-      <button aria-current=${is("run", "now")} onClick=${() => go({ ...own, view: "now" })}>Now</button>
+      <strong class=${fleet ? "wide" : ""}>tracepaper</strong>
+      ${fleet && html`<button aria-current=${is("fleet")} onClick=${() => go({ place: "fleet" })}>Fleet</button>`}
+      ${(run || !fleet) && html`<button aria-current=${is("run", "now")} onClick=${() => go({ ...own, view: "now" })}>Now</button>`}
       <button aria-current=${is("runs")} onClick=${() => go({ place: "runs" })}>Runs</button>
-      <button aria-current=${is("run", "health")} onClick=${() => go({ ...own, view: "health" })}>Health</button>
+      ${(run || !fleet) && html`<button aria-current=${is("run", "health")} onClick=${() => go({ ...own, view: "health" })}>Health</button>`}
     </nav>
     <span class="what wide">
       ${row && address.place === "run" && html`${strategyName(row.strategy)} on ${row.instruments.slice(0, 2).join(", ")}${row.instruments.length > 2 ? ` and ${row.instruments.length - 2} more` : ""}, ${interval(row.interval_ms)} · ${row.kind} ${row.run_id.slice(0, 8)} · paper money`}
@@ -81,7 +83,7 @@ function Nothing({ refused }) {
 }
 
 export function App() {
-  const address = useAddress();
+  const asked = useAddress();
   const isCompact = useMedia(NARROW);
   const [open, setOpen] = useState(null); // palette, keys, operator
   const [, setZone] = useState(isLocal());
@@ -90,6 +92,8 @@ export function App() {
   const steps = useRef(() => {});
   const listed = useAnswer((signal) => source.get("/runs", {}, { signal }), [connected, Math.floor(refreshed / 4)]);
   // Counts of a long run are asked for behind what is shown at once.
+  const fleet = listed.value?.fleet;
+  const address = fleet && asked.place === "run" && !asked.run ? { ...asked, place: "fleet" } : asked;
   const lacksCounts = address.place === "runs" && (listed.value?.runs ?? []).some((row) => row.decisions == null);
   const whole = useAnswer((signal) => (lacksCounts ? source.get("/runs", { counted: true }, { signal }) : null), [lacksCounts]);
   const runs = lacksCounts && whole.value ? { ...listed, value: whole.value } : listed;
@@ -99,7 +103,7 @@ export function App() {
   const isUncounted = first != null && first.row.decisions == null;
   const counted = useAnswer(() => (isUncounted ? getRun(id, { counted: true }) : null), [id, isUncounted]);
   const run = isUncounted && counted.value?.row.run_id === id ? counted.value : first;
-  const isGrowing = run != null && run.row.ended_ms == null && !source.isRecord;
+  const isGrowing = run != null && run.row.ended_ms == null && run.pulled_ms == null && !source.isRecord;
   const connection = useStream({
     isWanted: isGrowing,
     run: id,
@@ -117,12 +121,17 @@ export function App() {
   }, [isGrowing, run == null]);
   useEffect(() => {
     const verified = () => setRefreshed((now) => now + 1);
+    const pulled = () => setConnected((now) => now + 1);
     addEventListener("verified", verified);
-    return () => removeEventListener("verified", verified);
+    addEventListener("pulled", pulled);
+    return () => {
+      removeEventListener("verified", verified);
+      removeEventListener("pulled", pulled);
+    };
   }, []);
   useEffect(() => {
-    document.title = run ? `${strategyName(run.row.strategy)} ${run.row.run_id.slice(0, 8)} · tracepaper` : "tracepaper";
-  }, [run]);
+    document.title = address.place === "fleet" ? "Fleet · tracepaper" : run ? `${strategyName(run.row.strategy)} ${run.row.run_id.slice(0, 8)} · tracepaper` : "tracepaper";
+  }, [run, address.place]);
 
   const zone = () => {
     setLocal(!isLocal());
@@ -153,16 +162,20 @@ export function App() {
       { words: "Keys", kind: "command", act: () => setOpen("keys") },
     ];
     if (run?.row.is_served) commands.push({ words: "HALT, RESUME or FLATTEN", kind: "command", act: () => setOpen("operator") });
-    return [...views, { words: "Runs", kind: "view", act: () => go({ place: "runs" }) }, ...symbols, ...others, ...sweeps, ...beside, ...commands];
-  }, [run, runs.value, id]);
+    const places = [...(fleet ? ["Fleet"] : []), "Runs"].map((words) => ({ words, kind: "view", act: () => go({ place: words.toLowerCase() }) }));
+    return [...views, ...places, ...symbols, ...others, ...sweeps, ...beside, ...commands];
+  }, [run, runs.value, id, fleet]);
 
   const instrument = address.instrument ?? run?.instruments[0]?.id;
   const toSequence = (sequence) => go({ run: id, sequence, instrument: address.instrument });
   const View = VIEWS[address.view];
+  const key = `${id} ${run?.pulled_ms}`; // a run that is pulled again is another
   return html`<div class=${`page ${address.place === "run" && address.view === "now" ? "whole" : ""}`}>
-    <${Places} address=${address} run=${run} openPalette=${openPalette} openOperator=${() => setOpen("operator")} />
+    <${Places} address=${address} run=${run} fleet=${fleet} openPalette=${openPalette} openOperator=${() => setOpen("operator")} />
     ${address.place === "runs"
       ? html`<main><${RunsView} runs=${runs} go=${go} /></main>`
+      : address.place === "fleet"
+      ? html`<main><${FleetView} go=${go} /></main>`
       : address.place === "sweep"
       ? html`<main><${SweepView} key=${address.sweep} sweep=${address.sweep} /></main>`
       : runs.error && !run
@@ -176,9 +189,9 @@ export function App() {
             : !run
               ? html`<main><${Reading} /></main>`
               : address.view === "now"
-                ? html`<main><${NowView} key=${id} run=${run} address=${address} go=${go} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} /></main>`
-                : View && html`<main><${View} key=${id} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} /></main>`}
-    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
+                ? html`<main><${NowView} key=${key} run=${run} address=${address} go=${go} connection=${connection} connected=${connected} steps=${steps} isCompact=${isCompact} openKeys=${() => setOpen("keys")} /></main>`
+                : View && html`<main><${View} key=${key} run=${run} address=${address} go=${go} refreshed=${connected + refreshed} runs=${runs.value?.runs ?? []} /></main>`}
+    <footer class="attribution"><span>${zoneName()}</span>${source.isRecord && html`<${FileNote} />`}${run?.pulled_ms && address.place === "run" && html`<span class="file">Pulled from the fleet ${moment(run.pulled_ms)}; open it there again for what came since.</span>`} Charts: <a href="https://www.tradingview.com/" rel="noreferrer" target="_blank">TradingView Lightweight Charts™</a></footer>
     ${open === "palette" &&
     html`<${Palette} entries=${entries} toTime=${run && ((ms) => sequenceAt(id, instrument, ms).then((sequence) => sequence != null && toSequence(sequence)))} toSequence=${run && toSequence} last=${run?.row.last_ms} isLocal=${isLocal()} close=${() => setOpen(null)} />`}
     ${open === "keys" && html`<${KeyList} close=${() => setOpen(null)} />`}

@@ -6,7 +6,7 @@ export const isPassing = (error) => !error.status || error.status === 503;
 
 /**
  * The value of a promise: `{value, error, isLoading}`. `ask(signal)` runs again when `keys` change;
- * the old value stays until the new one is here, and while the server is away.
+ * the old value stays until the new one is here, and while the server is away; `lost` is why then.
  */
 export function useAnswer(ask, keys) {
   const [state, setState] = useState({ value: null, error: null, isLoading: true });
@@ -16,7 +16,7 @@ export function useAnswer(ask, keys) {
     Promise.resolve()
       .then(() => ask(abort.signal))
       .then((value) => abort.signal.aborted || setState({ value, error: null, isLoading: false }))
-      .catch((error) => abort.signal.aborted || setState((before) => (before.value && isPassing(error) ? { ...before, isLoading: false } : { value: null, error, isLoading: false })));
+      .catch((error) => abort.signal.aborted || setState((before) => (before.value && isPassing(error) ? { ...before, lost: error, isLoading: false } : { value: null, error, isLoading: false })));
     return () => abort.abort();
   }, keys);
   return state;

@@ -823,7 +823,8 @@ async def test_every_address_answers_of_fifty_symbols(
     async with serving([fifty], host="127.0.0.1", port=0) as url:
         refused = await every_address(client, url, run)
         own = f"/runs/{run}"
-        assert refused.keys() <= {"/sweeps/x", f"{own}/model", f"{own}/decisions/1400/ask"}
+        unanswered = {"/sweeps/x", "/fleet", "/fleet/pull"}
+        assert refused.keys() <= {*unanswered, f"{own}/model", f"{own}/decisions/1400/ask"}
         _, found = await answer(client, f"{url}{PREFIX}/runs/{run}")
         assert len(found["instruments"]) == 50
 

@@ -7,7 +7,7 @@ import { useAnswer, Waiting } from "../hooks.js";
 /**
  * @param {{caption: string, columns: {title: string, of: Function, text?: boolean, by?: Function}[], rows: Object[], empty: string}} props
  */
-export function Table({ caption, columns, rows, empty, onRow = null, sorted = null }) {
+export function Table({ caption, columns, rows, empty, onRow = null, sorted = null, keyOf = null }) {
   const [order, setOrder] = useState(sorted);
   const by = order && (columns[order.column].by ?? columns[order.column].of);
   const compare = (one, other) => {
@@ -35,7 +35,7 @@ export function Table({ caption, columns, rows, empty, onRow = null, sorted = nu
       <tbody>
         ${shown.map(
           (row, index) =>
-            html`<tr key=${index}>
+            html`<tr key=${keyOf ? keyOf(row) : index}>
               ${columns.map(({ title, of, text }, column) => {
                 const value = of(row);
                 const cell = typeof value === "number" ? plain(value, 6) : value;

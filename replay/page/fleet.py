@@ -1,0 +1,111 @@
+"""The runs of a fleet, as ``tracepaper fleet`` lists them, and files of those that are opened.
+
+The rules are docs/fleet.md, F20 to F22.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from msgspec import Struct
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
+from tracepaper.storage.fleet.overview import FleetRun, overview
+from tracepaper.storage.fleet.pull import pull
+from tracepaper.storage.record.columns import TABLES
+from tracepaper.strategies.errors import TracepaperError
+
+KEPT: Final = 8
+"""Runs of a fleet whose files are kept; those that were opened before are removed."""
+NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+class Fleet(Struct, frozen=True):
+    """Every run of a fleet, as ``tracepaper fleet --json`` lists it.
+
+    Where the server cannot be asked, ``error`` says why, and the runs are as of ``as_of_ms``.
+    """
+
+    server: str  # host and database
+    as_of_ms: int | None  # wall time; null until the server has answered once
+    runs: list[FleetRun]
+    error: str | None = None
+
+
+class PulledRun(Struct, frozen=True):
+    """A run of a fleet that ``/runs`` lists from now on, as of its pull."""
+
+    run_id: str
+    database_id: str
+    steps: int
+
+
+def list_fleet(shelf: Databases) -> Fleet:
+    """Ask the server of *shelf* now; what it said last stays where it cannot be asked."""
+    fleet, error = _source(shelf), None
+    try:
+        fleet.runs = overview(fleet.url, needed_by="--fleet")
+        fleet.as_of_ms = SystemClock().wall_ms()
+    except TracepaperError as found:
+        error = str(found)
+    return Fleet(fleet.server, fleet.as_of_ms, fleet.runs, error)
+
+
+def pull_run(
+    shelf: Databases, database_id: str, run_id: str, report: Callable[[float, str], None]
+) -> PulledRun:
+    """Pull one run into a new file of the page's folder, where it replaces an older one.
+
+    Raises ``Refusing`` with one sentence where it cannot be pulled; then an older file stays.
+    """
+    fleet = _source(shelf)
+    name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
+    try:
+        _remove(fleet, every=lambda other: not list(other.glob("*.db")))  # pulls given up
+        place = Path(tempfile.mkdtemp(prefix="run-", dir=fleet.folder))
+    except OSError as error:
+        raise Refusing(
+            409, f"The page's temporary folder cannot be written ({error.strerror}); start it anew."
+        ) from None
+    target = place / f"{name}.db"
+    done = 0
+
+    def progress(table: str, rows: int) -> None:
+        nonlocal done
+        done += 1
+        report(done / len(TABLES), f"pulling run {run_id}: {rows:,} rows of {table}")
+
+    report(0.0, f"pulling run {run_id} from {fleet.server}")
+    try:
+        pulled = pull(
+            *(fleet.url, target),
+            run=run_id,
+            database=database_id,
+            needed_by="--fleet",
+            progress=progress,
+        )
+    except TracepaperError as error:
+        raise Refusing(409, str(error).replace(f"{place}/", "")) from None
+    _remove(fleet, every=lambda other: other != place and (other / target.name).exists())
+    kept = {path.parent for path in shelf.paths[:KEPT]}
+    _remove(fleet, every=lambda other: other not in kept)
+    return PulledRun(pulled.run_ids[0], pulled.database_id, pulled.rows["steps"])
+
+
+def _source(shelf: Databases) -> FleetSource:
+    if shelf.fleet is None:
+        raise Refusing(404, "This page shows no fleet; `tracepaper ui --fleet URL` shows one.")
+    return shelf.fleet
+
+
+def _remove(fleet: FleetSource, *, every: Callable[[Path], bool]) -> None:
+    for place in fleet.folder.iterdir():
+        if every(place):
+            shutil.rmtree(place, ignore_errors=True)

@@ -1,0 +1,266 @@
+"""The page over a fleet in a real browser: rows, news, a server that is away, a run opened."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from browser import browsing, complaints
+from fleet_cases import followed, grown, shipped
+from playwright.sync_api import expect
+from postgres_server import Cluster
+from programs import BIN, Program
+from report_cases import BTC, cross, replayed
+from waiting import deadline_s
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.storage.fleet.follow import ship_once
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
+expect.set_options(timeout=1_000 * deadline_s(30))
+
+WIDE: Final = {"width": 1440, "height": 900}
+PHONE: Final = {"width": 390, "height": 844}
+PLANT: Final = "<img src=x onerror=window.planted=1>"
+LAPTOP: Final = {"width": 1024, "height": 768}
+REPLAY: Final = "ended"  # of the rows only it has
+LONG: Final = "machine-" + "x" * 120
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def replay(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Replay long and short by moving averages over 1,500 minutes."""
+    return replayed(tmp_path_factory.mktemp("fleet"), cross(), "--data", BTC)
+
+
+@pytest.fixture
+def fleet(fleet_url: str, postgres: Cluster, replay: Path, tmp_path: Path) -> str:
+    """Ship a replay, a run that is halted with hostile names, and one that runs; return the URL."""
+    ship_once(replay, fleet_url, needed_by="--to")
+    for name, host, daemon in (
+        ("halted", PLANT, {"halted_by": PLANT, "not_ready": [LONG]}),
+        ("runs", LONG, {"ready": True}),
+    ):
+        path = shipped(tmp_path, fleet_url, name=name)
+        postgres.sql(fleet_url, followed(path, host, daemon))
+    return fleet_url
+
+
+@pytest.fixture
+def url(fleet: str, tmp_path: Path) -> Iterator[str]:
+    command = [str(BIN / "tracepaper"), "ui", "--fleet", fleet]
+    program = Program(command, tmp_path, name="ui", extra={"TMPDIR": str(tmp_path)})
+    try:
+        program.wait_until(lambda: "The page is " in program.out)
+        yield program.out.split("The page is ", 1)[1].split("/ ", 1)[0]
+    finally:
+        program.kill()
+
+
+@contextmanager
+def opened(browser: Browser, url: str, size: Any = None, scheme: Any = "light") -> Iterator[Page]:
+    """Open the page, and wait for its rows; at its end nothing may have been complained of."""
+    viewport: Any = size or WIDE
+    context = browser.new_context(viewport=viewport, color_scheme=scheme, timezone_id="UTC")
+    page = context.new_page()
+    page.set_default_timeout(1_000 * deadline_s(30))
+    said = complaints(page)
+    try:
+        page.goto(f"{url}/")
+        expect(page.locator("tbody tr")).to_have_count(3)
+        yield page
+        assert [one for one in said if "status of 503" not in one] == []
+    finally:
+        context.close()
+
+
+def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Return what ``tracepaper fleet URL --json`` prints."""
+    capsys.readouterr()
+    invoke(["fleet", url, "--json"])
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def rows(page: Page) -> list[dict[str, str]]:
+    """Return the cells of every row, by their titles."""
+    script = """all => all.map((row) => Object.fromEntries([...row.children].map(
+        (cell) => [cell.dataset.title, cell.textContent])))"""
+    found: list[dict[str, str]] = page.locator("tbody tr").evaluate_all(script)
+    return found
+
+
+def cells(run: dict[str, Any]) -> dict[str, str]:
+    """Write a row of ``fleet --json`` as the page must show it."""
+    held = (
+        f"{one['instrument']} {one['quantity']}, unrealized {number(one['unrealized_pnl'])}"
+        for one in run["positions"]
+    )
+    lag = f"{run['lag_steps']:,} in {run['lag_s']:.1f} s" if run["lag_steps"] else "0"
+    return {
+        **{name: run[name] for name in ("host", "file", "health")},
+        "run": run["run_id"],
+        "strategy": f"{run['strategy'].rpartition(':')[2]}, {run['kind']}",
+        "steps": f"{run['steps']:,}",
+        "lag": lag,
+        "equity": number(run["equity"]),
+        "positions": "; ".join(held) or "flat",
+        "last decision": run["last_decision"] or "",
+        "alarms": "".join(f"alarm: {one}" for one in run["alarms"]),
+    }
+
+
+def check_reading(page: Page) -> None:
+    """Nothing lies beside the screen, and a screen reader and weak eyes can use all of it."""
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def number(text: str | None) -> str:
+    return "–" if text is None else f"{float(text):,.2f}".replace("-", "\u2212")
+
+
+def test_every_row_is_the_commands_in_its_order_and_an_alarm_is_marked(
+    browser: Browser, url: str, fleet: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = of_command(fleet, capsys)
+    assert {one["health"] for one in wanted} == {"halted", "running", "ended"}
+    with opened(browser, url) as page:
+        expect(page.locator("main h1")).to_have_text("Fleet")
+        assert rows(page) == [cells(one) for one in wanted]
+        marked = page.locator("tbody tr").filter(has=page.locator(".loss", has_text="alarm: "))
+        assert marked.count() == 1
+        expect(page.locator("main")).to_contain_text("3 runs, 1 with an alarm")
+
+
+def test_what_is_shipped_appears_without_a_reload(
+    browser: Browser, url: str, fleet: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs.db"
+    with opened(browser, url) as page:
+        page.evaluate("window.kept = true")
+        row = page.locator("tbody tr", has_text=LONG).filter(has_text="running")
+        expect(row.locator("[data-title=steps]")).to_have_text("40")
+        grown(path, 70, seed=1, since=40)
+        ship_once(path, fleet, needed_by="--to")
+        expect(row.locator("[data-title=steps]")).to_have_text("70")
+        assert rows(page) == [cells(one) for one in of_command(fleet, capsys)]
+        shipped(tmp_path, fleet, name="fourth")
+        expect(page.locator("tbody tr")).to_have_count(4)
+        assert page.evaluate("window.kept")
+
+
+def test_a_server_that_is_away_is_said_and_the_page_goes_on_when_it_is_back(
+    browser: Browser, url: str, postgres: Cluster
+) -> None:
+    with opened(browser, url) as page:
+        before = rows(page)
+        postgres.stop()
+        try:
+            banner = page.get_by_role("alert")
+            expect(banner).to_contain_text("does not take the connection")
+            expect(banner).to_contain_text(re.compile(r"The rows are as of 20\d\d-\d\d-\d\d \d\d:"))
+            assert rows(page) == before
+            check_reading(page)
+            page.locator("tbody button").first.click()
+            expect(page.get_by_role("alert").nth(1)).to_contain_text("tracepaper db pull --from")
+            page.reload()
+            expect(page.locator("tbody tr")).to_have_count(3)  # for who comes meanwhile too
+            assert rows(page) == before
+        finally:
+            postgres.start()
+        expect(page.get_by_role("alert")).to_have_count(0)
+        assert rows(page) == before
+
+
+def test_a_page_whose_own_process_is_away_says_so(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        before = rows(page)
+        page.route(
+            "**/api/v1/fleet", lambda route: route.fulfill(status=503, json={"error": "Away."})
+        )
+        said = page.get_by_role("alert").filter(has_text="Away.").filter(has_text="as of")
+        expect(said).to_be_visible()
+        assert rows(page) == before
+        page.unroute("**/api/v1/fleet")
+        expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_row_opens_its_run_by_keys_alone(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        run = page.locator("tbody tr", has_text=REPLAY).locator("[data-title=run]").inner_text()
+        page.get_by_role("button", name="run", exact=True).focus()
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement.textContent") == run:
+                break
+        page.keyboard.press("Enter")
+        page.wait_for_url(f"**/#/run/{run}")
+        expect(page.locator(".card h2")).to_be_visible()
+        expect(page.locator("footer.attribution")).to_contain_text("Pulled from the fleet")
+        expect(page.locator("h1.sentence")).to_contain_text("Long 1 BTC")
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_url("**/decision/1499")
+        page.get_by_role("button", name="Runs").click()
+        expect(page.locator("tbody tr")).to_have_count(1)
+        page.get_by_role("button", name="Fleet").click()
+        expect(page.locator("tbody tr")).to_have_count(3)
+
+
+def test_a_run_that_is_opened_again_is_shown_as_it_is_now(
+    browser: Browser, url: str, fleet: str, tmp_path: Path, postgres: Cluster
+) -> None:
+    postgres.sql(fleet, "DELETE FROM shippers WHERE host LIKE '<img%'")
+    path = tmp_path / "runs.db"
+    with opened(browser, url) as page:
+        for steps in (40, 70):
+            row = page.locator("tbody tr").filter(has_text="running")
+            expect(row.locator("[data-title=steps]")).to_have_text(str(steps))
+            row.get_by_role("button").click()
+            page.wait_for_url("**/#/run/r-1")
+            page.get_by_role("button", name="Health").click()
+            expect(page.locator("main")).to_contain_text(f"{steps} steps; head digest")
+            grown(path, 70, seed=1, since=40) if steps == 40 else None
+            ship_once(path, fleet, needed_by="--to")
+            page.get_by_role("button", name="Fleet").click()
+
+
+def test_markup_in_a_name_is_text(browser: Browser, url: str) -> None:
+    with opened(browser, url) as page:
+        assert page.evaluate("document.querySelectorAll('img, [onerror]').length") == 0
+        assert page.evaluate("window.planted") is None
+        row = page.locator("tbody tr", has_text="halted by")
+        expect(row.locator("[data-title=host]")).to_have_text(PLANT)
+        expect(row.locator("[data-title=alarms]")).to_contain_text(f"halted by {PLANT}")
+
+
+def test_each_width_fits_and_can_be_read(browser: Browser, url: str) -> None:
+    for size, scheme in itertools.product((WIDE, LAPTOP, PHONE), ("light", "dark")):
+        with opened(browser, url, size, scheme) as page:
+            check_reading(page)
+
+
+def test_on_a_phone_a_row_opens_its_run_too(browser: Browser, url: str) -> None:
+    with opened(browser, url, PHONE) as page:
+        page.locator("tbody tr", has_text=REPLAY).get_by_role("button").click()
+        expect(page.locator(".card h2")).to_be_visible()
+        check_reading(page)
+        page.get_by_role("button", name="Fleet").click()
+        expect(page.locator("tbody tr")).to_have_count(3)

@@ -1,0 +1,333 @@
+"""The page over a fleet, by its interface: the command's rows, a server that is away, a run pulled.
+
+The rules are docs/fleet.md, F20 to F22; what a browser shows of it is ``test_fleet_in_browser``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import stat
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlencode
+
+import aiohttp
+import pytest
+from fleet_cases import contents, followed, grown, shipped
+from postgres_server import Cluster
+from programs import BIN, Program
+from programs import run as run_program
+from waiting import until
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.page import fleet as fleet_of_page
+from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
+from tracepaper.replay.page.fleet import list_fleet, pull_run
+from tracepaper.replay.page.server import serving
+from tracepaper.storage.fleet.follow import ship_once
+from tracepaper.storage.fleet.ship import database_id
+
+SECRET: Final = "geheim-3141"
+PLANT: Final = "<img src=x onerror=window.planted=1>"
+
+
+def told(_share: float, _doing: str) -> None:
+    """Hear of no progress."""
+
+
+def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Return what ``tracepaper fleet URL --json`` prints."""
+    capsys.readouterr()
+    invoke(["fleet", url, "--json"])
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
+
+
+@pytest.fixture
+def source(fleet_url: str, tmp_path: Path) -> FleetSource:
+    folder = tmp_path / "pulled"
+    folder.mkdir()
+    return FleetSource(fleet_url, folder)
+
+
+class Asking:
+    """A page over a fleet, and who asks it."""
+
+    def __init__(self, client: aiohttp.ClientSession, url: str) -> None:
+        self._client, self.url = client, url
+
+    async def get(self, path: str, **query: str) -> Any:
+        async with self._client.get(f"{self.url}/api/v1{path}", params=query) as response:
+            return json.loads(await response.text())
+
+    async def pull(self, run_id: str, database: str) -> dict[str, Any]:
+        query = urlencode({"database_id": database, "run_id": run_id})
+        async with self._client.get(f"{self.url}/api/v1/fleet/pull?{query}") as response:
+            last: dict[str, Any] = json.loads((await response.text()).splitlines()[-1])
+        return last
+
+
+@asynccontextmanager
+async def page_over(source: FleetSource) -> AsyncIterator[Asking]:
+    async with (
+        aiohttp.ClientSession() as client,
+        serving([], host="127.0.0.1", port=0, fleet=source) as url,
+    ):
+        yield Asking(client, url)
+
+
+async def test_rows_are_those_of_the_command(
+    source: FleetSource, postgres: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = (shipped(tmp_path, source.url, name=name) for name in ("a", "b"))
+    daemon = {"halted_by": "operator", "not_ready": ["warming up"]}
+    postgres.sql(source.url, followed(first, PLANT, daemon), followed(second, "a", {"ready": True}))
+    async with page_over(source) as page:
+        found = await page.get("/fleet")
+        wanted = of_command(source.url, capsys)
+        assert found["runs"] == wanted
+        assert [(one["host"], one["health"]) for one in wanted] == [
+            (PLANT, "halted"),
+            ("a", "running"),
+        ]
+        assert wanted[0]["alarms"] == ["halted by operator", "warming up"]
+        assert found["error"] is None
+        assert found["as_of_ms"] > 0
+        grown(first, 60, seed=1, since=40)
+        ship_once(first, source.url, needed_by="--to")
+        found = await page.get("/fleet")
+        assert found["runs"] == of_command(source.url, capsys)
+        assert {one["steps"] for one in found["runs"]} == {60, 40}
+
+
+async def test_a_server_that_is_away_is_said_and_the_rows_stay_until_it_is_back(
+    source: FleetSource, postgres: Cluster, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url)
+    async with page_over(source) as page:
+        before = await page.get("/fleet")
+        postgres.stop()
+        try:
+            away = await page.get("/fleet")
+            assert "does not take the connection" in away["error"]
+            assert away["error"].endswith("start it, or correct the address.")
+            assert "\n" not in away["error"]
+            assert (away["runs"], away["as_of_ms"]) == (before["runs"], before["as_of_ms"])
+            failed = await page.pull("r-1", database_id(path))
+            assert failed["type"] == "failed"
+            assert "does not take the connection" in failed["error"]
+            assert not (await page.get("/runs"))["runs"]
+        finally:
+            postgres.start()
+        back = await page.get("/fleet")
+        assert (back["error"], back["runs"]) == (None, before["runs"])
+        assert back["as_of_ms"] > before["as_of_ms"]
+
+
+async def test_a_server_that_does_not_answer_keeps_no_other_request_waiting(
+    source: FleetSource, tmp_path: Path
+) -> None:
+    import psycopg
+
+    path = shipped(tmp_path, source.url)
+    async with page_over(source) as page:
+        assert (await page.pull("r-1", database_id(path)))["type"] == "done"
+        with psycopg.connect(source.url) as blocking:
+            blocking.execute("LOCK TABLE tracepaper.runs IN ACCESS EXCLUSIVE MODE")
+            asked = asyncio.create_task(page.get("/fleet"))
+            waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+            with psycopg.connect(source.url, autocommit=True) as looking:
+                await until(lambda: looking.execute(waiting).fetchone() == (1,), poll_s=0.05)
+            (run,) = (await page.get("/runs"))["runs"]
+            assert (await page.get(f"/runs/{run['run_id']}"))["row"] == run
+            assert not asked.done()
+        assert (await asked)["error"] is None
+
+
+async def test_a_run_that_is_opened_is_pulled_and_shown(
+    source: FleetSource, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url)
+    async with page_over(source) as page:
+        assert (await page.get("/runs"))["fleet"] == source.server
+        unopened = await page.get("/runs/r-1")
+        assert unopened == {"error": "This run is not open here: open it from Fleet."}
+        done = await page.pull("r-1", database_id(path))
+        assert done["result"] == {
+            "run_id": "r-1",
+            "database_id": database_id(path),
+            "steps": 40,
+        }
+        (file,) = source.folder.glob("*/*.db")
+        assert {one.name for one in (file, file.parent)} == {"r-1.db", file.parent.name}
+        assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+        assert contents(file)["steps"] == contents(path)["steps"]
+        run = await page.get("/runs/r-1")
+        assert run["row"]["decisions"] == 40
+        assert run["pulled_ms"] == file.stat().st_mtime_ns // 1_000_000
+        grown(path, 60, seed=1, since=40)
+        ship_once(path, source.url, needed_by="--to")
+        assert (await page.get("/runs/r-1"))["row"]["decisions"] == 40
+        assert (await page.pull("r-1", database_id(path)))["result"]["steps"] == 60
+        assert (await page.get("/runs/r-1"))["row"]["decisions"] == 60
+        assert len(list(source.folder.iterdir())) == 1
+
+
+async def test_what_cannot_be_opened_is_one_sentence_and_leaves_no_file(
+    source: FleetSource, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url)
+    (given_up := source.folder / "run-given-up").mkdir()
+    async with page_over(source) as page:
+        for run, database in (("r-9", database_id(path)), ("r-1", "zz"), ("../../x", "zz")):
+            failed = await page.pull(run, database)
+            assert (failed["type"], failed["error"].count("\n")) == ("failed", 0)
+            assert "`tracepaper fleet URL --json` lists what it has" in failed["error"]
+            assert str(source.folder) not in failed["error"]
+        for missing in ({}, {"run_id": "r-1"}, {"database_id": "x"}):
+            assert "A parameter is wrong" in (await page.get("/fleet/pull", **missing))["error"]
+        empty = await page.get("/fleet/pull", run_id="", database_id="")
+        assert "A parameter is wrong" in empty["error"]
+        async with aiohttp.ClientSession() as client, client.post(f"{page.url}/api/v1/fleet") as no:
+            assert no.status == 405
+        assert not list(source.folder.glob("*/*.db"))
+        assert not given_up.exists()
+
+
+def test_a_folder_that_cannot_be_written_is_said_without_its_place(
+    source: FleetSource, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url, steps=2000)
+    shelf = Databases([], fleet=source)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+    try:
+        with pytest.raises(Refusing, match=r"^r-1\.db cannot be written .*free disk space"):
+            pull_run(shelf, database_id(path), "r-1", told)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert shelf.paths == ()
+    shutil.rmtree(source.folder)
+    with pytest.raises(Refusing, match=r"temporary folder cannot be written \(No such file"):
+        pull_run(shelf, database_id(path), "r-1", told)
+
+
+def test_a_page_without_a_fleet_says_so() -> None:
+    for asked in (list_fleet, lambda shelf: pull_run(shelf, "d", "r", told)):
+        with pytest.raises(Exception, match=r"This page shows no fleet; `tracepaper ui --fleet"):
+            asked(Databases([]))
+
+
+def test_two_databases_that_hold_one_run_are_shown_one_after_the_other(
+    source: FleetSource, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url)
+    other = tmp_path / "copy.db"
+    shutil.copy(path, other)
+    grown(other, 50, seed=1, since=40)
+    invoke(["db", "ship", "--once", "--new-id", "--to", source.url, "--db", str(other)])
+    shelf = Databases([], fleet=source)
+    for file, steps in ((path, 40), (other, 50), (path, 40)):
+        assert pull_run(shelf, database_id(file), "r-1", told).steps == steps
+        shown = shelf.find("r-1")
+        assert len(shown.views.rows("v_decisions")) == steps
+        assert len(shelf.paths) == 1
+
+
+def test_a_file_is_named_by_its_run_and_by_nothing_that_is_a_path(
+    source: FleetSource, postgres: Cluster, tmp_path: Path
+) -> None:
+    path = shipped(tmp_path, source.url)
+    hostile = "../../../tmp/x\n<b>"
+    postgres.sql(source.url, f"UPDATE runs SET run_id = '{hostile}'")
+    shelf = Databases([], fleet=source)
+    assert pull_run(shelf, database_id(path), hostile, told).run_id == hostile
+    (file,) = shelf.paths
+    assert file.parent.parent == source.folder
+    assert file.stem.isalnum()
+    assert shelf.find(hostile).run_id == hostile
+
+
+def test_the_oldest_files_and_those_of_a_pull_that_was_given_up_are_removed(
+    source: FleetSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_of_page, "KEPT", 2)
+    path = shipped(tmp_path, source.url)
+    shelf = Databases([], fleet=source)
+    (source.folder / "run-given-up").mkdir()
+    (source.folder / "run-given-up" / "r-1.db.partial").write_bytes(b"half")
+    for place in range(3):
+        (source.folder / f"run-{place}").mkdir()
+        copy = source.folder / f"run-{place}" / f"old-{place}.db"
+        shutil.copy(path, copy)
+        os.utime(copy, (place, place))
+    held = shelf.reader(shelf.paths[-1])
+    pull_run(shelf, database_id(path), "r-1", told)
+    assert [one.name for one in shelf.paths] == ["r-1.db", "old-2.db"]
+    assert {one.parent for one in shelf.paths} == set(source.folder.iterdir())
+    with pytest.raises(Exception, match="closed"):
+        held.run_ids()
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def served(fleet_url: str, tmp_path: Path) -> Iterator[tuple[Program, Path]]:
+    """Start ``tracepaper ui --fleet`` with a folder of its own for temporary files."""
+    shipped(tmp_path, fleet_url)
+    (temporary := tmp_path / "temporary").mkdir()
+    command = [str(BIN / "tracepaper"), "ui", "--fleet", fleet_url]
+    program = Program(command, tmp_path, name="ui", extra={"TMPDIR": str(temporary)})
+    try:
+        program.wait_until(lambda: "The page is " in program.out)
+        yield program, temporary
+    finally:
+        program.kill()
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGHUP])
+async def test_files_of_a_page_are_its_owner_s_and_gone_at_its_end(
+    served: tuple[Program, Path], tmp_path: Path, by: signal.Signals
+) -> None:
+    program, temporary = served
+    url = program.out.split("The page is ", 1)[1].split("/ ", 1)[0]
+    async with aiohttp.ClientSession() as client:
+        done = await Asking(client, url).pull("r-1", database_id(tmp_path / "a.db"))
+    assert done["type"] == "done"
+    (folder,) = temporary.iterdir()
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert len(list(folder.glob("*/r-1.db"))) == 1
+    assert program.stop(by).code == 0
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize("address", ["password", "nobody", "empty", "nothing", "both"])
+def test_what_the_command_refuses_the_page_refuses_in_the_same_words(
+    address: str, postgres: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    urls = {
+        "password": f"postgresql://user:{SECRET}@127.0.0.1/fleet",
+        "nobody": postgres.url("fleet", port=9),
+        "empty": postgres.empty(),
+        "nothing": "http://127.0.0.1/fleet",
+        "both": postgres.url("fleet"),
+    }
+    url = urls[address]
+    code = invoke(["fleet", url])
+    wanted = capsys.readouterr().err
+    more = ["--db", str(tmp_path / "a.db")] if address == "both" else []
+    ended = run_program(["ui", "--fleet", url, *more], tmp_path)
+    assert SECRET not in ended.err
+    if address == "both":
+        assert (ended.code, ended.err) == (2, "Name what to show: --db FILE, or --fleet URL.\n")
+        return
+    assert (ended.code, ended.err) == (code, re.sub(r"\Afleet: ", "--fleet: ", wanted))
