@@ -152,8 +152,8 @@ class Killer:
         due.pop(0)
         self.done[kind] += 1
 
-    def restart_server(self) -> None:
-        if self._up_at_s is not None and time.monotonic() >= self._up_at_s:
+    def restart_server(self, *, at_once: bool = False) -> None:
+        if self._up_at_s is not None and (at_once or time.monotonic() >= self._up_at_s):
             self._cluster.start()
             self._up_at_s = None
 
@@ -326,6 +326,7 @@ def play(
             finally:
                 for daemon in fleet:
                     daemon.end()
+                killer.restart_server(at_once=True)
         found = Fleet(killer.done)
         for daemon in fleet:
             found.drained += drain(daemon.database, url)
