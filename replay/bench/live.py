@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -65,7 +65,7 @@ def measure_live(
     through a thread as well.
     """
     tell("engine without a model")
-    plain, bare = asyncio.run(_latencies(bars, "sma_cross"))
+    plain, bare = asyncio.run(decision_latencies(bars, "sma_cross"))
     figures: dict[str, Any] = {
         "machine": machine_line(),
         "bars": bars,
@@ -76,13 +76,13 @@ def measure_live(
     }
     if model:
         tell("default model")
-        whole, beside = asyncio.run(_latencies(bars, "attention"))
+        whole, beside = asyncio.run(decision_latencies(bars, "attention"))
         figures["with_model"] = _percentiles(whole)
         figures["with_model_bare_commit"] = _percentiles(beside)
         figures["reach_with_model"] = {"p50": 5.0, "p99": 25.0}
         if checkpoint is not None:
             tell(checkpoint)
-            other, _ = asyncio.run(_latencies(bars, "attention", checkpoint))
+            other, _ = asyncio.run(decision_latencies(bars, "attention", checkpoint))
             figures["with_checkpoint"] = _percentiles(other)
             ratio = statistics.median(other) / statistics.median(whole)
             figures["checkpoint_of_default_p50"] = ratio
@@ -167,9 +167,19 @@ def live_parts(
         audit.close()
 
 
-async def _latencies(
-    count: int, strategy: str, checkpoint: str | None = None
+async def decision_latencies(
+    count: int,
+    strategy: str,
+    checkpoint: str | None = None,
+    *,
+    beside: Callable[[Path], AbstractContextManager[object]] = nullcontext,
+    pause_s: float = 0.0,
 ) -> tuple[list[float], list[float]]:
+    """Return milliseconds of each decision, and of the bare commit after it.
+
+    *beside* gets the database once it has steps, and is at work meanwhile; *pause_s* is waited
+    before each decision.
+    """
     config = live_config(strategy, ["BTCUSDT"], checkpoint)
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
     context = 100 if forecaster is None else forecaster.context
@@ -190,17 +200,19 @@ async def _latencies(
             await audit.append(engine.step(bar, await predictor.predict(bar)))
         change = parts.start()
         await audit.append(engine.step(change, await predictor.predict(change)))
-        for number, bar in enumerate(history[context:]):
-            quote = quote_of(bar)
-            await audit.append(engine.step(quote, None))
-            began = time.perf_counter()
-            await audit.append(engine.step(bar, await predictor.predict(bar)))
-            middle = time.perf_counter()
-            await bare.commit()
-            ended = time.perf_counter()
-            if number >= WARM_UP_STEPS:
-                whole.append((middle - began) * 1e3)
-                alone.append((ended - middle) * 1e3)
+        with beside(Path(folder) / "bench.db"):
+            for number, bar in enumerate(history[context:]):
+                quote = quote_of(bar)
+                await audit.append(engine.step(quote, None))
+                await asyncio.sleep(pause_s)
+                began = time.perf_counter()
+                await audit.append(engine.step(bar, await predictor.predict(bar)))
+                middle = time.perf_counter()
+                await bare.commit()
+                ended = time.perf_counter()
+                if number >= WARM_UP_STEPS:
+                    whole.append((middle - began) * 1e3)
+                    alone.append((ended - middle) * 1e3)
     return whole, alone
 
 

@@ -84,15 +84,16 @@ def scale(
     steps: Annotated[int, typer.Option(min=10_000, help="Steps to ship and pull.")] = 200_000,
     json: JsonOption = False,
 ) -> None:
-    """Measure 100 cells on a Ray of this machine over local ones; shipping to a PostgreSQL."""
+    """Measure 100 cells on a Ray of this machine over local ones; a fleet at a PostgreSQL."""
     require("ray", "bench scale")
     require("psycopg", "--to", to)
-    from tracepaper.replay.bench.fleet import measure_fleet
+    from tracepaper.replay.bench.fleet import measure_decisions, measure_fleet
     from tracepaper.replay.bench.scale import measure_ray
 
     figures = measure_ray(bars, jobs=jobs, tell=_tell)
     if to is not None:
         figures |= measure_fleet(to, bars=steps, tell=_tell)
+        figures |= measure_decisions(to, tell=_tell)
     _say("scale: wall time, starts apart", figures, as_json=json)
 
 

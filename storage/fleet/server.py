@@ -40,9 +40,12 @@ PARAMETERS: Final = frozenset(
 _KEEPALIVE: Final = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
     "-c idle_in_transaction_session_timeout=120s "
-    f"-c search_path={SCHEMA} -c extra_float_digits=1 -c TimeZone=UTC"
+    f"-c search_path={SCHEMA} -c extra_float_digits=1 -c TimeZone=UTC -c jit=off"
 )
-"""Of a session whose client is gone, the server gives the lock back within a minute."""
+"""Of a session whose client is gone, the server gives the lock back within a minute.
+
+Compiling the query of a view takes longer than answering it.
+"""
 _PASSWORD_PLACES: Final = "the variable PGPASSWORD, a service file or .pgpass"  # noqa: S105
 _PASSWORD: Final = re.compile(r"passw(or)?d\s*=", re.IGNORECASE)
 _PASSWORD_SENTENCE: Final = (

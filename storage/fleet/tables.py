@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Double,
+    Index,
     LargeBinary,
     MetaData,
     StaticPool,
@@ -26,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import Column as SqlColumn
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.schema import CreateTable
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage import migrations
 from tracepaper.storage.fleet.server import (
@@ -107,6 +108,18 @@ Table(
     SqlColumn("sha256", LargeBinary, nullable=False),
 )
 
+# As in a file: what became of an order, and a strategy's inputs among millions of quotes.
+for _name in ("orders", "fills"):
+    _of = metadata.tables[_name].c
+    Index(f"{_name}_order", _of[DATABASE], _of.order_id, _of.step)
+_events = metadata.tables["events"].c
+Index(
+    "events_reading",
+    _events[DATABASE],
+    _events.step,
+    postgresql_where=_events.kind == "reading",
+)
+
 
 def make_tables(connection: Connection) -> None:
     """Make every table in the schema that the connection's search path names."""
@@ -115,7 +128,7 @@ def make_tables(connection: Connection) -> None:
 
 
 def add_columns(connection: Connection) -> None:
-    """Add the tables and columns that an older version did not make; all may be null."""
+    """Add tables, columns and indexes that an older version did not make; all may be null."""
     found = connection.exec_driver_sql(
         "SELECT table_name, column_name FROM information_schema.columns "
         "WHERE table_schema = current_schema()"
@@ -132,6 +145,9 @@ def add_columns(connection: Connection) -> None:
                 connection.exec_driver_sql(
                     f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
                 )
+    for table in metadata.sorted_tables:
+        for index in sorted(table.indexes, key=lambda one: str(one.name)):
+            connection.execute(CreateIndex(index, if_not_exists=True))
 
 
 _MAY_READ: Final = (

@@ -20,6 +20,7 @@ from tracepaper.storage.database.views import (
     V_RUNS,
 )
 from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
+from tracepaper.storage.record.rows import RUN_TABLES
 
 if TYPE_CHECKING:
     from tracepaper.storage.database.view_columns import View
@@ -80,6 +81,11 @@ _WORDS: Final = (
     (re.compile(r"(json_extract\([^()]*_ms'\))"), r"\1::bigint"),
     (re.compile(r"\bsum\((\w\.\w+)\)"), r"sum(\1)::bigint"),
     (re.compile(r"\bsum\(CAST"), "real_sum(CAST"),
+    # What comes later in the same run: so said, it is looked up order by order, to the run's end.
+    (
+        re.compile(r"\b(\w\.step) > (\w\.step)\b"),
+        rf"\1 > \2 AND \1 <= (\2 | {SEQUENCE_LIMIT - 1}) OFFSET 0",
+    ),
     # A subquery in FROM wants a name; an aggregate, its order.
     (
         re.compile(r"\(SELECT group_concat\((\w+)\) FROM \((SELECT .*?)\)\)$"),
@@ -94,7 +100,11 @@ _WORDS: Final = (
     ),
 )
 _TABLE: Final = re.compile(rf"\b(FROM|JOIN) ({'|'.join(TABLES)}) (\w) (ON|WHERE) ")
-_IN_RUN: Final = re.compile(r"\b(\w)\.run_key = ([a-z])\.run_key\b")
+_LOOKUP: Final = re.compile(
+    rf"\bJOIN ({'|'.join(RUN_TABLES)}) (\w) ON (\2\.step = .*?)(?= (?:LEFT )?JOIN | WHERE |$)"
+)
+_SPAN: Final = f"BETWEEN r.run_key << {SEQUENCE_BITS} AND (r.run_key + 1 << {SEQUENCE_BITS}) - 1"
+_IN_RUN: Final = re.compile(r"\b(\w)\.run_key = [a-z]\.run_key\b( AND )?")
 _SEQUENCE: Final = re.compile(r"\b(\w)\.sequence\b")
 _BIRTH: Final = re.compile(r"\b(\w)\.birth\b")
 _ALIAS: Final = re.compile(r"\b(?:FROM|JOIN) (\w+) (\w)\b")
@@ -103,25 +113,30 @@ _ALIAS: Final = re.compile(r"\b(?:FROM|JOIN) (\w+) (\w)\b")
 def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
     """Return the text *sql* of a view of SQLite's for PostgreSQL.
 
-    Every table is held to the database of the run ``r``. What SQLite generates of a step's key is
-    written out; *aliases* name the tables of the rest of the view.
+    Every table is held to the database of the run ``r``, and one that is keyed by step to the steps
+    of that run. A row that belongs to a step is looked up by its key: ``OFFSET 0`` keeps PostgreSQL
+    from joining the whole table instead, all runs' rows, which it takes for cheaper. What SQLite
+    generates of a step's key is written out; *aliases* name the tables of the rest of the view.
     """
     for pattern, words in _WORDS:
         sql = pattern.sub(words, sql)
     named = {**(aliases or {}), **{alias: table for table, alias in _ALIAS.findall(sql)}}
 
     def within(found: re.Match[str]) -> str:
-        inner, outer = found.groups()
-        if named.get(inner) not in VIRTUAL:
+        if named.get(found[1]) not in VIRTUAL:
             return found[0]
-        run = "r.run_key" if named.get(outer) in VIRTUAL else f"{outer}.run_key"
-        first = f"{run} << {SEQUENCE_BITS}"
-        return f"{inner}.step BETWEEN {first} AND ({run} + 1 << {SEQUENCE_BITS}) - 1"
+        return "" if found[2] else "true"
+
+    def held(found: re.Match[str]) -> str:
+        word, table, alias, then = found.groups()
+        span = f"{alias}.step {_SPAN} AND " if table in RUN_TABLES else ""
+        return f"{word} {table} {alias} {then} {alias}.database_id = r.database_id AND {span}"
 
     sql = _IN_RUN.sub(within, sql)
     sql = _SEQUENCE.sub(rf"(\1.step & {SEQUENCE_LIMIT - 1})", sql)
     sql = _BIRTH.sub(r"substring(\1.order_id from '^[0-9]+')::bigint", sql)
-    return _TABLE.sub(r"\1 \2 \3 \4 \3.database_id = r.database_id AND ", sql)
+    sql = _LOOKUP.sub(r"JOIN LATERAL (SELECT * FROM \1 \2 WHERE \3 OFFSET 0) AS \2 ON true", sql)
+    return _TABLE.sub(held, sql)
 
 
 def select(view: View) -> str:

@@ -43,6 +43,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "parity": (*_PYTHON, "tests/campaigns/campaign_parity.py"),
     "live": (*_PYTHON, "tests/campaigns/campaign_live.py"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
+    "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
     **{
         f"rounds_{first // TEN}": (
             *(*_PYTHON, "tests/campaigns/campaign.py", "--rounds", str(TEN), "--jobs", "2"),

@@ -51,13 +51,13 @@ class NotFlooded(Exception):
     """The exchange never came to send what the round waits for: nothing is shown by it."""
 
 
-def candles(path: Path, rng: random.Random) -> Path:
-    """Write a random walk of minutes."""
+def candles(path: Path, rng: random.Random, bars: int = BARS) -> Path:
+    """Write a random walk of *bars* minutes."""
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("timestamp", "open", "high", "low", "close", "volume"))
         last = 1_000_000
-        for number in range(BARS):
+        for number in range(bars):
             first, last = last, last + rng.randint(-400, 400)
             high, low = max(first, last) + rng.randint(0, 99), min(first, last) - rng.randint(0, 99)
             prices = [f"{one / 10:.1f}" for one in (first, high, low, last)]

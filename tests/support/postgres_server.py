@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -140,14 +141,14 @@ class Cluster:
         return self.url(name)
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Cluster]:
-    """Start a server; tests that ask for it are skipped in one line where none is installed."""
+@contextmanager
+def a_cluster() -> Iterator[Cluster]:
+    """Run a server in the block; raise ``RuntimeError`` in one line where none is installed."""
     programs = _programs()
     if programs is None:
-        pytest.skip("PostgreSQL is not installed (apt-get install postgresql): no fleet is tested")
+        raise RuntimeError("PostgreSQL is not installed (apt-get install postgresql)")
     if not is_installed("psycopg"):
-        pytest.skip("psycopg is not installed: no fleet is tested")
+        raise RuntimeError("psycopg is not installed (pip install 'tracepaper[scale]')")
     folder = Path(tempfile.mkdtemp(prefix="tracepaper-postgres-"))
     try:
         if not os.getuid():
@@ -155,10 +156,21 @@ def postgres() -> Iterator[Cluster]:
         folder.chmod(0o711)
         cluster = Cluster(programs, folder)
         cluster.start()
-        yield cluster
-        cluster.stop("immediate")
+        try:
+            yield cluster
+        finally:
+            cluster.stop("immediate")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Cluster]:
+    """Start a server; tests that ask for it are skipped in one line where none is installed."""
+    if _programs() is None or not is_installed("psycopg"):
+        pytest.skip("PostgreSQL or psycopg is not installed: no fleet is tested")
+    with a_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -1,0 +1,120 @@
+"""A question about one run reads that run alone: no plan of a view spans the others."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from postgres_server import Cluster
+from storage_cases import plain_steps, rich_steps, run, write_run
+
+from tracepaper.storage.fleet.follow import ship_once
+from tracepaper.storage.fleet.tables import columns_of, upgrade
+from tracepaper.storage.fleet.views import FLEET_VIEWS
+from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
+
+COPIES: Final = 500
+LARGE: Final = 1_500
+"""Rows from which on a table is large: of a smaller one PostgreSQL rightly reads all pages."""
+_OF_THE_RUN: Final = re.compile(r"\bstep (=|>=) ")
+NAMED: Final = ("run_id = '{1}'", "database_id = '{0}' AND run_id = '{1}'")
+
+
+@pytest.fixture(scope="module")
+def fleet(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Yield the address of a server with a thousand runs: two that were shipped, and copies."""
+    url, path = postgres.fresh(), tmp_path_factory.mktemp("fleet") / "many.db"
+    write_run(path, rich_steps(), of=run("rich"), end=True)
+    write_run(path, plain_steps(200), of=run("plain"), end=True)
+    ship_once(path, url)
+    for table in (*RUN_TABLES, *OF_A_RUN, "runs"):
+        columns = ", ".join(columns_of(table))
+        copied = re.sub(r"\bstep\b", "step + (2 * copy::bigint << 28)", columns)
+        copied = re.sub(r"\brun_key\b", "run_key + 2 * copy", copied)
+        copied = re.sub(r"(?<!_)\brun_id\b", "run_id || '-' || copy", copied)
+        postgres.sql(
+            url,
+            f"INSERT INTO {table} ({columns}) "
+            f"SELECT {copied} FROM {table}, generate_series(1, {COPIES}) AS copy",
+        )
+    postgres.sql(url, "ANALYZE")
+    yield url
+    name = url.rpartition("/")[2]
+    postgres.sql(postgres.url("postgres"), f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def scans(plan: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yield table, kind of scan and condition of the index of each scan of a *plan*."""
+    if "Relation Name" in plan and plan["Node Type"] != "Bitmap Heap Scan":
+        yield plan["Relation Name"], plan["Node Type"], plan.get("Index Cond", "")
+    for part in plan.get("Plans", ()):
+        if plan["Node Type"] == "Bitmap Heap Scan" and part["Node Type"] == "Bitmap Index Scan":
+            yield plan["Relation Name"], part["Node Type"], part.get("Index Cond", "")
+        yield from scans(part)
+
+
+def beyond(postgres: Cluster, url: str, question: str) -> list[tuple[str, str, str]]:
+    """Return the scans by which the plan of *question* reads other runs in large tables."""
+    ((found,),) = postgres.sql(url, f"EXPLAIN (FORMAT JSON) {question}")
+    counts = counts_of(postgres, url)
+    return [
+        (table, kind, condition)
+        for table, kind, condition in scans(found[0]["Plan"])
+        if counts.get(table, 0) >= LARGE and not ("Index" in kind and _OF_THE_RUN.search(condition))
+    ]
+
+
+def counts_of(postgres: Cluster, url: str) -> dict[str, int]:
+    listed = (f"SELECT '{table}', count(*) FROM {table}" for table in RUN_TABLES)
+    return dict(postgres.sql(url, " UNION ALL ".join(listed)))
+
+
+def test_the_tables_of_the_plans_are_large(postgres: Cluster, fleet: str) -> None:
+    counts = counts_of(postgres, fleet)
+    assert min(counts.values()) >= LARGE, counts
+
+
+@pytest.mark.parametrize("named", NAMED)
+@pytest.mark.parametrize("view", [view.name for view in FLEET_VIEWS])
+def test_a_view_asked_for_one_run_reads_that_run_alone(
+    view: str, named: str, postgres: Cluster, fleet: str
+) -> None:
+    (name,) = postgres.sql(fleet, "SELECT database_id FROM databases")[0]
+    for run_id in ("rich-77", "plain-77"):
+        question = f"SELECT * FROM {view} WHERE {named.format(name, run_id)}"
+        assert beyond(postgres, fleet, question) == []
+        assert postgres.sql(fleet, "SET jit = off", question)
+
+
+@pytest.mark.parametrize(
+    ("planted", "table"),
+    [
+        ("SELECT r.run_id, s.digest FROM runs r JOIN steps s USING (database_id)", "steps"),
+        ("SELECT r.run_id, s.* FROM runs r, steps s WHERE s.step >> 28 = r.run_key", "steps"),
+        ("SELECT r.run_id, q.* FROM runs r JOIN states q USING (database_id)", "states"),
+        ("SELECT r.run_id, o.* FROM runs r, orders o WHERE o.order_id = '1-0'", "orders"),
+    ],
+)
+def test_a_view_that_reads_other_runs_is_found(
+    planted: str, table: str, postgres: Cluster, fleet: str
+) -> None:
+    postgres.sql(fleet, f"CREATE VIEW v_planted AS {planted}")
+    try:
+        question = "SELECT * FROM v_planted WHERE run_id = 'plain-77'"
+        assert {one[0] for one in beyond(postgres, fleet, question)} == {table}
+    finally:
+        postgres.sql(fleet, "DROP VIEW v_planted")
+
+
+def test_an_upgrade_makes_the_indexes_that_an_older_version_lacked(
+    postgres: Cluster, fleet_url: str
+) -> None:
+    names = "SELECT indexname FROM pg_indexes WHERE schemaname = 'tracepaper' ORDER BY 1"
+    whole = postgres.sql(fleet_url, names)
+    indexes = {"orders_order", "fills_order", "events_reading"}
+    assert indexes <= {name for (name,) in whole}
+    postgres.sql(fleet_url, *(f"DROP INDEX {name}" for name in sorted(indexes)))
+    upgrade(fleet_url)
+    assert postgres.sql(fleet_url, names) == whole
