@@ -430,7 +430,7 @@ class _Walk:
     def _name(self, broken: Broken) -> ChainProblem:
         others = list(islice(self._later_broken(broken), CANDIDATES_MOST)) if broken.core else []
         named = self._connection.execute(_NAMED, (self._run_key, broken.step)).fetchone()
-        return diagnose(broken, others, named[0] if named else "")
+        return diagnose(broken, others, (named and named[0]) or "")
 
     def _ended(self, due: int, step_count: int) -> ChainProblem:
         """Say why the stored steps do not reach *due*."""

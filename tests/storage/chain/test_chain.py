@@ -170,6 +170,13 @@ def test_a_changed_column_is_found_and_named(path: Path, table: str, column: str
         assert table in report.problem.tables or report.problem.tables == ("gate_sets",)
 
 
+def test_a_time_that_no_calendar_has_names_no_bar(path: Path) -> None:
+    tamper(path, f"UPDATE steps SET open_time_ms = {2**63 - 1} WHERE step = {key(FIRST_BAR)}")
+    problem = verify(path).problem
+    assert problem is not None
+    assert problem.sentence.startswith(f"Step {FIRST_BAR} was changed: ")
+
+
 @pytest.mark.parametrize(
     ("table", "column"),
     [
