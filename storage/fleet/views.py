@@ -103,6 +103,9 @@ _TABLE: Final = re.compile(rf"\b(FROM|JOIN) ({'|'.join(TABLES)}) (\w) (ON|WHERE)
 _LOOKUP: Final = re.compile(
     rf"\bJOIN ({'|'.join(RUN_TABLES)}) (\w) ON (\2\.step = .*?)(?= (?:LEFT )?JOIN | WHERE |$)"
 )
+_OF_THE_RUN: Final = re.compile(
+    rf"^FROM runs r JOIN ({'|'.join(RUN_TABLES)}) (\w) ON (.*?)(?= (?:LEFT )?JOIN )"
+)
 _SPAN: Final = f"BETWEEN r.run_key << {SEQUENCE_BITS} AND (r.run_key + 1 << {SEQUENCE_BITS}) - 1"
 _IN_RUN: Final = re.compile(r"\b(\w)\.run_key = [a-z]\.run_key\b( AND )?")
 _SEQUENCE: Final = re.compile(r"\b(\w)\.sequence\b")
@@ -114,9 +117,10 @@ def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
     """Return the text *sql* of a view of SQLite's for PostgreSQL.
 
     Every table is held to the database of the run ``r``, and one that is keyed by step to the steps
-    of that run. A row that belongs to a step is looked up by its key: ``OFFSET 0`` keeps PostgreSQL
-    from joining the whole table instead, all runs' rows, which it takes for cheaper. What SQLite
-    generates of a step's key is written out; *aliases* name the tables of the rest of the view.
+    of that run. The run's rows are read by their key, and a row that belongs to a step is looked up
+    by it: ``OFFSET 0`` keeps PostgreSQL from joining the whole table instead, all runs' rows, which
+    it takes for cheaper. What SQLite generates of a step's key is written out; *aliases* name the
+    tables of the rest of the view.
     """
     for pattern, words in _WORDS:
         sql = pattern.sub(words, sql)
@@ -135,7 +139,8 @@ def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
     sql = _IN_RUN.sub(within, sql)
     sql = _SEQUENCE.sub(rf"(\1.step & {SEQUENCE_LIMIT - 1})", sql)
     sql = _BIRTH.sub(r"substring(\1.order_id from '^[0-9]+')::bigint", sql)
-    sql = _LOOKUP.sub(r"JOIN LATERAL (SELECT * FROM \1 \2 WHERE \3 OFFSET 0) AS \2 ON true", sql)
+    looked_up = r"JOIN LATERAL (SELECT * FROM \1 \2 WHERE \3 OFFSET 0) AS \2 ON true"
+    sql = _LOOKUP.sub(looked_up, _OF_THE_RUN.sub(f"FROM runs r {looked_up}", sql))
     return _TABLE.sub(held, sql)
 
 

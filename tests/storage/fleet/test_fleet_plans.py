@@ -15,16 +15,22 @@ from tracepaper.storage.fleet.tables import columns_of, upgrade
 from tracepaper.storage.fleet.views import FLEET_VIEWS
 from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 
-COPIES: Final = 500
+COPIES: Final = (
+    500,
+    pytest.param(4_500, marks=pytest.mark.slow),  # a million steps
+    pytest.param(45_000, marks=pytest.mark.long),  # ten million
+)
 LARGE: Final = 1_500
 """Rows from which on a table is large: of a smaller one PostgreSQL rightly reads all pages."""
 _OF_THE_RUN: Final = re.compile(r"\bstep (=|>=) ")
 NAMED: Final = ("run_id = '{1}'", "database_id = '{0}' AND run_id = '{1}'")
 
 
-@pytest.fixture(scope="module")
-def fleet(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the address of a server with a thousand runs: two that were shipped, and copies."""
+@pytest.fixture(scope="module", params=COPIES)
+def fleet(
+    request: pytest.FixtureRequest, postgres: Cluster, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """Yield the address of a server with many runs: two that were shipped, and copies of both."""
     url, path = postgres.fresh(), tmp_path_factory.mktemp("fleet") / "many.db"
     write_run(path, rich_steps(), of=run("rich"), end=True)
     write_run(path, plain_steps(200), of=run("plain"), end=True)
@@ -37,7 +43,7 @@ def fleet(postgres: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         postgres.sql(
             url,
             f"INSERT INTO {table} ({columns}) "
-            f"SELECT {copied} FROM {table}, generate_series(1, {COPIES}) AS copy",
+            f"SELECT {copied} FROM {table}, generate_series(1, {request.param}) AS copy",
         )
     postgres.sql(url, "ANALYZE")
     yield url
