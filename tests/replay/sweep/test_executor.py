@@ -142,6 +142,17 @@ def test_a_worker_that_lacks_something_says_what(
     assert said in why
 
 
+def test_a_worker_without_the_covariates_says_so(candles: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rates.csv"
+    file.write_text("time,rate\n2025-05-01T00:00:00Z,0.5\n", encoding="utf-8")
+    config = {"model": {"covariates": str(file)}, "sizing": {"mode": "fixed", "quantity": "0.1"}}
+    made = read_request("sma_cross", candles, {"fast": [3]}, "return", config=config).work.packed()
+    assert over_there(made)[1] == ""
+    file.unlink()
+    said = f"it has no {file}; put the file where every node reads it."
+    assert over_there(made) == (None, said)
+
+
 def test_work_of_a_module_that_is_not_there_is_refused() -> None:
     work, why = taken_over(surroundings(), lambda: b"cnowhere_at_all\nMine\n.")
     assert (work, why) == (None, "No module named 'nowhere_at_all'")
