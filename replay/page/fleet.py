@@ -18,7 +18,6 @@ from msgspec import Struct
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.replay.page.databases import Databases, FleetSource, Refusing
 from tracepaper.storage.fleet.overview import FleetRun, overview
-from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.record.columns import TABLES
 from tracepaper.strategies.errors import TracepaperError
 
@@ -65,6 +64,8 @@ def pull_run(
 
     Raises ``Refusing`` with one sentence where it cannot be pulled; then an older file stays.
     """
+    from tracepaper.storage.fleet.pull import pull  # it loads SQLAlchemy: not for a page
+
     fleet = _source(shelf)
     name = run_id if NAME.fullmatch(run_id) else hashlib.sha256(run_id.encode()).hexdigest()[:16]
     try:

@@ -14,7 +14,6 @@ from msgspec import Struct
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.server import check_schema, connect, speaking
-from tracepaper.storage.fleet.views import select
 from tracepaper.storage.record.columns import SEQUENCE_BITS
 from tracepaper.strategies.units import minute_text
 
@@ -173,10 +172,8 @@ def _decided(decision: DictRow) -> str:
 
 
 def _one(server: Connection[Any], view: View, database_id: str, step: int) -> DictRow | None:
-    """Return the row of *view* at one step, which it finds by its key."""
-    word = "AND" if view.source.rstrip().endswith("IS NOT NULL") else "WHERE"
-    own = f"{word} r.database_id = %s AND r.run_key = %s AND s.step = %s"
-    query = select(view).replace("%", "%%")
+    from tracepaper.storage.fleet.views import select_step  # it loads SQLAlchemy: not for a page
+
     values = (database_id, step >> SEQUENCE_BITS, step)
-    row: DictRow | None = server.execute(f"{query} {own}".encode(), values).fetchone()
+    row: DictRow | None = server.execute(select_step(view).encode(), values).fetchone()
     return row

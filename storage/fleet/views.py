@@ -106,6 +106,7 @@ _LOOKUP: Final = re.compile(
 _OF_THE_RUN: Final = re.compile(
     rf"^FROM runs r JOIN ({'|'.join(RUN_TABLES)}) (\w) ON (.*?)(?= (?:LEFT )?JOIN )"
 )
+_LOOKED_UP: Final = r"JOIN LATERAL (SELECT * FROM \1 \2 WHERE \3 OFFSET 0) AS \2 ON true"
 _SPAN: Final = f"BETWEEN r.run_key << {SEQUENCE_BITS} AND (r.run_key + 1 << {SEQUENCE_BITS}) - 1"
 _IN_RUN: Final = re.compile(r"\b(\w)\.run_key = [a-z]\.run_key\b( AND )?")
 _SEQUENCE: Final = re.compile(r"\b(\w)\.sequence\b")
@@ -117,10 +118,9 @@ def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
     """Return the text *sql* of a view of SQLite's for PostgreSQL.
 
     Every table is held to the database of the run ``r``, and one that is keyed by step to the steps
-    of that run. The run's rows are read by their key, and a row that belongs to a step is looked up
-    by it: ``OFFSET 0`` keeps PostgreSQL from joining the whole table instead, all runs' rows, which
-    it takes for cheaper. What SQLite generates of a step's key is written out; *aliases* name the
-    tables of the rest of the view.
+    of that run. A row that belongs to a step is looked up by its key: ``OFFSET 0`` keeps PostgreSQL
+    from joining the whole table instead, all runs' rows, which it takes for cheaper. What SQLite
+    generates of a step's key is written out; *aliases* name the tables of the rest of the view.
     """
     for pattern, words in _WORDS:
         sql = pattern.sub(words, sql)
@@ -139,20 +139,33 @@ def translate(sql: str, aliases: dict[str, str] | None = None) -> str:
     sql = _IN_RUN.sub(within, sql)
     sql = _SEQUENCE.sub(rf"(\1.step & {SEQUENCE_LIMIT - 1})", sql)
     sql = _BIRTH.sub(r"substring(\1.order_id from '^[0-9]+')::bigint", sql)
-    looked_up = r"JOIN LATERAL (SELECT * FROM \1 \2 WHERE \3 OFFSET 0) AS \2 ON true"
-    sql = _LOOKUP.sub(looked_up, _OF_THE_RUN.sub(f"FROM runs r {looked_up}", sql))
+    sql = _LOOKUP.sub(_LOOKED_UP, sql)
     return _TABLE.sub(held, sql)
 
 
 def select(view: View) -> str:
-    """Return the query of *view* for PostgreSQL, to which a condition may be added."""
-    aliases = {alias: table for table, alias in _ALIAS.findall(view.source)}
+    """Return the query of *view* for PostgreSQL, which reads the rows of each run by their key."""
+    return _query(view, _OF_THE_RUN.sub(f"FROM runs r {_LOOKED_UP}", view.source))
+
+
+def select_step(view: View) -> str:
+    """Return the query of one row of *view*: of a database, a ``run_key`` and a step, each ``%s``.
+
+    The step is one of ``steps``, and found by its key.
+    """
+    word = "AND" if view.source.rstrip().endswith("IS NOT NULL") else "WHERE"
+    query = _query(view, view.source).replace("%", "%%")
+    return f"{query} {word} r.database_id = %s AND r.run_key = %s AND s.step = %s"
+
+
+def _query(view: View, source: str) -> str:
+    aliases = {alias: table for table, alias in _ALIAS.findall(source)}
     listed = ",\n  ".join(
         f"CAST({translate(column.sql, aliases)} AS {_bare(column.kind)}) "
         f'{_collated(column.kind)}AS "{column.name}"'
         for column in view.columns
     )
-    return f"SELECT\n  {listed},\n  r.database_id\n{translate(view.source)}"
+    return f"SELECT\n  {listed},\n  r.database_id\n{translate(source)}"
 
 
 def _bare(kind: str) -> str:

@@ -10,9 +10,12 @@ import pytest
 from postgres_server import Cluster
 from storage_cases import plain_steps, rich_steps, run, write_run
 
+from tracepaper.storage.database.view_columns import View
+from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.tables import columns_of, upgrade
-from tracepaper.storage.fleet.views import FLEET_VIEWS
+from tracepaper.storage.fleet.views import FLEET_VIEWS, select_step
+from tracepaper.storage.record.columns import SEQUENCE_BITS
 from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
 
 COPIES: Final = (
@@ -92,6 +95,22 @@ def test_a_view_asked_for_one_run_reads_that_run_alone(
         question = f"SELECT * FROM {view} WHERE {named.format(name, run_id)}"
         assert beyond(postgres, fleet, question) == []
         assert postgres.sql(fleet, "SET jit = off", question)
+
+
+@pytest.mark.parametrize("view", [V_DECISIONS, V_EQUITY, V_POSITIONS], ids=lambda view: view.name)
+def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet: str) -> None:
+    """As ``tracepaper fleet`` reads it, of a run that may have millions."""
+    ((name, run_key),) = postgres.sql(
+        fleet, "SELECT database_id, run_key FROM runs WHERE run_id = 'plain-77'"
+    )
+    step = (run_key << SEQUENCE_BITS) + 150
+    question = select_step(view) % (f"'{name}'", run_key, step)
+    ((found,),) = postgres.sql(fleet, f"EXPLAIN (FORMAT JSON) {question}")
+    keyed = [one for one in scans(found[0]["Plan"]) if one[0] == "steps"]
+    assert keyed
+    assert all(
+        f"step = '{step}'" in condition or "step = s." in condition for *_, condition in keyed
+    )
 
 
 @pytest.mark.parametrize(
