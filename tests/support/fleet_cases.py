@@ -9,8 +9,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import pytest
 from storage_cases import plain_steps, write_run
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.ship import database_id
@@ -49,6 +51,14 @@ def shipped(folder: Path, url: str, *, name: str = "a", steps: int = 40) -> Path
     write_run(path, plain_steps(steps))
     ship_once(path, url, needed_by="--to")
     return path
+
+
+def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    """Ask ``tracepaper fleet URL --json`` for its rows."""
+    capsys.readouterr()
+    invoke(["fleet", url, "--json"])
+    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return rows
 
 
 def followed(path: Path, host: str, daemon: Mapping[str, object]) -> str:

@@ -208,7 +208,7 @@ def test_an_exchange_that_cannot_be_reached_fails(
 
 
 def asked(url: str, path: Path) -> tuple[str, str]:
-    """Return what doctor says of shipping *path* to *url*."""
+    """Let doctor try the shipping of *path* to *url*."""
     config = load(None, {"storage": {"ship_to": url}})
     (found,) = ask_fleet(config, path)
     assert found.check == "fleet"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,14 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from browser import browsing, complaints
-from fleet_cases import followed, grown, shipped
+from fleet_cases import followed, grown, of_command, shipped
 from playwright.sync_api import expect
 from postgres_server import Cluster
 from programs import BIN, Program
 from report_cases import BTC, cross, replayed
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import invoke
 from tracepaper.storage.fleet.follow import ship_once
 
 if TYPE_CHECKING:
@@ -88,14 +86,6 @@ def opened(browser: Browser, url: str, size: Any = None, scheme: Any = "light") 
         assert [one for one in said if "status of 503" not in one] == []
     finally:
         context.close()
-
-
-def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """Return what ``tracepaper fleet URL --json`` prints."""
-    capsys.readouterr()
-    invoke(["fleet", url, "--json"])
-    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    return found
 
 
 def rows(page: Page) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from urllib.parse import urlencode
 
 import aiohttp
 import pytest
-from fleet_cases import contents, followed, grown, shipped
+from fleet_cases import contents, followed, grown, of_command, shipped
 from postgres_server import Cluster
 from programs import BIN, Program
 from programs import run as run_program
@@ -41,14 +41,6 @@ PLANT: Final = "<img src=x onerror=window.planted=1>"
 
 def told(_share: float, _doing: str) -> None:
     """Hear of no progress."""
-
-
-def of_command(url: str, capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    """Return what ``tracepaper fleet URL --json`` prints."""
-    capsys.readouterr()
-    invoke(["fleet", url, "--json"])
-    rows: list[dict[str, Any]] = json.loads(capsys.readouterr().out)
-    return rows
 
 
 @pytest.fixture
