@@ -72,7 +72,7 @@ class Program:
             self.process = subprocess.Popen(
                 self.command,
                 cwd=folder,
-                env=environment(extra),
+                env=environment({"PYTHONFAULTHANDLER": "1", **(extra or {})}),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -112,6 +112,11 @@ class Program:
         """Wait for the end that comes by itself."""
         try:
             code = self.process.wait(deadline_s(within_s))
+        except subprocess.TimeoutExpired as error:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler says where each thread is
+            self._ended_within(deadline_s(POLL_S))
+            error.add_note(self.err[-4000:])
+            raise
         finally:
             self.kill()
         return Ended(code, self.out, self.err)
