@@ -27,12 +27,13 @@ Take = Callable[[Depth, str], None]
 
 @dataclass(frozen=True)
 class DepthRequest:
-    """What to record: *levels* a side, each ``every_ms`` of market time."""
+    """What to record: *levels* a side, each ``every_ms`` of market time, or every event."""
 
     category: Category
     symbol: str
     levels: int
     every_ms: int
+    events: bool = False
 
     def __post_init__(self) -> None:
         """Raise ``ConfigInvalid`` for what no file holds."""
@@ -70,6 +71,7 @@ class DepthSampler:
         refused: Callable[[str, str], None] = lambda _kind, _sentence: None,
     ) -> None:
         self.topic: Final = topic or request.topic
+        self.topics: Final = (self.topic,)
         self._instrument = instrument
         self._request = request
         self._take = take

@@ -296,6 +296,11 @@ class Wire:
         book = self._books.get(topic)
         return book is not None and book.is_known
 
+    def last_update(self, topic: str) -> int | None:
+        """Return the number of the last frame of the book of *topic*; None while it is unknown."""
+        book = self._books.get(topic)
+        return book.update if book is not None and book.is_known else None
+
     def pop_stale_topics(self) -> set[str]:
         """Return the topics that need a snapshot, each once."""
         stale, self.stale_topics = self.stale_topics, set()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,7 @@ from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import Cooldown, MarketDataClient, RestartBudget, is_loopback
+from tracepaper.replay.archive.book_events import EventRecorder, EventsHeader, EventsWriter
 from tracepaper.replay.archive.candles import Span
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.storage.candles import History, HistoryWriter
@@ -309,25 +311,54 @@ def sample_frames(
     topic: str,
     ahead_ms: int,
 ) -> str:
-    """Write the books of recorded *frames* of *topic* to *out*; return ``DepthWriter.says``.
+    """Write what *request* asks for of recorded *frames* to *out*; return what a writer says.
+
+    The book is that of *topic*.
 
     *item* is the instrument as the exchange lists it. A frame dated more than *ahead_ms* after its
     receipt is not believed. Raises ``ConfigInvalid`` and ``DataInvalid`` as ``DepthWriter`` does.
     """
     instrument = instrument_from(msgspec.convert(item, InstrumentInfo), request.category)
-    received_ms = [0.0]  # of the frame at hand, for `accepts`
-    with DepthWriter(out, header_of(request, instrument, "frames")) as writer:
-        sampler = DepthSampler(
-            instrument,
-            request,
-            writer.add,
-            topic=topic,
-            accepts=lambda server_ms: server_ms <= received_ms[0] + ahead_ms,
-        )
+    received_ms = [0.0]  # of the frame at hand
+    with _recording(
+        request,
+        instrument,
+        "frames",
+        out,
+        topic=topic,
+        accepts=lambda server_ms: server_ms <= received_ms[0] + ahead_ms,
+        now_ms=lambda: received_ms[0],
+    ) as (recorder, writer):
         for frame in frames:
             received_ms[0] = frame.received_ms
-            sampler.receive(frame.body)
-        return writer.says
+            recorder.receive(frame.body)
+    return writer.says
+
+
+@contextmanager
+def _recording(
+    request: DepthRequest,
+    instrument: Instrument,
+    source: str,
+    out: Path,
+    *,
+    topic: str,
+    accepts: Callable[[int], bool],
+    now_ms: Callable[[], float],
+) -> Iterator[tuple[DepthSampler | EventRecorder, DepthWriter | EventsWriter]]:
+    """Make what reads the frames that *request* asks for, and what writes them to *out*."""
+    if request.events:
+        topics = (topic, f"publicTrade.{request.symbol}")
+        header = EventsHeader(instrument=instrument, topics=topics, source=source)
+        with EventsWriter(out, header) as events:
+            yield (
+                EventRecorder(instrument, topics, events, accepts=accepts, now_ms=now_ms),
+                events,
+            )
+        return
+    with DepthWriter(out, header_of(request, instrument, source)) as books:
+        sampler = DepthSampler(instrument, request, books.add, topic=topic, accepts=accepts)
+        yield sampler, books
 
 
 def source_of(stream_url: str) -> str:
@@ -347,9 +378,9 @@ async def record_live(
     clock: Clock,
     done: asyncio.Future[None],
 ) -> str:
-    """Record the exchange's book to *out* until *done*.
+    """Record the exchange's book, or its events, to *out* until *done*.
 
-    Returns ``DepthWriter.says``. Raises ``ConfigInvalid`` for a symbol that
+    Returns what the writer says. Raises ``ConfigInvalid`` for a symbol that
     the exchange lacks, ``FeedLost`` where it cannot be asked at the start; later losses are
     marked as gaps and tried again without end.
     """
@@ -366,21 +397,28 @@ async def record_live(
         clock.observe(server_ms)
         return True
 
-    with DepthWriter(out, header_of(request, instrument, source)) as writer:
-        sampler = DepthSampler(instrument, request, writer.add, accepts=accepts)
+    with _recording(
+        request,
+        instrument,
+        source,
+        out,
+        topic=request.topic,
+        accepts=accepts,
+        now_ms=clock.market_ms,
+    ) as (recorder, writer):
 
         def receive(frame: bytes) -> Received | None:
-            received = sampler.receive(frame)
-            if stale := sampler.pop_stale_topics():
+            received = recorder.receive(frame)
+            if stale := recorder.pop_stale_topics():
                 stream.resubscribe(stale)
             return received
 
         def lost(cause: Recoverable) -> None:
-            sampler.lost("stale" if isinstance(cause, FeedStale) else "disconnected")
+            recorder.lost("stale" if isinstance(cause, FeedStale) else "disconnected")
 
         stream = PublicStream(
             category=request.category,
-            topics=[sampler.topic],
+            topics=recorder.topics,
             exchange=exchange,
             handler=StreamCallbacks(receive, lambda: None, lost),
             clock=clock,
@@ -388,7 +426,7 @@ async def record_live(
             cooldown=Cooldown(clock=clock),
         )
         await _until_done(stream, done)
-        return writer.says
+    return writer.says
 
 
 async def _until_done(stream: PublicStream, done: asyncio.Future[None]) -> None:

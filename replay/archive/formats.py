@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.archive.columns import Column
 from tracepaper.replay.archive.layouts import HEADER_LINES, RawTable, TableHead, head_of, normalise
-from tracepaper.replay.archive.order_book import MARK
+from tracepaper.replay.archive.members import BOOKS_MARK, EVENTS_MARK
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
 
@@ -276,7 +276,12 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
     name = path.name.lower()
     has_lines = FORMATS["csv"] in {format_name and format_named(format_name), _format_of(name)}
     raw = _read_file(path, has_lines=has_lines)
-    if raw.startswith(MARK):
+    if raw.startswith(EVENTS_MARK):
+        raise DataInvalid(
+            f"{path} holds events of an order book, and candles are wanted here; look at it by "
+            "`tracepaper data check`."
+        )
+    if raw.startswith(BOOKS_MARK):
         raise DataInvalid(
             f"{path} holds order books, and candles are wanted here: give it by --depth beside "
             "candles, or look at it by `tracepaper data check`."

@@ -10,13 +10,9 @@ The rules are docs/orderbook.md, D1 to D5.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
 from typing import Final, NamedTuple, Self
@@ -26,6 +22,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from tracepaper.replay.archive.members import BOOKS_MARK, MemberFile, MemberWriter, begins_with
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import (
     BLOCK_BOOKS,
@@ -47,9 +44,6 @@ FORMAT: Final = "tracepaper depth"
 VERSION: Final = 1
 BLOCK_MS: Final = 60_000
 """A block is written when it spans so long: what a kill can cost at most, beside one book."""
-MARK: Final = b"\x1f\x8b\x08\x00TPBK\x00\xff"
-"""The head of each member: gzip's, with letters where it has a time, so that none is overseen."""
-BLOCK_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
 class DepthHeader(Struct, frozen=True, kw_only=True):
@@ -94,49 +88,19 @@ class DepthBlock:
     byte: int  # of the file, where it begins
 
 
-@dataclass(frozen=True)
-class TornTail:
-    """What a killed recorder left: where the last whole block ends, and the bytes after it."""
-
-    whole: int
-    bytes_left: int
-
-
-class DepthFile:
+class DepthFile(MemberFile):
     """A file read block by block; ``torn`` is known once all were read."""
 
     def __init__(self, path: Path) -> None:
         """Open *path*; raise ``DataInvalid`` where it is no file of books."""
-        self.path: Final = path
-        try:
-            self._content = path.read_bytes()
-        except OSError as error:
-            raise DataInvalid(
-                f"{path} cannot be read ({error.strerror}); name a file that `tracepaper data "
-                "record` wrote."
-            ) from None
-        first = next(self._members(), None)
-        if first is None:
-            raise DataInvalid(f"{path} is no file of `tracepaper data record`; name another.")
-        self.header: Final = _header(path, first[0])
-        self._begin: Final = first[1]
-        self.torn: TornTail | None = None
-
-    @property
-    def size(self) -> int:
-        """Its bytes."""
-        return len(self._content)
-
-    @property
-    def sha256(self) -> str:
-        """Their hash."""
-        return sha256(self._content).hexdigest()
+        super().__init__(path, BOOKS_MARK)
+        self.header: Final = _header(path, self.head)
 
     def blocks(self) -> Iterator[DepthBlock]:
         """Yield every whole block, each checked; raise ``DataInvalid`` for one that is damaged."""
         header, expected = self.header, 0
-        end = self._begin
-        for content, stop in self._members(self._begin):
+        end = self.begin
+        for content, stop in self.members(end):
             where = f"{self.path}, the block at byte {end:,},"
             block = _unpacked(content, header, where, end)
             first_ms = int(block.books.seen_ms[0])
@@ -147,56 +111,11 @@ class DepthFile:
             expected = int(block.books.seen_ms[-1]) + header.every_ms
             end = stop
             yield block
-        if end < len(self._content):
-            self.torn = TornTail(end, len(self._content) - end)
 
     def block_at(self, byte: int) -> DepthBlock:
         """Return the block that begins at *byte*, one of those that :meth:`blocks` yielded."""
-        content, _ = next(self._members(byte))
+        content, _ = next(self.members(byte))
         return _unpacked(content, self.header, f"{self.path}, the block at byte {byte:,},", byte)
-
-    def _members(self, start: int = 0) -> Iterator[tuple[bytes, int]]:
-        """Yield each whole member's content and end; stop at a torn last one."""
-        content = self._content
-        while start < len(content):
-            found = _member(content, start)
-            if found is None:
-                if (later := content.find(MARK, start + 1)) >= 0:
-                    raise DataInvalid(
-                        f"{self.path} is damaged between its bytes {start:,} and {later:,}; "
-                        "restore it from a copy."
-                    )
-                return
-            yield found
-            start = found[1]
-
-    def torn_sentence(self) -> str:
-        """Return the sentence about a torn end; empty without one."""
-        if self.torn is None:
-            return ""
-        return (
-            f"The last {self.torn.bytes_left:,} bytes of {self.path} are no whole block, as a "
-            "recorder that was killed leaves them; they are left out."
-        )
-
-
-def _member(content: bytes, start: int) -> tuple[bytes, int] | None:
-    """Return content and end of the gzip member at *start*; None where it is torn."""
-    if not content.startswith(MARK, start):
-        return None
-    reader, held, stop = zlib.decompressobj(wbits=31), b"", start
-    view = memoryview(content)
-    # By marks, for what is handed over beyond its end a reader copies. One may stand in a member.
-    while not reader.eof and stop < len(content):
-        begin, stop = stop, content.find(MARK, stop + len(MARK))
-        stop = len(content) if stop < 0 else stop
-        try:
-            held += reader.decompress(view[begin:stop], BLOCK_BYTES_MAX)
-        except zlib.error:
-            return None
-        if len(held) >= BLOCK_BYTES_MAX:
-            return None
-    return (held, stop - len(reader.unused_data)) if reader.eof else None
 
 
 def _header(path: Path, content: bytes) -> DepthHeader:
@@ -216,11 +135,7 @@ def _header(path: Path, content: bytes) -> DepthHeader:
 
 def is_depth_file(path: Path) -> bool:
     """Return whether *path* begins as a file of books does."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MARK)) == MARK
-    except OSError:
-        return False
+    return begins_with(path, BOOKS_MARK)
 
 
 def _packed(cause: str, books: Books) -> bytes:
@@ -233,12 +148,7 @@ def _packed(cause: str, books: Books) -> bytes:
         planes(price),
         planes(books.size),
     )
-    return _gzipped(_encode(block))
-
-
-def _gzipped(content: bytes) -> bytes:
-    packer = zlib.compressobj(9, wbits=31)
-    return MARK + (packer.compress(content) + packer.flush())[len(MARK) :]
+    return _encode(block)
 
 
 def _unpacked(content: bytes, header: DepthHeader, where: str, byte: int) -> DepthBlock:
@@ -272,26 +182,15 @@ class DepthWriter:
         self._cause = ""
         self.last_ms = 0
         self.says = ""
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file: Final = MemberWriter(path, BOOKS_MARK)
         try:
-            self._open()
+            if self._file.is_new:
+                self._file.append(msgspec.json.encode(header) + b"\n")
+            else:
+                self._resume()
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
-
-    def _open(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ConfigInvalid(
-                f"{self.path} is being recorded to already; end that or give another --out."
-            ) from None
-        begun = os.pread(self._file, len(MARK), 0)
-        if begun != MARK and MARK.startswith(begun):
-            os.ftruncate(self._file, 0)
-            self._write(_gzipped(msgspec.json.encode(self._header) + b"\n"))
-            return
-        self._resume()
 
     def _resume(self) -> None:
         """Find where the file ends, and cut off what is no whole block."""
@@ -305,7 +204,7 @@ class DepthWriter:
             self.last_ms = int(block.books.seen_ms[-1])
         if found.torn is not None:
             self.says = found.torn_sentence()
-            os.ftruncate(self._file, found.torn.whole)
+            self._file.cut(found.torn)
 
     def add(self, depth: Depth, cause: str) -> None:
         """Take the next book; *cause* says why it does not go on from the one before.
@@ -330,16 +229,9 @@ class DepthWriter:
         """Write what is held as one block."""
         if not self._held:
             return
-        self._write(_packed(self._cause, books_of(self._held, self._header.levels)))
+        self._file.append(_packed(self._cause, books_of(self._held, self._header.levels)))
         self._held.clear()
         self._cause = ""
-
-    def _write(self, member: bytes) -> None:
-        """Append *member* whole and have it on the disk."""
-        left = memoryview(member)
-        while left:
-            left = left[os.write(self._file, left) :]
-        os.fsync(self._file)
 
     def __enter__(self) -> Self:
         """Write."""
@@ -355,7 +247,7 @@ class DepthWriter:
         try:
             self.flush()
         finally:
-            os.close(self._file)
+            self._file.close()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.bybit.order_book import DepthRequest
     from tracepaper.daemon.config.sections import ExchangeSection
+    from tracepaper.replay.archive.book_events import EventsQuality
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.replay.archive.series import Imported, Quality
@@ -123,9 +124,10 @@ def check(
     calendar: CalendarOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Check files of candles or order books: what each holds, or why it is refused."""
+    """Check files of candles, order books or events: what each holds, or why it is refused."""
     from tracepaper.replay.archive import read_candles
-    from tracepaper.replay.archive.order_book import depth_quality, is_depth_file
+    from tracepaper.replay.archive.book_events import is_events_file
+    from tracepaper.replay.archive.order_book import is_depth_file
     from tracepaper.replay.archive.series import quality
     from tracepaper.replay.archive.sessions import sessions_named
 
@@ -135,11 +137,12 @@ def check(
     refused = 0
     for path in paths:
         try:
-            if is_depth_file(Path(path)):
-                books = depth_quality(Path(path))
+            is_events = is_events_file(Path(path))
+            if is_events or is_depth_file(Path(path)):
+                books = _quality_of(Path(path), events=is_events)
                 documents.append({"valid": True, **asdict(books)})
                 if not json:
-                    typer.echo("\n".join(_depth_lines(books)))
+                    typer.echo("\n".join(_recorded_lines(books)))
                 continue
             found = quality(
                 read_candles(
@@ -306,8 +309,12 @@ def record(
     out: Annotated[Path, typer.Option(metavar="FILE", help="New file, or one to continue.")],
     depth: Annotated[int, typer.Option(help="Levels a side, 1 to 1,000.")] = 50,
     every: Annotated[
-        int, typer.Option(metavar="MS", help="Market milliseconds between order books.")
-    ] = 1_000,
+        int | None,
+        typer.Option(metavar="MS", help="Market milliseconds between order books. [default: 1000]"),
+    ] = None,
+    events: Annotated[
+        bool, typer.Option("--events", help="Keep every change of the book and every trade.")
+    ] = False,
     lasting: Annotated[
         str | None,
         typer.Option(
@@ -332,10 +339,17 @@ def record(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it."""
+    """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it.
+
+    With --events every change of the book and every public trade is kept as it came.
+    """
     from tracepaper.daemon.bybit.order_book import DepthRequest
 
-    request = DepthRequest(category or Category.LINEAR, symbol, depth, every)
+    if events and every is not None:
+        raise ConfigInvalid("--every is of samples: leave it out, or --events.")
+    request = DepthRequest(
+        category or Category.LINEAR, symbol, depth, 1_000 if every is None else every, events
+    )
     if frames is None:
         found, said = _record_session(config, url, request, out, lasting=lasting)
     elif url is None and lasting is None:
@@ -347,12 +361,20 @@ def record(
     if json:
         print_json(asdict(found))
         return
-    typer.echo("\n".join(_depth_lines(found)))
+    typer.echo("\n".join(_recorded_lines(found)))
+
+
+def _quality_of(path: Path, *, events: bool) -> DepthQuality | EventsQuality:
+    """Summarise what a recorder wrote to *path*."""
+    from tracepaper.replay.archive.book_events import events_quality
+    from tracepaper.replay.archive.order_book import depth_quality
+
+    return events_quality(path) if events else depth_quality(path)
 
 
 def _record_session(
     config: Path | None, url: str | None, request: DepthRequest, out: Path, *, lasting: str | None
-) -> tuple[DepthQuality, str]:
+) -> tuple[DepthQuality | EventsQuality, str]:
     """Record live until *lasting* is over, Ctrl-C or SIGTERM; return what the file holds then.
 
     The second is what was found of an older recorder's torn end.
@@ -363,7 +385,6 @@ def _record_session(
     from tracepaper.daemon.clock import SystemClock
     from tracepaper.daemon.session.shutdown import run_loop
     from tracepaper.replay.archive.download import record_live
-    from tracepaper.replay.archive.order_book import depth_quality
 
     exchange = _exchange(config, url)
     seconds = None if lasting is None else _seconds(lasting)
@@ -384,34 +405,34 @@ def _record_session(
         return await record_live(exchange, request, out, clock=clock, done=done)
 
     said = run_loop(session())
-    return depth_quality(out), said
+    return _quality_of(out, events=request.events), said
 
 
 def _record_frames(
     frames: Path, config: Path | None, request: DepthRequest, out: Path, category: Category | None
-) -> tuple[DepthQuality, str]:
+) -> tuple[DepthQuality | EventsQuality, str]:
     """Write the books of a recorded session to *out*; return what the file holds then, as above.
 
     A *category* chooses among the frames where the session holds several.
     """
     from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.download import ReceivedFrame, sample_frames
-    from tracepaper.replay.archive.order_book import depth_quality
     from tracepaper.replay.exchange.recorded import read_recording
 
     session = read_recording(frames, category)
     request = replace(request, category=Category(session.category))
     topic = _topic(session, frames, request)
+    topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
     item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
     said = sample_frames(
-        (ReceivedFrame(each.received_ms, each.body) for each in session.frames(topic)),
+        (ReceivedFrame(each.received_ms, each.body) for each in session.frames(*topics)),
         item,
         request,
         out,
         topic=topic,
         ahead_ms=load(config).exchange.ahead_ms,
     )
-    return depth_quality(out), said
+    return _quality_of(out, events=request.events), said
 
 
 def _topic(session: Recording, frames: Path, request: DepthRequest) -> str:
@@ -454,28 +475,40 @@ def _seconds(text: str) -> float:
     return length_ms / 1000
 
 
-def _depth_lines(found: DepthQuality) -> list[str]:
+def _recorded_lines(found: DepthQuality | EventsQuality) -> list[str]:
+    """Describe what a recorder wrote, in lines."""
+    from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.strategies.units import iso
 
-    head = (
-        f"  {found.instrument}, {found.levels} levels a side each {found.every_ms:,} ms, "
-        f"from {found.source}"
-    )
-    lines = [f"✓ {found.path}", head]
+    if isinstance(found, DepthQuality):
+        what = f"{found.levels} levels a side each {found.every_ms:,} ms"
+        count, each = f"{found.books:,} books", f"{found.bytes_a_book or 0:,.0f} a book"
+        more = []
+    else:
+        what = " and ".join(found.topics)
+        each = f"{found.bytes_an_event or 0:,.1f} an event (a changed level or a trade)"
+        count = f"{found.frames:,} frames"
+        late = f"{found.late_p50_ms or 0:,.0f} ms (median) and {found.late_p99_ms or 0:,.0f} (p99)"
+        more = [
+            f"  {found.changes:,} changed levels, {found.trades:,} trades",
+            f"  received {late} after the exchange's time",
+        ]
+    lines = [f"✓ {found.path}", f"  {found.instrument}, {what}, from {found.source}"]
     gaps = [
         f"{iso(gap.from_ms)} to {iso(gap.until_ms)} ({gap.cause})"
         for gap in found.gaps[:GAPS_SHOWN]
     ]
-    if found.first_ms is None or found.last_ms is None or found.bytes_a_book is None:
-        lines.append("  no books yet")
+    if found.first_ms is None or found.last_ms is None:
+        lines.append(f"  no {count.partition(' ')[2]} yet")
     else:
         whole = f", {duration(found.recorded_ms)} without the gaps"
         lines += [
-            f"  {found.books:,} books from {iso(found.first_ms)} to {iso(found.last_ms)}{whole}",
-            f"  {found.bytes:,} bytes, {found.bytes_a_book:,.0f} a book",
+            f"  {count} from {iso(found.first_ms)} to {iso(found.last_ms)}{whole}",
+            *more,
+            f"  {found.bytes:,} bytes, {each}",
             f"  {len(found.gaps)} gaps{_listed(gaps, len(found.gaps))}",
         ]
-    if found.thin:
+    if isinstance(found, DepthQuality) and found.thin:
         lines.append(f"  {found.thin:,} books lack levels on a side")
     return lines + ([f"  {found.torn}"] if found.torn else [])
 

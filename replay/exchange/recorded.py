@@ -28,6 +28,7 @@ import numpy as np
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.book_events import EventsFile, is_events_file
 from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
@@ -132,6 +133,7 @@ class Recording:
         self._path = path
         self.start_ms: Final = int(frames[0].received_ms) - 1
         self.end_ms: Final = int(frames[-1].received_ms) + 1
+        self._frames = frames
         self._topics: dict[str, list[RecordedFrame]] = {}
         for frame in frames:
             self._topics.setdefault(frame.topic, []).append(frame)
@@ -183,9 +185,9 @@ class Recording:
         )
         return list_instrument(shown).item
 
-    def frames(self, topic: str) -> list[RecordedFrame]:
-        """Return the frames of *topic* in order; none where the session did not hold it."""
-        return self._topics.get(topic, [])
+    def frames(self, *topics: str) -> list[RecordedFrame]:
+        """Return the frames of *topics* in order; none where the session did not hold them."""
+        return [frame for frame in self._frames if frame.topic in topics]
 
     def depths(self, symbol: str) -> list[int]:
         """Return the depths of which the session holds a book of *symbol*, rising."""
@@ -209,17 +211,14 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
 
     Its category is *category*, else that of the addresses which it names, else linear.
     """
-    try:
-        packed = path.read_bytes()
-        text = gzip.decompress(packed) if packed.startswith(GZIP_MAGIC) else packed
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataInvalid(f"{path} cannot be read ({error}): give a recorded session.") from None
     frames: list[RecordedFrame] = []
     addresses: dict[str, str] = {}
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_text_of(path).splitlines(), 1):
         try:
             entry = _entry(line)
             named = str(entry.get("addr", "")).rpartition("/")[2]
+            if entry.get("t") == "events":
+                named = entry["instrument"]["category"]
             if named in CATEGORIES:
                 addresses[str(entry.get("conn", ""))] = named
             if entry.get("t") == RECEIVED and (frame := _frame(entry)):
@@ -242,6 +241,17 @@ def read_recording(path: Path, category: Category | None = None) -> Recording:
         raise DataInvalid(f"{path} holds no received frame with a topic: give another session.")
     frames.sort(key=lambda each: each.received_ms)
     return Recording(frames, found.pop() if found else Category.LINEAR.value, path=str(path))
+
+
+def _text_of(path: Path) -> bytes:
+    """Return the lines of the file at *path*; of one that was being recorded, the whole ones."""
+    try:
+        if is_events_file(path):
+            return b"".join(content for content, _ in EventsFile(path).members())
+        packed = path.read_bytes()
+        return gzip.decompress(packed) if packed.startswith(GZIP_MAGIC) else packed
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataInvalid(f"{path} cannot be read ({error}): give a recorded session.") from None
 
 
 def _entry(line: bytes) -> dict[str, Any]:

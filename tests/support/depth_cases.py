@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from builders import instrument
+from bybit_server import SteppedClock, exchange_section
+from exchange_client import candles, serving, walk_rows
 from msgspec import structs
+from programs import BIN, ROOT, Program
+from waiting import until
 
+from tracepaper.daemon.bybit.order_book import SILENT_MS, DepthRequest
+from tracepaper.replay.archive.download import record_live
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
+from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.replay.learning.estimator import estimators
 from tracepaper.replay.learning.estimators.order_book import BookFitOptions
 from tracepaper.replay.learning.order_books import BookDataset
@@ -22,7 +30,7 @@ from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.training import train
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import KIND
-from tracepaper.strategies.types.market import Depth
+from tracepaper.strategies.types.market import Category, Depth
 from tracepaper.strategies.units import DAY_MS
 
 BTC = structs.replace(instrument(), price_decimals=1, quantity_decimals=3, tick_size=1)
@@ -154,3 +162,108 @@ def trained(books: Path, network: OrderBookConfig, folder: Path) -> Path:
     recipe = Recipe(estimators()[KIND], network, options, name="tiny")
     train(recipe, BookDataset.read([books]), folder, created_ms=0)
     return folder
+
+
+# ---------------------------------------------------------------- recorders
+
+SESSION = ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz"
+BOOK = ([["100.0", "1"], ["99.9", "2"]], [["100.1", "3"], ["100.2", "4"]])
+
+
+def snapshot(ts: int, u: int, sides: Any = BOOK) -> bytes:
+    return frame("snapshot", *sides, ts=FIRST_MS + ts, u=u)
+
+
+def delta(ts: int, u: int, bids: Any = (), asks: Any = ()) -> bytes:
+    return frame("delta", bids, asks, ts=FIRST_MS + ts, u=u)
+
+
+AGAIN = [snapshot(420, 20), delta(700, 21)]
+GAPS = {
+    "a missing frame": ([delta(250, 9), *AGAIN], "sequence"),
+    "a frame twice": ([delta(250, 7), *AGAIN], "sequence"),
+    "a snapshot of later": ([snapshot(250, 99), delta(700, 100)], "sequence"),
+    "a restart of the service": ([snapshot(250, 1), delta(700, 2)], "sequence"),
+    "a crossed book": ([delta(250, 8, [["100.1", "1"]]), *AGAIN], "refused"),
+    "no number": ([delta(250, 8, [["NaN", "1"]]), *AGAIN], "refused"),
+    "an infinite size": ([delta(250, 8, [["99.0", "1e999"]]), *AGAIN], "refused"),
+    "another symbol": (
+        [delta(250, 8).replace(b'"s": "BTC', b'"s": "ETH'), *AGAIN],
+        "refused",
+    ),
+    "an empty side": (
+        [delta(250, 8, [["100.0", "0"], ["99.9", "0"]]), delta(320, 9),
+         delta(420, 10, [["98.0", "1"]]), delta(700, 11)],
+        "empty",
+    ),
+    "time that goes back": ([delta(50, 8), delta(700, 9)], "clock"),
+    "long silence": ([delta(SILENT_MS + 300, 8), delta(SILENT_MS + 700, 9)], "silent"),
+}  # fmt: skip
+
+
+class Live:
+    """A recorder of the embedded exchange, whose time the test moves."""
+
+    def __init__(self, exchange: EmbeddedExchange, out: Path, request: DepthRequest) -> None:
+        self.exchange, self.out = exchange, out
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        section = exchange_section(
+            rest_url=exchange.rest_url, stream_url=exchange.stream_url, ahead_ms=10**9
+        )
+        self.clock = SteppedClock(exchange.clock.now_ms())
+        self._task = asyncio.create_task(
+            record_live(section, request, out, clock=self.clock, done=self._done)
+        )
+
+    async def listening(self, *, again: bool = False) -> None:
+        def listens() -> bool:
+            assert not self._task.done(), self._task.result()
+            if again:
+                self.clock.advance(network_s=0.001)  # it waits before it connects again
+            return any(
+                "orderbook" in topic
+                for one in self.exchange.hub.connections
+                for topic in one.topics
+            )
+
+        await until(listens)
+
+    async def end(self) -> str:
+        self._done.set_result(None)
+        return await self._task
+
+
+REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 100)
+
+
+async def recording(
+    out: Path, work: Callable[[Live], Awaitable[None]], *, request: DepthRequest = REQUEST
+) -> list[dict[str, Any]]:
+    """Record while *work* is done; return the frames that another client was sent."""
+    async with serving(candles(walk_rows(40)), start=3) as (exchange, client):
+        live = Live(exchange, out, request)
+        await live.listening()
+        async with client.stream() as stream:
+            await stream.subscribe("orderbook.50.BTCUSDT")
+            await work(live)
+            frames = [one for one in await stream.drain() if "topic" in one]
+        await live.end()
+    return frames
+
+
+FAULTS = {
+    "drop": "sequence",
+    "crossed_book": "refused",
+    "malformed": "refused",
+    "reorder": "sequence",
+}
+
+
+def recorder(exchange: EmbeddedExchange, out: Path, *what: str) -> Program:
+    """Return the program that records *what* of *exchange* to *out* until it is told to stop."""
+    command = [
+        str(BIN / "tracepaper"), "data", "record", "BTCUSDT", "--url", exchange.rest_url,
+        *(what or ("--every", "100", "--depth", "20")), "--out", str(out),
+    ]  # fmt: skip
+    patient = {"TRACEPAPER_EXCHANGE__AHEAD_MS": "600000"}
+    return Program(command, out.parent, name="recorder", extra=patient)

@@ -14,8 +14,8 @@ from depth_cases import FIRST_MS, depth, header, packed, walk, write
 from msgspec import structs
 
 from tracepaper.replay.archive import order_book as module
+from tracepaper.replay.archive.members import BOOKS_MARK, member
 from tracepaper.replay.archive.order_book import (
-    MARK,
     DepthFile,
     DepthWriter,
     depth_quality,
@@ -103,7 +103,7 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(128))  # blocks of 60: a minute each
     whole = path.read_bytes()
-    last = whole.rindex(MARK)
+    last = whole.rindex(BOOKS_MARK)
     for cut in range(last + 1, len(whole), 7):
         path.write_bytes(whole[:cut])
         found = read_depth(path)
@@ -116,7 +116,7 @@ def test_a_torn_tail_costs_one_block_and_is_said(tmp_path: Path) -> None:
     assert "no whole block" in read_depth(path).torn
     later = list(walk(3, first_ms=FIRST_MS + 900_000))
     assert "The last 50 bytes" in write(path, later, cause="stopped")
-    assert path.read_bytes().startswith(whole[:last] + MARK)
+    assert path.read_bytes().startswith(whole[:last] + BOOKS_MARK)
     again = read_depth(path)
     assert (len(again.books), again.torn, again.starts.tolist()) == (123, "", [0, 120])
 
@@ -126,7 +126,7 @@ def test_no_byte_can_be_changed_unseen(tmp_path: Path) -> None:
     write(path, walk(130))
     whole = path.read_bytes()
     told = rows(read_depth(path).books)
-    last, rng = whole.rindex(MARK), random.Random(5)
+    last, rng = whole.rindex(BOOKS_MARK), random.Random(5)
     places = [*range(60), *rng.sample(range(60, len(whole)), 240)]
     for place in places:
         path.write_bytes(
@@ -145,7 +145,7 @@ def test_a_damaged_middle_is_refused_and_never_cut_off(tmp_path: Path) -> None:
     path = tmp_path / "a"
     write(path, walk(200))
     whole = path.read_bytes()
-    place = whole.index(MARK, 1) + 40
+    place = whole.index(BOOKS_MARK, 1) + 40
     path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
     damaged = path.read_bytes()
     with pytest.raises(DataInvalid, match="is damaged between its bytes"):
@@ -185,7 +185,7 @@ def test_two_writers_of_one_file_are_one_too_many(tmp_path: Path) -> None:
 
 
 def test_a_file_of_something_else_is_neither_read_nor_written(tmp_path: Path) -> None:
-    for content in (b"open_time,open\n1,2\n", gzip.compress(b"{}"), MARK + b"nothing"):
+    for content in (b"open_time,open\n1,2\n", gzip.compress(b"{}"), BOOKS_MARK + b"nothing"):
         (tmp_path / "a").write_bytes(content)
         with pytest.raises(DataInvalid, match="is no file of `tracepaper data record`"):
             DepthWriter(tmp_path / "a", header())
@@ -237,7 +237,8 @@ def test_a_block_that_skips_or_repeats_time_is_refused(tmp_path: Path) -> None:
         books = read_depth(tmp_path / "a").books
         shifted = Books(books.seen_ms - FIRST_MS + later, books.market_ms, books.price, books.size)
         with (tmp_path / "a").open("ab") as file:
-            file.write(module._packed("", shifted))  # noqa: SLF001 - no writer does this
+            block = module._packed("", shifted)  # noqa: SLF001 - no writer does this
+            file.write(member(BOOKS_MARK, block))
         with pytest.raises(DataInvalid, match=r"does not go on from|its own grid"):
             read_depth(tmp_path / "a")
 

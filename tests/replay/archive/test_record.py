@@ -7,30 +7,37 @@ import gzip
 import json
 import random
 import signal
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from bybit_server import SteppedClock, exchange_section
-from depth_cases import BTC, FIRST_MS, frame, packed, plain_books
+from depth_cases import (
+    BTC,
+    FAULTS,
+    FIRST_MS,
+    GAPS,
+    REQUEST,
+    SESSION,
+    Live,
+    delta,
+    packed,
+    plain_books,
+    recorder,
+    recording,
+    snapshot,
+)
 from exchange_client import candles, serving, walk_rows
-from programs import BIN, ROOT, Program
 from waiting import until
 
-from tracepaper.daemon.bybit.order_book import SILENT_MS, DepthRequest, DepthSampler
+from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
 from tracepaper.daemon.config.sections import ExchangeSection
-from tracepaper.replay.archive.download import record_live, source_of
+from tracepaper.replay.archive.download import source_of
 from tracepaper.replay.archive.order_book import depth_quality, read_depth
-from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import books_of, check_books
 from tracepaper.strategies.types.market import Category, Depth
 
-SESSION = ROOT / "replay" / "samples" / "linear_session_2026-08-09_short.jsonl.gz"
-REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 100)
-BOOK = ([["100.0", "1"], ["99.9", "2"]], [["100.1", "3"], ["100.2", "4"]])
 Taken = list[tuple[Depth, str]]
 
 
@@ -71,14 +78,6 @@ def test_the_levels_of_recorded_frames_are_those_of_a_dictionary(count: int, eve
     assert [cause for _, cause in taken] == ["stopped"] + [""] * (len(taken) - 1)
 
 
-def snapshot(ts: int, u: int, sides: Any = BOOK) -> bytes:
-    return frame("snapshot", *sides, ts=FIRST_MS + ts, u=u)
-
-
-def delta(ts: int, u: int, bids: Any = (), asks: Any = ()) -> bytes:
-    return frame("delta", bids, asks, ts=FIRST_MS + ts, u=u)
-
-
 def causes(frames: list[bytes]) -> list[tuple[int, str]]:
     """Return when books begin after a gap, and why."""
     return [(one.seen_ms - FIRST_MS, cause) for one, cause in sampled(frames) if cause]
@@ -101,29 +100,6 @@ def test_the_book_of_a_time_is_made_of_the_frames_until_then() -> None:
         (200, 101, size[6_000]),
         (300, 101, size[6_000]),
     ]
-
-
-AGAIN = [snapshot(420, 20), delta(700, 21)]
-GAPS = {
-    "a missing frame": ([delta(250, 9), *AGAIN], "sequence"),
-    "a frame twice": ([delta(250, 7), *AGAIN], "sequence"),
-    "a snapshot of later": ([snapshot(250, 99), delta(700, 100)], "sequence"),
-    "a restart of the service": ([snapshot(250, 1), delta(700, 2)], "sequence"),
-    "a crossed book": ([delta(250, 8, [["100.1", "1"]]), *AGAIN], "refused"),
-    "no number": ([delta(250, 8, [["NaN", "1"]]), *AGAIN], "refused"),
-    "an infinite size": ([delta(250, 8, [["99.0", "1e999"]]), *AGAIN], "refused"),
-    "another symbol": (
-        [delta(250, 8).replace(b'"s": "BTC', b'"s": "ETH'), *AGAIN],
-        "refused",
-    ),
-    "an empty side": (
-        [delta(250, 8, [["100.0", "0"], ["99.9", "0"]]), delta(320, 9),
-         delta(420, 10, [["98.0", "1"]]), delta(700, 11)],
-        "empty",
-    ),
-    "time that goes back": ([delta(50, 8), delta(700, 9)], "clock"),
-    "long silence": ([delta(SILENT_MS + 300, 8), delta(SILENT_MS + 700, 9)], "silent"),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", GAPS)
@@ -198,53 +174,6 @@ def test_only_what_is_elsewhere_and_encrypted_is_the_exchange() -> None:
     assert {source_of(url) for url in others} == {"loopback"}
 
 
-class Live:
-    """A recorder of the embedded exchange, whose time the test moves."""
-
-    def __init__(self, exchange: EmbeddedExchange, out: Path, request: DepthRequest) -> None:
-        self.exchange, self.out = exchange, out
-        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        section = exchange_section(
-            rest_url=exchange.rest_url, stream_url=exchange.stream_url, ahead_ms=10**9
-        )
-        self.clock = SteppedClock(exchange.clock.now_ms())
-        self._task = asyncio.create_task(
-            record_live(section, request, out, clock=self.clock, done=self._done)
-        )
-
-    async def listening(self, *, again: bool = False) -> None:
-        def listens() -> bool:
-            assert not self._task.done(), self._task.result()
-            if again:
-                self.clock.advance(network_s=0.001)  # it waits before it connects again
-            return any(
-                "orderbook" in topic
-                for one in self.exchange.hub.connections
-                for topic in one.topics
-            )
-
-        await until(listens)
-
-    async def end(self) -> str:
-        self._done.set_result(None)
-        return await self._task
-
-
-async def recording(
-    out: Path, work: Callable[[Live], Awaitable[None]], *, request: DepthRequest = REQUEST
-) -> list[dict[str, Any]]:
-    """Record while *work* is done; return the frames that another client was sent."""
-    async with serving(candles(walk_rows(40)), start=3) as (exchange, client):
-        live = Live(exchange, out, request)
-        await live.listening()
-        async with client.stream() as stream:
-            await stream.subscribe("orderbook.50.BTCUSDT")
-            await work(live)
-            frames = [one for one in await stream.drain() if "topic" in one]
-        await live.end()
-    return frames
-
-
 async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
     async def work(live: Live) -> None:
         for _ in range(90):
@@ -263,14 +192,6 @@ async def test_live_books_are_those_of_another_client(tmp_path: Path) -> None:
     assert set(plain) <= set(found.books.seen_ms.tolist())
     quality = depth_quality(tmp_path / "a")
     assert (quality.gaps, quality.source, quality.instrument) == ((), "loopback", "linear:BTCUSDT")
-
-
-FAULTS = {
-    "drop": "sequence",
-    "crossed_book": "refused",
-    "malformed": "refused",
-    "reorder": "sequence",
-}
 
 
 @pytest.mark.parametrize("kind", FAULTS)
@@ -326,16 +247,6 @@ def test_what_no_file_holds_is_refused(change: dict[str, int], sentence: str) ->
     }
     with pytest.raises(ConfigInvalid, match=sentence):
         DepthRequest(**{**plain, **change})
-
-
-def recorder(exchange: EmbeddedExchange, out: Path) -> Program:
-    """Return the program that records *exchange* to *out* until it is told to stop."""
-    command = [
-        str(BIN / "tracepaper"), "data", "record", "BTCUSDT", "--url", exchange.rest_url,
-        "--every", "100", "--depth", "20", "--out", str(out),
-    ]  # fmt: skip
-    patient = {"TRACEPAPER_EXCHANGE__AHEAD_MS": "600000"}
-    return Program(command, out.parent, name="recorder", extra=patient)
 
 
 @pytest.mark.slow

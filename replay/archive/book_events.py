@@ -1,0 +1,398 @@
+"""Files of recorded events: every frame of a symbol's order book and trades as it came.
+
+A file is a gzip file of many members. The first holds a header as one JSON line; the others hold
+lines of a recorded session, ``{"t": "recv", "ts": seconds, "data": "the frame"}``, and
+``{"t": "gap", …}`` where frames are missing. So whatever plays a recorded session plays this too.
+
+The rules are docs/orderbook.md, D25 to D27.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from tracepaper.daemon.bybit.messages import decode_book
+from tracepaper.daemon.bybit.wire import Book, Received, RefusedFrame, Trades, Wire
+from tracepaper.replay.archive.members import EVENTS_MARK, MemberFile, MemberWriter, begins_with
+from tracepaper.replay.archive.order_book import DepthGap
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, MessageMalformed
+from tracepaper.strategies.types.market import Instrument
+from tracepaper.strategies.units import MINUTE_MS, iso
+
+FORMAT: Final = "tracepaper events"
+VERSION: Final = 1
+BLOCK_BYTES: Final = 256 * 1024
+BLOCK_MS: Final = 10_000
+"""A block is written when its lines reach so many bytes or so long: what a kill can cost."""
+FRAME: Final = "recv"
+GAP: Final = "gap"
+
+
+class EventsHeader(Struct, frozen=True, kw_only=True):
+    """What a file holds the frames of, and whence: ``exchange``, ``loopback`` or ``frames``."""
+
+    t: str = "events"
+    format: str = FORMAT
+    version: int = VERSION
+    instrument: Instrument
+    topics: tuple[str, ...]
+    source: str
+
+    def words(self) -> str:
+        """Return it as people read it."""
+        return f"{' and '.join(self.topics)} of {self.instrument.category} from {self.source}"
+
+    def holds(self) -> tuple[object, ...]:
+        """Return what may not change within a file; an exchange changes other filters."""
+        one = self.instrument
+        decimals = (one.price_decimals, one.quantity_decimals, one.volume_decimals)
+        return one.id, decimals, self.topics, self.source
+
+
+class Line(Struct, frozen=True, omit_defaults=True):
+    """One line: a frame and when it was received, or the cause of a gap; UTC seconds."""
+
+    t: str
+    ts: float
+    data: str = ""
+    cause: str = ""
+
+    @property
+    def received_ms(self) -> int:
+        """When it was received, in UTC milliseconds."""
+        return round(self.ts * 1000)
+
+
+_encode: Final = msgspec.json.Encoder().encode
+_decode_header: Final = msgspec.json.Decoder(EventsHeader).decode
+_decode_line: Final = msgspec.json.Decoder(Line).decode
+
+
+class EventsFile(MemberFile):
+    """A file read block by block; ``torn`` is known once all were read."""
+
+    def __init__(self, path: Path) -> None:
+        """Open *path*; raise ``DataInvalid`` where it is no file of events."""
+        super().__init__(path, EVENTS_MARK)
+        try:
+            self.header: Final = _decode_header(self.head)
+        except msgspec.MsgspecError as error:
+            raise DataInvalid(f"{path} has no header of a file of events ({error}).") from None
+        if (self.header.format, self.header.version) != (FORMAT, VERSION):
+            raise DataInvalid(
+                f"{path} is of version {self.header.version} and this one reads {VERSION}; use a "
+                "newer tracepaper."
+            )
+
+    def lines(self) -> Iterator[Line]:
+        """Yield every line in order; raise ``DataInvalid`` for what no recorder writes."""
+        end, last_s = self.begin, 0.0
+        for content, stop in self.members(end):
+            for text in content.splitlines():
+                try:
+                    line = _decode_line(text)
+                except (msgspec.MsgspecError, RecursionError) as error:
+                    raise self._damaged(end, f"holds no line of a session ({error})") from None
+                if line.ts < last_s or line.t not in {FRAME, GAP}:
+                    raise self._damaged(end, "does not go on from the line before")
+                last_s = line.ts
+                yield line
+            end = stop
+
+    def _damaged(self, byte: int, what: str) -> DataInvalid:
+        return DataInvalid(
+            f"{self.path}, the block at byte {byte:,}, {what}; restore the file from a copy."
+        )
+
+    def received(self) -> Iterator[tuple[Line, Book | Trades | None]]:
+        """Yield every line with what its frame says, None of a gap; check each as it came.
+
+        Raises ``DataInvalid`` for a frame that a recorder would have refused.
+        """
+        reader = _Reader(self.header.instrument, self.header.topics)
+        for line in self.lines():
+            if line.t == GAP:
+                reader.forget()
+                yield line, None
+                continue
+            read = reader.read(line.data.encode())
+            if reader.cause or not isinstance(read, Book | Trades):
+                raise DataInvalid(
+                    f"{self.path} holds a frame received {iso(line.received_ms)} that no recorder "
+                    f"keeps: {reader.said or 'it is of no topic of the file.'} Restore the file "
+                    "from a copy."
+                )
+            yield line, read
+
+
+class _Reader:
+    """Reads frames of a book and its trades; ``cause`` is why the last one does not go on."""
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        topics: Sequence[str],
+        accepts: Callable[[int], bool] | None = None,
+    ) -> None:
+        self._instrument, self._topics, self._accepts = instrument, topics, accepts
+        self._is_numbered = not topics[0].startswith("orderbook.1.")
+        self.forget()
+
+    def forget(self) -> None:
+        """Know nothing of what came before."""
+        self.cause = self.said = ""
+        self._wire = Wire(
+            category=self._instrument.category,
+            instruments=[self._instrument],
+            interval_ms=MINUTE_MS,
+            observe=self._accepts,
+            refused=self._refused,
+        )
+
+    def _refused(self, kind: str, sentence: str) -> None:
+        self.said = sentence
+        if kind != "unknown.orderbook":  # a delta of a book that is not known yet
+            self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
+
+    def read(self, frame: bytes) -> Received | None:
+        """Return what *frame* says; None where it is refused.
+
+        A snapshot that does not follow what was known is read, with a ``cause``.
+        """
+        self.cause = ""
+        before = self._wire.last_update(self._topics[0])
+        try:
+            received = self._wire.receive(frame)
+        except MessageMalformed:
+            return None
+        after = self._wire.last_update(self._topics[0])
+        if (
+            self._is_numbered
+            and before is not None
+            and after is not None
+            and (after - before not in {0, 1})
+        ):
+            self.cause, self.said = "sequence", "It does not follow the frame before it."
+        return None if isinstance(received, RefusedFrame) else received
+
+    def pop_stale_topics(self) -> set[str]:
+        """Return the topics that need a snapshot, each once."""
+        return self._wire.pop_stale_topics()
+
+
+def is_events_file(path: Path) -> bool:
+    """Return whether *path* begins as a file of events does."""
+    return begins_with(path, EVENTS_MARK)
+
+
+class EventsWriter:
+    """Appends lines to one file, whole blocks at a time; the only writer of it.
+
+    ``says`` is what was found of an older writer's torn end. Raises ``ConfigInvalid`` where the
+    file holds other frames or has a writer already, ``DataInvalid`` where it is none.
+    """
+
+    def __init__(self, path: Path, header: EventsHeader) -> None:
+        self.path: Final = path
+        self.says = ""
+        self.last_ms = 0.0
+        self._header: Final = header
+        self._held: list[bytes] = []
+        self._bytes, self._begun_ms = 0, 0.0
+        self._is_resumed = False
+        self._file: Final = MemberWriter(path, EVENTS_MARK)
+        try:
+            if self._file.is_new:
+                self._file.append(_encode(header) + b"\n")
+            else:
+                self._resume()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _resume(self) -> None:
+        """Find where the file ends, and cut off what is no whole block."""
+        found = EventsFile(self.path)
+        if found.header.holds() != self._header.holds():
+            raise ConfigInvalid(
+                f"{self.path} holds {found.header.words()}, not {self._header.words()} with the "
+                "same decimals; give another --out."
+            )
+        for line in found.lines():
+            self.last_ms, self._is_resumed = line.ts * 1000, True
+        if found.torn is not None:
+            self.says = found.torn_sentence()
+            self._file.cut(found.torn)
+
+    def add(self, received_ms: float, frame: bytes = b"", cause: str = "") -> None:
+        """Take the next *frame*, or the *cause* of a gap, at *received_ms*.
+
+        Raises ``DataInvalid`` where it is earlier than what is stored.
+        """
+        if received_ms < self.last_ms or (self._is_resumed and received_ms == self.last_ms):
+            raise DataInvalid(
+                f"{self.path} holds frames until {iso(int(self.last_ms))} and the next is of "
+                f"{iso(int(received_ms))}; give another --out."
+            )
+        if self._is_resumed:
+            self._is_resumed = False
+            self._hold(received_ms, Line(GAP, received_ms / 1000, cause="stopped"))
+        kind = GAP if cause else FRAME
+        self._hold(received_ms, Line(kind, received_ms / 1000, frame.decode(), cause))
+
+    def _hold(self, received_ms: float, line: Line) -> None:
+        if not self._held:
+            self._begun_ms = received_ms
+        self.last_ms = received_ms
+        self._held.append(_encode(line) + b"\n")
+        self._bytes += len(self._held[-1])
+        if self._bytes >= BLOCK_BYTES or received_ms - self._begun_ms >= BLOCK_MS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is held as one block."""
+        if self._held:
+            self._file.append(b"".join(self._held))
+            self._held.clear()
+            self._bytes = 0
+
+    def __enter__(self) -> Self:
+        """Write."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what is held, and let others write."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+
+class EventRecorder:
+    """Reads the frames of a connection and has those of its topics written, and every gap.
+
+    After a gap no frame of the book is written before a snapshot. *now_ms* is when the frame at
+    hand was received; *accepts* is asked whether its date is believed.
+    """
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        topics: Iterable[str],
+        writer: EventsWriter,
+        *,
+        accepts: Callable[[int], bool],
+        now_ms: Callable[[], float],
+    ) -> None:
+        self.topics: Final = tuple(topics)
+        self._writer = writer
+        self._now_ms = now_ms
+        self._stale: set[str] = set()
+        self._reader = _Reader(instrument, self.topics, accepts)
+
+    def lost(self, cause: str) -> None:
+        """Write a gap for *cause*, and wait for a snapshot."""
+        self._writer.add(self._now_ms(), cause=cause)
+        self._reader.forget()
+
+    def receive(self, frame: bytes) -> Received | None:
+        """Read one frame; None where it was refused, and a new snapshot is needed."""
+        received, cause = self._reader.read(frame), self._reader.cause
+        if cause and received is not None:
+            self._writer.add(self._now_ms(), cause=cause)
+        elif cause:
+            self.lost(cause)
+            self._stale.add(self.topics[0])
+        if isinstance(received, Book | Trades):
+            self._writer.add(self._now_ms(), frame)
+        return received
+
+    def pop_stale_topics(self) -> set[str]:
+        """Return the topics that need a snapshot, each once."""
+        stale, self._stale = self._stale | self._reader.pop_stale_topics(), set()
+        return stale
+
+
+@dataclass(frozen=True)
+class EventsQuality:
+    """What a file of events holds; times are UTC milliseconds of receipt."""
+
+    path: str
+    instrument: str
+    topics: tuple[str, ...]
+    source: str
+    frames: int
+    changes: int  # levels that frames of the book set, those of snapshots too
+    trades: int
+    first_ms: int | None
+    last_ms: int | None
+    recorded_ms: int  # without the gaps
+    gaps: tuple[DepthGap, ...]
+    bytes: int
+    bytes_an_event: float | None  # an event is a changed level or a trade
+    late_p50_ms: float | None  # from the exchange's date of a frame to its receipt
+    late_p99_ms: float | None
+    torn: str  # what is left out at the end; empty where nothing is
+
+
+def events_quality(path: Path) -> EventsQuality:
+    """Summarise the file at *path*, every frame checked; raise ``DataInvalid``."""
+    file = EventsFile(path)
+    counted: Counter[str] = Counter()
+    gaps: list[DepthGap] = []
+    late: list[float] = []
+    first = last = None
+    open_gap: tuple[int, str] | None = None
+    for line, read in file.received():
+        at_ms = line.received_ms
+        if read is None:
+            if last is not None and open_gap is None:
+                open_gap = (last, line.cause)
+            continue
+        first = at_ms if first is None else first
+        if isinstance(read, Book):
+            data = decode_book(line.data.encode()).data
+            counted["changes"] += len(data.b) + len(data.a)
+            if open_gap is not None:
+                gaps.append(DepthGap(open_gap[0], at_ms, open_gap[1]))
+                open_gap = None
+        else:
+            counted["trades"] += len(read.trades)
+        counted["frames"] += 1
+        late.append(line.ts * 1000 - read.server_ms)
+        last = at_ms
+    events = counted["changes"] + counted["trades"]
+    missed_ms = sum(gap.until_ms - gap.from_ms for gap in gaps)
+    p50, p99 = np.percentile(late, (50, 99)).tolist() if late else (None, None)
+    return EventsQuality(
+        path=str(path),
+        instrument=file.header.instrument.id,
+        topics=file.header.topics,
+        source=file.header.source,
+        frames=counted["frames"],
+        changes=counted["changes"],
+        trades=counted["trades"],
+        first_ms=first,
+        last_ms=last,
+        recorded_ms=0 if first is None or last is None else last - first - missed_ms,
+        gaps=tuple(gaps),
+        bytes=file.size,
+        bytes_an_event=file.size / events if events else None,
+        late_p50_ms=p50,
+        late_p99_ms=p99,
+        torn=file.torn_sentence(),
+    )

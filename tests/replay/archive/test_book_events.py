@@ -1,0 +1,374 @@
+"""Recorded events: every frame as it came, gaps marked, nothing of a lost book kept."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import signal
+from pathlib import Path
+
+import pytest
+from aiohttp import ClientSession
+from depth_cases import (
+    AGAIN,
+    BTC,
+    FAULTS,
+    FIRST_MS,
+    GAPS,
+    SESSION,
+    Live,
+    delta,
+    recorder,
+    recording,
+    snapshot,
+)
+from exchange_client import Client, candles, serving, walk_rows
+from programs import run
+from waiting import until
+
+from tracepaper.daemon.bybit.order_book import DepthRequest
+from tracepaper.replay.archive.book_events import (
+    EventRecorder,
+    EventsFile,
+    EventsHeader,
+    EventsWriter,
+    events_quality,
+)
+from tracepaper.replay.archive.members import EVENTS_MARK, member
+from tracepaper.replay.exchange.recorded import read_recording
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import Category
+
+TOPICS = ("orderbook.50.BTCUSDT", "publicTrade.BTCUSDT")
+HEADER = EventsHeader(instrument=BTC, topics=TOPICS, source="frames")
+REQUEST = DepthRequest(Category.LINEAR, "BTCUSDT", 50, 1_000, events=True)
+
+
+def trade(ts: int, price: str = "100.0") -> bytes:
+    one = {"T": FIRST_MS + ts, "s": "BTCUSDT", "S": "Buy", "v": "0.1", "p": price, "i": f"id{ts}"}
+    body = {"topic": TOPICS[1], "type": "snapshot", "ts": FIRST_MS + ts, "data": [one]}
+    return json.dumps(body).encode()
+
+
+def recorded(path: Path, frames: list[bytes]) -> list[tuple[str, bytes]]:
+    """Record *frames*, each received 5 ms after its date; return the lines of the file."""
+    with EventsWriter(path, HEADER) as writer:
+        now = [0.0]
+        taker = EventRecorder(
+            BTC,
+            TOPICS,
+            writer,
+            accepts=lambda ms: ms <= now[0] + 1_000,
+            now_ms=lambda: now[0],
+        )
+        for one in frames:
+            now[0] = max(now[0], json.loads(one)["ts"] + 5) if one[:1] == b"{" else now[0]
+            taker.receive(one)
+    return [(line.cause, line.data.encode()) for line in EventsFile(path).lines()]
+
+
+def session(*topics: str) -> list[str]:
+    with gzip.open(SESSION, "rt") as file:
+        entries = [json.loads(line) for line in file]
+    frames = [one["data"] for one in entries if one["t"] == "recv"]
+    return [one for one in frames if json.loads(one).get("topic") in topics]
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def test_a_session_is_kept_frame_by_frame_as_it_came(tmp_path: Path) -> None:
+    words = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out", "a.events"]
+    made = run([*words, "--json"], tmp_path)
+    assert made.code == 0, made.err
+    sent = session("orderbook.200.BTCUSDT", "publicTrade.BTCUSDT")
+    file = EventsFile(tmp_path / "a.events")
+    assert [line.data for line in file.lines()] == sent
+    said = json.loads(made.out)
+    changes = [json.loads(one)["data"] for one in sent]
+    books = [one for one in changes if isinstance(one, dict)]
+    assert said["changes"] == sum(len(one["b"]) + len(one["a"]) for one in books) > 500
+    assert said["trades"] == sum(len(one) for one in changes if isinstance(one, list)) > 0
+    assert said["frames"] == len(sent)
+    assert said["bytes_an_event"] == said["bytes"] / (said["changes"] + said["trades"])
+    again = run(words, tmp_path)
+    assert (again.code, again.out) == (1, "")
+    assert "and the next is of" in again.err
+
+
+def test_samples_of_the_events_are_those_of_the_session(tmp_path: Path) -> None:
+    record = ["data", "record", "BTCUSDT"]
+    run([*record, "--events", "--from", str(SESSION), "--out", "a.events"], tmp_path)
+    for source, out in ((str(SESSION), "a.depth"), ("a.events", "b.depth")):
+        sampled = ["--from", source, "--every", "50", "--out", out]
+        assert run([*record, *sampled], tmp_path).code == 0
+    assert (tmp_path / "a.depth").read_bytes() == (tmp_path / "b.depth").read_bytes()
+
+
+async def test_the_embedded_exchange_plays_them_back(tmp_path: Path) -> None:
+    words = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out", "a.events"]
+    run(words, tmp_path)
+    settings = ExchangeSettings(frames=tmp_path / "a.events", manual=True)
+    async with EmbeddedExchange(settings) as exchange, ClientSession() as http:
+        client = Client(exchange, http)
+        async with client.stream() as stream:
+            await stream.subscribe("publicTrade.BTCUSDT", "orderbook.200.BTCUSDT")
+            await exchange.advance(600_000)
+            await stream.ask("ping")
+        heard = [text for text in stream.texts if '"topic"' in text[:200]]
+    assert heard == session("orderbook.200.BTCUSDT", "publicTrade.BTCUSDT")
+
+
+# ---------------------------------------------------------------- gaps
+
+EVENT_GAPS = {name: gap for name, gap in GAPS.items() if gap[1] in {"sequence", "refused"}}
+
+
+@pytest.mark.parametrize("name", EVENT_GAPS)
+def test_a_gap_is_marked_and_no_frame_is_kept_before_a_snapshot(tmp_path: Path, name: str) -> None:
+    after, cause = EVENT_GAPS[name]
+    begun = [snapshot(0, 6), trade(50), delta(110, 7)]
+    if b"snapshot" in after[0] or json.loads(after[0])["data"]["u"] == 1:
+        lines = recorded(tmp_path / "a", [*begun, *after])
+        assert lines == [*(("", one) for one in begun), (cause, b""), *(("", one) for one in after)]
+        return
+    lines = recorded(tmp_path / "a", [*begun, after[0], delta(260, 90), trade(300), *AGAIN])
+    assert [(why, body) for why, body in lines if why] == [(cause, b"")]
+    kept = [body for why, body in lines if not why]
+    assert kept == [*begun, trade(300), *AGAIN]
+    (gap,) = events_quality(tmp_path / "a").gaps
+    assert (gap.from_ms - FIRST_MS, gap.until_ms - FIRST_MS, gap.cause) == (115, 425, cause)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        trade(200).replace(b'"Buy"', b'"Hold"'),
+        trade(200, "1e5"),
+        trade(200).replace(b'"s": "BTC', b'"s": "ETH'),
+        trade(9_999_999),
+        b"[" * 100_000,
+        b"\xff",
+    ],
+    ids=["side", "price", "symbol", "ahead", "deep", "bytes"],
+)
+def test_a_lost_trade_is_a_gap_of_the_book_too(tmp_path: Path, bad: bytes) -> None:
+    with EventsWriter(tmp_path / "a", HEADER) as writer:
+        at = [FIRST_MS + 5.0]
+        taker = EventRecorder(
+            BTC, TOPICS, writer, accepts=lambda ms: ms < at[0] + 1_000, now_ms=lambda: at[0]
+        )
+        taker.receive(snapshot(0, 7))
+        at[0] += 200
+        assert taker.receive(bad) is None
+        assert taker.pop_stale_topics() == {TOPICS[0]}
+        assert taker.pop_stale_topics() == set()
+        taker.receive(delta(250, 8))
+        at[0] += 300
+        taker.receive(snapshot(400, 30))
+    lines = [(line.cause, line.data.encode()) for line in EventsFile(tmp_path / "a").lines()]
+    assert lines == [("", snapshot(0, 7)), ("refused", b""), ("", snapshot(400, 30))]
+
+
+def test_other_topics_and_answers_are_left_out(tmp_path: Path) -> None:
+    others = [b'{"success":true,"op":"subscribe"}', b'{"op":"pong"}', b'{"topic":"news","ts":1}']
+    with EventsWriter(tmp_path / "a", HEADER) as writer:
+        taker = EventRecorder(BTC, TOPICS, writer, accepts=lambda _: True, now_ms=lambda: 1e12)
+        for one in (*others, snapshot(0, 7), *others):
+            taker.receive(one)
+    assert [line.data.encode() for line in EventsFile(tmp_path / "a").lines()] == [snapshot(0, 7)]
+
+
+# ---------------------------------------------------------------- files
+
+
+def test_a_torn_tail_is_cut_off_and_what_goes_on_begins_behind_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    first = [snapshot(0, 7), delta(100, 8)]
+    recorded(path, first)
+    whole = path.read_bytes()
+    later = [snapshot(5_000, 20), trade(5_100)]
+    recorded(path, later)
+    longer = path.read_bytes()
+    for size in range(len(whole) + 1, len(longer)):
+        path.write_bytes(longer[:size])
+        found = events_quality(path)
+        assert (found.frames, found.torn[:9]) == (2, "The last ")
+        assert len(read_recording(path).frames(*TOPICS)) == 2
+    lines = recorded(path, later)
+    assert [why for why, _ in lines] == ["", "", "stopped", "", ""]
+    assert path.read_bytes() == longer
+    assert [gap.cause for gap in events_quality(path).gaps] == ["stopped"]
+
+
+def test_damage_in_the_middle_is_refused_wherever_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    recorded(path, [snapshot(0, 7)])
+    begin = path.stat().st_size
+    recorded(path, [snapshot(5_000, 20)])
+    content = bytearray(path.read_bytes())
+    for at in (begin // 2, begin - 3):
+        broken = bytes(content[:at]) + bytes([content[at] ^ 255]) + bytes(content[at + 1 :])
+        path.write_bytes(broken)
+        for read in (events_quality, read_recording):
+            with pytest.raises(DataInvalid, match=r"damaged between|no header|of `tracepaper data"):
+                read(path)
+
+
+FORGED: dict[str, tuple[list[bytes], str]] = {
+    "a frame taken out": ([snapshot(0, 7), delta(200, 9)], "are missing"),
+    "a delta without a snapshot": ([delta(0, 7)], "before any snapshot"),
+    "a snapshot without a gap": ([snapshot(0, 7), snapshot(200, 99)], "does not follow"),
+    "a crossed book": ([snapshot(0, 7), delta(100, 8, [["100.2", "1"]])], "not below"),
+    "a topic that is not the file's": ([b'{"topic":"tickers.ETHUSDT","ts":1}'], "of no topic"),
+    "no frame": ([b"42"], "no recorder keeps"),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_file_is_refused_by_its_check(tmp_path: Path, name: str) -> None:
+    frames, why = FORGED[name]
+    path = tmp_path / "a"
+    with EventsWriter(path, HEADER) as writer:
+        for place, one in enumerate(frames):
+            writer.add(FIRST_MS + 1_000 * place, one)
+    done = run(["data", "check", "a"], tmp_path)
+    assert done.code == 1
+    assert why in done.out
+    assert len(done.out.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b'{"t":"recv","ts":1}\n{"t":"recv","ts":0.5}', "does not go on"),
+        (b'{"t":"other","ts":1}', "does not go on"),
+        (b'{"t":"recv"}', "holds no line"),
+        (b"[" * 100_000, "holds no line"),
+    ],
+)
+def test_lines_that_no_recorder_writes_are_named_by_their_block(
+    tmp_path: Path, text: bytes, why: str
+) -> None:
+    path = tmp_path / "a"
+    with EventsWriter(path, HEADER):
+        pass
+    path.write_bytes(path.read_bytes() + member(EVENTS_MARK, text))
+    with pytest.raises(DataInvalid, match=f"the block at byte [0-9]+, {why}"):
+        list(EventsFile(path).lines())
+
+
+def test_a_file_has_one_symbol_one_depth_and_one_writer(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with EventsWriter(path, HEADER), pytest.raises(ConfigInvalid, match="recorded to already"):
+        EventsWriter(path, HEADER)
+    other = EventsHeader(instrument=BTC, topics=("orderbook.200.BTCUSDT",), source="frames")
+    with pytest.raises(ConfigInvalid, match=r"holds orderbook\.50.* not orderbook\.200.*--out"):
+        EventsWriter(path, other)
+    for content in (
+        b"",
+        b"\x1f\x8b",
+        member(EVENTS_MARK, b"{}"),
+        member(EVENTS_MARK, b'{"version":2}'),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(DataInvalid, match="a"):
+            EventsFile(path)
+
+
+def test_bad_words_are_refused_in_a_sentence(tmp_path: Path) -> None:
+    record = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out"]
+    both = run([*record, "a", "--every", "100"], tmp_path)
+    assert (both.code, both.err.count("\n")) == (2, 1)
+    assert "--every is of samples" in both.err
+    run([*record, "a"], tmp_path)
+    for words in (
+        ["data", "record", "BTCUSDT", "--from", str(SESSION), "--out", "a"],  # samples into it
+        ["replay", "a", "--set", "strategy.name=sma_cross"],
+        ["data", "describe", "a"],
+    ):
+        done = run(words, tmp_path)
+        assert (done.code, done.err.count("\n")) == (1, 1), done.err
+        assert "events" in done.err
+
+
+# ---------------------------------------------------------------- live
+
+
+async def test_live_events_are_the_frames_of_another_client(tmp_path: Path) -> None:
+    async with serving(candles(walk_rows(40)), start=3) as (exchange, client):
+        live = Live(exchange, tmp_path / "a", REQUEST)
+        await live.listening()
+        async with client.stream() as stream:
+            await stream.subscribe(*TOPICS)
+            for _ in range(90):
+                await exchange.advance(1_000)
+            await stream.ask("ping")
+        await live.end()
+    heard = [text for text in stream.texts if json.loads(text).get("topic") in TOPICS]
+    kept = [line.data for line in EventsFile(tmp_path / "a").lines()]
+    assert kept == heard
+    found = events_quality(tmp_path / "a")
+    assert (found.gaps, found.source, found.trades > 0) == ((), "loopback", True)
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_what_goes_wrong_is_a_gap_after_which_books_are_right(
+    tmp_path: Path, kind: str
+) -> None:
+    async def work(live: Live) -> None:
+        await live.exchange.advance(20_000)
+        topic = {} if kind == "crossed_book" else {"topic": TOPICS[0]}
+        live.exchange.arm(kind, **topic)
+        for _ in range(40):
+            await live.exchange.advance(1_000)
+            live.clock.advance(network_s=1)
+            for _ in range(20):  # it subscribes anew, and is answered
+                await asyncio.sleep(0)
+
+    await recording(tmp_path / "a", work, request=REQUEST)
+    found = events_quality(tmp_path / "a")  # it checks every frame after the gap as well
+    assert FAULTS[kind] in {gap.cause for gap in found.gaps}
+    assert found.frames > 100
+
+
+async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
+    async with serving(candles(walk_rows(40)), start=3) as (exchange, _):
+        live = Live(exchange, tmp_path / "a", REQUEST)
+        await live.listening()
+        await exchange.advance(20_000)
+        exchange.arm("disconnect")
+        await exchange.advance(1_000)
+        await until(lambda: not exchange.hub.connections)
+        await live.listening(again=True)
+        for _ in range(20):
+            await exchange.advance(1_000)
+        await live.end()
+    (gap,) = events_quality(tmp_path / "a").gaps
+    assert gap.cause == "disconnected"
+
+
+@pytest.mark.slow
+async def test_a_killed_recorder_goes_on_behind_a_gap(tmp_path: Path) -> None:
+    out = tmp_path / "a.events"
+    async with serving(candles(walk_rows(60)), start=3) as (exchange, _):
+        for by in (signal.SIGKILL, signal.SIGTERM):
+            size = out.stat().st_size if out.exists() else 0
+            program = recorder(exchange, out, "--events")
+            try:
+                await until(lambda: any(one.topics for one in exchange.hub.connections))
+                moved = 0
+                while not out.exists() or out.stat().st_size < size + 4_000:
+                    await exchange.advance(1_000)
+                    moved += 1
+                    assert moved < 400
+            finally:
+                program.process.send_signal(by)
+                ended = await asyncio.to_thread(program.end)
+            await until(lambda: not exchange.hub.connections)
+    assert ended.code == 0, ended.err
+    assert "changed levels" in ended.out
+    found = events_quality(out)
+    assert ([gap.cause for gap in found.gaps], found.torn) == (["stopped"], "")
