@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.order_book import DepthQuality
     from tracepaper.replay.archive.series import Imported, Quality
-    from tracepaper.replay.exchange.recorded import Recording
     from tracepaper.replay.learning.splits import (
         Segment,
         Split,
@@ -421,7 +420,7 @@ def _record_frames(
 
     session = read_recording(frames, category)
     request = replace(request, category=Category(session.category))
-    topic = _topic(session, frames, request)
+    topic = session.book_topic(request.symbol, request.levels)
     topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
     item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
     said = sample_frames(
@@ -433,23 +432,6 @@ def _record_frames(
         ahead_ms=load(config).exchange.ahead_ms,
     )
     return _quality_of(out, events=request.events), said
-
-
-def _topic(session: Recording, frames: Path, request: DepthRequest) -> str:
-    """Return the shallowest topic that has the levels asked for."""
-    depths = session.depths(request.symbol)
-    deep = [depth for depth in depths if depth >= request.levels]
-    if deep:
-        return f"orderbook.{deep[0]}.{request.symbol}"
-    if depths:
-        raise ConfigInvalid(
-            f"{frames} holds {depths[-1]} levels of {request.symbol}; give --depth {depths[-1]} or "
-            "less."
-        )
-    raise DataInvalid(
-        f"{frames} holds no order book of {request.symbol}; its symbols are "
-        f"{', '.join(session.symbols) or 'none'}."
-    )
 
 
 def _exchange(config: Path | None, url: str | None) -> ExchangeSection:

@@ -35,7 +35,7 @@ from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, Topi
 from tracepaper.replay.exchange.false_prices import FAULTS
 from tracepaper.replay.exchange.instruments import list_instrument, parsed
 from tracepaper.replay.exchange.market import Venue
-from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 from tracepaper.strategies.units import MINUTE_MS
 
@@ -189,10 +189,24 @@ class Recording:
         """Return the frames of *topics* in order; none where the session did not hold them."""
         return [frame for frame in self._frames if frame.topic in topics]
 
-    def depths(self, symbol: str) -> list[int]:
-        """Return the depths of which the session holds a book of *symbol*, rising."""
+    def book_topic(self, symbol: str, levels: int) -> str:
+        """Return the shallowest topic of a book of *symbol* with so many levels a side.
+
+        Raises ``ConfigInvalid`` where none is so deep, ``DataInvalid`` where there is none.
+        """
         named = [topic.split(".") for topic in self._topics if topic.startswith("orderbook.")]
-        return sorted(int(depth) for _, depth, of in named if of == symbol and depth.isdecimal())
+        depths = sorted(int(depth) for _, depth, of in named if of == symbol and depth.isdecimal())
+        if deep := [depth for depth in depths if depth >= levels]:
+            return f"orderbook.{deep[0]}.{symbol}"
+        if depths:
+            raise ConfigInvalid(
+                f"{self._path} holds {depths[-1]} levels of {symbol}; give --depth {depths[-1]} or "
+                "less."
+            )
+        raise DataInvalid(
+            f"{self._path} holds no order book of {symbol}; its symbols are "
+            f"{', '.join(self.symbols) or 'none'}."
+        )
 
     def candles(self, symbol: str, interval: str, now_ms: int) -> list[list[str]]:
         """Return the candles that the session's frames have shown by *now_ms*, newest first."""
