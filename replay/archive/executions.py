@@ -46,6 +46,8 @@ REQUIRED: Final = {
     "quantity": "execQty (Filled Quantity)",
     "time": "execTime (Transaction Time)",
 }
+DIGITS_MOST: Final = 15
+"""Before or after the point of a price or a quantity."""
 PREAMBLE_LINES: Final = 5
 """Lines before the header at most; Bybit's exports begin with one of the account."""
 _ZONE: Final = re.compile(r"\(?\bUTC\s*([+-]\d{1,2})?(?::?(\d\d))?\)?", re.IGNORECASE)
@@ -268,6 +270,8 @@ def _number(rows: _Rows, row: int, meaning: str) -> Decimal:
         raise rows.refuse(row, meaning, f"is not a number but {text[:40]!r}") from None
     if not number.is_finite() or number <= 0:
         raise rows.refuse(row, meaning, f"is not above zero but {text[:40]}")
+    if abs(number.adjusted()) > DIGITS_MOST:
+        raise rows.refuse(row, meaning, f"is out of range with {text[:40]}")
     return number
 
 

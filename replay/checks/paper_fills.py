@@ -94,6 +94,7 @@ class OpenFills:
         self._instruments = {
             symbol: archive_instrument(part) for symbol, part in self._held.items()
         }
+        self._closes = {symbol: part.closes_ms for symbol, part in self._held.items()}
         self._ranges: dict[str, list[int]] = {}
         self.symbols = frozenset(self._held)
 
@@ -105,7 +106,7 @@ class OpenFills:
         """Return the row of the candle in which *order* was sent; None without one."""
         part = self._held[order.symbol]
         row = int(np.searchsorted(part.open_time_ms, order.sent_ms, side="right")) - 1
-        return row if row >= 0 and order.sent_ms < int(part.closes_ms[row]) else None
+        return row if row >= 0 and order.sent_ms < int(self._closes[order.symbol][row]) else None
 
     def age_ms(self, order: TakenOrder) -> int:
         """Return how long after that candle's open a covered *order* was sent."""

@@ -38,6 +38,8 @@ LEAST_DAYS: Final = 9
 """With fewer orders or UTC days figures are shown and no settings are proposed."""
 FITTED_SHARE: Final = 2 / 3
 LEVEL: Final = 0.95
+VARIANCE_TOLD: Final = 0.05
+"""By what share the variance of costs must differ over latencies for prices to tell one."""
 SETTING_MOST: Final = 1_000.0
 """Basis points; the most that the configuration takes."""
 BASIS_POINT: Final = MONEY_SCALE // 10_000
@@ -205,7 +207,7 @@ def _tables(sample: _Sample, costs: Array) -> list[Table]:
                 of_row("orders", "orders", "count"),
                 of_row("days", "days", "count"),
                 of_row("bias_bp", "bias bp", "gain"),
-                of_row("spread_bp", "spread bp", "money"),
+                of_row("std_bp", "std bp", "money"),
             ),
             tuple(_row(name, costs[mine], sample.days[mine]) for name, mine in rows if mine.any()),
             whole=True,
@@ -346,7 +348,9 @@ def _latency(
     error = compared(best, len(np.unique(days))).error
     error = max(error, float(grid[1] - grid[0]) / 12**0.5)  # no finer than the grid
     half = float(stdtrit(len(np.unique(days)) - 1, (1 + LEVEL) / 2)) * error
-    if 2 * half > LATENCY_MOST_MS / 2 or best.value == grid[-1]:
+    spread = values.var(axis=1)
+    tells = spread.max() > spread.min() * (1 + VARIANCE_TOLD)
+    if not tells or 2 * half > LATENCY_MOST_MS / 2 or best.value == grid[-1]:
         return unidentified(f"the prices within {LATENCY_MOST_MS / 1000:g} s do not tell it")
     low, high = max(best.value - half, 0.0), best.value + half
     moved = None if low <= now_ms <= high else best.value
