@@ -114,12 +114,17 @@ def read_executions(path: Path) -> Executions:
     counted in ``left_out``. Raises ``DataInvalid``, one sentence, where the file lacks a column or
     holds what is no number, no side or no time.
     """
-    rows = _read(path)
+    try:
+        rows = _read(path)
+    except csv.Error as error:
+        raise DataInvalid(f"{path} is no CSV ({error}); export your fills again.") from None
     found = Executions(str(path), len(rows.cells), [])
     chosen = _distinct(rows, [row for row in range(found.rows) if _counts(rows, row, found)], found)
     times = _times(rows, "time", chosen, found)
     created = _times(rows, "created", chosen, found) if "created" in rows.columns else {}
     for row in chosen:
+        if created.get(row, 0) > times[row]:
+            raise rows.refuse(row, "created", "is after the fill")
         found.taken.append(
             Execution(
                 _symbol(rows, row),
@@ -175,9 +180,9 @@ def _rows(
     reader = csv.reader(lines, delimiter=delimiter)
     cells, places = [], []
     for row in reader:
+        place = first + reader.line_num - 1
         if not any(cell.strip() for cell in row):
             continue
-        place = first + reader.line_num - 1
         if len(row) < len(header):
             raise DataInvalid(
                 f"{path}: line {place} has {len(row)} cells, and the header {len(header)}; "

@@ -40,9 +40,11 @@ FITTED_SHARE: Final = 2 / 3
 LEVEL: Final = 0.95
 VARIANCE_TOLD: Final = 0.05
 """By what share the variance of costs must differ over latencies for prices to tell one."""
+LATENCIES_LEAST: Final = 10
 SETTING_MOST: Final = 1_000.0
 """Basis points; the most that the configuration takes."""
 BASIS_POINT: Final = MONEY_SCALE // 10_000
+FAR: Final = "orders over 1,000 bp from paper's price: another symbol, unit or time zone"
 SIZES: Final = ("smallest third", "middle third", "largest third")
 
 
@@ -122,20 +124,20 @@ class _Sample:
     def __init__(self, orders: Sequence[TakenOrder], paper: PaperFills) -> None:
         self.orders = orders
         self.days = np.array([order.time_ms // DAY_MS for order in orders], dtype=np.int64)
-        self._paper = paper
+        self.paper = paper
 
     def costs(self, costs: ExecutionCosts, latency_ms: int) -> Array:
         """Return the cost of each order in bp; NaN where *latency_ms* leads out of the books."""
         found = []
         for order in self.orders:
-            fill = self._paper.fill(order, costs, latency_ms)
-            decimals = self._paper.decimals(order.symbol)
+            fill = self.paper.fill(order, costs, latency_ms)
+            decimals = self.paper.decimals(order.symbol)
             found.append(np.nan if fill is None else cost_bp(order, fill, decimals))
         return np.array(found, dtype=np.float64)
 
     def part(self, mine: NDArray[np.bool_]) -> _Sample:
         """Return the orders of *mine*."""
-        return _Sample([self.orders[row] for row in np.flatnonzero(mine)], self._paper)
+        return _Sample([self.orders[row] for row in np.flatnonzero(mine).tolist()], self.paper)
 
 
 def calibrate(
@@ -148,9 +150,11 @@ def calibrate(
     for order in orders_of(executions.taken):
         if order.symbol not in paper.symbols:
             left_out[f"orders of {order.symbol}, of which nothing was given"] += 1
-        elif paper.fill(order, costs, latency_ms) is None:
+        elif (fill := paper.fill(order, costs, latency_ms)) is None:
             left_out["orders outside what was given"] += 1
             first_outside = first_outside or order
+        elif abs(cost_bp(order, fill, paper.decimals(order.symbol))) > SETTING_MOST:
+            left_out[FAR] += 1
         else:
             orders.append(order)
     if first_outside is not None:
@@ -323,38 +327,56 @@ def _latency(
 ) -> SettingFit:
     """Fit the latency at which costs vary least, or say why nothing tells it."""
     kept = SettingFit("latency_ms", float(now_ms), None, None, None, None)
-    paper = sample._paper  # noqa: SLF001 - of this module
+    why = _untold(sample, in_minutes)
+    if not why:
+        assert isinstance(sample.paper, BookFills)
+        grid = np.array(sample.paper.latencies, dtype=np.float64)
+        values = np.stack([sample.costs(costs, int(latency)) for latency in grid])
+        known = np.isfinite(values).all(axis=0)
+        reach = f"{LATENCY_MOST_MS / 1000:g} s"
+        if known.sum() < LEAST_ORDERS:
+            why = f"the books go on for {reach} after {known.sum()} orders alone"
+        else:
+            fitted = _fitted_latency(values[:, known], sample.days[known], grid)
+            if fitted is not None:
+                low, high = fitted.interval
+                moved = None if low <= now_ms <= high else fitted.mean
+                return kept._replace(
+                    proposed=moved, error=fitted.error, low=max(low, 0.0), high=high
+                )
+            why = f"the prices within {reach} do not tell it"
+    found.sentences.append(f"not identified: latency_ms ({why}).")
+    return kept
 
-    def unidentified(why: str) -> SettingFit:
-        found.sentences.append(f"not identified: latency_ms ({why}).")
-        return kept
 
+def _untold(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the file
+    """Return why no price within the latency is known; empty where some may be."""
+    paper = sample.paper
     if not isinstance(paper, BookFills):
-        return unidentified("candles show no price within it; give recorded books by --depth")
+        return "candles show no price within it; give recorded books by --depth"
     if in_minutes:
-        return unidentified("the file's times have no seconds")
+        return "the file's times have no seconds"
     if any(order.created_ms is None for order in sample.orders):
-        return unidentified("the file does not say when each order was created")
-    grid = np.array(paper.latencies, dtype=np.float64)
-    values = np.stack([sample.costs(costs, int(latency)) for latency in grid])
-    known = np.isfinite(values).all(axis=0)
-    if known.sum() < LEAST_ORDERS:
-        return unidentified(
-            f"the books cover {known.sum()} orders for {LATENCY_MOST_MS / 1000:g} s"
-        )
-    values, days = values[:, known], sample.days[known]
+        return "the file does not say when each order was created"
+    if len(paper.latencies) < LATENCIES_LEAST:
+        return f"the books are {duration(paper.latencies.step)} apart"
+    return ""
+
+
+def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias | None:
+    """Return the latency at which *values* [latency, order] vary least; None where none stands out.
+
+    Its error is that of days drawn anew, and no finer than the grid.
+    """
+    names = np.unique(days)
     terms = np.concatenate([values, values**2, np.ones_like(values[:1])])
-    best = bootstrapped(daily_sums(terms, days, np.unique(days)), _least_varied(grid))
-    error = compared(best, len(np.unique(days))).error
-    error = max(error, float(grid[1] - grid[0]) / 12**0.5)  # no finer than the grid
-    half = float(stdtrit(len(np.unique(days)) - 1, (1 + LEVEL) / 2)) * error
-    spread = values.var(axis=1)
-    tells = spread.max() > spread.min() * (1 + VARIANCE_TOLD)
-    if not tells or 2 * half > LATENCY_MOST_MS / 2 or best.value == grid[-1]:
-        return unidentified(f"the prices within {LATENCY_MOST_MS / 1000:g} s do not tell it")
-    low, high = max(best.value - half, 0.0), best.value + half
-    moved = None if low <= now_ms <= high else best.value
-    return SettingFit("latency_ms", float(now_ms), moved, error, low, high)
+    best = bootstrapped(daily_sums(terms, days, names), _least_varied(grid))
+    error = max(compared(best, len(names)).error, float(grid[1] - grid[0]) / 12**0.5)
+    variance = values.var(axis=1)
+    fitted = Bias(values.shape[1], len(names), best.value, error, float(variance.min()) ** 0.5)
+    low, high = fitted.interval
+    tells = variance.max() > variance.min() * (1 + VARIANCE_TOLD)
+    return fitted if tells and high - low <= grid[-1] / 2 and best.value < grid[-1] else None
 
 
 def _least_varied(grid: Array) -> Callable[[Array], Array]:

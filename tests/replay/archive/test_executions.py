@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from decimal import Decimal
 from pathlib import Path
 
@@ -139,6 +140,10 @@ BAD = [
     ((API, changed("0.091", "-0")), "line 2: execQty is not above zero"),
     ((API, changed(str(AT_MS), "soon")), "line 2: execTime"),
     ((API, ROW, changed(str(AT_MS), "12").replace("e1", "e2")), "line 3: execTime is 12"),
+    ((API, changed(str(AT_MS), "")), "line 2: execTime is empty"),
+    ((API + ",createdTime", f"{ROW},{AT_MS + 1}"), "line 2: createdTime is after the fill"),
+    ((API + ",createdTime", f"{ROW},"), "line 2: createdTime is empty"),
+    ((API, "x" * 200_000 + ROW), "is no CSV"),
     ((API, changed("Buy", "Up")), "line 2: side is no side but 'Up'"),
     ((API, changed("BTCUSDT", "")), "line 2: symbol is empty"),
     ((API, changed("false", "perhaps")), "line 2: isMaker is neither true nor false"),
@@ -173,3 +178,25 @@ def test_a_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataInvalid, match=said):
             read_executions(tmp_path / name)
+
+
+def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    """Cells, lines and bytes of a good file are changed at random; nothing but a sentence comes."""
+    rng = random.Random(5)
+    good = ("\n".join([API, *(ROW.replace("e1", f"e{place}") for place in range(5))])).encode()
+    path = tmp_path / "fills.csv"
+    refused = []
+    for _ in range(400):
+        content = bytearray(good)
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(len(content))
+            content[at : at + rng.randint(0, 4)] = bytes(
+                rng.choice(b'\x00\r\n",;\t-.e9\xc3\xa4(') for _ in range(rng.randint(0, 3))
+            )
+        path.write_bytes(bytes(content))
+        try:
+            assert isinstance(read_executions(path), Executions)
+        except DataInvalid as error:
+            refused.append(str(error))
+    assert 100 < len(refused) < 400
+    assert [said for said in refused if not said.endswith(".")] == []

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -16,17 +18,18 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.executions import Execution, Executions
-from tracepaper.replay.archive.order_book import DepthHeader, RecordedDepth
+from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter, RecordedDepth
 from tracepaper.replay.checks.paper_fills import BookFills, OpenFills, orders_of
 from tracepaper.replay.checks.slippage import (
     BASIS_POINT,
+    FAR,
     SlippageFindings,
     calibrate,
     held_out_sentence,
 )
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.order_book import Books
-from tracepaper.strategies.types.market import Category, Side
+from tracepaper.strategies.types.market import Category, Depth, Side
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS
 
 START_MS = 20_000 * DAY_MS
@@ -272,6 +275,34 @@ def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
     assert found.held_out.after.deviation < found.held_out.before.deviation / 2
 
 
+def test_recorded_books_are_read_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depth = recorded(SENT, 1)
+    with DepthWriter(tmp_path / "books.depth", depth.header) as writer:
+        for row, at in enumerate(depth.times.tolist()):
+            bids, asks = (
+                np.array([[depth.books.price[row, side, 0], 1_000_000]], dtype="<i8").tobytes()
+                for side in (0, 1)
+            )
+            cause = "" if row % 70 else "the stream was cut"
+            writer.add(Depth("linear:BTCUSDT", bids, asks, at, at), cause)
+    path = tmp_path / "fills.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["symbol", "side", "execPrice", "execQty", "execTime", "createdTime"])
+        for one in book_fills(depth, SENT, 700, 2).taken:
+            rows.writerow(
+                [one.symbol, one.side, one.price, one.quantity, one.time_ms, one.created_ms]
+            )
+    command = ["calibrate", str(path), "--depth", str(tmp_path / "books.depth")]
+    assert invoke([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["model"], document["orders"]) == ("quote", len(SENT))
+    assert [one["key"] for one in document["settings"]] == ["slippage_bp", "latency_ms"]
+    assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
+
+
 def test_a_latency_that_fits_already_stays() -> None:
     depth = recorded(SENT, 3)
     found = calibrate(book_fills(depth, SENT, 300, 4), BookFills([depth]), costs_of(1.5), 300)
@@ -296,7 +327,7 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         "",
     )
     fills = book_fills(depth, SENT, 300, 6)
-    unknown = file_of([Execution(*row[:5], None, row[6]) for row in map(tuple_of, fills.taken)])
+    unknown = file_of([replace(one, created_ms=None) for one in fills.taken])
     minutes = file_of(fills.taken)
     minutes.in_minutes = True
     for given, books, why in (
@@ -309,12 +340,17 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
         assert len(said) == 1
         assert why in said[0]
         assert setting(found, "latency_ms").proposed is None
+    slow = RecordedDepth(
+        msgspec.structs.replace(depth.header, every_ms=60_000),
+        depth.books,
+        depth.starts,
+        depth.causes,
+        "",
+    )
+    found = calibrate(fills, BookFills([slow]), costs_of(), 100)
+    assert any("latency_ms (the books are" in said for said in found.sentences)
     found = calibrate(generated(candles, 1.0, 0, days=12, a_day=9), paper, costs_of(), 100)
     assert any("latency_ms (candles show no price" in said for said in found.sentences)
-
-
-def tuple_of(one: Execution) -> tuple[Any, ...]:
-    return one.symbol, one.side, one.price, one.quantity, one.time_ms, one.created_ms, one.order
 
 
 # ---------------------------------------------------------------- a run's own fills
@@ -398,6 +434,7 @@ def test_orders_that_nothing_covers_are_counted_and_named(
         Execution("XRPUSDT", Side.BUY, Decimal(1), Decimal(1), first.time_ms, None, ""),
         Execution("BTCUSDT", Side.BUY, first.price, Decimal(1), late, None, ""),
         Execution("BTCUSDT", Side.BUY, first.price, Decimal(1), START_MS - 1, None, ""),
+        Execution("BTCUSDT", Side.BUY, first.price * 2, Decimal(1), first.time_ms, None, ""),
     ]
     fills.taken += strange
     found = calibrate(fills, paper, costs_of(), 100)
@@ -405,6 +442,7 @@ def test_orders_that_nothing_covers_are_counted_and_named(
     assert found.left_out == {
         "orders of XRPUSDT, of which nothing was given": 1,
         "orders outside what was given": 2,
+        FAR: 1,
     }
     assert any("of BTCUSDT at 2024-10-03T23:59:59.999Z" in note for note in found.notes)
     found = calibrate(file_of(strange), paper, costs_of(), 100)
