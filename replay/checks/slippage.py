@@ -2,7 +2,7 @@
 
 Errors are by UTC day. Settings are fitted on the earlier days and judged on the later ones.
 
-The rules are docs/money.md, M40 to M43.
+The rules are docs/money.md, M42 to M44.
 """
 
 from __future__ import annotations
