@@ -21,6 +21,7 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.executions import Execution
 from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Instrument, Quote, Side
 
@@ -85,12 +86,17 @@ class PaperFills(Protocol):
 
 
 class OpenFills:
-    """Fills by ``next_open``: at the open of the candle in which an order was sent."""
+    """Fills by ``next_open``: at the open of the candle in which an order was sent.
+
+    *candles* are one part a symbol; ``ConfigInvalid`` where a symbol has two.
+    """
 
     model = "next_open"
 
     def __init__(self, candles: Sequence[Candles]) -> None:
         self._held = {part.symbol: part for part in candles}
+        if len(self._held) < len(candles):
+            raise ConfigInvalid("The candles hold a symbol of two categories; give those of one.")
         self._instruments = {
             symbol: archive_instrument(part) for symbol, part in self._held.items()
         }
@@ -158,7 +164,7 @@ class BookFills:
         self.symbols = frozenset(self._held)
         every = max((part.header.every_ms for part in books), default=LATENCY_STEP_LEAST_MS)
         step = max(every, LATENCY_STEP_LEAST_MS)
-        self.latencies: Final = range(0, LATENCY_MOST_MS + 1, step)
+        self.latency_grid: Final = range(0, LATENCY_MOST_MS + 1, step)
 
     def decimals(self, symbol: str) -> int:
         """Return the decimals of a fill's prices."""

@@ -39,7 +39,7 @@ LEAST_DAYS: Final = 9
 FITTED_SHARE: Final = 2 / 3
 LEVEL: Final = 0.95
 VARIANCE_TOLD: Final = 0.05
-"""By what share the variance of costs must differ over latencies for prices to tell one."""
+"""By what share the variance of costs must differ over latency_grid for prices to tell one."""
 LATENCIES_LEAST: Final = 10
 SETTING_MOST: Final = 1_000.0
 """Basis points; the most that the configuration takes."""
@@ -330,7 +330,7 @@ def _latency(
     why = _untold(sample, in_minutes)
     if not why:
         assert isinstance(sample.paper, BookFills)
-        grid = np.array(sample.paper.latencies, dtype=np.float64)
+        grid = np.array(sample.paper.latency_grid, dtype=np.float64)
         values = np.stack([sample.costs(costs, int(latency)) for latency in grid])
         known = np.isfinite(values).all(axis=0)
         reach = f"{LATENCY_MOST_MS / 1000:g} s"
@@ -358,8 +358,8 @@ def _untold(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the 
         return "the file's times have no seconds"
     if any(order.created_ms is None for order in sample.orders):
         return "the file does not say when each order was created"
-    if len(paper.latencies) < LATENCIES_LEAST:
-        return f"the books are {duration(paper.latencies.step)} apart"
+    if len(paper.latency_grid) < LATENCIES_LEAST:
+        return f"the books are {duration(paper.latency_grid.step)} apart"
     return ""
 
 

@@ -28,6 +28,7 @@ from tracepaper.replay.checks.slippage import (
     held_out_sentence,
 )
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.types.market import Category, Depth, Side
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS
@@ -448,6 +449,25 @@ def test_orders_that_nothing_covers_are_counted_and_named(
     found = calibrate(file_of(strange), paper, costs_of(), 100)
     assert found.sentences == ["No order could be compared, so nothing is proposed."]
     assert found.tables == []
+
+
+def test_candles_of_two_categories_are_refused(candles: Candles) -> None:
+    with pytest.raises(ConfigInvalid, match="two categories"):
+        OpenFills([candles, replace(candles, category=Category.LINEAR)])
+
+
+def test_no_gap_of_a_recording_is_bridged() -> None:
+    depth = recorded(SENT, 1)
+    inside, outside = (
+        Execution("BTCUSDT", Side.BUY, Decimal(10_000), Decimal(1), at, at, "")
+        for at in (SENT[0] + 6_800, SENT[0] + 6_801)
+    )
+    books = BookFills([depth])
+    assert books.fill(orders_of([inside])[0], costs_of(), 100) is not None
+    assert books.fill(orders_of([outside])[0], costs_of(), 100) is None
+    assert (
+        books.fill(orders_of([replace(outside, created_ms=None)])[0], costs_of(), 100) is not None
+    )
 
 
 @pytest.mark.parametrize(("days", "a_day"), [(8, 9), (9, 3), (1, 1)])
