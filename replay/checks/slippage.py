@@ -39,7 +39,7 @@ LEAST_DAYS: Final = 9
 FITTED_SHARE: Final = 2 / 3
 LEVEL: Final = 0.95
 VARIANCE_TOLD: Final = 0.05
-"""By what share the variance of costs must differ over latency_grid for prices to tell one."""
+"""By what share the variance of costs must differ over latencies for prices to tell one."""
 LATENCIES_LEAST: Final = 10
 SETTING_MOST: Final = 1_000.0
 """Basis points; the most that the configuration takes."""
