@@ -304,6 +304,17 @@ def test_recorded_books_are_read_by_the_command(
     assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
 
 
+def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
+    depth = recorded(SENT, 7)
+    turn = START_MS + 8 * DAY_MS
+    early = [one for one in book_fills(depth, SENT, 700, 8).taken if one.time_ms < turn]
+    late = [one for one in book_fills(depth, SENT, 100, 9).taken if one.time_ms >= turn]
+    found = calibrate(file_of([*early, *late]), BookFills([depth]), costs_of(1.5), 100)
+    assert setting(found, "latency_ms").proposed is None
+    assert setting(found, "latency_ms").low > 100
+    assert any(said.startswith("No change of latency_ms is shown") for said in found.sentences)
+
+
 def test_a_latency_that_fits_already_stays() -> None:
     depth = recorded(SENT, 3)
     found = calibrate(book_fills(depth, SENT, 300, 4), BookFills([depth]), costs_of(1.5), 300)
