@@ -549,12 +549,14 @@ def calibrate(
     if json:
         print_json(slippage.as_document(found))
         return
-    say(f"{found.orders:,} orders of {found.rows:,} rows beside paper's fills by {found.model}.")
-    for why, count in found.left_out.items():
-        say(f"Left out: {count:,} {why}.")
-    for note in found.notes:
-        say(f"To know: {note}.")
-    parts: list[Part] = [*found.tables]
+    parts: list[Part] = [
+        Paragraph(
+            f"{found.orders:,} orders of {found.rows:,} rows beside paper's fills by {found.model}."
+        ),
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in found.notes),
+        *found.tables,
+    ]
     if found.settings:
         parts += [slippage.settings_table(found), Paragraph(slippage.held_out_sentence(found))]
     show(Terminal(), [*parts, *map(Paragraph, found.sentences)])

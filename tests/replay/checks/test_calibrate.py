@@ -406,11 +406,20 @@ def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
 
 
 def test_the_answer_fits_a_terminal_and_its_json_has_the_same_figures(
-    exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
+    strange = tmp_path / "fills.csv"
+    lines = exported.read_text().replace("linear:BTCUSDT", "linear:LONGERNAMEUSDT", 1)
+    strange.write_text(lines.replace("2025-06", "2026-06").replace(",17489", ",18489"))
+    assert invoke(["calibrate", str(strange), "--candles", str(DATA)]) == 0
+    said = capsys.readouterr().out
+    assert "To know: the first order outside" in said
+    assert max(map(len, said.splitlines())) <= 80
     command = ["calibrate", str(exported), "--candles", str(DATA)]
-    capsys.readouterr()
     assert invoke(command) == 0
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= 80
