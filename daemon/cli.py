@@ -27,7 +27,7 @@ DONE, FAILED, WRONG_USAGE, INTERRUPTED = 0, 1, 2, 130
 
 PANELS: Final = {
     "Trade on paper": ("demo", "run", "replay", "sweep"),
-    "Check": ("verify", "parity", "lookahead", "recursive"),
+    "Check": ("verify", "parity", "lookahead", "recursive", "calibrate"),
     "Understand": ("ui", "explain", "report"),
     "Learn": ("train", "evaluate", "retrain", "models"),
     "Records and candles": ("audit", "exchange", "data", "bench"),

@@ -1,4 +1,4 @@
-"""``tracepaper verify|parity|lookahead|recursive``."""
+"""``tracepaper verify|parity|lookahead|recursive|calibrate``."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.archive.order_book import RecordedDepth
     from tracepaper.replay.checks.compare import LookaheadFinding
+    from tracepaper.replay.checks.paper_fills import PaperFills
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.learning.evaluation.retraining import RefitCheck
@@ -515,3 +516,67 @@ def _print(found: LookaheadFinding) -> None:
 
 def _report(sentence: str) -> None:
     typer.echo(sentence, err=True)
+
+
+def calibrate(
+    fills: Annotated[
+        Path, typer.Argument(metavar="FILLS", help="Your own fills: Bybit's export as CSV.")
+    ],
+    *,
+    candles: Annotated[
+        list[str] | None,
+        typer.Option("--candles", metavar="PATH", help="Candles of those days; repeat."),
+    ] = None,
+    depth: DepthOption = None,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Compare your real fills with what paper would have had; propose slippage and latency."""
+    from tracepaper.daemon.config.loading import load, with_settings
+    from tracepaper.daemon.session.build import costs_for
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.archive.executions import read_executions
+    from tracepaper.replay.checks import slippage
+    from tracepaper.replay.document.terminal import show
+    from tracepaper.replay.document.values import Paragraph, Part
+
+    execution = (given := load(with_settings(config, settings))).execution
+    paper = _paper(candles, depth, execution.model)
+    found = slippage.calibrate(
+        read_executions(fills), paper, costs_for(given), execution.latency_ms
+    )
+    if json:
+        print_json(slippage.as_document(found))
+        return
+    parts: list[Part] = [
+        Paragraph(
+            f"{found.orders:,} orders of {found.rows:,} rows beside paper's fills by {found.model}."
+        ),
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in found.notes),
+        *found.tables,
+    ]
+    if found.settings:
+        parts += [slippage.settings_table(found), Paragraph(slippage.held_out_sentence(found))]
+    show(Terminal(), [*parts, *map(Paragraph, found.sentences)])
+
+
+def _paper(candles: Sequence[str] | None, depth: Sequence[Path] | None, model: str) -> PaperFills:
+    """Return paper's fills by candles or by order books, whichever were given."""
+    from tracepaper.replay.archive import read_candles
+    from tracepaper.replay.archive.candles import merge_candles
+    from tracepaper.replay.archive.order_book import read_depth
+    from tracepaper.replay.checks.paper_fills import BookFills, OpenFills
+
+    if bool(candles) == bool(depth):
+        raise ConfigInvalid(
+            "Give --candles FILE (paper fills at the next open) or --depth FILE (at a quote)."
+        )
+    if candles:
+        if model == "quote":
+            raise ConfigInvalid("execution.model is quote, which candles lack; give --depth FILE.")
+        return OpenFills(merge_candles([read_candles(path) for path in candles]))
+    if model == "next_open":
+        raise ConfigInvalid("execution.model is next_open, which needs candles; give --candles.")
+    return BookFills([read_depth(path) for path in depth or ()])

@@ -40,6 +40,9 @@ WRONG: Final = [
     (["exchange", "--data", "absent.csv"], 1, "absent.csv"),
     (["lookahead", "--data", "absent.csv"], 1, "absent.csv"),
     (["report", "last", "--db", "absent.db"], 1, "absent.db"),
+    (["calibrate", "absent.csv", "--candles", str(DEMO_CANDLES)], 1, "absent.csv"),
+    (["calibrate", "words.csv", "--candles", str(DEMO_CANDLES)], 1, "side (Direction)"),
+    (["calibrate", "words.csv"], 2, "--candles"),
 ]
 
 

@@ -1,0 +1,296 @@
+"""A trader's own fills, as Bybit exports them: one row an execution, columns by their names.
+
+The names are those of ``/v5/execution/list`` and of the exports of "Trade History", in any case;
+``v_fills`` of a record is read as well. The rules are docs/money.md, M39.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from tracepaper.daemon.config.values import symbol_name
+from tracepaper.replay.archive.columns import CellInvalidError, epoch_ms
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Category, Side
+from tracepaper.strategies.units import HOUR_MS, MINUTE_MS
+
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "symbol": ("symbol", "contracts", "contract", "market", "spotpairs", "pair", "instrument"),
+    "side": ("side", "direction"),
+    "price": ("execprice", "filledprice", "price"),
+    "quantity": ("execqty", "filledqty", "filledquantity", "qty", "quantity"),
+    "time": ("exectime", "transactiontime", "filledsettlementtime", "filledtime", "executedtime",
+             "executiontime", "timestamp", "filledms", "time"),
+    "execution": ("execid", "transactionid", "trasactionid", "tradeid"),
+    "order": ("orderid", "orderno", "ordernumber"),
+    "type": ("exectype", "filledtype"),
+    "maker": ("ismaker", "liquidity"),
+    "order type": ("ordertype",),
+    "stop": ("stopordertype", "model"),
+    "created": ("createdtime", "createtime", "ordertime", "createdms"),
+}  # fmt: skip
+"""Meaning → the names of its column, letters and digits alone; the first that is there counts."""
+REQUIRED: Final = {
+    "symbol": "symbol (Contracts, Market)",
+    "side": "side (Direction)",
+    "price": "execPrice (Filled Price)",
+    "quantity": "execQty (Filled Quantity)",
+    "time": "execTime (Transaction Time)",
+}
+DIGITS_MOST: Final = 15
+"""Before or after the point of a price or a quantity."""
+PREAMBLE_LINES: Final = 5
+"""Lines before the header at most; Bybit's exports begin with one of the account."""
+_ZONE: Final = re.compile(r"\(?\bUTC\s*([+-]\d{1,2})?(?::?(\d\d))?\)?", re.IGNORECASE)
+_CLOCK_FIRST: Final = re.compile(r"(\d\d:\d\d(?::\d\d)?) (\d{4}-\d\d-\d\d)")
+_SIDES: Final = {"buy": Side.BUY, "long": Side.BUY, "sell": Side.SELL, "short": Side.SELL}
+_TRUE: Final = ("true", "1", "maker", "yes")
+_FALSE: Final = ("false", "0", "taker", "no")
+_NO_STOP: Final = ("", "unknown", "--", "next_open", "quote")
+"""Of Bybit's ``stopOrderType``, and of the ``model`` of ``v_fills``."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """A fill that took liquidity. Times are UTC ms; ``order`` is empty where it is not known."""
+
+    symbol: str
+    side: Side
+    price: Decimal
+    quantity: Decimal
+    time_ms: int
+    created_ms: int | None  # when its order was created
+    order: str
+
+
+@dataclass
+class Executions:
+    """The taker fills of one file, and how many rows were left out, by the reason."""
+
+    path: str
+    rows: int
+    taken: list[Execution]
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+    in_minutes: bool = False  # no time has seconds
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows by the file's header, with the line of each."""
+
+    path: Path
+    columns: Mapping[str, int]  # meaning → place
+    header: Sequence[str]
+    cells: Sequence[Sequence[str]]
+    lines: Sequence[int]
+
+    def cell(self, row: int, meaning: str) -> str:
+        """Return a cell without blanks around it; empty where the file lacks the column."""
+        place = self.columns.get(meaning)
+        return "" if place is None else self.cells[row][place].strip()
+
+    def refuse(self, row: int, meaning: str, what: str) -> DataInvalid:
+        """Return the sentence that names line and column."""
+        name = self.header[self.columns[meaning]].strip()
+        return DataInvalid(
+            f"{self.path}: line {self.lines[row]}: {name} {what}; correct or remove the row."
+        )
+
+
+def read_executions(path: Path) -> Executions:
+    """Read the fills of the file at *path*; commas, semicolons or tabs stand between its cells.
+
+    Each execution id counts once. Makers, stops and what is no trade (funding, liquidations) are
+    counted in ``left_out``. Raises ``DataInvalid``, one sentence, where the file lacks a column or
+    holds what is no number, no side or no time.
+    """
+    try:
+        rows = _read(path)
+    except csv.Error as error:
+        raise DataInvalid(f"{path} is no CSV ({error}); export your fills again.") from None
+    found = Executions(str(path), len(rows.cells), [])
+    chosen = _distinct(rows, [row for row in range(found.rows) if _counts(rows, row, found)], found)
+    times = _times(rows, "time", chosen, found)
+    created = _times(rows, "created", chosen, found) if "created" in rows.columns else {}
+    for row in chosen:
+        if created.get(row, 0) > times[row]:
+            raise rows.refuse(row, "created", "is after the fill")
+        found.taken.append(
+            Execution(
+                _symbol(rows, row),
+                _side(rows, row),
+                _number(rows, row, "price"),
+                _number(rows, row, "quantity"),
+                times[row],
+                created.get(row),
+                rows.cell(row, "order"),
+            )
+        )
+    found.in_minutes = bool(times) and not any(at % MINUTE_MS for at in times.values())
+    return found
+
+
+def _read(path: Path) -> _Rows:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataInvalid(
+            f"{path} cannot be read ({error.strerror}); name a file of your fills."
+        ) from None
+    except UnicodeDecodeError:
+        raise DataInvalid(
+            f"{path} is no text in UTF-8; export your fills as CSV (not as XLSX or ZIP)."
+        ) from None
+    lines = text.splitlines()
+    if not any(line.strip() for line in lines):
+        raise DataInvalid(f"{path} is empty; give an export of your fills.")
+    missing: list[str] = []
+    for start, line in enumerate(lines[:PREAMBLE_LINES]):
+        delimiter = max(",;\t", key=line.count)
+        header = next(csv.reader([line], delimiter=delimiter), [])
+        columns = _meanings(header)
+        lacking = [said for meaning, said in REQUIRED.items() if meaning not in columns]
+        if not lacking:
+            return _rows(path, lines[start + 1 :], header, columns, delimiter, start + 2)
+        missing = lacking if not missing or len(lacking) < len(missing) else missing
+    raise DataInvalid(
+        f"{path} has no column {', '.join(missing)}; export executions or the trade history of "
+        "Bybit as CSV, or rename its columns."
+    )
+
+
+def _rows(
+    path: Path,
+    lines: Sequence[str],
+    header: Sequence[str],
+    columns: Mapping[str, int],
+    delimiter: str,
+    first: int,
+) -> _Rows:
+    reader = csv.reader(lines, delimiter=delimiter)
+    cells, places = [], []
+    for row in reader:
+        place = first + reader.line_num - 1
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) < len(header):
+            raise DataInvalid(
+                f"{path}: line {place} has {len(row)} cells, and the header {len(header)}; "
+                "export the file again."
+            )
+        cells.append(row)
+        places.append(place)
+    if not cells:
+        raise DataInvalid(f"{path} has a header and no fills; export a span that has some.")
+    return _Rows(path, columns, header, cells, places)
+
+
+def _meanings(header: Sequence[str]) -> dict[str, int]:
+    """Return meaning → place of its column, for the meanings that *header* has."""
+    plain = ["".join(filter(str.isalnum, _ZONE.sub("", name).lower())) for name in header]
+    return {
+        meaning: plain.index(name)
+        for meaning, names in NAMES.items()
+        if (name := next((each for each in names if each in plain), None)) is not None
+    }
+
+
+def _counts(rows: _Rows, row: int, found: Executions) -> bool:
+    """Say whether the row is a fill that took liquidity by an order that was no stop."""
+    kind = rows.cell(row, "type")
+    if kind and kind.lower() != "trade":
+        found.left_out[f"of type {kind}"] += 1
+        return False
+    if rows.cell(row, "stop").lower() not in _NO_STOP:
+        found.left_out["of stops, which paper fills along a bar"] += 1
+        return False
+    maker = rows.cell(row, "maker").lower()
+    if maker and maker not in _TRUE + _FALSE:
+        raise rows.refuse(row, "maker", f"is neither true nor false but {maker[:40]!r}")
+    if maker in _TRUE:
+        found.left_out["of makers"] += 1
+        return False
+    if not maker and rows.cell(row, "order type").lower() not in ("", "market"):
+        found.left_out["of limits that may have been makers"] += 1
+        return False
+    return True
+
+
+def _distinct(rows: _Rows, chosen: Sequence[int], found: Executions) -> list[int]:
+    """Return the rows with each execution id once; refuse two fills under one."""
+    first: dict[str, int] = {}
+    kept = []
+    for row in chosen:
+        name = rows.cell(row, "execution")
+        before = first.setdefault(name, row) if name else row
+        if before == row:
+            kept.append(row)
+            continue
+        if any(rows.cell(row, each) != rows.cell(before, each) for each in REQUIRED):
+            raise DataInvalid(
+                f"{rows.path}: line {rows.lines[row]} contradicts line {rows.lines[before]}, which "
+                f"has the same execution id {name[:40]}; remove one of them."
+            )
+        found.left_out["repeated, the same execution id"] += 1
+    if "maker" not in rows.columns and "order type" not in rows.columns:
+        found.notes.append("no column says which fills were makers, so all count as takers")
+    return kept
+
+
+def _symbol(rows: _Rows, row: int) -> str:
+    text = rows.cell(row, "symbol")
+    category, _, rest = text.partition(":")
+    symbol = symbol_name(rest if rest and category.lower() in tuple(Category) else text)
+    if not symbol:
+        raise rows.refuse(row, "symbol", "is empty")
+    return symbol
+
+
+def _side(rows: _Rows, row: int) -> Side:
+    """Return the side: who opens a long or closes a short buys."""
+    words = rows.cell(row, "side").lower().split()
+    side = _SIDES.get(words[-1]) if words else None
+    if side is None:
+        raise rows.refuse(row, "side", f"is no side but {rows.cell(row, 'side')[:40]!r}")
+    if words[0] in ("close", "closing"):
+        return Side.SELL if side is Side.BUY else Side.BUY
+    return side
+
+
+def _number(rows: _Rows, row: int, meaning: str) -> Decimal:
+    text = rows.cell(row, meaning)
+    try:
+        number = Decimal(text)
+    except InvalidOperation:
+        raise rows.refuse(row, meaning, f"is not a number but {text[:40]!r}") from None
+    if not number.is_finite() or number <= 0:
+        raise rows.refuse(row, meaning, f"is not above zero but {text[:40]}")
+    if abs(number.adjusted()) > DIGITS_MOST:
+        raise rows.refuse(row, meaning, f"is out of range with {text[:40]}")
+    return number
+
+
+def _times(rows: _Rows, meaning: str, chosen: Sequence[int], found: Executions) -> dict[int, int]:
+    """Return the UTC ms of each chosen row; a header such as ``Time(UTC+8)`` names the zone."""
+    if not chosen:
+        return {}
+    texts = [_CLOCK_FIRST.sub(r"\2 \1", rows.cell(row, meaning)) for row in chosen]
+    try:
+        times, notes = epoch_ms(np.array([text.encode() for text in texts]), whole=False)
+    except CellInvalidError as error:
+        raise rows.refuse(chosen[error.row], meaning, error.what) from None
+    zone = _ZONE.search(rows.header[rows.columns[meaning]])
+    hours, minutes = (int(part or 0) for part in zone.groups()) if zone else (0, 0)
+    shift = hours * HOUR_MS + (-minutes if hours < 0 else minutes) * MINUTE_MS
+    found.notes += [] if zone else [f"{meaning}: {note}" for note in notes if "zone" in note]
+    return dict(zip(chosen, (times - shift).tolist(), strict=True))

@@ -1,0 +1,225 @@
+"""Paper's fills of given orders: at a candle's open, or at a recorded order book.
+
+An order's cost is side × (its price - paper's) ÷ the reference price, in basis points. Paper's
+price is what the daemon's own executor gives at the same time.
+
+The rules are docs/money.md, M40 and M41.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from decimal import Decimal
+from typing import Final, NamedTuple, Protocol
+
+import numpy as np
+
+from tracepaper.daemon.broker.execution import ExecutionCosts, Executor, TrueRange
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive.executions import Execution
+from tracepaper.replay.archive.order_book import RecordedDepth
+from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
+from tracepaper.strategies.types.market import Category, Instrument, Quote, Side
+
+LATENCY_MOST_MS: Final = 5_000
+"""The longest latency that is tried."""
+LATENCY_STEP_LEAST_MS: Final = 50
+
+
+class TakenOrder(NamedTuple):
+    """The taker fills of one order: their mean price by quantity, at the time of the first."""
+
+    symbol: str
+    side: Side
+    price: Decimal
+    quantity: Decimal
+    time_ms: int
+    created_ms: int | None
+
+    @property
+    def sent_ms(self) -> int:
+        """When it was created, or where that is not known first filled."""
+        return self.time_ms if self.created_ms is None else self.created_ms
+
+
+def orders_of(executions: Iterable[Execution]) -> list[TakenOrder]:
+    """Return the orders of *executions*, oldest first; a fill without an order's id is its own."""
+    groups: dict[object, list[Execution]] = defaultdict(list)
+    for place, one in enumerate(executions):
+        groups[(one.symbol, one.side, one.order) if one.order else place].append(one)
+    orders = []
+    for fills in groups.values():
+        quantity = sum((one.quantity for one in fills), Decimal(0))
+        paid = sum((one.price * one.quantity for one in fills), Decimal(0))
+        price = fills[0].price if len(fills) == 1 else paid / quantity
+        created = [one.created_ms for one in fills if one.created_ms is not None]
+        first = fills[0]
+        time_ms = min(one.time_ms for one in fills)
+        orders.append(
+            TakenOrder(
+                first.symbol, first.side, price, quantity, time_ms, min(created, default=None)
+            )
+        )
+    return sorted(orders, key=lambda order: order.time_ms)
+
+
+# ---------------------------------------------------------------- what paper would have had
+
+
+class PaperFills(Protocol):
+    """Prices orders by paper's own rules."""
+
+    model: str
+    symbols: frozenset[str]
+
+    def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
+        """Return paper's fill of *order*; None where its time is not covered."""
+        ...
+
+    def decimals(self, symbol: str) -> int:
+        """Return the decimals of a fill's prices."""
+        ...
+
+
+class OpenFills:
+    """Fills by ``next_open``: at the open of the candle in which an order was sent.
+
+    *candles* are one part a symbol; ``ConfigInvalid`` where a symbol has two.
+    """
+
+    model = "next_open"
+
+    def __init__(self, candles: Sequence[Candles]) -> None:
+        self._held = {part.symbol: part for part in candles}
+        if len(self._held) < len(candles):
+            raise ConfigInvalid("The candles hold a symbol of two categories; give those of one.")
+        self._instruments = {
+            symbol: archive_instrument(part) for symbol, part in self._held.items()
+        }
+        self._closes = {symbol: part.closes_ms for symbol, part in self._held.items()}
+        self._ranges: dict[str, list[int]] = {}
+        self.symbols = frozenset(self._held)
+
+    def decimals(self, symbol: str) -> int:
+        """Return the decimals of a fill's prices."""
+        return self._instruments[symbol].price_decimals
+
+    def place(self, order: TakenOrder) -> int | None:
+        """Return the row of the candle in which *order* was sent; None without one."""
+        part = self._held[order.symbol]
+        row = int(np.searchsorted(part.open_time_ms, order.sent_ms, side="right")) - 1
+        return row if row >= 0 and order.sent_ms < int(self._closes[order.symbol][row]) else None
+
+    def age_ms(self, order: TakenOrder) -> int:
+        """Return how long after that candle's open a covered *order* was sent."""
+        row = self.place(order)
+        assert row is not None
+        return order.sent_ms - int(self._held[order.symbol].open_time_ms[row])
+
+    def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
+        """Return paper's fill at that open; the latency moves nothing (M13)."""
+        del latency_ms
+        row = self.place(order)
+        if row is None:
+            return None
+        part, instrument = self._held[order.symbol], self._instruments[order.symbol]
+        ranges = TrueRange()
+        if costs.ranges:
+            ranges.rate = self._rates(order.symbol)[row]
+        scale = 10 ** (instrument.price_decimals - part.price_decimals)
+        executor = Executor(instrument, costs, ranges)
+        price, at_ms = int(part.open[row]) * scale, int(part.open_time_ms[row])
+        return executor.on_path(_order(order, instrument, 1, at_ms), price, at_ms)
+
+    def _rates(self, symbol: str) -> list[int]:
+        """Return the mean true range that is known at each candle's open."""
+        if symbol not in self._ranges:
+            ranges, rates = TrueRange(), []
+            for bar in bars_of(self._held[symbol]):
+                rates.append(ranges.rate)
+                ranges.push(bar)
+            self._ranges[symbol] = rates
+        return self._ranges[symbol]
+
+
+class BookFills:
+    """Fills by ``quote``: at the far side of the first recorded book after the latency.
+
+    An order larger than the touch is filled there whole, unless impact is configured.
+    """
+
+    model = "quote"
+
+    def __init__(self, books: Sequence[RecordedDepth]) -> None:
+        self._held: dict[str, list[RecordedDepth]] = defaultdict(list)
+        self._instruments: dict[str, Instrument] = {}
+        for part in books:
+            category, _, symbol = part.header.instrument.partition(":")
+            self._held[symbol].append(part)
+            self._instruments[symbol] = _instrument_of(part, Category(category), symbol)
+        self.symbols = frozenset(self._held)
+        every = max((part.header.every_ms for part in books), default=LATENCY_STEP_LEAST_MS)
+        step = max(every, LATENCY_STEP_LEAST_MS)
+        self.latency_grid: Final = range(0, LATENCY_MOST_MS + 1, step)
+
+    def decimals(self, symbol: str) -> int:
+        """Return the decimals of a fill's prices."""
+        return self._instruments[symbol].price_decimals
+
+    def fill(self, order: TakenOrder, costs: ExecutionCosts, latency_ms: int) -> Fill | None:
+        """Return paper's fill at the first book once *latency_ms* has passed since it was sent.
+
+        Where only its execution is known, the latency is in that time already.
+        """
+        at_ms = order.sent_ms + (latency_ms if order.created_ms is not None else 0)
+        instrument = self._instruments[order.symbol]
+        for part in self._held[order.symbol]:
+            row = int(np.searchsorted(part.times, at_ms))
+            if row == len(part.times) or int(part.times[row]) - at_ms >= part.header.every_ms:
+                continue
+            (bid, ask), (bids, asks) = part.books.price[row, :, 0], part.books.size[row, :, 0]
+            if not (bids and asks):
+                continue
+            scale = 10 ** (instrument.price_decimals - part.header.price_decimals)
+            units = int(order.quantity.scaleb(part.header.quantity_decimals)) or 1
+            quote = Quote(
+                instrument.id,
+                int(bid) * scale,
+                int(bids),
+                int(ask) * scale,
+                int(asks),
+                at_ms,
+                at_ms,
+            )
+            shown = int(asks if order.side is Side.BUY else bids)
+            available = units if costs.impact is None else shown
+            taken = _order(order, instrument, units, at_ms)
+            return Executor(instrument, costs).at_quote(taken, quote, available)
+        return None
+
+
+def _instrument_of(part: RecordedDepth, category: Category, symbol: str) -> Instrument:
+    header, units = part.header, part.units
+    return Instrument(
+        category, symbol, symbol, "", header.price_decimals, header.quantity_decimals, 0, 0,
+        units.price, units.size, 0, 0, 0,
+    )  # fmt: skip
+
+
+def _order(order: TakenOrder, instrument: Instrument, quantity: int, at_ms: int) -> Order:
+    return Order(
+        "0-0", instrument.id, order.side, quantity, 0, OrderStatus.NEW, "", at_ms, at_ms
+    )  # fmt: skip
+
+
+def cost_bp(order: TakenOrder, fill: Fill, decimals: int) -> float:
+    """Return by how many basis points *order* was filled worse than paper's *fill* of it."""
+    paper, reference = (
+        Decimal(one).scaleb(-decimals) for one in (fill.price, fill.reference_price)
+    )
+    worse = order.price - paper if order.side is Side.BUY else paper - order.price
+    return float(worse / reference * 10_000)

@@ -1,0 +1,454 @@
+"""Slippage of real fills against paper's: by symbol, size and hour; the settings that fit them.
+
+Errors are by UTC day. Settings are fitted on the earlier days and judged on the later ones.
+
+The rules are docs/money.md, M42 to M44.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+import numpy as np
+from msgspec import structs
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.replay.archive.executions import Executions
+from tracepaper.replay.checks.paper_fills import (
+    LATENCY_MOST_MS,
+    BookFills,
+    OpenFills,
+    PaperFills,
+    TakenOrder,
+    cost_bp,
+    orders_of,
+)
+from tracepaper.replay.document.values import Table, of_row
+from tracepaper.replay.learning.statistics import bootstrapped, compared, daily_sums, mean
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE, day_text, duration, iso
+
+LEAST_ORDERS: Final = 30
+LEAST_DAYS: Final = 9
+"""With fewer orders or UTC days figures are shown and no settings are proposed."""
+FITTED_SHARE: Final = 2 / 3
+LEVEL: Final = 0.95
+VARIANCE_TOLD: Final = 0.05
+"""By what share the variance of costs must differ over latencies for prices to tell one."""
+LATENCIES_LEAST: Final = 10
+SETTING_MOST: Final = 1_000.0
+"""Basis points; the most that the configuration takes."""
+BASIS_POINT: Final = MONEY_SCALE // 10_000
+FAR: Final = "orders over 1,000 bp from paper's price: another symbol, unit or time zone"
+SIZES: Final = ("smallest third", "middle third", "largest third")
+
+
+# ---------------------------------------------------------------- figures
+
+
+class Bias(NamedTuple):
+    """A mean cost in bp, its error by UTC day (None of one day), and the costs' deviation."""
+
+    orders: int
+    days: int
+    mean: float
+    error: float | None
+    deviation: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The mean's interval of 95 %, by Student's t of the days less one."""
+        if self.error is None:
+            return -np.inf, np.inf
+        half = float(stdtrit(self.days - 1, (1 + LEVEL) / 2)) * self.error
+        return self.mean - half, self.mean + half
+
+    def sentence(self) -> str:
+        """Return the mean with its error and interval."""
+        low, high = self.interval
+        error = "" if self.error is None else f" ± {self.error:.2f}"
+        return f"{self.mean:+.2f}{error} bp (95 %: {low:+.2f} to {high:+.2f})"
+
+
+def bias(costs: Array, days: NDArray[np.int64]) -> Bias:
+    """Return the mean of *costs* [order] with its error over *days* [order]."""
+    count = len(np.unique(days))
+    found = compared(mean(costs, days), count)
+    error = None if count < 2 else found.error
+    deviation = float(costs.std(ddof=1)) if len(costs) > 1 else 0.0
+    return Bias(len(costs), count, found.value, error, deviation)
+
+
+class SettingFit(NamedTuple):
+    """A setting as it is, as it fits, and the interval of 95 % of what fits."""
+
+    key: str
+    now: float
+    proposed: float | None  # None: it stays
+    error: float | None
+    low: float | None
+    high: float | None
+
+
+class HeldOut(NamedTuple):
+    """The mean bias on the later days, by the present and by the proposed settings."""
+
+    from_ms: int
+    before: Bias
+    after: Bias | None
+
+
+@dataclass
+class SlippageFindings:
+    """What a file of fills says about the settings of execution; costs are in basis points."""
+
+    model: str
+    rows: int
+    orders: int  # compared
+    left_out: dict[str, int]
+    tables: list[Table] = field(default_factory=list)
+    settings: list[SettingFit] = field(default_factory=list)
+    held_out: HeldOut | None = None
+    sentences: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+class _Sample:
+    """Orders that paper covers, and their costs by given settings."""
+
+    def __init__(self, orders: Sequence[TakenOrder], paper: PaperFills) -> None:
+        self.orders = orders
+        self.days = np.array([order.time_ms // DAY_MS for order in orders], dtype=np.int64)
+        self.paper = paper
+
+    def costs(self, costs: ExecutionCosts, latency_ms: int) -> Array:
+        """Return the cost of each order in bp; NaN where *latency_ms* leads out of the books."""
+        found = []
+        for order in self.orders:
+            fill = self.paper.fill(order, costs, latency_ms)
+            decimals = self.paper.decimals(order.symbol)
+            found.append(np.nan if fill is None else cost_bp(order, fill, decimals))
+        return np.array(found, dtype=np.float64)
+
+    def part(self, mine: NDArray[np.bool_]) -> _Sample:
+        """Return the orders of *mine*."""
+        return _Sample([self.orders[row] for row in np.flatnonzero(mine).tolist()], self.paper)
+
+
+def calibrate(
+    executions: Executions, paper: PaperFills, costs: ExecutionCosts, latency_ms: int
+) -> SlippageFindings:
+    """Compare *executions* with *paper* by *costs* and *latency_ms*; propose what fits better."""
+    left_out, notes = Counter(executions.left_out), list(executions.notes)
+    orders = []
+    first_outside: TakenOrder | None = None
+    for order in orders_of(executions.taken):
+        if order.symbol not in paper.symbols:
+            left_out[f"orders of {order.symbol}, of which nothing was given"] += 1
+        elif (fill := paper.fill(order, costs, latency_ms)) is None:
+            left_out["orders outside what was given"] += 1
+            first_outside = first_outside or order
+        elif abs(cost_bp(order, fill, paper.decimals(order.symbol))) > SETTING_MOST:
+            left_out[FAR] += 1
+        else:
+            orders.append(order)
+    if first_outside is not None:
+        at = iso(first_outside.sent_ms)
+        notes.append(f"the first order outside what was given is of {first_outside.symbol} at {at}")
+    found = SlippageFindings(
+        paper.model, executions.rows, len(orders), dict(sorted(left_out.items())), notes=notes
+    )
+    if not orders:
+        found.sentences.append("No order could be compared, so nothing is proposed.")
+        return found
+    sample = _Sample(orders, paper)
+    found.tables = _tables(sample, sample.costs(costs, latency_ms))
+    if isinstance(paper, OpenFills):
+        age = duration(float(np.median([paper.age_ms(order) for order in orders])))
+        found.notes.append(f"the median order was sent {age} after the open that it is held to")
+    days = np.unique(sample.days)
+    if len(orders) < LEAST_ORDERS or len(days) < LEAST_DAYS:
+        found.sentences.append(
+            f"Too little to propose settings: {len(orders)} orders on {len(days)} days, and "
+            f"{LEAST_ORDERS} on {LEAST_DAYS} days are wanted."
+        )
+        return found
+    _propose(found, sample, costs, latency_ms, executions.in_minutes)
+    return found
+
+
+def _tables(sample: _Sample, costs: Array) -> list[Table]:
+    """Return the bias of all, by symbol, by third of notional, and by hour of day."""
+    symbols = np.array([order.symbol for order in sample.orders])
+    notional = np.array([float(order.price * order.quantity) for order in sample.orders])
+    hours = np.array([order.time_ms % DAY_MS // HOUR_MS for order in sample.orders])
+    edges = np.quantile(notional, [1 / 3, 2 / 3])
+    third = np.searchsorted(edges, notional)
+    texts = [
+        f"{SIZES[0]} (to {edges[0]:,.0f})",
+        f"{SIZES[1]} (to {edges[1]:,.0f})",
+        f"{SIZES[2]}",
+    ]
+    every = np.ones(len(costs), dtype=np.bool_)
+    named = [(name, symbols == name) for name in sorted(set(symbols.tolist()))]
+    parts = {
+        "all": ("All orders", [("all", every)]),
+        "symbol": ("By symbol", named),
+        "size": ("By size (notional)", [(text, third == at) for at, text in enumerate(texts)]),
+        "hour": ("By hour (UTC)", [(f"{hour:02d}", hours == hour) for hour in range(24)]),
+    }
+    return [
+        Table(
+            key,
+            title,
+            (
+                of_row("name", "", "text"),
+                of_row("orders", "orders", "count"),
+                of_row("days", "days", "count"),
+                of_row("bias_bp", "bias bp", "gain"),
+                of_row("std_bp", "std bp", "money"),
+            ),
+            tuple(_row(name, costs[mine], sample.days[mine]) for name, mine in rows if mine.any()),
+            whole=True,
+        )
+        for key, (title, rows) in parts.items()
+    ]
+
+
+def _row(
+    name: str, costs: Array, days: NDArray[np.int64]
+) -> tuple[str, int, int, tuple[float, float | None], float]:
+    found = bias(costs, days)
+    return name, found.orders, found.days, (found.mean, found.error), found.deviation
+
+
+# ---------------------------------------------------------------- what fits
+
+
+def _propose(
+    found: SlippageFindings,
+    sample: _Sample,
+    costs: ExecutionCosts,
+    latency_ms: int,
+    in_minutes: bool,  # noqa: FBT001 - of the file
+) -> None:
+    """Fit the settings on the earlier days, try them on the later ones, and say what follows."""
+    days = np.unique(sample.days)
+    turn = int(days[int(np.ceil(len(days) * FITTED_SHARE))])
+    early, late = sample.part(sample.days < turn), sample.part(sample.days >= turn)
+    latency = _latency(found, early, costs, latency_ms, in_minutes)
+    if latency.proposed is not None:
+        then, now = (_bias_of(late, costs, at) for at in (int(latency.proposed), latency_ms))
+        if then.deviation >= now.deviation:
+            found.sentences.append(
+                f"No change of latency_ms is shown: {latency.proposed:.0f} fits the earlier days, "
+                "and on the held-out days costs do not spread less by it."
+            )
+            latency = latency._replace(proposed=None)
+    chosen = latency_ms if latency.proposed is None else int(latency.proposed)
+    fitted = _bias_of(early, costs, chosen)
+    changed = _moved(costs, fitted.mean, by_open=found.model == OpenFills.model)
+    low, high = fitted.interval
+    before = _bias_of(late, costs, latency_ms)
+    after = None
+    if low <= 0.0 <= high:
+        found.sentences.append(
+            f"No change is shown: the mean bias of the earlier days, {fitted.sentence()}, covers 0."
+        )
+    elif changed == costs:
+        found.sentences.append(
+            f"No change is possible: the mean bias of the earlier days is {fitted.sentence()}, and "
+            "slippage_bp is at the end of its range."
+        )
+    else:
+        after = _bias_of(late, changed, chosen)
+        if abs(after.mean) >= abs(before.mean):
+            found.sentences.append(
+                f"No change is shown: what fits the earlier days ({fitted.sentence()}) does not "
+                "bring the mean bias of the held-out days nearer to 0."
+            )
+            after = None
+    if after is None:
+        changed = costs
+        after = None if chosen == latency_ms else _bias_of(late, costs, chosen)
+    found.held_out = HeldOut(turn * DAY_MS, before, after)
+    found.settings = [*_settings(found, costs, changed, fitted), latency]
+
+
+def _moved(costs: ExecutionCosts, bias_bp: float, *, by_open: bool) -> ExecutionCosts:
+    """Return *costs* that take *bias_bp* more; the spread moves only where half of it is more."""
+    half = costs.half_spread / BASIS_POINT if by_open else 0.0
+    total = min(max(costs.slippage / BASIS_POINT + half + bias_bp, 0.0), SETTING_MOST)
+    slippage = round(round(max(total - half, 0.0), 2) * BASIS_POINT)
+    spread = round(2 * total, 2) if total < half else 2 * half
+    half_spread = round(spread * BASIS_POINT / 2) if by_open else costs.half_spread
+    return structs.replace(costs, slippage=slippage, half_spread=half_spread)
+
+
+def _settings(
+    found: SlippageFindings, costs: ExecutionCosts, changed: ExecutionCosts, fitted: Bias
+) -> list[SettingFit]:
+    """Return the slippage, and by ``next_open`` the spread, as they are and as they fit."""
+    now, proposed = costs.slippage / BASIS_POINT, changed.slippage / BASIS_POINT
+    low, high = (min(max(now + end, 0.0), SETTING_MOST) for end in fitted.interval)
+    made = [
+        SettingFit(
+            "slippage_bp", now, None if proposed == now else proposed, fitted.error, low, high
+        )
+    ]
+    if found.model == OpenFills.model:
+        now, proposed = (2 * each.half_spread / BASIS_POINT for each in (costs, changed))
+        spread = None if proposed == now else proposed
+        made.append(SettingFit("spread_bp", now, spread, None, None, None))
+        found.sentences.append(
+            "not identified: spread_bp apart from slippage_bp (both move a fill alike); it stays "
+            "unless less than half of it fits."
+        )
+    return made
+
+
+def _bias_of(sample: _Sample, costs: ExecutionCosts, latency_ms: int) -> Bias:
+    values = sample.costs(costs, latency_ms)
+    known = np.isfinite(values)
+    return bias(values[known], sample.days[known])
+
+
+def _latency(
+    found: SlippageFindings,
+    sample: _Sample,
+    costs: ExecutionCosts,
+    now_ms: int,
+    in_minutes: bool,  # noqa: FBT001 - of the file
+) -> SettingFit:
+    """Fit the latency at which costs vary least, or say why nothing tells it."""
+    kept = SettingFit("latency_ms", float(now_ms), None, None, None, None)
+    why = _untold(sample, in_minutes)
+    if not why:
+        assert isinstance(sample.paper, BookFills)
+        grid = np.array(sample.paper.latency_grid, dtype=np.float64)
+        values = np.stack([sample.costs(costs, int(latency)) for latency in grid])
+        known = np.isfinite(values).all(axis=0)
+        reach = f"{LATENCY_MOST_MS / 1000:g} s"
+        if known.sum() < LEAST_ORDERS:
+            why = f"the books go on for {reach} after {known.sum()} orders alone"
+        else:
+            fitted = _fitted_latency(values[:, known], sample.days[known], grid)
+            if fitted is not None:
+                low, high = fitted.interval
+                moved = None if low <= now_ms <= high else fitted.mean
+                return kept._replace(
+                    proposed=moved, error=fitted.error, low=max(low, 0.0), high=high
+                )
+            why = f"the prices within {reach} do not tell it"
+    found.sentences.append(f"not identified: latency_ms ({why}).")
+    return kept
+
+
+def _untold(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the file
+    """Return why no price within the latency is known; empty where some may be."""
+    paper = sample.paper
+    if not isinstance(paper, BookFills):
+        return "candles show no price within it; give recorded books by --depth"
+    if in_minutes:
+        return "the file's times have no seconds"
+    if any(order.created_ms is None for order in sample.orders):
+        return "the file does not say when each order was created"
+    if len(paper.latency_grid) < LATENCIES_LEAST:
+        return f"the books are {duration(paper.latency_grid.step)} apart"
+    return ""
+
+
+def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias | None:
+    """Return the latency at which *values* [latency, order] vary least; None where none stands out.
+
+    Its error is that of days drawn anew, and no finer than the grid.
+    """
+    names = np.unique(days)
+    terms = np.concatenate([values, values**2, np.ones_like(values[:1])])
+    best = bootstrapped(daily_sums(terms, days, names), _least_varied(grid))
+    error = max(compared(best, len(names)).error, float(grid[1] - grid[0]) / 12**0.5)
+    variance = values.var(axis=1)
+    fitted = Bias(values.shape[1], len(names), best.value, error, float(variance.min()) ** 0.5)
+    low, high = fitted.interval
+    tells = variance.max() > variance.min() * (1 + VARIANCE_TOLD)
+    return fitted if tells and high - low <= grid[-1] / 2 and best.value < grid[-1] else None
+
+
+def _least_varied(grid: Array) -> Callable[[Array], Array]:
+    """Return the function of sums [.., value, square, count] to the value of *grid* that fits."""
+
+    def combine(sums: Array) -> Array:
+        count = sums[:, -1:]
+        average = sums[:, : len(grid)] / count
+        variance = sums[:, len(grid) : -1] / count - average**2
+        best: Array = grid[np.argmin(variance, axis=1)]
+        return best
+
+    return combine
+
+
+# ---------------------------------------------------------------- shown
+
+
+def settings_table(found: SlippageFindings) -> Table:
+    """Return the settings as a table of one row a key."""
+    rows = []
+    for one in found.settings:
+        span = "" if one.low is None else f"{one.low:.2f} to {one.high:.2f}"
+        proposed = "no change" if one.proposed is None else f"{one.proposed:g}"
+        rows.append((one.key, f"{one.now:g}", proposed, one.error, span))
+    return Table(
+        "settings",
+        "[execution], fitted on the earlier days",
+        (
+            of_row("key", "", "text"),
+            of_row("now", "now", "text"),
+            of_row("proposed", "proposed", "text"),
+            of_row("error", "error", "money"),
+            of_row("interval", "fits (95 %)", "text"),
+        ),
+        tuple(rows),
+        whole=True,
+    )
+
+
+def held_out_sentence(found: SlippageFindings) -> str:
+    """Return what the later days say of the settings."""
+    held = found.held_out
+    assert held is not None
+    said = (
+        f"Held out: {held.before.orders} orders on {held.before.days} days from "
+        f"{day_text(held.from_ms)}. Mean bias {held.before.sentence()} by the present settings"
+    )
+    return f"{said}." if held.after is None else f"{said}, {held.after.sentence()} by the proposed."
+
+
+def as_document(found: SlippageFindings) -> dict[str, object]:
+    """Return the findings as plain values, with the figures that the tables show."""
+
+    def plain(one: Bias | None) -> dict[str, object] | None:
+        return None if one is None else {**one._asdict(), "interval": one.interval}
+
+    held = found.held_out
+    return {
+        "model": found.model,
+        "rows": found.rows,
+        "orders": found.orders,
+        "left_out": found.left_out,
+        "figures": {each.key: each.documents() for each in found.tables},
+        "settings": [one._asdict() for one in found.settings],
+        "held_out": None
+        if held is None
+        else {
+            "from": iso(held.from_ms),
+            "before": plain(held.before),
+            "after": plain(held.after),
+        },
+        "sentences": found.sentences,
+        "notes": found.notes,
+    }

@@ -1,0 +1,202 @@
+"""Exports of real fills: known layouts are read, and what cannot be believed is one sentence."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from tracepaper.replay.archive.executions import Executions, read_executions
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.market import Side
+
+AT_MS = 1_748_251_680_000  # 2025-05-26T09:28:00Z
+API = "symbol,side,orderId,execId,execPrice,execQty,execTime,execFee,orderType,isMaker,execType"
+ROW = f"BTCUSDT,Buy,o1,e1,109905.5,0.091,{AT_MS},5.5,Market,false,Trade"
+
+
+def read(tmp_path: Path, *lines: str) -> Executions:
+    path = tmp_path / "fills.csv"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return read_executions(path)
+
+
+PERPETUAL = (
+    "Market,Filled Type,Filled Quantity,Filled Price,Order Price,Fee Rate,Trading Fee,feeCoin,"
+    "ExecFeeV2,Direction,Order Type,Trasaction ID,Order No.,Transaction Time(UTC+0)"
+)
+SPOT = (
+    "Uid,Spot Pairs,Order Type,Direction,Filled Value,Filled Price,Filled Quantity,Fees,"
+    "Transaction ID,Order No.,Timestamp (UTC)"
+)
+LAYOUTS = {
+    "api": (API, ROW),
+    "lower case, any order": (
+        "EXECTIME,execqty,ExecPrice,SIDE,Symbol",
+        f"{AT_MS},0.091,109905.50,SELL,btcusdt",
+    ),
+    "semicolons and a mark": ("\ufeff" + API.replace(",", ";"), ROW.replace(",", ";")),
+    "perpetual": (
+        "UID: 1,Company Name: ,Country:",
+        PERPETUAL,
+        "BTCUSDT,Trade,0.091,109905.5,0,0.0006,5.5,USDT,5.5,Long,Market, e1, o1,09:28 2025-05-26",
+    ),
+    "spot": (
+        SPOT,
+        "1,BTCUSDT,MARKET,BUY,10001,109905.50000000,0.09100000,0.1,e1,o1,2025-05-26 09:28:00",
+    ),
+    "another zone": (
+        "Contracts,Direction,Filled Price,Filled Qty,Transaction Time(UTC+8)",
+        "BTCUSDT,Close Short,109905.5,0.091,2025-05-26 17:28:00",
+    ),
+    "west of it": (
+        "Contracts,Direction,Filled Price,Filled Qty,Filled Time(UTC-3:30)",
+        "BTCUSDT,Buy,109905.5,0.091,2025-05-26 05:58:00",
+    ),
+    "a record's own": (
+        "instrument\tside\tquantity\tprice\tfilled_ms\tliquidity\tmodel",
+        f"linear:BTCUSDT\tBUY\t0.091\t109905.5\t{AT_MS}\tTAKER\tnext_open",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_known_layout_is_read(layout: str, tmp_path: Path) -> None:
+    found = read(tmp_path, *LAYOUTS[layout])
+    (one,) = found.taken
+    assert (one.symbol, one.price, one.quantity) == (
+        "BTCUSDT",
+        Decimal("109905.5"),
+        Decimal("0.091"),
+    )
+    assert one.time_ms == AT_MS
+    assert one.side is (Side.SELL if layout.startswith("lower") else Side.BUY)
+    assert one.order == ("o1" if layout in {"api", "perpetual", "spot"} or "mark" in layout else "")
+    assert one.created_ms is None
+
+
+def test_the_time_of_the_order_is_read_and_minutes_are_noticed(tmp_path: Path) -> None:
+    found = read(tmp_path, API + ",createdTime", f"{ROW},{AT_MS - 250}")
+    assert found.taken[0].created_ms == AT_MS - 250
+    assert found.in_minutes
+    assert not read(tmp_path, API, ROW.replace(str(AT_MS), str(AT_MS + 1))).in_minutes
+
+
+def test_makers_stops_and_what_is_no_trade_are_counted_apart(tmp_path: Path) -> None:
+    found = read(
+        tmp_path,
+        API + ",stopOrderType",
+        f"{ROW},UNKNOWN",
+        ROW.replace("e1", "e2").replace("false", "true") + ",",
+        ROW.replace("e1", "e3").replace("Trade", "Funding").replace("109905.5", "0") + ",",
+        ROW.replace("e1", "e4").replace("Trade", "BustTrade") + ",",
+        ROW.replace("e1", "e5") + ",StopLoss",
+        f"{ROW},UNKNOWN",
+    )
+    assert found.rows == 6
+    assert len(found.taken) == 1
+    assert found.left_out == {
+        "of makers": 1,
+        "of type Funding": 1,
+        "of type BustTrade": 1,
+        "of stops, which paper fills along a bar": 1,
+        "repeated, the same execution id": 1,
+    }
+    assert found.notes == []
+
+
+def test_without_a_column_of_makers_limits_are_left_out(tmp_path: Path) -> None:
+    head = "symbol,side,execPrice,execQty,execTime"
+    rows = [f"BTCUSDT,Buy,1,1,{AT_MS},{kind}" for kind in ("Market", "Limit", "LIMIT")]
+    found = read(tmp_path, f"{head},orderType", *rows)
+    assert len(found.taken) == 1
+    assert found.left_out == {"of limits that may have been makers": 2}
+    found = read(tmp_path, head, f"BTCUSDT,Buy,1,1,{AT_MS}", f"BTCUSDT,Buy,1,1,{AT_MS}")
+    assert len(found.taken) == 2  # two equal fills may be two fills
+    assert found.notes == ["no column says which fills were makers, so all count as takers"]
+
+
+def changed(old: str, new: str) -> str:
+    return ROW.replace(old, new)
+
+
+BAD = [
+    ((), "is empty"),
+    (("", "  ", ""), "is empty"),
+    ((API,), "line 1: header, no fills"),
+    (("a,b,c", "1,2,3"), "no column symbol (Contracts, Market), side (Direction), execPrice"),
+    (("symbol,side,execQty,execTime", "A,Buy,1,1"), "no column execPrice (Filled Price);"),
+    (
+        (API, ROW, changed("109905.5", "abc").replace("e1", "e2")),
+        "line 3: execPrice is not a number but 'abc'",
+    ),
+    ((API, changed("109905.5", "0")), "line 2: execPrice is not above zero but 0"),
+    ((API, changed("109905.5", "-5")), "line 2: execPrice is not above zero but -5"),
+    ((API, changed("109905.5", "NaN")), "line 2: execPrice is not above zero but NaN"),
+    ((API, changed("109905.5", "")), "line 2: execPrice is not a number but ''"),
+    ((API, changed("0.091", "1e999999999")), "line 2: execQty"),
+    ((API, changed("0.091", "-0")), "line 2: execQty is not above zero"),
+    ((API, changed(str(AT_MS), "soon")), "line 2: execTime"),
+    ((API, ROW, changed(str(AT_MS), "12").replace("e1", "e2")), "line 3: execTime is 12"),
+    ((API, changed(str(AT_MS), "")), "line 2: execTime is empty"),
+    ((API + ",createdTime", f"{ROW},{AT_MS + 1}"), "line 2: createdTime is after the fill"),
+    ((API + ",createdTime", f"{ROW},"), "line 2: createdTime is empty"),
+    ((API, "x" * 200_000 + ROW), "is no CSV"),
+    ((API, changed("Buy", "Up")), "line 2: side is no side but 'Up'"),
+    ((API, changed("BTCUSDT", "")), "line 2: symbol is empty"),
+    ((API, changed("false", "perhaps")), "line 2: isMaker is neither true nor false"),
+    ((API, "BTCUSDT,Buy"), "line 2 has 2 cells, and the header 11"),
+    (
+        (API, ROW, "", changed("0.091", "0.092")),
+        "line 4 contradicts line 2, which has the same execution id e1",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lines", "said"), BAD, ids=lambda part: str(part)[:40])
+def test_what_cannot_be_believed_is_one_sentence(
+    lines: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataInvalid) as refused:
+        read(tmp_path, *lines)
+    sentence = str(refused.value)
+    if said.startswith("line 1: header"):
+        said = "has a header and no fills"
+    assert said in sentence
+    assert "\n" not in sentence
+    assert sentence.endswith(".")
+
+
+def test_a_file_that_is_none_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "zip.csv").write_bytes(b"PK\x03\x04\xff\xfe\x80")
+    for name, said in (
+        ("zip.csv", "no text in UTF-8"),
+        ("none.csv", "cannot be read"),
+        (".", "cannot be read"),
+    ):
+        with pytest.raises(DataInvalid, match=said):
+            read_executions(tmp_path / name)
+
+
+def test_any_bytes_are_read_or_refused(tmp_path: Path) -> None:
+    """Cells, lines and bytes of a good file are changed at random; nothing but a sentence comes."""
+    rng = random.Random(5)
+    good = ("\n".join([API, *(ROW.replace("e1", f"e{place}") for place in range(5))])).encode()
+    path = tmp_path / "fills.csv"
+    refused = []
+    for _ in range(400):
+        content = bytearray(good)
+        for _ in range(rng.randint(1, 6)):
+            at = rng.randrange(len(content))
+            content[at : at + rng.randint(0, 4)] = bytes(
+                rng.choice(b'\x00\r\n",;\t-.e9\xc3\xa4(') for _ in range(rng.randint(0, 3))
+            )
+        path.write_bytes(bytes(content))
+        try:
+            assert isinstance(read_executions(path), Executions)
+        except DataInvalid as error:
+            refused.append(str(error))
+    assert 100 < len(refused) < 400
+    assert [said for said in refused if not said.endswith(".")] == []

@@ -1,0 +1,527 @@
+"""Real fills beside paper's: a planted slippage and latency are found, and nothing else is."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.executions import Execution, Executions
+from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter, RecordedDepth
+from tracepaper.replay.checks.paper_fills import BookFills, OpenFills, orders_of
+from tracepaper.replay.checks.slippage import (
+    BASIS_POINT,
+    FAR,
+    SlippageFindings,
+    calibrate,
+    held_out_sentence,
+)
+from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.order_book import Books
+from tracepaper.strategies.types.market import Category, Depth, Side
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS
+
+START_MS = 20_000 * DAY_MS
+PRICE = 1_000_000
+"""Of 10⁻², so that a tick is a hundredth of a basis point."""
+DATA = DEMO_CANDLES
+
+
+def walked(days: int, seed: int = 0, symbol: str = "BTCUSDT") -> Candles:
+    rng = np.random.default_rng(seed)
+    size = days * DAY_MS // MINUTE_MS
+    opens = PRICE + np.cumsum(rng.integers(-200, 201, size))
+    return Candles(
+        path="walk.csv",
+        category=Category.SPOT,
+        symbol=symbol,
+        interval_ms=MINUTE_MS,
+        price_decimals=2,
+        volume_decimals=0,
+        turnover_decimals=0,
+        open_time_ms=START_MS + np.arange(size, dtype=np.int64) * MINUTE_MS,
+        open=opens,
+        high=opens + 500,
+        low=opens - 500,
+        close=opens,
+        volume=np.ones(size, dtype=np.int64),
+        turnover=None,
+    )
+
+
+def file_of(taken: Sequence[Execution]) -> Executions:
+    return Executions("fills.csv", len(taken), list(taken))
+
+
+def generated(
+    candles: Candles, slippage_bp: float, seed: int, *, days: int, a_day: int, by_day: float = 2.0
+) -> Executions:
+    """Make orders at opens that pay *slippage_bp*, a noise of 5 bp, and what their day adds."""
+    rng = np.random.default_rng(seed)
+    taken = []
+    for day in range(days):
+        of_day = rng.normal(0.0, by_day)
+        minutes = np.sort(rng.choice(1_440, a_day, replace=False)) + day * 1_440
+        for row in minutes.tolist():
+            side = Side.BUY if rng.random() < 0.5 else Side.SELL
+            worse = (slippage_bp + of_day + rng.normal(0.0, 5.0)) / 1e4
+            open_ = int(candles.open[row]) / 100
+            price = open_ * (1 + worse if side is Side.BUY else 1 - worse)
+            taken.append(
+                Execution(
+                    candles.symbol,
+                    side,
+                    Decimal(repr(price)),
+                    Decimal(repr(round(float(rng.lognormal()), 3) + 0.001)),
+                    int(candles.open_time_ms[row]) + int(rng.integers(0, 5_000)),
+                    None,
+                    "",
+                )
+            )
+    return file_of(taken)
+
+
+def costs_of(slippage_bp: float = 0.0, spread_bp: float = 0.0) -> ExecutionCosts:
+    return ExecutionCosts(
+        0, round(slippage_bp * BASIS_POINT), half_spread=round(spread_bp * BASIS_POINT / 2)
+    )
+
+
+@pytest.fixture(scope="module")
+def candles() -> Candles:
+    return walked(30)
+
+
+@pytest.fixture(scope="module")
+def paper(candles: Candles) -> OpenFills:
+    return OpenFills([candles])
+
+
+def setting(found: SlippageFindings, key: str) -> Any:
+    return next(one for one in found.settings if one.key == key)
+
+
+def everything(found: SlippageFindings) -> dict[str, Any]:
+    return found.tables[0].documents()[0]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_planted_slippage_is_found_within_its_error(
+    seed: int, candles: Candles, paper: OpenFills
+) -> None:
+    fills = generated(candles, 3.7, seed, days=30, a_day=12)
+    found = calibrate(fills, paper, costs_of(1.0), 100)
+    fitted = setting(found, "slippage_bp")
+    assert fitted.proposed is not None
+    assert fitted.error < 1.0
+    assert abs(fitted.proposed - 3.7) < 3 * fitted.error
+    assert found.held_out is not None
+    before, after = found.held_out.before, found.held_out.after
+    assert after is not None
+    assert (before.days, after.days) == (10, 10)
+    assert abs(before.mean - 2.7) < 3 * (before.error or 0.0)
+    assert abs(after.mean) < 3 * (after.error or 0.0)
+    assert everything(found)["bias_bp"]["value"] == pytest.approx(2.7, abs=2.0)
+    assert 4.5 < everything(found)["std_bp"] < 6.5
+
+
+def test_intervals_of_95_percent_hold_the_truth_and_no_bias_proposes_nothing(
+    candles: Candles, paper: OpenFills
+) -> None:
+    """Each day moves its fills together, so an error of single fills would hold it far less."""
+    held, proposed = 0, 0
+    for seed in range(40):
+        fills = generated(candles, 2.0, 100 + seed, days=15, a_day=12, by_day=3.0)
+        found = calibrate(fills, paper, costs_of(2.0), 100)
+        fitted = setting(found, "slippage_bp")
+        held += fitted.low <= 2.0 <= fitted.high
+        proposed += fitted.proposed is not None
+    assert 34 <= held <= 40  # 85 %
+    assert proposed <= 40 - held
+
+
+def test_without_a_bias_no_change_is_shown(candles: Candles, paper: OpenFills) -> None:
+    fills = generated(candles, 2.0, 7, days=30, a_day=12)
+    found = calibrate(fills, paper, costs_of(2.0), 100)
+    assert [one.proposed for one in found.settings] == [None, None, None]
+    assert any(said.startswith("No change is shown:") for said in found.sentences)
+    assert found.held_out is not None
+    assert found.held_out.after is None
+
+
+def test_a_bias_of_the_earlier_days_alone_is_not_proposed(
+    candles: Candles, paper: OpenFills
+) -> None:
+    taken = generated(candles, 3.7, 1, days=20, a_day=12).taken
+    later = walked(30)
+    taken += [
+        one
+        for one in generated(later, -3.7, 2, days=30, a_day=12).taken
+        if one.time_ms >= START_MS + 20 * DAY_MS
+    ]
+    found = calibrate(file_of(taken), paper, costs_of(), 100)
+    assert setting(found, "slippage_bp").proposed is None
+    assert any("held-out days nearer to 0" in said for said in found.sentences)
+
+
+def test_fills_that_are_better_than_any_setting_change_nothing(
+    candles: Candles, paper: OpenFills
+) -> None:
+    found = calibrate(generated(candles, -4.0, 3, days=30, a_day=12), paper, costs_of(), 100)
+    assert setting(found, "slippage_bp").proposed is None
+    assert any(said.startswith("No change is possible:") for said in found.sentences)
+
+
+def test_a_spread_stays_unless_less_than_half_of_it_fits(
+    candles: Candles, paper: OpenFills
+) -> None:
+    fills = generated(candles, 3.7, 4, days=30, a_day=12)
+    found = calibrate(fills, paper, costs_of(0.0, 2.0), 100)
+    assert setting(found, "spread_bp").proposed is None
+    assert setting(found, "slippage_bp").proposed == pytest.approx(2.7, abs=1.5)
+    found = calibrate(fills, paper, costs_of(1.0, 20.0), 100)
+    assert setting(found, "slippage_bp").proposed == 0.0
+    assert setting(found, "spread_bp").proposed == pytest.approx(7.4, abs=3.0)
+    assert any("not identified: spread_bp" in said for said in found.sentences)
+
+
+def test_parts_of_an_order_are_one_order_at_their_mean_price() -> None:
+    def part(price: str, quantity: str, at_ms: int, order: str) -> Execution:
+        return Execution("BTCUSDT", Side.BUY, Decimal(price), Decimal(quantity), at_ms, None, order)
+
+    orders = orders_of(
+        [
+            part("10", "1", 5, "a"),
+            part("13", "2", 3, "a"),
+            part("9", "1", 1, ""),
+            part("9", "1", 1, ""),
+        ]
+    )
+    assert [(one.price, one.quantity, one.time_ms) for one in orders] == [
+        (Decimal(9), Decimal(1), 1),
+        (Decimal(9), Decimal(1), 1),
+        (Decimal(12), Decimal(3), 3),
+    ]
+
+
+# ---------------------------------------------------------------- recorded books
+
+
+def recorded(sent: Sequence[int], seed: int, every_ms: int = 100) -> RecordedDepth:
+    """Books for seven seconds after each of *sent*, whose middle moves by some two bp a book."""
+    rng = np.random.default_rng(seed)
+    times = np.concatenate([at + np.arange(0, 7_000, every_ms) for at in sent]).astype(np.int64)
+    middle = PRICE + np.cumsum(rng.integers(-200, 201, times.size))
+    price = np.stack([middle - 10, middle + 10], axis=1)[:, :, None]
+    books = Books(times, times, price, np.full_like(price, 1_000_000))
+    header = DepthHeader(
+        instrument="linear:BTCUSDT",
+        price_decimals=2,
+        quantity_decimals=3,
+        levels=1,
+        every_ms=every_ms,
+        source="frames",
+    )
+    return RecordedDepth(header, books, np.array([0]), ("",), "")
+
+
+def book_fills(depth: RecordedDepth, sent: Sequence[int], latency_ms: int, seed: int) -> Executions:
+    rng = np.random.default_rng(seed)
+    taken = []
+    for place, at in enumerate(sent):
+        created = at + int(rng.integers(0, 400))
+        row = int(np.searchsorted(depth.times, created + latency_ms))
+        side = Side.BUY if place % 2 else Side.SELL
+        touched = int(depth.books.price[row, int(side is Side.BUY), 0]) / 100
+        worse = (1.5 + rng.normal(0.0, 0.5)) / 1e4 * (1 if side is Side.BUY else -1)
+        taken.append(
+            Execution(
+                "BTCUSDT",
+                side,
+                Decimal(repr(touched * (1 + worse))),
+                Decimal("0.5"),
+                created + latency_ms,
+                created,
+                str(place),
+            )
+        )
+    return file_of(taken)
+
+
+SENT = [START_MS + day * DAY_MS + hour * 3_600_000 for day in range(12) for hour in range(2, 20, 2)]
+
+
+def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
+    depth = recorded(SENT, 1)
+    found = calibrate(book_fills(depth, SENT, 700, 2), BookFills([depth]), costs_of(), 100)
+    latency, slippage = setting(found, "latency_ms"), setting(found, "slippage_bp")
+    assert latency.proposed == pytest.approx(700, abs=100)
+    assert latency.low <= 700 <= latency.high
+    assert slippage.proposed == pytest.approx(1.5, abs=0.3)
+    assert [one.key for one in found.settings] == ["slippage_bp", "latency_ms"]
+    assert found.held_out is not None
+    assert found.held_out.after is not None
+    assert found.held_out.after.deviation < found.held_out.before.deviation / 2
+
+
+def test_recorded_books_are_read_by_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    depth = recorded(SENT, 1)
+    with DepthWriter(tmp_path / "books.depth", depth.header) as writer:
+        for row, at in enumerate(depth.times.tolist()):
+            bids, asks = (
+                np.array([[depth.books.price[row, side, 0], 1_000_000]], dtype="<i8").tobytes()
+                for side in (0, 1)
+            )
+            cause = "" if row % 70 else "the stream was cut"
+            writer.add(Depth("linear:BTCUSDT", bids, asks, at, at), cause)
+    path = tmp_path / "fills.csv"
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["symbol", "side", "execPrice", "execQty", "execTime", "createdTime"])
+        for one in book_fills(depth, SENT, 700, 2).taken:
+            rows.writerow(
+                [one.symbol, one.side, one.price, one.quantity, one.time_ms, one.created_ms]
+            )
+    command = ["calibrate", str(path), "--depth", str(tmp_path / "books.depth")]
+    assert invoke([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["model"], document["orders"]) == ("quote", len(SENT))
+    assert [one["key"] for one in document["settings"]] == ["slippage_bp", "latency_ms"]
+    assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
+
+
+def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
+    depth = recorded(SENT, 7)
+    turn = START_MS + 8 * DAY_MS
+    early = [one for one in book_fills(depth, SENT, 700, 8).taken if one.time_ms < turn]
+    late = [one for one in book_fills(depth, SENT, 100, 9).taken if one.time_ms >= turn]
+    found = calibrate(file_of([*early, *late]), BookFills([depth]), costs_of(1.5), 100)
+    assert setting(found, "latency_ms").proposed is None
+    assert setting(found, "latency_ms").low > 100
+    assert any(said.startswith("No change of latency_ms is shown") for said in found.sentences)
+
+
+def test_a_latency_that_fits_already_stays() -> None:
+    depth = recorded(SENT, 3)
+    found = calibrate(book_fills(depth, SENT, 300, 4), BookFills([depth]), costs_of(1.5), 300)
+    assert [one.proposed for one in found.settings] == [None, None]
+    assert setting(found, "latency_ms").low <= 300 <= setting(found, "latency_ms").high
+
+
+def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
+    candles: Candles, paper: OpenFills
+) -> None:
+    depth = recorded(SENT, 5)
+    flat = RecordedDepth(
+        depth.header,
+        Books(
+            depth.times,
+            depth.times,
+            np.broadcast_to(depth.books.price[:1], depth.books.price.shape),
+            depth.books.size,
+        ),
+        depth.starts,
+        depth.causes,
+        "",
+    )
+    fills = book_fills(depth, SENT, 300, 6)
+    unknown = file_of([replace(one, created_ms=None) for one in fills.taken])
+    minutes = file_of(fills.taken)
+    minutes.in_minutes = True
+    for given, books, why in (
+        (book_fills(flat, SENT, 300, 6), flat, "do not tell it"),
+        (unknown, depth, "when each order was created"),
+        (minutes, depth, "no seconds"),
+    ):
+        found = calibrate(given, BookFills([books]), costs_of(), 100)
+        said = [each for each in found.sentences if each.startswith("not identified: latency_ms")]
+        assert len(said) == 1
+        assert why in said[0]
+        assert setting(found, "latency_ms").proposed is None
+    slow = RecordedDepth(
+        msgspec.structs.replace(depth.header, every_ms=60_000),
+        depth.books,
+        depth.starts,
+        depth.causes,
+        "",
+    )
+    found = calibrate(fills, BookFills([slow]), costs_of(), 100)
+    assert any("latency_ms (the books are" in said for said in found.sentences)
+    found = calibrate(generated(candles, 1.0, 0, days=12, a_day=9), paper, costs_of(), 100)
+    assert any("latency_ms (candles show no price" in said for said in found.sentences)
+
+
+# ---------------------------------------------------------------- a run's own fills
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the fills of a run of the bundled candles, as `audit export` writes them."""
+    folder = tmp_path_factory.mktemp("run")
+    run = ["--data", str(DATA), "--db", str(folder / "run.db")]
+    assert invoke(["replay", *run, *SETTINGS, "--set", "strategy.name=sma_cross", "--json"]) == 0
+    export = ["audit", "export", "last", "--csv", str(folder / "out"), "--views", "v_fills"]
+    assert invoke([*export, "--db", str(folder / "run.db")]) == 0
+    return folder / "out" / "v_fills.csv"
+
+
+SETTINGS = [
+    "--set", "execution.slippage_bp=1.5", "--set", "execution.spread_bp=1",
+    "--set", "execution.spread_slippage=0.07",
+]  # fmt: skip
+
+
+def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
+    exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["calibrate", str(exported), "--candles", str(DATA)]
+    capsys.readouterr()
+    assert invoke([*command, *SETTINGS, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["rows"], document["orders"], document["left_out"]) == (177, 177, {})
+    for rows in document["figures"].values():
+        assert sum(row["orders"] for row in rows) == 177
+        for row in rows:
+            assert row["bias_bp"] == {"value": 0.0, "error": 0.0}
+            assert row["std_bp"] == 0.0
+    assert [one["proposed"] for one in document["settings"]] == [None, None, None]
+    assert invoke([*command, *SETTINGS[:2], *SETTINGS[4:], "--json"]) == 0
+    less = json.loads(capsys.readouterr().out)
+    assert less["figures"]["all"][0]["bias_bp"]["value"] == pytest.approx(0.5, abs=0.02)
+    assert less["settings"][0]["proposed"] == pytest.approx(2.0, abs=0.02)
+
+
+def test_the_answer_fits_a_terminal_and_its_json_has_the_same_figures(
+    exported: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    strange = tmp_path / "fills.csv"
+    lines = exported.read_text().replace("linear:BTCUSDT", "linear:LONGERNAMEUSDT", 1)
+    strange.write_text(lines.replace("2025-06", "2026-06").replace(",17489", ",18489"))
+    assert invoke(["calibrate", str(strange), "--candles", str(DATA)]) == 0
+    said = capsys.readouterr().out
+    assert "To know: the first order outside" in said
+    assert max(map(len, said.splitlines())) <= 80
+    command = ["calibrate", str(exported), "--candles", str(DATA)]
+    assert invoke(command) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert said.startswith("177 orders of 177 rows beside paper's fills by next_open.\n")
+    assert invoke([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (every,) = document["figures"]["all"]
+    shown = f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}"
+    assert shown in said
+    assert f"{document['settings'][0]['proposed']:g}" in said
+    assert "Held out: 51 orders on 3 days from 2025-06-01." in said
+
+
+# ---------------------------------------------------------------- what cannot be used
+
+
+def written(path: Path, taken: Sequence[Execution]) -> Path:
+    with path.open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["symbol", "side", "execPrice", "execQty", "execTime", "isMaker"])
+        for one in taken:
+            rows.writerow([one.symbol, one.side, one.price, one.quantity, one.time_ms, "false"])
+    return path
+
+
+def test_orders_that_nothing_covers_are_counted_and_named(
+    candles: Candles, paper: OpenFills
+) -> None:
+    fills = generated(candles, 1.0, 0, days=12, a_day=9)
+    first = fills.taken[0]
+    late = START_MS + 40 * DAY_MS
+    strange = [
+        Execution("XRPUSDT", Side.BUY, Decimal(1), Decimal(1), first.time_ms, None, ""),
+        Execution("BTCUSDT", Side.BUY, first.price, Decimal(1), late, None, ""),
+        Execution("BTCUSDT", Side.BUY, first.price, Decimal(1), START_MS - 1, None, ""),
+        Execution("BTCUSDT", Side.BUY, first.price * 2, Decimal(1), first.time_ms, None, ""),
+    ]
+    fills.taken += strange
+    found = calibrate(fills, paper, costs_of(), 100)
+    assert found.orders == 108
+    assert found.left_out == {
+        "orders of XRPUSDT, of which nothing was given": 1,
+        "orders outside what was given": 2,
+        FAR: 1,
+    }
+    assert any("of BTCUSDT at 2024-10-03T23:59:59.999Z" in note for note in found.notes)
+    found = calibrate(file_of(strange), paper, costs_of(), 100)
+    assert found.sentences == ["No order could be compared, so nothing is proposed."]
+    assert found.tables == []
+
+
+def test_candles_of_two_categories_are_refused(candles: Candles) -> None:
+    with pytest.raises(ConfigInvalid, match="two categories"):
+        OpenFills([candles, replace(candles, category=Category.LINEAR)])
+
+
+def test_no_gap_of_a_recording_is_bridged() -> None:
+    depth = recorded(SENT, 1)
+    inside, outside = (
+        Execution("BTCUSDT", Side.BUY, Decimal(10_000), Decimal(1), at, at, "")
+        for at in (SENT[0] + 6_800, SENT[0] + 6_801)
+    )
+    books = BookFills([depth])
+    assert books.fill(orders_of([inside])[0], costs_of(), 100) is not None
+    assert books.fill(orders_of([outside])[0], costs_of(), 100) is None
+    assert (
+        books.fill(orders_of([replace(outside, created_ms=None)])[0], costs_of(), 100) is not None
+    )
+
+
+@pytest.mark.parametrize(("days", "a_day"), [(8, 9), (9, 3), (1, 1)])
+def test_few_orders_or_days_are_shown_and_propose_nothing(
+    days: int, a_day: int, candles: Candles, paper: OpenFills
+) -> None:
+    found = calibrate(generated(candles, 9.0, 0, days=days, a_day=a_day), paper, costs_of(), 100)
+    assert everything(found)["orders"] == days * a_day
+    assert found.settings == []
+    (said,) = found.sentences
+    assert said.startswith(f"Too little to propose settings: {days * a_day} orders on {days} days")
+    assert said.endswith("30 on 9 days are wanted.")
+
+
+def test_candles_or_books_are_wanted_and_agree_with_the_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fills = str(written(tmp_path / "fills.csv", []))
+    for extra, said in (
+        ([], "Give --candles"),
+        (["--candles", str(DATA), "--depth", fills], "Give --candles"),
+        (["--candles", str(DATA), "--set", "execution.model=quote"], "give --depth"),
+        (["--depth", fills, "--set", "execution.model=next_open"], "give --candles"),
+        (["--candles", str(DATA)], "no fills"),
+    ):
+        assert invoke(["calibrate", fills, *extra]) != 0
+        answer = capsys.readouterr().err
+        assert said in answer
+        assert "Traceback" not in answer
+
+
+def test_what_is_held_out_is_said_with_both_settings(candles: Candles, paper: OpenFills) -> None:
+    found = calibrate(generated(candles, 3.7, 0, days=30, a_day=12), paper, costs_of(), 100)
+    said = held_out_sentence(found)
+    assert said.startswith("Held out: 120 orders on 10 days from ")
+    assert "by the present settings" in said
+    assert said.endswith("by the proposed.")
