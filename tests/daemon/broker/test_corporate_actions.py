@@ -1,0 +1,124 @@
+"""Splits and dividends in a ledger, held to an account that is kept by itself in fractions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from actions_ledger import UNIT, OwnAccount
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.strategies.types.corporate_actions import adjusted_price
+from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
+from tracepaper.strategies.types.market import (
+    Category,
+    CorporateAction,
+    CorporateActionKind,
+    Instrument,
+    Side,
+)
+
+CASH = 100_000 * UNIT
+RATIOS = st.sampled_from(
+    [(7, 1), (3, 2), (2, 1), (1, 10), (1, 8), (2, 3), (11, 10), (1, 1000), (20, 1), (137, 100)]
+)
+MOVES = st.one_of(
+    st.tuples(st.just("buy"), st.integers(1, 90), st.integers(100, 90_000)),
+    st.tuples(st.just("sell"), st.integers(1, 100), st.integers(100, 90_000)),
+    st.tuples(st.just("split"), RATIOS, st.integers(100, 90_000)),
+    st.tuples(st.just("dividend"), st.integers(1, 3 * UNIT), st.integers(100, 90_000)),
+)
+
+
+def share(decimals: int) -> Instrument:
+    return Instrument(Category.STOCK, "ACME", "ACME", "USD", 2, decimals, 0, 2, 1, 1, 0, 0, 0)
+
+
+def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill:
+    known: dict[str, Any] = {
+        "order_id": "1-0",
+        "instrument": "stock:ACME",
+        "side": side,
+        "quantity": quantity,
+        "price": price,
+        "reference_price": price,
+        "notional": quantity * price * 10 ** (8 - decimals),
+        "fee": fee,
+        "fee_base": 0,
+        "liquidity": Liquidity.TAKER,
+        "model": FillModel.NEXT_OPEN,
+        "reason": "",
+        "filled_ms": 5,
+    }
+    return Fill(**{name: known[name] for name in Fill.__struct_fields__ if name in known})
+
+
+def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 1) -> Any:
+    return CorporateAction("stock:ACME", CorporateActionKind(kind), new, old, amount, close, 9, 9)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from([0, 3]), st.lists(MOVES, max_size=14))
+def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any]) -> None:
+    ledger = Ledger(CASH, {"stock:ACME": share(decimals)}, keeps_entries=True)
+    scale = 10**decimals
+    own = OwnAccount(Fraction(CASH, UNIT), Fraction(1, scale))
+    for what, size, price in moves:
+        held, fee = ledger.held("stock:ACME"), UNIT + 1
+        at = Fraction(price, 100)
+        if what == "buy":
+            ledger.apply_fill(fill(Side.BUY, size * 7, price, decimals, fee))
+            own.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
+        elif what == "sell" and held:
+            sold = max(held * size // 100, 1)
+            ledger.apply_fill(fill(Side.SELL, sold, price, decimals, fee))
+            own.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
+        elif what == "split":
+            ledger.apply_action(action("split", *size, close=price))
+            own.split(Fraction(*size), at)
+        elif what == "dividend":
+            ledger.apply_action(action("dividend", amount=size, close=price))
+            own.dividend(Fraction(size, UNIT))
+        ledger.mark("stock:ACME", price)
+        account, position = ledger.account(), ledger.position("stock:ACME")
+        assert Fraction(position.quantity, scale) == own.quantity
+        assert Fraction(position.entry_notional, UNIT) == own.entry
+        assert Fraction(account.cash, UNIT) == own.cash
+        assert Fraction(account.realized_pnl, UNIT) == own.realized
+        assert Fraction(account.fees_paid, UNIT) == own.fees
+        assert Fraction(account.equity, UNIT) == own.equity(at)
+        # K10: cash = start + realized profit - fees - cost of the held shares.
+        cost = position.entry_notional
+        assert account.cash == CASH + account.realized_pnl - account.fees_paid - cost
+    assert ledger.entries is not None
+    moved = [(entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.entries[1:]]
+    assert moved == own.moves
+    assert sum(entry.amount for entry in ledger.entries) == ledger.cash
+
+
+def test_seven_for_one_by_hand() -> None:
+    ledger = Ledger(CASH, {"stock:ACME": share(0)}, keeps_entries=True)
+    ledger.apply_fill(fill(Side.BUY, 10, 64_500, 0, 0))
+    ledger.mark("stock:ACME", 64_557)
+    before = ledger.account()
+    ledger.apply_action(action("split", 7, 1, close=64_557))
+    position = ledger.position("stock:ACME")
+    assert (position.quantity, position.entry_notional) == (70, 6_450 * UNIT)
+    assert adjusted_price(action("split", 7, 1), 64_557) == 9_222  # 92.2243
+    assert ledger.account().cash == before.cash
+    ledger.apply_action(action("dividend", amount=47 * UNIT // 100, close=9_222))
+    assert ledger.account().cash == before.cash + 70 * 47 * UNIT // 100
+
+
+def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_cost() -> None:
+    ledger = Ledger(CASH, {"stock:ACME": share(0)}, keeps_entries=True)
+    ledger.apply_fill(fill(Side.BUY, 25, 1_000, 0, 0))
+    ledger.apply_action(action("split", 1, 10, close=1_200))
+    position = ledger.position("stock:ACME")
+    # 2.5 shares at 120.00: two stay, half a share is 60.00, of which 50.00 was its cost.
+    assert (position.quantity, position.entry_notional) == (2, 200 * UNIT)
+    assert position.realized_pnl == 10 * UNIT
+    assert ledger.entries is not None
+    assert [(one.kind, one.amount) for one in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
