@@ -41,9 +41,14 @@ class ActionRow(NamedTuple):
     value: Fraction
 
     @property
+    def is_split(self) -> bool:
+        """Whether it is a split."""
+        return self.kind is CorporateActionKind.SPLIT
+
+    @property
     def words(self) -> str:
         """What it is, and when: ``split of 7 for 1 on 2014-06-09``."""
-        if self.kind is CorporateActionKind.SPLIT:
+        if self.is_split:
             what = f"split of {self.value.numerator} for {self.value.denominator}"
         else:
             what = f"dividend of {unscaled(int(self.value * MONEY_SCALE), 10)}"
@@ -175,6 +180,18 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
     return PlacedActions(events, tuple(notes))
 
 
+def actions_until(
+    rows: Sequence[ActionRow], candles: Sequence[Candles], at_ms: int
+) -> list[ActionRow]:
+    """Return those of *rows* that are booked before a bar of *candles* up to *at_ms*."""
+    last = {
+        part.symbol: int(_days(part)[np.searchsorted(part.open_time_ms, at_ms, side="right") - 1])
+        for part in candles
+        if part.open_time_ms[0] <= at_ms
+    }
+    return [row for row in rows if (row.ex_date - _EPOCH).days <= last.get(row.symbol, -1)]
+
+
 def _days(candles: Candles) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
     times, calendar = candles.open_time_ms, candles.calendar
     return times // DAY_MS if calendar is None else calendar.days[calendar.places(times)]
@@ -182,7 +199,7 @@ def _days(candles: Candles) -> np.ndarray[tuple[int, ...], np.dtype[np.int64]]:
 
 def _event(row: ActionRow, candles: Candles, at: int) -> CorporateAction:
     close, opens_ms = int(candles.close[at - 1]), int(candles.open_time_ms[at])
-    is_split = row.kind is CorporateActionKind.SPLIT
+    is_split = row.is_split
     if not is_split and row.value * 10**candles.price_decimals >= close:
         raise DataInvalid(
             f"{row.place}: {row.symbol} closed at {unscaled(close, candles.price_decimals)} before "

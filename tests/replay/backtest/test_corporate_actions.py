@@ -7,12 +7,11 @@ import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
-from stock_files import HOUR_MS, moment, opens, write
+from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -202,7 +201,7 @@ def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
     days = opens("2014-11-03", "2014-12-31", DAY)
     bought = days[1]  # at the open after the first decision
     ex = days[2 if place == "before" else 1]
-    text = date.fromtimestamp(ex / 1000).isoformat()
+    text = date_alone(ex)
     with held(Holds, 1.0, 10, f"ACME,{text},dividend,0.47") as run:
         (fill,) = list(run.fills["filled_ms"])[:1]
         assert fill == bought
@@ -224,8 +223,8 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
     with held(Stops, 7.0, 10, SPLIT) as run:
         database = str(run.database)
         query = (
-            "SELECT role, status, quantity, trigger_price, limit_price FROM v_orders WHERE role <> 'SIGNAL' "
-            "AND status <> 'CANCELED' ORDER BY role"
+            "SELECT role, status, quantity, trigger_price, limit_price FROM v_orders "
+            "WHERE role <> 'SIGNAL' AND status <> 'CANCELED' ORDER BY role"
         )
         assert asked(database, query) == [
             ("STOP", "ACCEPTED", 70.0, 57.14, None),
@@ -418,3 +417,30 @@ def test_the_same_file_twice_is_a_repetition() -> None:
     actions(SPLIT)
     with pytest.raises(DataInvalid, match="already"):
         read_actions(Path("actions.csv"), Path("actions.csv"))
+
+
+@pytest.mark.parametrize("check", ["lookahead", "recursive"])
+def test_the_checks_find_nothing_over_a_split(check: str) -> None:
+    candles()
+    actions(SPLIT, "ACME,2014-11-27,dividend,0.47", "ACME,2014-12-09,dividend,0.1")
+    sizing = '[sizing]\nmode = "volatility"\nlookback = 22\nvolatility = "ewma"\n'
+    text = SHARES.partition("[sizing]")[0] + sizing
+    Path("shares.toml").write_text(text + '[exits]\nstop_loss = "3 atr"\n')
+    words = [check, "--data", "ACME=acme.csv", "-c", "shares.toml", "--actions", "actions.csv"]
+    assert invoke([*words, "--probes", "5"]) == 0
+
+
+def test_symbols_that_close_together_are_split_one_by_one() -> None:
+    candles(before=7.0)
+    times = opens("2014-11-03", "2014-12-31", HOUR_MS)
+    write(Path("bolt.csv"), times, seed=2)
+    actions(SPLIT, "BOLT,2014-12-03,dividend,0.25", "BOLT,2014-12-04,dividend,0.25")
+    assert replayed("BOLT=bolt.csv", "--actions", "actions.csv") == 0
+    query = "SELECT instrument, kind FROM v_events WHERE kind = 'corporate_action'"
+    assert sorted(asked("run.db", query)) == [
+        ("stock:ACME", "corporate_action"),
+        ("stock:BOLT", "corporate_action"),
+        ("stock:BOLT", "corporate_action"),
+    ]
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
