@@ -29,7 +29,7 @@ from tracepaper.daemon.broker.exit_plans import Plan
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.types.corporate_actions import adjusted_price
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, FillModel, Order
 from tracepaper.strategies.types.market import (
     BY_REST,

@@ -12,7 +12,7 @@ from typing import Final
 
 from msgspec import Struct
 
-from tracepaper.strategies.types.corporate_actions import adjusted_bar
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity, Order
 from tracepaper.strategies.types.market import (
     Bar,

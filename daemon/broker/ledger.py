@@ -15,12 +15,12 @@ from copy import copy
 from msgspec import Struct
 
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.types.corporate_actions import (
+from tracepaper.strategies.corporate_actions import (
     ShareTerms,
     adjusted_price,
     entitlement,
 )
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
     Fill,

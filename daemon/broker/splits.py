@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Level, Plan
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.strategies.types.corporate_actions import adjusted_price, whole_steps
+from tracepaper.strategies.corporate_actions import adjusted_price, whole_steps
 from tracepaper.strategies.types.decisions import Order, OrderRole
 from tracepaper.strategies.types.market import CorporateAction, Instrument
 from tracepaper.strategies.units import divide_half_even

@@ -23,6 +23,7 @@ from tracepaper.strategies.api.timeframes import (
     frame_bars,
     open_frames_ms,
 )
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_BARS,
     YARDSTICK_LEAST,
@@ -32,7 +33,6 @@ from tracepaper.strategies.gates.evaluator import (
 )
 from tracepaper.strategies.order_book import OrderBookHistory
 from tracepaper.strategies.sessions import WATCHED_SESSIONS, SplitWatch
-from tracepaper.strategies.types.corporate_actions import adjusted_bar
 from tracepaper.strategies.types.decisions import (
     Action,
     Decision,

@@ -44,11 +44,11 @@ from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.storage.database.run_views import RunViews, action_of
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
 from tracepaper.strategies.other_symbol import RunOtherBars
-from tracepaper.strategies.types.corporate_actions import adjusted_bar
 from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
 from tracepaper.strategies.types.market import (
     Bar,

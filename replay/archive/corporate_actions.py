@@ -172,7 +172,7 @@ def place_actions(rows: Sequence[ActionRow], candles: Mapping[str, Candles]) -> 
             continue
         if int(days[at]) != ex_day:
             day = date.fromordinal(_EPOCH.toordinal() + int(days[at]))
-            notes.append(f"{row.symbol}: the {row.words}, no session, is applied on {day}")
+            notes.append(f"{row.symbol}: the {row.words} is applied on {day}, its next bar")
         event = _event(row, part, at)
         events.setdefault(part.instrument, []).append(event)
     for made in events.values():

@@ -46,9 +46,9 @@ from tracepaper.replay.checks.perturbations import DerivedStep, Files
 from tracepaper.storage.record.digest import requests_sha256
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GateKind, gate_order
-from tracepaper.strategies.types.corporate_actions import adjusted_bar
 from tracepaper.strategies.types.decisions import Decision, Prediction, SinceDecided
 from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, FrameBar
 

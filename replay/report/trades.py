@@ -18,9 +18,9 @@ from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
-from tracepaper.strategies.types.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even

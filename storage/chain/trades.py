@@ -20,7 +20,7 @@ from msgspec import Struct
 from tracepaper.storage.chain.links import ChainProblem
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.record.rows import sequence_of
-from tracepaper.strategies.types.corporate_actions import ShareTerms, entitlement
+from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.types.decisions import FillModel, LedgerKind, Liquidity, OrderKind
 from tracepaper.strategies.types.market import Category, CorporateAction, Side
 from tracepaper.strategies.units import (

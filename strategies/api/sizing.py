@@ -26,10 +26,10 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import size_factor
 from tracepaper.strategies.types.calibration import FittedConfidence
-from tracepaper.strategies.types.corporate_actions import adjusted_price
 from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
 from tracepaper.strategies.units import Notional, unscaled

@@ -23,12 +23,12 @@ from tracepaper.strategies.api.context import (
     Outlook,  # noqa: F401 - users' classes import it from here
     Signal,
 )
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_order
 from tracepaper.strategies.types.calibration import ENTROPY, Calibration
-from tracepaper.strategies.types.corporate_actions import adjusted_price
 from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar, CorporateAction
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracepaper.daemon.broker.ledger import Ledger
-from tracepaper.strategies.types.corporate_actions import adjusted_price
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
 from tracepaper.strategies.types.market import (
     Category,

@@ -376,7 +376,7 @@ def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
     candles(DAY)
     actions("ACME,2014-11-27,dividend,0.47")
     assert replayed("--actions", "actions.csv") == 0
-    said = "ACME: the dividend of 0.47 on 2014-11-27, no session, is applied on 2014-11-28"
+    said = "ACME: the dividend of 0.47 on 2014-11-27 is applied on 2014-11-28, its next bar"
     assert said in warnings_of()
     query = "SELECT market_ms FROM v_events WHERE kind = 'corporate_action'"
     assert asked("run.db", query) == [(moment("2014-11-28T09:30"),)]
