@@ -5,12 +5,16 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import Any
 
+import builders
 from actions_ledger import UNIT, OwnAccount
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.ledger import Ledger
-from tracepaper.strategies.corporate_actions import adjusted_price
+from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.corporate_actions import adjusted_bar, adjusted_price
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
 from tracepaper.strategies.types.market import (
     Category,
@@ -122,3 +126,42 @@ def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_
     assert position.realized_pnl == 10 * UNIT
     assert ledger.entries is not None
     assert [(one.kind, one.amount) for one in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
+
+
+def test_a_bar_before_a_split_is_one_of_the_new_shares() -> None:
+    bar = builders.bar(index=0)
+    bar = replace(bar, open=64_557, high=65_001, low=64_000, close=64_557, volume=1_001)
+    adjusted = adjusted_bar(action("split", 3, 2), bar)
+    assert (adjusted.open, adjusted.high, adjusted.low) == (43_038, 43_334, 42_667)
+    assert (adjusted.close, adjusted.volume) == (43_038, 1_502)  # 1,501.5, to the even one
+    assert adjusted_bar(action("split", 1, 10), bar).volume == 100
+
+
+def test_what_histories_and_ranges_know_is_as_if_fed_with_adjusted_bars() -> None:
+    bars = [
+        replace(builders.bar(index=at), high=900 + 7 * at, low=850 - at, close=880 + 3 * at)
+        for at in range(90)
+    ]
+    split = action("split", 3, 2)
+    for made in (TrueRange, lambda: DayRange(86_400_000)):
+        first, second = made(), made()
+        for bar in bars:
+            first.push(bar)
+            second.push(adjusted_bar(split, bar))
+        first.adjust(split)
+        later = replace(builders.bar(index=90), high=700, low=500, close=600)
+        for known in (first, second):
+            known.push(later)
+        if isinstance(first, TrueRange):
+            assert first.rate == second.rate > 0
+        else:
+            assert first.mean() == second.mean()
+    for kind in VolatilityKind:
+        one, two = WindowedVolatility(kind, 40), WindowedVolatility(kind, 40)
+        for bar in bars:
+            one.add(bar.close)
+            two.add(adjusted_price(split, bar.close))
+        one.adjust(split)
+        one.add(700)
+        two.add(700)
+        assert one.of_bars(1) == two.of_bars(1)

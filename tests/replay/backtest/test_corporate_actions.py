@@ -106,6 +106,13 @@ class Holds(Strategy):
         return Signal(Action.HOLD if self._bars < 30 else Action.FLAT, "")
 
 
+class Late(Holds):
+    """Buys and never sells."""
+
+    def decide(self, _now: object) -> Any:
+        return Signal(Action.LONG if self._bars == 5 else Action.HOLD, "kept")
+
+
 class Waits(Holds):
     """Asks for its share at the close before the split, so that its order is filled after it."""
 
@@ -444,3 +451,45 @@ def test_symbols_that_close_together_are_split_one_by_one() -> None:
     ]
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
+
+
+def test_an_action_of_the_last_session_is_applied() -> None:
+    with held(Late, 1.0, 10, "ACME,2014-12-31,dividend,0.47") as run:
+        rows = asked(str(run.database), "SELECT amount FROM v_ledger WHERE kind = 'dividend'")
+        assert rows == [(4.7,)]
+
+
+class Sees(Strategy):
+    """Notes what the history says of the bar before."""
+
+    warmup = 5
+
+    def __init__(self, _options: object) -> None:
+        pass
+
+    def decide(self, context: Any) -> Signal:
+        history = context.history
+        jump = float(abs(history.close[1:] / history.close[:-1] - 1).max())
+        volume = float(history.volume.max() / history.volume.min())
+        return Signal(Action.HOLD, "", note={"jump": jump, "volume": volume})
+
+
+def test_the_history_of_a_strategy_has_no_jump() -> None:
+    with held(Sees, 7.0, 1, SPLIT) as run:
+        query = "SELECT name, max(number) FROM v_notes GROUP BY name ORDER BY name"
+        (_, jump), (_, volume) = asked(str(run.database), query)
+        assert 0 < jump < 0.03
+        assert 1 < volume < 1.3
+
+
+def test_a_log_of_what_acted_keeps_actions_and_figures() -> None:
+    candles()
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47")
+    assert replayed("--actions", "actions.csv", database="full.db") == 0
+    assert replayed("--actions", "actions.csv", "--log", "acted", database="acted.db") == 0
+    query = "SELECT kind, amount, balance FROM v_ledger ORDER BY sequence, ordinal"
+    assert asked("acted.db", query) == asked("full.db", query)
+    query = "SELECT content FROM v_events WHERE kind = 'corporate_action' ORDER BY sequence"
+    assert len(asked("acted.db", query)) == 2
+    assert invoke(["audit", "verify", "last", "--db", "acted.db"]) == 0
+    assert invoke(["report", "last", "--db", "acted.db", "--json"]) == 0
