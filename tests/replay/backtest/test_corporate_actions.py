@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from page_cases import shown_of
+from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
@@ -20,6 +22,8 @@ from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration, read_market
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.page import holding
+from tracepaper.replay.report.report import held_alike
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
@@ -493,3 +497,17 @@ def test_a_log_of_what_acted_keeps_actions_and_figures() -> None:
     assert len(asked("acted.db", query)) == 2
     assert invoke(["audit", "verify", "last", "--db", "acted.db"]) == 0
     assert invoke(["report", "last", "--db", "acted.db", "--json"]) == 0
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, DAY], ids=["hours", "days"])
+def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> None:
+    candles(interval_ms)
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,7")
+    assert replayed("--actions", "actions.csv") == 0
+    shown = shown_of(Path("run.db"))
+    expected = held_alike(build_report_of(shown.database).record)
+    found = {one.share: one for one in holding.held(shown)}
+    assert len(found) == len(expected) > 0
+    for one in expected:
+        newest = next(of for share, of in found.items() if share == pytest.approx(one.share))
+        assert newest.newest == pytest.approx(one.equity[-1], abs=1e-6)
