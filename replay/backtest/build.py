@@ -250,7 +250,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
-    if actions and config.market.category != Category.STOCK:
+    if actions and config.market.asset != STOCK:
         raise ConfigInvalid(
             f"--actions are of shares, and the run trades {config.market.category}; leave it out, "
             'or set market.asset = "stock".'
