@@ -135,6 +135,7 @@ def round_trips(
     quantities: Sequence[int],
     notionals: Sequence[int],
     fees: Sequence[int],
+    *,
     changes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> list[RoundTrip]:
     """Return the closed trades of one instrument's fills, oldest first.
@@ -323,7 +324,7 @@ def trades(
             moves,
             [_scaled(fill["notional_text"], MONEY_DECIMALS) for fill in fills],
             [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
-            _changes(fills, moves, actions, item),
+            changes=_changes(fills, moves, actions, item),
         )
         closed += [_trade(trip, fills, moves) for trip in trips]
     return sorted(closed, key=lambda trade: (trade.exit_ms, trade.instrument))

@@ -80,7 +80,7 @@ def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any
             ledger.apply_fill(fill(Side.SELL, sold, price, decimals, fee))
             own.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
         elif what == "split":
-            ledger.apply_action(action("split", *size, close=price))
+            ledger.apply_action(action("split", size[0], size[1], close=price))
             own.split(Fraction(*size), at)
         elif what == "dividend":
             ledger.apply_action(action("dividend", amount=size, close=price))
@@ -143,25 +143,25 @@ def test_what_histories_and_ranges_know_is_as_if_fed_with_adjusted_bars() -> Non
         for at in range(90)
     ]
     split = action("split", 3, 2)
-    for made in (TrueRange, lambda: DayRange(86_400_000)):
-        first, second = made(), made()
+    later = replace(builders.bar(index=90), high=700, low=500, close=600)
+    true = TrueRange(), TrueRange()
+    mean = DayRange(86_400_000), DayRange(86_400_000)
+    pairs: tuple[tuple[Any, Any], ...] = (true, mean)
+    for one, other in pairs:
         for bar in bars:
-            first.push(bar)
-            second.push(adjusted_bar(split, bar))
-        first.adjust(split)
-        later = replace(builders.bar(index=90), high=700, low=500, close=600)
-        for known in (first, second):
-            known.push(later)
-        if isinstance(first, TrueRange):
-            assert first.rate == second.rate > 0
-        else:
-            assert first.mean() == second.mean()
-    for kind in VolatilityKind:
-        one, two = WindowedVolatility(kind, 40), WindowedVolatility(kind, 40)
-        for bar in bars:
-            one.add(bar.close)
-            two.add(adjusted_price(split, bar.close))
+            one.push(bar)
+            other.push(adjusted_bar(split, bar))
         one.adjust(split)
-        one.add(700)
-        two.add(700)
-        assert one.of_bars(1) == two.of_bars(1)
+        one.push(later)
+        other.push(later)
+    assert true[0].rate == true[1].rate > 0
+    assert mean[0].mean() == mean[1].mean() is not None
+    for kind in VolatilityKind:
+        known, fed = WindowedVolatility(kind, 40), WindowedVolatility(kind, 40)
+        for bar in bars:
+            known.add(bar.close)
+            fed.add(adjusted_price(split, bar.close))
+        known.adjust(split)
+        known.add(700)
+        fed.add(700)
+        assert known.of_bars(1) == fed.of_bars(1)
