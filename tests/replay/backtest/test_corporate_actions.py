@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -241,9 +242,15 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
             ("STOP", "ACCEPTED", 70.0, 57.14, None),
             ("TARGET", "ACCEPTED", 70.0, None, 128.57),
         ]
-        query = "SELECT quantity FROM v_twin_equity WHERE twin = 'buy_and_hold' ORDER BY sequence"
-        quantities = [row[0] for row in asked(database, query) if row[0]]
-        assert quantities[0] > 0
+        query = (
+            "SELECT quantity, equity FROM v_twin_equity WHERE twin = 'buy_and_hold' "
+            "ORDER BY sequence"
+        )
+        shadow = [row for row in asked(database, query) if row[0]]
+        ratios = [after[0] / before[0] for before, after in pairwise(shadow)]
+        assert len([ratio for ratio in ratios if 6 <= ratio <= 8]) == 1
+        moved = [after[1] / before[1] - 1 for before, after in pairwise(shadow)]
+        assert max(map(abs, moved)) < 0.003  # of a position of some 6 % of the equity
         assert run.verify().holds
         assert invoke(["audit", "verify", "last", "--db", database]) == 0
 
