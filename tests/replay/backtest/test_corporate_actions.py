@@ -48,6 +48,11 @@ slippage_bp = "0"
 mode = "fixed"
 quantity = "{}"
 """
+BY_VOLATILITY = (
+    SHARES.partition("[sizing]")[0]
+    + '[sizing]\nmode = "volatility"\nlookback = 22\nvolatility = "ewma"\nrebalance = "0.01"\n'
+    + '[exits]\nstop_loss = "3 atr"\n'
+)
 EX_DATE = "2014-12-03T09:30"
 SPLIT = "ACME,2014-12-03,split,7"
 
@@ -283,6 +288,7 @@ def test_a_replay_that_was_killed_goes_on_as_if_it_had_not_been(
     every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     candles()
+    Path("shares.toml").write_text(BY_VOLATILITY)
     actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,0.1")
     assert replayed("--actions", "actions.csv", database="whole.db") == 0
     monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
@@ -441,9 +447,7 @@ def test_the_same_file_twice_is_a_repetition() -> None:
 def test_the_checks_find_nothing_over_a_split(check: str) -> None:
     candles()
     actions(SPLIT, "ACME,2014-11-27,dividend,0.47", "ACME,2014-12-09,dividend,0.1")
-    sizing = '[sizing]\nmode = "volatility"\nlookback = 22\nvolatility = "ewma"\n'
-    text = SHARES.partition("[sizing]")[0] + sizing
-    Path("shares.toml").write_text(text + '[exits]\nstop_loss = "3 atr"\n')
+    Path("shares.toml").write_text(BY_VOLATILITY)
     words = [check, "--data", "ACME=acme.csv", "-c", "shares.toml", "--actions", "actions.csv"]
     assert invoke([*words, "--probes", "5"]) == 0
 
