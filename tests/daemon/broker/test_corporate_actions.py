@@ -112,6 +112,7 @@ def test_seven_for_one_by_hand() -> None:
     assert (position.quantity, position.entry_notional) == (70, 6_450 * UNIT)
     assert adjusted_price(action("split", 7, 1), 64_557) == 9_222  # 92.2243
     assert ledger.account().cash == before.cash
+    assert ledger.account().equity == before.cash + 70 * 9_222 * UNIT // 100
     ledger.apply_action(action("dividend", amount=47 * UNIT // 100, close=9_222))
     assert ledger.account().cash == before.cash + 70 * 47 * UNIT // 100
 
