@@ -86,6 +86,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     start: str | float | date | None = None,
     end: str | float | date | None = None,
     funding: str | Path | Sequence[str | Path] = (),
+    actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
     log: str = "full",
@@ -102,10 +103,11 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     folder's ``tracepaper.toml`` counts, as on the command line. *db* is where the run is kept; None
     is a file that lives as long as the result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
-    *frame_data* the candles of higher timeframes that begin before the data, *depth* files of
-    order books that ``tracepaper data record`` wrote. *log* is ``full`` or ``acted``. *frames* are
-    ``polars``, ``pandas`` or ``numpy``; by default those of *data*, else polars where it is
-    installed. In a notebook a bar shows how far it is, unless *progress* is False.
+    *actions* of splits and dividends, *frame_data* candles of higher timeframes that begin before
+    the data, *depth* files of order books that ``tracepaper data record`` wrote. *log* is ``full``
+    or ``acted``. *frames* are ``polars``, ``pandas`` or ``numpy``; by default those of *data*, else
+    polars where it is installed. In a notebook a bar shows how far it is, unless *progress* is
+    False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
@@ -122,6 +124,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             from_text=moment_of(start, "start"),
             to_text=moment_of(end, "end"),
             funding=paths_of(funding, "funding"),
+            actions=paths_of(actions, "actions"),
             frames=() if frame_data is None else data_of(frame_data, given),
             depth=paths_of(depth, "depth"),
             log=log,

@@ -127,18 +127,20 @@ class ClosesVolatility:
 
     def __init__(self) -> None:
         self._window: WindowedVolatility | None = None
-        self._size = self._newest_ms = 0
+        self._size = self._newest_ms = self._newest = 0
 
     def of_close(self, closes: Integers, times: Integers) -> float:
         """Return the volatility of *closes* [bar], two at least, as a fraction."""
         size, window = closes.size, self._window
-        if window is not None and size == self._size and int(times[-2]) == self._newest_ms:
+        before = int(times[-2]), int(closes[-2])  # a split adjusts what was known
+        if window is not None and (size, *before) == (self._size, self._newest_ms, self._newest):
             window.add(int(closes[-1]))
         else:
             window = WindowedVolatility(VolatilityKind.EWMA, size - 1)
             for close in closes.tolist():
                 window.add(close)
-        self._window, self._size, self._newest_ms = window, size, int(times[-1])
+        self._window, self._size = window, size
+        self._newest_ms, self._newest = int(times[-1]), int(closes[-1])
         volatility = window.of_bars(1)
         assert volatility is not None  # its window is full
         return volatility

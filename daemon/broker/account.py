@@ -12,7 +12,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
-from tracepaper.daemon.broker import matching
+from tracepaper.daemon.broker import matching, splits
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executor, TrueRange
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan
@@ -29,7 +29,13 @@ from tracepaper.daemon.broker.orders import (
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order
-from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    CorporateAction,
+    Instrument,
+    Quote,
+)
 
 
 class Intent(NamedTuple):
@@ -417,6 +423,23 @@ class PaperAccount:
         if paid:
             self._stale.add(instrument)
         return paid
+
+    def apply_action(self, action: CorporateAction) -> tuple[Order, ...]:
+        """Book a split or a dividend; return the orders that this changes."""
+        key = action.instrument
+        self._stale.add(key)
+        before = self.ledger.held(key)
+        self.ledger.apply_action(action)
+        if not action.is_split:
+            return ()
+        return splits.adjust_orders(
+            self.orders[key],
+            self.protectors[key],
+            self._instruments[key],
+            action,
+            before,
+            self.ledger.held(key),
+        )
 
     def confirm(self, instrument: str, open_time_ms: int) -> None:
         """Let the position stand for another horizon from the bar at *open_time_ms* on."""

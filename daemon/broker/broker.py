@@ -29,8 +29,18 @@ from tracepaper.daemon.broker.exit_plans import Plan
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, FillModel, Order
-from tracepaper.strategies.types.market import BY_REST, Bar, Funding, Gap, Instrument, Mark, Quote
+from tracepaper.strategies.types.market import (
+    BY_REST,
+    Bar,
+    CorporateAction,
+    Funding,
+    Gap,
+    Instrument,
+    Mark,
+    Quote,
+)
 
 
 class Save(IntEnum):
@@ -180,6 +190,22 @@ class Broker:
             for account in self._accounts
         ]
         return changed[0]
+
+    def on_action(self, action: CorporateAction) -> tuple[Order, ...]:
+        """Book a split or a dividend in every account; return the run's orders that it changes."""
+        self.save = Save.NOW
+        changed = [account.apply_action(action) for account in self._accounts]
+        self.adjust(action)
+        return changed[0]
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the bars before a split as those of the shares after it, and their close too."""
+        if not action.is_split:
+            return
+        self._marked.pop(action.instrument, None)
+        self.mark_at_close(action.instrument, adjusted_price(action, action.close))
+        if self._ranges:
+            self._ranges[action.instrument].adjust(action)
 
     def on_gap(self, gap: Gap) -> None:
         """Learn which bars come late, by REST, perhaps without the quotes that went with them."""

@@ -12,8 +12,16 @@ from typing import Final
 
 from msgspec import Struct
 
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity, Order
-from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    CorporateAction,
+    Instrument,
+    Quote,
+    Side,
+)
 from tracepaper.strategies.units import (
     DAY_MS,
     MONEY_DECIMALS,
@@ -80,9 +88,11 @@ class TrueRange:
         self._ranges: deque[int] = deque(maxlen=RANGE_BARS)
         self._sum = 0
         self._close: int | None = None
+        self._bars: deque[Bar] = deque(maxlen=RANGE_BARS + 1)
 
     def push(self, bar: Bar) -> None:
         """Take in the next closed bar."""
+        self._bars.append(bar)
         high, low = bar.high, bar.low
         if self._close is not None:
             high, low = max(high, self._close), min(low, self._close)
@@ -92,6 +102,14 @@ class TrueRange:
         self._sum += high - low
         self._close = bar.close
         self.rate = self._sum * MONEY_SCALE // (len(self._ranges) * bar.close)
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the bars before a split as those of the shares after it."""
+        bars = [adjusted_bar(action, bar) for bar in self._bars]
+        self._ranges.clear()
+        self._sum, self._close = 0, None
+        for bar in bars:
+            self.push(bar)  # one more than the window: the oldest is the close before it
 
 
 class DayRange:
@@ -119,6 +137,14 @@ class DayRange:
                 self._sum -= self._ranges[0]
             self._add(recent[-1], bar)
         recent.append(bar)
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the bars before a split as those of the shares after it."""
+        bars = [adjusted_bar(action, bar) for bar in self._recent]
+        self._recent.clear()
+        self._ranges, self._sum = None, 0
+        self._recent.extend(bars)
+        self.push = self._recent.append
 
     def last(self, count: int) -> list[Bar]:
         """Return the last *count* bars, newest first, or as many as a day has."""

@@ -15,6 +15,11 @@ from copy import copy
 from msgspec import Struct
 
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
+from tracepaper.strategies.corporate_actions import (
+    ShareTerms,
+    adjusted_price,
+    entitlement,
+)
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -24,12 +29,11 @@ from tracepaper.strategies.types.decisions import (
     LedgerKind,
     Position,
 )
-from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
 from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
     MONEY_SCALE,
-    Notional,
     divide_half_even,
     unscaled,
 )
@@ -81,13 +85,14 @@ class Holding(Struct, gc=False, array_like=True):
 class _LedgerLine:
     """What a ledger keeps of one instrument."""
 
-    __slots__ = ("holding", "is_cash", "margin", "mark", "notional", "position")
+    __slots__ = ("holding", "is_cash", "margin", "mark", "notional", "position", "terms")
 
     def __init__(self, instrument: Instrument, margin: MarginRules | None) -> None:
         self.margin = margin
         self.holding = Holding()
         self.is_cash = instrument.category.is_cash
-        self.notional = Notional.of(instrument)
+        self.terms = ShareTerms.of(instrument)
+        self.notional = self.terms.notional
         self.mark = 0
         self.position = Position()  # the holding, valued at the mark
 
@@ -260,6 +265,26 @@ class Ledger:
         self._move(LedgerKind.FUNDING, -paid, instrument)
         self._value(line)
         return paid
+
+    def apply_action(self, action: CorporateAction) -> None:
+        """Book a split or a dividend on what is held, which the close before it left.
+
+        Cash in lieu and dividends count as realized profit. After a split the mark is that close,
+        adjusted.
+        """
+        line = self._lines[action.instrument]
+        holding = line.holding
+        made = entitlement(action, holding.quantity, holding.entry_notional, line.terms)
+        holding.quantity = made.quantity
+        holding.entry_notional -= made.entry
+        holding.realized_pnl += made.paid - made.entry
+        if not made.quantity:
+            holding.opened_ms = 0
+        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
+        self._move(kind, made.paid, action.instrument)
+        if action.is_split:
+            line.mark = adjusted_price(action, action.close)
+        self._value(line)
 
     def entry_price(self, instrument: str) -> int:
         """Return the average price at which what is held was entered; 0 where nothing is."""

@@ -58,6 +58,10 @@ FundingOption = Annotated[
     list[Path] | None,
     typer.Option("--funding", metavar="FILE", help="Settled funding rates, CSV; repeat."),
 ]
+ActionsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--actions", metavar="FILE", help="Splits and dividends, CSV; repeat."),
+]
 DepthOption = Annotated[
     list[Path] | None,
     typer.Option(

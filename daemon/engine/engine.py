@@ -47,6 +47,7 @@ from tracepaper.strategies.types.market import (
     Closed,
     Command,
     CommandKind,
+    CorporateAction,
     Depths,
     Event,
     ExternalRead,
@@ -210,7 +211,7 @@ class Engine:
 
     # ------------------------------------------------------------ one step
 
-    def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911 - one case an event
+    def step(self, event: Event, prediction: Prediction) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case an event
         """Return all that *event* caused, given what the model predicted at it."""
         match event:
             case Bar():
@@ -222,6 +223,11 @@ class Engine:
                 return self._price(event)
             case Funding():
                 return self._settle(event)
+            case CorporateAction():
+                if event.is_split:
+                    self.states[event.instrument].adjust(event)
+                changed = self.broker.on_action(event)
+                return self._finish(event, event.instrument, sent=changed)
             case Command():
                 return self._command(event)
             case ModelChange():

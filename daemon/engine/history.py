@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from typing import Final
@@ -22,6 +23,7 @@ from tracepaper.strategies.api.timeframes import (
     frame_bars,
     open_frames_ms,
 )
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.gates.evaluator import (
     YARDSTICK_BARS,
     YARDSTICK_LEAST,
@@ -38,7 +40,14 @@ from tracepaper.strategies.types.decisions import (
     Explanation,
     Regime,
 )
-from tracepaper.strategies.types.market import Bar, Category, Depths, FrameBar, Instrument
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    CorporateAction,
+    Depths,
+    FrameBar,
+    Instrument,
+)
 from tracepaper.strategies.units import DAY_MS, interval_start
 
 OUTCOMES_KEPT: Final = 64
@@ -59,6 +68,8 @@ class InstrumentHistory:
         "_base_ms",
         "_calendar",
         "_needed",
+        "_of",
+        "_recent",
         "_record",
         "_splits",
         "_strategy_needs",
@@ -92,6 +103,7 @@ class InstrumentHistory:
     ) -> None:
         """Keep what *strategy* and *sizer* look back on; *judges_bars* adds the usual range."""
         self._base_ms, self._calendar = settings.interval_ms, settings.calendar
+        self._of = instrument, strategy, settings
         self._tick = instrument.tick_size
         self.last_bar: Bar | None = None
         # As many as strategy and sizer look back on.
@@ -100,12 +112,7 @@ class InstrumentHistory:
         self.record = BarRecord(instrument, strategy.warmup)
         self._writes_record = strategy.reads_history
         self.books = OrderBookHistory(strategy.books) if strategy.books else None
-        wanted = frame_bars(strategy)
-        sessions = None if settings.calendar is None else settings.calendar.sessions
-        self.frames = {
-            name: TimeframeAggregator(instrument, name, settings.interval_ms, count, sessions)
-            for name, count in wanted.items()
-        }
+        self.frames = self._new_frames()
         self._splits = SplitWatch() if instrument.category is Category.STOCK else None
         self.day_range = DayRange(settings.interval_ms)  # for distances in volatility
         exits = settings.broker.exits
@@ -117,7 +124,11 @@ class InstrumentHistory:
             RANGE_BARS + 1 if settings.broker.costs.ranges else 0,
         )
         reach = (frame.reach for frame in self.frames.values())
-        self.reach = max(self.remembered, *reach) if wanted else self.remembered
+        self.reach = max(self.remembered, *reach) if self.frames else self.remembered
+        # The bars that a split adjusts; only shares have any.
+        self._recent: deque[Bar] | None = None
+        if instrument.category is Category.STOCK:
+            self._recent = deque(maxlen=self.reach)
         self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
         self.canonical = b""  # the newest bar, as it is hashed
         self.window_sha256: Callable[[], bytes] = self._window.digest
@@ -127,6 +138,32 @@ class InstrumentHistory:
         # What gates ask about the newest bar.
         self.plausibility = Plausibility() if judges_bars else None
         self.missing_bars, self.plausible = 0, 0.0
+
+    def _new_frames(self) -> dict[str, TimeframeAggregator]:
+        instrument, strategy, settings = self._of
+        sessions = None if settings.calendar is None else settings.calendar.sessions
+        return {
+            name: TimeframeAggregator(instrument, name, settings.interval_ms, count, sessions)
+            for name, count in frame_bars(strategy).items()
+        }
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the bars before a split as those of the shares after it: as if fed anew so."""
+        assert self._recent is not None
+        bars = [adjusted_bar(action, bar) for bar in self._recent]
+        self._recent.clear()
+        instrument, _, settings = self._of
+        self.last_bar, self.bars, self.knows_bars = None, 0, False
+        self.record.clear()
+        self.frames = self._new_frames()
+        self._splits = SplitWatch()
+        self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
+        self.window_sha256 = self._whole_window_sha256 if self.frames else self._window.digest
+        if self.plausibility is not None:
+            self.plausibility = Plausibility()
+        for bar in bars:
+            self.observe(bar)
+        self.day_range.adjust(action)
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters."""
@@ -155,6 +192,8 @@ class InstrumentHistory:
             for frame in self.frames.values():
                 frame.add(bar)
         self.canonical = self._window.push(bar)
+        if self._recent is not None:
+            self._recent.append(bar)
         self.last_bar = bar
         if self.bars < self._needed:
             self.bars += 1

@@ -45,7 +45,7 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
     PredictionTimeout,
 )
-from tracepaper.strategies.types.market import Bar, Depths, Instrument, Quote, Side
+from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
 from tracepaper.strategies.units import unscaled
 
 _NO_ORDERS: Final = Orders((), "")
@@ -263,6 +263,13 @@ class InstrumentState:
         self.belief.change(instrument)
         self._standing = None  # a repeated signal may have another size now
 
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the bars before a split as those of the shares after it; see docs/stocks.md, K21."""
+        self.history.adjust(action)
+        self._sizer.adjust(action)
+        self.strategy.adjust(action)
+        self._standing = None  # a repeated signal has another size now
+
     def forget_passing(self) -> None:
         """Drop what a restarted process does not know: prices and order books."""
         self.quote = None
@@ -476,9 +483,8 @@ class InstrumentState:
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""
-        if self.history.books is None:
-            return None
-        return self.belief.doubt_of(self.history.books.books_of(depths))
+        books = self.history.books
+        return None if books is None else self.belief.doubt_of(books.books_of(depths))
 
     # ------------------------------------------------------------ the steps of that line
 
@@ -574,9 +580,8 @@ class InstrumentState:
 
 def _age_ms(quote: Quote | None, bar: Bar) -> int | None:
     """Return the age of *quote*; None where there is none, or it is dated after *bar*."""
-    if quote is None or quote.market_ms > bar.seen_ms:
-        return None
-    return bar.seen_ms - quote.market_ms
+    is_known = quote is not None and quote.market_ms <= bar.seen_ms
+    return bar.seen_ms - quote.market_ms if quote is not None and is_known else None
 
 
 def _kept(note: Note | None) -> dict[str, float | str | None] | None:

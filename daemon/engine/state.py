@@ -48,6 +48,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    CorporateAction,
     Depths,
     Event,
     FrameBar,
@@ -436,6 +437,9 @@ class Restart:
                 engine.forget_passing()
             case InstrumentChange():
                 engine.mark_at_closes()
+            case CorporateAction() if event.is_split:
+                engine.states[event.instrument].adjust(event)
+                engine.broker.adjust(event)
             case _:
                 pass
 

@@ -46,7 +46,7 @@ from tracepaper.strategies.api.strategy import (
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action, OrderKind
-from tracepaper.strategies.types.market import Bar, Side
+from tracepaper.strategies.types.market import Bar, CorporateAction, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 
 WARMUP_MOST: Final = 100_000
@@ -428,6 +428,10 @@ class _Guarded(_Checks[Strategy], Strategy):
             with self._observing:
                 self.guarded.observe(bar)
 
+    def adjust(self, action: CorporateAction) -> None:
+        with self._observing:
+            self.guarded.adjust(action)
+
     def decide(self, context: BarContext) -> Signal | Orders:
         with self._deciding:
             signal = self.guarded.decide(context)
@@ -444,6 +448,10 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
     def observe(self, bar: Bar) -> None:
         with self._observing:
             self.guarded.observe(bar)
+
+    def adjust(self, action: CorporateAction) -> None:
+        with self._observing:
+            self.guarded.adjust(action)
 
     def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal | Orders]:
         with self._deciding:

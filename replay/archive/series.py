@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -27,7 +27,7 @@ from tracepaper.replay.archive.layouts import (
 from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import Calendar, SplitWatch, SuspectedSplit
-from tracepaper.strategies.types.market import Category, Instrument
+from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS
 
 
@@ -108,11 +108,19 @@ def suspected_splits(candles: Candles) -> list[SuspectedSplit]:
     return [split for split in seen if split is not None]
 
 
-def split_sentences(candles: Candles) -> tuple[str, ...]:
-    """Return a sentence about each split that is suspected in *candles*; none unless of a share."""
+def split_sentences(candles: Candles, known: Collection[CorporateAction] = ()) -> tuple[str, ...]:
+    """Return a sentence about each split that is suspected in *candles*; none unless of a share.
+
+    The *known* ones are applied, and so are none of them.
+    """
     if candles.category is not Category.STOCK:
         return ()
-    return tuple(split.sentence(candles.symbol) for split in suspected_splits(candles))
+    times = {one.market_ms for one in known if one.instrument == candles.instrument}
+    return tuple(
+        split.sentence(candles.symbol)
+        for split in suspected_splits(candles)
+        if split.open_time_ms not in times
+    )
 
 
 QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6, Category.STOCK: 0}

@@ -34,9 +34,11 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.run_row import describe_run, refuse_size
+from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
 from tracepaper.replay.archive.candles import merge_candles, resample
+from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.series import archive_instrument, split_sentences
 from tracepaper.replay.archive.sessions import (
@@ -47,7 +49,7 @@ from tracepaper.replay.archive.sessions import (
     sessions_named,
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
-from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.builtin import TREND, windows_within
@@ -233,6 +235,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     warnings: tuple[str, ...] = (),
     frames: Sequence[Candles] = (),
     depth: Sequence[DepthSource] = (),
+    actions: Sequence[ActionRow] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
@@ -246,6 +249,11 @@ def build(  # noqa: PLR0913 - the options of a replay
     if config.execution.model == "quote":
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
+        )
+    if actions and config.market.asset != STOCK:
+        raise ConfigInvalid(
+            f"--actions are of shares, and the run trades {config.market.category}; leave it out, "
+            'or set market.asset = "stock".'
         )
     market = with_depth(config.market, depth)
     if market.depth and not depth:
@@ -275,6 +283,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         until_ms=until_ms,
         warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
         funding=funding,
+        actions=actions,
         closes_together=config.market.closes_together,
         frames=_frames(config, strategies, frames),
         depth=lambda closes_ms: [
@@ -293,6 +302,8 @@ def build(  # noqa: PLR0913 - the options of a replay
             if item.id == one.header.instrument and item.id in closes_ms
         ],
     )
+    if feed.actions.splits:
+        _refuse_split(config, strategies, frames, has_model=forecaster is not None)
     engine = build_engine(
         config,
         instruments,
@@ -313,7 +324,10 @@ def build(  # noqa: PLR0913 - the options of a replay
             *warnings,
             *(one.torn.rstrip(".") for one in depth if one.torn),
             *fitted,
-            *chain.from_iterable(map(split_sentences, feed.candles)),
+            *chain.from_iterable(
+                split_sentences(part, feed.actions.splits) for part in feed.candles
+            ),
+            *feed.actions.notes,
             *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),
             *margin_warnings(config, instruments),
             *coverage_warnings(engine),
@@ -322,6 +336,30 @@ def build(  # noqa: PLR0913 - the options of a replay
         sees_account=engine.sees_account,
     )
     return Replay(run, feed, engine, forecaster, instruments, config)
+
+
+def _refuse_split(
+    config: Config, strategies: Strategies, frames: Sequence[Candles], *, has_model: bool
+) -> None:
+    """Refuse a split where something would see the bars before it as a fall or a rise."""
+    if has_model:
+        raise ConfigInvalid(
+            "--actions names a split within the data, and a model's features are not adjusted to "
+            "one; give adjusted candles and no such line, or a strategy without a model."
+        )
+    if frames:
+        raise ConfigInvalid(
+            f"--actions names a split within the data, and {frames[0].path} is not adjusted to it; "
+            "leave --frame-data out."
+        )
+    for own in map(unguarded, strategies.values()):
+        base = PortfolioStrategy if isinstance(own, PortfolioStrategy) else Strategy
+        if type(own).observe is not base.observe and type(own).adjust is base.adjust:
+            raise ConfigInvalid(
+                f"{config.strategy.name} keeps what it observes, and --actions names a split; "
+                "define adjust(self, action), which takes its prices by action.old ÷ action.new, "
+                "or look back by context.history alone."
+            )
 
 
 def _frames(

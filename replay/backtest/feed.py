@@ -18,6 +18,7 @@ from tracepaper.daemon.config.sections import MarketSection
 from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
 from tracepaper.replay.archive.candles import Span, bars_of, resample
 from tracepaper.replay.archive.columns import IntArray
+from tracepaper.replay.archive.corporate_actions import ActionRow, PlacedActions, place_actions
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.series import missing_settlements
 from tracepaper.strategies.api.timeframes import frame_bar_of
@@ -27,6 +28,7 @@ from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
+    CorporateAction,
     Depths,
     Event,
     Funding,
@@ -228,6 +230,7 @@ class ArchiveFeed:
         until_ms: int | None = None,
         warmup_bars: int = 0,
         funding: Sequence[FundingRates] = (),
+        actions: Sequence[ActionRow] = (),
         closes_together: bool = False,
         frames: Sequence[tuple[Candles, int]] = (),
         depth: Callable[[Mapping[str, IntArray]], Sequence[DepthTrack]] = lambda _closes_ms: (),
@@ -259,6 +262,9 @@ class ArchiveFeed:
         self._tracks += [_Track(one.times, one.events) for one in books if one.cuts]
         self._tracks += [_Track(_times_of(part), partial(_bars, part)) for part in self.candles]
         self._tracks += _funding_tracks(self.candles, funding, self.period_start_ms)
+        self.actions = place_actions(actions, whole)
+        """The splits and dividends, each before the bar that opens at its time."""
+        self._tracks += _action_tracks(self.candles, self.actions)
 
     def events(self) -> Iterator[Event]:
         """Yield every event, from the start at each call; no clock and no loop are asked."""
@@ -292,7 +298,7 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
         for event in group:
             if type(event) is Bar:
                 bars.append(event)
-            elif type(event) is Funding:
+            elif type(event) is Funding or type(event) is CorporateAction:
                 after.append(event)
             else:
                 yield event
@@ -436,6 +442,18 @@ def _funding_tracks(
                 missing = dict(missing_settlements(rates, first_ms, part.until_ms))
                 times = np.union1d(cut.time_ms, np.array([*missing], dtype=np.int64))
                 tracks.append(_Track(times, partial(_settlements, cut, missing, times)))
+    return tracks
+
+
+def _action_tracks(candles: Sequence[Candles], placed: PlacedActions) -> list[_Track]:
+    """Return the splits and dividends between two bars of *candles*, per instrument."""
+    tracks: list[_Track] = []
+    for part in candles:
+        first_ms, last_ms = part.open_time_ms[[0, -1]].tolist()
+        known = placed.events.get(part.instrument, ())
+        if inside := [event for event in known if first_ms < event.market_ms <= last_ms]:
+            times = np.array([event.market_ms for event in inside], dtype=np.int64)
+            tracks.append(_Track(times, partial(iter, inside)))
     return tracks
 
 

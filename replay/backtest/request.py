@@ -26,6 +26,7 @@ from tracepaper.daemon.config.loading import COMMAND_LINE, Given, Sections, With
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.feed import refuse_elsewhere
@@ -67,6 +68,7 @@ class Request:
     to_text: str | None = None
     resume: str | None = None
     funding: tuple[Path | FundingRates, ...] = ()
+    actions: tuple[Path, ...] = ()
     frames: tuple[str | Candles, ...] = ()
     depth: tuple[Path | DepthSource, ...] = ()
     mode: str = "scan"
@@ -149,6 +151,7 @@ def _check_recorded(run: str, request: Request) -> None:
         "--to": request.to_text,
         "--resume": request.resume,
         "--funding": request.funding,
+        "--actions": request.actions,
         "--frame-data": request.frames,
         "--depth": request.depth,
         "--mode": request.mode != "scan",
@@ -227,6 +230,7 @@ def _run(
         read_funding(item, symbol=request.symbol) if isinstance(item, Path) else item
         for item in request.funding
     ]
+    actions = read_actions(*request.actions)
     frames = [
         read_candles(item, symbol=request.symbol, category=request.category)
         if isinstance(item, str)
@@ -247,6 +251,7 @@ def _run(
             tally,
             frames=frames,
             depth=depth,
+            actions=actions,
             until_ms=until_ms,
         )
         return tally, run_id
@@ -268,6 +273,7 @@ def _run(
         warnings=(*request.warnings, *((ACTING_ONLY,) if request.log == "acted" else ())),
         frames=frames,
         depth=depth,
+        actions=actions,
     )
     with watch.progress(replay) as advance:
         tally = Tally(progress=advance, stopped=watch.stopped, observe=watch.observe)

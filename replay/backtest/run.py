@@ -24,9 +24,10 @@ from tracepaper.daemon.session.loop import (
     gathered,
     predictions_of,
 )
-from tracepaper.daemon.session.resume import recall_events, restore_engine
+from tracepaper.daemon.session.resume import actions_of, recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
+from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
 from tracepaper.replay.backtest.build import Replay, build
@@ -42,6 +43,7 @@ from tracepaper.strategies.types.decisions import ACTING_ONLY, Prediction, Step
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
+    CorporateAction,
     Depths,
     Event,
     FrameBar,
@@ -94,7 +96,7 @@ class ActingAudit:
         if isinstance(event, Closed | Depths):
             return  # they say what is derived, and nothing here is
         if not isinstance(event, Bar):
-            if isinstance(event, Funding) and event.instrument in self._last:
+            if isinstance(event, Funding | CorporateAction) and event.instrument in self._last:
                 self._keep(self._last[event.instrument])
             self._keep(step)
             return
@@ -286,6 +288,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     *,
     frames: Sequence[Candles] = (),
     depth: Sequence[DepthSource] = (),
+    actions: Sequence[ActionRow] = (),
     until_ms: int | None = None,
 ) -> str:
     """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.
@@ -321,6 +324,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         database=database,
         frames=frames,
         depth=depth,
+        actions=actions,
     )
     if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(
@@ -331,6 +335,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     resumed = audit.resume(run_id)
     with Reader.open(database) as reader:
         held = {_frame_key(one) for one in reader.frame_bars(run_id)}
+        booked = [action for _, action in actions_of(reader, run)]
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
     of_model = WANTED if books_read_by(replay.forecaster) else 0
@@ -340,7 +345,11 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         - max(engine.books_of(key), of_model) * market.depth_every_ms
         for key, open_ms in resumed.last_open_ms.items()
     }
-    rest = (event for event in replay.feed.events() if _is_new(event, resumed, held, seen_ms))
+    rest = (
+        event
+        for event in replay.feed.events()
+        if event not in booked and _is_new(event, resumed, held, seen_ms)
+    )
     way = predictor_over(replay)
     history = way.history
     with Reader.open(database) as reader:
@@ -400,6 +409,8 @@ def _is_new(  # noqa: PLR0911 - one case an event
             return event.open_time_ms > max(resumed.last_open_ms.values(), default=-1)
         case FrameBar():
             return _frame_key(event) not in frame_bars
+        case CorporateAction():
+            return event.market_ms > resumed.last_open_ms.get(event.instrument, -1)
         case Funding():
             return event.market_ms > resumed.last_funding_ms.get(event.instrument, -1)
         case Gap():

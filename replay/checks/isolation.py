@@ -44,6 +44,7 @@ from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.corporate_actions import actions_until
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks import perturbations
@@ -400,8 +401,11 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
             int(part.closes_ms[np.searchsorted(part.open_time_ms, probe.at_ms)]) for part in opened
         )
         books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
+        # Later ones are cut off with every future: none of them is known before its bar.
+        known = actions_until(files.actions, candles, probe.at_ms)
+        changed_files = files._replace(candles=future, depth=books, actions=known)
         with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
-            steps = _steps(changed, files._replace(candles=future, depth=books), mode)
+            steps = _steps(changed, changed_files, mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(_accesses(config))
 
@@ -488,7 +492,15 @@ def _replay(config: Config, files: Files, mode: str) -> Replay:
         if part.symbol in first_ms
     ]
     kept = [part for part in frames if len(part)]
-    return build(config, files.candles, started_at_ms=0, mode=mode, frames=kept, depth=files.depth)
+    return build(
+        config,
+        files.candles,
+        started_at_ms=0,
+        mode=mode,
+        frames=kept,
+        depth=files.depth,
+        actions=files.actions,
+    )
 
 
 def _steps(config: Config, files: Files, mode: str) -> list[Step]:

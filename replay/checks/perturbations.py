@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from importlib.util import source_from_cache
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -24,6 +25,7 @@ from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
@@ -218,6 +220,7 @@ class Files(NamedTuple):
     candles: Sequence[Candles]
     frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
     depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
+    actions: Sequence[ActionRow] = ()  # splits and dividends
 
 
 def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:
@@ -265,7 +268,11 @@ def later(files: Files) -> Files:
         seen_ms, market_ms = books.seen_ms + later_ms, books.market_ms + later_ms
         return replace(books, seen_ms=seen_ms, market_ms=market_ms)
 
-    return _changed(files, lambda part: part.later(WEEKS_LATER), moved)
+    moved_actions = [
+        one._replace(ex_date=one.ex_date + timedelta(weeks=WEEKS_LATER)) for one in files.actions
+    ]
+    changed = _changed(files, lambda part: part.later(WEEKS_LATER), moved)
+    return changed._replace(actions=moved_actions)
 
 
 def dearer(files: Files) -> Files:
@@ -276,9 +283,14 @@ def dearer(files: Files) -> Files:
         turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
         return replace(part, **prices, turnover=turnover)
 
-    return _changed(
+    dividends = [
+        one if one.is_split else one._replace(value=one.value * PRICE_FACTOR)
+        for one in files.actions
+    ]
+    changed = _changed(
         files, multiplied, lambda books: replace(books, price=books.price * PRICE_FACTOR)
     )
+    return changed._replace(actions=dividends)
 
 
 def _changed(

@@ -46,10 +46,11 @@ from tracepaper.replay.checks.perturbations import DerivedStep, Files
 from tracepaper.storage.record.digest import requests_sha256
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.types.decisions import Decision, Prediction, SinceDecided
-from tracepaper.strategies.types.market import Bar, Depths, FrameBar
+from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, FrameBar
 
 SHOWN_LONGEST: Final = 40
 """Characters of a value that is named with its name; of longer ones a hash is compared."""
@@ -324,6 +325,7 @@ def _replay(setting: _Setting, start: Start) -> Replay:
         from_ms=start.from_ms,
         frames=files.frames,
         depth=files.depth,
+        actions=files.actions,
     )
 
 
@@ -362,8 +364,8 @@ def _resumed(
                 yield derive_steps(engine, unit, predictions)
             continue
         if before is not None:
-            if isinstance(unit, Depths):
-                restart.recall_frame(unit)  # a step of the full run before *standing*
+            if isinstance(unit, CorporateAction | Depths):  # before *standing* in the full run
+                before = _recall_event(engine, unit, before)
                 continue
             if _open_ms_of(unit) < replay.run.period_start_ms:
                 before += [event for event in events_of(unit) if isinstance(event, Bar)]
@@ -371,6 +373,21 @@ def _resumed(
             _recall(engine, before)
             before = None
         yield derive_steps(engine, unit, predictions)
+
+
+def _recall_event(engine: Engine, event: CorporateAction | Depths, before: list[Bar]) -> list[Bar]:
+    """Recall *event*, which the full run has booked; return the bars *before* as it left them."""
+    if isinstance(event, Depths):
+        Restart(engine).recall_frame(event)
+        return before
+    if event.is_split:
+        engine.states[event.instrument].history.day_range.adjust(event)
+    return [_adjusted(bar, event) for bar in before]
+
+
+def _adjusted(bar: Bar, action: CorporateAction) -> Bar:
+    is_meant = action.is_split and bar.instrument == action.instrument
+    return adjusted_bar(action, bar) if is_meant else bar
 
 
 def _recall(engine: Engine, before: Sequence[Bar]) -> None:
@@ -395,11 +412,17 @@ def _earlier(replay: Replay, candles: Sequence[Candles]) -> Iterator[Bar]:
         end = int(np.searchsorted(part.open_time_ms, first_ms[part.symbol]))
         most = replay.engine.range_bars_of(item.id)
         kept = slice_candles(part, slice(max(0, end - most), end))
-        yield from bars_of(
+        bars = bars_of(
             replace(kept, category=item.category).rescaled(
                 price_decimals=item.price_decimals, volume_decimals=item.volume_decimals
             )
         )
+        known = replay.feed.actions.events.get(item.id, ())
+        for bar in bars:
+            for action in known:
+                if bar.open_time_ms < action.market_ms <= first_ms[part.symbol]:
+                    bar = _adjusted(bar, action)  # noqa: PLW2901 - one split after the other
+            yield bar
 
 
 def _open_ms_of(unit: Unit) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    ActionsOption,
     ConfigOption,
     DatabaseOption,
     DepthOption,
@@ -343,6 +344,7 @@ def lookahead(
     ] = None,
     frame_data: FrameOption = None,
     depth: DepthOption = None,
+    actions: ActionsOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -350,6 +352,7 @@ def lookahead(
 ) -> None:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.daemon.config.loading import with_settings
+    from tracepaper.replay.archive.corporate_actions import read_actions
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
@@ -365,7 +368,7 @@ def lookahead(
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given,
-            Files(looked_at, _frames(frame_data), books),
+            Files(looked_at, _frames(frame_data), books, read_actions(*(actions or ()))),
             fresh,
             Limits(probes, seconds),
             mode=mode,
@@ -391,6 +394,7 @@ def recursive(
     ] = None,
     frame_data: FrameOption = None,
     depth: DepthOption = None,
+    actions: ActionsOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -400,6 +404,7 @@ def recursive(
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
+    from tracepaper.replay.archive.corporate_actions import read_actions
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
     from tracepaper.replay.checks.perturbations import Files
@@ -424,7 +429,7 @@ def recursive(
     with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
         found = check(
             given,
-            Files(candles, frames, books),
+            Files(candles, frames, books, read_actions(*(actions or ()))),
             fresh,
             probes=probes,
             warmup=warmup,

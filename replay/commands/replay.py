@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 import typer
 
 from tracepaper.daemon.commands.options import (
+    ActionsOption,
     CandlesArgument,
     ConfigOption,
     DepthOption,
@@ -58,6 +59,7 @@ def replay(
         str | None, typer.Option(metavar="RUN", help="Continue an interrupted replay.")
     ] = None,
     funding: FundingOption = None,
+    actions: ActionsOption = None,
     frame_data: FrameDataOption = None,
     depth: DepthOption = None,
     mode: Annotated[
@@ -92,6 +94,7 @@ def replay(
         to_text=to,
         resume=resume,
         funding=tuple(funding or ()),
+        actions=tuple(actions or ()),
         frames=tuple(frame_data or ()),
         depth=tuple(depth or ()),
         mode=mode,

@@ -14,7 +14,8 @@ from tracepaper.daemon.session.build import costs_for
 from tracepaper.replay.page.cells import TIME, joined
 from tracepaper.replay.page.columns import ACCOUNTS, OWN, RollupMissing
 from tracepaper.replay.report.benchmarks import BOUGHT, Bought, bought
-from tracepaper.replay.report.record import Bars, funding_in_bars
+from tracepaper.replay.report.record import Bars, dividend_rate, funding_in_bars
+from tracepaper.storage.database.run_views import action_of
 from tracepaper.storage.database.stretch import (
     OpenedBar,
     bar_at,
@@ -25,7 +26,8 @@ from tracepaper.storage.database.stretch import (
     settlements,
 )
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.sessions import named_splits
+from tracepaper.strategies.sessions import SuspectedSplit, named_splits
+from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_SCALE
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class _Units:
         self._splits = named_splits(json.loads(run["warnings"] or "[]"))
         self._symbols = {name: one.symbol for name, one in instruments.items()}
         self._after = -1  # settlements are read up to this sequence
-        self._rates: dict[str, dict[int, int]] = {name: {} for name in instruments}
+        self._rates: dict[str, dict[int, float]] = {name: {} for name in instruments}
         self._pending: dict[str, dict[int, int]] = {name: {} for name in instruments}
         self._needed: dict[str, list[int]] = {}  # bars that say what a unit cost, by sequence
 
@@ -93,6 +95,7 @@ class _Units:
             if one.market_ms not in self._rates[name]:  # one that comes twice is booked once
                 self._rates[name][one.market_ms] = json.loads(one.content)["rate"]
                 self._pending[name][one.market_ms] = one.sequence
+        self._act(shown, end)
         self._after = end
         for place, name in enumerate(names):
             last = bar_at(connection, columns.run_key, place, columns.span, newest=True)
@@ -105,6 +108,23 @@ class _Units:
                 self._settle(shown, name, place) or name not in self.bought
             ):
                 self.bought[name] = self._bought(shown, name)
+
+    def _act(self, shown: ShownRun, end: int) -> None:
+        """Take note of the splits and dividends of shares since the last time."""
+        instruments = shown.columns.instruments
+        if not any(item.category is Category.STOCK for item in instruments.values()):
+            return
+        for row in shown.views.rows("v_events", kind="corporate_action"):
+            if not self._after < row["sequence"] <= end:
+                continue
+            action = action_of(row)
+            name = action.instrument
+            if action.is_split:
+                split = SuspectedSplit(action.market_ms, action.new, action.old)
+                self._splits.setdefault(self._symbols[name], []).append(split)
+            else:
+                self._rates[name][action.market_ms] = dividend_rate(action, instruments[name])
+                self._pending[name][action.market_ms] = row["sequence"]
 
     def _settle(self, shown: ShownRun, name: str, place: int) -> bool:
         """Find the bars around each settlement; return whether there are new ones."""

@@ -236,7 +236,7 @@ def random_twins(
     Nor are there any over a split that was not adjusted: its sizes are of other shares after it.
     *marks* are places in the equity curve at which the quantiles are taken.
     """
-    parts = {name: episodes(held) for name, held in ledger.held.items()}
+    parts = {name: episodes(held * record.shares_of(name)) for name, held in ledger.held.items()}
     positions = sum(of.sizes.size for of in parts.values())
     if not positions or record.splits:
         return None
@@ -252,10 +252,11 @@ def random_twins(
         name: min(record.warm_from[name] + 1, record.bars[name].open.size - int(of.sizes.sum()))
         for name, of in parts.items()
     }
+    adjusted = {name: record.adjusted(name) for name in parts}
     curves = np.full((count, wanted.size), float(ledger.equity[0]))
     for twin in range(count):
         for name, of in parts.items():
-            bars = record.bars[name]
+            bars = adjusted[name]
             at, delta = place(of, bars.open.size - early[name], chance)
             curves[twin] += value_at(bars, at + early[name], delta, known[name], record.cost_rate)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)

@@ -18,13 +18,14 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
+from tracepaper.daemon.session.resume import actions_of
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import Calendar, named_splits
-from tracepaper.strategies.types.market import GapCause, Instrument, Side
+from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
 
 Floats = npt.NDArray[np.float64]
@@ -42,7 +43,8 @@ class Bars:
     high: Floats
     low: Floats
     close: Floats
-    funding: Floats  # the rates settled since the bar before closed, summed; longs pay where > 0
+    funding: Floats  # the rates settled since the bar before closed, summed; longs pay where > 0,
+    # and a dividend is a rate below 0
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class RunRecord:
     calendar: Calendar | None  # of the sessions; None where the market never closes
     notes: dict[str, dict[str, Noted]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
+    actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
 
     @property
     def interval_ms(self) -> int:
@@ -202,13 +205,25 @@ class RunRecord:
         )
 
     def adjusted(self, instrument: str) -> Bars:
-        """Return the bars of *instrument*; prices before a named split are divided by its ratio."""
+        """Return the bars of *instrument*; prices before a split are divided by its ratio.
+
+        That is one that the warnings name, or one that was applied.
+        """
         bars = self.bars[instrument]
-        ratio = np.ones(bars.open.size)
+        ratio = self.shares_of(instrument)
         for place, new_per_old in self.splits.get(instrument, ()):
             ratio[:place] *= new_per_old
         prices = {name: getattr(bars, name) / ratio for name in ("open", "high", "low", "close")}
         return replace(bars, **prices)
+
+    def shares_of(self, instrument: str) -> Floats:
+        """Return [bar] how many shares at the end one share of that bar is, by applied splits."""
+        opens_ms = self.bars[instrument].open_time_ms
+        shares = np.ones(opens_ms.size)
+        for _, action in self.actions:
+            if action.instrument == instrument and action.is_split:
+                shares[opens_ms < action.market_ms] *= action.new / action.old
+        return shares
 
     @property
     def held_twin(self) -> AccountRecord | None:
@@ -306,6 +321,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         axis = _TimeAxis(decisions, times, quantity_steps(instruments))
         account, settled = _account(views, axis), views.rows("v_events", kind="funding")
         gaps = views.rows("v_gaps")
+        actions = tuple(actions_of(reader, stored.run))
         return RunRecord(
             database=database,
             run=run,
@@ -314,7 +330,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             terms=costs_for(config),
             every_bar=stored.run.keeps_every_step,
             times_ms=times,
-            bars=_bars(views, decisions, interval_ms, calendar, settled),
+            bars=_bars(views, decisions, interval_ms, calendar, settled, actions, instruments),
             decisions=decisions,
             calendar=calendar,
             account=account,
@@ -328,6 +344,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             },
             notes=_notes(views),
             margins=tuple(_margins(views, instruments)),
+            actions=actions,
         )
 
 
@@ -397,6 +414,8 @@ def _bars(
     interval_ms: int,
     calendar: Calendar | None,
     settlements: Sequence[Row],
+    actions: Sequence[tuple[int, CorporateAction]],
+    instruments: Mapping[str, Instrument],
 ) -> dict[str, Bars]:
     columns = view_arrays(views, "v_bars", _CANDLES, {"accepted": 1})
     # Both are in the order of the run, so one index by sequence serves decisions and bars alike.
@@ -419,15 +438,25 @@ def _bars(
             for column, values in columns.items()
             if column != "instrument"
         }
-        rates = [
+        rates: list[tuple[int, float]] = [
             (time, rate) for (instrument, time), rate in rates_of.items() if instrument == name
+        ]
+        rates += [
+            (action.market_ms, dividend_rate(action, instruments[name]))
+            for _, action in actions
+            if action.instrument == name and not action.is_split
         ]
         closes_ms = _closes(own["open_time_ms"], interval_ms, calendar)
         bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates))
     return bars
 
 
-def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, int]]) -> Floats:
+def dividend_rate(action: CorporateAction, instrument: Instrument) -> float:
+    """Return a dividend as a rate of funding that is received: 10⁻¹⁰ of the close before it."""
+    return -action.amount * 10**instrument.price_decimals / action.close
+
+
+def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, float]]) -> Floats:
     """Return the rates that were settled within each bar; those after the last are left out."""
     rates = np.zeros(closes_ms.size)
     for market_ms, rate in settled:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -17,10 +18,11 @@ from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
-from tracepaper.strategies.types.market import Instrument, Side
+from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
 
 _NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
@@ -130,20 +132,31 @@ class RoundTrip:
 
 
 def round_trips(
-    quantities: Sequence[int], notionals: Sequence[int], fees: Sequence[int]
+    quantities: Sequence[int],
+    notionals: Sequence[int],
+    fees: Sequence[int],
+    *,
+    changes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
 ) -> list[RoundTrip]:
     """Return the closed trades of one instrument's fills, oldest first.
 
     *quantities* are signed (buys positive), *notionals* and *fees* are money and not negative.
     From flat to flat the profit is what came in less what went out, so nothing is rounded; a
     fill that turns the position is shared between the two trades by quantity, half-even. A
-    trade that is still open is not returned.
+    trade that is still open is not returned. Before a fill at a place of *changes* splits and
+    dividends changed the quantity and paid so much money.
     """
     trips: list[RoundTrip] = []
     held = first = peak = cash = paid = 0
     for place, (quantity, notional, fee) in enumerate(
         zip(quantities, notionals, fees, strict=True)
     ):
+        if held and place in changes:
+            more, money = changes[place]
+            held, cash = held + more, cash + money
+            peak = max(peak, held) if held > 0 else peak
+            if held == 0:  # a split left less than a quantity step
+                trips.append(RoundTrip(first, place - 1, peak, cash - paid, paid))
         if quantity == 0:
             continue
         if held == 0:
@@ -266,7 +279,40 @@ class Costs:
     net: float
 
 
-def trades(ledger: AccountRecord, instruments: Mapping[str, Instrument]) -> list[ClosedTrade]:
+def _changes(
+    fills: Sequence[Row],
+    moves: Sequence[int],
+    actions: Sequence[tuple[int, CorporateAction]],
+    instrument: Instrument,
+) -> dict[int, tuple[int, int]]:
+    """Return what *actions* changed before each place of *fills*, of which *moves* are the signed.
+
+    That is the quantity, in units of *moves*, and the money paid.
+    """
+    unit, terms = (
+        10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals),
+        ShareTerms.of(instrument),
+    )
+    held = place = 0
+    changes: dict[int, tuple[int, int]] = {}
+    for sequence, action in actions:
+        if action.instrument != instrument.id:
+            continue
+        while place < len(fills) and fills[place]["sequence"] <= sequence:
+            held += moves[place]
+            place += 1
+        made = entitlement(action, held // unit, 0, terms)
+        more, paid = changes.get(place, (0, 0))
+        changes[place] = more + made.quantity * unit - held, paid + made.paid
+        held = made.quantity * unit
+    return changes
+
+
+def trades(
+    ledger: AccountRecord,
+    instruments: Mapping[str, Instrument],
+    actions: Sequence[tuple[int, CorporateAction]] = (),
+) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order of their exits."""
     closed = []
     for instrument in sorted({fill["instrument"] for fill in ledger.fills}):
@@ -278,6 +324,7 @@ def trades(ledger: AccountRecord, instruments: Mapping[str, Instrument]) -> list
             moves,
             [_scaled(fill["notional_text"], MONEY_DECIMALS) for fill in fills],
             [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
+            changes=_changes(fills, moves, actions, item),
         )
         closed += [_trade(trip, fills, moves) for trip in trips]
     return sorted(closed, key=lambda trade: (trade.exit_ms, trade.instrument))
@@ -291,7 +338,7 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
     }
     return [
         trade
-        for trade in trades(ledger, record.instruments)
+        for trade in trades(ledger, record.instruments, record.actions)
         if not any(
             trade.entry_ms < at <= trade.exit_ms for at in split_ms.get(trade.instrument, ())
         )

@@ -20,8 +20,9 @@ from msgspec import Struct
 from tracepaper.storage.chain.links import ChainProblem
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.record.rows import sequence_of
+from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.types.decisions import FillModel, LedgerKind, Liquidity, OrderKind
-from tracepaper.strategies.types.market import Category, Side
+from tracepaper.strategies.types.market import Category, CorporateAction, Side
 from tracepaper.strategies.units import (
     BASE_FEES,
     MONEY_DECIMALS,
@@ -33,7 +34,7 @@ from tracepaper.strategies.units import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
@@ -50,7 +51,13 @@ _HOLDINGS: Final = (
 )
 _MOVED: Final = (
     "SELECT step, kind, instrument, amount, order_id FROM ledger WHERE step BETWEEN ? AND ? "
-    "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold') ORDER BY step, ordinal"
+    "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold', 'dividend', "
+    "'cash_in_lieu') ORDER BY step, ordinal"
+)
+_ACTED: Final = (
+    "SELECT e.step, e.instrument, e.content, e.market_ms, i.price_decimals, i.quantity_decimals, "
+    "i.quantity_step FROM events e JOIN instruments i ON i.instrument = e.instrument "
+    "AND i.run_key = ? WHERE e.step BETWEEN ? AND ? AND e.kind = 'corporate_action' ORDER BY e.step"
 )
 _IS_KEPT: Final = "SELECT EXISTS (SELECT 1 FROM ledger WHERE step BETWEEN ? AND ?)"
 _ORDERED: Final = (
@@ -136,7 +143,16 @@ class _Filled(NamedTuple):
     order_id: str
 
 
-Entry = tuple[str, int, int, str]
+class _Acted(NamedTuple):
+    """A split or a dividend as it is stored."""
+
+    step: int
+    instrument: int
+    action: CorporateAction
+    terms: ShareTerms
+
+
+Entry = tuple[str, int, int, str | None]
 """Kind, instrument, amount and order of a movement of cash."""
 
 
@@ -171,6 +187,16 @@ class _Position(Struct):
             for kind, amount in (*moved, (fee, -fill.fee))
             if amount
         ]
+
+    def act(self, acted: _Acted) -> list[Entry]:
+        """Take in a split or a dividend; return its movement of cash (docs/stocks.md, K18)."""
+        action = acted.action
+        made = entitlement(action, self.quantity, self.entry_notional, acted.terms)
+        self.quantity = made.quantity
+        self.entry_notional -= made.entry
+        self.realized_pnl += made.paid - made.entry
+        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
+        return [(kind.value, acted.instrument, made.paid, None)] if made.paid else []
 
     def _linear(self, fill: _Filled, sign: int) -> list[tuple[LedgerKind, int]]:
         opened, notional, realized = fill.quantity, fill.notional, 0
@@ -305,18 +331,40 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
     kinds = connection.execute(_INSTRUMENTS, (run_key,)).fetchall()
     is_cash = {int(place): Category(kind).is_cash for place, kind in kinds}
     due: list[tuple[int, Entry]] = []
+    acted = [] if not _has_shares(kinds) else list(_actions(connection, run_key, span))
     checks: tuple[Callable[[], Iterator[ChainProblem]], ...] = (
-        lambda: _check_positions(connection, span, is_cash, due, is_taken=parent is not None),
+        lambda: _check_positions(
+            connection, span, is_cash, acted, due, is_taken=parent is not None
+        ),
         lambda: _check_ledger(connection, span, due),
         lambda: _check_orders(connection, span, is_taken=parent is not None),
     )
     return next((problem for check in checks for problem in check()), None)
 
 
+def _has_shares(kinds: Sequence[tuple[int, str]]) -> bool:
+    return any(kind == Category.STOCK.value for _, kind in kinds)
+
+
+def _actions(
+    connection: sqlite3.Connection, run_key: int, span: tuple[int, int]
+) -> Iterator[_Acted]:
+    """Yield the splits and dividends of a run of shares, in order."""
+    for step, place, content, market_ms, price, quantity, least in connection.execute(
+        _ACTED, (run_key, *span)
+    ):
+        fields = {"instrument": "", "market_ms": market_ms, "seen_ms": market_ms}
+        fields |= msgspec.json.decode(content)
+        action = msgspec.convert(fields, CorporateAction)
+        terms = ShareTerms(least, 10**quantity, Notional.of_decimals(price, quantity))
+        yield _Acted(step, place, action, terms)
+
+
 def _check_positions(
     connection: sqlite3.Connection,
     span: tuple[int, int],
     is_cash: dict[int, bool],
+    acted: list[_Acted],
     due: list[tuple[int, Entry]],
     *,
     is_taken: bool,
@@ -328,18 +376,25 @@ def _check_positions(
     for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
         waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
     positions: dict[tuple[str | None, int], _Position] = {}
-    booked: dict[int, list[Entry]] = {}
+    booked: dict[tuple[int, str | None], list[Entry]] = {}
+    seen: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
     for step, twin, place, *held in connection.execute(_HOLDINGS, span):
         book = twin, place
         behind = waiting.get(book, [])
-        new = []
+        new: list[_Filled | _Acted] = []
         while behind and behind[-1].step <= step:
             new.append(behind.pop())
+        known = [one for one in acted if one.instrument == place and one.step <= step]
+        new = sorted((*new, *known[seen.get(book, 0) :]), key=lambda one: one.step)
+        seen[book] = len(known)
         if is_taken and book not in positions:  # it was opened in the run before
             positions[book] = _Position(is_cash[place], *held)
             continue
         position = positions.setdefault(book, _Position(is_cash[place]))
-        booked.update((id(fill), position.book(fill)) for fill in new)
+        for one in new:
+            booked[id(one), twin] = (
+                position.book(one) if isinstance(one, _Filled) else position.act(one)
+            )
         if position.held != tuple(held):
             yield _disagree(step, "positions", "fills", *_tables(twin))
             return
@@ -347,7 +402,11 @@ def _check_positions(
         if left:
             yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
             return
-    due += [(fill.step, entry) for fill in fills for entry in booked.get(id(fill), [_UNKNOWN])]
+    due += [
+        (fill.step, entry) for fill in fills for entry in booked.get((id(fill), None), [_UNKNOWN])
+    ]
+    due += [(one.step, entry) for one in acted for entry in booked.get((id(one), None), [])]
+    due.sort(key=lambda movement: movement[0])
 
 
 _UNKNOWN: Final[Entry] = ("", 0, 0, "")

@@ -11,6 +11,7 @@ import msgspec
 
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.types.market import CorporateAction
 
 if TYPE_CHECKING:
     import sqlite3
@@ -162,6 +163,13 @@ class RunViews:
     def _check(view: str, names: Sequence[str]) -> None:
         if view not in _COLUMNS or not set(names) <= set(_COLUMNS[view]):
             raise InvariantBroken(f"No view {view} has the columns {', '.join(names)}.")
+
+
+def action_of(row: Row) -> CorporateAction:
+    """Return the split or dividend of its row in ``v_events``."""
+    fields = msgspec.json.decode(row["content"])
+    known = {name: row[name] for name in ("instrument", "market_ms", "seen_ms")}
+    return msgspec.convert({**fields, **known}, CorporateAction)
 
 
 def _order(view: str, *, downwards: bool = False) -> str:

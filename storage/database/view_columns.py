@@ -295,6 +295,11 @@ _FUNDING: Final = (
     "(SELECT coalesce(-sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "
     f"AND l.kind = 'funding' AND l.instrument = f.instrument) / CAST('1e' || {MONEY} AS REAL)"
 )
+_DIVIDENDS: Final = (
+    "(SELECT coalesce(sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "
+    "AND l.kind IN ('dividend', 'cash_in_lieu') AND l.instrument = f.instrument) "
+    f"/ CAST('1e' || {MONEY} AS REAL)"
+)
 _BARS: Final = (
     f"CASE WHEN instr(r.warnings, '{ACTING_ONLY}') = 0 THEN (SELECT count(*) FROM steps s "
     "WHERE s.step >= e.step AND s.step < f.step AND s.instrument = f.instrument "
@@ -342,7 +347,13 @@ V_TRADES: Final = View(
         ),
         Shown("fees", _FEES, "the fees among them", "REAL"),
         Shown("funding", _FUNDING, "funding while it was held, positive where paid", "REAL"),
-        Shown("net", f"{_GROSS} - {_COSTS} - {_FUNDING}", "gross less costs and funding", "REAL"),
+        Shown("dividends", _DIVIDENDS, "dividends and cash in lieu while it was held", "REAL"),
+        Shown(
+            "net",
+            f"{_GROSS} - {_COSTS} - {_FUNDING} + {_DIVIDENDS}",
+            "gross and dividends less costs and funding",
+            "REAL",
+        ),
         Shown(
             "bars_held",
             _BARS,

@@ -33,6 +33,7 @@ from tracepaper.strategies.types.market import (
     Category,
     Closed,
     Command,
+    CorporateAction,
     Depths,
     Event,
     ExternalRead,
@@ -93,7 +94,7 @@ INDEXED_EVENTS: Final = (
 """Kinds of events that are found by their place in their run without reading those between."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 """The condition of their index."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity")
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action")
 """Kinds of events that a prune keeps."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
@@ -103,6 +104,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "trade": Trade,
     "mark": Mark,
     "funding": Funding,
+    "corporate_action": CorporateAction,
     "instrument_change": InstrumentChange,
     "model_change": ModelChange,
     "gap": Gap,

@@ -324,6 +324,11 @@ class BarRecord:
         self._columns: BarColumns | None = None
         self.append = self._waiting.append
 
+    def clear(self) -> None:
+        """Forget every bar."""
+        self._waiting.clear()
+        self._columns = None
+
     def __getitem__(self, bar: Bar) -> BarArrays:
         """Return the history up to *bar*, which has to be the newest."""
         columns = self._columns

@@ -26,11 +26,12 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.gates.gate import size_factor
 from tracepaper.strategies.types.calibration import FittedConfidence
 from tracepaper.strategies.types.decisions import Action, Forecast
-from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
 from tracepaper.strategies.units import Notional, unscaled
 
 _RETURN_PARTS: Final = 10**9
@@ -81,6 +82,7 @@ class WindowedVolatility:
         """Bars that it depends on."""
         self._window = window
         self._last: int | None = None
+        self._closes: deque[int] = deque(maxlen=self.bars)
         self._squares: deque[int] = deque(maxlen=window)
         self._spans = tuple(max(round(window / part), 1) for part in _HAR_PARTS)
         self._sums = [0] * len(self._spans)
@@ -94,6 +96,7 @@ class WindowedVolatility:
     def add(self, close: int) -> None:
         """Take in the close of the next bar, an integer of any one scale."""
         last, self._last = self._last, close
+        self._closes.append(close)
         if last is None:
             return
         moved = (close - last) * _RETURN_PARTS // last
@@ -105,6 +108,16 @@ class WindowedVolatility:
                     self._sums[at] -= squares[-span]
                 self._sums[at] += square
         squares.append(square)
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Take the closes before a split as those of the shares after it: as if fed anew so."""
+        closes = [adjusted_price(action, close) for close in self._closes]
+        self._last = None
+        self._squares.clear()
+        self._closes.clear()
+        self._sums = [0] * len(self._spans)
+        for close in closes:
+            self.add(close)
 
     def of_bars(self, bars: int) -> float | None:
         """Return the deviation of the return over *bars* bars, as a fraction; None until full."""
@@ -242,6 +255,11 @@ class Sizer:
         """Take in a closed bar, for an estimate of volatility."""
         if self._estimate is not None:
             self._estimate.add(bar.close)
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Adjust the close before to a split: the next return is that of a holder."""
+        if self._estimate is not None:
+            self._estimate.adjust(action)
 
     def target(
         self,

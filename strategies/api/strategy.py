@@ -23,13 +23,14 @@ from tracepaper.strategies.api.context import (
     Outlook,  # noqa: F401 - users' classes import it from here
     Signal,
 )
+from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_order
 from tracepaper.strategies.types.calibration import ENTROPY, Calibration
 from tracepaper.strategies.types.decisions import Action, Forecast
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, CorporateAction
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _ADVICE: Final = "declare a msgspec Struct of numbers, texts, lists and dictionaries with defaults"
@@ -242,6 +243,13 @@ class Strategy(ABC):
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Take in a closed bar in integers; called once for every bar, warm-up included."""
 
+    def adjust(self, action: CorporateAction) -> None:  # noqa: B027 - as above
+        """Take the prices before a split as those of the shares after it: price × old ÷ new.
+
+        A strategy that keeps prices of ``observe`` must define it to be run over a split; the
+        bars of ``context.history`` are adjusted already.
+        """
+
     @abstractmethod
     def decide(self, context: BarContext, /) -> Signal | Orders:
         """Return a signal or a list of orders; called after ``observe`` of the same bar."""
@@ -281,6 +289,13 @@ class SmaCross(Strategy):
         self._fast_sum += close
         self._slow_sum += close
 
+    def adjust(self, action: CorporateAction) -> None:
+        """Adjust the closes to a split, and both sums."""
+        closes = [adjusted_price(action, close) for close in self._closes]
+        self._closes.clear()
+        self._closes.extend(closes)
+        self._fast_sum, self._slow_sum = sum(closes[-self._fast :]), sum(closes)
+
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the sums hold the bar already
         """Compare fast_sum / fast with slow_sum / slow without dividing."""
         if len(self._closes) < self._slow:
@@ -303,6 +318,11 @@ class Persistence(Strategy):
         """Remember the last close-to-close change."""
         self._change = 0 if self._last is None else bar.close - self._last
         self._last = bar.close
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Adjust the last close to a split."""
+        if self._last is not None:
+            self._last = adjusted_price(action, self._last)
 
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - the change holds the bar already
         """Follow the sign of the last change."""
@@ -426,6 +446,9 @@ class PortfolioStrategy(ABC):
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Take in a closed bar of any instrument; called once for every bar, warm-up included."""
 
+    def adjust(self, action: CorporateAction) -> None:  # noqa: B027 - as above
+        """Take the prices of an instrument before a split as those of the shares after it."""
+
     @abstractmethod
     def decide(self, contexts: Mapping[str, BarContext], /) -> Mapping[str, Signal | Orders]:
         """Return a signal or a list of orders by symbol; a symbol that is left out holds.
@@ -458,6 +481,10 @@ class PortfolioMember(Strategy):
     def observe(self, bar: Bar) -> None:
         """Show *bar* to the portfolio."""
         self.portfolio.observe(bar)
+
+    def adjust(self, action: CorporateAction) -> None:
+        """Let the portfolio adjust what it keeps to a split."""
+        self.portfolio.adjust(action)
 
     def decide(self, context: BarContext) -> Signal | Orders:  # noqa: ARG002 - the portfolio saw it
         """Return the portfolio's last answer for this instrument."""

@@ -144,6 +144,12 @@ from tracepaper.strategies.types.market import (
     CommandKind as CommandKind,
 )
 from tracepaper.strategies.types.market import (
+    CorporateAction as CorporateAction,
+)
+from tracepaper.strategies.types.market import (
+    CorporateActionKind as CorporateActionKind,
+)
+from tracepaper.strategies.types.market import (
     Depth as Depth,
 )
 from tracepaper.strategies.types.market import (

@@ -418,6 +418,8 @@ class LedgerKind(StrEnum):
     FUNDING = "funding"
     BOUGHT = "bought"  # on spot, and of shares
     SOLD = "sold"  # on spot, and of shares
+    DIVIDEND = "dividend"  # of shares that were held at the close before the ex-date
+    CASH_IN_LIEU = "cash_in_lieu"  # for the fraction of a share that a split leaves
 
 
 class LedgerEntry(Struct, frozen=True, gc=False):

@@ -203,6 +203,34 @@ class Funding(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class CorporateActionKind(StrEnum):
+    """What a company does to its shares."""
+
+    SPLIT = "split"
+    DIVIDEND = "dividend"
+
+
+class CorporateAction(Struct, frozen=True, gc=False):
+    """A split or a dividend of a share: it comes after the last bar before its ex-date.
+
+    Market time is the open of the bar that follows. The rules are docs/stocks.md, K16 to K25.
+    """
+
+    instrument: str
+    kind: CorporateActionKind
+    new: int  # so many new shares for ``old`` ones; 1 of a dividend
+    old: int
+    amount: int  # money a share, gross; 0 of a split
+    close: int  # of the last bar before
+    market_ms: int
+    seen_ms: int
+
+    @property
+    def is_split(self) -> bool:
+        """Whether the number of shares changes."""
+        return self.kind is CorporateActionKind.SPLIT
+
+
 class InstrumentChange(Struct, frozen=True, gc=False):
     """The exchange's filters for an instrument, at the start of a run and when they change."""
 
@@ -433,6 +461,7 @@ Event = (
     | Trade
     | Mark
     | Funding
+    | CorporateAction
     | InstrumentChange
     | ModelChange
     | Gap

@@ -1,0 +1,77 @@
+"""What splits and dividends do to prices, bars and positions, in exact integers.
+
+The rules are docs/stocks.md, K16 to K25.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
+from tracepaper.strategies.units import Notional, divide_half_even
+
+
+class ShareTerms(NamedTuple):
+    """The scales of a share that count for its actions."""
+
+    step: int  # of quantities
+    share: int  # one whole share
+    notional: Notional
+
+    @classmethod
+    def of(cls, instrument: Instrument) -> ShareTerms:
+        """Return the terms of *instrument*."""
+        share = 10**instrument.quantity_decimals
+        return cls(instrument.quantity_step, share, Notional.of(instrument))
+
+
+class Entitlement(NamedTuple):
+    """What an action makes of a position: the shares that are left, and the money that is paid."""
+
+    quantity: int
+    paid: int
+    entry: int  # entry notional of the fraction that is paid out
+
+
+def entitlement(
+    action: CorporateAction, quantity: int, entry_notional: int, terms: ShareTerms
+) -> Entitlement:
+    """Return what *action* makes of *quantity* (not negative) that was held at the close before.
+
+    A split leaves whole quantity steps; the fraction is paid at the close before, adjusted.
+    """
+    if not action.is_split:
+        return Entitlement(quantity, divide_half_even(quantity * action.amount, terms.share), 0)
+    left = whole_steps(action, quantity, terms.step)
+    fraction = quantity * action.new - left * action.old  # in parts of the new shares, 1 / old
+    if not fraction:
+        return Entitlement(left, 0, 0)
+    notional = terms.notional
+    worth = action.close * fraction * notional.multiplier
+    paid = divide_half_even(worth, action.new * notional.divisor)
+    entry = divide_half_even(entry_notional * fraction, quantity * action.new)
+    return Entitlement(left, paid, entry)
+
+
+def whole_steps(action: CorporateAction, quantity: int, step: int) -> int:
+    """Return *quantity* after a split, without the fraction of a *step*."""
+    return quantity * action.new // (action.old * step) * step
+
+
+def adjusted_price(action: CorporateAction, price: int) -> int:
+    """Return a *price* of the shares before a split as one of those after it, half-even."""
+    return divide_half_even(price * action.old, action.new)
+
+
+def adjusted_bar(action: CorporateAction, bar: Bar) -> Bar:
+    """Return a *bar* before a split as if it had been traded in the shares after it."""
+    return replace(
+        bar,
+        open=adjusted_price(action, bar.open),
+        high=adjusted_price(action, bar.high),
+        low=adjusted_price(action, bar.low),
+        close=adjusted_price(action, bar.close),
+        volume=divide_half_even(bar.volume * action.new, action.old),
+    )

@@ -1,0 +1,168 @@
+"""Splits and dividends in a ledger, held to an account that is kept by itself in fractions."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import builders
+from actions_ledger import UNIT, OwnAccount
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.execution import DayRange, TrueRange
+from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
+from tracepaper.strategies.corporate_actions import adjusted_bar, adjusted_price
+from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
+from tracepaper.strategies.types.market import (
+    Category,
+    CorporateAction,
+    CorporateActionKind,
+    Instrument,
+    Side,
+)
+
+CASH = 100_000 * UNIT
+RATIOS = st.sampled_from(
+    [(7, 1), (3, 2), (2, 1), (1, 10), (1, 8), (2, 3), (11, 10), (1, 1000), (20, 1), (137, 100)]
+)
+MOVES = st.one_of(
+    st.tuples(st.just("buy"), st.integers(1, 90), st.integers(100, 90_000)),
+    st.tuples(st.just("sell"), st.integers(1, 100), st.integers(100, 90_000)),
+    st.tuples(st.just("split"), RATIOS, st.integers(100, 90_000)),
+    st.tuples(st.just("dividend"), st.integers(1, 3 * UNIT), st.integers(100, 90_000)),
+)
+
+
+def share(decimals: int) -> Instrument:
+    return Instrument(Category.STOCK, "ACME", "ACME", "USD", 2, decimals, 0, 2, 1, 1, 0, 0, 0)
+
+
+def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill:
+    known: dict[str, Any] = {
+        "order_id": "1-0",
+        "instrument": "stock:ACME",
+        "side": side,
+        "quantity": quantity,
+        "price": price,
+        "reference_price": price,
+        "notional": quantity * price * 10 ** (8 - decimals),
+        "fee": fee,
+        "fee_base": 0,
+        "liquidity": Liquidity.TAKER,
+        "model": FillModel.NEXT_OPEN,
+        "reason": "",
+        "filled_ms": 5,
+    }
+    return Fill(**{name: known[name] for name in Fill.__struct_fields__ if name in known})
+
+
+def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 1) -> Any:
+    return CorporateAction("stock:ACME", CorporateActionKind(kind), new, old, amount, close, 9, 9)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from([0, 3]), st.lists(MOVES, max_size=14))
+def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any]) -> None:
+    ledger = Ledger(CASH, {"stock:ACME": share(decimals)}, keeps_entries=True)
+    scale = 10**decimals
+    own = OwnAccount(Fraction(CASH, UNIT), Fraction(1, scale))
+    for what, size, price in moves:
+        held, fee = ledger.held("stock:ACME"), UNIT + 1
+        at = Fraction(price, 100)
+        if what == "buy":
+            ledger.apply_fill(fill(Side.BUY, size * 7, price, decimals, fee))
+            own.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
+        elif what == "sell" and held:
+            sold = max(held * size // 100, 1)
+            ledger.apply_fill(fill(Side.SELL, sold, price, decimals, fee))
+            own.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
+        elif what == "split":
+            ledger.apply_action(action("split", size[0], size[1], close=price))
+            own.split(Fraction(*size), at)
+        elif what == "dividend":
+            ledger.apply_action(action("dividend", amount=size, close=price))
+            own.dividend(Fraction(size, UNIT))
+        ledger.mark("stock:ACME", price)
+        account, position = ledger.account(), ledger.position("stock:ACME")
+        assert Fraction(position.quantity, scale) == own.quantity
+        assert Fraction(position.entry_notional, UNIT) == own.entry
+        assert Fraction(account.cash, UNIT) == own.cash
+        assert Fraction(account.realized_pnl, UNIT) == own.realized
+        assert Fraction(account.fees_paid, UNIT) == own.fees
+        assert Fraction(account.equity, UNIT) == own.equity(at)
+        # K10: cash = start + realized profit - fees - cost of the held shares.
+        cost = position.entry_notional
+        assert account.cash == CASH + account.realized_pnl - account.fees_paid - cost
+    assert ledger.entries is not None
+    moved = [(entry.kind.value, Fraction(entry.amount, UNIT)) for entry in ledger.entries[1:]]
+    assert moved == own.moves
+    assert sum(entry.amount for entry in ledger.entries) == ledger.cash
+
+
+def test_seven_for_one_by_hand() -> None:
+    ledger = Ledger(CASH, {"stock:ACME": share(0)}, keeps_entries=True)
+    ledger.apply_fill(fill(Side.BUY, 10, 64_500, 0, 0))
+    ledger.mark("stock:ACME", 64_557)
+    before = ledger.account()
+    ledger.apply_action(action("split", 7, 1, close=64_557))
+    position = ledger.position("stock:ACME")
+    assert (position.quantity, position.entry_notional) == (70, 6_450 * UNIT)
+    assert adjusted_price(action("split", 7, 1), 64_557) == 9_222  # 92.2243
+    assert ledger.account().cash == before.cash
+    assert ledger.account().equity == before.cash + 70 * 9_222 * UNIT // 100
+    ledger.apply_action(action("dividend", amount=47 * UNIT // 100, close=9_222))
+    assert ledger.account().cash == before.cash + 70 * 47 * UNIT // 100
+
+
+def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_cost() -> None:
+    ledger = Ledger(CASH, {"stock:ACME": share(0)}, keeps_entries=True)
+    ledger.apply_fill(fill(Side.BUY, 25, 1_000, 0, 0))
+    ledger.apply_action(action("split", 1, 10, close=1_200))
+    position = ledger.position("stock:ACME")
+    # 2.5 shares at 120.00: two stay, half a share is 60.00, of which 50.00 was its cost.
+    assert (position.quantity, position.entry_notional) == (2, 200 * UNIT)
+    assert position.realized_pnl == 10 * UNIT
+    assert ledger.entries is not None
+    assert [(one.kind, one.amount) for one in ledger.entries[2:]] == [("cash_in_lieu", 60 * UNIT)]
+
+
+def test_a_bar_before_a_split_is_one_of_the_new_shares() -> None:
+    bar = builders.bar(index=0)
+    bar = replace(bar, open=64_557, high=65_001, low=64_000, close=64_557, volume=1_001)
+    adjusted = adjusted_bar(action("split", 3, 2), bar)
+    assert (adjusted.open, adjusted.high, adjusted.low) == (43_038, 43_334, 42_667)
+    assert (adjusted.close, adjusted.volume) == (43_038, 1_502)  # 1,501.5, to the even one
+    assert adjusted_bar(action("split", 1, 10), bar).volume == 100
+
+
+def test_what_histories_and_ranges_know_is_as_if_fed_with_adjusted_bars() -> None:
+    bars = [
+        replace(builders.bar(index=at), high=900 + 7 * at, low=850 - at, close=880 + 3 * at)
+        for at in range(90)
+    ]
+    split = action("split", 3, 2)
+    later = replace(builders.bar(index=90), high=700, low=500, close=600)
+    true = TrueRange(), TrueRange()
+    mean = DayRange(86_400_000), DayRange(86_400_000)
+    pairs: tuple[tuple[Any, Any], ...] = (true, mean)
+    for one, other in pairs:
+        for bar in bars:
+            one.push(bar)
+            other.push(adjusted_bar(split, bar))
+        one.adjust(split)
+        one.push(later)
+        other.push(later)
+    assert true[0].rate == true[1].rate > 0
+    assert mean[0].mean() == mean[1].mean() is not None
+    for kind in VolatilityKind:
+        known, fed = WindowedVolatility(kind, 40), WindowedVolatility(kind, 40)
+        for bar in bars:
+            known.add(bar.close)
+            fed.add(adjusted_price(split, bar.close))
+        known.adjust(split)
+        known.add(700)
+        fed.add(700)
+        assert known.of_bars(1) == fed.of_bars(1)

@@ -1,0 +1,529 @@
+"""Splits and dividends of shares from a file: applied, stored with the run, and believed later."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from page_cases import shown_of
+from report_cases import build_report_of
+from stock_files import HOUR_MS, date_alone, moment, opens, write
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.api import backtest
+from tracepaper.replay.archive.corporate_actions import read_actions
+from tracepaper.replay.backtest import run as running
+from tracepaper.replay.backtest.build import build, configuration, read_market
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.page import holding
+from tracepaper.replay.report.report import held_alike
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.api.context import Orders, Signal, buy
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Bar
+
+DAY = 24 * HOUR_MS
+SHARES = """
+[market]
+asset = "stock"
+calendar = "XNAS"
+[strategy]
+name = "sma_cross"
+fast = 3
+slow = 7
+[execution]
+taker_fee = "0"
+slippage_bp = "0"
+[sizing]
+mode = "fixed"
+quantity = "{}"
+"""
+BY_VOLATILITY = (
+    SHARES.partition("[sizing]")[0]
+    + '[sizing]\nmode = "volatility"\nlookback = 22\nvolatility = "ewma"\nrebalance = "0.01"\n'
+    + '[exits]\nstop_loss = "3 atr"\n'
+)
+EX_DATE = "2014-12-03T09:30"
+SPLIT = "ACME,2014-12-03,split,7"
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("shares.toml").write_text(SHARES.format(10))
+
+
+def actions(*lines: str) -> str:
+    Path("actions.csv").write_text("\n".join(["symbol,date,kind,value", *lines]) + "\n")
+    return "actions.csv"
+
+
+def candles(interval_ms: int = HOUR_MS, *, before: float = 7.0, name: str = "acme.csv") -> int:
+    """Write candles whose prices before the 3rd of December are *before* times the later ones."""
+    times = opens("2014-11-03", "2014-12-31", interval_ms)
+    at = times.index(moment(EX_DATE))
+    write(
+        Path(name),
+        times,
+        prices=lambda row: 1.0 if row >= at else before,
+        volumes=lambda row: before if row >= at else 1.0,
+    )
+    return times[at]
+
+
+def replayed(*words: str, database: str = "run.db", config: str = "shares.toml") -> int:
+    given = ["replay", "ACME=acme.csv", "-c", config, "--db", database, "--json"]
+    return invoke([*given, *words])
+
+
+def asked(database: str, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(database)) as connection:
+        return connection.execute(query).fetchall()
+
+
+def warnings_of(database: str = "run.db") -> list[str]:
+    ((text,),) = asked(database, "SELECT warnings FROM v_runs")
+    return list(json.loads(text))
+
+
+class Holds(Strategy):
+    """Buys at the first bar and sells after thirty, over the split of the 22nd."""
+
+    def __init__(self, _options: object) -> None:
+        self._bars = 0
+
+    def observe(self, bar: Bar) -> None:
+        self._bars += bar.volume > 0
+
+    def adjust(self, action: object) -> None:
+        pass
+
+    first = 1
+
+    def decide(self, _now: object) -> Any:
+        if self._bars == self.first:
+            return Signal(Action.LONG, "for some weeks")
+        return Signal(Action.HOLD if self._bars < 30 else Action.FLAT, "")
+
+
+class Late(Holds):
+    """Buys and never sells."""
+
+    def decide(self, _now: object) -> Any:
+        return Signal(Action.LONG if self._bars == 5 else Action.HOLD, "kept")
+
+
+class Waits(Holds):
+    """Asks for its share at the close before the split, so that its order is filled after it."""
+
+    first = 21
+
+
+class Stops(Holds):
+    """Holds with a stop and a target at prices, and never lets go by itself."""
+
+    twins = ("buy_and_hold",)
+
+    def decide(self, _now: object) -> Any:
+        if self._bars == 10:
+            return Signal(Action.LONG, "once", stop=400.0, target=900.0)
+        return Signal(Action.HOLD, "")
+
+
+class Lists(Holds):
+    """Leaves a limit order far below."""
+
+    def decide(self, _now: object) -> Any:
+        if self._bars == 10:
+            return Orders((buy(5, 500.0),), "far below")
+        return Signal(Action.HOLD, "")
+
+
+def held(strategy: type, before: float, quantity: int, *lines: str, interval_ms: int = DAY) -> Any:
+    candles(interval_ms, before=before)
+    config = {
+        "market": {"asset": "stock", "calendar": "XNAS"},
+        "execution": {"taker_fee": "0", "slippage_bp": "0"},
+        "sizing": {"mode": "fixed", "quantity": str(quantity)},
+    }
+    given = [actions(*lines)] if lines else []
+    return backtest(strategy, "ACME=acme.csv", config=config, actions=given, db=None)
+
+
+def curve(run: Any) -> list[float]:
+    """Return the equity after every bar: a split's own step rounds its mark alone."""
+    query = (
+        "SELECT q.equity FROM v_equity q JOIN v_decisions d USING (run_id, sequence) "
+        "ORDER BY q.sequence"
+    )
+    return [row[0] for row in asked(str(run.database), query)]
+
+
+@pytest.mark.parametrize("strategy", [Holds, Waits], ids=["held", "ordered before"])
+def test_equity_over_a_split_is_that_of_adjusted_candles(strategy: type) -> None:
+    with held(strategy, 7.0, 10, SPLIT) as run, held(strategy, 1.0, 70) as adjusted:
+        assert len(curve(run)) > 40
+        assert curve(run) == pytest.approx(curve(adjusted), abs=70 * 0.05)
+        one, other = run.summary, adjusted.summary
+        for key in ("return", "max_drawdown", "buy_and_hold_return", "volatility_day"):
+            assert one[key] == pytest.approx(other[key], abs=1e-4)
+        assert len(run.trades) == len(adjusted.trades) == 1
+        assert run.trades["quantity"][0] == 70
+        assert run.report()["sentences"] is not None
+        assert "random_twins" in run.report().document
+        assert run.verify().holds
+
+
+def test_the_position_the_ledger_and_the_warnings_over_a_split() -> None:
+    candles(DAY)
+    actions(SPLIT, "ACME,2014-12-05,dividend,0.47", "ACME,2020-01-02,split,2")
+    Path("shares.toml").write_text(SHARES.format(10).replace("slow = 7", "slow = 4"))
+    assert replayed("--actions", "actions.csv") == 0
+    assert warnings_of() == [
+        "ACME: the split of 2 for 1 on 2020-01-02 lies outside the data and is not applied"
+    ]
+    assert asked("run.db", "SELECT count(*) FROM v_decisions WHERE refused_by = 'plausible'") == [
+        (0,)
+    ]
+    assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    ((balance,),) = asked("run.db", "SELECT sum(amount) FROM ledger")
+    ((cash,),) = asked("run.db", "SELECT balance FROM ledger ORDER BY step DESC, ordinal DESC")[:1]
+    assert balance == cash
+
+
+def test_a_split_that_the_file_does_not_name_is_suspected_as_before() -> None:
+    at = candles()
+    actions("ACME,2014-11-20,dividend,0.47")
+    assert replayed("--actions", "actions.csv") == 0
+    assert [text.partition(" is suspected")[0] for text in warnings_of()] == [
+        "ACME: a split of 7 for 1 on 2014-12-03"
+    ]
+    query = "SELECT open_time_ms FROM v_decisions WHERE refused_by = 'plausible'"
+    assert asked("run.db", query) == [(at,)]
+
+
+@pytest.mark.parametrize("place", ["before", "ex-date"])
+def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
+    days = opens("2014-11-03", "2014-12-31", DAY)
+    bought = days[1]  # at the open after the first decision
+    ex = days[2 if place == "before" else 1]
+    text = date_alone(ex)
+    with held(Holds, 1.0, 10, f"ACME,{text},dividend,0.47") as run:
+        (fill,) = list(run.fills["filled_ms"])[:1]
+        assert fill == bought
+        rows = asked(str(run.database), "SELECT amount_text FROM v_ledger WHERE kind = 'dividend'")
+        assert rows == ([("4.7000000000",)] if place == "before" else [])
+        assert run.verify().holds
+
+
+def test_a_dividend_and_a_split_of_one_day_are_booked_in_that_order() -> None:
+    with held(Holds, 7.0, 10, SPLIT, "ACME,2014-12-03,dividend,0.47") as run:
+        query = "SELECT kind, amount_text FROM v_ledger WHERE order_id IS NULL AND kind <> 'opened'"
+        assert asked(str(run.database), query) == [("dividend", "4.7000000000")]
+        query = "SELECT content FROM v_events WHERE kind = 'corporate_action' ORDER BY sequence"
+        kinds = [json.loads(text)["kind"] for (text,) in asked(str(run.database), query)]
+        assert kinds == ["dividend", "split"]
+
+
+def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_as_many() -> None:
+    with held(Stops, 7.0, 10, SPLIT) as run:
+        database = str(run.database)
+        query = (
+            "SELECT role, status, quantity, trigger_price, limit_price FROM v_orders "
+            "WHERE role <> 'SIGNAL' AND status <> 'CANCELED' ORDER BY role"
+        )
+        assert asked(database, query) == [
+            ("STOP", "ACCEPTED", 70.0, 57.14, None),
+            ("TARGET", "ACCEPTED", 70.0, None, 128.57),
+        ]
+        query = (
+            "SELECT quantity, equity FROM v_twin_equity WHERE twin = 'buy_and_hold' "
+            "ORDER BY sequence"
+        )
+        shadow = [row for row in asked(database, query) if row[0]]
+        ratios = [after[0] / before[0] for before, after in pairwise(shadow)]
+        assert len([ratio for ratio in ratios if 6 <= ratio <= 8]) == 1
+        moved = [after[1] / before[1] - 1 for before, after in pairwise(shadow)]
+        assert max(map(abs, moved)) < 0.003  # of a position of some 6 % of the equity
+        assert run.verify().holds
+        assert invoke(["audit", "verify", "last", "--db", database]) == 0
+
+
+def test_orders_by_list_are_canceled_by_a_split() -> None:
+    with held(Lists, 7.0, 10, SPLIT) as run:
+        query = "SELECT status, reason FROM v_orders"
+        assert asked(str(run.database), query) == [("CANCELED", "split")]
+
+
+def test_a_fraction_of_a_share_is_paid_out() -> None:
+    with held(Holds, 0.1, 25, "ACME,2014-12-03,split,1:10") as run:
+        query = "SELECT kind, amount FROM v_ledger WHERE kind = 'cash_in_lieu'"
+        ((_, paid),) = asked(str(run.database), query)
+        query = "SELECT content FROM v_events WHERE kind = 'corporate_action'"
+        ((text,),) = asked(str(run.database), query)
+        close = json.loads(text)["close"] / 100
+        assert paid == pytest.approx(0.5 * close * 10)
+        query = "SELECT dividends, net FROM v_trades"
+        ((dividends, net),) = asked(str(run.database), query)
+        assert dividends == pytest.approx(paid)
+        made = curve(run)[-1] - 100_000
+        assert net == pytest.approx(made)
+        assert run.trades["profit"][0] == pytest.approx(made)
+        assert run.verify().holds
+
+
+@pytest.mark.parametrize("every", [1, 133, 151, 153, 170, None])
+def test_a_replay_that_was_killed_goes_on_as_if_it_had_not_been(
+    every: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = candles()
+    is_between = every is None
+    if every is None:  # between the split and its bar: the start and a dividend are events too
+        every = opens("2014-11-03", "2014-12-31", HOUR_MS).index(at) + 3
+    Path("shares.toml").write_text(BY_VOLATILITY)
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,0.1")
+    assert replayed("--actions", "actions.csv", database="whole.db") == 0
+    monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
+    market = read_market(load(Path("shares.toml")).market, ["ACME=acme.csv"])
+    replay = build(
+        configuration(Path("shares.toml"), market),
+        market,
+        started_at_ms=0,
+        actions=read_actions(Path("actions.csv")),
+    )
+    audit = SqlAuditLog.open(Path("part.db"))
+    run_replay(replay, audit, Tally(stopped=lambda: True))
+    audit.close()
+    query = "SELECT kind FROM v_events ORDER BY sequence DESC LIMIT 1"
+    assert (asked("part.db", query) == [("corporate_action",)]) is is_between
+    resumed = replayed(
+        "--actions", "actions.csv", "--resume", replay.run.run_id, database="part.db"
+    )
+    assert resumed == 0
+    query = "SELECT decision_sha256, target_quantity, window_sha256 FROM v_decisions ORDER BY 1"
+    assert asked("part.db", query) == asked("whole.db", query)
+    query = "SELECT kind, amount, balance FROM v_ledger ORDER BY sequence, ordinal"
+    assert asked("part.db", query) == asked("whole.db", query)
+    assert invoke(["verify", "last", "--db", "part.db"]) == 0
+    assert invoke(["audit", "verify", "last", "--db", "part.db"]) == 0
+
+
+def test_a_run_is_verified_from_a_later_bar_and_after_a_prune() -> None:
+    candles()
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-11-20,dividend,0.1")
+    assert replayed("--actions", "actions.csv") == 0
+    assert invoke(["verify", "last", "--db", "run.db", "--from", "2014-12-03T16:00:00Z"]) == 0
+    assert invoke(["verify", "last", "--db", "run.db", "--from", "2014-12-03T14:30:00Z"]) == 0
+    shutil.copy("run.db", "pruned.db")
+    assert invoke(["db", "prune", "--db", "pruned.db", "--keep", "12"]) == 0
+    assert invoke(["audit", "verify", "last", "--db", "pruned.db"]) == 0
+    assert invoke(["verify", "last", "--db", "pruned.db"]) == 0
+    with closing(sqlite3.connect("pruned.db")) as connection:
+        connection.execute("DELETE FROM ledger WHERE kind = 'dividend'")
+        connection.commit()
+    assert invoke(["audit", "verify", "last", "--db", "pruned.db"]) != 0
+
+
+def test_a_recorded_run_is_fed_again_with_its_actions() -> None:
+    candles()
+    actions(SPLIT)
+    assert replayed("--actions", "actions.csv") == 0
+    assert invoke(["replay", "run.db#last", "--db", "again.db", "--json"]) == 0
+    query = "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
+    assert asked("again.db", query) == asked("run.db", query)
+
+
+def test_the_average_of_a_strategy_sees_no_jump() -> None:
+    candles()
+    actions(SPLIT)
+    assert replayed("--actions", "actions.csv") == 0
+    candles(before=1.0)
+    Path("shares.toml").write_text(SHARES.format(70))
+    assert replayed(database="adjusted.db") == 0
+    query = "SELECT open_time_ms, action FROM v_decisions WHERE allowed ORDER BY sequence"
+    assert asked("run.db", query) == asked("adjusted.db", query)
+
+
+BAD: Sequence[tuple[Sequence[str], str]] = (
+    (("WXYZ,2014-12-03,split,7",), "line 2: names WXYZ, and the run trades ACME"),
+    (("ACME,2014-13-03,split,7",), "line 2: the date is '2014-13-03'; write the ex-date as"),
+    (("ACME,2014-12-03,merger,7",), "line 2: the kind is 'merger'; write split or dividend"),
+    ((SPLIT, "ACME,2014-12-04,split,x"), "line 3: the ratio is 'x'; write new shares for old"),
+    (("ACME,2014-12-03,split,7:0",), "line 2: the ratio is '7:0'"),
+    (("ACME,2014-12-03,split,-7",), "line 2: a split of -7 is none; write a ratio above 0"),
+    (("ACME,2014-12-03,split,0",), "line 2: a split of 0 is none"),
+    (("ACME,2014-12-03,split,3:3",), "line 2: a split of 3:3 is none"),
+    (("ACME,2014-12-03,dividend,much",), "line 2: the dividend is 'much'; write the money"),
+    (("ACME,2014-12-03,dividend,-1",), "line 2: a dividend of -1 is none"),
+    (("ACME,2014-12-03,dividend,0.00000000001",), "line 2: the dividend is '0.00000000001'"),
+    (("ACME,2014-12-03,dividend,5000",), "before the dividend of 5000 on 2014-12-03, which is no"),
+    ((SPLIT, SPLIT), "line 3: ACME has a split on 2014-12-03 already (actions.csv, line 2)"),
+    (("ACME,2014-12-03,split",), "line 2: has 3 cells for 4 columns"),
+    (
+        ("ACME,2014-12-05,split,7",),
+        "line 2: ACME: the split of 7 for 1 on 2014-12-05 contradicts the prices, which went from",
+    ),
+    (("ACME,2014-12-03,split,10",), "the split of 10 for 1 on 2014-12-03 contradicts the prices"),
+)
+
+
+@pytest.mark.parametrize(("lines", "sentence"), BAD, ids=range(len(BAD)))
+def test_what_cannot_be_applied_is_refused_in_one_sentence(
+    lines: Sequence[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candles(DAY)
+    actions(*lines)
+    assert replayed("--actions", "actions.csv") == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert sentence in said
+    assert said.count(". ") == 0
+    assert not Path("run.db").exists()
+
+
+def test_a_file_without_the_columns_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    candles(DAY)
+    Path("actions.csv").write_text("when,what\n2014-12-03,7\n")
+    assert replayed("--actions", "actions.csv") == 1
+    assert "has the columns when, what; name them symbol,date,kind,value" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert replayed("--actions", "nowhere.csv") == 1
+
+
+def test_a_day_without_a_session_is_applied_at_the_next_one() -> None:
+    candles(DAY)
+    actions("ACME,2014-11-27,dividend,0.47")
+    assert replayed("--actions", "actions.csv") == 0
+    said = "ACME: the dividend of 0.47 on 2014-11-27 is applied on 2014-11-28, its next bar"
+    assert said in warnings_of()
+    query = "SELECT market_ms FROM v_events WHERE kind = 'corporate_action'"
+    assert asked("run.db", query) == [(moment("2014-11-28T09:30"),)]
+
+
+def test_shares_alone_have_actions(capsys: pytest.CaptureFixture[str]) -> None:
+    candles(DAY)
+    actions(SPLIT)
+    words = ["replay", "ACMEUSDT=acme.csv", "--actions", "actions.csv", "--db", "run.db"]
+    Path("linear.toml").write_text('[strategy]\nname = "sma_cross"\n')
+    assert invoke([*words, "-c", "linear.toml"]) == 2
+    assert "--actions are of shares, and the run trades linear" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+class Keeps(Strategy):
+    """Keeps closes, and does not say how a split changes them."""
+
+    def __init__(self, _options: object) -> None:
+        self.closes: list[int] = []
+
+    def observe(self, bar: Bar) -> None:
+        self.closes.append(bar.close)
+
+    def decide(self, _now: object) -> Signal:
+        return Signal(Action.HOLD, "")
+
+
+def test_a_class_that_keeps_what_it_observes_has_to_adjust_it() -> None:
+    with pytest.raises(ConfigInvalid, match="keeps what it observes, and --actions names a split"):
+        held(Keeps, 7.0, 1, SPLIT)
+    with held(Keeps, 7.0, 1, "ACME,2014-12-05,dividend,0.47"):
+        pass
+
+
+def test_the_same_file_twice_is_a_repetition() -> None:
+    actions(SPLIT)
+    with pytest.raises(DataInvalid, match="already"):
+        read_actions(Path("actions.csv"), Path("actions.csv"))
+
+
+@pytest.mark.parametrize("check", ["lookahead", "recursive"])
+def test_the_checks_find_nothing_over_a_split(check: str) -> None:
+    candles()
+    actions(SPLIT, "ACME,2014-11-27,dividend,0.47", "ACME,2014-12-09,dividend,0.1")
+    Path("shares.toml").write_text(BY_VOLATILITY)
+    words = [check, "--data", "ACME=acme.csv", "-c", "shares.toml", "--actions", "actions.csv"]
+    assert invoke([*words, "--probes", "5"]) == 0
+
+
+def test_symbols_that_close_together_are_split_one_by_one() -> None:
+    candles(before=7.0)
+    times = opens("2014-11-03", "2014-12-31", HOUR_MS)
+    write(Path("bolt.csv"), times, seed=2)
+    actions(SPLIT, "BOLT,2014-12-03,dividend,0.25", "BOLT,2014-12-04,dividend,0.25")
+    assert replayed("BOLT=bolt.csv", "--actions", "actions.csv") == 0
+    query = "SELECT instrument, kind FROM v_events WHERE kind = 'corporate_action'"
+    assert sorted(asked("run.db", query)) == [
+        ("stock:ACME", "corporate_action"),
+        ("stock:BOLT", "corporate_action"),
+        ("stock:BOLT", "corporate_action"),
+    ]
+    assert invoke(["verify", "last", "--db", "run.db"]) == 0
+    assert invoke(["audit", "verify", "last", "--db", "run.db"]) == 0
+
+
+def test_an_action_of_the_last_session_is_applied() -> None:
+    with held(Late, 1.0, 10, "ACME,2014-12-31,dividend,0.47") as run:
+        rows = asked(str(run.database), "SELECT amount FROM v_ledger WHERE kind = 'dividend'")
+        assert rows == [(4.7,)]
+
+
+class Sees(Strategy):
+    """Notes what the history says of the bar before."""
+
+    warmup = 5
+
+    def __init__(self, _options: object) -> None:
+        pass
+
+    def decide(self, context: Any) -> Signal:
+        history = context.history
+        jump = float(abs(history.close[1:] / history.close[:-1] - 1).max())
+        volume = float(history.volume.max() / history.volume.min())
+        return Signal(Action.HOLD, "", note={"jump": jump, "volume": volume})
+
+
+def test_the_history_of_a_strategy_has_no_jump() -> None:
+    with held(Sees, 7.0, 1, SPLIT) as run:
+        query = "SELECT name, max(number) FROM v_notes GROUP BY name ORDER BY name"
+        (_, jump), (_, volume) = asked(str(run.database), query)
+        assert 0 < jump < 0.03
+        assert 1 < volume < 1.3
+
+
+def test_a_log_of_what_acted_keeps_actions_and_figures() -> None:
+    candles()
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47")
+    assert replayed("--actions", "actions.csv", database="full.db") == 0
+    assert replayed("--actions", "actions.csv", "--log", "acted", database="acted.db") == 0
+    query = "SELECT kind, amount, balance FROM v_ledger ORDER BY sequence, ordinal"
+    assert asked("acted.db", query) == asked("full.db", query)
+    query = "SELECT content FROM v_events WHERE kind = 'corporate_action' ORDER BY sequence"
+    assert len(asked("acted.db", query)) == 2
+    assert invoke(["audit", "verify", "last", "--db", "acted.db"]) == 0
+    assert invoke(["report", "last", "--db", "acted.db", "--json"]) == 0
+
+
+@pytest.mark.parametrize("interval_ms", [HOUR_MS, DAY], ids=["hours", "days"])
+def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> None:
+    candles(interval_ms)
+    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,7")
+    assert replayed("--actions", "actions.csv") == 0
+    shown = shown_of(Path("run.db"))
+    expected = held_alike(build_report_of(shown.database).record)
+    found = {one.share: one for one in holding.held(shown)}
+    assert len(found) == len(expected) > 0
+    for one in expected:
+        newest = next(of for share, of in found.items() if share == pytest.approx(one.share))
+        assert newest.newest == pytest.approx(one.equity[-1], abs=1e-6)
