@@ -73,8 +73,8 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # any unit of work, Ray, the folds' command (evaluate was at 599 lines) and the figures of scale
     # for one each. The record of a fleet asked for eleven: seven of its room, its commands, its
     # process beside the daemon, its figures, and metrics apart from the monitor. Its page asked for
-    # one: the server of the page may import nothing that reads. Recorded events asked for two: their
-    # files, and the members which those of order books are made of as well. Real fills beside
+    # one: the server of the page may import nothing that reads. Recorded events asked for two:
+    # their files, and the members which those of order books are made of too. Real fills beside
     # paper's asked for three: their files, paper's fills of them, and what fits. Splits and
     # dividends asked for three: what they do to numbers (ledger, report and `audit verify` share
     # it), to orders (those modules were at 600 lines), and the file of them.
