@@ -268,7 +268,6 @@ class InstrumentState:
         self.history.adjust(action)
         self._sizer.adjust(action)
         self.strategy.adjust(action)
-        self._standing = None  # a repeated signal has another size now
 
     def forget_passing(self) -> None:
         """Drop what a restarted process does not know: prices and order books."""

@@ -18,6 +18,7 @@ from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.api import backtest
 from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest import run as running
@@ -26,6 +27,7 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.page import holding
 from tracepaper.replay.report.report import held_alike
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -247,6 +249,13 @@ def test_exit_orders_stand_at_the_adjusted_prices_and_the_shadow_account_holds_a
             ("STOP", "ACCEPTED", 70.0, 57.14, None),
             ("TARGET", "ACCEPTED", 70.0, None, 128.57),
         ]
+        with Reader.open(Path(database)) as reader:
+            stored = reader.state_at(reader.find("last"))
+        assert stored is not None
+        plan = decode_state(stored[0]).account.books["stock:ACME"].protection.plan
+        assert plan is not None
+        levels = plan.stop, plan.target
+        assert [level and level.value for level in levels] == [5_714, 12_857]
         query = (
             "SELECT quantity, equity FROM v_twin_equity WHERE twin = 'buy_and_hold' "
             "ORDER BY sequence"
