@@ -579,8 +579,9 @@ class InstrumentState:
 
 def _age_ms(quote: Quote | None, bar: Bar) -> int | None:
     """Return the age of *quote*; None where there is none, or it is dated after *bar*."""
-    is_known = quote is not None and quote.market_ms <= bar.seen_ms
-    return bar.seen_ms - quote.market_ms if quote is not None and is_known else None
+    if quote is None or quote.market_ms > bar.seen_ms:
+        return None
+    return bar.seen_ms - quote.market_ms
 
 
 def _kept(note: Note | None) -> dict[str, float | str | None] | None:

@@ -42,7 +42,7 @@ from tracepaper.daemon.session.run_row import (
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
-from tracepaper.storage.database.run_views import RunViews, action_of
+from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.covariates import run_source
@@ -52,8 +52,6 @@ from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
 from tracepaper.strategies.types.market import (
     Bar,
-    Category,
-    CorporateAction,
     Instrument,
     ModelChange,
     RunKind,
@@ -354,20 +352,6 @@ def restore_at(engine: Engine, reader: Reader, run: Run, after: int) -> None:
             restart.count(step)
 
 
-def actions_of(
-    reader: Reader, run: Run, *, until: int | None = None
-) -> list[tuple[int, CorporateAction]]:
-    """List the splits and dividends of *run* up to step *until*, each after its sequence."""
-    if not any(item.category is Category.STOCK for item in run.instruments):
-        return []
-    rows = RunViews(reader.connection, run.run_id).rows("v_events", kind="corporate_action")
-    return [
-        (row["sequence"], action_of(row))
-        for row in rows
-        if until is None or row["sequence"] <= until
-    ]
-
-
 def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | None) -> None:
     """Feed the newest bars of *run* into *engine* and *history* again, without steps.
 
@@ -377,7 +361,7 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
     for frame_bar in reader.frame_bars(run.run_id):
         restart.recall_frame(frame_bar)
     recalled = []
-    splits = [action for _, action in actions_of(reader, run) if action.is_split]
+    splits = [action for _, action in actions_of(reader.connection, run) if action.is_split]
     for item in run.instruments:
         wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
         bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
@@ -487,7 +471,7 @@ def check_fills(
     """Add the fills behind step *after* to the account *opened* there; *state* must equal it."""
     ledger = Ledger(opened[0], {item.id: item for item in run.instruments})
     ledger.restore(*opened)
-    for sequence, action in actions_of(reader, run, until=until):
+    for sequence, action in actions_of(reader.connection, run, until=until):
         if sequence > after:
             for fill in reader.fills(run.run_id, after=after, until=sequence):
                 ledger.apply_fill(fill)

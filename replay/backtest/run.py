@@ -24,7 +24,7 @@ from tracepaper.daemon.session.loop import (
     gathered,
     predictions_of,
 )
-from tracepaper.daemon.session.resume import actions_of, recall_events, restore_engine
+from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
 from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.corporate_actions import ActionRow
@@ -34,6 +34,7 @@ from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -335,7 +336,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     resumed = audit.resume(run_id)
     with Reader.open(database) as reader:
         held = {_frame_key(one) for one in reader.frame_bars(run_id)}
-        booked = [action for _, action in actions_of(reader, run)]
+        booked = [action for _, action in actions_of(reader.connection, run)]
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
     of_model = WANTED if books_read_by(replay.forecaster) else 0

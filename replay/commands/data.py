@@ -309,7 +309,9 @@ def record(
     depth: Annotated[int, typer.Option(help="Levels a side, 1 to 1,000.")] = 50,
     every: Annotated[
         int | None,
-        typer.Option(metavar="MS", help="Market milliseconds between order books. [default: 1000]"),
+        typer.Option(
+            metavar="MS", help="Market milliseconds between order books; by default 1,000."
+        ),
     ] = None,
     events: Annotated[
         bool, typer.Option("--events", help="Keep every change of the book and every trade.")

@@ -18,10 +18,9 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
-from tracepaper.daemon.session.resume import actions_of
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews
+from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import Calendar, named_splits
@@ -321,7 +320,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         axis = _TimeAxis(decisions, times, quantity_steps(instruments))
         account, settled = _account(views, axis), views.rows("v_events", kind="funding")
         gaps = views.rows("v_gaps")
-        actions = tuple(actions_of(reader, stored.run))
+        actions = tuple(actions_of(reader.connection, stored.run))
         return RunRecord(
             database=database,
             run=run,

@@ -11,10 +11,12 @@ import msgspec
 
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.types.market import CorporateAction
+from tracepaper.strategies.types.market import Category, CorporateAction
 
 if TYPE_CHECKING:
     import sqlite3
+
+    from tracepaper.strategies.types.decisions import Run
 
 Row = dict[str, Any]
 Condition = str | int | Sequence[str] | Sequence[int]
@@ -170,6 +172,20 @@ def action_of(row: Row) -> CorporateAction:
     fields = msgspec.json.decode(row["content"])
     known = {name: row[name] for name in ("instrument", "market_ms", "seen_ms")}
     return msgspec.convert({**fields, **known}, CorporateAction)
+
+
+def actions_of(
+    connection: sqlite3.Connection, run: Run, *, until: int | None = None
+) -> list[tuple[int, CorporateAction]]:
+    """List the splits and dividends of *run* up to step *until*, each after its sequence."""
+    if not any(item.category is Category.STOCK for item in run.instruments):
+        return []
+    rows = RunViews(connection, run.run_id).rows("v_events", kind="corporate_action")
+    return [
+        (row["sequence"], action_of(row))
+        for row in rows
+        if until is None or row["sequence"] <= until
+    ]
 
 
 def _order(view: str, *, downwards: bool = False) -> str:
