@@ -377,7 +377,7 @@ def events_quality(path: Path) -> EventsQuality:
         last = at_ms
     events = counted["changes"] + counted["trades"]
     missed_ms = sum(gap.until_ms - gap.from_ms for gap in gaps)
-    p50, p99 = np.percentile(late, (50, 99)).tolist() if late else (None, None)
+    median_ms, p99_ms = np.percentile(late, (50, 99)).tolist() if late else (None, None)
     return EventsQuality(
         path=str(path),
         instrument=file.header.instrument.id,
@@ -392,7 +392,7 @@ def events_quality(path: Path) -> EventsQuality:
         gaps=tuple(gaps),
         bytes=file.size,
         bytes_an_event=file.size / events if events else None,
-        late_p50_ms=p50,
-        late_p99_ms=p99,
+        late_p50_ms=median_ms,
+        late_p99_ms=p99_ms,
         torn=file.torn_sentence(),
     )
