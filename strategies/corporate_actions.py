@@ -38,7 +38,7 @@ class Entitlement(NamedTuple):
 def entitlement(
     action: CorporateAction, quantity: int, entry_notional: int, terms: ShareTerms
 ) -> Entitlement:
-    """Return what *action* makes of *quantity* (not negative) that was held at the close before.
+    """Apply *action* to *quantity* (not negative) that was held at the close before.
 
     A split leaves whole quantity steps; the fraction is paid at the close before, adjusted.
     """

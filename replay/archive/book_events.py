@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -22,7 +21,13 @@ from msgspec import Struct
 
 from tracepaper.daemon.bybit.messages import decode_book
 from tracepaper.daemon.bybit.wire import Book, Received, RefusedFrame, Trades, Wire
-from tracepaper.replay.archive.members import EVENTS_MARK, MemberFile, MemberWriter, begins_with
+from tracepaper.replay.archive.members import (
+    EVENTS_MARK,
+    BlockWriter,
+    MemberFile,
+    MemberWriter,
+    begins_with,
+)
 from tracepaper.replay.archive.order_book import DepthGap
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, MessageMalformed
 from tracepaper.strategies.types.market import Instrument
@@ -52,7 +57,7 @@ class EventsHeader(Struct, frozen=True, kw_only=True):
         return f"{' and '.join(self.topics)} of {self.instrument.category} from {self.source}"
 
     def holds(self) -> tuple[object, ...]:
-        """Return what may not change within a file; an exchange changes other filters."""
+        """List what may not change within a file; an exchange changes other filters."""
         one = self.instrument
         decimals = (one.price_decimals, one.quantity_decimals, one.volume_decimals)
         return one.id, decimals, self.topics, self.source
@@ -164,7 +169,7 @@ class _Reader:
             self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
 
     def read(self, frame: bytes) -> Received | None:
-        """Return what *frame* says; None where it is refused.
+        """Read *frame*; None where it is refused.
 
         A snapshot that does not follow what was known is read, with a ``cause``.
         """
@@ -194,7 +199,7 @@ def is_events_file(path: Path) -> bool:
     return begins_with(path, EVENTS_MARK)
 
 
-class EventsWriter:
+class EventsWriter(BlockWriter):
     """Appends lines to one file, whole blocks at a time; the only writer of it.
 
     ``says`` is what was found of an older writer's torn end. Raises ``ConfigInvalid`` where the
@@ -209,7 +214,7 @@ class EventsWriter:
         self._held: list[bytes] = []
         self._bytes, self._begun_ms = 0, 0.0
         self._is_resumed = False
-        self._file: Final = MemberWriter(path, EVENTS_MARK)
+        self._file = MemberWriter(path, EVENTS_MARK)
         try:
             if self._file.is_new:
                 self._file.append(_encode(header) + b"\n")
@@ -264,22 +269,6 @@ class EventsWriter:
             self._file.append(b"".join(self._held))
             self._held.clear()
             self._bytes = 0
-
-    def __enter__(self) -> Self:
-        """Write."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Write what is held, and let others write."""
-        try:
-            self.flush()
-        finally:
-            self._file.close()
 
 
 class EventRecorder:

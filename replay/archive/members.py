@@ -11,11 +11,13 @@ from __future__ import annotations
 import fcntl
 import os
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -173,3 +175,29 @@ class MemberWriter:
     def close(self) -> None:
         """Let others write."""
         os.close(self._file)
+
+
+class BlockWriter(ABC):
+    """Holds what comes until it is a block; each block becomes one member of ``_file``."""
+
+    _file: MemberWriter
+
+    @abstractmethod
+    def flush(self) -> None:
+        """Write what is held as one block."""
+
+    def __enter__(self) -> Self:
+        """Write."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Write what is held, and let others write."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()

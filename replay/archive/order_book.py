@@ -14,15 +14,20 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple
 
 import msgspec
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from tracepaper.replay.archive.members import BOOKS_MARK, MemberFile, MemberWriter, begins_with
+from tracepaper.replay.archive.members import (
+    BOOKS_MARK,
+    BlockWriter,
+    MemberFile,
+    MemberWriter,
+    begins_with,
+)
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import (
     BLOCK_BOOKS,
@@ -168,7 +173,7 @@ def _unpacked(content: bytes, header: DepthHeader, where: str, byte: int) -> Dep
     return DepthBlock(block.cause, books, byte)
 
 
-class DepthWriter:
+class DepthWriter(BlockWriter):
     """Appends books to one file, whole blocks at a time; the only writer of it.
 
     ``says`` is what was found of an older writer's torn end. Raises ``ConfigInvalid`` where the
@@ -182,7 +187,7 @@ class DepthWriter:
         self._cause = ""
         self.last_ms = 0
         self.says = ""
-        self._file: Final = MemberWriter(path, BOOKS_MARK)
+        self._file = MemberWriter(path, BOOKS_MARK)
         try:
             if self._file.is_new:
                 self._file.append(msgspec.json.encode(header) + b"\n")
@@ -232,22 +237,6 @@ class DepthWriter:
         self._file.append(_packed(self._cause, books_of(self._held, self._header.levels)))
         self._held.clear()
         self._cause = ""
-
-    def __enter__(self) -> Self:
-        """Write."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Write what is held, and let others write."""
-        try:
-            self.flush()
-        finally:
-            self._file.close()
 
 
 @dataclass(frozen=True)

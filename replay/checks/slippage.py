@@ -418,7 +418,7 @@ def settings_table(found: SlippageFindings) -> Table:
 
 
 def held_out_sentence(found: SlippageFindings) -> str:
-    """Return what the later days say of the settings."""
+    """Judge the settings on the later days."""
     held = found.held_out
     assert held is not None
     said = (

@@ -285,7 +285,7 @@ def _changes(
     actions: Sequence[tuple[int, CorporateAction]],
     instrument: Instrument,
 ) -> dict[int, tuple[int, int]]:
-    """Return what *actions* changed before each place of *fills*, of which *moves* are the signed.
+    """Place the changes by *actions* before each of *fills*, of which *moves* are the signed.
 
     That is the quantity, in units of *moves*, and the money paid.
     """
