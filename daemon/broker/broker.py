@@ -24,6 +24,8 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     as_they_stand,
 )
+from tracepaper.daemon.broker.book_account import BookAccount, Watch
+from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
 from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
@@ -34,6 +36,7 @@ from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, Fi
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
+    BookUpdate,
     CorporateAction,
     Funding,
     Gap,
@@ -102,14 +105,17 @@ class Broker:
         lets its position stand for another horizon.
         """
         self._by_quotes = settings.execution is FillModel.QUOTE
+        self._by_book = settings.execution is FillModel.BOOK
         self._is_on_margin = settings.leverage is not None
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
-        self.own = PaperAccount(instruments, settings, ranges=self._ranges, keeps_ledger=True)
+        opened = BookAccount if self._by_book else PaperAccount
+        self.own: PaperAccount = opened(
+            instruments, settings, ranges=self._ranges, keeps_ledger=True
+        )
         self.own.ledger.fills = {key: [] for key in reports_fills}
         self.shadows = {
-            name: PaperAccount(instruments, settings, ranges=self._ranges)
-            for name in sorted(shadows)
+            name: opened(instruments, settings, ranges=self._ranges) for name in sorted(shadows)
         }
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
@@ -135,7 +141,7 @@ class Broker:
         """
         key = bar.instrument
         filled = NOTHING_FILLED
-        if self._by_quotes:
+        if self._by_quotes or self._by_book:
             filled = self._on_bar_of_quotes(bar, sequence)
         else:
             for resting in self._resting[key]:
@@ -173,6 +179,20 @@ class Broker:
         if not self._by_quotes:
             return NOTHING_FILLED
         return self._match(lambda account: account.match(quote, sequence))
+
+    def on_book(self, update: BookUpdate, sequence: int) -> Filled:
+        """Fill what rests by *update* of an order book, where books fill orders."""
+        if not self._by_book:
+            return NOTHING_FILLED
+        self.save = Save.NOW  # places in queues
+        moved = moves_in(update)
+        return self._match(
+            lambda account: (
+                account.match_book(update, moved, sequence)
+                if isinstance(account, BookAccount)
+                else Matched()
+            )
+        )
 
     def on_mark(self, mark: Mark, sequence: int) -> Filled:
         """Value what is held by *mark*, and liquidate what it has reached."""
@@ -225,7 +245,7 @@ class Broker:
 
     def expire(self, instrument: str, market_ms: int) -> Filled:
         """Cancel what no quote filled in time, where quotes fill orders."""
-        if not self._by_quotes:
+        if not (self._by_quotes or self._by_book):
             return NOTHING_FILLED
         expired = [account.expire(instrument, market_ms) for account in self._accounts]
         if any(expired):
@@ -377,6 +397,15 @@ class Broker:
         ]
         due = [account.matters_from(quote) for account in self._accounts]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
+
+    def watch(self, instrument: str) -> Watch:
+        """Return what of the order book of *instrument* can change an order now."""
+        return Watch([one for one in self._accounts if isinstance(one, BookAccount)], instrument)
+
+    def frames_read(self) -> dict[str, int]:
+        """Return how many frames of each instrument's book the accounts know of."""
+        books = (one.queues for one in self._accounts if isinstance(one, BookAccount))
+        return {key: queues.frame for known in books for key, queues in known.items()}
 
     def liquidates(self, mark: Mark) -> bool:
         """Return whether *mark* takes a position away, of the run's account or a shadow account."""

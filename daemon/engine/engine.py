@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Closed,
     Command,
     CommandKind,
@@ -221,6 +222,8 @@ class Engine:
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
                 return self._price(event)
+            case BookUpdate():
+                return self._finish(event, event.instrument, self._act(event))
             case Funding():
                 return self._settle(event)
             case CorporateAction():
@@ -383,9 +386,11 @@ class Engine:
             filled = filled.followed_by(self._act(held))
         return self._finish(price, key, filled, belief=taken.words)
 
-    def _act(self, price: Price) -> Filled:
-        """Fill by a quote, or mark and liquidate by a mark price; a trade is evidence alone."""
-        if type(price) is Quote:
+    def _act(self, price: Price | BookUpdate) -> Filled:
+        """Fill by a quote or a book, or mark and liquidate by a mark; a trade is evidence alone."""
+        if type(price) is BookUpdate:
+            filled = self.broker.on_book(price, self.sequence)
+        elif type(price) is Quote:
             self.states[price.instrument].quote = price
             filled = self.broker.on_quote(price, self.sequence)
         elif type(price) is Mark:

@@ -8,6 +8,7 @@ from decimal import Decimal
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings
+from tracepaper.daemon.broker.book_fills import QueueRules
 from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange, ExecutionCosts
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
@@ -462,6 +463,7 @@ def build_engine(
             latency=Latency(latency_ms, jitter_ms, config.execution.seed),
             fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
             exits=Exits.of(config.exits.model_dump(), forecaster),
+            queue=QueueRules.named(config.execution.queue_model, config.execution.queue_exponent),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,

@@ -321,12 +321,20 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
             raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
 
 
+NO_LIVE_BOOKS: Final = (
+    "execution.model 'book' fills orders in a replay alone (tracepaper replay … --events FILE); "
+    "use quote or next_open here."
+)
+
+
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
     """Build engine and run over instruments without limits.
 
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
     _refuse_retraining(config, forecaster)
+    if config.execution.model == "book":
+        raise ConfigInvalid(NO_LIVE_BOOKS)
     by_open = config.execution.model == "next_open"
     execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
     config = resolved(config, execution)

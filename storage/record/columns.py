@@ -325,7 +325,7 @@ _EVENTS = (
     _whole("market_ms", "market time of the event", TIME),
     _whole("seen_ms", "market time at which the engine saw it", TIME),
     _text("content", "JSON of its other fields, numbers as they are stored"),
-    _blob("books", null=True),  # of a ``depth``, packed: see ``strategies/order_book.py``
+    _blob("books", null=True),  # of a ``depth`` or a ``book``, packed
     _text(
         "belief",
         "on what a price or rate that jumped was believed, or why it was not; null where none did",

@@ -51,7 +51,7 @@ from tracepaper.strategies.types.decisions import (
     Order,
     PredictionTimeout,
 )
-from tracepaper.strategies.types.market import Bar, Depths, Instrument, InstrumentChange
+from tracepaper.strategies.types.market import Bar, BookUpdate, Depths, Instrument, InstrumentChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -261,7 +261,7 @@ class StepEncoder:
             place = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
         books = None
-        if isinstance(event, Depths):
+        if isinstance(event, Depths | BookUpdate):
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()

@@ -334,6 +334,7 @@ class FillModel(StrEnum):
     """What an order was filled against."""
 
     QUOTE = "quote"
+    BOOK = "book"
     NEXT_OPEN = "next_open"
     BAR_PATH = "bar_path"
     LIQUIDATION = "liquidation"
