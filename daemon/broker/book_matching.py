@@ -66,10 +66,10 @@ class _BookPass(MarketPass):
         for move in moved.moves:
             (self._traded if move.is_trade else self._changed)(move)
         queues.frame = update.frame
-        if update.cause or update.is_sampled:
-            for order in self._resting.orders:
-                if order.order_id in queues.places:  # nobody knows what went on: to the back
-                    self._join(order, moved)
+        if update.cause:
+            for waiting in self._resting.orders:
+                if waiting.order_id in queues.places:  # nobody knows what went on: to the back
+                    self._join(waiting, moved)
         for seen in self._resting.orders:
             order = self._resting.find(seen.order_id)  # a fill before it may have changed it
             if order is None or update.market_ms < order.eligible_ms:

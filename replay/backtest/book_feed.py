@@ -146,6 +146,54 @@ class EventsSource:
             yield Frame(read.server_ms, trades=trades)
 
 
+class ChangedSource:
+    """A source of later times or other prices, or without what followed a time that is known.
+
+    What follows it is cut off, or nonsense stands in its place: a thousand times as much. So
+    ``lookahead`` changes the future.
+    """
+
+    torn = ""
+
+    def __init__(
+        self,
+        source: BookSource,
+        *,
+        later_ms: int = 0,
+        price_factor: int = 1,
+        known_ms: int | None = None,
+        cut: bool = False,
+    ) -> None:
+        self._source = source
+        self._later_ms, self._factor = later_ms, price_factor
+        self._known_ms, self._cuts = known_ms, cut
+        self.is_sampled, self.instrument_id = source.is_sampled, source.instrument_id
+        self.first_ms, self.last_ms = source.first_ms + later_ms, source.last_ms + later_ms
+        self.gaps = source.gaps
+
+    def frames(self, instrument: Instrument) -> Iterator[Frame]:
+        """Yield every frame as it is changed."""
+        for frame in self._source.frames(instrument):
+            is_known = self._known_ms is None or frame.at_ms <= self._known_ms
+            if not is_known and self._cuts:
+                return
+            yield _changed(frame, self._later_ms, self._factor, 1 if is_known else 1_000)
+
+
+def _changed(frame: Frame, later_ms: int, factor: int, more: int) -> Frame:
+    """Return *frame* later, its prices times *factor*, with *more* times as much on its levels."""
+    book, best = frame.book, frame.best
+    if book is not None:
+        bids, asks = ([(price * factor, size * more) for price, size in side] for side in book)
+        book = (bids, asks)
+    return frame._replace(
+        at_ms=frame.at_ms + later_ms,
+        book=book,
+        best=None if best is None else (best[0] * factor, best[1] * factor),
+        trades=[(taker, price * factor, size * more) for taker, price, size in frame.trades],
+    )
+
+
 class SampledSource:
     """Books of ``data record`` without events: each is a book, and nothing is known between."""
 
@@ -206,7 +254,7 @@ class _Followed:
         self._response_ms = response_ms
         self._bids: dict[int, tuple[int, int]] = {}  # size, and the frame that set it
         self._asks: dict[int, tuple[int, int]] = {}
-        self._best: tuple[int, int] | None = None
+        self.best: tuple[int, int] | None = None
         self._cause = BEGUN
         self._moves: list[Move] = []
         self.next: Frame | None = next(self._frames, None)
@@ -231,7 +279,7 @@ class _Followed:
         if seen.rests and not self._is_sampled:
             # What was on its way by then met the book that stood at that time.
             while (arrives_ms := seen.arrives_ms) is not None and arrives_ms < frame.at_ms:
-                if self._best is None:
+                if self.best is None:
                     break
                 self.at_ms = max(self.at_ms, arrives_ms)
                 yield self._update(is_whole=True)
@@ -240,7 +288,7 @@ class _Followed:
             yield self._update(is_whole=False)
             seen = watch(self.key)
         fills = self.apply(seen)
-        if self._best is None or not seen.rests:
+        if self.best is None or not seen.rests:
             return
         if (
             self._cause
@@ -258,7 +306,7 @@ class _Followed:
         until_ms -= self._response_ms
         seen = watch(self.key)
         while not self._is_sampled and (at_ms := seen.arrives_ms) is not None and at_ms <= until_ms:
-            if self._best is None:
+            if self.best is None:
                 break
             self.at_ms = max(self.at_ms, at_ms)
             yield self._update(is_whole=True)
@@ -266,7 +314,7 @@ class _Followed:
 
     def rest(self) -> Iterator[BookUpdate]:
         """Yield what no event holds yet."""
-        if self._moves and self._best is not None:
+        if self._moves and self.best is not None:
             yield self._update(is_whole=False)
 
     def apply(self, seen: Watch | None) -> bool:
@@ -275,21 +323,21 @@ class _Followed:
         assert frame is not None
         self.next = next(self._frames, None)
         if frame.cause:
-            self._best, self._cause = None, frame.cause
+            self.best, self._cause = None, frame.cause
             self._bids.clear()
             self._asks.clear()
             return False
         self.frame += 1
         self.at_ms = max(self.at_ms, frame.at_ms)
-        known = self._best is not None and not self._is_sampled
+        known = self.best is not None and not self._is_sampled
         queued = seen if seen is not None and seen.queued and known else None
         if frame.book is None:
             return queued is not None and self._trade(frame, queued)
         self._set(frame)
         if frame.best is None:
             self._cause = self._cause or "empty"
-        self._best = frame.best
-        if queued is not None and self._best is not None:
+        self.best = frame.best
+        if queued is not None and self.best is not None:
             self._follow(frame, queued)
         return False
 
@@ -349,14 +397,14 @@ class _Followed:
         return price > min(known) if side is Side.BUY else price < max(known)
 
     def _quote(self) -> Quote:
-        assert self._best is not None
-        bid, ask = self._best
+        assert self.best is not None
+        bid, ask = self.best
         bid_size, ask_size = self._bids[bid][0], self._asks[ask][0]
         return Quote(self.key, bid, bid_size, ask, ask_size, self.at_ms, self.at_ms)
 
     def _update(self, *, is_whole: bool) -> BookUpdate:
-        assert self._best is not None
-        bid, ask = self._best
+        assert self.best is not None
+        bid, ask = self.best
         if is_whole:
             bids = tuple(Level(one, *self._bids[one]) for one in sorted(self._bids, reverse=True))
             asks = tuple(Level(one, *self._asks[one]) for one in sorted(self._asks))
@@ -388,6 +436,7 @@ class BookFeed:
         self.sources: Final = tuple(sources)
         self._instruments = {item.id: item for item in instruments}
         self._response_ms = response_ms
+        self._followed: Sequence[_Followed] = ()
 
     def between(
         self,
@@ -402,7 +451,7 @@ class BookFeed:
         *watch* is asked after each event. Frames that the run has dealt with are taken in silently:
         as many as *known* says of an instrument, and those until *known_ms*.
         """
-        followed = [
+        followed = self._followed = [
             _Followed(source, self._instruments[source.instrument_id], self._response_ms)
             for source in self.sources
         ]
@@ -427,6 +476,10 @@ class BookFeed:
         for one in followed:
             yield from one.arrivals(until_ms, watch)
             yield from one.rest()
+
+    def best(self, instrument: str) -> tuple[int, int] | None:
+        """Return the best bid and ask of *instrument* as read so far; None where it has none."""
+        return next((one.best for one in self._followed if one.key == instrument), None)
 
     def warnings(self) -> tuple[str, ...]:
         """Say what is missing of the books, a sentence each without its full stop."""

@@ -14,6 +14,7 @@ from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
     DepthOption,
+    EventsOption,
     FromOption,
     JsonOption,
     SetOption,
@@ -344,6 +345,7 @@ def lookahead(
     ] = None,
     frame_data: FrameOption = None,
     depth: DepthOption = None,
+    events: EventsOption = None,
     actions: ActionsOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
@@ -353,6 +355,7 @@ def lookahead(
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.archive.corporate_actions import read_actions
+    from tracepaper.replay.backtest.book_feed import EventsSource
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
@@ -368,7 +371,13 @@ def lookahead(
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given,
-            Files(looked_at, _frames(frame_data), books, read_actions(*(actions or ()))),
+            Files(
+                looked_at,
+                _frames(frame_data),
+                books,
+                read_actions(*(actions or ())),
+                [EventsSource(path) for path in events or ()],
+            ),
             fresh,
             Limits(probes, seconds),
             mode=mode,

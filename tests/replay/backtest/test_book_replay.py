@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import programs
 import pytest
-from seeded_events import SeededMarket, seeded_market
+from depth_cases import FIRST_MS
+from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
-from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
@@ -26,6 +31,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import BookUpdate
 from tracepaper.strategies.units import to_tick
 
 
@@ -219,7 +225,7 @@ def test_no_event_of_the_future_moves_a_fill_before_it(
     log = SqlAuditLog.open(path)
     run_replay(replay, log, Tally())
     log.close()
-    until_ms = 1_735_689_600_000 + 15 * 60_000
+    until_ms = FIRST_MS + 15 * 60_000
     kept = [[row for row in rows(one, FILLS) if row[0] < until_ms] for one in (path, whole)]
     assert kept[0] == kept[1]
     assert len(kept[0]) > 5
@@ -233,7 +239,7 @@ def test_a_hole_is_said_and_held_and_nothing_is_lost(tmp_path: Path, holed: Seed
     replayed(path, holed)
     warnings = rows(path, "SELECT warnings FROM v_runs")[0][0]
     assert "the book of linear:BTCUSDT has 1 gaps of 180.5 s in all: nothing is filled" in warnings
-    begin_ms = 1_735_689_600_000 + 4 * 60_000
+    begin_ms = FIRST_MS + 4 * 60_000
     end_ms = begin_ms + 3 * 60_000
     fills = rows(path, FILLS)
     assert any(row[0] < begin_ms for row in fills)
@@ -300,3 +306,49 @@ def test_a_daemon_says_that_it_has_no_such_model(tmp_path: Path) -> None:
     found = programs.run(words, tmp_path)
     assert (found.code, found.err.count("fills orders in a replay alone")) == (2, 1)
     assert not (tmp_path / "a.db").exists()
+
+
+# ---------------------------------------------------------------- lookahead
+
+
+@pytest.mark.slow
+def test_lookahead_takes_the_future_of_the_book_away(tmp_path: Path) -> None:
+    market = seeded_market(tmp_path, minutes=80, every_ms=3_000)
+    candles = [read_candles(str(market.candles), category="linear")]
+    files = Files(candles, events=[EventsSource(market.events)])
+    with FreshProcesses(__name__) as fresh:
+        found = lookahead(configured(), files, fresh, Limits(probes=2))
+    assert found.differences == [], found.sentence()
+    assert found.probes == 2
+
+
+DECIDED = (
+    "SELECT equity_text FROM v_equity JOIN v_decisions USING (run_id, sequence) "
+    "ORDER BY sequence LIMIT 15"
+)
+
+
+@pytest.mark.parametrize("peeks_ms", [0, 120_000])
+def test_a_feed_that_hands_on_a_later_book_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: SeededMarket, peeks_ms: int
+) -> None:
+    """Planted: frames of two minutes later come before a bar."""
+    until = BookFeed._until  # noqa: SLF001 - what is mutated
+
+    def peeking(self: BookFeed, until_ms: int, *rest: Any) -> Iterator[BookUpdate]:
+        return until(self, until_ms + peeks_ms, *rest)
+
+    monkeypatch.setattr(BookFeed, "_until", peeking)
+    close_ms = FIRST_MS + 15 * MINUTE_MS
+    source = EventsSource(market.events)
+    found = []
+    for name, one in {
+        "whole": source,
+        "cut": ChangedSource(source, known_ms=close_ms, cut=True),
+        "more": ChangedSource(source, known_ms=close_ms),
+    }.items():
+        path = tmp_path / f"{name}.db"
+        replayed(path, market, events=[one])
+        found.append(rows(path, DECIDED))
+    assert len(found[0]) == 15
+    assert (found[0] == found[1] == found[2]) is (peeks_ms == 0)

@@ -1,0 +1,189 @@
+"""The same events and orders through hftbacktest, where its rules agree with ours.
+
+Fills must then be equal in time, price and quantity; a walk over levels, which hftbacktest reports
+by its last price, is compared by its sum. Elsewhere the rules differ as docs/money.md, M61, says;
+``DIFFERENT`` holds a case of each, with what either fills.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from queue_cases import BTC, T0, Played, QueueModel, Say, book, events_file, send, shows, trade
+
+from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.strategies.api.context import OrderRequest, buy, sell
+from tracepaper.strategies.types.market import Instrument
+
+Peer = Callable[[str, dict[str, Any]], dict[str, Any]]
+Fills = list[tuple[int, int, float, float]]  # number of the order, ms, last price, quantity
+
+pytestmark = [pytest.mark.peers, pytest.mark.timeout(1_800)]
+
+B = book(0, {99: 10, 98: 20, 97: 30}, {101: 5, 102: 7, 103: 9})
+BID = send(10, buy(4, limit=99.0))
+RISK, POWER = QueueModel.RISK_ADVERSE, QueueModel.POWER_PROB
+
+EQUAL: dict[str, tuple[list[Say], QueueModel]] = {
+    "a walk": ([B, send(10, buy(14)), shows(20)], RISK),
+    "a sale": ([B, send(10, sell(15)), shows(20)], RISK),
+    "trades ahead": (
+        [B, BID, trade(20, "Sell", 99, 10), trade(30, "Sell", 99, 3), trade(40, "Sell", 99, 9)],
+        RISK,
+    ),
+    "traded, then shrunk": (
+        [B, BID, trade(20, "Sell", 99, 6), shows(21, bids={99: 4}), trade(30, "Sell", 99, 5)],
+        RISK,
+    ),
+    "canceled behind": (
+        [B, BID, shows(20, bids={99: 30}), shows(30, bids={99: 12}), trade(40, "Sell", 99, 11)],
+        RISK,
+    ),
+    "shown less than was ahead": (
+        [B, BID, shows(20, bids={99: 3}), trade(30, "Sell", 99, 5)], RISK,
+    ),
+    "a cancellation shared": (
+        [B, BID, shows(20, bids={99: 20}), shows(30, bids={99: 12}), trade(40, "Sell", 99, 7)],
+        POWER,
+    ),
+    "a trade that is no cancellation": (
+        [B, BID, shows(20, bids={99: 20}), trade(30, "Sell", 99, 6), shows(31, bids={99: 14}),
+         trade(40, "Sell", 99, 5)], POWER,
+    ),
+}  # fmt: skip
+
+# Each: the script, ours and theirs.
+DIFFERENT: dict[str, tuple[list[Say], Fills, Fills]] = {
+    "a trade beyond the price": (
+        [B, BID, trade(20, "Sell", 98, 3)], [(1, 20, 99, 3)], [(1, 20, 99, 4)],
+    ),
+    "a touch that reaches it": (
+        [B, BID, shows(20, bids={99: 0}, asks={99: 3})], [(1, 20, 99, 3)], [(1, 20, 99, 4)],
+    ),
+    "two orders, one trade": (
+        [B, BID, send(11, buy(4, limit=99.0)), trade(20, "Sell", 99, 13)],
+        [(1, 20, 99, 3)], [(1, 20, 99, 3), (2, 20, 99, 3)],
+    ),
+    "depth that was taken": (
+        [B, send(10, buy(5)), send(20, buy(5)), shows(30)],
+        [(1, 10, 101, 5), (2, 20, 102, 5)], [(1, 10, 101, 5), (2, 20, 101, 5)],
+    ),
+    "a crossing limit": (
+        [B, send(10, buy(14, limit=102.0)), shows(20)], [(1, 10, 102, 12)], [(1, 10, 102, 14)],
+    ),
+    "the rest of a market order": (
+        [B, send(10, buy(25)), shows(20, asks={104: 9})],
+        [(1, 10, 103, 21), (1, 20, 104, 4)], [(1, 10, 103, 21)],
+    ),
+    "a price beyond the known levels": (
+        [B, send(10, buy(4, limit=96.0)), trade(20, "Sell", 96, 9)], [], [(1, 20, 96, 4)],
+    ),
+}  # fmt: skip
+
+
+def both(
+    peer: Peer, path: Path, orders: Sequence[Say], model: QueueModel, item: Instrument = BTC,
+    exponent: int = 1,
+) -> tuple[Fills, Fills]:  # fmt: skip
+    """Return our fills and theirs, what an order was filled by in one millisecond together."""
+    source = EventsSource(path)
+    ours = Played(source, orders, item=item, model=model, exponent=exponent)
+    numbers = {key: number for number, key in enumerate(sorted(ours.orders, key=_born), 1)}
+    tick, lot = 10.0**-item.price_decimals, 10.0**-item.quantity_decimals
+    mine: dict[tuple[int, int], tuple[float, float]] = {}
+    for fill in ours.fills:
+        at = numbers[fill.order_id], fill.filled_ms - T0
+        quantity = mine.get(at, (0.0, 0.0))[1] + fill.quantity * lot
+        mine[at] = (fill.price * tick, quantity)
+    asked = [
+        [T0 + one.at, request.side.value, request.price, request.quantity]
+        for one in orders
+        if one.what == "send"
+        for request in one.content
+        if isinstance(request, OrderRequest)
+    ]
+    rows = list(_events(source, item, tick, lot))
+    answer = peer(
+        "hftbacktest",
+        {
+            "events": rows, "orders": asked, "model": model.value, "exponent": exponent,
+            "latency_ms": 0, "tick": tick, "lot": lot, "until_ms": rows[-1][0],
+        },
+    )  # fmt: skip
+    theirs = [
+        (number, at_ms - T0, round(price, 6), round(quantity, 6))
+        for number, at_ms, price, quantity in answer["fills"]
+    ]
+    return sorted(
+        (*at, round(price, 6), round(quantity, 6)) for at, (price, quantity) in mine.items()
+    ), sorted(theirs)
+
+
+def _born(order_id: str) -> tuple[int, int]:
+    sequence, _, ordinal = order_id.partition("-")
+    return int(sequence), int(ordinal)
+
+
+def _events(source: EventsSource, item: Instrument, tick: float, lot: float) -> Any:
+    newest_ms = 0
+    for frame in source.frames(item):
+        newest_ms = max(newest_ms, frame.at_ms)
+        for side, levels in zip(("BUY", "SELL"), frame.book or ((), ()), strict=True):
+            if frame.is_snapshot:
+                yield newest_ms, "clear", side, 0, 0
+            for price, size in levels:
+                yield newest_ms, "level", side, price * tick, size * lot
+        for taker, price, size in frame.trades:
+            yield newest_ms, "trade", taker.value, price * tick, size * lot
+
+
+@pytest.mark.parametrize("case", EQUAL)
+def test_where_the_rules_agree_fills_are_equal(peer: Peer, tmp_path: Path, case: str) -> None:
+    script, model = EQUAL[case]
+    script = [*script, shows(100)]
+    ours, theirs = both(peer, events_file(tmp_path / "a.events", script), script, model)
+    assert ours == theirs
+    assert ours
+
+
+@pytest.mark.parametrize("case", DIFFERENT)
+def test_where_they_differ_each_fills_as_the_page_says(
+    peer: Peer, tmp_path: Path, case: str
+) -> None:
+    script, mine, others = DIFFERENT[case]
+    script = [*script, shows(100)]
+    ours, theirs = both(peer, events_file(tmp_path / "a.events", script), script, RISK)
+    assert (ours, theirs) == (mine, others)
+
+
+RECORDED = os.environ.get("TRACEPAPER_EVENTS", "")
+
+
+@pytest.mark.skipif(not RECORDED, reason="TRACEPAPER_EVENTS names no file of events")
+@pytest.mark.parametrize("model", QueueModel)
+def test_a_recorded_session_side_by_side(peer: Peer, model: QueueModel) -> None:
+    """Print a limit at each touch, each second, and a market order each ten, through both."""
+    path = Path(RECORDED)
+    source = EventsSource(path)
+    item = source.header.instrument
+    script, last_ms, best, begun = [], 0, None, 0
+    for frame in source.frames(item):
+        last_ms = max(last_ms, frame.at_ms)
+        best = frame.best if frame.book is not None else best
+        begun = begun or last_ms
+        if best is not None and last_ms >= begun + 1_000 * (len(script) + 1):
+            tick = 10.0**-item.price_decimals
+            bid, ask = (round(one * tick, item.price_decimals) for one in best)
+            quotes = (buy(0.05, limit=bid), sell(0.05, limit=ask))
+            extra = (buy(0.5),) if len(script) % 10 == 5 else ()
+            script.append(send(last_ms + 1 - T0, *quotes, *extra))
+    ours, theirs = both(peer, path, script, model, item, 3)
+    alike = set(ours) & set(theirs)
+    print(f"\n{model}: {len(ours)} and {len(theirs)} fills, {len(alike)} equal")  # noqa: T201
+    for number, at_ms, price, quantity in sorted(set(ours) ^ set(theirs)):
+        whose = "ours" if (number, at_ms, price, quantity) in ours else "theirs"
+        print(f"  {whose:6} order {number:3} at {at_ms - script[0].at:6} {price} {quantity}")  # noqa: T201
