@@ -169,23 +169,23 @@ class _BookPass(MarketPass):
 
     def _traded(self, move: Move) -> None:
         """Let a taker of the other side trade at a price, or through it: its size fills once."""
-        left, places = move.size, self._queues.places
+        used, places = 0, self._queues.places
         for seen in sorted(self._resting.orders, key=_best_first):
             place, order = places.get(seen.order_id), self._resting.find(seen.order_id)
             if place is None or order is None or order.side is move.side:
                 continue
             if order.price is None or not reaches(order.side, order.price, move.price):
                 continue
-            reached = left
+            reached = move.size
             if order.price == move.price:
                 places[order.order_id], reached = after_trade(place, move.size)
-            quantity = min(reached, left, order.quantity - order.filled)
+            quantity = min(reached - used, order.quantity - order.filled)
             if quantity <= 0:
                 continue
             fill = self._executor.made(order, quantity, FillModel.BOOK, move.at_ms)
             before = len(self.trades.fills)
             if self._apply_fill(order, fill):
-                left -= sum(one.quantity for one in self.trades.fills[before:])
+                used += sum(one.quantity for one in self.trades.fills[before:])
 
 
 def _best_first(order: Order) -> int:

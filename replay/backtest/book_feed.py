@@ -127,18 +127,19 @@ class EventsSource:
                 )
                 best = None if read.quote is None else (read.quote.bid, read.quote.ask)
                 if not is_same:
-                    sides = tuple(  # type: ignore[assignment]
-                        [(price.of(one), size.of(two)) for one, two in side] for side in sides
+                    bids, asks = (
+                        [(price.one(one), size.one(two)) for one, two in side] for side in sides
                     )
-                    best = None if best is None else (price.of(best[0]), price.of(best[1]))
+                    sides = (bids, asks)
+                    best = None if best is None else (price.one(best[0]), price.one(best[1]))
                 is_snapshot = data.type == "snapshot" or data.data.u == 1
                 yield Frame(read.server_ms, "", sides, is_snapshot, best)
                 continue
             trades = [
                 (
                     _TAKERS[one.side],
-                    price.of(exact(one.p, prices)),
-                    size.of(exact(one.v, sizes)),
+                    price.one(exact(one.p, prices)),
+                    size.one(exact(one.v, sizes)),
                 )
                 for one in decode_trades(line.data.encode()).data
                 if not (one.is_block or one.is_rpi)
@@ -239,7 +240,7 @@ class SampledSource:
 
 
 def _plain(numbers: object) -> list:  # type: ignore[type-arg]
-    return numbers.tolist()  # type: ignore[attr-defined,no-any-return]
+    return numbers.tolist()  # type: ignore[attr-defined]
 
 
 class _Followed:
@@ -537,7 +538,9 @@ def refuse_books(
             raise ConfigInvalid(
                 f"execution.model 'book' needs the book of {key}; give its file by --events."
             )
+    items = {item.id: item for item in instruments}
     for source in sources:
+        next(source.frames(items[source.instrument_id]), None)  # its first frame, and its decimals
         if source.last_ms < from_ms or source.first_ms > until_ms:
             raise DataInvalid(
                 f"The book of {source.instrument_id} is of {iso(source.first_ms)} to "

@@ -52,6 +52,10 @@ class Scale(NamedTuple):
         """Return *numbers* in the other scale."""
         return numbers * self.times // self.over
 
+    def one(self, number: int) -> int:
+        """Return *number* in the other scale."""
+        return number * self.times // self.over
+
 
 @dataclass(frozen=True, eq=False)
 class DepthTrack:

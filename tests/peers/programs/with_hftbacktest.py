@@ -25,13 +25,13 @@ from hftbacktest import (
 )
 from hftbacktest.types import event_dtype
 
-task = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+tasks = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["tasks"]
 MS = 1_000_000
 EVENTS = {"clear": DEPTH_CLEAR_EVENT, "level": DEPTH_EVENT, "trade": TRADE_EVENT}
 
 
-def asset() -> BacktestAsset:
-    """Make the asset, with the queue model that was asked for."""
+def asset(task: dict) -> BacktestAsset:
+    """Make the asset of *task*, with the queue model that was asked for."""
     rows = []
     for at_ms, kind, side, price, size in task["events"]:
         flags = EVENTS[kind] | EXCH_EVENT | LOCAL_EVENT
@@ -47,38 +47,34 @@ def asset() -> BacktestAsset:
     return made.tick_size(task["tick"]).lot_size(task["lot"])
 
 
-hbt = HashMapMarketDepthBacktest([asset()])
-orders = sorted(task["orders"])
-left = {number: float(order[3]) for number, order in enumerate(orders, 1)}
-fills = []
+def fills_of(task: dict) -> list:
+    """Send the orders of *task* at their times, and note by what each is filled when."""
+    hbt = HashMapMarketDepthBacktest([asset(task)])
+    orders, fills = task["orders"], []
+    left = {number: float(order[3]) for number, order in enumerate(orders, 1)}
+
+    def until(at_ms: int) -> None:
+        while hbt.current_timestamp < at_ms * MS:
+            if hbt.elapse(min(MS, at_ms * MS - hbt.current_timestamp)) != 0:
+                return
+            held = hbt.orders(0)
+            for number, before in left.items():
+                order = held.get(number)
+                if order is not None and order.leaves_qty < before - task["lot"] / 2:
+                    at = int(order.exch_timestamp // MS)
+                    fills.append([number, at, order.exec_price, before - order.leaves_qty])
+                    left[number] = order.leaves_qty
+
+    hbt.elapse(0)
+    for number, (at_ms, side, price, quantity) in enumerate(orders, 1):
+        until(at_ms)
+        kind = MARKET if price is None else LIMIT
+        send = hbt.submit_buy_order if side == "BUY" else hbt.submit_sell_order
+        send(0, number, price or 0.0, quantity, GTC, kind, False)
+    until(task["until_ms"])
+    hbt.close()
+    return fills
 
 
-def watch() -> None:
-    """Note what each order was filled by since the last look."""
-    held = hbt.orders(0)
-    for number, before in left.items():
-        order = held.get(number)
-        if order is not None and order.leaves_qty < before - task["lot"] / 2:
-            at_ms = order.exch_timestamp // MS
-            quantity = before - order.leaves_qty
-            fills.append([number, int(at_ms), order.exec_price, quantity])
-            left[number] = order.leaves_qty
-
-
-def until(at_ms: int) -> None:
-    """Go on to *at_ms*, a millisecond at a time."""
-    while hbt.current_timestamp < at_ms * MS:
-        step = min(MS, at_ms * MS - hbt.current_timestamp)
-        if hbt.elapse(step) != 0:
-            return
-        watch()
-
-
-hbt.elapse(0)
-for number, (at_ms, side, price, quantity) in enumerate(orders, 1):
-    until(at_ms)
-    kind = MARKET if price is None else LIMIT
-    send = hbt.submit_buy_order if side == "BUY" else hbt.submit_sell_order
-    send(0, number, price or 0.0, quantity, GTC, kind, False)
-until(task["until_ms"])
-Path(sys.argv[2]).write_text(json.dumps({"fills": fills}), encoding="utf-8")
+answer = {"fills": [fills_of(task) for task in tasks]}
+Path(sys.argv[2]).write_text(json.dumps(answer), encoding="utf-8")

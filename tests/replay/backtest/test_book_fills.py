@@ -149,6 +149,11 @@ CASES: dict[str, tuple[list[Say], dict[str, Any], list[Any], list[Any]]] = {
         [(20, "buy", 99, 4, "M"), (20, "buy", 98, 2, "M")],
         [("PARTIALLY_FILLED", 2), ("FILLED", 4)],
     ),
+    "two orders at a price share what is left of a trade, the older first": (
+        [B, send(10, buy(2, limit=99.0), buy(4, limit=99.0)), trade(20, "Sell", 99, 13)], {},
+        [(20, "buy", 99, 2, "M"), (20, "buy", 99, 1, "M")],
+        [("FILLED", 2), ("PARTIALLY_FILLED", 1)],
+    ),
     "the far side at the price fills for what it shows": (
         [B, BID, shows(20, bids={99: 0}, asks={99: 3}), shows(30), shows(40, asks={99: 2})], {},
         [(20, "buy", 99, 3, "M"), (40, "buy", 99, 1, "M")], [("FILLED", 4)],
