@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -55,7 +56,7 @@ def measure_book(
         figures["decoded_per_cpu_s"] = count / decoding
         for name, model in (("nothing_rests", None), *((one.value, one) for one in QueueModel)):
             tell(f"{name}.")
-            seconds, (updates, fills) = _timed(lambda model=model: _played(source, model))
+            seconds, (updates, fills) = _timed(partial(_played, source, model))
             figures[f"{name}_per_cpu_s"] = count / seconds
             figures[f"{name}_steps_and_fills"] = f"{updates:,} and {fills:,}"
     return {**figures, "machine": machine_line()}
