@@ -367,13 +367,13 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         "strategy": config.strategy.name,
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
-        "calendar": config.market.calendar,
+        "calendar": config.market.counted_by,
         "sees_account": recorded.engine.sees_account,
     }
     if recorded.beginning is None or model is None:  # else another may answer there
         due["model_id"] = "" if model is None else model.model_id
         due["model_sha256"] = "" if model is None else model.model_sha256
-    if config.market.calendar is None:
+    if config.market.counted_by is None:
         due |= {"calendar_version": None, "calendar_sha256": None}
     for name, _, value in of_start(run, model):
         due[name] = value
