@@ -47,7 +47,6 @@ from tracepaper.strategies.api.strategy import (
     Strategy,
 )
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.months import interval_end, place_of
 from tracepaper.strategies.types.decisions import Action, Forecast
 from tracepaper.strategies.types.market import Bar
 from tracepaper.strategies.units import HOUR_MS, INTERVAL_NAMES, YEAR_MS, interval_text
@@ -342,7 +341,7 @@ class CommonBars:
     def take(self, bar: Bar) -> None:
         """Count a bar of any of the symbols."""
         symbol = symbol_of(bar)
-        follows = bar.open_time_ms == interval_end(self.newest_ms[symbol], bar.interval_ms)
+        follows = bar.open_time_ms == self.newest_ms[symbol] + bar.interval_ms
         self._known[symbol] = min(self._known[symbol] + 1, self.count)
         self._in_a_row[symbol] = min(self._in_a_row[symbol] + 1, self.count) if follows else 1
         self.newest_ms[symbol] = bar.open_time_ms
@@ -422,7 +421,7 @@ class CrossAssetStrategy(PortfolioStrategy):
         if cause := self._no_answer_cause(contexts, bar.open_time_ms):
             held = Signal(Action.HOLD, cause, note={WITHOUT_ANSWER: cause})
             return dict.fromkeys(contexts, held)
-        if (place_of(bar.open_time_ms, bar.interval_ms) + 1) % self._every:
+        if (bar.open_time_ms // bar.interval_ms + 1) % self._every:
             return dict.fromkeys(contexts, _BETWEEN)
         forecasts = {symbol: context.forecast for symbol, context in contexts.items()}
         known = {symbol: one for symbol, one in forecasts.items() if one is not None}

@@ -28,7 +28,7 @@ from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, MONEY_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,10 @@ def quality(candles: Candles) -> Quality:
 
 def _sessions(candles: Candles, calendar: Calendar) -> int:
     first, last = calendar.places(candles.open_time_ms[[0, -1]]).tolist()
-    return int(np.unique(calendar.days[first : last + 1]).size)
+    sessions = calendar.sessions
+    opens, closes = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
+    inside = (opens >= calendar.opens[first]) & (closes <= calendar.closes[last])
+    return int(np.unique(np.array(sessions.days)[inside]).size)
 
 
 def suspected_splits(candles: Candles) -> list[SuspectedSplit]:

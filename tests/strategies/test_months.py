@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import calendar
+import random
 from datetime import UTC, datetime
 from itertools import pairwise
 
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 from builders import bars as made_bars
 from builders import instrument
-from hypothesis import given
-from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.sections import MarketSection
@@ -55,7 +54,6 @@ def known_opens() -> list[int]:
 
 
 OPENS = known_opens()
-TIMES = st.integers(0, OPENS[-1] - 1)
 
 
 def test_consecutive_opens_are_the_months_of_the_calendar() -> None:
@@ -72,24 +70,30 @@ def test_consecutive_opens_are_the_months_of_the_calendar() -> None:
     assert len(set(months.sessions.days)) / months.sessions.a_year == len(months) / 12
 
 
-@given(TIMES)
-def test_a_time_lies_in_the_month_that_a_date_says(at_ms: int) -> None:
-    date = datetime.fromtimestamp(at_ms / 1000, UTC)
-    assert month_of(at_ms) == (date.year - 1970) * 12 + date.month - 1
-    start = interval_start(at_ms, MONTH_MS)
-    assert start == round(datetime(date.year, date.month, 1, tzinfo=UTC).timestamp() * 1000)
-    assert start <= at_ms < interval_end(start, MONTH_MS) <= start + MONTH_MS
+def drawn(count: int, seed: int) -> list[int]:
+    """Draw times evenly; a property-based test would draw most of them from January 1970."""
+    rng = random.Random(seed)
+    return [rng.randrange(OPENS[-1]) for _ in range(count)]
 
 
-@given(TIMES, TIMES)
-def test_whole_months_between_two_times_are_counted_one_by_one(one: int, two: int) -> None:
-    first, second = min(one, two), max(one, two)
-    into = first - interval_start(first, MONTH_MS)
-    at, count = month_of(first), 0
-    while month_start(at + 1) + into <= second:
-        at, count = at + 1, count + 1
-    assert intervals_between(first, second, MONTH_MS) == count
-    assert intervals_between(first, second, DAY_MS) == (second - first) // DAY_MS
+def test_a_time_lies_in_the_month_that_a_date_says() -> None:
+    for at_ms in drawn(3_000, 1):
+        date = datetime.fromtimestamp(at_ms / 1000, UTC)
+        assert month_of(at_ms) == (date.year - 1970) * 12 + date.month - 1
+        start = interval_start(at_ms, MONTH_MS)
+        assert start == round(datetime(date.year, date.month, 1, tzinfo=UTC).timestamp() * 1000)
+        assert start <= at_ms < interval_end(start, MONTH_MS) <= start + MONTH_MS
+
+
+def test_whole_months_between_two_times_are_counted_one_by_one() -> None:
+    for one, two in zip(drawn(1_000, 2), drawn(1_000, 3), strict=True):
+        first, second = min(one, two), max(one, two)
+        into = first - interval_start(first, MONTH_MS)
+        at, count = month_of(first), 0
+        while month_start(at + 1) + into <= second:
+            at, count = at + 1, count + 1
+        assert intervals_between(first, second, MONTH_MS) == count
+        assert intervals_between(first, second, DAY_MS) == (second - first) // DAY_MS
 
 
 def test_sessions_moved_by_28_years_have_the_same_months() -> None:

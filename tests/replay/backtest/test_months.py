@@ -24,11 +24,12 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.report.metrics import days_in_year, days_of
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.candles import History
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS, month_of, month_start
 from tracepaper.strategies.sessions import month_calendar
-from tracepaper.strategies.types.market import Bar, Category
+from tracepaper.strategies.types.market import Bar, Category, FrameBar
 from tracepaper.strategies.units import DAY_MS, WEEK_MS
 
 FIRST = date(2015, 12, 20)
@@ -211,6 +212,10 @@ def test_an_archive_holds_months_without_a_hole(
     text = capsys.readouterr().out
     listed = json.loads(text[text.index("{") :])["series"][0]
     assert (listed["bars"], listed["gaps"]) == (78, [])
+    with History.open(Path(archive)) as history:
+        assert history.spans("linear:BTCUSDT", MONTH_MS) == [(month_start(552), month_start(630))]
+        for bar in history.read("linear:BTCUSDT", MONTH_MS):
+            assert bar.market_ms == bar.close_time_ms == month_start(month_of(bar.market_ms))
     replayed(tmp_path / "run.db", Path(archive))
     capsys.readouterr()
     assert invoke(["parity", f"{run}#last", f"{tmp_path / 'run.db'}#last", "--json"]) == 0
@@ -265,6 +270,13 @@ def test_days_see_closed_months_and_never_an_open_one(
     capsys.readouterr()
     given = ["replay", *mine, "--frame-data", str(months), "--from", "2017-03-10", "--json"]
     assert invoke([*given, "--db", str(tmp_path / "given.db")]) == 0
+    with Reader.open(tmp_path / "given.db") as reader:
+        held = [stored.step.event for stored in reader.steps(reader.find("last"))]
+    closes_ms = [one.market_ms for one in held if isinstance(one, FrameBar)]
+    assert closes_ms == [month_start(month_of(at)) for at in closes_ms]
+    assert len(closes_ms) >= 2
+    times = [one.market_ms for one in held if isinstance(one, Bar | FrameBar)]
+    assert times == sorted(times)
 
 
 def _table(path: Path) -> list[tuple[int, ...]]:
@@ -296,6 +308,7 @@ def test_months_of_shares_open_and_close_with_their_sessions(label: str, tmp_pat
         stock_files.write(tmp_path / "DAY.csv", day, stock_files.date_alone),
         category=Category.STOCK, symbol="ABC", sessions_for=sessions_named("XNAS"),
     )  # fmt: skip
+    assert quality(read).sessions == quality(daily).sessions == len(day)
     made = resample(daily, MONTH_MS)
     assert made.open_time_ms.tolist() == opens
     assert made.closes_ms.tolist() == read.closes_ms.tolist()
