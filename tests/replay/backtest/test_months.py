@@ -268,13 +268,15 @@ def test_days_see_closed_months_and_never_an_open_one(
     assert invoke(["verify", "last", "--db", str(path)]) == 0
     assert invoke(["lookahead", *mine, "--bars", "200", "--probes", "1"]) == 0
     capsys.readouterr()
-    given = ["replay", *mine, "--frame-data", str(months), "--from", "2017-03-10", "--json"]
+    given = ["replay", *mine, "--frame-data", str(months), "--from", "2017-06-03", "--json"]
     assert invoke([*given, "--db", str(tmp_path / "given.db")]) == 0
     with Reader.open(tmp_path / "given.db") as reader:
         held = [stored.step.event for stored in reader.steps(reader.find("last"))]
     closes_ms = [one.market_ms for one in held if isinstance(one, FrameBar)]
     assert closes_ms == [month_start(month_of(at)) for at in closes_ms]
     assert len(closes_ms) >= 2
+    bars = [one for one in held if isinstance(one, Bar)]
+    assert date.fromordinal(719163 + bars[0].open_time_ms // DAY_MS) == date(2017, 3, 2)
     times = [one.market_ms for one in held if isinstance(one, Bar | FrameBar)]
     assert times == sorted(times)
 
