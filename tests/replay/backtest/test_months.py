@@ -162,6 +162,8 @@ def test_verify_lookahead_and_recursive_hold_over_months(
     for words in (["verify"], ["audit", "verify"]):
         assert invoke([*words, "last", "--db", str(run)]) == 0
     assert "78 of 78 decisions follow" in capsys.readouterr().out
+    assert invoke(["parity", "last", "--db", str(run)]) == 0
+    assert capsys.readouterr().out == "identical 1 of 1 decisions of 2022-06-01.\n"
     data = ["--data", str(months)]
     assert invoke(["lookahead", *SMA, *data, "--probes", "2"]) == 0
     assert "the series 1461 weeks later" in capsys.readouterr().err
