@@ -264,7 +264,7 @@ def test_days_see_closed_months_and_never_an_open_one(
         if refused:
             continue
         month = month_of(int(at) + DAY_MS)  # what closes with this day is known
-        one, two = (closes.get(month_start(month - back)) for back in (1, 2))
+        one, two = (closes[month_start(month - back)] for back in (1, 2))
         assert action == ("LONG" if one > two else "FLAT"), at
     assert sum(not refused for *_, refused in rows) > 2_000
     assert invoke(["verify", "last", "--db", str(path)]) == 0
