@@ -61,8 +61,6 @@ from tracepaper.daemon.config.values import (
     symbol_names,
 )
 from tracepaper.strategies.builtin import TREND
-from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.units import BASE_FEES, DAY_MS, INTERVALS, interval_text, time_of
 
 
@@ -100,11 +98,6 @@ class MarketSection(Section):
     def closes_together(self) -> bool:
         """Whether the bars of one close are dealt with together."""
         return len(self.symbols) > 1 and self.gather_ms > 0
-
-    @property
-    def counted_by(self) -> str | None:
-        """The calendar whose bars are counted: of months always one; None: every interval."""
-        return self.calendar or (MONTHS_OF if self.interval_ms == MONTH_MS else None)
 
     @property
     def interval_ms(self) -> int:

@@ -567,10 +567,7 @@ def fetch(
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
     if INTERVALS[interval] == MONTH_MS:
-        raise ConfigInvalid(
-            "--interval M is not fetched: fetch D and set market.interval to M, which makes months "
-            "of days exactly."
-        )
+        raise ConfigInvalid("--interval M is not fetched: fetch D and set market.interval to M.")
     order = FetchRequest(
         archive=database_path(archive, config),
         category=category,
