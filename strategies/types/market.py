@@ -7,6 +7,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from tracepaper.strategies.months import MONTH_MS, interval_end
+
 
 class Category(StrEnum):
     """A Bybit product category, or stock; symbols are unique only within one."""
@@ -109,6 +111,8 @@ class Bar(Struct, frozen=True, gc=False):
     @property
     def close_time_ms(self) -> int:
         """The first millisecond after the bar."""
+        if self.interval_ms == MONTH_MS:
+            return interval_end(self.open_time_ms, MONTH_MS)
         return self.open_time_ms + self.interval_ms
 
     @property
@@ -171,7 +175,7 @@ class BookUpdate(Struct, frozen=True, gc=False):
 
     ``books`` holds, as ``daemon/broker/book_fills.py`` packs them, what happened at the prices of
     resting limits since the update before, and the book as it stood at ``market_ms``. ``cause``
-    names a gap before it. The rules are docs/money.md, M45 to M61.
+    names a gap before it. The rules are docs/money.md, M49 to M65.
     """
 
     instrument: str
