@@ -1,4 +1,4 @@
-"""``BookAccount``: an account whose orders an order book fills; ``Watch``: what can change them.
+"""``BookAccount``: an account whose orders a book fills; ``BookWatch``: what can change them.
 
 A cancellation of a limit by list takes the latency on its way: until then it can be filled.
 
@@ -19,7 +19,7 @@ from tracepaper.daemon.broker.account import (
 from tracepaper.daemon.broker.book_fills import (
     BookMoves,
     Move,
-    Place,
+    QueuePlace,
     QueueRules,
     Queues,
     after_change,
@@ -137,11 +137,11 @@ class _Queued(NamedTuple):
 
     side: Side
     price: int
-    place: Place
+    place: QueuePlace
     rules: QueueRules
 
 
-class Watch:
+class BookWatch:
     """What of an order book can change an order of some account: a feed asks it at every frame.
 
     It follows the places of resting limits by itself, by the rules by which the broker will. It

@@ -45,7 +45,7 @@ UNKNOWN: Final = -1
 """What is ahead of an order whose level has not been in view since it came to rest."""
 
 
-class Place(Struct, frozen=True, array_like=True, gc=False):
+class QueuePlace(Struct, frozen=True, array_like=True, gc=False):
     """The place of a resting limit in the queue of its price."""
 
     order_id: str
@@ -54,12 +54,12 @@ class Place(Struct, frozen=True, array_like=True, gc=False):
     traded: int = 0  # at its price since then
 
 
-def joined(order_id: str, shown: int) -> Place:
+def joined(order_id: str, shown: int) -> QueuePlace:
     """Join the queue behind all that is *shown* at the price; ``UNKNOWN`` where it is not seen."""
-    return Place(order_id, shown, max(shown, 0))
+    return QueuePlace(order_id, shown, max(shown, 0))
 
 
-def after_trade(place: Place, quantity: int) -> tuple[Place, int]:
+def after_trade(place: QueuePlace, quantity: int) -> tuple[QueuePlace, int]:
     """Take in a trade of *quantity* at the price; also say how much of it reached the order."""
     if place.ahead == UNKNOWN:
         return place, 0
@@ -68,7 +68,7 @@ def after_trade(place: Place, quantity: int) -> tuple[Place, int]:
     return moved, max(-left, 0)
 
 
-def after_change(place: Place, shown: int, rules: QueueRules) -> Place:
+def after_change(place: QueuePlace, shown: int, rules: QueueRules) -> QueuePlace:
     """Take in that the level now shows *shown*, in which the trades since are contained."""
     if place.ahead == UNKNOWN:
         return replace(place, ahead=shown, level=shown, traded=0)
@@ -83,7 +83,7 @@ def after_change(place: Place, shown: int, rules: QueueRules) -> Place:
     return replace(place, ahead=min(ahead, shown), level=shown, traded=0)
 
 
-class Level(NamedTuple):
+class BookLevel(NamedTuple):
     """A level: its price, its size, and the number of the frame that set it last."""
 
     price: int
@@ -91,24 +91,24 @@ class Level(NamedTuple):
     frame: int
 
 
-class Taken:
+class TakenDepth:
     """What one account took of the levels, which no frame has put back yet."""
 
     def __init__(self, entries: Iterable[tuple[Side, int, int, int]] = ()) -> None:
         """Hold *entries*: the side of the book, the price, the quantity, the frame."""
         self._of = {(side, price): (taken, frame) for side, price, taken, frame in entries}
 
-    def left(self, side: Side, level: Level) -> int:
+    def left(self, side: Side, level: BookLevel) -> int:
         """How much of *level* of that *side* of the book is there to take."""
         taken, frame = self._of.get((side, level.price), (0, 0))
         return max(level.size - taken, 0) if level.frame <= frame else level.size
 
-    def take(self, side: Side, level: Level, quantity: int, frame: int) -> None:
+    def take(self, side: Side, level: BookLevel, quantity: int, frame: int) -> None:
         """Take *quantity* of *level* when *frame* frames were read."""
         before = level.size - self.left(side, level)
         self._of[side, level.price] = (before + quantity, frame)
 
-    def forget_renewed(self, side: Side, levels: Sequence[Level]) -> None:
+    def forget_renewed(self, side: Side, levels: Sequence[BookLevel]) -> None:
         """Drop what a later frame put back or removed; *levels* is all that is known of *side*."""
         known = {level.price: level.frame for level in levels}
         self._of = {
@@ -130,8 +130,8 @@ def reaches(side: Side, limit: int | None, price: int) -> bool:
 
 
 def walked(
-    levels: Sequence[Level], taken: Taken, side: Side, quantity: int, limit: int | None
-) -> Iterator[tuple[Level, int]]:
+    levels: Sequence[BookLevel], taken: TakenDepth, side: Side, quantity: int, limit: int | None
+) -> Iterator[tuple[BookLevel, int]]:
     """Yield the levels that an order of *side* takes, and how much of each, best first.
 
     *levels* are those of the other side of the book. It takes at most *quantity*, and nothing
@@ -171,8 +171,8 @@ class BookMoves(NamedTuple):
     """What a ``BookUpdate`` holds: the moves, oldest first, and the book after them."""
 
     moves: tuple[Move, ...]
-    bids: tuple[Level, ...]  # the best first
-    asks: tuple[Level, ...]
+    bids: tuple[BookLevel, ...]  # the best first
+    asks: tuple[BookLevel, ...]
     is_whole: bool = True  # whether these are all known levels, or the best alone
 
 
@@ -211,7 +211,7 @@ def moves_in(update: BookUpdate) -> BookMoves:
         Move(at_ms, _SIDES[is_sell & 1], price, size, bool(is_trade))
         for at_ms, is_sell, price, size, is_trade in cut
     )
-    levels = [Level(*numbers[at : at + _LEVEL]) for at in range(end, total, _LEVEL)]
+    levels = [BookLevel(*numbers[at : at + _LEVEL]) for at in range(end, total, _LEVEL)]
     found = BookMoves(rows, tuple(levels[:bids]), tuple(levels[bids:]), bool(is_whole))
     _check(update, found)
     return found
@@ -249,7 +249,7 @@ class QueueState(Struct, frozen=True, array_like=True):
     """What the orders of an instrument in one account carry of the book from step to step."""
 
     frame: int = 0  # so many frames of its source were read
-    places: tuple[Place, ...] = ()
+    places: tuple[QueuePlace, ...] = ()
     taken: tuple[tuple[Side, int, int, int], ...] = ()
     leaving: tuple[str, ...] = ()  # orders whose cancellation is on its way
 
@@ -260,14 +260,14 @@ class Queues:
     def __init__(self, rules: QueueRules) -> None:
         self.rules = rules
         self.frame = 0
-        self.places: dict[str, Place] = {}
-        self.taken = Taken()
+        self.places: dict[str, QueuePlace] = {}
+        self.taken = TakenDepth()
 
     def restore(self, state: QueueState) -> None:
         """Take over what survived a restart."""
         self.frame = state.frame
         self.places = {place.order_id: place for place in state.places}
-        self.taken = Taken(state.taken)
+        self.taken = TakenDepth(state.taken)
 
     def state(self, leaving: Iterable[str] = ()) -> QueueState:
         """Return what must survive a restart."""

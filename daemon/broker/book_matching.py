@@ -14,8 +14,8 @@ from typing import Final
 
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
+    BookLevel,
     BookMoves,
-    Level,
     Move,
     Queues,
     after_change,
@@ -120,7 +120,7 @@ class _BookPass(MarketPass):
     def _take(
         self,
         order: Order,
-        levels: Iterable[Level],
+        levels: Iterable[BookLevel],
         moved: BookMoves,
         at_ms: int,
         *,
@@ -223,7 +223,7 @@ def match_update(
 def acts(order: Order, quote: Quote, trail: int) -> bool:
     """Whether a book whose best levels are *quote* can change the resting *order* by itself.
 
-    What happened at the price of a limit is asked apart, of its ``Place``.
+    What happened at the price of a limit is asked apart, of its ``QueuePlace``.
     """
     if rests_as_limit(order):
         if order.until_ms is not None and quote.market_ms >= order.until_ms:

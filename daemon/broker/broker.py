@@ -24,7 +24,7 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     as_they_stand,
 )
-from tracepaper.daemon.broker.book_account import BookAccount, Watch
+from tracepaper.daemon.broker.book_account import BookAccount, BookWatch
 from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
@@ -398,9 +398,11 @@ class Broker:
         due = [account.matters_from(quote) for account in self._accounts]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
 
-    def watch(self, instrument: str) -> Watch:
+    def watch(self, instrument: str) -> BookWatch:
         """Return what of the order book of *instrument* can change an order now."""
-        return Watch([one for one in self._accounts if isinstance(one, BookAccount)], instrument)
+        return BookWatch(
+            [one for one in self._accounts if isinstance(one, BookAccount)], instrument
+        )
 
     def frames_read(self) -> dict[str, int]:
         """Return how many frames of each instrument's book the accounts know of."""

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
-from tracepaper.daemon.broker.book_account import Watch
-from tracepaper.daemon.broker.book_fills import BookMoves, Level, Move, packed_moves
+from tracepaper.daemon.broker.book_account import BookWatch
+from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
 from tracepaper.daemon.bybit.instruments import exact
 from tracepaper.daemon.bybit.messages import decode_book, decode_trades
 from tracepaper.daemon.bybit.wire import Book
@@ -40,7 +40,7 @@ _TAKERS: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
-class Frame(NamedTuple):
+class ReadFrame(NamedTuple):
     """One frame of a source, in the decimals of the run: of the book, of trades, or a gap."""
 
     at_ms: int
@@ -51,7 +51,7 @@ class Frame(NamedTuple):
     trades: Sequence[tuple[Side, int, int]] = ()  # side of the taker, price, size
 
 
-class BookSource(Protocol):
+class FillSource(Protocol):
     """Where the book of one instrument is read from."""
 
     is_sampled: bool
@@ -60,7 +60,7 @@ class BookSource(Protocol):
     last_ms: int
     torn: str  # what of its file is left out; empty where nothing is
 
-    def frames(self, instrument: Instrument) -> Iterator[Frame]:
+    def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
         """Yield every frame, from the first on at each call, counted as *instrument* is."""
         ...
 
@@ -108,7 +108,7 @@ class EventsSource:
         """Return how many gaps there are, and how many milliseconds they last."""
         return self._gaps, self._missed_ms
 
-    def frames(self, instrument: Instrument) -> Iterator[Frame]:
+    def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
         """Yield every frame, checked as it was recorded; block and RPI trades are left out."""
         of = self.header.instrument
         prices, sizes = of.price_decimals, of.quantity_decimals
@@ -117,7 +117,7 @@ class EventsSource:
         is_same = price == size == Scale()
         for line, read in EventsFile(self.path).received():
             if read is None:
-                yield Frame(line.received_ms, line.cause)
+                yield ReadFrame(line.received_ms, line.cause)
                 continue
             if isinstance(read, Book):
                 data = decode_book(line.data.encode())
@@ -133,7 +133,7 @@ class EventsSource:
                     sides = (bids, asks)
                     best = None if best is None else (price.one(best[0]), price.one(best[1]))
                 is_snapshot = data.type == "snapshot" or data.data.u == 1
-                yield Frame(read.server_ms, "", sides, is_snapshot, best)
+                yield ReadFrame(read.server_ms, "", sides, is_snapshot, best)
                 continue
             trades = [
                 (
@@ -144,7 +144,7 @@ class EventsSource:
                 for one in decode_trades(line.data.encode()).data
                 if not (one.is_block or one.is_rpi)
             ]
-            yield Frame(read.server_ms, trades=trades)
+            yield ReadFrame(read.server_ms, trades=trades)
 
 
 class ChangedSource:
@@ -158,7 +158,7 @@ class ChangedSource:
 
     def __init__(
         self,
-        source: BookSource,
+        source: FillSource,
         *,
         later_ms: int = 0,
         price_factor: int = 1,
@@ -172,7 +172,7 @@ class ChangedSource:
         self.first_ms, self.last_ms = source.first_ms + later_ms, source.last_ms + later_ms
         self.gaps = source.gaps
 
-    def frames(self, instrument: Instrument) -> Iterator[Frame]:
+    def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
         """Yield every frame as it is changed."""
         for frame in self._source.frames(instrument):
             is_known = self._known_ms is None or frame.at_ms <= self._known_ms
@@ -181,7 +181,7 @@ class ChangedSource:
             yield _changed(frame, self._later_ms, self._factor, 1 if is_known else 1_000)
 
 
-def _changed(frame: Frame, later_ms: int, factor: int, more: int) -> Frame:
+def _changed(frame: ReadFrame, later_ms: int, factor: int, more: int) -> ReadFrame:
     """Return *frame* later, its prices times *factor*, with *more* times as much on its levels."""
     book, best = frame.book, frame.best
     if book is not None:
@@ -212,7 +212,7 @@ class SampledSource:
         times = self._depth.times
         return len(starts), sum(int(times[start] - times[start - 1]) for start in starts)
 
-    def frames(self, instrument: Instrument) -> Iterator[Frame]:
+    def frames(self, instrument: Instrument) -> Iterator[ReadFrame]:
         """Yield every book as a snapshot, a gap before each that does not go on."""
         depth = self._depth
         header, units = depth.header, depth.units
@@ -228,12 +228,12 @@ class SampledSource:
             of_books = (books.seen_ms, price.of(books.price), size.of(books.size))
             for row, (at_ms, prices, sizes) in enumerate(zip(*map(_plain, of_books), strict=True)):
                 if cause := causes.get(start + row, "") if start + row else "":
-                    yield Frame(at_ms, cause)
+                    yield ReadFrame(at_ms, cause)
                 sides = tuple(
                     [pair for pair in zip(one, two, strict=True) if pair[1]]
                     for one, two in zip(prices, sizes, strict=True)
                 )
-                yield Frame(
+                yield ReadFrame(
                     at_ms, "", (sides[0], sides[1]), is_snapshot=True,
                     best=(prices[0][0], prices[1][0]),
                 )  # fmt: skip
@@ -246,7 +246,7 @@ def _plain(numbers: object) -> list:  # type: ignore[type-arg]
 class _Followed:
     """The book of one instrument, frame by frame, and the moves that no event holds yet."""
 
-    def __init__(self, source: BookSource, instrument: Instrument, response_ms: int) -> None:
+    def __init__(self, source: FillSource, instrument: Instrument, response_ms: int) -> None:
         self.key = instrument.id
         self.frame = 0
         self.at_ms = 0
@@ -258,7 +258,7 @@ class _Followed:
         self.best: tuple[int, int] | None = None
         self._cause = BEGUN
         self._moves: list[Move] = []
-        self.next: Frame | None = next(self._frames, None)
+        self.next: ReadFrame | None = next(self._frames, None)
 
     def is_due(self, until_ms: int) -> bool:
         """Whether the next frame is handed on by *until_ms*."""
@@ -272,7 +272,7 @@ class _Followed:
             if is_frame and self.frame <= frames:
                 self._cause = ""
 
-    def advance(self, watch: Callable[[str], Watch]) -> Iterator[BookUpdate]:
+    def advance(self, watch: Callable[[str], BookWatch]) -> Iterator[BookUpdate]:
         """Read the next frame; yield each event that it causes."""
         frame = self.next
         assert frame is not None
@@ -302,7 +302,7 @@ class _Followed:
         elif len(self._moves) >= MOVES_MOST:
             yield self._update(is_whole=False)
 
-    def arrivals(self, until_ms: int, watch: Callable[[str], Watch]) -> Iterator[BookUpdate]:
+    def arrivals(self, until_ms: int, watch: Callable[[str], BookWatch]) -> Iterator[BookUpdate]:
         """Yield the events of orders that arrive by *until_ms*, all frames until then known."""
         until_ms -= self._response_ms
         seen = watch(self.key)
@@ -318,7 +318,7 @@ class _Followed:
         if self._moves and self.best is not None:
             yield self._update(is_whole=False)
 
-    def apply(self, seen: Watch | None) -> bool:
+    def apply(self, seen: BookWatch | None) -> bool:
         """Take in the next frame; return whether what happened in it fills an order of *seen*."""
         frame = self.next
         assert frame is not None
@@ -342,7 +342,7 @@ class _Followed:
             self._follow(frame, queued)
         return False
 
-    def _set(self, frame: Frame) -> None:
+    def _set(self, frame: ReadFrame) -> None:
         assert frame.book is not None
         number = self.frame
         for levels, changed in zip((self._bids, self._asks), frame.book, strict=True):
@@ -360,7 +360,7 @@ class _Followed:
                 else:
                     levels.pop(price, None)
 
-    def _follow(self, frame: Frame, seen: Watch) -> None:
+    def _follow(self, frame: ReadFrame, seen: BookWatch) -> None:
         """Note the levels that *frame* set at the prices of limits."""
         assert frame.book is not None
         if frame.is_snapshot:
@@ -379,7 +379,7 @@ class _Followed:
                 seen.take(move)
                 self._moves.append(move)
 
-    def _trade(self, frame: Frame, seen: Watch) -> bool:
+    def _trade(self, frame: ReadFrame, seen: BookWatch) -> bool:
         """Note the trades that reach the price of a limit; return whether they fill one."""
         fills = False
         for taker, price, size in frame.trades:
@@ -407,10 +407,12 @@ class _Followed:
         assert self.best is not None
         bid, ask = self.best
         if is_whole:
-            bids = tuple(Level(one, *self._bids[one]) for one in sorted(self._bids, reverse=True))
-            asks = tuple(Level(one, *self._asks[one]) for one in sorted(self._asks))
+            bids = tuple(
+                BookLevel(one, *self._bids[one]) for one in sorted(self._bids, reverse=True)
+            )
+            asks = tuple(BookLevel(one, *self._asks[one]) for one in sorted(self._asks))
         else:
-            bids, asks = (Level(bid, *self._bids[bid]),), (Level(ask, *self._asks[ask]),)
+            bids, asks = (BookLevel(bid, *self._bids[bid]),), (BookLevel(ask, *self._asks[ask]),)
         cause, moves = self._cause, tuple(self._moves)
         self._cause = ""
         self._moves.clear()
@@ -432,7 +434,7 @@ class BookFeed:
     """
 
     def __init__(
-        self, sources: Sequence[BookSource], instruments: Sequence[Instrument], response_ms: int
+        self, sources: Sequence[FillSource], instruments: Sequence[Instrument], response_ms: int
     ) -> None:
         self.sources: Final = tuple(sources)
         self._instruments = {item.id: item for item in instruments}
@@ -442,7 +444,7 @@ class BookFeed:
     def between(
         self,
         events: Iterable[Event],
-        watch: Callable[[str], Watch],
+        watch: Callable[[str], BookWatch],
         *,
         known: Callable[[str], int] = lambda _instrument: 0,
         known_ms: int = 0,
@@ -469,7 +471,7 @@ class BookFeed:
             watching.forget()
 
     def _until(
-        self, until_ms: int, followed: Sequence[_Followed], watch: Callable[[str], Watch]
+        self, until_ms: int, followed: Sequence[_Followed], watch: Callable[[str], BookWatch]
     ) -> Iterator[BookUpdate]:
         """Yield what all frames until *until_ms* cause, in the order of their dates."""
         while due := [one for one in followed if one.is_due(until_ms)]:
@@ -503,11 +505,11 @@ def _date(followed: _Followed) -> int:
 class _Watching:
     """Asks for a watch once after each event."""
 
-    def __init__(self, watch: Callable[[str], Watch]) -> None:
+    def __init__(self, watch: Callable[[str], BookWatch]) -> None:
         self._ask = watch
-        self._known: dict[str, Watch] = {}
+        self._known: dict[str, BookWatch] = {}
 
-    def __call__(self, instrument: str) -> Watch:
+    def __call__(self, instrument: str) -> BookWatch:
         if (known := self._known.get(instrument)) is None:
             known = self._known[instrument] = self._ask(instrument)
         return known
@@ -521,7 +523,7 @@ class _Watching:
 
 
 def refuse_books(
-    sources: Sequence[BookSource], instruments: Sequence[Instrument], from_ms: int, until_ms: int
+    sources: Sequence[FillSource], instruments: Sequence[Instrument], from_ms: int, until_ms: int
 ) -> None:
     """Raise ``ConfigInvalid`` or ``DataInvalid`` for books that cannot fill this run's orders."""
     named = [source.instrument_id for source in sources]

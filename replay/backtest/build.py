@@ -50,7 +50,7 @@ from tracepaper.replay.archive.sessions import (
 )
 from tracepaper.replay.backtest.book_feed import (
     BookFeed,
-    BookSource,
+    FillSource,
     SampledSource,
     refuse_books,
 )
@@ -256,7 +256,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     frames: Sequence[Candles] = (),
     depth: Sequence[DepthSource] = (),
     actions: Sequence[ActionRow] = (),
-    events: Sequence[BookSource] = (),
+    events: Sequence[FillSource] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
@@ -272,7 +272,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
-    sources: Sequence[BookSource] = _sources(config, events, depth)
+    sources: Sequence[FillSource] = _sources(config, events, depth)
     execution = FillModel.BOOK if sources else FillModel.NEXT_OPEN
     if actions and config.market.asset != STOCK:
         raise ConfigInvalid(
@@ -369,8 +369,8 @@ def build(  # noqa: PLR0913 - the options of a replay
 
 
 def _sources(
-    config: Config, events: Sequence[BookSource], depth: Sequence[DepthSource]
-) -> Sequence[BookSource]:
+    config: Config, events: Sequence[FillSource], depth: Sequence[DepthSource]
+) -> Sequence[FillSource]:
     """Return the books that fill orders; none where bars do."""
     model = config.execution.model
     if model == "book":

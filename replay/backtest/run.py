@@ -30,7 +30,7 @@ from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
-from tracepaper.replay.backtest.book_feed import BookSource
+from tracepaper.replay.backtest.book_feed import FillSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
@@ -294,7 +294,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     frames: Sequence[Candles] = (),
     depth: Sequence[DepthSource] = (),
     actions: Sequence[ActionRow] = (),
-    events: Sequence[BookSource] = (),
+    events: Sequence[FillSource] = (),
     until_ms: int | None = None,
 ) -> str:
     """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.

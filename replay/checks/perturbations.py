@@ -27,7 +27,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import RecordedDepth
-from tracepaper.replay.backtest.book_feed import BookSource, ChangedSource
+from tracepaper.replay.backtest.book_feed import ChangedSource, FillSource
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
@@ -223,7 +223,7 @@ class Files(NamedTuple):
     frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
     depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
     actions: Sequence[ActionRow] = ()  # splits and dividends
-    events: Sequence[BookSource] = ()  # of order books that fill orders
+    events: Sequence[FillSource] = ()  # of order books that fill orders
 
 
 def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:

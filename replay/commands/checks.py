@@ -395,22 +395,13 @@ def lookahead(
     given, books = _with_books(given, looked_at, depth)
     if not frame_data:
         given = _fitted(given, looked_at)
+    files = Files(looked_at, _frames(frame_data), books, read_actions(*(actions or ())))
+    files = files._replace(events=[EventsSource(path) for path in events or ()])
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
-            given,
-            Files(
-                looked_at,
-                _frames(frame_data),
-                books,
-                read_actions(*(actions or ())),
-                [EventsSource(path) for path in events or ()],
-            ),
-            fresh,
-            Limits(probes, seconds),
-            mode=mode,
-            allow=allow_reading or (),
+            given, files, fresh, Limits(probes, seconds), mode=mode, allow=allow_reading or (),
             report=_report,
-        )
+        )  # fmt: skip
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
     if json:

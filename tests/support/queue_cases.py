@@ -12,12 +12,12 @@ from msgspec import structs
 
 from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.book_account import BookAccount
-from tracepaper.daemon.broker.book_fills import Place, QueueModel, QueueRules
+from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
 from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.replay.archive.book_events import EventsHeader, EventsWriter
-from tracepaper.replay.backtest.book_feed import BookFeed, BookSource, EventsSource
+from tracepaper.replay.backtest.book_feed import BookFeed, EventsSource, FillSource
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order
 from tracepaper.strategies.types.market import Bar, BookUpdate, Event, Instrument
@@ -116,7 +116,7 @@ class Played:
 
     def __init__(
         self,
-        source: BookSource,
+        source: FillSource,
         script: Sequence[Say],
         *,
         item: Instrument = BTC,
@@ -153,7 +153,7 @@ class Played:
         self.orders |= {order.order_id: order for order in filled.orders}
 
     @property
-    def places(self) -> list[Place]:
+    def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
         account = self.broker.own
         assert isinstance(account, BookAccount)

@@ -14,13 +14,13 @@ from queue_cases import KEY, Say, book, gap, played, send, shows, trade
 from tracepaper.daemon.broker import book_fills
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
+    BookLevel,
     BookMoves,
-    Level,
     Move,
-    Place,
     QueueModel,
+    QueuePlace,
     QueueRules,
-    Taken,
+    TakenDepth,
     after_change,
     after_trade,
     moves_in,
@@ -345,7 +345,7 @@ def test_what_no_event_holds_changes_nothing(
     path = tmp_path / "drawn.events"
     few = played(path, script, **keys)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tracepaper.daemon.broker.book_account.Watch.acts", lambda *_: True)
+        patched.setattr("tracepaper.daemon.broker.book_account.BookWatch.acts", lambda *_: True)
         every = played(path, script, **keys)
     assert len(few.updates) <= len(every.updates)
     assert few.rows == every.rows
@@ -397,7 +397,7 @@ def test_power_prob_is_that_of_hftbacktest_rounded_down() -> None:
             lost = level - left
             theirs = ahead - (1 - share) * lost + min(behind - share * lost, 0.0)
             place = after_change(
-                Place("1-0", ahead, level), left, QueueRules(QueueModel.POWER_PROB, exponent)
+                QueuePlace("1-0", ahead, level), left, QueueRules(QueueModel.POWER_PROB, exponent)
             )
             assert max(min(theirs, left), 0) - 1e-9 <= place.ahead < max(min(theirs, left), 0) + 2
 
@@ -409,12 +409,12 @@ def test_nobody_knows_a_place_before_its_level_was_seen() -> None:
 
 
 def test_a_walk_leaves_what_was_taken() -> None:
-    levels, taken = [Level(101, 5, 1), Level(102, 7, 3)], Taken()
+    levels, taken = [BookLevel(101, 5, 1), BookLevel(102, 7, 3)], TakenDepth()
     taken.take(Side.SELL, levels[0], 2, 2)
     walk = walked(levels, taken, Side.BUY, 9, None)
     assert [(level.price, part) for level, part in walk] == [(101, 3), (102, 6)]
-    assert taken.left(Side.SELL, Level(101, 5, 3)) == 5  # a later frame set it
-    taken.forget_renewed(Side.SELL, [Level(101, 5, 3)])
+    assert taken.left(Side.SELL, BookLevel(101, 5, 3)) == 5  # a later frame set it
+    taken.forget_renewed(Side.SELL, [BookLevel(101, 5, 3)])
     assert taken.entries() == ()
 
 
@@ -426,13 +426,13 @@ def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
     return BookUpdate(KEY, books=packed_moves(moved), **fields)
 
 
-SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (Level(99, 3, 9),), (Level(101, 5, 1),))
+SOUND = BookMoves((Move(40, Side.BUY, 99, 3),), (BookLevel(99, 3, 9),), (BookLevel(101, 5, 1),))
 DAMAGED = {
-    "a crossed book": SOUND._replace(asks=(Level(99, 5, 1),)),
+    "a crossed book": SOUND._replace(asks=(BookLevel(99, 5, 1),)),
     "an empty side": SOUND._replace(bids=()),
-    "levels towards the touch": SOUND._replace(asks=(Level(102, 1, 1), Level(101, 1, 1))),
-    "a level of a later frame": SOUND._replace(bids=(Level(99, 3, 10),)),
-    "a level without a size": SOUND._replace(bids=(Level(99, 0, 9),)),
+    "levels towards the touch": SOUND._replace(asks=(BookLevel(102, 1, 1), BookLevel(101, 1, 1))),
+    "a level of a later frame": SOUND._replace(bids=(BookLevel(99, 3, 10),)),
+    "a level without a size": SOUND._replace(bids=(BookLevel(99, 0, 9),)),
     "a negative size": SOUND._replace(moves=(Move(40, Side.BUY, 99, -1),)),
     "a move of later": SOUND._replace(moves=(Move(51, Side.BUY, 99, 1),)),
     "moves out of order": SOUND._replace(
