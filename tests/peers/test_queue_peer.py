@@ -7,7 +7,6 @@ by its last price, is compared by its sum. Elsewhere the rules differ as docs/mo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,33 +162,3 @@ def test_where_the_rules_agree_fills_are_equal_and_else_as_the_page_says(
             assert theirs, name
         else:
             assert (beside.ours, theirs) == DIFFERENT[name][1:], name
-
-
-RECORDED = os.environ.get("TRACEPAPER_EVENTS", "")
-
-
-@pytest.mark.skipif(not RECORDED, reason="TRACEPAPER_EVENTS names no file of events")
-@pytest.mark.parametrize("model", QueueModel)
-def test_a_recorded_session_side_by_side(peer: Peer, model: QueueModel) -> None:
-    """Print a limit at each touch, each second, and a market order each ten, through both."""
-    path = Path(RECORDED)
-    source = EventsSource(path)
-    item = source.header.instrument
-    script, last_ms, best, begun = [], 0, None, 0
-    for frame in source.frames(item):
-        last_ms = max(last_ms, frame.at_ms)
-        best = frame.best if frame.book is not None else best
-        begun = begun or last_ms
-        if best is not None and last_ms >= begun + 1_000 * (len(script) + 1):
-            tick = 10.0**-item.price_decimals
-            bid, ask = (round(one * tick, item.price_decimals) for one in best)
-            quotes = (buy(0.05, limit=bid), sell(0.05, limit=ask))
-            extra = (buy(0.5),) if len(script) % 10 == 5 else ()
-            script.append(send(last_ms + 1 - T0, *quotes, *extra))
-    beside = Beside(path, script, model, item=item, exponent=3)
-    (theirs,), ours = theirs_of(peer, [beside]), beside.ours
-    alike = set(ours) & set(theirs)
-    print(f"\n{model}: {len(ours)} and {len(theirs)} fills, {len(alike)} equal")  # noqa: T201
-    for number, at_ms, price, quantity in sorted(set(ours) ^ set(theirs)):
-        whose = "ours" if (number, at_ms, price, quantity) in ours else "theirs"
-        print(f"  {whose:6} order {number:3} at {at_ms - script[0].at:6} {price} {quantity}")  # noqa: T201

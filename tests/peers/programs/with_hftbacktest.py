@@ -27,7 +27,6 @@ from hftbacktest.types import event_dtype
 
 tasks = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["tasks"]
 MS = 1_000_000
-STEP = int(sys.argv[3]) if len(sys.argv) > 3 else 1  # milliseconds from look to look
 EVENTS = {"clear": DEPTH_CLEAR_EVENT, "level": DEPTH_EVENT, "trade": TRADE_EVENT}
 
 
@@ -56,7 +55,7 @@ def fills_of(task: dict) -> list:
 
     def until(at_ms: int) -> None:
         while hbt.current_timestamp < at_ms * MS:
-            if hbt.elapse(min(STEP * MS, at_ms * MS - hbt.current_timestamp)) != 0:
+            if hbt.elapse(min(MS, at_ms * MS - hbt.current_timestamp)) != 0:
                 return
             held = hbt.orders(0)
             for number, before in left.items():

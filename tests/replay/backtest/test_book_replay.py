@@ -11,11 +11,12 @@ from typing import Any
 
 import programs
 import pytest
-from depth_cases import FIRST_MS
+from depth_cases import FIRST_MS, header, walk, write
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -261,6 +262,23 @@ def test_a_torn_file_is_used_up_to_its_last_whole_block(
     path = tmp_path / "a.db"
     replayed(path, market, events=[EventsSource(torn)])
     assert "torn" in rows(path, "SELECT warnings FROM v_runs")[0][0]
+    check(path)
+
+
+# ---------------------------------------------------------------- sampled books
+
+
+def test_sampled_books_serve_what_takes_and_refuse_what_would_rest(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    sampled, path = tmp_path / "btc.depth", tmp_path / "a.db"
+    write(sampled, walk(1_800), of=header(levels=5))
+    replayed(path, market, events=[], depth=[StoredDepth(sampled)])
+    ends = dict(rows(path, "SELECT status, count(*) FROM v_orders GROUP BY 1"))
+    assert ends.get("REJECTED", 0) > 10
+    reasons = rows(path, "SELECT DISTINCT reason FROM v_orders WHERE status = 'REJECTED'")
+    assert [reason for (reason,) in reasons if "needs recorded events (--events)" in reason]
+    assert {row[4] for row in rows(path, FILLS)} == {"TAKER"}
     check(path)
 
 
