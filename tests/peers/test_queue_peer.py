@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from queue_cases import BTC, T0, Played, QueueModel, Say, book, events_file, send, shows, trade
+from queue_cases import BTC, T0, Played, Say, book, events_file, send, shows, trade
 
+from tracepaper.daemon.broker.book_fills import QueueModel
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.strategies.api.context import OrderRequest, buy, sell
 from tracepaper.strategies.types.market import Instrument
@@ -100,7 +101,9 @@ class Beside:
             at = numbers[fill.order_id], fill.filled_ms - T0
             quantity = found.get(at, (0.0, 0.0))[1] + fill.quantity * lot
             found[at] = (fill.price * tick, quantity)
-        self.ours: Fills = sorted((*at, *map(_round, of)) for at, of in found.items())
+        self.ours: Fills = sorted(
+            (*at, _round(price), _round(size)) for at, (price, size) in found.items()
+        )
         asked = [
             [T0 + one.at, request.side.value, request.price, request.quantity]
             for one in orders
@@ -119,7 +122,7 @@ def theirs_of(peer: Peer, besides: Sequence[Beside]) -> list[Fills]:
     """Return what the peer fills of each, by order and millisecond."""
     answer = peer("hftbacktest", {"tasks": [one.task for one in besides]})
     return [
-        sorted((number, at - T0, *map(_round, (price, size))) for number, at, price, size in fills)
+        sorted((number, at - T0, _round(price), _round(size)) for number, at, price, size in fills)
         for fills in answer["fills"]
     ]
 

@@ -7,6 +7,7 @@ was filled by within one millisecond is one row.
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from hftbacktest import (
@@ -30,7 +31,7 @@ MS = 1_000_000
 EVENTS = {"clear": DEPTH_CLEAR_EVENT, "level": DEPTH_EVENT, "trade": TRADE_EVENT}
 
 
-def asset(task: dict) -> BacktestAsset:
+def asset(task: dict[str, Any]) -> BacktestAsset:
     """Make the asset of *task*, with the queue model that was asked for."""
     rows = []
     for at_ms, kind, side, price, size in task["events"]:
@@ -47,7 +48,7 @@ def asset(task: dict) -> BacktestAsset:
     return made.tick_size(task["tick"]).lot_size(task["lot"])
 
 
-def fills_of(task: dict) -> list:
+def fills_of(task: dict[str, Any]) -> list[list[float]]:
     """Send the orders of *task* at their times, and note by what each is filled when."""
     hbt = HashMapMarketDepthBacktest([asset(task)])
     orders, fills = task["orders"], []

@@ -422,7 +422,13 @@ def test_a_walk_leaves_what_was_taken() -> None:
 
 
 def _update(moved: BookMoves, **keys: Any) -> BookUpdate:
-    fields = {"cause": "", "frame": 9, "is_sampled": False, "market_ms": 50, "seen_ms": 50} | keys
+    fields: dict[str, Any] = {
+        "cause": "",
+        "frame": 9,
+        "is_sampled": False,
+        "market_ms": 50,
+        "seen_ms": 50,
+    } | keys
     return BookUpdate(KEY, books=packed_moves(moved), **fields)
 
 

@@ -45,6 +45,7 @@ class Quoter(Strategy):
         self._away = float(str(options.get("away", 0.3)))
 
     def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
         close, held = float(context.history.close[-1]), context.account.position.quantity
         item = context.instrument
         asked = [
@@ -197,12 +198,13 @@ def test_the_queue_model_and_the_latencies_decide_what_is_filled(
     tmp_path: Path, whole: Path, market: SeededMarket
 ) -> None:
     found = {"RiskAdverse": rows(whole, FILLS)}
-    for name, keys in {
+    tried: dict[str, dict[str, Any]] = {
         "PowerProb": {"queue_model": "PowerProbQueueModel"},
         "exponent": {"queue_model": "PowerProbQueueModel", "queue_exponent": 1},
         "latency": {"latency_ms": 5_000},
         "response": {"response_ms": 59_000},
-    }.items():
+    }
+    for name, keys in tried.items():
         path = tmp_path / f"{name}.db"
         replayed(path, market, configured(**keys))
         found[name] = rows(path, FILLS)
