@@ -30,7 +30,7 @@ from tracepaper.daemon.bybit.instruments import (
     read_instruments,
     risk_tier,
 )
-from tracepaper.daemon.bybit.websocket import CategoryStream, stream_url
+from tracepaper.daemon.bybit.websocket import CategoryStream, connections, stream_url
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
@@ -425,11 +425,11 @@ class BybitClient:
     def streams(
         self, request: StreamRequest, listener: MarketDataListener
     ) -> Sequence[CategoryStream]:
-        """Return one connection for each category of the instruments, not yet open."""
+        """Return the connections of the instruments, by category, not yet open."""
         return [
             CategoryStream(
                 category,
-                request,
+                share,
                 listener,
                 exchange=self._exchange,
                 clock=self._clock,
@@ -438,6 +438,7 @@ class BybitClient:
                 counters=self.counters,
             )
             for category in dict.fromkeys(item.category for item in request.instruments)
+            for share in connections(category, request)
         ]
 
     async def _get(

@@ -78,7 +78,7 @@ class MarketSection(Section):
     currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")
     """Quote currency of shares; that of crypto is part of its symbol."""
     symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
-    """Symbols of that category, up to 50; BTC/USDT and btcusdt are read as BTCUSDT."""
+    """Symbols of that category, up to 200; BTC/USDT and btcusdt are read as BTCUSDT."""
     interval: Annotated[
         Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W"],
         BeforeValidator(interval_name),

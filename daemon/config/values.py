@@ -66,7 +66,7 @@ NOTIONAL_MAX: Final = MONEY_MAX // 4
 """Of one order: prices may still rise."""
 DIGITS_MAX: Final = 40
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
-SYMBOLS_MAX: Final = 50
+SYMBOLS_MAX: Final = 200
 _EXIT_DISTANCE: Final = re.compile(
     r"(?:(?P<q>q)(?=0\.)|)(?P<number>\d{1,6}(?:\.\d{1,6})?)(?(q)| ?(?P<unit>%|atr|volatility))"
 )

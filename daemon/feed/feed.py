@@ -27,9 +27,10 @@ from tracepaper.daemon.feed.client import (
     Submitted,
     first_cause,
 )
+from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
-from tracepaper.daemon.feed.sequencer import BarSequencer, CloseGatherer, Hole
+from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
 from tracepaper.strategies.api.timeframes import frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid
@@ -401,9 +402,8 @@ class LiveFeed:
             *(stream.run() for stream in self._streams),
             self._maintenance.run_time(),
             self._maintenance.run_overdue(),
-            # Each instrument has its own: one that the exchange does not answer holds up no other.
-            *(self._maintenance.run_settlements(state) for state in self._states.values()),
-            *(self._maintenance.run_filters(state) for state in self._states.values()),
+            self._maintenance.run_settlements(),
+            self._maintenance.run_filters(),
         ):
             self._spawn(work)
 
