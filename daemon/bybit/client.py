@@ -27,7 +27,9 @@ from tracepaper.daemon.bybit.instruments import (
     exact,
     exact_signed,
     interval_name,
+    listed_of,
     read_instruments,
+    read_listings,
     risk_tier,
 )
 from tracepaper.daemon.bybit.websocket import CategoryStream, connections, stream_url
@@ -35,6 +37,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
     Cooldown,
+    Listed,
     MarketDataListener,
     RestartBudget,
     StreamRequest,
@@ -417,6 +420,44 @@ class BybitClient:
 
         query = {"category": category, "symbol": symbol}
         return await self._get("/v5/market/tickers", query, messages.Tickers, read)
+
+    async def listed(self, category: Category) -> list[Listed]:
+        """Return *category*'s symbols that trade, each with its last day; what is odd is left out.
+
+        That is one question about all tickers, and one about a thousand instruments.
+        """
+        listings: dict[str, messages.Listing] = {}
+        cursors: set[str] = set()
+        cursor = ""
+        while cursor not in cursors and len(cursors) < PAGES_MAX:
+            cursors.add(cursor)
+            query = {"category": category.value, "limit": str(CANDLES_MAX)}
+            if cursor:
+                query["cursor"] = cursor
+
+            def read(raw: msgspec.Raw, _: int) -> tuple[list[messages.Listing], str]:
+                found, page = read_listings(bytes(raw))
+                return found, page.next_page_cursor
+
+            found, cursor = await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
+            listings |= {one.symbol: one for one in found}
+            if not cursor:
+                break
+
+        def rows(page: messages.Tickers, _: int) -> list[messages.TickerInfo]:
+            if page.category != category.value:
+                raise _unrelated(f"tickers of {page.category!r}, where {category.value} was asked")
+            return page.rows
+
+        tickers = await self._get(
+            "/v5/market/tickers", {"category": category.value}, messages.Tickers, rows
+        )
+        known = (
+            listed_of(ticker, listings[ticker.symbol])
+            for ticker in tickers
+            if ticker.symbol in listings
+        )
+        return [one for one in known if one is not None]
 
     def stream_url(self, category: Category) -> str:
         """Return the address of the public stream of *category*."""

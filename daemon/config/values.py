@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -293,6 +294,8 @@ def canonical(value: object) -> object:
     match value:
         case Decimal():
             return plain(value)
+        case Path():
+            return str(value)
         case BaseModel():
             return canonical(value.model_dump())
         case dict():
@@ -306,6 +309,12 @@ def canonical(value: object) -> object:
 def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
     """Return whether a field of that *annotation* is a table with keys of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def table_of(annotation: object) -> type[BaseModel] | None:
+    """Return the table that a field of that *annotation* is where it is not absent, if it is one."""
+    parts = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+    return next(filter(is_table, parts), None)
 
 
 def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:

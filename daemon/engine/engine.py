@@ -64,6 +64,7 @@ from tracepaper.strategies.types.market import (
     Retrained,
     RunEnd,
     Trade,
+    UniverseChange,
 )
 
 STATE_EVERY_STEPS: Final = 1_024
@@ -91,7 +92,10 @@ class Engine:
         settings: EngineSettings,
     ) -> None:
         self.risk = RiskWatch(
-            settings.risk, flattens=settings.flatten_on_breach, calendar=settings.calendar
+            settings.risk,
+            flattens=settings.flatten_on_breach,
+            calendar=settings.calendar,
+            closes_outside=settings.closes_outside,
         )
         self._portfolio = portfolio_of(strategies.values())
         # One object has one state, whose owner is the run.
@@ -234,6 +238,9 @@ class Engine:
                 self._change_model(event)
             case InstrumentChange():
                 self._change_instrument(event.instrument)
+            case UniverseChange():
+                self.risk.choose(event.chosen)
+                self.save = Save.NOW
             case Gap():
                 self.broker.on_gap(event)
                 return self._finish(event, event.instrument)
@@ -552,6 +559,7 @@ class Engine:
             dict(self.shadows.bases),
             self._declared_states(),
             self._cells(),
+            self.risk.chosen,
         )
 
     def _encoded_state(self) -> bytes:
@@ -570,9 +578,10 @@ class Engine:
             self.shadows.bases,
             self._declared_states(),
         )
-        if cells := self._cells():
-            return msgspec.msgpack.encode((*parts, cells))
-        return msgspec.msgpack.encode(parts)
+        cells = self._cells()
+        if self.risk.chosen is not None:
+            return msgspec.msgpack.encode((*parts, cells, self.risk.chosen))
+        return msgspec.msgpack.encode((*parts, cells) if cells else parts)
 
     def _regimes(self) -> dict[str, Regime]:
         known = ((key, state.regimes.regime) for key, state in self.states.items())

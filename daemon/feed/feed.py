@@ -32,7 +32,8 @@ from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
-from tracepaper.strategies.api.timeframes import frame_bar_of
+from tracepaper.daemon.feed.warming import FrameQueue
+from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
@@ -118,6 +119,7 @@ class LiveFeed:
             certain_s=exchange.certain_s,
         )
         self._is_live = False
+        self._lacks = FrameQueue({}, urgent=(), candles_max=client.candles_max)
         self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -239,8 +241,10 @@ class LiveFeed:
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
         async for event in self._filled(until_ms):
             yield event
-        async for frame_bar in self._frames():
-            yield frame_bar
+        self._lacks = self._lacking()
+        for lack in self._lacks.first:
+            for frame_bar in await self._frame_bars(lack):
+                yield frame_bar
         if self._start.started is not None:
             yield self._start.started()
         self._listen()
@@ -366,26 +370,40 @@ class LiveFeed:
                 advice="REST does not answer for them; other symbols go on",
             )
 
-    async def _frames(self) -> AsyncIterator[FrameBar]:
-        """Fetch the closed candles of higher frames that the warm-up bars do not reach."""
-        lacking = self._start.lacking_frames
-        ranges = [
-            lack
-            for key in self._states
-            for lack in lacking(self._next_ms(key))
-            if lack.instrument == key
-        ]
-        for lack in ranges:
-            if lack.instrument in self._unanswered:
-                continue
-            instrument = self._states[lack.instrument].instrument
-            bars = await self._client.candles(
-                instrument, lack.interval_ms, lack.from_ms, lack.until_ms - 1
-            )
-            now_ms = self._clock.market_ms()
-            self.counters["frame_bars"] += len(bars)
-            for bar in bars:
-                yield frame_bar_of(bar, seen_ms=now_ms)
+    def _lacking(self) -> FrameQueue:
+        """Return which candles of higher frames the warm-up bars do not reach, by their order."""
+        at = {key: self._next_ms(key) for key in self._states if key not in self._unanswered}
+        ranges: dict[str, list[FrameRange]] = {key: [] for key in at}
+        for next_ms in dict.fromkeys(at.values()):
+            for lack in self._start.lacking_frames(next_ms):
+                if at.get(lack.instrument) == next_ms:
+                    ranges[lack.instrument].append(lack)
+        return FrameQueue(ranges, urgent=self._start.urgent, candles_max=self._client.candles_max)
+
+    async def _frame_bars(self, lack: FrameRange) -> list[FrameBar]:
+        """Fetch the closed candles of a higher frame."""
+        instrument = self._states[lack.instrument].instrument
+        bars = await self._client.candles(
+            instrument, lack.interval_ms, lack.from_ms, lack.until_ms - 1
+        )
+        now_ms = self._clock.market_ms()
+        self.counters["frame_bars"] += len(bars)
+        return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
+
+    async def _run_frames(self) -> None:
+        """Fetch what the start did not wait for; each symbol is warm as its candles come."""
+        while self._lacks.later:
+            lack = self._lacks.pop()
+            for frame_bar in await self._frame_bars(lack):
+                self._queue.put(Submitted(frame_bar))
+            self._lacks.answered(lack)
+
+    def frames_at(self, instrument: str) -> int | None:
+        """Return when the candles of higher frames of *instrument* come; None where none do."""
+        if (requests := self._lacks.requests_until(instrument)) is None:
+            return None
+        wait_s = requests / self._exchange.requests_per_s
+        return self._clock.market_ms() + int(1_000 * wait_s * self._exchange.time_scale)
 
     def _next_ms(self, instrument: str) -> int:
         """Return the open time of the first bar on which *instrument* is decided.
@@ -404,6 +422,7 @@ class LiveFeed:
             self._maintenance.run_overdue(),
             self._maintenance.run_settlements(),
             self._maintenance.run_filters(),
+            self._run_frames(),
         ):
             self._spawn(work)
 

@@ -479,6 +479,7 @@ def build_engine(
         passing=terms.passing,
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
+        closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}

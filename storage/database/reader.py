@@ -52,7 +52,6 @@ from tracepaper.strategies.types.market import (
     Gap,
     InstrumentChange,
     ModelChange,
-    ParityCheck,
     Retrained,
     RetrainOutcome,
 )
@@ -64,7 +63,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
 
 
-_Kind = TypeVar("_Kind", Retrained, ModelChange, InstrumentChange)
+_Kind = TypeVar("_Kind", bound="Event")
 
 
 class RunModels(NamedTuple):
@@ -489,10 +488,11 @@ class Reader(ReadOnly):
         event = next(self._events(run_id, chosen, what), None)
         return event if isinstance(event, ExternalRead) else None
 
-    def newest_parity(self, run_id: str) -> ParityCheck | None:
-        """Return the last daily replay of the run, if there is one."""
-        event = next(self._events(run_id, "kind = 'parity' ORDER BY step DESC LIMIT 1"), None)
-        return event if isinstance(event, ParityCheck) else None
+    def newest_of(self, run_id: str, kind: type[_Kind]) -> _Kind | None:
+        """Return the last event of *kind* of the run, if there is one."""
+        chosen = "kind = ? ORDER BY step DESC LIMIT 1"
+        event = next(self._events(run_id, chosen, EVENT_KINDS[kind]), None)
+        return event if isinstance(event, kind) else None
 
     def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)

@@ -20,7 +20,7 @@ from tracepaper.daemon.config.loading import (
     render,
     restore,
 )
-from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.values import plain
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
