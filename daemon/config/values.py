@@ -312,7 +312,7 @@ def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
 
 
 def table_of(annotation: object) -> type[BaseModel] | None:
-    """Return the table that a field of that *annotation* is where it is not absent, if it is one."""
+    """Return the table that a field of that *annotation* is, where it is one or absent."""
     parts = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
     return next(filter(is_table, parts), None)
 
