@@ -119,7 +119,9 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "parity": ParityCheck,
     "universe": UniverseChange,
 }
-EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
+EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
+    type_: kind for kind, type_ in EVENT_TYPES.items()
+}
 
 
 def step_key(run_key: int, sequence: int) -> int:
