@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from decimal import Decimal
 from functools import partial
@@ -54,7 +54,7 @@ from tracepaper.daemon.session.resume import (
 from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
 from tracepaper.daemon.session.run_row import (
     preflight_engine,
-    refuse_shares,
+    refuse_replayed,
     refuse_size,
     usage_errors,
     warm_up_of,
@@ -63,14 +63,13 @@ from tracepaper.daemon.session.shipping import Shipping
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
-    Universe,
     known_candidates,
     new_candidates,
+    universe_of,
     with_symbols,
 )
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
@@ -145,7 +144,7 @@ class Daemon:
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
-        refuse_shares(self._config)
+        refuse_replayed(self._config)
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:
@@ -308,7 +307,12 @@ class Daemon:
         forecaster = opened.forecaster
         self._opened(run)
         _log_opened(opened, config, client.candles_max)
-        universe = self._universe(opened, client, lambda event: self._submit(feed, event))
+        universe = universe_of(
+            config,
+            run.run_id if opened.resumed else None,
+            self._database,
+            (opened.instruments, client, lambda event: self._submit(feed, event), self._clock),
+        )
         chosen = () if universe is None or universe.due_ms else (await universe.choose(),)
         async with AsyncExitStack() as stack:
             feed = await stack.enter_async_context(self._feed(opened, client, chosen))
@@ -416,29 +420,6 @@ class Daemon:
             return None
         submit = partial(self._submit, feed)
         return DailyParity(section, self._database, run, submit, self._clock)
-
-    def _universe(
-        self,
-        opened: Opened,
-        client: MarketDataClient,
-        submit: Callable[[Event], Awaitable[int]],
-    ) -> Universe | None:
-        """Return what chooses the universe; None where all symbols may open positions."""
-        if (rule := self._config.market.universe) is None:
-            return None
-        last: UniverseChange | None = None
-        if opened.resumed:
-            with Reader.open(self._database) as reader:
-                last = reader.newest_of(opened.run.run_id, UniverseChange)
-        return Universe(
-            self._config,
-            rule,
-            opened.instruments,
-            client,
-            submit,
-            self._clock,
-            last_ms=None if last is None else last.market_ms,
-        )
 
     def _shipping(self, monitor: Monitor) -> Shipping | None:
         """Make the process that ships to a fleet, watched by *monitor*; None without an address."""

@@ -142,3 +142,23 @@ class Universe:
             await self._is_due.wait()
             await self._submit(await self.choose())
             self._is_due.clear()  # only now: bars that closed meanwhile found it due still
+
+
+def universe_of(
+    config: Config,
+    resumed: str | None,
+    database: Path,
+    parts: tuple[Sequence[Instrument], MarketDataClient, Callable[[Event], Awaitable[int]], Clock],
+) -> Universe | None:
+    """Return what chooses the universe of a run; None where all symbols may open positions.
+
+    *resumed* is the id of a run of *database* that goes on, None of a new one; *parts* are its
+    instruments, the exchange, what submits an event, and the clock.
+    """
+    if (rule := config.market.universe) is None:
+        return None
+    last: UniverseChange | None = None
+    if resumed is not None:
+        with Reader.open(database) as reader:
+            last = reader.newest_of(resumed, UniverseChange)
+    return Universe(config, rule, *parts, last_ms=None if last is None else last.market_ms)
