@@ -426,7 +426,7 @@ class BybitClient:
 
         That is one question about all tickers, and one about a thousand instruments.
         """
-        listings: dict[str, messages.Listing] = {}
+        listings: dict[str, messages.ListingInfo] = {}
         cursors: set[str] = set()
         cursor = ""
         while cursor not in cursors and len(cursors) < PAGES_MAX:
@@ -435,7 +435,7 @@ class BybitClient:
             if cursor:
                 query["cursor"] = cursor
 
-            def read(raw: msgspec.Raw, _: int) -> tuple[list[messages.Listing], str]:
+            def read(raw: msgspec.Raw, _: int) -> tuple[list[messages.ListingInfo], str]:
                 found, page = read_listings(bytes(raw))
                 return found, page.next_page_cursor
 

@@ -22,7 +22,7 @@ from msgspec import DecodeError, Meta
 from tracepaper.daemon.bybit.messages import (
     InstrumentInfo,
     KlineCandle,
-    Listing,
+    ListingInfo,
     RiskLimit,
     TickerInfo,
 )
@@ -280,7 +280,7 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
     return instruments, page
 
 
-def read_listings(result: bytes) -> tuple[list[Listing], InstrumentsPage]:
+def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
     """Return what a universe asks of an instruments-info result, and the page it stands on.
 
     Entries that are malformed, dated futures, and what does not trade are left out. Raises
@@ -296,7 +296,7 @@ def read_listings(result: bytes) -> tuple[list[Listing], InstrumentsPage]:
     listings = []
     for raw in page.rows:
         try:
-            one = msgspec.json.decode(raw, type=Listing)
+            one = msgspec.json.decode(raw, type=ListingInfo)
         except msgspec.DecodeError:
             continue
         if one.status == "Trading" and one.contract_type in {"", "LinearPerpetual"}:
@@ -304,7 +304,7 @@ def read_listings(result: bytes) -> tuple[list[Listing], InstrumentsPage]:
     return listings, page
 
 
-def listed_of(ticker: TickerInfo, listing: Listing) -> Listed | None:
+def listed_of(ticker: TickerInfo, listing: ListingInfo) -> Listed | None:
     """Return a listed symbol with its day; None where a number of its ticker cannot be read."""
     try:
         turnover, high, low, last = map(

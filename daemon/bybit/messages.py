@@ -195,7 +195,7 @@ class InstrumentInfo(Struct, rename="camel"):
     leverage_filter: LeverageFilter | None = None
 
 
-class Listing(Struct, rename="camel"):
+class ListingInfo(Struct, rename="camel"):
     """What a universe asks of an entry of ``/v5/market/instruments-info``."""
 
     symbol: str

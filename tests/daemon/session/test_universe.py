@@ -72,7 +72,7 @@ def test_each_limit_leaves_out_what_is_beyond_it() -> None:
 
 def test_a_universe_that_is_empty_says_so_in_one_sentence() -> None:
     found = change_of(
-        UniverseRule(top=2, min_turnover="1000"),
+        UniverseRule(top=2, min_turnover=Decimal(1000)),
         [instrument("AAAUSDT"), instrument("GONEUSDT")],
         [listed("AAAUSDT")],
         now_ms=100 * DAY,
