@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -27,9 +28,10 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     LedgerEntry,
     LedgerKind,
+    Order,
     Position,
 )
-from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
+from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument, Side
 from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
@@ -177,6 +179,10 @@ class Ledger:
             if lost > margin
             else None
         )
+
+    def price(self, instrument: str) -> int:
+        """Return the price that values *instrument*; 0 before the first."""
+        return self._lines[instrument].mark
 
     def notional(self, instrument: str, quantity: int) -> int:
         """Return the money of *quantity* of *instrument* at its newest mark."""
@@ -395,10 +401,66 @@ class Ledger:
         self._account = None
 
 
+class Booked(NamedTuple):
+    """A fill, its order after it, and the position before and after it."""
+
+    fill: Fill
+    order: Order
+    before: Position
+    after: Position
+
+
+class Matched:
+    """What an event did to the orders of one instrument in one account."""
+
+    def __init__(self) -> None:
+        self.fills: list[Fill] = []
+        self.booked: list[Booked] = []  # of each fill
+        self.ended_plan = False  # a plan that no order stood for is over
+        self._orders: dict[str, Order] = {}
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Every order that changed, as it stands now."""
+        return tuple(self._orders.values())
+
+    def note(self, *changed: Order) -> None:
+        """Learn that orders *changed*."""
+        for order in changed:
+            self._orders[order.order_id] = order
+
+    def add(self, later: Matched) -> None:
+        """Learn what the same event did *later*."""
+        self.fills += later.fills
+        self.booked += later.booked
+        self._orders.update(later._orders)
+
+
+class MarginCalls(Protocol):
+    """When prices of one instrument call an account on cross margin, and what follows."""
+
+    def at(self, start: int, end: int) -> int | None:
+        """Return the first price on the way from *start* to *end* that calls it, if one does."""
+        ...
+
+    def is_called_within(self, bar: Bar) -> bool:
+        """Return whether the account is called at one end of *bar*."""
+        ...
+
+    def liquidate(self, price: int, at_ms: int) -> Matched:
+        """Liquidate it with the instrument at *price*."""
+        ...
+
+    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+        """Return the liquidation in place of *fill*, a close that costs more than there is."""
+        ...
+
+
 class TrialFunds:
     """What fills of one instrument would do to an account; it bears every one."""
 
     position = Position()  # of which nobody asks
+    calls: MarginCalls | None = None
 
     def __init__(
         self, holding: Holding, cash: int, rules: MarginRules | None, *, is_cash: bool
@@ -437,6 +499,8 @@ class TrialFunds:
 
 class LedgerFunds:
     """What a fill of one instrument moves in a ledger."""
+
+    calls: MarginCalls | None = None
 
     def __init__(self, ledger: Ledger, instrument: str) -> None:
         self.apply_fill = ledger.apply_fill
