@@ -171,6 +171,11 @@ class MarginRules:
             return position.margin
         return self.required(position.entry_notional + position.unrealized_pnl)
 
+    def needed_by(self, position: Position) -> int:
+        """Return the maintenance margin of *position* at its mark, on cross margin."""
+        value = position.entry_notional + position.unrealized_pnl
+        return self.maintenance(value) if value else 0
+
     def use_of(self, position: Position | None) -> MarginUse | None:
         """Return what *position* binds and where it is liquidated; None where it binds nothing."""
         if position is None or not position.margin or not position.quantity:
