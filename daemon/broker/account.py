@@ -16,7 +16,8 @@ from tracepaper.daemon.broker import matching, splits
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executor, TrueRange
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan
-from tracepaper.daemon.broker.ledger import Holding, Ledger, LedgerFunds, Matched
+from tracepaper.daemon.broker.ledger import Holding, Ledger, LedgerFunds
+from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import (
     FILL_WITHIN_MS,
     Latency,

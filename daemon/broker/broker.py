@@ -28,8 +28,8 @@ from tracepaper.daemon.broker.account import (
 from tracepaper.daemon.broker.cross_account import CrossAccount
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
-from tracepaper.daemon.broker.ledger import Booked, Matched
-from tracepaper.daemon.broker.matching import matters_from, touched
+from tracepaper.daemon.broker.ledger import Booked
+from tracepaper.daemon.broker.matching import Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price

@@ -3,7 +3,7 @@
 No order of the exchange rests: the account is asked at each price that values it whether its
 maintenance ratio has reached 100 %, and the orders of its liquidation begin and end in that step.
 
-The rules are docs/money.md, M65 to M76.
+The rules are docs/money.md, M49 to M60.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from tracepaper.daemon.broker.ledger import (
     Booked,
     Holding,
     LedgerFunds,
+    Liquidated,
     MarginCalls,
-    Matched,
     TrialFunds,
 )
+from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
@@ -305,9 +306,10 @@ class CrossFunds(_Calls, LedgerFunds):
     def _lines(self, price: int) -> tuple[int, dict[str, CrossLine] | None]:
         return self.account.ledger.cash, self.account.lines({self.key: price})
 
-    def liquidate(self, price: int, at_ms: int) -> Matched:
+    def liquidate(self, price: int, at_ms: int) -> Liquidated:
         """Liquidate with the instrument at *price*."""
-        return self.account.liquidate(self.key, price, at_ms)
+        made = self.account.liquidate(self.key, price, at_ms)
+        return made.fills, made.booked, made.orders
 
     def trial(self) -> TrialFunds:
         """Return a copy of cash and position to try fills on."""
@@ -329,11 +331,12 @@ class CrossFunds(_Calls, LedgerFunds):
             return None
         return "the available balance did not cover its margin at that price"
 
-    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+    def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
         """Return the liquidation in place of *fill*, a close that costs more than there is."""
         if (found := self._after(fill)) is None or found[0] >= 0:
             return None
-        return self.account.liquidate(self.key, fill.reference_price, at_ms, is_ruin=True)
+        made = self.account.liquidate(self.key, fill.reference_price, at_ms, is_ruin=True)
+        return made.fills, made.booked, made.orders
 
     def _after(self, fill: Fill) -> tuple[int, dict[str, CrossLine]] | None:
         """Return balance and lines after *fill*, the instrument at the price that it met."""
@@ -360,13 +363,13 @@ class CrossTrial(_Calls, TrialFunds):
             return 0, None
         return self.cash, self.account.lines({self.key: price}, (self.key, self._tried))
 
-    def liquidate(self, price: int, at_ms: int) -> Matched:
+    def liquidate(self, price: int, at_ms: int) -> Liquidated:
         """End the trial: a path that calls the account leaves less than any other."""
         del price, at_ms
         self._is_over = True
-        return Matched()
+        return (), (), ()
 
-    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+    def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
         """Bear *fill*."""
         del fill, at_ms
         return None

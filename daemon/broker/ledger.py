@@ -9,7 +9,7 @@ The rules are docs/money.md, M16 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
 from typing import NamedTuple, Protocol
 
@@ -410,30 +410,8 @@ class Booked(NamedTuple):
     after: Position
 
 
-class Matched:
-    """What an event did to the orders of one instrument in one account."""
-
-    def __init__(self) -> None:
-        self.fills: list[Fill] = []
-        self.booked: list[Booked] = []  # of each fill
-        self.ended_plan = False  # a plan that no order stood for is over
-        self._orders: dict[str, Order] = {}
-
-    @property
-    def orders(self) -> tuple[Order, ...]:
-        """Every order that changed, as it stands now."""
-        return tuple(self._orders.values())
-
-    def note(self, *changed: Order) -> None:
-        """Learn that orders *changed*."""
-        for order in changed:
-            self._orders[order.order_id] = order
-
-    def add(self, later: Matched) -> None:
-        """Learn what the same event did *later*."""
-        self.fills += later.fills
-        self.booked += later.booked
-        self._orders.update(later._orders)
+Liquidated = tuple[Sequence[Fill], Sequence[Booked], Sequence[Order]]
+"""Fills of the exchange's own orders, each with its position, and every order that changed."""
 
 
 class MarginCalls(Protocol):
@@ -447,11 +425,11 @@ class MarginCalls(Protocol):
         """Return whether the account is called at one end of *bar*."""
         ...
 
-    def liquidate(self, price: int, at_ms: int) -> Matched:
+    def liquidate(self, price: int, at_ms: int) -> Liquidated:
         """Liquidate it with the instrument at *price*."""
         ...
 
-    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+    def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
         """Return the liquidation in place of *fill*, a close that costs more than there is."""
         ...
 

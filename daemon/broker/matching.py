@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Final, Protocol
 
 from tracepaper.daemon.broker.execution import Executor
-from tracepaper.daemon.broker.ledger import Booked, LedgerFunds, MarginCalls, Matched
+from tracepaper.daemon.broker.ledger import Booked, LedgerFunds, Liquidated, MarginCalls
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import Bounds
 from tracepaper.strategies.types.decisions import (
@@ -71,6 +71,39 @@ class Funds(Protocol):
 
 _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles of the orders that decisions send."""
+
+
+class Matched:
+    """What an event did to the orders of one instrument in one account."""
+
+    def __init__(self) -> None:
+        self.fills: list[Fill] = []
+        self.booked: list[Booked] = []  # of each fill
+        self.ended_plan = False  # a plan that no order stood for is over
+        self._orders: dict[str, Order] = {}
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Every order that changed, as it stands now."""
+        return tuple(self._orders.values())
+
+    def note(self, *changed: Order) -> None:
+        """Learn that orders *changed*."""
+        for order in changed:
+            self._orders[order.order_id] = order
+
+    def take(self, liquidated: Liquidated) -> None:
+        """Learn what the exchange *liquidated*."""
+        fills, booked, orders = liquidated
+        self.fills += fills
+        self.booked += booked
+        self.note(*orders)
+
+    def add(self, later: Matched) -> None:
+        """Learn what the same event did *later*."""
+        self.fills += later.fills
+        self.booked += later.booked
+        self._orders.update(later._orders)
 
 
 class _Market:
@@ -153,7 +186,7 @@ class _Market:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
         if (calls := self._funds.calls) is None or (at := calls.at(start, end)) is None:
             return None
-        self.trades.add(calls.liquidate(at, at_ms))
+        self.trades.take(calls.liquidate(at, at_ms))
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
@@ -296,7 +329,7 @@ class _Market:
         if (calls := self._funds.calls) is not None and (
             ruin := calls.ruined_by(fill, fill.filled_ms)
         ) is not None:
-            self.trades.add(ruin)
+            self.trades.take(ruin)
             if (left := self._resting.find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False

@@ -98,6 +98,7 @@ def needs_forecaster(config: Config) -> bool:
     return needed
 
 
+_OF_ONE = ("none", "isolated")  # where no position answers for another
 Strategies = Mapping[str, Strategy]
 """A strategy object for each symbol."""
 
@@ -263,7 +264,7 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
 
 def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str, MarginRules]:
     """Return the rules of each instrument's margin, by its id; none without margin."""
-    leverage, is_cross = leverage_of(config, instruments), config.account.margin == "cross"
+    leverage, is_cross = leverage_of(config, instruments), config.account.margin not in _OF_ONE
     usual, of_symbol = costs_for(config), fees_of_symbols(config)
 
     def rules(item: Instrument, most: int) -> MarginRules:
@@ -451,7 +452,7 @@ def build_engine(
         BrokerSettings(
             execution=execution,
             leverage=leverage_of(config, instruments),
-            is_cross=config.account.margin == "cross",
+            is_cross=config.account.margin not in _OF_ONE,
             costs=costs_for(config),
             costs_of={
                 item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol

@@ -1,7 +1,7 @@
 """An account on cross margin kept by itself, in fractions: what a run's account is held to.
 
 Nothing of it is the engine's: margins, calls and liquidations follow from the rules of
-docs/money.md, M65 to M76, in the numbers that people write.
+docs/money.md, M49 to M60, in the numbers that people write.
 """
 
 from __future__ import annotations
