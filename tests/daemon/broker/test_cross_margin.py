@@ -15,7 +15,8 @@ from own_cross import OwnCross, Resting, Taken, Tier
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import Broker, Filled
 from tracepaper.daemon.broker.cross_account import CALLED
-from tracepaper.daemon.broker.rules import NO_MARGIN
+from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
+from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
@@ -267,16 +268,29 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
 
 
 def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
-    desk = Desk(cash="250")
-    desk.enter(BTC, 1_000)
-    desk.enter(ETH, -1_000)
-    desk.mark(BTC, 100_000)  # a mark price came: the path is not looked at
-    desk.mark(ETH, 100_000)
-    for key, price in ((BTC, 60_000), (ETH, 60_000)):
-        desk.broker.mark(Mark(key, price, START_MS, START_MS))
+    """By quotes, where no path is looked at: one fall alone would be too much."""
+    desk = Desk(cash="250", model=FillModel.QUOTE)
+    for key, target in ((BTC, 1_000), (ETH, -1_000)):
+        desk.bar(key, 100_000)
+        desk.target(key, target)
+        at = desk.last[key].close_time_ms + 500
+        desk.broker.on_quote(quote(100_000, 100_000, at_ms=at, instrument_id=key), 50 + desk.index)
+        assert desk.held(key) == target
     both = [bar(60_000, index=90, instrument_id=key) for key in (BTC, ETH)]
     assert not taken(desk.on_bar(both[0], is_last=False))
     assert not taken(desk.on_bar(both[1]))
+    assert len(taken(desk.on_bar(bar(30_000, index=91, instrument_id=BTC)))) == 2
+
+
+def test_the_ratio_counts_at_exactly_100_percent() -> None:
+    rules = MarginRules(items()[0], 1_000, 0, is_cross=True)
+    value = 1_000 * MONEY_SCALE
+    lines = {BTC: CrossLine(rules, 1_000, value, value, value)}
+    needed = 5 * MONEY_SCALE  # half a percent, and no fee
+    assert is_called(needed, lines)
+    assert not is_called(needed + 1, lines)
+    assert not is_called(0, {})
+    assert loss_of(BTC, 7, lines) == 7
 
 
 def test_an_order_beyond_the_available_balance_is_refused_and_nothing_is_lost() -> None:
