@@ -42,7 +42,7 @@ BLOCK_MS: Final = 10_000
 """A block is written when its lines reach so many bytes or so long: what a kill can cost."""
 FRAME: Final = "recv"
 GAP: Final = "gap"
-OUTSIDE: Final = "outside"
+NOT_RECORDED: Final = "outside"
 """Before the first frame of a recording, or after its last."""
 
 
@@ -150,11 +150,11 @@ class EventsFile(MemberFile):
 
         *times* are UTC milliseconds by the exchange's dates, none before the one ahead of it. A
         book stands from its newest frame until the next, and ``SILENT_MS`` at most. Why is
-        ``OUTSIDE``, the cause of a gap, ``silent``, or ``empty`` where a side has no level. Raises
-        ``DataInvalid`` for a frame of the book that a recorder would have refused.
+        ``NOT_RECORDED``, the cause of a gap, ``silent``, or ``empty`` where a side has no level.
+        Raises ``DataInvalid`` for a frame of the book that a recorder would have refused.
         """
         topic, waiting, found = self.header.topics[0], deque(times), list[Depth | str]()
-        heard_ms, cause = 0, OUTSIDE
+        heard_ms, cause = 0, NOT_RECORDED
 
         def answer(until_ms: int) -> bool:
             """Answer what was asked of before *until_ms*, the date of the frame at hand."""
@@ -170,7 +170,7 @@ class EventsFile(MemberFile):
         reader = _Reader(self.header.instrument, self.header.topics, answer)
         for line in self.lines():
             if line.t == GAP:
-                if cause != OUTSIDE:
+                if cause != NOT_RECORDED:
                     answer(heard_ms + 1)
                     cause = line.cause
                 reader.forget()
@@ -184,7 +184,7 @@ class EventsFile(MemberFile):
         if not cause:
             answer(heard_ms + 1)
         yield from found
-        yield from (OUTSIDE for _ in waiting)
+        yield from (NOT_RECORDED for _ in waiting)
 
 
 class _Reader:

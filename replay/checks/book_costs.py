@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.replay.archive.book_events import OUTSIDE, EventsFile, is_events_file
+from tracepaper.replay.archive.book_events import NOT_RECORDED, EventsFile, is_events_file
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.checks.paper_fills import TakenOrder
 from tracepaper.replay.checks.slippage import (
@@ -42,7 +42,7 @@ _OUTSIDE: Final = "orders outside the recorded time"
 _GAP: Final = "orders inside gaps of the recording"
 
 
-class Levels(NamedTuple):
+class BookLevels(NamedTuple):
     """One book: pairs of price and size from the touch outwards, in the quote and the base."""
 
     bids: list[tuple[Fraction, Fraction]]
@@ -101,7 +101,7 @@ class RecordedBooks:
             return self._file.torn_sentence()
         return self._file.torn
 
-    def at(self, times: Sequence[int]) -> Iterator[Levels | str]:
+    def at(self, times: Sequence[int]) -> Iterator[BookLevels | str]:
         """Yield the book of each of *times*, sorted UTC milliseconds, or why there is none.
 
         Of events it is the book that stood then; of samples the first one from then on, which no
@@ -110,14 +110,16 @@ class RecordedBooks:
         if isinstance(self._file, EventsFile):
             for book in self._file.standing(times):
                 if isinstance(book, Depth):
-                    yield Levels(self._pairs(_packed(book.bids)), self._pairs(_packed(book.asks)))
+                    yield BookLevels(
+                        self._pairs(_packed(book.bids)), self._pairs(_packed(book.asks))
+                    )
                 else:
-                    yield {OUTSIDE: _OUTSIDE, "empty": _EMPTY}.get(book, _GAP)
+                    yield {NOT_RECORDED: _OUTSIDE, "empty": _EMPTY}.get(book, _GAP)
             return
         for at_ms in times:
             yield self._sample(self._file, at_ms)
 
-    def _sample(self, file: StoredDepth, at_ms: int) -> Levels | str:
+    def _sample(self, file: StoredDepth, at_ms: int) -> BookLevels | str:
         row = int(np.searchsorted(file.times, at_ms))
         if row == len(file.times):
             return _OUTSIDE
@@ -133,7 +135,7 @@ class RecordedBooks:
             )
             for side in (0, 1)
         )
-        return Levels(bids, asks) if bids and asks else _EMPTY
+        return BookLevels(bids, asks) if bids and asks else _EMPTY
 
     def _pairs(self, levels: Iterable[tuple[int, int]]) -> list[tuple[Fraction, Fraction]]:
         return [(price * self._tick, size * self._step) for price, size in levels]
@@ -220,15 +222,17 @@ def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_Sent]], Counte
     return len(fills), orders, Counter(apart.values())
 
 
-def _first_known(files: Sequence[RecordedBooks], orders: Sequence[_Sent]) -> Iterator[Levels | str]:
+def _first_known(
+    files: Sequence[RecordedBooks], orders: Sequence[_Sent]
+) -> Iterator[BookLevels | str]:
     """Yield the book of each order by the first of *files* that has it, or why none has."""
     times = [one.order.time_ms for one in orders]
     for answers in zip(*(books.at(times) for books in files), strict=True):
-        book = next((one for one in answers if isinstance(one, Levels)), None)
+        book = next((one for one in answers if isinstance(one, BookLevels)), None)
         yield book or next((one for one in answers if one != _OUTSIDE), _OUTSIDE)
 
 
-def _price(sent: _Sent, book: Levels) -> _Priced:
+def _price(sent: _Sent, book: BookLevels) -> _Priced:
     order, wanted = sent.order, Fraction(sent.order.quantity)
     paid, unfilled = book.walk(order.side, wanted)
     worse = paid / (wanted - unfilled) - sent.paid / wanted

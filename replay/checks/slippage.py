@@ -28,7 +28,7 @@ from tracepaper.replay.checks.paper_fills import (
     cost_bp,
     orders_of,
 )
-from tracepaper.replay.document.values import Table, of_row
+from tracepaper.replay.document.values import Paragraph, Part, Table, of_row
 from tracepaper.replay.learning.statistics import bootstrapped, compared, daily_sums, mean
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE, day_text, duration, iso
@@ -435,6 +435,19 @@ def held_out_sentence(found: SlippageFindings) -> str:
         f"{day_text(held.from_ms)}. Mean bias {held.before.sentence()} by the present settings"
     )
     return f"{said}." if held.after is None else f"{said}, {held.after.sentence()} by the proposed."
+
+
+def parts_of(found: SlippageFindings, what: str) -> list[Part]:
+    """Return the findings as paragraphs and tables; *what* says how much was compared."""
+    parts: list[Part] = [
+        Paragraph(what),
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in found.notes),
+        *found.tables,
+    ]
+    if found.settings:
+        parts += [settings_table(found), Paragraph(held_out_sentence(found))]
+    return [*parts, *map(Paragraph, found.sentences)]
 
 
 def as_document(found: SlippageFindings) -> dict[str, object]:

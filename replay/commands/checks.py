@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.archive.order_book import RecordedDepth
     from tracepaper.replay.checks.compare import LookaheadFinding
-    from tracepaper.replay.checks.paper_fills import PaperFills
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
@@ -570,9 +569,10 @@ def calibrate(
     from tracepaper.daemon.session.build import costs_for
     from tracepaper.replay.archive.executions import read_executions
     from tracepaper.replay.checks import slippage
+    from tracepaper.replay.checks.paper_fills import paper_by
 
     execution = (given := load(with_settings(config, settings))).execution
-    paper = _paper(candles, depth, execution.model)
+    paper = paper_by(candles, depth, execution.model)
     found = slippage.calibrate(
         read_executions(fills), paper, costs_for(given), execution.latency_ms
     )
@@ -588,37 +588,8 @@ def _show_costs(found: SlippageFindings, what: str, json: bool) -> None:  # noqa
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.checks import slippage
     from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import Paragraph, Part
 
     if json:
         print_json(slippage.as_document(found))
         return
-    parts: list[Part] = [
-        Paragraph(what),
-        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
-        *(Paragraph(f"To know: {note}.") for note in found.notes),
-        *found.tables,
-    ]
-    if found.settings:
-        parts += [slippage.settings_table(found), Paragraph(slippage.held_out_sentence(found))]
-    show(Terminal(), [*parts, *map(Paragraph, found.sentences)])
-
-
-def _paper(candles: Sequence[str] | None, depth: Sequence[Path] | None, model: str) -> PaperFills:
-    """Return paper's fills by candles or by order books, whichever were given."""
-    from tracepaper.replay.archive import read_candles
-    from tracepaper.replay.archive.candles import merge_candles
-    from tracepaper.replay.archive.order_book import read_depth
-    from tracepaper.replay.checks.paper_fills import BookFills, OpenFills
-
-    if bool(candles) == bool(depth):
-        raise ConfigInvalid(
-            "Give --candles FILE (paper fills at the next open) or --depth FILE (at a quote)."
-        )
-    if candles:
-        if model == "quote":
-            raise ConfigInvalid("execution.model is quote, which candles lack; give --depth FILE.")
-        return OpenFills(merge_candles([read_candles(path) for path in candles]))
-    if model == "next_open":
-        raise ConfigInvalid("execution.model is next_open, which needs candles; give --candles.")
-    return BookFills([read_depth(path) for path in depth or ()])
+    show(Terminal(), slippage.parts_of(found, what))

@@ -26,7 +26,7 @@ from tracepaper.replay.archive.book_events import EventsFile, EventsHeader, Even
 from tracepaper.replay.archive.order_book import DepthWriter
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.book_costs import Levels
+from tracepaper.replay.checks.book_costs import BookLevels
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -423,10 +423,10 @@ def test_a_run_without_a_fill_is_told_so(
 
 
 def test_levels_are_walked_from_the_touch_outwards() -> None:
-    one, two, three = Fraction(1), Fraction(2), Fraction(3)
-    book = Levels([(two, one), (one, two)], [(three, one), (Fraction(5), two)])
+    nothing, one, two, three = (Fraction(number) for number in range(4))
+    book = BookLevels([(two, one), (one, two)], [(three, one), (Fraction(5), two)])
     assert book.mid == Fraction(5, 2)
-    assert book.walk(Side.BUY, one) == (three, 0)
-    assert book.walk(Side.BUY, two) == (Fraction(8), 0)
-    assert book.walk(Side.SELL, three) == (Fraction(4), 0)
+    assert book.walk(Side.BUY, one) == (three, nothing)
+    assert book.walk(Side.BUY, two) == (Fraction(8), nothing)
+    assert book.walk(Side.SELL, three) == (Fraction(4), nothing)
     assert book.walk(Side.SELL, Fraction(5)) == (Fraction(4), Fraction(2))
