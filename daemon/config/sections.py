@@ -448,10 +448,10 @@ class AccountSection(Section):
 
     cash: Annotated[Exact, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
-    margin: Literal["none", "isolated"] = "none"
-    """Of linear positions: none (limited by [risk] alone) or isolated, with liquidation."""
+    margin: Literal["none", "isolated", "cross"] = "none"
+    """Of linear positions: none (limited by [risk] alone), isolated or cross, with liquidation."""
     leverage: Annotated[Exact, Field(ge=1, le=200)] = Decimal(1)
-    """Of isolated positions; at most what the risk tier of the position's size allows."""
+    """Of positions on margin; at most what the risk tier of the position's size allows."""
 
 
 class ReportSection(Section):

@@ -266,7 +266,10 @@ class Engine:
         """
         steps = [self._finish(closed, None, saves=not bars)]
         first = self.sequence
-        observed = [self._observe(bar, first + place) for place, bar in enumerate(bars)]
+        observed = [
+            self._observe(bar, first + place, is_last=place == len(bars) - 1)
+            for place, bar in enumerate(bars)
+        ]
         if self._portfolio is not None:
             self._ask(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
@@ -277,7 +280,7 @@ class Engine:
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
-    def _observe(self, bar: Bar, sequence: int) -> Filled | None:
+    def _observe(self, bar: Bar, sequence: int, *, is_last: bool = True) -> Filled | None:
         """Let *bar* fill what rests, mark and be observed; None where it is not the newest.
 
         Its step will be number *sequence*.
@@ -290,7 +293,7 @@ class Engine:
             state.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
-        filled = self.broker.on_bar(bar, sequence)
+        filled = self.broker.on_bar(bar, sequence, is_last=is_last)
         if filled.booked and self.risk.active:
             self.risk.count_fills(filled.booked)
         state.observe(bar)
@@ -415,8 +418,10 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
-        changed = self.broker.on_funding(funding, self.sequence)
-        return self._finish(funding, key, sent=changed, belief=words)
+        filled = self.broker.on_funding(funding, self.sequence)
+        if filled.booked and self.risk.active:
+            self.risk.count_fills(filled.booked)
+        return self._finish(funding, key, filled, belief=words)
 
     # ------------------------------------------------------------ commands and changes
 

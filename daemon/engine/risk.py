@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.matching import Booked
+from tracepaper.daemon.broker.ledger import Booked
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,

@@ -70,8 +70,9 @@ class LiveFeed:
 
     ``quote_from_ms`` returns the earliest market time at which a quote can change an order, None
     where it cannot; ``liquidates`` whether a mark price liquidates a position, which makes it an
-    event at once; ``judge`` whether a price that jumps is believed (M36). ``counters`` are for
-    /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
+    event at once, behind the newest marks of all instruments where those count with it
+    (``marks_together``); ``judge`` whether a price that jumps is believed (M36). ``counters`` are
+    for /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
     everything recoverable is waited out.
     """
 
@@ -85,6 +86,7 @@ class LiveFeed:
         start: FeedStart,
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
+        marks_together: bool = False,
         judge: PriceJudge | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
@@ -95,6 +97,7 @@ class LiveFeed:
         self._exchange = exchange
         self._quote_from_ms = quote_from_ms
         self._liquidates = liquidates
+        self._marks_together = marks_together
         self._judge = judge
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
         self._states = {item.id: _feed_state(item, exchange, start) for item in instruments}
@@ -297,7 +300,7 @@ class LiveFeed:
                     yield event
             case Quote() | Mark() | Trade():
                 if self._is_event(item):
-                    for price in self._with_others(item):
+                    for price in (*self._marks_of_others(item), *self._with_others(item)):
                         yield structs.replace(price, seen_ms=self._clock.market_ms())
             case OrderBookSample():
                 for block in self._states[item.depth.instrument].take_book(item):
@@ -325,6 +328,15 @@ class LiveFeed:
         from_ms = None if repeats else self._quote_from_ms(item)
         again = judge is not None and judge.holds_quote(item.instrument)
         return state.update_quote(item, from_ms, is_evidence=is_evidence, again=again)
+
+    def _marks_of_others(self, item: Quote | Mark | Trade) -> list[Mark]:
+        """Return the newest marks of the other instruments, where they liquidate with *item*."""
+        if not self._marks_together or not isinstance(item, Mark):
+            return []
+        others = (
+            state.newest_mark() for key, state in self._states.items() if key != item.instrument
+        )
+        return [mark for mark in others if mark is not None]
 
     def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
         """Return *item*, and before it the newest prices of the other sources where they matter.

@@ -205,7 +205,7 @@ class Daemon:
                 filters_for(config, item)
                 for item in await self._listed(client, category, is_served=is_served)
             ]
-            if config.account.margin == "isolated" and category is Category.LINEAR:
+            if config.account.margin != "none" and category is Category.LINEAR:
                 instruments = [
                     replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
@@ -477,6 +477,7 @@ class Daemon:
             ),
             quote_from_ms=engine.broker.quote_from_ms,
             liquidates=engine.broker.liquidates,
+            marks_together=engine.broker.is_cross,
             judge=engine.prices,
         )
 

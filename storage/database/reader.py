@@ -19,6 +19,7 @@ from tracepaper.storage.database.chunks import (
     StoredStep,
     chunks,
     confirmed_since,
+    end_of_close,
     gate_set_of,
     gate_set_rows,
     interned,
@@ -572,12 +573,11 @@ class Reader(ReadOnly):
             outcome: DecisionOutcome | None = None
             if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
                 outcome = decision.outcome
-            fills = tuple(
-                fill
-                for fill in self.fills(run_id, after=decided, until=until)
-                if fill.instrument == item.id
-            )
-            since[item.id] = SinceDecided(outcome, fills)
+            if decided >= 0:
+                decided = end_of_close(self._connection, steps[place], len(steps))
+            fills = self.fills(run_id, after=decided, until=until)
+            own = tuple(fill for fill in fills if fill.instrument == item.id)
+            since[item.id] = SinceDecided(outcome, own)
         return since
 
     def _state(
