@@ -2,7 +2,7 @@
 
 A cancellation of a limit by list takes the latency on its way: until then it can be filled.
 
-The rules are docs/money.md, M49 to M65.
+The rules are docs/money.md, M61 to M77.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The queue models are those of hftbacktest (``hftbacktest/src/backtest/models/queue.rs``) under
 their names, in exact integers of 10^-quantity_decimals. All of it is pure.
 
-The rules are docs/money.md, M49 to M65.
+The rules are docs/money.md, M61 to M77.
 """
 
 from __future__ import annotations

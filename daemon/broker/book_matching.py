@@ -4,7 +4,7 @@ A taker walks the levels of the far side. A limit that rests has a place in the 
 trades at the price fill it once what is ahead is gone, and so does a far side that stands at its
 price or beyond. What a taker took stays taken until a frame sets that level again.
 
-The rules are docs/money.md, M49 to M65.
+The rules are docs/money.md, M61 to M77.
 """
 
 from __future__ import annotations

@@ -99,6 +99,7 @@ def needs_forecaster(config: Config) -> bool:
     return needed
 
 
+_OF_ONE = ("none", "isolated")  # where no position answers for another
 Strategies = Mapping[str, Strategy]
 """A strategy object for each symbol."""
 
@@ -245,7 +246,7 @@ def _refuse_keys_of_shares(config: Config) -> None:
 
 
 def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None:
-    """Return the leverage of isolated positions as an integer of 10⁻²; None without margin.
+    """Return the leverage of positions on margin as an integer of 10⁻²; None without margin.
 
     Raises ``ConfigInvalid`` where it is above what an instrument allows the smallest position.
     """
@@ -264,14 +265,14 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
 
 def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str, MarginRules]:
     """Return the rules of each instrument's margin, by its id; none without margin."""
-    leverage = leverage_of(config, instruments)
-    if leverage is None:
-        return {}
+    leverage, is_cross = leverage_of(config, instruments), config.account.margin not in _OF_ONE
     usual, of_symbol = costs_for(config), fees_of_symbols(config)
-    return {
-        item.id: MarginRules(item, leverage, of_symbol.get(item.symbol, usual).taker_fee)
-        for item in instruments
-    }
+
+    def rules(item: Instrument, most: int) -> MarginRules:
+        fee = of_symbol.get(item.symbol, usual).taker_fee
+        return MarginRules(item, most, fee, is_cross=is_cross)
+
+    return {} if leverage is None else {item.id: rules(item, leverage) for item in instruments}
 
 
 def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:
@@ -452,6 +453,7 @@ def build_engine(
         BrokerSettings(
             execution=execution,
             leverage=leverage_of(config, instruments),
+            is_cross=config.account.margin not in _OF_ONE,
             costs=costs_for(config),
             costs_of={
                 item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
@@ -481,6 +483,7 @@ def build_engine(
         passing=terms.passing,
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
+        closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}

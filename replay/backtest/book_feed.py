@@ -3,7 +3,7 @@
 Every frame is read; an event is made of those alone that can change an order or its place in a
 queue. So nothing may be read ahead: an event is drawn once the engine has dealt with the last one.
 
-The rules are docs/money.md, M49 to M65.
+The rules are docs/money.md, M61 to M77.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from tracepaper.daemon.config.loading import (
     Sections,
     load_with_origins,
 )
-from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
@@ -34,6 +34,7 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.run_row import describe_run, refuse_size
+from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
@@ -55,6 +56,7 @@ from tracepaper.replay.backtest.book_feed import (
     refuse_books,
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
+from tracepaper.replay.backtest.universe import choices
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
@@ -300,6 +302,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     if needs_forecaster(config):
         forecaster = load_forecaster(config, beside=database, mode=mode)
     strategies = make_strategies(config, forecaster)
+    rule, names = config.market.universe, list_of(config)
     feed = ArchiveFeed(
         candles,
         instruments,
@@ -310,6 +313,9 @@ def build(  # noqa: PLR0913 - the options of a replay
         actions=actions,
         closes_together=config.market.closes_together,
         frames=_frames(config, strategies, frames),
+        chosen=lambda known, at_ms: (
+            () if rule is None else choices(rule, known, instruments, start_ms=at_ms, names=names)
+        ),
         depth=lambda closes_ms: [
             depth_track(
                 one,
@@ -373,6 +379,11 @@ def _sources(
 ) -> Sequence[FillSource]:
     """Return the books that fill orders; none where bars do."""
     model = config.execution.model
+    if config.account.margin == "cross" and (events or model == "book"):
+        raise ConfigInvalid(
+            "Order books fill no orders of an account on cross margin; set account.margin to "
+            "isolated or none, or leave --events out and execution.model at next_open."
+        )
     if model == "book":
         if not events and not depth:
             raise ConfigInvalid(

@@ -19,6 +19,7 @@ from tracepaper.storage.database.chunks import (
     StoredStep,
     chunks,
     confirmed_since,
+    end_of_close,
     gate_set_of,
     gate_set_rows,
     interned,
@@ -52,7 +53,6 @@ from tracepaper.strategies.types.market import (
     Gap,
     InstrumentChange,
     ModelChange,
-    ParityCheck,
     Retrained,
     RetrainOutcome,
 )
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
 
 
-_Kind = TypeVar("_Kind", Retrained, ModelChange, InstrumentChange)
+_Kind = TypeVar("_Kind", bound="Event")
 
 
 class RunModels(NamedTuple):
@@ -489,10 +489,11 @@ class Reader(ReadOnly):
         event = next(self._events(run_id, chosen, what), None)
         return event if isinstance(event, ExternalRead) else None
 
-    def newest_parity(self, run_id: str) -> ParityCheck | None:
-        """Return the last daily replay of the run, if there is one."""
-        event = next(self._events(run_id, "kind = 'parity' ORDER BY step DESC LIMIT 1"), None)
-        return event if isinstance(event, ParityCheck) else None
+    def newest_of(self, run_id: str, kind: type[_Kind]) -> _Kind | None:
+        """Return the last event of *kind* of the run, if there is one."""
+        chosen = "kind = ? ORDER BY step DESC LIMIT 1"
+        event = next(self._events(run_id, chosen, EVENT_KINDS[kind]), None)
+        return event if isinstance(event, kind) else None
 
     def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)
@@ -572,12 +573,11 @@ class Reader(ReadOnly):
             outcome: DecisionOutcome | None = None
             if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
                 outcome = decision.outcome
-            fills = tuple(
-                fill
-                for fill in self.fills(run_id, after=decided, until=until)
-                if fill.instrument == item.id
-            )
-            since[item.id] = SinceDecided(outcome, fills)
+            if decided >= 0:
+                decided = end_of_close(self._connection, steps[place], len(steps))
+            fills = self.fills(run_id, after=decided, until=until)
+            own = tuple(fill for fill in fills if fill.instrument == item.id)
+            since[item.id] = SinceDecided(outcome, own)
         return since
 
     def _state(

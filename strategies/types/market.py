@@ -175,7 +175,7 @@ class BookUpdate(Struct, frozen=True, gc=False):
 
     ``books`` holds, as ``daemon/broker/book_fills.py`` packs them, what happened at the prices of
     resting limits since the update before, and the book as it stood at ``market_ms``. ``cause``
-    names a gap before it. The rules are docs/money.md, M49 to M65.
+    names a gap before it. The rules are docs/money.md, M61 to M77.
     """
 
     instrument: str
@@ -427,6 +427,22 @@ class Closed(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class UniverseChange(Struct, frozen=True, gc=False):
+    """From here on only the ``chosen`` instruments may open positions; the best ones first.
+
+    ``seen`` holds what the choice was made from: each candidate's id, turnover of 24 hours in quote
+    currency, high - low over the last price, and days since its listing, -1 where that is not
+    known. ``reason`` is the choice as one sentence, without its full stop. The rules are
+    docs/universe.md.
+    """
+
+    chosen: tuple[str, ...]
+    reason: str
+    seen: tuple[tuple[str, str, str, int], ...]
+    market_ms: int
+    seen_ms: int
+
+
 class FrameBar(Struct, frozen=True, gc=False):
     """A closed candle of a higher timeframe, of a time before the run's own bars.
 
@@ -495,4 +511,5 @@ Event = (
     | ExternalRead
     | Retrained
     | ParityCheck
+    | UniverseChange
 )

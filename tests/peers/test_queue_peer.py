@@ -1,7 +1,7 @@
 """The same events and orders through hftbacktest, where its rules agree with ours.
 
 Fills must then be equal in time, price and quantity; a walk over levels, which hftbacktest reports
-by its last price, is compared by its sum. Elsewhere the rules differ as docs/money.md, M65, says;
+by its last price, is compared by its sum. Elsewhere the rules differ as docs/money.md, M77, says;
 ``DIFFERENT`` holds a case of each, with what either fills.
 """
 

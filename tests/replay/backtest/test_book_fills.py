@@ -1,4 +1,4 @@
-"""Fills at an order book: a hand-made book of cases, their fills written by hand from M49 on."""
+"""Fills at an order book: a hand-made book of cases, their fills written by hand from M61 on."""
 
 from __future__ import annotations
 
