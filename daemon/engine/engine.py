@@ -539,22 +539,10 @@ class Engine:
                 self.save = _NO
         self.sequence = sequence + 1
         return Step(
-            sequence,
-            event,
-            accepted,
-            decision,
-            prediction,
-            as_they_stand(filled.orders, sent) if sent else filled.orders,
-            filled.fills,
-            position,
-            account,
-            twins,
-            window_sha256,
-            decision_sha256,
-            state,
-            entries,
-            belief,
-        )
+            sequence, event, accepted, decision, prediction,
+            as_they_stand(filled.orders, sent) if sent else filled.orders, filled.fills,
+            position, account, twins, window_sha256, decision_sha256, state, entries, belief,
+        )  # fmt: skip
 
     def state(self) -> EngineState:
         """Return what must survive a restart."""

@@ -449,6 +449,7 @@ def build_engine(
                 )
     of_symbol = fees_of_symbols(config)
     latency_ms, jitter_ms = config.execution.latency_ms, config.execution.latency_jitter_ms
+    cash = scaled(config.account.cash, MONEY_DECIMALS, name="account.cash")
     settings = EngineSettings(
         BrokerSettings(
             execution=execution,
@@ -458,10 +459,7 @@ def build_engine(
             costs_of={
                 item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
             },
-            cash=check_money(
-                scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"),
-                name="account.cash",
-            ),
+            cash=check_money(cash, name="account.cash"),
             latency=Latency(latency_ms, jitter_ms, config.execution.seed),
             fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
             exits=Exits.of(config.exits.model_dump(), forecaster),
