@@ -378,20 +378,20 @@ def _sources(
     config: Config, events: Sequence[FillSource], depth: Sequence[DepthSource]
 ) -> Sequence[FillSource]:
     """Return the books that fill orders; none where bars do."""
-    chosen = config.execution.model
-    if config.account.margin == "cross" and (events or chosen == "book"):
+    by_book = config.execution.model == "book"
+    if config.account.margin not in {"none", "isolated"} and (events or by_book):
         raise ConfigInvalid(
             "Order books fill no orders of an account on cross margin; set account.margin to "
             "isolated or none, or leave --events out and execution.model at next_open."
         )
-    if chosen == "book":
+    if by_book:
         if not events and not depth:
             raise ConfigInvalid(
                 "execution.model 'book' needs recorded order books: give --events FILE of "
                 "`tracepaper data record --events`, or --depth FILE for orders that take at once."
             )
         return events or [SampledSource(one) for one in depth]
-    if events and chosen == "next_open":
+    if events and config.execution.model == "next_open":
         raise ConfigInvalid(
             "--events fill orders, and execution.model is next_open; leave one of them out."
         )
