@@ -82,6 +82,8 @@ OF_THE_RUN: Final = ""
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
+    BROKER: type[Broker] = Broker
+
     def __init__(
         self,
         instruments: Sequence[Instrument],
@@ -117,7 +119,7 @@ class Engine:
             {item.id: strategies[item.id] for item in instruments}, settings.passing
         )
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
-        self.broker = Broker(
+        self.broker = self.BROKER(
             instruments,
             settings.broker,
             {key: state.history.day_range for key, state in self.states.items()},
@@ -570,9 +572,17 @@ class Engine:
             self.shadows.bases,
             self._declared_states(),
         )
-        if cells := self._cells():
-            return msgspec.msgpack.encode((*parts, cells))
+        cells, further = self._cells(), self.further_state()
+        if cells or further:
+            return msgspec.msgpack.encode((*parts, cells, *further))
         return msgspec.msgpack.encode(parts)
+
+    def further_state(self) -> tuple[object, ...]:
+        """Return what survives a restart of several strategies; of one there is nothing more."""
+        return ()
+
+    def take_up(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
+        """Take up what :meth:`further_state` stored, and what became of each strategy's answer."""
 
     def _regimes(self) -> dict[str, Regime]:
         known = ((key, state.regimes.regime) for key, state in self.states.items())

@@ -74,6 +74,7 @@ class InstrumentHistory:
         "_splits",
         "_strategy_needs",
         "_tick",
+        "_whole",
         "_window",
         "_writes_record",
         "bars",
@@ -106,6 +107,7 @@ class InstrumentHistory:
         self._of = instrument, strategy, settings
         self._tick = instrument.tick_size
         self.last_bar: Bar | None = None
+        self._whole: InstrumentHistory | None = None
         # As many as strategy and sizer look back on.
         self._strategy_needs, self._needed = strategy.warmup, max(strategy.warmup, sizer.bars)
         self.bars, self.knows_bars = 0, False
@@ -171,8 +173,20 @@ class InstrumentHistory:
 
     # ------------------------------------------------------------ a bar
 
+    def share(self, whole: InstrumentHistory) -> None:
+        """Take from *whole*, which is shown each bar first, all that no strategy changes.
+
+        Of higher timeframes and order books each history has its own: they are not shared.
+        """
+        self._whole = whole
+        self.plausibility = whole.plausibility
+        self.window_sha256 = bytes  # that of the whole is stored
+
     def observe(self, bar: Bar) -> None:
         """Take in the next closed bar."""
+        if (whole := self._whole) is not None:
+            self._observe_part(bar, whole)
+            return
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
@@ -183,9 +197,7 @@ class InstrumentHistory:
             else:
                 self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
-            self.plausible = self.plausibility.add(bar, self._tick)
-            if self._splits is not None and self._is_split(self._splits, bar):
-                self.plausible = math.nan  # in usual ranges of other shares it means nothing
+            self._judge(bar, self.plausibility)
         if self._writes_record:
             self.record.append(bar)
         if self.frames:
@@ -198,6 +210,21 @@ class InstrumentHistory:
         if self.bars < self._needed:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
+
+    def _observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
+        """Take in *bar* as far as it is not that of the *whole*."""
+        self.last_bar, self.missing_bars = bar, whole.missing_bars
+        self.plausible, self.canonical = whole.plausible, whole.canonical
+        if self._writes_record:
+            self.record.append(bar)
+        if self.bars < self._needed:
+            self.bars += 1
+            self.knows_bars = self.bars >= self._strategy_needs
+
+    def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
+        self.plausible = plausibility.add(bar, self._tick)
+        if self._splits is not None and self._is_split(self._splits, bar):
+            self.plausible = math.nan  # in usual ranges of other shares it means nothing
 
     def _is_split(self, splits: SplitWatch, bar: Bar) -> bool:
         """Return whether *bar* shows a split that was not adjusted."""

@@ -165,6 +165,14 @@ class ModelTerms(Struct, frozen=True):
         return min(self.slope, 1.0)
 
 
+class PartsState(Struct, frozen=True, array_like=True):
+    """What several strategies on one account carry besides their sub-accounts."""
+
+    reserve: int = 0  # money that none of them has a share of
+    set_aside: dict[str, str] = {}  # why, by the name of each that failed
+    shared_out: int = -1  # the day, week or month in which shares were given anew
+
+
 class EngineState(Struct, frozen=True, array_like=True):
     """All that the engine carries from step to step besides the bars it can be fed again."""
 
@@ -177,6 +185,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     bases: dict[str, TwinBasis] = {}  # of each instrument, where a twin depends on it
     declared: dict[str, bytes] = {}  # by instrument, "" of a portfolio: their ``State``
     cells: dict[str, int] = {}  # by instrument, of the card's own regimes
+    parts: PartsState | None = None  # of several strategies; ``twins`` has their sub-accounts
 
 
 def decode_state(state: bytes) -> EngineState:
@@ -393,6 +402,7 @@ class Restart:
             engine.states[key].outcomes.restored = known.verdict
         engine.save = Save.NOW if taken_over else Save.NO
         engine.sequence = next_sequence
+        engine.take_up(state, since)
 
     def count(self, step: Step) -> None:
         """Add a *step* behind the stored state to what the shadow accounts depend on."""

@@ -157,19 +157,21 @@ class StepEncoder:
             or decision.target_quantity is None
         ):  # fmt: skip
             return None
-        noted = () if decision.note is None else read_values("answers", step)
+        noted = (
+            () if decision.note is None and not step.strategies else read_values("answers", step)
+        )
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
         window, decided = step.window_sha256, step.decision_sha256
         if judged is None or marked is None or window is None or decided is None:
             return None
         plan, outcome, measures = judged
-        if marked.equity is not None or not plan.is_dense or None in measures or None in noted:
+        if marked.equity is not None or not plan.is_dense or None in measures:
             return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
         absent = _ABSENT[turnover_absent, of_account is None]
-        of_row, prefix = plan.plain(absent, noted=bool(noted))
+        of_row, prefix = plan.plain(absent, tuple([value is not None for value in noted]))
         key, market_ms = self._first_step + step.sequence, bar.market_ms
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
@@ -184,7 +186,8 @@ class StepEncoder:
         if not noted:
             return StepRows(values, of_row, (), (), covered, prefix, values)
         answer = ("answers", (key, *NO_ANSWER, *noted))
-        return StepRows(values, of_row, (answer,), (), covered, prefix, (*values, *noted))
+        said = [value for value in noted if value is not None]
+        return StepRows(values, of_row, (answer,), (), covered, prefix, (*values, *said))
 
     def _rows(
         self,
@@ -197,7 +200,7 @@ class StepEncoder:
         key, event = self._first_step + step.sequence, step.event
         measures = None if judged is None else judged.answer_measures
         noted = step.decision is not None and step.decision.note is not None
-        if noted or step.prediction is not None or measures is not None:
+        if noted or step.strategies or step.prediction is not None or measures is not None:
             sparse.append(("answers", self._answer_row(key, step, measures)))
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
