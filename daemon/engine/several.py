@@ -257,7 +257,7 @@ class SeveralEngine(Engine):
         self._reset, self._shared_out = reset, -1
         self._said: list[_Said] = []
         self._prediction: Prediction = None
-        self._price = 0
+        self._mid_or_close = 0
         self.members = next(iter(self._nets.values())).members
         declared: dict[str, dict[Member, DeclaredState]] = {item.id: {} for item in instruments}
         for member in self.members:
@@ -346,7 +346,7 @@ class SeveralEngine(Engine):
             said, is_finite = checked(prediction)
             self._prediction = said
         regime, cell = state.regimes.regime, state.regimes.cell
-        self._price = self._crossing_price(bar, state)
+        self._mid_or_close = self._crossing_price(bar, state)
         intents: dict[str, Intent] = {}
         reasons = []
         net = standing = 0
@@ -375,7 +375,7 @@ class SeveralEngine(Engine):
             self.save = Save.NOW
         self._nets[key].answer = _answer(net, reasons)
         self._net_sizers[key].net = net
-        broker.propose(Proposal(intents, net, self._price))
+        broker.propose(Proposal(intents, net, self._mid_or_close))
         return super()._decide(bar, filled, prediction, at_ms, saves=saves)
 
     def _crossing_price(self, bar: Bar, state: InstrumentState) -> int:
@@ -421,7 +421,7 @@ class SeveralEngine(Engine):
             if decision.refused_by is not None:  # what a command left opposing crosses still
                 at_ms = event.market_ms
                 sent += broker.cross(
-                    event.instrument, self._price, sequence=self.sequence, at_ms=at_ms
+                    event.instrument, self._mid_or_close, sequence=self.sequence, at_ms=at_ms
                 )
             parts = self._decisions(event.instrument, decision)
             confirmed = [

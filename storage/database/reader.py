@@ -26,6 +26,7 @@ from tracepaper.storage.database.chunks import (
     select,
 )
 from tracepaper.storage.database.connection import ReadOnly
+from tracepaper.storage.database.strategy_view import since_parts
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
@@ -60,7 +61,7 @@ from tracepaper.strategies.types.market import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from tracepaper.strategies.types.decisions import DecisionOutcome, Fill, Order, Prediction, Run
+    from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
     from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
 
 
@@ -563,21 +564,18 @@ class Reader(ReadOnly):
 
         As it was after step *until*, if that is given.
         """
-        stored = self.stored_run(run_id)
+        stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
         steps = dict(self._connection.execute(_DECIDED, span).fetchall())
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = sequence_of(steps[place]) if place in steps else -1
-            outcome: DecisionOutcome | None = None
-            if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
-                outcome = decision.outcome
-            fills = tuple(
-                fill
-                for fill in self.fills(run_id, after=decided, until=until)
-                if fill.instrument == item.id
-            )
-            since[item.id] = SinceDecided(outcome, fills)
+            step = self.step(run_id, decided).step if decided >= 0 else None
+            outcome = None if step is None or step.decision is None else step.decision.outcome
+            later = self.fills(run_id, after=decided, until=until)
+            fills = tuple(fill for fill in later if fill.instrument == item.id)
+            parts = since_parts(self._connection, decoder, step, item.id, span)
+            since[item.id] = SinceDecided(outcome, fills, parts)
         return since
 
     def _state(
