@@ -23,7 +23,7 @@ from tracepaper.daemon.broker.account import (
 )
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save, _marked
 from tracepaper.daemon.broker.matching import Booked, Matched
-from tracepaper.daemon.broker.orders import FLATTEN, Sent
+from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Sent
 from tracepaper.daemon.broker.sub_accounts import (
     SharedAccount,
     SubAccount,
@@ -259,6 +259,8 @@ class DividedBroker(Broker):
         proposal = self._proposal
         assert isinstance(intent, Intent)
         assert proposal is not None
+        if self._is_reached(bar.instrument, intent, proposal):  # as at most bars
+            return UNCHANGED
         changed: tuple[Order, ...] = ()
         for name, asked in proposal.intents.items():
             one = asked
@@ -276,6 +278,25 @@ class DividedBroker(Broker):
         )
         sent = super().submit(intent, bar, sequence=sequence, at_ms=at_ms)
         return sent._replace(orders=as_they_stand(changed, sent.orders))
+
+    def _is_reached(self, instrument: str, intent: Intent, proposal: Proposal) -> bool:
+        """Return whether every part stands where it is to stand, and no protection changes."""
+        own = self.own.orders[instrument]
+        if intent.target != proposal.target or self._confirms or own.rests:
+            return False
+        for name, asked in proposal.intents.items():
+            part = self.parts[name]
+            orders = part.orders[instrument]
+            if not asked.target == orders.target == part.held(instrument):
+                return False
+            if asked.is_protected or asked.refusal is not None or orders.is_guarded:
+                return False
+        if not self.own.held(instrument) == intent.target == own.target:
+            return False
+        self.sent = dict.fromkeys(proposal.intents, UNCHANGED)
+        if intent.is_entry or any(one.is_entry for one in proposal.intents.values()):
+            self.save = self.save or Save.LATER
+        return True
 
     def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Let parts that oppose each other cross at *price*, without fee.

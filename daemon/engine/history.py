@@ -69,6 +69,7 @@ class InstrumentHistory:
         "_calendar",
         "_needed",
         "_of",
+        "_parts",
         "_recent",
         "_record",
         "_splits",
@@ -108,6 +109,7 @@ class InstrumentHistory:
         self._tick = instrument.tick_size
         self.last_bar: Bar | None = None
         self._whole: InstrumentHistory | None = None
+        self._parts: list[InstrumentHistory] = []  # of each of several strategies
         # As many as strategy and sizer look back on.
         self._strategy_needs, self._needed = strategy.warmup, max(strategy.warmup, sizer.bars)
         self.bars, self.knows_bars = 0, False
@@ -176,9 +178,10 @@ class InstrumentHistory:
     def share(self, whole: InstrumentHistory) -> None:
         """Take from *whole*, which is shown each bar first, all that no strategy changes.
 
-        Of higher timeframes and order books each history has its own: they are not shared.
+        Of higher timeframes each history has its own. The whole is warm where one part is.
         """
         self._whole = whole
+        whole._parts.append(self)
         self.plausibility = whole.plausibility
         self.window_sha256 = bytes  # that of the whole is stored
 
@@ -217,6 +220,8 @@ class InstrumentHistory:
         self.plausible, self.canonical = whole.plausible, whole.canonical
         if self._writes_record:
             self.record.append(bar)
+        for frame in self.frames.values():
+            frame.add(bar)
         if self.bars < self._needed:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
@@ -253,6 +258,8 @@ class InstrumentHistory:
             if self.books is not None:
                 self.books.add(given)
             return True
+        for part in self._parts:
+            part.take(given)
         for frame in self.frames.values():
             if frame.length_ms == given.interval_ms:
                 return frame.take(given)
@@ -263,6 +270,8 @@ class InstrumentHistory:
     @property
     def is_warm(self) -> bool:
         """Whether the last bars are known that the strategy looks back on."""
+        if self._parts:
+            return any(part.is_warm for part in self._parts)
         return self.knows_bars and (
             not self.frames or all(frame.is_warm for frame in self.frames.values())
         )
@@ -271,7 +280,7 @@ class InstrumentHistory:
     def warm_bars(self) -> int:
         """The bars that are known, for the gate ``warm``: what a timeframe lacks is lacking too."""
         if self.frames and not self.is_warm:
-            return min(self.bars, self._needed - 1)
+            return min(self.bars, (self._strategy_needs if self._parts else self._needed) - 1)
         return self.bars
 
     def warm_at(self, now_ms: int) -> int | None:

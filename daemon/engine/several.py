@@ -25,6 +25,7 @@ from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings, EngineStat
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
 from tracepaper.strategies.api.strategy import DeclaredState, Strategy, remembered
+from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.errors import InvariantBroken, StrategyFailed
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
@@ -80,6 +81,7 @@ class Guarded(Strategy):
         self.gates, self.warmup = inner.gates, inner.warmup
         self.sees_account, self.reads_history = inner.sees_account, inner.reads_history
         self.horizon, self.needs_forecast = inner.horizon, inner.needs_forecast
+        self.frames, self.frames_warmup = inner.frames, inner.frames_warmup
         self.State = inner.State
 
     @property
@@ -136,6 +138,11 @@ class Netted(Strategy):
         self.gates = INTEGRITY.intersection(*(one.gates for one in every))
         self.needs_forecast = any(one.needs_forecast for one in every)
         self.sees_account = False
+        wanted = [frame_bars(one) for one in every]
+        self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))
+        self.frames_warmup = {
+            name: max(of[name] for of in wanted if name in of) for name in self.frames
+        }
         self.answer = Signal(Action.HOLD, UNCHANGED)
 
     @property

@@ -91,6 +91,13 @@ TWINS: Final = {
     **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
 """Every twin by its name, and what it does."""
+
+
+def account_title(name: str) -> str:
+    """Return what people are told that the account *name* is: a twin, or a strategy's part."""
+    return f"{name} twin" if name in TWINS else f"strategy {name}"
+
+
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
 """Those that depend on what the run itself did before."""
 RANDOM_SEED: Final = 1

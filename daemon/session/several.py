@@ -72,8 +72,6 @@ def netted(
 def _not_taken(strategy: Strategy) -> str:
     if isinstance(strategy, PortfolioMember):
         return "decides for all symbols of a close at once"
-    if strategy.frames:
-        return "reads higher timeframes"
     return "reads order books" if strategy.books else ""
 
 

@@ -79,6 +79,10 @@ _OF_POSITION: Final = attrgetter(
 _OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
 
 
+_Present = tuple[tuple[str, ...], tuple[bool, ...], tuple[bool, ...]]
+"""What the rows of a plain bar lack in ``steps``, and have in ``answers`` and ``twin_steps``."""
+
+
 class GateSetPlan:
     """Where the measures of one gate set are stored."""
 
@@ -107,15 +111,17 @@ class GateSetPlan:
         stored = tuple(places[gate] for gate in STEP_GATES if gate in places)
         self.is_dense = stored == tuple(range(self.length))
         self._declared = frozenset(measure_name(gate) for gate in gates)
-        self._plain: dict[tuple[tuple[str, ...], tuple[bool, ...]], tuple[RowLayout, bytes]] = {}
+        self._plain: dict[_Present, tuple[RowLayout, bytes]] = {}
 
-    def plain(self, absent: tuple[str, ...], noted: tuple[bool, ...]) -> tuple[RowLayout, bytes]:
+    def plain(
+        self, absent: tuple[str, ...], noted: tuple[bool, ...], twins: tuple[bool, ...] = ()
+    ) -> tuple[RowLayout, bytes]:
         """Return layout and prefix of a plain bar's row, whose columns *absent* are null.
 
         One that is *noted* also has a row in ``answers``, which fills those of ``READ_COLUMNS``
-        alone that *noted* says.
+        alone that *noted* says. Each of its *twins* has its account's profit where that says so.
         """
-        plain = self._plain.get((absent, noted))
+        plain = self._plain.get((absent, noted, twins))
         if plain is None:
             row_layout = layout(
                 "steps",
@@ -127,8 +133,12 @@ class GateSetPlan:
             layouts = [row_layout]
             if noted:
                 layouts.append(layout("answers", (True, *(False,) * len(NO_ANSWER), *noted)))
+            layouts += [
+                layout("twin_steps", (True, True, True, True, has_profit, False, True))
+                for has_profit in twins
+            ]
             sha256 = layouts_sha256(tuple(layouts)) + self.sha256
-            plain = self._plain[absent, noted] = row_layout, sha256
+            plain = self._plain[absent, noted, twins] = row_layout, sha256
         return plain
 
 

@@ -166,6 +166,37 @@ def held(path: Path) -> None:
         assert verify_chain(connection, run_id).problem is None
 
 
+def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    given = events(400, quotes=False)
+    trend = {"name": "trend", "share": "0.5", "trend_windows": ["2h", "3h"], "long_only": False}
+    config = resolved(
+        load(
+            None,
+            {
+                "strategies": {"calm": trend, "drawn": {"name": DRAWN, "share": "0.25"}},
+                "sizing": {"mode": "equity"},
+                "model": {"checkpoint": "none"},
+            },
+        ),
+        FillModel.NEXT_OPEN,
+    )
+    whole = Process(tmp_path / "whole.db", config, FillModel.NEXT_OPEN)
+    whole.live(given)
+    whole.stop()
+    held(tmp_path / "whole.db")
+    said = [one.decision for step in whole.steps for one in step.strategies]
+    assert sum(one.refused_by is None for one in said[::2]) > 100  # calm, once it is warm
+    assert sum(one.refused_by is None for one in said[1::2]) > 300
+    assert any(one.target_quantity for one in said[::2])
+    path = tmp_path / "cut.db"
+    for part in (given[:300], given[300:]):
+        process = Process(path, config, FillModel.NEXT_OPEN)
+        process.live(part)
+        process.stop()
+    assert essence(process.steps) == essence(whole.steps)[300:]
+    held(path)
+
+
 def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     alone = resolved(
