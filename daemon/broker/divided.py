@@ -3,7 +3,7 @@
 The strategies' targets are netted into one position. What opposes each other crosses at once; the
 rest is one order, whose fills are shared. At every step the parts add up to the account.
 
-The rules are docs/one_account.md, Y9 to Y19.
+The rules are docs/one_account.md, J12 to J23.
 """
 
 from __future__ import annotations
@@ -128,8 +128,8 @@ class DividedBroker(Broker):
         for fill in matched.fills:
             orders = as_they_stand(orders, self._share(fill, matched, shared, sequence))
         if matched.fills:
-            ended = {one.order_id for one in matched.orders if one.reduce_only}
-            is_taken = any(fill.order_id in ended for fill in matched.fills)
+            closing = {one.order_id for one in matched.orders if one.reduce_only}
+            is_taken = any(fill.order_id in closing for fill in matched.fills)
             self._agree(instrument, is_taken=is_taken)
         is_changed = bool(orders)
         protected: list[Fill] = []

@@ -4,7 +4,7 @@ A sub-account is a ledger of parts: parts of the account's fills, parts of its f
 strategy has crossed with the others. Its protective orders are orders of the account, for its part
 of the position; all else that is ordered is the account's net order.
 
-The rules are docs/one_account.md, Y9 to Y17.
+The rules are docs/one_account.md, J12 to J20.
 """
 
 from __future__ import annotations

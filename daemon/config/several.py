@@ -1,6 +1,6 @@
 """The section [strategies]: several strategies on one account, each with a share of its equity.
 
-The rules are docs/one_account.md, Y1 to Y8.
+The rules are docs/one_account.md, J1 to J7.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from tracepaper.daemon.config.sections import GateSection, SizingSection, StrategySection
 from tracepaper.daemon.config.values import (
@@ -61,7 +61,7 @@ class StrategiesSection(Section):
     """Several strategies on one account: each a table [strategies.NAME], in place of [strategy]."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, StrategyShare]
+    __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)
 
     reset: Literal["never", "day", "week", "month"] = "never"
     """When each gets its share of the equity anew: never, or at the first close of each day, week
@@ -71,11 +71,6 @@ class StrategiesSection(Section):
     def named(self) -> dict[str, StrategyShare]:
         """The strategies by name, in the order of their names."""
         return dict(sorted((self.__pydantic_extra__ or {}).items()))
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_boolean_numbers(cls, value: object) -> object:
-        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -3,7 +3,7 @@
 Each strategy has its own gates and sizes, and decides on each instrument as if its sub-account were
 the account. What they want together is the decision of the account's own gates and limits.
 
-The rules are docs/one_account.md, Y1 to Y24.
+The rules are docs/one_account.md, J8 to J18.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Guarded(Strategy):
         self.State = inner.State
 
     @property
-    def state(self) -> Any:  # type: ignore[override]  # noqa: ANN401
+    def state(self) -> Any:  # noqa: ANN401
         """The state that the strategy declares."""
         return self.inner.state
 

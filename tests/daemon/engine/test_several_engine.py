@@ -30,6 +30,7 @@ from tracepaper.strategies.types.market import (
     Event,
     Funding,
     Mark,
+    Quote,
 )
 
 MINUTE = 60_000
@@ -156,7 +157,7 @@ def test_where_quotes_fill_they_cross_at_the_mid() -> None:
     count = 0
     for event in walk(5, quotes=True):
         step = engine.step(event, None)
-        if not isinstance(event, Bar) and hasattr(event, "bid"):
+        if isinstance(event, Quote):
             newest = (event.bid + event.ask) // 2
         for _, fill in crossed_in(step):
             assert fill.price == newest
@@ -256,7 +257,7 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
     for at, event in enumerate(events):
         engine.step(event, None)
         held = [part.held(ITEM.id) for part in engine.broker.parts.values()]
-        if at > 20 and min(held) < 0 < max(held) and sum(held):
+        if at > 20 and min(held) < 0 < max(held) and sum(held) != 0:
             break
     now = events[at].market_ms
     engine.step(Command(CommandKind.FLATTEN, "", now, now), None)
