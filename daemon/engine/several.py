@@ -47,6 +47,8 @@ NEVER: Final = "never"
 RESETS: Final = (NEVER, "day", "week", "month")
 """When shares are given anew: at the first close of each of these, in UTC."""
 UNCHANGED: Final = "no strategy changed its target"
+SET_ASIDE: Final = "set aside: "
+"""Begins the reason of a strategy that failed."""
 NO_EQUITY: Final = "its sub-account has no equity left"
 _ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]+")
 _SENTENCE_MOST: Final = 300
@@ -70,7 +72,7 @@ class Member:
         """Set it aside, for good in this run; what it holds is closed by its next decision."""
         if not self.set_aside:
             text = " ".join(_ADDRESS.sub("0x…", why).split())[:_SENTENCE_MOST]
-            self.set_aside = f"set aside: {text}"
+            self.set_aside = f"{SET_ASIDE}{text}"
 
 
 class Guarded(Strategy):

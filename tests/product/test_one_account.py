@@ -16,6 +16,7 @@ from several_strategies import DRAWN, TOLD, check_sums, configured
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import resolved
+from tracepaper.daemon.session.notices import Notices
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -137,6 +138,10 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     expected = essence(whole.steps)
     assert sum(len(step.fills) for step in whole.steps) >= 10
     assert any("set aside" in one.decision.reason for one in whole.steps[-2].strategies)
+    notices = Notices(config.notify, whole.opened.run, on_breach="halt")
+    told = [one for step in whole.steps for one in notices.of_step(step, "") if one.kind == "halt"]
+    assert [one.fields["command"] for one in told] == ["strategy b"]
+    assert told[0].fields["note"].startswith("set aside: Drawn failed in decide")
     starts = [at for at, event in enumerate(given) if at > 11 and not isinstance(event, Funding)]
     if execution is FillModel.QUOTE:  # a start forgets the newest quote
         starts = [at for at in starts if isinstance(given[at], Quote)]
