@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from tracepaper.storage.database.connection import ReadOnly
 from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.strategies.months import interval_end
 from tracepaper.strategies.types.market import Bar, Instrument, Source
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class History(ReadOnly):
         key, _ = self._series(instrument_id, interval_ms)
         for row in self._connection.execute(RANGE, (key, from_ms, until_ms)):
             open_time_ms, open_, high, low, close, volume, turnover = row
-            end = open_time_ms + interval_ms
+            end = interval_end(open_time_ms, interval_ms)
             yield Bar(
                 instrument_id,
                 open_time_ms,
@@ -98,10 +99,11 @@ class History(ReadOnly):
         spans: list[Span] = []
         start = 0
         for open_ms, before, after in rows:
-            if before is None or before + interval_ms != open_ms:
+            end = interval_end(open_ms, interval_ms)
+            if before is None or interval_end(before, interval_ms) != open_ms:
                 start = open_ms
-            if after is None or open_ms + interval_ms != after:
-                spans.append((start, open_ms + interval_ms))
+            if end != after:
+                spans.append((start, end))
         return spans
 
     def gaps(self, instrument_id: str, interval_ms: int) -> list[Span]:

@@ -22,7 +22,7 @@ from collections import deque
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 from statistics import median
 from typing import Final, NamedTuple
 
@@ -32,6 +32,7 @@ import numpy.typing as npt
 from msgspec import Struct
 
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, interval_start
 
 Times = npt.NDArray[np.int64]
@@ -114,9 +115,9 @@ def unpacked(stored: bytes) -> Sessions:
 class Calendar:
     """The session bars of one interval: when each opens and closes, and on which day.
 
-    A day is one bar from the session's open to its close, a week one from its first session's
-    open to its last one's close. Shorter bars start anew in each session and never reach beyond
-    its close, so the first and the last may be shorter than the interval.
+    A day is one bar from the session's open to its close, a week or a month one from its first
+    session's open to its last one's close. Shorter bars start anew in each session and never reach
+    beyond its close, so the first and the last may be shorter than the interval.
     """
 
     def __init__(self, sessions: Sessions, interval_ms: int) -> None:
@@ -138,9 +139,7 @@ class Calendar:
             self.opens = np.maximum(start, opens[part])
             self.closes = np.minimum(start + interval_ms, closes[part])
         else:
-            step = interval_ms // DAY_MS
-            phase = interval_start(0, interval_ms) // DAY_MS  # weeks begin on a Monday
-            group = (days - phase) // step
+            group = groups_of_days(days, interval_ms)
             at = np.flatnonzero(np.diff(group, prepend=group[:1] - 1))
             self.days = days[at]
             self.opens = opens[at]
@@ -200,8 +199,40 @@ class Calendar:
 
 
 def is_whole_days(interval_ms: int) -> bool:
-    """Return whether a bar of *interval_ms* is a day or a week: named by its date, not its open."""
-    return interval_ms in (DAY_MS, WEEK_MS)
+    """Return whether a bar of *interval_ms* is of whole days: named by its date, not its open."""
+    return interval_ms in (DAY_MS, WEEK_MS, MONTH_MS)
+
+
+def groups_of_days(days: Times, interval_ms: int) -> Times:
+    """Return in which day, week (from Monday) or month each of *days*, counted from 1970, lies."""
+    if interval_ms == MONTH_MS:
+        return days.astype("datetime64[D]").astype("datetime64[M]").astype(np.int64)
+    step = interval_ms // DAY_MS
+    phase = interval_start(0, interval_ms) // DAY_MS
+    return (days - phase) // step
+
+
+MONTHS_OF: Final = "UTC"
+"""The name of the sessions by which months are counted where no exchange closes: each day."""
+_DAYS: Final = range(47_847)
+"""From 1970-01-01 to 2100-12-31."""
+
+
+@lru_cache(maxsize=1)
+def month_calendar() -> Calendar:
+    """Return the months of UTC from 1970 to 2100, as the bars of a calendar that never closes."""
+    a_day = DAY_MS // MINUTE_MS
+    sessions = Sessions(
+        name=MONTHS_OF,
+        version="1",
+        anchor=Anchor.CLOCK,
+        a_year=len(_DAYS) / 131,
+        days=tuple(_DAYS),
+        opens=tuple(day * a_day for day in _DAYS),
+        closes=tuple((day + 1) * a_day for day in _DAYS),
+        offsets=(0,) * len(_DAYS),
+    )
+    return Calendar(sessions, MONTH_MS)
 
 
 RATIOS: Final = ((3, 2), (2, 1), (3, 1), (4, 1), (5, 1), (7, 1), (10, 1), (20, 1))

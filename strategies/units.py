@@ -15,6 +15,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.months import MONTH_MS, month_of, month_start
 from tracepaper.strategies.types.market import Instrument
 
 MONEY_DECIMALS: Final = 10
@@ -32,8 +33,9 @@ INTERVALS: Final[dict[str, int]] = {
     **{str(n): n * MINUTE_MS for n in (1, 3, 5, 15, 30, 60, 120, 240, 360, 720)},
     "D": DAY_MS,
     "W": WEEK_MS,
+    "M": MONTH_MS,
 }
-"""Bybit's intervals in milliseconds; ``M`` is missing, for a month has no fixed length."""
+"""Bybit's intervals in milliseconds; that of a month is a name (``strategies/months.py``)."""
 INTERVAL_NAMES: Final = {length_ms: name for name, length_ms in INTERVALS.items()}
 UNITS_MS: Final = {"m": MINUTE_MS, "min": MINUTE_MS, "h": HOUR_MS, "d": DAY_MS, "w": WEEK_MS}
 """Units of an interval as people and files write it: ``5m``, ``4h``, ``1d``."""
@@ -67,7 +69,9 @@ def time_of_day_ms(text: str) -> int:
 
 
 def interval_text(interval_ms: int) -> str:
-    """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``."""
+    """Return *interval_ms* in the largest unit that divides it: ``5m``, ``4h``, ``1d``, ``1M``."""
+    if interval_ms == MONTH_MS:
+        return "1M"
     for unit in ("w", "d", "h", "m"):
         if interval_ms % UNITS_MS[unit] == 0:
             return f"{interval_ms // UNITS_MS[unit]}{unit}"
@@ -86,6 +90,10 @@ def bars_in(text: str, interval_ms: int, *, name: str) -> int:
         raise ConfigInvalid(
             f"{name} = {text!r} is neither a time nor bars; write one such as 30m, 4h, 1d or 30."
         )
+    if interval_ms == MONTH_MS:
+        raise ConfigInvalid(
+            f"{name} = {text!r} is a time, and months have no one length; write bars, such as 3."
+        )
     if length_ms % interval_ms:
         a_bar = interval_text(interval_ms)
         raise ConfigInvalid(
@@ -96,12 +104,17 @@ def bars_in(text: str, interval_ms: int, *, name: str) -> int:
 
 
 def interval_phase(interval_ms: int) -> int:
-    """Return the time of day, or of the week, at which candles of *interval_ms* open, in ms."""
+    """Return the time of day, or of the week, at which candles of *interval_ms* open, in ms.
+
+    Those of a month have none.
+    """
     return _MONDAY_MS if interval_ms % WEEK_MS == 0 else 0
 
 
 def interval_start(time_ms: int, interval_ms: int) -> int:
     """Return the open time of the candle that is open at *time_ms*."""
+    if interval_ms == MONTH_MS:
+        return month_start(month_of(time_ms))
     return time_ms - (time_ms - interval_phase(interval_ms)) % interval_ms
 
 

@@ -80,10 +80,11 @@ class MarketSection(Section):
     symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
     """Symbols of that category, up to 50; BTC/USDT and btcusdt are read as BTCUSDT."""
     interval: Annotated[
-        Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W"],
+        Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M"],
         BeforeValidator(interval_name),
     ] = "1"
-    """Candle interval by Bybit's names; 5m, 1h and 1d are read as 5, 60 and D."""
+    """Candle interval by Bybit's names; 5m, 1h, 1d and 1M are read as 5, 60, D and M. Months (M)
+    are for replays."""
     gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
     """How long to wait (ms) for the other symbols' bars of the same close, so that they are
     predicted and stored together; 0: do not wait."""
@@ -100,7 +101,7 @@ class MarketSection(Section):
 
     @property
     def interval_ms(self) -> int:
-        """The interval in milliseconds."""
+        """The interval in milliseconds; that of a month is a name."""
         return INTERVALS[self.interval]
 
     @field_validator("symbols")

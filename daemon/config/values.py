@@ -47,6 +47,7 @@ from tracepaper.strategies.gates.gate import (
     gate_order,
     gates_left_out,
 )
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.units import (
     INTERVAL_NAMES,
     MINUTE_MS,
@@ -72,7 +73,9 @@ _EXIT_DISTANCE: Final = re.compile(
 )
 PERCENT_MOST: Final = 100_000
 INTERVAL: Final = re.compile(r"(?P<count>\d{0,4}) ?(?P<unit>m|min|h|H|d|D|w|W)")
-"""A count and a unit; a capital M is a month, which the product does not trade."""
+"""A count and a unit; a capital M is a month."""
+MONTHS: Final = frozenset({"M", "1M", "1 M", "mo", "1mo", "month", "1month"})
+"""How people write the interval of a month."""
 
 
 def plain(value: Decimal) -> str:
@@ -147,6 +150,8 @@ def symbol_names(value: object) -> object:
 def interval_name(value: object) -> object:
     """Return the exchange's name of an interval: ``5m``, ``1h`` and ``1d`` are 5, 60 and D."""
     text = str(value).strip()
+    if text in MONTHS:
+        return INTERVAL_NAMES[MONTH_MS]
     match = INTERVAL.fullmatch(text)
     if match is None:
         return text

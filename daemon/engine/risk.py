@@ -23,6 +23,7 @@ from tracepaper.strategies.gates.declared import (
     risk_losing_streak,
 )
 from tracepaper.strategies.gates.gate import GateInputs
+from tracepaper.strategies.months import intervals_between
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -150,7 +151,7 @@ class RiskWatch:
         stopped_ms = self.state.stopped_ms.get(instrument)
         if stopped_ms is None or seen.reduces:
             return self._cooldown
-        return min((market_ms - stopped_ms) // interval_ms, self._cooldown)
+        return min(intervals_between(stopped_ms, market_ms, interval_ms), self._cooldown)
 
     # ------------------------------------------------------------ what is counted
 

@@ -54,7 +54,7 @@ from tracepaper.daemon.session.resume import (
 from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
 from tracepaper.daemon.session.run_row import (
     preflight_engine,
-    refuse_shares,
+    refuse_replayed,
     refuse_size,
     usage_errors,
 )
@@ -135,7 +135,7 @@ class Daemon:
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
-        refuse_shares(self._config)
+        refuse_replayed(self._config)
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:

@@ -52,10 +52,11 @@ from tracepaper.strategies.errors import (
     DataInvalid,
     StrategyFailed,
 )
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Sessions, unpacked
 from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import Category, Instrument, ModelChange, RunKind
-from tracepaper.strategies.units import MONEY_DECIMALS, Notional, scaled, unscaled
+from tracepaper.strategies.units import INTERVAL_NAMES, MONEY_DECIMALS, Notional, scaled, unscaled
 
 OF_THE_PLACE: Final = (
     "code_version",
@@ -295,8 +296,13 @@ def refuse_class_that_exits(config: Config) -> None:
             )
 
 
-def refuse_shares(config: Config) -> None:
-    """Refuse shares in a live run: they come from candle files alone."""
+def refuse_replayed(config: Config) -> None:
+    """Refuse in a live run what comes from candle files alone: shares, and bars of months."""
+    if config.market.interval_ms == MONTH_MS:
+        raise ConfigInvalid(
+            'market.interval = "M" is for replays, since a daemon of months decides once a month; '
+            "set another interval, or replay candles by `tracepaper replay --data FILE`."
+        )
     if config.market.asset == STOCK:
         raise ConfigInvalid(
             'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
@@ -340,6 +346,11 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     config = resolved(config, execution)
     instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
     strategies = make_strategies(config, forecaster)
+    if any(INTERVAL_NAMES[MONTH_MS] in strategy.frames for strategy in strategies.values()):
+        raise ConfigInvalid(
+            f'{config.strategy.name}.frames name "M", which a replay alone makes of its candles; '
+            "leave it out, or replay candles by `tracepaper replay --data FILE`."
+        )
     build_engine(
         config,
         instruments,

@@ -9,7 +9,7 @@ The rules are docs/orderbook.md, D25 to D27.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ import numpy as np
 from msgspec import Struct
 
 from tracepaper.daemon.bybit.messages import decode_book
+from tracepaper.daemon.bybit.order_book import SILENT_MS
 from tracepaper.daemon.bybit.wire import Book, Received, RefusedFrame, Trades, Wire
 from tracepaper.replay.archive.members import (
     EVENTS_MARK,
@@ -30,7 +31,8 @@ from tracepaper.replay.archive.members import (
 )
 from tracepaper.replay.archive.order_book import DepthGap
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, MessageMalformed
-from tracepaper.strategies.types.market import Instrument
+from tracepaper.strategies.order_book import LEVELS_MAX
+from tracepaper.strategies.types.market import Depth, Instrument
 from tracepaper.strategies.units import MINUTE_MS, iso
 
 FORMAT: Final = "tracepaper events"
@@ -40,6 +42,8 @@ BLOCK_MS: Final = 10_000
 """A block is written when its lines reach so many bytes or so long: what a kill can cost."""
 FRAME: Final = "recv"
 GAP: Final = "gap"
+NOT_RECORDED: Final = "outside"
+"""Before the first frame of a recording, or after its last."""
 
 
 class EventsHeader(Struct, frozen=True, kw_only=True):
@@ -129,14 +133,58 @@ class EventsFile(MemberFile):
                 reader.forget()
                 yield line, None
                 continue
-            read = reader.read(line.data.encode())
-            if reader.cause or not isinstance(read, Book | Trades):
-                raise DataInvalid(
-                    f"{self.path} holds a frame received {iso(line.received_ms)} that no recorder "
-                    f"keeps: {reader.said or 'it is of no topic of the file.'} Restore the file "
-                    "from a copy."
-                )
-            yield line, read
+            yield line, self._read(reader, line)
+
+    def _read(self, reader: _Reader, line: Line) -> Book | Trades:
+        read = reader.read(line.data.encode())
+        if reader.cause or not isinstance(read, Book | Trades):
+            raise DataInvalid(
+                f"{self.path} holds a frame received {iso(line.received_ms)} that no recorder "
+                f"keeps: {reader.said or 'it is of no topic of the file.'} Restore the file "
+                "from a copy."
+            )
+        return read
+
+    def standing(self, times: Iterable[int]) -> Iterator[Depth | str]:
+        """Yield the book that stood at each of *times*, or why none is known.
+
+        *times* are UTC milliseconds by the exchange's dates, none before the one ahead of it. A
+        book stands from its newest frame until the next, and ``SILENT_MS`` at most. Why is
+        ``NOT_RECORDED``, the cause of a gap, ``silent``, or ``empty`` where a side has no level.
+        Raises ``DataInvalid`` for a frame of the book that a recorder would have refused.
+        """
+        topic, waiting, found = self.header.topics[0], deque(times), list[Depth | str]()
+        heard_ms, cause = 0, NOT_RECORDED
+
+        def answer(until_ms: int) -> bool:
+            """Answer what was asked of before *until_ms*, the date of the frame at hand."""
+            nonlocal heard_ms
+            while waiting and waiting[0] < until_ms:
+                at_ms = waiting.popleft()
+                silent = "silent" if at_ms - heard_ms > SILENT_MS else ""
+                book = None if cause or silent else reader.depth(topic, at_ms)
+                found.append(book or cause or silent or "empty")
+            heard_ms = until_ms
+            return True
+
+        reader = _Reader(self.header.instrument, self.header.topics, answer)
+        for line in self.lines():
+            if line.t == GAP:
+                if cause != NOT_RECORDED:
+                    answer(heard_ms + 1)
+                    cause = line.cause
+                reader.forget()
+            elif topic in line.data:
+                self._read(reader, line)
+                cause = ""
+            yield from found
+            found.clear()
+            if not waiting:
+                return
+        if not cause:
+            answer(heard_ms + 1)
+        yield from found
+        yield from (NOT_RECORDED for _ in waiting)
 
 
 class _Reader:
@@ -188,6 +236,10 @@ class _Reader:
         ):
             self.cause, self.said = "sequence", "It does not follow the frame before it."
         return None if isinstance(received, RefusedFrame) else received
+
+    def depth(self, topic: str, seen_ms: int) -> Depth | None:
+        """Return the whole book of *topic*; None while a side is empty."""
+        return self._wire.depth(topic, LEVELS_MAX, seen_ms)
 
     def pop_stale_topics(self) -> set[str]:
         """Return the topics that need a snapshot, each once."""

@@ -19,10 +19,12 @@ from tracepaper.replay.archive.columns import (
     parse,
 )
 from tracepaper.replay.archive.layouts import MEANINGS, TIME, RawTable
+from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.sessions import Calendar
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.sessions import Calendar, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
-from tracepaper.strategies.units import WEEK_MS, interval_phase, iso
+from tracepaper.strategies.units import WEEK_MS, interval_phase, interval_text, iso
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 """Columns that every source has; some lack the turnover."""
@@ -195,6 +197,7 @@ def candles_of(bars: Sequence[Bar], instrument: Instrument, *, path: str) -> Can
         category=instrument.category,
         symbol=instrument.symbol,
         interval_ms=bars[0].interval_ms,
+        calendar=month_calendar() if bars[0].interval_ms == MONTH_MS else None,
         price_decimals=instrument.price_decimals,
         volume_decimals=instrument.volume_decimals,
         turnover_decimals=instrument.turnover_decimals,
@@ -290,25 +293,27 @@ def _refuse_contradiction(first: Candles, second: Candles) -> None:
 def resample(candles: Candles, interval_ms: int) -> Candles:
     """Return *candles* aggregated to *interval_ms*, a multiple of their own interval.
 
-    Days begin at 00:00 UTC, weeks on Monday; with a calendar every interval consists of its session
-    bars. A coarse candle that lacks a part, at either end or by a hole, is dropped and named in the
-    notes. Volume and turnover are exact sums.
+    Days begin at 00:00 UTC, weeks on Monday, months on their first day; with a calendar every
+    interval consists of its session bars. Months are made of days, or of what days are made of. A
+    coarse candle that lacks a part, at either end or by a hole, is dropped and named in the notes.
+    Volume and turnover are exact sums.
 
     Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
     coarse candle is left or 64 bits do not hold a sum.
     """
     if interval_ms == candles.interval_ms:
         return candles
-    if interval_ms < candles.interval_ms or interval_ms % candles.interval_ms:
+    if not is_made_of(interval_ms, candles.interval_ms):
         raise ConfigInvalid(
-            f"{candles.path} has candles of {candles.interval_ms // 1000} s, which cannot make "
-            f"candles of {interval_ms // 1000} s: choose a multiple."
+            f"{candles.path} has candles of {interval_text(candles.interval_ms)}, which cannot "
+            f"make candles of {interval_text(interval_ms)}: choose a multiple."
         )
     first, starts, is_whole, calendar = _coarse_grid(candles, interval_ms)
     whole = np.flatnonzero(is_whole)
     if not whole.size:
         raise DataInvalid(
-            f"{candles.path} covers no whole candle of {interval_ms // 1000} s: give more data."
+            f"{candles.path} covers no whole candle of {interval_text(interval_ms)}: give more "
+            "data."
         )
     last = np.append(first[1:], len(candles)) - 1
     dropped = [iso(start) for start in starts[~is_whole].tolist()]
@@ -342,6 +347,14 @@ def _coarse_grid(
 
     The fourth value is the calendar at the coarse interval, where *candles* have one.
     """
+    if candles.calendar is None and interval_ms == MONTH_MS:
+        months = month_calendar()
+        buckets = months.places(candles.open_time_ms)
+        first = _bucket_starts(buckets)
+        counts = np.diff(np.append(first, len(candles)))
+        opens = months.opens[buckets[first]]
+        parts = (months.closes[buckets[first]] - opens) // candles.interval_ms
+        return first, opens, counts == parts, months
     if candles.calendar is None:
         phase = interval_phase(interval_ms)
         buckets = (candles.open_time_ms - phase) // interval_ms

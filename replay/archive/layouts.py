@@ -23,6 +23,7 @@ from tracepaper.replay.archive.columns import (
     parse,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import UNITS_MS
 
@@ -39,6 +40,8 @@ ONE_WORD: Final = re.compile(
     r"(?=$|[^A-Za-z]|_)"
 )
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
+MONTHLY: Final = re.compile(r"(?:^|[-_ .])1(M|mo)(?=$|[-_ .])")
+"""As Binance and others name months; ``1m`` is a minute."""
 VENUE_ENDING: Final = re.compile(r"(\.[A-Z]{1,2}|=[A-Z])$")
 """``AAPL.US`` and ``EURUSD=X``: the venue's mark behind a symbol."""
 LINEAR_WORDS: Final = frozenset({"linear", "um", "futures", "swap", "perp", "perpetual", "usdm"})
@@ -103,6 +106,8 @@ def category_of(path: Path) -> Category:
 
 def interval_of(name: str) -> int | None:
     """Return the interval in milliseconds that *name* holds (``_5m_``), or None."""
+    if MONTHLY.search(name):
+        return MONTH_MS
     if found := INTERVAL.search(name):
         return int(found[1]) * UNITS_MS[found[2].lower()]
     return None

@@ -45,8 +45,10 @@ from tracepaper.replay.archive.layouts import (
 )
 from tracepaper.replay.archive.sessions import SessionsFor, common_sessions, counted_by, in_sessions
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import DAY_MS, iso
 
 PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
@@ -147,6 +149,8 @@ def _candles(
     stated = interval_ms or interval_of(table.path.name)
     # Bars of sessions do not all have one length: what a file says of them is believed first.
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
+    if are_months(rows, step):
+        step = MONTH_MS
     if sessions_for is None:
         rows = on_grid(rows, step, notes.append, strict=strict)
     candles = Candles(
@@ -165,6 +169,7 @@ def _candles(
         volume=rows.volume.mantissa,
         turnover=rows.turnover.mantissa if rows.turnover else None,
         notes=tuple(notes),
+        calendar=month_calendar() if step == MONTH_MS else None,
     )
     return candles if sessions_for is None else in_sessions(candles, sessions_for)
 
@@ -382,6 +387,22 @@ def interval_between(rows: Rows, stated: int | None) -> int:
     return stated
 
 
+def are_months(rows: Rows, step: int) -> bool:
+    """Return whether *rows*, most of them *step* apart, are of months: no two of one month.
+
+    Where a hole of months is as common as what follows without one, the shortest step decides.
+    """
+    months = rows.times.astype("datetime64[ms]").astype("datetime64[M]").astype(np.int64)
+    if step == MONTH_MS and rows.times.size == 1:
+        return True
+    shortest = int(np.diff(rows.times).min(initial=step))
+    return (
+        shortest >= MONTH_LEAST_MS
+        and bool((np.diff(months) > 0).all())
+        and (shortest <= MONTH_MOST_MS)
+    )
+
+
 def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
     """Return the rows whose open time lies on the file's grid.
 
@@ -389,13 +410,18 @@ def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
     neighbours and has no place among them: it is dropped, said, and leaves a hole. Raises
     where there are so many that the interval is in doubt, or with *strict* at the first.
     """
-    phases = rows.times % interval_ms
-    values, counts = np.unique(phases, return_counts=True)
-    off = np.flatnonzero(phases != values[np.argmax(counts)])
+    if interval_ms == MONTH_MS:
+        calendar = month_calendar()
+        off = np.flatnonzero(calendar.opens[calendar.places(rows.times)] != rows.times)
+    else:
+        phases = rows.times % interval_ms
+        values, counts = np.unique(phases, return_counts=True)
+        off = np.flatnonzero(phases != values[np.argmax(counts)])
     if not off.size:
         return rows
     row = int(off[0])
-    what = f"opens at {iso(int(rows.times[row]))}, off the file's grid of {interval_ms // 1000} s"
+    grid = "months (UTC)" if interval_ms == MONTH_MS else f"{interval_ms // 1000} s"
+    what = f"opens at {iso(int(rows.times[row]))}, off the file's grid of {grid}"
     if strict:
         raise DataInvalid(f"{rows.table.place(row)}: {what}; correct or remove the row.")
     if off.size > OFF_GRID_SHARE_MAX * rows.times.size:
@@ -407,6 +433,9 @@ def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
     return rows.select(np.delete(np.arange(rows.times.size), off))
 
 
+MONTH_LEAST_MS: Final = 26 * DAY_MS
+MONTH_MOST_MS: Final = 35 * DAY_MS
+"""How far apart two candles of months are, dated by their first session where they have any."""
 NAME: Final = Path("the frame")
 """What stands for the file in messages."""
 

@@ -26,9 +26,9 @@ from tracepaper.replay.archive.layouts import (
 )
 from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.sessions import Calendar, SplitWatch, SuspectedSplit
+from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, MONEY_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,9 @@ def quality(candles: Candles) -> Quality:
     same = candles.open[1:] == candles.close[:-1]
     joined = int(np.count_nonzero(consecutive))
     gaps = tuple(candles.gaps)
+    calendar = candles.calendar
+    if calendar is not None and calendar.sessions.name == MONTHS_OF:
+        calendar = None  # months are whole, and nobody closes
     return Quality(
         path=candles.path,
         instrument=candles.instrument,
@@ -82,14 +85,17 @@ def quality(candles: Candles) -> Quality:
         flat=int(np.count_nonzero(candles.high == candles.low)),
         notes=candles.notes,
         splits=split_sentences(candles),
-        calendar=None if candles.calendar is None else candles.calendar.sessions.name,
-        sessions=None if candles.calendar is None else _sessions(candles, candles.calendar),
+        calendar=None if calendar is None else calendar.sessions.name,
+        sessions=None if calendar is None else _sessions(candles, calendar),
     )
 
 
 def _sessions(candles: Candles, calendar: Calendar) -> int:
     first, last = calendar.places(candles.open_time_ms[[0, -1]]).tolist()
-    return int(np.unique(calendar.days[first : last + 1]).size)
+    sessions = calendar.sessions
+    opens, closes = (np.array(part) * MINUTE_MS for part in (sessions.opens, sessions.closes))
+    inside = (opens >= calendar.opens[first]) & (closes <= calendar.closes[last])
+    return int(np.unique(np.array(sessions.days)[inside]).size)
 
 
 def suspected_splits(candles: Candles) -> list[SuspectedSplit]:

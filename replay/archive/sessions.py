@@ -21,8 +21,14 @@ from tracepaper.replay.archive.candles import Candles, slice_candles
 from tracepaper.replay.archive.columns import ZONELESS, IntArray
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
-from tracepaper.strategies.sessions import Anchor, Calendar, Sessions, is_whole_days
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, interval_start, iso
+from tracepaper.strategies.sessions import (
+    Anchor,
+    Calendar,
+    Sessions,
+    groups_of_days,
+    is_whole_days,
+)
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS, iso
 
 SessionsFor = Callable[[int, int], Sessions]
 """Returns the sessions of the whole years that two UTC times, in milliseconds, lie in."""
@@ -123,8 +129,9 @@ def sessions_of_years(name: str, first: int, last: int) -> Sessions:
 def in_sessions(candles: Candles, sessions_for: SessionsFor) -> Candles:
     """Return *candles*, each at the open of its session bar; others are dropped, and it is said.
 
-    A day or a week is found by its date; a shorter bar must open where a bar of the session does.
-    Times that were text without a zone are the exchange's own where more bars fit so than as UTC.
+    A day, a week or a month is found by its date; a shorter bar must open where a bar of the
+    session does. Times that were text without a zone are the exchange's own where more bars fit so
+    than as UTC.
 
     Raises ``DataInvalid`` where no bar fits, or two fit the same one.
     """
@@ -197,7 +204,7 @@ def _from_local(times: IntArray, sessions: Sessions) -> IntArray:
 
 
 def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
-    """Return which bar of *calendar*, of days or weeks, each of *times* is of; -1 for none.
+    """Return which bar of *calendar*, of days, weeks or months, each of *times* is of; -1 for none.
 
     A time at which a bar opens is that bar's. Else it names a date: in UTC where every time is a
     midnight there, else on the exchange's clock.
@@ -210,10 +217,8 @@ def _by_date(times: IntArray, calendar: Calendar) -> IntArray:
         # The next session's offset: a day's midnight comes before its open.
         near = np.searchsorted(opens, times).clip(max=opens.size - 1)
         days = (times + np.array(sessions.offsets)[near] * MINUTE_MS) // DAY_MS
-    step = calendar.interval_ms // DAY_MS
-    phase = interval_start(0, calendar.interval_ms) // DAY_MS
-    known = (calendar.days - phase) // step
-    wanted = (days - phase) // step
+    known = groups_of_days(calendar.days, calendar.interval_ms)
+    wanted = groups_of_days(days, calendar.interval_ms)
     places = np.searchsorted(known, wanted).clip(max=known.size - 1)
     places = np.where(known[places] == wanted, places, -1)
     return np.where(calendar.opens[at_open] == times, at_open, places)

@@ -403,7 +403,7 @@ def _frame_tracks(
         inside = (part.open_time_ms >= from_ms) & (part.open_time_ms < begun_ms)
         if inside.any():
             cut = slice_candles(part, np.flatnonzero(inside))
-            tracks.append(_Track(cut.open_time_ms + length_ms, partial(_frame_bars, cut)))
+            tracks.append(_Track(cut.closes_ms, partial(_frame_bars, cut)))
     return tracks
 
 

@@ -26,7 +26,7 @@ from tracepaper.daemon.config.loading import COMMAND_LINE, Given, Sections, With
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.corporate_actions import read_actions
+from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.feed import refuse_elsewhere
@@ -68,7 +68,7 @@ class Request:
     to_text: str | None = None
     resume: str | None = None
     funding: tuple[Path | FundingRates, ...] = ()
-    actions: tuple[Path, ...] = ()
+    actions: tuple[Path | ActionRow, ...] = ()
     frames: tuple[str | Candles, ...] = ()
     depth: tuple[Path | DepthSource, ...] = ()
     mode: str = "scan"
@@ -230,7 +230,8 @@ def _run(
         read_funding(item, symbol=request.symbol) if isinstance(item, Path) else item
         for item in request.funding
     ]
-    actions = read_actions(*request.actions)
+    actions = [item for item in request.actions if isinstance(item, ActionRow)]
+    actions += read_actions(*(item for item in request.actions if isinstance(item, Path)))
     frames = [
         read_candles(item, symbol=request.symbol, category=request.category)
         if isinstance(item, str)

@@ -44,7 +44,6 @@ from tracepaper.replay.checks.isolation import (
 from tracepaper.replay.checks.perturbations import (
     HASH_SEEDS,
     PRICE_FACTOR,
-    WEEKS_LATER,
     DerivedStep,
     Files,
     FutureProbe,
@@ -57,6 +56,7 @@ from tracepaper.replay.checks.perturbations import (
     moved_by,
     replaced_covariates,
     source_of,
+    weeks_later,
 )
 from tracepaper.replay.checks.recursive import difference_of, same_judgement, same_signal
 from tracepaper.strategies.api.context import Signal
@@ -136,6 +136,7 @@ class _Check:
         self._files = self._replayed = files  # of these the candles that the time sufficed for
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
         self._mode = "step" if config.model.own_class else mode
+        self._weeks = weeks_later(config.market.interval_ms)
         self._limits, self._report = limits, report
         self._clock = SystemClock()
         self._until_s = self._clock.network_s() + limits.seconds
@@ -168,7 +169,7 @@ class _Check:
                 "jumping clocks": self._jumping,
                 "each instrument alone": self._alone,
                 "corrupted and cut futures": self._futures,
-                f"the series {WEEKS_LATER} weeks later": self._later,
+                f"the series {self._weeks} weeks later": self._later,
                 f"prices times {PRICE_FACTOR}": self._dearer,
             }
             for name, part in parts.items():
@@ -419,7 +420,7 @@ class _Check:
 
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
-        with replaced_covariates(self._config, moved_by(WEEKS_LATER * WEEK_MS)) as config:
+        with replaced_covariates(self._config, moved_by(self._weeks * WEEK_MS)) as config:
             self._compare_moved(later(self._replayed), "on the date", same_judgement, config)
 
     def _dearer(self) -> None:

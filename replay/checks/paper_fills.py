@@ -11,15 +11,16 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from decimal import Decimal
+from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor, TrueRange
-from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.candles import bars_of
+from tracepaper.replay.archive import Candles, read_candles
+from tracepaper.replay.archive.candles import bars_of, merge_candles
 from tracepaper.replay.archive.executions import Execution
-from tracepaper.replay.archive.order_book import RecordedDepth
+from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, Order, OrderStatus
@@ -223,3 +224,21 @@ def cost_bp(order: TakenOrder, fill: Fill, decimals: int) -> float:
     )
     worse = order.price - paper if order.side is Side.BUY else paper - order.price
     return float(worse / reference * 10_000)
+
+
+def paper_by(candles: Sequence[str] | None, depth: Sequence[Path] | None, model: str) -> PaperFills:
+    """Return paper's fills by candles or by order books, whichever were given.
+
+    Raises ``ConfigInvalid`` where neither or both are, or *model* cannot use them.
+    """
+    if bool(candles) == bool(depth):
+        raise ConfigInvalid(
+            "Give --candles FILE (paper fills at the next open) or --depth FILE (at a quote)."
+        )
+    if candles:
+        if model == "quote":
+            raise ConfigInvalid("execution.model is quote, which candles lack; give --depth FILE.")
+        return OpenFills(merge_candles([read_candles(path) for path in candles]))
+    if model == "next_open":
+        raise ConfigInvalid("execution.model is next_open, which needs candles; give --candles.")
+    return BookFills([read_depth(path) for path in depth or ()])

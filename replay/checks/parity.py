@@ -438,11 +438,16 @@ def check_span(
 
 
 def last_day(reader: Reader, run_id: str) -> int | None:
-    """Return when the last UTC day began that *run_id* has gone through; None where it has none."""
+    """Return when the last UTC day began that *run_id* has gone through; None where it has none.
+
+    Of bars that are longer than a day it is the one in which the last of them opened.
+    """
     run = reader.run(run_id)
     decided = reader.decided_within(reader.stored_run(run_id).run_key, None, None)
     if decided is None:
         return None
+    if run.interval_ms > DAY_MS:
+        return decided[1] // DAY_MS * DAY_MS
     from_ms = (decided[1] + run.interval_ms) // DAY_MS * DAY_MS - DAY_MS
     return None if from_ms + DAY_MS <= decided[0] else from_ms
 

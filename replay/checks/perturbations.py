@@ -30,14 +30,15 @@ from tracepaper.replay.archive.order_book import RecordedDepth
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.api.timeframes import Row
+from tracepaper.strategies.api.timeframes import Row, grid_of
 from tracepaper.strategies.covariates import ALL_SYMBOLS, CovariateRows, rows_of
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import Prediction, Step
 from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS, interval_phase
+from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS
 
 _NONSENSE: Final = -40.0
 """Later numbers are multiplied by it, and stand so much lower."""
@@ -255,23 +256,31 @@ def later_taken(recorded: RecordedDepth, close_ms: int, *, cut: bool) -> Recorde
 
 WEEKS_LATER: Final = 64
 """A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
+MONTHS_LATER: Final = 1_461
+"""Weeks of 28 years, after which every month begins on its date and lasts as long again."""
 
 PRICE_FACTOR: Final = 10
 _PRICES: Final = ("open", "high", "low", "close")
 
 
+def weeks_later(interval_ms: int) -> int:
+    """Return by how many weeks candles of *interval_ms* can be moved and stay what they are."""
+    return MONTHS_LATER if interval_ms == MONTH_MS else WEEKS_LATER
+
+
 def later(files: Files) -> Files:
     """Return *files* so many weeks later."""
-    later_ms = WEEKS_LATER * WEEK_MS
+    weeks = weeks_later(files.candles[0].interval_ms)
+    later_ms = weeks * WEEK_MS
 
     def moved(books: Books) -> Books:
         seen_ms, market_ms = books.seen_ms + later_ms, books.market_ms + later_ms
         return replace(books, seen_ms=seen_ms, market_ms=market_ms)
 
     moved_actions = [
-        one._replace(ex_date=one.ex_date + timedelta(weeks=WEEKS_LATER)) for one in files.actions
+        one._replace(ex_date=one.ex_date + timedelta(weeks=weeks)) for one in files.actions
     ]
-    changed = _changed(files, lambda part: part.later(WEEKS_LATER), moved)
+    changed = _changed(files, lambda part: part.later(weeks), moved)
     return changed._replace(actions=moved_actions)
 
 
@@ -366,9 +375,9 @@ class _ClosedFrames:
                 self._calendars[length_ms] = Calendar(calendar.sessions, length_ms)
             grid = self._calendars[length_ms]
             return grid.place(open_ms), int(grid.closes[grid.place(open_ms)])
-        phase_ms = interval_phase(length_ms)
-        place = (open_ms - phase_ms) // length_ms
-        return place, (place + 1) * length_ms + phase_ms
+        every = grid_of(length_ms, self._candles.interval_ms, None)
+        place = every.place(open_ms)
+        return place, every.span(place)[1]
 
     def _whole(self, length_ms: int) -> list[Row]:
         first_ms = int(self._candles.open_time_ms[0])

@@ -28,7 +28,7 @@ from tracepaper.replay.checks.paper_fills import (
     cost_bp,
     orders_of,
 )
-from tracepaper.replay.document.values import Table, of_row
+from tracepaper.replay.document.values import Paragraph, Part, Table, of_row
 from tracepaper.replay.learning.statistics import bootstrapped, compared, daily_sums, mean
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE, day_text, duration, iso
@@ -123,7 +123,7 @@ class _Sample:
 
     def __init__(self, orders: Sequence[TakenOrder], paper: PaperFills) -> None:
         self.orders = orders
-        self.days = np.array([order.time_ms // DAY_MS for order in orders], dtype=np.int64)
+        self.days = days_of(orders)
         self.paper = paper
 
     def costs(self, costs: ExecutionCosts, latency_ms: int) -> Array:
@@ -167,7 +167,7 @@ def calibrate(
         found.sentences.append("No order could be compared, so nothing is proposed.")
         return found
     sample = _Sample(orders, paper)
-    found.tables = _tables(sample, sample.costs(costs, latency_ms))
+    found.tables = tables_of(orders, sample.costs(costs, latency_ms))
     if isinstance(paper, OpenFills):
         age = duration(float(np.median([paper.age_ms(order) for order in orders])))
         found.notes.append(f"the median order was sent {age} after the open that it is held to")
@@ -182,11 +182,20 @@ def calibrate(
     return found
 
 
-def _tables(sample: _Sample, costs: Array) -> list[Table]:
-    """Return the bias of all, by symbol, by third of notional, and by hour of day."""
-    symbols = np.array([order.symbol for order in sample.orders])
-    notional = np.array([float(order.price * order.quantity) for order in sample.orders])
-    hours = np.array([order.time_ms % DAY_MS // HOUR_MS for order in sample.orders])
+def days_of(orders: Sequence[TakenOrder]) -> NDArray[np.int64]:
+    """Return the UTC day of each order, counted from 1970: int64 [order]."""
+    return np.array([order.time_ms // DAY_MS for order in orders], dtype=np.int64)
+
+
+def tables_of(orders: Sequence[TakenOrder], costs: Array) -> list[Table]:
+    """Return the bias of all, by symbol, by third of notional, and by hour of day.
+
+    *costs* [order] are in basis points.
+    """
+    days = days_of(orders)
+    symbols = np.array([order.symbol for order in orders])
+    notional = np.array([float(order.price * order.quantity) for order in orders])
+    hours = np.array([order.time_ms % DAY_MS // HOUR_MS for order in orders])
     edges = np.quantile(notional, [1 / 3, 2 / 3])
     third = np.searchsorted(edges, notional)
     texts = [
@@ -213,7 +222,7 @@ def _tables(sample: _Sample, costs: Array) -> list[Table]:
                 of_row("bias_bp", "bias bp", "gain"),
                 of_row("std_bp", "std bp", "money"),
             ),
-            tuple(_row(name, costs[mine], sample.days[mine]) for name, mine in rows if mine.any()),
+            tuple(_row(name, costs[mine], days[mine]) for name, mine in rows if mine.any()),
             whole=True,
         )
         for key, (title, rows) in parts.items()
@@ -426,6 +435,19 @@ def held_out_sentence(found: SlippageFindings) -> str:
         f"{day_text(held.from_ms)}. Mean bias {held.before.sentence()} by the present settings"
     )
     return f"{said}." if held.after is None else f"{said}, {held.after.sentence()} by the proposed."
+
+
+def parts_of(found: SlippageFindings, what: str) -> list[Part]:
+    """Return the findings as paragraphs and tables; *what* says how much was compared."""
+    parts: list[Part] = [
+        Paragraph(what),
+        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
+        *(Paragraph(f"To know: {note}.") for note in found.notes),
+        *found.tables,
+    ]
+    if found.settings:
+        parts += [settings_table(found), Paragraph(held_out_sentence(found))]
+    return [*parts, *map(Paragraph, found.sentences)]
 
 
 def as_document(found: SlippageFindings) -> dict[str, object]:

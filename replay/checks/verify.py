@@ -60,7 +60,9 @@ from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.gates.gate import GATES, HEAD_MEASURES, GateKind
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.order_book import books_in
+from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
@@ -364,20 +366,21 @@ def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
 def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded: Recorded) -> None:
     """Check the run's own row against its configuration, its model and its first start."""
     run, config = stored.run, recorded.config
-    model = recorded.forecaster
+    model, market = recorded.forecaster, config.market
+    counted_by = market.calendar or (MONTHS_OF if market.interval_ms == MONTH_MS else None)
     due: dict[str, object] = {
         "config": config.canonical_json(run.config),
         "config_sha256": config.sha256(run.config),
         "strategy": strategy_name(config),
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
-        "calendar": config.market.calendar,
+        "calendar": counted_by,
         "sees_account": recorded.engine.sees_account,
     }
     if recorded.beginning is None or model is None:  # else another may answer there
         due["model_id"] = "" if model is None else model.model_id
         due["model_sha256"] = "" if model is None else model.model_sha256
-    if config.market.calendar is None:
+    if counted_by is None:
         due |= {"calendar_version": None, "calendar_sha256": None}
     for name, _, value in of_start(run, model):
         due[name] = value

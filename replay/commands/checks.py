@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive import Candles
     from tracepaper.replay.archive.order_book import RecordedDepth
     from tracepaper.replay.checks.compare import LookaheadFinding
-    from tracepaper.replay.checks.paper_fills import PaperFills
     from tracepaper.replay.checks.parity import FundingCheck, Parity
+    from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
     from tracepaper.replay.learning.evaluation.retraining import RefitCheck
     from tracepaper.storage.database.chunks import Located
@@ -210,6 +210,14 @@ def parity(
             metavar="DATE", help="Replay this UTC day, such as 2025-05-26; by default the last."
         ),
     ] = None,
+    books: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--books",
+            metavar="FILE",
+            help="Hold its fills to order books recorded by `data record`; repeat.",
+        ),
+    ] = None,
     service: Annotated[
         bool,
         typer.Option(
@@ -222,8 +230,13 @@ def parity(
     """Compare two runs, or a day of one with its replay; exit 1 with the first difference if any.
 
     With one RUN its last full UTC day is replayed from its record, as the daemon does each day; a
-    run without a full day as far as it went.
+    run without a full day as far as it went. --books says how optimistic paper's fills were.
     """
+    if books:
+        if second is not None or day is not None or service:
+            raise ConfigInvalid("--books is of one run; name one RUN, without --day or --service.")
+        _beside_books(located(first, None if "#" in first else database_path(db)), books, json)
+        return
     if service:
         from tracepaper.daemon.session.supervisor import stay_behind
 
@@ -247,6 +260,20 @@ def parity(
         _say(found)
     if not found.holds:
         raise typer.Exit(1)
+
+
+def _beside_books(place: Located, books: Sequence[Path], json: bool) -> None:  # noqa: FBT001 - an option
+    """Say what the market orders of a run would have cost at recorded books."""
+    from tracepaper.replay.checks.book_costs import compare_with_books
+    from tracepaper.storage.database.reader import Reader
+
+    with Reader.open(place.path) as reader:
+        found = compare_with_books(reader, place.run_id, books)
+    _show_costs(
+        found,
+        f"Market orders beside recorded books: {found.orders:,}. Fills of the run: {found.rows:,}.",
+        json,
+    )
 
 
 def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
@@ -540,48 +567,29 @@ def calibrate(
     """Compare your real fills with what paper would have had; propose slippage and latency."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.session.build import costs_for
-    from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.archive.executions import read_executions
     from tracepaper.replay.checks import slippage
-    from tracepaper.replay.document.terminal import show
-    from tracepaper.replay.document.values import Paragraph, Part
+    from tracepaper.replay.checks.paper_fills import paper_by
 
     execution = (given := load(with_settings(config, settings))).execution
-    paper = _paper(candles, depth, execution.model)
+    paper = paper_by(candles, depth, execution.model)
     found = slippage.calibrate(
         read_executions(fills), paper, costs_for(given), execution.latency_ms
     )
+    _show_costs(
+        found,
+        f"{found.orders:,} orders of {found.rows:,} rows beside paper's fills by {found.model}.",
+        json,
+    )
+
+
+def _show_costs(found: SlippageFindings, what: str, json: bool) -> None:  # noqa: FBT001 - an option
+    """Show *found*, of which *what* says how much was compared."""
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.checks import slippage
+    from tracepaper.replay.document.terminal import show
+
     if json:
         print_json(slippage.as_document(found))
         return
-    parts: list[Part] = [
-        Paragraph(
-            f"{found.orders:,} orders of {found.rows:,} rows beside paper's fills by {found.model}."
-        ),
-        *(Paragraph(f"Left out: {count:,} {why}.") for why, count in found.left_out.items()),
-        *(Paragraph(f"To know: {note}.") for note in found.notes),
-        *found.tables,
-    ]
-    if found.settings:
-        parts += [slippage.settings_table(found), Paragraph(slippage.held_out_sentence(found))]
-    show(Terminal(), [*parts, *map(Paragraph, found.sentences)])
-
-
-def _paper(candles: Sequence[str] | None, depth: Sequence[Path] | None, model: str) -> PaperFills:
-    """Return paper's fills by candles or by order books, whichever were given."""
-    from tracepaper.replay.archive import read_candles
-    from tracepaper.replay.archive.candles import merge_candles
-    from tracepaper.replay.archive.order_book import read_depth
-    from tracepaper.replay.checks.paper_fills import BookFills, OpenFills
-
-    if bool(candles) == bool(depth):
-        raise ConfigInvalid(
-            "Give --candles FILE (paper fills at the next open) or --depth FILE (at a quote)."
-        )
-    if candles:
-        if model == "quote":
-            raise ConfigInvalid("execution.model is quote, which candles lack; give --depth FILE.")
-        return OpenFills(merge_candles([read_candles(path) for path in candles]))
-    if model == "next_open":
-        raise ConfigInvalid("execution.model is next_open, which needs candles; give --candles.")
-    return BookFills([read_depth(path) for path in depth or ()])
+    show(Terminal(), slippage.parts_of(found, what))

@@ -17,6 +17,7 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import INTERVALS, duration, interval_text, time_of
 
@@ -565,6 +566,8 @@ def fetch(
 
     if interval not in INTERVALS:
         raise ConfigInvalid(f"--interval is {interval!r}: give one of {', '.join(INTERVALS)}.")
+    if INTERVALS[interval] == MONTH_MS:
+        raise ConfigInvalid("--interval M is not fetched: fetch D and set market.interval to M.")
     order = FetchRequest(
         archive=database_path(archive, config),
         category=category,

@@ -111,8 +111,7 @@ def sweep(
         list[str],
         typer.Option(
             metavar="KEY=VALUES",
-            help="Values 5,10,20, 5..50:5 or 0.1..10:log of a strategy's option or a section.key; "
-            "repeat.",
+            help="Values 5,10,20, 5..50:5 or 0.1..10:log of an option or section.key; repeat.",
         ),
     ],
     data: Annotated[
@@ -163,6 +162,7 @@ def sweep(
     to: ToOption = None,
     symbol: SymbolOption = None,
     funding: FundingOption = None,
+    actions: ActionsOption = None,
     frame_data: FrameDataOption = None,
     depth: DepthOption = None,
     html: Annotated[
@@ -208,6 +208,7 @@ def sweep(
         end=to,
         symbol=symbol,
         funding=tuple(funding or ()),
+        actions=tuple(actions or ()),
         frame_data=frame_data,
         depth=tuple(depth or ()),
     )

@@ -31,12 +31,14 @@ from tracepaper.replay.exchange.candles import (
 )
 from tracepaper.replay.exchange.instruments import Listing, list_instrument, padded
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import (
     DAY_MS,
     HOUR_MS,
     INTERVAL_NAMES,
     MINUTE_MS,
+    interval_text,
     rescaled,
     unscaled,
 )
@@ -81,11 +83,12 @@ class SimulatedMarket:
 
     def __init__(self, candles: Candles, *, seed: int) -> None:
         """Raise ``DataInvalid`` where *candles* are finer than a minute or of no Bybit interval."""
-        if candles.interval_ms < MINUTE_MS or candles.interval_ms not in INTERVAL_NAMES:
+        served = INTERVAL_NAMES.keys() - {MONTH_MS}
+        if candles.interval_ms < MINUTE_MS or candles.interval_ms not in served:
             raise DataInvalid(
-                f"{candles.path} holds candles of {candles.interval_ms // 1000} s, which is no "
-                "interval of the exchange: give 1, 3, 5, 15, 30, 60, 120, 240, 360 or 720 minutes, "
-                "days or weeks."
+                f"{candles.path} holds candles of {interval_text(candles.interval_ms)}, which is "
+                "no interval of the exchange's data: give 1, 3, 5, 15, 30, 60, 120, 240, 360 or "
+                "720 minutes, days or weeks."
             )
         self.category: Final[Category] = candles.category
         self.symbol: Final = candles.symbol

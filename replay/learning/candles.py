@@ -20,6 +20,7 @@ from tracepaper.replay.learning.splits import (
     file_sha256,
 )
 from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import interval_text
 
@@ -46,6 +47,10 @@ def read_files(
     for part in parts:
         _refuse_dead(part)
     wanted = tuple(intervals) or (parts[0].interval_ms,)
+    if MONTH_MS in wanted:
+        raise DataInvalid(
+            f"{parts[0].path}: months are too few to learn from; give a shorter interval."
+        )
     for part in parts:
         if not _makes(part, wanted):
             known = ", ".join(map(interval_text, wanted))

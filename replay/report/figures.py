@@ -48,6 +48,7 @@ from tracepaper.replay.report.trades import (
 )
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.allocation import ERROR, GAINED
+from tracepaper.strategies.sessions import MONTHS_OF
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
@@ -455,13 +456,14 @@ def _annual(report: Report) -> tuple[str, ...]:
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
         calendar = record.calendar
-        days = f"{YEAR_DAYS} days" if calendar is None else f"{year_days(calendar):.1f} sessions"
+        what = "days" if calendar is None or calendar.sessions.name == MONTHS_OF else "sessions"
+        days = f"{YEAR_DAYS}" if calendar is None else f"{year_days(calendar):.1f}"
         rate = (
             f"a risk-free rate of {record.risk_free:.2%}"
             if record.risk_free
             else "no risk-free rate"
         )
-        said += f"A year has {days}; {rate}."
+        said += f"A year has {days} {what}; {rate}."
     gone = [
         of.name
         for of in report.accounts

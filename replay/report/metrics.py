@@ -21,6 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.units import DAY_MS
 
@@ -120,6 +121,10 @@ def days_of(times_ms: Numbers, interval_ms: int, calendar: Calendar | None = Non
     values = np.asarray(times_ms, dtype=np.int64)
     if not values.size:
         return 0.0
+    if calendar is not None and interval_ms == MONTH_MS:
+        months = np.unique(calendar.places(values - 1))
+        days = calendar.places(np.unique(calendar.sessions.days) * DAY_MS + DAY_MS - 1)
+        return float(np.isin(days, months).sum())
     if calendar is not None:
         return day_ends(values, calendar).size * _days_a_bar(interval_ms, calendar)
     span = float(values[-1] - values[0] + interval_ms) / DAY_MS

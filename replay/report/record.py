@@ -440,14 +440,21 @@ def _bars(
         rates: list[tuple[int, float]] = [
             (time, rate) for (instrument, time), rate in rates_of.items() if instrument == name
         ]
-        rates += [
-            (action.market_ms, dividend_rate(action, instruments[name]))
-            for _, action in actions
-            if action.instrument == name and not action.is_split
-        ]
+        rates += dividend_rates(actions, name, instruments[name])
         closes_ms = _closes(own["open_time_ms"], interval_ms, calendar)
         bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates))
     return bars
+
+
+def dividend_rates(
+    actions: Sequence[tuple[int, CorporateAction]], name: str, instrument: Instrument
+) -> list[tuple[int, float]]:
+    """Return the time of each dividend of *name* and its rate, as of funding that is received."""
+    return [
+        (action.market_ms, dividend_rate(action, instrument))
+        for _, action in actions
+        if action.instrument == name and not action.is_split
+    ]
 
 
 def dividend_rate(action: CorporateAction, instrument: Instrument) -> float:

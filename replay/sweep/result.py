@@ -183,6 +183,7 @@ class SweepResult:
             start=self.request.start,
             end=self.request.end,
             funding=self.request.funding,
+            actions=self.request.actions,
             frame_data=list(work.frames) or None,
             depth=self.request.depth,
             frames=self.request.library,
@@ -215,6 +216,8 @@ class SweepResult:
             words += [option, moment] if moment else []
         for path in request.funding:
             words += ["--funding", shlex.quote(str(path))]
+        for path in request.actions:
+            words += ["--actions", shlex.quote(str(path))]
         for path in request.depth:
             words += ["--depth", shlex.quote(str(path))]
         return " ".join([*words, "--db", "best.db"])

@@ -82,6 +82,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     start: Any = None,  # noqa: ANN401 - as backtest takes it
     end: Any = None,  # noqa: ANN401 - as backtest takes it
     funding: str | Path | Sequence[str | Path] = (),
+    actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
     on: str | None = None,
@@ -91,10 +92,10 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
 ) -> Sweep:
     """Try the points of *space* on *data*; return every cell, the best, and how much is luck.
 
-    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *frame_data* and *depth* are
-    those of ``backtest``. *space*
-    maps an option of the strategy, or ``section.key``, to a list of values, or to a range: (low,
-    high), (low, high, step), or a dictionary with low, high, and step or log. *objective* is a
+    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *actions*, *frame_data* and
+    *depth* are those of ``backtest``. *space* maps an option of the strategy, or ``section.key``,
+    to a list of values, or to a range: (low, high), (low, high, step), or a dictionary with low,
+    high, and step or log. *objective* is a
     figure's key (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the
     run. *sampler* is grid, random or tpe; of the last two *trials* points are drawn by *seed*.
     *windows*, ``"90d/30d"``, chooses on 90 days and reports on the 30 after them, over and over.
@@ -113,7 +114,8 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             name or strategy_name(strategy), data, space, objective,
             made_of=made_of, params=params, config=config, sampler=sampler, trials=trials,
             seed=seed, windows=windows, direction=direction, limit_s=limit_s, start=start, end=end,
-            funding=paths_of(funding, "funding"), frame_data=frame_data,
+            funding=paths_of(funding, "funding"), actions=paths_of(actions, "actions"),
+            frame_data=frame_data,
             depth=paths_of(depth, "depth"),
         )  # fmt: skip
     told, wanted = (progress, False) if callable(progress) else (None, progress)

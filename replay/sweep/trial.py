@@ -30,6 +30,7 @@ from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.replay.api import configured, data_of, moment_of, plain_values, strategy_keys
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.columns import instant
+from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
@@ -41,6 +42,7 @@ from tracepaper.replay.report.record import (
     Bars,
     Decisions,
     RunRecord,
+    dividend_rates,
     funding_in_bars,
     quantity_steps,
     read_record,
@@ -115,7 +117,8 @@ class EveryBar:
             scale = 10.0**known.price_decimals
             opens, highs, lows, ends = (part[places].astype(np.float64) / scale for part in prices)
             times_of = opened[places]
-            settled = self._settled.get(name, [])
+            settled: list[tuple[int, float]] = [*self._settled.get(name, [])]
+            settled += dividend_rates(record.actions, name, known)
             funding = funding_in_bars(record.closes_of(times_of), settled)
             bars[name] = Bars(places, times_of, opens, highs, lows, ends, funding)
             own = quantity[places].astype(np.float64) / 10.0**known.quantity_decimals
@@ -168,6 +171,7 @@ class Work:
     config: Given
     candles: tuple[Candles, ...]
     funding: tuple[FundingRates, ...] = ()
+    actions: tuple[ActionRow, ...] = ()
     frames: tuple[Candles, ...] = ()
     depth: tuple[StoredDepth, ...] = ()
     made_of: type | None = None  # a class that only this process knows
@@ -306,6 +310,7 @@ def make(work: Work, cell: Cell) -> CellResult:
             data=work.candles,
             config=work.config,
             funding=work.funding,
+            actions=work.actions,
             frames=work.frames,
             depth=work.depth,
             caller=CALLER,
@@ -371,6 +376,7 @@ class SweepRequest:
     start: str | None = None
     end: str | None = None
     funding: tuple[Path, ...] = ()
+    actions: tuple[Path, ...] = ()
     depth: tuple[Path, ...] = ()
     data_sha256: str = ""
     warnings: tuple[str, ...] = ()  # what every run of it is told
@@ -402,6 +408,7 @@ class SweepRequest:
             "spans": [list(span) for span in self.spans],
             "code": code_version(),
             "depth": [one.sha256 for one in self.work.depth],
+            **({"actions": _texts_of(self.work.actions)} if self.work.actions else {}),
         }
 
 
@@ -424,6 +431,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     end: Any = None,  # noqa: ANN401 - a moment
     symbol: str | None = None,
     funding: tuple[Path, ...] = (),
+    actions: tuple[Path, ...] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: tuple[Path, ...] = (),
 ) -> SweepRequest:
@@ -463,6 +471,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
             config=given,
             candles=candles,
             funding=tuple(read_funding(path, symbol=symbol) for path in funding),
+            actions=read_actions(*actions),
             frames=()
             if frame_data is None
             else tuple(
@@ -491,12 +500,18 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         start=begin,
         end=until,
         funding=funding,
+        actions=actions,
         depth=depth,
         data_sha256=data_sha256(candles, _vectors(given)),
         warnings=()
         if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
         else _fitted(strategy, given, candles),
     )
+
+
+def _texts_of(actions: Sequence[ActionRow]) -> list[str]:
+    """Write each of *actions* as one text: whatever of it moves a run."""
+    return [f"{one.symbol} {one.ex_date} {one.kind} {one.value}" for one in actions]
 
 
 def _chooses_windows(axes: Iterable[str], params: Mapping[str, Any] | None) -> bool:

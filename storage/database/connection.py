@@ -11,7 +11,6 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
-from urllib.parse import quote
 
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import ADDED_TABLES, SCHEMA_REVISION, TABLES, UPGRADABLE
@@ -184,7 +183,7 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
     """Open *path* read-only, whatever it holds; raise ``DataInvalid`` where it is no database."""
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
-    uri = f"file:{quote(str(path.absolute()))}?mode=ro"
+    uri = f"{path.absolute().as_uri()}?mode=ro"  # also of a name that is not UTF-8
     try:
         connection = sqlite3.connect(
             uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False

@@ -38,6 +38,7 @@ from tracepaper.storage.record.columns import (
     measure_name,
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, INDEXED_KINDS
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.types.market import GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
@@ -84,6 +85,7 @@ V_RUNS: Final = View(
             Shown(
                 "interval",
                 f"CASE r.interval_ms WHEN {DAY_MS} THEN 'D' WHEN {WEEK_MS} THEN 'W' "
+                f"WHEN {MONTH_MS} THEN 'M' "
                 f"ELSE CAST(r.interval_ms / {MINUTE_MS} AS TEXT) END",
                 "minutes of a bar, `D` or `W`, as Bybit writes it",
             ),

@@ -232,7 +232,7 @@ class BarContext(Struct, frozen=True, gc=False):
     @property
     def time(self) -> int:
         """The time at which the bar closed, UTC milliseconds."""
-        return self.exact.open_time_ms + self.exact.interval_ms
+        return self.exact.close_time_ms
 
     @property
     def open(self) -> float:
@@ -452,7 +452,7 @@ class BarColumns:
             self._low.append(bar.low / price)
             self._close.append(bar.close / price)
             self._volume.append(bar.volume / volume)
-            self._time.append(bar.open_time_ms + bar.interval_ms)
+            self._time.append(bar.close_time_ms)
             self._newest = bar
         self._history = None
         if len(self._time) > self._most:

@@ -13,9 +13,16 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 import msgspec
 
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.months import MONTH_MS, month_of, month_start
 from tracepaper.strategies.sessions import Calendar, Sessions
 from tracepaper.strategies.types.market import Bar, FrameBar, Instrument
-from tracepaper.strategies.units import INTERVAL_NAMES, INTERVALS, interval_phase, interval_start
+from tracepaper.strategies.units import (
+    DAY_MS,
+    INTERVAL_NAMES,
+    INTERVALS,
+    interval_phase,
+    interval_start,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +51,7 @@ def frame_bars(strategy: Framed) -> dict[str, int]:
 
 def frames_reach(bars: Mapping[str, int], base_ms: int, sessions: Sessions | None = None) -> int:
     """Return how many bars of *base_ms* the last *bars* of each timeframe span at most."""
-    grids = ((count, _grid_of(INTERVALS[name], base_ms, sessions)) for name, count in bars.items())
+    grids = ((count, grid_of(INTERVALS[name], base_ms, sessions)) for name, count in bars.items())
     return max(((count + 1) * grid.most_parts for count, grid in grids), default=0)
 
 
@@ -63,14 +70,21 @@ def open_frames_ms(frames: Iterable[str], start_ms: int) -> int:
 def refuse_frames(name: str, frames: Iterable[str], base_ms: int) -> None:
     """Refuse timeframes that bars of *base_ms* cannot make; *name* is the strategy's."""
     for frame in frames:
-        length_ms = INTERVALS.get(frame, 0)
-        if length_ms <= base_ms or length_ms % base_ms:
-            able = (one for one, ms in INTERVALS.items() if ms > base_ms and not ms % base_ms)
+        if not is_made_of(INTERVALS.get(frame, 0), base_ms):
+            able = (one for one, ms in INTERVALS.items() if is_made_of(ms, base_ms))
             raise ConfigInvalid(
                 f"{name}.frames name {frame!r}, which bars of market.interval "
                 f"{INTERVAL_NAMES.get(base_ms, base_ms)} cannot make; name frames of: "
                 f"{', '.join(able)}."
             )
+
+
+def is_made_of(length_ms: int, base_ms: int) -> bool:
+    """Return whether whole bars of *base_ms* make one of *length_ms*, always; months, of days."""
+    if length_ms == MONTH_MS:
+        length_ms = DAY_MS
+        return base_ms <= length_ms and length_ms % base_ms == 0
+    return length_ms > base_ms and length_ms % base_ms == 0
 
 
 def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
@@ -85,7 +99,7 @@ def frame_bar_of(bar: Bar, *, seen_ms: int) -> FrameBar:
         bar.close,
         bar.volume,
         bar.source,
-        bar.close_time_ms,
+        bar.closed_ms,
         seen_ms,
     )
 
@@ -202,6 +216,31 @@ class _EveryInterval:
         return open_ms + self._base_ms == self.span(place)[1]
 
 
+class _EveryMonth:
+    """The grid of the frame of months, made of days or of what days are made of."""
+
+    def __init__(self, base_ms: int) -> None:
+        self.most_parts = MONTH_MS // base_ms
+        self._base_ms = base_ms
+
+    def place(self, open_ms: int) -> int:
+        """Return the month in which a bar that opens at *open_ms* lies."""
+        return month_of(open_ms)
+
+    def span(self, place: int) -> tuple[int, int]:
+        """Return when the month at *place* opens and closes."""
+        return month_start(place), month_start(place + 1)
+
+    def parts(self, place: int) -> int:
+        """Return how many bars the month at *place* is made of."""
+        opens, closes = self.span(place)
+        return (closes - opens) // self._base_ms
+
+    def is_last(self, open_ms: int, place: int) -> bool:
+        """Return whether the bar that opens at *open_ms* closes the month at *place*."""
+        return open_ms + self._base_ms == month_start(place + 1)
+
+
 class _OfSessions:
     """The grid of a timeframe that counts session bars."""
 
@@ -233,13 +272,13 @@ class _OfSessions:
         return self._base.place(int(self._frame.opens[place]))
 
 
-def _grid_of(
+def grid_of(
     length_ms: int, base_ms: int, sessions: Sessions | None
-) -> _EveryInterval | _OfSessions:
+) -> _EveryInterval | _EveryMonth | _OfSessions:
     """Return the grid of a frame: of session bars where *sessions* are counted."""
-    if sessions is None:
-        return _EveryInterval(length_ms, base_ms)
-    return _OfSessions(sessions, length_ms, base_ms)
+    if sessions is not None:
+        return _OfSessions(sessions, length_ms, base_ms)
+    return _EveryMonth(base_ms) if length_ms == MONTH_MS else _EveryInterval(length_ms, base_ms)
 
 
 class TimeframeAggregator:
@@ -261,7 +300,7 @@ class TimeframeAggregator:
         self.instrument = instrument
         self.length_ms = INTERVALS[frame]
         self.wanted = wanted
-        self._grid = _grid_of(self.length_ms, base_ms, sessions)
+        self._grid = grid_of(self.length_ms, base_ms, sessions)
         self._own_from: int | None = None  # the first bar of the timeframe that own bars make
         self._known_from: int | None = None  # the first that is known, or lost to a hole
         self._rows: tuple[Row, ...] = ()  # sorted by place

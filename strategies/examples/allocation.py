@@ -24,6 +24,7 @@ from tracepaper.strategies.allocation import (
 )
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy
+from tracepaper.strategies.months import place_of
 from tracepaper.strategies.types.decisions import Action
 
 _COMMON: Final = frozenset({"rule", "window", "every", "bound"})
@@ -82,7 +83,7 @@ class Allocation(PortfolioStrategy):
         if set(contexts) != set(self.symbols):
             return {}
         first = next(iter(contexts.values())).exact
-        period = first.open_time_ms // (self._every * first.interval_ms)
+        period = place_of(first.open_time_ms, first.interval_ms) // self._every
         if period == self.state.period:
             return {}
         times = [context.history.time for context in contexts.values()]

@@ -17,6 +17,7 @@ from tracepaper.strategies.api.context import (
     sell,
 )
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.months import place_of
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.units import to_step, to_tick
 
@@ -38,7 +39,8 @@ class Grid(Strategy):
 
     def decide(self, context: BarContext) -> Signal | Orders:
         """Do what this bar of the round is for; which it is follows from its time."""
-        place = context.exact.open_time_ms // context.exact.interval_ms % self._bars
+        bar = context.exact
+        place = place_of(bar.open_time_ms, bar.interval_ms) % self._bars
         if place == self._bars - 1:
             return Orders((Cancel(),), "the round ends")
         if place == 0:

@@ -7,6 +7,8 @@ from typing import Final
 
 from msgspec import Struct
 
+from tracepaper.strategies.months import MONTH_MS, interval_end
+
 
 class Category(StrEnum):
     """A Bybit product category, or stock; symbols are unique only within one."""
@@ -109,6 +111,8 @@ class Bar(Struct, frozen=True, gc=False):
     @property
     def close_time_ms(self) -> int:
         """The first millisecond after the bar."""
+        if self.interval_ms == MONTH_MS:
+            return interval_end(self.open_time_ms, MONTH_MS)
         return self.open_time_ms + self.interval_ms
 
     @property

@@ -77,10 +77,11 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # their files, and the members which those of order books are made of too. Real fills beside
     # paper's asked for three: their files, paper's fills of them, and what fits. Splits and
     # dividends asked for three: what they do to numbers (ledger, report and `audit verify` share
-    # it), to orders (those modules were at 600 lines), and the file of them. Several strategies on
-    # one account asked for seven: a room each of configuration, broker (parts, and who nets them),
-    # engine, session, record and views, where most modules are at 600 lines.
-    assert figures["modules"] <= 385
+    # it), to orders (those modules were at 600 lines), and the file of them. A run's fills beside
+    # recorded books asked for one, months for one (events and units both stand on it). Several
+    # strategies on one account asked for seven: a room each of configuration, broker (parts, and
+    # who nets them), engine, session, record and views, where most modules are at 600 lines.
+    assert figures["modules"] <= 387
     assert figures["modules over 600 lines"] <= 0
 
 

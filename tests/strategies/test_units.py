@@ -84,6 +84,8 @@ def test_every_interval_has_one_name_and_weeks_open_on_mondays() -> None:
     assert {INTERVAL_NAMES[length] for length in INTERVALS.values()} == set(INTERVALS)
     monday_ms = 1_748_217_600_000  # 2025-05-26
     for name, length_ms in INTERVALS.items():
+        if name == "M":  # tests/strategies/test_months.py
+            continue
         assert interval_start(monday_ms + length_ms - 1, length_ms) == monday_ms, name
     assert interval_start(monday_ms - 1, INTERVALS["W"]) == monday_ms - 7 * DAY_MS
 

@@ -116,7 +116,9 @@ def test_the_open_candle_contains_the_moment(market_ms: int, name: str) -> None:
     opened = datetime.fromtimestamp(open_ms // 1000, UTC)
     if name == "W":
         assert opened.weekday() == 0
-    if name in "DW":
+    if name == "M":
+        assert opened.day == 1
+    if name in "DWM":
         assert (opened.hour, opened.minute) == (0, 0)
 
 

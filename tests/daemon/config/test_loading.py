@@ -139,7 +139,7 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[market]\nsymbols = ["BTC_USDT"]', "in the exchange's capitals instead of 'BTC_USDT'"),
         ('[market]\nsymbols = ["btcusdt", "BTC/USDT"]', "name each symbol once"),
         ('[market]\ninterval = "7m"', "1, 3, 5, 15"),
-        ('[market]\ninterval = "1M"', "1, 3, 5, 15"),
+        ('[market]\ninterval = "2M"', "1, 3, 5, 15"),
         ('[market]\nsymbols = ["BTCUSDT", "BTCUSDT"]', "name each symbol once"),
         ("[market]\nsymbols = []", "name 1 to 50 symbols"),
         ("[strategy]\nfast = 100", "fast = 100 must be below slow = 100"),

@@ -6,6 +6,7 @@ import pytest
 
 from tracepaper.daemon.engine.risk import RiskWatch
 from tracepaper.strategies.gates.gate import GateInputs
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Anchor, Calendar, Sessions
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -171,6 +172,21 @@ def test_a_cooldown_begins_with_a_stop_and_not_with_another_fill() -> None:
     watch.count_fill(fill(0), order(role=OrderRole.STOP), Position(quantity=-5), Position())
     assert [since(at * MINUTE_MS) for at in (0, 1, 3, 4)] == [0, 1, 3, 3]
     assert since(0, reduces=True) == 3, "nothing stands in the way of an exit"
+
+
+def test_a_cooldown_of_months_counts_them_by_the_calendar() -> None:
+    watch = RiskWatch({"risk.cooldown": 3.0})
+    watch.count_fill(fill(0), order(role=OrderRole.STOP), Position(quantity=-5), Position())
+
+    def since(at_ms: int) -> int:
+        seen = GateInputs()
+        watch.measure(
+            seen, account=account(1), market_ms=at_ms, instrument=KEY, interval_ms=MONTH_MS
+        )
+        return seen.since_stop
+
+    february, march = 31 * DAY_MS, 59 * DAY_MS
+    assert [since(at) for at in (0, february - 1, february, march - 1, march)] == [0, 0, 1, 1, 2]
 
 
 def test_a_losing_streak_counts_closed_positions_after_costs_in_their_day() -> None:

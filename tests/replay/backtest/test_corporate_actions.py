@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.api import backtest
+from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration, read_market
@@ -30,9 +32,10 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.types.market import Bar, CorporateAction, CorporateActionKind
 
 DAY = 24 * HOUR_MS
 SHARES = """
@@ -536,3 +539,73 @@ def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> Non
     for one in expected:
         newest = next(of for share, of in found.items() if share == pytest.approx(one.share))
         assert newest.newest == pytest.approx(one.equity[-1], abs=1e-6)
+
+
+# ---------------------------------------------------------------- sweeps
+
+
+def test_a_sweep_applies_them_in_every_cell_as_a_replay_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    candles()
+    file = actions(SPLIT, "ACME,2014-12-10,dividend,1.5", "ACME,2014-11-20,dividend,9")
+    words = ["sweep", "ACME=acme.csv", "-c", "shares.toml", "--actions", file]
+    tried = ["--space", "fast=2,3", "--objective", "return", "--jobs", "1", "--state", "s.db"]
+    assert invoke([*words, *tried, "--strategy", "sma_cross", "--json"]) == 0
+    swept = json.loads(capsys.readouterr().out)
+    assert len(swept["cells"]) == 2
+    for cell in swept["cells"]:
+        run = backtest(
+            "sma_cross", "ACME=acme.csv", params=cell["point"], config="shares.toml", actions=file
+        )
+        for name, value in run.summary.items():
+            assert cell["figures"][name] == pytest.approx(value, abs=1e-9, nan_ok=True), name
+    capsys.readouterr()
+    assert "--actions actions.csv" in swept["command"]
+    assert invoke([*words, *tried, "--strategy", "sma_cross", "--json"]) == 0  # goes on: all there
+    actions(SPLIT)
+    assert invoke([*words, *tried, "--strategy", "sma_cross", "--json"]) == 2
+    assert "s.db" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- forgotten, and not yet known
+
+
+def test_a_split_that_is_suspected_soon_after_one_is_judged_by_what_a_start_would_know() -> None:
+    """Two sessions lie before the split: too few, then as at a start, to know usual turnovers."""
+    times = opens("2014-11-03", "2014-12-31", DAY)
+    shares = [7.0 if row < 2 else 1.0 if row < 3 else 0.5 for row in range(len(times))]
+    write(Path("acme.csv"), times, prices=shares.__getitem__, volumes=lambda row: 7 / shares[row])
+    given = configuration(Path("shares.toml"), read := read_market(
+        load(Path("shares.toml")).market, ["ACME=acme.csv"]
+    ))  # fmt: skip
+    bars = bars_of(read[0])
+    split = CorporateAction(
+        "stock:ACME", CorporateActionKind.SPLIT, 7, 1, 0, bars[1].close, times[2], times[2]
+    )
+
+    def plausible(*known: Bar | CorporateAction) -> float:
+        history = build(given, read, started_at_ms=1).engine.states["stock:ACME"].history
+        for one in known:
+            history.adjust(one) if isinstance(one, CorporateAction) else history.observe(one)
+        return history.plausible
+
+    adjusted = [adjusted_bar(split, bar) for bar in bars[:2]]
+    over = plausible(*bars[:2], split, *bars[2:4])
+    assert over == plausible(*adjusted, *bars[2:4])
+    assert not math.isnan(over)  # the fall by half on the fourth day is not called a split yet
+
+
+def test_lookahead_leaves_out_the_actions_that_a_future_has_yet_to_bring() -> None:
+    """At the bar before a split the corrupted one after it would contradict its ratio."""
+    times = opens("2014-08-26", "2014-12-10", DAY)
+    at = times.index(moment(EX_DATE))
+    write(
+        Path("acme.csv"),
+        times,
+        prices=lambda row: 1.0 if row >= at else 7.0,
+        volumes=lambda row: 7.0 if row >= at else 1.0,
+    )
+    actions(SPLIT)
+    words = ["lookahead", "--data", "ACME=acme.csv", "-c", "shares.toml"]
+    assert invoke([*words, "--actions", "actions.csv", "--probes", str(len(times))]) == 0

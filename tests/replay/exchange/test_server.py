@@ -328,7 +328,7 @@ def test_settings_that_cannot_be_served_are_refused() -> None:
         EmbeddedExchange(ExchangeSettings())
     with pytest.raises(ConfigInvalid, match="each symbol"):
         EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS), candles(ROWS))))
-    with pytest.raises(DataInvalid, match="no interval of the exchange"):
+    with pytest.raises(DataInvalid, match="no interval of the exchange's data"):
         EmbeddedExchange(ExchangeSettings(candles=(candles(ROWS, interval_ms=2 * MINUTE),)))
 
 

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -57,6 +58,14 @@ def test_a_reader_can_neither_write_nor_checkpoint(tmp_path: Path) -> None:
     reader.close()
     assert (tmp_path / "a.db-wal").stat().st_size == size > 0
     log.close()
+
+
+@pytest.mark.parametrize("name", [b"\xff.db", b"50%?#.db", b"a b.db"])
+def test_a_database_is_read_whatever_bytes_its_name_has(tmp_path: Path, name: bytes) -> None:
+    path = tmp_path / os.fsdecode(name)
+    open_writer(path).close()
+    with closing(open_reader(path)) as reader:
+        assert reader.execute("SELECT count(*) FROM runs").fetchone() == (0,)
 
 
 def test_a_reader_sees_one_state_while_the_writer_goes_on(tmp_path: Path) -> None:

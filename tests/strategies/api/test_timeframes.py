@@ -264,7 +264,7 @@ def test_reach_covers_the_open_bar_and_all_that_are_handed_on() -> None:
     assert open_frames_ms([], START_MS) == START_MS
 
 
-@pytest.mark.parametrize("frame", ["1", "3", "7", "5m", "M"])
+@pytest.mark.parametrize("frame", ["1", "3", "7", "5m", "2M"])
 def test_frames_that_bars_cannot_make_are_refused(frame: str) -> None:
     with pytest.raises(ConfigInvalid, match=rf"frames name '{frame}', .* name frames of: 15, 30, "):
         refuse_frames("mine:Mine", [frame], FIVE)

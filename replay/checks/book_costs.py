@@ -1,0 +1,307 @@
+"""What paper's fills would have cost at recorded order books: how optimistic paper was.
+
+A market order of a run is walked through the levels of the book that stood once its latency had
+passed. The rules are docs/money.md, M45 to M48.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.replay.archive.book_events import NOT_RECORDED, EventsFile, is_events_file
+from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.checks.paper_fills import TakenOrder
+from tracepaper.replay.checks.slippage import (
+    FAR,
+    SETTING_MOST,
+    SlippageFindings,
+    bias,
+    days_of,
+    tables_of,
+)
+from tracepaper.replay.document.values import Table, of_row
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.types.decisions import Liquidity, OrderKind
+from tracepaper.strategies.types.market import Depth, Side
+from tracepaper.strategies.units import iso
+
+MODEL: Final = "the books"
+_RESTED: Final = "orders that waited for a price (limits and stops)"
+_UNKNOWN: Final = "orders that another run had sent"
+_EMPTY: Final = "orders at a book without a bid or without an ask"
+_OUTSIDE: Final = "orders outside the recorded time"
+_GAP: Final = "orders inside gaps of the recording"
+
+
+class BookLevels(NamedTuple):
+    """One book: pairs of price and size from the touch outwards, in the quote and the base."""
+
+    bids: list[tuple[Fraction, Fraction]]
+    asks: list[tuple[Fraction, Fraction]]
+
+    def walk(self, side: Side, quantity: Fraction) -> tuple[Fraction, Fraction]:
+        """Return what *quantity* pays or gets at the far side of *side*, and what is unfilled."""
+        paid, left = Fraction(0), quantity
+        for price, size in self.asks if side is Side.BUY else self.bids:
+            taken = min(size, left)
+            paid, left = paid + price * taken, left - taken
+            if not left:
+                break
+        return paid, left
+
+    @property
+    def mid(self) -> Fraction:
+        """Half of the best bid and the best ask together."""
+        return (self.bids[0][0] + self.asks[0][0]) / 2
+
+
+class _Sent(NamedTuple):
+    """A market order of the run, and what its fills paid or got, exactly."""
+
+    order: TakenOrder
+    paid: Fraction
+
+
+class _Priced(NamedTuple):
+    """An order beside the book: its cost in basis points, and what the book had no size for."""
+
+    order: TakenOrder
+    cost_bp: float  # of what the book fills
+    unfilled: Fraction
+
+
+class RecordedBooks:
+    """A file of events, or of samples, that is asked for the books of given times."""
+
+    def __init__(self, path: Path) -> None:
+        """Open *path*; raise ``DataInvalid`` where it is no file of books."""
+        self._file = EventsFile(path) if is_events_file(path) else StoredDepth(path)
+        if isinstance(self._file, EventsFile):
+            of = self._file.header.instrument
+            self.instrument, decimals = of.id, (of.price_decimals, of.quantity_decimals)
+        else:
+            header = self._file.header
+            self.instrument = header.instrument
+            decimals = (header.price_decimals, header.quantity_decimals)
+        self._tick, self._step = (Fraction(1, 10**each) for each in decimals)
+
+    @property
+    def torn(self) -> str:
+        """What is left out at the file's end, once all was read; empty where nothing is."""
+        if isinstance(self._file, EventsFile):
+            return self._file.torn_sentence()
+        return self._file.torn
+
+    def at(self, times: Sequence[int]) -> Iterator[BookLevels | str]:
+        """Yield the book of each of *times*, sorted UTC milliseconds, or why there is none.
+
+        Of events it is the book that stood then; of samples the first one from then on, which no
+        gap precedes. Why is one of the kinds of orders that are counted apart.
+        """
+        if isinstance(self._file, EventsFile):
+            for book in self._file.standing(times):
+                if isinstance(book, Depth):
+                    yield BookLevels(
+                        self._pairs(_packed(book.bids)), self._pairs(_packed(book.asks))
+                    )
+                else:
+                    yield {NOT_RECORDED: _OUTSIDE, "empty": _EMPTY}.get(book, _GAP)
+            return
+        for at_ms in times:
+            yield self._sample(self._file, at_ms)
+
+    def _sample(self, file: StoredDepth, at_ms: int) -> BookLevels | str:
+        row = int(np.searchsorted(file.times, at_ms))
+        if row == len(file.times):
+            return _OUTSIDE
+        if int(file.times[row]) - at_ms >= file.header.every_ms:
+            return _GAP if row else _OUTSIDE
+        books = file.part(row, row + 1)
+        price, size = books.price[0], books.size[0]
+        bids, asks = (
+            self._pairs(
+                (level, shown)
+                for level, shown in zip(price[side].tolist(), size[side].tolist(), strict=True)
+                if shown
+            )
+            for side in (0, 1)
+        )
+        return BookLevels(bids, asks) if bids and asks else _EMPTY
+
+    def _pairs(self, levels: Iterable[tuple[int, int]]) -> list[tuple[Fraction, Fraction]]:
+        return [(price * self._tick, size * self._step) for price, size in levels]
+
+
+def _packed(side: bytes) -> list[tuple[int, int]]:
+    flat = np.frombuffer(side, dtype="<i8").tolist()
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def compare_with_books(reader: Reader, run_id: str, paths: Sequence[Path]) -> SlippageFindings:
+    """Walk the market orders of a run through the books of *paths*; raise ``DataInvalid``.
+
+    Costs are side x (the book's mean price - paper's) / mid, in basis points: above 0 paper was
+    optimistic.
+    """
+    files: dict[str, list[RecordedBooks]] = defaultdict(list)
+    for path in paths:
+        books = RecordedBooks(path)
+        files[books.instrument].append(books)
+    traded = {each.id for each in reader.run(run_id).instruments}
+    if strange := sorted(files.keys() - traded):
+        raise DataInvalid(
+            f"--books holds {', '.join(strange)}, and run {run_id} trades "
+            f"{', '.join(sorted(traded))}: give recordings of those."
+        )
+    fills, orders, left_out = _market_orders(RunViews(reader.connection, run_id))
+    priced: list[_Priced] = []
+    for instrument, held in sorted(orders.items()):
+        if instrument not in files:
+            name = f"orders of {instrument}, of which no books were given"
+            left_out[name] += len(held)
+            continue
+        for sent, book in zip(held, _first_known(files[instrument], held), strict=True):
+            if isinstance(book, str):
+                left_out[book] += 1
+            elif abs((one := _price(sent, book)).cost_bp) > SETTING_MOST:
+                left_out[FAR] += 1
+            else:
+                priced.append(one)
+    times = [one.order.time_ms for held in orders.values() for one in held]
+    if times and not priced:
+        first, last = iso(min(times)), iso(max(times))
+        why = ", ".join(f"{count:,} {name}" for name, count in sorted(left_out.items()))
+        raise DataInvalid(
+            f"No order of run {run_id} ({first} to {last}) can be compared ({why}): give books "
+            "that were recorded while it traded."
+        )
+    found = SlippageFindings(MODEL, fills, len(priced), dict(sorted(left_out.items())))
+    found.notes += [books.torn for held in files.values() for books in held if books.torn]
+    _judge(found, priced)
+    return found
+
+
+def _market_orders(views: RunViews) -> tuple[int, dict[str, list[_Sent]], Counter[str]]:
+    """Return the count of all fills, the market orders by instrument, oldest first, and the rest.
+
+    An order's price is the mean of its fills by quantity, its time that from which it may fill.
+    """
+    sent = {row["order_id"]: row for row in views.rows("v_orders")}
+    fills = views.rows("v_fills")
+    groups: dict[str, list[tuple[Decimal, Decimal]]] = defaultdict(list)
+    apart: dict[str, str] = {}
+    for fill in fills:
+        name, order = fill["order_id"], sent.get(fill["order_id"])
+        if order is None:
+            apart[name] = _UNKNOWN
+        elif order["kind"] != OrderKind.MARKET or fill["liquidity"] != Liquidity.TAKER:
+            apart[name] = _RESTED
+        else:
+            groups[name].append((Decimal(fill["price_text"]), Decimal(fill["quantity_text"])))
+    orders: dict[str, list[_Sent]] = defaultdict(list)
+    for name, parts in groups.items():
+        order = sent[name]
+        quantity = sum((each for _, each in parts), Decimal(0))
+        paid = sum((Fraction(price) * Fraction(each) for price, each in parts), Fraction(0))
+        price = Decimal(paid.numerator) / (Decimal(paid.denominator) * quantity)
+        at_ms, instrument = order["eligible_ms"], order["instrument"]
+        symbol = instrument.partition(":")[2]
+        taken = TakenOrder(symbol, Side(order["side"]), price, quantity, at_ms, at_ms)
+        orders[instrument].append(_Sent(taken, paid))
+    for held in orders.values():
+        held.sort(key=lambda one: one.order.time_ms)
+    return len(fills), orders, Counter(apart.values())
+
+
+def _first_known(
+    files: Sequence[RecordedBooks], orders: Sequence[_Sent]
+) -> Iterator[BookLevels | str]:
+    """Yield the book of each order by the first of *files* that has it, or why none has."""
+    times = [one.order.time_ms for one in orders]
+    for answers in zip(*(books.at(times) for books in files), strict=True):
+        book = next((one for one in answers if isinstance(one, BookLevels)), None)
+        yield book or next((one for one in answers if one != _OUTSIDE), _OUTSIDE)
+
+
+def _price(sent: _Sent, book: BookLevels) -> _Priced:
+    order, wanted = sent.order, Fraction(sent.order.quantity)
+    paid, unfilled = book.walk(order.side, wanted)
+    worse = paid / (wanted - unfilled) - sent.paid / wanted
+    if order.side is Side.SELL:
+        worse = -worse
+    return _Priced(order, float(worse / book.mid * 10_000), unfilled)
+
+
+# ---------------------------------------------------------------- shown
+
+
+def _judge(found: SlippageFindings, priced: Sequence[_Priced]) -> None:
+    """Add the tables of what the books fill whole, and of what they had no size for."""
+    whole = [one for one in priced if not one.unfilled]
+    thin = [one for one in priced if one.unfilled]
+    if thin:
+        found.tables.append(_unfilled(thin))
+    if not whole:
+        found.sentences.append(
+            "No order was filled whole by the books, so no bias is shown."
+            if thin
+            else "The run filled no market order, so there is nothing to compare."
+        )
+        return
+    orders = [one.order for one in whole]
+    costs = np.array([one.cost_bp for one in whole])
+    found.tables = [*tables_of(orders, costs), *found.tables]
+    of_all = bias(costs, days_of(orders))
+    if of_all.error is None:
+        found.sentences.append(
+            f"A fill at the books costs {of_all.mean:+.2f} bp beyond paper's; one day has no error."
+        )
+        return
+    low, high = of_all.interval
+    if low <= 0.0 <= high:
+        found.sentences.append(f"No bias of paper is shown: {of_all.sentence()} covers 0.")
+        return
+    how = "optimistic" if low > 0.0 else "pessimistic"
+    found.sentences.append(
+        f"Paper was {how}: a fill at the books costs {of_all.sentence()} beyond paper's."
+    )
+
+
+def _unfilled(thin: Sequence[_Priced]) -> Table:
+    """Return what the books had no size for, by symbol; in the quote currency at paper's price."""
+    rows = []
+    for symbol in sorted({one.order.symbol for one in thin}):
+        mine = [one for one in thin if one.order.symbol == symbol]
+        costs = np.array([one.cost_bp for one in mine])
+        of_all = bias(costs, days_of([one.order for one in mine]))
+        rows.append(
+            (
+                symbol,
+                len(mine),
+                float(sum(Fraction(one.order.price * one.order.quantity) for one in mine)),
+                float(sum(Fraction(one.order.price) * one.unfilled for one in mine)),
+                (of_all.mean, of_all.error),
+            )
+        )
+    return Table(
+        "unfilled",
+        "Larger than the recorded book (in none of the figures above)",
+        (
+            of_row("name", "", "text"),
+            of_row("orders", "orders", "count"),
+            of_row("ordered", "ordered", "money"),
+            of_row("unfilled", "unfilled", "money"),
+            of_row("bias_bp", "bias bp of the rest", "gain"),
+        ),
+        tuple(rows),
+        whole=True,
+    )

@@ -1,0 +1,432 @@
+"""A run's fills beside recorded books: a planted bias is found, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import depth_cases
+import numpy as np
+import pytest
+from depth_cases import delta, header, packed, snapshot
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from msgspec import structs
+
+from tracepaper.daemon.bybit.order_book import SILENT_MS
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.archive.book_events import EventsFile, EventsHeader, EventsWriter
+from tracepaper.replay.archive.order_book import DepthWriter
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.book_costs import BookLevels
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.strategies.types.market import Depth, Side
+from tracepaper.strategies.units import MINUTE_MS
+
+EVERY_MS = 1_000
+QUARTER = 15 * MINUTE_MS
+DECIMALS = 6
+"""Of the books' prices, so that a bias is exact to a thousandth of a basis point."""
+
+
+class Sent(NamedTuple):
+    instrument: str
+    side: Side
+    quantity: int  # of 10⁻³
+    price: Decimal
+    at_ms: int
+
+
+def replayed(path: Path, walks: Sequence[Candles], **execution: Any) -> None:
+    given: dict[str, dict[str, Any]] = {
+        "market": {
+            "symbols": [walk.symbol for walk in walks], "interval": "15", "category": "linear"
+        },
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+        "sizing": {"mode": "fixed", "quantity": "2"},
+        "execution": {"taker_fee": "0", "latency_ms": 100, **execution},
+    }  # fmt: skip
+    replay = build(load(None, given), list(walks), started_at_ms=1, database=path)
+    audit = SqlAuditLog.open(path)
+    run_replay(replay, audit, Tally())
+    audit.end(2)
+    audit.close()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("books") / "run.db"
+    walk = made_candles(walk_rows(15 * 96), interval_ms=QUARTER)
+    replayed(path, [walk, replace(walk, symbol="ETHUSDT")])
+    return path
+
+
+@pytest.fixture(scope="module")
+def sent(run: Path) -> list[Sent]:
+    """Return the orders of the run, each filled once."""
+    with Reader.open(run) as reader:
+        views = RunViews(reader.connection, reader.find("last"))
+        orders = {row["order_id"]: row for row in views.rows("v_orders")}
+        found = [
+            Sent(
+                row["instrument"],
+                Side(row["side"]),
+                int(Decimal(row["quantity_text"]) * 1_000),
+                Decimal(row["price_text"]),
+                orders[row["order_id"]]["eligible_ms"],
+            )
+            for row in views.rows("v_fills")
+        ]
+    assert len({one.at_ms // 86_400_000 for one in found}) > 12
+    return found
+
+
+def book_for(one: Sent, bias_bp: float, *, size: int | None = None) -> Depth:
+    """Make a book whose far side is *bias_bp* of its mid worse than paper, by two equal levels.
+
+    Half the spread is a basis point.
+    """
+    sign = 1 if one.side is Side.BUY else -1
+    price = int(one.price.scaleb(DECIMALS))
+    mid = round(price * (1 + sign * (bias_bp - 1) / 1e4))
+    far = round(price + sign * mid * bias_bp / 1e4)
+    half = (one.quantity if size is None else size) // 2
+    wide = max(price // 1_000_000, 1)
+    theirs = [(far - sign * wide, half), (far + sign * wide, half)]
+    near = 2 * mid - theirs[0][0]
+    ours = [(near, 1)]
+    bids, asks = (ours, theirs) if sign > 0 else (theirs, ours)
+    seen_ms = -(-one.at_ms // EVERY_MS) * EVERY_MS
+    return Depth(one.instrument, packed(bids), packed(asks), seen_ms, seen_ms)
+
+
+def samples(
+    folder: Path, sent: Iterable[Sent], book: Callable[[Sent], Depth], name: str = "a.depth"
+) -> Path:
+    """Write a book for each order, gaps in between."""
+    path, held = folder / name, {one.at_ms: one for one in sent}
+    instrument = next(iter(held.values())).instrument
+    of = header(2, EVERY_MS, instrument=instrument, price_decimals=DECIMALS)
+    with DepthWriter(path, of) as writer:
+        for at_ms in sorted(held):
+            writer.add(book(held[at_ms]), "stopped")
+    return path
+
+
+def asked(
+    capsys: pytest.CaptureFixture[str], run: Path, *books: Path, code: int = 0
+) -> dict[str, Any]:
+    words = [word for each in books for word in ("--books", str(each))]
+    assert invoke(["parity", "last", "--db", str(run), *words, "--json"]) == code
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return document
+
+
+def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert invoke(["parity", *words]) in {1, 2}
+    said = capsys.readouterr().err
+    assert len(said.strip().split(". ")) <= 2
+    return said
+
+
+def of_btc(sent: Iterable[Sent]) -> list[Sent]:
+    return [one for one in sent if one.instrument == "linear:BTCUSDT"]
+
+
+# ---------------------------------------------------------------- what is found
+
+
+@pytest.mark.parametrize("planted", [3.0, -2.0])
+def test_a_planted_bias_is_found_within_its_error(
+    planted: float,
+    run: Path,
+    sent: list[Sent],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    rng = np.random.default_rng(5)
+    of_day = {one.at_ms // 86_400_000: rng.normal(0.0, 1.0) for one in sent}
+    mine = of_btc(sent)
+    path = samples(
+        tmp_path,
+        mine,
+        lambda one: book_for(one, planted + of_day[one.at_ms // 86_400_000] + rng.normal(0, 2)),
+    )
+    found = asked(capsys, run, path)
+    row = found["figures"]["all"][0]
+    value, error = row["bias_bp"]["value"], row["bias_bp"]["error"]
+    assert row["orders"] == found["orders"] == len(mine)
+    assert 0.05 < error < 1.0
+    assert abs(value - planted) < 3 * error
+    word = "optimistic" if planted > 0 else "pessimistic"
+    assert found["sentences"][0].startswith(f"Paper was {word}: a fill at the books costs")
+
+
+def test_fills_at_exactly_the_mean_price_of_the_book_cost_exactly_nothing(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = asked(capsys, run, samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)))
+    rows = [row for table in found["figures"].values() for row in table]
+    assert {(row["bias_bp"]["value"], row["std_bp"]) for row in rows} == {(0.0, 0.0)}
+    assert {row["bias_bp"]["error"] for row in found["figures"]["all"]} == {0.0}
+    assert found["sentences"] == [
+        "No bias of paper is shown: +0.00 ± 0.00 bp (95 %: +0.00 to +0.00) covers 0."
+    ]
+
+
+def test_biases_of_a_symbol_a_size_and_an_hour_stand_in_their_rows(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = [one for one in sent if one not in of_btc(sent)]
+    hour = other[0].at_ms // 3_600_000 % 24
+    found = asked(
+        capsys,
+        run,
+        samples(tmp_path, of_btc(sent), lambda one: book_for(one, 0.0)),
+        samples(
+            tmp_path,
+            other,
+            lambda one: book_for(one, 4.0 if one.at_ms // 3_600_000 % 24 == hour else 2.0),
+            "eth.depth",
+        ),
+    )
+    by_symbol = {row["name"]: row["bias_bp"]["value"] for row in found["figures"]["symbol"]}
+    assert by_symbol["BTCUSDT"] == 0.0
+    assert 2.0 < by_symbol["ETHUSDT"] < 4.0
+    by_hour = {row["name"]: row["bias_bp"]["value"] for row in found["figures"]["hour"]}
+    assert max(by_hour, key=lambda name: by_hour[name]) == f"{hour:02d}"
+    assert by_hour[f"{hour:02d}"] == pytest.approx(2.0, abs=0.01)  # of both symbols
+    assert sum(row["orders"] for row in found["figures"]["size"]) == len(sent)
+
+
+# ---------------------------------------------------------------- what is counted apart
+
+
+def test_what_a_book_has_no_size_for_stands_apart(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = of_btc(sent)
+    thin = {one.at_ms for one in mine[::4]}
+
+    def book(one: Sent) -> Depth:
+        if one.at_ms in thin:
+            return book_for(one, 7.0, size=one.quantity // 2)
+        return book_for(one, 0.0)
+
+    found = asked(capsys, run, samples(tmp_path, mine, book))
+    row = found["figures"]["unfilled"][0]
+    assert (row["name"], row["orders"]) == ("BTCUSDT", len(thin))
+    asked_for = sum(float(one.price) * one.quantity / 1_000 for one in mine if one.at_ms in thin)
+    assert row["ordered"] == pytest.approx(asked_for)
+    assert row["unfilled"] == pytest.approx(asked_for / 2, rel=0.01)
+    assert row["bias_bp"]["value"] == pytest.approx(7.0, abs=0.01)
+    of_all = found["figures"]["all"][0]
+    assert of_all["orders"] == len(mine) - len(thin)
+    assert of_all["bias_bp"]["value"] == 0.0
+
+
+def test_orders_outside_and_inside_gaps_and_of_other_symbols_are_counted(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = of_btc(sent)
+    told = [*mine[3:8], *mine[12:-2]]
+    found = asked(capsys, run, samples(tmp_path, told, lambda one: book_for(one, 1.0)))
+    assert found["orders"] == len(told)
+    assert found["left_out"] == {
+        "orders inside gaps of the recording": 4,
+        "orders of linear:ETHUSDT, of which no books were given": len(sent) - len(mine),
+        "orders outside the recorded time": 5,
+    }
+    assert invoke(["parity", "last", "--db", str(run), "--books", str(tmp_path / "a.depth")]) == 0
+    said = capsys.readouterr().out
+    assert f"beside recorded books: {len(told)}. Fills of the run: {len(sent)}." in said
+    assert "Left out: 4 orders inside gaps of the recording." in said
+
+
+def test_two_files_of_a_symbol_are_read_as_one(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = of_btc(sent)
+    one, two = (
+        samples(tmp_path, part, lambda each: book_for(each, 0.0), name)
+        for part, name in ((mine[:20], "one.depth"), (mine[20:], "two.depth"))
+    )
+    found = asked(capsys, run, one, two)
+    assert found["orders"] == len(mine)
+    assert len(found["left_out"]) == 1
+
+
+def test_limits_and_stops_are_counted_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    walk = made_candles(walk_rows(400), interval_ms=QUARTER)
+    given: dict[str, dict[str, Any]] = {
+        "market": {"symbols": [walk.symbol], "interval": "15", "category": "linear"},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
+        "sizing": {"mode": "fixed", "quantity": "2"},
+        "exits": {"stop_loss": "0.05%"},
+    }
+    replay = build(load(None, given), [walk], started_at_ms=1, database=path)
+    audit = SqlAuditLog.open(path)
+    run_replay(replay, audit, Tally())
+    audit.close()
+    with Reader.open(path) as reader:
+        views = RunViews(reader.connection, reader.find("last"))
+        stops = views.count("v_orders", kind="STOP", status="FILLED")
+        market = views.rows("v_orders", kind="MARKET", status="FILLED")
+    assert stops
+    sent = [
+        Sent(
+            row["instrument"], Side(row["side"]), int(Decimal(row["quantity_text"]) * 1_000),
+            Decimal(row["price_text"]), row["eligible_ms"],
+        )
+        for row in market
+    ]  # fmt: skip
+    found = asked(capsys, path, samples(tmp_path, sent, lambda one: book_for(one, 0.0)))
+    assert found["orders"] == len(sent)
+    assert found["left_out"] == {"orders that waited for a price (limits and stops)": stops}
+
+
+# ---------------------------------------------------------------- recorded events
+
+
+EVENTS = EventsHeader(
+    instrument=depth_cases.BTC,
+    topics=("orderbook.50.BTCUSDT", "publicTrade.BTCUSDT"),
+    source="frames",
+)
+
+
+def events(path: Path, frames: Sequence[tuple[int, bytes | str]], of: EventsHeader) -> Path:
+    """Write frames, or the causes of gaps, each received at its time."""
+    with EventsWriter(path, of) as writer:
+        for at_ms, one in frames:
+            if isinstance(one, str):
+                writer.add(at_ms, cause=one)
+            else:
+                writer.add(at_ms, one)
+    return path
+
+
+def test_an_event_book_stands_from_its_frame_until_the_next(tmp_path: Path) -> None:
+    first = depth_cases.FIRST_MS
+    frames: list[tuple[int, bytes | str]] = [
+        (first + 105, snapshot(100, 1)),
+        (first + 205, delta(200, 2, [["100.0", "5"]])),
+        (first + 320, "disconnected"),
+        (first + 405, snapshot(400, 9)),
+        (first + 505, delta(500, 10, [["100.0", "0"], ["99.9", "0"]])),
+        (first + 605, delta(600, 11, [["98.0", "1"]])),
+        (first + SILENT_MS + 705, delta(SILENT_MS + 700, 12)),
+    ]
+    path = events(tmp_path / "a.events", frames, EVENTS)
+    times = [0, 99, 100, 199, 200, 201, 300, 399, 400, 550, 600, 600 + SILENT_MS,
+             601 + SILENT_MS, 700 + SILENT_MS, 701 + SILENT_MS]  # fmt: skip
+    found = [
+        one if isinstance(one, str) else np.frombuffer(one.bids, "<i8")[:2].tolist()
+        for one in EventsFile(path).standing([first + at for at in times])
+    ]
+    whole, more, low = [1_000, 1_000], [1_000, 5_000], [980, 1_000]
+    assert found == [
+        "outside", "outside", whole, whole, more, "disconnected", "disconnected", "disconnected",
+        whole, "empty", low, low, "silent", low, "outside",
+    ]  # fmt: skip
+
+
+def test_events_and_samples_of_the_same_books_agree(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = of_btc(sent)
+    rng = np.random.default_rng(2)
+    books = {one.at_ms: book_for(one, float(rng.normal(2.0, 1.0))) for one in mine}
+    of = structs.replace(
+        EVENTS, instrument=structs.replace(depth_cases.BTC, price_decimals=DECIMALS)
+    )
+    frames: list[tuple[int, bytes | str]] = []
+    for at_ms, book in sorted(books.items()):
+        sides = [
+            [
+                [str(Decimal(price).scaleb(-DECIMALS)), str(Decimal(size).scaleb(-3))]
+                for price, size in np.frombuffer(side, "<i8").reshape(-1, 2).tolist()
+            ]
+            for side in (book.bids, book.asks)
+        ]
+        frames += [
+            (at_ms - 500, "disconnected"),
+            (at_ms, snapshot(at_ms - depth_cases.FIRST_MS, 1, sides)),
+        ]
+    path = events(tmp_path / "a.events", frames, of)
+    one = asked(capsys, run, path)
+    two = asked(capsys, run, samples(tmp_path, mine, lambda each: books[each.at_ms]))
+    assert one["orders"] == len(mine)
+    assert one["figures"] == two["figures"]
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_a_wrong_symbol_no_overlap_and_a_foreign_file_are_one_sentence(
+    run: Path, sent: list[Sent], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = of_btc(sent)
+    place = ["last", "--db", str(run), "--books"]
+
+    def foreign(one: Sent) -> Depth:
+        return structs.replace(book_for(one, 0.0), instrument="linear:SOLUSDT")
+
+    sol = samples(
+        tmp_path,
+        [one._replace(instrument="linear:SOLUSDT") for one in mine],
+        foreign,
+        "sol.depth",
+    )
+    said = refused(capsys, *place, str(sol))
+    assert "--books holds linear:SOLUSDT" in said
+    assert "trades linear:BTCUSDT, linear:ETHUSDT: give recordings of those." in said
+    later = [one._replace(at_ms=one.at_ms + 10**10) for one in mine]
+    path = samples(tmp_path, later, lambda one: book_for(one, 0.0), "later.depth")
+    assert "can be compared" in (said := refused(capsys, *place, str(path)))
+    assert f"{len(mine)} orders outside the recorded time" in said
+    (tmp_path / "notes.txt").write_text("notes")
+    assert "notes.txt" in refused(capsys, *place, str(tmp_path / "notes.txt"))
+    assert "none.depth" in refused(capsys, *place, str(tmp_path / "none.depth"))
+    empty = tmp_path / "empty.depth"
+    with DepthWriter(empty, header()):
+        pass
+    assert "no books yet" in refused(capsys, *place, str(empty))
+    torn = tmp_path / "torn.depth"
+    torn.write_bytes(samples(tmp_path, mine, lambda one: book_for(one, 0.0)).read_bytes()[:-7])
+    assert len(asked(capsys, run, torn)["notes"]) == 1
+    assert "--books is of one run" in refused(capsys, "last", "last", *place[1:], str(torn))
+    assert "--books is of one run" in refused(capsys, *place, str(torn), "--day", "2025-01-01")
+
+
+def test_a_run_without_a_fill_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    replayed(path, [made_candles(walk_rows(5), interval_ms=QUARTER)])
+    depth_cases.write(tmp_path / "a.depth", depth_cases.walk(3))
+    found = asked(capsys, path, tmp_path / "a.depth")
+    assert found["sentences"] == ["The run filled no market order, so there is nothing to compare."]
+
+
+def test_levels_are_walked_from_the_touch_outwards() -> None:
+    nothing, one, two, three = (Fraction(number) for number in range(4))
+    book = BookLevels([(two, one), (one, two)], [(three, one), (Fraction(5), two)])
+    assert book.mid == Fraction(5, 2)
+    assert book.walk(Side.BUY, one) == (three, nothing)
+    assert book.walk(Side.BUY, two) == (Fraction(8), nothing)
+    assert book.walk(Side.SELL, three) == (Fraction(4), nothing)
+    assert book.walk(Side.SELL, Fraction(5)) == (Fraction(4), Fraction(2))
