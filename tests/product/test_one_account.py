@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.trades import check_trades
+from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.reader import Reader
@@ -169,6 +171,31 @@ def held(path: Path) -> None:
     assert any(step.strategies for step in kept)
     with open_reader(path) as connection:
         assert verify_chain(connection, run_id).problem is None
+
+
+FORGED = [
+    ("UPDATE twin_fills SET fee = fee + 1 WHERE model <> 'crossed'", "do not add up to it"),
+    ("DELETE FROM twin_fills WHERE model <> 'crossed' AND book = 1", "do not add up to it"),
+    ("UPDATE twin_fills SET fee = 1 WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+    ("DELETE FROM twin_fills WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+]
+
+
+def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    process = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    process.live(events(50, quotes=False))
+    process.stop()
+    run_id = process.opened.run.run_id
+    with closing(sqlite3.connect(path)) as connection:
+        assert check_terms(connection, run_id) is None
+        for statement, said in FORGED:
+            connection.execute(statement)
+            problem = check_terms(connection, run_id)
+            assert problem is not None
+            assert said in problem.sentence
+            assert problem.tables == ("twin_fills",)
+            connection.rollback()
 
 
 def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_path: Path) -> None:

@@ -67,6 +67,22 @@ class Told(Drawn):
         )  # fmt: skip
 
 
+class Scripted(Strategy):
+    """Says at each bar, counted from the first, what ``says`` holds; else it holds."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._says: dict[str, list[Any]] = options["says"]
+        self._first: int | None = None
+
+    def decide(self, context: BarContext) -> Signal:
+        """Return the answer of this bar: an action, and the distance of a stop in percent."""
+        opened = context.exact.open_time_ms
+        self._first = opened if self._first is None else self._first
+        action, stop = self._says.get(str((opened - self._first) // 60_000), ["HOLD", None])
+        return Signal(Action(action), "scripted", stop=None if stop is None else Percent(stop))
+
+
+SCRIPTED = f"{__name__}:Scripted"
 DRAWN = f"{__name__}:Drawn"
 TOLD = f"{__name__}:Told"
 

@@ -8,8 +8,10 @@ import pytest
 from builders import START_MS, bars, instrument, quote
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from several_strategies import (
     DRAWN,
+    SCRIPTED,
     TOLD,
     OwnParts,
     check_sums,
@@ -18,6 +20,7 @@ from several_strategies import (
     fills_of,
 )
 
+from tracepaper.daemon.broker.divided import CHANGED
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.several import NO_EQUITY, SeveralEngine
 from tracepaper.daemon.session.build import build_engine
@@ -244,8 +247,6 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
 
 
 def _moved(bar: Bar, open_ms: int) -> Bar:
-    from msgspec.structs import replace
-
     end = open_ms + MINUTE
     return replace(bar, open_time_ms=open_ms, market_ms=end, seen_ms=end)
 
@@ -262,11 +263,61 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
     now = events[at].market_ms
     engine.step(Command(CommandKind.FLATTEN, "", now, now), None)
     check_sums(engine)
-    for event in events[at + 1 : at + 5]:
-        engine.step(event, None)
-        check_sums(engine)
+    (closing,) = [event for event in events[at + 1 :] if isinstance(event, Bar)][:1]
+    side = "SELL" if sum(held) > 0 else "BUY"
+    step = engine.step(closing, None)
+    check_sums(engine)
+    of_net = [(name, fill) for name, fill in fills_of(step) if fill.model is not FillModel.CROSSED]
+    assert {name for name, _ in of_net} == {
+        name for name, one in zip("abc", held, strict=True) if one * sum(held) > 0
+    }
+    assert {fill.side.value for _, fill in of_net} == {side}
+    assert crossed_in(step)
     assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]
     assert engine.broker.own.held(ITEM.id) == 0
+
+
+def test_a_stop_that_comes_before_its_entry_is_whole_ends_the_net_order() -> None:
+    config = configured(
+        ("a", "b"),
+        ("0.5", "0.5"),
+        of=(SCRIPTED, SCRIPTED),
+        options=({"says": {"0": ["LONG", 1]}}, {"says": {"0": ["LONG", None]}}),
+        execution={"fill_within_ms": 10 * MINUTE, "latency_ms": 0},
+    )
+    engine = built(config, FillModel.QUOTE)
+    first, second = bars(2, seed=1)
+    close = first.close
+    at_ms = first.close_time_ms
+    engine.step(quote(close - 5, close + 5, at_ms=at_ms - 10), None)
+    engine.step(first, None)
+    engine.step(quote(close - 5, close + 5, size=1_001, at_ms=at_ms + 10), None)
+    a, b = engine.broker.parts.values()
+    assert (a.held(ITEM.id), b.held(ITEM.id)) == (501, 500)  # of an odd quantity, a comes first
+    low = close * 98 // 100
+    none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
+    step = engine.step(none_to_buy, None)
+    check_sums(engine)
+    stops = [one for one in step.orders if one.role is OrderRole.STOP]
+    assert {(one.tag, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
+    assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
+    after = engine.step(second, None)
+    assert any(one.reason == CHANGED for one in (*step.orders, *after.orders))
+    assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
+
+
+def test_a_breach_that_flattens_closes_every_part() -> None:
+    risk = {"max_drawdown": "0.001", "on_breach": "flatten"}
+    engine = built(configured(risk=risk))
+    halted = 0
+    for event in walk(5):
+        step = engine.step(event, None)
+        check_sums(engine)
+        if step.decision is not None and engine.risk.closes_all:
+            halted += 1
+            if halted > 2:
+                assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]
+    assert halted > 3
 
 
 def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
