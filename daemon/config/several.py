@@ -11,7 +11,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tracepaper.daemon.config.sections import GateSection, SizingSection, StrategySection
 from tracepaper.daemon.config.values import (
@@ -32,6 +32,13 @@ if TYPE_CHECKING:
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 STRATEGIES_MOST: Final = 20
 
+_OWN: Final[dict[str, type[Section]]] = {
+    "gate": GateSection,
+    "sizing": SizingSection,
+    "exits": ExitsSection,
+}
+"""The sections of which a strategy may have keys of its own."""
+
 Overrides = Annotated[dict[str, Any], BeforeValidator(json_object)]
 
 
@@ -51,9 +58,14 @@ class StrategyShare(StrategySection):
     def _has_no_twins(self) -> StrategyShare:
         if self.twins:
             raise ValueError("leave twins out: several strategies have no shadow accounts")
-        for name, section in (("gate", GateSection), ("sizing", SizingSection)):
-            section.model_validate(getattr(self, name))
-        ExitsSection.model_validate(self.exits)
+        for name, section in _OWN.items():
+            try:
+                section.model_validate(getattr(self, name))
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                why = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"its {name} has {key}: {why}") from None
         return self
 
 

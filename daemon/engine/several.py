@@ -51,6 +51,7 @@ SET_ASIDE: Final = "set aside: "
 """Begins the reason of a strategy that failed."""
 NO_EQUITY: Final = "its sub-account has no equity left"
 _ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]+")
+_FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
 _SENTENCE_MOST: Final = 300
 
 
@@ -71,7 +72,8 @@ class Member:
     def fail(self, why: str) -> None:
         """Set it aside, for good in this run; what it holds is closed by its next decision."""
         if not self.set_aside:
-            text = " ".join(_ADDRESS.sub("0x…", why).split())[:_SENTENCE_MOST]
+            same = _FOLDER.sub("", _ADDRESS.sub("0x…", why))  # wherever it is derived again
+            text = " ".join(same.split())[:_SENTENCE_MOST]
             self.set_aside = f"{SET_ASIDE}{text}"
 
 

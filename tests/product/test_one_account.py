@@ -320,7 +320,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"strategies": {"a": {"share": "0.5", "gate": {"nothing": 1}}, "b": {"share": "0.5"}}},
-        "[strategies.a]",
+        "cannot be used; its gate has nothing: Extra inputs are not permitted.",
     ),
 ]
 
