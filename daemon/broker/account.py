@@ -111,7 +111,8 @@ class BrokerSettings(Struct, frozen=True):
     latency: Latency
     fill_within_ms: int = FILL_WITHIN_MS
     costs_of: Mapping[str, ExecutionCosts] = {}  # of the instruments that have others, by id
-    leverage: int | None = None  # 10⁻² of isolated linear positions; None: no margin
+    leverage: int | None = None  # 10⁻² of linear positions; None: no margin
+    is_cross: bool = False  # whether one balance is the margin of all of them
     exits: Exits | None = None  # of every position that a signal enters
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
@@ -154,6 +155,7 @@ class PaperAccount:
         self.protectors = {
             key: Protector(self.orders[key], item, settings.exits) for key, item in known
         }
+        self._is_margined = bool(self._margin)
         self._places = {key: place for place, key in enumerate(self._instruments)}
         self._ranges = ranges or {}
         self._executors = {key: self._executor(item) for key, item in known}
@@ -258,18 +260,14 @@ class PaperAccount:
         if not self.waits(key):
             return _NOTHING_MATCHED
         resting = self.orders[key]
-        if (
-            isinstance(event, Bar)
-            and not self.protectors[key].is_timed
-            and matching.passes(resting, event)
-        ):
+        if isinstance(event, Bar) and not self.protectors[key].is_timed and self._passes(event):
             return _NOTHING_MATCHED
         at_open = partial(matching.match_open, is_missed=True) if is_missed else matching.match_open
         if (
             isinstance(event, Bar)
             and not resting.others
             and not resting.is_guarded
-            and not self._margin
+            and not self._is_margined
         ):  # an order by signal alone: the rest of this would find nothing to do
             return self._match(at_open, event)
         trades = Matched()
@@ -294,6 +292,9 @@ class PaperAccount:
                 trades.note(*(order for order in resumed if order.order_id in changed))
                 self._stale.add(key)
         return trades
+
+    def _passes(self, bar: Bar) -> bool:
+        return matching.passes(self.orders[bar.instrument], bar)
 
     def on_quoted_bar(self, instrument: str) -> bool:
         """Learn that a bar of *instrument* closed whose quotes came; return whether that matters.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from enum import IntEnum
+from functools import partial
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -24,9 +25,11 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     as_they_stand,
 )
+from tracepaper.daemon.broker.cross_account import CrossAccount
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
-from tracepaper.daemon.broker.matching import Booked, Matched, matters_from, touched
+from tracepaper.daemon.broker.ledger import Booked
+from tracepaper.daemon.broker.matching import Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
@@ -103,14 +106,17 @@ class Broker:
         """
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
+        self.is_cross = settings.is_cross
         self._is_on_margin = settings.leverage is not None
+        self._marked: dict[str, int] = {}  # the newest mark price since their last bar
+        self._newest: dict[str, int] = {}  # those that the feed asked of, and no event brought yet
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
-        self.own = PaperAccount(instruments, settings, ranges=self._ranges, keeps_ledger=True)
+        opens = partial(CrossAccount, marked=self._marked) if self.is_cross else PaperAccount
+        self.own = opens(instruments, settings, ranges=self._ranges, keeps_ledger=True)
         self.own.ledger.fills = {key: [] for key in reports_fills}
         self.shadows = {
-            name: PaperAccount(instruments, settings, ranges=self._ranges)
-            for name in sorted(shadows)
+            name: opens(instruments, settings, ranges=self._ranges) for name in sorted(shadows)
         }
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
@@ -121,18 +127,18 @@ class Broker:
             item.id: tuple(account.orders[item.id] for account in self._accounts)
             for item in instruments
         }
-        self._marked: dict[str, int] = {}  # the newest mark price since their last bar
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
         self.save = Save.NO
 
     # ------------------------------------------------------------ what the market does
 
-    def on_bar(self, bar: Bar, sequence: int) -> Filled:
+    def on_bar(self, bar: Bar, sequence: int, *, is_last: bool = True) -> Filled:
         """Fill what rests by *bar*, which step *sequence* will hold, and value what is held.
 
         What rests was decided by an earlier bar; what this one decides waits for the next. A bar
         values by its close what no mark price has valued since the bar before. It liquidates what
         has reached that value: a fill or a settlement since may have moved the liquidation price.
+        On cross margin the bar that *is_last* of its close does, when all have valued what is held.
         """
         key = bar.instrument
         filled = NOTHING_FILLED
@@ -140,17 +146,23 @@ class Broker:
             filled = self._on_bar_of_quotes(bar, sequence)
         else:
             for resting in self._resting[key]:
-                if resting.order is not None or resting.others or resting.is_guarded:
+                if (
+                    resting.order is not None
+                    or resting.others
+                    or resting.is_guarded
+                    or self.is_cross
+                ):
                     filled = self._match(
                         lambda account: account.match(bar, sequence), key, sequence
                     )
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
+            self._newest.pop(key, None)
             mark = bar.close
             for ledger in self._ledgers:
                 ledger.mark(key, mark)
-        if self._is_on_margin:
+        if self._is_on_margin and (is_last or not self.is_cross):
             liquidated = self._liquidate(key, mark, bar.close_time_ms, sequence)
             filled = filled.followed_by(liquidated)
         if self._ranges:
@@ -187,8 +199,8 @@ class Broker:
         self.mark(mark)
         return self._liquidate(mark.instrument, mark.price, mark.market_ms, sequence)
 
-    def on_funding(self, funding: Funding, sequence: int) -> tuple[Order, ...]:
-        """Settle *funding*; return the run's orders that this changes."""
+    def on_funding(self, funding: Funding, sequence: int) -> Filled:
+        """Settle *funding*; return the run's orders that this changes, and who is called by it."""
         key = funding.instrument
         self.save = Save.NOW
         for account in self._accounts:
@@ -197,7 +209,10 @@ class Broker:
             account.set_liquidation_price(key, sequence, funding.market_ms)
             for account in self._accounts
         ]
-        return changed[0]
+        if self.is_cross:
+            price = self.own.ledger.price(key)
+            return self._liquidate(key, price, funding.market_ms, sequence)
+        return Filled(orders=changed[0]) if changed[0] else NOTHING_FILLED
 
     def on_action(self, action: CorporateAction) -> tuple[Order, ...]:
         """Book a split or a dividend in every account; return the run's orders that it changes."""
@@ -399,6 +414,12 @@ class Broker:
         """Return whether *mark* takes a position away, of the run's account or a shadow account."""
         if not self._is_on_margin:
             return False
+        if self.is_cross:
+            self._newest[mark.instrument] = mark.price
+            return any(
+                isinstance(account, CrossAccount) and account.is_called_at(self._newest)
+                for account in self._accounts
+            )
         bounds = (account.orders[mark.instrument].liquidation for account in self._accounts)
         return any(order is not None and touched(order, mark.price) for order in bounds)
 
@@ -407,6 +428,7 @@ class Broker:
     def mark(self, mark: Mark) -> None:
         """Value what is held by *mark*, and the next bar's close by nothing."""
         self._marked[mark.instrument] = mark.price
+        self._newest.pop(mark.instrument, None)
         self.mark_at_close(mark.instrument, mark.price)
 
     def mark_at_close(self, instrument: str, close: int) -> None:

@@ -22,7 +22,8 @@ from tracepaper.daemon.broker.account import (
     as_they_stand,
 )
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save, _marked
-from tracepaper.daemon.broker.matching import Booked, Matched
+from tracepaper.daemon.broker.ledger import Booked
+from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Sent
 from tracepaper.daemon.broker.sub_accounts import (
     SharedAccount,
@@ -203,7 +204,7 @@ class DividedBroker(Broker):
         wanted = sum(account.target(instrument) for account in accounts)
         self._shared.agree(instrument, wanted)
 
-    def on_funding(self, funding: Funding, sequence: int) -> tuple[Order, ...]:
+    def on_funding(self, funding: Funding, sequence: int) -> Filled:
         """Settle *funding* by each part's position; return the account's orders it changes."""
         key = funding.instrument
         self.save = Save.NOW
@@ -213,7 +214,8 @@ class DividedBroker(Broker):
         if not self._instruments[key].category.is_cash and any(due):
             for account, part in zip(accounts, funding_parts(paid, due), strict=True):
                 account.book_funding(key, part)
-        return self.own.set_liquidation_price(key, sequence, funding.market_ms)
+        changed = self.own.set_liquidation_price(key, sequence, funding.market_ms)
+        return Filled(orders=changed)
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
         """Do nothing: the account has no signal, and each part learns its own by :meth:`hear`."""

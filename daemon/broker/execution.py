@@ -269,6 +269,10 @@ class Executor:
             filled_ms=filled_ms,
         )
 
+    def reduced(self, order: Order, mark: int, filled_ms: int) -> Fill:
+        """Close what the exchange's own *order* sells of a position, at *mark* as a taker."""
+        return self._taken(order, mark, FillModel.LIQUIDATION, filled_ms)
+
     def part(self, order: Order, fill: Fill, quantity: int) -> Fill:
         """Return *fill* of *order* as it is for less, at the same price."""
         return self._fill(

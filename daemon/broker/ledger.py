@@ -9,8 +9,9 @@ The rules are docs/money.md, M16 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import copy
+from typing import NamedTuple, Protocol
 
 from msgspec import Struct
 
@@ -27,9 +28,10 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     LedgerEntry,
     LedgerKind,
+    Order,
     Position,
 )
-from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
+from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument, Side
 from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
@@ -177,6 +179,10 @@ class Ledger:
             if lost > margin
             else None
         )
+
+    def price(self, instrument: str) -> int:
+        """Return the price that values *instrument*; 0 before the first."""
+        return self._lines[instrument].mark
 
     def notional(self, instrument: str, quantity: int) -> int:
         """Return the money of *quantity* of *instrument* at its newest mark."""
@@ -405,10 +411,44 @@ class Ledger:
         self._account = None
 
 
+class Booked(NamedTuple):
+    """A fill, its order after it, and the position before and after it."""
+
+    fill: Fill
+    order: Order
+    before: Position
+    after: Position
+
+
+Liquidated = tuple[Sequence[Fill], Sequence[Booked], Sequence[Order]]
+"""Fills of the exchange's own orders, each with its position, and every order that changed."""
+
+
+class MarginCalls(Protocol):
+    """When prices of one instrument call an account on cross margin, and what follows."""
+
+    def at(self, start: int, end: int) -> int | None:
+        """Return the first price on the way from *start* to *end* that calls it, if one does."""
+        ...
+
+    def is_called_within(self, bar: Bar) -> bool:
+        """Return whether the account is called at one end of *bar*."""
+        ...
+
+    def liquidate(self, price: int, at_ms: int) -> Liquidated:
+        """Liquidate it with the instrument at *price*."""
+        ...
+
+    def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
+        """Return the liquidation in place of *fill*, a close that costs more than there is."""
+        ...
+
+
 class TrialFunds:
     """What fills of one instrument would do to an account; it bears every one."""
 
     position = Position()  # of which nobody asks
+    calls: MarginCalls | None = None
 
     def __init__(
         self, holding: Holding, cash: int, rules: MarginRules | None, *, is_cash: bool
@@ -447,6 +487,8 @@ class TrialFunds:
 
 class LedgerFunds:
     """What a fill of one instrument moves in a ledger."""
+
+    calls: MarginCalls | None = None
 
     def __init__(self, ledger: Ledger, instrument: str) -> None:
         self.apply_fill = ledger.apply_fill

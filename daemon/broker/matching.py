@@ -15,10 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from tracepaper.daemon.broker.execution import Executor
-from tracepaper.daemon.broker.ledger import LedgerFunds
+from tracepaper.daemon.broker.ledger import Booked, LedgerFunds, Liquidated, MarginCalls
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import Bounds
 from tracepaper.strategies.types.decisions import (
@@ -33,11 +33,17 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Bar, Instrument, Quote, Side
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
+LIQUIDATED_FIRST: Final = "the position was liquidated first"
 NO_CASH: Final = "cash does not cover it"
 
 
 class Funds(Protocol):
     """What a fill moves."""
+
+    @property
+    def calls(self) -> MarginCalls | None:
+        """On cross margin, what calls the account."""
+        ...
 
     @property
     def held(self) -> int:
@@ -63,15 +69,6 @@ class Funds(Protocol):
         ...
 
 
-class Booked(NamedTuple):
-    """A fill, its order after it, and the position before and after it."""
-
-    fill: Fill
-    order: Order
-    before: Position
-    after: Position
-
-
 _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles of the orders that decisions send."""
 
@@ -94,6 +91,13 @@ class Matched:
         """Learn that orders *changed*."""
         for order in changed:
             self._orders[order.order_id] = order
+
+    def take(self, liquidated: Liquidated) -> None:
+        """Learn what the exchange *liquidated*."""
+        fills, booked, orders = liquidated
+        self.fills += fills
+        self.booked += booked
+        self.note(*orders)
 
     def add(self, later: Matched) -> None:
         """Learn what the same event did *later*."""
@@ -172,10 +176,18 @@ class _Market:
                     self._apply_fill(order, self._executor.at_open(order, bar))
 
     def match_mark(self, mark: int, at_ms: int) -> None:
-        """Liquidate the position where *mark* has reached its liquidation price."""
+        """Liquidate the position, or the account, where *mark* has reached that price."""
+        self._called(mark, mark, at_ms)
         order = self._resting.liquidation
         if order is not None and touched(order, mark):
             self._liquidate(order, mark, at_ms)
+
+    def _called(self, start: int, end: int, at_ms: int) -> int | None:
+        """Liquidate an account on cross margin where the way to *end* calls it; return where."""
+        if (calls := self._funds.calls) is None or (at := calls.at(start, end)) is None:
+            return None
+        self.trades.take(calls.liquidate(at, at_ms))
+        return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
         order = self._triggered(order)
@@ -192,9 +204,16 @@ class _Market:
         self._trail(bar.open, bar.open)
         for start, end in pairwise(path):
             at = start
-            while (first := self._next(at, end, bar.open_time_ms)) is not None:
-                order, at = first
-                self._match(order, at, bar.close_time_ms - 1)
+            while True:
+                first = self._next(at, end, bar.open_time_ms)
+                called = self._called(at, end if first is None else first[1], bar.close_time_ms - 1)
+                if called is not None:
+                    at = called
+                elif first is not None:
+                    order, at = first
+                    self._match(order, at, bar.close_time_ms - 1)
+                else:
+                    break
             self._trail(end, end)
 
     def _open(self, bar: Bar) -> None:
@@ -307,6 +326,13 @@ class _Market:
         if (refusal := self._funds.refusal(fill)) is not None:
             self._end(order, refusal)
             return False
+        if (calls := self._funds.calls) is not None and (
+            ruin := calls.ruined_by(fill, fill.filled_ms)
+        ) is not None:
+            self.trades.take(ruin)
+            if (left := self._resting.find(order.order_id)) is not None:
+                self._end(left, LIQUIDATED_FIRST)
+            return False
         before = self._funds.position
         bounds = self._funds.apply_fill(fill)
         changed = self._resting.apply_fill(fill, self._funds.held)
@@ -346,7 +372,7 @@ class _Market:
             return False
         self._liquidate(bound, fill.reference_price, fill.filled_ms)
         if (left := self._resting.find(order.order_id)) is not None:
-            self._end(left, "the position was liquidated first")
+            self._end(left, LIQUIDATED_FIRST)
         return True
 
 
@@ -465,7 +491,9 @@ def match_path(
     Of the two paths the one that leaves less at the bar's close is taken, and the first of them
     where both leave as much.
     """
-    if not any(_may_meet(order, bar, resting.trail) for order in resting.others):
+    if not any(_may_meet(order, bar, resting.trail) for order in resting.others) and (
+        funds.calls is None or not funds.calls.is_called_within(bar)
+    ):
         return Matched()
     is_cash = instrument.category.is_cash
     paths = (

@@ -1,11 +1,12 @@
-"""Exchange rules: order filters, isolated margin and its risk tiers.
+"""Exchange rules: order filters, the margin of a position and its risk tiers.
 
-A position binds its initial margin and the fee of closing it where that margin is lost. It is
-liquidated where what is left of the margin falls to the maintenance margin, at the bankruptcy
-price: there the margin is lost, and nothing else.
+An isolated position binds its initial margin and the fee of closing it where that margin is lost.
+It is liquidated where what is left of the margin falls to the maintenance margin, at the bankruptcy
+price: there the margin is lost, and nothing else. On cross margin both margins follow the mark
+price, and the account answers for their sum (``cross_margin``).
 
 The rules are docs/money.md, M8 and M28 to M33, and docs/orders.md, B1; the formulas of margin are
-Bybit's for isolated margin.
+Bybit's.
 """
 
 from __future__ import annotations
@@ -60,8 +61,11 @@ class MarginUse(NamedTuple):
 class MarginRules:
     """The margin of positions in one instrument at one leverage."""
 
-    def __init__(self, instrument: Instrument, leverage: int, taker_fee: int) -> None:
+    def __init__(
+        self, instrument: Instrument, leverage: int, taker_fee: int, *, is_cross: bool = False
+    ) -> None:
         """Take the *leverage* as an integer of 10⁻², the *taker_fee* of 10⁻¹⁰."""
+        self.is_cross = is_cross
         self._instrument = instrument
         self._tiers = tiers_of(instrument)
         self._leverage = leverage
@@ -69,10 +73,57 @@ class MarginRules:
         self._notional = Notional.of(instrument)
 
     def required(self, entry: int) -> int:
-        """Return what a position entered for *entry* (money, signed) binds, rounded up."""
-        initial = -(-abs(entry) * _LEVERAGE_UNIT // self._leverage)
+        """Return what a position entered for *entry* (money, signed) binds, rounded up.
+
+        On cross margin *entry* is its value at the mark.
+        """
+        initial = self._initial(entry)
+        return initial + self._closing_fee(entry, initial)
+
+    def _initial(self, entry: int) -> int:
+        return -(-abs(entry) * _LEVERAGE_UNIT // self._leverage)
+
+    def _closing_fee(self, entry: int, initial: int) -> int:
+        """Return the fee of closing where the *initial* margin is lost, rounded up."""
         lost_at = abs(entry) - initial if entry > 0 else abs(entry) + initial
-        return initial - (-lost_at * self._fee // MONEY_SCALE)
+        return -(-lost_at * self._fee // MONEY_SCALE)
+
+    def maintenance(self, value: int) -> int:
+        """Return the maintenance margin of what is worth *value* (money, signed) at the mark.
+
+        With the fee of closing it, as on cross margin.
+        """
+        size = abs(value)
+        _, tier = self._tier_or_last(size)
+        return self._maintenance(tier, size) + self._closing_fee(value, self._initial(value))
+
+    @staticmethod
+    def _maintenance(tier: RiskTier, size: int) -> int:
+        return max(size * tier.maintenance // MONEY_SCALE - tier.deduction, 0)
+
+    def lower_tiers(self, value: int) -> tuple[tuple[int, int], ...]:
+        """Return number and limit (money) of the tiers below that of *value*, the highest first."""
+        number, _ = self._tier_or_last(abs(value))
+        below = ((place, tier.limit) for place, tier in enumerate(self._tiers[: number - 1], 1))
+        return tuple(sorted(below, reverse=True))
+
+    def bankruptcy(self, value: int, quantity: int, loss: int) -> int:
+        """Return the price at which closing *quantity* loses *loss* of its *value*, fee included.
+
+        *value* is unsigned money at the mark, *loss* may be below 0; whole ticks, at least one, so
+        rounded that no more is lost.
+        """
+        is_long = quantity > 0
+        return self._price(self._lost_at(value, loss, is_long=is_long), quantity, up=is_long)
+
+    def _lost_at(self, size: int, margin: int, *, is_long: bool) -> int:
+        """Return the notional at which closing a position of *size* loses *margin*."""
+        if is_long:
+            return max(-(-(size - margin) * MONEY_SCALE // (MONEY_SCALE - self._fee)), 0)
+        return (size + margin) * MONEY_SCALE // (MONEY_SCALE + self._fee)
+
+    def _tier_or_last(self, notional: int) -> tuple[int, RiskTier]:
+        return self._tier(notional) or (len(self._tiers), self._tiers[-1])
 
     def refusal(self, notional: int) -> str | None:
         """Return why a position of *notional* (unsigned) may not have the leverage, or None."""
@@ -99,14 +150,10 @@ class MarginRules:
         Both prices are rounded so that no more than the margin is lost.
         """
         size, is_long = abs(entry), quantity > 0
-        number, tier = self._tier(size) or (len(self._tiers), self._tiers[-1])
-        maintenance = max(size * tier.maintenance // MONEY_SCALE - tier.deduction, 0)
-        if is_long:
-            lost_at = max(-(-(size - margin) * MONEY_SCALE // (MONEY_SCALE - self._fee)), 0)
-            called_at = lost_at + maintenance
-        else:
-            lost_at = (size + margin) * MONEY_SCALE // (MONEY_SCALE + self._fee)
-            called_at = lost_at - maintenance
+        number, tier = self._tier_or_last(size)
+        maintenance = self._maintenance(tier, size)
+        lost_at = self._lost_at(size, margin, is_long=is_long)
+        called_at = lost_at + (maintenance if is_long else -maintenance)
         share = unscaled(tier.maintenance, MONEY_DECIMALS - 2)
         reason = (
             f"the mark price reached it: maintenance margin {_money(maintenance)} of "
@@ -117,6 +164,17 @@ class MarginRules:
             self._price(lost_at, quantity, up=is_long),
             reason,
         )
+
+    def used_by(self, position: Position) -> int:
+        """Return what *position* binds, on cross margin at its mark."""
+        if not self.is_cross:
+            return position.margin
+        return self.required(position.entry_notional + position.unrealized_pnl)
+
+    def needed_by(self, position: Position) -> int:
+        """Return the maintenance margin of *position* at its mark, on cross margin."""
+        value = position.entry_notional + position.unrealized_pnl
+        return self.maintenance(value) if value else 0
 
     def use_of(self, position: Position | None) -> MarginUse | None:
         """Return what *position* binds and where it is liquidated; None where it binds nothing."""

@@ -27,14 +27,17 @@ from tracepaper.daemon.bybit.instruments import (
     exact,
     exact_signed,
     interval_name,
+    listed_of,
     read_instruments,
+    read_listings,
     risk_tier,
 )
-from tracepaper.daemon.bybit.websocket import CategoryStream, stream_url
+from tracepaper.daemon.bybit.websocket import CategoryStream, connections, stream_url
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
     Cooldown,
+    Listed,
     MarketDataListener,
     RestartBudget,
     StreamRequest,
@@ -418,6 +421,44 @@ class BybitClient:
         query = {"category": category, "symbol": symbol}
         return await self._get("/v5/market/tickers", query, messages.Tickers, read)
 
+    async def listed(self, category: Category) -> list[Listed]:
+        """Return *category*'s symbols that trade, each with its last day; what is odd is left out.
+
+        That is one question about all tickers, and one about a thousand instruments.
+        """
+        listings: dict[str, messages.ListingInfo] = {}
+        cursors: set[str] = set()
+        cursor = ""
+        while cursor not in cursors and len(cursors) < PAGES_MAX:
+            cursors.add(cursor)
+            query = {"category": category.value, "limit": str(CANDLES_MAX)}
+            if cursor:
+                query["cursor"] = cursor
+
+            def read(raw: msgspec.Raw, _: int) -> tuple[list[messages.ListingInfo], str]:
+                found, page = read_listings(bytes(raw))
+                return found, page.next_page_cursor
+
+            found, cursor = await self._get("/v5/market/instruments-info", query, msgspec.Raw, read)
+            listings |= {one.symbol: one for one in found}
+            if not cursor:
+                break
+
+        def rows(page: messages.Tickers, _: int) -> list[messages.TickerInfo]:
+            if page.category != category.value:
+                raise _unrelated(f"tickers of {page.category!r}, where {category.value} was asked")
+            return page.rows
+
+        tickers = await self._get(
+            "/v5/market/tickers", {"category": category.value}, messages.Tickers, rows
+        )
+        known = (
+            listed_of(ticker, listings[ticker.symbol])
+            for ticker in tickers
+            if ticker.symbol in listings
+        )
+        return [one for one in known if one is not None]
+
     def stream_url(self, category: Category) -> str:
         """Return the address of the public stream of *category*."""
         return stream_url(self._exchange, category)
@@ -425,11 +466,11 @@ class BybitClient:
     def streams(
         self, request: StreamRequest, listener: MarketDataListener
     ) -> Sequence[CategoryStream]:
-        """Return one connection for each category of the instruments, not yet open."""
+        """Return the connections of the instruments, by category, not yet open."""
         return [
             CategoryStream(
                 category,
-                request,
+                share,
                 listener,
                 exchange=self._exchange,
                 clock=self._clock,
@@ -438,6 +479,7 @@ class BybitClient:
                 counters=self.counters,
             )
             for category in dict.fromkeys(item.category for item in request.instruments)
+            for share in connections(category, request)
         ]
 
     async def _get(

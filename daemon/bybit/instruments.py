@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Mapping
+from decimal import Decimal, InvalidOperation
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -18,7 +19,14 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import DecodeError, Meta
 
-from tracepaper.daemon.bybit.messages import InstrumentInfo, KlineCandle, RiskLimit
+from tracepaper.daemon.bybit.messages import (
+    InstrumentInfo,
+    KlineCandle,
+    ListingInfo,
+    RiskLimit,
+    TickerInfo,
+)
+from tracepaper.daemon.feed.client import Listed
 from tracepaper.strategies.errors import ConfigInvalid, FrameImpossible, MessageMalformed
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
@@ -270,6 +278,46 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
         except (msgspec.DecodeError, MessageMalformed):
             continue
     return instruments, page
+
+
+def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
+    """Return what a universe asks of an instruments-info result, and the page it stands on.
+
+    Entries that are malformed, dated futures, and what does not trade are left out. Raises
+    ``MessageMalformed`` where the body itself is not what the exchange documents.
+    """
+    try:
+        page = msgspec.json.decode(result, type=InstrumentsPage)
+    except msgspec.DecodeError as error:
+        raise MessageMalformed(
+            f"The list of instruments is not what Bybit documents ({error}); check "
+            "exchange.rest_url if this repeats."
+        ) from error
+    listings = []
+    for raw in page.rows:
+        try:
+            one = msgspec.json.decode(raw, type=ListingInfo)
+        except msgspec.DecodeError:
+            continue
+        if one.status == "Trading" and one.contract_type in {"", "LinearPerpetual"}:
+            listings.append(one)
+    return listings, page
+
+
+def listed_of(ticker: TickerInfo, listing: ListingInfo) -> Listed | None:
+    """Return a listed symbol with its day; None where a number of its ticker cannot be read."""
+    try:
+        turnover, high, low, last = map(
+            Decimal, (ticker.turnover, ticker.high, ticker.low, ticker.last_price)
+        )
+        listed_ms = int(listing.launch_time or 0)
+    except (InvalidOperation, ValueError):
+        return None
+    if not (turnover.is_finite() and high.is_finite() and low.is_finite() and last.is_finite()):
+        return None
+    if turnover < 0 or last <= 0 or not 0 < low <= high or listed_ms < 0:
+        return None
+    return Listed(listing.symbol, listing.quote_coin, turnover, (high - low) / last, listed_ms)
 
 
 _STREAM: Final = Source.STREAM

@@ -195,6 +195,16 @@ class InstrumentInfo(Struct, rename="camel"):
     leverage_filter: LeverageFilter | None = None
 
 
+class ListingInfo(Struct, rename="camel"):
+    """What a universe asks of an entry of ``/v5/market/instruments-info``."""
+
+    symbol: str
+    status: str = ""
+    quote_coin: str = ""
+    contract_type: str = ""  # spot has none
+    launch_time: str = ""  # spot has none
+
+
 class RiskLimit(Struct, rename="camel"):
     """One tier of ``/v5/market/risk-limit``; the deduction is empty text on the first."""
 
@@ -221,6 +231,9 @@ class TickerInfo(Struct, rename="camel"):
     mark_price: str = ""
     funding_rate: str = ""
     next_funding_time: str = ""
+    turnover: str = field(default="", name="turnover24h")
+    high: str = field(default="", name="highPrice24h")
+    low: str = field(default="", name="lowPrice24h")
 
 
 class Tickers(Struct, rename="camel"):

@@ -11,10 +11,11 @@ import asyncio
 import random
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Final
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, structs
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
@@ -58,6 +59,8 @@ TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
 ARGUMENT_CHARACTERS_MAX: Final = 21_000
 """All topics of one connection together (docs/v5/websocket/wss-authentication)."""
+SYMBOLS_PER_CONNECTION: Final = 50
+"""What one lost connection costs, at most; far under the exchange's 1,000 open connections."""
 CLOSE_TIMEOUT_S: Final = 1.0
 FORBIDDEN_STATUS: Final = 403
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -100,7 +103,7 @@ class PublicStream:
         rng: random.Random,
         cooldown: Cooldown,
     ) -> None:
-        if sum(map(len, topics)) > ARGUMENT_CHARACTERS_MAX:
+        if characters_of(topics) > ARGUMENT_CHARACTERS_MAX:
             raise ConfigInvalid(
                 f"{len(topics)} topics are more than one {category.value} connection takes "
                 f"({ARGUMENT_CHARACTERS_MAX} characters); list fewer market.symbols."
@@ -334,6 +337,38 @@ def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> l
     return wanted
 
 
+def characters_of(topics: Iterable[str]) -> int:
+    """Return the characters of *topics* as arguments: each in quotes, with a comma."""
+    return sum(len(topic) + 3 for topic in topics)
+
+
+def connections(category: Category, request: StreamRequest) -> list[StreamRequest]:
+    """Return *request*'s instruments of *category* divided into what one connection takes.
+
+    One takes ``SYMBOLS_PER_CONNECTION`` and ``ARGUMENT_CHARACTERS_MAX`` at most; the shares are as
+    equal as their number allows.
+    """
+    items = [item for item in request.instruments if item.category is category]
+    longest = max(characters_of(topics_of(item, request)) for item in items)
+    most = min(SYMBOLS_PER_CONNECTION, max(ARGUMENT_CHARACTERS_MAX // longest, 1))
+    count = -(-len(items) // most)
+    cuts = [len(items) * place // count for place in range(count + 1)]
+    return [
+        structs.replace(request, instruments=tuple(items[first:last]))
+        for first, last in pairwise(cuts)
+    ]
+
+
+def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
+    """Return the topics of *item* that *request* asks for, each once."""
+    name = interval_name(request.interval_ms)
+    wanted = topics(item.category, item.symbol, interval=name, trades=request.trades)
+    if request.depth:
+        asked = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
+        wanted.append(asked.topic)
+    return list(dict.fromkeys(wanted))
+
+
 class CategoryStream:
     """Joins a ``PublicStream`` with a fresh ``Wire`` for each connection it makes."""
 
@@ -361,15 +396,9 @@ class CategoryStream:
         self._wire = self._new_wire()
         samplers = [self._sampler(item) for item in self._instruments if request.depth]
         self._samplers = {sampler.topic: sampler for sampler in samplers}
-        name = interval_name(request.interval_ms)
-        subscribed = [
-            topic
-            for item in self._instruments
-            for topic in topics(category, item.symbol, interval=name, trades=request.trades)
-        ]
         self._stream = PublicStream(
             category=category,
-            topics=list(dict.fromkeys([*subscribed, *self._samplers])),
+            topics=[topic for item in self._instruments for topic in topics_of(item, request)],
             exchange=exchange,
             handler=StreamCallbacks(self._receive, self._connected, self._lost),
             clock=clock,

@@ -171,6 +171,10 @@ def _accounts(document: Document) -> RenderableType:
                 for column in columns
             ),
         )
+    ratio = cast("Document", document["account"]).get("maintenance_ratio")
+    if ratio is not None:
+        table.caption = f"maintenance ratio {ratio:.1%}; at 100 % the account is liquidated"
+        table.caption_justify = "left"
     return table
 
 

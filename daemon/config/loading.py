@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import faults_of_secrets, secret_in
 from tracepaper.daemon.config.sections import (
@@ -35,7 +36,6 @@ from tracepaper.daemon.config.sections import (
     GateSection,
     HttpSection,
     LogSection,
-    MarketSection,
     ModelSection,
     ParitySection,
     RegimeSection,
@@ -53,7 +53,7 @@ from tracepaper.daemon.config.values import (
     allowed,
     canonical,
     interval_name,
-    is_table,
+    table_of,
 )
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -128,8 +128,8 @@ class Config(BaseModel):
     def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Without order books, covariates, exits or several strategies their keys are left out: a run
-        has the hash that it had before these keys existed.
+        Without order books, a universe, covariates, exits or several strategies their keys are left
+        out: a run has the hash that it had before these keys existed.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -138,6 +138,8 @@ class Config(BaseModel):
         if not self.market.depth:
             for key in _ORDER_BOOK_KEYS:
                 del document["market"][key]
+        if self.market.universe is None:
+            del document["market"]["universe"]
         if self.model.covariates is None:
             del document["model"]["covariates"]
         if self.exits == ExitsSection():
@@ -308,7 +310,8 @@ def load_with_origins(
         folder = str(given.resolve().parent)
         if folder not in sys.path:  # last: it must not hide a package of the same name
             sys.path.append(folder)
-    if isinstance(given, Path) and (config.model.files or config.model.covariates):
+    lists = config.market.universe is not None and config.market.universe.file
+    if isinstance(given, Path) and (config.model.files or config.model.covariates or lists):
         config = config.beside(given.resolve().parent)
     return config, origins
 
@@ -473,9 +476,9 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     table = SECTIONS[section].model_fields.get(key)
     if section == "strategies" and keys[1:]:
         return fault_of_share(first, f"{origin}: [strategies.{key}]", keys[1])
-    if keys[1:] and table is not None and is_table(table.annotation):
+    if keys[1:] and table is not None and (within := table_of(table.annotation)) is not None:
         # A table within its section, as [model.explanation] is.
-        section, key, fields = f"{section}.{key}", keys[1], table.annotation.model_fields
+        section, key, fields = f"{section}.{key}", keys[1], within.model_fields
         suggested = _nearest(key, fields)
     else:
         fields, suggested = SECTIONS[section].model_fields, _suggest_place(section, key)

@@ -15,22 +15,17 @@ from pydantic import (
     AfterValidator,
     BeforeValidator,
     Field,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from tracepaper.daemon.config.values import (
-    _SHARE,
-    _SYMBOL,
     BUILT_IN,
     CASH_MAX,
     MODULE_CLASS,
     NO_MODEL,
     NOTIONAL_MAX,
     SQLITE,
-    STOCK,
-    SYMBOLS_MAX,
     TREND_WINDOWS,
     WINDOWS_MAX,
     Duration,
@@ -53,89 +48,13 @@ from tracepaper.daemon.config.values import (
     address,
     host_and_port,
     host_with_port,
-    interval_name,
     json_object,
     loopback,
     several,
     sqlite_file,
-    symbol_names,
 )
 from tracepaper.strategies.builtin import TREND
-from tracepaper.strategies.units import BASE_FEES, DAY_MS, INTERVALS, interval_text, time_of
-
-
-class MarketSection(Section):
-    """What is traded."""
-
-    asset: Literal["crypto", "stock"] = "crypto"
-    """crypto of Bybit, live and in replay, or stock: shares, from candle files alone."""
-    category: Literal["linear", "spot", "stock"] = "linear"
-    """Bybit product category; stock where asset is stock."""
-    calendar: str | None = Field(default=None, pattern=r"^[A-Za-z0-9/_-]{2,20}$", examples=["XNAS"])
-    """Exchange whose sessions are counted, by its ISO 10383 code; every interval if absent."""
-    fractional: bool = False
-    """Whether a thousandth of a share can be held; else whole shares alone."""
-    currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")
-    """Quote currency of shares; that of crypto is part of its symbol."""
-    symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
-    """Symbols of that category, up to 50; BTC/USDT and btcusdt are read as BTCUSDT."""
-    interval: Annotated[
-        Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M"],
-        BeforeValidator(interval_name),
-    ] = "1"
-    """Candle interval by Bybit's names; 5m, 1h, 1d and 1M are read as 5, 60, D and M. Months (M)
-    are for replays."""
-    gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
-    """How long to wait (ms) for the other symbols' bars of the same close, so that they are
-    predicted and stored together; 0: do not wait."""
-    depth: Annotated[int, Field(ge=0, le=1_000)] = 0
-    """Levels a side of the order books that are stored, and seen by a strategy that reads them;
-    0: none."""
-    depth_every_ms: Annotated[int, Field(ge=10, le=DAY_MS // 24)] = 1_000
-    """Milliseconds of market time from one such book to the next."""
-
-    @property
-    def closes_together(self) -> bool:
-        """Whether the bars of one close are dealt with together."""
-        return len(self.symbols) > 1 and self.gather_ms > 0
-
-    @property
-    def interval_ms(self) -> int:
-        """The interval in milliseconds; that of a month is a name."""
-        return INTERVALS[self.interval]
-
-    @field_validator("symbols")
-    @classmethod
-    def _symbols(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
-        if not 1 <= len(value) <= SYMBOLS_MAX:
-            raise ValueError(f"name 1 to {SYMBOLS_MAX} symbols")
-        form = _SHARE if info.data.get("asset") == STOCK else _SYMBOL
-        for symbol in value:
-            if not form.match(symbol):
-                raise ValueError(f"write symbols in the exchange's capitals instead of {symbol!r}")
-        if len(set(value)) < len(value):
-            raise ValueError("name each symbol once")
-        return value
-
-    @model_validator(mode="before")
-    @classmethod
-    def _asset_and_category(cls, table: object) -> object:
-        """Take asset or category from the other where only one of them says stock."""
-        if isinstance(table, dict):
-            if table.get("asset") == STOCK and table.get("category") is None:
-                return {**table, "category": STOCK}
-            if table.get("category") == STOCK and table.get("asset") is None:
-                return {**table, "asset": STOCK}
-        return table
-
-    @model_validator(mode="after")
-    def _shares_alone(self) -> MarketSection:
-        if (self.asset == STOCK) is not (self.category == STOCK):
-            raise ValueError(
-                f'asset = "{self.asset}" does not go with category = "{self.category}"; leave the '
-                "category of shares out"
-            )
-        return self
+from tracepaper.strategies.units import BASE_FEES, DAY_MS, interval_text, time_of
 
 
 class ExchangeSection(Section):
@@ -529,10 +448,10 @@ class AccountSection(Section):
 
     cash: Annotated[Exact, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
-    margin: Literal["none", "isolated"] = "none"
-    """Of linear positions: none (limited by [risk] alone) or isolated, with liquidation."""
+    margin: Literal["none", "isolated", "cross"] = "none"
+    """Of linear positions: none (limited by [risk] alone), isolated or cross, with liquidation."""
     leverage: Annotated[Exact, Field(ge=1, le=200)] = Decimal(1)
-    """Of isolated positions; at most what the risk tier of the position's size allows."""
+    """Of positions on margin; at most what the risk tier of the position's size allows."""
 
 
 class ReportSection(Section):

@@ -25,7 +25,7 @@ from tracepaper.daemon.config.values import (
 from tracepaper.strategies.units import MONEY_DECIMALS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tracepaper.daemon.config.loading import Config
 
@@ -166,6 +166,12 @@ def with_members(config: Config, changed: Mapping[str, Config]) -> Config:
     section = config.strategies.model_copy()
     section.__pydantic_extra__.update(named)
     return config.model_copy(update={"strategies": section})
+
+
+def each_changed(config: Config, change: Callable[[Config], Config]) -> Config:
+    """Return *config* with the [strategy] of each of several as *change* makes it."""
+    changed = {name: change(own) for name, own in members_of(config).items()}
+    return with_members(config, changed) if changed else config
 
 
 def strategy_name(config: Config) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
 from ipaddress import ip_address
 from itertools import pairwise
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -67,7 +68,7 @@ NOTIONAL_MAX: Final = MONEY_MAX // 4
 """Of one order: prices may still rise."""
 DIGITS_MAX: Final = 40
 QUANTILE: Final = re.compile(r"^q(0(\.\d+)?|1(\.0+)?)$")
-SYMBOLS_MAX: Final = 50
+SYMBOLS_MAX: Final = 200
 _EXIT_DISTANCE: Final = re.compile(
     r"(?:(?P<q>q)(?=0\.)|)(?P<number>\d{1,6}(?:\.\d{1,6})?)(?(q)| ?(?P<unit>%|atr|volatility))"
 )
@@ -298,6 +299,8 @@ def canonical(value: object) -> object:
     match value:
         case Decimal():
             return plain(value)
+        case Path():
+            return str(value)
         case BaseModel():
             return canonical(value.model_dump())
         case dict():
@@ -311,6 +314,12 @@ def canonical(value: object) -> object:
 def is_table(annotation: object) -> TypeGuard[type[BaseModel]]:
     """Return whether a field of that *annotation* is a table with keys of its own."""
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def table_of(annotation: object) -> type[BaseModel] | None:
+    """Return the table that a field of that *annotation* is, where it is one or absent."""
+    parts = get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
+    return next(filter(is_table, parts), None)
 
 
 def allowed(annotation: object, metadata: Iterable[object] = ()) -> str:

@@ -64,6 +64,7 @@ from tracepaper.strategies.types.market import (
     Retrained,
     RunEnd,
     Trade,
+    UniverseChange,
 )
 
 STATE_EVERY_STEPS: Final = 1_024
@@ -82,8 +83,6 @@ OF_THE_RUN: Final = ""
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
-    BROKER: type[Broker] = Broker
-
     def __init__(
         self,
         instruments: Sequence[Instrument],
@@ -93,7 +92,10 @@ class Engine:
         settings: EngineSettings,
     ) -> None:
         self.risk = RiskWatch(
-            settings.risk, flattens=settings.flatten_on_breach, calendar=settings.calendar
+            settings.risk,
+            flattens=settings.flatten_on_breach,
+            calendar=settings.calendar,
+            closes_outside=settings.closes_outside,
         )
         self._portfolio = portfolio_of(strategies.values())
         # One object has one state, whose owner is the run.
@@ -119,7 +121,7 @@ class Engine:
             {item.id: strategies[item.id] for item in instruments}, settings.passing
         )
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
-        self.broker = self.BROKER(
+        self.broker = Broker(
             instruments,
             settings.broker,
             {key: state.history.day_range for key, state in self.states.items()},
@@ -236,6 +238,9 @@ class Engine:
                 self._change_model(event)
             case InstrumentChange():
                 self._change_instrument(event.instrument)
+            case UniverseChange():
+                self.risk.choose(event.chosen)
+                self.save = Save.NOW
             case Gap():
                 self.broker.on_gap(event)
                 return self._finish(event, event.instrument)
@@ -261,7 +266,10 @@ class Engine:
         """
         steps = [self._finish(closed, None, saves=not bars)]
         first = self.sequence
-        observed = [self._observe(bar, first + place) for place, bar in enumerate(bars)]
+        observed = [
+            self._observe(bar, first + place, is_last=place == len(bars) - 1)
+            for place, bar in enumerate(bars)
+        ]
         if self._portfolio is not None:
             self._ask(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
@@ -272,7 +280,7 @@ class Engine:
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
-    def _observe(self, bar: Bar, sequence: int) -> Filled | None:
+    def _observe(self, bar: Bar, sequence: int, *, is_last: bool = True) -> Filled | None:
         """Let *bar* fill what rests, mark and be observed; None where it is not the newest.
 
         Its step will be number *sequence*.
@@ -285,7 +293,7 @@ class Engine:
             state.recall(bar)
             self.broker.warm_up(bar)
             return NOTHING_FILLED
-        filled = self.broker.on_bar(bar, sequence)
+        filled = self.broker.on_bar(bar, sequence, is_last=is_last)
         if filled.booked and self.risk.active:
             self.risk.count_fills(filled.booked)
         state.observe(bar)
@@ -410,8 +418,10 @@ class Engine:
         if not is_believed:
             return self._finish(funding, key, accepted=False, belief=words)
         self.prices.settled[key] = funding.market_ms
-        changed = self.broker.on_funding(funding, self.sequence)
-        return self._finish(funding, key, sent=changed, belief=words)
+        filled = self.broker.on_funding(funding, self.sequence)
+        if filled.booked and self.risk.active:
+            self.risk.count_fills(filled.booked)
+        return self._finish(funding, key, filled, belief=words)
 
     # ------------------------------------------------------------ commands and changes
 
@@ -554,6 +564,7 @@ class Engine:
             dict(self.shadows.bases),
             self._declared_states(),
             self._cells(),
+            self.risk.chosen,
         )
 
     def _encoded_state(self) -> bytes:
@@ -572,17 +583,10 @@ class Engine:
             self.shadows.bases,
             self._declared_states(),
         )
-        cells, further = self._cells(), self.further_state()
-        if cells or further:
-            return msgspec.msgpack.encode((*parts, cells, *further))
-        return msgspec.msgpack.encode(parts)
-
-    def further_state(self) -> tuple[object, ...]:
-        """Return what survives a restart of several strategies; of one there is nothing more."""
-        return ()
-
-    def take_up(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
-        """Take up what :meth:`further_state` stored, and what became of each strategy's answer."""
+        cells = self._cells()
+        if self.risk.chosen is not None:
+            return msgspec.msgpack.encode((*parts, cells, self.risk.chosen))
+        return msgspec.msgpack.encode((*parts, cells) if cells else parts)
 
     def _regimes(self) -> dict[str, Regime]:
         known = ((key, state.regimes.regime) for key, state in self.states.items())

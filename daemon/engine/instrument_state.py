@@ -350,8 +350,8 @@ class InstrumentState:
             return Decision(last.outcome, last.target_quantity, measures)
         refused = gates.evaluator.first_failed(passed)
         intent = self.follow(signal, bar, forecast, account, refused)
-        if gates.risk.closes_all and refused not in INTEGRITY:
-            intent = Intent(Action.FLAT, 0, f"halted by {gates.risk.state.breach}")
+        if (closing := gates.risk.closing(gates.inputs)) and refused not in INTEGRITY:
+            intent = Intent(Action.FLAT, 0, closing)
         action = intent.action
         factor = self._sizer.factor(forecast) if is_entry(action) else None
         outcome = self.outcomes.of(
@@ -399,7 +399,7 @@ class InstrumentState:
             return orders
         kept = () if refused in INTEGRITY else tuple(filter(self._reduces, orders.requests))
         is_flat = self._flat_on_refusal and refused in JUDGEMENT
-        if is_flat or self.gates.risk.closes_all or not kept:
+        if is_flat or self.gates.risk.closing(self.gates.inputs) or not kept:
             return self.follow(Signal(Action.HOLD, ""), bar, None, account, refused)
         return replace(orders, requests=kept)
 

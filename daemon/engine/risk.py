@@ -11,7 +11,7 @@ from typing import Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.matching import Booked
+from tracepaper.daemon.broker.ledger import Booked
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
@@ -21,6 +21,7 @@ from tracepaper.strategies.gates.declared import (
     risk_hourly_orders,
     risk_leverage,
     risk_losing_streak,
+    risk_universe,
 )
 from tracepaper.strategies.gates.gate import GateInputs
 from tracepaper.strategies.months import intervals_between
@@ -39,6 +40,7 @@ STOPS: Final = frozenset({OrderRole.STOP, OrderRole.TRAILING, OrderRole.LIQUIDAT
 """Roles of the orders whose fill begins a cooldown."""
 
 
+LEFT: Final = "left the universe"
 _SENT: Final = frozenset({OrderStatus.NEW, OrderStatus.ACCEPTED})
 
 
@@ -68,13 +70,19 @@ class RiskWatch:
         *,
         flattens: bool = False,
         calendar: Calendar | None = None,
+        closes_outside: bool = False,
     ) -> None:
         """Take the *limits* by gate; with *flattens* a breach closes what is held.
 
+        With *closes_outside* that is closed as well whose symbol the universe holds no more.
         A day is a session of *calendar*, from its open to the next one's; without one, of UTC.
         """
         self._day_at = _utc_day if calendar is None else calendar.day_at
         self.active = bool(limits)
+        self._measures = bool(limits.keys() - {risk_universe.name})
+        self.chosen: tuple[str, ...] | None = None  # the universe, best first; None: no choice yet
+        self._has_universe, self._inside = risk_universe.name in limits, frozenset[str]()
+        self._closes_outside = closes_outside
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
         self._drawdown_most = limits.get(risk_drawdown.name)
@@ -90,10 +98,15 @@ class RiskWatch:
         """The limit that halts new exposure until RESUME; empty if none halts it."""
         return self.state.breach if self._latches else ""
 
-    @property
-    def closes_all(self) -> bool:
-        """Whether what is held is to be closed, since a limit was breached."""
-        return self._flattens and bool(self.state.breach)
+    def closing(self, seen: GateInputs) -> str:
+        """Return why what is held is to be closed: a breach, or a universe left; empty if not."""
+        if self._flattens and self.state.breach:
+            return f"halted by {self.state.breach}"
+        return LEFT if self._closes_outside and seen.is_outside else ""
+
+    def choose(self, chosen: tuple[str, ...]) -> None:
+        """Let none but the *chosen* instruments open positions from now on."""
+        self.chosen, self._inside = chosen, frozenset(chosen)
 
     def resume(self) -> None:
         """Lift a breach by the operator's word: peak and day begin anew with the next bar."""
@@ -114,6 +127,9 @@ class RiskWatch:
         Drawdown is a fraction of the highest equity; the day's loss is money, in quote currency,
         since the first bar of the day; a trade is an order of which something was filled.
         """
+        seen.is_outside = self._has_universe and instrument not in self._inside
+        if not self._measures:
+            return
         state, equity = self.state, account.equity
         day = self._day_at(market_ms)
         if day != state.day:

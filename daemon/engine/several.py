@@ -239,7 +239,6 @@ class _Said(NamedTuple):
 class SeveralEngine(Engine):
     """The engine of a run in which several strategies share the account."""
 
-    BROKER = DividedBroker
     broker: DividedBroker
 
     def __init__(
@@ -264,6 +263,8 @@ class SeveralEngine(Engine):
         }
         self.members: list[Member] = []
         super().__init__(instruments, nets, self._net_sizers, gates, settings)
+        day_ranges = {key: state.history.day_range for key, state in self.states.items()}
+        self.broker = DividedBroker(instruments, settings.broker, day_ranges)
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
         self._said: list[_Said] = []
@@ -468,13 +469,13 @@ class SeveralEngine(Engine):
 
     def state(self) -> EngineState:
         """Return what must survive a restart."""
-        (parts,) = self.further_state()
+        aside = {one.name: one.set_aside for one in self.members if one.set_aside}
+        parts = PartsState(self.broker.reserve, aside, self._shared_out)
         return replace(super().state(), parts=parts)
 
-    def further_state(self) -> tuple[PartsState]:
-        """Return what the strategies carry besides their sub-accounts."""
-        aside = {one.name: one.set_aside for one in self.members if one.set_aside}
-        return (PartsState(self.broker.reserve, aside, self._shared_out),)
+    def _encoded_state(self) -> bytes:
+        """Return the encoding of :meth:`state`."""
+        return msgspec.msgpack.encode(self.state())
 
     def take_up(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Take up what a restart brings; raise ``InvariantBroken`` where parts do not add up."""

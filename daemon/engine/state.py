@@ -29,7 +29,7 @@ from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.gates.declared import warm
+from tracepaper.strategies.gates.declared import risk_universe, warm
 from tracepaper.strategies.gates.evaluator import GateEvaluator, RegimeBounds
 from tracepaper.strategies.gates.gate import GateKind, gate_order, gates_left_out
 from tracepaper.strategies.sessions import Calendar
@@ -151,6 +151,7 @@ class EngineSettings(Struct, frozen=True):
     risk: dict[str, float] = {}
     flatten_on_breach: bool = False
     calendar: Calendar | None = None  # whose session bars are counted; None: every interval
+    closes_outside: bool = False  # of a symbol that the universe holds no more
     usual_ranges: float = USUAL_RANGES  # beyond which a price waits for another source
     agree_within_ms: int = AGREE_WITHIN_MS
 
@@ -192,6 +193,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     bases: dict[str, TwinBasis] = {}  # of each instrument, where a twin depends on it
     declared: dict[str, bytes] = {}  # by instrument, "" of a portfolio: their ``State``
     cells: dict[str, int] = {}  # by instrument, of the card's own regimes
+    chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
     parts: PartsState | None = None  # of several strategies; ``twins`` has their sub-accounts
 
 
@@ -258,6 +260,8 @@ class Shadows:
                 without, is_full = WITHOUT.get(name), name == FULL_SIZE
                 refused = state.gates.evaluator.first_failed(decision.passed, without=without)
                 asked = _bound(state, bar, forecast, account, refused, is_full=is_full)
+            elif state.gates.inputs.is_outside:
+                asked = _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
             elif isinstance(signal, Orders):
                 asked = signal if passes else None
             else:
@@ -328,7 +332,7 @@ def _bound(
     None where the gate holds it. A limit was measured on the run's own target, so it does not
     refuse *account* less exposure.
     """
-    signal, risk = state.signal, state.gates.risk
+    signal = state.signal
     assert signal is not None  # the bar was decided
     asked: Intent | Orders
     if isinstance(signal, Orders):
@@ -340,8 +344,8 @@ def _bound(
             if abs(free.target) <= abs(held) and free.target * held >= 0:
                 refused = None
         asked = state.follow(signal, bar, forecast, account, refused, is_full=is_full)
-        if risk.closes_all and refused not in INTEGRITY:
-            asked = Intent(Action.FLAT, 0, f"halted by {risk.state.breach}")
+        if (closing := state.gates.risk.closing(state.gates.inputs)) and refused not in INTEGRITY:
+            asked = Intent(Action.FLAT, 0, closing)
     is_held = refused is not None and isinstance(asked, Intent) and asked.action is Action.HOLD
     return None if is_held else asked
 
@@ -397,6 +401,8 @@ class Restart:
         engine.broker.restore(
             state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
         )
+        if state.chosen is not None and not taken_over:
+            engine.risk.choose(state.chosen)
         engine.prices.settled = dict(state.settled)
         if engine.shadows.counts and not taken_over:
             # Pyright reads this module by two names, and takes their structs for different ones.
@@ -409,7 +415,8 @@ class Restart:
             engine.states[key].outcomes.restored = known.verdict
         engine.save = Save.NOW if taken_over else Save.NO
         engine.sequence = next_sequence
-        engine.take_up(state, since)
+        if (take_up := getattr(engine, "take_up", None)) is not None:  # of several strategies
+            take_up(state, since)
 
     def count(self, step: Step) -> None:
         """Add a *step* behind the stored state to what the shadow accounts depend on."""

@@ -11,7 +11,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from decimal import Decimal
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
@@ -209,6 +209,16 @@ class StreamRequest(Struct, frozen=True):
     depth_every_ms: int = 1_000
 
 
+class Listed(NamedTuple):
+    """A symbol that trades, and its last 24 hours."""
+
+    symbol: str
+    quote: str  # currency
+    turnover: Decimal  # in the quote currency
+    volatility: Decimal  # high - low, over the last price
+    listed_ms: int  # 0 where it is not known
+
+
 class MarketDataListener(Protocol):
     """Receives what a stream brings: the feed."""
 
@@ -297,6 +307,10 @@ class MarketDataClient(Protocol):
         """Return the price of the last trade; 0 where the exchange names none."""
         ...
 
+    async def listed(self, category: Category) -> list[Listed]:
+        """Return *category*'s symbols that trade, each with its last 24 hours."""
+        ...
+
     async def candles(
         self, instrument: Instrument, interval_ms: int, start_ms: int, end_ms: int
     ) -> list[Bar]:
@@ -379,7 +393,8 @@ class FeedStart(Struct, frozen=True):
     a mistake of the configuration. A close further than ``plausible`` usual ranges from the last
     one is accepted once REST repeats it. Where ``gather_ms``, network time, is not 0, the bars of
     one close are delivered together. ``lacking_frames`` returns, once the warm-up bars are
-    delivered, the ranges of candles of higher timeframes that they do not reach. Order books of
+    delivered, the ranges of candles of higher timeframes that they do not reach; those of the
+    instruments in ``urgent`` are asked for before the others'. Order books of
     ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
     """
 
@@ -394,6 +409,7 @@ class FeedStart(Struct, frozen=True):
     is_served: bool = False
     gather_ms: int = 0
     lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
+    urgent: frozenset[str] = frozenset()
     plausible: float = 100.0
     depth: int = 0
     depth_every_ms: int = 1_000

@@ -27,11 +27,13 @@ from tracepaper.daemon.feed.client import (
     Submitted,
     first_cause,
 )
+from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
-from tracepaper.daemon.feed.sequencer import BarSequencer, CloseGatherer, Hole
+from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
-from tracepaper.strategies.api.timeframes import frame_bar_of
+from tracepaper.daemon.feed.warming import FrameQueue
+from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
@@ -68,8 +70,9 @@ class LiveFeed:
 
     ``quote_from_ms`` returns the earliest market time at which a quote can change an order, None
     where it cannot; ``liquidates`` whether a mark price liquidates a position, which makes it an
-    event at once; ``judge`` whether a price that jumps is believed (M36). ``counters`` are for
-    /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
+    event at once, behind the newest marks of all instruments where those count with it
+    (``marks_together``); ``judge`` whether a price that jumps is believed (M36). ``counters`` are
+    for /metrics. Raises ``ConfigInvalid`` where the exchange and the run do not belong together;
     everything recoverable is waited out.
     """
 
@@ -83,6 +86,7 @@ class LiveFeed:
         start: FeedStart,
         quote_from_ms: Callable[[Quote], int | None],
         liquidates: Callable[[Mark], bool] = lambda _: False,
+        marks_together: bool = False,
         judge: PriceJudge | None = None,
         queue_limit: int = QUEUE_LIMIT,
     ) -> None:
@@ -93,6 +97,7 @@ class LiveFeed:
         self._exchange = exchange
         self._quote_from_ms = quote_from_ms
         self._liquidates = liquidates
+        self._marks_together = marks_together
         self._judge = judge
         self._queue: EventQueue[Item] = EventQueue(queue_limit)
         self._states = {item.id: _feed_state(item, exchange, start) for item in instruments}
@@ -117,6 +122,7 @@ class LiveFeed:
             certain_s=exchange.certain_s,
         )
         self._is_live = False
+        self._lacks = FrameQueue({}, urgent=(), candles_max=client.candles_max)
         self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -238,8 +244,10 @@ class LiveFeed:
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
         async for event in self._filled(until_ms):
             yield event
-        async for frame_bar in self._frames():
-            yield frame_bar
+        self._lacks = self._lacking()
+        for lack in self._lacks.first:
+            for frame_bar in await self._frame_bars(lack):
+                yield frame_bar
         if self._start.started is not None:
             yield self._start.started()
         self._listen()
@@ -292,7 +300,7 @@ class LiveFeed:
                     yield event
             case Quote() | Mark() | Trade():
                 if self._is_event(item):
-                    for price in self._with_others(item):
+                    for price in (*self._marks_of_others(item), *self._with_others(item)):
                         yield structs.replace(price, seen_ms=self._clock.market_ms())
             case OrderBookSample():
                 for block in self._states[item.depth.instrument].take_book(item):
@@ -320,6 +328,15 @@ class LiveFeed:
         from_ms = None if repeats else self._quote_from_ms(item)
         again = judge is not None and judge.holds_quote(item.instrument)
         return state.update_quote(item, from_ms, is_evidence=is_evidence, again=again)
+
+    def _marks_of_others(self, item: Quote | Mark | Trade) -> list[Mark]:
+        """Return the newest marks of the other instruments, where they liquidate with *item*."""
+        if not self._marks_together or not isinstance(item, Mark):
+            return []
+        others = (
+            state.newest_mark() for key, state in self._states.items() if key != item.instrument
+        )
+        return [mark for mark in others if mark is not None]
 
     def _with_others(self, item: Quote | Mark | Trade) -> list[Quote | Mark | Trade]:
         """Return *item*, and before it the newest prices of the other sources where they matter.
@@ -365,26 +382,40 @@ class LiveFeed:
                 advice="REST does not answer for them; other symbols go on",
             )
 
-    async def _frames(self) -> AsyncIterator[FrameBar]:
-        """Fetch the closed candles of higher frames that the warm-up bars do not reach."""
-        lacking = self._start.lacking_frames
-        ranges = [
-            lack
-            for key in self._states
-            for lack in lacking(self._next_ms(key))
-            if lack.instrument == key
-        ]
-        for lack in ranges:
-            if lack.instrument in self._unanswered:
-                continue
-            instrument = self._states[lack.instrument].instrument
-            bars = await self._client.candles(
-                instrument, lack.interval_ms, lack.from_ms, lack.until_ms - 1
-            )
-            now_ms = self._clock.market_ms()
-            self.counters["frame_bars"] += len(bars)
-            for bar in bars:
-                yield frame_bar_of(bar, seen_ms=now_ms)
+    def _lacking(self) -> FrameQueue:
+        """Return which candles of higher frames the warm-up bars do not reach, by their order."""
+        at = {key: self._next_ms(key) for key in self._states if key not in self._unanswered}
+        ranges: dict[str, list[FrameRange]] = {key: [] for key in at}
+        for next_ms in dict.fromkeys(at.values()):
+            for lack in self._start.lacking_frames(next_ms):
+                if at.get(lack.instrument) == next_ms:
+                    ranges[lack.instrument].append(lack)
+        return FrameQueue(ranges, urgent=self._start.urgent, candles_max=self._client.candles_max)
+
+    async def _frame_bars(self, lack: FrameRange) -> list[FrameBar]:
+        """Fetch the closed candles of a higher frame."""
+        instrument = self._states[lack.instrument].instrument
+        bars = await self._client.candles(
+            instrument, lack.interval_ms, lack.from_ms, lack.until_ms - 1
+        )
+        now_ms = self._clock.market_ms()
+        self.counters["frame_bars"] += len(bars)
+        return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
+
+    async def _run_frames(self) -> None:
+        """Fetch what the start did not wait for; each symbol is warm as its candles come."""
+        while self._lacks.later:
+            lack = self._lacks.pop()
+            for frame_bar in await self._frame_bars(lack):
+                self._queue.put(Submitted(frame_bar))
+            self._lacks.answered(lack)
+
+    def frames_at(self, instrument: str) -> int | None:
+        """Return when the candles of higher frames of *instrument* come; None where none do."""
+        if (requests := self._lacks.requests_until(instrument)) is None:
+            return None
+        wait_s = requests / self._exchange.requests_per_s
+        return self._clock.market_ms() + int(1_000 * wait_s * self._exchange.time_scale)
 
     def _next_ms(self, instrument: str) -> int:
         """Return the open time of the first bar on which *instrument* is decided.
@@ -401,9 +432,9 @@ class LiveFeed:
             *(stream.run() for stream in self._streams),
             self._maintenance.run_time(),
             self._maintenance.run_overdue(),
-            # Each instrument has its own: one that the exchange does not answer holds up no other.
-            *(self._maintenance.run_settlements(state) for state in self._states.values()),
-            *(self._maintenance.run_filters(state) for state in self._states.values()),
+            self._maintenance.run_settlements(),
+            self._maintenance.run_filters(),
+            self._run_frames(),
         ):
             self._spawn(work)
 

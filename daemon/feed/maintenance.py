@@ -329,16 +329,29 @@ class FeedMaintenance:
             BackfillPage(state.instrument.id, from_ms, tuple(bars), self._clock.network_s())
         )
 
-    async def run_settlements(self, state: FeedState) -> None:
-        """Deliver settlements whose time has passed as soon as the exchange publishes them."""
+    async def run_settlements(self) -> None:
+        """Deliver settlements whose time has passed as soon as the exchange publishes them.
+
+        Each instrument is asked for apart: one that is not answered holds up no other.
+        """
+        asking: set[str] = set()
+
+        async def ask(state: FeedState, now_ms: int) -> None:
+            try:
+                for settled in await self.settlements(state, now_ms):
+                    self._queue.put(Submitted(settled))
+            finally:
+                asking.discard(state.instrument.id)
+
         while True:
             await self._clock.sleep(POLL_S)
             if not self._is_live:
                 continue
-            now_ms = self._clock.market_ms()
-            if state.is_settlement_due(market_ms=now_ms, network_s=self._clock.network_s()):
-                for settled in await self.settlements(state, now_ms):
-                    self._queue.put(Submitted(settled))
+            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
+            for key, state in self._states.items():
+                if key not in asking and state.is_settlement_due(market_ms=now_ms, network_s=now_s):
+                    asking.add(key)
+                    self._spawn(ask(state, now_ms))
 
     async def _filters(self, instrument: Instrument) -> list[Instrument]:
         """Return the instrument's current filters; closed where the exchange lists none."""
@@ -348,47 +361,61 @@ class FeedMaintenance:
             await self._client.cooldown.pause("filters", self._exchange.certain_s)
         return [closed(instrument)]
 
-    async def run_filters(self, state: FeedState) -> None:
+    async def run_filters(self) -> None:
         """Read the filters again once a day of market time; deliver those that changed.
 
-        More often while bars do not come: the exchange may have closed the instrument.
+        More often while bars do not come: the exchange may have closed the instrument. Each
+        instrument is asked for apart: one that is not answered holds up no other.
         """
-        read_ms: int | None = None
-        read_s = self._clock.network_s()
+        start_s = self._clock.network_s()
+        read: dict[str, tuple[int, float]] = {}  # in market and network time
+        asking: set[str] = set()
+
+        async def ask(state: FeedState) -> None:
+            try:
+                await self._read_filters(state)
+            finally:
+                asking.discard(state.instrument.id)
+
         while True:
             await self._clock.sleep(POLL_S)
             if not self._is_live:
                 continue
-            now_ms = self._clock.market_ms()
-            if read_ms is None or now_ms < read_ms:
-                read_ms = now_ms
-            now_s = self._clock.network_s()
-            silent_ms = now_ms - state.sequence.next_close_ms
-            is_silent = silent_ms > SILENT_BARS * state.sequence.interval_ms
-            if now_ms - read_ms < FILTERS_MS and not (
-                is_silent and now_s - read_s >= FILTERS_AGAIN_S
-            ):
-                continue
-            read_ms, read_s = now_ms, now_s
-            before = state.instrument
-            for fresh in await self._filters(before):
-                try:
-                    changed = rescaled(fresh, before)
-                except ConfigInvalid as error:
-                    # Prices in finer steps are refused as they come, so none is decided on.
-                    self._counters["filters_refused"] += 1
-                    log.warning("filters kept", error=str(error))
+            now_ms, now_s = self._clock.market_ms(), self._clock.network_s()
+            for key, state in self._states.items():
+                if key in asking:
                     continue
-                if changed != before:
-                    if changed.status != before.status:
-                        log.warning(
-                            "instrument status",
-                            instrument=before.id,
-                            was=before.status,
-                            now=changed.status,
-                            advice="its orders wait; other symbols go on",
-                        )
-                    state.change_filters(changed)
-                    now_ms = self._clock.market_ms()
-                    event = InstrumentChange(changed, now_ms, now_ms)
-                    self._queue.put(Submitted(event))
+                read_ms, read_s = read.get(key, (now_ms, start_s))
+                read_ms = min(read_ms, now_ms)
+                silent_ms = now_ms - state.sequence.next_close_ms
+                is_silent = silent_ms > SILENT_BARS * state.sequence.interval_ms
+                is_due = now_ms - read_ms >= FILTERS_MS
+                is_due |= is_silent and now_s - read_s >= FILTERS_AGAIN_S
+                read[key] = (now_ms, now_s) if is_due else (read_ms, read_s)
+                if is_due:
+                    asking.add(key)
+                    self._spawn(ask(state))
+
+    async def _read_filters(self, state: FeedState) -> None:
+        before = state.instrument
+        for fresh in await self._filters(before):
+            try:
+                changed = rescaled(fresh, before)
+            except ConfigInvalid as error:
+                # Prices in finer steps are refused as they come, so none is decided on.
+                self._counters["filters_refused"] += 1
+                log.warning("filters kept", error=str(error))
+                continue
+            if changed == before:
+                continue
+            if changed.status != before.status:
+                log.warning(
+                    "instrument status",
+                    instrument=before.id,
+                    was=before.status,
+                    now=changed.status,
+                    advice="its orders wait; other symbols go on",
+                )
+            state.change_filters(changed)
+            now_ms = self._clock.market_ms()
+            self._queue.put(Submitted(InstrumentChange(changed, now_ms, now_ms)))

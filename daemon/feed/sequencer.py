@@ -1,4 +1,4 @@
-"""Bars exactly once and in order: holes filled by REST, bars of one close gathered.
+"""Bars exactly once and in order: holes filled by REST, settlements before their bars.
 
 The rules are docs/time.md, T3 and T16 to T18.
 """
@@ -6,7 +6,7 @@ The rules are docs/time.md, T3 and T16 to T18.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple, TypeVar, assert_never
 
@@ -27,7 +27,6 @@ from tracepaper.daemon.feed.state import (
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
-    Closed,
     Depths,
     Event,
     Funding,
@@ -37,83 +36,6 @@ from tracepaper.strategies.types.market import (
     Quote,
     Source,
 )
-
-
-class CloseGatherer:
-    """Holds the stream's bars of the newest close until all that are due have come.
-
-    A bar is due where its instrument's stream is connected and nothing is missing before it. The
-    first bar of a close calls *remind* with its open time, so that :meth:`expire` follows once the
-    wait is over. Late bars, bars repaired by REST and revisions are not held.
-    """
-
-    def __init__(
-        self,
-        states: Mapping[str, FeedState],
-        *,
-        clock: Clock,
-        is_up: Callable[[FeedState], bool],
-        remind: Callable[[int], None],
-    ) -> None:
-        self._states = states
-        self._clock = clock
-        self._is_up = is_up
-        self._remind = remind
-        self._bars: dict[str, Bar] = {}
-        self._newest_ms = {key: state.sequence.next_open_ms - 1 for key, state in states.items()}
-        self._closed_ms = -1  # the newest close that went on
-
-    def push(self, event: Event) -> Iterator[Event]:
-        """Yield the events that need not wait any longer now that *event* has come."""
-        if not isinstance(event, Bar):
-            if isinstance(event, Gap | Funding) and event.instrument in self._bars:
-                yield from self.flush()  # it belongs after the bar that is held
-            yield event
-            return
-        key, open_ms = event.instrument, event.open_time_ms
-        is_revision = open_ms <= self._newest_ms[key]
-        self._newest_ms[key] = max(open_ms, self._newest_ms[key])
-        if self._bars and (key in self._bars or open_ms > self._open_ms):
-            yield from self.flush()
-        is_late = open_ms <= self._closed_ms or (bool(self._bars) and open_ms < self._open_ms)
-        if is_revision or is_late or event.source is Source.REST:
-            yield event
-            return
-        if not self._bars:
-            self._remind(open_ms)
-        self._bars[key] = event
-        if not any(self._is_due(absent) for absent in self._states if absent not in self._bars):
-            yield from self.flush()
-
-    def expire(self, open_ms: int) -> Iterator[Event]:
-        """Yield the bars that opened at *open_ms* if they are still held: the wait is over."""
-        if self._bars and self._open_ms == open_ms:
-            yield from self.flush()
-
-    def flush(self) -> Iterator[Event]:
-        """Yield a ``Closed`` and the bars held, in the order of the run's instruments."""
-        held, self._bars = self._bars, {}
-        if not held:
-            return
-        open_ms = next(iter(held.values())).open_time_ms
-        self._closed_ms = max(open_ms, self._closed_ms)
-        now_ms = self._clock.market_ms()
-        absent = tuple(key for key in self._states if key not in held)
-        yield Closed(open_ms, len(held), absent, now_ms, now_ms)
-        for key in self._states:
-            if key in held:
-                yield structs.replace(held[key], seen_ms=now_ms)
-
-    @property
-    def _open_ms(self) -> int:
-        return next(iter(self._bars.values())).open_time_ms
-
-    def _is_due(self, key: str) -> bool:
-        """Return whether the bar of *key* that opened with those held is its stream's next one."""
-        state = self._states[key]
-        is_next = state.sequence.next_open_ms == self._open_ms and not len(state.pending)
-        return is_next and self._is_up(state)
-
 
 T = TypeVar("T")
 
@@ -360,7 +282,7 @@ def gap(state: FeedState, run: BarRange, cause: GapCause | None) -> Gap:
 
 
 FUNDING_WAIT_S: Final = 0.5
-"""How long, network time, a bar waits for a settlement that belongs before it."""
+"""How long, network time, the bars of one close wait for settlements that belong before them."""
 
 log = structlog.get_logger("bybit.feed")
 
@@ -393,6 +315,7 @@ class BarSequencer:
         self._is_up = is_up
         self._certain_s = certain_s
         self.left = 0  # bars at hand that follow the one just yielded
+        self._waited = -1, 0.0  # the newest close that settlements were asked for, and until when
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
         """Take a bar of the stream: deliver it exactly once, in its place."""
@@ -547,7 +470,8 @@ class BarSequencer:
         """Deliver consecutive bars; the newest quote and mark come before the last one alone."""
         for place, versions in enumerate(stretch):
             bar, *revisions = versions
-            async for before in self._settlements_before(state, bar.close_time_ms):
+            wait_s = self._wait_of(bar)
+            async for before in self._settlements_before(state, bar.close_time_ms, wait_s):
                 yield before
             if is_last and versions is stretch[-1]:
                 for newest in state.undelivered():
@@ -574,18 +498,32 @@ class BarSequencer:
             return state.cause
         return GapCause.MISSED if self._is_up(state) else GapCause.DISCONNECTED
 
+    def _wait_of(self, bar: Bar) -> float:
+        """Return how long *bar* of the stream waits: what the other bars of its close left of it.
+
+        Otherwise two hundred symbols that are settled at once would wait one after the other.
+        """
+        now_s = self._clock.network_s()
+        if bar.close_time_ms > self._waited[0]:
+            self._waited = bar.close_time_ms, now_s + FUNDING_WAIT_S
+        if bar.close_time_ms < self._waited[0]:
+            return FUNDING_WAIT_S
+        return self._waited[1] - now_s
+
     async def _settlements_before(
-        self, state: FeedState, close_ms: int
+        self, state: FeedState, close_ms: int, wait_s: float = FUNDING_WAIT_S
     ) -> AsyncIterator[Funding | Gap]:
         """Yield the settlements that belong before a bar that closed at *close_ms*.
 
-        After ``FUNDING_WAIT_S`` the bar goes on, and they are asked for in the background.
+        After *wait_s* the bar goes on, and they are asked for in the background.
         """
         if not state.funding.is_due_by(close_ms):
             return
         state.funding.asked(close_ms)
+        if wait_s <= 0:
+            return
         try:
-            async with asyncio.timeout(FUNDING_WAIT_S):
+            async with asyncio.timeout(wait_s):
                 settled = await self._maintenance.settlements(state, close_ms)
         except TimeoutError:
             return

@@ -437,6 +437,10 @@ class FeedState:
         self._mark.deliver()
         return True
 
+    def newest_mark(self) -> Mark | None:
+        """Return the newest mark unless it was delivered."""
+        return self._mark.deliver()
+
     def update_trade(self, trade: Trade, *, is_evidence: bool) -> bool:
         """Keep *trade* if it is the newest; return whether it is an event: it *is_evidence*.
 

@@ -328,8 +328,14 @@ class Monitor:
         """Return the run's own account; on margin also the margin of all positions."""
         document = account_document(last.account)
         if self._margin:
-            used = sum(step.position.margin for step in self.bars.values() if step.position)
+            held = [(self._margin.get(key), step.position) for key, step in self.bars.items()]
+            known = [(rules, position) for rules, position in held if rules and position]
+            used = sum(rules.used_by(position) for rules, position in known)
             document["margin_used"] = unscaled(used, MONEY_DECIMALS)
+            if any(rules.is_cross for rules in self._margin.values()):
+                needed = sum(rules.needed_by(position) for rules, position in known)
+                equity = last.account.equity
+                document["maintenance_ratio"] = needed / equity if equity > 0 else None
         return document
 
     def _margin_document(self, name: str, step: Step) -> Document:

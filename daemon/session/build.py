@@ -15,7 +15,7 @@ from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import RegimeSection
-from tracepaper.daemon.config.several import members_of, with_members
+from tracepaper.daemon.config.several import each_changed, members_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import (
@@ -104,6 +104,7 @@ def needs_forecaster(config: Config) -> bool:
     return needed
 
 
+_OF_ONE = ("none", "isolated")  # where no position answers for another
 Strategies = Mapping[str, Strategy]
 """A strategy object for each symbol."""
 
@@ -235,7 +236,7 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
 
 
 def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None:
-    """Return the leverage of isolated positions as an integer of 10⁻²; None without margin.
+    """Return the leverage of positions on margin as an integer of 10⁻²; None without margin.
 
     Raises ``ConfigInvalid`` where it is above what an instrument allows the smallest position.
     """
@@ -254,14 +255,14 @@ def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None
 
 def margin_rules(config: Config, instruments: Sequence[Instrument]) -> dict[str, MarginRules]:
     """Return the rules of each instrument's margin, by its id; none without margin."""
-    leverage = leverage_of(config, instruments)
-    if leverage is None:
-        return {}
+    leverage, is_cross = leverage_of(config, instruments), config.account.margin not in _OF_ONE
     usual, of_symbol = costs_for(config), fees_of_symbols(config)
-    return {
-        item.id: MarginRules(item, leverage, of_symbol.get(item.symbol, usual).taker_fee)
-        for item in instruments
-    }
+
+    def rules(item: Instrument, most: int) -> MarginRules:
+        fee = of_symbol.get(item.symbol, usual).taker_fee
+        return MarginRules(item, most, fee, is_cross=is_cross)
+
+    return {} if leverage is None else {item.id: rules(item, leverage) for item in instruments}
 
 
 def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[str, ...]:
@@ -449,6 +450,7 @@ def build_engine(
         BrokerSettings(
             execution=execution,
             leverage=leverage_of(config, instruments),
+            is_cross=config.account.margin not in _OF_ONE,
             costs=costs_for(config),
             costs_of={
                 item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
@@ -477,6 +479,7 @@ def build_engine(
         passing=terms.passing,
         risk=risk,
         flatten_on_breach=config.risk.on_breach == "flatten",
+        closes_outside=(rule := config.market.universe) is not None and rule.on_leave == "close",
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
@@ -570,9 +573,7 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 def resolved(config: Config, execution: FillModel) -> Config:
     """Return *config* with its execution model and the windows of a trend filled in."""
-    if config.strategies.named:
-        own = {name: resolved(one, execution) for name, one in members_of(config).items()}
-        config = with_members(config, own)
+    config = each_changed(config, partial(resolved, execution=execution))
     chosen = config.execution.model_copy(update={"model": execution.value})
     strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
     return config.model_copy(update={"execution": chosen, "strategy": strategy})
@@ -592,9 +593,8 @@ def warmup_bars(
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
-    every = each_of(strategies)
-    wanted = [frame_bars(strategy) for strategy in every]
+    wanted = [frame_bars(strategy) for strategy in each_of(strategies)]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
     sized = map(sizing_bars, members_of(config).values() or [config])
-    return max(ranged, of_day, *sized, *reach, *map(remembered, every))
+    return max(ranged, of_day, *sized, *reach, *map(remembered, each_of(strategies)))

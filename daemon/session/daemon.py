@@ -57,10 +57,17 @@ from tracepaper.daemon.session.run_row import (
     refuse_replayed,
     refuse_size,
     usage_errors,
+    warm_up_of,
 )
 from tracepaper.daemon.session.shipping import Shipping
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
+from tracepaper.daemon.session.universe import (
+    known_candidates,
+    new_candidates,
+    universe_of,
+    with_symbols,
+)
 from tracepaper.storage import checkpoints
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.strategy import Forecaster
@@ -80,6 +87,7 @@ from tracepaper.strategies.types.market import (
     InstrumentChange,
     ModelChange,
     RunKind,
+    UniverseChange,
 )
 from tracepaper.strategies.units import interval_start, interval_text, minute_text, time_of
 
@@ -126,6 +134,7 @@ class Daemon:
         self._supervisor = Supervisor(clock=self._clock, pulse=self._pulse)
         self._configured_sha256 = ""  # of the model that [model] checkpoint names
         self._submitted: dict[int, asyncio.Future[int]] = {}
+        self._lacks_candidates = False  # of its universe: the exchange is asked for them
         self._worker = Worker(MODEL_THREAD)
         self._progress: Callable[[], object] = object
         self._blocked_logged_s = -math.inf
@@ -160,7 +169,7 @@ class Daemon:
         return self._progress()
 
     async def _serve(self, audit: SqlAuditLog) -> None:
-        config, clock = self._config, self._clock
+        config, clock = self._with_known_candidates(), self._clock
         forecaster = None
         # Wrong usage is refused before the network is asked.
         with usage_errors():
@@ -186,12 +195,17 @@ class Daemon:
             time = ServerTimeReader(client, clock, time_scale=config.exchange.time_scale)
             server_ms = await time.first()
             clock.synchronise(server_ms)
+            if self._lacks_candidates:
+                names = await new_candidates(config, client, server_ms)
+                config = self._config = with_symbols(config, names)
+                with usage_errors():
+                    strategies = preflight_engine(config, forecaster)
             category = Category(config.market.category)
             instruments = [
                 filters_for(config, item)
                 for item in await self._listed(client, category, is_served=is_served)
             ]
-            if config.account.margin == "isolated" and category is Category.LINEAR:
+            if config.account.margin != "none" and category is Category.LINEAR:
                 instruments = [
                     replace(item, risk_tiers=await client.risk_tiers(item)) for item in instruments
                 ]
@@ -223,6 +237,19 @@ class Daemon:
                 await self._drive(opened, client, audit)
             finally:
                 audit.end(clock.wall_ms())
+
+    def _with_known_candidates(self) -> Config:
+        """Return the configuration with the symbols that this database's run took by its rule.
+
+        Without such a run they are taken from the exchange, once it was asked for its time.
+        """
+        rule = self._config.market.universe
+        if rule is not None and rule.candidates:
+            names = known_candidates(self._config, self._kind, self._database)
+            self._lacks_candidates = not names
+            if names:
+                self._config = with_symbols(self._config, names)
+        return self._config
 
     def _newest_model(self, configured: Forecaster) -> Forecaster:
         """Return the model that was promoted in place of *configured*, else *configured*."""
@@ -279,15 +306,16 @@ class Daemon:
         config, engine, run = self._config, opened.engine, opened.run
         forecaster = opened.forecaster
         self._opened(run)
-        for warning in run.warnings:
-            log.warning(warning)
-        way = {}
-        if forecaster is not None:
-            way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
-        event = "run goes on" if opened.resumed else "run opened"
-        log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
+        _log_opened(opened, config, client.candles_max)
+        universe = universe_of(
+            config,
+            run.run_id if opened.resumed else None,
+            self._database,
+            (opened.instruments, client, lambda event: self._submit(feed, event), self._clock),
+        )
+        chosen = () if universe is None or universe.due_ms else (await universe.choose(),)
         async with AsyncExitStack() as stack:
-            feed = await stack.enter_async_context(self._feed(opened, client))
+            feed = await stack.enter_async_context(self._feed(opened, client, chosen))
             predictor, retrainer = self._answering(opened, feed)
             monitor = Monitor(
                 run=run,
@@ -303,10 +331,11 @@ class Daemon:
             monitor.parity = parity = self._daily_parity(run, feed)
             processes = (
                 *(retrainer, parity, self._messenger(run, engine, monitor)),
-                self._shipping(monitor),
+                *(self._shipping(monitor), universe),
             )
             behind = [process for process in processes if process is not None]
-            monitor.warm_at = lambda name: engine.warm_at(name, self._clock.market_ms())
+            warm_at = partial(self._warm_at, engine, feed)
+            monitor.warm_at = warm_at
             token = write_token(self._database)
             stack.callback(token_file(self._database).unlink, missing_ok=True)
             registry = registry_of(monitor)
@@ -340,7 +369,7 @@ class Daemon:
                     _log_contradiction(step.event)
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
-                    _log_warming(engine, run, config, step.event.market_ms)
+                    _log_warming(feed, warm_at, run, config, step.event.market_ms)
                 for process in behind:
                     process.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
@@ -414,9 +443,11 @@ class Daemon:
         monitor.notices = messenger.counts
         return messenger
 
-    def _feed(self, opened: Opened, client: MarketDataClient) -> LiveFeed:
+    def _feed(
+        self, opened: Opened, client: MarketDataClient, chosen: Sequence[UniverseChange]
+    ) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
-        now_ms = clock.market_ms()
+        now_ms, own = clock.market_ms(), engine.broker.own
         return LiveFeed(
             client=client,
             clock=clock,
@@ -427,10 +458,16 @@ class Daemon:
                 period_start_ms=run.period_start_ms,
                 warmup_bars=engine.bars_before(run.period_start_ms),
                 lacking_frames=engine.lacking_frames,
+                urgent=frozenset(
+                    key for key in engine.instruments if own.held(key) or own.target(key)
+                ),
                 known=opened.known,
                 known_funding=opened.known_funding,
                 recent=opened.recent,
-                first=tuple(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
+                first=(
+                    *(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
+                    *chosen,
+                ),
                 started=lambda: opened.started(clock.market_ms()),
                 is_served=opened.is_served,
                 gather_ms=config.market.gather_ms,
@@ -440,8 +477,18 @@ class Daemon:
             ),
             quote_from_ms=engine.broker.quote_from_ms,
             liquidates=engine.broker.liquidates,
+            marks_together=engine.broker.is_cross,
             judge=engine.prices,
         )
+
+    def _warm_at(self, engine: Engine, feed: LiveFeed, instrument: str) -> int | None:
+        """Return when *instrument* is decided on from all that is looked back on; None where it is.
+
+        Candles of higher timeframes that are still asked for come long before own bars make them.
+        """
+        own_ms = engine.warm_at(instrument, self._clock.market_ms())
+        frames_ms = None if own_ms is None else feed.frames_at(instrument)
+        return own_ms if frames_ms is None else frames_ms
 
     async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
         """Submit an operator's command; return the sequence of its step."""
@@ -456,17 +503,53 @@ class Daemon:
         return await waiting
 
 
-def _log_warming(engine: Engine, run: Run, config: Config, now_ms: int) -> None:
-    """Log until when each instrument is held, where the exchange has too few past bars of it."""
+def _log_opened(opened: Opened, config: Config, candles_max: int) -> None:
+    """Log what a run warns of, how it began, and what a new one asks the exchange for."""
+    run, engine, forecaster = opened.run, opened.engine, opened.forecaster
+    for warning in run.warnings:
+        log.warning(warning)
+    way = {}
+    if forecaster is not None:
+        way = {"model_id": forecaster.model_id, "backend": forecaster.backend}
+    event = "run goes on" if opened.resumed else "run opened"
+    log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
+    if not opened.resumed:
+        plan = warm_up_of(engine, run.period_start_ms, config, candles_max)
+        log.info("warm-up", plan=plan.sentence())
+
+
+def _log_warming(
+    feed: LiveFeed,
+    warm_at: Callable[[str], int | None],
+    run: Run,
+    config: Config,
+    now_ms: int,
+) -> None:
+    """Log until when each instrument is held, where the exchange has too few past bars of it.
+
+    One line tells of all that wait for their candles of higher timeframes.
+    """
+    waiting: list[int] = []
     for item in run.instruments:
-        if (at_ms := engine.warm_at(item.id, now_ms)) is not None:
-            log.warning(
-                "warming up",
-                instrument=item.id,
-                until=minute_text(at_ms),
-                advice="every bar is held until then: the exchange has no more of its past"
-                + _shorter_windows(config, at_ms - now_ms),
-            )
+        if (at_ms := warm_at(item.id)) is None:
+            continue
+        if feed.frames_at(item.id) is not None:
+            waiting.append(at_ms)
+            continue
+        log.warning(
+            "warming up",
+            instrument=item.id,
+            until=minute_text(at_ms),
+            advice="every bar is held until then: the exchange has no more of its past"
+            + _shorter_windows(config, at_ms - now_ms),
+        )
+    if waiting:
+        log.info(
+            "warming up in turn",
+            instruments=len(waiting),
+            until=minute_text(max(waiting)),
+            advice="each trades as its higher timeframes have come; `tracepaper status` says when",
+        )
 
 
 def _shorter_windows(config: Config, lacking_ms: int) -> str:

@@ -29,6 +29,7 @@ from tracepaper.strategies.types.market import (
     Closed,
     Event,
     ExternalRead,
+    FrameBar,
     Gap,
     ModelChange,
     Retrained,
@@ -171,7 +172,7 @@ def _may_wait(step: Step) -> bool:
     if isinstance(event, Bar):
         is_late = event.seen_ms - event.close_time_ms > event.interval_ms
         return is_late and not step.orders and not step.fills
-    return isinstance(event, Closed | Gap)
+    return isinstance(event, Closed | Gap | FrameBar)
 
 
 async def _predict(predictor: Predictor, unit: Unit) -> Sequence[Prediction]:

@@ -51,7 +51,7 @@ class DailyParity:
         self.is_checking = False
         with Reader.open(database) as reader:
             is_stored = run.run_id in reader.run_ids()  # a new run is, with its first steps
-            self.last = reader.newest_parity(run.run_id) if is_stored else None
+            self.last = reader.newest_of(run.run_id, ParityCheck) if is_stored else None
         self._section, self._database, self._run = section, database, run
         self._submit, self._clock = submit, clock
         self._at_ms = time_of_day_ms(section.daily_at)

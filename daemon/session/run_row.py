@@ -26,7 +26,9 @@ from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, STOCK, plain
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.versions import CHANGES
+from tracepaper.daemon.feed.warming import WarmUp, warm_up
 from tracepaper.daemon.session.build import (
     Strategies,
     build_engine,
@@ -370,6 +372,34 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     if config.execution.filters != "data":
         _refuse_absurd(config)
     return strategies
+
+
+def planned_warm_up(config: Config, now_ms: int, candles_max: int) -> WarmUp:
+    """Return what a new run of *config* asks the exchange for, built as a preflight is."""
+    forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
+    config = resolved(config, FillModel.QUOTE)
+    engine = build_engine(
+        config,
+        [_stand_in(config, symbol) for symbol in config.market.symbols],
+        execution=FillModel.QUOTE,
+        period_start_ms=now_ms,
+        forecaster=forecaster,
+    )
+    return warm_up_of(engine, now_ms, config, candles_max)
+
+
+def warm_up_of(engine: Engine, start_ms: int, config: Config, candles_max: int) -> WarmUp:
+    """Return what a new *engine* asks for, whose period begins at *start_ms*.
+
+    One request brings *candles_max* candles.
+    """
+    return warm_up(
+        len(engine.instruments),
+        engine.bars_before(start_ms),
+        engine.lacking_frames(start_ms),
+        candles_max=candles_max,
+        requests_per_s=config.exchange.requests_per_s,
+    )
 
 
 def refuse_database(path: Path) -> None:

@@ -313,7 +313,8 @@ def _money(state: ScreenState) -> Text:
             text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))
         cells.append(text)
     if state.margin:
-        used = sum(position.margin for position in state.positions.values())
+        held = state.positions.items()
+        used = sum(state.margin[name].used_by(one) for name, one in held if name in state.margin)
         cells.append(Text(f"margin used {used / MONEY_SCALE:,.2f}", "dim"))
     costs = (state.account.fees_paid + state.account.funding_paid) / MONEY_SCALE
     cells.append(Text(f"fees and funding {costs:,.2f}", "dim"))

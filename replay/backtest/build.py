@@ -19,7 +19,7 @@ from tracepaper.daemon.config.loading import (
     Sections,
     load_with_origins,
 )
-from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.several import members_of, with_members
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
@@ -35,6 +35,7 @@ from tracepaper.daemon.session.build import (
 )
 from tracepaper.daemon.session.models import load_forecaster, warnings_for
 from tracepaper.daemon.session.run_row import describe_run, refuse_size
+from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, FundingRates, read_candles
@@ -50,6 +51,7 @@ from tracepaper.replay.archive.sessions import (
     sessions_named,
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
+from tracepaper.replay.backtest.universe import choices
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
@@ -282,6 +284,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     if needs_forecaster(config):
         forecaster = load_forecaster(config, beside=database, mode=mode)
     strategies = make_strategies(config, forecaster)
+    rule, names = config.market.universe, list_of(config)
     feed = ArchiveFeed(
         candles,
         instruments,
@@ -292,6 +295,9 @@ def build(  # noqa: PLR0913 - the options of a replay
         actions=actions,
         closes_together=config.market.closes_together,
         frames=_frames(config, strategies, frames),
+        chosen=lambda known, at_ms: (
+            () if rule is None else choices(rule, known, instruments, start_ms=at_ms, names=names)
+        ),
         depth=lambda closes_ms: [
             depth_track(
                 one,

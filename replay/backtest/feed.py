@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
 from tracepaper.replay.archive.candles import Span, bars_of, resample
 from tracepaper.replay.archive.columns import IntArray
@@ -35,9 +35,12 @@ from tracepaper.strategies.types.market import (
     Gap,
     GapCause,
     Instrument,
+    UniverseChange,
 )
 from tracepaper.strategies.units import interval_start, iso
 
+_AFTER_BARS: Final = frozenset({Funding, CorporateAction, UniverseChange})
+"""Kinds of events that come after the bars that close at their time."""
 BEGUN: Final = "stopped"
 """Why the first books of a feed go on from none."""
 
@@ -213,6 +216,9 @@ class ArchiveFeed:
     *depth* are recorded order books, cut at the closes of these candles: those that stood so at a
     bar's close or before come before it.
 
+    *chosen* returns the choices of a universe, given all candles and the start of the period; each
+    comes after the bars that close at its time.
+
     *frames* are candles of higher timeframes, and how many of each are handed on. Those that the
     bars above do not reach come before the bar that closes with them.
 
@@ -234,6 +240,7 @@ class ArchiveFeed:
         closes_together: bool = False,
         frames: Sequence[tuple[Candles, int]] = (),
         depth: Callable[[Mapping[str, IntArray]], Sequence[DepthTrack]] = lambda _closes_ms: (),
+        chosen: Callable[[Sequence[Candles], int], Sequence[UniverseChange]] = lambda _all, _at: (),
     ) -> None:
         joined = merge_candles(candles)
         self.sessions: Sessions | None = _sessions_of(joined)
@@ -265,6 +272,9 @@ class ArchiveFeed:
         self.actions = place_actions(actions, whole)
         """The splits and dividends, each before the bar that opens at its time."""
         self._tracks += _action_tracks(self.candles, self.actions)
+        if changes := chosen([*whole.values()], self.period_start_ms):
+            times = np.array([one.market_ms for one in changes], dtype=np.int64)
+            self._tracks.append(_Track(times, partial(iter, changes)))
 
     def events(self) -> Iterator[Event]:
         """Yield every event, from the start at each call; no clock and no loop are asked."""
@@ -298,7 +308,7 @@ def _closed_together(events: Iterable[Event], names: Sequence[str]) -> Iterator[
         for event in group:
             if type(event) is Bar:
                 bars.append(event)
-            elif type(event) is Funding or type(event) is CorporateAction:
+            elif type(event) in _AFTER_BARS:
                 after.append(event)
             else:
                 yield event

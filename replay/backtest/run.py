@@ -51,6 +51,7 @@ from tracepaper.strategies.types.market import (
     Funding,
     Gap,
     RunKind,
+    UniverseChange,
 )
 from tracepaper.strategies.units import DAY_MS
 
@@ -337,6 +338,8 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     with Reader.open(database) as reader:
         held = {_frame_key(one) for one in reader.frame_bars(run_id)}
         booked = [action for _, action in actions_of(reader.connection, run)]
+        choice = reader.newest_of(run_id, UniverseChange)
+        chosen_ms = -1 if choice is None else choice.market_ms
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
     of_model = WANTED if books_read_by(replay.forecaster) else 0
@@ -350,6 +353,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         event
         for event in replay.feed.events()
         if event not in booked and _is_new(event, resumed, held, seen_ms)
+        if not isinstance(event, UniverseChange) or event.market_ms > chosen_ms
     )
     way = predictor_over(replay)
     history = way.history

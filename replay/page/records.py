@@ -19,7 +19,7 @@ from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.stretch import outcomes
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import sequence_of, step_key
-from tracepaper.strategies.types.market import GapCause
+from tracepaper.strategies.types.market import GapCause, ParityCheck
 from tracepaper.strategies.units import DAY_MS
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
@@ -211,7 +211,7 @@ def health(shown: ShownRun, served: str = "") -> answers.Health:
         state=state,
         halted_by=halted_by,
         not_ready=[],
-        parity=parity_state(shown.reader.newest_parity(shown.run_id)),
+        parity=parity_state(shown.reader.newest_of(shown.run_id, ParityCheck)),
         parity_due_ms=None,
         is_checking=False,
         feeds=[],

@@ -173,7 +173,7 @@ def run(
         holdings=holdings(shown),
         last_refusal=_last_refusal(shown),
         last_fill=_last_fill(shown.views),
-        parity=parity_state(shown.reader.newest_parity(shown.run_id)),
+        parity=parity_state(shown.reader.newest_of(shown.run_id, ParityCheck)),
         damage=answers.Damage(columns.span[1], damage) if damage else None,
         halt=halt(shown),
         notes=columns.kept_value("noted", lambda: _noted_names(shown)),

@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
 from tracepaper.storage.record.decode import Interned, StoredRows
-from tracepaper.storage.record.rows import SPARSE_TABLES, At, step_key
+from tracepaper.storage.record.rows import SPARSE_TABLES, At, sequence_of, step_key
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import GateSet, Step
@@ -97,6 +97,20 @@ def confirmed_since(
     """
     for query in (_OWN_CONFIRMED, _TWINS_CONFIRMED):
         yield from connection.execute(query, (first, last))
+
+
+def end_of_close(connection: sqlite3.Connection, step: int, most: int) -> int:
+    """Return the sequence of the last step of the close that the one with key *step* belongs to.
+
+    A close has at most *most* bars; a step of none is its own end. Fills of the same close, of one
+    instrument by a price of another, were known when any of them was decided.
+    """
+    row = connection.execute(
+        "SELECT step + (content ->> 'bars') FROM events WHERE step BETWEEN ? AND ? "
+        "AND kind = 'closed' ORDER BY step DESC LIMIT 1",
+        (step - most, step),
+    ).fetchone()
+    return sequence_of(max(step, row[0] if row else step))
 
 
 def latest(

@@ -19,6 +19,7 @@ from tracepaper.storage.database.chunks import (
     StoredStep,
     chunks,
     confirmed_since,
+    end_of_close,
     gate_set_of,
     gate_set_rows,
     interned,
@@ -53,7 +54,6 @@ from tracepaper.strategies.types.market import (
     Gap,
     InstrumentChange,
     ModelChange,
-    ParityCheck,
     Retrained,
     RetrainOutcome,
 )
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
 
 
-_Kind = TypeVar("_Kind", Retrained, ModelChange, InstrumentChange)
+_Kind = TypeVar("_Kind", bound="Event")
 
 
 class RunModels(NamedTuple):
@@ -490,10 +490,11 @@ class Reader(ReadOnly):
         event = next(self._events(run_id, chosen, what), None)
         return event if isinstance(event, ExternalRead) else None
 
-    def newest_parity(self, run_id: str) -> ParityCheck | None:
-        """Return the last daily replay of the run, if there is one."""
-        event = next(self._events(run_id, "kind = 'parity' ORDER BY step DESC LIMIT 1"), None)
-        return event if isinstance(event, ParityCheck) else None
+    def newest_of(self, run_id: str, kind: type[_Kind]) -> _Kind | None:
+        """Return the last event of *kind* of the run, if there is one."""
+        chosen = "kind = ? ORDER BY step DESC LIMIT 1"
+        event = next(self._events(run_id, chosen, EVENT_KINDS[kind]), None)
+        return event if isinstance(event, kind) else None
 
     def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:
         events = self._events(run_id, "kind = ? ORDER BY step", EVENT_KINDS[kind], until=until)
@@ -560,10 +561,7 @@ class Reader(ReadOnly):
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
-        """Return the outcome of the last decision on each instrument, and the fills since.
-
-        As it was after step *until*, if that is given.
-        """
+        """Return each instrument's last outcome, up to step *until*, and the fills since."""
         stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
         steps = dict(self._connection.execute(_DECIDED, span).fetchall())
@@ -572,10 +570,12 @@ class Reader(ReadOnly):
             decided = sequence_of(steps[place]) if place in steps else -1
             step = self.step(run_id, decided).step if decided >= 0 else None
             outcome = None if step is None or step.decision is None else step.decision.outcome
-            later = self.fills(run_id, after=decided, until=until)
-            fills = tuple(fill for fill in later if fill.instrument == item.id)
             parts = since_parts(self._connection, decoder, step, item.id, span)
-            since[item.id] = SinceDecided(outcome, fills, parts)
+            if decided >= 0:
+                decided = end_of_close(self._connection, steps[place], len(steps))
+            fills = self.fills(run_id, after=decided, until=until)
+            own = tuple(fill for fill in fills if fill.instrument == item.id)
+            since[item.id] = SinceDecided(outcome, own, parts)
         return since
 
     def _state(

@@ -421,7 +421,7 @@ V_POSITIONS: Final = View(
             "liquidation_price",
             _LIQUIDATED_AT,
             PRICE,
-            "mark price at which it is liquidated; null without margin",
+            "mark price at which it is liquidated; null without isolated margin",
         ),
     ),
     f"{_OWN} WHERE h.quantity IS NOT NULL",

@@ -52,6 +52,7 @@ from tracepaper.strategies.types.market import (
     RunEnd,
     RunKind,
     Trade,
+    UniverseChange,
 )
 
 SparseRow = tuple[str, Row]
@@ -94,7 +95,7 @@ INDEXED_EVENTS: Final = (
 """Kinds of events that are found by their place in their run without reading those between."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
 """The condition of their index."""
-KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action")
+KEPT_EVENTS: Final = (*INDEXED_EVENTS, "retrained", "parity", "corporate_action", "universe")
 """Kinds of events that a prune keeps."""
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
@@ -116,8 +117,11 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "reading": ExternalRead,
     "retrained": Retrained,
     "parity": ParityCheck,
+    "universe": UniverseChange,
 }
-EVENT_KINDS: Final = {type_: kind for kind, type_ in EVENT_TYPES.items()}
+EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
+    type_: kind for kind, type_ in EVENT_TYPES.items()
+}
 
 
 def step_key(run_key: int, sequence: int) -> int:

@@ -5,6 +5,7 @@ The rules are docs/several.md, P9 to P15.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -348,8 +349,10 @@ class TimeframeAggregator:
             if self._count == grid.parts(place):
                 values = (self._open, self._high, self._low, bar.close, self._volume)
                 # A start feeds candles from elsewhere first; own bars have the word all the same.
-                kept = (row for row in self._rows if row[_PLACE] != place)
-                self._rows = tuple(sorted((*kept, (place, *grid.span(place), *values))))
+                at = bisect_left(self._rows, (place,))
+                rest = at + (self._at(place) is not None)
+                row = (place, *grid.span(place), *values)
+                self._rows = (*self._rows[:at], row, *self._rows[rest:])
         if end != self._end:
             self._end = end
             self._show()
@@ -368,7 +371,8 @@ class TimeframeAggregator:
             return known == row
         if self._own_from is not None and place >= self._own_from:
             return False
-        self._rows = tuple(sorted((*self._rows, row)))
+        at = bisect_left(self._rows, (place,))
+        self._rows = (*self._rows[:at], row, *self._rows[at:])
         self._know_from(place)
         self._show()
         return True
@@ -381,15 +385,19 @@ class TimeframeAggregator:
         """
         end = self._grid.place(now_ms)
         own = end if self._own_from is None else min(self._own_from, end)
+        known = {row[_PLACE] for row in self._rows}
         for place in range(end - self.wanted, own):
-            if self._at(place) is None:
+            if place not in known:
                 from_ms, _ = self._grid.span(place)
                 until_ms, _ = self._grid.span(end)
                 return FrameRange(self.instrument.id, self.length_ms, from_ms, until_ms)
         return None
 
     def _at(self, place: int) -> Row | None:
-        return next((row for row in self._rows if row[_PLACE] == place), None)
+        at = bisect_left(self._rows, (place,))
+        if at == len(self._rows) or self._rows[at][_PLACE] != place:
+            return None
+        return self._rows[at]
 
     def _know_from(self, place: int) -> None:
         self._known_from = place if self._known_from is None else min(place, self._known_from)
@@ -398,6 +406,6 @@ class TimeframeAggregator:
         """Hand on what has closed, and forget what is older than the last intervals."""
         if (end := self._end) is None:
             return
-        self._rows = tuple(row for row in self._rows if row[_PLACE] >= end - self.wanted)
-        closed = tuple(row for row in self._rows if row[_PLACE] < end)
+        self._rows = self._rows[bisect_left(self._rows, (end - self.wanted,)) :]
+        closed = self._rows[: bisect_left(self._rows, (end,))]
         self.bars = TimeframeBars(closed, self.instrument)

@@ -15,6 +15,7 @@ from tracepaper.strategies.gates.gate import (
     QUOTE_CURRENCY,
     SHARE_OF_EQUITY,
     SHARE_OF_PEAK,
+    UNIVERSE,
     YES_OR_NO,
     GateInputs,
     GateKind,
@@ -523,3 +524,9 @@ def risk_expected_drawdown(seen: GateInputs) -> float | None:
         return None
     fall = seen.forecast.expected_drawdown(seen.horizon_index, is_short=seen.is_short)
     return None if fall is None else seen.notional * fall / seen.equity
+
+
+@gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=(UNIVERSE,))
+def risk_universe(seen: GateInputs) -> float | None:
+    """Whether the symbol was not chosen into market.universe."""
+    return 1.0 if seen.is_outside else 0.0

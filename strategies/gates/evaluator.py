@@ -22,6 +22,7 @@ from tracepaper.strategies.gates.gate import (
     AUTO,
     GATES,
     MILDEST,
+    UNIVERSE,
     Gate,
     GateInputs,
     GateKind,
@@ -47,11 +48,13 @@ def limits(settings: Settings) -> dict[str, float]:
     """Return the thresholds of the risk gates that are configured; the others are not declared."""
     asked = ((name, configured(GATES[name], settings)) for name in gate_order(GateKind.RISK))
     found = {name: float(value) for name, value in asked if value is not None}
-    latches = settings["risk"]["on_breach"] != "refuse"
+    causes = found.keys() if settings["risk"]["on_breach"] != "refuse" else set[str]()
+    if settings.get("market", {}).get("universe") is not None:
+        causes = {*causes, UNIVERSE}
     return {
         name: value
         for name, value in found.items()
-        if not (causes := GATES[name].only_with) or (latches and found.keys() & causes)
+        if not (only_with := GATES[name].only_with) or causes & set(only_with)
     }
 
 

@@ -139,6 +139,8 @@ def size_factor(fitted: FittedConfidence, forecast: Forecast | None, at: int) ->
     return 1.0 if sure is None else min(1.0, 1.0 / fitted.spread_of(sure))
 
 
+UNIVERSE: Final = "market.universe"
+"""The key whose gate exists only where it is set."""
 YES_OR_NO: Final = "yes or no"
 MILLISECONDS: Final = "ms"
 QUOTE_CURRENCY: Final = "quote currency"
@@ -187,6 +189,7 @@ class GateInputs(Struct, gc=False):
     hourly_orders: int = 0
     spread_bp: float | None = None
     range_bp: float | None = None
+    is_outside: bool = False  # the symbol was not chosen into the universe
 
 
 class GateKind(StrEnum):

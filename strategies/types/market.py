@@ -410,6 +410,22 @@ class Closed(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
+class UniverseChange(Struct, frozen=True, gc=False):
+    """From here on only the ``chosen`` instruments may open positions; the best ones first.
+
+    ``seen`` holds what the choice was made from: each candidate's id, turnover of 24 hours in quote
+    currency, high - low over the last price, and days since its listing, -1 where that is not
+    known. ``reason`` is the choice as one sentence, without its full stop. The rules are
+    docs/universe.md.
+    """
+
+    chosen: tuple[str, ...]
+    reason: str
+    seen: tuple[tuple[str, str, str, int], ...]
+    market_ms: int
+    seen_ms: int
+
+
 class FrameBar(Struct, frozen=True, gc=False):
     """A closed candle of a higher timeframe, of a time before the run's own bars.
 
@@ -477,4 +493,5 @@ Event = (
     | ExternalRead
     | Retrained
     | ParityCheck
+    | UniverseChange
 )

@@ -16,6 +16,7 @@ from waiting import deadline
 from tracepaper.daemon.feed.client import (
     Cooldown,
     FeedStart,
+    Listed,
     MarketData,
     MarketDataListener,
     OrderBookSample,
@@ -122,6 +123,10 @@ class MemoryMarket:
 
     def stream_url(self, category: Category) -> str:
         return f"memory:{category.value}"
+
+    async def listed(self, category: Category) -> list[Listed]:
+        del category
+        return []
 
     def streams(
         self, request: StreamRequest, listener: MarketDataListener

@@ -13,7 +13,7 @@ from builders import bars as made_bars
 from builders import instrument
 from msgspec.structs import replace
 
-from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.strategies.api.timeframes import (
     TimeframeAggregator,
     frame_bar_of,

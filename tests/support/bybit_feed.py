@@ -110,6 +110,7 @@ async def live(
     time_scale: float = 1.0,
     judge: PriceJudge | None = None,
     liquidates: Callable[[Mark], bool] = lambda _: False,
+    marks_together: bool = False,
     clock: SteppedClock | None = None,
     **exchange: float,
 ) -> AsyncIterator[Live]:
@@ -139,6 +140,7 @@ async def live(
             quote_from_ms=quote_from_ms,
             judge=judge,
             liquidates=liquidates,
+            marks_together=marks_together,
         ) as feed,
     ):
         running = Live(server, clock, feed, client)

@@ -14,8 +14,12 @@ from waiting import deadline
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
@@ -135,3 +139,18 @@ def check_record(database: Path) -> int:
         found = verify_run(reader, database, run_id)
         assert [one.sentence() for one in found.differences] == []
         return found.agreed
+
+
+def check_parity(path: Path, folder: Path) -> None:
+    """Check the record, and that a replay of what it holds decides the same, bit by bit."""
+    check_record(path)
+    again = folder / "again.db"
+    audit = SqlAuditLog.open(again)
+    rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=0)
+    audit.close()
+    with Reader.open(path) as live, Reader.open(again) as replay:
+        found = compare_runs(
+            ComparedRun(live, live.find("last")), ComparedRun(replay, replay.find("last"))
+        )
+    assert found.holds, found.differences
+    assert found.identical == found.compared > 0

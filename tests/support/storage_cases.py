@@ -66,6 +66,7 @@ from tracepaper.strategies.types.market import (
     Side,
     Source,
     Trade,
+    UniverseChange,
 )
 from tracepaper.strategies.units import MONEY_LIMIT
 
@@ -348,6 +349,7 @@ def other_events() -> list[Event]:
         CorporateAction(ETH.id, CorporateActionKind.SPLIT, 7, 2, 0, 64_557, **at),
         CorporateAction(ETH.id, CorporateActionKind.DIVIDEND, 1, 1, 47 * 10**8, 64_557, **at),
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
+        UniverseChange((ETH.id,), "it's one", ((ETH.id, "1000", "0.05", -1),), **at),
     ]
 
 

@@ -251,3 +251,39 @@ async def test_a_settlement_that_is_doubted_on_its_way_is_asked_for_again() -> N
         assert engine.prices.settled_ms(BITCOIN.id) == EIGHT_MS
         await run.expect(lambda: run.feed.counters["resyncs"] > 5)
         assert len(settled()) == 2
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_mark_that_liquidates_comes_behind_the_newest_of_the_others(together: bool) -> None:
+    """On cross margin alone: there the marks of all instruments count."""
+    other = replace(BITCOIN, symbol="ETHUSDT", base_coin="ETH")
+
+    def of_other(frame: dict[str, Any]) -> dict[str, Any]:
+        return frame | {
+            "topic": "tickers.ETHUSDT",
+            "data": frame["data"] | {"symbol": "ETHUSDT"},
+        }
+
+    async with ScriptedServer() as server:
+        server.server_ms = TODAY_MS + 5_000
+        start = FeedStart(interval_ms=DAY_MS, period_start_ms=TODAY_MS, warmup_bars=0)
+        async with live(
+            server,
+            start=start,
+            instruments=(BITCOIN, other),
+            liquidates=lambda item: item.instrument == BITCOIN.id and item.price < PRICE,
+            marks_together=together,
+            data_watchdog_s=3_600.0,
+        ) as running:
+            running.take = lambda _: None
+            running.quote_from_ms = lambda _: None
+            await until(lambda: len(server.subscribed()) == 6)
+            stream = Stream(server, running)
+            await stream.send(0, of_other(mark(900.0)))
+            await stream.send(1, of_other(mark(901.0)))
+            await stream.send(2, mark(1_000.0))
+            await stream.send(3, mark(999.0))
+            await stream.send(4, mark(998.0))
+            found = [(one.instrument, one.price) for one in running.events if isinstance(one, Mark)]
+    own = [(BITCOIN.id, 9_990), (BITCOIN.id, 9_980)]
+    assert found == [(other.id, 9_010), *own] if together else found == own

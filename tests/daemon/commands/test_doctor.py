@@ -40,6 +40,7 @@ OFFLINE = [
     "campaign",
     "attention",
     "checkpoint",
+    "warm-up",
 ]
 
 

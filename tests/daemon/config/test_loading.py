@@ -20,7 +20,7 @@ from tracepaper.daemon.config.loading import (
     render,
     restore,
 )
-from tracepaper.daemon.config.sections import MarketSection
+from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.values import plain
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
@@ -141,7 +141,7 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('[market]\ninterval = "7m"', "1, 3, 5, 15"),
         ('[market]\ninterval = "2M"', "1, 3, 5, 15"),
         ('[market]\nsymbols = ["BTCUSDT", "BTCUSDT"]', "name each symbol once"),
-        ("[market]\nsymbols = []", "name 1 to 50 symbols"),
+        ("[market]\nsymbols = []", "name 1 to 200 symbols"),
         ("[strategy]\nfast = 100", "fast = 100 must be below slow = 100"),
         ('[strategy]\nname = "magic"', "sma_cross or module:Class"),
         ('[gate]\nedge = "q2"', "a quantile between 0 and 1"),

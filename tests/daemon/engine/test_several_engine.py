@@ -314,7 +314,7 @@ def test_a_breach_that_flattens_closes_every_part() -> None:
     for event in walk(5):
         step = engine.step(event, None)
         check_sums(engine)
-        if step.decision is not None and engine.risk.closes_all:
+        if step.decision is not None and engine.risk.state.breach:
             halted += 1
             if halted > 2:
                 assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]

@@ -9,8 +9,8 @@ from fakes import ManualClock
 from waiting import until
 
 from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
-from tracepaper.daemon.feed.sequencer import CloseGatherer
 from tracepaper.daemon.feed.state import BarSequence, FeedState
 from tracepaper.strategies.types.market import Bar, Closed, Event, Gap, Instrument
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 from builders import MINUTE, START_MS, bar, instrument
 from bybit_server import SteppedClock, exchange_section
@@ -30,11 +30,14 @@ class Unanswered(BybitClient):
 
 
 def sequencer_of(
-    state: FeedState, clock: SteppedClock, client: BybitClient | None = None
+    state: FeedState,
+    clock: SteppedClock,
+    client: BybitClient | None = None,
+    states: Mapping[str, FeedState] | None = None,
 ) -> BarSequencer:
-    """Return what puts the bars of one instrument in order; nothing is asked of REST."""
+    """Return what puts the bars of *state*, or of all *states*, in order; REST is asked nothing."""
     client = client or BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
-    states = {state.instrument.id: state}
+    states = states or {state.instrument.id: state}
     return BarSequencer(
         client=client,
         clock=clock,
@@ -119,3 +122,30 @@ async def test_a_settlement_that_is_not_answered_is_awaited_before_one_bar_alone
     for index in range(3):
         assert await opens(sequencer.bar(bar(index=index))) == [index]
     assert client.asked_until == [START_MS + MINUTE]
+
+
+async def test_the_bars_of_one_close_share_one_wait_for_settlements() -> None:
+    """Two hundred symbols that are settled at once do not wait one after the other."""
+    clock = SteppedClock(START_MS)
+
+    class Slow(Unanswered):
+        async def funding(
+            self, instrument: Instrument, start_ms: int, end_ms: int
+        ) -> list[Funding]:
+            clock.advance(network_s=0.3)
+            return await super().funding(instrument, start_ms, end_ms)
+
+    client = Slow(clock)
+    states = {}
+    for number in range(5):
+        item = instrument(f"M{number}USDT")
+        funding = FundingSchedule(interval_minutes=1, settled_ms=START_MS)
+        sequence = BarSequence(interval_ms=MINUTE, next_open_ms=START_MS)
+        states[item.id] = FeedState(item, sequence=sequence, funding=funding)
+    sequencer = sequencer_of(next(iter(states.values())), clock, client, states)
+    for minute in range(2):
+        for key in states:
+            delivered = await opens(sequencer.bar(bar(index=minute, instrument_id=key)))
+            assert delivered == [minute]
+    assert len(client.asked_until) == 4  # two of each close; the background asks for the others
+    assert sorted(set(client.asked_until)) == [START_MS + MINUTE, START_MS + 2 * MINUTE]

@@ -91,6 +91,20 @@ def test_on_margin_it_says_what_is_bound_and_where_it_ends() -> None:
     assert "margin_used" not in plain.status()["account"]  # type: ignore[operator]
 
 
+def test_on_cross_margin_it_says_the_ratio_at_which_the_account_is_liquidated() -> None:
+    rules = {BTC: MarginRules(instrument(), 1_000, 0, is_cross=True)}
+    watched = Monitor(run=run(), clock=ManualClock(CLOSE_MS), margin=rules)
+    held = Position(1_500, 150 * MONEY_SCALE, unrealized_pnl=10 * MONEY_SCALE)
+    seen = step(bar(), decided=decision(), position=held)
+    watched.observe(seen)
+    status = watched.status()
+    account = status["account"]
+    needed = rules[BTC].maintenance(160 * MONEY_SCALE)  # at the mark
+    assert account["margin_used"] == "16"  # type: ignore[index]
+    assert account["maintenance_ratio"] == needed / seen.account.equity  # type: ignore[index]
+    assert "liquidation_price" not in status["instruments"][BTC]  # type: ignore[index]
+
+
 def test_an_old_bar_is_not_ready() -> None:
     watched = monitor(CLOSE_MS + 4 * MINUTE)
     watched.observe(decided())

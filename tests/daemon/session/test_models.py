@@ -8,7 +8,8 @@ import pytest
 import storage_cases as cases
 
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.config.sections import MarketSection, ModelSection
+from tracepaper.daemon.config.market import MarketSection
+from tracepaper.daemon.config.sections import ModelSection
 from tracepaper.daemon.session import models
 from tracepaper.daemon.session.models import free_bytes, load_checkpoint
 from tracepaper.daemon.session.run_row import describe_run, start_event

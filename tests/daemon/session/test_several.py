@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
@@ -12,16 +13,24 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from several_live import MINUTE, SPEED, Live, check_record, trading
+from several_live import MINUTE, SPEED, Live, check_parity, check_record, trading
 
-from tracepaper.daemon.feed import maintenance
+from tracepaper.daemon.bybit.client import BybitClient
+from tracepaper.daemon.feed import maintenance, warming
+from tracepaper.daemon.http.client import ask
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Category, FrameBar, InstrumentChange
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    FrameBar,
+    Instrument,
+    InstrumentChange,
+)
 
 SEEN: dict[int, tuple[list[int], list[float]]] = {}
 """By time: when the quarters had closed that a question saw, and their closes."""
@@ -236,3 +245,56 @@ async def test_a_pair_trades_live_and_goes_on_after_a_restart(tmp_path: Path) ->
     assert opened
     assert all(sorted(sides.split()) == ["BUY", "SELL"] for _, sides in opened)
     assert rows(path, "SELECT count(DISTINCT run_id) FROM v_runs") == [(1,)]
+
+
+async def test_what_is_warm_trades_first_and_the_others_say_when(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Candles of higher timeframes of the third symbol come after the first decisions."""
+    monkeypatch.setattr(warming, "FRAMES_BEFORE_START", 2)
+    names = ["AAAUSDT", "BBBUSDT", "CCCUSDT"]
+    data = tuple(walk(seed, name) for seed, name in enumerate(names))
+    served = ExchangeSettings(candles=data, manual=True, start=200, speed=SPEED)
+    strategy = {"name": f"{__name__}:Quarters"}
+    sections: Mapping[str, Any] = {
+        "strategy": strategy, "market": {"symbols": names, "gather_ms": 10_000},
+    }  # fmt: skip
+    path = tmp_path / "turn.db"
+    answered, asked = asyncio.Event(), BybitClient.candles
+
+    async def held(
+        client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        if interval_ms == 15 * MINUTE and item.symbol == "CCCUSDT":
+            await answered.wait()
+        return await asked(client, item, interval_ms, start_ms, end_ms)
+
+    monkeypatch.setattr(BybitClient, "candles", held)
+    async with EmbeddedExchange(served) as exchange:
+        async with trading(exchange, path, **sections) as live:
+            await live.listening(9)
+            first = await live.close_bar(set(names))
+            status = await asyncio.to_thread(ask, path, "/status")
+            waits = str(status["not_ready"])
+            assert waits.startswith("['linear:CCCUSDT is warming up until ")
+            answered.set()
+            await live.until(
+                lambda: sum(isinstance(one.event, FrameBar) for one in live.steps) == 18
+            )
+            later = await live.close_bar(set(names))
+            assert (await asyncio.to_thread(ask, path, "/status"))["not_ready"] == []
+        async with trading(exchange, path, **sections) as again:
+            await again.listening(9)
+            await again.close_bar(set(names))
+        assert not any(isinstance(step.event, FrameBar) for step in again.steps)
+    refused = dict(
+        rows(
+            path,
+            "SELECT instrument || open_time_ms, refused_by FROM v_decisions "
+            f"WHERE open_time_ms IN ({first}, {later})",
+        )
+    )
+    held_back = f"linear:CCCUSDT{first}"
+    assert {key for key, gate in refused.items() if gate == "warm"} == {held_back}
+    assert len(refused) == 6
+    check_parity(path, tmp_path)

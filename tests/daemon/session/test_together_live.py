@@ -12,20 +12,17 @@ from typing import Any
 import pytest
 import torch
 from learning import learnable
-from several_live import SPEED, check_record, trading
+from several_live import SPEED, check_parity, trading
 from waiting import deadline_s
 
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.daemon.feed import maintenance
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import save
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
@@ -116,21 +113,6 @@ def why(path: Path, open_ms: int) -> set[tuple[Any, ...]]:
         f"'no_answer' WHERE d.open_time_ms = {open_ms}"
     )
     return set(rows(path, query))
-
-
-def check_parity(path: Path, folder: Path) -> None:
-    """Check the record, and that a replay of what it holds decides the same, bit by bit."""
-    check_record(path)
-    again = folder / "again.db"
-    audit = SqlAuditLog.open(again)
-    rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=0)
-    audit.close()
-    with Reader.open(path) as live, Reader.open(again) as replay:
-        found = compare_runs(
-            ComparedRun(live, live.find("last")), ComparedRun(replay, replay.find("last"))
-        )
-    assert found.holds, found.differences
-    assert found.identical == found.compared > 0
 
 
 def cut(path: Path, copy: Path) -> Path:

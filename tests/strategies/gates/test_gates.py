@@ -153,6 +153,7 @@ PASSES = {
     "risk.hourly_orders": (3, GateInputs(hourly_orders=3), GateInputs(hourly_orders=4)),
     "risk.spread": (5, GateInputs(spread_bp=5), GateInputs(spread_bp=5.1)),
     "risk.volatility": (50, GateInputs(range_bp=50), GateInputs(range_bp=51)),
+    "risk.universe": (0, GateInputs(), GateInputs(is_outside=True)),
 }
 
 

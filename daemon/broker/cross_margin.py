@@ -1,0 +1,121 @@
+"""Cross margin: the account's balance, its margins and the steps of its liquidation; pure.
+
+One balance, cash and all unrealized results, answers for every position and resting order. Where
+the maintenance margin of all of them reaches it, the exchange's engine cancels orders, reduces
+positions to lower risk tiers, and else takes all of them over.
+
+The rules are docs/money.md, M49 to M60. Money is in 10⁻¹⁰, prices and quantities in units of the
+instrument.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from tracepaper.daemon.broker.rules import MarginRules
+
+
+class CrossLine(NamedTuple):
+    """What an account holds of one instrument and may come to hold, valued at one price."""
+
+    rules: MarginRules
+    held: int  # signed
+    entry: int  # entry notional, signed
+    value: int  # of what is held, signed
+    exposed: int  # value of the largest position that resting orders lead to, signed
+
+    @property
+    def profit(self) -> int:
+        """The unrealized result."""
+        return self.value - self.entry
+
+    @property
+    def initial(self) -> int:
+        """The initial margin of position and orders, with the fee of closing."""
+        return self.rules.required(self.exposed)
+
+    @property
+    def maintenance(self) -> int:
+        """The maintenance margin of position and orders, with the fee of closing."""
+        return self.rules.maintenance(self.exposed)
+
+
+Lines = Mapping[str, CrossLine]
+"""Of each instrument in which anything is held or rests."""
+
+
+class Reduction(NamedTuple):
+    """What a position is reduced by, to the limit of which tier."""
+
+    instrument: str
+    quantity: int  # unsigned
+    tier: int
+
+
+Reduced = Callable[[str, CrossLine, int], tuple[CrossLine, int]]
+"""From instrument, line and quantity to the line after a close at the market, and its cash."""
+
+
+def balance_of(cash: int, lines: Lines) -> int:
+    """Return the margin balance: *cash* and the unrealized results."""
+    return cash + sum(line.profit for line in lines.values())
+
+
+def is_called(cash: int, lines: Lines) -> bool:
+    """Return whether the maintenance ratio is at 100 % or above: the account is liquidated."""
+    if not any(line.exposed or line.held for line in lines.values()):
+        return False
+    return sum(line.maintenance for line in lines.values()) >= balance_of(cash, lines)
+
+
+def reductions(
+    cash: int, lines: Lines, step_of: Mapping[str, int], reduced: Reduced
+) -> list[Reduction]:
+    """Return the reductions to lower risk tiers that end the liquidation, or none.
+
+    The position with the largest maintenance margin comes first. It goes to the highest tier that
+    ends the liquidation; where none does, to the lowest, and the next position follows. Where all
+    of that would not do, nothing is sold: fill or kill. *step_of* are the steps of the quantities.
+    """
+    after, done = dict(lines), list[Reduction]()
+    for key in sorted(lines, key=lambda one: -lines[one].maintenance):
+        line, least = lines[key], None
+        for tier, limit in line.rules.lower_tiers(line.value):
+            quantity = _beyond(line, limit, step_of[key])
+            smaller, moved = reduced(key, line, quantity)
+            least = Reduction(key, quantity, tier), smaller, moved
+            if not is_called(cash + moved, {**after, key: smaller}):
+                return [*done, least[0]]
+        if least is not None:
+            done.append(least[0])
+            after[key] = least[1]
+            cash += least[2]
+    return []
+
+
+def _beyond(line: CrossLine, limit: int, step: int) -> int:
+    """Return the whole steps by which *line* is above *limit*, at most what is held."""
+    size, held = abs(line.value), abs(line.held)
+    return min(-(-(size - limit) * held // (size * step)) * step, held)
+
+
+def takeover_order(lines: Lines) -> list[str]:
+    """Return the held instruments in which order the engine takes them over.
+
+    Shorts first, the largest first: a price has no limit above, so a long can bear what is left.
+    """
+    held = [key for key, line in lines.items() if line.held]
+    return sorted(held, key=lambda one: (lines[one].held > 0, -abs(lines[one].value)))
+
+
+def loss_of(key: str, cash: int, lines: Lines) -> int:
+    """Return the part of the balance that the takeover of *key* loses: its share of the value.
+
+    Below 0 where the balance is: the exchange's fund bears that. The last one loses all of it.
+    """
+    whole = sum(abs(line.value) for line in lines.values() if line.held)
+    balance, others = balance_of(cash, lines), sum(line.held != 0 for line in lines.values()) - 1
+    if not others or not whole:
+        return balance
+    return balance * abs(lines[key].value) // whole

@@ -1,0 +1,155 @@
+"""The section [market]: what is traded, and the rule by which a universe of symbols is chosen."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+
+from tracepaper.daemon.config.values import (
+    _SHARE,
+    _SYMBOL,
+    MONEY_MAX,
+    STOCK,
+    SYMBOLS_MAX,
+    Exact,
+    Section,
+    interval_name,
+    json_object,
+    several,
+    symbol_names,
+)
+from tracepaper.strategies.units import DAY_MS, INTERVALS
+
+_TIME_OF_DAY: Final = re.compile(r"^([01]\d|2[0-3]):[0-5]\d$")
+
+
+class UniverseRule(Section):
+    """Which symbols of a run may open positions: chosen at its start and at stated times."""
+
+    top: Annotated[int, Field(ge=1, le=SYMBOLS_MAX)]
+    """Most symbols that may open positions, the first by the measure."""
+    candidates: Annotated[int, Field(ge=0, le=SYMBOLS_MAX)] = 0
+    """Symbols that a new run takes from the exchange by this rule, in the place of market.symbols;
+    0: market.symbols."""
+    by: Literal["turnover", "volatility"] = "turnover"
+    """The measure that ranks: 24 hours' turnover in quote currency, or their high - low over the
+    last price."""
+    quote: str = Field(default="USDT", pattern=r"^[A-Z0-9]{2,10}$")
+    """Quote currency of the candidates that are taken from the exchange."""
+    file: Path | None = None
+    """A list of symbols, one a line, that alone are chosen from; it is read at each choice."""
+    min_turnover: Annotated[Exact, Field(ge=0, le=MONEY_MAX)] = Decimal(0)
+    """Least turnover of 24 hours, in quote currency."""
+    min_age_days: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Fewest days since the symbol was listed; one whose listing is not known has none."""
+    min_volatility: Annotated[Exact, Field(ge=0, le=10)] = Decimal(0)
+    """Least high - low of 24 hours, as a fraction of the last price."""
+    max_volatility: Annotated[Exact, Field(ge=0, le=10)] = Decimal(10)
+    """The most of it."""
+    at: Annotated[tuple[str, ...], BeforeValidator(several)] = ("00:05",)
+    """Times of day, UTC, at which it is chosen anew."""
+    on_leave: Literal["reduce", "close"] = "reduce"
+    """What becomes of a position whose symbol is chosen no more: its strategy may only reduce it,
+    or it is closed at its next bar."""
+
+    @field_validator("at")
+    @classmethod
+    def _times(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(map(_TIME_OF_DAY.match, value)):
+            raise ValueError('write times of day, UTC, such as ["00:05", "12:05"]')
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _sizes(self) -> UniverseRule:
+        if self.candidates and self.top > self.candidates:
+            raise ValueError(
+                f"top = {self.top} of {self.candidates} candidates cannot be chosen; raise "
+                "candidates or lower top"
+            )
+        if self.min_volatility > self.max_volatility:
+            raise ValueError("write a min_volatility that is not above max_volatility")
+        return self
+
+
+class MarketSection(Section):
+    """What is traded."""
+
+    asset: Literal["crypto", "stock"] = "crypto"
+    """crypto of Bybit, live and in replay, or stock: shares, from candle files alone."""
+    category: Literal["linear", "spot", "stock"] = "linear"
+    """Bybit product category; stock where asset is stock."""
+    calendar: str | None = Field(default=None, pattern=r"^[A-Za-z0-9/_-]{2,20}$", examples=["XNAS"])
+    """Exchange whose sessions are counted, by its ISO 10383 code; every interval if absent."""
+    fractional: bool = False
+    """Whether a thousandth of a share can be held; else whole shares alone."""
+    currency: str = Field(default="USD", pattern=r"^[A-Z]{3,5}$")
+    """Quote currency of shares; that of crypto is part of its symbol."""
+    symbols: Annotated[tuple[str, ...], BeforeValidator(symbol_names)] = ("BTCUSDT",)
+    """Symbols of that category, up to 200; BTC/USDT and btcusdt are read as BTCUSDT."""
+    interval: Annotated[
+        Literal["1", "3", "5", "15", "30", "60", "120", "240", "360", "720", "D", "W", "M"],
+        BeforeValidator(interval_name),
+    ] = "1"
+    """Candle interval by Bybit's names; 5m, 1h, 1d and 1M are read as 5, 60, D and M. Months (M)
+    are for replays."""
+    gather_ms: Annotated[int, Field(ge=0, le=10_000)] = 250
+    """How long to wait (ms) for the other symbols' bars of the same close, so that they are
+    predicted and stored together; 0: do not wait."""
+    universe: Annotated[UniverseRule | None, BeforeValidator(json_object)] = Field(
+        default=None, examples=[{"top": 20, "candidates": 100, "at": ["00:05"]}]
+    )
+    """Which symbols may open positions, chosen by a rule at stated times: a table with top, and
+    candidates, by, quote, file, min_turnover, min_age_days, min_volatility, max_volatility, at and
+    on_leave; all of them if absent."""
+    depth: Annotated[int, Field(ge=0, le=1_000)] = 0
+    """Levels a side of the order books that are stored, and seen by a strategy that reads them;
+    0: none."""
+    depth_every_ms: Annotated[int, Field(ge=10, le=DAY_MS // 24)] = 1_000
+    """Milliseconds of market time from one such book to the next."""
+
+    @property
+    def closes_together(self) -> bool:
+        """Whether the bars of one close are dealt with together."""
+        return len(self.symbols) > 1 and self.gather_ms > 0
+
+    @property
+    def interval_ms(self) -> int:
+        """The interval in milliseconds; that of a month is a name."""
+        return INTERVALS[self.interval]
+
+    @field_validator("symbols")
+    @classmethod
+    def _symbols(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if not 1 <= len(value) <= SYMBOLS_MAX:
+            raise ValueError(f"name 1 to {SYMBOLS_MAX} symbols")
+        form = _SHARE if info.data.get("asset") == STOCK else _SYMBOL
+        for symbol in value:
+            if not form.match(symbol):
+                raise ValueError(f"write symbols in the exchange's capitals instead of {symbol!r}")
+        if len(set(value)) < len(value):
+            raise ValueError("name each symbol once")
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asset_and_category(cls, table: object) -> object:
+        """Take asset or category from the other where only one of them says stock."""
+        if isinstance(table, dict):
+            if table.get("asset") == STOCK and table.get("category") is None:
+                return {**table, "category": STOCK}
+            if table.get("category") == STOCK and table.get("asset") is None:
+                return {**table, "asset": STOCK}
+        return table
+
+    @model_validator(mode="after")
+    def _shares_alone(self) -> MarketSection:
+        if (self.asset == STOCK) is not (self.category == STOCK):
+            raise ValueError(
+                f'asset = "{self.asset}" does not go with category = "{self.category}"; leave the '
+                "category of shares out"
+            )
+        return self

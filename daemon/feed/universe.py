@@ -1,0 +1,153 @@
+"""Which symbols of a run may open positions: chosen by a rule from each one's last 24 hours.
+
+The rules are docs/universe.md, V8 to V16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.config.values import SYMBOLS_MAX, plain, symbol_name
+from tracepaper.daemon.feed.client import Listed
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import Instrument, UniverseChange
+from tracepaper.strategies.units import DAY_MS, MINUTE_MS
+
+LIST_BYTES_MAX: Final = 1 << 20
+UNKNOWN_AGE: Final = -1
+_SHARE: Final = Decimal("0.000001")
+"""To so much a volatility is rounded; a turnover to whole units."""
+
+
+class Choice(NamedTuple):
+    """The symbols of a choice, the best first, and the choice as one sentence."""
+
+    chosen: tuple[Listed, ...]
+    reason: str
+
+
+def names_of(file: Path) -> tuple[str, ...]:
+    """Return the symbols of a list, one a line; what follows a # is a remark.
+
+    Raises ``ConfigInvalid`` where the list cannot be read, is empty, or names more than a run
+    trades.
+    """
+    key = "market.universe.file"
+    try:
+        with file.open("rb") as opened:
+            raw = opened.read(LIST_BYTES_MAX + 1)
+        lines = raw.decode("utf-8").splitlines() if len(raw) <= LIST_BYTES_MAX else []
+    except OSError as error:
+        raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
+    except UnicodeDecodeError:
+        raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
+    named = (line.partition("#")[0].strip() for line in lines)
+    names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
+    if not names:
+        raise ConfigInvalid(f"{file} names no symbol; write one a line, or correct {key}.")
+    if len(names) > SYMBOLS_MAX:
+        raise ConfigInvalid(
+            f"{file} names {len(names):,} symbols, and a run trades {SYMBOLS_MAX} at most; shorten "
+            "it."
+        )
+    return names
+
+
+def choose(
+    rule: UniverseRule,
+    seen: Iterable[Listed],
+    *,
+    count: int,
+    now_ms: int,
+    names: Collection[str] | None = None,
+) -> Choice:
+    """Choose the first *count* of *seen* that pass *rule*, by its measure; ties by symbol.
+
+    *names* are those of its list. The choice follows from the arguments alone.
+    """
+    seen = tuple(seen)
+    passing = [
+        one
+        for one in seen
+        if (names is None or one.symbol in names)
+        and one.turnover >= rule.min_turnover
+        and rule.min_volatility <= one.volatility <= rule.max_volatility
+        and (not rule.min_age_days or age_days(one, now_ms) >= rule.min_age_days)
+    ]
+    passing.sort(key=lambda one: (-getattr(one, rule.by), one.symbol))
+    chosen = tuple(passing[:count])
+    if not chosen:
+        return Choice(
+            (),
+            f"none of {len(seen)} symbols passes market.universe, so no position is opened until "
+            "the next choice; loosen its limits or its list",
+        )
+    return Choice(
+        chosen,
+        f"{len(chosen)} of {len(seen)} symbols may open positions, the first by {rule.by} of the "
+        f"{len(passing)} that pass market.universe",
+    )
+
+
+def age_days(one: Listed, now_ms: int) -> int:
+    """Return the whole days since *one* was listed; -1 where that is not known."""
+    return (now_ms - one.listed_ms) // DAY_MS if 0 < one.listed_ms <= now_ms else UNKNOWN_AGE
+
+
+def change_of(
+    rule: UniverseRule,
+    instruments: Sequence[Instrument],
+    listed: Iterable[Listed],
+    *,
+    now_ms: int,
+    names: Collection[str] | None = None,
+) -> UniverseChange:
+    """Return the choice among a run's *instruments* as the event that hands it on.
+
+    An instrument that is not *listed* is not chosen.
+    """
+    by_symbol = {one.symbol: one for one in listed}
+    candidates = [by_symbol[item.symbol] for item in instruments if item.symbol in by_symbol]
+    found = choose(rule, candidates, count=rule.top, now_ms=now_ms, names=names)
+    ids = {item.symbol: item.id for item in instruments}
+    return UniverseChange(
+        chosen=tuple(ids[one.symbol] for one in found.chosen),
+        reason=found.reason,
+        seen=tuple(
+            (
+                ids[one.symbol],
+                plain(one.turnover.quantize(Decimal(1))),
+                plain(one.volatility.quantize(_SHARE)),
+                age_days(one, now_ms),
+            )
+            for one in candidates
+        ),
+        market_ms=now_ms,
+        seen_ms=now_ms,
+    )
+
+
+def nothing_chosen(reason: str, now_ms: int) -> UniverseChange:
+    """Return a choice of nothing, for *reason*."""
+    return UniverseChange((), reason.rstrip("."), (), now_ms, now_ms)
+
+
+def next_choice_ms(rule: UniverseRule, after_ms: int) -> int:
+    """Return the first of the rule's times of day after *after_ms*, UTC milliseconds."""
+    day_ms = after_ms // DAY_MS * DAY_MS
+    times = [_of_day(text) for text in rule.at]
+    return min(
+        at_ms
+        for day in (day_ms, day_ms + DAY_MS)
+        for time_ms in times
+        if (at_ms := day + time_ms) > after_ms
+    )
+
+
+def _of_day(text: str) -> int:
+    hours, _, minutes = text.partition(":")
+    return (int(hours) * 60 + int(minutes)) * MINUTE_MS

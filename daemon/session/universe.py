@@ -1,0 +1,164 @@
+"""``Universe``: has a run's symbols chosen by ``market.universe``, at its start and in its course.
+
+The rules are docs/universe.md, V8 to V16.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import structlog
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.loading import Config, restore
+from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.feed.client import Listed, MarketDataClient
+from tracepaper.daemon.feed.universe import (
+    change_of,
+    choose,
+    names_of,
+    next_choice_ms,
+    nothing_chosen,
+)
+from tracepaper.daemon.session.supervisor import working
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Event,
+    Instrument,
+    RunKind,
+    UniverseChange,
+)
+
+log = structlog.get_logger("daemon")
+
+
+def list_of(config: Config) -> tuple[str, ...] | None:
+    """Return the symbols of the rule's list; None without one. Raises ``ConfigInvalid``."""
+    rule = config.market.universe
+    if rule is None or rule.file is None:
+        return None
+    return names_of(rule.file if config.folder is None else config.folder / rule.file)
+
+
+def with_symbols(config: Config, symbols: Sequence[str]) -> Config:
+    """Return *config* that trades *symbols*."""
+    market = config.market.model_copy(update={"symbols": tuple(symbols)})
+    return config.model_copy(update={"market": market})
+
+
+def known_candidates(config: Config, kind: RunKind, database: Path) -> tuple[str, ...]:
+    """Return the candidates of the newest run of *database* by the same rule; none without one.
+
+    Only another rule, category or interval has them taken from the exchange anew.
+    """
+    with Reader.open(database) as reader:
+        last = reader.newest(kind)
+    if last is None:
+        return ()
+    market = restore(last.config).market
+    ours = config.market.model_copy(update={"symbols": market.symbols})
+    return market.symbols if market.model_dump() == ours.model_dump() else ()
+
+
+async def new_candidates(config: Config, client: MarketDataClient, now_ms: int) -> tuple[str, ...]:
+    """Return the symbols that a new run trades, by the rule of *config*.
+
+    Raises ``ConfigInvalid`` where no symbol passes: there is nothing to trade.
+    """
+    rule = config.market.universe
+    assert rule is not None
+    listed = await client.listed(Category(config.market.category))
+    traded = [one for one in listed if one.quote == rule.quote]
+    found = choose(rule, traded, count=rule.candidates, now_ms=now_ms, names=list_of(config))
+    if not found.chosen:
+        raise ConfigInvalid(f"No run begins: {found.reason}.")
+    return tuple(one.symbol for one in found.chosen)
+
+
+class Universe:
+    """Chooses at the rule's times of day which instruments may open positions.
+
+    Each choice is asked of the exchange in the background, and is an event. *last_ms* is the market
+    time of the newest one of the run; None before the first.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rule: UniverseRule,
+        instruments: Sequence[Instrument],
+        client: MarketDataClient,
+        submit: Callable[[Event], Awaitable[int]],
+        clock: Clock,
+        *,
+        last_ms: int | None,
+    ) -> None:
+        self._config, self._rule = config, rule
+        self._instruments, self._client = instruments, client
+        self._submit, self._clock = submit, clock
+        self.due_ms = 0 if last_ms is None else next_choice_ms(rule, last_ms)
+        self._is_due = asyncio.Event()
+
+    def observe(self, step: Step) -> None:
+        """Begin a choice once a bar is stored that closed when it was due, or later."""
+        event = step.event
+        if isinstance(event, UniverseChange):
+            self.due_ms = next_choice_ms(self._rule, event.market_ms)
+        elif isinstance(event, Bar) and step.accepted and event.market_ms >= self.due_ms:
+            self._is_due.set()
+
+    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Choose in the background of the block; call *failed* where an error ends that."""
+        return working(self._work(), "universe", failed)
+
+    async def choose(self) -> UniverseChange:
+        """Ask the exchange, and choose now; nothing is chosen where the list cannot be used."""
+        category = Category(self._config.market.category)
+        try:
+            names = list_of(self._config)
+            listed: Sequence[Listed] = await self._client.listed(category)
+        except ConfigInvalid as error:
+            found = nothing_chosen(str(error), self._clock.market_ms())
+        else:
+            found = change_of(
+                self._rule,
+                self._instruments,
+                listed,
+                now_ms=self._clock.market_ms(),
+                names=names,
+            )
+        (log.info if found.chosen else log.warning)("universe", choice=found.reason)
+        return found
+
+    async def _work(self) -> None:
+        while True:
+            await self._is_due.wait()
+            await self._submit(await self.choose())
+            self._is_due.clear()  # only now: bars that closed meanwhile found it due still
+
+
+def universe_of(
+    config: Config,
+    resumed: str | None,
+    database: Path,
+    parts: tuple[Sequence[Instrument], MarketDataClient, Callable[[Event], Awaitable[int]], Clock],
+) -> Universe | None:
+    """Return what chooses the universe of a run; None where all symbols may open positions.
+
+    *resumed* is the id of a run of *database* that goes on, None of a new one; *parts* are its
+    instruments, the exchange, what submits an event, and the clock.
+    """
+    if (rule := config.market.universe) is None:
+        return None
+    last: UniverseChange | None = None
+    if resumed is not None:
+        with Reader.open(database) as reader:
+            last = reader.newest_of(resumed, UniverseChange)
+    return Universe(config, rule, *parts, last_ms=None if last is None else last.market_ms)

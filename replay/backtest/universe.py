@@ -1,0 +1,68 @@
+"""Choices of ``market.universe`` from candles: what tickers would have said at each stated time.
+
+The rules are docs/universe.md, V15 and V16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from decimal import Decimal
+
+import numpy as np
+
+from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.universe import change_of, next_choice_ms
+from tracepaper.replay.archive import Candles
+from tracepaper.strategies.types.market import Instrument, UniverseChange
+from tracepaper.strategies.units import DAY_MS
+
+
+def choices(
+    rule: UniverseRule,
+    candles: Sequence[Candles],
+    instruments: Sequence[Instrument],
+    *,
+    start_ms: int,
+    names: Collection[str] | None = None,
+) -> list[UniverseChange]:
+    """Return the choice at *start_ms*, and at each of the rule's times up to the last candle.
+
+    Each is made from candles that had closed by then: those of the 24 hours before it. A symbol is
+    as old as its first candle.
+    """
+    until_ms = max(part.until_ms for part in candles)
+    found = []
+    at_ms = start_ms
+    while at_ms <= until_ms:
+        listed = _listed(candles, at_ms)
+        found.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
+        at_ms = next_choice_ms(rule, at_ms)
+    return found
+
+
+def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[Listed]:
+    """Yield each symbol as its ticker of *at_ms*; one without a candle in that day is left out."""
+    for part in candles:
+        closes_ms = part.closes_ms
+        first, last = np.searchsorted(closes_ms, (at_ms - DAY_MS, at_ms), side="right").tolist()
+        if first == last:
+            continue
+        day = slice(first, last)
+        high, low, close = int(part.high[day].max()), int(part.low[day].min()), part.close[last - 1]
+        yield Listed(
+            part.symbol,
+            "",
+            _turnover(part, day),
+            Decimal(high - low) / int(close),
+            int(part.open_time_ms[0]),
+        )
+
+
+def _turnover(part: Candles, day: slice) -> Decimal:
+    """Return the turnover of *day*; volume times close where the source names none."""
+    if part.turnover is not None:
+        return Decimal(int(part.turnover[day].sum())).scaleb(-part.turnover_decimals)
+    pairs = zip(part.volume[day].tolist(), part.close[day].tolist(), strict=True)
+    total = sum(volume * close for volume, close in pairs)
+    return Decimal(total).scaleb(-part.volume_decimals - part.price_decimals)

@@ -1,0 +1,580 @@
+"""Cross margin: one balance for all that is held, what it refuses, how it is liquidated."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+from typing import Any
+
+from builders import START_MS, bar, instrument, quote
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from own_cross import OwnCross, Resting, Taken, Tier
+
+from tracepaper.daemon.broker.account import Intent
+from tracepaper.daemon.broker.broker import Broker, Filled
+from tracepaper.daemon.broker.cross_account import CALLED
+from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
+from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.api.context import BarContext, Orders, Signal, buy, sell
+from tracepaper.strategies.api.strategy import CORE_GATES, Strategy
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Fill,
+    FillModel,
+    Order,
+    OrderRole,
+    OrderStatus,
+)
+from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier, Side
+from tracepaper.strategies.units import MONEY_SCALE
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
+KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)
+BTC, ETH, SOL = KEYS
+TIERS = (
+    RiskTier(2_000 * MONEY_SCALE, 50_000_000, 10_000, 0),
+    RiskTier(20_000 * MONEY_SCALE, 100_000_000, 2_500, 10 * MONEY_SCALE),
+    RiskTier(0, 200_000_000, 1_000, 210 * MONEY_SCALE),
+)
+"""0.5 % to 2,000 at 100 times, 1 % to 20,000 at 25 times, then 2 % at 10 times."""
+OWN_TIERS = (
+    Tier(Fraction(2_000), Fraction(5, 1_000), Fraction(0)),
+    Tier(Fraction(20_000), Fraction(1, 100), Fraction(10)),
+    Tier(None, Fraction(2, 100), Fraction(210)),
+)
+ENDED = {OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED}
+
+
+class Silent(Strategy):
+    """Says nothing: tests ask the broker themselves."""
+
+    gates = CORE_GATES
+
+    def decide(self, context: BarContext) -> Signal:
+        del context
+        return Signal(Action.HOLD, "said")
+
+
+def items(symbols: tuple[str, ...] = SYMBOLS) -> list[Instrument]:
+    return [replace(instrument(one, tick_size=1), risk_tiers=TIERS) for one in symbols]
+
+
+def engine(
+    *,
+    symbols: tuple[str, ...] = SYMBOLS,
+    cash: str = "1000",
+    leverage: str = "10",
+    margin: str = "cross",
+    model: FillModel = FillModel.NEXT_OPEN,
+    **costs: Any,
+) -> Engine:
+    config = load(
+        None,
+        {
+            "market": {"symbols": list(symbols)},
+            "strategy": {"name": "sma_cross"},
+            "execution": costs,
+            "account": {"cash": cash, "margin": margin, "leverage": leverage},
+        },
+    )
+    return build_engine(
+        config,
+        items(symbols),
+        execution=model,
+        period_start_ms=0,
+        forecaster=None,
+        strategies={symbol: Silent() for symbol in symbols},
+    )
+
+
+class Desk:
+    """A broker, asked and shown things one at a time."""
+
+    def __init__(self, **terms: Any) -> None:
+        self.terms = terms
+        self.broker: Broker = engine(**terms).broker
+        self.sequence = 0
+        self.index = 0
+        self.last: dict[str, Bar] = {}
+
+    def bar(self, key: str, close: int, **shape: Any) -> Filled:
+        self.index += 1
+        self.last[key] = bar(close, index=self.index, instrument_id=key, **shape)
+        return self.on_bar(self.last[key])
+
+    def on_bar(self, one: Bar, **terms: Any) -> Filled:
+        self.sequence += 1
+        return self.broker.on_bar(one, self.sequence, **terms)
+
+    def mark(self, key: str, price: int) -> Filled:
+        self.sequence += 1
+        at = START_MS + self.index * 60_000
+        return self.broker.on_mark(Mark(key, price, at, at), self.sequence)
+
+    def pay(self, key: str, rate: int) -> Filled:
+        self.sequence += 1
+        at = START_MS + self.index * 60_000
+        return self.broker.on_funding(Funding(key, rate, at, at), self.sequence)
+
+    def target(self, key: str, target: int) -> tuple[tuple[Order, ...], str | None]:
+        self.sequence += 1
+        action = Action.LONG if target > 0 else Action.SHORT if target else Action.FLAT
+        last = self.last[key]
+        return self.broker.submit(
+            Intent(action, target, "asked"), last, sequence=self.sequence, at_ms=last.market_ms
+        )
+
+    def send(self, key: str, *requests: Any) -> tuple[Order, ...]:
+        self.sequence += 1
+        last = self.last[key]
+        return self.broker.submit(
+            Orders(requests, "listed"), last, sequence=self.sequence, at_ms=last.market_ms
+        ).orders
+
+    def enter(self, key: str, target: int, price: int = 100_000) -> None:
+        """Hold *target* of *key* since *price*."""
+        self.bar(key, price)
+        sent, refusal = self.target(key, target)
+        assert refusal is None, refusal
+        assert sent
+        (fill,) = self.bar(key, price).fills
+        assert fill.price == price
+
+    def held(self, key: str) -> int:
+        return self.broker.own.held(key)
+
+    @property
+    def equity(self) -> int:
+        return self.broker.own.balance().equity
+
+
+def taken(filled: Filled) -> list[tuple[str, Side, int, int]]:
+    """Return the fills of the exchange's engine."""
+    return [
+        (one.instrument, one.side, one.quantity, one.price)
+        for one in filled.fills
+        if one.model is FillModel.LIQUIDATION
+    ]
+
+
+# ---------------------------------------------------------------- one account, in numbers
+
+
+def test_the_account_is_called_where_its_maintenance_margin_reaches_its_balance() -> None:
+    """Long 2 at 1,000 with 150: 0.5 % and the fee of closing it are 10 + 0.99 at 1,000."""
+    desk = Desk(cash="250", leverage="10")
+    desk.enter(BTC, 2_000)  # 2.000 units; the fee of the entry is 1.1
+    cash = 250 - Fraction("1.1")
+
+    def is_called(cents: int) -> bool:
+        value = Fraction(cents, 100) * 2
+        needed = value * Fraction(5, 1_000) + value * Fraction(9, 10) * Fraction(55, 100_000)
+        return needed >= cash + value - 2_000
+
+    first = next(cents for cents in range(100_000, 0, -1) if is_called(cents))
+    at = START_MS
+    assert not desk.broker.liquidates(Mark(BTC, first + 1, at, at))
+    assert taken(desk.mark(BTC, first + 1)) == []
+    assert desk.broker.liquidates(Mark(BTC, first, at, at))
+    ((key, side, quantity, price),) = taken(desk.mark(BTC, first))
+    assert (key, side, quantity) == (BTC, Side.SELL, 2_000)
+    assert price < first, "the engine takes it over where the balance is used up"
+    assert 0 <= desk.equity < MONEY_SCALE // 10, "a tick of two units at most is left"
+
+
+def test_a_fall_of_one_symbol_liquidates_the_others_too() -> None:
+    desk = Desk(cash="400", leverage="10")
+    desk.enter(BTC, 1_000)
+    desk.enter(ETH, -1_000)
+    filled = desk.mark(BTC, 61_000)
+    assert [one[:3] for one in taken(filled)] == [
+        (ETH, Side.BUY, 1_000), (BTC, Side.SELL, 1_000)
+    ]  # fmt: skip
+    assert [one.status for one in filled.orders] == [OrderStatus.FILLED] * 2
+    assert all(one.reason == f"{CALLED}: taken over" for one in filled.orders)
+    assert len({one.order_id for one in filled.orders}) == 2
+    lost = [abs(price - mark) * 100 // mark for (*_, price), mark in
+            zip(taken(filled), (100_000, 61_000), strict=True)]  # fmt: skip
+    assert lost[0] == lost[1], "each loses the same share of its value"
+    assert 0 <= desk.equity < MONEY_SCALE // 10
+
+
+def test_a_gain_of_one_symbol_bears_the_loss_of_another() -> None:
+    """Isolated, each of them ends where its own margin is lost; here the balance stands."""
+    marks = ((BTC, 85_000), (ETH, 85_000), (BTC, 75_000))
+    for margin, ends in (("cross", False), ("isolated", True)):
+        desk = Desk(cash="400", leverage="10", margin=margin)
+        desk.enter(BTC, 1_000)
+        desk.enter(ETH, -1_000)
+        filled = [desk.mark(key, price) for key, price in marks]
+        assert any(taken(one) for one in filled) is ends
+
+
+def first_call(desk: Desk, key: str, price: int) -> int:
+    """Return the first price below *price* that calls the account."""
+    while not desk.broker.liquidates(Mark(key, price, START_MS, START_MS)):
+        price -= 1
+    return price
+
+
+def test_orders_end_before_a_position_does() -> None:
+    """An order to buy 15 more counts with the position: without it the tier is a lower one."""
+    desk = Desk(cash="4000", leverage="10")
+    desk.enter(BTC, 15_000)
+    (order,) = desk.send(BTC, buy(15, limit=700))
+    price = first_call(desk, BTC, 80_000)
+    filled = desk.mark(BTC, price)
+    assert [(one.order_id, one.status, one.reason) for one in filled.orders] == [
+        (order.order_id, OrderStatus.CANCELED, CALLED)
+    ]
+    assert not filled.fills
+    assert desk.held(BTC) == 15_000
+    assert not desk.mark(BTC, price - 500).orders, "the position alone is not called there"
+
+
+def test_a_position_is_reduced_to_the_highest_tier_that_does() -> None:
+    desk = Desk(cash="4000", leverage="10")
+    desk.enter(BTC, 30_000)  # 30,000: the third tier
+    filled = desk.mark(BTC, 87_800)  # 26,340 at 2 % less 210: 317, and the fee; 323 are left
+    (found,) = taken(filled)
+    assert found[:2] == (BTC, Side.SELL)
+    assert found[3] == 87_800, "at the market, not where the balance is used up"
+    assert (30_000 - found[2]) * 87_800 <= 20_000 * 10**5 < (30_001 - found[2]) * 87_800
+    assert filled.orders[0].reason == f"{CALLED}: reduced to risk tier 2"
+    assert desk.held(BTC) == 30_000 - found[2]
+    assert not taken(desk.mark(BTC, 87_800))
+
+
+def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
+    shape = {"open_": 100_000, "high": 100_100, "low": 80_000}
+    called = Desk(cash="250")
+    called.enter(BTC, 2_000)
+    (found,) = taken(called.bar(BTC, 99_000, **shape))
+    stopped = Desk(cash="250")
+    stopped.enter(BTC, 2_000)
+    stopped.send(BTC, sell(2, stop=950, reduce_only=True))
+    (fill,) = stopped.bar(BTC, 99_000, **shape).fills
+    assert (fill.model, fill.price) == (FillModel.BAR_PATH, 95_000)
+    late = Desk(cash="250")
+    late.enter(BTC, 2_000)
+    late.send(BTC, sell(2, stop=850, reduce_only=True))
+    assert taken(late.bar(BTC, 99_000, **shape)) == [found]
+    assert not late.broker.own.orders[BTC].rests, "the stop ends with its position"
+
+
+def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
+    """By quotes, where no path is looked at: one fall alone would be too much."""
+    desk = Desk(cash="250", model=FillModel.QUOTE)
+    for key, target in ((BTC, 1_000), (ETH, -1_000)):
+        desk.bar(key, 100_000)
+        desk.target(key, target)
+        at = desk.last[key].close_time_ms + 500
+        desk.broker.on_quote(quote(100_000, 100_000, at_ms=at, instrument_id=key), 50 + desk.index)
+        assert desk.held(key) == target
+    both = [bar(60_000, index=90, instrument_id=key) for key in (BTC, ETH)]
+    assert not taken(desk.on_bar(both[0], is_last=False))
+    assert not taken(desk.on_bar(both[1]))
+    assert len(taken(desk.on_bar(bar(30_000, index=91, instrument_id=BTC)))) == 2
+
+
+def test_the_ratio_counts_at_exactly_100_percent() -> None:
+    rules = MarginRules(items()[0], 1_000, 0, is_cross=True)
+    value = 1_000 * MONEY_SCALE
+    lines = {BTC: CrossLine(rules, 1_000, value, value, value)}
+    needed = 5 * MONEY_SCALE  # half a percent, and no fee
+    assert is_called(needed, lines)
+    assert not is_called(needed + 1, lines)
+    assert not is_called(0, {})
+    assert loss_of(BTC, 7, lines) == 7
+
+
+def test_an_order_beyond_the_available_balance_is_refused_and_nothing_is_lost() -> None:
+    desk = Desk(cash="300", leverage="10")
+    desk.enter(BTC, 2_000)  # binds 200 and a fee
+    desk.bar(ETH, 100_000)
+    assert desk.target(ETH, 1_000) == ((), NO_MARGIN)
+    assert desk.target(ETH, 900)[1] is None
+    (refused,) = desk.send(SOL_AT(desk), buy(1))
+    assert (refused.status, refused.reason) == (OrderStatus.REJECTED, NO_MARGIN)
+    assert desk.held(BTC) == 2_000
+
+
+def SOL_AT(desk: Desk) -> str:  # noqa: N802 - it is SOL, with a price
+    desk.bar(SOL, 100_000)
+    return SOL
+
+
+def test_unrealized_profit_is_margin() -> None:
+    desk = Desk(cash="300", leverage="10")
+    desk.enter(BTC, 2_000)
+    desk.bar(ETH, 100_000)
+    assert desk.target(ETH, 2_000)[1] == NO_MARGIN
+    desk.mark(BTC, 115_000)  # 300 more, and 30 more bound
+    assert desk.target(ETH, 2_000)[1] is None
+
+
+def test_funding_comes_from_the_cash_and_may_call_the_account() -> None:
+    desk = Desk(cash="250")
+    desk.enter(BTC, 2_000)
+    assert not desk.pay(BTC, 100_000_000).fills  # 1 % of 2,000 is 20
+    assert desk.broker.own.balance().funding_paid == 20 * MONEY_SCALE
+    filled = desk.pay(BTC, 1_100_000_000)  # 220
+    assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
+    assert 0 <= desk.equity < MONEY_SCALE // 10
+
+
+def test_a_gap_beyond_the_balance_costs_no_more_than_it() -> None:
+    """The exchange's fund bears what the account does not have: no debt is left."""
+    desk = Desk(cash="400", leverage="10")
+    desk.enter(BTC, 1_000)
+    desk.enter(ETH, -1_000)
+    filled = desk.mark(BTC, 20_000)  # 800 lost of 400
+    assert len(taken(filled)) == 2
+    assert 0 <= desk.equity < MONEY_SCALE // 10
+
+
+def test_a_close_at_a_price_that_costs_more_than_there_is_is_a_liquidation() -> None:
+    """By quotes far from the marks: nobody closes at a price beyond bankruptcy."""
+    desk = Desk(cash="250", model=FillModel.QUOTE)
+    desk.bar(BTC, 100_000)
+    desk.target(BTC, 2_000)
+    later = desk.last[BTC].close_time_ms + 500
+    desk.broker.on_quote(quote(99_990, 100_000, at_ms=later, instrument_id=BTC), 50)
+    assert desk.held(BTC) == 2_000
+    desk.target(BTC, 0)
+    filled = desk.broker.on_quote(quote(60_000, 60_010, at_ms=later + 900, instrument_id=BTC), 60)
+    assert [one[:3] for one in taken(filled)] == [(BTC, Side.SELL, 2_000)]
+    assert {one.status for one in filled.orders} == {OrderStatus.FILLED, OrderStatus.CANCELED}
+    assert 0 <= desk.equity < MONEY_SCALE // 10
+
+
+def test_a_live_feed_is_told_of_the_mark_that_calls_with_the_others_newest() -> None:
+    """BTC has fallen since its last event: each of two marks alone would not be enough."""
+    desk = Desk(cash="400", leverage="10")
+    desk.enter(BTC, 1_000)
+    desk.enter(ETH, 1_000)
+    first, second = Mark(BTC, 80_300, START_MS, START_MS), Mark(ETH, 80_300, START_MS, START_MS)
+    assert not desk.broker.liquidates(first)
+    assert desk.broker.liquidates(second)
+    assert not taken(desk.mark(BTC, 80_300))
+    assert len(taken(desk.mark(ETH, 80_300))) == 2
+
+
+# ---------------------------------------------------------------- laws over random sequences
+
+
+class Twice:
+    """A desk, and beside it an account kept by itself."""
+
+    def __init__(self, rng: random.Random) -> None:
+        cash, leverage, bp = (
+            rng.choice(("300", "9000", "40000")),
+            rng.choice(("4", "10")),
+            rng.choice("05"),
+        )
+        self.desk = Desk(cash=cash, leverage=leverage, slippage_bp=bp)
+        self.own = OwnCross(
+            Fraction(cash), Fraction(leverage), OWN_TIERS, KEYS, Fraction(1, 100),
+            Fraction(1, 1_000), Fraction(int(bp), 10_000),
+        )  # fmt: skip
+        self.marked: set[str] = set()
+        self.liquidations = self.ruins = self.reductions = 0
+
+    def note(self, orders: tuple[Order, ...]) -> None:
+        for one in orders:
+            self.own.orders.pop(one.order_id, None)
+            if one.status not in ENDED:
+                left = Fraction(one.quantity - one.filled, 1_000)
+                self.own.orders[one.order_id] = Resting(
+                    one.instrument,
+                    left if one.side is Side.BUY else -left,
+                    one.reduce_only,
+                    one.role is OrderRole.SIGNAL,
+                )
+
+    def book(self, fill: Fill) -> None:
+        """Book what an order of the account did: no opening goes beyond its margin."""
+        signed = Fraction(fill.quantity if fill.side is Side.BUY else -fill.quantity, 1_000)
+        held = self.own.of(fill.instrument).quantity
+        price, fee = Fraction(fill.price, 100), Fraction(fill.fee, 10**10)
+        self.own.fill(fill.instrument, signed, price, fee)
+        after = self.own.of(fill.instrument).quantity
+        order = self.own.orders.get(fill.order_id)
+        if order is not None:  # what is left of it
+            self.own.orders[fill.order_id] = order._replace(signed=order.signed - signed)
+        if abs(after) > abs(held) or after * held < 0:
+            before = self.own.marks.get(fill.instrument)
+            self.own.marks[fill.instrument] = Fraction(fill.reference_price, 100)
+            assert self.own.bound(but=fill.instrument) <= self.own.balance(), "beyond its margin"
+            assert before is not None
+            self.own.marks[fill.instrument] = before
+
+    def expect(self, filled: Filled, done: list[Fill]) -> list[Fill]:
+        """Hold the fills after those *done* to the liquidation that is due, if one is."""
+        if not self.own.is_called():
+            return done
+        self.liquidations += 1
+        return self.held_to(self.own.liquidate(), filled, done)
+
+    def ruined(self, key: str, price: int, filled: Filled, done: list[Fill]) -> list[Fill]:
+        """Hold them to the takeover in place of a close at *price* that the balance cannot bear."""
+        held = self.own.of(key).quantity
+        closing = [one for one in self.own.orders.values() if one.symbol == key]
+        assert any(one.signed * held < 0 for one in closing)
+        mark, self.own.marks[key] = self.own.marks[key], Fraction(price, 100)
+        assert self.own.balance() < abs(self.own.value(key, held)) / 500, "and it could"
+        self.ruins += 1
+        done = self.held_to(self.own.liquidate(is_ruin=True), filled, done)
+        self.own.marks[key] = mark
+        return done
+
+    def held_to(
+        self, due: tuple[set[str], list[Taken]], filled: Filled, done: list[Fill]
+    ) -> list[Fill]:
+        canceled, made = due
+        ended = {
+            one.order_id
+            for one in filled.orders
+            if one.status is OrderStatus.CANCELED and one.reason == CALLED
+        }
+        assert canceled <= ended
+        place = len(done)
+        got = filled.fills[place : place + len(made)]
+        assert [
+            Taken(
+                one.instrument,
+                Fraction(one.quantity if one.side is Side.BUY else -one.quantity, 1_000),
+                Fraction(one.price, 100),
+            )
+            for one in got
+        ] == made
+        assert all(one.model is FillModel.LIQUIDATION for one in got)
+        self.reductions += any(one.quantity for one in self.own.held.values()) and bool(made)
+        assert not self.own.is_called()
+        assert self.own.balance() >= 0, "more is lost than there was"
+        return [*done, *got]
+
+    def bar(self, key: str, price: int) -> None:
+        follows = key not in self.marked
+        filled = self.desk.bar(key, price)
+        done: list[Fill] = []
+        if follows:
+            self.own.marks[key] = Fraction(price, 100)
+            done = self.expect(filled, done)
+        while len(done) < len(filled.fills) and (
+            (fill := filled.fills[len(done)]).model is not FillModel.LIQUIDATION
+        ):
+            self.book(fill)
+            done.append(fill)
+        if len(done) < len(filled.fills) and not self.own.is_called():
+            done = self.ruined(key, price, filled, done)
+        self.note(tuple(one for one in filled.orders if one.reason != CALLED))
+        self.note(tuple(one for one in filled.orders if one.reason == CALLED and not done))
+        self.marked.discard(key)
+        done = self.expect(filled, done)
+        assert len(done) == len(filled.fills), "a fill that was not due"
+        self.note(filled.orders)
+        self.agree()
+
+    def mark(self, key: str, price: int) -> None:
+        at = START_MS + self.desk.index * 60_000
+        told = self.desk.broker.liquidates(Mark(key, price, at, at))
+        filled = self.desk.mark(key, price)
+        self.own.marks[key] = Fraction(price, 100)
+        self.marked.add(key)
+        assert told is self.own.is_called()
+        assert len(self.expect(filled, [])) == len(filled.fills)
+        self.note(filled.orders)
+        self.agree()
+
+    def creep(self, key: str, price: int) -> int:
+        """Let marks go against what is held until the account is nearly called, or is."""
+        way = -1 if self.own.of(key).quantity > 0 else 1
+        for _ in range(60):
+            price += way * price // 200
+            self.mark(key, price)
+            if self.own.of(key).quantity * way >= 0:
+                break
+        return price
+
+    def pay(self, key: str, rate: int) -> None:
+        filled = self.desk.pay(key, rate)
+        self.own.funding(key, Fraction(rate, 10**10))
+        assert len(self.expect(filled, [])) == len(filled.fills)
+        self.note(filled.orders)
+        self.agree()
+
+    def agree(self) -> None:
+        own, account = self.own, self.desk.broker.own
+        assert account.balance().cash == own.cash * 10**10
+        assert account.balance().equity == own.balance() * 10**10
+        for key in KEYS:
+            held, holding = own.of(key), account.ledger.holding(key)
+            assert holding.quantity == held.quantity * 1_000
+            assert holding.entry_notional == held.entry * 10**10
+            assert holding.margin == 0, "no position has a margin of its own"
+            resting = {one.order_id for one in account.orders[key].orders}
+            assert resting == {name for name, one in own.orders.items() if one.symbol == key}
+
+    def restart(self) -> None:
+        """Kill it, and start anew from its state: marks since the newest bars are forgotten."""
+        state, known = self.desk.broker.state(), self.desk.last
+        sequence, index = self.desk.sequence, self.desk.index
+        self.desk = Desk(**self.desk.terms)
+        self.desk.sequence, self.desk.index, self.desk.last = sequence, index, known
+        self.desk.broker.restore(*state)
+        for key, last in known.items():
+            self.desk.broker.recall(last)
+            self.own.marks[key] = Fraction(last.close, 100)
+        self.marked.clear()
+        self.agree()
+
+
+def walked(seed: int, *, steps: int = 90) -> Twice:
+    """Return what is left of a random sequence over three symbols, each event held to its rules."""
+    rng = random.Random(seed)
+    both = Twice(rng)
+    prices = dict.fromkeys(KEYS, 100_000)
+    for key in KEYS:
+        both.bar(key, prices[key])
+    for _ in range(steps):
+        key, roll = rng.choice(KEYS), rng.random()
+        wild = rng.choice((500, 5_000, 30_000))
+        prices[key] = max(prices[key] + rng.randint(-wild, wild), 5_000)
+        most = both.own.balance() * both.own.leverage * 100 / prices[key]  # units that it could buy
+        size = max(int(most * rng.choice((100, 300, 500, 900))), 1)
+        if roll < 0.3:
+            both.bar(key, prices[key])
+        elif roll < 0.45:
+            both.mark(key, prices[key])
+        elif roll < 0.55:
+            prices[key] = both.creep(key, prices[key])
+        elif roll < 0.62:
+            both.pay(key, rng.randint(-(10**8), 3 * 10**8))
+        elif roll < 0.8:
+            sent, _ = both.desk.target(key, rng.choice((-1, 1, 1, 1, 0)) * size)
+            both.note(sent)
+        elif roll < 0.95:
+            limit = prices[key] * rng.choice((90, 98, 102, 110)) // 100 / 100
+            request = rng.choice((buy, sell))(size / 1_000, limit=limit, reduce_only=roll > 0.92)
+            both.note(both.desk.send(key, request))
+        else:
+            both.restart()
+    return both
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**9))
+def test_an_account_kept_by_itself_agrees_to_the_last_unit(seed: int) -> None:
+    walked(seed)
+
+
+def test_the_random_sequences_reach_every_step() -> None:
+    found = [walked(seed) for seed in range(20)]
+    assert sum(one.liquidations for one in found) > 10
+    assert sum(one.reductions for one in found) > 0

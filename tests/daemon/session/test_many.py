@@ -1,0 +1,109 @@
+"""Two hundred symbols in one run: several connections, one close, and the same again in replay."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import instrument
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import SPEED, check_parity, check_record, trading
+
+from tracepaper.daemon.bybit import websocket
+from tracepaper.daemon.feed.client import StreamRequest
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.strategies.types.market import Category, Closed
+
+CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
+
+
+def names(count: int) -> list[str]:
+    return [f"M{number:03d}USDT" for number in range(count)]
+
+
+def walks(symbols: Sequence[str], bars: int) -> tuple[Candles, ...]:
+    return tuple(
+        made_candles(walk_rows(bars, seed=seed), symbol=symbol)
+        for seed, symbol in enumerate(symbols)
+    )
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+# ---------------------------------------------------------------- connections
+
+
+def asked(count: int, *, depth: int = 0, trades: bool = False, name: str = "") -> StreamRequest:
+    items = tuple(instrument(f"{name}{number:03d}USDT") for number in range(count))
+    return StreamRequest(items, 60_000, trades=trades, depth=depth)
+
+
+@pytest.mark.parametrize("count", [1, 50, 51, 199, 200])
+def test_every_symbol_is_on_one_connection_and_none_is_too_large(count: int) -> None:
+    request = asked(count, depth=50, trades=True)
+    shares = websocket.connections(Category.LINEAR, request)
+    assert tuple(item for one in shares for item in one.instruments) == request.instruments
+    sizes = [len(one.instruments) for one in shares]
+    assert max(sizes) <= websocket.SYMBOLS_PER_CONNECTION
+    assert len(shares) == -(-count // websocket.SYMBOLS_PER_CONNECTION)
+    assert max(sizes) - min(sizes) <= 1
+    assert {(one.depth, one.trades) for one in shares} == {(50, True)}
+
+
+def test_long_names_are_divided_by_the_characters_that_a_connection_takes() -> None:
+    request = asked(200, depth=50, trades=True, name="N" * 200)
+    shares = websocket.connections(Category.LINEAR, request)
+    assert len(shares) > 200 / websocket.SYMBOLS_PER_CONNECTION
+    for one in shares:
+        topics = [topic for item in one.instruments for topic in websocket.topics_of(item, one)]
+        assert len(topics) == 5 * len(one.instruments)  # the books' own topic among them
+        assert websocket.characters_of(topics) <= websocket.ARGUMENT_CHARACTERS_MAX
+    assert sum(len(one.instruments) for one in shares) == 200
+
+
+# ---------------------------------------------------------------- a run
+
+
+async def trade(path: Path, symbols: list[str], *, bars: int, closes: int, shares: int) -> None:
+    """Let *symbols* close twice *closes* times live, over *shares* connections, and a restart."""
+    served = ExchangeSettings(candles=walks(symbols, bars), manual=True, start=20, speed=SPEED)
+    market = {"symbols": symbols, "gather_ms": 10_000}
+    async with EmbeddedExchange(served) as exchange:
+        for count in (closes, closes):
+            async with trading(exchange, path, market=market, strategy=CROSSES) as live:
+                await live.listening(3 * len(symbols))
+                assert len(exchange.hub.connections) == shares
+                for _ in range(count):
+                    await live.close_bar(set(symbols))
+                together = [step.event for step in live.steps if isinstance(step.event, Closed)]
+            # REST may have told of the first, while the feed caught up.
+            assert [event.bars for event in together[1 - count :]] == [len(symbols)] * (count - 1)
+
+
+async def test_a_run_of_several_connections_closes_as_one_and_is_the_same_in_replay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "SYMBOLS_PER_CONNECTION", 5)
+    path = tmp_path / "many.db"
+    await trade(path, names(12), bars=40, closes=4, shares=3)
+    assert rows(path, "SELECT count(DISTINCT instrument) FROM v_decisions") == [(12,)]
+    check_parity(path, tmp_path)
+
+
+@pytest.mark.slow
+async def test_two_hundred_symbols_close_together_and_are_the_same_in_replay(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "many.db"
+    await trade(path, names(200), bars=40, closes=4, shares=4)
+    assert check_record(path) == 8 * 200
+    check_parity(path, tmp_path)

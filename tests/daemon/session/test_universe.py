@@ -1,0 +1,314 @@
+"""A universe: chosen by rule at stated times, each choice an event; the others open nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from builders import instrument
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import SPEED, check_parity, check_record, trading
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.universe import change_of, choose, names_of, next_choice_ms
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive.columns import IntArray
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import UniverseChange
+
+DAY = 86_400_000
+CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "twins": ("ungated",)}
+NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+
+
+def listed(symbol: str, turnover: int = 100, volatility: str = "0.05", days: int = 10) -> Listed:
+    return Listed(symbol, "USDT", Decimal(turnover), Decimal(volatility), (100 - days) * DAY)
+
+
+def chosen(seen: list[Listed], names: tuple[str, ...] | None = None, **rule: Any) -> list[str]:
+    found = choose(UniverseRule(**rule), seen, count=rule["top"], now_ms=100 * DAY, names=names)
+    return [one.symbol for one in found.chosen]
+
+
+# ---------------------------------------------------------------- the rule
+
+
+def test_the_best_by_the_measure_are_chosen_and_ties_go_by_symbol() -> None:
+    seen = [listed("C", 5), listed("B", 7, "0.01"), listed("A", 5, "0.02")]
+    assert chosen(seen, top=2) == ["B", "A"]
+    assert chosen(seen, top=2, by="volatility") == ["C", "A"]
+
+
+def test_each_limit_leaves_out_what_is_beyond_it() -> None:
+    seen = [
+        listed("A"),
+        listed("B", turnover=99),
+        listed("C", days=9),
+        listed("D", volatility="0.2"),
+    ]
+    assert chosen(seen, top=9, min_turnover="100") == ["A", "C", "D"]
+    assert chosen(seen, top=9, min_age_days=10) == ["A", "D", "B"]
+    assert chosen(seen, top=9, max_volatility="0.1") == ["A", "C", "B"]
+    assert chosen(seen, top=9, min_volatility="0.1") == ["D"]
+    assert chosen(seen, top=9, names=("B", "X")) == ["B"]
+    unknown = [Listed("A", "USDT", Decimal(1), Decimal("0.1"), 0)]
+    assert chosen(unknown, top=9, min_age_days=1) == []
+    assert chosen(unknown, top=9) == ["A"]
+
+
+def test_a_universe_that_is_empty_says_so_in_one_sentence() -> None:
+    found = change_of(
+        UniverseRule(top=2, min_turnover=Decimal(1000)),
+        [instrument("AAAUSDT"), instrument("GONEUSDT")],
+        [listed("AAAUSDT")],
+        now_ms=100 * DAY,
+    )
+    assert found.chosen == ()
+    assert found.reason == (
+        "none of 1 symbols passes market.universe, so no position is opened until the next choice; "
+        "loosen its limits or its list"
+    )
+    assert found.seen == (("linear:AAAUSDT", "100", "0.05", 10),)
+
+
+def test_the_next_choice_is_at_the_next_stated_time() -> None:
+    rule = UniverseRule(top=1, at=("12:00", "00:05"))
+    assert rule.at == ("00:05", "12:00")
+    minute = 60_000
+    assert next_choice_ms(rule, 0) == 5 * minute
+    assert next_choice_ms(rule, 5 * minute) == 12 * 60 * minute
+    assert next_choice_ms(rule, 12 * 60 * minute) == DAY + 5 * minute
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ({}, "top"),
+        ({"top": 0}, "a whole number from 1 to 200"),
+        ({"top": 201}, "a whole number from 1 to 200"),
+        ({"top": 20, "candidates": 10}, "raise candidates or lower top"),
+        ({"top": 1, "at": ["24:00"]}, "times of day, UTC"),
+        ({"top": 1, "at": []}, "times of day, UTC"),
+        ({"top": 1, "min_volatility": "0.5", "max_volatility": "0.1"}, "not above max_volatility"),
+        ({"top": 1, "sort": "x"}, "has no key 'sort'"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_refused_in_one_sentence(
+    table: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load(None, {"market": {"universe": table}})
+    assert sentence in str(refused.value)
+    assert str(refused.value).count("\n") == 0
+
+
+def test_without_a_universe_a_configuration_has_the_hash_it_had() -> None:
+    assert "universe" not in load(None).document()["market"]
+    with_rule = load(None, {"market": {"universe": {"top": 1}}})
+    assert with_rule.sha256() != load(None).sha256()
+    assert load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule  # as a variable has it
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "names no symbol"),
+        (b"# a remark alone\n", "names no symbol"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+        (
+            b"\n".join(b"M%dUSDT" % at for at in range(201)),
+            "names 201 symbols, and a run trades 200",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused(
+    tmp_path: Path, content: bytes, sentence: str
+) -> None:
+    file = tmp_path / "list.txt"
+    file.write_bytes(content)
+    with pytest.raises(ConfigInvalid, match=sentence):
+        names_of(file)
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        names_of(tmp_path / "absent.txt")
+
+
+def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("btcusdt # the first\n\nETH/USDT\nBTCUSDT\n")
+    assert names_of(file) == ("BTCUSDT", "ETHUSDT")
+
+
+# ---------------------------------------------------------------- a replay
+
+
+def walk(seed: int, symbol: str, bars: int, *, volume: int = 1) -> Candles:
+    made = made_candles(walk_rows(bars, seed=seed), symbol=symbol)
+    return made if volume == 1 else _times(made, volume)
+
+
+def _times(candles: Candles, volume: int | IntArray) -> Candles:
+    turnover = None if candles.turnover is None else candles.turnover * volume
+    return dataclasses.replace(candles, volume=candles.volume * volume, turnover=turnover)
+
+
+def replayed(path: Path, candles: list[Candles], rule: dict[str, Any], **more: Any) -> None:
+    config = load(
+        None,
+        {
+            "market": {"symbols": [one.symbol for one in candles], "universe": rule},
+            "strategy": CROSSES,
+            "sizing": {"mode": "notional", "notional": "1000"},
+            "account": {"cash": "1000000"},
+            **more,
+        },
+    )
+    replay = build(config, candles, started_at_ms=0)
+    audit = SqlAuditLog.open(path)
+    try:
+        run_replay(replay, audit, Tally())
+    finally:
+        audit.close()
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def choices(path: Path) -> list[UniverseChange]:
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        return [
+            one.step.event
+            for one in reader.steps(run_id)
+            if isinstance(one.step.event, UniverseChange)
+        ]
+
+
+ROWS_OPENED = (
+    "SELECT o.sequence, o.instrument FROM v_orders o JOIN v_decisions d ON d.sequence = o.sequence "
+    "WHERE d.action IN ('LONG', 'SHORT') AND o.status = 'NEW'"
+)
+
+
+@pytest.mark.parametrize("on_leave", ["reduce", "close"])
+def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
+    tmp_path: Path, on_leave: str
+) -> None:
+    """The second symbol's turnover is the largest on the first day, and the first's on the next."""
+    bars = 2_000
+    data = [walk(seed, name, bars) for seed, name in enumerate(NAMES)]
+    day = np.where(np.arange(bars) < 700, 1, 50)
+    data[0], data[1] = _times(data[0], day), _times(data[1], 3)
+    path = tmp_path / "run.db"
+    minutes = [f"{hour:02d}:00" for hour in range(24)]
+    replayed(path, data, {"top": 1, "at": minutes, "on_leave": on_leave})
+    made = choices(path)
+    assert made[0].chosen == ()  # nothing had closed
+    best = [one.chosen for one in made[1:]]
+    assert set(best) == {("linear:BBBUSDT",), ("linear:AAAUSDT",)}
+    turned = best.index(("linear:AAAUSDT",))
+    assert best == [("linear:BBBUSDT",)] * turned + [("linear:AAAUSDT",)] * (len(best) - turned)
+    left_ms = made[1 + turned].market_ms
+    refused = rows(
+        path,
+        "SELECT instrument, open_time_ms + 60000 >= "
+        f"{left_ms}, count(*) FROM v_decisions WHERE refused_by = 'risk.universe' GROUP BY 1, 2",
+    )
+    assert {name for name, _, _ in refused} == {f"linear:{name}" for name in NAMES}
+    fills = rows(path, f"SELECT instrument, min(filled_ms), max(filled_ms >= {left_ms}) FROM "
+                 "v_fills GROUP BY 1")  # fmt: skip
+    assert [name for name, _, _ in fills] == ["linear:AAAUSDT", "linear:BBBUSDT"]
+    assert fills[0][1] >= left_ms
+    closed = rows(path, "SELECT count(*) FROM v_fills WHERE reason = 'left the universe'")
+    assert closed == [(int(on_leave == "close"),)]
+    twins = rows(path, "SELECT DISTINCT instrument FROM v_twin_fills ORDER BY 1")
+    assert twins == [("linear:AAAUSDT",), ("linear:BBBUSDT",)]
+    assert check_record(path) == 3 * bars
+
+
+def test_a_choice_moves_with_no_later_bar(tmp_path: Path) -> None:
+    data = [walk(seed, name, 300) for seed, name in enumerate(NAMES)]
+    rule = {"top": 2, "at": ["01:00", "02:00", "03:00", "04:00"]}
+    replayed(tmp_path / "whole.db", data, rule)
+    cut = [slice_candles(one, slice(0, 200)) for one in data]
+    replayed(tmp_path / "cut.db", cut, rule)
+    whole, part = choices(tmp_path / "whole.db"), choices(tmp_path / "cut.db")
+    assert 1 < len(part) < len(whole)
+    assert whole[: len(part)] == part
+
+
+# ---------------------------------------------------------------- live
+
+
+async def test_live_choices_are_events_that_a_restart_and_a_replay_repeat(tmp_path: Path) -> None:
+    data = tuple(walk(seed, name, 60, volume=1 + seed) for seed, name in enumerate(NAMES))
+    served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
+    names = tmp_path / "list.txt"
+    names.write_text("AAAUSDT\nCCCUSDT\n")
+    every = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 5)]
+    rule = {"top": 1, "candidates": 2, "at": every, "file": str(names)}
+    market = {"universe": rule, "gather_ms": 10_000}
+    both = {"AAAUSDT", "CCCUSDT"}
+    path = tmp_path / "run.db"
+    async with EmbeddedExchange(served) as exchange:
+        async with trading(exchange, path, market=market, strategy=CROSSES) as live:
+            await live.listening(6)
+            for _ in range(6):
+                await live.close_bar(both)
+            await live.until(lambda: len(told(live.steps)) == 2)
+            names.write_text("AAAUSDT\n")
+            for _ in range(5):
+                await live.close_bar(both)
+            await live.until(lambda: len(told(live.steps)) == 3)
+        names.unlink()
+        async with trading(exchange, path, market=market, strategy=CROSSES) as again:
+            await again.listening(6)
+            for _ in range(5):
+                await again.close_bar(both)
+            await again.until(lambda: len(told(again.steps)) == 1)
+            for _ in range(3):
+                await again.close_bar(both)
+    made = choices(path)
+    assert [one.chosen for one in made] == [
+        *[("linear:CCCUSDT",)] * 2, ("linear:AAAUSDT",), (),
+    ]  # fmt: skip
+    assert "cannot be read" in made[-1].reason
+    assert rows(path, "SELECT count(*) FROM v_runs") == [(1,)]
+    assert rows(path, "SELECT DISTINCT instrument FROM v_decisions ORDER BY 1") == [
+        ("linear:AAAUSDT",), ("linear:CCCUSDT",),
+    ]  # fmt: skip
+    outside = rows(
+        path, "SELECT DISTINCT instrument FROM v_decisions WHERE refused_by = 'risk.universe'"
+    )
+    assert ("linear:AAAUSDT",) in outside
+    check_parity(path, tmp_path)
+
+
+def told(steps: list[Any]) -> list[UniverseChange]:
+    return [step.event for step in steps if isinstance(step.event, UniverseChange)]
+
+
+async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> None:
+    data = (walk(0, "AAAUSDT", 60),)
+    served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
+    rule = {"top": 1, "candidates": 2, "min_age_days": 9_000}
+    async with EmbeddedExchange(served) as exchange:
+        with pytest.raises(ConfigInvalid, match="No run begins: none of 1 symbols passes"):
+            async with trading(exchange, tmp_path / "run.db", market={"universe": rule}) as live:
+                await live.listening(3)
+    assert rows(tmp_path / "run.db", "SELECT count(*) FROM v_runs") == [(0,)]
