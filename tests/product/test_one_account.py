@@ -17,7 +17,7 @@ from several_strategies import DRAWN, TOLD, check_sums, configured
 
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.several import SeveralEngine
-from tracepaper.daemon.session.build import resolved
+from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
@@ -333,6 +333,18 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
     assert said in text
     assert text.endswith(".")
     assert "\n" not in text
+
+
+def test_a_common_balance_for_all_positions_is_refused() -> None:
+    config = configured(account={"cash": "100000", "margin": "cross", "leverage": "5"})
+    with pytest.raises(ConfigInvalid, match="share an account of isolated margin or none"):
+        build_engine(
+            config,
+            [instrument()],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=0,
+            forecaster=None,
+        )
 
 
 def test_two_strategies_of_one_name_are_one_sentence(tmp_path: Path) -> None:
