@@ -107,6 +107,7 @@ class Broker:
         instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
         lets its position stand for another horizon.
         """
+        self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._by_book = settings.execution is FillModel.BOOK
         self.is_cross = settings.is_cross
@@ -157,7 +158,9 @@ class Broker:
                     or resting.is_guarded
                     or self.is_cross
                 ):
-                    filled = self._match(lambda account: account.match(bar, sequence))
+                    filled = self._match(
+                        lambda account: account.match(bar, sequence), key, sequence
+                    )
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -182,7 +185,10 @@ class Broker:
                     self.save = Save.NOW
             return expired
         filled = self._match(
-            lambda account: account.match(bar, sequence, is_missed=True), while_down=True
+            lambda account: account.match(bar, sequence, is_missed=True),
+            key,
+            sequence,
+            while_down=True,
         )
         return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
 
@@ -190,7 +196,9 @@ class Broker:
         """Fill what rests by *quote*, where quotes fill orders."""
         if not self._by_quotes:
             return NOTHING_FILLED
-        return self._match(lambda account: account.match(quote, sequence))
+        return self._match(
+            lambda account: account.match(quote, sequence), quote.instrument, sequence
+        )
 
     def on_book(self, update: BookUpdate, sequence: int) -> Filled:
         """Fill what rests by *update* of an order book, where books fill orders."""
@@ -276,12 +284,21 @@ class Broker:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
         if not self._is_on_margin:
             return NOTHING_FILLED
-        return self._match(lambda account: account.match_mark(instrument, mark, sequence, at_ms))
+        return self._match(
+            lambda account: account.match_mark(instrument, mark, sequence, at_ms),
+            instrument,
+            sequence,
+        )
 
     def _match(
-        self, match: Callable[[PaperAccount], Matched], *, while_down: bool = False
+        self,
+        match: Callable[[PaperAccount], Matched],
+        instrument: str,  # noqa: ARG002 - a broker whose account is shared asks for both
+        sequence: int,  # noqa: ARG002
+        *,
+        while_down: bool = False,
     ) -> Filled:
-        """Let one event meet every account; *while_down* marks the fills."""
+        """Let one event of *instrument* meet every account; *while_down* marks the fills."""
         matched = match(self.own)
         orders = matched.orders
         if orders or matched.ended_plan:

@@ -146,9 +146,8 @@ class Engine:
     @property
     def gate_sets(self) -> tuple[GateSet, ...]:
         """The gate sets of all instruments, without repeats, in the instruments' order."""
-        return tuple(
-            dict.fromkeys(state.gates.evaluator.gate_set for state in self.states.values())
-        )
+        evaluators = (state.gates.evaluator for state in self.states.values())
+        return tuple(dict.fromkeys(one.gate_set for one in evaluators))
 
     @property
     def breach(self) -> str:
@@ -198,9 +197,8 @@ class Engine:
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        return [
-            one for state in self.states.values() for one in state.history.lacking_frames(now_ms)
-        ]
+        known = (state.history for state in self.states.values())
+        return [one for history in known for one in history.lacking_frames(now_ms)]
 
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""

@@ -20,6 +20,7 @@ from tracepaper.daemon.config.loading import (
     load_with_origins,
 )
 from tracepaper.daemon.config.market import MarketSection
+from tracepaper.daemon.config.several import members_of, with_members
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
@@ -192,6 +193,11 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
     The longest is then at most half of *span_ms*. The second value says so in a sentence, where
     windows changed.
     """
+    if config.strategies.named:
+        fitted_by = {name: fit_windows(own, span_ms) for name, own in members_of(config).items()}
+        words = [word for _, said in fitted_by.values() for word in said]
+        own = {name: one for name, (one, _) in fitted_by.items()}
+        return with_members(config, own), tuple(dict.fromkeys(words))
     chosen = config.strategy
     if chosen.name != TREND or chosen.trend_windows is not None:
         return config, ()

@@ -84,8 +84,10 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # choices of a daemon, and those of a backtest. Cross margin asked for two: what is pure of it,
     # and the account, whose module was at 599 lines. Fills that know the queue asked for five:
     # levels and places, when they fill, the account that keeps places, the feed of a replay, and
-    # the figure of it.
-    assert figures["modules"] <= 393
+    # the figure of it. Several strategies on one account asked for seven: a room each of
+    # configuration, broker (parts, and who nets them), engine, session, record and views, where
+    # most modules are at 600 lines.
+    assert figures["modules"] <= 400
     assert figures["modules over 600 lines"] <= 0
 
 

@@ -243,6 +243,7 @@ OTHER: dict[str, dict[str, object]] = {
     "gate": {"edge": "2"},
     "regime": {"hysteresis": "0.2"},
     "sizing": {"quantity": "2"},
+    "strategies": {name: {"share": "0.5", "name": "sma_cross"} for name in ("one", "two")},
     "exits": {"stop_loss": "2%"},
     "execution": {"latency_ms": 1},
     "risk": {"max_daily_trades": 5},
