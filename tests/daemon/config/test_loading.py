@@ -463,6 +463,7 @@ def test_a_key_that_was_renamed_is_stored_and_hashed_under_its_older_name(tmp_pa
         "gate": ("learned_regimes", "max_dropout_spread"),
         "model": ("dropout_passes",),
         "sizing": ("shortfall",),
+        "execution": ("response_ms", "queue_model", "queue_exponent"),
         "risk": ("max_tail", "max_tail_share", "max_expected_drawdown"),
     }
     for section, keys in since.items():
