@@ -211,7 +211,9 @@ class Broker:
                 account.match_book(update, moved, sequence)
                 if isinstance(account, BookAccount)
                 else Matched()
-            )
+            ),
+            update.instrument,
+            sequence,
         )
 
     def on_mark(self, mark: Mark, sequence: int) -> Filled:

@@ -44,8 +44,6 @@ from tracepaper.strategies.types.market import Bar, Event, Instrument
 from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 NEVER: Final = "never"
-RESETS: Final = (NEVER, "day", "week", "month")
-"""When shares are given anew: at the first close of each of these, in UTC."""
 UNCHANGED: Final = "no strategy changed its target"
 SET_ASIDE: Final = "set aside: "
 """Begins the reason of a strategy that failed."""
@@ -55,7 +53,7 @@ _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^
 _SENTENCE_MOST: Final = 300
 
 
-class Member:
+class StrategyMember:
     """One of several strategies: whether it is asked, and what it knows of each instrument."""
 
     def __init__(self, name: str) -> None:
@@ -78,9 +76,9 @@ class Member:
 
 
 class Guarded(Strategy):
-    """A strategy that is asked while its :class:`Member` is open; closed, it wants nothing."""
+    """A strategy that is asked while its *member* is open; closed, it wants nothing."""
 
-    def __init__(self, inner: Strategy, member: Member) -> None:
+    def __init__(self, inner: Strategy, member: StrategyMember) -> None:
         self.inner, self._member = inner, member
         self.gates, self.warmup = inner.gates, inner.warmup
         self.sees_account, self.reads_history = inner.sees_account, inner.reads_history
@@ -133,7 +131,7 @@ class Netted(Strategy):
 
     reads_history = False
 
-    def __init__(self, inner: Mapping[Member, Strategy]) -> None:
+    def __init__(self, inner: Mapping[StrategyMember, Strategy]) -> None:
         """Take the strategies, each guarded by whom it belongs to."""
         self.members = list(inner)
         self.inner = {one.name: Guarded(strategy, one) for one, strategy in inner.items()}
@@ -201,7 +199,7 @@ class NetSizer(Sizer):
 class _Declared:
     """The declared states of several strategies on one instrument, as one."""
 
-    def __init__(self, of: Mapping[Member, DeclaredState]) -> None:
+    def __init__(self, of: Mapping[StrategyMember, DeclaredState]) -> None:
         self._of = dict(of)
 
     @property
@@ -231,7 +229,7 @@ class _Declared:
 class _Said(NamedTuple):
     """What a strategy decided at the bar in hand, before its step holds it."""
 
-    member: Member
+    member: StrategyMember
     decision: Decision
     intent: Intent | None
 
@@ -261,7 +259,7 @@ class SeveralEngine(Engine):
         self._net_sizers = {
             item.id: NetSizer(item, self._nets[item.id].remembers) for item in instruments
         }
-        self.members: list[Member] = []
+        self.members: list[StrategyMember] = []
         super().__init__(instruments, nets, self._net_sizers, gates, settings)
         day_ranges = {key: state.history.day_range for key, state in self.states.items()}
         self.broker = DividedBroker(instruments, settings.broker, day_ranges)
@@ -271,7 +269,9 @@ class SeveralEngine(Engine):
         self._prediction: Prediction = None
         self._mid_or_close = 0
         self.members = next(iter(self._nets.values())).members
-        declared: dict[str, dict[Member, DeclaredState]] = {item.id: {} for item in instruments}
+        declared: dict[str, dict[StrategyMember, DeclaredState]] = {
+            item.id: {} for item in instruments
+        }
         for member in self.members:
             alone = engines[member.name]
             for key, state in alone.states.items():

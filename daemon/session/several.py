@@ -11,7 +11,7 @@ from tracepaper.daemon.config.sections import SizingSection, StrategySection
 from tracepaper.daemon.config.several import StrategiesSection, members_of, shares_of
 from tracepaper.daemon.config.values import ExitsSection
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.several import Member, Netted, SeveralEngine
+from tracepaper.daemon.engine.several import Netted, SeveralEngine, StrategyMember
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioMember, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Instrument
@@ -57,7 +57,7 @@ def netted(
             "[model] retrain changes the model of one strategy, and [strategies] names several; "
             "take it out."
         )
-    members = {Member(name): own for name, own in members_of(config).items()}
+    members = {StrategyMember(name): own for name, own in members_of(config).items()}
     made = {
         member: dict(make(own, forecaster if asks(own) else None))
         for member, own in members.items()

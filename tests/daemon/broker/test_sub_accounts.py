@@ -13,24 +13,24 @@ from tracepaper.strategies.units import MONEY_SCALE, divide_half_even
 WEIGHTS = st.lists(st.integers(0, 10**12), min_size=1, max_size=6).filter(any)
 
 
-@given(total=st.integers(-(10**15), 10**15), weights=WEIGHTS)
-@example(total=10, weights=[1, 1, 1])
-@example(total=-10, weights=[1, 1, 1])
-@example(total=1, weights=[0, 5])
-def test_a_total_is_split_by_the_largest_remainder(total: int, weights: list[int]) -> None:
-    parts = apportion(total, weights)
-    assert sum(parts) == total
-    exact = [Fraction(total) * weight / sum(weights) for weight in weights]
+@given(amount=st.integers(-(10**15), 10**15), weights=WEIGHTS)
+@example(amount=10, weights=[1, 1, 1])
+@example(amount=-10, weights=[1, 1, 1])
+@example(amount=1, weights=[0, 5])
+def test_a_total_is_split_by_the_largest_remainder(amount: int, weights: list[int]) -> None:
+    parts = apportion(amount, weights)
+    assert sum(parts) == amount
+    exact = [Fraction(amount) * weight / sum(weights) for weight in weights]
     # Independent code: units are given one by one to whoever lacks most.
     own = [abs(one).__floor__() for one in exact]
-    for _ in range(abs(total) - sum(own)):
+    for _ in range(abs(amount) - sum(own)):
         lacks = [
             abs(one) - got if got == abs(one).__floor__() else Fraction(-1)
             for one, got in zip(exact, own, strict=True)
         ]
         own[lacks.index(max(lacks))] += 1
     assert [abs(part) for part in parts] == own
-    if abs(total) <= sum(weights):
+    if abs(amount) <= sum(weights):
         assert all(abs(part) <= weight for part, weight in zip(parts, weights, strict=True))
 
 
