@@ -73,7 +73,8 @@ class StrategiesSection(Section):
     """Several strategies on one account: each a table [strategies.NAME], in place of [strategy]."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)
+    # As Pydantic has extra keys typed; its own declaration is of any.
+    __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride]
 
     reset: Literal["never", "day", "week", "month"] = "never"
     """When each gets its share of the equity anew: never, or at the first close of each day, week
@@ -133,11 +134,12 @@ class StrategiesSection(Section):
 
 def members_of(config: Config) -> dict[str, Config]:
     """Return the configuration of each strategy by name, as if it traded alone without limits."""
-    return {name: _member(config, one) for name, one in config.strategies.named.items()}
+    return {name: _member(config, name) for name in config.strategies.named}
 
 
-def _member(config: Config, one: StrategyShare) -> Config:
-    keys = {name: getattr(one, name) for name in StrategySection.model_fields}
+def _member(config: Config, name: str) -> Config:
+    one = config.strategies.named[name]
+    keys = {key: getattr(one, key) for key in StrategySection.model_fields}
     changed: dict[str, object] = {
         "strategy": StrategySection.model_construct(**keys),
         "strategies": StrategiesSection(),
@@ -145,11 +147,11 @@ def _member(config: Config, one: StrategyShare) -> Config:
     }
     own: Mapping[str, Mapping[str, Any]]
     own = {"gate": one.gate, "sizing": one.sizing, "exits": one.exits}
-    for name, given in own.items():
+    for table, given in own.items():
         if given:
-            section = getattr(config, name)
+            section = getattr(config, table)
             written = section.model_dump(include=section.model_fields_set)
-            changed[name] = type(section).model_validate({**written, **given})
+            changed[table] = type(section).model_validate({**written, **given})
     return config.model_copy(update=changed)
 
 
