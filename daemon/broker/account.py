@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from tracepaper.daemon.broker import matching, splits
+from tracepaper.daemon.broker.book_fills import QueueRules, QueueState
 from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executor, TrueRange
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan
@@ -29,13 +30,7 @@ from tracepaper.daemon.broker.orders import (
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order
-from tracepaper.strategies.types.market import (
-    Bar,
-    Category,
-    CorporateAction,
-    Instrument,
-    Quote,
-)
+from tracepaper.strategies.types.market import Bar, Category, CorporateAction, Instrument, Quote
 
 
 class Intent(NamedTuple):
@@ -73,6 +68,7 @@ class BookState(Struct, frozen=True, array_like=True):
     holding: Holding
     orders: OrdersState
     protection: ProtectionState = ProtectionState()
+    queues: QueueState | None = None  # None where no order book fills orders
 
 
 class AccountState(Struct, frozen=True, array_like=True):
@@ -88,12 +84,11 @@ class AccountState(Struct, frozen=True, array_like=True):
 
 
 def _encoded(book: BookState) -> bytes:
-    """Encode *book* as it was before plans could follow, where none does: as most are."""
+    """Encode *book* as it was before plans could follow and before queues, where none are."""
     guard = book.protection
-    if guard.following is not None:
-        return msgspec.msgpack.encode(book)
-    kept = guard.plan, guard.trail, guard.closed, guard.closed_by
-    return msgspec.msgpack.encode((book.holding, book.orders, kept))
+    plain = (guard.plan, guard.trail, guard.closed, guard.closed_by)
+    kept = (book.holding, book.orders, plain if guard.following is None else guard)
+    return msgspec.msgpack.encode(kept if book.queues is None else (*kept, book.queues))
 
 
 E = TypeVar("E", Bar, Quote)
@@ -114,6 +109,7 @@ class BrokerSettings(Struct, frozen=True):
     leverage: int | None = None  # 10⁻² of linear positions; None: no margin
     is_cross: bool = False  # whether one balance is the margin of all of them
     exits: Exits | None = None  # of every position that a signal enters
+    queue: QueueRules = QueueRules()  # of limits that rest at an order book
 
     def costs_for(self, instrument: str) -> ExecutionCosts:
         """Return the costs of trading *instrument*: its own, or the usual ones."""
@@ -125,6 +121,8 @@ class PaperAccount:
 
     All that changes what it carries goes through it, so that it can encode anew what changed alone.
     """
+
+    resting_type: type[RestingOrders] = RestingOrders
 
     def __init__(
         self,
@@ -142,16 +140,7 @@ class PaperAccount:
         self.ledger = Ledger(
             settings.cash, self._instruments, margin=self._margin, keeps_entries=keeps_ledger
         )
-        self.orders = {
-            key: RestingOrders(
-                item,
-                settings.costs_for(key),
-                latency=settings.latency,
-                fill_within_ms=settings.fill_within_ms,
-                margin=self._margin.get(key),
-            )
-            for key, item in known
-        }
+        self.orders = {key: self._resting(item) for key, item in known}
         self.protectors = {
             key: Protector(self.orders[key], item, settings.exits) for key, item in known
         }
@@ -184,6 +173,15 @@ class PaperAccount:
         if leverage is None or instrument.category is not Category.LINEAR:
             return None
         return MarginRules(instrument, leverage, self._settings.costs_for(instrument.id).taker_fee)
+
+    def _resting(self, item: Instrument) -> RestingOrders:
+        return self.resting_type(
+            item,
+            self._settings.costs_for(item.id),
+            latency=self._settings.latency,
+            fill_within_ms=self._settings.fill_within_ms,
+            margin=self._margin.get(item.id),
+        )
 
     def _executor(self, instrument: Instrument) -> Executor:
         costs = self._settings.costs_for(instrument.id)

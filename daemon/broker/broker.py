@@ -25,6 +25,8 @@ from tracepaper.daemon.broker.account import (
     PaperAccount,
     as_they_stand,
 )
+from tracepaper.daemon.broker.book_account import BookAccount, BookWatch
+from tracepaper.daemon.broker.book_fills import moves_in
 from tracepaper.daemon.broker.cross_account import CrossAccount
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
@@ -37,6 +39,7 @@ from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, Fi
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
+    BookUpdate,
     CorporateAction,
     Funding,
     Gap,
@@ -104,7 +107,9 @@ class Broker:
         instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
         lets its position stand for another horizon.
         """
+        self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
+        self._by_book = settings.execution is FillModel.BOOK
         self.is_cross = settings.is_cross
         self._is_on_margin = settings.leverage is not None
         self._marked: dict[str, int] = {}  # the newest mark price since their last bar
@@ -112,6 +117,8 @@ class Broker:
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
         opens = partial(CrossAccount, marked=self._marked) if self.is_cross else PaperAccount
+        if self._by_book:
+            opens = BookAccount
         self.own = opens(instruments, settings, ranges=self._ranges, keeps_ledger=True)
         self.own.ledger.fills = {key: [] for key in reports_fills}
         self.shadows = {
@@ -141,7 +148,7 @@ class Broker:
         """
         key = bar.instrument
         filled = NOTHING_FILLED
-        if self._by_quotes:
+        if self._by_quotes or self._by_book:
             filled = self._on_bar_of_quotes(bar, sequence)
         else:
             for resting in self._resting[key]:
@@ -151,7 +158,9 @@ class Broker:
                     or resting.is_guarded
                     or self.is_cross
                 ):
-                    filled = self._match(lambda account: account.match(bar, sequence))
+                    filled = self._match(
+                        lambda account: account.match(bar, sequence), key, sequence
+                    )
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -176,7 +185,10 @@ class Broker:
                     self.save = Save.NOW
             return expired
         filled = self._match(
-            lambda account: account.match(bar, sequence, is_missed=True), while_down=True
+            lambda account: account.match(bar, sequence, is_missed=True),
+            key,
+            sequence,
+            while_down=True,
         )
         return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
 
@@ -184,7 +196,25 @@ class Broker:
         """Fill what rests by *quote*, where quotes fill orders."""
         if not self._by_quotes:
             return NOTHING_FILLED
-        return self._match(lambda account: account.match(quote, sequence))
+        return self._match(
+            lambda account: account.match(quote, sequence), quote.instrument, sequence
+        )
+
+    def on_book(self, update: BookUpdate, sequence: int) -> Filled:
+        """Fill what rests by *update* of an order book, where books fill orders."""
+        if not self._by_book:
+            return NOTHING_FILLED
+        self.save = Save.NOW  # places in queues
+        moved = moves_in(update)
+        return self._match(
+            lambda account: (
+                account.match_book(update, moved, sequence)
+                if isinstance(account, BookAccount)
+                else Matched()
+            ),
+            update.instrument,
+            sequence,
+        )
 
     def on_mark(self, mark: Mark, sequence: int) -> Filled:
         """Value what is held by *mark*, and liquidate what it has reached."""
@@ -240,7 +270,7 @@ class Broker:
 
     def expire(self, instrument: str, market_ms: int) -> Filled:
         """Cancel what no quote filled in time, where quotes fill orders."""
-        if not self._by_quotes:
+        if not (self._by_quotes or self._by_book):
             return NOTHING_FILLED
         expired = [account.expire(instrument, market_ms) for account in self._accounts]
         if any(expired):
@@ -256,12 +286,21 @@ class Broker:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
         if not self._is_on_margin:
             return NOTHING_FILLED
-        return self._match(lambda account: account.match_mark(instrument, mark, sequence, at_ms))
+        return self._match(
+            lambda account: account.match_mark(instrument, mark, sequence, at_ms),
+            instrument,
+            sequence,
+        )
 
     def _match(
-        self, match: Callable[[PaperAccount], Matched], *, while_down: bool = False
+        self,
+        match: Callable[[PaperAccount], Matched],
+        instrument: str,  # noqa: ARG002 - a broker whose account is shared asks for both
+        sequence: int,  # noqa: ARG002
+        *,
+        while_down: bool = False,
     ) -> Filled:
-        """Let one event meet every account; *while_down* marks the fills."""
+        """Let one event of *instrument* meet every account; *while_down* marks the fills."""
         matched = match(self.own)
         orders = matched.orders
         if orders or matched.ended_plan:
@@ -392,6 +431,17 @@ class Broker:
         ]
         due = [account.matters_from(quote) for account in self._accounts]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
+
+    def watch(self, instrument: str) -> BookWatch:
+        """Return what of the order book of *instrument* can change an order now."""
+        return BookWatch(
+            [one for one in self._accounts if isinstance(one, BookAccount)], instrument
+        )
+
+    def frames_read(self) -> dict[str, int]:
+        """Return how many frames of each instrument's book the accounts know of."""
+        books = (one.queues for one in self._accounts if isinstance(one, BookAccount))
+        return {key: queues.frame for known in books for key, queues in known.items()}
 
     def liquidates(self, mark: Mark) -> bool:
         """Return whether *mark* takes a position away, of the run's account or a shadow account."""

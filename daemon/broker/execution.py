@@ -239,6 +239,20 @@ class Executor:
             filled_ms=quote.market_ms,
         )
 
+    def at_level(self, order: Order, price: int, quantity: int, middle: int, at_ms: int) -> Fill:
+        """Let *order* take *quantity* of an order book's level at *price*; *middle* is the book's.
+
+        A limit is never filled worse than at its own price.
+        """
+        return self._fill(
+            order,
+            quantity,
+            self._within(order, self._worse(price, order.side, self._slippage())),
+            reference_price=middle,
+            model=FillModel.BOOK,
+            filled_ms=at_ms,
+        )
+
     # ------------------------------------------------------------ limits that rested
 
     def made(self, order: Order, quantity: int, model: FillModel, filled_ms: int) -> Fill:

@@ -267,10 +267,20 @@ class Ledger:
             holding = line.holding
             paid = min(paid, max(self.available, 0) + holding.margin)
             self._bind(holding, holding.margin - max(paid - max(self.available, 0), 0))
+        self.book_funding(instrument, paid)
+        return paid
+
+    def book_funding(self, instrument: str, paid: int) -> None:
+        """Book *paid* as funding of the position in *instrument*."""
+        line = self._lines[instrument]
         line.holding.funding_paid += paid
         self._move(LedgerKind.FUNDING, -paid, instrument)
         self._value(line)
-        return paid
+
+    def transfer(self, amount: int) -> None:
+        """Take *amount* in, signed, from another part of the same account."""
+        self.cash += amount
+        self._account = None
 
     def apply_action(self, action: CorporateAction) -> None:
         """Book a split or a dividend on what is held, which the close before it left.

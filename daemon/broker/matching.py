@@ -106,7 +106,7 @@ class Matched:
         self._orders.update(later._orders)
 
 
-class _Market:
+class MarketPass:
     """The resting orders, while one event passes them."""
 
     def __init__(
@@ -460,7 +460,7 @@ def match_quote(
     resting: RestingOrders, executor: Executor, funds: Funds, quote: Quote, instrument: Instrument
 ) -> Matched:
     """Return what *quote* did to the resting orders."""
-    market = _Market(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
     market.match_quote(quote)
     return market.trades
 
@@ -478,7 +478,7 @@ def match_open(
 
     It *is_missed* where quotes fill orders and those of the bar did not come.
     """
-    market = _Market(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
     market.match_open(bar, is_missed=is_missed)
     return market.trades
 
@@ -503,10 +503,10 @@ def match_path(
     before, left = resting.state(), []
     for path in paths:
         trial = funds.trial()
-        _Market(resting, executor, trial, is_cash=is_cash).walk(bar, path)
+        MarketPass(resting, executor, trial, is_cash=is_cash).walk(bar, path)
         left.append(trial.equity(executor.notional(bar.close, trial.held)))
         resting.restore(before)
-    market = _Market(resting, executor, funds, is_cash=is_cash)
+    market = MarketPass(resting, executor, funds, is_cash=is_cash)
     market.walk(bar, paths[0] if left[0] <= left[1] else paths[1])
     return market.trades
 
@@ -515,7 +515,7 @@ def match_mark(
     resting: RestingOrders, executor: Executor, funds: Funds, mark: int, at_ms: int
 ) -> Matched:
     """Return what a mark price did to the position of *funds*."""
-    market = _Market(resting, executor, funds, is_cash=False)
+    market = MarketPass(resting, executor, funds, is_cash=False)
     market.match_mark(mark, at_ms)
     return market.trades
 

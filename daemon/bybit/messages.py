@@ -96,8 +96,14 @@ class BookFrame(Struct, gc=False):
     cts: Milliseconds = 0
 
 
-class TradeData(Struct, gc=False, rename={"time": "T", "symbol": "s", "side": "S"}):
-    """One public trade: ``v`` size, ``p`` price, ``i`` id (a uuid on linear, digits on spot)."""
+_OF_A_TRADE: Final = {"time": "T", "symbol": "s", "side": "S", "is_block": "BT", "is_rpi": "RPI"}
+
+
+class TradeData(Struct, gc=False, rename=_OF_A_TRADE):
+    """One public trade: ``v`` size, ``p`` price, ``i`` id (a uuid on linear, digits on spot).
+
+    Block trades and those against retail price improvement take nothing from the shown book.
+    """
 
     time: Milliseconds
     symbol: str
@@ -105,6 +111,8 @@ class TradeData(Struct, gc=False, rename={"time": "T", "symbol": "s", "side": "S
     v: str
     p: str
     i: str
+    is_block: bool = False
+    is_rpi: bool = False
 
 
 class TradeFrame(Struct, gc=False):

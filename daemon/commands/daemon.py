@@ -155,7 +155,7 @@ def _parity(facts: Document) -> RenderableType:
 def _accounts(document: Document) -> RenderableType:
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
     columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
     if "margin_used" in cast("Document", document["account"]):
         columns.append("margin_used")
@@ -177,7 +177,6 @@ def _accounts(document: Document) -> RenderableType:
     ratio = cast("Document", document["account"]).get("maintenance_ratio")
     if ratio is not None:
         table.caption = f"maintenance ratio {ratio:.1%}; at 100 % the account is liquidated"
-        table.caption_justify = "left"
     return table
 
 

@@ -71,6 +71,14 @@ DepthOption = Annotated[
     ),
 ]
 
+EventsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--events",
+        metavar="FILE",
+        help="What happened to the book (`data record --events`): it fills orders; repeat.",
+    ),
+]
 FrameDataOption = Annotated[
     list[str] | None,
     typer.Option(

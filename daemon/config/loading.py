@@ -46,6 +46,7 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
+from tracepaper.daemon.config.several import StrategiesSection, fault_of_share
 from tracepaper.daemon.config.values import (
     ExitsSection,
     Section,
@@ -86,6 +87,7 @@ class Config(BaseModel):
     market: MarketSection = Field(default_factory=MarketSection)
     exchange: ExchangeSection = Field(default_factory=ExchangeSection)
     strategy: StrategySection = Field(default_factory=StrategySection)
+    strategies: StrategiesSection = Field(default_factory=StrategiesSection)
     model: ModelSection = Field(default_factory=ModelSection)
     retrain: RetrainSection = Field(default_factory=RetrainSection)
     parity: ParitySection = Field(default_factory=ParitySection)
@@ -126,8 +128,8 @@ class Config(BaseModel):
     def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Without order books, a universe, recorded events, covariates or exits their keys are left
-        out: a run has the hash that it had before these keys existed.
+        Without order books, a universe, recorded events, covariates, exits or several strategies
+        their keys are left out: a run has the hash that it had before these keys existed.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -143,6 +145,7 @@ class Config(BaseModel):
             del document["model"]["covariates"]
         if self.exits == ExitsSection():
             del document["exits"]
+        del document["strategy" if self.strategies.named else "strategies"]
         return document
 
     def canonical_json(self, stored: str = "") -> str:
@@ -170,8 +173,7 @@ class Config(BaseModel):
         tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
         # The time of the next training decides no bar: each change of a model is an event.
         tables["model"].pop("retrain", None)
-        # What is recorded beside a run decides nothing.
-        tables["market"].pop("record_events", None)
+        tables["market"].pop("record_events", None)  # what is recorded beside decides nothing
         return hashlib.sha256(_json(tables).encode()).hexdigest()
 
 
@@ -302,6 +304,10 @@ def load_with_origins(
             f'linear positions, and category "{category}" is paid in full; take it out, or set '
             'market.category to "linear".'
         )
+    if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
+        raise ConfigInvalid(
+            f"{origins[both[0]]} gives [strategy], and [strategies] names several; leave one out."
+        )
     if isinstance(given, Path) and own_classes(config):
         folder = str(given.resolve().parent)
         if folder not in sys.path:  # last: it must not hide a package of the same name
@@ -343,7 +349,9 @@ def _with_model_defaults(config: Config, origins: Origins) -> Config:
 
 def own_classes(config: Config) -> tuple[str, ...]:
     """Return the names of the user's own classes and functions that *config* names."""
-    named = (config.strategy.name, config.model.own_class, config.features.own_schema or "")
+    several = [one.name for one in config.strategies.named.values()]
+    chosen = several or [config.strategy.name]
+    named = (*chosen, config.model.own_class, config.features.own_schema or "")
     return tuple(name for name in named if ":" in name)
 
 
@@ -469,6 +477,8 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     fallback = section_origins[-1] if section_origins and not key else file
     origin = origins.get((section, key), fallback)
     table = SECTIONS[section].model_fields.get(key)
+    if section == "strategies" and keys[1:]:
+        return fault_of_share(first, f"{origin}: [strategies.{key}]", keys[1])
     if keys[1:] and table is not None and (within := table_of(table.annotation)) is not None:
         # A table within its section, as [model.explanation] is.
         section, key, fields = f"{section}.{key}", keys[1], within.model_fields
@@ -566,7 +576,8 @@ def _toml(value: object) -> str:
     """Write one value; JSON and TOML agree on all but tables."""
     match value:
         case dict():
-            pairs = (f"{json.dumps(name)} = {_toml(item)}" for name, item in value.items())
+            known = {name: item for name, item in value.items() if item is not None}
+            pairs = (f"{json.dumps(name)} = {_toml(item)}" for name, item in known.items())
             return "{" + ", ".join(pairs) + "}"
         case list():
             return "[" + ", ".join(map(_toml, value)) + "]"

@@ -31,6 +31,7 @@ from tracepaper.daemon.config.values import (
     Duration,
     Exact,
     FeatureSchemaName,
+    FillKeys,
     Fraction,
     GateThresholds,
     LearnedRegimes,
@@ -381,13 +382,9 @@ class SizingSection(Section):
     )
 
 
-class ExecutionSection(Section):
+class ExecutionSection(FillKeys):
     """How paper orders are filled."""
 
-    model: Literal["auto", "quote", "next_open"] = "auto"
-    """quote (first quote after latency), next_open, or auto: quotes where the run has them."""
-    latency_ms: int = Field(default=100, ge=0, le=600_000)
-    """Market milliseconds from decision to the first quote that may fill."""
     latency_jitter_ms: int = Field(default=0, ge=0, le=60_000)
     """Mean milliseconds of an exponential draw on top of latency_ms, one for each order."""
     seed: int = Field(default=0, ge=0, le=2**53)

@@ -381,6 +381,22 @@ class Section(BaseModel):
         return value
 
 
+class FillKeys(Section):
+    """What fills orders, and how late either side learns of the other."""
+
+    model: Literal["auto", "quote", "book", "next_open"] = "auto"
+    """quote (first quote after latency), book (recorded order books), next_open, or auto: quotes or
+    books where the run has them."""
+    latency_ms: int = Field(default=100, ge=0, le=600_000)
+    """Market milliseconds from decision to the first quote or book that may fill."""
+    response_ms: int = Field(default=0, ge=0, le=600_000)
+    """Market milliseconds from what happens at a book to the first decision that knows of it."""
+    queue_model: Literal["RiskAdverseQueueModel", "PowerProbQueueModel"] = "RiskAdverseQueueModel"
+    """How a limit's place in the queue of a book follows its level, as hftbacktest does it."""
+    queue_exponent: int = Field(default=3, ge=1, le=8)
+    """Exponent of PowerProbQueueModel: the larger, the more is canceled behind the order."""
+
+
 _FORMS: Final[dict[ThresholdForm, Any]] = {
     ThresholdForm.MILLISECONDS: Annotated[int, Field(ge=0, le=YEAR_MS)],
     ThresholdForm.NUMBER: Positive,

@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Closed,
     Command,
     CommandKind,
@@ -145,9 +146,8 @@ class Engine:
     @property
     def gate_sets(self) -> tuple[GateSet, ...]:
         """The gate sets of all instruments, without repeats, in the instruments' order."""
-        return tuple(
-            dict.fromkeys(state.gates.evaluator.gate_set for state in self.states.values())
-        )
+        evaluators = (state.gates.evaluator for state in self.states.values())
+        return tuple(dict.fromkeys(one.gate_set for one in evaluators))
 
     @property
     def breach(self) -> str:
@@ -197,9 +197,8 @@ class Engine:
 
     def lacking_frames(self, now_ms: int) -> list[FrameRange]:
         """Return which candles of higher frames the known bars do not reach at *now_ms*."""
-        return [
-            one for state in self.states.values() for one in state.history.lacking_frames(now_ms)
-        ]
+        known = (state.history for state in self.states.values())
+        return [one for history in known for one in history.lacking_frames(now_ms)]
 
     def frames_of(self, instrument: str) -> tuple[tuple[int, int, Row | None], ...]:
         """Return of each frame its length, how many bars are wanted, and the newest handed on."""
@@ -225,6 +224,8 @@ class Engine:
                 return self._decide(event, filled, prediction, event.market_ms)
             case Quote() | Mark() | Trade():
                 return self._price(event)
+            case BookUpdate():
+                return self._finish(event, event.instrument, self._act(event))
             case Funding():
                 return self._settle(event)
             case CorporateAction():
@@ -393,9 +394,11 @@ class Engine:
             filled = filled.followed_by(self._act(held))
         return self._finish(price, key, filled, belief=taken.words)
 
-    def _act(self, price: Price) -> Filled:
-        """Fill by a quote, or mark and liquidate by a mark price; a trade is evidence alone."""
-        if type(price) is Quote:
+    def _act(self, price: Price | BookUpdate) -> Filled:
+        """Fill by a quote or a book, or mark and liquidate by a mark; a trade is evidence alone."""
+        if type(price) is BookUpdate:
+            filled = self.broker.on_book(price, self.sequence)
+        elif type(price) is Quote:
             self.states[price.instrument].quote = price
             filled = self.broker.on_quote(price, self.sequence)
         elif type(price) is Mark:
@@ -534,22 +537,10 @@ class Engine:
                 self.save = _NO
         self.sequence = sequence + 1
         return Step(
-            sequence,
-            event,
-            accepted,
-            decision,
-            prediction,
-            as_they_stand(filled.orders, sent) if sent else filled.orders,
-            filled.fills,
-            position,
-            account,
-            twins,
-            window_sha256,
-            decision_sha256,
-            state,
-            entries,
-            belief,
-        )
+            sequence, event, accepted, decision, prediction,
+            as_they_stand(filled.orders, sent) if sent else filled.orders, filled.fills,
+            position, account, twins, window_sha256, decision_sha256, state, entries, belief,
+        )  # fmt: skip
 
     def state(self) -> EngineState:
         """Return what must survive a restart."""

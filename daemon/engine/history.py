@@ -69,11 +69,13 @@ class InstrumentHistory:
         "_calendar",
         "_needed",
         "_of",
+        "_parts",
         "_recent",
         "_record",
         "_splits",
         "_strategy_needs",
         "_tick",
+        "_whole",
         "_window",
         "_writes_record",
         "bars",
@@ -106,6 +108,8 @@ class InstrumentHistory:
         self._of = instrument, strategy, settings
         self._tick = instrument.tick_size
         self.last_bar: Bar | None = None
+        self._whole: InstrumentHistory | None = None
+        self._parts: list[InstrumentHistory] = []  # of each of several strategies
         # As many as strategy and sizer look back on.
         self._strategy_needs, self._needed = strategy.warmup, max(strategy.warmup, sizer.bars)
         self.bars, self.knows_bars = 0, False
@@ -171,8 +175,21 @@ class InstrumentHistory:
 
     # ------------------------------------------------------------ a bar
 
+    def share(self, whole: InstrumentHistory) -> None:
+        """Take from *whole*, which is shown each bar first, all that no strategy changes.
+
+        Of higher timeframes each history has its own. The whole is warm where one part is.
+        """
+        self._whole = whole
+        whole._parts.append(self)
+        self.plausibility = whole.plausibility
+        self.window_sha256 = bytes  # that of the whole is stored
+
     def observe(self, bar: Bar) -> None:
         """Take in the next closed bar."""
+        if (whole := self._whole) is not None:
+            self._observe_part(bar, whole)
+            return
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
@@ -183,9 +200,7 @@ class InstrumentHistory:
             else:
                 self.missing_bars = self.bars_between(last.open_time_ms, bar) - 1
         if self.plausibility is not None:
-            self.plausible = self.plausibility.add(bar, self._tick)
-            if self._splits is not None and self._is_split(self._splits, bar):
-                self.plausible = math.nan  # in usual ranges of other shares it means nothing
+            self._judge(bar, self.plausibility)
         if self._writes_record:
             self.record.append(bar)
         if self.frames:
@@ -198,6 +213,23 @@ class InstrumentHistory:
         if self.bars < self._needed:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
+
+    def _observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
+        """Take in *bar* as far as it is not that of the *whole*."""
+        self.last_bar, self.missing_bars = bar, whole.missing_bars
+        self.plausible, self.canonical = whole.plausible, whole.canonical
+        if self._writes_record:
+            self.record.append(bar)
+        for frame in self.frames.values():
+            frame.add(bar)
+        if self.bars < self._needed:
+            self.bars += 1
+            self.knows_bars = self.bars >= self._strategy_needs
+
+    def _judge(self, bar: Bar, plausibility: Plausibility) -> None:
+        self.plausible = plausibility.add(bar, self._tick)
+        if self._splits is not None and self._is_split(self._splits, bar):
+            self.plausible = math.nan  # in usual ranges of other shares it means nothing
 
     def _is_split(self, splits: SplitWatch, bar: Bar) -> bool:
         """Return whether *bar* shows a split that was not adjusted."""
@@ -226,6 +258,8 @@ class InstrumentHistory:
             if self.books is not None:
                 self.books.add(given)
             return True
+        for part in self._parts:
+            part.take(given)
         for frame in self.frames.values():
             if frame.length_ms == given.interval_ms:
                 return frame.take(given)
@@ -236,6 +270,8 @@ class InstrumentHistory:
     @property
     def is_warm(self) -> bool:
         """Whether the last bars are known that the strategy looks back on."""
+        if self._parts:
+            return any(part.is_warm for part in self._parts)
         return self.knows_bars and (
             not self.frames or all(frame.is_warm for frame in self.frames.values())
         )
@@ -244,7 +280,7 @@ class InstrumentHistory:
     def warm_bars(self) -> int:
         """The bars that are known, for the gate ``warm``: what a timeframe lacks is lacking too."""
         if self.frames and not self.is_warm:
-            return min(self.bars, self._needed - 1)
+            return min(self.bars, (self._strategy_needs if self._parts else self._needed) - 1)
         return self.bars
 
     def warm_at(self, now_ms: int) -> int | None:

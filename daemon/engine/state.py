@@ -91,6 +91,13 @@ TWINS: Final = {
     **{name: f"the same decisions without the gate {gate}" for name, gate in WITHOUT.items()},
 }
 """Every twin by its name, and what it does."""
+
+
+def account_title(name: str) -> str:
+    """Return what people are told that the account *name* is: a twin, or a strategy's part."""
+    return f"{name} twin" if name in TWINS else f"strategy {name}"
+
+
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
 """Those that depend on what the run itself did before."""
 RANDOM_SEED: Final = 1
@@ -166,6 +173,14 @@ class ModelTerms(Struct, frozen=True):
         return min(self.slope, 1.0)
 
 
+class PartsState(Struct, frozen=True, array_like=True):
+    """What several strategies on one account carry besides their sub-accounts."""
+
+    reserve: int = 0  # money that none of them has a share of
+    set_aside: dict[str, str] = {}  # why, by the name of each that failed
+    shared_out: int = -1  # the day, week or month in which shares were given anew
+
+
 class EngineState(Struct, frozen=True, array_like=True):
     """All that the engine carries from step to step besides the bars it can be fed again."""
 
@@ -179,6 +194,7 @@ class EngineState(Struct, frozen=True, array_like=True):
     declared: dict[str, bytes] = {}  # by instrument, "" of a portfolio: their ``State``
     cells: dict[str, int] = {}  # by instrument, of the card's own regimes
     chosen: tuple[str, ...] | None = None  # the universe; None before the first choice
+    parts: PartsState | None = None  # of several strategies; ``twins`` has their sub-accounts
 
 
 def decode_state(state: bytes) -> EngineState:
@@ -399,6 +415,8 @@ class Restart:
             engine.states[key].outcomes.restored = known.verdict
         engine.save = Save.NOW if taken_over else Save.NO
         engine.sequence = next_sequence
+        if (take_up := getattr(engine, "take_up", None)) is not None:  # of several strategies
+            take_up(state, since)
 
     def count(self, step: Step) -> None:
         """Add a *step* behind the stored state to what the shadow accounts depend on."""

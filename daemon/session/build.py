@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings
+from tracepaper.daemon.broker.book_fills import QueueRules
 from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange, ExecutionCosts
 from tracepaper.daemon.broker.exit_plans import Exits
 from tracepaper.daemon.broker.orders import Latency
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import RegimeSection
-from tracepaper.daemon.config.values import ASKS, STOCK
+from tracepaper.daemon.config.several import each_changed, members_of
+from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import (
     SIZED_BY_FORECAST,
@@ -26,9 +29,11 @@ from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
     refuse_equal_twins,
+    refuse_keys_of_shares,
     refuse_limits,
     refuse_sizing,
 )
+from tracepaper.daemon.session.several import build_several, each_of, netted
 from tracepaper.daemon.session.user_class import make_own, user_class
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.strategies.api.model import DataSource
@@ -81,6 +86,8 @@ def needs_forecaster(config: Config) -> bool:
     Raises ``ConfigInvalid`` where it needs a model and there is none, and where covariates are
     given without a model that is asked.
     """
+    if config.strategies.named:
+        return any(needs_forecaster(own) for own in members_of(config).values())
     name, has_model = config.strategy.name, config.model.is_given
     needed = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
     needed = needed or (":" in name and user_class(name).needs_forecast)
@@ -109,6 +116,8 @@ def make_strategies(config: Config, forecaster: Forecaster | None) -> dict[str, 
     Those of a portfolio strategy are members of one object. A user's class is imported and made
     here; raises ``ConfigInvalid`` or ``StrategyFailed``.
     """
+    if config.strategies.named:
+        return netted(config, forecaster, make_strategies, needs_forecaster)
     strategies = _made(config, forecaster)
     if any(strategy.books for strategy in strategies.values()) and not config.market.depth:
         raise ConfigInvalid(
@@ -225,23 +234,6 @@ def horizon_index(config: Config, forecaster: Forecaster | None) -> int:
             f"gate.horizon {config.gate.horizon} is no horizon of the model; choose from {choices}."
         )
     return forecaster.horizons.index(config.gate.horizon)
-
-
-def _refuse_keys_of_shares(config: Config) -> None:
-    """Refuse keys of shares where crypto is traded: they would change nothing."""
-    if config.market.asset == STOCK:
-        return
-    keys = {
-        "market.calendar": config.market.calendar is not None,
-        "market.fractional": config.market.fractional,
-        "execution.fee_per_share": config.execution.fee_per_share is not None,
-        "execution.fee_minimum": bool(config.execution.fee_minimum),
-    }
-    for key, is_given in keys.items():
-        if is_given:
-            raise ConfigInvalid(
-                f'{key} is for shares; take it out, or set market.asset to "stock".'
-            )
 
 
 def leverage_of(config: Config, instruments: Sequence[Instrument]) -> int | None:
@@ -418,13 +410,20 @@ def build_engine(
     forecaster: Forecaster | None,
     strategies: Strategies | None = None,
     sessions: Sessions | None = None,
+    make: Callable[..., Engine] = Engine,
 ) -> Engine:
     """Put an engine together; raise ``ConfigInvalid`` where the configuration cannot serve.
 
     *strategies*, by symbol, have not seen a bar; new ones are made where none are given. Bars are
-    counted by *sessions* where the configuration names a calendar.
+    counted by *sessions* where the configuration names a calendar. *make* is the engine's class.
     """
-    _refuse_keys_of_shares(config)
+    if config.strategies.named:
+        given = strategies or make_strategies(config, forecaster)
+        build = partial(
+            build_engine, execution=execution, period_start_ms=period_start_ms, sessions=sessions
+        )
+        return build_several(config, instruments, given, forecaster, build, needs_forecaster)
+    refuse_keys_of_shares(config)
     if (own := user_model(forecaster)) is not None:
         own.scale(instruments)
     refuse_sizing(config, forecaster)
@@ -448,6 +447,7 @@ def build_engine(
                 )
     of_symbol = fees_of_symbols(config)
     latency_ms, jitter_ms = config.execution.latency_ms, config.execution.latency_jitter_ms
+    cash = scaled(config.account.cash, MONEY_DECIMALS, name="account.cash")
     settings = EngineSettings(
         BrokerSettings(
             execution=execution,
@@ -457,13 +457,11 @@ def build_engine(
             costs_of={
                 item.id: of_symbol[item.symbol] for item in instruments if item.symbol in of_symbol
             },
-            cash=check_money(
-                scaled(config.account.cash, MONEY_DECIMALS, name="account.cash"),
-                name="account.cash",
-            ),
+            cash=check_money(cash, name="account.cash"),
             latency=Latency(latency_ms, jitter_ms, config.execution.seed),
             fill_within_ms=round(config.execution.fill_within_ms * config.exchange.time_scale),
             exits=Exits.of(config.exits.model_dump(), forecaster),
+            queue=QueueRules.named(config.execution.queue_model, config.execution.queue_exponent),
         ),
         interval_ms=config.market.interval_ms,
         period_start_ms=period_start_ms,
@@ -485,7 +483,7 @@ def build_engine(
         calendar=None if sessions is None else Calendar(sessions, config.market.interval_ms),
     )
     sizers = {item.id: _sizer(config, item, terms) for item in instruments}
-    return Engine(instruments, by_id, sizers, terms.gates, settings)
+    return make(instruments, by_id, sizers, terms.gates, settings)
 
 
 def model_terms(
@@ -575,6 +573,7 @@ def coverage_warnings(engine: Engine) -> tuple[str, ...]:
 
 def resolved(config: Config, execution: FillModel) -> Config:
     """Return *config* with its execution model and the windows of a trend filled in."""
+    config = each_changed(config, partial(resolved, execution=execution))
     chosen = config.execution.model_copy(update={"model": execution.value})
     strategy = config.strategy.model_copy(update={"trend_windows": config.strategy.windows})
     return config.model_copy(update={"execution": chosen, "strategy": strategy})
@@ -594,7 +593,8 @@ def warmup_bars(
     """
     ranged = RANGE_BARS + 1 if config.execution.spread_slippage else 0
     of_day = DayRange(config.market.interval_ms).bars + 1 if config.exits.uses_atr else 0
-    wanted = [frame_bars(strategy) for strategy in strategies.values()]
+    wanted = [frame_bars(strategy) for strategy in each_of(strategies)]
     base_ms = config.market.interval_ms
     reach = [frames_reach(bars, base_ms, sessions) for bars in wanted if makes_frames]
-    return max(ranged, of_day, sizing_bars(config), *reach, *map(remembered, strategies.values()))
+    sized = map(sizing_bars, members_of(config).values() or [config])
+    return max(ranged, of_day, *sized, *reach, *map(remembered, each_of(strategies)))

@@ -54,6 +54,7 @@ from tracepaper.daemon.session.resume import (
 )
 from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
 from tracepaper.daemon.session.run_row import (
+    NO_LIVE_BOOKS,
     preflight_engine,
     refuse_replayed,
     refuse_size,
@@ -122,6 +123,8 @@ class Daemon:
         clock: Clock | None = None,
     ) -> None:
         model = config.execution.model
+        if model == "book":
+            raise ConfigInvalid(NO_LIVE_BOOKS)
         execution = FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
         self._config = resolved(config, execution)
         self._execution = execution

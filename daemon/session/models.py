@@ -14,7 +14,7 @@ import structlog
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
-from tracepaper.daemon.config.values import ASKS, BUILT_IN
+from tracepaper.daemon.config.values import ASKS, BUILT_IN, STOCK
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
 from tracepaper.daemon.session.covariates import (
     VECTORS,
@@ -481,6 +481,23 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError:
         return ""
+
+
+def refuse_keys_of_shares(config: Config) -> None:
+    """Refuse keys of shares where crypto is traded: they would change nothing."""
+    if config.market.asset == STOCK:
+        return
+    keys = {
+        "market.calendar": config.market.calendar is not None,
+        "market.fractional": config.market.fractional,
+        "execution.fee_per_share": config.execution.fee_per_share is not None,
+        "execution.fee_minimum": bool(config.execution.fee_minimum),
+    }
+    for key, is_given in keys.items():
+        if is_given:
+            raise ConfigInvalid(
+                f'{key} is for shares; take it out, or set market.asset to "stock".'
+            )
 
 
 def refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
+from tracepaper.daemon.engine.several import SET_ASIDE
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.types.decisions import Decision, Fill, OrderRole, Run, Step
 from tracepaper.strategies.types.market import (
@@ -80,6 +81,7 @@ class Notices:
         self._breach = ""
         self._late: set[str] = set()  # instruments whose newest decision was late
         self._late_count = 0
+        self._set_aside: set[str] = set()  # of several strategies, those that failed
         self._is_lost = False
         self._refusals = _Digest(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Digest(DAY_MS, time_of_day_ms(section.daily_at))
@@ -147,6 +149,12 @@ class Notices:
         if daily.first is None:
             refusals.begin(bar, step)
             daily.begin(bar, step)
+        for one in step.strategies:
+            name, reason = one.strategy, one.decision.reason
+            if reason.startswith(SET_ASIDE) and name not in self._set_aside:
+                self._set_aside.add(name)
+                note = _shortened(reason)
+                found.append(_notice("halt", step, command=f"strategy {name}", note=note))
         if (decision := step.decision) is not None:
             refusals.count(decision)
             daily.count(decision)

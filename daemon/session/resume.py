@@ -14,6 +14,7 @@ import structlog
 
 from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.config.loading import Config, restore
+from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import EngineState, Restart, decode_state
 from tracepaper.daemon.feed.maintenance import rescaled
@@ -244,7 +245,10 @@ def _taken_over(stored: bytes | None, parent: Run, config: Config) -> EngineStat
     if stored is None:
         return None
     state = decode_state(stored)
-    if (parent.strategy, parent.strategy_sha256) != (config.strategy.name, strategy_sha256(config)):
+    if (parent.strategy, parent.strategy_sha256) != (
+        strategy_name(config),
+        strategy_sha256(config),
+    ):
         state = msgspec.structs.replace(state, declared={})
     return state
 
@@ -441,9 +445,11 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
     begun = scaled(cash, MONEY_DECIMALS, name="account.cash"), nothing
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
+    parts = () if state.parts is None else state.twins.values()
     resting = [
         order
-        for book in state.account.books.values()
+        for account in (state.account, *parts)
+        for book in account.books.values()
         for order in (book.orders.order, *book.orders.others)
         if order is not None
     ]

@@ -24,6 +24,7 @@ from tracepaper.daemon.broker.rules import NOTIONAL_MOST
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, STOCK, plain
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.versions import CHANGES
@@ -114,7 +115,7 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
         interval_ms=config.market.interval_ms,
         config=config.canonical_json(),
         config_sha256=config.sha256(),
-        strategy=config.strategy.name,
+        strategy=strategy_name(config),
         gate_horizon=config.gate.horizon,
         strategy_sha256=strategy_sha256(config),
         warnings=tuple(warnings),
@@ -194,6 +195,10 @@ def strategy_sha256(config: Config) -> str:
 
     Empty for every other built-in strategy.
     """
+    if config.strategies.named:
+        ids = {name: strategy_sha256(own) for name, own in members_of(config).items()}
+        named = json.dumps(ids, sort_keys=True)
+        return hashlib.sha256(named.encode()).hexdigest() if any(ids.values()) else ""
     name = config.strategy.name
     if ASKS.get(name) is DataSource.ORDER_BOOKS:
         return checkpoint_sha256(config)
@@ -273,7 +278,10 @@ def refuse_class_that_exits(config: Config) -> None:
 
     A check would end with it, silently and as if it held; so another process does it first.
     """
-    for name in (config.strategy.name, config.model.own_class):
+    for own in members_of(config).values():
+        refuse_class_that_exits(own)
+    first = () if config.strategies.named else (config.strategy.name,)
+    for name in (*first, config.model.own_class):
         if ":" not in name:
             continue
         done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
@@ -329,12 +337,20 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
             raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
 
 
+NO_LIVE_BOOKS: Final = (
+    "execution.model 'book' fills orders in a replay alone (tracepaper replay … --events FILE); "
+    "use quote or next_open here."
+)
+
+
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
     """Build engine and run over instruments without limits.
 
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
     _refuse_retraining(config, forecaster)
+    if config.execution.model == "book":
+        raise ConfigInvalid(NO_LIVE_BOOKS)
     by_open = config.execution.model == "next_open"
     execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
     config = resolved(config, execution)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
+from tracepaper.daemon.engine.state import account_title
 from tracepaper.strategies.gates.declared import operator, risk_halt
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import (
@@ -302,7 +303,7 @@ def _banner(state: ScreenState) -> Text:
 def _money(state: ScreenState) -> Text:
     assert state.account is not None
     accounts = [("equity", state.account)]
-    accounts += [(f"{name} twin", account) for name, account in state.twins.items()]
+    accounts += [(account_title(name), account) for name, account in state.twins.items()]
     cells = []
     for name, account in accounts:
         is_own = account is state.account

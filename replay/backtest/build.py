@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
@@ -20,6 +20,7 @@ from tracepaper.daemon.config.loading import (
     load_with_origins,
 )
 from tracepaper.daemon.config.market import MarketSection
+from tracepaper.daemon.config.several import members_of, with_members
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
@@ -49,6 +50,12 @@ from tracepaper.replay.archive.sessions import (
     in_sessions,
     sessions_named,
 )
+from tracepaper.replay.backtest.book_feed import (
+    BookFeed,
+    FillSource,
+    SampledSource,
+    refuse_books,
+)
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
 from tracepaper.replay.backtest.universe import choices
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
@@ -57,7 +64,7 @@ from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, Run
-from tracepaper.strategies.types.market import Category, Instrument, RunKind
+from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
 from tracepaper.strategies.units import INTERVAL_NAMES, duration, interval_text, time_of
 
 
@@ -71,6 +78,20 @@ class Replay:
     forecaster: Forecaster | None
     instruments: tuple[Instrument, ...]
     config: Config
+    books: BookFeed | None = None  # that fill orders
+
+    def with_books(
+        self,
+        events: Iterable[Event],
+        *,
+        known: Callable[[str], int] = lambda _instrument: 0,
+        known_ms: int = 0,
+    ) -> Iterable[Event]:
+        """Return *events* with what of the books can change an order: ``BookFeed.between``."""
+        if self.books is None:
+            return events
+        watch = self.engine.broker.watch
+        return self.books.between(events, watch, known=known, known_ms=known_ms)
 
     def prober(self) -> Forecaster:
         """Return a second, fresh forecaster of the same model."""
@@ -172,6 +193,11 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
     The longest is then at most half of *span_ms*. The second value says so in a sentence, where
     windows changed.
     """
+    if config.strategies.named:
+        fitted_by = {name: fit_windows(own, span_ms) for name, own in members_of(config).items()}
+        words = [word for _, said in fitted_by.values() for word in said]
+        own = {name: one for name, (one, _) in fitted_by.items()}
+        return with_members(config, own), tuple(dict.fromkeys(words))
     chosen = config.strategy
     if chosen.name != TREND or chosen.trend_windows is not None:
         return config, ()
@@ -238,12 +264,14 @@ def build(  # noqa: PLR0913 - the options of a replay
     frames: Sequence[Candles] = (),
     depth: Sequence[DepthSource] = (),
     actions: Sequence[ActionRow] = (),
+    events: Sequence[FillSource] = (),
 ) -> Replay:
     """Put a backtest over *candles* together; times are UTC milliseconds of market time.
 
     *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
     is kept beside *database*. Candles are aggregated to the configured interval; *frames* are
-    candles of higher timeframes from before them, *depth* the order books of some symbols.
+    candles of higher timeframes from before them, *depth* the order books of some symbols, and
+    *events* all that happened to them, by which orders are then filled.
     A trend whose windows nobody chose is taken over windows that fit the candles, unless *frames*
     reach back further. Raises
     ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
@@ -252,6 +280,8 @@ def build(  # noqa: PLR0913 - the options of a replay
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
+    sources: Sequence[FillSource] = _sources(config, events, depth)
+    execution = FillModel.BOOK if sources else FillModel.NEXT_OPEN
     if actions and config.market.asset != STOCK:
         raise ConfigInvalid(
             f"--actions are of shares, and the run trades {config.market.category}; leave it out, "
@@ -267,7 +297,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     fitted: tuple[str, ...] = ()
     if not frames:
         config, fitted = fit_windows(config, span_of(candles))
-    config = resolved(config, FillModel.NEXT_OPEN)
+    config = resolved(config, execution)
     candles = [_fitted(part, config) for part in candles]
     frames = [replace(part, category=Category(config.market.category)) for part in frames]
     instruments = _instruments([*candles, *frames], config.market)
@@ -310,10 +340,15 @@ def build(  # noqa: PLR0913 - the options of a replay
     )
     if feed.actions.splits:
         _refuse_split(config, strategies, frames, has_model=forecaster is not None)
+    books = None
+    if sources:
+        times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
+        refuse_books(sources, instruments, *times)
+        books = BookFeed(sources, instruments, config.execution.response_ms)
     engine = build_engine(
         config,
         instruments,
-        execution=FillModel.NEXT_OPEN,
+        execution=execution,
         period_start_ms=feed.period_start_ms,
         forecaster=forecaster,
         strategies=strategies,
@@ -328,7 +363,8 @@ def build(  # noqa: PLR0913 - the options of a replay
         period_start_ms=feed.period_start_ms,
         warnings=(
             *warnings,
-            *(one.torn.rstrip(".") for one in depth if one.torn),
+            *(one.torn.rstrip(".") for one in (*depth, *events) if one.torn),
+            *(() if books is None else books.warnings()),
             *fitted,
             *chain.from_iterable(
                 split_sentences(part, feed.actions.splits) for part in feed.candles
@@ -341,7 +377,31 @@ def build(  # noqa: PLR0913 - the options of a replay
         sessions=feed.sessions,
         sees_account=engine.sees_account,
     )
-    return Replay(run, feed, engine, forecaster, instruments, config)
+    return Replay(run, feed, engine, forecaster, instruments, config, books)
+
+
+def _sources(
+    config: Config, events: Sequence[FillSource], depth: Sequence[DepthSource]
+) -> Sequence[FillSource]:
+    """Return the books that fill orders; none where bars do."""
+    by_book = config.execution.model == "book"
+    if config.account.margin not in {"none", "isolated"} and (events or by_book):
+        raise ConfigInvalid(
+            "Order books fill no orders of an account on cross margin; set account.margin to "
+            "isolated or none, or leave --events out and execution.model at next_open."
+        )
+    if by_book:
+        if not events and not depth:
+            raise ConfigInvalid(
+                "execution.model 'book' needs recorded order books: give --events FILE of "
+                "`tracepaper data record --events`, or --depth FILE for orders that take at once."
+            )
+        return events or [SampledSource(one) for one in depth]
+    if events and config.execution.model == "next_open":
+        raise ConfigInvalid(
+            "--events fill orders, and execution.model is next_open; leave one of them out."
+        )
+    return events
 
 
 def _refuse_split(

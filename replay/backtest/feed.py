@@ -55,6 +55,10 @@ class Scale(NamedTuple):
         """Return *numbers* in the other scale."""
         return numbers * self.times // self.over
 
+    def one(self, number: int) -> int:
+        """Return *number* in the other scale."""
+        return number * self.times // self.over
+
 
 @dataclass(frozen=True, eq=False)
 class DepthTrack:
@@ -114,20 +118,20 @@ def depth_track(
     return DepthTrack(
         recorded,
         market.depth,
-        _scale(units.price, header.price_decimals, instrument.price_decimals, "prices"),
-        _scale(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
+        scale_of(units.price, header.price_decimals, instrument.price_decimals, "prices"),
+        scale_of(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
         cuts,
     )
 
 
-def _scale(unit: int, decimals: int, wanted: int, what: str) -> Scale:
+def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--depth") -> Scale:
     """Return how multiples of *unit* of 10^-*decimals* become integers of 10^-*wanted*, exactly."""
     if wanted >= decimals:
         return Scale(times=10 ** (wanted - decimals))
     coarser = 10 ** (decimals - wanted)
     if unit % coarser:
         raise DataInvalid(
-            f"The {what} of --depth need {decimals} decimals, and the candles' instrument has "
+            f"The {what} of {option} need {decimals} decimals, and the candles' instrument has "
             f"{wanted}; give candles that were not rounded."
         )
     return Scale(over=coarser)

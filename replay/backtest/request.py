@@ -28,6 +28,7 @@ from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
+from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import Replay, build, configuration, read_market
 from tracepaper.replay.backtest.feed import refuse_elsewhere
 from tracepaper.replay.backtest.recorded import rerun_recorded
@@ -71,6 +72,7 @@ class Request:
     actions: tuple[Path | ActionRow, ...] = ()
     frames: tuple[str | Candles, ...] = ()
     depth: tuple[Path | DepthSource, ...] = ()
+    events: tuple[Path, ...] = ()
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
@@ -154,6 +156,7 @@ def _check_recorded(run: str, request: Request) -> None:
         "--actions": request.actions,
         "--frame-data": request.frames,
         "--depth": request.depth,
+        "--events": request.events,
         "--mode": request.mode != "scan",
         "--log": request.log != "full",
     }
@@ -241,6 +244,7 @@ def _run(
     from_ms, until_ms = _time(request.from_text, "--from"), _time(request.to_text, "--to")
     depth = [StoredDepth(item) if isinstance(item, Path) else item for item in request.depth]
     refuse_elsewhere(depth, candles, from_ms, until_ms)
+    events = [EventsSource(path) for path in request.events]
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(
@@ -253,6 +257,7 @@ def _run(
             frames=frames,
             depth=depth,
             actions=actions,
+            events=events,
             until_ms=until_ms,
         )
         return tally, run_id
@@ -275,6 +280,7 @@ def _run(
         frames=frames,
         depth=depth,
         actions=actions,
+        events=events,
     )
     with watch.progress(replay) as advance:
         tally = Tally(progress=advance, stopped=watch.stopped, observe=watch.observe)

@@ -30,6 +30,7 @@ from tracepaper.replay.archive import Candles, FundingRates
 from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
+from tracepaper.replay.backtest.book_feed import FillSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
@@ -43,6 +44,7 @@ from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Prediction, Step
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Closed,
     CorporateAction,
     Depths,
@@ -95,7 +97,9 @@ class ActingAudit:
 
     def _consider(self, step: Step) -> None:
         event = step.event
-        if isinstance(event, Closed | Depths):
+        if isinstance(event, Closed | Depths) or (
+            isinstance(event, BookUpdate) and not _trades(step)
+        ):
             return  # they say what is derived, and nothing here is
         if not isinstance(event, Bar):
             if isinstance(event, Funding | CorporateAction) and event.instrument in self._last:
@@ -237,7 +241,7 @@ class ReplayPredictor:
     def events(self, replay: Replay) -> Iterable[Event]:
         """Return the start of *replay* and all its events, ready to be predicted."""
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-        return self.ahead(chain((start,), replay.feed.events()))
+        return replay.with_books(self.ahead(chain((start,), replay.feed.events())))
 
 
 class _NoForecasts:
@@ -291,6 +295,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     frames: Sequence[Candles] = (),
     depth: Sequence[DepthSource] = (),
     actions: Sequence[ActionRow] = (),
+    events: Sequence[FillSource] = (),
     until_ms: int | None = None,
 ) -> str:
     """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.
@@ -327,6 +332,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         frames=frames,
         depth=depth,
         actions=actions,
+        events=events,
     )
     if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(
@@ -368,9 +374,16 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         warm_from=warm_from,
         market_ms=max(resumed.last_open_ms.values(), default=run.period_start_ms),
     )
-    events = way.ahead(chain((start,), rest))
+    queues = engine.broker.frames_read()
+    handed_on = replay.with_books(
+        way.ahead(chain((start,), rest)),
+        known=lambda key: queues.get(key, 0),
+        known_ms=max(
+            (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
+        ),
+    )
     newly_opened = NewlyOpened(*own_classes(replay.config))
-    run_events(events, way.predictor, replay.engine, audit, tally, newly_opened=newly_opened)
+    run_events(handed_on, way.predictor, replay.engine, audit, tally, newly_opened=newly_opened)
     return run_id
 
 

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -63,6 +64,7 @@ REACH_BARS_PER_CPU_S: Final = 50_000
 REACH_WRITTEN_BARS_PER_CPU_S: Final = 25_000
 REACH_TIMES_PLAIN_LOOP: Final = 9.0
 REACH_FIFTY_TIMES_ONE: Final = 1.1
+REACH_TWO_TIMES_ONE: Final = 1.7
 REACH_WINDOWED_BAR_MS: Final = 4.0
 SYMBOLS: Final = 50
 NAIVE_SAMPLE: Final = 3
@@ -123,10 +125,12 @@ def replay_of(
     *,
     warnings: tuple[str, ...] = (),
     checkpoint: Path | None = None,
+    times: int = 1,
 ) -> Replay:
     """Return a replay of *parts* by *strategy*, with money that never runs out.
 
-    *checkpoint* is the folder of the model, by default the one that is shipped.
+    *checkpoint* is the folder of the model, by default the one that is shipped. The strategy trades
+    several *times* on one account where that is more than once.
     """
     symbols = [part.symbol for part in parts]
     sections: dict[str, dict[str, Any]] = {
@@ -136,6 +140,9 @@ def replay_of(
         "account": {"cash": "1000000"},
         "model": {} if checkpoint is None else {"checkpoint": str(checkpoint)},
     }
+    if times > 1:
+        chosen = {**sections.pop("strategy"), "share": str(Decimal(1) / times)}
+        sections["strategies"] = {f"strategy_{number}": chosen for number in range(times)}
     return build(load(None, sections), parts, started_at_ms=0, warnings=warnings)
 
 
@@ -174,8 +181,8 @@ def measure_replay(
     """Return the figures of a replay without a model: medians over *rounds*, on CPU time.
 
     Each round replays the same bars into a new database, and beside it as many bars of
-    ``SYMBOLS`` instruments, as many by a class as users write them, and a plain Python loop of the
-    same strategy, without engine or log.
+    ``SYMBOLS`` instruments, as many by a class as users write them, as many by two strategies on
+    one account, and a plain Python loop of the same strategy, without engine or log.
     """
     candles = tiled(bars)
     # As many bars, of instruments that all close at the same times.
@@ -184,13 +191,15 @@ def measure_replay(
         replace(slice_candles(candles, rows), symbol=f"S{number:02}USDT")
         for number in range(SYMBOLS)
     ]
-    alone, ratios, plain, written = [], [], [], []
+    alone, ratios, plain, written, shared = [], [], [], [], []
     for turn in range(rounds):
         tell(f"round {turn + 1} of {rounds}: {bars:,} bars, of one symbol and of {SYMBOLS}")
         alone.append(_logged(replay_of([candles], "sma_cross")))
         together = _logged(replay_of(several, "sma_cross"))
         bars_together = sum(len(part) for part in several)
         ratios.append(together.cpu_s / bars_together * bars / alone[-1].cpu_s)
+        two = _logged(replay_of([candles], "sma_cross", times=2))
+        shared.append(two.cpu_s / alone[-1].cpu_s)
         own = replay_of([candles], f"{__name__}:{Reversion.__name__}")
         written.append(bars / _logged(own).cpu_s)
         closes = candles.close.tolist()
@@ -213,6 +222,8 @@ def measure_replay(
         "reach_times_plain_loop": REACH_TIMES_PLAIN_LOOP,
         "fifty_symbols_times_one": statistics.median(ratios),
         "reach_fifty_symbols_times_one": REACH_FIFTY_TIMES_ONE,
+        "two_strategies_times_one": statistics.median(shared),
+        "reach_two_strategies_times_one": REACH_TWO_TIMES_ONE,
         "database_bytes_per_bar": statistics.median(one.size for one in alone) / bars,
         "database_bytes_per_bar_acted": acted,
         "rss_mb_at_a_quarter": marks[len(marks) // 4],

@@ -45,6 +45,7 @@ from tracepaper.daemon.session.run_row import code_version, libraries
 from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.corporate_actions import actions_until
+from tracepaper.replay.backtest.book_feed import ChangedSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks import perturbations
@@ -296,7 +297,7 @@ class Setup:
         engine = build_engine(
             self.config,
             self.instruments,
-            execution=FillModel.NEXT_OPEN,
+            execution=FillModel(self.config.execution.model),
             period_start_ms=self.period_start_ms,
             forecaster=forecaster,
             sessions=self.sessions,
@@ -403,7 +404,8 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
         books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
         # Later ones are cut off with every future: none of them is known before its bar.
         known = actions_until(files.actions, candles, probe.at_ms)
-        changed_files = files._replace(candles=future, depth=books, actions=known)
+        events = [ChangedSource(one, known_ms=close_ms, cut=probe.cut) for one in files.events]
+        changed_files = files._replace(candles=future, depth=books, actions=known, events=events)
         with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
             steps = _steps(changed, changed_files, mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
@@ -500,6 +502,7 @@ def _replay(config: Config, files: Files, mode: str) -> Replay:
         frames=kept,
         depth=files.depth,
         actions=files.actions,
+        events=files.events,
     )
 
 

@@ -27,6 +27,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.archive.corporate_actions import ActionRow
 from tracepaper.replay.archive.order_book import RecordedDepth
+from tracepaper.replay.backtest.book_feed import ChangedSource, FillSource
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
@@ -222,6 +223,7 @@ class Files(NamedTuple):
     frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
     depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
     actions: Sequence[ActionRow] = ()  # splits and dividends
+    events: Sequence[FillSource] = ()  # of order books that fill orders
 
 
 def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:
@@ -281,7 +283,8 @@ def later(files: Files) -> Files:
         one._replace(ex_date=one.ex_date + timedelta(weeks=weeks)) for one in files.actions
     ]
     changed = _changed(files, lambda part: part.later(weeks), moved)
-    return changed._replace(actions=moved_actions)
+    events = [ChangedSource(one, later_ms=later_ms) for one in files.events]
+    return changed._replace(actions=moved_actions, events=events)
 
 
 def dearer(files: Files) -> Files:
@@ -299,7 +302,8 @@ def dearer(files: Files) -> Files:
     changed = _changed(
         files, multiplied, lambda books: replace(books, price=books.price * PRICE_FACTOR)
     )
-    return changed._replace(actions=dividends)
+    events = [ChangedSource(one, price_factor=PRICE_FACTOR) for one in files.events]
+    return changed._replace(actions=dividends, events=events)
 
 
 def _changed(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.engine.versions import (
     ACCOUNT,
@@ -249,7 +250,10 @@ def verify_run(  # noqa: PLR0913 - the options of verify
         progressed,
     )
     progressed(0, total - recorded.first)
-    computes = recorded.forecaster is not None or recorded.config.strategy.name not in EXACT
+    decide = members_of(recorded.config).values() or (recorded.config,)
+    computes = recorded.forecaster is not None or any(
+        own.strategy.name not in EXACT for own in decide
+    )
     for derived, (kept, _) in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             here = Environment.recorded(
@@ -367,7 +371,7 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     due: dict[str, object] = {
         "config": config.canonical_json(run.config),
         "config_sha256": config.sha256(run.config),
-        "strategy": config.strategy.name,
+        "strategy": strategy_name(config),
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
         "calendar": counted_by,

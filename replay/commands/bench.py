@@ -58,6 +58,23 @@ def replay(
 
 
 @app.command()
+def book(
+    *,
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", metavar="FILE", help="A recorded file; else seeded frames."),
+    ] = None,
+    frames: Annotated[int, typer.Option(min=1_000, help="Seeded frames.")] = 30_000,
+    json: JsonOption = False,
+) -> None:
+    """Measure events of an order book a CPU second, while limits rest in its queues."""
+    from tracepaper.replay.bench.book import measure_book
+
+    figures = measure_book(events, frames=frames, tell=_tell)
+    _say("book: a changed level or a trade", figures, as_json=json)
+
+
+@app.command()
 def sweep(
     *,
     bars: Annotated[int, typer.Option(min=2_000, help="Bars of each of the 100 runs.")] = 12_000,

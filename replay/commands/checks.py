@@ -14,6 +14,7 @@ from tracepaper.daemon.commands.options import (
     ConfigOption,
     DatabaseOption,
     DepthOption,
+    EventsOption,
     FromOption,
     JsonOption,
     SetOption,
@@ -371,6 +372,7 @@ def lookahead(
     ] = None,
     frame_data: FrameOption = None,
     depth: DepthOption = None,
+    events: EventsOption = None,
     actions: ActionsOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
@@ -380,6 +382,7 @@ def lookahead(
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.archive.corporate_actions import read_actions
+    from tracepaper.replay.backtest.book_feed import EventsSource
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
@@ -392,16 +395,13 @@ def lookahead(
     given, books = _with_books(given, looked_at, depth)
     if not frame_data:
         given = _fitted(given, looked_at)
+    files = Files(looked_at, _frames(frame_data), books, read_actions(*(actions or ())))
+    files = files._replace(events=[EventsSource(path) for path in events or ()])
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
-            given,
-            Files(looked_at, _frames(frame_data), books, read_actions(*(actions or ()))),
-            fresh,
-            Limits(probes, seconds),
-            mode=mode,
-            allow=allow_reading or (),
+            given, files, fresh, Limits(probes, seconds), mode=mode, allow=allow_reading or (),
             report=_report,
-        )
+        )  # fmt: skip
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
     if json:

@@ -16,6 +16,7 @@ from tracepaper.daemon.commands.options import (
     CandlesArgument,
     ConfigOption,
     DepthOption,
+    EventsOption,
     FrameDataOption,
     FromOption,
     FundingOption,
@@ -62,6 +63,7 @@ def replay(
     actions: ActionsOption = None,
     frame_data: FrameDataOption = None,
     depth: DepthOption = None,
+    events: EventsOption = None,
     mode: Annotated[
         str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
     ] = "scan",
@@ -97,6 +99,7 @@ def replay(
         actions=tuple(actions or ()),
         frames=tuple(frame_data or ()),
         depth=tuple(depth or ()),
+        events=tuple(events or ()),
         mode=mode,
         database=db,
         log=log,

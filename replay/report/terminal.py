@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from rich.console import Console
 
+from tracepaper.daemon.engine.state import account_title
 from tracepaper.replay.document.terminal import head, show
 from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
@@ -266,7 +267,7 @@ def _accounts(views: RunViews) -> Iterator[Row]:
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
         (row,) = views.rows("v_twin_equity", newest=1, twin=name)
         fills = views.count("v_twin_fills", twin=name)
-        yield {"account": f"{name} twin", "fills": fills, **row}
+        yield {"account": account_title(name), "fills": fills, **row}
 
 
 # ---------------------------------------------------------------- for a terminal

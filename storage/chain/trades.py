@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -107,6 +107,31 @@ _SCALES: Final = (
 )
 
 
+_PARTS: Final = (
+    (
+        (
+            "SELECT step FROM (SELECT step, order_id, sum(quantity) AS quantity, sum(notional) AS "
+            "notional, sum(fee) AS fee, sum(fee_base) AS fee_base FROM fills "
+            "WHERE step BETWEEN ? AND ? GROUP BY step, order_id) f WHERE (quantity, notional, fee, "
+            "fee_base) IS NOT (SELECT sum(t.quantity), sum(t.notional), sum(t.fee), sum(t.fee_base)"
+            " FROM twin_fills t WHERE t.step = f.step AND t.order_id = f.order_id "
+            "AND t.model <> 'crossed') ORDER BY step LIMIT 1"
+        ),
+        "the strategies' parts of a fill do not add up to it",
+    ),
+    (
+        (
+            "SELECT step FROM twin_fills WHERE step BETWEEN ? AND ? AND model = 'crossed' "
+            "GROUP BY step, instrument HAVING sum(fee) <> 0 OR sum(CASE side WHEN 'BUY' "
+            "THEN quantity ELSE -quantity END) <> 0 OR min(price) <> max(price) "
+            "ORDER BY step LIMIT 1"
+        ),
+        "what strategies crossed with each other does not add up to nothing",
+    ),
+)
+"""Where the parts of several strategies contradict the account: a query, and what it finds."""
+
+
 class _SymbolFees(Struct, frozen=True):
     """``[execution.fees]`` of one symbol."""
 
@@ -126,6 +151,7 @@ class _Execution(Struct, frozen=True):
 
 class _Configured(Struct, frozen=True):
     execution: _Execution = _Execution()
+    strategies: dict[str, Any] = {}
 
 
 class _Filled(NamedTuple):
@@ -241,14 +267,20 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
     for query, statement, table in _CONTRADICTIONS:
         for (step,) in connection.execute(query, span):
             return _contradicts(step, statement, table)
-    execution = msgspec.json.decode(text, type=_Configured).execution
+    configured = msgspec.json.decode(text, type=_Configured)
+    if configured.strategies:
+        for query, statement in _PARTS:
+            for (step,) in connection.execute(query, span):
+                return _contradicts(step, statement, "twin_fills")
+    execution = configured.execution
     terms = {
         place: _Terms.of(execution, *item)
         for place, *item in connection.execute(_SCALES, (run_key,))
     }
     for table in ("fills", "twin_fills"):
         for step, place, *fill in connection.execute(_PRICED.format(table), span):
-            if statement := terms[place].contradiction(*fill):
+            is_part = bool(configured.strategies) and table == "twin_fills"
+            if statement := terms[place].contradiction(*fill, is_part=is_part):
                 return _contradicts(step, statement, table)
     return None
 
@@ -295,10 +327,14 @@ class _Terms(NamedTuple):
         fee: int,
         fee_base: int,
         liquidity: str,
+        *,
+        is_part: bool = False,
     ) -> str:
         """Return how the columns of a fill contradict each other, or nothing."""
         if notional != self.notional(price, quantity):
             return "the notional of a fill is not its price times its quantity"
+        if is_part:
+            return ""  # all of them have the fee of the whole: see _PARTS
         rate = self.rates[liquidity]
         if self.pays_in_base and side == Side.BUY.value:
             due = {(0, divide_half_even(quantity * rate, MONEY_SCALE))}

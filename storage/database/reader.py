@@ -27,6 +27,7 @@ from tracepaper.storage.database.chunks import (
     select,
 )
 from tracepaper.storage.database.connection import ReadOnly
+from tracepaper.storage.database.strategy_view import since_parts
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, stored_columns
 from tracepaper.storage.record.decode import STEP, StepDecoder, StoredRows
 from tracepaper.storage.record.rows import (
@@ -60,7 +61,7 @@ from tracepaper.strategies.types.market import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-    from tracepaper.strategies.types.decisions import DecisionOutcome, Fill, Order, Prediction, Run
+    from tracepaper.strategies.types.decisions import Fill, Order, Prediction, Run
     from tracepaper.strategies.types.market import Bar, Event, Instrument, RunKind
 
 
@@ -560,24 +561,21 @@ class Reader(ReadOnly):
         return [Confirmation(twin, instruments[place].id, time) for twin, place, time in since]
 
     def since_decided(self, run_id: str, *, until: int | None = None) -> dict[str, SinceDecided]:
-        """Return the outcome of the last decision on each instrument, and the fills since.
-
-        As it was after step *until*, if that is given.
-        """
-        stored = self.stored_run(run_id)
+        """Return each instrument's last outcome, up to step *until*, and the fills since."""
+        stored, decoder = self._decoding(run_id)
         span = run_span(stored.run_key, until)
         steps = dict(self._connection.execute(_DECIDED, span).fetchall())
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = sequence_of(steps[place]) if place in steps else -1
-            outcome: DecisionOutcome | None = None
-            if decided >= 0 and (decision := self.step(run_id, decided).step.decision) is not None:
-                outcome = decision.outcome
+            step = self.step(run_id, decided).step if decided >= 0 else None
+            outcome = None if step is None or step.decision is None else step.decision.outcome
+            parts = since_parts(self._connection, decoder, step, item.id, span)
             if decided >= 0:
                 decided = end_of_close(self._connection, steps[place], len(steps))
             fills = self.fills(run_id, after=decided, until=until)
             own = tuple(fill for fill in fills if fill.instrument == item.id)
-            since[item.id] = SinceDecided(outcome, own)
+            since[item.id] = SinceDecided(outcome, own, parts)
         return since
 
     def _state(

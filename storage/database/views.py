@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tracepaper.storage.database.strategy_view import V_STRATEGY_DECISIONS
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
     INSTRUMENT,
@@ -330,7 +331,7 @@ V_NOTES: Final = View(
     "JOIN json_each(a.note) n",
 )
 
-DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES)
+DECISION_VIEWS: Final = (V_DECISIONS, V_GATES, V_EXPLANATIONS, V_NOTES, V_STRATEGY_DECISIONS)
 
 # ---------------------------------------------------------------- orders, fills, positions, equity
 

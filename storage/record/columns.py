@@ -26,6 +26,7 @@ from typing import Any, Final
 from msgspec import Struct, json
 from msgspec.structs import replace
 
+from tracepaper.storage.record.answer_json import note_text, strategies_text
 from tracepaper.strategies.gates.gate import GATES, Gate, GateKind, gate_order
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -35,7 +36,6 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     OrderStatus,
-    Step,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
 from tracepaper.strategies.units import any_of
@@ -146,15 +146,6 @@ def _claim(name: str, doc: str) -> Column:
 
 def _blob(name: str, doc: str = "", scale: str = "", *, null: bool = False) -> Column:
     return Column(name=name, kind=BLOB, doc=doc, scale=scale, null=null)
-
-
-_to_json: Final = json.Encoder().encode
-
-
-def _note_text(step: Step) -> str | None:
-    if step.decision is None or step.decision.note is None:
-        return None
-    return _to_json(step.decision.note).decode()
 
 
 def _is_usual(gate: Gate) -> bool:
@@ -325,7 +316,7 @@ _EVENTS = (
     _whole("market_ms", "market time of the event", TIME),
     _whole("seen_ms", "market time at which the engine saw it", TIME),
     _text("content", "JSON of its other fields, numbers as they are stored"),
-    _blob("books", null=True),  # of a ``depth``, packed: see ``strategies/order_book.py``
+    _blob("books", null=True),  # of a ``depth`` or a ``book``, packed
     _text(
         "belief",
         "on what a price or rate that jumped was believed, or why it was not; null where none did",
@@ -372,7 +363,8 @@ _ANSWERS = (
     ),
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
-    Column(name="note", kind=TEXT, null=True, read=_note_text),
+    Column(name="note", kind=TEXT, null=True, read=note_text),
+    Column(name="strategies", kind=TEXT, null=True, read=strategies_text),
 )
 HEAD_COLUMNS: Final = (
     "heads",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from tracepaper.storage.record.answer_json import strategies_of
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_FIELDS,
@@ -197,6 +198,9 @@ class StepDecoder:
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
+            strategies=()
+            if answer_row is None
+            else strategies_of(answer_row[ANSWER.strategies], self._interned.gate_set),
         )
 
     def event(self, row: Sequence[Any]) -> Event:

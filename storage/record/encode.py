@@ -31,6 +31,7 @@ from tracepaper.storage.record.interning import (
     read_values,
 )
 from tracepaper.storage.record.rows import (
+    BYTE,
     EVENT_KINDS,
     NO_GATES,
     SHAPE_UNITS,
@@ -51,7 +52,7 @@ from tracepaper.strategies.types.decisions import (
     Order,
     PredictionTimeout,
 )
-from tracepaper.strategies.types.market import Bar, Depths, Instrument, InstrumentChange
+from tracepaper.strategies.types.market import Bar, BookUpdate, Depths, Instrument, InstrumentChange
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,6 +63,7 @@ if TYPE_CHECKING:
         Prediction,
         Run,
         Step,
+        TwinStep,
     )
     from tracepaper.strategies.types.market import Event
 
@@ -79,6 +81,7 @@ _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
 _BARE: Final = 1
 _NOTED: Final = _BARE | SHAPE_UNITS["answers"]
+_TWIN: Final = SHAPE_UNITS["twin_steps"]
 """The shapes of an accepted bar by itself, and with a note."""
 _ABSENT: Final = {
     (False, False): (),
@@ -145,46 +148,78 @@ class StepEncoder:
         return self._rows(step, place, judged, marked, sparse)
 
     def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
-        """Return the rows of a bar with a decision and at most a note; None where it may have more.
+        """Return the rows of a bar with a decision and no trade; None where it may have more.
 
         Nearly every step of a run without a model is one, so a single tuple is hashed and inserted.
         """
         decision, position = step.decision, step.position
         if (
             decision is None or position is None or step.prediction is not None
-            or step.state is not None or step.orders or step.fills or step.twins
+            or step.state is not None or step.orders or step.fills
             or not step.accepted or step.ledger or READ_COLUMNS["steps"]
             or decision.target_quantity is None
         ):  # fmt: skip
             return None
-        noted = () if decision.note is None else read_values("answers", step)
+        is_noted = decision.note is not None or bool(step.strategies)
+        noted = read_values("answers", step) if is_noted else ()
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
         window, decided = step.window_sha256, step.decision_sha256
         if judged is None or marked is None or window is None or decided is None:
             return None
         plan, outcome, measures = judged
-        if marked.equity is not None or not plan.is_dense or None in measures or None in noted:
+        if marked.equity is not None or not plan.is_dense or None in measures:
+            return None
+        key, market_ms = self._first_step + step.sequence, bar.market_ms
+        twins: list[Row] = []
+        if step.twins and not self._add_plain_twins(twins, step.twins, key, place):
             return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
         absent = _ABSENT[turnover_absent, of_account is None]
-        of_row, prefix = plan.plain(absent, noted=bool(noted))
-        key, market_ms = self._first_step + step.sequence, bar.market_ms
+        of_row, prefix = plan.plain(
+            absent,
+            tuple([value is not None for value in noted]),
+            tuple([row[4] is not None for row in twins]),
+        )
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
-            key, _NOTED if noted else _BARE, bytearray(window), bytearray(decided),
-            outcome, decision.target_quantity, *measures, place, *prices,
+            key, (_NOTED if noted else _BARE) + len(twins) * _TWIN, bytearray(window),
+            bytearray(decided), outcome, decision.target_quantity, *measures, place, *prices,
             market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
             SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
         )  # fmt: skip
         if of_account is not None:
             values = (*values, of_account)
         covered = self._covered.content
-        if not noted:
+        if not noted and not twins:
             return StepRows(values, of_row, (), (), covered, prefix, values)
-        answer = ("answers", (key, *NO_ANSWER, *noted))
-        return StepRows(values, of_row, (answer,), (), covered, prefix, (*values, *noted))
+        sparse: list[SparseRow] = []
+        payload = [*values, *(value for value in noted if value is not None)]
+        if noted:
+            sparse.append(("answers", (key, *NO_ANSWER, *noted)))
+        for row in twins:
+            sparse.append(("twin_steps", row))
+            payload += [value for value in row[1:] if value is not None]
+        return StepRows(values, of_row, tuple(sparse), (), covered, prefix, tuple(payload))
+
+    def _add_plain_twins(
+        self, rows: list[Row], twins: Sequence[TwinStep], key: int, place: int
+    ) -> bool:
+        """Append the rows of *twins* to *rows*; return False where one of them may have more."""
+        if READ_COLUMNS["twin_steps"]:
+            return False
+        for book, twin in enumerate(twins, start=1):
+            marked = self._holdings.unchanged((book, place), twin.position, twin.account)
+            if marked is None or marked.equity is not None or twin.fills:
+                return False
+            rows.append(
+                (
+                    key, book, marked.holding, marked.unrealized, marked.account_unrealized,
+                    None, int(twin.confirmed),
+                )
+            )  # fmt: skip
+        return len(twins) < BYTE
 
     def _rows(
         self,
@@ -197,7 +232,7 @@ class StepEncoder:
         key, event = self._first_step + step.sequence, step.event
         measures = None if judged is None else judged.answer_measures
         noted = step.decision is not None and step.decision.note is not None
-        if noted or step.prediction is not None or measures is not None:
+        if noted or step.strategies or step.prediction is not None or measures is not None:
             sparse.append(("answers", self._answer_row(key, step, measures)))
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
@@ -261,7 +296,7 @@ class StepEncoder:
             place = self._place(content.pop("instrument"))
         market_ms, seen_ms = content.pop("market_ms"), content.pop("seen_ms")
         books = None
-        if isinstance(event, Depths):
+        if isinstance(event, Depths | BookUpdate):
             del content["books"]
             books = event.books
         text = msgspec.json.encode(content).decode()

@@ -72,14 +72,15 @@ NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 NO_ANSWER: Final[Row] = (None,) * (
     len(TABLES["answers"]) - len(READ_COLUMNS["answers"]) - 1  # all but the key
 )
-_OF_NOTE: Final = layout(
-    "answers", (True, *(False,) * len(NO_ANSWER), *(True,) * len(READ_COLUMNS["answers"]))
-)
 _NO_POSITION: Final[Row] = (None,) * 5
 _OF_POSITION: Final = attrgetter(
     "quantity", "entry_notional", "realized_pnl", "fees_paid", "funding_paid"
 )
 _OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
+
+
+_Present = tuple[tuple[str, ...], tuple[bool, ...], tuple[bool, ...]]
+"""What the rows of a plain bar lack in ``steps``, and have in ``answers`` and ``twin_steps``."""
 
 
 class GateSetPlan:
@@ -110,14 +111,17 @@ class GateSetPlan:
         stored = tuple(places[gate] for gate in STEP_GATES if gate in places)
         self.is_dense = stored == tuple(range(self.length))
         self._declared = frozenset(measure_name(gate) for gate in gates)
-        self._plain: dict[tuple[tuple[str, ...], bool], tuple[RowLayout, bytes]] = {}
+        self._plain: dict[_Present, tuple[RowLayout, bytes]] = {}
 
-    def plain(self, absent: tuple[str, ...], *, noted: bool) -> tuple[RowLayout, bytes]:
+    def plain(
+        self, absent: tuple[str, ...], noted: tuple[bool, ...], twins: tuple[bool, ...] = ()
+    ) -> tuple[RowLayout, bytes]:
         """Return layout and prefix of a plain bar's row, whose columns *absent* are null.
 
-        One that is *noted* also has a row in ``answers``, which fills ``READ_COLUMNS`` alone.
+        One that is *noted* also has a row in ``answers``, which fills those of ``READ_COLUMNS``
+        alone that *noted* says. Each of its *twins* has its account's profit where that says so.
         """
-        plain = self._plain.get((absent, noted))
+        plain = self._plain.get((absent, noted, twins))
         if plain is None:
             row_layout = layout(
                 "steps",
@@ -126,8 +130,15 @@ class GateSetPlan:
                     for name in _CORE
                 ),
             )
-            layouts = (row_layout, _OF_NOTE) if noted else (row_layout,)
-            plain = self._plain[absent, noted] = row_layout, layouts_sha256(layouts) + self.sha256
+            layouts = [row_layout]
+            if noted:
+                layouts.append(layout("answers", (True, *(False,) * len(NO_ANSWER), *noted)))
+            layouts += [
+                layout("twin_steps", (True, True, True, True, has_profit, False, True))
+                for has_profit in twins
+            ]
+            sha256 = layouts_sha256(tuple(layouts)) + self.sha256
+            plain = self._plain[absent, noted, twins] = row_layout, sha256
         return plain
 
 

@@ -30,6 +30,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Category,
     Closed,
     Command,
@@ -102,6 +103,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "bar": Bar,
     "quote": Quote,
     "depth": Depths,
+    "book": BookUpdate,
     "trade": Trade,
     "mark": Mark,
     "funding": Funding,

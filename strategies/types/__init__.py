@@ -132,6 +132,9 @@ from tracepaper.strategies.types.market import (
     Bar as Bar,
 )
 from tracepaper.strategies.types.market import (
+    BookUpdate as BookUpdate,
+)
+from tracepaper.strategies.types.market import (
     Category as Category,
 )
 from tracepaper.strategies.types.market import (

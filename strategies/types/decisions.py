@@ -334,9 +334,11 @@ class FillModel(StrEnum):
     """What an order was filled against."""
 
     QUOTE = "quote"
+    BOOK = "book"
     NEXT_OPEN = "next_open"
     BAR_PATH = "bar_path"
     LIQUIDATION = "liquidation"
+    CROSSED = "crossed"  # another strategy of the same account
 
 
 class Order(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -445,6 +447,7 @@ class SinceDecided(Struct, frozen=True, gc=False):
 
     verdict: DecisionOutcome | None  # what became of its last decision; None before the first
     fills: tuple[Fill, ...]  # of the run's own account, after the step of that decision
+    parts: dict[str, SinceDecided] = {}  # the same of each of several strategies, by its name
 
 
 class TwinStep(Struct, frozen=True, gc=False):
@@ -455,6 +458,15 @@ class TwinStep(Struct, frozen=True, gc=False):
     account: Account
     fills: tuple[Fill, ...]
     confirmed: bool = False  # the step's bar confirmed its position for another horizon
+
+
+class StrategyDecision(Struct, frozen=True, gc=False):
+    """What one of several strategies on one account decided at a bar's close."""
+
+    strategy: str  # its name in [strategies]
+    decision: Decision  # the target is of its part
+    decision_sha256: bytes
+    gate_set: int  # place of its gate set among those that the run was opened with
 
 
 class Step(Struct, frozen=True, gc=False):
@@ -478,6 +490,7 @@ class Step(Struct, frozen=True, gc=False):
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
     belief: str | None = None  # on what a price that jumped was believed, or why it was not
+    strategies: tuple[StrategyDecision, ...] = ()  # of each of several strategies, by name
 
 
 ACTING_ONLY: Final = (

@@ -170,6 +170,23 @@ class Depths(Struct, frozen=True, gc=False):
         return self.first_ms + self.count * self.every_ms
 
 
+class BookUpdate(Struct, frozen=True, gc=False):
+    """What happened to an order book that can change a resting order, or its place in a queue.
+
+    ``books`` holds, as ``daemon/broker/book_fills.py`` packs them, what happened at the prices of
+    resting limits since the update before, and the book as it stood at ``market_ms``. ``cause``
+    names a gap before it. The rules are docs/money.md, M61 to M77.
+    """
+
+    instrument: str
+    cause: str  # of the gap before it; empty where there is none
+    frame: int  # so many frames of its source were read until then
+    is_sampled: bool  # the book alone, now and then: nothing is known of what happened between
+    books: bytes
+    market_ms: int
+    seen_ms: int
+
+
 class Trade(Struct, frozen=True, gc=False):
     """A public trade; ``side`` is the taker's."""
 
@@ -478,6 +495,7 @@ Event = (
     Bar
     | Quote
     | Depths
+    | BookUpdate
     | Trade
     | Mark
     | Funding

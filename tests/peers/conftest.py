@@ -17,6 +17,7 @@ ENVIRONMENTS = Path(sys.prefix) / "peers"
 REQUIREMENTS = {
     "backtesting": ("backtesting==0.6.6",),
     "nautilus": ("nautilus_trader==1.221.0",),
+    "hftbacktest": ("hftbacktest==2.4.4",),
 }
 """What was tried."""
 

@@ -42,6 +42,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Category,
     Command,
     CommandKind,
@@ -349,6 +350,7 @@ def other_events() -> list[Event]:
         CorporateAction(ETH.id, CorporateActionKind.SPLIT, 7, 2, 0, 64_557, **at),
         CorporateAction(ETH.id, CorporateActionKind.DIVIDEND, 1, 1, 47 * 10**8, 64_557, **at),
         Depths(BTC.id, "stopped", START_MS, 1_000, 2, 5, b"\x00books", **at),
+        BookUpdate(BTC.id, "disconnected", 7, is_sampled=False, books=b"\x01moves", **at),
         UniverseChange((ETH.id,), "it's one", ((ETH.id, "1000", "0.05", -1),), **at),
     ]
 

@@ -243,6 +243,7 @@ OTHER: dict[str, dict[str, object]] = {
     "gate": {"edge": "2"},
     "regime": {"hysteresis": "0.2"},
     "sizing": {"quantity": "2"},
+    "strategies": {name: {"share": "0.5", "name": "sma_cross"} for name in ("one", "two")},
     "exits": {"stop_loss": "2%"},
     "execution": {"latency_ms": 1},
     "risk": {"max_daily_trades": 5},
@@ -462,6 +463,7 @@ def test_a_key_that_was_renamed_is_stored_and_hashed_under_its_older_name(tmp_pa
         "gate": ("learned_regimes", "max_dropout_spread"),
         "model": ("dropout_passes",),
         "sizing": ("shortfall",),
+        "execution": ("response_ms", "queue_model", "queue_exponent"),
         "risk": ("max_tail", "max_tail_share", "max_expected_drawdown"),
     }
     for section, keys in since.items():

@@ -44,6 +44,13 @@ PROMISED = {
     "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
     "v_trades": "run_id sequence instrument side quantity opened_ms closed_ms entry_price "
     "exit_price gross costs fees funding net bars_held entry_reason exit_reason",
+    "v_strategy_decisions": (
+        "run_id sequence instrument open_time_ms open_time_iso strategy action allowed refused_by "
+        "target_quantity target_quantity_text reason unfilled_reason regime gates note "
+        "decision_sha256 quantity quantity_text realized_pnl realized_pnl_text unrealized_pnl "
+        "unrealized_pnl_text fees_paid fees_paid_text funding_paid funding_paid_text equity "
+        "equity_text"
+    ),
     "v_notes": "run_id sequence open_time_ms instrument name number text",
     "v_orders": "run_id sequence order_id side quantity price fee liquidity reason status "
     "decision_sequence",

@@ -1,0 +1,233 @@
+"""When orders are filled at an order book, level by level, and by their place in a queue.
+
+A taker walks the levels of the far side. A limit that rests has a place in the queue of its price:
+trades at the price fill it once what is ahead is gone, and so does a far side that stands at its
+price or beyond. What a taker took stays taken until a frame sets that level again.
+
+The rules are docs/money.md, M61 to M77.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from tracepaper.daemon.broker.book_fills import (
+    UNKNOWN,
+    BookLevel,
+    BookMoves,
+    Move,
+    Queues,
+    after_change,
+    after_trade,
+    joined,
+    other,
+    reaches,
+    walked,
+)
+from tracepaper.daemon.broker.execution import Executor
+from tracepaper.daemon.broker.matching import (
+    WOULD_TAKE,
+    Funds,
+    MarketPass,
+    Matched,
+    matters_from,
+    touched,
+)
+from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders
+from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
+from tracepaper.strategies.types.market import BookUpdate, Instrument, Quote, Side
+
+NO_QUEUE: Final = (
+    "a resting limit needs recorded events (--events), and these sampled books serve orders that "
+    "take at once"
+)
+
+
+class _BookPass(MarketPass):
+    """The resting orders, while one update of the book passes them."""
+
+    def __init__(
+        self,
+        resting: RestingOrders,
+        executor: Executor,
+        funds: Funds,
+        queues: Queues,
+        *,
+        is_cash: bool,
+    ) -> None:
+        super().__init__(resting, executor, funds, is_cash=is_cash)
+        self._is_quote = True  # what it moves or triggers, it moves at once
+        self._queues = queues
+
+    def match(self, update: BookUpdate, moved: BookMoves) -> None:
+        """Let everything that rests meet the moves of *update*, then the book after them."""
+        queues = self._queues
+        for move in moved.moves:
+            (self._traded if move.is_trade else self._changed)(move)
+        queues.frame = update.frame
+        if update.cause:
+            for waiting in self._resting.orders:
+                if waiting.order_id in queues.places:  # nobody knows what went on: to the back
+                    self._join(waiting, moved)
+        for seen in self._resting.orders:
+            order = self._resting.find(seen.order_id)  # a fill before it may have changed it
+            if order is None or update.market_ms < order.eligible_ms:
+                continue
+            if order.role is not OrderRole.LIQUIDATION:  # which the mark price decides
+                self._meet(order, update, moved)
+        self._trail(moved.bids[0].price, moved.asks[0].price)
+        queues.keep({order.order_id for order in self._resting.orders})
+        if moved.is_whole:
+            for side, levels in ((Side.BUY, moved.bids), (Side.SELL, moved.asks)):
+                queues.taken.forget_renewed(side, levels)
+
+    def _meet(self, order: Order, update: BookUpdate, moved: BookMoves) -> None:
+        """Let *order* meet the book as it stands now."""
+        levels = moved.asks if order.side is Side.BUY else moved.bids
+        far, arrives = levels[0].price, order.status is OrderStatus.NEW
+        if arrives and self._refuses(order, far, update):
+            return
+        order = self._accepted(order)
+        if is_waiting_stop(order):
+            if not touched(order, far):
+                return
+            order, arrives = self._triggered(order), True
+        rests = order.price is not None and not arrives
+        if rests and moved.is_whole and order.order_id not in self._queues.places:
+            self._join(order, moved)
+        if reaches(order.side, order.price, far):
+            self._take(order, levels, moved, update.market_ms, is_maker=rests)
+        left = self._resting.find(order.order_id)
+        if order.price is None or rests or left is None:
+            return
+        if update.is_sampled:
+            self._end(left, NO_QUEUE)
+        else:
+            self._join(left, moved)
+
+    def _refuses(self, order: Order, far: int, update: BookUpdate) -> bool:
+        """Refuse *order*, which arrives where the far side stands at *far*, if it must not."""
+        takes = not is_waiting_stop(order) and reaches(order.side, order.price, far)
+        if order.post_only and takes:
+            self._end(order, WOULD_TAKE, OrderEvent.REJECT)
+        elif update.is_sampled and not is_waiting_stop(order) and not takes:
+            self._end(order, NO_QUEUE, OrderEvent.REJECT)
+        else:
+            return False
+        return True
+
+    def _take(
+        self,
+        order: Order,
+        levels: Iterable[BookLevel],
+        moved: BookMoves,
+        at_ms: int,
+        *,
+        is_maker: bool,
+    ) -> None:
+        """Fill *order* by what *levels* show and nothing took: as maker at its own price."""
+        taken, frame = self._queues.taken, self._queues.frame
+        middle = (moved.bids[0].price + moved.asks[0].price) // 2
+        side = other(order.side)
+        wanted = order.quantity - order.filled
+        for level, part in walked(tuple(levels), taken, order.side, wanted, order.price):
+            now = self._resting.find(order.order_id)
+            if now is None:
+                return
+            quantity = min(part, now.quantity - now.filled)
+            if is_maker:
+                fill = self._executor.made(now, quantity, FillModel.BOOK, at_ms)
+            else:
+                fill = self._executor.at_level(now, level.price, quantity, middle, at_ms)
+            before = len(self.trades.fills)
+            if not self._apply_fill(now, fill):
+                return
+            booked = sum(one.quantity for one in self.trades.fills[before:])
+            taken.take(side, level, booked, frame)
+
+    # ------------------------------------------------------------ queues
+
+    def _join(self, order: Order, moved: BookMoves) -> None:
+        """Put *order* at the back of the queue of its price."""
+        assert order.price is not None
+        levels = moved.bids if order.side is Side.BUY else moved.asks
+        shown = {level.price: level.size for level in levels}.get(order.price)
+        if shown is None:
+            # Between the touch and the last known level nobody waits; beyond it nobody knows.
+            is_beyond = not reaches(order.side, order.price, levels[-1].price)
+            shown = UNKNOWN if is_beyond else 0
+        self._queues.places[order.order_id] = joined(order.order_id, shown)
+
+    def _changed(self, move: Move) -> None:
+        """Let the level of a price show another size."""
+        places = self._queues.places
+        for order in self._resting.orders:
+            place = places.get(order.order_id)
+            if place is not None and (order.side, order.price) == (move.side, move.price):
+                places[order.order_id] = after_change(place, move.size, self._queues.rules)
+
+    def _traded(self, move: Move) -> None:
+        """Let a taker of the other side trade at a price, or through it: its size fills once."""
+        used, places = 0, self._queues.places
+        for seen in sorted(self._resting.orders, key=_best_first):
+            place, order = places.get(seen.order_id), self._resting.find(seen.order_id)
+            if place is None or order is None or order.side is move.side:
+                continue
+            if order.price is None or not reaches(order.side, order.price, move.price):
+                continue
+            reached = move.size
+            if order.price == move.price:
+                places[order.order_id], reached = after_trade(place, move.size)
+            quantity = min(reached - used, order.quantity - order.filled)
+            if quantity <= 0:
+                continue
+            fill = self._executor.made(order, quantity, FillModel.BOOK, move.at_ms)
+            before = len(self.trades.fills)
+            if self._apply_fill(order, fill):
+                used += sum(one.quantity for one in self.trades.fills[before:])
+
+
+def _best_first(order: Order) -> int:
+    if order.price is None:
+        return 0
+    return -order.price if order.side is Side.BUY else order.price
+
+
+def is_waiting_stop(order: Order) -> bool:
+    """Whether *order* waits for its trigger."""
+    return order.trigger is not None and not order.triggered
+
+
+def rests_as_limit(order: Order) -> bool:
+    """Whether *order* is a limit that has reached the exchange, and waits in a queue."""
+    arrived = order.status is not OrderStatus.NEW and order.role is not OrderRole.LIQUIDATION
+    return arrived and order.price is not None and not is_waiting_stop(order)
+
+
+def match_update(
+    resting: RestingOrders,
+    executor: Executor,
+    funds: Funds,
+    queues: Queues,
+    update: BookUpdate,
+    moved: BookMoves,
+    instrument: Instrument,
+) -> Matched:
+    """Return what *update*, which holds *moved*, did to the resting orders."""
+    market = _BookPass(resting, executor, funds, queues, is_cash=instrument.category.is_cash)
+    market.match(update, moved)
+    return market.trades
+
+
+def acts(order: Order, quote: Quote, trail: int) -> bool:
+    """Whether a book whose best levels are *quote* can change the resting *order* by itself.
+
+    What happened at the price of a limit is asked apart, of its ``QueuePlace``.
+    """
+    if rests_as_limit(order):
+        if order.until_ms is not None and quote.market_ms >= order.until_ms:
+            return True
+        return reaches(order.side, order.price, quote.ask if order.side is Side.BUY else quote.bid)
+    from_ms = matters_from(order, quote, trail)
+    return from_ms is not None and quote.market_ms >= from_ms

@@ -1,0 +1,202 @@
+"""The section [strategies]: several strategies on one account, each with a share of its equity.
+
+The rules are docs/one_account.md, J1 to J7.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from decimal import Decimal
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from tracepaper.daemon.config.sections import GateSection, SizingSection, StrategySection
+from tracepaper.daemon.config.values import (
+    TWIN_NAMES,
+    Exact,
+    ExitsSection,
+    Section,
+    allowed,
+    json_object,
+)
+from tracepaper.strategies.units import MONEY_DECIMALS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from tracepaper.daemon.config.loading import Config
+
+_NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
+STRATEGIES_MOST: Final = 20
+
+_OWN: Final[dict[str, type[Section]]] = {
+    "gate": GateSection,
+    "sizing": SizingSection,
+    "exits": ExitsSection,
+}
+"""The sections of which a strategy may have keys of its own."""
+
+Overrides = Annotated[dict[str, Any], BeforeValidator(json_object)]
+
+
+class StrategyShare(StrategySection):
+    """One of several strategies: the keys of [strategy], and its share of the account."""
+
+    share: Annotated[Exact, Field(gt=0, le=1)]
+    """Share of the account's equity."""
+    gate: Overrides = Field(default_factory=dict)
+    """Keys of [gate] that are other ones for this strategy."""
+    sizing: Overrides = Field(default_factory=dict)
+    """Keys of [sizing] that are other ones for this strategy."""
+    exits: Overrides = Field(default_factory=dict)
+    """Keys of [exits] that are other ones for this strategy."""
+
+    @model_validator(mode="after")
+    def _has_no_twins(self) -> StrategyShare:
+        if self.twins:
+            raise ValueError("leave twins out: several strategies have no shadow accounts")
+        for name, section in _OWN.items():
+            try:
+                section.model_validate(getattr(self, name))
+            except ValidationError as error:
+                first = error.errors()[0]
+                key = ".".join(map(str, first["loc"]))
+                why = first["msg"].removeprefix("Value error, ")
+                raise ValueError(f"its {name} has {key}: {why}") from None
+        return self
+
+
+class StrategiesSection(Section):
+    """Several strategies on one account: each a table [strategies.NAME], in place of [strategy]."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, StrategyShare] = Field(init=False)
+
+    reset: Literal["never", "day", "week", "month"] = "never"
+    """When each gets its share of the equity anew: never, or at the first close of each day, week
+    or month (UTC)."""
+
+    @property
+    def named(self) -> dict[str, StrategyShare]:
+        """The strategies by name, in the order of their names."""
+        return dict(sorted((self.__pydantic_extra__ or {}).items()))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tables(cls, value: object) -> object:
+        """Read each strategy from JSON, as an environment variable or ``--set`` has it."""
+        if not isinstance(value, dict):
+            return value
+        read = {}
+        for name, table in value.items():
+            given = json_object(table) if name != "reset" else table
+            if name != "reset":
+                if not isinstance(given, dict):
+                    raise ValueError(
+                        f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"
+                    )
+                if not _NAME.fullmatch(name) or name in TWIN_NAMES:
+                    raise ValueError(
+                        f"[strategies.{name}] cannot have that name; use small letters, digits and "
+                        "underscores, and no name of a shadow account"
+                    )
+                if "share" not in given:
+                    raise ValueError(
+                        f"[strategies.{name}] needs a share of the equity; write share, such as "
+                        '"0.5"'
+                    )
+            read[name] = given
+        return read
+
+    @model_validator(mode="after")
+    def _shares(self) -> StrategiesSection:
+        named = self.named
+        total = sum((one.share for one in named.values()), Decimal(0))
+        if total > 1:
+            raise ValueError(
+                f"the shares of [strategies] add up to {total}; let them be at most 1 together"
+            )
+        if len(named) == 1:
+            (name,) = named
+            raise ValueError(
+                f"[strategies.{name}] is alone; write it as [strategy], or name a second one"
+            )
+        if len(named) > STRATEGIES_MOST:
+            raise ValueError(f"[strategies] names more than {STRATEGIES_MOST} strategies")
+        if self.reset != "never" and not named:
+            raise ValueError("[strategies] reset is of several strategies, and none is named")
+        return self
+
+
+def members_of(config: Config) -> dict[str, Config]:
+    """Return the configuration of each strategy by name, as if it traded alone without limits."""
+    return {name: _member(config, one) for name, one in config.strategies.named.items()}
+
+
+def _member(config: Config, one: StrategyShare) -> Config:
+    keys = {name: getattr(one, name) for name in StrategySection.model_fields}
+    changed: dict[str, object] = {
+        "strategy": StrategySection.model_construct(**keys),
+        "strategies": StrategiesSection(),
+        "risk": type(config.risk)(),
+    }
+    own: Mapping[str, Mapping[str, Any]]
+    own = {"gate": one.gate, "sizing": one.sizing, "exits": one.exits}
+    for name, given in own.items():
+        if given:
+            section = getattr(config, name)
+            written = section.model_dump(include=section.model_fields_set)
+            changed[name] = type(section).model_validate({**written, **given})
+    return config.model_copy(update=changed)
+
+
+def with_members(config: Config, changed: Mapping[str, Config]) -> Config:
+    """Return *config* with the [strategy] of each member as it was *changed*."""
+    named = {
+        name: one.model_copy(
+            update={
+                key: getattr(changed[name].strategy, key) for key in StrategySection.model_fields
+            }
+        )
+        for name, one in config.strategies.named.items()
+    }
+    section = config.strategies.model_copy()
+    section.__pydantic_extra__.update(named)
+    return config.model_copy(update={"strategies": section})
+
+
+def each_changed(config: Config, change: Callable[[Config], Config]) -> Config:
+    """Return *config* with the [strategy] of each of several as *change* makes it."""
+    changed = {name: change(own) for name, own in members_of(config).items()}
+    return with_members(config, changed) if changed else config
+
+
+def strategy_name(config: Config) -> str:
+    """Return what a run is said to be decided by: its strategy's name, or the names of several."""
+    named = config.strategies.named
+    return " + ".join(named) if named else config.strategy.name
+
+
+def shares_of(config: Config) -> dict[str, int]:
+    """Return the share of each strategy as an integer of 10⁻¹⁰."""
+    return {
+        name: int(one.share.scaleb(MONEY_DECIMALS)) for name, one in config.strategies.named.items()
+    }
+
+
+def fault_of_share(first: Mapping[str, Any], place: str, key: str) -> str:
+    """Return the *first* fault of the strategy that stands at *place*, of its *key*."""
+    fields = StrategyShare.model_fields
+    if key not in fields:
+        near = get_close_matches(key, fields, n=1)
+        nearest = f"the nearest is {near[0]!r}" if near else f"it knows {', '.join(fields)}"
+        return f"{place} has no key {key!r}; {nearest}."
+    reason = first["msg"].removeprefix("Value error, ")
+    if first["type"] not in {"value_error", "type_error"}:
+        reason = f"write {allowed(fields[key].annotation, fields[key].metadata)}"
+    return (
+        f"{place} {key} = {json.dumps(first['input'], default=str):.60} cannot be used; {reason}."
+    )

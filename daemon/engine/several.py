@@ -1,0 +1,520 @@
+"""``SeveralEngine``: several strategies on one account, netted into one decision a bar.
+
+Each strategy has its own gates and sizes, and decides on each instrument as if its sub-account were
+the account. What they want together is the decision of the account's own gates and limits.
+
+The rules are docs/one_account.md, J8 to J18.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple, cast
+
+import msgspec
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.account import Intent, is_entry
+from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled, Save
+from tracepaper.daemon.broker.divided import DividedBroker, Proposal
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
+from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings, EngineState, PartsState
+from tracepaper.strategies.api.context import BarContext, Orders, Signal
+from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
+from tracepaper.strategies.api.strategy import DeclaredState, Strategy, remembered
+from tracepaper.strategies.api.timeframes import frame_bars
+from tracepaper.strategies.errors import InvariantBroken, StrategyFailed
+from tracepaper.strategies.gates.evaluator import GateEvaluator
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Decision,
+    FillModel,
+    Forecast,
+    GateSet,
+    Order,
+    Prediction,
+    SinceDecided,
+    Step,
+    StrategyDecision,
+)
+from tracepaper.strategies.types.market import Bar, Event, Instrument
+from tracepaper.strategies.units import DAY_MS, divide_half_even
+
+NEVER: Final = "never"
+UNCHANGED: Final = "no strategy changed its target"
+SET_ASIDE: Final = "set aside: "
+"""Begins the reason of a strategy that failed."""
+NO_EQUITY: Final = "its sub-account has no equity left"
+_ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]+")
+_FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
+_SENTENCE_MOST: Final = 300
+
+
+class StrategyMember:
+    """One of several strategies: whether it is asked, and what it knows of each instrument."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.set_aside = ""  # why, once it failed
+        self.is_empty = False  # its sub-account has no equity
+        self.states: dict[str, InstrumentState] = {}
+
+    @property
+    def closed(self) -> str:
+        """Why it holds nothing; empty while it is asked."""
+        return self.set_aside or (NO_EQUITY if self.is_empty else "")
+
+    def fail(self, why: str) -> None:
+        """Set it aside, for good in this run; what it holds is closed by its next decision."""
+        if not self.set_aside:
+            same = _FOLDER.sub("", _ADDRESS.sub("0x…", why))  # wherever it is derived again
+            text = " ".join(same.split())[:_SENTENCE_MOST]
+            self.set_aside = f"{SET_ASIDE}{text}"
+
+
+class Guarded(Strategy):
+    """A strategy that is asked while its *member* is open; closed, it wants nothing."""
+
+    def __init__(self, inner: Strategy, member: StrategyMember) -> None:
+        self.inner, self._member = inner, member
+        self.gates, self.warmup = inner.gates, inner.warmup
+        self.sees_account, self.reads_history = inner.sees_account, inner.reads_history
+        self.horizon, self.needs_forecast = inner.horizon, inner.needs_forecast
+        self.frames, self.frames_warmup = inner.frames, inner.frames_warmup
+        self.State = inner.State
+
+    @property
+    def state(self) -> Any:  # noqa: ANN401
+        """The state that the strategy declares."""
+        return self.inner.state
+
+    @state.setter
+    def state(self, given: object) -> None:
+        self.inner.state = given
+
+    @property
+    def exits_freely(self) -> bool:  # type: ignore[override]
+        """Whether judgement gates hold up no FLAT."""
+        return bool(self._member.closed) or self.inner.exits_freely
+
+    def observe(self, bar: Bar) -> None:
+        """Show *bar* to the strategy, unless it is set aside."""
+        if self._member.set_aside:
+            return
+        try:
+            self.inner.observe(bar)
+        except StrategyFailed as error:
+            self._member.fail(str(error))
+
+    def decide(self, context: BarContext) -> Signal:
+        """Ask the strategy; FLAT where it is closed, or fails."""
+        if not self._member.closed:
+            try:
+                answer = self.inner.decide(context)
+            except StrategyFailed as error:
+                self._member.fail(str(error))
+            else:
+                if isinstance(answer, Signal):
+                    return answer
+                self._member.fail(
+                    "it answered a list of orders, which several strategies on one account do not "
+                    "take; let it return a Signal"
+                )
+        return Signal(Action.FLAT, self._member.closed)
+
+
+class Netted(Strategy):
+    """What several strategies want together of one instrument: the account's own strategy."""
+
+    reads_history = False
+
+    def __init__(self, inner: Mapping[StrategyMember, Strategy]) -> None:
+        """Take the strategies, each guarded by whom it belongs to."""
+        self.members = list(inner)
+        self.inner = {one.name: Guarded(strategy, one) for one, strategy in inner.items()}
+        every = self.inner.values()
+        self.warmup = min(one.warmup for one in every)  # the first that is warm trades
+        self.gates = INTEGRITY.intersection(*(one.gates for one in every))
+        self.needs_forecast = any(one.needs_forecast for one in every)
+        self.sees_account = False
+        wanted = [frame_bars(one) for one in every]
+        self.frames = tuple(dict.fromkeys(name for of in wanted for name in of))
+        self.frames_warmup = {
+            name: max(of[name] for of in wanted if name in of) for name in self.frames
+        }
+        self.answer = Signal(Action.HOLD, UNCHANGED)
+
+    @property
+    def remembers(self) -> int:
+        """How many of the last bars decide, of the strategy that looks back furthest."""
+        return max(remembered(one) for one in self.inner.values())
+
+    def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - each strategy saw its own
+        """Return what was netted."""
+        return self.answer
+
+
+class NetSizer(Sizer):
+    """Sizes the net target, and shows each strategy what the account's own state is shown."""
+
+    def __init__(self, instrument: Instrument, remembers: int) -> None:
+        super().__init__(Sizing(SizingMode.NOTIONAL, notional=1), instrument)
+        self.net = 0
+        self.states: list[InstrumentState] = []  # of each strategy
+        self._remembers = remembers
+
+    @property
+    def bars(self) -> int:
+        """As many bars as any of the strategies looks back on."""
+        return self._remembers
+
+    def observe(self, bar: Bar) -> None:
+        """Show *bar* to every strategy, after all that they share was shown it."""
+        for state in self.states:
+            state.observe(bar)
+
+    def change(self, instrument: Instrument) -> None:
+        """Use new filters for the net target, and for that of every strategy."""
+        super().change(instrument)
+        for state in self.states:
+            state.change(instrument)
+
+    def target(
+        self,
+        signal: Signal,  # noqa: ARG002 - it follows from the net
+        bar: Bar,  # noqa: ARG002
+        forecast: Forecast | None,  # noqa: ARG002
+        *,
+        standing: int = 0,  # noqa: ARG002
+        account: SizingAccount = NO_ACCOUNT,  # noqa: ARG002
+        is_full: bool = False,  # noqa: ARG002
+    ) -> int:
+        """Return what the strategies want together."""
+        return self.net
+
+
+class _Declared:
+    """The declared states of several strategies on one instrument, as one."""
+
+    def __init__(self, of: Mapping[StrategyMember, DeclaredState]) -> None:
+        self._of = dict(of)
+
+    @property
+    def encoded(self) -> bytes:
+        """The state of each, by the strategies' names."""
+        return msgspec.msgpack.encode({one.name: it.encoded for one, it in self._of.items()})
+
+    def changed(self) -> bool:
+        """Return whether any of them has changed; what cannot be stored sets its strategy aside."""
+        found = False
+        for member, declared in self._of.items():
+            try:
+                found |= not member.set_aside and declared.changed()
+            except StrategyFailed as error:
+                member.fail(str(error))
+                found = True
+        return found
+
+    def hand_back(self, encoded: bytes) -> None:
+        """Give each strategy the state that a step stored."""
+        stored = msgspec.msgpack.decode(encoded, type=dict[str, bytes])
+        for member, declared in self._of.items():
+            if member.name in stored:
+                declared.hand_back(stored[member.name])
+
+
+class _Said(NamedTuple):
+    """What a strategy decided at the bar in hand, before its step holds it."""
+
+    member: StrategyMember
+    decision: Decision
+    intent: Intent | None
+
+
+class SeveralEngine(Engine):
+    """The engine of a run in which several strategies share the account."""
+
+    broker: DividedBroker
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        nets: Mapping[str, Strategy],
+        _sizers: Mapping[str, Sizer],
+        gates: Mapping[str, GateEvaluator],
+        settings: EngineSettings,
+        *,
+        engines: Mapping[str, Engine],
+        shares: Mapping[str, int],
+        reset: str = NEVER,
+    ) -> None:
+        """Take what the account is judged by, and the engine that each strategy would have alone.
+
+        *shares* are 10⁻¹⁰ of the account, by the strategies' names.
+        """
+        self._nets = {key: net for key, net in nets.items() if isinstance(net, Netted)}
+        self._net_sizers = {
+            item.id: NetSizer(item, self._nets[item.id].remembers) for item in instruments
+        }
+        self.members: list[StrategyMember] = []
+        super().__init__(instruments, nets, self._net_sizers, gates, settings)
+        day_ranges = {key: state.history.day_range for key, state in self.states.items()}
+        self.broker = DividedBroker(instruments, settings.broker, day_ranges)
+        self._by_quotes = settings.broker.execution is FillModel.QUOTE
+        self._reset, self._shared_out = reset, -1
+        self._said: list[_Said] = []
+        self._prediction: Prediction = None
+        self._mid_or_close = 0
+        self.members = next(iter(self._nets.values())).members
+        declared: dict[str, dict[StrategyMember, DeclaredState]] = {
+            item.id: {} for item in instruments
+        }
+        for member in self.members:
+            alone = engines[member.name]
+            for key, state in alone.states.items():
+                member.states[key] = state
+                if key in alone.declared:
+                    declared[key][member] = alone.declared[key]
+                state.history.share(self.states[key].history)
+                if state.strategy.needs_forecast:
+                    self.states[key].regimes = state.regimes  # of one model, with one card
+                self._net_sizers[key].states.append(state)
+        for key, of in declared.items():
+            for state in self._net_sizers[key].states:
+                state.regimes = self.states[key].regimes
+            if of:
+                one = cast("DeclaredState", _Declared(of))
+                self.declared[key] = self.states[key].declared = one
+        every = [
+            (member.name, key, state.strategy)
+            for member in self.members
+            for key, state in member.states.items()
+        ]
+        self.broker.divide(
+            instruments,
+            {name: alone.broker.settings for name, alone in engines.items()},
+            shares,
+            reports_fills={
+                name: [key for of, key, one in every if of == name and one.sees_account]
+                for name in engines
+            },
+            confirms=[key for _, key, one in every if one.horizon is not None],
+        )
+        self.sees_account = True  # a strategy without equity is closed
+        self.has_horizon = any(one.horizon is not None for _, _, one in every)
+        self._places = {one: place for place, one in enumerate(self.gate_sets)}
+
+    # ------------------------------------------------------------ what others ask
+
+    @property
+    def gate_sets(self) -> tuple[GateSet, ...]:
+        """The gate sets of the account and of all strategies, without repeats."""
+        own = [
+            state.gates.evaluator.gate_set
+            for member in self.members
+            for state in member.states.values()
+        ]
+        return tuple(dict.fromkeys((*super().gate_sets, *own)))
+
+    @property
+    def since_decided(self) -> dict[str, SinceDecided]:
+        """What became of the last decision on each instrument, of each strategy too."""
+        return {
+            key: replace(
+                known,
+                parts={
+                    member.name: SinceDecided(
+                        member.states[key].outcomes.verdict,
+                        tuple(self.broker.parts[member.name].ledger.fills.get(key, ())),
+                    )
+                    for member in self.members
+                },
+            )
+            for key, known in super().since_decided.items()
+        }
+
+    # ------------------------------------------------------------ a bar, from top to bottom
+
+    def _decide(
+        self,
+        bar: Bar,
+        filled: Filled | None,
+        prediction: Prediction,
+        at_ms: int,
+        *,
+        saves: bool = True,
+    ) -> Step:
+        """Return the step of *bar*: every strategy's decision first, then that of the account."""
+        if filled is None or bar.open_time_ms < self._period_start_ms:
+            return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+        self._share_out_if_due(bar)
+        key, broker = bar.instrument, self.broker
+        state, is_finite = self.states[key], None
+        self._prediction, said = prediction, prediction
+        if prediction is not None:
+            said, is_finite = checked(prediction)
+            self._prediction = said
+        regime, cell = state.regimes.regime, state.regimes.cell
+        self._mid_or_close = self._crossing_price(bar, state)
+        intents: dict[str, Intent] = {}
+        reasons = []
+        net = standing = 0
+        for member in self.members:
+            one, part = member.states[key], broker.parts[member.name]
+            member.is_empty = part.balance().equity <= 0
+            one.quote = state.quote
+            set_aside = member.set_aside
+            decision = one.decide(bar, said, part, is_running=not self.halted, is_finite=is_finite)
+            if member.set_aside != set_aside:
+                self.save = Save.NOW
+            if isinstance(one.signal, Signal):
+                broker.hear(member.name, key, one.signal)
+            intent, before = one.intent, part.target(key)
+            assert not isinstance(intent, Orders)
+            target = before
+            if intent is not None:
+                intents[member.name] = intent
+                if broker.refusal_of(member.name, intent, bar, at_ms) is None:
+                    target = intent.target
+            if target != before:
+                reasons.append(f"{member.name}: {decision.reason}")
+            net, standing = net + target, standing + before
+            self._said.append(_Said(member, decision, intent))
+        if state.regimes.regime is not regime or state.regimes.cell != cell:
+            self.save = Save.NOW
+        self._nets[key].answer = _answer(net, reasons)
+        self._net_sizers[key].net = net
+        broker.propose(Proposal(intents, net, self._mid_or_close))
+        return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+
+    def _crossing_price(self, bar: Bar, state: InstrumentState) -> int:
+        """Return the mid of the newest quote where quotes fill orders, else the close of *bar*."""
+        quote = state.quote
+        if not self._by_quotes or quote is None:
+            return bar.close
+        return divide_half_even(quote.bid + quote.ask, 2)
+
+    def _share_out_if_due(self, bar: Bar) -> None:
+        """Give shares anew at the first close of each day, week or month."""
+        if self._reset == NEVER:
+            return
+        period = _period(self._reset, bar.close_time_ms)
+        if period > self._shared_out:
+            if self._shared_out >= 0:
+                self.broker.share_out()
+            self._shared_out = period
+            self.save = Save.NOW
+
+    # ------------------------------------------------------------ the record
+
+    def _finish(  # noqa: PLR0913, PLR0917 - the fields of a step
+        self,
+        event: Event,
+        instrument: str | None,
+        filled: Filled = NOTHING_FILLED,
+        sent: tuple[Order, ...] = (),
+        decision: Decision | None = None,
+        prediction: Prediction = None,
+        confirmed: Sequence[str] = (),
+        window_sha256: bytes | None = None,
+        decision_sha256: bytes | None = None,
+        *,
+        accepted: bool = True,
+        belief: str | None = None,
+        saves: bool = True,
+    ) -> Step:
+        """Return the step of *event*, with what each strategy decided at a bar."""
+        parts: tuple[StrategyDecision, ...] = ()
+        broker = self.broker
+        if decision is not None and isinstance(event, Bar):
+            if decision.refused_by is not None:  # what a command left opposing crosses still
+                at_ms = event.market_ms
+                sent += broker.cross(
+                    event.instrument, self._mid_or_close, sequence=self.sequence, at_ms=at_ms
+                )
+            parts = self._decisions(event.instrument, decision)
+            confirmed = [
+                one.member.name
+                for one in self._said
+                if one.intent is not None
+                and is_entry(one.intent.action)
+                and (to := broker.sent.get(one.member.name)) is not None
+                and to.refusal is None
+            ]
+            for name, fills in broker.take_crossed().items():
+                known = filled.shadows.get(name, ())
+                filled = filled._replace(shadows={**filled.shadows, name: known + fills})
+            self._said.clear()
+        step = super()._finish(
+            event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
+            decision_sha256, accepted=accepted, belief=belief, saves=saves,
+        )  # fmt: skip
+        return replace(step, strategies=parts) if parts else step
+
+    def _decisions(self, key: str, net: Decision) -> tuple[StrategyDecision, ...]:
+        """Return what each strategy decided, as the step keeps it."""
+        kept = []
+        for member, decided, intent in self._said:
+            state, sent = member.states[key], self.broker.sent.get(member.name)
+            decision, _, digest = state.settle(decided, self._prediction, sent)
+            if sent is None and intent is not None and net.refused_by is not None:
+                why = f"the account's gate {net.refused_by} refused what was netted"
+                decision = state.unfilled(decision, why)
+            place = self._places[decision.outcome.gate_set]
+            kept.append(StrategyDecision(member.name, decision, digest, place))
+        return tuple(kept)
+
+    def state(self) -> EngineState:
+        """Return what must survive a restart."""
+        aside = {one.name: one.set_aside for one in self.members if one.set_aside}
+        parts = PartsState(self.broker.reserve, aside, self._shared_out)
+        return replace(super().state(), parts=parts)
+
+    def _encoded_state(self) -> bytes:
+        """Return the encoding of :meth:`state`."""
+        return msgspec.msgpack.encode(self.state())
+
+    def take_up(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
+        """Take up what a restart brings; raise ``InvariantBroken`` where parts do not add up."""
+        broker = self.broker
+        stored: Any = state.parts
+        if stored is not None and state.twins.keys() == broker.parts.keys():
+            broker.reserve, self._shared_out = stored.reserve, stored.shared_out
+            for member in self.members:
+                member.set_aside = stored.set_aside.get(member.name, "")
+        for key, known in since.items():
+            for member in self.members:
+                if (its := known.parts.get(member.name)) is not None:
+                    member.states[key].outcomes.restored = its.verdict
+                    fills = broker.parts[member.name].ledger.fills
+                    if key in fills:
+                        fills[key] = list(its.fills)
+        for key in self.states:
+            parts = sum(part.held(key) for part in broker.parts.values())
+            if parts != broker.own.held(key):
+                raise InvariantBroken(
+                    f"the strategies' parts of {key} add up to {parts}, and the account holds "
+                    f"{broker.own.held(key)}; run `tracepaper audit verify` and restore a backup"
+                )
+
+
+def _answer(net: int, reasons: Sequence[str]) -> Signal:
+    """Return the signal of the *net* target, which *reasons* explain; none of them changes none."""
+    if not reasons:
+        return Signal(Action.HOLD, UNCHANGED)
+    action = Action.FLAT if not net else Action.LONG if net > 0 else Action.SHORT
+    return Signal(action, "; ".join(reasons))
+
+
+def _period(reset: str, at_ms: int) -> int:
+    """Return the number of the day, of the week (from Monday) or of the month of a time in UTC."""
+    day = at_ms // DAY_MS
+    if reset == "day":
+        return day
+    if reset == "week":
+        return (day + 3) // 7  # 1970 began on a Thursday
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    return moment.year * 12 + moment.month

@@ -1,0 +1,112 @@
+"""``v_strategy_decisions``: what each of several strategies on one account decided, and earned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tracepaper.storage.database.chunks import select
+from tracepaper.storage.database.view_columns import (
+    INSTRUMENT,
+    Shown,
+    View,
+    exact,
+    moment,
+    of_step,
+    shared_row,
+)
+from tracepaper.storage.record.columns import MONEY, QUANTITY, SEQUENCE_LIMIT
+from tracepaper.storage.record.decode import TWIN_FILL
+from tracepaper.strategies.types.decisions import Fill, FillModel, SinceDecided, Step
+
+if TYPE_CHECKING:
+    import sqlite3
+
+    from tracepaper.storage.record.decode import StepDecoder
+
+
+def _kept(name: str) -> str:
+    """Return how a field of the stored decision is read."""
+    return f"json_extract(n.value, '$.{name}')"
+
+
+_MARKED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
+_GATES: Final = (
+    "(SELECT json_group_object(g.gate, json_array(json_extract(n.value, '$.measures[' || "
+    f"g.ordinal || ']'), g.threshold, {_kept('passed')} >> g.ordinal & 1)) FROM gate_sets g "
+    f"WHERE g.run_key = r.run_key AND g.gate_set = {_kept('gate_set')})"
+)
+
+V_STRATEGY_DECISIONS: Final = View(
+    "v_strategy_decisions",
+    "what one of several strategies on one account decided at a bar, and its sub-account then",
+    (
+        *of_step("s"),
+        INSTRUMENT,
+        *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
+        Shown("strategy", _kept("strategy"), "its name in [strategies]"),
+        Shown("action", _kept("action"), "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
+        Shown(
+            "allowed",
+            f"{_kept('refused_by')} IS NULL",
+            "1 if every gate of its own passed",
+            "INTEGER",
+            is_flag=True,
+        ),
+        Shown("refused_by", _kept("refused_by"), "the first that failed; null if none"),
+        *exact("target_quantity", _kept("target"), QUANTITY, "its part wanted, signed"),
+        Shown("reason", _kept("reason"), "the strategy's reason"),
+        Shown(
+            "unfilled_reason",
+            _kept("unfilled_reason"),
+            "why its target is neither reached nor ordered; null where it is",
+        ),
+        Shown(
+            "regime",
+            f"coalesce({_kept('regime')}, 'UNKNOWN')",
+            "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`",
+        ),
+        Shown("gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"),
+        Shown("note", _kept("note"), "JSON of the numbers and texts that it noted; else null"),
+        Shown("decision_sha256", _kept("sha256"), "hash of its decision, as of one alone"),
+        *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
+        *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
+        *exact("unrealized_pnl", _MARKED, MONEY, "its profit of what is open, at the mark"),
+        *exact("fees_paid", "h.account_fees_paid", MONEY, "its fees"),
+        *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
+        *exact("equity", f"coalesce(m.equity, h.cash + {_MARKED})", MONEY, "of its sub-account"),
+    ),
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
+    "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step "
+    "AND a.strategies IS NOT NULL "
+    "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
+    "JOIN json_each(a.strategies) n JOIN twin_steps m ON m.step = s.step AND m.book = n.key + 1 "
+    f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book",
+)
+"""Its sub-account is the row of that name in ``v_twin_equity``."""
+
+
+def since_parts(
+    connection: sqlite3.Connection,
+    decoder: StepDecoder,
+    decided: Step | None,
+    instrument: str,
+    span: tuple[int, int],
+) -> dict[str, SinceDecided]:
+    """Return what became of each strategy's answer at the step *decided*, and its fills since.
+
+    *span* are the keys of the first and the last step that are looked at.
+    """
+    if decided is None or not decided.strategies:
+        return {}
+    first = span[0] & ~(SEQUENCE_LIMIT - 1) | decided.sequence
+    fills: dict[str, list[Fill]] = {}
+    for row in connection.execute(select("twin_fills", "step BETWEEN ? AND ?"), (first, span[1])):
+        fill = decoder.fill(row, "twin_fills")
+        # What crossed at that very decision was no news to it.
+        is_news = row[TWIN_FILL.step] > first or fill.model is FillModel.CROSSED
+        if is_news and fill.instrument == instrument:
+            fills.setdefault(row[TWIN_FILL.twin], []).append(fill)
+    return {
+        one.strategy: SinceDecided(one.decision.outcome, tuple(fills.get(one.strategy, ())))
+        for one in decided.strategies
+    }

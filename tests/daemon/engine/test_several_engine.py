@@ -1,0 +1,365 @@
+"""Several strategies on one account: netted, crossed, protected, and never a unit apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from builders import START_MS, bars, instrument, quote
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+from several_strategies import (
+    DRAWN,
+    SCRIPTED,
+    TOLD,
+    OwnParts,
+    check_sums,
+    configured,
+    crossed_in,
+    fills_of,
+)
+
+from tracepaper.daemon.broker.divided import CHANGED
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.several import NO_EQUITY, SeveralEngine
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Command,
+    CommandKind,
+    Event,
+    Funding,
+    Mark,
+    Quote,
+)
+
+MINUTE = 60_000
+ITEM = instrument()
+
+
+def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN, **item: Any) -> SeveralEngine:
+    made = build_engine(
+        config,
+        [instrument(**item)],
+        execution=execution,
+        period_start_ms=0,
+        forecaster=None,
+    )
+    assert isinstance(made, SeveralEngine)
+    return made
+
+
+def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
+    """Return bars, a settlement every ten of them, and marks and quotes where quotes fill."""
+    made: list[Event] = []
+    for at, bar in enumerate(bars(count, seed=seed)):
+        if quotes:
+            for ms in (1_000, 20_000, 59_000):
+                price = bar.open + (bar.close - bar.open) * ms // MINUTE
+                made.append(
+                    quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=400 + 100 * at)
+                )
+        made.append(bar)
+        if at % 10 == 9:
+            at_ms = bar.close_time_ms
+            mark = bar.close + 13
+            made += [
+                Mark(bar.instrument, mark, at_ms, at_ms),
+                Funding(bar.instrument, (-1) ** at * 1_234_567, at_ms, at_ms),
+            ]
+    return made
+
+
+def run(engine: SeveralEngine, events: list[Event], cash: list[int]) -> list[Step]:
+    """Step through *events*; at every step the parts are the account, and an own ledger agrees."""
+    names = list(engine.broker.parts)
+    own = OwnParts(ITEM, dict(zip(names, cash, strict=True)))
+    steps = []
+    paid = mark = 0
+    is_marked = False
+    for event in events:
+        step = engine.step(event, None)
+        steps.append(step)
+        check_sums(engine)
+        for name, fill in fills_of(step):
+            own.fill(name, fill)
+        if isinstance(event, Funding):
+            own.settle(event, mark, step.account.funding_paid - paid)
+            paid = step.account.funding_paid
+        elif isinstance(event, Mark):
+            mark, is_marked = event.price, True
+        elif isinstance(event, Bar):
+            mark, is_marked = mark if is_marked else event.close, False
+        for name, part in engine.broker.parts.items():
+            assert own.held[name] == part.held(ITEM.id)
+            if mark:
+                assert own.equity(name, mark) == part.balance().equity
+    return steps
+
+
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 10_000), quotes=st.booleans(), margin=st.booleans())
+def test_the_parts_are_the_account_at_every_step(seed: int, quotes: bool, margin: bool) -> None:
+    execution = FillModel.QUOTE if quotes else FillModel.NEXT_OPEN
+    account = {"cash": "100000", **({"margin": "isolated", "leverage": "5"} if margin else {})}
+    config = configured(account=account, execution={"fill_within_ms": MINUTE})
+    engine = built(config, execution)
+    events = walk(seed, quotes=quotes)
+    steps = run(engine, events, [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    assert engine.broker.reserve == 10_000 * 10**10
+    if margin:
+        assert all(step.account.cash >= (step.position or _NONE).margin for step in steps)
+    _check_net(steps)
+
+
+class _Nothing:
+    margin = 0
+
+
+_NONE: Any = _Nothing()
+
+
+def _check_net(steps: list[Step]) -> None:
+    """Assert that the account's decision is the net of the strategies', and its fills their sum."""
+    assert any(crossed_in(step) for step in steps)
+    for step in steps:
+        if step.decision is not None and step.decision.refused_by is None and not step.fills:
+            targets = [one.decision.target_quantity or 0 for one in step.strategies]
+            refused = [
+                one.decision.refused_by or one.decision.unfilled_reason for one in step.strategies
+            ]
+            if not any(refused):
+                assert step.decision.target_quantity == sum(targets)
+        for fill in step.fills:
+            parts = [
+                one for _, one in fills_of(step)
+                if one.order_id == fill.order_id and one.model is not FillModel.CROSSED
+            ]  # fmt: skip
+            assert sum(part.quantity for part in parts) == fill.quantity
+            assert sum(part.fee for part in parts) == fill.fee
+            assert sum(part.notional for part in parts) == fill.notional
+            assert {part.price for part in parts} == {fill.price}
+            assert {part.side for part in parts} == {fill.side}
+
+
+def test_opposing_parts_cross_at_the_close_without_fee() -> None:
+    steps = run(built(configured()), walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    crossings = [(step, crossed_in(step)) for step in steps if crossed_in(step)]
+    assert len(crossings) > 3
+    for step, parts in crossings:
+        assert isinstance(step.event, Bar)
+        assert {(fill.price, fill.fee) for _, fill in parts} == {(step.event.close, 0)}
+
+
+def test_where_quotes_fill_they_cross_at_the_mid() -> None:
+    engine = built(configured(execution={"fill_within_ms": MINUTE}), FillModel.QUOTE)
+    newest = 0
+    count = 0
+    for event in walk(5, quotes=True):
+        step = engine.step(event, None)
+        if isinstance(event, Quote):
+            newest = (event.bid + event.ask) // 2
+        for _, fill in crossed_in(step):
+            assert fill.price == newest
+            count += 1
+    assert count > 3
+
+
+def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> None:
+    engine = built(configured())
+    steps = run(engine, walk(7, 200), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    roles = {OrderRole.STOP, OrderRole.TARGET}
+    filled = [
+        (step, order)
+        for step in steps
+        for order in step.orders
+        if order.role in roles and order.status is OrderStatus.FILLED
+    ]
+    assert {order.tag for _, order in filled} == {"a", "b", "c"}
+    for step, order in filled:
+        (name,) = {name for name, fill in fills_of(step) if fill.order_id == order.order_id}
+        assert name == order.tag
+    ids = [order.order_id for step in steps for order in step.orders if order.role in roles]
+    assert len({one.partition("-")[2] for one in ids}) >= 3  # of each strategy its own
+
+
+def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() -> None:
+    fails_at = (START_MS // MINUTE + 40) % 1_000
+    config = configured(options=({"seed": 1}, {"seed": 2, "fails_at": fails_at}, {"seed": 3}))
+    engine = built(config)
+    steps = run(engine, walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    told = [
+        {one.strategy: one.decision for one in step.strategies} for step in steps if step.strategies
+    ]
+    failed = [one["b"] for one in told[40:]]
+    assert all(one.reason.startswith("set aside: Drawn failed in decide") for one in failed)
+    assert "0x…" in failed[0].reason
+    assert "at several_strategies.py:" in failed[0].reason
+    assert {one.target_quantity for one in failed} == {0}
+    assert engine.broker.parts["b"].held(ITEM.id) == 0
+    assert any(one["a"].target_quantity for one in told[41:])
+    assert engine.state().parts is not None
+    assert list(engine.state().parts.set_aside) == ["b"]  # type: ignore[union-attr]
+
+
+def test_a_strategy_without_equity_is_closed() -> None:
+    config = configured(
+        of=(DRAWN, DRAWN, DRAWN),
+        account={"cash": "1000"},
+        sizing={"mode": "notional", "notional": "300000"},
+    )
+    engine = built(config)
+    for event in walk(5, 400):
+        engine.step(event, None)
+        check_sums(engine)
+    empty = [name for name, one in engine.broker.parts.items() if one.balance().equity <= 0]
+    assert empty
+    for member in engine.members:
+        if member.name in empty:
+            assert member.closed == NO_EQUITY
+            assert engine.broker.parts[member.name].held(ITEM.id) == 0
+
+
+@pytest.mark.parametrize("reset", ["day", "week", "month"])
+def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> None:
+    spans = {"day": 24 * 60, "week": 7 * 24 * 60, "month": 31 * 24 * 60}
+    engine = built(configured(reset=reset))
+    first = bars(60, seed=3)
+    events = [*first]
+    later_ms = spans[reset] * MINUTE
+    for bar in bars(60, seed=4):
+        moved = bar.open_time_ms + later_ms
+        events.append(_moved(bar, moved))
+    given_anew = 0
+    for event in events:
+        before = [part.ledger.cash for part in engine.broker.parts.values()]
+        step = engine.step(event, None)
+        check_sums(engine)
+        if event is events[60]:
+            given_anew += 1
+            total = step.account.equity
+            shares = [part.balance().equity for part in engine.broker.parts.values()]
+            assert [abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])] <= [1, 1]
+            assert before != [part.ledger.cash for part in engine.broker.parts.values()]
+    assert given_anew == 1
+
+
+def _moved(bar: Bar, open_ms: int) -> Bar:
+    end = open_ms + MINUTE
+    return replace(bar, open_time_ms=open_ms, market_ms=end, seen_ms=end)
+
+
+def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close() -> None:
+    engine = built(configured())
+    events = walk(5, 80)
+    at = 0
+    for at, event in enumerate(events):
+        engine.step(event, None)
+        held = [part.held(ITEM.id) for part in engine.broker.parts.values()]
+        if at > 20 and min(held) < 0 < max(held) and sum(held) != 0:
+            break
+    now = events[at].market_ms
+    engine.step(Command(CommandKind.FLATTEN, "", now, now), None)
+    check_sums(engine)
+    (closing,) = [event for event in events[at + 1 :] if isinstance(event, Bar)][:1]
+    side = "SELL" if sum(held) > 0 else "BUY"
+    step = engine.step(closing, None)
+    check_sums(engine)
+    of_net = [(name, fill) for name, fill in fills_of(step) if fill.model is not FillModel.CROSSED]
+    assert {name for name, _ in of_net} == {
+        name for name, one in zip("abc", held, strict=True) if one * sum(held) > 0
+    }
+    assert {fill.side.value for _, fill in of_net} == {side}
+    assert crossed_in(step)
+    assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]
+    assert engine.broker.own.held(ITEM.id) == 0
+
+
+def test_a_stop_that_comes_before_its_entry_is_whole_ends_the_net_order() -> None:
+    config = configured(
+        ("a", "b"),
+        ("0.5", "0.5"),
+        of=(SCRIPTED, SCRIPTED),
+        options=({"says": {"0": ["LONG", 1]}}, {"says": {"0": ["LONG", None]}}),
+        execution={"fill_within_ms": 10 * MINUTE, "latency_ms": 0},
+    )
+    engine = built(config, FillModel.QUOTE)
+    first, second = bars(2, seed=1)
+    close = first.close
+    at_ms = first.close_time_ms
+    engine.step(quote(close - 5, close + 5, at_ms=at_ms - 10), None)
+    engine.step(first, None)
+    engine.step(quote(close - 5, close + 5, size=1_001, at_ms=at_ms + 10), None)
+    a, b = engine.broker.parts.values()
+    assert (a.held(ITEM.id), b.held(ITEM.id)) == (501, 500)  # of an odd quantity, a comes first
+    low = close * 98 // 100
+    none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
+    step = engine.step(none_to_buy, None)
+    check_sums(engine)
+    stops = [one for one in step.orders if one.role is OrderRole.STOP]
+    assert {(one.tag, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
+    assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
+    after = engine.step(second, None)
+    assert any(one.reason == CHANGED for one in (*step.orders, *after.orders))
+    assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
+
+
+def test_a_breach_that_flattens_closes_every_part() -> None:
+    risk = {"max_drawdown": "0.001", "on_breach": "flatten"}
+    engine = built(configured(risk=risk))
+    halted = 0
+    for event in walk(5):
+        step = engine.step(event, None)
+        check_sums(engine)
+        if step.decision is not None and engine.risk.state.breach:
+            halted += 1
+            if halted > 2:
+                assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]
+    assert halted > 3
+
+
+def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
+    engine = built(configured(risk={"max_notional": "40000"}))
+    refused = 0
+    for event in walk(5):
+        step = engine.step(event, None)
+        check_sums(engine)
+        if step.decision is not None and step.decision.refused_by == "risk.notional":
+            refused += 1
+            said = [one.decision.unfilled_reason for one in step.strategies]
+            assert any(one and "risk.notional" in one for one in said)
+    assert refused > 3
+
+
+def test_each_strategy_sees_its_own_part_and_size() -> None:
+    engine = built(configured(of=(TOLD, TOLD, DRAWN)))
+    held = dict.fromkeys(("a", "b"), 0.0)
+    for event in walk(5):
+        step = engine.step(event, None)
+        for one in step.strategies:
+            if one.strategy in held and one.decision.note is not None:
+                note = one.decision.note
+                part = engine.broker.parts[one.strategy]
+                crossed = sum(
+                    fill.quantity * (1 if fill.side.value == "BUY" else -1)
+                    for name, fill in crossed_in(step) if name == one.strategy
+                )  # fmt: skip
+                assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
+    first = engine.broker.parts["a"].balance().equity
+    assert first != engine.broker.parts["b"].balance().equity
+
+
+def test_spot_parts_pay_their_fee_in_base() -> None:
+    engine = built(configured(), category=Category.SPOT)
+    for bar in bars(150, seed=6, instrument_id="spot:BTCUSDT"):
+        step = engine.step(bar, None)
+        broker = engine.broker
+        own, parts = broker.own.balance(), [part.balance() for part in broker.parts.values()]
+        assert sum(part.equity for part in parts) + broker.reserve == own.equity
+        held = [part.held("spot:BTCUSDT") for part in broker.parts.values()]
+        assert sum(held) == broker.own.held("spot:BTCUSDT")
+        assert min(held) >= 0
+    assert step.account.fees_paid > 0

@@ -1,0 +1,366 @@
+"""Several strategies on one account, whole runs: recorded, verified, stopped, live, mistyped."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import START_MS, bars, instrument, quote
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import MINUTE, SPEED, check_record, trading
+from several_strategies import DRAWN, TOLD, check_sums, configured
+
+from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.daemon.session.notices import Notices
+from tracepaper.daemon.session.resume import Opened, Opening, open_run
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.trades import check_terms, check_trades
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import FillModel, Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Event,
+    Funding,
+    InstrumentChange,
+    Quote,
+    RunKind,
+)
+
+WARM = 3
+FAILS_AT = (START_MS // MINUTE + 30) % 1_000
+
+
+def several(execution: FillModel, **sections: Any) -> Config:
+    config = configured(
+        of=(TOLD, DRAWN, TOLD),
+        options=({"seed": 1}, {"seed": 2, "fails_at": FAILS_AT}, {"seed": 3}),
+        execution={"fill_within_ms": 60_000},
+        **sections,
+    )
+    return resolved(config, execution)
+
+
+class Process:
+    """A daemon's life on one database: opened like the real one, fed by hand."""
+
+    def __init__(self, path: Path, config: Config, execution: FillModel) -> None:
+        self.audit = SqlAuditLog.open(path)
+        self.opened: Opened = open_run(
+            Opening(
+                config=config,
+                kind=RunKind.LIVE,
+                execution=execution,
+                database=path,
+                instruments=(instrument(),),
+                forecaster=None,
+                period_start_ms=START_MS + WARM * MINUTE,
+                wall_ms=1,
+            ),
+            self.audit,
+        )
+        self.steps: list[Step] = []
+
+    def feed(self, event: Event) -> None:
+        engine = self.opened.engine
+        step = engine.step(event, None)
+        if isinstance(engine, SeveralEngine):
+            check_sums(engine)
+        asyncio.run(self.audit.append(step))
+        self.steps.append(step)
+
+    def live(self, given: list[Event]) -> None:
+        """Feed *given*, with the start after the warm-up where this is a new run."""
+        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
+        started = self.opened.resumed
+        if started:
+            self.feed(self.opened.started(START_MS))
+        for event in given:
+            if (
+                not started
+                and isinstance(event, Bar)
+                and event.open_time_ms >= START_MS + WARM * MINUTE
+            ):
+                self.feed(self.opened.started(START_MS))
+                started = True
+            self.feed(event)
+
+    def stop(self) -> None:
+        self.audit.end(2)
+        self.audit.close()
+
+
+def events(count: int, *, quotes: bool) -> list[Event]:
+    made: list[Event] = []
+    for at, item in enumerate(bars(count, seed=4)):
+        if quotes:
+            at_ms = item.close_time_ms - 500
+            made.append(quote(item.close - 5, item.close + 5, at_ms=at_ms))
+        made.append(item)
+        if at % 10 == 9:
+            made.append(Funding(item.instrument, 1_234_567, item.close_time_ms, item.seen_ms))
+    return made
+
+
+def essence(steps: list[Step]) -> list[Any]:
+    """Return what a restart must not change: all but ids."""
+    return [
+        (
+            step.decision_sha256, step.decision, step.strategies,
+            [(o.side, o.quantity, o.filled, o.status, o.reason, o.tag) for o in step.orders],
+            [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
+            step.account,
+            [(t.position, t.account) for t in step.twins],
+        )
+        for step in steps
+        if type(step.event).__name__ in {"Bar", "Quote", "Funding"}
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("execution", [FillModel.QUOTE, FillModel.NEXT_OPEN])
+def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
+    tmp_path: Path, execution: FillModel
+) -> None:
+    given = events(50, quotes=execution is FillModel.QUOTE)
+    config = several(execution)
+    whole = Process(tmp_path / "whole.db", config, execution)
+    whole.live(given)
+    whole.stop()
+    expected = essence(whole.steps)
+    assert sum(len(step.fills) for step in whole.steps) >= 10
+    assert any("set aside" in one.decision.reason for one in whole.steps[-2].strategies)
+    notices = Notices(config.notify, whole.opened.run, on_breach="halt")
+    told = [one for step in whole.steps for one in notices.of_step(step, "") if one.kind == "halt"]
+    assert [one.fields["command"] for one in told] == ["strategy b"]
+    assert told[0].fields["note"].startswith("set aside: Drawn failed in decide")
+    starts = [at for at, event in enumerate(given) if at > 11 and not isinstance(event, Funding)]
+    if execution is FillModel.QUOTE:  # a start forgets the newest quote
+        starts = [at for at in starts if isinstance(given[at], Quote)]
+    for cut in starts[::9]:
+        path = tmp_path / f"cut-{cut}.db"
+        first = Process(path, config, execution)
+        first.live(given[:cut])
+        first.stop()
+        second = Process(path, config, execution)
+        assert second.opened.resumed
+        second.live(given[cut:])
+        second.stop()
+        assert essence(second.steps) == expected[cut:], f"stopped after event {cut}"
+        held(path)
+
+
+def held(path: Path) -> None:
+    """Assert that the record at *path* holds, and that all of it follows from itself."""
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        found = verify_run(reader, path, run_id)
+        assert found.differences == []
+        assert check_trades(reader.connection, run_id) is None
+        kept = [stored.step for stored in reader.steps(run_id)]
+    assert any(step.strategies for step in kept)
+    with open_reader(path) as connection:
+        assert verify_chain(connection, run_id).problem is None
+
+
+FORGED = [
+    ("UPDATE twin_fills SET fee = fee + 1 WHERE model <> 'crossed'", "do not add up to it"),
+    ("DELETE FROM twin_fills WHERE model <> 'crossed' AND book = 1", "do not add up to it"),
+    ("UPDATE twin_fills SET fee = 1 WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+    ("DELETE FROM twin_fills WHERE model = 'crossed' AND book = 1", "add up to nothing"),
+]
+
+
+def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    process = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    process.live(events(50, quotes=False))
+    process.stop()
+    run_id = process.opened.run.run_id
+    with closing(sqlite3.connect(path)) as connection:
+        assert check_terms(connection, run_id) is None
+        for statement, said in FORGED:
+            connection.execute(statement)
+            problem = check_terms(connection, run_id)
+            assert problem is not None
+            assert said in problem.sentence
+            assert problem.tables == ("twin_fills",)
+            connection.rollback()
+
+
+def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_path: Path) -> None:
+    given = events(400, quotes=False)
+    trend = {"name": "trend", "share": "0.5", "trend_windows": ["2h", "3h"], "long_only": False}
+    config = resolved(
+        load(
+            None,
+            {
+                "strategies": {"calm": trend, "drawn": {"name": DRAWN, "share": "0.25"}},
+                "sizing": {"mode": "equity"},
+                "model": {"checkpoint": "none"},
+            },
+        ),
+        FillModel.NEXT_OPEN,
+    )
+    whole = Process(tmp_path / "whole.db", config, FillModel.NEXT_OPEN)
+    whole.live(given)
+    whole.stop()
+    held(tmp_path / "whole.db")
+    said = [one.decision for step in whole.steps for one in step.strategies]
+    assert sum(one.refused_by is None for one in said[::2]) > 100  # calm, once it is warm
+    assert sum(one.refused_by is None for one in said[1::2]) > 300
+    assert any(one.target_quantity for one in said[::2])
+    path = tmp_path / "cut.db"
+    for part in (given[:300], given[300:]):
+        process = Process(path, config, FillModel.NEXT_OPEN)
+        process.live(part)
+        process.stop()
+    assert essence(process.steps) == essence(whole.steps)[300:]
+    held(path)
+
+
+def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    alone = resolved(
+        load(
+            None,
+            {
+                "strategy": {"name": DRAWN, "options": {"seed": 1}},
+                "sizing": {"mode": "equity", "fraction": "1"},
+                "account": {"cash": "100000"},
+            },
+        ),
+        FillModel.NEXT_OPEN,
+    )
+    first = Process(path, alone, FillModel.NEXT_OPEN)
+    given = events(40, quotes=False)
+    stop = 0
+    for stop, event in enumerate(given, start=1):
+        first.feed(event)
+        if stop > 20 and first.opened.engine.broker.own.held("linear:BTCUSDT"):
+            break
+    first.stop()
+    second = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    engine = second.opened.engine
+    assert isinstance(engine, SeveralEngine)
+    assert second.opened.run.parent_run_id == first.opened.run.run_id
+    assert [part.held("linear:BTCUSDT") for part in engine.broker.parts.values()] != [0, 0, 0]
+    broker = engine.broker
+    cash = sum(part.ledger.cash for part in broker.parts.values()) + broker.reserve
+    assert cash == first.steps[-1].account.cash
+    second.opened.engine.step(given[stop], None)
+    assert sum(part.held("linear:BTCUSDT") for part in broker.parts.values()) == (
+        broker.own.held("linear:BTCUSDT")
+    )
+    second.audit.close()
+
+
+async def test_live_equals_its_replay(tmp_path: Path) -> None:
+    data = made_candles(walk_rows(300, seed=2), symbol="BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
+    sections: dict[str, Any] = {
+        "strategies": {
+            "one": {"name": DRAWN, "share": "0.5", "options": {"seed": 1}},
+            "two": {"name": DRAWN, "share": "0.5", "options": {"seed": 2}},
+        },
+        "sizing": {"mode": "equity", "fraction": "0.5"},
+        "market": {"symbols": ["BTCUSDT"]},
+    }
+    path = tmp_path / "live.db"
+    async with EmbeddedExchange(served) as exchange:
+        for count in (12, 12):
+            async with trading(exchange, path, **sections) as live:
+                await live.listening(3)
+                for _ in range(count):
+                    await live.close_bar({"BTCUSDT"})
+    assert check_record(path) == 24
+    assert any(step.fills for step in live.steps)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    (
+        {"strategies": {"a": {"share": "0.6"}, "b": {"share": "0.5"}}},
+        "the shares of [strategies] add up to 1.1; let them be at most 1 together",
+    ),
+    ({"strategies": {"a": {"share": "0.6"}}}, "[strategies.a] is alone; write it as [strategy]"),
+    (
+        {"strategy": {"fast": 3}, "strategies": {"a": {"share": "0.5"}, "b": {"share": "0.5"}}},
+        "gives [strategy], and [strategies] names several; leave one out.",
+    ),
+    ({"strategies": {"a": {}, "b": {"share": "0.5"}}}, "[strategies.a] needs a share"),
+    (
+        {"strategies": {"ungated": {"share": "0.5"}, "b": {"share": "0.5"}}},
+        "[strategies.ungated] cannot have that name",
+    ),
+    ({"strategies": {"A b": {"share": "0.5"}}}, "[strategies.A b] cannot have that name"),
+    ({"strategies": {"a": 3}}, "[strategies] a is no key; write a strategy as [strategies.a]"),
+    ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
+    ({"strategies": {"reset": "hour"}}, 'reset = "hour" cannot be used; write one of never, day'),
+    (
+        {"strategies": {"a": {"share": "1.5"}, "b": {"share": "0.5"}}},
+        '[strategies.a] share = "1.5" cannot be used',
+    ),
+    (
+        {"strategies": {"a": {"share": "0.5", "fats": 3}, "b": {"share": "0.5"}}},
+        "[strategies.a] has no key 'fats'; the nearest is 'fast'.",
+    ),
+    (
+        {"strategies": {"a": {"share": "0.5", "twins": ["ungated"]}, "b": {"share": "0.5"}}},
+        "leave twins out",
+    ),
+    (
+        {"strategies": {"a": {"share": "0.5", "gate": {"nothing": 1}}, "b": {"share": "0.5"}}},
+        "cannot be used; its gate has nothing: Extra inputs are not permitted.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("sections", "said"), BAD)
+def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigInvalid) as caught:
+        load(None, sections)
+    text = str(caught.value)
+    assert said in text
+    assert text.endswith(".")
+    assert "\n" not in text
+
+
+def test_a_common_balance_for_all_positions_is_refused() -> None:
+    config = configured(account={"cash": "100000", "margin": "cross", "leverage": "5"})
+    with pytest.raises(ConfigInvalid, match="share an account of isolated margin or none"):
+        build_engine(
+            config,
+            [instrument()],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=0,
+            forecaster=None,
+        )
+
+
+def test_two_strategies_of_one_name_are_one_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "twice.toml"
+    one = '[strategies.a]\nshare = "0.5"\n'
+    file.write_text(one + one)
+    with pytest.raises(ConfigInvalid, match=r"is not TOML: .*; correct that line\.$") as caught:
+        load(file)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_strategy_has_the_hash_that_it_had() -> None:
+    config = load(None, {"strategy": {"fast": 3}})
+    assert "strategies" not in config.document()
+    assert config.sha256() == "c96b2954854600fd97d637feb0e6ada361a672933ad490ed563b3ac6ebef5a02"
+    both = configured()
+    assert "strategy" not in both.document()
+    assert restore(both.canonical_json()) == both
+    assert restore(both.canonical_json()).sha256() == both.sha256()

@@ -1,0 +1,374 @@
+"""Replays whose orders a recorded book fills: verified, resumed, compared, never seen too early."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import programs
+import pytest
+from depth_cases import FIRST_MS, header, walk, write
+from seeded_events import MINUTE_MS, SeededMarket, seeded_market
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.checks.isolation import FreshProcesses
+from tracepaper.replay.checks.lookahead import Limits, lookahead
+from tracepaper.replay.checks.parity import ComparedRun, compare_runs
+from tracepaper.replay.checks.perturbations import Files
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.types.market import BookUpdate
+from tracepaper.strategies.units import to_tick
+
+
+class Quoter(Strategy):
+    """Quote both sides of the close, take now and then, and stop out of what is held."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._away = float(str(options.get("away", 0.3)))
+
+    def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item = context.instrument
+        asked = [
+            buy(1.5, limit=to_tick(close - self._away, item), tag="bid"),
+            sell(1.5, limit=to_tick(close + self._away, item), tag="ask"),
+        ]
+        if held > 3:
+            asked.append(sell(held, reduce_only=True, tag="out"))
+        if held < -3:
+            asked.append(buy(-held, reduce_only=True, tag="out"))
+        return Orders(tuple(asked), "quotes")
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
+    return seeded_market(tmp_path_factory.mktemp("market"))
+
+
+@pytest.fixture(scope="module")
+def holed(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
+    return seeded_market(tmp_path_factory.mktemp("holed"), minutes=12, gap=(4, 7))
+
+
+def configured(**execution: Any) -> Config:
+    return load(
+        None,
+        {
+            "market": {"symbols": ["BTCUSDT"], "interval": "1"},
+            "strategy": {"name": f"{__name__}:Quoter"},
+            "account": {"cash": "100000000"},
+            "execution": {"model": "book", **execution},
+        },
+    )
+
+
+def built(path: Path, market: SeededMarket, config: Config | None = None, **keys: Any) -> Replay:
+    keys.setdefault("events", [EventsSource(market.events)])
+    return build(
+        config or configured(), [read_candles(str(market.candles), category="linear")],
+        started_at_ms=1, database=path, **keys,
+    )  # fmt: skip
+
+
+def replayed(path: Path, market: SeededMarket, config: Config | None = None, **keys: Any) -> str:
+    replay = built(path, market, config, **keys)
+    log = SqlAuditLog.open(path)
+    run_replay(replay, log, Tally())
+    log.end(1)
+    log.close()
+    return replay.run.run_id
+
+
+def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(sql).fetchall()
+
+
+FILLS = (
+    "SELECT filled_ms, side, price_text, quantity_text, liquidity, model FROM v_fills ORDER BY 1"
+)
+
+
+def check(path: Path) -> None:
+    """Every step follows from the record, and the record is whole."""
+    with Reader.open(path) as reader:
+        found = reader.find("last")
+        assert verify_chain(reader.connection, found).holds
+        assert verify_run(reader, path, found).differences == []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, market: SeededMarket) -> Path:
+    path = tmp_path_factory.mktemp("whole") / "run.db"
+    replayed(path, market)
+    return path
+
+
+def test_a_book_fills_makers_and_takers_and_all_follow_from_the_record(
+    whole: Path, market: SeededMarket
+) -> None:
+    fills = rows(whole, FILLS)
+    assert {row[4] for row in fills} == {"MAKER", "TAKER"}
+    assert {row[5] for row in fills} == {"book"}
+    assert len(fills) > 20
+    check(whole)
+    steps = rows(whole, "SELECT kind, count(*) FROM v_events GROUP BY 1")
+    assert dict(steps)["book"] < 0.2 * 30 * 240  # of frames, of which most change nothing
+    shutil.move(market.events, market.events.with_suffix(".away"))
+    try:
+        check(whole)  # by the database alone
+    finally:
+        shutil.move(market.events.with_suffix(".away"), market.events)
+
+
+def test_the_same_again_is_the_same_and_so_is_a_recorded_run_fed_again(
+    tmp_path: Path, whole: Path, market: SeededMarket
+) -> None:
+    path, again = tmp_path / "a.db", tmp_path / "again.db"
+    first = replayed(path, market)
+    assert rows(path, FILLS) == rows(whole, FILLS)
+    log = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=1)
+    log.end(2)
+    log.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+    assert (found.compared, found.identical, found.differences) == (30, 30, [])
+    assert rows(again, FILLS) == rows(path, FILLS)
+    check(again)
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", [2, 9, 30, 77])
+def test_a_replay_killed_anywhere_goes_on_in_the_same_place_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, market: SeededMarket, after: int
+) -> None:
+    running, cut = tmp_path / "running.db", tmp_path / "cut.db"
+    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
+    units = 0
+
+    def kill(_bars: int) -> None:
+        nonlocal units
+        units += 1
+        if units >= after:
+            log.flush()
+            for suffix in ("", "-wal"):  # what another process would find now
+                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
+            raise Killed
+
+    log = SqlAuditLog.open(running)
+    with pytest.raises(Killed):
+        run_replay(built(running, market), log, Tally(progress=kill))
+    log.close()
+    log = SqlAuditLog.open(cut)
+    candles = [read_candles(str(market.candles), category="linear")]
+    books = [EventsSource(market.events)]
+    resume_replay("last", candles, [], log, cut, Tally(), events=books)
+    log.end(1)
+    log.close()
+    assert rows(cut, FILLS) == rows(whole, FILLS)
+    updates = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY 1"
+    assert rows(cut, updates) == rows(whole, updates)
+    check(cut)
+
+
+def test_the_queue_model_and_the_latencies_decide_what_is_filled(
+    tmp_path: Path, whole: Path, market: SeededMarket
+) -> None:
+    found = {"RiskAdverse": rows(whole, FILLS)}
+    tried: dict[str, dict[str, Any]] = {
+        "PowerProb": {"queue_model": "PowerProbQueueModel"},
+        "exponent": {"queue_model": "PowerProbQueueModel", "queue_exponent": 1},
+        "latency": {"latency_ms": 5_000},
+        "response": {"response_ms": 59_000},
+    }
+    for name, keys in tried.items():
+        path = tmp_path / f"{name}.db"
+        replayed(path, market, configured(**keys))
+        found[name] = rows(path, FILLS)
+        check(path)
+    assert len({str(fills) for fills in found.values()}) == len(found)
+
+
+def test_no_event_of_the_future_moves_a_fill_before_it(
+    tmp_path: Path, whole: Path, market: SeededMarket
+) -> None:
+    """Planted: the book of other minutes from minute 15 on."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    other = seeded_market(folder, minutes=15)
+    path = tmp_path / "cut.db"
+    config = configured()
+    replay = build(
+        config, [read_candles(str(market.candles), category="linear")], started_at_ms=1,
+        database=path, events=[EventsSource(other.events)],
+    )  # fmt: skip
+    log = SqlAuditLog.open(path)
+    run_replay(replay, log, Tally())
+    log.close()
+    until_ms = FIRST_MS + 15 * 60_000
+    kept = [[row for row in rows(one, FILLS) if row[0] < until_ms] for one in (path, whole)]
+    assert kept[0] == kept[1]
+    assert len(kept[0]) > 5
+
+
+# ---------------------------------------------------------------- holes
+
+
+def test_a_hole_is_said_and_held_and_nothing_is_lost(tmp_path: Path, holed: SeededMarket) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, holed)
+    warnings = rows(path, "SELECT warnings FROM v_runs")[0][0]
+    assert "the book of linear:BTCUSDT has 1 gaps of 180.5 s in all: nothing is filled" in warnings
+    begin_ms = FIRST_MS + 4 * 60_000
+    end_ms = begin_ms + 3 * 60_000
+    fills = rows(path, FILLS)
+    assert any(row[0] < begin_ms for row in fills)
+    assert any(row[0] > end_ms for row in fills)
+    assert [row for row in fills if begin_ms <= row[0] < end_ms] == []
+    causes = rows(
+        path, "SELECT json_extract(content, '$.cause') AS c FROM v_events WHERE kind = 'book'"
+    )
+    assert [cause for (cause,) in causes if cause] == ["stopped", "disconnected"]
+    assert rows(path, "SELECT count(*) FROM v_decisions")[0][0] == 12
+    check(path)
+
+
+def test_a_torn_file_is_used_up_to_its_last_whole_block(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    torn = tmp_path / "torn.events"
+    torn.write_bytes(market.events.read_bytes()[:-7])
+    path = tmp_path / "a.db"
+    replayed(path, market, events=[EventsSource(torn)])
+    assert "torn" in rows(path, "SELECT warnings FROM v_runs")[0][0]
+    check(path)
+
+
+# ---------------------------------------------------------------- sampled books
+
+
+def test_sampled_books_serve_what_takes_and_refuse_what_would_rest(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    sampled, path = tmp_path / "btc.depth", tmp_path / "a.db"
+    write(sampled, walk(1_800), of=header(levels=5))
+    replayed(path, market, events=[], depth=[StoredDepth(sampled)])
+    ends = dict(rows(path, "SELECT status, count(*) FROM v_orders GROUP BY 1"))
+    assert ends.get("REJECTED", 0) > 10
+    reasons = rows(path, "SELECT DISTINCT reason FROM v_orders WHERE status = 'REJECTED'")
+    assert [reason for (reason,) in reasons if "needs recorded events (--events)" in reason]
+    assert {row[4] for row in rows(path, FILLS)} == {"TAKER"}
+    check(path)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, market: SeededMarket) -> None:
+    path = tmp_path / "a.db"
+    later = tmp_path / "later"
+    later.mkdir()
+    refused: list[tuple[dict[str, Any], Config, type[Exception], str]] = [
+        ({"events": []}, configured(), ConfigInvalid, "needs recorded order books: give --events"),
+        ({}, configured(model="next_open"), ConfigInvalid, "and execution.model is next_open"),
+        (
+            {"events": [EventsSource(market.events)] * 2}, configured(), ConfigInvalid,
+            "--events names two files of linear:BTCUSDT",
+        ),
+        ({"from_ms": 0, "until_ms": 1}, configured(), DataInvalid, "No bar opens"),
+    ]  # fmt: skip
+    for keys, config, kind, words in refused:
+        with pytest.raises(kind, match=words):
+            built(path, market, config, **keys)
+        assert not path.exists()
+    for content in (b"", b"no gzip", market.candles.read_bytes()):
+        wrong = tmp_path / "wrong.events"
+        wrong.write_bytes(content)
+        with pytest.raises(DataInvalid, match=r"wrong\.events"):
+            EventsSource(wrong)
+
+
+def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: SeededMarket) -> None:
+    source = EventsSource(market.events)
+    source.first_ms, source.last_ms = 0, 1
+    with pytest.raises(DataInvalid, match="give books and candles of one time"):
+        built(tmp_path / "a.db", market, events=[source])
+    source.instrument_id = "linear:ETHUSDT"
+    with pytest.raises(ConfigInvalid, match="--events holds linear:ETHUSDT"):
+        built(tmp_path / "a.db", market, events=[source])
+
+
+def test_a_daemon_says_that_it_has_no_such_model(tmp_path: Path) -> None:
+    words = ["run", "--set", "execution.model=book", "--set", "storage.url=sqlite:///a.db"]
+    found = programs.run(words, tmp_path)
+    assert (found.code, found.err.count("fills orders in a replay alone")) == (2, 1)
+    assert not (tmp_path / "a.db").exists()
+
+
+# ---------------------------------------------------------------- lookahead
+
+
+@pytest.mark.slow
+def test_lookahead_takes_the_future_of_the_book_away(tmp_path: Path) -> None:
+    market = seeded_market(tmp_path, minutes=80, every_ms=3_000)
+    candles = [read_candles(str(market.candles), category="linear")]
+    files = Files(candles, events=[EventsSource(market.events)])
+    with FreshProcesses(__name__) as fresh:
+        found = lookahead(configured(), files, fresh, Limits(probes=2))
+    assert found.differences == [], found.sentence()
+    assert found.probes == 2
+
+
+DECIDED = (
+    "SELECT equity_text FROM v_equity JOIN v_decisions USING (run_id, sequence) "
+    "ORDER BY sequence LIMIT 15"
+)
+
+
+@pytest.mark.parametrize("peeks_ms", [0, 120_000])
+def test_a_feed_that_hands_on_a_later_book_would_be_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: SeededMarket, peeks_ms: int
+) -> None:
+    """Planted: frames of two minutes later come before a bar."""
+    until = BookFeed._until  # noqa: SLF001 - what is mutated
+
+    def peeking(self: BookFeed, until_ms: int, *rest: Any) -> Iterator[BookUpdate]:
+        return until(self, until_ms + peeks_ms, *rest)
+
+    monkeypatch.setattr(BookFeed, "_until", peeking)
+    close_ms = FIRST_MS + 15 * MINUTE_MS
+    source = EventsSource(market.events)
+    found = []
+    for name, one in {
+        "whole": source,
+        "cut": ChangedSource(source, known_ms=close_ms, cut=True),
+        "more": ChangedSource(source, known_ms=close_ms),
+    }.items():
+        path = tmp_path / f"{name}.db"
+        replayed(path, market, events=[one])
+        found.append(rows(path, DECIDED))
+    assert len(found[0]) == 15
+    assert (found[0] == found[1] == found[2]) is (peeks_ms == 0)

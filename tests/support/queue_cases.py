@@ -1,0 +1,185 @@
+"""A hand-made book: scripts of frames, trades and orders, played through a file of events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from builders import bar, instrument
+from msgspec import structs
+
+from tracepaper.daemon.broker.account import BrokerSettings
+from tracepaper.daemon.broker.book_account import BookAccount
+from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
+from tracepaper.daemon.broker.broker import Broker
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.orders import Latency
+from tracepaper.replay.archive.book_events import EventsHeader, EventsWriter
+from tracepaper.replay.backtest.book_feed import BookFeed, EventsSource, FillSource
+from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders
+from tracepaper.strategies.types.decisions import Fill, FillModel, Order
+from tracepaper.strategies.types.market import Bar, BookUpdate, Event, Instrument
+from tracepaper.strategies.units import MONEY_SCALE
+
+BTC = structs.replace(
+    instrument(), price_decimals=0, quantity_decimals=0, volume_decimals=0, tick_size=1
+)
+KEY = BTC.id
+T0 = 1_735_689_600_000
+BOOK = f"orderbook.50.{BTC.symbol}"
+TRADES = f"publicTrade.{BTC.symbol}"
+Sizes = dict[int, int]
+
+
+class Say(NamedTuple):
+    """One line of a script, at so many milliseconds after ``T0``."""
+
+    at: int
+    what: str  # book, set, trade, gap or send
+    content: Any
+
+
+def book(at: int, bids: Sizes, asks: Sizes) -> Say:
+    """Show a whole book."""
+    return Say(at, "book", (bids, asks))
+
+
+def shows(at: int, bids: Sizes | None = None, asks: Sizes | None = None) -> Say:
+    """Set single levels; a size of 0 removes one."""
+    return Say(at, "set", (bids or {}, asks or {}))
+
+
+def trade(at: int, taker: str, price: int, size: int, **flags: bool) -> Say:
+    """Let a taker trade; *flags* are ``BT`` and ``RPI``."""
+    return Say(at, "trade", [(taker, price, size, flags)])
+
+
+def gap(at: int, cause: str = "disconnected") -> Say:
+    """Miss what happens until the next whole book."""
+    return Say(at, "gap", cause)
+
+
+def send(at: int, *requests: OrderRequest | Cancel) -> Say:
+    """Decide at a close, and send *requests*."""
+    return Say(at, "send", requests)
+
+
+def events_file(path: Path, script: Sequence[Say], item: Instrument = BTC) -> Path:
+    """Write the frames and gaps of *script* as `data record --events` would."""
+    path.unlink(missing_ok=True)
+    header = EventsHeader(instrument=item, topics=(BOOK, TRADES), source="loopback")
+    number = 0
+    with EventsWriter(path, header) as writer:
+        for one in script:
+            at_ms = T0 + one.at
+            if one.what == "gap":
+                writer.add(at_ms, cause=one.content)
+            elif one.what in {"book", "set"}:
+                number += 1
+                bids, asks = (
+                    [[str(price), str(size)] for price, size in side.items()]
+                    for side in one.content
+                )
+                data = {"s": item.symbol, "b": bids, "a": asks, "u": number, "seq": number}
+                kind = "snapshot" if one.what == "book" else "delta"
+                frame = {"topic": BOOK, "type": kind, "ts": at_ms, "cts": at_ms, "data": data}
+                writer.add(at_ms, json.dumps(frame).encode())
+            elif one.what == "trade":
+                rows = [
+                    {
+                        "T": at_ms, "s": item.symbol, "S": taker, "v": str(size), "p": str(price),
+                        "i": str(number), "BT": False, "RPI": False, **flags,
+                    }
+                    for taker, price, size, flags in one.content
+                ]  # fmt: skip
+                frame = {"topic": TRADES, "type": "snapshot", "ts": at_ms, "data": rows}
+                writer.add(at_ms, json.dumps(frame).encode())
+    return path
+
+
+def settings(**keys: Any) -> BrokerSettings:
+    """Return settings of an account that an order book fills, without fees."""
+    plain = BrokerSettings(
+        FillModel.BOOK,
+        ExecutionCosts(taker_fee=0),
+        10**6 * MONEY_SCALE,
+        Latency(keys.pop("latency_ms", 0)),
+        queue=QueueRules(keys.pop("model", QueueModel.RISK_ADVERSE), keys.pop("exponent", 1)),
+    )
+    return structs.replace(plain, **keys)
+
+
+class Played:
+    """What became of a script: its fills, its orders, and the updates that were events."""
+
+    def __init__(
+        self,
+        source: FillSource,
+        script: Sequence[Say],
+        *,
+        item: Instrument = BTC,
+        response_ms: int = 0,
+        feed: Callable[[BookFeed, Iterator[Event], Broker], Iterator[Event]] | None = None,
+        **keys: Any,
+    ) -> None:
+        self.broker = Broker([item], settings(**keys), {})
+        self.fills: list[Fill] = []
+        self.orders: dict[str, Order] = {}
+        self.updates: list[BookUpdate] = []
+        sent = {T0 + one.at: one.content for one in script if one.what == "send"}
+        last_ms = T0 + max(one.at for one in script) + response_ms
+        closes = sorted({*sent, last_ms})
+        books = BookFeed([source], [item], response_ms)
+        for sequence, event in enumerate(
+            books.between(map(_bar_closing, closes), self.broker.watch)
+        ):
+            if isinstance(event, BookUpdate):
+                self.updates.append(event)
+                self._note(self.broker.on_book(event, sequence))
+                continue
+            assert isinstance(event, Bar)
+            self._note(self.broker.on_bar(event, sequence))
+            if requests := sent.get(event.market_ms):
+                asked = self.broker.submit(
+                    Orders(tuple(requests), "asked"), event, sequence=sequence,
+                    at_ms=event.market_ms,
+                )  # fmt: skip
+                self.orders |= {order.order_id: order for order in asked.orders}
+
+    def _note(self, filled: Any) -> None:
+        self.fills += filled.fills
+        self.orders |= {order.order_id: order for order in filled.orders}
+
+    @property
+    def places(self) -> list[QueuePlace]:
+        """Return the places of the account's limits, as they are in the end."""
+        account = self.broker.own
+        assert isinstance(account, BookAccount)
+        return [*account.queues[KEY].places.values()]
+
+    @property
+    def rows(self) -> list[tuple[int, str, int, int, str]]:
+        """Return each fill: milliseconds, side, price, quantity, and M or T."""
+        return [
+            (one.filled_ms - T0, one.side.value.lower(), one.price, one.quantity, one.liquidity[0])
+            for one in self.fills
+        ]
+
+    @property
+    def ends(self) -> list[tuple[str, int]]:
+        """Return of each order its status and what of it was filled, in order of birth."""
+        return [(one.status.value, one.filled) for one in self.orders.values()]
+
+
+def _bar_closing(at_ms: int) -> Bar:
+    made = bar(100, index=0)
+    return structs.replace(
+        made, instrument=KEY, open_time_ms=at_ms - made.interval_ms, market_ms=at_ms, seen_ms=at_ms
+    )
+
+
+def played(path: Path, script: Sequence[Say], **keys: Any) -> Played:
+    """Play *script* through a file of events at *path*."""
+    return Played(EventsSource(events_file(path, script)), script, **keys)

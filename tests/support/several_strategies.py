@@ -1,0 +1,168 @@
+"""Several strategies on one account: strategies that are told, an own ledger of parts, its laws."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.strategies.api.context import BarContext, Percent, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
+from tracepaper.strategies.types.market import Bar, Funding, Instrument, Side
+from tracepaper.strategies.units import MONEY_SCALE
+
+
+class Drawn(Strategy):
+    """Says what a seed and the bar's volume draw: all actions, with protection now and then."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._seed = int(options.get("seed", 0))
+        self._fails_at = int(options.get("fails_at", -1))
+        self._seen = 0
+
+    def observe(self, bar: Bar) -> None:
+        """Count bars."""
+        self._seen += 1
+
+    def decide(self, context: BarContext) -> Signal:
+        """Draw an answer."""
+        if context.exact.open_time_ms // 60_000 % 1_000 == self._fails_at:
+            raise RuntimeError(f"told to fail by {self!r}")
+        rng = random.Random(context.exact.volume * 31 + self._seed)
+        roll = rng.random()
+        if roll < 0.5:
+            return Signal(Action.HOLD, "drawn to hold")
+        if roll < 0.65:
+            return Signal(Action.FLAT, "drawn to leave")
+        stop = Percent(rng.choice((0.02, 0.1))) if rng.random() < 0.5 else None
+        target = Percent(0.1) if rng.random() < 0.3 else None
+        action = Action.LONG if rng.random() < 0.5 else Action.SHORT
+        return Signal(
+            action, "drawn", rng.choice((1.0, 0.5, 0.3)), stop=stop, target=target, reenter=True
+        )
+
+
+class Told(Drawn):
+    """Remembers what it was told of its own account."""
+
+    sees_account = True
+
+    def decide(self, context: BarContext) -> Signal:
+        """Note what its own account is."""
+        said = super().decide(context)
+        assert context.account is not None
+        note = {
+            "held": context.account.position.quantity,
+            "equity": context.account.equity,
+            "fills": float(len(context.account.fills)),
+            "verdict": "" if context.verdict is None else context.verdict.action.value,
+        }
+        return Signal(
+            said.action, said.reason, said.strength, stop=said.stop, target=said.target,
+            reenter=True, note=note,
+        )  # fmt: skip
+
+
+class Scripted(Strategy):
+    """Says at each bar, counted from the first, what ``says`` holds; else it holds."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._says: dict[str, list[Any]] = options["says"]
+        self._first: int | None = None
+
+    def decide(self, context: BarContext) -> Signal:
+        """Return the answer of this bar: an action, and the distance of a stop in percent."""
+        opened = context.exact.open_time_ms
+        self._first = opened if self._first is None else self._first
+        action, stop = self._says.get(str((opened - self._first) // 60_000), ["HOLD", None])
+        return Signal(Action(action), "scripted", stop=None if stop is None else Percent(stop))
+
+
+SCRIPTED = f"{__name__}:Scripted"
+DRAWN = f"{__name__}:Drawn"
+TOLD = f"{__name__}:Told"
+
+
+def configured(
+    names: Sequence[str] = ("a", "b", "c"),
+    shares: Sequence[str] = ("0.5", "0.3", "0.1"),
+    *,
+    of: Sequence[str] = (DRAWN, DRAWN, DRAWN),
+    options: Sequence[dict[str, Any]] = ({"seed": 1}, {"seed": 2}, {"seed": 3}),
+    reset: str = "never",
+    **sections: dict[str, Any],
+) -> Config:
+    """Return a configuration of strategies that are drawn, sized by their equity."""
+    strategies: dict[str, Any] = {
+        name: {"name": made_of, "share": share, "options": given}
+        for name, share, made_of, given in zip(names, shares, of, options, strict=False)
+    }
+    given: dict[str, Any] = {
+        "sizing": {"mode": "equity", "fraction": "1"},
+        "account": {"cash": "100000"},
+        **sections,
+        "strategies": {**strategies, "reset": reset},
+    }
+    return load(None, given)
+
+
+class OwnParts:
+    """Independent code: what each strategy has, by its fills and the settlements alone."""
+
+    def __init__(self, item: Instrument, cash: dict[str, int]) -> None:
+        self.unit = Fraction(10 ** (10 - item.price_decimals - item.quantity_decimals))
+        self.cash = {name: Fraction(money) for name, money in cash.items()}
+        self.held = dict.fromkeys(cash, 0)
+
+    def fill(self, name: str, fill: Fill) -> None:
+        """Pay for *fill*; a short receives."""
+        signed = fill.quantity if fill.side is Side.BUY else -fill.quantity
+        self.cash[name] -= signed * fill.price * self.unit + fill.fee
+        self.held[name] += signed
+
+    def settle(self, funding: Funding, mark: int, paid: int) -> None:
+        """Take *paid* of all of them, by their positions; whole units go to most of a unit."""
+        exact = {
+            name: Fraction(held * mark * funding.rate * self.unit, MONEY_SCALE)
+            for name, held in self.held.items()
+        }
+        parts = {name: one.__floor__() for name, one in exact.items()}
+        order = sorted(parts, key=lambda name: parts[name] - exact[name])
+        for name in order[: paid - sum(parts.values())]:
+            parts[name] += 1
+        assert sum(parts.values()) == paid
+        for name, part in parts.items():
+            self.cash[name] -= part
+
+    def equity(self, name: str, mark: int) -> Fraction:
+        """Return cash and what is held, at *mark*."""
+        return self.cash[name] + self.held[name] * mark * self.unit
+
+
+def check_sums(engine: SeveralEngine) -> None:
+    """Assert that the sub-accounts and the reserve are the account, to the last unit."""
+    broker = engine.broker
+    own, parts = broker.own.balance(), [part.balance() for part in broker.parts.values()]
+    assert sum(part.equity for part in parts) + broker.reserve == own.equity
+    assert sum(part.fees_paid for part in parts) == own.fees_paid
+    assert sum(part.funding_paid for part in parts) == own.funding_paid
+    assert sum(p.realized_pnl + p.unrealized_pnl for p in parts) == (
+        own.realized_pnl + own.unrealized_pnl
+    )
+    for key in engine.states:
+        assert sum(part.held(key) for part in broker.parts.values()) == broker.own.held(key)
+        assert sum(part.target(key) for part in broker.parts.values()) == broker.own.target(key)
+
+
+def fills_of(step: Step) -> list[tuple[str, Fill]]:
+    """Return every part that *step* filled, with its strategy."""
+    return [(twin.twin, fill) for twin in step.twins for fill in twin.fills]
+
+
+def crossed_in(step: Step) -> list[tuple[str, Fill]]:
+    """Return what crossed in *step*."""
+    return [one for one in fills_of(step) if one[1].model is FillModel.CROSSED]
