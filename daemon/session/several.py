@@ -47,10 +47,14 @@ def netted(
             "[strategies] share no account of shares, whose splits and dividends have no parts; "
             "trade them by [strategy]."
         )
-    if config.account.margin not in _ALONE or config.market.universe is not None:
+    if config.account.margin not in _ALONE:
         raise ConfigInvalid(
-            "[strategies] share an account of isolated margin or none, over symbols that stay; "
-            "take out account.margin and market.universe, or trade by [strategy]."
+            '[strategies] share no account on cross margin yet; set account.margin = "isolated" or '
+            "trade by [strategy]."
+        )
+    if config.market.universe is not None:
+        raise ConfigInvalid(
+            "[strategies] have no universe yet; take out [market.universe], or trade by [strategy]."
         )
     if config.model.retrain is not None:
         raise ConfigInvalid(

@@ -276,7 +276,9 @@ class ArchiveFeed:
         self.actions = place_actions(actions, whole)
         """The splits and dividends, each before the bar that opens at its time."""
         self._tracks += _action_tracks(self.candles, self.actions)
-        if changes := chosen([*whole.values()], self.period_start_ms):
+        end_ms = max(int(part.closes_ms[-1]) for part in self.candles)
+        made = chosen([*whole.values()], self.period_start_ms)
+        if changes := [one for one in made if one.market_ms <= end_ms]:
             times = np.array([one.market_ms for one in changes], dtype=np.int64)
             self._tracks.append(_Track(times, partial(iter, changes)))
 

@@ -336,9 +336,18 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
     assert "\n" not in text
 
 
-def test_a_common_balance_for_all_positions_is_refused() -> None:
-    config = configured(account={"cash": "100000", "margin": "cross", "leverage": "5"})
-    with pytest.raises(ConfigInvalid, match="share an account of isolated margin or none"):
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        ({"account": {"cash": "100000", "margin": "cross", "leverage": "5"}}, "on cross margin"),
+        ({"market": {"universe": {"top": 1}}}, "no universe"),
+    ],
+)
+def test_what_several_strategies_cannot_share_is_refused_by_name(
+    section: dict[str, Any], said: str
+) -> None:
+    config = configured(**section)
+    with pytest.raises(ConfigInvalid, match=said):
         build_engine(
             config,
             [instrument()],

@@ -165,7 +165,13 @@ def _times(candles: Candles, volume: int | IntArray) -> Candles:
     return dataclasses.replace(candles, volume=candles.volume * volume, turnover=turnover)
 
 
-def replayed(path: Path, candles: list[Candles], rule: dict[str, Any], **more: Any) -> None:
+def replayed(
+    path: Path,
+    candles: list[Candles],
+    rule: dict[str, Any],
+    until_ms: int | None = None,
+    **more: Any,
+) -> None:
     config = load(
         None,
         {
@@ -176,7 +182,7 @@ def replayed(path: Path, candles: list[Candles], rule: dict[str, Any], **more: A
             **more,
         },
     )
-    replay = build(config, candles, started_at_ms=0)
+    replay = build(config, candles, until_ms=until_ms, started_at_ms=0)
     audit = SqlAuditLog.open(path)
     try:
         run_replay(replay, audit, Tally())
@@ -250,6 +256,8 @@ def test_a_choice_moves_with_no_later_bar(tmp_path: Path) -> None:
     whole, part = choices(tmp_path / "whole.db"), choices(tmp_path / "cut.db")
     assert 1 < len(part) < len(whole)
     assert whole[: len(part)] == part
+    replayed(tmp_path / "to.db", data, rule, until_ms=int(data[0].open_time_ms[200]))
+    assert choices(tmp_path / "to.db") == part
 
 
 # ---------------------------------------------------------------- live
