@@ -64,6 +64,10 @@ class StrategyShare(StrategySection):
             except ValidationError as error:
                 first = error.errors()[0]
                 key = ".".join(map(str, first["loc"]))
+                if first["type"] == "extra_forbidden":
+                    raise ValueError(
+                        f"its {name} has no key {key!r}; write a key of [{name}]"
+                    ) from None
                 why = first["msg"].removeprefix("Value error, ")
                 raise ValueError(f"its {name} has {key}: {why}") from None
         return self
@@ -96,6 +100,12 @@ class StrategiesSection(Section):
             given = json_object(table) if name != "reset" else table
             if name != "reset":
                 if not isinstance(given, dict):
+                    whole, _, key = name.partition(".")
+                    if key:
+                        raise ValueError(
+                            f"[strategies.{whole}] is set as a whole: write {key} into the file, or "
+                            f"give --set strategies.{whole}= the table as JSON"
+                        )
                     raise ValueError(
                         f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"
                     )

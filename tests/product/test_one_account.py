@@ -321,7 +321,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"strategies": {"a": {"share": "0.5", "gate": {"nothing": 1}}, "b": {"share": "0.5"}}},
-        "cannot be used; its gate has nothing: Extra inputs are not permitted.",
+        "cannot be used; its gate has no key 'nothing'; write a key of [gate].",
+    ),
+    (
+        {"strategies": {"a.share": "0.1", "b": {"share": "0.5"}}},
+        "[strategies.a] is set as a whole: write share into the file, or give --set strategies.a= "
+        "the table as JSON",
     ),
 ]
 
