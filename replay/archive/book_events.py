@@ -81,9 +81,17 @@ class Line(Struct, frozen=True, omit_defaults=True):
         return round(self.ts * 1000)
 
 
+class _Dated(Struct):
+    """What of a frame says when it was sent, and of what."""
+
+    topic: str = ""
+    ts: int = 0
+
+
 _encode: Final = msgspec.json.Encoder().encode
 _decode_header: Final = msgspec.json.Decoder(EventsHeader).decode
 _decode_line: Final = msgspec.json.Decoder(Line).decode
+_decode_date: Final = msgspec.json.Decoder(_Dated).decode
 
 
 class EventsFile(MemberFile):
@@ -121,6 +129,24 @@ class EventsFile(MemberFile):
         return DataInvalid(
             f"{self.path}, the block at byte {byte:,}, {what}; restore the file from a copy."
         )
+
+    def dates(self) -> Iterator[tuple[int, str, bool]]:
+        """Yield of every line its date, the cause of a gap, and whether it is a frame of the book.
+
+        A frame's date is the exchange's, and never before the frame before it (M62); that of a gap
+        is when it was received. Frames are not checked.
+        """
+        at_ms = 0
+        for line in self.lines():
+            if line.t == GAP:
+                yield line.received_ms, line.cause, False
+                continue
+            try:
+                dated = _decode_date(line.data)
+            except (msgspec.MsgspecError, RecursionError):  # `received` refuses it
+                dated = _Dated()
+            at_ms = max(at_ms, dated.ts)
+            yield at_ms, "", dated.topic == self.header.topics[0]
 
     def received(self) -> Iterator[tuple[Line, Book | Trades | None]]:
         """Yield every line with what its frame says, None of a gap; check each as it came.
