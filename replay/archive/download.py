@@ -327,6 +327,7 @@ def sample_frames(
         out,
         topic=topic,
         accepts=lambda server_ms: server_ms <= received_ms[0] + ahead_ms,
+        ahead_ms=ahead_ms,
         now_ms=lambda: received_ms[0],
     ) as (recorder, writer):
         for frame in frames:
@@ -344,12 +345,15 @@ def _recording(
     *,
     topic: str,
     accepts: Callable[[int], bool],
+    ahead_ms: int,
     now_ms: Callable[[], float],
 ) -> Iterator[tuple[DepthSampler | EventRecorder, DepthWriter | EventsWriter]]:
     """Make what reads the frames that *request* asks for, and what writes them to *out*."""
     if request.events:
         topics = (topic, f"publicTrade.{request.symbol}")
-        header = EventsHeader(instrument=instrument, topics=topics, source=source)
+        header = EventsHeader(
+            instrument=instrument, topics=topics, source=source, ahead_ms=ahead_ms
+        )
         with EventsWriter(out, header) as events:
             yield (
                 EventRecorder(instrument, topics, events, accepts=accepts, now_ms=now_ms),
@@ -404,6 +408,7 @@ async def record_live(
         out,
         topic=request.topic,
         accepts=accepts,
+        ahead_ms=exchange.ahead_ms,
         now_ms=clock.market_ms,
     ) as (recorder, writer):
 

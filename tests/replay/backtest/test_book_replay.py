@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
@@ -444,6 +445,23 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, market: Se
         wrong.write_bytes(content)
         with pytest.raises(DataInvalid, match=r"wrong\.events"):
             EventsSource(wrong)
+
+
+def test_a_frame_of_the_future_ends_a_replay_in_a_sentence(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    """Planted: one date 11.6 days ahead, which would hold every order from then on."""
+    changed, path = tmp_path / "changed.events", tmp_path / "a.db"
+    file = EventsFile(market.events)
+    with EventsWriter(changed, file.header) as writer:
+        for number, line in enumerate(file.lines()):
+            frame = json.loads(line.data)
+            frame["ts"] += 10**9 * (number == 800)
+            writer.add(line.received_ms, json.dumps(frame).encode())
+    with pytest.raises(
+        DataInvalid, match=r"changed\.events holds a frame .* it is dated 1,000,000"
+    ):
+        replayed(path, market, events=[EventsSource(changed)])
 
 
 def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: SeededMarket) -> None:
