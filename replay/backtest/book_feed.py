@@ -319,14 +319,10 @@ class _Followed:
         fills = self.apply(seen)
         if self.best is None or not seen.rests:
             return
-        if (
-            self._cause
-            or self._is_sampled
-            or seen.has_strangers
-            or fills
-            or seen.acts(self._quote())
-        ):
-            yield self._update(is_whole=frame.book is not None)
+        acts = bool(self._cause) or self._is_sampled or seen.has_strangers
+        acts = acts or seen.acts(self._quote())
+        if acts or fills:  # a trade alone needs no level beyond the touch
+            yield self._update(is_whole=acts or frame.book is not None)
         elif len(self._moves) >= MOVES_MOST:
             yield self._update(is_whole=False)
 

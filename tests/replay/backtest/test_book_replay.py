@@ -349,6 +349,16 @@ def test_a_book_stands_a_minute_after_its_last_frame(
     assert played(tmp_path / "a.events", script).rows == fills
 
 
+@pytest.mark.parametrize("trade_ms", [100, 101])
+@pytest.mark.parametrize("limit", [None, 102.0])
+def test_an_order_that_arrives_with_a_trade_meets_the_whole_book(
+    tmp_path: Path, trade_ms: int, limit: float | None
+) -> None:
+    script = [WHOLE, send(10, buy(14, limit=limit)), trade(trade_ms, "Buy", 101, 1), shows(150)]
+    found = played(tmp_path / "a.events", script, latency_ms=90)
+    assert found.rows == [(100, "buy", 101, 10, "T"), (100, "buy", 102, 4, "T")]
+
+
 def test_a_file_that_ends_before_the_candles_says_so_and_fills_no_more(
     tmp_path: Path, market: SeededMarket
 ) -> None:
