@@ -118,6 +118,9 @@ def _parts(document: Document) -> list[RenderableType]:
     if (shipping := cast("Document | None", document["shipping"])) is not None:
         words = shipping["error"] or f"{shipping['lag_steps']} steps behind"
         parts.append(Text(f"shipping: {words}", "yellow" if shipping["error"] else "dim"))
+    if (recording := cast("Document | None", document["recording"])) is not None:
+        words = recording["error"] or "every frame of the books and trades"
+        parts.append(Text(f"recording: {words}", "yellow" if recording["error"] else "dim"))
     if document["account"] is not None:
         parts.append(_accounts(document))
     instruments = cast("dict[str, Document]", document["instruments"])

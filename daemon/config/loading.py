@@ -128,8 +128,8 @@ class Config(BaseModel):
     def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Without order books, a universe, covariates, exits or several strategies their keys are left
-        out: a run has the hash that it had before these keys existed.
+        Without order books, a universe, recorded events, covariates, exits or several strategies
+        their keys are left out: a run has the hash that it had before these keys existed.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -138,8 +138,9 @@ class Config(BaseModel):
         if not self.market.depth:
             for key in _ORDER_BOOK_KEYS:
                 del document["market"][key]
-        if self.market.universe is None:
-            del document["market"]["universe"]
+        for key in ("universe", "record_events"):
+            if getattr(self.market, key) is None:
+                del document["market"][key]
         if self.model.covariates is None:
             del document["model"]["covariates"]
         if self.exits == ExitsSection():
@@ -172,6 +173,7 @@ class Config(BaseModel):
         tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
         # The time of the next training decides no bar: each change of a model is an event.
         tables["model"].pop("retrain", None)
+        tables["market"].pop("record_events", None)  # what is recorded beside decides nothing
         return hashlib.sha256(_json(tables).encode()).hexdigest()
 
 
@@ -310,7 +312,8 @@ def load_with_origins(
         folder = str(given.resolve().parent)
         if folder not in sys.path:  # last: it must not hide a package of the same name
             sys.path.append(folder)
-    lists = config.market.universe is not None and config.market.universe.file
+    market = config.market
+    lists = (market.universe is not None and market.universe.file) or market.record_events
     if isinstance(given, Path) and (config.model.files or config.model.covariates or lists):
         config = config.beside(given.resolve().parent)
     return config, origins

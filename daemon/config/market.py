@@ -110,6 +110,9 @@ class MarketSection(Section):
     0: none."""
     depth_every_ms: Annotated[int, Field(ge=10, le=DAY_MS // 24)] = 1_000
     """Milliseconds of market time from one such book to the next."""
+    record_events: Path | None = Field(default=None, examples=["events"])
+    """Folder in which a daemon keeps every frame of the symbols' order books and trades, a file a
+    symbol; none if absent."""
 
     @property
     def closes_together(self) -> bool:

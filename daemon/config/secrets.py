@@ -152,7 +152,8 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
             else:
                 found = _secret_of(str(key), value)
             if found:
-                advice = _ADVICE.get((section, key), "take it out")
+                of = ("strategy", "options") if section == "strategies" else (section, key)
+                advice = _ADVICE.get(of, "take it out")
                 fault = f"has {found}, and a run stores its configuration; {advice}"
                 yield str(section), str(key), fault
 

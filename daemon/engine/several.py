@@ -71,7 +71,9 @@ class StrategyMember:
         """Set it aside, for good in this run; what it holds is closed by its next decision."""
         if not self.set_aside:
             same = _FOLDER.sub("", _ADDRESS.sub("0x…", why))  # wherever it is derived again
-            text = " ".join(same.split())[:_SENTENCE_MOST]
+            line = " ".join(same.split())[:_SENTENCE_MOST]
+            # A lone surrogate, of a file's name say, could be stored nowhere.
+            text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
             self.set_aside = f"{SET_ASIDE}{text}"
 
 

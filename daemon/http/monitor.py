@@ -160,6 +160,7 @@ class Monitor:
         self.parity: ParityProgress | None = None
         self.notices: Mapping[str, int] | None = None
         self.shipping: Callable[[], ShipProgress] | None = None
+        self.recording: Callable[[], Document] | None = None
         self._instruments = {instrument.id: instrument for instrument in run.instruments}
 
     def observe(self, step: Step) -> None:
@@ -270,6 +271,7 @@ class Monitor:
             "parity": self._parity_document(),
             "notices": None if self.notices is None else dict(self.notices),
             "shipping": self._shipping_document(),
+            "recording": None if self.recording is None else self.recording(),
             "sequence": last.sequence if last is not None else None,
             "bars": self.events["Bar"],
             "decisions": self.actions.total(),

@@ -43,6 +43,7 @@ from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, dri
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
 from tracepaper.daemon.session.notify import Messenger, check_notify
 from tracepaper.daemon.session.parity import OFF, DailyParity
+from tracepaper.daemon.session.recording import check_recording, recording_of
 from tracepaper.daemon.session.resume import (
     Opened,
     Opening,
@@ -177,6 +178,7 @@ class Daemon:
         # Wrong usage is refused before the network is asked.
         with usage_errors():
             check_notify(config.notify)
+            check_recording(config)
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
             if needs_forecaster(config):
                 forecaster = await asyncio.to_thread(
@@ -334,7 +336,7 @@ class Daemon:
             monitor.parity = parity = self._daily_parity(run, feed)
             processes = (
                 *(retrainer, parity, self._messenger(run, engine, monitor)),
-                *(self._shipping(monitor), universe),
+                *(self._shipping(monitor), recording_of(config, self._clock, monitor), universe),
             )
             behind = [process for process in processes if process is not None]
             warm_at = partial(self._warm_at, engine, feed)

@@ -41,6 +41,8 @@ VERSION: Final = 1
 BLOCK_BYTES: Final = 256 * 1024
 BLOCK_MS: Final = 10_000
 """A block is written when its lines reach so many bytes or so long: what a kill can cost."""
+NEWEST_BYTES: Final = 16 * 1024 * 1024
+"""What is read of a file that goes on: many blocks, for one torn and one whole are enough."""
 FRAME: Final = "recv"
 GAP: Final = "gap"
 AHEAD_MOST_MS: Final = 600_000
@@ -106,9 +108,12 @@ _decode_date: Final = msgspec.json.Decoder(_Dated).decode
 class EventsFile(MemberFile):
     """A file read block by block; ``torn`` is known once all were read."""
 
-    def __init__(self, path: Path) -> None:
-        """Open *path*; raise ``DataInvalid`` where it is no file of events."""
-        super().__init__(path, EVENTS_MARK)
+    def __init__(self, path: Path, *, newest: int | None = None) -> None:
+        """Open *path*; raise ``DataInvalid`` where it is no file of events.
+
+        Of more than *newest* bytes only the last lines are read.
+        """
+        super().__init__(path, EVENTS_MARK, newest=newest)
         try:
             self.header: Final = _decode_header(self.head)
         except msgspec.MsgspecError as error:
@@ -339,7 +344,7 @@ class EventsWriter(BlockWriter):
 
     def _resume(self) -> None:
         """Find where the file ends, and cut off what is no whole block."""
-        found = EventsFile(self.path)
+        found = EventsFile(self.path, newest=NEWEST_BYTES)
         if found.header.holds() != self._header.holds():
             raise ConfigInvalid(
                 f"{self.path} holds {found.header.words()}, not {self._header.words()} with the "

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -19,9 +19,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.bybit.instruments import instrument_from, interval_name
-from tracepaper.daemon.bybit.messages import InstrumentInfo
+from tracepaper.daemon.bybit.messages import InstrumentInfo, topic_of
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
-from tracepaper.daemon.bybit.websocket import PublicStream, StreamCallbacks
+from tracepaper.daemon.bybit.websocket import (
+    SYMBOLS_PER_CONNECTION,
+    PublicStream,
+    StreamCallbacks,
+)
 from tracepaper.daemon.bybit.wire import Received
 from tracepaper.daemon.clock import Clock, SystemClock
 from tracepaper.daemon.config.loading import Config
@@ -376,24 +380,31 @@ def source_of(stream_url: str) -> str:
 
 async def record_live(
     exchange: ExchangeSection,
-    request: DepthRequest,
-    out: Path,
+    requests: Mapping[Path, DepthRequest],
     *,
     clock: Clock,
     done: asyncio.Future[None],
+    skips: Callable[[str], None] | None = None,
 ) -> str:
-    """Record the exchange's book, or its events, to *out* until *done*.
+    """Record what each of *requests*, of one category, asks of the exchange to its file.
 
-    Returns what the writer says. Raises ``ConfigInvalid`` for a symbol that
-    the exchange lacks, ``FeedLost`` where it cannot be asked at the start; later losses are
-    marked as gaps and tried again without end.
+    Goes on until *done*, and returns what the writers say. Raises ``ConfigInvalid`` for a symbol
+    that the exchange lacks (with *skips* that is told why, and the others are recorded),
+    ``FeedLost`` where it cannot be asked at the start; later losses are marked as gaps and tried
+    again without end.
     """
-    jitter = random.Random(request.every_ms)  # noqa: S311 (waits, not secrets)
+    jitter = random.Random(min(one.every_ms for one in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
+    items: dict[Path, Instrument] = {}
     async with BybitClient(exchange, clock=clock, rng=jitter, budget=budget) as client:
         clock.synchronise(await client.server_time_ms())
-        instrument = await client.instrument(request.category, request.symbol)
-    source = source_of(exchange.stream_url)
+        for out, request in requests.items():
+            try:
+                items[out] = await client.instrument(request.category, request.symbol)
+            except ConfigInvalid as error:
+                if skips is None:
+                    raise
+                skips(str(error))
 
     def accepts(server_ms: int) -> bool:
         if server_ms > clock.market_ms() + exchange.ahead_ms:
@@ -401,46 +412,84 @@ async def record_live(
         clock.observe(server_ms)
         return True
 
-    with _recording(
-        request,
-        instrument,
-        source,
-        out,
-        topic=request.topic,
-        accepts=accepts,
-        ahead_ms=exchange.ahead_ms,
-        now_ms=clock.market_ms,
-    ) as (recorder, writer):
+    cooldown = Cooldown(clock=clock)
+    with ExitStack() as stack:
+        made = [
+            stack.enter_context(
+                _recording(
+                    requests[out],
+                    item,
+                    source_of(exchange.stream_url),
+                    out,
+                    topic=requests[out].topic,
+                    accepts=accepts,
+                    ahead_ms=exchange.ahead_ms,
+                    now_ms=clock.market_ms,
+                )
+            )
+            for out, item in items.items()
+        ]
+        streams = [
+            _stream_of(
+                [recorder for recorder, _ in made[first : first + SYMBOLS_PER_CONNECTION]],
+                next(iter(requests.values())).category,
+                exchange,
+                clock=clock,
+                rng=jitter,
+                cooldown=cooldown,
+            )
+            for first in range(0, len(made), SYMBOLS_PER_CONNECTION)
+        ]
+        await _until_done(streams, done)
+    return " ".join(writer.says for _, writer in made if writer.says)
 
-        def receive(frame: bytes) -> Received | None:
-            received = recorder.receive(frame)
-            if stale := recorder.pop_stale_topics():
+
+def _stream_of(
+    recorders: Sequence[DepthSampler | EventRecorder],
+    category: Category,
+    exchange: ExchangeSection,
+    *,
+    clock: Clock,
+    rng: random.Random,
+    cooldown: Cooldown,
+) -> PublicStream:
+    """Make the connection that feeds *recorders*."""
+    by_topic = {topic: recorder for recorder in recorders for topic in recorder.topics}
+
+    def receive(frame: bytes) -> Received | None:
+        # Answers, and what cannot be read: that may have been a frame of any of them.
+        named = by_topic.get(topic_of(frame)) if len(recorders) > 1 else None
+        readers = recorders if named is None else (named,)
+        received = [reader.receive(frame) for reader in readers]
+        for reader in readers:
+            if stale := reader.pop_stale_topics():
                 stream.resubscribe(stale)
-            return received
+        return received[0]
 
-        def lost(cause: Recoverable) -> None:
+    def lost(cause: Recoverable) -> None:
+        for recorder in recorders:
             recorder.lost("stale" if isinstance(cause, FeedStale) else "disconnected")
 
-        stream = PublicStream(
-            category=request.category,
-            topics=recorder.topics,
-            exchange=exchange,
-            handler=StreamCallbacks(receive, lambda: None, lost),
-            clock=clock,
-            rng=jitter,
-            cooldown=Cooldown(clock=clock),
-        )
-        await _until_done(stream, done)
-    return writer.says
+    stream = PublicStream(
+        category=category,
+        topics=list(by_topic),
+        exchange=exchange,
+        handler=StreamCallbacks(receive, lambda: None, lost),
+        clock=clock,
+        rng=rng,
+        cooldown=cooldown,
+    )
+    return stream
 
 
-async def _until_done(stream: PublicStream, done: asyncio.Future[None]) -> None:
-    """Listen until *done*; raise the error that ends the stream for good before that."""
-    listening = asyncio.ensure_future(stream.run())
+async def _until_done(streams: Sequence[PublicStream], done: asyncio.Future[None]) -> None:
+    """Listen until *done*; raise the error that ends a stream for good before that."""
+    listening = [asyncio.ensure_future(stream.run()) for stream in streams]
     try:
-        await asyncio.wait((listening, done), return_when=asyncio.FIRST_COMPLETED)
-        if listening.done():
-            await listening
+        ended, _ = await asyncio.wait((*listening, done), return_when=asyncio.FIRST_COMPLETED)
+        for one in ended - {done}:
+            await one
     finally:
-        listening.cancel()
-        await asyncio.gather(listening, return_exceptions=True)
+        for one in listening:
+            one.cancel()
+        await asyncio.gather(*listening, return_exceptions=True)

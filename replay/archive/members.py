@@ -40,12 +40,16 @@ class TornTail:
 class MemberFile:
     """A file read member by member; ``torn`` is known once all were read."""
 
-    def __init__(self, path: Path, mark: bytes) -> None:
-        """Open *path*, whose members begin with *mark*; raise ``DataInvalid`` where it has none."""
+    def __init__(self, path: Path, mark: bytes, *, newest: int | None = None) -> None:
+        """Open *path*, whose members begin with *mark*; raise ``DataInvalid`` where it has none.
+
+        Of a file of more than *newest* bytes the first member is read, and the last of the others.
+        """
         self.path: Final = path
         self._mark: Final = mark
+        self._left_out = 0
         try:
-            self._content = path.read_bytes()
+            self._content = self._bytes_of(newest)
         except OSError as error:
             raise DataInvalid(
                 f"{path} cannot be read ({error.strerror}); name a file that `tracepaper data "
@@ -64,6 +68,25 @@ class MemberFile:
         self.begin: Final = first[1]
         """The byte at which the second one begins."""
         self.torn: TornTail | None = None
+
+    def _bytes_of(self, newest: int | None) -> bytes:
+        with self.path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            if newest is None or size <= newest:
+                return file.read()
+            self._content = file.read(newest)
+            if (first := self._member(0)) is None:
+                return self._content
+            begin = max(size - newest, first[1])
+            file.seek(begin)
+            head, self._content = self._content[: first[1]], file.read()
+        at = self._content.find(self._mark)
+        while at >= 0 and self._member(at) is None:  # it stands in a member by chance
+            at = self._content.find(self._mark, at + 1)
+        at = len(self._content) if at < 0 else at
+        self._left_out = begin + at - len(head)
+        return head + self._content[at:]
 
     @property
     def size(self) -> int:
@@ -85,11 +108,12 @@ class MemberFile:
             found = self._member(end)
             if found is None:
                 if (later := content.find(self._mark, end + 1)) >= 0:
+                    begin, later = end + self._left_out, later + self._left_out
                     raise DataInvalid(
-                        f"{self.path} is damaged between its bytes {end:,} and {later:,}; "
+                        f"{self.path} is damaged between its bytes {begin:,} and {later:,}; "
                         "restore it from a copy."
                     )
-                self.torn = TornTail(end, len(content) - end)
+                self.torn = TornTail(end + self._left_out, len(content) - end)
                 return
             yield found
             end = found[1]
@@ -147,7 +171,7 @@ class MemberWriter:
     """
 
     def __init__(self, path: Path, mark: bytes) -> None:
-        self._mark: Final = mark
+        self._path, self._mark = path, mark
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -166,11 +190,19 @@ class MemberWriter:
         os.ftruncate(self._file, torn.whole)
 
     def append(self, content: bytes) -> None:
-        """Append *content* as one member, and have it on the disk."""
-        left = memoryview(member(self._mark, content))
-        while left:
-            left = left[os.write(self._file, left) :]
-        os.fsync(self._file)
+        """Append *content* as one member, and have it on the disk.
+
+        A member that finds no room leaves nothing behind.
+        """
+        left, before = memoryview(member(self._mark, content)), os.fstat(self._file).st_size
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, before)
+            error.filename = str(self._path)
+            raise
 
     def close(self) -> None:
         """Let others write."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -19,13 +18,12 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import INTERVALS, duration, interval_text, time_of
+from tracepaper.strategies.units import INTERVALS, duration, interval_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracepaper.daemon.bybit.order_book import DepthRequest
-    from tracepaper.daemon.config.sections import ExchangeSection
     from tracepaper.replay.archive.book_events import EventsQuality
     from tracepaper.replay.archive.download import Outcome
     from tracepaper.replay.archive.order_book import DepthQuality
@@ -38,8 +36,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Import, check, list and fetch candles; record order books; copy samples.")
 
 GAPS_SHOWN: Final = 5
-_SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
-_HTTP: Final = re.compile(r"http(s?)://.+")
 
 
 PathsArgument = Annotated[
@@ -304,9 +300,12 @@ def _split(dates: list[str | None], segments: Sequence[Segment], embargo_bars: i
 
 @app.command()
 def record(
-    symbol: Annotated[str, typer.Argument(metavar="SYMBOL", help="Such as BTCUSDT.")],
+    symbols: Annotated[list[str], typer.Argument(metavar="SYMBOL…", help="Such as BTCUSDT.")],
     *,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="New file, or one to continue.")],
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="File, new or to continue; of several, their folder."),
+    ],
     depth: Annotated[int, typer.Option(help="Levels a side, 1 to 1,000.")] = 50,
     every: Annotated[
         int | None,
@@ -340,30 +339,39 @@ def record(
     ] = None,
     config: ConfigOption = None,
     json: JsonOption = False,
+    service: Annotated[str | None, typer.Option("--service", hidden=True)] = None,
 ) -> None:
     """Record the order book of an exchange to a file, until Ctrl-C; gaps are marked in it.
 
-    With --events every change of the book and every public trade is kept as it came.
+    With --events every change of the book and every public trade is kept as it came, of several
+    symbols to SYMBOL.events in a folder each.
     """
     from tracepaper.daemon.bybit.order_book import DepthRequest
+    from tracepaper.replay.commands.recording import exchange_of, record_session, requests_of
 
     if events and every is not None:
         raise ConfigInvalid("--every is of samples: leave it out, or --events.")
     request = DepthRequest(
-        category or Category.LINEAR, symbol, depth, 1_000 if every is None else every, events
+        category or Category.LINEAR, symbols[0], depth, 1_000 if every is None else every, events
     )
+    wanted = requests_of(request, symbols, out)
     if frames is None:
-        found, said = _record_session(config, url, request, out, lasting=lasting)
+        exchange = exchange_of(config, url, service)
+        said = record_session(exchange, wanted, lasting=lasting, service=service is not None)
     elif url is None and lasting is None:
-        found, said = _record_frames(frames, config, request, out, category)
+        made = (_record_frames(frames, config, *one, category) for one in wanted.items())
+        said = " ".join(filter(None, made))
     else:
         raise ConfigInvalid("--from reads a recorded session; leave out --url and --for.")
     if said:
         typer.echo(said, err=True)
+    if service is not None:
+        return  # reading a long file takes a while
+    found = [_quality_of(path, events=events) for path in wanted]
     if json:
-        print_json(asdict(found))
+        print_json([asdict(one) for one in found] if len(found) > 1 else asdict(found[0]))
         return
-    typer.echo("\n".join(_recorded_lines(found)))
+    typer.echo("\n".join(line for one in found for line in _recorded_lines(one)))
 
 
 def _quality_of(path: Path, *, events: bool) -> DepthQuality | EventsQuality:
@@ -374,46 +382,10 @@ def _quality_of(path: Path, *, events: bool) -> DepthQuality | EventsQuality:
     return events_quality(path) if events else depth_quality(path)
 
 
-def _record_session(
-    config: Path | None, url: str | None, request: DepthRequest, out: Path, *, lasting: str | None
-) -> tuple[DepthQuality | EventsQuality, str]:
-    """Record live until *lasting* is over, Ctrl-C or SIGTERM; return what the file holds then.
-
-    The second is what was found of an older recorder's torn end.
-    """
-    import asyncio
-    import signal
-
-    from tracepaper.daemon.clock import SystemClock
-    from tracepaper.daemon.session.shutdown import run_loop
-    from tracepaper.replay.archive.download import record_live
-
-    exchange = _exchange(config, url)
-    seconds = None if lasting is None else _seconds(lasting)
-
-    async def session() -> str:
-        loop = asyncio.get_running_loop()
-        done = loop.create_future()
-
-        def end() -> None:
-            if not done.done():
-                done.set_result(None)
-
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, end)
-        if seconds is not None:
-            loop.call_later(seconds, end)
-        clock = SystemClock(exchange.time_scale)
-        return await record_live(exchange, request, out, clock=clock, done=done)
-
-    said = run_loop(session())
-    return _quality_of(out, events=request.events), said
-
-
 def _record_frames(
-    frames: Path, config: Path | None, request: DepthRequest, out: Path, category: Category | None
-) -> tuple[DepthQuality | EventsQuality, str]:
-    """Write the books of a recorded session to *out*; return what the file holds then, as above.
+    frames: Path, config: Path | None, out: Path, request: DepthRequest, category: Category | None
+) -> str:
+    """Write the books of a recorded session to *out*; return what was found of a torn end.
 
     A *category* chooses among the frames where the session holds several.
     """
@@ -426,7 +398,7 @@ def _record_frames(
     topic = session.book_topic(request.symbol, request.levels)
     topics = [topic, f"publicTrade.{request.symbol}"] if request.events else [topic]
     item = next(each for each in session.instruments() if each["symbol"] == request.symbol)
-    said = sample_frames(
+    return sample_frames(
         (ReceivedFrame(each.received_ms, each.body) for each in session.frames(*topics)),
         item,
         request,
@@ -434,30 +406,6 @@ def _record_frames(
         topic=topic,
         ahead_ms=load(config).exchange.ahead_ms,
     )
-    return _quality_of(out, events=request.events), said
-
-
-def _exchange(config: Path | None, url: str | None) -> ExchangeSection:
-    """Return ``[exchange]``, of another address where *url* is given."""
-    from tracepaper.daemon.config.loading import load
-
-    if url is None:
-        return load(config).exchange
-    if _HTTP.fullmatch(url) is None:
-        raise ConfigInvalid(f"--url is {url!r}: write it as http://127.0.0.1:8080.")
-    stream = f"ws{url.removeprefix('http')}"
-    return load(config, {"exchange": {"rest_url": url, "stream_url": stream}}).exchange
-
-
-def _seconds(text: str) -> float:
-    """Return how many seconds *text* is; raise ``ConfigInvalid`` for no time."""
-    if found := _SECONDS.fullmatch(text.strip()):
-        length_ms: int | None = int(found[1]) * 1000
-    else:
-        length_ms = time_of(text)
-    if not length_ms:
-        raise ConfigInvalid(f"--for is {text!r}: write a time such as 30s, 10m or 8h.")
-    return length_ms / 1000
 
 
 def _recorded_lines(found: DepthQuality | EventsQuality) -> list[str]:

@@ -212,7 +212,7 @@ class Live:
         )
         self.clock = SteppedClock(exchange.clock.now_ms())
         self._task = asyncio.create_task(
-            record_live(section, request, out, clock=self.clock, done=self._done)
+            record_live(section, {out: request}, clock=self.clock, done=self._done)
         )
 
     async def listening(self, *, again: bool = False) -> None:

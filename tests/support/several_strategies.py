@@ -31,7 +31,7 @@ class Drawn(Strategy):
     def decide(self, context: BarContext) -> Signal:
         """Draw an answer."""
         if context.exact.open_time_ms // 60_000 % 1_000 == self._fails_at:
-            raise RuntimeError(f"told to fail by {self!r}")
+            raise RuntimeError(f"told to fail by {self!r}, \ud800\0")
         rng = random.Random(context.exact.volume * 31 + self._seed)
         roll = rng.random()
         if roll < 0.5:

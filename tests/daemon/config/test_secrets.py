@@ -107,6 +107,14 @@ def test_an_option_that_is_called_a_secret_names_a_place(name: str) -> None:
     assert kept.strategy.options == {name: "env:MY_KEY"}
 
 
+def test_an_option_of_one_of_several_strategies_names_a_place_too() -> None:
+    shares = {"b": {"share": "0.5", "name": "sma_cross"}}
+    own = {"share": "0.5", "name": "mine:Class", "options": {"password": "hunter22hunter22"}}
+    said = refusal({"strategies": {**shares, "a": own}})
+    assert 'write "env:NAME" and let your class read that environment variable' in said
+    assert "hunter" not in said
+
+
 def test_what_is_no_secret_is_taken() -> None:
     options = {
         "token": "WIF",

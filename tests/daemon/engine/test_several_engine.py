@@ -197,6 +197,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     failed = [one["b"] for one in told[40:]]
     assert all(one.reason.startswith("set aside: Drawn failed in decide") for one in failed)
     assert "0x…" in failed[0].reason
+    assert r"\ud800\x00" in failed[0].reason  # what no text can hold is escaped
     assert "at several_strategies.py:" in failed[0].reason
     assert {one.target_quantity for one in failed} == {0}
     assert engine.broker.parts["b"].held(ITEM.id) == 0

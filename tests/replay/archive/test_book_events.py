@@ -30,6 +30,7 @@ from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import book_events as module
 from tracepaper.replay.archive.book_events import (
     AHEAD_MOST_MS,
     EventRecorder,
@@ -204,6 +205,27 @@ def test_a_torn_tail_is_cut_off_and_what_goes_on_begins_behind_a_gap(tmp_path: P
     assert [why for why, _ in lines] == ["", "", "stopped", "", ""]
     assert path.read_bytes() == longer
     assert [gap.cause for gap in events_quality(path).gaps] == ["stopped"]
+
+
+def test_a_long_file_goes_on_from_its_last_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a"
+    for start in range(0, 60_000, 5_000):
+        recorded(path, [snapshot(start, 7), delta(start + 100, 8)])
+    whole = path.read_bytes()
+    block = len(whole) // 12
+    recorded(path, [snapshot(90_000, 7)])
+    longer = path.read_bytes()
+    for newest in range(3 * block, len(whole), 37):
+        monkeypatch.setattr(module, "NEWEST_BYTES", newest)
+        path.write_bytes(longer[:-3])
+        with EventsWriter(path, HEADER) as writer:
+            assert "are no whole block" in writer.says
+            assert writer.last_ms == FIRST_MS + 55_105
+        assert path.read_bytes() == whole
+    with EventsWriter(path, HEADER) as writer, pytest.raises(DataInvalid, match="give another"):
+        writer.add(FIRST_MS + 55_105, snapshot(55_100, 9))
 
 
 def test_damage_in_the_middle_is_refused_wherever_it_is_read(tmp_path: Path) -> None:

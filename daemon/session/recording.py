@@ -1,0 +1,167 @@
+"""``Recording``: has every frame of the books and trades kept, in a process of its own.
+
+No decision waits for it and no fault of it ends a run; status says what it says of itself.
+The rules are docs/orderbook.md, D28 to D31.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.session.supervisor import END_WITHIN_S, end, import_path, working
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import Step
+
+PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
+"""The process that records: the command that does the same by hand."""
+PAUSE_S: Final = (1.0, 300.0)
+"""The first and the longest pause before it is begun again; each further one doubles it."""
+WELL_S = 60.0
+"""Seconds at work after which a fault before is over: six times what is held of a block."""
+LEVELS: Final = 200
+"""Levels a side where [market] depth is 0."""
+NICE: Final = 5
+"""The niceness of the process: after the daemon, before what may wait."""
+ERROR_MOST: Final = 2_000
+PROBE_BYTES: Final = 64 * 1024
+
+log = structlog.get_logger("recording")
+
+
+class RecordingProgress(msgspec.Struct, frozen=True):
+    """How recording stands: faults since the daemon's start, and the one that lasts."""
+
+    faults: int = 0
+    error: str = ""
+
+
+def file_of(folder: Path, symbol: str) -> Path:
+    """Return the file of *symbol* in *folder*."""
+    return folder / f"{symbol}.events"
+
+
+def folder_of(config: Config) -> Path | None:
+    """Return the folder of ``market.record_events``, beside the configuration file."""
+    folder = config.market.record_events
+    if folder is None:
+        return None
+    return (folder if config.folder is None else config.folder / folder).absolute()
+
+
+def check_recording(config: Config) -> None:
+    """Raise ``ConfigInvalid`` where nothing can be recorded to the folder."""
+    if (folder := folder_of(config)) is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(os.urandom(PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+    except OSError as error:
+        raise ConfigInvalid(
+            f"[market] record_events: {folder} takes no file ({error.strerror}); free disk space, "
+            "or name a folder that can be written."
+        ) from None
+
+
+def recording_of(config: Config, clock: Clock, monitor: Monitor) -> Recording | None:
+    """Make the process that records events, watched by *monitor*; None without a folder."""
+    if (folder := folder_of(config)) is None:
+        return None
+    recording = Recording(config, folder, clock)
+    monitor.recording = lambda: msgspec.structs.asdict(recording.progress)
+    return recording
+
+
+class Recording:
+    """Keeps the process at work, and has its ``progress``."""
+
+    def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
+        market = config.market
+        self._command = (
+            *(*PROGRAM, *market.symbols, "--events", "--out", str(folder)),
+            *("--category", market.category, "--depth", str(market.depth or LEVELS)),
+            *("--service", msgspec.json.encode(config.settings()["exchange"]).decode()),
+        )
+        self._clock = clock
+        self._progress = RecordingProgress()
+        self._begun_s: float | None = None  # network time; None while no process is at work
+
+    @property
+    def progress(self) -> RecordingProgress:
+        """How it stands; a fault is over once the process was at work for ``WELL_S``."""
+        if self._begun_s is None or self._clock.network_s() - self._begun_s < WELL_S:
+            return self._progress
+        return msgspec.structs.replace(self._progress, error="")
+
+    def observe(self, step: Step) -> None:
+        """Do nothing: the process listens to the exchange itself."""
+
+    @asynccontextmanager
+    async def at_work(self, _failed: Callable[[], object]) -> AsyncIterator[None]:
+        """Record in the background of the block; its process writes what it holds after that.
+
+        No error ends it, so nobody is told that it failed.
+        """
+        async with working(self._work(), "recording", lambda: None):
+            yield
+
+    async def _work(self) -> None:
+        pause_s, longest_s = PAUSE_S
+        while True:
+            self._begun_s = begun_s = self._clock.network_s()
+            try:
+                fault = await self._record()
+            except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
+                fault = f"its process could not begin ({error})"
+            if self._clock.network_s() - begun_s >= WELL_S:
+                pause_s = PAUSE_S[0]
+            self._begun_s = None
+            self._progress = RecordingProgress(self._progress.faults + 1, fault)
+            log.warning("recording ended", error=fault, again_s=pause_s)
+            await self._clock.sleep(pause_s)
+            pause_s = min(2 * pause_s, longest_s)
+
+    async def _record(self) -> str:
+        """Run the process until it ends by itself; return why."""
+        process = await asyncio.create_subprocess_exec(
+            *self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "PYTHONPATH": import_path()},
+            start_new_session=True,
+        )
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said, last = b"", b""
+        try:
+            while piece := await process.stdout.read(ERROR_MOST):
+                *lines, last = (last + piece).split(b"\n")
+                said = next((one for one in reversed(lines) if one.strip()), said)
+                last = last[-ERROR_MOST:]
+            await process.wait()
+        finally:
+            process.stdin.close()  # at which it writes what it holds, and ends
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(END_WITHIN_S):
+                    await process.wait()
+            await end(process)
+        words = (last if last.strip() else said).decode(errors="replace").strip()[:ERROR_MOST]
+        return words or f"its process ended with {process.returncode}"

@@ -1,0 +1,112 @@
+"""Live recordings of ``tracepaper data record``: of one symbol to a file, of several to a folder.
+
+With ``--service`` it is the process behind a daemon of docs/orderbook.md, D28 to D31.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import typer
+
+from tracepaper.daemon.bybit.order_book import DepthRequest
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.session.recording import NICE, file_of
+from tracepaper.daemon.session.shutdown import run_loop
+from tracepaper.replay.archive.download import record_live
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.units import time_of
+
+_SECONDS: Final = re.compile(r"(\d{1,6}) ?s")
+_HTTP: Final = re.compile(r"http(s?)://.+")
+_STDIN: Final = 0
+
+
+def requests_of(
+    request: DepthRequest, symbols: Sequence[str], out: Path
+) -> Mapping[Path, DepthRequest]:
+    """Return what is recorded to which file: *out* of one symbol, a file each in it of several."""
+    if len(symbols) == 1 and not out.is_dir():
+        return {out: request}
+    if not request.events:
+        raise ConfigInvalid("Several symbols, or a folder, are for --events; add it.")
+    if doubled := next((one for one in symbols if symbols.count(one) > 1), None):
+        raise ConfigInvalid(f"{doubled} is named twice; name each symbol once.")
+    out.mkdir(parents=True, exist_ok=True)
+    return {file_of(out, one): replace(request, symbol=one) for one in symbols}
+
+
+def record_session(
+    exchange: ExchangeSection,
+    requests: Mapping[Path, DepthRequest],
+    *,
+    lasting: str | None = None,
+    service: bool = False,
+) -> str:
+    """Record until *lasting* is over, Ctrl-C or SIGTERM; return what was found of torn ends.
+
+    A *service* ends with the daemon that began it, and passes over symbols that are not listed.
+    """
+    seconds = None if lasting is None else _seconds(lasting)
+
+    async def session() -> str:
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def end() -> None:
+            if not done.done():
+                done.set_result(None)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, end)
+        if seconds is not None:
+            loop.call_later(seconds, end)
+        skips: Callable[[str], None] | None = None
+        if service:
+            with suppress(OSError):
+                os.nice(NICE)
+            # The daemon's end closes the input, however it ends; what is held is written then.
+            loop.add_reader(_STDIN, lambda: None if os.read(_STDIN, 1) else end())
+            skips = _say
+        clock = SystemClock(exchange.time_scale)
+        return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
+
+    return run_loop(session())
+
+
+def _say(sentence: str) -> None:
+    typer.echo(sentence, err=True)
+
+
+def exchange_of(config: Path | None, url: str | None, service: str | None) -> ExchangeSection:
+    """Return ``[exchange]``: of *service*, its JSON; of *config*; at *url* where that is given."""
+    if service is not None:
+        return load({"exchange": msgspec.json.decode(service)}).exchange
+    if url is None:
+        return load(config).exchange
+    if _HTTP.fullmatch(url) is None:
+        raise ConfigInvalid(f"--url is {url!r}: write it as http://127.0.0.1:8080.")
+    stream = f"ws{url.removeprefix('http')}"
+    return load(config, {"exchange": {"rest_url": url, "stream_url": stream}}).exchange
+
+
+def _seconds(text: str) -> float:
+    """Return how many seconds *text* is; raise ``ConfigInvalid`` for no time."""
+    if found := _SECONDS.fullmatch(text.strip()):
+        length_ms: int | None = int(found[1]) * 1000
+    else:
+        length_ms = time_of(text)
+    if not length_ms:
+        raise ConfigInvalid(f"--for is {text!r}: write a time such as 30s, 10m or 8h.")
+    return length_ms / 1000

@@ -1,0 +1,308 @@
+"""A daemon keeps every frame beside its run; what goes wrong there never stops it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import ClientSession
+from bybit_server import ScriptedServer
+from daemon_under_test import daemon as scripted_daemon
+from depth_cases import FIRST_MS, delta, snapshot
+from depth_cases import Live as ByHand
+from exchange_client import Client, walk_rows
+from exchange_client import candles as made_candles
+from programs import BIN, Program, run
+from several_live import Live, trading
+from waiting import until
+
+from tracepaper.daemon.bybit.order_book import DepthRequest
+from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.session import recording
+from tracepaper.replay.archive.book_events import EventsFile, events_quality
+from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import Category
+
+SYMBOLS = ("BTCUSDT", "ETHUSDT")
+
+
+@asynccontextmanager
+async def venue() -> AsyncIterator[EmbeddedExchange]:
+    served = tuple(made_candles(walk_rows(400), symbol=symbol) for symbol in SYMBOLS)
+    settings = ExchangeSettings(candles=served, manual=True, start=200)
+    async with EmbeddedExchange(settings) as exchange:
+        yield exchange
+
+
+def sections(folder: Path, **market: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "exchange": {"time_scale": 1.0, "ahead_ms": 600_000, "backoff_max_s": 0.1},
+        "market": {"symbols": list(SYMBOLS), "record_events": str(folder), **market},
+        "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
+        "model": {"checkpoint": "none"},
+    }
+
+
+def topics(symbol: str, depth: int = 200) -> tuple[str, str]:
+    return f"orderbook.{depth}.{symbol}", f"publicTrade.{symbol}"
+
+
+def listening_to(exchange: EmbeddedExchange, *names: str, times: int = 1) -> bool:
+    heard = [topic for one in exchange.hub.connections for topic in one.topics]
+    return all(heard.count(name) >= times for name in names)
+
+
+async def recorded(live: Live, *names: str) -> None:
+    await live.until(lambda: listening_to(live.exchange, *(names or topics("ETHUSDT"))))
+
+
+def texts(path: Path) -> list[str]:
+    return [line.data for line in EventsFile(path).lines() if not line.cause]
+
+
+# ---------------------------------------------------------------- the same as by hand
+
+
+async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> None:
+    folder = tmp_path / "kept"
+    async with (
+        venue() as exchange,
+        ClientSession() as http,
+        trading(exchange, tmp_path / "live.db", **sections(folder)) as live,
+    ):
+        await recorded(live, *topics("BTCUSDT"), *topics("ETHUSDT"))
+        by_hand = ByHand(
+            exchange,
+            tmp_path / "hand.events",
+            DepthRequest(Category.LINEAR, "BTCUSDT", 200, 1_000, events=True),
+        )
+        await until(lambda: listening_to(exchange, *topics("BTCUSDT"), times=2))
+        client = Client(exchange, http)
+        async with client.stream() as stream:
+            await stream.subscribe(*topics("BTCUSDT"), *topics("ETHUSDT"))
+            for _ in range(2):
+                await live.close_bar(set(SYMBOLS))
+            await stream.ask("ping")
+        await by_hand.end()
+        heard = [text for text in stream.texts if '"topic"' in text[:200]]
+    for symbol in SYMBOLS:
+        found = events_quality(folder / f"{symbol}.events")
+        assert (found.gaps, found.torn, found.source) == ((), "", "loopback")
+        assert found.trades > 0
+        sent = [text for text in heard if json.loads(text)["topic"] in topics(symbol)]
+        # The snapshot of a subscription is its own: the last before time moved stands for both.
+        kept = texts(folder / f"{symbol}.events")
+        assert kept[-len(sent) + 1 :] == sent[1:]
+        assert len(kept) == len(sent) > 200
+    assert texts(tmp_path / "hand.events") == texts(folder / "BTCUSDT.events")
+    hand, ours = (EventsFile(one) for one in (tmp_path / "hand.events", folder / "BTCUSDT.events"))
+    assert hand.header == ours.header
+    checked = run(["data", "check", str(folder / "BTCUSDT.events")], tmp_path)
+    assert (checked.code, "changed levels" in checked.out) == (0, True)
+
+
+async def test_a_lost_connection_and_a_killed_process_are_gaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recording, "PAUSE_S", (0.01, 0.1))
+    begun: list[int] = []
+    begin: Any = asyncio.create_subprocess_exec
+
+    async def remembered(*words: Any, **options: Any) -> Any:
+        process = await begin(*words, **options)
+        begun.append(process.pid)
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
+    path = tmp_path / "BTCUSDT.events"
+    async with (
+        venue() as exchange,
+        trading(exchange, tmp_path / "live.db", **sections(tmp_path, depth=10)) as live,
+    ):
+        await recorded(live, *topics("ETHUSDT", 50))
+        await live.close_bar(set(SYMBOLS))
+        cut = tuple(exchange.hub.connections)
+        exchange.arm("disconnect")
+        await exchange.advance(1_000)
+        await live.until(lambda: not set(cut) & set(exchange.hub.connections))
+        own = ("orderbook.50.ETHUSDT",)  # of the daemon and of its recorder
+        await live.until(
+            lambda: (
+                listening_to(exchange, *own, times=2)
+                and listening_to(exchange, *topics("ETHUSDT", 50), "kline.1.ETHUSDT")
+            )
+        )
+        await live.close_bar(set(SYMBOLS))
+        os.kill(begun[0], signal.SIGKILL)
+        await live.until(lambda: len(begun) == 2 and not listening_to(exchange, *own, times=2))
+        await live.until(lambda: listening_to(exchange, *own, times=2))
+        await live.close_bar(set(SYMBOLS))
+    found = events_quality(path)
+    assert {gap.cause for gap in found.gaps} == {"disconnected", "stopped"}
+    assert found.torn == ""
+
+
+@pytest.mark.parametrize("kind", ["drop", "malformed"])
+async def test_a_refused_frame_is_a_gap_of_its_symbol(tmp_path: Path, kind: str) -> None:
+    async with (
+        venue() as exchange,
+        trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
+    ):
+        await recorded(live)
+        await live.close_bar(set(SYMBOLS))
+        exchange.arm(kind, topic=topics("BTCUSDT")[0])
+        await live.close_bar(set(SYMBOLS))
+        await live.close_bar(set(SYMBOLS))
+    cause = {"drop": "sequence", "malformed": "refused"}[kind]
+    assert cause in {gap.cause for gap in events_quality(tmp_path / "BTCUSDT.events").gaps}
+    if kind == "drop":
+        assert events_quality(tmp_path / "ETHUSDT.events").gaps == ()
+
+
+# ---------------------------------------------------------------- no room
+
+
+async def test_a_full_disk_ends_no_run_and_tears_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *recording.PROGRAM)
+    monkeypatch.setattr(recording, "PROGRAM", small)
+    async with (
+        venue() as exchange,
+        trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
+    ):
+        await recorded(live)
+        status: dict[str, Any] = {"recording": {"error": ""}}
+        while not status["recording"]["error"]:
+            await live.close_bar(set(SYMBOLS))
+            status = await asyncio.to_thread(ask, tmp_path / "live.db", "/status")
+        await live.close_bar(set(SYMBOLS))  # and the run goes on
+        assert "record" not in str(status["not_ready"])
+    assert "File too large; correct that and try again" in status["recording"]["error"]
+    assert status["recording"]["faults"] >= 1
+    for symbol in SYMBOLS:
+        path = tmp_path / f"{symbol}.events"
+        assert path.stat().st_size <= 100 * 1024
+        assert (events_quality(path).torn, events_quality(path).frames > 0) == ("", True)
+
+
+def test_a_member_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    writer = MemberWriter(path, EVENTS_MARK)
+    writer.append(b"first")
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 40, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as refused:
+            writer.append(os.urandom(4_000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (path.stat().st_size, refused.value.filename) == (size, str(path))
+    writer.close()
+
+
+async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for folder in (tmp_path / "file", Path("/proc/1/nothing")):
+        async with ScriptedServer() as server:
+            with pytest.raises(ConfigInvalid, match=r"record_events: .* takes no file \(.*free"):
+                async with scripted_daemon(
+                    server, tmp_path / "run.db", market={"record_events": str(folder)}
+                ) as running:
+                    await running.task
+            assert not server.sockets
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
+    try:
+        with pytest.raises(ConfigInvalid, match=r"\(File too large\)"):
+            recording.check_recording(load({"market": {"record_events": str(tmp_path)}}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# ---------------------------------------------------------------- kill and resume
+
+
+@pytest.mark.slow
+async def test_a_killed_daemon_goes_on_in_its_files_behind_a_gap(tmp_path: Path) -> None:
+    path = tmp_path / "events" / "BTCUSDT.events"
+    async with venue() as exchange:
+        (tmp_path / "run.toml").write_text(
+            f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"\n'
+            'ahead_ms = 600000\nrequests_per_s = 100\n[market]\nrecord_events = "events"\n'
+            '[strategy]\nname = "sma_cross"\n[model]\ncheckpoint = "none"\n'
+            '[sizing]\nmode = "notional"\nnotional = "1000"\n[http]\nport = 0\n'
+        )
+        command = [str(BIN / "tracepaper"), "run", "-c", "run.toml", "--db", "live.db"]
+        for by in (signal.SIGKILL, signal.SIGTERM):
+            program = Program(command, tmp_path, name=by.name)
+            try:
+                await until(lambda: listening_to(exchange, *topics("BTCUSDT")))
+                for _ in range(30):
+                    await exchange.advance(1_000)
+            finally:
+                program.process.send_signal(by)
+                ended = await asyncio.to_thread(program.end)
+            await until(lambda: not exchange.hub.connections)
+            await exchange.advance(60_000)
+    assert ended.code == 0, ended.err
+    found = events_quality(path)
+    assert ([gap.cause for gap in found.gaps], found.torn) == (["stopped"], "")
+    # Its end closes the recorder's input, which writes what it held: 30 s each, nothing lost.
+    assert found.recorded_ms > 55_000
+
+
+# ---------------------------------------------------------------- configuration and command
+
+
+def test_a_run_has_the_hash_that_it_had_with_and_without_it() -> None:
+    plain, kept = Config(), load({"market": {"record_events": "events"}})
+    assert "record_events" not in plain.document()["market"]
+    assert kept.sha256() == load({}).sha256()
+    assert kept.document()["market"]["record_events"] == "events"
+    again = restore(kept.canonical_json())
+    assert again.market.record_events == Path("events")
+    assert again.sha256() == kept.sha256()
+
+
+def test_the_folder_is_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text('[market]\nrecord_events = "events"\n')
+    assert recording.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
+    assert recording.folder_of(load({})) is None
+
+
+def test_several_symbols_of_a_session_are_a_file_each(tmp_path: Path) -> None:
+    with (tmp_path / "frames.jsonl").open("w") as session:
+        for number, frame in enumerate((snapshot(0, 7), delta(100, 8), delta(200, 9))):
+            for symbol in SYMBOLS:
+                data = frame.replace(b"BTCUSDT", symbol.encode()).decode()
+                at_s = FIRST_MS / 1000 + number
+                session.write(json.dumps({"t": "recv", "conn": "1", "ts": at_s, "data": data}))
+                session.write("\n")
+    words = ["data", "record", *SYMBOLS, "--from", "frames.jsonl", "--out", "kept"]
+    made = run([*words, "--events", "--json"], tmp_path)
+    assert made.code == 0, made.err
+    assert [(one["instrument"], one["frames"]) for one in json.loads(made.out)] == [
+        (f"linear:{symbol}", 3) for symbol in SYMBOLS
+    ]
+    one = ["data", "record", "ETHUSDT", "--events", *words[4:6], "--out", "one.events"]
+    assert run(one, tmp_path).code == 0
+    assert (tmp_path / "kept/ETHUSDT.events").read_bytes() == (tmp_path / "one.events").read_bytes()
+    for extra, said in (
+        ([], "are for --events"),
+        (["BTCUSDT", "--events"], "BTCUSDT is named twice"),
+    ):
+        refused = run([*words, *extra], tmp_path)
+        assert (refused.code, refused.err.count("\n"), said in refused.err) == (2, 1, True)
