@@ -340,7 +340,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     )
     if feed.actions.splits:
         _refuse_split(config, strategies, frames, has_model=forecaster is not None)
-    books, missing = None, ()
+    books, missing = None, tuple[str, ...]()
     if sources:
         times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
         refuse_books(sources, instruments, *times)

@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 import signal
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -299,7 +301,9 @@ def test_a_file_is_read_by_the_limit_of_dates_that_it_was_recorded_by(
             writer.add(FIRST_MS, snapshot(0, 7))
             writer.add(FIRST_MS + 500, delta(500 + ahead_ms + past_ms, 8))
         file = EventsFile(path)
-        for read in (file.received, lambda file=file: file.standing([FIRST_MS + 500])):
+        reads: list[Callable[[], Iterator[object]]]
+        reads = [file.received, partial(file.standing, [FIRST_MS + 500])]
+        for read in reads:
             if past_ms:
                 with pytest.raises(DataInvalid, match=f"it is dated {ahead_ms + 1:,} ms after"):
                     list(read())
