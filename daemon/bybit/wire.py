@@ -459,8 +459,8 @@ class Wire:
         if is_deep and not levels.follow(book.data.u, is_snapshot=is_snapshot):
             raise FrameImpossible(
                 "skipped",
-                f"Frames of {book.topic} between {levels.update} and {book.data.u} are missing; "
-                "the book was dropped and a snapshot is asked for.",
+                f"{_not_following(book.topic, levels.update, book.data.u)}; the book was dropped "
+                "and a snapshot is asked for.",
             )
         sides = (_levels(book.data.b, instrument), _levels(book.data.a, instrument))
         if not self._accepts_date(max(book.ts, book.cts)):
@@ -542,6 +542,12 @@ def _merged(before: TickerData, delta: TickerData) -> TickerData:
         else delta.next_funding_time,
         funding_rate=before.funding_rate if delta.funding_rate is None else delta.funding_rate,
     )
+
+
+def _not_following(topic: str, last: int, update: int) -> str:
+    if update > last:
+        return f"Frames of {topic} between {last} and {update} are missing"
+    return f"Frame {update} of {topic} came {'twice' if update == last else f'after {last}'}"
 
 
 def _refuse_deep(book: Levels, instrument: Instrument) -> None:

@@ -9,6 +9,7 @@ The rules are docs/orderbook.md, D25 to D27.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -44,12 +45,18 @@ NEWEST_BYTES: Final = 16 * 1024 * 1024
 """What is read of a file that goes on: many blocks, for one torn and one whole are enough."""
 FRAME: Final = "recv"
 GAP: Final = "gap"
+AHEAD_MOST_MS: Final = 600_000
+"""The most that ``exchange.ahead_ms`` can be (T13)."""
 NOT_RECORDED: Final = "outside"
 """Before the first frame of a recording, or after its last."""
 
 
 class EventsHeader(Struct, frozen=True, kw_only=True):
-    """What a file holds the frames of, and whence: ``exchange``, ``loopback`` or ``frames``."""
+    """What a file holds the frames of, and whence: ``exchange``, ``loopback`` or ``frames``.
+
+    A frame that is dated more than ``ahead_ms`` after its receipt was not kept; a file of an older
+    version does not say.
+    """
 
     t: str = "events"
     format: str = FORMAT
@@ -57,6 +64,7 @@ class EventsHeader(Struct, frozen=True, kw_only=True):
     instrument: Instrument
     topics: tuple[str, ...]
     source: str
+    ahead_ms: int = AHEAD_MOST_MS
 
     def words(self) -> str:
         """Return it as people read it."""
@@ -83,9 +91,18 @@ class Line(Struct, frozen=True, omit_defaults=True):
         return round(self.ts * 1000)
 
 
+class _Dated(Struct):
+    """What of a frame says when it was sent, and of what."""
+
+    topic: str = ""
+    ts: int = 0
+
+
 _encode: Final = msgspec.json.Encoder().encode
+_DROPPED: Final = re.compile(r"; (?:it|the book|the frame) was dropped")
 _decode_header: Final = msgspec.json.Decoder(EventsHeader).decode
 _decode_line: Final = msgspec.json.Decoder(Line).decode
+_decode_date: Final = msgspec.json.Decoder(_Dated).decode
 
 
 class EventsFile(MemberFile):
@@ -127,12 +144,36 @@ class EventsFile(MemberFile):
             f"{self.path}, the block at byte {byte:,}, {what}; restore the file from a copy."
         )
 
+    def dates(self) -> Iterator[tuple[int, str, bool]]:
+        """Yield of every line its date, the cause of a gap, and whether it is a frame of the book.
+
+        A frame's date is the exchange's, and never before the frame before it (M62); that of a gap
+        is when it was received. Frames are not checked.
+        """
+        at_ms = 0
+        for line in self.lines():
+            if line.t == GAP:
+                yield line.received_ms, line.cause, False
+                continue
+            try:
+                dated = _decode_date(line.data)
+            except (msgspec.MsgspecError, RecursionError):  # `received` refuses it
+                dated = _Dated()
+            at_ms = max(at_ms, dated.ts)
+            yield at_ms, "", dated.topic == self.header.topics[0]
+
     def received(self) -> Iterator[tuple[Line, Book | Trades | None]]:
         """Yield every line with what its frame says, None of a gap; check each as it came.
 
         Raises ``DataInvalid`` for a frame that a recorder would have refused.
         """
-        reader = _Reader(self.header.instrument, self.header.topics)
+        line = None
+
+        def believed(server_ms: int) -> bool:
+            assert line is not None
+            return self._believes(line, server_ms)
+
+        reader = _Reader(self.header.instrument, self.header.topics, believed)
         for line in self.lines():
             if line.t == GAP:
                 reader.forget()
@@ -140,15 +181,31 @@ class EventsFile(MemberFile):
                 continue
             yield line, self._read(reader, line)
 
+    def _believes(self, line: Line, server_ms: int) -> bool:
+        """Return True; raise ``DataInvalid`` where a frame of *line* cannot be of *server_ms*."""
+        if server_ms > line.received_ms + self.header.ahead_ms:
+            raise self._refused(
+                line,
+                f"it is dated {server_ms - line.received_ms:,} ms after its receipt, and at most "
+                f"{self.header.ahead_ms:,} ms are believed (T13).",
+            )
+        return True
+
     def _read(self, reader: _Reader, line: Line) -> Book | Trades:
         read = reader.read(line.data.encode())
         if reader.cause or not isinstance(read, Book | Trades):
-            raise DataInvalid(
-                f"{self.path} holds a frame received {iso(line.received_ms)} that no recorder "
-                f"keeps: {reader.said or 'it is of no topic of the file.'} Restore the file "
-                "from a copy."
+            # What a daemon or a recorder does about it is not said of a file.
+            said, _, _ = _DROPPED.sub("\n", reader.said).partition("\n")
+            raise self._refused(
+                line, f"{said.rstrip('.')}." if said else "it is of no topic of the file."
             )
         return read
+
+    def _refused(self, line: Line, why: str) -> DataInvalid:
+        return DataInvalid(
+            f"{self.path} holds a frame received {iso(line.received_ms)} that no recorder keeps: "
+            f"{why} Restore the file from a copy."
+        )
 
     def standing(self, times: Iterable[int]) -> Iterator[Depth | str]:
         """Yield the book that stood at each of *times*, or why none is known.
@@ -159,7 +216,7 @@ class EventsFile(MemberFile):
         Raises ``DataInvalid`` for a frame of the book that a recorder would have refused.
         """
         topic, waiting, found = self.header.topics[0], deque(times), list[Depth | str]()
-        heard_ms, cause = 0, NOT_RECORDED
+        heard_ms, cause, line = 0, NOT_RECORDED, None
 
         def answer(until_ms: int) -> bool:
             """Answer what was asked of before *until_ms*, the date of the frame at hand."""
@@ -172,7 +229,11 @@ class EventsFile(MemberFile):
             heard_ms = until_ms
             return True
 
-        reader = _Reader(self.header.instrument, self.header.topics, answer)
+        def believed(server_ms: int) -> bool:
+            assert line is not None
+            return self._believes(line, server_ms) and answer(server_ms)
+
+        reader = _Reader(self.header.instrument, self.header.topics, believed)
         for line in self.lines():
             if line.t == GAP:
                 if cause != NOT_RECORDED:
@@ -288,6 +349,12 @@ class EventsWriter(BlockWriter):
             raise ConfigInvalid(
                 f"{self.path} holds {found.header.words()}, not {self._header.words()} with the "
                 "same decimals; give another --out."
+            )
+        if found.header.ahead_ms < self._header.ahead_ms:
+            raise ConfigInvalid(
+                f"{self.path} holds frames dated at most {found.header.ahead_ms:,} ms after their "
+                f"receipt, and exchange.ahead_ms is {self._header.ahead_ms:,}; lower it or "
+                "give another --out."
             )
         for line in found.lines():
             self.last_ms, self._is_resumed = line.ts * 1000, True

@@ -331,6 +331,7 @@ def sample_frames(
         out,
         topic=topic,
         accepts=lambda server_ms: server_ms <= received_ms[0] + ahead_ms,
+        ahead_ms=ahead_ms,
         now_ms=lambda: received_ms[0],
     ) as (recorder, writer):
         for frame in frames:
@@ -348,12 +349,15 @@ def _recording(
     *,
     topic: str,
     accepts: Callable[[int], bool],
+    ahead_ms: int,
     now_ms: Callable[[], float],
 ) -> Iterator[tuple[DepthSampler | EventRecorder, DepthWriter | EventsWriter]]:
     """Make what reads the frames that *request* asks for, and what writes them to *out*."""
     if request.events:
         topics = (topic, f"publicTrade.{request.symbol}")
-        header = EventsHeader(instrument=instrument, topics=topics, source=source)
+        header = EventsHeader(
+            instrument=instrument, topics=topics, source=source, ahead_ms=ahead_ms
+        )
         with EventsWriter(out, header) as events:
             yield (
                 EventRecorder(instrument, topics, events, accepts=accepts, now_ms=now_ms),
@@ -419,6 +423,7 @@ async def record_live(
                     out,
                     topic=requests[out].topic,
                     accepts=accepts,
+                    ahead_ms=exchange.ahead_ms,
                     now_ms=clock.market_ms,
                 )
             )

@@ -16,8 +16,9 @@ from tracepaper.daemon.broker.book_account import BookWatch
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
 from tracepaper.daemon.bybit.instruments import exact
 from tracepaper.daemon.bybit.messages import decode_book, decode_trades
+from tracepaper.daemon.bybit.order_book import SILENT_MS
 from tracepaper.daemon.bybit.wire import Book
-from tracepaper.replay.archive.book_events import GAP, EventsFile
+from tracepaper.replay.archive.book_events import EventsFile
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.backtest.feed import BEGUN, Scale, scale_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -36,6 +37,8 @@ MOVES_MOST: Final = 4_096
 """Moves that one event holds at most."""
 SAMPLED_BOOKS: Final = 1_024
 """Sampled books read at once."""
+SILENT: Final = "silent"
+"""The cause of a gap in which no frame of the book came, though none is missing."""
 _TAKERS: Final = {"Buy": Side.BUY, "Sell": Side.SELL}
 Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
@@ -69,10 +72,28 @@ class FillSource(Protocol):
         ...
 
 
+def with_silences(frames: Iterable[ReadFrame]) -> Iterator[ReadFrame]:
+    """Yield *frames*, and a gap from ``SILENT_MS`` after each that no frame of the book follows."""
+    at_ms, stands_ms = 0, None
+    for frame in frames:
+        if not frame.cause:
+            at_ms = max(at_ms, frame.at_ms)
+        if stands_ms is not None and max(at_ms, frame.at_ms) > stands_ms:
+            yield ReadFrame(stands_ms + 1, SILENT)
+            stands_ms = None
+        if frame.cause:
+            stands_ms = None
+        elif frame.book is not None:
+            stands_ms = at_ms + SILENT_MS
+        yield frame
+    if stands_ms is not None:
+        yield ReadFrame(stands_ms + 1, SILENT)
+
+
 class EventsSource:
     """A file of ``data record --events``; it is read once to know its span and its gaps.
 
-    Raises ``DataInvalid`` where it is none, or holds no frame.
+    Raises ``DataInvalid`` where it is none, or holds no frame of a book.
     """
 
     is_sampled = False
@@ -82,15 +103,20 @@ class EventsSource:
         self.path: Final = path
         self.header: Final = file.header
         self.instrument_id = file.header.instrument.id
-        first = last = lost = None
+        first = last = heard = lost = None
         self._gaps = self._missed_ms = 0
-        for line in file.lines():
-            if line.t == GAP:
-                if last is not None and lost is None:
-                    lost = last
+        for frame in with_silences(
+            ReadFrame(at_ms, cause, ([], []) if is_book else None)
+            for at_ms, cause, is_book in file.dates()
+        ):
+            if frame.cause:
+                if heard is not None and lost is None:
+                    lost = frame.at_ms if frame.cause == SILENT else heard
                 continue
-            last = line.received_ms
-            first = last if first is None else first
+            heard = frame.at_ms
+            if frame.book is None:
+                continue
+            first, last = heard if first is None else first, heard
             if lost is not None:
                 self._gaps, self._missed_ms, lost = (
                     self._gaps + 1,
@@ -99,7 +125,8 @@ class EventsSource:
                 )
         if first is None or last is None:
             raise DataInvalid(
-                f"{path} holds no events yet; record some by `tracepaper data record --events`."
+                f"{path} holds no frame of an order book, and nothing else fills orders; record "
+                "one by `tracepaper data record --events`."
             )
         self.first_ms, self.last_ms = first, last
         self.torn = file.torn_sentence()
@@ -250,8 +277,9 @@ class _Followed:
         self.key = instrument.id
         self.frame = 0
         self.at_ms = 0
-        self._frames = source.frames(instrument)
         self._is_sampled = source.is_sampled
+        frames = source.frames(instrument)
+        self._frames = iter(frames if self._is_sampled else with_silences(frames))
         self._response_ms = response_ms
         self._bids: dict[int, tuple[int, int]] = {}  # size, and the frame that set it
         self._asks: dict[int, tuple[int, int]] = {}
@@ -291,14 +319,10 @@ class _Followed:
         fills = self.apply(seen)
         if self.best is None or not seen.rests:
             return
-        if (
-            self._cause
-            or self._is_sampled
-            or seen.has_strangers
-            or fills
-            or seen.acts(self._quote())
-        ):
-            yield self._update(is_whole=frame.book is not None)
+        acts = bool(self._cause) or self._is_sampled or seen.has_strangers
+        acts = acts or seen.acts(self._quote())
+        if acts or fills:  # a trade alone needs no level beyond the touch
+            yield self._update(is_whole=acts or frame.book is not None)
         elif len(self._moves) >= MOVES_MOST:
             yield self._update(is_whole=False)
 
@@ -325,8 +349,9 @@ class _Followed:
         self.next = next(self._frames, None)
         if frame.cause:
             self.best, self._cause = None, frame.cause
-            self._bids.clear()
-            self._asks.clear()
+            if frame.cause != SILENT:  # nothing is missing: the next frame makes it whole
+                self._bids.clear()
+                self._asks.clear()
             return False
         self.frame += 1
         self.at_ms = max(self.at_ms, frame.at_ms)
@@ -484,8 +509,8 @@ class BookFeed:
         """Return the best bid and ask of *instrument* as read so far; None where it has none."""
         return next((one.best for one in self._followed if one.key == instrument), None)
 
-    def warnings(self) -> tuple[str, ...]:
-        """Say what is missing of the books, a sentence each without its full stop."""
+    def warnings(self, from_ms: int, until_ms: int) -> tuple[str, ...]:
+        """Say what is missing of the books from *from_ms* to *until_ms*, without a full stop."""
         said = []
         for source in self.sources:
             count, missed_ms = source.gaps()
@@ -494,6 +519,16 @@ class BookFeed:
                     f"the book of {source.instrument_id} has {count:,} gaps of "
                     f"{missed_ms / 1000:,.1f} s in all: nothing is filled in one, and after it "
                     "what rests is at the back of its queue"
+                )
+            if source.first_ms - from_ms > SILENT_MS:
+                said.append(
+                    f"the book of {source.instrument_id} begins at {iso(source.first_ms)}: nothing "
+                    "is filled before it"
+                )
+            if until_ms - source.last_ms > SILENT_MS:
+                said.append(
+                    f"the book of {source.instrument_id} ends at {iso(source.last_ms)}: nothing is "
+                    "filled more than a minute after it"
                 )
         return tuple(said)
 

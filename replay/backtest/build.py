@@ -340,11 +340,12 @@ def build(  # noqa: PLR0913 - the options of a replay
     )
     if feed.actions.splits:
         _refuse_split(config, strategies, frames, has_model=forecaster is not None)
-    books = None
+    books, missing = None, tuple[str, ...]()
     if sources:
         times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
         refuse_books(sources, instruments, *times)
         books = BookFeed(sources, instruments, config.execution.response_ms)
+        missing = books.warnings(*times)
     engine = build_engine(
         config,
         instruments,
@@ -364,7 +365,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         warnings=(
             *warnings,
             *(one.torn.rstrip(".") for one in (*depth, *events) if one.torn),
-            *(() if books is None else books.warnings()),
+            *missing,
             *fitted,
             *chain.from_iterable(
                 split_sentences(part, feed.actions.splits) for part in feed.candles

@@ -33,10 +33,14 @@ def seeded_market(
     minutes: int = 30,
     every_ms: int = 500,
     seed: int = 1,
-    gap: tuple[int, int] | None = None,
+    gap: tuple[int, int] = (0, 0),
+    is_silent: bool = False,
     item: Instrument = ITEM,
 ) -> SeededMarket:
-    """Write so many *minutes* of a walk; between the minutes of *gap* nothing was recorded."""
+    """Write so many *minutes* of a walk; between the minutes of *gap* nothing was recorded.
+
+    Where it *is_silent*, no frame of the book is missing there: the exchange sent trades alone.
+    """
     rng, bid, number = random.Random(seed), 650_000, 0
     rows: list[list[object]] = []
     header = EventsHeader(
@@ -46,6 +50,7 @@ def seeded_market(
     )
     sides: list[dict[int, int]] = [{}, {}]
     shown: list[dict[int, int]] = [{}, {}]
+    sent, missed = shown, range(*gap)
     path = folder / "seeded.events"
     with EventsWriter(path, header) as writer:
         is_known = False
@@ -55,18 +60,11 @@ def seeded_market(
                 FIRST_MS + minute * MINUTE_MS, FIRST_MS + (minute + 1) * MINUTE_MS, every_ms
             ):
                 bid += rng.choice((-1, 0, 0, 0, 1))
-                before = shown
                 for place, side in enumerate(sides):
                     wanted = [
                         bid - level if place == 0 else bid + 1 + level for level in range(LEVELS)
                     ]
-                    for price in set(side) - set(wanted):
-                        del side[price]
-                    for price in wanted:
-                        if price not in side:
-                            side[price] = rng.randint(1, 4_000)
-                        elif rng.random() < 0.3:  # somebody joins or cancels
-                            side[price] = max(side[price] + rng.randint(-600, 600), 1)
+                    _move(side, wanted, rng)
                 shown = [dict(side) for side in sides]
                 taker = rng.choice(("Buy", "Sell"))
                 price = bid + 1 if taker == "Buy" else bid
@@ -75,15 +73,17 @@ def seeded_market(
                 hit[price] = max(hit[price] - size, 1)  # the next frame shows it
                 prices.append(price)
                 volume += size
-                if gap is not None and gap[0] <= minute < gap[1]:
+                is_missed = minute in missed
+                if is_missed and not is_silent:
                     if is_known:
                         writer.add(at_ms, cause="disconnected")
                     is_known = False
                     continue
-                number += 1
-                frame = _frame(item, number, at_ms, shown, before if is_known else None)
-                writer.add(at_ms, json.dumps(frame).encode())
-                is_known = True
+                if not is_missed:
+                    number += 1
+                    frame = _frame(item, number, at_ms, shown, sent if is_known else None)
+                    writer.add(at_ms, json.dumps(frame).encode())
+                    is_known, sent = True, shown
                 trade = {
                     "T": at_ms + 1, "s": item.symbol, "S": taker, "v": _size(size),
                     "p": _price(price), "i": str(number), "BT": False, "RPI": False,
@@ -99,6 +99,17 @@ def seeded_market(
         out.writerow(["open_time", "open", "high", "low", "close", "volume"])
         out.writerows(rows)
     return SeededMarket(candles, path)
+
+
+def _move(side: dict[int, int], wanted: list[int], rng: random.Random) -> None:
+    """Let *side* of the book hold the prices that are *wanted*."""
+    for price in set(side) - set(wanted):
+        del side[price]
+    for price in wanted:
+        if price not in side:
+            side[price] = rng.randint(1, 4_000)
+        elif rng.random() < 0.3:  # somebody joins or cancels
+            side[price] = max(side[price] + rng.randint(-600, 600), 1)
 
 
 def _frame(

@@ -6,6 +6,8 @@ import asyncio
 import gzip
 import json
 import signal
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,15 @@ from depth_cases import (
     snapshot,
 )
 from exchange_client import Client, candles, serving, walk_rows
+from msgspec import structs
 from programs import run
 from waiting import until
 
 from tracepaper.daemon.bybit.order_book import DepthRequest
+from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import book_events as module
 from tracepaper.replay.archive.book_events import (
+    AHEAD_MOST_MS,
     EventRecorder,
     EventsFile,
     EventsHeader,
@@ -240,10 +245,32 @@ def test_damage_in_the_middle_is_refused_wherever_it_is_read(tmp_path: Path) -> 
 
 
 FORGED: dict[str, tuple[list[bytes], str]] = {
-    "a frame taken out": ([snapshot(0, 7), delta(200, 9)], "are missing"),
-    "a delta without a snapshot": ([delta(0, 7)], "before any snapshot"),
+    "a frame taken out": (
+        [snapshot(0, 7), delta(200, 9)],
+        "keeps: Frames of orderbook.50.BTCUSDT between 7 and 9 are missing. Restore the file",
+    ),
+    "a frame twice": (
+        [snapshot(0, 7), delta(100, 8), delta(100, 8)],
+        "keeps: Frame 8 of orderbook.50.BTCUSDT came twice. Restore the file",
+    ),
+    "an older frame": (
+        [snapshot(0, 7), delta(100, 8), delta(100, 9), delta(50, 8)],
+        "keeps: Frame 8 of orderbook.50.BTCUSDT came after 9. Restore the file",
+    ),
+    "a delta without a snapshot": (
+        [delta(0, 7)],
+        "keeps: A delta of orderbook.50.BTCUSDT came before any snapshot. Restore the file",
+    ),
     "a snapshot without a gap": ([snapshot(0, 7), snapshot(200, 99)], "does not follow"),
-    "a crossed book": ([snapshot(0, 7), delta(100, 8, [["100.2", "1"]])], "not below"),
+    "a crossed book": (
+        [snapshot(0, 7), delta(100, 8, [["100.2", "1"]])],
+        "keeps: The best bid of linear:BTCUSDT is not below its best ask. Restore the file",
+    ),
+    "a book of the future": (
+        [snapshot(0, 7), delta(1_000_000_000, 8)],
+        "keeps: it is dated 999,999,000 ms after its receipt, and at most 2,000 ms are believed",
+    ),
+    "a trade of the future": ([snapshot(0, 7), trade(3_001)], "it is dated 2,001 ms after"),
     "a topic that is not the file's": ([b'{"topic":"tickers.ETHUSDT","ts":1}'], "of no topic"),
     "no frame": ([b"42"], "no recorder keeps"),
 }
@@ -253,13 +280,46 @@ FORGED: dict[str, tuple[list[bytes], str]] = {
 def test_a_forged_file_is_refused_by_its_check(tmp_path: Path, name: str) -> None:
     frames, why = FORGED[name]
     path = tmp_path / "a"
-    with EventsWriter(path, HEADER) as writer:
+    with EventsWriter(path, structs.replace(HEADER, ahead_ms=2_000)) as writer:
         for place, one in enumerate(frames):
             writer.add(FIRST_MS + 1_000 * place, one)
     done = run(["data", "check", "a"], tmp_path)
     assert done.code == 1
     assert why in done.out
     assert len(done.out.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("ahead_ms", [2_000, AHEAD_MOST_MS])
+def test_a_file_is_read_by_the_limit_of_dates_that_it_was_recorded_by(
+    tmp_path: Path, ahead_ms: int
+) -> None:
+    """An older file says none: of it is believed what any recorder may have kept."""
+    header = structs.replace(HEADER, ahead_ms=ahead_ms)
+    for past_ms in (0, 1):
+        path = tmp_path / f"{past_ms}"
+        with EventsWriter(path, header) as writer:
+            writer.add(FIRST_MS, snapshot(0, 7))
+            writer.add(FIRST_MS + 500, delta(500 + ahead_ms + past_ms, 8))
+        file = EventsFile(path)
+        reads: list[Callable[[], Iterator[object]]]
+        reads = [file.received, partial(file.standing, [FIRST_MS + 500])]
+        for read in reads:
+            if past_ms:
+                with pytest.raises(DataInvalid, match=f"it is dated {ahead_ms + 1:,} ms after"):
+                    list(read())
+            else:
+                assert list(read())
+    before = structs.replace(header, ahead_ms=ahead_ms + 1)
+    with pytest.raises(ConfigInvalid, match=r"exchange\.ahead_ms is .* lower it or give another"):
+        EventsWriter(path, before)
+    assert EventsHeader(instrument=BTC, topics=TOPICS, source="frames").ahead_ms == AHEAD_MOST_MS
+
+
+def test_the_limit_of_dates_is_kept_in_the_file(tmp_path: Path) -> None:
+    words = ["data", "record", "BTCUSDT", "--events", "--from", str(SESSION), "--out", "a.events"]
+    made = run(words, tmp_path)
+    assert made.code == 0, made.err
+    assert EventsFile(tmp_path / "a.events").header.ahead_ms == load(None, {}).exchange.ahead_ms
 
 
 @pytest.mark.parametrize(

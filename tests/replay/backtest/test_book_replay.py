@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import programs
 import pytest
 from depth_cases import FIRST_MS, header, walk, write
+from queue_cases import Say, book, gap, played, send, shows, trade
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
+from tracepaper.daemon.bybit.order_book import SILENT_MS
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
 from tracepaper.replay.backtest.build import Replay, build
@@ -33,7 +38,7 @@ from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.market import BookUpdate
-from tracepaper.strategies.units import to_tick
+from tracepaper.strategies.units import iso, to_tick
 
 
 class Quoter(Strategy):
@@ -161,10 +166,13 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("after", [2, 9, 30, 77])
-def test_a_replay_killed_anywhere_goes_on_in_the_same_place_of_the_queue(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, market: SeededMarket, after: int
-) -> None:
+UPDATES = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY 1"
+
+
+def killed_and_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, market: SeededMarket, after: int
+) -> Path:
+    """Kill a replay after so many units, resume what it left, and return that database."""
     running, cut = tmp_path / "running.db", tmp_path / "cut.db"
     monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
     units = 0
@@ -188,9 +196,16 @@ def test_a_replay_killed_anywhere_goes_on_in_the_same_place_of_the_queue(
     resume_replay("last", candles, [], log, cut, Tally(), events=books)
     log.end(1)
     log.close()
+    return cut
+
+
+@pytest.mark.parametrize("after", [2, 9, 30, 77])
+def test_a_replay_killed_anywhere_goes_on_in_the_same_place_of_the_queue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Path, market: SeededMarket, after: int
+) -> None:
+    cut = killed_and_resumed(tmp_path, monkeypatch, market, after)
     assert rows(cut, FILLS) == rows(whole, FILLS)
-    updates = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY 1"
-    assert rows(cut, updates) == rows(whole, updates)
+    assert rows(cut, UPDATES) == rows(whole, UPDATES)
     check(cut)
 
 
@@ -256,6 +271,127 @@ def test_a_hole_is_said_and_held_and_nothing_is_lost(tmp_path: Path, holed: Seed
     check(path)
 
 
+@pytest.fixture(scope="module")
+def silent(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
+    folder = tmp_path_factory.mktemp("silent")
+    return seeded_market(folder, minutes=12, gap=(4, 7), is_silent=True)
+
+
+SILENCE = (FIRST_MS + 4 * MINUTE_MS - 500 + SILENT_MS, FIRST_MS + 7 * MINUTE_MS)
+
+
+def test_a_book_that_went_silent_is_a_gap_and_holds_every_order(
+    tmp_path: Path, silent: SeededMarket
+) -> None:
+    path = tmp_path / "a.db"
+    replayed(path, silent)
+    warnings = rows(path, "SELECT warnings FROM v_runs")[0][0]
+    assert "the book of linear:BTCUSDT has 1 gaps of 120.5 s in all: nothing is filled" in warnings
+    fills = [row[0] for row in rows(path, FILLS)]
+    begin_ms, end_ms = SILENCE
+    assert any(end_ms - 3 * MINUTE_MS <= at_ms <= begin_ms for at_ms in fills)
+    assert [at_ms for at_ms in fills if begin_ms < at_ms < end_ms] == []
+    assert any(at_ms >= end_ms for at_ms in fills)
+    causes = rows(
+        path, "SELECT json_extract(content, '$.cause') AS c FROM v_events WHERE kind = 'book'"
+    )
+    assert [cause for (cause,) in causes if cause] == ["stopped", "silent"]
+    check(path)
+
+
+@pytest.mark.parametrize("after", [5, 9, 12, 14])
+def test_a_replay_killed_around_a_silence_goes_on_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, silent: SeededMarket, after: int
+) -> None:
+    path = tmp_path / "whole.db"
+    replayed(path, silent)
+    cut = killed_and_resumed(tmp_path, monkeypatch, silent, after)
+    assert rows(cut, FILLS) == rows(path, FILLS)
+    assert rows(cut, UPDATES) == rows(path, UPDATES)
+    check(cut)
+
+
+WHOLE = book(0, {99: 10}, {101: 10, 102: 10})
+LAST_MS = SILENT_MS  # the book of second 0 stands until then
+
+
+@pytest.mark.parametrize(
+    ("name", "script", "fills"),
+    [
+        ("stands for a minute", [WHOLE, send(LAST_MS, buy(4)), trade(90_000, "Buy", 101, 1)],
+         [(LAST_MS, "buy", 101, 4, "T")]),
+        ("and no longer", [WHOLE, send(LAST_MS + 1, buy(4)), trade(90_000, "Buy", 101, 1)], []),
+        ("until it is heard again",
+         [WHOLE, send(LAST_MS + 1, buy(14)), trade(62_000, "Buy", 101, 1),
+          shows(65_000, asks={102: 3})],
+         [(65_000, "buy", 101, 10, "T"), (65_000, "buy", 102, 3, "T")]),
+        ("what was taken stays taken",
+         [WHOLE, send(10, buy(4)), shows(20), send(90_000, buy(7)), shows(95_000)],
+         [(10, "buy", 101, 4, "T"), (95_000, "buy", 101, 6, "T"), (95_000, "buy", 102, 1, "T")]),
+        ("trades of a silent book fill nothing",
+         [WHOLE, send(10, buy(4, limit=99.0)), trade(61_000, "Sell", 99, 50), shows(95_000),
+          trade(95_001, "Sell", 99, 12)], [(95_001, "buy", 99, 2, "M")]),
+        ("trades are not the book",
+         [WHOLE, *(trade(at, "Buy", 101, 1) for at in range(1_000, 90_000, 1_000)),
+          send(90_000, buy(1)), trade(91_000, "Buy", 101, 1)], []),
+        ("nothing rested",
+         [WHOLE, shows(90_000), send(90_010, buy(1, limit=99.0)), shows(90_020),
+          trade(90_030, "Sell", 99, 11)], [(90_030, "buy", 99, 1, "M")]),
+        ("a gap within",
+         [WHOLE, send(70_000, buy(1)), gap(71_000), book(75_000, {99: 1}, {103: 1})],
+         [(75_000, "buy", 103, 1, "T")]),
+    ],
+)  # fmt: skip
+def test_a_book_stands_a_minute_after_its_last_frame(
+    tmp_path: Path, name: str, script: list[Say], fills: list[tuple[int, str, int, int, str]]
+) -> None:
+    assert name
+    assert played(tmp_path / "a.events", script).rows == fills
+
+
+@pytest.mark.parametrize("trade_ms", [100, 101])
+@pytest.mark.parametrize("limit", [None, 102.0])
+def test_an_order_that_arrives_with_a_trade_meets_the_whole_book(
+    tmp_path: Path, trade_ms: int, limit: float | None
+) -> None:
+    script = [WHOLE, send(10, buy(14, limit=limit)), trade(trade_ms, "Buy", 101, 1), shows(150)]
+    found = played(tmp_path / "a.events", script, latency_ms=90)
+    assert found.rows == [(100, "buy", 101, 10, "T"), (100, "buy", 102, 4, "T")]
+
+
+def test_a_file_that_ends_before_the_candles_says_so_and_fills_no_more(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    """Planted: all but the first two minutes of events are cut off, or the first frame is all."""
+    for name, count in {"minutes": 480, "frame": 1}.items():
+        short, path = tmp_path / f"{name}.events", tmp_path / f"{name}.db"
+        file = EventsFile(market.events)
+        with EventsWriter(short, file.header) as writer:
+            for line in islice(file.lines(), count):
+                writer.add(line.received_ms, line.data.encode())
+        replayed(path, market, events=[EventsSource(short)])
+        last_ms = FIRST_MS + (count - 1) // 2 * 500
+        warnings = rows(path, "SELECT warnings FROM v_runs")[0][0]
+        assert f"the book of linear:BTCUSDT ends at {iso(last_ms)}: nothing is filled" in warnings
+        fills = [row[0] for row in rows(path, FILLS)]
+        assert bool(fills) is (count > 1)
+        assert [at_ms for at_ms in fills if at_ms > last_ms + SILENT_MS] == []
+        check(path)
+
+
+def test_a_file_that_begins_after_the_candles_says_so(tmp_path: Path, holed: SeededMarket) -> None:
+    late, path = tmp_path / "late.events", tmp_path / "a.db"
+    file = EventsFile(holed.events)
+    with EventsWriter(late, file.header) as writer:
+        for line in file.lines():
+            if line.received_ms >= FIRST_MS + 7 * MINUTE_MS:
+                writer.add(line.received_ms, line.data.encode())
+    replayed(path, holed, events=[EventsSource(late)])
+    begins = f"the book of linear:BTCUSDT begins at {iso(FIRST_MS + 7 * MINUTE_MS)}: nothing"
+    assert begins in rows(path, "SELECT warnings FROM v_runs")[0][0]
+    check(path)
+
+
 def test_a_torn_file_is_used_up_to_its_last_whole_block(
     tmp_path: Path, market: SeededMarket
 ) -> None:
@@ -304,11 +440,38 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path: Path, market: Se
         with pytest.raises(kind, match=words):
             built(path, market, config, **keys)
         assert not path.exists()
+    unheard = tmp_path / "unheard.events"
+    file = EventsFile(market.events)
+    for kept in ("publicTrade", "of no frame"):
+        with EventsWriter(unheard, file.header) as writer:
+            for line in file.lines():
+                if kept in line.data:
+                    writer.add(line.received_ms, line.data.encode())
+        with pytest.raises(DataInvalid, match=r"unheard\.events holds no frame of an order book"):
+            EventsSource(unheard)
+        unheard.unlink()
     for content in (b"", b"no gzip", market.candles.read_bytes()):
         wrong = tmp_path / "wrong.events"
         wrong.write_bytes(content)
         with pytest.raises(DataInvalid, match=r"wrong\.events"):
             EventsSource(wrong)
+
+
+def test_a_frame_of_the_future_ends_a_replay_in_a_sentence(
+    tmp_path: Path, market: SeededMarket
+) -> None:
+    """Planted: one date 11.6 days ahead, which would hold every order from then on."""
+    changed, path = tmp_path / "changed.events", tmp_path / "a.db"
+    file = EventsFile(market.events)
+    with EventsWriter(changed, file.header) as writer:
+        for number, line in enumerate(file.lines()):
+            frame = json.loads(line.data)
+            frame["ts"] += 10**9 * (number == 800)
+            writer.add(line.received_ms, json.dumps(frame).encode())
+    with pytest.raises(
+        DataInvalid, match=r"changed\.events holds a frame .* it is dated 1,000,000"
+    ):
+        replayed(path, market, events=[EventsSource(changed)])
 
 
 def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: SeededMarket) -> None:
