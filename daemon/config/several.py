@@ -103,8 +103,8 @@ class StrategiesSection(Section):
                     whole, _, key = name.partition(".")
                     if key:
                         raise ValueError(
-                            f"[strategies.{whole}] is set as a whole: write {key} into the file, or "
-                            f"give --set strategies.{whole}= the table as JSON"
+                            f"[strategies.{whole}] is set as a whole: write {key} into the file, "
+                            f"or give --set strategies.{whole}= the table as JSON"
                         )
                     raise ValueError(
                         f"[strategies] {name} is no key; write a strategy as [strategies.{name}]"

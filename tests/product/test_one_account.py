@@ -325,8 +325,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     (
         {"strategies": {"a.share": "0.1", "b": {"share": "0.5"}}},
-        "[strategies.a] is set as a whole: write share into the file, or give --set strategies.a= "
-        "the table as JSON",
+        "is set as a whole: write share into the file, or give --set strategies.a= the table as",
     ),
 ]
 
