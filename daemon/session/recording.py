@@ -1,4 +1,4 @@
-"""``Recording``: has every frame of the books and trades kept, in a process of its own.
+"""``EventRecording``: has every frame of the books and trades kept, in a process of its own.
 
 No decision waits for it and no fault of it ends a run; status says what it says of itself.
 The rules are docs/orderbook.md, D28 to D31.
@@ -80,16 +80,16 @@ def check_recording(config: Config) -> None:
         ) from None
 
 
-def recording_of(config: Config, clock: Clock, monitor: Monitor) -> Recording | None:
+def recording_of(config: Config, clock: Clock, monitor: Monitor) -> EventRecording | None:
     """Make the process that records events, watched by *monitor*; None without a folder."""
     if (folder := folder_of(config)) is None:
         return None
-    recording = Recording(config, folder, clock)
+    recording = EventRecording(config, folder, clock)
     monitor.recording = lambda: msgspec.structs.asdict(recording.progress)
     return recording
 
 
-class Recording:
+class EventRecording:
     """Keeps the process at work, and has its ``progress``."""
 
     def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
