@@ -155,23 +155,6 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
     assert found.torn == ""
 
 
-@pytest.mark.parametrize("kind", ["drop", "malformed"])
-async def test_a_refused_frame_is_a_gap_of_its_symbol(tmp_path: Path, kind: str) -> None:
-    async with (
-        venue() as exchange,
-        trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
-    ):
-        await recorded(live)
-        await live.close_bar(set(SYMBOLS))
-        exchange.arm(kind, topic=topics("BTCUSDT")[0])
-        await live.close_bar(set(SYMBOLS))
-        await live.close_bar(set(SYMBOLS))
-    cause = {"drop": "sequence", "malformed": "refused"}[kind]
-    assert cause in {gap.cause for gap in events_quality(tmp_path / "BTCUSDT.events").gaps}
-    if kind == "drop":
-        assert events_quality(tmp_path / "ETHUSDT.events").gaps == ()
-
-
 # ---------------------------------------------------------------- no room
 
 
