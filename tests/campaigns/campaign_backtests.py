@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import os
 import random
 import signal
@@ -100,7 +101,7 @@ def months(folder: Path, rng: random.Random) -> Case:
 def book(folder: Path, rng: random.Random) -> Case:
     """Draw a recorded book of one or two symbols, with a gap or a silence in some."""
     words: list[str] = []
-    symbols = ("BTCUSDT", "ETHUSDT")[: rng.randint(1, 2)]
+    symbols = ("BTCUSDT", "AAAUSDT")[: rng.randint(1, 2)]
     for number, symbol in enumerate(symbols):
         place = folder / symbol
         place.mkdir()
@@ -124,13 +125,27 @@ def book(folder: Path, rng: random.Random) -> Case:
 def shares(folder: Path, rng: random.Random) -> Case:
     """Draw hours of a share over true sessions, with splits and dividends."""
     times = stock_files.opens("2014-11-03", "2014-12-31", stock_files.HOUR_MS)
-    path = stock_files.write(folder / "acme.csv", times, seed=rng.randint(1, 10_000))
-    days = ["2014-11-20", "2014-12-02", "2014-12-03", "2014-12-16"]
-    lines = ["symbol,date,kind,value"]
-    for day in sorted(rng.sample(days, rng.randint(1, 4))):
-        kind, value = rng.choice((("split", "2"), ("split", "1.5"), ("dividend", "0.47")))
-        lines.append(f"{SHARE},{day},{kind},{value}")
+    days = sorted(rng.sample(["2014-11-20", "2014-12-02", "2014-12-03", "2014-12-16"], 3))
+    lines, splits = ["symbol,date,kind,value"], []
+    for day in days[: rng.randint(1, 3)]:
+        if rng.random() < 0.5:
+            splits.append((stock_files.moment(f"{day}T09:30"), factor := rng.choice((2.0, 1.5))))
+            lines.append(f"{SHARE},{day},split,{factor}")
+        else:
+            lines.append(f"{SHARE},{day},dividend,0.47")
     (folder / "actions.csv").write_text("\n".join(lines) + "\n")
+
+    def later(row: int) -> float:
+        """Return by how much later splits divide the prices of *row*."""
+        return math.prod(factor for at_ms, factor in splits if times[row] < at_ms)
+
+    path = stock_files.write(
+        folder / "acme.csv",
+        times,
+        prices=later,
+        volumes=lambda row: 1 / later(row),
+        seed=rng.randint(1, 10_000),
+    )
     words = ["--data", f"{SHARE}={path}", "--actions", str(folder / "actions.csv")]
     market = {"asset": "stock", "calendar": "XNAS", "symbols": [SHARE], "interval": "60"}
     return Case("shares", {"market": market}, words)

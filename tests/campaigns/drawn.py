@@ -170,13 +170,12 @@ def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
 
 def several(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     """Draw three strategies on one account, of which two mostly oppose each other."""
-    slow = rng.choice((9, 14))
-    tables = "".join(
+    slow, reset = rng.choice((9, 14)), rng.choice(("never", "day"))
+    tables = f'[strategies]\nreset = "{reset}"' + "".join(
         f'\n[strategies.{name}]\nshare = "{share}"\n{SMA.replace("slow = 7", f"slow = {length}")}'
         for name, share, length in (("calm", "0.5", slow), ("quick", "0.3", 7), ("wild", "0.2", 4))
     )
-    parts = "SELECT count(*) FROM v_twin_fills"
-    return Drawn(tables, {"strategies.reset": rng.choice(("never", "day"))}, seen=parts)
+    return Drawn(tables, seen="SELECT count(*) FROM v_twin_fills")
 
 
 def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
