@@ -9,6 +9,7 @@ import sqlite3
 import tomllib
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import campaign_backtests as campaign
 import pytest
@@ -91,7 +92,7 @@ def test_the_checker_finds_parts_that_do_not_add_up(tmp_path: Path) -> None:
         "calm": {"share": "0.6", **campaign.SMA},
         "quick": {"share": "0.4", **campaign.SMA, "slow": 9},
     }
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": ["AAAUSDT"], "interval": "60"},
         "strategies": strategies,
         "sizing": {"mode": "notional", "notional": "20000"},

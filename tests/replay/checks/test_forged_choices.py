@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace as with_fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from forging import audited, verified
+from forging import audited, rechain, verified
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
@@ -20,7 +22,8 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.strategies.types.market import Event, UniverseChange
+from tracepaper.storage.record.columns import SOURCE_CODES
+from tracepaper.strategies.types.market import Event, Source, UniverseChange
 
 HOUR = 3_600_000
 NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -167,3 +170,44 @@ def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_p
         from_ms=begins,
     )
     assert "event.seen" in named(path)
+
+
+def as_live(path: Path) -> Path:
+    """Make the bars of a run those of a stream, whose figures nothing else in the record gives."""
+    with closing(sqlite3.connect(path)) as database:
+        stream = SOURCE_CODES[Source.STREAM]
+        database.execute("UPDATE steps SET source = ? WHERE source IS NOT NULL", (stream,))
+        database.commit()
+        sources = database.execute("SELECT DISTINCT source FROM v_bars").fetchall()
+    assert sources == [("stream",)]
+    rechain(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("forge", "fields"),
+    [
+        (lambda one: [one], set()),
+        (lambda one: [figures(one, volatility="0.5")], set()),  # it agrees with itself
+        (lambda one: [], set()),  # an exchange may not have answered
+        (lambda one: [replace(one, market_ms=one.market_ms + 1)], set()),
+        (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], {"event.chosen"}),
+        (lambda one: [replace(one, chosen=one.chosen[::-1])], {"event.chosen"}),
+        (lambda one: [replace(one, chosen=one.chosen[:1])], {"event.chosen", "event.reason"}),
+        (lambda one: [replace(one, chosen=(*one.chosen, *others(one)))],
+         {"event.chosen", "event.reason"}),
+        (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
+        (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
+        (lambda one: [replace(one, market_ms=one.market_ms - 1)], {"event.universe"}),
+        (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], {"event.universe"}),
+    ],
+)  # fmt: skip
+def test_a_live_choice_is_held_to_its_own_figures_and_its_time(
+    tmp_path: Path, forge: Forge, fields: set[str]
+) -> None:
+    assert named(as_live(replayed(tmp_path / "forged.db", data(), forge))) == fields
+
+
+def test_a_live_run_has_a_choice_before_its_first_decision(tmp_path: Path) -> None:
+    path = as_live(replayed(tmp_path / "forged.db", data(), lambda _: [], place=0))
+    assert named(path) == {"event.universe"}
