@@ -96,7 +96,7 @@ class RunFrames(Generic[Frame]):
         return self._frame("v_notes", first, last)
 
     def strategy_decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
-        """A row a strategy and closed bar, where several strategies share the account."""
+        """Return a row a strategy and closed bar, where several strategies share the account."""
         return self._frame("v_strategy_decisions", first, last)
 
     def bars(self, *, first: int | None = None, last: int | None = None) -> Frame:

@@ -281,7 +281,7 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
 
 
 def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
-    """Return what a universe asks of an instruments-info result, and the page it stands on.
+    """Return the facts of instruments-info that a universe asks for, and the page they stand on.
 
     Entries that are malformed, dated futures, and what does not trade are left out. Raises
     ``MessageMalformed`` where the body itself is not what the exchange documents.

@@ -536,7 +536,7 @@ class Twice:
 
 
 def walked(seed: int, *, steps: int = 90) -> Twice:
-    """Return what is left of a random sequence over three symbols, each event held to its rules."""
+    """Draw a sequence of events over three symbols that keeps the rules of each event."""
     rng = random.Random(seed)
     both = Twice(rng)
     prices = dict.fromkeys(KEYS, 100_000)
