@@ -17,29 +17,23 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import torch
-
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
 from tracepaper.replay.bench.live import Spent, live_config, timed_closes
 from tracepaper.replay.bench.machine import machine_line, most_resident_mb
 from tracepaper.replay.bench.replay import tiled
+from tracepaper.replay.bench.workloads import SCHEMA, write_model
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.fit import use_threads
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.checkpoints import save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
-from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
-from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.types.decisions import Forecast, Step
 from tracepaper.strategies.types.market import Bar
 
 _Made = TypeVar("_Made")
 
-LAYERS: Final = 2
-SCHEMA: Final = "v1"
 _APART: Final = 37
 """Bars by which the symbols' prices are moved against each other."""
 _PROGRAM: Final = (
@@ -92,34 +86,6 @@ class CloseTimes:
             if self.decided > self.size:
                 self.spent.__exit__()
             self.spent.__enter__()
-
-
-def write_model(folder: Path, symbols: tuple[str, ...], bars: int) -> CrossAssetConfig:
-    """Write an untrained checkpoint over *symbols*, whose answers look back on *bars* or one more.
-
-    Its calibration is drawn, so that every gate has a threshold.
-    """
-    known = schema(SCHEMA)
-    config = CrossAssetConfig(
-        symbols=symbols, features=len(known.names), layers=LAYERS, window=bars // LAYERS + 1
-    )
-    torch.manual_seed(0)
-    hundredths = [place / 100 for place in range(1, 100)]
-    card = {
-        "model": {"kind": "crossasset", "name": "crossasset"},
-        "architecture": listed(config),
-        "features": {"schema_id": SCHEMA},
-        "market": {"interval": "1"},
-        "calibration": {
-            "horizon": config.every,
-            "slope": 1.0,
-            "quantiles": dict.fromkeys(
-                ("confidence", "collapsed", "shift", "recent_mass"), hundredths
-            ),
-        },
-    }
-    save(folder, CrossAssetNetwork(config).state_dict(), card)
-    return config
 
 
 def panel_of(symbols: tuple[str, ...], count: int) -> tuple[Candles, ...]:
