@@ -94,13 +94,19 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p90": cuts[89], "p99": cuts[98]}
 
 
-def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = None) -> Config:
+def live_config(
+    strategy: str,
+    symbols: Sequence[str],
+    checkpoint: str | None = None,
+    *,
+    deadline_ms: int = DEADLINE_MS,
+) -> Config:
     """Return the configuration of a live run of *symbols* that fills by quotes."""
     sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": list(symbols), "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
-        "model": {"deadline_ms": DEADLINE_MS},
+        "model": {"deadline_ms": deadline_ms},
     }
     if checkpoint is not None:
         sections["model"]["checkpoint"] = checkpoint
@@ -151,7 +157,7 @@ def live_parts(
             kept,
             Worker("model"),
             period_start_ms=start_ms,
-            deadline_ms=DEADLINE_MS,
+            deadline_ms=config.model.deadline_ms,
         )
     audit = SqlAuditLog.open(path)
     try:

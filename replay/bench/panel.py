@@ -34,6 +34,9 @@ from tracepaper.strategies.types.market import Bar
 
 _Made = TypeVar("_Made")
 
+LIVE_CLOSES_MOST: Final = 3
+LIVE_DEADLINE_MS: Final = 600_000
+"""No answer is dropped, however busy the machine is."""
 _APART: Final = 37
 """Bars by which the symbols' prices are moved against each other."""
 _PROGRAM: Final = (
@@ -140,9 +143,8 @@ def _figures(folder: Path, assets: int, bars: int, closes: int) -> dict[str, Any
         ((fills,),) = reader.connection.execute("SELECT count(*) FROM v_fills").fetchall()
     verify_mb = most_resident_mb()
     size = database.stat().st_size
-    live = timed_closes(
-        live_config("crossasset", symbols, str(folder / "model")), min(closes, 5), warm=1
-    )
+    taken = live_config("crossasset", symbols, str(folder / "model"), deadline_ms=LIVE_DEADLINE_MS)
+    live = timed_closes(taken, min(closes, LIVE_CLOSES_MOST), warm=1)
     return {
         "symbols": assets,
         "network": f"crossasset, {config.layers} layers, window {config.window}, width "

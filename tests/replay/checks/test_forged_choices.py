@@ -21,7 +21,9 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SOURCE_CODES
 from tracepaper.strategies.types.market import Event, Source, UniverseChange
 
@@ -160,6 +162,18 @@ def test_a_first_choice_that_is_missing_is_found(tmp_path: Path) -> None:
     assert "event.universe" in named(path)
 
 
+def test_a_last_choice_that_is_missing_is_found_by_the_bars_behind_it(tmp_path: Path) -> None:
+    rule = RULE | {"at": ["13:00"]}
+    path = replayed(tmp_path / "honest.db", data(), rule=rule)
+    with Reader.open(path) as reader:
+        events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    choices = [event for event in events if isinstance(event, UniverseChange)]
+    assert choices[-1].market_ms < max(event.market_ms for event in events)
+    last = len(choices) - 1
+    path = replayed(tmp_path / "forged.db", data(), lambda _: [], place=last, rule=rule)
+    assert named(path) == {"event.universe"}
+
+
 def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_path: Path) -> None:
     begins = int(data()[0].open_time_ms[20])
     path = replayed(
@@ -211,3 +225,15 @@ def test_a_live_choice_is_held_to_its_own_figures_and_its_time(
 def test_a_live_run_has_a_choice_before_its_first_decision(tmp_path: Path) -> None:
     path = as_live(replayed(tmp_path / "forged.db", data(), lambda _: [], place=0))
     assert named(path) == {"event.universe"}
+
+
+def test_from_amid_a_run_honest_choices_pass_and_a_forged_one_is_found(tmp_path: Path) -> None:
+    begins = int(data()[0].open_time_ms[10])
+    for name, forge in (
+        ("honest", lambda one: [one]),
+        ("forged", lambda one: [figures(one, turnover="7")]),
+    ):
+        path = replayed(tmp_path / f"{name}.db", data(), forge, place=8)
+        with Reader.open(path) as reader:
+            found = verify_run(reader, path, reader.find("last"), from_ms=begins)
+        assert found.holds is (name == "honest"), found.differences
