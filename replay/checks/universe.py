@@ -56,6 +56,7 @@ class ChoiceCheck:
         self._run, self._rule = run, config.market.universe
         self._instruments = {item.id: item for item in run.instruments}
         self._due_ms: int | None = None
+        self._slack_ms = config.exchange.ahead_ms  # of clocks that may be behind a bar's date
         self._has_choice = not is_whole
         self._is_of_candles = False
         self._days: dict[str, deque[Bar]] = defaultdict(deque)
@@ -102,7 +103,9 @@ class ChoiceCheck:
 
     def _of_time(self, event: UniverseChange) -> Iterator[Unlike]:
         due_ms, at_ms = self._due_ms, event.market_ms
-        if due_ms is not None and (at_ms != due_ms if self._is_of_candles else at_ms < due_ms):
+        if due_ms is None:
+            return
+        if at_ms != due_ms if self._is_of_candles else at_ms < due_ms - self._slack_ms:
             yield "universe", f"a choice at {iso(at_ms)}", f"none before {iso(due_ms)}"
 
     def _of_figures(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:

@@ -212,7 +212,8 @@ def as_live(path: Path) -> Path:
          {"event.chosen", "event.reason"}),
         (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
         (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
-        (lambda one: [replace(one, market_ms=one.market_ms - 1)], {"event.universe"}),
+        (lambda one: [replace(one, market_ms=one.market_ms - 1)], set()),  # a clock behind
+        (lambda one: [replace(one, market_ms=one.market_ms - HOUR)], {"event.universe"}),
         (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], {"event.universe"}),
     ],
 )  # fmt: skip
