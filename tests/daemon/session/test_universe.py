@@ -324,9 +324,8 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more(tmp_path:
     due_ms = 100 * DAY + 5 * 60_000
     clock = SteppedClock(due_ms - 200)
     config = load(None, {"market": {"universe": {"top": 1}}})
-    universe = universe_of(
-        config, None, tmp_path / "no.db", ([instrument("AAAUSDT")], Lists(), None, clock)
-    )  # type: ignore[arg-type]
+    parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
+    universe = universe_of(config, None, tmp_path / "no.db", parts)
     assert universe is not None
     first = await universe.choose()
     assert first.market_ms == due_ms - 200
