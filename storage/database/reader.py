@@ -139,7 +139,10 @@ class Reader(ReadOnly):
                         f"Every run of the database was removed, and rows of {table} are left:"
                         " restore a backup."
                     )
-            raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
+            raise DataInvalid(
+                "The database holds no run yet; `tracepaper replay --db FILE` or `tracepaper run` "
+                "begins one, and stores it with its first bars."
+            )
         if wanted == "last":
             return ids[-1]
         if wanted in ids:

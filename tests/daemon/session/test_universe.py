@@ -344,3 +344,18 @@ async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> Non
             async with trading(exchange, tmp_path / "run.db", market={"universe": rule}) as live:
                 await live.listening(3)
     assert rows(tmp_path / "run.db", "SELECT count(*) FROM v_runs") == [(0,)]
+
+
+@pytest.mark.parametrize(("names", "warned"), [("DOGEUSDT XRPUSDT", True), ("BBB XRPUSDT", False)])
+def test_a_list_without_a_symbol_of_the_run_is_a_warning_of_it(
+    tmp_path: Path, names: str, warned: bool
+) -> None:
+    path, listed_in = tmp_path / "run.db", tmp_path / "list.txt"
+    listed_in.write_text(names.replace(" ", "\n"))
+    candles = [walk(1, "AAA", 300), walk(2, "BBB", 300)]
+    replayed(path, candles, {"top": 1, "file": str(listed_in)})
+    ((warnings,),) = rows(path, "SELECT warnings FROM v_runs")
+    said = (
+        "names no symbol of the run (AAA, BBB), so no position is opened; it begins with DOGEUSDT"
+    )
+    assert (said in (warnings or "")) is warned
