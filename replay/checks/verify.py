@@ -53,6 +53,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
+from tracepaper.replay.checks.universe import ChoiceCheck
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import measure_name
@@ -241,7 +242,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(known, total - recorded.first)
-    given = GivenEvents(reader, stored.run, recorded.config)
+    given = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
     if begun is not None:
         _judge_given(found, given.of_run(), at_ms=found.from_ms or 0, sequence=begun.after)
     anew = _progressing(
@@ -478,8 +479,9 @@ def _judge(
 class GivenEvents:
     """Checks the events of one run in their order."""
 
-    def __init__(self, reader: Reader, run: Run, config: Config) -> None:
+    def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool = True) -> None:
         self._run, self._config = run, config
+        self._choices = ChoiceCheck(reader, run, config, is_whole=is_whole)
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
 
@@ -494,6 +496,8 @@ class GivenEvents:
         ):
             if said != follows:
                 yield name, said, follows
+        for bar in close.bars:
+            yield from self._choices.of(bar)
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
         """Check *event*, after which *forecaster* answers, against the rest of the record."""
@@ -508,7 +512,7 @@ class GivenEvents:
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
             case _:
-                pass
+                yield from self._choices.of(event)
 
     def of_run(self) -> Iterator[Unlike]:
         """Check all retrainings and changes of model, which a prune keeps, against each other.

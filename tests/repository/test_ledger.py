@@ -88,7 +88,9 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # configuration, broker (parts, and who nets them), engine, session, record and views, where
     # most modules are at 600 lines. A daemon's recorder asked for two: the process behind it, and
     # live recordings apart from `data`, which was at 598 lines.
-    assert figures["modules"] <= 402
+    # Choices of a universe asked for one check of verify, whose module was at 595 lines, and runs
+    # over a hundred assets for one bench.
+    assert figures["modules"] <= 404
     assert figures["modules over 600 lines"] <= 0
 
 

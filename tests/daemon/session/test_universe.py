@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import instrument
+from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from several_live import SPEED, check_parity, check_record, trading
@@ -20,6 +21,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.feed.client import Listed
 from tracepaper.daemon.feed.universe import change_of, choose, names_of, next_choice_ms
+from tracepaper.daemon.session.universe import universe_of
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import build
@@ -28,7 +30,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import UniverseChange
+from tracepaper.strategies.types.market import Category, UniverseChange
 
 DAY = 86_400_000
 CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "twins": ("ungated",)}
@@ -313,6 +315,28 @@ async def test_live_choices_are_events_that_a_restart_and_a_replay_repeat(tmp_pa
 
 def told(steps: list[Any]) -> list[UniverseChange]:
     return [step.event for step in steps if isinstance(step.event, UniverseChange)]
+
+
+class Lists:
+    """An exchange that lists one symbol."""
+
+    async def listed(self, _: Category) -> list[Listed]:
+        return [listed("AAAUSDT")]
+
+
+async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more(tmp_path: Path) -> None:
+    due_ms = 100 * DAY + 5 * 60_000
+    clock = SteppedClock(due_ms - 200)
+    config = load(None, {"market": {"universe": {"top": 1}}})
+    parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
+    universe = universe_of(config, None, tmp_path / "no.db", parts)
+    assert universe is not None
+    first = await universe.choose()
+    assert first.market_ms == due_ms - 200
+    universe.due_ms = due_ms
+    again = await universe.choose()
+    assert again.market_ms == due_ms
+    assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
 
 
 async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> None:
