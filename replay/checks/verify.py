@@ -392,9 +392,11 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
-    sets = len(recorded.engine.gate_sets)
+    sets = recorded.engine.gate_sets
     if recorded.beginning is None:  # else those of another model may judge there
-        wrong.append(("opened_gate_sets", stored.opened[-1], sets))
+        wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
+    if recorded.beginning is None or config.strategies.named:  # of several no step names theirs
+        wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
     for name, one, two in wrong:
         if one != two:
             _differ(found, run, name, one, two)

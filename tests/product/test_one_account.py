@@ -304,6 +304,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "[strategies.ungated] cannot have that name",
     ),
     ({"strategies": {"A b": {"share": "0.5"}}}, "[strategies.A b] cannot have that name"),
+    ({"strategies": {"a\nb": {"share": "0.5"}}}, "[strategies.a\\nb] cannot have that name"),
+    ({"strategies": {"a" * 5000: {"share": "0.5"}}}, f"[strategies.{'a' * 40}] cannot have that"),
     ({"strategies": {"a": 3}}, "[strategies] a is no key; write a strategy as [strategies.a]"),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     ({"strategies": {"reset": "hour"}}, 'reset = "hour" cannot be used; write one of never, day'),

@@ -131,6 +131,9 @@ def test_without_a_universe_a_configuration_has_the_hash_it_had() -> None:
         (b"", "names no symbol"),
         (b"# a remark alone\n", "names no symbol"),
         (b"\xff\xfe", "is not UTF-8 text"),
+        (b"BTCUSDT,ETHUSDT\n", "has 'BTCUSDT,ETHUSDT', which is no symbol; write one a line."),
+        (b"BTCUSDT\nB\0TC\n", "which is no symbol"),
+        (b"B" * (1 << 21), "is larger than 1 MiB"),
         (
             b"\n".join(b"M%dUSDT" % at for at in range(201)),
             "names 201 symbols, and a run trades 200",
@@ -150,8 +153,9 @@ def test_a_list_that_cannot_be_used_is_refused(
 
 def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
-    file.write_text("btcusdt # the first\n\nETH/USDT\nBTCUSDT\n")
-    assert names_of(file) == ("BTCUSDT", "ETHUSDT")
+    for begin in ("", "\ufeff"):  # some editors begin a file so
+        file.write_text(f"{begin}btcusdt # the first\r\n\nETH/USDT\nBTCUSDT\n", encoding="utf-8")
+        assert names_of(file) == ("BTCUSDT", "ETHUSDT")
 
 
 # ---------------------------------------------------------------- a replay
