@@ -19,6 +19,7 @@ from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.several import each_changed, members_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.hedged import HedgedEngine
 from tracepaper.daemon.engine.state import (
     SIZED_BY_FORECAST,
     UNCORRELATED,
@@ -432,6 +433,8 @@ def build_engine(
         horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
     by_id = {item.id: strategies[item.symbol] for item in instruments}
+    if config.account.position_mode == "hedge":
+        make = HedgedEngine
     for strategy in by_id.values():
         refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     risk = limits(config.model_dump())
