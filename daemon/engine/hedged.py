@@ -25,7 +25,7 @@ from tracepaper.daemon.broker.hedged import (
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState
 from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings
-from tracepaper.strategies.api.context import BarContext, OrderRequest, Orders, Signal
+from tracepaper.strategies.api.context import BarContext, Cancel, OrderRequest, Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import Strategy, portfolio_of
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -69,7 +69,7 @@ class HedgedState(InstrumentState):
         answer = super()._signal(context)
         if isinstance(answer, Signal):
             return answer
-        requests = []
+        requests: list[OrderRequest | Cancel] = []
         for request in answer.requests:
             if not isinstance(request, OrderRequest):
                 requests.append(request)
