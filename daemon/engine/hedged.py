@@ -2,7 +2,7 @@
 
 Each signal is judged and sized for the side that it names, and each side is asked for its own.
 
-The rules are docs/money.md, M93 to M97.
+The rules are docs/money.md, M93 to M96.
 """
 
 from __future__ import annotations
