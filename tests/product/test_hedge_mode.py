@@ -13,6 +13,7 @@ import pytest
 from builders import START_MS, instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from fakes import ManualClock
 from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, check_state, configured
 from hedged_cases import walk as events
 from several_live import SPEED, check_parity, check_record, trading
@@ -20,12 +21,14 @@ from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.hedged import HedgedEngine
-from tracepaper.daemon.http.monitor import bar_document
-from tracepaper.daemon.session.build import resolved
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.session.build import margin_rules, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.page.databases import Databases
+from tracepaper.replay.page.runs import holdings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
@@ -356,8 +359,27 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     for step, one in told:
         held = {unscaled(t.position.quantity, 3) for t in step.twins}
         assert one.fields["position"] in held
+    last = process.steps[-1]
+    databases = Databases([path])
+    shown = databases.find(process.opened.run.run_id)
+    held = [(one.side, float(one.quantity_text)) for one in holdings(shown)]
+    assert held == [
+        (one.twin if one.position.quantity else "FLAT", abs(one.position.quantity) / 1_000)
+        for one in last.twins
+    ]
+    monitor = Monitor(
+        run=process.opened.run,
+        clock=ManualClock(START_MS + 60 * MINUTE),
+        margin=margin_rules(config, [ITEM]),
+    )
+    for step in process.steps:
+        monitor.observe(step)
+    found = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
     bar = next(step for step in reversed(process.steps) if isinstance(step.event, Bar))
-    assert "quantity" in bar_document(bar, ITEM)
+    for one in bar.twins:
+        side = found[one.twin.lower()]
+        assert side["quantity"] == unscaled(one.position.quantity, 3)
+        assert ("liquidation_price" in side) is bool(one.position.quantity)
 
 
 async def test_live_equals_its_replay(tmp_path: Path) -> None:
