@@ -71,7 +71,7 @@ class SideIntents(Intent):
 
 
 def intents(whole: Intent, sides: Mapping[PositionSide, Intent | None]) -> SideIntents:
-    """Return what both sides are asked for, as the *whole* decision says."""
+    """Return the intents of both sides, beside those of the *whole* decision."""
     made = SideIntents(*whole)
     made.sides = sides
     return made
@@ -137,7 +137,7 @@ class CommonCash(Ledger):
     def report(
         self, instrument: str | None
     ) -> tuple[Position | None, Account, tuple[LedgerEntry, ...]]:
-        """Return what a step holds: the position, the account, and what moved the cash, once."""
+        """Return the position, the account, and the movements of the cash since the last call."""
         moved, self.entries = self.entries or [], []
         position = None if instrument is None else self.position(instrument)
         return position, self.account(), tuple(moved)
@@ -160,7 +160,7 @@ class SideLedger(Ledger):
 
     @property
     def bound(self) -> int:
-        """What the margins of this side bind."""
+        """Cash that the margins of this side bind."""
         return self._bound
 
     @property
@@ -306,7 +306,7 @@ class HedgedAccount(PaperAccount):
         return min(filter(None, opened), default=0)
 
     def view(self, instrument: Instrument, *, bars_held: int) -> AccountView:
-        """Return what a strategy sees of the account; its fills are no news after that."""
+        """Return the view that a strategy has of the account; its fills are no news after that."""
         key = instrument.id
         told, self.ledger.fills[key] = self.ledger.fills[key], []
         orders = [
@@ -339,21 +339,21 @@ class HedgedAccount(PaperAccount):
         return replace(whole, long=long, short=short)
 
     def state(self) -> AccountState:
-        """Return what must survive a restart: the cash, since the sides hold the rest."""
+        """Return the state that must survive a restart: the cash, since the sides hold the rest."""
         return AccountState(self.ledger.cash, {})
 
     def encoded_state(self) -> EncodedAccount:
-        """Return what decodes as :meth:`state`."""
+        """Return the encoding of :meth:`state`."""
         return self.ledger.cash, {}
 
 
 def halves(cash: int) -> tuple[int, int]:
-    """Return what the sums of each side begin with: *cash* in all."""
+    """Split *cash* into the first cash of each side."""
     return cash - cash // 2, cash // 2
 
 
 def requests_of(asked: Orders, side: PositionSide) -> tuple[OrderRequest | Cancel, ...]:
-    """Return what of a list is of *side*; what takes orders back is of both."""
+    """Return the requests of a list for *side*; those that take orders back are of both."""
     return tuple(
         request
         for request in asked.requests

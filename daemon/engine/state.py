@@ -95,7 +95,7 @@ TWINS: Final = {
 
 
 def account_title(name: str) -> str:
-    """Return what people are told that the account *name* is: a twin, a side, a strategy's part."""
+    """Return the kind of account that *name* is: a twin, a side, or a strategy's part."""
     if name in SIDES:
         return f"{name.lower()} side"
     return f"{name} twin" if name in TWINS else f"strategy {name}"
