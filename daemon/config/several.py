@@ -223,7 +223,7 @@ def refuse_account(config: Config, origins: Mapping[tuple[str, str], str]) -> No
             f"{place} is for linear positions, and {what} paid in full; take it out, or set "
             'market.category to "linear".'
         )
-    if account.margin == "cross":
+    if account.margin not in {"none", "isolated"}:  # where one position answers for another
         raise ConfigInvalid(
             f"{place} has no cross margin yet; set account.margin to isolated or none."
         )

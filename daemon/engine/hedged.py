@@ -142,7 +142,7 @@ class HedgedState(InstrumentState):
         *,
         is_full: bool = False,
     ) -> Intent:
-        """Return what each side is asked for: the side that *signal* names, and the other one.
+        """Return the intent of each side: the one that *signal* names, and the other one.
 
         What has outlived its horizon is closed wherever the inputs could be believed.
         """

@@ -276,6 +276,18 @@ def test_the_side_that_receives_funding_is_settled_first() -> None:
     assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
 
 
+def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
+    engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, account={"cash": "6000"})
+    own, steps = OwnSides(ITEM, "6000", "10"), []
+    for one in bars(6):
+        steps.append(engine.step(one, None))
+        own.take(steps[-1])
+    refused = steps[3].decision
+    assert refused is not None
+    assert refused.unfilled_reason == "SHORT: the available balance does not cover its margin"
+    assert sides(steps[-1])[0] > 0 == sides(steps[-1])[1]
+
+
 def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
     engine = scripted({"1": ["LONG"]})
     steps = run(engine, list(bars(4)))
