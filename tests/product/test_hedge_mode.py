@@ -192,6 +192,11 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
             assert (row[3] is not None) is bool(one.position.quantity)
             assert float(row[4]) * 10**10 == pytest.approx(one.position.realized_pnl, abs=1)
             assert float(row[5]) * 10**10 == pytest.approx(last.account.equity, abs=10)
+        wrong = (
+            "SELECT count(*) FROM v_positions WHERE quantity <> 0 AND NOT CASE side WHEN 'LONG' "
+            "THEN liquidation_price < average_price ELSE liquidation_price > average_price END"
+        )
+        assert connection.execute(wrong).fetchone() == (0,)
         every = connection.execute(
             "SELECT count(*), count(DISTINCT sequence) FROM v_positions"
         ).fetchone()
@@ -248,6 +253,7 @@ FORGED = [
     ("UPDATE twin_fills SET fee = fee + 1 WHERE book = 1", "twin_fills"),
     ("DELETE FROM twin_fills WHERE book = 2", "twin_fills"),
     ("UPDATE twin_fills SET twin = 'SHORT' WHERE book = 1", "twin_fills"),
+    ("DELETE FROM fills WHERE position_side = 'SHORT'", "twin_fills"),
 ]
 FORGED_POSITIONS = [
     "UPDATE holdings SET quantity = quantity + 1 WHERE twin = 'LONG' AND quantity > 0",
