@@ -222,11 +222,14 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     head = Text.assemble(
         (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
     )
-    if "margin" in facts:
-        head.append(
-            f"margin {Decimal(str(facts['margin'])):,.2f} at {facts['leverage']} x, liquidated at "
-            f"{facts['liquidation_price']}  "
-        )
+    positions = cast("dict[str, Document]", facts.get("sides", {"": facts}))
+    for side, held in positions.items():  # in hedge mode both
+        head.append(f"{side} {held['quantity']}  " if side else "")
+        if "margin" in held:
+            head.append(
+                f"margin {Decimal(str(held['margin'])):,.2f} at {held['leverage']} x, liquidated "
+                f"at {held['liquidation_price']}  "
+            )
     head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("gate", "measure", "threshold"):

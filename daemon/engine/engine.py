@@ -84,6 +84,9 @@ OF_THE_RUN: Final = ""
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
+    state_type: type[InstrumentState] = InstrumentState
+    broker_type: type[Broker] = Broker
+
     def __init__(
         self,
         instruments: Sequence[Instrument],
@@ -106,7 +109,7 @@ class Engine:
         self.declared = {key: one for key, one in owners.items() if one is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.states = {
-            item.id: InstrumentState(
+            item.id: self.state_type(
                 item,
                 strategies[item.id],
                 sizers[item.id],
@@ -122,7 +125,7 @@ class Engine:
             {item.id: strategies[item.id] for item in instruments}, settings.passing
         )
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
-        self.broker = Broker(
+        self.broker = self.broker_type(
             instruments,
             settings.broker,
             {key: state.history.day_range for key, state in self.states.items()},

@@ -119,10 +119,11 @@ class Guarded(Strategy):
             except StrategyFailed as error:
                 self._member.fail(str(error))
             else:
-                if isinstance(answer, Signal):
+                if isinstance(answer, Signal) and answer.position_side is None:
                     return answer
+                what = "a position side" if isinstance(answer, Signal) else "a list of orders"
                 self._member.fail(
-                    "it answered a list of orders, which several strategies on one account do not "
+                    f"it answered {what}, which several strategies on one account do not "
                     "take; let it return a Signal"
                 )
         return Signal(Action.FLAT, self._member.closed)

@@ -24,7 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, BrokerSettings, Intent, PaperAccount
-from tracepaper.daemon.broker.broker import Broker, Save
+from tracepaper.daemon.broker.broker import SIDES, Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
@@ -41,6 +41,7 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     Forecast,
+    PositionSide,
     Prediction,
     Regime,
     SinceDecided,
@@ -95,7 +96,9 @@ TWINS: Final = {
 
 
 def account_title(name: str) -> str:
-    """Return the kind of account that *name* is, in words: a twin, or a strategy's part."""
+    """Return the kind of account that *name* is: a twin, a side, or a strategy's part."""
+    if name in SIDES:
+        return f"{name.lower()} side"
     return f"{name} twin" if name in TWINS else f"strategy {name}"
 
 
@@ -219,6 +222,11 @@ def decode_state(state: bytes) -> EngineState:
         raise InvariantBroken(f"the stored engine state does not decode: {error}") from error
 
 
+def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
+    """Return the accounts of both sides, where *state* is of hedge mode."""
+    return {side: state.twins[side] for side in SIDES if side in state.twins}
+
+
 class Shadows:
     """What each shadow account follows, and what of the run's own bars that depends on."""
 
@@ -324,7 +332,7 @@ class Shadows:
             TwinStep(
                 name,
                 account.position(instrument),
-                account.balance(),
+                account.ledger.account(),
                 fills.get(name, ()),
                 name in confirmed,
             )

@@ -130,6 +130,8 @@ class Notices:
         item = self._instruments[fill.instrument]
         role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
         held = step.position if getattr(step.event, "instrument", "") == fill.instrument else None
+        if held is not None and fill.position_side is not None:
+            (held,) = (one.position for one in step.twins if one.twin == fill.position_side)
         return _notice(
             "fills" if role in _PLAIN_ROLES else "stops",
             step,

@@ -119,9 +119,12 @@ def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
 
 
 def _held(shown: ShownRun, sequence: int) -> str:
-    """Return the position after a step, in its event's instrument, signed."""
-    for row in shown.views.rows("v_positions", sequence=sequence):
-        return trimmed(row["quantity_text"])
+    """Return the position after a step, in its event's instrument, signed.
+
+    In hedge mode it is the long side less the short one.
+    """
+    for row in shown.views.rows("v_equity", sequence=sequence):
+        return trimmed(row["quantity_text"] or "0")
     return "0"
 
 

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Final
 from tracepaper.storage.database.strategy_view import V_STRATEGY_DECISIONS
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
+    A_SIDE_EACH,
     INSTRUMENT,
+    LIQUIDATED_AT,
+    MARKED_SIDE,
     MARKET_MS,
+    OF_SIDES,
+    SIDE_HELD,
     V_TRADES,
     Shown,
     View,
@@ -351,11 +356,11 @@ _AVERAGE_TEXT: Final = (
 )
 
 _UNREALIZED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
-_EQUITY: Final = f"coalesce({{}}, h.cash + {_UNREALIZED})"
+_EQUITY: Final = f"coalesce({{}}, {{}}.cash + {_UNREALIZED})"
 
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
-    ("unrealized_pnl", "m.unrealized_pnl", "profit of what is open, at the mark"),
+    ("unrealized_pnl", MARKED_SIDE, "profit of what is open, at the mark"),
     ("fees_paid", "h.fees_paid", "fees"),
     ("funding_paid", "h.funding_paid", "funding, positive where paid"),
 )
@@ -368,11 +373,12 @@ _ACCOUNT_SUMS: Final = (
 
 
 def _holding_columns(
-    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str
+    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str, account: str = "h"
 ) -> tuple[Shown, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*.
 
-    *equity* is where it is stored, if it does not follow from the rest.
+    *equity* is where it is stored, if it does not follow from the rest. *account* names the row of
+    ``holdings`` that has the cash.
     """
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
@@ -388,8 +394,10 @@ def _holding_columns(
             for name, sql, doc in sums
             for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
         ),
-        *shown("h", "holdings", "cash"),
-        *exact("equity", _EQUITY.format(equity), MONEY, "cash and what is held, at the mark"),
+        *shown(account, "holdings", "cash"),
+        *exact(
+            "equity", _EQUITY.format(equity, account), MONEY, "cash and what is held, at the mark"
+        ),
     )
     return complete(listed, ("h", [one for one in TABLES["holdings"] if one.name != "twin"]))
 
@@ -405,26 +413,21 @@ _TWIN: Final = (
     f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book "
 ) + _STEP_TABLES
 
-_LIQUIDATED_AT: Final = (
-    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
-    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
-    "AND o.role = 'LIQUIDATION' ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
-)
-
 V_POSITIONS: Final = View(
     "v_positions",
-    "an instrument's position after a step that named it",
+    "an instrument's position after a step that named it; in hedge mode one of its two sides",
     (
         *of_step("s"),
-        *_holding_columns(_POSITION_SUMS, "position's", "q.equity"),
+        SIDE_HELD,
+        *_holding_columns(_POSITION_SUMS, "position's", "q.equity", "a"),
         *exact(
             "liquidation_price",
-            _LIQUIDATED_AT,
+            LIQUIDATED_AT,
             PRICE,
             "mark price at which it is liquidated; null without isolated margin",
         ),
     ),
-    f"{_OWN} WHERE h.quantity IS NOT NULL",
+    f"{OF_SIDES}{_STEP_TABLES} {A_SIDE_EACH}",
 )
 
 V_EQUITY: Final = View(

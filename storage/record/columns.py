@@ -36,6 +36,7 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     OrderStatus,
+    PositionSide,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
 from tracepaper.strategies.units import any_of
@@ -434,6 +435,10 @@ _HOLDINGS = _made(
     _whole("margin", "what the position binds and can lose; null without margin", MONEY, null=True),
 )
 
+_POSITION_SIDE: Final = _text(
+    "position_side", "`LONG` or `SHORT` in hedge mode; else null", PositionSide, null=True
+)
+
 _ORDERS = (
     _key("step"),
     _key("ordinal"),
@@ -494,6 +499,7 @@ _FILLED = (
     _claim(
         "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
     ),
+    _POSITION_SIDE,
 )
 
 _LEDGER = _made(
@@ -563,7 +569,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "answers": _ANSWERS,
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
-    "orders": _ORDERS,
+    "orders": (*_ORDERS, _POSITION_SIDE),
     "fills": (_key("step"), _key("ordinal"), *_FILLED),
     "twin_steps": _TWIN_STEPS,
     "twin_fills": (
@@ -573,7 +579,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         _text("twin", "its name, such as `ungated`"),
         *_FILLED,
     ),
-    "ledger": _LEDGER,
+    "ledger": (*_LEDGER, _POSITION_SIDE),
     "prunes": _PRUNES,
     "databases": _DATABASES,
     "archive_series": _ARCHIVE_SERIES,

@@ -39,6 +39,7 @@ from tracepaper.strategies.types.decisions import (
     LedgerKind,
     Order,
     Position,
+    PositionSide,
     PredictionTimeout,
     Regime,
     Run,
@@ -307,6 +308,7 @@ class StepDecoder:
             row[LEDGER.balance],
             None if place is None else self._instruments[place],
             row[LEDGER.order_id],
+            None if (side := row[LEDGER.position_side]) is None else PositionSide(side),
         )
 
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:

@@ -270,6 +270,7 @@ def _request_part(request: OrderRequest | Cancel) -> tuple[object, ...]:
         request.reduce_only,
         request.until,
         request.tag,
+        *(() if request.position_side is None else (request.position_side.value,)),
     )
 
 

@@ -204,6 +204,13 @@ class Action(StrEnum):
     ORDERS = "ORDERS"  # a list of orders of the strategy's own, without a target
 
 
+class PositionSide(StrEnum):
+    """One of the two positions that hedge mode holds of an instrument."""
+
+    LONG = "LONG"
+    SHORT = "SHORT"
+
+
 class DecisionOutcome(Struct, frozen=True, gc=False):
     """What decisions that were judged alike have in common; the log stores it once.
 
@@ -365,6 +372,7 @@ class Order(Struct, frozen=True, gc=False, omit_defaults=True):
     until_ms: int | None = None  # good till that market time; None: until it is canceled
     tag: str = ""
     triggered: bool = False  # its trigger was touched
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -384,6 +392,7 @@ class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
     reason: str
     filled_ms: int
     while_down: bool = False  # inside a bar whose quotes nobody heard
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Position(Struct, frozen=True, gc=False):
@@ -432,6 +441,7 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     balance: int  # cash after it
     instrument: str | None = None
     order_id: str | None = None
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Confirmation(Struct, frozen=True, gc=False):
