@@ -71,19 +71,20 @@ class ChoiceCheck:
             if self._is_of_candles and is_whole:
                 self._due_ms = run.period_start_ms
 
-    def of(self, event: Event) -> Iterator[Unlike]:
-        """Check *event*; a bar shows that a choice before it is missing."""
+    def of(self, *events: Event) -> Iterator[Unlike]:
+        """Check *events*; a bar shows that a choice before it is missing."""
         if self._rule is None:
             return
-        if isinstance(event, Bar):
-            yield from self._of_bar(event)
-        elif isinstance(event, UniverseChange):
-            yield from self._of_time(event)
-            yield from self._of_figures(event, self._rule)
-            if self._is_of_candles:
-                yield from self._of_bars(event, self._rule)
-            self._has_choice = True
-            self._due_ms = next_choice_ms(self._rule, event.market_ms)
+        for event in events:
+            if isinstance(event, Bar):
+                yield from self._of_bar(event)
+            elif isinstance(event, UniverseChange):
+                yield from self._of_time(event)
+                yield from self._of_figures(event, self._rule)
+                if self._is_of_candles:
+                    yield from self._of_bars(event, self._rule)
+                self._has_choice = True
+                self._due_ms = next_choice_ms(self._rule, event.market_ms)
 
     def _of_bar(self, bar: Bar) -> Iterator[Unlike]:
         assert self._rule is not None

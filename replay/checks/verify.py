@@ -496,8 +496,7 @@ class GivenEvents:
         ):
             if said != follows:
                 yield name, said, follows
-        for bar in close.bars:
-            yield from self._choices.of(bar)
+        yield from self._choices.of(*close.bars)
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
         """Check *event*, after which *forecaster* answers, against the rest of the record."""
