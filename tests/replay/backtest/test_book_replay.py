@@ -17,7 +17,6 @@ from depth_cases import FIRST_MS, header, walk, write
 from queue_cases import Say, book, gap, played, send, shows, trade
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
-from tracepaper.daemon.bybit.order_book import SILENT_MS
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
@@ -37,6 +36,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import BookUpdate
 from tracepaper.strategies.units import iso, to_tick
 
