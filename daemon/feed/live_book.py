@@ -17,6 +17,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.book_follower import BookFollower, ReadFrame, Silence, Watch
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Bar, BookUpdate
+from tracepaper.strategies.units import interval_start
 
 LEVELS: Final = 200
 """Levels a side where [market] depth is 0."""
@@ -42,6 +43,7 @@ class LiveBook:
         watch: Watch,
         *,
         levels: int = LEVELS,
+        interval_ms: int,
         response_ms: int,
         frames: int = 0,
         time_scale: float = 1.0,
@@ -49,15 +51,23 @@ class LiveBook:
         self.levels: Final = levels
         self._watch = watch
         self._held_ms = int(HELD_S * 1_000 * time_scale)
-        self._response_ms = response_ms
+        self._interval_ms, self._response_ms = interval_ms, response_ms
         self._follower = BookFollower(instrument, response_ms, frame=frames)
         self._silence = Silence()
         self._held: deque[ReadFrame] = deque()
         self._due_ms: int | None = None  # the close of the bar that comes next
 
+    @property
+    def held(self) -> int:
+        """How many frames wait for a bar."""
+        return len(self._held)
+
     def take(self, frame: ReadFrame) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield the events of all that need not wait for a bar."""
         self._held.append(frame)
+        if self._due_ms is None or self._has_waited(self._due_ms):
+            seen_ms = frame.at_ms + self._response_ms
+            self._due_ms = interval_start(seen_ms - 1, self._interval_ms) + self._interval_ms
         yield from self._release()
 
     def before(self, bar: Bar) -> Iterator[BookUpdate]:
@@ -78,19 +88,18 @@ class LiveBook:
         yield from self._release()
 
     def _release(self) -> Iterator[BookUpdate]:
-        """Yield the events of the frames held back that wait no longer."""
-        while self._held and not self._waits():
+        """Yield the events of the frames that do not belong after the bar that is due."""
+        while self._held and self._due_ms is not None:
+            if self._held[0].at_ms + self._response_ms > self._due_ms:
+                return
             frame = self._held.popleft()
             if (silent := self._silence.before(frame)) is not None:
                 yield from self._follower.advance(silent, self._watch)
             yield from self._follower.advance(frame, self._watch)
 
-    def _waits(self) -> bool:
-        """Whether the oldest frame held back waits for the bar that is due."""
-        if self._due_ms is None or self._held[0].at_ms + self._response_ms <= self._due_ms:
-            return False
-        newest_ms = self._held[-1].at_ms
-        return newest_ms <= self._due_ms + self._held_ms and len(self._held) <= HELD_MOST
+    def _has_waited(self, due_ms: int) -> bool:
+        """Whether the bar that closes at *due_ms* was waited for long enough."""
+        return self._held[-1].at_ms > due_ms + self._held_ms or len(self._held) > HELD_MOST
 
 
 def live_book(config: Config, broker: Broker) -> LiveBook | None:
@@ -102,6 +111,7 @@ def live_book(config: Config, broker: Broker) -> LiveBook | None:
         instrument,
         broker.watch,
         levels=config.market.depth or LEVELS,
+        interval_ms=config.market.interval_ms,
         response_ms=config.execution.response_ms,
         frames=frames,
         time_scale=config.exchange.time_scale,

@@ -1,0 +1,131 @@
+"""Live orders that the exchange's book fills, as a replay of the recorded events fills them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from several_live import check_parity, check_record, trading
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.units import to_tick
+
+TOPICS = 5  # candles, quotes, marks, the book and its trades
+SYMBOL = "BTCUSDT"
+
+
+class Quoter(Strategy):
+    """Quote both sides of the close, and take what is held too much of."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._away, self._size = float(str(options["away"])), float(str(options["size"]))
+
+    def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item, size = context.instrument, self._size
+        asked = [
+            buy(size, limit=to_tick(close * (1 - self._away), item), tag="bid"),
+            sell(size, limit=to_tick(close * (1 + self._away), item), tag="ask"),
+        ]
+        if abs(held) > size / 2:
+            leave = sell if held > 0 else buy
+            asked.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(asked), "quotes")
+
+
+def sections(**market: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "exchange": {"time_scale": 60.0, "ahead_ms": 600_000, "backoff_max_s": 0.1},
+        "market": {"symbols": [SYMBOL], **market},
+        "strategy": {
+            "name": f"{__name__}:Quoter",
+            "options": {"away": 0.0002, "size": 0.05},
+        },
+        "account": {"cash": "100000000"},
+        "model": {"checkpoint": "none"},
+        "execution": {"model": "book", "latency_ms": 1_500, "response_ms": 50},
+    }
+
+
+def served(**keys: Any) -> ExchangeSettings:
+    data = made_candles(walk_rows(400), symbol=SYMBOL)
+    return ExchangeSettings(candles=(data,), manual=True, start=200, speed=60.0, **keys)
+
+
+def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(sql).fetchall()
+
+
+FILLS = (
+    "SELECT filled_ms, side, price_text, quantity_text, liquidity, model FROM v_fills ORDER BY 1"
+)
+BOOKS = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY sequence"
+
+
+def causes(path: Path) -> list[str]:
+    found = [json.loads(content)["cause"] for _, content in rows(path, BOOKS)]
+    return [cause for cause in found if cause]
+
+
+async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(
+    tmp_path: Path,
+) -> None:
+    folder, path = tmp_path / "kept", tmp_path / "live.db"
+    given = sections(record_events=str(folder))
+    async with (
+        EmbeddedExchange(served()) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await live.listening(TOPICS + 2)  # those of the process that records
+        for _ in range(12):
+            await live.close_bar({SYMBOL})
+    found = rows(path, FILLS)
+    assert {row[5] for row in found} == {"book"}
+    assert {row[4] for row in found} == {"MAKER", "TAKER"}
+    assert len(found) > 5
+    check_parity(path, tmp_path)
+    candles = tmp_path / f"{SYMBOL}_1m.csv"
+    with candles.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["open_time", "open", "high", "low", "close", "volume"])
+        out.writerows(
+            rows(
+                path,
+                "SELECT b.open_time_ms, b.open_text, b.high_text, b.low_text, b.close_text, "
+                "b.volume_text FROM v_bars b JOIN v_decisions d USING (run_id, sequence) "
+                "ORDER BY b.open_time_ms",
+            )
+        )
+    again = tmp_path / "replayed.db"
+    del given["market"]["record_events"]
+    replay = build(
+        load(None, given),
+        [read_candles(str(candles), category="linear")],
+        started_at_ms=1,
+        database=again,
+        events=[EventsSource(folder / f"{SYMBOL}.events")],
+    )
+    log = SqlAuditLog.open(again)
+    run_replay(replay, log, Tally())
+    log.end(1)
+    log.close()
+    check_record(again)
+    assert rows(again, FILLS) == found
