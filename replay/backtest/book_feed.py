@@ -102,6 +102,7 @@ class EventsSource:
             )
         self.first_ms, self.last_ms = first, last
         self.torn = file.torn_sentence()
+        self.sha256: Final = file.sha256
 
     def gaps(self) -> tuple[int, int]:
         """Return how many gaps there are, and how many milliseconds they last."""

@@ -484,10 +484,11 @@ def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: See
         built(tmp_path / "a.db", market, events=[source])
 
 
-def test_a_daemon_says_that_it_has_no_such_model(tmp_path: Path) -> None:
+def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Path) -> None:
     words = ["run", "--set", "execution.model=book", "--set", "storage.url=sqlite:///a.db"]
+    words += ["--set", "market.symbols=BTCUSDT,ETHUSDT"]
     found = programs.run(words, tmp_path)
-    assert (found.code, found.err.count("fills orders in a replay alone")) == (2, 1)
+    assert (found.code, found.err.count("fills no orders of several symbols")) == (2, 1)
     assert not (tmp_path / "a.db").exists()
 
 
