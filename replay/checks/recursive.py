@@ -50,7 +50,7 @@ from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GateKind, gate_order
 from tracepaper.strategies.types.decisions import Decision, Prediction, SinceDecided
-from tracepaper.strategies.types.market import Bar, BookUpdate, CorporateAction, Depths, FrameBar
+from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, FrameBar
 
 SHOWN_LONGEST: Final = 40
 """Characters of a value that is named with its name; of longer ones a hash is compared."""
@@ -368,7 +368,7 @@ def _resumed(
             if isinstance(unit, CorporateAction | Depths):  # before *standing* in the full run
                 before = _recall_event(engine, unit, before)
                 continue
-            if _open_ms_of(unit) < replay.run.period_start_ms and not isinstance(unit, BookUpdate):
+            if _open_ms_of(unit) < replay.run.period_start_ms:
                 before += [event for event in events_of(unit) if isinstance(event, Bar)]
                 continue
             _recall(engine, before)
