@@ -85,14 +85,27 @@ class BookFollower:
         self._asks: dict[int, tuple[int, int]] = {}
         self._cause = BEGUN
         self._moves: list[Move] = []
+        self._seen: BookWatch | None = None  # what was asked since the last event
 
     def goes_on(self) -> None:
         """Take the book to go on from what the run knows of it."""
         self._cause = ""
 
+    def forget(self) -> None:
+        """Ask anew what can change an order: something else than the book may have changed one."""
+        self._seen = None
+
+    def _look(self, watch: Watch) -> BookWatch:
+        """Return what can change an order now, those moves taken in that no event holds yet."""
+        if self._seen is None:
+            self._seen = watch(self.key)
+            for move in self._moves:
+                self._seen.take(move)
+        return self._seen
+
     def advance(self, frame: ReadFrame, watch: Watch) -> Iterator[BookUpdate]:
         """Take in the next *frame*; yield each event that it causes."""
-        seen = watch(self.key)
+        seen = self._look(watch)
         if seen.rests and not self._is_sampled:
             # What was on its way by then met the book that stood at that time.
             while (arrives_ms := seen.arrives_ms) is not None and arrives_ms < frame.at_ms:
@@ -100,10 +113,10 @@ class BookFollower:
                     break
                 self.at_ms = max(self.at_ms, arrives_ms)
                 yield self._update(is_whole=True)
-                seen = watch(self.key)
+                seen = self._look(watch)
         if frame.cause and self._moves:
             yield self._update(is_whole=False)
-            seen = watch(self.key)
+            seen = self._look(watch)
         fills = self.apply(frame, seen)
         if self.best is None or not seen.rests:
             return
@@ -117,13 +130,13 @@ class BookFollower:
     def arrivals(self, until_ms: int, watch: Watch) -> Iterator[BookUpdate]:
         """Yield the events of orders that arrive by *until_ms*, all frames until then known."""
         until_ms -= self._response_ms
-        seen = watch(self.key)
+        seen = self._look(watch)
         while not self._is_sampled and (at_ms := seen.arrives_ms) is not None and at_ms <= until_ms:
             if self.best is None:
                 break
             self.at_ms = max(self.at_ms, at_ms)
             yield self._update(is_whole=True)
-            seen = watch(self.key)
+            seen = self._look(watch)
 
     def rest(self) -> Iterator[BookUpdate]:
         """Yield what no event holds yet."""
@@ -224,7 +237,7 @@ class BookFollower:
         else:
             bids, asks = (BookLevel(bid, *self._bids[bid]),), (BookLevel(ask, *self._asks[ask]),)
         cause, moves = self._cause, tuple(self._moves)
-        self._cause = ""
+        self._cause, self._seen = "", None
         self._moves.clear()
         return BookUpdate(
             self.key,

@@ -177,6 +177,8 @@ class LiveFeed:
                 for update in book.before(event):
                     yield self._seen(update)
             yield event
+            if book is not None and not isinstance(event, BookUpdate):
+                book.forget()
             if book is not None and isinstance(event, Bar):
                 for update in book.after(event):
                     yield self._seen(update)

@@ -70,6 +70,10 @@ class LiveBook:
             self._due_ms = interval_start(seen_ms - 1, self._interval_ms) + self._interval_ms
         yield from self._release()
 
+    def forget(self) -> None:
+        """Ask anew what can change an order, after an event that is none of the book."""
+        self._follower.forget()
+
     def before(self, bar: Bar) -> Iterator[BookUpdate]:
         """Yield the events that belong before *bar*, whatever its frames were."""
         if self._due_ms is not None and bar.close_time_ms < self._due_ms:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from tracepaper.daemon.broker.book_account import BookWatch
 from tracepaper.daemon.bybit.book_frames import frame_of
-from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence
+from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence, Watch
 from tracepaper.replay.archive.book_events import EventsFile
 from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.backtest.feed import Scale, scale_of
@@ -278,7 +277,7 @@ class BookFeed:
     def between(
         self,
         events: Iterable[Event],
-        watch: Callable[[str], BookWatch],
+        watch: Watch,
         *,
         known: Callable[[str], int] = lambda _instrument: 0,
         known_ms: int = 0,
@@ -294,23 +293,20 @@ class BookFeed:
         ]
         for one in followed:
             one.skip(known(one.key), known_ms)
-        watching = _Watching(watch)
         for event in events:
+            for one in followed:
+                one.forget()
             if isinstance(event, Bar | Closed):
-                for update in self._until(event.market_ms, followed, watching):
-                    watching.forget(update.instrument)
-                    yield update
-            watching.forget()
+                yield from self._until(event.market_ms, followed, watch)
             yield event
-            watching.forget()
 
     def _until(
-        self, until_ms: int, followed: Sequence[_Followed], watch: Callable[[str], BookWatch]
+        self, until_ms: int, followed: Sequence[_Followed], watch: Watch
     ) -> Iterator[BookUpdate]:
         """Yield what all frames until *until_ms* cause, in the order of their dates."""
         while due := [one for one in followed if one.is_due(until_ms)]:
-            followed_next = min(due, key=_date)
-            yield from followed_next.advance(followed_next.take(), watch)
+            earliest = min(due, key=_date)
+            yield from earliest.advance(earliest.take(), watch)
         for one in followed:
             yield from one.arrivals(until_ms, watch)
             yield from one.rest()
@@ -345,26 +341,6 @@ class BookFeed:
 
 def _date(followed: _Followed) -> int:
     return followed.next.at_ms if followed.next is not None else 0
-
-
-class _Watching:
-    """Asks for a watch once after each event."""
-
-    def __init__(self, watch: Callable[[str], BookWatch]) -> None:
-        self._ask = watch
-        self._known: dict[str, BookWatch] = {}
-
-    def __call__(self, instrument: str) -> BookWatch:
-        if (known := self._known.get(instrument)) is None:
-            known = self._known[instrument] = self._ask(instrument)
-        return known
-
-    def forget(self, instrument: str | None = None) -> None:
-        """Ask anew."""
-        if instrument is None:
-            self._known.clear()
-        else:
-            self._known.pop(instrument, None)
 
 
 def refuse_books(

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from depth_cases import FIRST_MS
 from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.live_book import HELD_MOST, LiveBook
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events, run_replay
@@ -49,10 +51,12 @@ class Quoter(Strategy):
         return Orders(tuple(asked), "quotes")
 
 
+GAP = (3, 6)
 MARKETS: dict[str, dict[str, Any]] = {
     "whole": {},
-    "a gap": {"gap": (3, 5)},
-    "a silence": {"gap": (3, 6), "is_silent": True},
+    "a gap": {"gap": GAP},
+    "a silence": {"gap": GAP, "is_silent": True},
+    "no word": {"gap": GAP, "is_silent": True},
 }
 
 
@@ -61,24 +65,33 @@ def market(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> SeededMarket:
     folder = tmp_path_factory.mktemp("market")
-    return seeded_market(folder, minutes=MINUTES, every_ms=250, **MARKETS[request.param])
+    made = seeded_market(folder, minutes=MINUTES, every_ms=250, **MARKETS[request.param])
+    if request.param != "no word":
+        return made
+    quiet, file = folder / "quiet.events", EventsFile(made.events)
+    first_ms, last_ms = (FIRST_MS + minute * MINUTE_MS for minute in GAP)
+    with EventsWriter(quiet, file.header) as writer:
+        for line in file.lines():
+            if not first_ms <= line.received_ms < last_ms:
+                writer.add(line.received_ms, line.data.encode())
+    return SeededMarket(made.candles, quiet)
 
 
-def configured(response_ms: int) -> Config:
+def configured(response_ms: int, latency_ms: int) -> Config:
     return load(
         None,
         {
             "market": {"symbols": ["BTCUSDT"], "interval": "1"},
             "strategy": {"name": f"{__name__}:Quoter"},
             "account": {"cash": "100000000"},
-            "execution": {"model": "book", "latency_ms": 300, "response_ms": response_ms},
+            "execution": {"model": "book", "latency_ms": latency_ms, "response_ms": response_ms},
         },
     )
 
 
-def built(path: Path, market: SeededMarket, response_ms: int) -> Replay:
+def built(path: Path, market: SeededMarket, response_ms: int, latency_ms: int = 300) -> Replay:
     return build(
-        configured(response_ms), [read_candles(str(market.candles), category="linear")],
+        configured(response_ms, latency_ms), [read_candles(str(market.candles), category="linear")],
         started_at_ms=1, database=path, events=[EventsSource(market.events)],
     )  # fmt: skip
 
@@ -92,17 +105,19 @@ def as_they_come(
     for event in events:
         if not isinstance(event, Bar):
             yield event
+            book.forget()
             continue
         while frame is not None and frame.at_ms <= event.close_time_ms + late_ms:
             yield from book.take(frame)
             frame = next(coming, None)
         yield from book.before(event)
         yield event
+        book.forget()
         yield from book.after(event)
 
 
-def live(path: Path, market: SeededMarket, late_ms: int, response_ms: int) -> None:
-    replay = built(path, market, response_ms)
+def live(path: Path, market: SeededMarket, late_ms: int, response_ms: int, latency_ms: int) -> None:
+    replay = built(path, market, response_ms, latency_ms)
     watch = replay.engine.broker.watch
     book = LiveBook(ITEM.id, watch, interval_ms=MINUTE_MS, response_ms=response_ms)
     way = predictor_over(replay)
@@ -117,30 +132,36 @@ def live(path: Path, market: SeededMarket, late_ms: int, response_ms: int) -> No
     log.close()
 
 
-def fills(path: Path, until_ms: int) -> list[tuple[Any, ...]]:
-    sql = (
-        "SELECT filled_ms, side, price_text, quantity_text, liquidity FROM v_fills "
-        "WHERE filled_ms <= ? ORDER BY sequence"
-    )
+def told(path: Path, sql: str) -> list[tuple[Any, ...]]:
     with closing(sqlite3.connect(path)) as database:
-        return database.execute(sql, (until_ms,)).fetchall()
+        return database.execute(sql).fetchall()
 
 
-@pytest.mark.parametrize("response_ms", [0, 400])
-@pytest.mark.parametrize("late_ms", [0, 700, 4_900])
-def test_whenever_a_bar_comes_the_fills_are_those_of_a_replay(
-    tmp_path: Path, market: SeededMarket, late_ms: int, response_ms: int
+FILLS = "SELECT filled_ms, side, price_text, quantity_text, liquidity FROM v_fills ORDER BY rowid"
+EVENTS = "SELECT kind, market_ms, content FROM v_events ORDER BY sequence"
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "response_ms", "latency_ms"),
+    [(0, 0, 300), (700, 0, 300), (4_900, 400, 300), (700, 0, 59_900), (4_900, 0, 59_990)],
+)
+def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
+    tmp_path: Path, market: SeededMarket, late_ms: int, response_ms: int, latency_ms: int
 ) -> None:
     known, path = tmp_path / "known.db", tmp_path / "live.db"
-    replay = built(known, market, response_ms)
+    replay = built(known, market, response_ms, latency_ms)
     log = SqlAuditLog.open(known)
     run_replay(replay, log, Tally())
+    log.end(1)
     log.close()
-    live(path, market, late_ms, response_ms)
+    live(path, market, late_ms, response_ms, latency_ms)
+    found, wanted = told(path, EVENTS), told(known, EVENTS)
+    bars = [place for place, event in enumerate(found) if event[0] == "bar"]
+    assert len(bars) == MINUTES
+    assert found[: bars[-1] + 1] == wanted[: bars[-1] + 1]
+    assert sum(event[0] == "book" for event in found) > 5
     last_ms = int(replay.feed.candles[0].closes_ms[-1]) - response_ms
-    found = fills(path, last_ms)
-    assert found == fills(known, last_ms)
-    assert len(found) > 5
+    assert [one for one in told(path, FILLS) if one[0] <= last_ms] == told(known, FILLS)
     with Reader.open(path) as reader:
         assert verify_run(reader, path, reader.find("last")).differences == []
 
@@ -163,3 +184,6 @@ def test_a_bar_that_never_comes_holds_nothing_up_for_long(tmp_path: Path) -> Non
     for late_ms, held in ((1, 1), (5_000, 2), (5_001, 0), (5_002, 0)):
         assert [*other.take(ReadFrame(due_ms + late_ms))] == []
         assert other.held == held
+    assert [*other.after(bar), *other.before(bar)] == []  # a revision of an older bar
+    assert [*other.take(ReadFrame(due_ms + MINUTE_MS - 1))] == []
+    assert other.held == 0
