@@ -543,7 +543,7 @@ class Engine:
         )  # fmt: skip
 
     def state(self) -> EngineState:
-        """Return what must survive a restart."""
+        """Return the state that must survive a restart."""
         account, twins = self.broker.state()
         return EngineState(
             self.halted,

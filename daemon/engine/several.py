@@ -155,7 +155,7 @@ class Netted(Strategy):
         return max(remembered(one) for one in self.inner.values())
 
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - each strategy saw its own
-        """Return what was netted."""
+        """Return the netted decisions."""
         return self.answer
 
 
@@ -194,7 +194,7 @@ class NetSizer(Sizer):
         account: SizingAccount = NO_ACCOUNT,  # noqa: ARG002
         is_full: bool = False,  # noqa: ARG002
     ) -> int:
-        """Return what the strategies want together."""
+        """Return the sum of the strategies' targets."""
         return self.net
 
 
@@ -457,7 +457,7 @@ class SeveralEngine(Engine):
         return replace(step, strategies=parts) if parts else step
 
     def _decisions(self, key: str, net: Decision) -> tuple[StrategyDecision, ...]:
-        """Return what each strategy decided, as the step keeps it."""
+        """Return each strategy's decision, as the step keeps it."""
         kept = []
         for member, decided, intent in self._said:
             state, sent = member.states[key], self.broker.sent.get(member.name)
@@ -470,7 +470,7 @@ class SeveralEngine(Engine):
         return tuple(kept)
 
     def state(self) -> EngineState:
-        """Return what must survive a restart."""
+        """Return the state that must survive a restart."""
         aside = {one.name: one.set_aside for one in self.members if one.set_aside}
         parts = PartsState(self.broker.reserve, aside, self._shared_out)
         return replace(super().state(), parts=parts)
