@@ -72,7 +72,7 @@ class Request:
     actions: tuple[Path | ActionRow, ...] = ()
     frames: tuple[str | Candles, ...] = ()
     depth: tuple[Path | DepthSource, ...] = ()
-    events: tuple[Path, ...] = ()
+    events: tuple[Path | EventsSource, ...] = ()
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
@@ -251,7 +251,7 @@ def _run(
     from_ms, until_ms = _time(request.from_text, "--from"), _time(request.to_text, "--to")
     depth = [StoredDepth(item) if isinstance(item, Path) else item for item in request.depth]
     refuse_elsewhere(depth, candles, from_ms, until_ms)
-    events = [EventsSource(path) for path in request.events]
+    events = [EventsSource(one) if isinstance(one, Path) else one for one in request.events]
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(

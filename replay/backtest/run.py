@@ -238,10 +238,14 @@ class ReplayPredictor:
     history: BarHistory | None
     prober: Forecaster | None = None  # which samples the bars of a pass over known ones
 
-    def events(self, replay: Replay) -> Iterable[Event]:
-        """Return the start of *replay* and all its events, ready to be predicted."""
+    def events(self, replay: Replay, *, frames: Mapping[str, int] = {}) -> Iterable[Event]:
+        """Return the start of *replay* and all its events, ready to be predicted.
+
+        Of each book so many *frames* were dealt with.
+        """
         start = start_event(replay.forecaster, warm_from=(), market_ms=replay.feed.period_start_ms)
-        return replay.with_books(self.ahead(chain((start,), replay.feed.events())))
+        handed_on = self.ahead(chain((start,), replay.feed.events()))
+        return replay.with_books(handed_on, known=lambda key: frames.get(key, 0))
 
 
 class _NoForecasts:

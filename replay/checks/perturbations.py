@@ -27,9 +27,9 @@ from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.corporate_actions import ActionRow
+from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import RecordedDepth
-from tracepaper.replay.backtest.book_feed import ChangedSource, FillSource
+from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
@@ -262,6 +262,21 @@ class Files(NamedTuple):
     depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
     actions: Sequence[ActionRow] = ()  # splits and dividends
     events: Sequence[FillSource] = ()  # of order books that fill orders
+
+
+def files_of(
+    candles: Sequence[Candles],
+    frames: Sequence[Candles],
+    depth: Sequence[RecordedDepth],
+    actions: Sequence[Path] | None,
+    events: Sequence[Path] | None,
+) -> Files:
+    """Return what a check replays, *actions* and *events* read from their files.
+
+    Raises ``DataInvalid`` for a file that is none.
+    """
+    sources = [EventsSource(path) for path in events or ()]
+    return Files(candles, frames, depth, read_actions(*(actions or ())), sources)
 
 
 def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:

@@ -326,13 +326,14 @@ def _replay(setting: _Setting, start: Start) -> Replay:
         frames=files.frames,
         depth=files.depth,
         actions=files.actions,
+        events=files.events,
     )
 
 
 def _units(replay: Replay) -> Iterator[tuple[Unit, Sequence[Prediction]]]:
     """Yield all that *replay* is given, and what is predicted at it."""
-    way = predictor_over(replay)
-    for unit in gathered(way.events(replay)):
+    way, read = predictor_over(replay), replay.engine.broker.frames_read()
+    for unit in gathered(way.events(replay, frames=read)):
         yield unit, predictions_of(way.predictor, unit)
 
 

@@ -172,6 +172,7 @@ def sweep(
     actions: ActionsOption = None,
     frame_data: FrameDataOption = None,
     depth: DepthOption = None,
+    events: EventsOption = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
@@ -218,6 +219,7 @@ def sweep(
         actions=tuple(actions or ()),
         frame_data=frame_data,
         depth=tuple(depth or ()),
+        events=tuple(events or ()),
     )
     kept = state or state_beside(request)
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:
