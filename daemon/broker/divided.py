@@ -55,6 +55,7 @@ class Proposal(NamedTuple):
     intents: Mapping[str, Intent]  # of those that no gate holds, by name
     target: int  # all of them together
     price: int
+    enters: bool  # whether any of them asks for a position
 
 
 class DividedBroker(Broker):
@@ -110,6 +111,7 @@ class DividedBroker(Broker):
         self.sent: dict[str, Sent] = {}  # what each strategy's newest intent came to
         self.crossed: dict[str, list[Fill]] = {}  # of each strategy, in no step yet
         self._proposal: Proposal | None = None
+        self._reached: dict[str, Proposal] = {}  # the newest at which nothing was to be done
 
     # ------------------------------------------------------------ what the market does
 
@@ -248,6 +250,14 @@ class DividedBroker(Broker):
         self._proposal = proposal
         self.sent = {}
 
+    def reached(self, instrument: str) -> Proposal | None:
+        """Return the newest proposal if every part stood as it asks; else None.
+
+        Proposed once more before any step trades or changes anything, it is not looked at again.
+        """
+        known = self._reached.get(instrument)
+        return known if known is self._proposal else None
+
     def submit(
         self,
         intent: Intent | Orders,
@@ -258,9 +268,14 @@ class DividedBroker(Broker):
         shadow: str | None = None,  # noqa: ARG002 - the account's alone is asked for
     ) -> Sent:
         """Ask the account for the net of what was proposed, and each part for its own."""
-        proposal = self._proposal
+        proposal, key = self._proposal, bar.instrument
         assert isinstance(intent, Intent)
         assert proposal is not None
+        if proposal is self._reached.get(key) and intent.target == proposal.target:
+            self.sent = dict.fromkeys(proposal.intents, UNCHANGED)
+            if proposal.enters:
+                self.save = self.save or Save.LATER
+            return UNCHANGED
         if self._is_reached(bar.instrument, intent, proposal):  # as at most bars
             return UNCHANGED
         changed: tuple[Order, ...] = ()
@@ -296,7 +311,8 @@ class DividedBroker(Broker):
         if not self.own.held(instrument) == intent.target == own.target:
             return False
         self.sent = dict.fromkeys(proposal.intents, UNCHANGED)
-        if intent.is_entry or any(one.is_entry for one in proposal.intents.values()):
+        self._reached[instrument] = proposal
+        if intent.is_entry or proposal.enters:
             self.save = self.save or Save.LATER
         return True
 

@@ -40,6 +40,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     SinceDecided,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -510,6 +511,7 @@ class Engine:
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
+        strategies: tuple[StrategyDecision, ...] = (),
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
 
@@ -540,6 +542,7 @@ class Engine:
             sequence, event, accepted, decision, prediction,
             as_they_stand(filled.orders, sent) if sent else filled.orders, filled.fills,
             position, account, twins, window_sha256, decision_sha256, state, entries, belief,
+            strategies,
         )  # fmt: skip
 
     def state(self) -> EngineState:

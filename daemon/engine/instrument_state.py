@@ -296,6 +296,13 @@ class InstrumentState:
             self.belief.hide_false(history.books, bar, before)
         history.day_range.push(bar)
 
+    def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
+        """Show *bar* as :meth:`observe` does, after the *whole* that all strategies share."""
+        self.history.observe_part(bar, whole)
+        if self._sizes_by_bars:
+            self._sizer.observe(bar)
+        self.strategy.observe(bar)
+
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
     ) -> BarContext:
@@ -479,6 +486,10 @@ class InstrumentState:
         if decision.outcome.unfilled_reason == refusal:
             return decision
         return self.outcomes.unfilled(decision, refusal)
+
+    def content(self, decision: Decision) -> bytes:
+        """Return what the hash of a decision that nets several has of *decision*, one of them."""
+        return self._decision_hash.content(decision)
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""

@@ -19,9 +19,12 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import Intent, is_entry
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled, Save
 from tracepaper.daemon.broker.divided import DividedBroker, Proposal
+from tracepaper.daemon.broker.sub_accounts import SubAccount
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.history import InstrumentHistory
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings, EngineState, PartsState
+from tracepaper.storage.record.digest import several_digest
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
 from tracepaper.strategies.api.strategy import DeclaredState, Strategy, remembered
@@ -47,6 +50,7 @@ NEVER: Final = "never"
 UNCHANGED: Final = "no strategy changed its target"
 SET_ASIDE: Final = "set aside: "
 """Begins the reason of a strategy that failed."""
+_HOLD: Final = Signal(Action.HOLD, UNCHANGED)
 NO_EQUITY: Final = "its sub-account has no equity left"
 _ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]+")
 _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
@@ -60,12 +64,14 @@ class StrategyMember:
         self.name = name
         self.set_aside = ""  # why, once it failed
         self.is_empty = False  # its sub-account has no equity
+        self.closed = ""  # why it holds nothing; empty while it is asked
         self.states: dict[str, InstrumentState] = {}
 
-    @property
-    def closed(self) -> str:
-        """Why it holds nothing; empty while it is asked."""
-        return self.set_aside or (NO_EQUITY if self.is_empty else "")
+    def know(self, *, set_aside: str | None = None, is_empty: bool | None = None) -> None:
+        """Learn that it was set aside, or whether its sub-account has no equity."""
+        self.set_aside = self.set_aside if set_aside is None else set_aside
+        self.is_empty = self.is_empty if is_empty is None else is_empty
+        self.closed = self.set_aside or (NO_EQUITY if self.is_empty else "")
 
     def fail(self, why: str) -> None:
         """Set it aside, for good in this run; what it holds is closed by its next decision."""
@@ -74,7 +80,7 @@ class StrategyMember:
             line = " ".join(same.split())[:_SENTENCE_MOST]
             # A lone surrogate, of a file's name say, could be stored nowhere.
             text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
-            self.set_aside = f"{SET_ASIDE}{text}"
+            self.know(set_aside=f"{SET_ASIDE}{text}")
 
 
 class Guarded(Strategy):
@@ -147,7 +153,7 @@ class Netted(Strategy):
         self.frames_warmup = {
             name: max(of[name] for of in wanted if name in of) for name in self.frames
         }
-        self.answer = Signal(Action.HOLD, UNCHANGED)
+        self.answer = _HOLD
 
     @property
     def remembers(self) -> int:
@@ -166,6 +172,8 @@ class NetSizer(Sizer):
         super().__init__(Sizing(SizingMode.NOTIONAL, notional=1), instrument)
         self.net = 0
         self.states: list[InstrumentState] = []  # of each strategy
+        self.whole: InstrumentHistory | None = None  # which they share
+        self.follows_signal = True  # of HOLD, the one signal that comes again
         self._remembers = remembers
 
     @property
@@ -175,8 +183,9 @@ class NetSizer(Sizer):
 
     def observe(self, bar: Bar) -> None:
         """Show *bar* to every strategy, after all that they share was shown it."""
+        assert self.whole is not None
         for state in self.states:
-            state.observe(bar)
+            state.observe_part(bar, self.whole)
 
     def change(self, instrument: Instrument) -> None:
         """Use new filters for the net target, and for that of every strategy."""
@@ -232,8 +241,22 @@ class _Said(NamedTuple):
     """What a strategy decided at the bar in hand, before its step holds it."""
 
     member: StrategyMember
+    state: InstrumentState
+    part: SubAccount
     decision: Decision
     intent: Intent | None
+
+
+class _Quiet(NamedTuple):
+    """What a bar asked for at which every part stood where it was to stand.
+
+    Until a step trades or changes anything, a bar that asks for the same has the same outcome.
+    """
+
+    intents: list[Intent | None]  # the objects themselves: a repeated decision asks for the same
+    proposal: Proposal
+    confirmed: list[str]
+    places: list[int]  # of their gate sets
 
 
 class SeveralEngine(Engine):
@@ -268,8 +291,8 @@ class SeveralEngine(Engine):
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
         self._said: list[_Said] = []
-        self._prediction: Prediction = None
-        self._mid_or_close = 0
+        self._quiet: dict[str, _Quiet] = {}
+        self._repeated: _Quiet | None = None  # what the bar in hand repeats
         self.members = next(iter(self._nets.values())).members
         declared: dict[str, dict[StrategyMember, DeclaredState]] = {
             item.id: {} for item in instruments
@@ -284,6 +307,7 @@ class SeveralEngine(Engine):
                 if state.strategy.needs_forecast:
                     self.states[key].regimes = state.regimes  # of one model, with one card
                 self._net_sizers[key].states.append(state)
+                self._net_sizers[key].whole = self.states[key].history
         for key, of in declared.items():
             for state in self._net_sizers[key].states:
                 state.regimes = self.states[key].regimes
@@ -308,6 +332,10 @@ class SeveralEngine(Engine):
         self.sees_account = True  # a strategy without equity is closed
         self.has_horizon = any(one.horizon is not None for _, _, one in every)
         self._places = {one: place for place, one in enumerate(self.gate_sets)}
+        self._asked = {
+            key: [(one, one.states[key], self.broker.parts[one.name]) for one in self.members]
+            for key in self.states
+        }
 
     # ------------------------------------------------------------ what others ask
 
@@ -355,42 +383,61 @@ class SeveralEngine(Engine):
         self._share_out_if_due(bar)
         key, broker = bar.instrument, self.broker
         state, is_finite = self.states[key], None
-        self._prediction, said = prediction, prediction
+        said = prediction
         if prediction is not None:
             said, is_finite = checked(prediction)
-            self._prediction = said
         regime, cell = state.regimes.regime, state.regimes.cell
-        self._mid_or_close = self._crossing_price(bar, state)
-        intents: dict[str, Intent] = {}
-        reasons = []
-        net = standing = 0
-        for member in self.members:
-            one, part = member.states[key], broker.parts[member.name]
-            member.is_empty = part.balance().equity <= 0
-            one.quote = state.quote
+        said_of = self._said
+        is_running, quote = not self.halted, state.quote
+        for member, one, part in self._asked[key]:
+            is_empty = part.balance().equity <= 0
+            if is_empty is not member.is_empty:
+                member.know(is_empty=is_empty)
+            one.quote = quote
             set_aside = member.set_aside
-            decision = one.decide(bar, said, part, is_running=not self.halted, is_finite=is_finite)
+            decision = one.decide(bar, said, part, is_running=is_running, is_finite=is_finite)
             if member.set_aside != set_aside:
                 self.save = Save.NOW
+            intent = one.intent
+            assert not isinstance(intent, Orders)
+            said_of.append(_Said(member, one, part, decision, intent))
+        if state.regimes.regime is not regime or state.regimes.cell != cell:
+            self.save = Save.NOW
+        quiet = self._quiet.get(key)
+        if quiet is not None and filled is NOTHING_FILLED:
+            for spoken, intent in zip(said_of, quiet.intents, strict=True):
+                if spoken.intent is not intent:
+                    break
+            else:
+                self._repeated = quiet
+                self._nets[key].answer = _HOLD
+                broker.propose(quiet.proposal)
+                return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+        self._net(bar, at_ms)
+        return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+
+    def _net(self, bar: Bar, at_ms: int) -> None:
+        """Net what the strategies said of *bar*, and propose that to the broker."""
+        key, broker = bar.instrument, self.broker
+        price = self._crossing_price(bar, self.states[key])
+        intents: dict[str, Intent] = {}
+        reasons = []
+        net = 0
+        for member, one, part, decision, intent in self._said:
             if isinstance(one.signal, Signal):
                 broker.hear(member.name, key, one.signal)
-            intent, before = one.intent, part.target(key)
-            assert not isinstance(intent, Orders)
-            target = before
+            target = before = part.target(key)
             if intent is not None:
                 intents[member.name] = intent
                 if broker.refusal_of(member.name, intent, bar, at_ms) is None:
                     target = intent.target
             if target != before:
                 reasons.append(f"{member.name}: {decision.reason}")
-            net, standing = net + target, standing + before
-            self._said.append(_Said(member, decision, intent))
-        if state.regimes.regime is not regime or state.regimes.cell != cell:
-            self.save = Save.NOW
+            net += target
         self._nets[key].answer = _answer(net, reasons)
         self._net_sizers[key].net = net
-        broker.propose(Proposal(intents, net, self._mid_or_close))
-        return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+        enters = any(one.is_entry for one in intents.values())
+        broker.propose(Proposal(intents, net, price, enters))
 
     def _crossing_price(self, bar: Bar, state: InstrumentState) -> int:
         """Return the mid of the newest quote where quotes fill orders, else the close of *bar*."""
@@ -407,6 +454,7 @@ class SeveralEngine(Engine):
         if period > self._shared_out:
             if self._shared_out >= 0:
                 self.broker.share_out()
+                self._quiet.clear()
             self._shared_out = period
             self.save = Save.NOW
 
@@ -427,20 +475,34 @@ class SeveralEngine(Engine):
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
+        strategies: tuple[StrategyDecision, ...] = (),  # noqa: ARG002 - they are made here
     ) -> Step:
         """Return the step of *event*, with what each strategy decided at a bar."""
-        parts: tuple[StrategyDecision, ...] = ()
-        broker = self.broker
-        if decision is not None and isinstance(event, Bar):
+        if type(event) is not Bar or decision is None:
+            self._quiet.clear()
+            return super()._finish(
+                event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
+                decision_sha256, accepted=accepted, belief=belief, saves=saves,
+            )  # fmt: skip
+        key, broker, said = event.instrument, self.broker, self._said
+        quiet, self._repeated = self._repeated, None
+        if quiet is not None and decision.refused_by is None and not sent:
+            confirmed = quiet.confirmed
+            parts = tuple(
+                [
+                    StrategyDecision(one.member.name, one.decision, place)
+                    for one, place in zip(said, quiet.places, strict=True)
+                ]
+            )
+        else:
             if decision.refused_by is not None:  # what a command left opposing crosses still
                 at_ms = event.market_ms
-                sent += broker.cross(
-                    event.instrument, self._mid_or_close, sequence=self.sequence, at_ms=at_ms
-                )
-            parts = self._decisions(event.instrument, decision)
+                price = self._crossing_price(event, self.states[key])
+                sent += broker.cross(key, price, sequence=self.sequence, at_ms=at_ms)
+            parts = self._decisions(decision)
             confirmed = [
                 one.member.name
-                for one in self._said
+                for one in said
                 if one.intent is not None
                 and is_entry(one.intent.action)
                 and (to := broker.sent.get(one.member.name)) is not None
@@ -449,24 +511,34 @@ class SeveralEngine(Engine):
             for name, fills in broker.take_crossed().items():
                 known = filled.shadows.get(name, ())
                 filled = filled._replace(shadows={**filled.shadows, name: known + fills})
-            self._said.clear()
-        step = super()._finish(
+            if filled is not NOTHING_FILLED or sent:
+                self._quiet.clear()
+            elif (proposal := broker.reached(key)) is not None:
+                places = [one.gate_set for one in parts]
+                asked = [one.intent for one in said]
+                self._quiet[key] = _Quiet(asked, proposal, confirmed, places)
+        assert decision_sha256 is not None
+        contents = [one.state.content(one.decision) for one in said]
+        said.clear()
+        return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            decision_sha256, accepted=accepted, belief=belief, saves=saves,
+            several_digest(decision_sha256, contents), accepted=accepted, belief=belief,
+            saves=saves, strategies=parts,
         )  # fmt: skip
-        return replace(step, strategies=parts) if parts else step
 
-    def _decisions(self, key: str, net: Decision) -> tuple[StrategyDecision, ...]:
+    def _decisions(self, net: Decision) -> tuple[StrategyDecision, ...]:
         """Return what each strategy decided, as the step keeps it."""
         kept = []
-        for member, decided, intent in self._said:
-            state, sent = member.states[key], self.broker.sent.get(member.name)
-            decision, _, digest = state.settle(decided, self._prediction, sent)
-            if sent is None and intent is not None and net.refused_by is not None:
+        for member, state, _, decided, intent in self._said:
+            sent, decision = self.broker.sent.get(member.name), decided
+            if sent is not None:
+                decision = state.unfilled(decided, sent.refusal)
+            elif intent is not None and net.refused_by is not None:
                 why = f"the account's gate {net.refused_by} refused what was netted"
                 decision = state.unfilled(decision, why)
-            place = self._places[decision.outcome.gate_set]
-            kept.append(StrategyDecision(member.name, decision, digest, place))
+            kept.append(
+                StrategyDecision(member.name, decision, self._places[decision.outcome.gate_set])
+            )
         return tuple(kept)
 
     def state(self) -> EngineState:
@@ -486,7 +558,7 @@ class SeveralEngine(Engine):
         if stored is not None and state.twins.keys() == broker.parts.keys():
             broker.reserve, self._shared_out = stored.reserve, stored.shared_out
             for member in self.members:
-                member.set_aside = stored.set_aside.get(member.name, "")
+                member.know(set_aside=stored.set_aside.get(member.name, ""))
         for key, known in since.items():
             for member in self.members:
                 if (its := known.parts.get(member.name)) is not None:
@@ -506,7 +578,7 @@ class SeveralEngine(Engine):
 def _answer(net: int, reasons: Sequence[str]) -> Signal:
     """Return the signal of the *net* target, which *reasons* explain; none of them changes none."""
     if not reasons:
-        return Signal(Action.HOLD, UNCHANGED)
+        return _HOLD
     action = Action.FLAT if not net else Action.LONG if net > 0 else Action.SHORT
     return Signal(action, "; ".join(reasons))
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.view_columns import (
     INSTRUMENT,
+    MEASURE,
     Shown,
     View,
     exact,
@@ -30,9 +31,11 @@ def _kept(name: str) -> str:
 
 
 _MARKED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
+_OWN: Final = "'$.measures.\"' || g.gate || '\"'"  # where it is not the account's
 _GATES: Final = (
-    "(SELECT json_group_object(g.gate, json_array(json_extract(n.value, '$.measures[' || "
-    f"g.ordinal || ']'), g.threshold, {_kept('passed')} >> g.ordinal & 1)) FROM gate_sets g "
+    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type(n.value, {_OWN}) IS NULL "
+    f"THEN {MEASURE} ELSE json_extract(n.value, {_OWN}) END, g.threshold, "
+    f"{_kept('passed')} >> g.ordinal & 1)) FROM gate_sets g "
     f"WHERE g.run_key = r.run_key AND g.gate_set = {_kept('gate_set')})"
 )
 
@@ -67,7 +70,6 @@ V_STRATEGY_DECISIONS: Final = View(
         ),
         Shown("gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"),
         Shown("note", _kept("note"), "JSON of the numbers and texts that it noted; else null"),
-        Shown("decision_sha256", _kept("sha256"), "hash of its decision, as of one alone"),
         *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
         *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
         *exact("unrealized_pnl", _MARKED, MONEY, "its profit of what is open, at the mark"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.record.answer_json import strategies_of
+from tracepaper.storage.record.answer_json import measures_of, strategies_of
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_FIELDS,
@@ -179,11 +179,12 @@ class StepDecoder:
             None if state_row is None else state_row[STATE.equity],
         )
         position, account = self._book(0, core[STEP.holding], marks)
+        decision = self._decision(core, answer_row)
         return Step(
             sequence=sequence_of(core[STEP.step]),
             event=event,
             accepted=shape.accepted,
-            decision=self._decision(core, answer_row),
+            decision=decision,
             prediction=None if answer_row is None else self.prediction(answer_row),
             orders=tuple(self.order(row) for row in rows.sparse.get("orders", ())),
             fills=tuple(self.fill(row) for row in rows.sparse.get("fills", ())),
@@ -199,8 +200,10 @@ class StepDecoder:
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
             strategies=()
-            if answer_row is None
-            else strategies_of(answer_row[ANSWER.strategies], self._interned.gate_set),
+            if answer_row is None or decision is None
+            else strategies_of(
+                answer_row[ANSWER.strategies], measures_of(decision), self._interned.gate_set
+            ),
         )
 
     def event(self, row: Sequence[Any]) -> Event:

@@ -316,6 +316,12 @@ class DecisionHash:
         parts = (canonical, self._gates_part, measures, self._verdict_part, answer, orders)
         return sha256(b"".join(parts)).digest()
 
+    def content(self, decision: Decision) -> bytes:
+        """Return what is hashed of *decision* itself: its gates, measures, action and target."""
+        if decision.outcome is not self._outcome or decision.target_quantity != self._target:
+            self._encode_verdict(decision)
+        return self._gates_part + pack(self._gates.pick(decision.measures)) + self._verdict_part
+
     def _encode_verdict(self, decision: Decision) -> None:
         """Encode all of *decision* but its measures, as parts of one array of five."""
         outcome = self._outcome = decision.outcome
@@ -329,11 +335,25 @@ class DecisionHash:
 
 
 def decision_digest(
-    bar: Bar, prediction: Prediction, decision: Decision, instrument: Instrument
+    bar: Bar,
+    prediction: Prediction,
+    decision: Decision,
+    instrument: Instrument,
+    netted: Sequence[Decision] = (),
 ) -> bytes:
-    """Return the ``DecisionHash`` of one decision by itself, whatever its measures are."""
-    decision = replace(decision, measures=all_finite(decision.measures))
-    return DecisionHash(instrument).digest(canonical_bar(bar, instrument), prediction, decision)
+    """Return the ``DecisionHash`` of one decision by itself, whatever its measures are.
+
+    *netted* are those of several strategies, if it is what they want together.
+    """
+    hashed = DecisionHash(instrument)
+    one, *others = (replace(it, measures=all_finite(it.measures)) for it in (decision, *netted))
+    own = hashed.digest(canonical_bar(bar, instrument), prediction, one)
+    return several_digest(own, map(hashed.content, others)) if others else own
+
+
+def several_digest(own: bytes, contents: Iterable[bytes]) -> bytes:
+    """Return the hash of a decision that nets several: *own*, and the ``content`` of each."""
+    return sha256(own + b"".join(contents)).digest()
 
 
 # ---------------------------------------------------------------- what a decision saw

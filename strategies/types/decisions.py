@@ -465,7 +465,6 @@ class StrategyDecision(Struct, frozen=True, gc=False):
 
     strategy: str  # its name in [strategies]
     decision: Decision  # the target is of its part
-    decision_sha256: bytes
     gate_set: int  # place of its gate set among those that the run was opened with
 
 
