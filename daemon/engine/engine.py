@@ -78,6 +78,8 @@ _NOTED: Final = frozenset({RunEnd, Prune})
 # Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
 _NO, _NOW = Save.NO, Save.NOW
 
+_NONE_DECIDED: Final[Mapping[str, StrategyDecision]] = {}
+
 OF_THE_RUN: Final = ""
 """Stands where an instrument does, for the state that a portfolio strategy declares."""
 
@@ -511,7 +513,7 @@ class Engine:
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
-        strategies: tuple[StrategyDecision, ...] = (),
+        decided: Mapping[str, StrategyDecision] = _NONE_DECIDED,
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
 
@@ -521,7 +523,7 @@ class Engine:
         position, account, entries = broker.own.report(instrument)
         twins: tuple[TwinStep, ...] = ()
         if broker.shadows and instrument is not None and (decision or filled.shadows):
-            twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
+            twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed, decided)
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:
@@ -542,7 +544,6 @@ class Engine:
             sequence, event, accepted, decision, prediction,
             as_they_stand(filled.orders, sent) if sent else filled.orders, filled.fills,
             position, account, twins, window_sha256, decision_sha256, state, entries, belief,
-            strategies,
         )  # fmt: skip
 
     def state(self) -> EngineState:

@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Forecast,
     Prediction,
     PredictionTimeout,
+    StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
 from tracepaper.strategies.units import unscaled
@@ -487,9 +488,9 @@ class InstrumentState:
             return decision
         return self.outcomes.unfilled(decision, refusal)
 
-    def content(self, decision: Decision) -> bytes:
-        """Return what the hash of a decision that nets several has of *decision*, one of them."""
-        return self._decision_hash.content(decision)
+    def content(self, decided: StrategyDecision) -> bytes:
+        """Return what the hash of the account's decision has of *decided*, one that it nets."""
+        return self._decision_hash.content(decided)
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""

@@ -237,14 +237,58 @@ class _Declared:
                 declared.hand_back(stored[member.name])
 
 
-class _Said(NamedTuple):
-    """What a strategy decided at the bar in hand, before its step holds it."""
+class _Asked:
+    """One strategy on one instrument: what is asked of it at each bar, and what it decided last."""
 
-    member: StrategyMember
-    state: InstrumentState
-    part: SubAccount
-    decision: Decision
-    intent: Intent | None
+    __slots__ = ("content", "decided", "decision", "intent", "member", "name", "part", "state")
+
+    def __init__(self, member: StrategyMember, state: InstrumentState, part: SubAccount) -> None:
+        self.member, self.name, self.state, self.part = member, member.name, state, part
+        self.decision: Decision | None = None  # at the bar in hand
+        self.intent: Intent | None = None
+        self.decided: StrategyDecision | None = None  # as the newest step keeps it
+        self.content = b""  # and as it is hashed
+
+    def keep(self, decision: Decision, own: Decision, places: Mapping[GateSet, int]) -> None:
+        """Take what was decided, beside the account's *own* decision, for the step.
+
+        What is as it was is the same object: nothing of it is hashed or stored anew.
+        """
+        outcome, last, measures = decision.outcome, self.decided, ()
+        gates = outcome.gate_set.gates
+        if decision.measures != own.measures or gates != own.outcome.gate_set.gates:
+            measures = _others(decision, own)
+        if (
+            last is not None
+            and last.outcome is outcome
+            and last.target_quantity == decision.target_quantity
+            and last.measures == measures
+            and last.note is decision.note is None
+        ):
+            return
+        self.decided = StrategyDecision(
+            self.name,
+            outcome,
+            decision.target_quantity,
+            places[outcome.gate_set],
+            measures,
+            decision.note,
+        )
+        self.content = self.state.content(self.decided)
+
+
+def _others(decision: Decision, own: Decision) -> tuple[tuple[str, float | None], ...]:
+    """Return the measures of *decision* that its account's *own* lacks, or has otherwise."""
+    known = dict(zip(own.outcome.gate_set.gates, own.measures, strict=True))
+    return tuple(
+        [
+            (gate, measure)
+            for gate, measure in zip(
+                decision.outcome.gate_set.gates, decision.measures, strict=True
+            )
+            if gate not in known or known[gate] != measure
+        ]
+    )
 
 
 class _Quiet(NamedTuple):
@@ -256,7 +300,6 @@ class _Quiet(NamedTuple):
     intents: list[Intent | None]  # the objects themselves: a repeated decision asks for the same
     proposal: Proposal
     confirmed: list[str]
-    places: list[int]  # of their gate sets
 
 
 class SeveralEngine(Engine):
@@ -290,7 +333,6 @@ class SeveralEngine(Engine):
         self.broker = DividedBroker(instruments, settings.broker, day_ranges)
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
-        self._said: list[_Said] = []
         self._quiet: dict[str, _Quiet] = {}
         self._repeated: _Quiet | None = None  # what the bar in hand repeats
         self.members = next(iter(self._nets.values())).members
@@ -333,7 +375,7 @@ class SeveralEngine(Engine):
         self.has_horizon = any(one.horizon is not None for _, _, one in every)
         self._places = {one: place for place, one in enumerate(self.gate_sets)}
         self._asked = {
-            key: [(one, one.states[key], self.broker.parts[one.name]) for one in self.members]
+            key: [_Asked(one, one.states[key], self.broker.parts[one.name]) for one in self.members]
             for key in self.states
         }
 
@@ -387,33 +429,34 @@ class SeveralEngine(Engine):
         if prediction is not None:
             said, is_finite = checked(prediction)
         regime, cell = state.regimes.regime, state.regimes.cell
-        said_of = self._said
-        is_running, quote = not self.halted, state.quote
-        for member, one, part in self._asked[key]:
-            is_empty = part.balance().equity <= 0
+        is_running, quote, is_quiet = not self.halted, state.quote, False
+        quiet = self._quiet.get(key)
+        asked = self._asked[key]
+        for one in asked:
+            member, decides = one.member, one.state
+            is_empty = one.part.balance().equity <= 0
             if is_empty is not member.is_empty:
                 member.know(is_empty=is_empty)
-            one.quote = quote
+            decides.quote = quote
             set_aside = member.set_aside
-            decision = one.decide(bar, said, part, is_running=is_running, is_finite=is_finite)
+            one.decision = decides.decide(
+                bar, said, one.part, is_running=is_running, is_finite=is_finite
+            )
             if member.set_aside != set_aside:
                 self.save = Save.NOW
-            intent = one.intent
+            intent = decides.intent
             assert not isinstance(intent, Orders)
-            said_of.append(_Said(member, one, part, decision, intent))
+            one.intent = intent
         if state.regimes.regime is not regime or state.regimes.cell != cell:
             self.save = Save.NOW
-        quiet = self._quiet.get(key)
         if quiet is not None and filled is NOTHING_FILLED:
-            for spoken, intent in zip(said_of, quiet.intents, strict=True):
-                if spoken.intent is not intent:
-                    break
-            else:
-                self._repeated = quiet
-                self._nets[key].answer = _HOLD
-                broker.propose(quiet.proposal)
-                return super()._decide(bar, filled, prediction, at_ms, saves=saves)
-        self._net(bar, at_ms)
+            is_quiet = all([one.intent is it for one, it in zip(asked, quiet.intents, strict=True)])
+        if quiet is not None and is_quiet:
+            self._repeated = quiet
+            self._nets[key].answer = _HOLD
+            broker.propose(quiet.proposal)
+        else:
+            self._net(bar, at_ms)
         return super()._decide(bar, filled, prediction, at_ms, saves=saves)
 
     def _net(self, bar: Bar, at_ms: int) -> None:
@@ -423,16 +466,18 @@ class SeveralEngine(Engine):
         intents: dict[str, Intent] = {}
         reasons = []
         net = 0
-        for member, one, part, decision, intent in self._said:
-            if isinstance(one.signal, Signal):
-                broker.hear(member.name, key, one.signal)
-            target = before = part.target(key)
+        for one in self._asked[key]:
+            signal, intent = one.state.signal, one.intent
+            if isinstance(signal, Signal):
+                broker.hear(one.name, key, signal)
+            target = before = one.part.target(key)
             if intent is not None:
-                intents[member.name] = intent
-                if broker.refusal_of(member.name, intent, bar, at_ms) is None:
+                intents[one.name] = intent
+                if broker.refusal_of(one.name, intent, bar, at_ms) is None:
                     target = intent.target
             if target != before:
-                reasons.append(f"{member.name}: {decision.reason}")
+                assert one.decision is not None
+                reasons.append(f"{one.name}: {one.decision.reason}")
             net += target
         self._nets[key].answer = _answer(net, reasons)
         self._net_sizers[key].net = net
@@ -475,37 +520,36 @@ class SeveralEngine(Engine):
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
-        strategies: tuple[StrategyDecision, ...] = (),  # noqa: ARG002 - they are made here
+        decided: Mapping[str, StrategyDecision] = {},
     ) -> Step:
         """Return the step of *event*, with what each strategy decided at a bar."""
         if type(event) is not Bar or decision is None:
             self._quiet.clear()
             return super()._finish(
                 event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-                decision_sha256, accepted=accepted, belief=belief, saves=saves,
+                decision_sha256, accepted=accepted, belief=belief, saves=saves, decided=decided,
             )  # fmt: skip
-        key, broker, said = event.instrument, self.broker, self._said
+        key, broker = event.instrument, self.broker
+        asked = self._asked[key]
         quiet, self._repeated = self._repeated, None
         if quiet is not None and decision.refused_by is None and not sent:
             confirmed = quiet.confirmed
-            parts = tuple(
-                [
-                    StrategyDecision(one.member.name, one.decision, place)
-                    for one, place in zip(said, quiet.places, strict=True)
-                ]
-            )
+            for one in asked:
+                assert one.decision is not None
+                one.keep(one.decision, decision, self._places)
         else:
             if decision.refused_by is not None:  # what a command left opposing crosses still
-                at_ms = event.market_ms
                 price = self._crossing_price(event, self.states[key])
+                at_ms = event.market_ms
                 sent += broker.cross(key, price, sequence=self.sequence, at_ms=at_ms)
-            parts = self._decisions(decision)
+            for one in asked:
+                one.keep(self._settled(one, decision), decision, self._places)
             confirmed = [
-                one.member.name
-                for one in said
+                one.name
+                for one in asked
                 if one.intent is not None
                 and is_entry(one.intent.action)
-                and (to := broker.sent.get(one.member.name)) is not None
+                and (to := broker.sent.get(one.name)) is not None
                 and to.refusal is None
             ]
             for name, fills in broker.take_crossed().items():
@@ -514,32 +558,24 @@ class SeveralEngine(Engine):
             if filled is not NOTHING_FILLED or sent:
                 self._quiet.clear()
             elif (proposal := broker.reached(key)) is not None:
-                places = [one.gate_set for one in parts]
-                asked = [one.intent for one in said]
-                self._quiet[key] = _Quiet(asked, proposal, confirmed, places)
+                self._quiet[key] = _Quiet([one.intent for one in asked], proposal, confirmed)
         assert decision_sha256 is not None
-        contents = [one.state.content(one.decision) for one in said]
-        said.clear()
         return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            several_digest(decision_sha256, contents), accepted=accepted, belief=belief,
-            saves=saves, strategies=parts,
+            several_digest(decision_sha256, [one.content for one in asked]), accepted=accepted,
+            belief=belief, saves=saves, decided={one.name: one.decided for one in asked},
         )  # fmt: skip
 
-    def _decisions(self, net: Decision) -> tuple[StrategyDecision, ...]:
-        """Return what each strategy decided, as the step keeps it."""
-        kept = []
-        for member, state, _, decided, intent in self._said:
-            sent, decision = self.broker.sent.get(member.name), decided
-            if sent is not None:
-                decision = state.unfilled(decided, sent.refusal)
-            elif intent is not None and net.refused_by is not None:
-                why = f"the account's gate {net.refused_by} refused what was netted"
-                decision = state.unfilled(decision, why)
-            kept.append(
-                StrategyDecision(member.name, decision, self._places[decision.outcome.gate_set])
-            )
-        return tuple(kept)
+    def _settled(self, one: _Asked, net: Decision) -> Decision:
+        """Return the decision of *one* strategy with why its target is not asked for, if it is not."""
+        decision, sent = one.decision, self.broker.sent.get(one.name)
+        assert decision is not None
+        if sent is not None:
+            return one.state.unfilled(decision, sent.refusal)
+        if one.intent is not None and net.refused_by is not None:
+            why = f"the account's gate {net.refused_by} refused what was netted"
+            return one.state.unfilled(decision, why)
+        return decision
 
     def state(self) -> EngineState:
         """Return what must survive a restart."""

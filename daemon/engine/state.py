@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     SinceDecided,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -304,6 +305,7 @@ class Shadows:
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
         confirmed: Iterable[str],
+        decided: Mapping[str, StrategyDecision],
     ) -> tuple[TwinStep, ...]:
         """Return what a step holds of each account; *confirmed* did so with their positions."""
         return tuple(
@@ -314,6 +316,7 @@ class Shadows:
                     account.balance(),
                     fills.get(name, ()) if fills else (),
                     name in confirmed,
+                    decided.get(name),
                 )
                 for name, account in broker.shadows.items()
             ]

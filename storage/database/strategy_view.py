@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 def _kept(name: str) -> str:
     """Return how a field of the stored decision is read."""
-    return f"json_extract(n.value, '$.{name}')"
+    return f"json_extract(m.decided, '$.{name}')"
 
 
 _MARKED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
 _OWN: Final = "'$.measures.\"' || g.gate || '\"'"  # where it is not the account's
 _GATES: Final = (
-    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type(n.value, {_OWN}) IS NULL "
-    f"THEN {MEASURE} ELSE json_extract(n.value, {_OWN}) END, g.threshold, "
+    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type(m.decided, {_OWN}) IS NULL "
+    f"THEN {MEASURE} ELSE json_extract(m.decided, {_OWN}) END, g.threshold, "
     f"{_kept('passed')} >> g.ordinal & 1)) FROM gate_sets g "
     f"WHERE g.run_key = r.run_key AND g.gate_set = {_kept('gate_set')})"
 )
@@ -46,7 +46,7 @@ V_STRATEGY_DECISIONS: Final = View(
         *of_step("s"),
         INSTRUMENT,
         *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
-        Shown("strategy", _kept("strategy"), "its name in [strategies]"),
+        Shown("strategy", "h.twin", "its name in [strategies]"),
         Shown("action", _kept("action"), "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
         Shown(
             "allowed",
@@ -77,11 +77,11 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
         *exact("equity", f"coalesce(m.equity, h.cash + {_MARKED})", MONEY, "of its sub-account"),
     ),
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
-    "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step "
-    "AND a.strategies IS NOT NULL "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM twin_steps) "
+    "AND s.open_time_ms IS NOT NULL JOIN twin_steps m ON m.step = s.step "
+    "AND m.decided IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    "JOIN json_each(a.strategies) n JOIN twin_steps m ON m.step = s.step AND m.book = n.key + 1 "
+    "LEFT JOIN answers a ON a.step = s.step "
     f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book",
 )
 """Its sub-account is the row of that name in ``v_twin_equity``."""
@@ -109,6 +109,6 @@ def since_parts(
         if is_news and fill.instrument == instrument:
             fills.setdefault(row[TWIN_FILL.twin], []).append(fill)
     return {
-        one.strategy: SinceDecided(one.decision.outcome, tuple(fills.get(one.strategy, ())))
+        one.strategy: SinceDecided(one.outcome, tuple(fills.get(one.strategy, ())))
         for one in decided.strategies
     }

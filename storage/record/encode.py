@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tracepaper.storage.record.answer_json import DecidedTexts
 from tracepaper.storage.record.columns import (
     BAR_COLUMNS,
     BAR_FIELDS,
@@ -113,7 +114,7 @@ class StepEncoder:
         self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
-        self._holdings = Holdings()
+        self._holdings, self._decided = Holdings(), DecidedTexts()
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""
@@ -160,8 +161,7 @@ class StepEncoder:
             or decision.target_quantity is None
         ):  # fmt: skip
             return None
-        is_noted = decision.note is not None or bool(step.strategies)
-        noted = read_values("answers", step) if is_noted else ()
+        noted = () if decision.note is None else read_values("answers", step)
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
         window, decided = step.window_sha256, step.decision_sha256
@@ -180,7 +180,7 @@ class StepEncoder:
         of_row, prefix = plan.plain(
             absent,
             tuple([value is not None for value in noted]),
-            tuple([row[4] is not None for row in twins]),
+            tuple([(row[4] is not None, row[7] is not None) for row in twins]),
         )
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
@@ -216,7 +216,7 @@ class StepEncoder:
             rows.append(
                 (
                     key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                    None, int(twin.confirmed),
+                    None, int(twin.confirmed), self._decided.of((book, place), twin.decided),
                 )
             )  # fmt: skip
         return len(twins) < BYTE
@@ -232,7 +232,7 @@ class StepEncoder:
         key, event = self._first_step + step.sequence, step.event
         measures = None if judged is None else judged.answer_measures
         noted = step.decision is not None and step.decision.note is not None
-        if noted or step.strategies or step.prediction is not None or measures is not None:
+        if noted or step.prediction is not None or measures is not None:
             sparse.append(("answers", self._answer_row(key, step, measures)))
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
@@ -356,7 +356,8 @@ class StepEncoder:
             marked = self._holdings.hold(held, twin.position, twin.account, sparse)
             row = (
                 key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                marked.equity, int(twin.confirmed), *read_values("twin_steps", twin),
+                marked.equity, int(twin.confirmed), self._decided.of((book, place), twin.decided),
+                *read_values("twin_steps", twin),
             )  # fmt: skip
             sparse.append(("twin_steps", row))
             for ordinal, fill in enumerate(twin.fills):

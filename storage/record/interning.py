@@ -79,7 +79,8 @@ _OF_POSITION: Final = attrgetter(
 _OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
 
 
-_Present = tuple[tuple[str, ...], tuple[bool, ...], tuple[bool, ...]]
+_Twins = tuple[tuple[bool, bool], ...]
+_Present = tuple[tuple[str, ...], tuple[bool, ...], _Twins]
 """What the rows of a plain bar lack in ``steps``, and have in ``answers`` and ``twin_steps``."""
 
 
@@ -114,12 +115,13 @@ class GateSetPlan:
         self._plain: dict[_Present, tuple[RowLayout, bytes]] = {}
 
     def plain(
-        self, absent: tuple[str, ...], noted: tuple[bool, ...], twins: tuple[bool, ...] = ()
+        self, absent: tuple[str, ...], noted: tuple[bool, ...], twins: _Twins = ()
     ) -> tuple[RowLayout, bytes]:
         """Return layout and prefix of a plain bar's row, whose columns *absent* are null.
 
         One that is *noted* also has a row in ``answers``, which fills those of ``READ_COLUMNS``
-        alone that *noted* says. Each of its *twins* has its account's profit where that says so.
+        alone that *noted* says. Each of its *twins* has its account's profit, and what its strategy
+        decided, where that says so.
         """
         plain = self._plain.get((absent, noted, twins))
         if plain is None:
@@ -134,8 +136,8 @@ class GateSetPlan:
             if noted:
                 layouts.append(layout("answers", (True, *(False,) * len(NO_ANSWER), *noted)))
             layouts += [
-                layout("twin_steps", (True, True, True, True, has_profit, False, True))
-                for has_profit in twins
+                layout("twin_steps", (True, True, True, True, has_profit, False, True, has_decided))
+                for has_profit, has_decided in twins
             ]
             sha256 = layouts_sha256(tuple(layouts)) + self.sha256
             plain = self._plain[absent, noted, twins] = row_layout, sha256

@@ -140,7 +140,7 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     whole.stop()
     expected = essence(whole.steps)
     assert sum(len(step.fills) for step in whole.steps) >= 10
-    assert any("set aside" in one.decision.reason for one in whole.steps[-2].strategies)
+    assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
     notices = Notices(config.notify, whole.opened.run, on_breach="halt")
     told = [one for step in whole.steps for one in notices.of_step(step, "") if one.kind == "halt"]
     assert [one.fields["command"] for one in told] == ["strategy b"]
@@ -217,9 +217,9 @@ def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_pa
     whole.live(given)
     whole.stop()
     held(tmp_path / "whole.db")
-    said = [one.decision for step in whole.steps for one in step.strategies]
-    assert sum(one.refused_by is None for one in said[::2]) > 100  # calm, once it is warm
-    assert sum(one.refused_by is None for one in said[1::2]) > 300
+    said = [one for step in whole.steps for one in step.strategies]
+    assert sum(one.outcome.refused_by is None for one in said[::2]) > 100  # calm, once it is warm
+    assert sum(one.outcome.refused_by is None for one in said[1::2]) > 300
     assert any(one.target_quantity for one in said[::2])
     path = tmp_path / "cut.db"
     for part in (given[:300], given[300:]):

@@ -127,9 +127,9 @@ def _check_net(steps: list[Step]) -> None:
     assert any(crossed_in(step) for step in steps)
     for step in steps:
         if step.decision is not None and step.decision.refused_by is None and not step.fills:
-            targets = [one.decision.target_quantity or 0 for one in step.strategies]
+            targets = [one.target_quantity or 0 for one in step.strategies]
             refused = [
-                one.decision.refused_by or one.decision.unfilled_reason for one in step.strategies
+                one.outcome.refused_by or one.outcome.unfilled_reason for one in step.strategies
             ]
             if not any(refused):
                 assert step.decision.target_quantity == sum(targets)
@@ -192,7 +192,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     engine = built(config)
     steps = run(engine, walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
     told = [
-        {one.strategy: one.decision for one in step.strategies} for step in steps if step.strategies
+        {one.strategy: one.outcome for one in step.strategies} for step in steps if step.strategies
     ]
     failed = [one["b"] for one in told[40:]]
     assert all(one.reason.startswith("set aside: Drawn failed in decide") for one in failed)
@@ -330,7 +330,7 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
         check_sums(engine)
         if step.decision is not None and step.decision.refused_by == "risk.notional":
             refused += 1
-            said = [one.decision.unfilled_reason for one in step.strategies]
+            said = [one.outcome.unfilled_reason for one in step.strategies]
             assert any(one and "risk.notional" in one for one in said)
     assert refused > 3
 
@@ -341,8 +341,8 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
     for event in walk(5):
         step = engine.step(event, None)
         for one in step.strategies:
-            if one.strategy in held and one.decision.note is not None:
-                note = one.decision.note
+            if one.strategy in held and one.note is not None:
+                note = one.note
                 part = engine.broker.parts[one.strategy]
                 crossed = sum(
                     fill.quantity * (1 if fill.side.value == "BUY" else -1)
