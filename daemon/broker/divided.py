@@ -55,7 +55,6 @@ class Proposal(NamedTuple):
     intents: Mapping[str, Intent]  # of those that no gate holds, by name
     target: int  # all of them together
     price: int
-    enters: bool  # whether any of them asks for a position
 
 
 class DividedBroker(Broker):
@@ -111,7 +110,7 @@ class DividedBroker(Broker):
         self.sent: dict[str, Sent] = {}  # what each strategy's newest intent came to
         self.crossed: dict[str, list[Fill]] = {}  # of each strategy, in no step yet
         self._proposal: Proposal | None = None
-        self._reached: dict[str, Proposal] = {}  # the newest at which nothing was to be done
+        self.is_reached = False  # whether every part stands as the newest proposal asks
 
     # ------------------------------------------------------------ what the market does
 
@@ -248,15 +247,7 @@ class DividedBroker(Broker):
     def propose(self, proposal: Proposal | None) -> None:
         """Keep what the strategies ask for until the account is asked for all of it together."""
         self._proposal = proposal
-        self.sent = {}
-
-    def reached(self, instrument: str) -> Proposal | None:
-        """Return the newest proposal if every part stood as it asks; else None.
-
-        Proposed once more before any step trades or changes anything, it is not looked at again.
-        """
-        known = self._reached.get(instrument)
-        return known if known is self._proposal else None
+        self.sent, self.is_reached = {}, False
 
     def submit(
         self,
@@ -268,14 +259,9 @@ class DividedBroker(Broker):
         shadow: str | None = None,  # noqa: ARG002 - the account's alone is asked for
     ) -> Sent:
         """Ask the account for the net of what was proposed, and each part for its own."""
-        proposal, key = self._proposal, bar.instrument
+        proposal = self._proposal
         assert isinstance(intent, Intent)
         assert proposal is not None
-        if proposal is self._reached.get(key) and intent.target == proposal.target:
-            self.sent = dict.fromkeys(proposal.intents, UNCHANGED)
-            if proposal.enters:
-                self.save = self.save or Save.LATER
-            return UNCHANGED
         if self._is_reached(bar.instrument, intent, proposal):  # as at most bars
             return UNCHANGED
         changed: tuple[Order, ...] = ()
@@ -311,8 +297,8 @@ class DividedBroker(Broker):
         if not self.own.held(instrument) == intent.target == own.target:
             return False
         self.sent = dict.fromkeys(proposal.intents, UNCHANGED)
-        self._reached[instrument] = proposal
-        if intent.is_entry or proposal.enters:
+        self.is_reached = True
+        if intent.is_entry or any(one.is_entry for one in proposal.intents.values()):
             self.save = self.save or Save.LATER
         return True
 

@@ -40,7 +40,6 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     SinceDecided,
     Step,
-    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -77,8 +76,6 @@ _NOTED: Final = frozenset({RunEnd, Prune})
 
 # Read at every bar: looking a member up on its class costs ten times as much (Python 3.11).
 _NO, _NOW = Save.NO, Save.NOW
-
-_NONE_DECIDED: Final[Mapping[str, StrategyDecision]] = {}
 
 OF_THE_RUN: Final = ""
 """Stands where an instrument does, for the state that a portfolio strategy declares."""
@@ -513,7 +510,7 @@ class Engine:
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
-        decided: Mapping[str, StrategyDecision] = _NONE_DECIDED,
+        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
 
@@ -521,9 +518,10 @@ class Engine:
         """
         broker = self.broker
         position, account, entries = broker.own.report(instrument)
-        twins: tuple[TwinStep, ...] = ()
-        if broker.shadows and instrument is not None and (decision or filled.shadows):
-            twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed, decided)
+        if twins is None:
+            twins = ()
+            if broker.shadows and instrument is not None and (decision or filled.shadows):
+                twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:

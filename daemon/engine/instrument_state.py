@@ -488,6 +488,21 @@ class InstrumentState:
             return decision
         return self.outcomes.unfilled(decision, refusal)
 
+    def repeated(self, bar: Bar, *, is_running: bool) -> Decision | None:
+        """Return the newest decision once more, where :meth:`decide` would repeat it for HOLD."""
+        gates, last = self.gates, self.outcomes.newest
+        gates.see_bar(bar, self.history, self.quote, self.instrument.status, is_running=is_running)
+        measures, passed = gates.evaluator.judge(gates.inputs)
+        if not self._repeats or last is None or passed != last.outcome.passed:
+            return None
+        return Decision(last.outcome, last.target_quantity, measures)
+
+    def hashes(self, decision: Decision, prediction: Prediction) -> tuple[bytes, bytes]:
+        """Return the hash of the window of *decision*, and its own."""
+        history = self.history
+        decided = self._decision_hash.digest(history.canonical, prediction, decision)
+        return history.window_sha256(), decided
+
     def content(self, decided: StrategyDecision) -> bytes:
         """Return what the hash of the account's decision has of *decided*, one that it nets."""
         return self._decision_hash.content(decided)

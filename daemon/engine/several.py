@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent, is_entry
+from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled, Save
 from tracepaper.daemon.broker.divided import DividedBroker, Proposal
 from tracepaper.daemon.broker.sub_accounts import SubAccount
@@ -42,8 +42,9 @@ from tracepaper.strategies.types.decisions import (
     SinceDecided,
     Step,
     StrategyDecision,
+    TwinStep,
 )
-from tracepaper.strategies.types.market import Bar, Event, Instrument
+from tracepaper.strategies.types.market import Bar, Closed, Event, Instrument
 from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 NEVER: Final = "never"
@@ -298,8 +299,8 @@ class _Quiet(NamedTuple):
     """
 
     intents: list[Intent | None]  # the objects themselves: a repeated decision asks for the same
-    proposal: Proposal
-    confirmed: list[str]
+    confirmed: list[bool]  # whether the position of each was, for another horizon
+    enters: bool  # whether any asks for one
 
 
 class SeveralEngine(Engine):
@@ -334,7 +335,6 @@ class SeveralEngine(Engine):
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
         self._quiet: dict[str, _Quiet] = {}
-        self._repeated: _Quiet | None = None  # what the bar in hand repeats
         self.members = next(iter(self._nets.values())).members
         declared: dict[str, dict[StrategyMember, DeclaredState]] = {
             item.id: {} for item in instruments
@@ -423,41 +423,66 @@ class SeveralEngine(Engine):
         if filled is None or bar.open_time_ms < self._period_start_ms:
             return super()._decide(bar, filled, prediction, at_ms, saves=saves)
         self._share_out_if_due(bar)
-        key, broker = bar.instrument, self.broker
+        key = bar.instrument
         state, is_finite = self.states[key], None
         said = prediction
         if prediction is not None:
             said, is_finite = checked(prediction)
         regime, cell = state.regimes.regime, state.regimes.cell
-        is_running, quote, is_quiet = not self.halted, state.quote, False
-        quiet = self._quiet.get(key)
-        asked = self._asked[key]
-        for one in asked:
-            member, decides = one.member, one.state
-            is_empty = one.part.balance().equity <= 0
+        is_running, quote = not self.halted, state.quote
+        asked, quiet = self._asked[key], self._quiet.get(key)
+        is_quiet = quiet is not None and filled is NOTHING_FILLED
+        for place, one in enumerate(asked):
+            member, decides, part = one.member, one.state, one.part
+            is_empty = part.balance().equity <= 0
             if is_empty is not member.is_empty:
                 member.know(is_empty=is_empty)
             decides.quote = quote
             set_aside = member.set_aside
             one.decision = decides.decide(
-                bar, said, one.part, is_running=is_running, is_finite=is_finite
+                bar, said, part, is_running=is_running, is_finite=is_finite
             )
             if member.set_aside != set_aside:
                 self.save = Save.NOW
             intent = decides.intent
             assert not isinstance(intent, Orders)
             one.intent = intent
+            is_quiet = is_quiet and quiet is not None and intent is quiet.intents[place]
         if state.regimes.regime is not regime or state.regimes.cell != cell:
             self.save = Save.NOW
-        if quiet is not None and filled is NOTHING_FILLED:
-            is_quiet = all([one.intent is it for one, it in zip(asked, quiet.intents, strict=True)])
-        if quiet is not None and is_quiet:
-            self._repeated = quiet
-            self._nets[key].answer = _HOLD
-            broker.propose(quiet.proposal)
-        else:
-            self._net(bar, at_ms)
+        if (
+            is_quiet
+            and quiet is not None
+            and (repeated := state.repeated(bar, is_running=is_running)) is not None
+        ):
+            return self._repeat(bar, repeated, prediction, quiet, saves=saves)
+        self._net(bar, at_ms)
         return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+
+    def _repeat(
+        self, bar: Bar, net: Decision, prediction: Prediction, quiet: _Quiet, *, saves: bool
+    ) -> Step:
+        """Return the step of *bar*, whose *net* decision and all behind it are those of before."""
+        key = bar.instrument
+        asked = self._asked[key]
+        for one in asked:
+            assert one.decision is not None
+            one.keep(one.decision, net, self._places)
+        if quiet.enters:
+            self.save = self.save or Save.LATER
+        window, own = self.states[key].hashes(net, prediction)
+        twins = tuple(
+            [
+                TwinStep(
+                    one.name, one.part.position(key), one.part.balance(), (), confirmed, one.decided
+                )
+                for one, confirmed in zip(asked, quiet.confirmed, strict=True)
+            ]
+        )
+        return super()._finish(
+            bar, key, NOTHING_FILLED, (), net, prediction, (), window,
+            several_digest(own, [one.content for one in asked]), saves=saves, twins=twins,
+        )  # fmt: skip
 
     def _net(self, bar: Bar, at_ms: int) -> None:
         """Net what the strategies said of *bar*, and propose that to the broker."""
@@ -481,8 +506,7 @@ class SeveralEngine(Engine):
             net += target
         self._nets[key].answer = _answer(net, reasons)
         self._net_sizers[key].net = net
-        enters = any(one.is_entry for one in intents.values())
-        broker.propose(Proposal(intents, net, price, enters))
+        broker.propose(Proposal(intents, net, price))
 
     def _crossing_price(self, bar: Bar, state: InstrumentState) -> int:
         """Return the mid of the newest quote where quotes fill orders, else the close of *bar*."""
@@ -520,54 +544,55 @@ class SeveralEngine(Engine):
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
-        decided: Mapping[str, StrategyDecision] = {},
+        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
         """Return the step of *event*, with what each strategy decided at a bar."""
         if type(event) is not Bar or decision is None:
-            self._quiet.clear()
+            if type(event) is not Closed:
+                self._quiet.clear()
             return super()._finish(
                 event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-                decision_sha256, accepted=accepted, belief=belief, saves=saves, decided=decided,
+                decision_sha256, accepted=accepted, belief=belief, saves=saves, twins=twins,
             )  # fmt: skip
         key, broker = event.instrument, self.broker
         asked = self._asked[key]
-        quiet, self._repeated = self._repeated, None
-        if quiet is not None and decision.refused_by is None and not sent:
-            confirmed = quiet.confirmed
-            for one in asked:
-                assert one.decision is not None
-                one.keep(one.decision, decision, self._places)
-        else:
-            if decision.refused_by is not None:  # what a command left opposing crosses still
-                price = self._crossing_price(event, self.states[key])
-                at_ms = event.market_ms
-                sent += broker.cross(key, price, sequence=self.sequence, at_ms=at_ms)
-            for one in asked:
-                one.keep(self._settled(one, decision), decision, self._places)
-            confirmed = [
-                one.name
-                for one in asked
-                if one.intent is not None
-                and is_entry(one.intent.action)
-                and (to := broker.sent.get(one.name)) is not None
-                and to.refusal is None
-            ]
-            for name, fills in broker.take_crossed().items():
-                known = filled.shadows.get(name, ())
-                filled = filled._replace(shadows={**filled.shadows, name: known + fills})
-            if filled is not NOTHING_FILLED or sent:
-                self._quiet.clear()
-            elif (proposal := broker.reached(key)) is not None:
-                self._quiet[key] = _Quiet([one.intent for one in asked], proposal, confirmed)
+        if decision.refused_by is not None:  # what a command left opposing crosses still
+            price = self._crossing_price(event, self.states[key])
+            at_ms = event.market_ms
+            sent += broker.cross(key, price, sequence=self.sequence, at_ms=at_ms)
+        shadows, crossed = filled.shadows, broker.take_crossed()
+        made, confirms = [], []
+        for one in asked:
+            one.keep(self._settled(one, decision), decision, self._places)
+            to, intent = broker.sent.get(one.name), one.intent
+            confirms.append(
+                intent is not None and intent.is_entry and to is not None and to.refusal is None
+            )
+            fills = (*shadows.get(one.name, ()), *crossed.get(one.name, ()))
+            made.append(
+                TwinStep(
+                    one.name,
+                    one.part.position(key),
+                    one.part.balance(),
+                    fills,
+                    confirms[-1],
+                    one.decided,
+                )
+            )
+        if filled is not NOTHING_FILLED or sent:
+            self._quiet.clear()
+        elif broker.is_reached:
+            enters = any(one.intent is not None and one.intent.is_entry for one in asked)
+            self._quiet[key] = _Quiet([one.intent for one in asked], confirms, enters)
         assert decision_sha256 is not None
         return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
             several_digest(decision_sha256, [one.content for one in asked]), accepted=accepted,
-            belief=belief, saves=saves, decided={one.name: one.decided for one in asked},
+            belief=belief, saves=saves, twins=tuple(made),
         )  # fmt: skip
 
     def _settled(self, one: _Asked, net: Decision) -> Decision:
-        """Return the decision of *one* strategy with why its target is not asked for, if it is not."""
+        """Return the decision of *one* strategy, with why its target is not asked for."""
         decision, sent = one.decision, self.broker.sent.get(one.name)
         assert decision is not None
         if sent is not None:

@@ -44,7 +44,6 @@ from tracepaper.strategies.types.decisions import (
     Regime,
     SinceDecided,
     Step,
-    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -305,7 +304,6 @@ class Shadows:
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
         confirmed: Iterable[str],
-        decided: Mapping[str, StrategyDecision],
     ) -> tuple[TwinStep, ...]:
         """Return what a step holds of each account; *confirmed* did so with their positions."""
         return tuple(
@@ -316,7 +314,6 @@ class Shadows:
                     account.balance(),
                     fills.get(name, ()) if fills else (),
                     name in confirmed,
-                    decided.get(name),
                 )
                 for name, account in broker.shadows.items()
             ]

@@ -43,9 +43,7 @@ class KeptDecision(Struct, omit_defaults=True):
             self.regime, self.unfilled_reason, self.regime_cell, self.size_factor,
         )  # fmt: skip
         measures = tuple((self.measures or {}).items())
-        return StrategyDecision(
-            strategy, outcome, self.target, self.gate_set, measures, self.note
-        )  # fmt: skip
+        return StrategyDecision(strategy, outcome, self.target, self.gate_set, measures, self.note)
 
 
 _encode = json.Encoder().encode
@@ -76,7 +74,7 @@ def decided_text(decided: StrategyDecision) -> str:
             outcome.size_factor,
             dict(decided.measures) or None,
             decided.note,
-        )  # fmt: skip
+        )
     ).decode()
 
 

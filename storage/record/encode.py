@@ -18,6 +18,7 @@ from tracepaper.storage.record.columns import (
     SOURCE_CODES,
     TABLES,
     Row,
+    Value,
 )
 from tracepaper.storage.record.digest import Covered, all_finite, finite
 from tracepaper.storage.record.interning import (
@@ -172,7 +173,8 @@ class StepEncoder:
             return None
         key, market_ms = self._first_step + step.sequence, bar.market_ms
         twins: list[Row] = []
-        if step.twins and not self._add_plain_twins(twins, step.twins, key, place):
+        of_twins: list[Value] = []
+        if step.twins and not self._add_plain_twins(twins, of_twins, step.twins, key, place):
             return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
@@ -198,28 +200,44 @@ class StepEncoder:
         payload = [*values, *(value for value in noted if value is not None)]
         if noted:
             sparse.append(("answers", (key, *NO_ANSWER, *noted)))
-        for row in twins:
-            sparse.append(("twin_steps", row))
-            payload += [value for value in row[1:] if value is not None]
+        sparse += [("twin_steps", row) for row in twins]
+        payload += of_twins
         return StepRows(values, of_row, tuple(sparse), (), covered, prefix, tuple(payload))
 
     def _add_plain_twins(
-        self, rows: list[Row], twins: Sequence[TwinStep], key: int, place: int
+        self,
+        rows: list[Row],
+        values: list[Value],
+        twins: Sequence[TwinStep],
+        key: int,
+        place: int,
     ) -> bool:
-        """Append the rows of *twins* to *rows*; return False where one of them may have more."""
+        """Append the rows of *twins* to *rows*, and what they fill but their key to *values*.
+
+        Return False where one of them may have more.
+        """
         if READ_COLUMNS["twin_steps"]:
             return False
-        for book, twin in enumerate(twins, start=1):
-            marked = self._holdings.unchanged((book, place), twin.position, twin.account)
-            if marked is None or marked.equity is not None or twin.fills:
+        book = 0
+        for twin in twins:
+            book += 1
+            whose = (book, place)
+            account = twin.account
+            holding = self._holdings.holding_of(whose, twin.position, account)
+            of_account, unrealized = account.unrealized_pnl, twin.position.unrealized_pnl
+            if holding is None or twin.fills or account.equity != account.cash + of_account:
                 return False
-            rows.append(
-                (
-                    key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                    None, int(twin.confirmed), self._decided.of((book, place), twin.decided),
-                )
-            )  # fmt: skip
-        return len(twins) < BYTE
+            text = None if twin.decided is None else self._decided.of(whose, twin.decided)
+            marked = None if of_account == unrealized else of_account
+            confirmed = 1 if twin.confirmed else 0
+            rows.append((key, book, holding, unrealized, marked, None, confirmed, text))
+            values += (book, holding, unrealized)
+            if marked is not None:
+                values.append(marked)
+            values.append(confirmed)
+            if text is not None:
+                values.append(text)
+        return book < BYTE
 
     def _rows(
         self,

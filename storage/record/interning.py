@@ -309,6 +309,17 @@ class Holdings:
         marked = self._last[place] = _marked(last.holding, position, account, last.held)
         return marked
 
+    def holding_of(
+        self, place: tuple[int, int | None], position: Position, account: Account
+    ) -> int | None:
+        """Return the row that :meth:`unchanged` would name, where that marks equity by its sum."""
+        last = self._last.get(place)
+        if last is None or READ_COLUMNS["holdings"]:
+            return None
+        if last.held[0] != _OF_POSITION(position) or last.held[1] != _OF_ACCOUNT(account):
+            return None
+        return last.holding
+
 
 def _marked(
     sequence: int, position: Position | None, account: Account, held: tuple[Row, Row]

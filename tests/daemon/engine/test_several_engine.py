@@ -191,14 +191,12 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     config = configured(options=({"seed": 1}, {"seed": 2, "fails_at": fails_at}, {"seed": 3}))
     engine = built(config)
     steps = run(engine, walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
-    told = [
-        {one.strategy: one.outcome for one in step.strategies} for step in steps if step.strategies
-    ]
+    told = [{one.strategy: one for one in step.strategies} for step in steps if step.strategies]
     failed = [one["b"] for one in told[40:]]
-    assert all(one.reason.startswith("set aside: Drawn failed in decide") for one in failed)
-    assert "0x…" in failed[0].reason
-    assert r"\ud800\x00" in failed[0].reason  # what no text can hold is escaped
-    assert "at several_strategies.py:" in failed[0].reason
+    assert all(one.outcome.reason.startswith("set aside: Drawn failed in decide") for one in failed)
+    assert "0x…" in failed[0].outcome.reason
+    assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped
+    assert "at several_strategies.py:" in failed[0].outcome.reason
     assert {one.target_quantity for one in failed} == {0}
     assert engine.broker.parts["b"].held(ITEM.id) == 0
     assert any(one["a"].target_quantity for one in told[41:])
