@@ -67,6 +67,7 @@ class StrategyMember:
         self.is_empty = False  # its sub-account has no equity
         self.closed = ""  # why it holds nothing; empty while it is asked
         self.states: dict[str, InstrumentState] = {}
+        self.failed: list[StrategyMember] = []  # of all, those that did and are in no state yet
 
     def know(self, *, set_aside: str | None = None, is_empty: bool | None = None) -> None:
         """Learn that it was set aside, or whether its sub-account has no equity."""
@@ -82,6 +83,7 @@ class StrategyMember:
             # A lone surrogate, of a file's name say, could be stored nowhere.
             text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
             self.know(set_aside=f"{SET_ASIDE}{text}")
+            self.failed.append(self)
 
 
 class Guarded(Strategy):
@@ -241,11 +243,14 @@ class _Declared:
 class _Asked:
     """One strategy on one instrument: what is asked of it at each bar, and what it decided last."""
 
-    __slots__ = ("content", "decided", "decision", "intent", "member", "name", "part", "state")
+    __slots__ = (
+        "account", "content", "decided", "decision", "intent", "member", "name", "part", "state"
+    )  # fmt: skip
 
     def __init__(self, member: StrategyMember, state: InstrumentState, part: SubAccount) -> None:
         self.member, self.name, self.state, self.part = member, member.name, state, part
-        self.decision: Decision | None = None  # at the bar in hand
+        self.account = part.balance()  # at the bar in hand
+        self.decision: Decision | None = None
         self.intent: Intent | None = None
         self.decided: StrategyDecision | None = None  # as the newest step keeps it
         self.content = b""  # and as it is hashed
@@ -335,11 +340,13 @@ class SeveralEngine(Engine):
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
         self._quiet: dict[str, _Quiet] = {}
+        self._failed: list[StrategyMember] = []
         self.members = next(iter(self._nets.values())).members
         declared: dict[str, dict[StrategyMember, DeclaredState]] = {
             item.id: {} for item in instruments
         }
         for member in self.members:
+            member.failed = self._failed
             alone = engines[member.name]
             for key, state in alone.states.items():
                 member.states[key] = state
@@ -425,30 +432,30 @@ class SeveralEngine(Engine):
         self._share_out_if_due(bar)
         key = bar.instrument
         state, is_finite = self.states[key], None
-        said = prediction
+        said, regimes = prediction, state.regimes
         if prediction is not None:
             said, is_finite = checked(prediction)
-        regime, cell = state.regimes.regime, state.regimes.cell
+        regime, cell = regimes.regime, regimes.cell
         is_running, quote = not self.halted, state.quote
         asked, quiet = self._asked[key], self._quiet.get(key)
         is_quiet = quiet is not None and filled is NOTHING_FILLED
         for place, one in enumerate(asked):
-            member, decides, part = one.member, one.state, one.part
-            is_empty = part.balance().equity <= 0
-            if is_empty is not member.is_empty:
-                member.know(is_empty=is_empty)
+            decides, part = one.state, one.part
+            account = one.account = part.balance()
+            if (account.equity <= 0) is not one.member.is_empty:
+                one.member.know(is_empty=account.equity <= 0)
             decides.quote = quote
-            set_aside = member.set_aside
             one.decision = decides.decide(
                 bar, said, part, is_running=is_running, is_finite=is_finite
             )
-            if member.set_aside != set_aside:
-                self.save = Save.NOW
             intent = decides.intent
+            if is_quiet:
+                assert quiet is not None
+                is_quiet = intent is quiet.intents[place]
             assert not isinstance(intent, Orders)
             one.intent = intent
-            is_quiet = is_quiet and quiet is not None and intent is quiet.intents[place]
-        if state.regimes.regime is not regime or state.regimes.cell != cell:
+        if self._failed or regimes.regime is not regime or regimes.cell != cell:
+            self._failed.clear()
             self.save = Save.NOW
         if (
             is_quiet
@@ -466,16 +473,23 @@ class SeveralEngine(Engine):
         key = bar.instrument
         asked = self._asked[key]
         for one in asked:
-            assert one.decision is not None
-            one.keep(one.decision, net, self._places)
+            decision, last = one.decision, one.decided
+            assert decision is not None
+            assert last is not None
+            if (  # as at most bars
+                decision.outcome is not last.outcome
+                or decision.measures != net.measures
+                or last.measures
+                or decision.note is not None
+                or decision.target_quantity != last.target_quantity
+            ):
+                one.keep(decision, net, self._places)
         if quiet.enters:
             self.save = self.save or Save.LATER
         window, own = self.states[key].hashes(net, prediction)
         twins = tuple(
             [
-                TwinStep(
-                    one.name, one.part.position(key), one.part.balance(), (), confirmed, one.decided
-                )
+                TwinStep(one.name, one.part.position(key), one.account, (), confirmed, one.decided)
                 for one, confirmed in zip(asked, quiet.confirmed, strict=True)
             ]
         )

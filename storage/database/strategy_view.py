@@ -15,6 +15,7 @@ from tracepaper.storage.database.view_columns import (
     of_step,
     shared_row,
 )
+from tracepaper.storage.record.answer_json import KeptDecision
 from tracepaper.storage.record.columns import MONEY, QUANTITY, SEQUENCE_LIMIT
 from tracepaper.storage.record.decode import TWIN_FILL
 from tracepaper.strategies.types.decisions import Fill, FillModel, SinceDecided, Step
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.decode import StepDecoder
 
 
+_FIELDS: Final = KeptDecision.__struct_fields__
+
+
 def _kept(name: str) -> str:
     """Return how a field of the stored decision is read."""
-    return f"json_extract(m.decided, '$.{name}')"
+    return f"json_extract(m.decided, '$[{_FIELDS.index(name)}]')"
 
 
 _MARKED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
-_OWN: Final = "'$.measures.\"' || g.gate || '\"'"  # where it is not the account's
+# A measure that is not the account's.
+_OWN: Final = f"'$[{_FIELDS.index('measures')}].\"' || g.gate || '\"'"
 _GATES: Final = (
     f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type(m.decided, {_OWN}) IS NULL "
     f"THEN {MEASURE} ELSE json_extract(m.decided, {_OWN}) END, g.threshold, "

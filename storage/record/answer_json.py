@@ -16,11 +16,12 @@ from tracepaper.strategies.types.decisions import (
 )
 
 
-class KeptDecision(Struct, omit_defaults=True):
-    """The decision of one strategy of several as ``twin_steps.decided`` stores it.
+class KeptDecision(Struct, array_like=True):
+    """The decision of one strategy of several as ``twin_steps.decided`` stores it: an array.
 
-    What is absent is null. ``gate_set`` is a place among the gate sets that the run was opened
-    with; ``measures`` has those by gate that the account's own decision lacks, or has otherwise.
+    Nulls at its end are left out. ``gate_set`` is a place among the gate sets that the run was
+    opened with; ``measures`` has those by gate that the account's own decision lacks, or has
+    otherwise.
     """
 
     action: Action
@@ -29,18 +30,18 @@ class KeptDecision(Struct, omit_defaults=True):
     gate_set: int
     passed: int
     refused_by: str | None = None
-    regime: Regime = Regime.UNKNOWN
     unfilled_reason: str | None = None
-    regime_cell: int | None = None
-    size_factor: float | None = None
     measures: dict[str, float | None] | None = None
     note: dict[str, float | str | None] | None = None
+    regime: Regime | None = None
+    regime_cell: int | None = None
+    size_factor: float | None = None
 
     def decision(self, strategy: str, gates: GateSet) -> StrategyDecision:
         """Return it as the step had it, of the *strategy*, judged by *gates*."""
         outcome = DecisionOutcome(
             self.action, self.reason, self.refused_by is None, self.refused_by, gates, self.passed,
-            self.regime, self.unfilled_reason, self.regime_cell, self.size_factor,
+            self.regime or Regime.UNKNOWN, self.unfilled_reason, self.regime_cell, self.size_factor,
         )  # fmt: skip
         measures = tuple((self.measures or {}).items())
         return StrategyDecision(strategy, outcome, self.target, self.gate_set, measures, self.note)
@@ -60,22 +61,15 @@ def note_text(step: Step) -> str | None:
 def decided_text(decided: StrategyDecision) -> str:
     """Write what a strategy *decided*."""
     outcome = decided.outcome
-    return _encode(
-        KeptDecision(
-            outcome.action,
-            outcome.reason,
-            decided.target_quantity,
-            decided.gate_set,
-            outcome.passed,
-            outcome.refused_by,
-            outcome.regime,
-            outcome.unfilled_reason,
-            outcome.regime_cell,
-            outcome.size_factor,
-            dict(decided.measures) or None,
-            decided.note,
-        )
-    ).decode()
+    values = [
+        outcome.action, outcome.reason, decided.target_quantity, decided.gate_set, outcome.passed,
+        outcome.refused_by, outcome.unfilled_reason, dict(decided.measures) or None, decided.note,
+        None if outcome.regime is Regime.UNKNOWN else outcome.regime, outcome.regime_cell,
+        outcome.size_factor,
+    ]  # fmt: skip
+    while values[-1] is None:
+        del values[-1]
+    return _encode(values).decode()
 
 
 class _Written(NamedTuple):

@@ -172,18 +172,18 @@ class StepEncoder:
         if marked.equity is not None or not plan.is_dense or None in measures:
             return None
         key, market_ms = self._first_step + step.sequence, bar.market_ms
-        twins: list[Row] = []
+        twins: list[SparseRow] = []
         of_twins: list[Value] = []
-        if step.twins and not self._add_plain_twins(twins, of_twins, step.twins, key, place):
-            return None
+        marks: tuple[tuple[bool, bool], ...] | None = ()
+        if step.twins:
+            marks = self._plain_twins(twins, of_twins, step.twins, key, place)
+            if marks is None:
+                return None
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
         absent = _ABSENT[turnover_absent, of_account is None]
-        of_row, prefix = plan.plain(
-            absent,
-            tuple([value is not None for value in noted]),
-            tuple([(row[4] is not None, row[7] is not None) for row in twins]),
-        )
+        filled = tuple([value is not None for value in noted]) if noted else ()
+        of_row, prefix = plan.plain(absent, filled, marks)
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
             key, (_NOTED if noted else _BARE) + len(twins) * _TWIN, bytearray(window),
@@ -194,50 +194,47 @@ class StepEncoder:
         if of_account is not None:
             values = (*values, of_account)
         covered = self._covered.content
-        if not noted and not twins:
-            return StepRows(values, of_row, (), (), covered, prefix, values)
-        sparse: list[SparseRow] = []
-        payload = [*values, *(value for value in noted if value is not None)]
-        if noted:
-            sparse.append(("answers", (key, *NO_ANSWER, *noted)))
-        sparse += [("twin_steps", row) for row in twins]
-        payload += of_twins
-        return StepRows(values, of_row, tuple(sparse), (), covered, prefix, tuple(payload))
+        if not noted:
+            payload = (*values, *of_twins) if twins else values
+            return StepRows(values, of_row, tuple(twins), (), covered, prefix, payload)
+        sparse: list[SparseRow] = [("answers", (key, *NO_ANSWER, *noted)), *twins]
+        payload = (*values, *[value for value in noted if value is not None], *of_twins)
+        return StepRows(values, of_row, tuple(sparse), (), covered, prefix, payload)
 
-    def _add_plain_twins(
+    def _plain_twins(
         self,
-        rows: list[Row],
+        rows: list[SparseRow],
         values: list[Value],
         twins: Sequence[TwinStep],
         key: int,
         place: int,
-    ) -> bool:
+    ) -> tuple[tuple[bool, bool], ...] | None:
         """Append the rows of *twins* to *rows*, and what they fill but their key to *values*.
 
-        Return False where one of them may have more.
+        Return which of their columns that may be null are not; None where one may have more.
         """
-        if READ_COLUMNS["twin_steps"]:
-            return False
-        book = 0
-        for twin in twins:
-            book += 1
-            whose = (book, place)
-            account = twin.account
+        if READ_COLUMNS["twin_steps"] or len(twins) >= BYTE:
+            return None
+        marks = []
+        for book, twin in enumerate(twins, start=1):
+            whose, account = (book, place), twin.account
             holding = self._holdings.holding_of(whose, twin.position, account)
             of_account, unrealized = account.unrealized_pnl, twin.position.unrealized_pnl
             if holding is None or twin.fills or account.equity != account.cash + of_account:
-                return False
+                return None
             text = None if twin.decided is None else self._decided.of(whose, twin.decided)
-            marked = None if of_account == unrealized else of_account
             confirmed = 1 if twin.confirmed else 0
-            rows.append((key, book, holding, unrealized, marked, None, confirmed, text))
-            values += (book, holding, unrealized)
-            if marked is not None:
-                values.append(marked)
-            values.append(confirmed)
+            if of_account == unrealized:
+                row: Row = (key, book, holding, unrealized, None, None, confirmed, text)
+                values += (book, holding, unrealized, confirmed)
+            else:
+                row = (key, book, holding, unrealized, of_account, None, confirmed, text)
+                values += (book, holding, unrealized, of_account, confirmed)
+            rows.append(("twin_steps", row))
             if text is not None:
                 values.append(text)
-        return book < BYTE
+            marks.append((of_account != unrealized, text is not None))
+        return tuple(marks)
 
     def _rows(
         self,

@@ -316,6 +316,8 @@ class Holdings:
         last = self._last.get(place)
         if last is None or READ_COLUMNS["holdings"]:
             return None
+        if last.position is position and last.account is account:  # as while nothing is held
+            return last.holding
         if last.held[0] != _OF_POSITION(position) or last.held[1] != _OF_ACCOUNT(account):
             return None
         return last.holding
