@@ -260,7 +260,8 @@ class _Asked:
 
         What is as it was is the same object: nothing of it is hashed or stored anew.
         """
-        outcome, last, measures = decision.outcome, self.decided, ()
+        outcome, last = decision.outcome, self.decided
+        measures: tuple[tuple[str, float | None], ...] = ()
         gates = outcome.gate_set.gates
         if decision.measures != own.measures or gates != own.outcome.gate_set.gates:
             measures = _others(decision, own)

@@ -174,11 +174,12 @@ class StepEncoder:
         key, market_ms = self._first_step + step.sequence, bar.market_ms
         twins: list[SparseRow] = []
         of_twins: list[Value] = []
-        marks: tuple[tuple[bool, bool], ...] | None = ()
+        marks: tuple[tuple[bool, bool], ...] = ()
         if step.twins:
-            marks = self._plain_twins(twins, of_twins, step.twins, key, place)
-            if marks is None:
+            found = self._plain_twins(twins, of_twins, step.twins, key, place)
+            if found is None:
                 return None
+            marks = found
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
         absent = _ABSENT[turnover_absent, of_account is None]
