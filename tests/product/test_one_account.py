@@ -16,6 +16,7 @@ from exchange_client import walk_rows
 from several_live import MINUTE, SPEED, check_record, trading
 from several_strategies import DRAWN, TOLD, check_sums, configured
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
@@ -23,6 +24,7 @@ from tracepaper.daemon.session.notices import Notices
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
@@ -343,7 +345,6 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"account": {"cash": "100000", "margin": "cross", "leverage": "5"}}, "on cross margin"),
         ({"market": {"universe": {"top": 1}}}, "no universe"),
     ],
 )
@@ -382,3 +383,63 @@ def test_one_strategy_has_the_hash_that_it_had() -> None:
     assert "strategy" not in both.document()
     assert restore(both.canonical_json()) == both
     assert restore(both.canonical_json()).sha256() == both.sha256()
+
+
+def test_explain_shows_what_stands_behind_a_netted_decision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    config = several(FillModel.NEXT_OPEN, risk={"max_notional": "40000"})
+    process = Process(path, config, FillModel.NEXT_OPEN)
+    process.live(events(50, quotes=False))
+    process.stop()
+    refused = [
+        step for step in process.steps if step.decision is not None and step.decision.refused_by
+    ]
+    for step in (refused[-1], process.steps[-2]):
+        capsys.readouterr()
+        assert invoke(["explain", f"last:{step.sequence}", "--db", str(path), "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        for one, row in zip(step.strategies, document["strategies"], strict=True):
+            assert row["strategy"] == one.strategy
+            assert row["reason"] == one.outcome.reason
+            assert row["unfilled_reason"] == one.outcome.unfilled_reason
+            assert row["target_quantity"] == (one.target_quantity or 0) / 1_000
+            gates = json.loads(row["gates"])
+            assert set(gates) == set(one.outcome.gate_set.gates)
+            assert step.decision is not None
+            own = zip(step.decision.outcome.gate_set.gates, step.decision.measures, strict=True)
+            measures = {**dict(own), **dict(one.measures)}
+            assert {gate: judged[0] for gate, judged in gates.items()} == {
+                gate: pytest.approx(measures[gate]) for gate in gates
+            }
+        assert invoke(["explain", f"last:{step.sequence}", "--db", str(path)]) == 0
+        said = capsys.readouterr().out
+        assert "What each strategy wants of the account's position" in said
+        assert "None of the strategies asks a model" in said
+
+
+@pytest.mark.parametrize(
+    ("axis", "options", "said"),
+    [
+        ("fast=2,3", (), "fast is a key of one"),
+        ("strategy.fast=2,3", (), "strategy.fast is a key of one"),
+        ("strategies.a.fast=2,3", (), "strategies.a.fast is a key of one"),
+        ("sizing.fraction=0.5,1", ("--strategy", "sma_cross"), "that is an option of one"),
+    ],
+)
+def test_a_sweep_of_one_of_several_is_refused_in_a_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    axis: str,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    file = tmp_path / "both.toml"
+    file.write_text('[strategies.a]\nshare = "0.5"\n[strategies.b]\nshare = "0.5"\n')
+    state = ["--state", str(tmp_path / "sweep.db")]
+    code = invoke(["sweep", str(DEMO_CANDLES), "-c", str(file), "--space", axis, *options, *state])
+    assert code != 0
+    told = capsys.readouterr().err
+    assert f"[strategies] names several, and {said}; let the sweep vary keys" in told
+    assert not (tmp_path / "sweep.db").exists()
