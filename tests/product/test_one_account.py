@@ -13,6 +13,7 @@ import pytest
 from builders import START_MS, bars, instrument, quote
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from forging import rechain
 from several_live import MINUTE, SPEED, check_record, trading
 from several_strategies import DRAWN, TOLD, check_sums, configured
 
@@ -199,6 +200,34 @@ def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
             assert said in problem.sentence
             assert problem.tables == ("twin_fills",)
             connection.rollback()
+
+
+DECIDED_OTHERWISE = [
+    "decided = replace(decided, 'drawn', 'drown')",
+    "decided = json_set(decided, '$[2]', 7)",
+    "decided = json_set(decided, '$[4]', 0)",
+    "decided = json_set(decided, '$[7]', json('{\"gap\": 3}'))",
+]
+
+
+@pytest.mark.parametrize("forged", DECIDED_OTHERWISE)
+def test_a_forged_answer_of_a_strategy_is_found(tmp_path: Path, forged: str) -> None:
+    path = tmp_path / "run.db"
+    process = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    process.live(events(30, quotes=False))
+    process.stop()
+    of = "WHERE decided IS NOT NULL AND book = 2 AND step % 4 = 0"
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(f"UPDATE twin_steps SET {forged} {of}").rowcount > 0
+        connection.commit()
+    run_id = process.opened.run.run_id
+    with open_reader(path) as connection:
+        assert verify_chain(connection, run_id).problem is not None
+    rechain(path)
+    with Reader.open(path) as reader:
+        found = verify_run(reader, path, run_id)
+    assert found.differences
+    assert all(one.field.startswith("twins (step ") for one in found.differences)
 
 
 def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_path: Path) -> None:

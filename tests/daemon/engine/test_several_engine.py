@@ -21,10 +21,16 @@ from several_strategies import (
 )
 
 from tracepaper.daemon.broker.divided import CHANGED
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.several import NO_EQUITY, SeveralEngine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.decisions import (
+    FillModel,
+    OrderRole,
+    OrderStatus,
+    Step,
+    StrategyDecision,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
@@ -362,3 +368,67 @@ def test_spot_parts_pay_their_fee_in_base() -> None:
         assert sum(held) == broker.own.held("spot:BTCUSDT")
         assert min(held) >= 0
     assert step.account.fees_paid > 0
+
+
+class _Forgetful(dict[str, Any]):
+    """Knows no quiet bar."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return nothing."""
+        return default
+
+
+def test_a_bar_that_repeats_the_last_one_is_what_it_would_be_netted_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    says = {str(at): ["LONG" if at % 40 < 20 else "SHORT", None] for at in range(300)}
+    cross = {"fast": 3, "slow": 9, "long_only": False}
+    config = load(
+        None,
+        {
+            "strategies": {
+                "a": {"name": "sma_cross", "share": "0.3", **cross},
+                "b": {"name": "sma_cross", "share": "0.3", **cross, "slow": 30},
+                "c": {"name": SCRIPTED, "share": "0.3", "options": {"says": says}},
+            },
+            "sizing": {"mode": "fixed", "quantity": "0.1"},
+            "market": {"symbols": ["BTCUSDT", "ETHUSDT"]},
+        },
+    )
+    events: list[Event] = []
+    for at, (one, other) in enumerate(
+        zip(bars(300, seed=2), bars(300, seed=3, instrument_id="linear:ETHUSDT"), strict=True)
+    ):
+        at_ms = one.close_time_ms
+        events += [one, other]
+        if at % 50 == 30:
+            events.append(Mark(one.instrument, one.close + 7, at_ms, at_ms))
+            events.append(Funding(one.instrument, 1_000_000, at_ms, at_ms))
+        if at % 100 in {60, 66}:
+            kind = CommandKind.FLATTEN if at % 100 == 60 else CommandKind.RESUME
+            events.append(Command(kind, "told", at_ms, at_ms))
+    made = []
+    repeated = 0
+    for forgets in (False, True):
+        engine = build_engine(
+            config, [instrument(), instrument("ETHUSDT")], execution=FillModel.NEXT_OPEN,
+            period_start_ms=0, forecaster=None,
+        )  # fmt: skip
+        assert isinstance(engine, SeveralEngine)
+        if forgets:
+            monkeypatch.setattr(engine, "_quiet", _Forgetful())
+        steps: list[Step] = []
+        last: dict[str, tuple[StrategyDecision, ...]] = {}
+        for event in events:
+            step = engine.step(event, None)
+            steps.append(step)
+            check_sums(engine)
+            if isinstance(event, Bar):
+                before = last.get(event.instrument, ())
+                last[event.instrument] = step.strategies
+                pairs = zip(before, step.strategies, strict=False)
+                repeated += not forgets and all(one is other for one, other in pairs)
+        made.append(steps)
+    assert made[0] == made[1]
+    assert repeated > 100
+    assert sum(len(step.fills) for step in made[0]) > 30
