@@ -307,6 +307,7 @@ class _Quiet(NamedTuple):
     intents: list[Intent | None]  # the objects themselves: a repeated decision asks for the same
     confirmed: list[bool]  # whether the position of each was, for another horizon
     enters: bool  # whether any asks for one
+    contents: list[bytes]  # what the account's hash has of each
 
 
 class SeveralEngine(Engine):
@@ -485,6 +486,7 @@ class SeveralEngine(Engine):
                 or decision.target_quantity != last.target_quantity
             ):
                 one.keep(decision, net, self._places)
+                quiet.contents[:] = [it.content for it in asked]
         if quiet.enters:
             self.save = self.save or Save.LATER
         window, own = self.states[key].hashes(net, prediction)
@@ -496,7 +498,7 @@ class SeveralEngine(Engine):
         )
         return super()._finish(
             bar, key, NOTHING_FILLED, (), net, prediction, (), window,
-            several_digest(own, [one.content for one in asked]), saves=saves, twins=twins,
+            several_digest(own, quiet.contents), saves=saves, twins=twins,
         )  # fmt: skip
 
     def _net(self, bar: Bar, at_ms: int) -> None:
@@ -594,15 +596,17 @@ class SeveralEngine(Engine):
                     one.decided,
                 )
             )
+        contents = [one.content for one in asked]
         if filled is not NOTHING_FILLED or sent:
             self._quiet.clear()
         elif broker.is_reached:
             enters = any(one.intent is not None and one.intent.is_entry for one in asked)
-            self._quiet[key] = _Quiet([one.intent for one in asked], confirms, enters)
+            intents = [one.intent for one in asked]
+            self._quiet[key] = _Quiet(intents, confirms, enters, contents)
         assert decision_sha256 is not None
         return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            several_digest(decision_sha256, [one.content for one in asked]), accepted=accepted,
+            several_digest(decision_sha256, contents), accepted=accepted,
             belief=belief, saves=saves, twins=tuple(made),
         )  # fmt: skip
 

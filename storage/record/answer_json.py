@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from msgspec import Struct, json
 
 from tracepaper.strategies.types.decisions import (
@@ -72,23 +70,17 @@ def decided_text(decided: StrategyDecision) -> str:
     return _encode(values).decode()
 
 
-class _Written(NamedTuple):
-    decided: StrategyDecision
-    text: str
-
-
 class DecidedTexts:
     """The texts of decisions, each written once while it is the same object."""
 
     def __init__(self) -> None:
-        self._last: dict[tuple[int, int | None], _Written] = {}  # by whose it is
+        self.last: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}  # by whose it is
 
     def of(self, whose: tuple[int, int | None], decided: StrategyDecision | None) -> str | None:
         """Return the text of what was *decided*; None where nothing was."""
         if decided is None:
             return None
-        last = self._last.get(whose)
-        if last is not None and last.decided is decided:
-            return last.text
-        last = self._last[whose] = _Written(decided, decided_text(decided))
-        return last.text
+        last = self.last.get(whose)
+        if last is None or last[0] is not decided:
+            last = self.last[whose] = decided, decided_text(decided)
+        return last[1]

@@ -22,6 +22,7 @@ from tracepaper.storage.record.columns import (
 )
 from tracepaper.storage.record.digest import Covered, all_finite, finite
 from tracepaper.storage.record.interning import (
+    HAS_PROFIT,
     NO_ANSWER,
     NO_ANSWER_MEASURES,
     NO_MEASURES,
@@ -174,7 +175,7 @@ class StepEncoder:
         key, market_ms = self._first_step + step.sequence, bar.market_ms
         twins: list[SparseRow] = []
         of_twins: list[Value] = []
-        marks: tuple[tuple[bool, bool], ...] = ()
+        marks: tuple[int, ...] = ()
         if step.twins:
             found = self._plain_twins(twins, of_twins, step.twins, key, place)
             if found is None:
@@ -209,21 +210,28 @@ class StepEncoder:
         twins: Sequence[TwinStep],
         key: int,
         place: int,
-    ) -> tuple[tuple[bool, bool], ...] | None:
+    ) -> tuple[int, ...] | None:
         """Append the rows of *twins* to *rows*, and what they fill but their key to *values*.
 
         Return which of their columns that may be null are not; None where one may have more.
         """
-        if READ_COLUMNS["twin_steps"] or len(twins) >= BYTE:
+        if READ_COLUMNS["twin_steps"] or READ_COLUMNS["holdings"] or len(twins) >= BYTE:
             return None
         marks = []
+        last_held, last_decided = self._holdings.last, self._decided.last
         for book, twin in enumerate(twins, start=1):
-            whose, account = (book, place), twin.account
-            holding = self._holdings.holding_of(whose, twin.position, account)
-            of_account, unrealized = account.unrealized_pnl, twin.position.unrealized_pnl
-            if holding is None or twin.fills or account.equity != account.cash + of_account:
+            whose, position, account = (book, place), twin.position, twin.account
+            last = last_held.get(whose)
+            if last is None or twin.fills or not last.is_still(position, account):
                 return None
-            text = None if twin.decided is None else self._decided.of(whose, twin.decided)
+            of_account, unrealized = account.unrealized_pnl, position.unrealized_pnl
+            if account.equity != account.cash + of_account:
+                return None
+            text, decided, holding = None, twin.decided, last.holding
+            if decided is not None:
+                known = last_decided.get(whose)
+                is_known = known is not None and known[0] is decided
+                text = known[1] if known and is_known else self._decided.of(whose, decided)
             confirmed = 1 if twin.confirmed else 0
             if of_account == unrealized:
                 row: Row = (key, book, holding, unrealized, None, None, confirmed, text)
@@ -234,7 +242,7 @@ class StepEncoder:
             rows.append(("twin_steps", row))
             if text is not None:
                 values.append(text)
-            marks.append((of_account != unrealized, text is not None))
+            marks.append((HAS_PROFIT if of_account != unrealized else 0) | (text is not None))
         return tuple(marks)
 
     def _rows(
