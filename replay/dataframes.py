@@ -95,6 +95,10 @@ class RunFrames(Generic[Frame]):
         """Return a row a number or text that the strategy noted at a decision."""
         return self._frame("v_notes", first, last)
 
+    def strategy_decisions(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return a row a strategy and closed bar, where several strategies share the account."""
+        return self._frame("v_strategy_decisions", first, last)
+
     def bars(self, *, first: int | None = None, last: int | None = None) -> Frame:
         """Return the bars as the engine saw them, warm-up and revisions included."""
         return self._frame("v_bars", first, last)

@@ -566,7 +566,7 @@ class PaperAccount:
     # ------------------------------------------------------------ what survives a restart
 
     def state(self) -> AccountState:
-        """Return what must survive a restart."""
+        """Return the state that must survive a restart."""
         books = {key: self._state_of(key) for key in self.orders}
         return AccountState(self.ledger.cash, books)
 

@@ -270,7 +270,7 @@ class Queues:
         self.taken = TakenDepth(state.taken)
 
     def state(self, leaving: Iterable[str] = ()) -> QueueState:
-        """Return what must survive a restart."""
+        """Return the state that must survive a restart."""
         return QueueState(
             self.frame, tuple(self.places.values()), self.taken.entries(), tuple(leaving)
         )

@@ -214,7 +214,7 @@ def match_update(
     moved: BookMoves,
     instrument: Instrument,
 ) -> Matched:
-    """Return what *update*, which holds *moved*, did to the resting orders."""
+    """Apply *update*, which holds *moved*, to the resting orders and return their fills."""
     market = _BookPass(resting, executor, funds, queues, is_cash=instrument.category.is_cash)
     market.match(update, moved)
     return market.trades

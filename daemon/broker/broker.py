@@ -433,7 +433,7 @@ class Broker:
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
 
     def watch(self, instrument: str) -> BookWatch:
-        """Return what of the order book of *instrument* can change an order now."""
+        """Return the part of the order book of *instrument* that can change an order now."""
         return BookWatch(
             [one for one in self._accounts if isinstance(one, BookAccount)], instrument
         )

@@ -87,7 +87,7 @@ class CrossAccount(PaperAccount):
     def lines(
         self, prices: Mapping[str, int] = {}, trial: tuple[str, Holding] | None = None
     ) -> dict[str, CrossLine] | None:
-        """Return what is held or ordered of each instrument, at *prices* where they say one.
+        """Return the quantity held or ordered of each instrument, at *prices* where they say one.
 
         A *trial* holds something else of one. None where something is held that no price has
         valued yet: so the account of another run, before its first bars.
@@ -417,6 +417,6 @@ def _cancelled(resting: RestingOrders, held: int) -> Iterator[Order]:
 
 
 def _left(held: int, order: Order) -> int:
-    """Return what *order* would leave of *held*."""
+    """Return the quantity left of *held* after *order*."""
     open_ = order.quantity - order.filled
     return held + (open_ if order.side is Side.BUY else -open_)

@@ -360,7 +360,7 @@ class DividedBroker(Broker):
         return changed
 
     def take_crossed(self) -> dict[str, tuple[Fill, ...]]:
-        """Return what has crossed since the last call, by strategy."""
+        """Return the crossings since the last call, by strategy."""
         taken = {name: tuple(fills) for name, fills in self.crossed.items()}
         self.crossed.clear()
         return taken

@@ -73,7 +73,7 @@ class MarginRules:
         self._notional = Notional.of(instrument)
 
     def required(self, entry: int) -> int:
-        """Return what a position entered for *entry* (money, signed) binds, rounded up.
+        """Return the margin of a position entered for *entry* (money, signed), rounded up.
 
         On cross margin *entry* is its value at the mark.
         """
@@ -166,7 +166,7 @@ class MarginRules:
         )
 
     def used_by(self, position: Position) -> int:
-        """Return what *position* binds, on cross margin at its mark."""
+        """Return the margin of *position*, on cross margin at its mark."""
         if not self.is_cross:
             return position.margin
         return self.required(position.entry_notional + position.unrealized_pnl)

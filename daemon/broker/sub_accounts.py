@@ -46,7 +46,7 @@ def _give(parts: list[int], units: int, remainders: Sequence[int]) -> None:
 
 
 def crossed(wanted: Sequence[int]) -> list[int]:
-    """Return what of each signed quantity *wanted* is met by the others: all of it sums to 0.
+    """Return the part of each signed quantity *wanted* that the others meet: the parts sum to 0.
 
     The smaller side is met whole, the larger one by its quantities and the largest remainder.
     """

@@ -257,19 +257,23 @@ def risk_tier(row: RiskLimit) -> RiskTier:
     return tier
 
 
+def _page_of(result: bytes) -> InstrumentsPage:
+    try:
+        return msgspec.json.decode(result, type=InstrumentsPage)
+    except msgspec.DecodeError as error:
+        raise MessageMalformed(
+            f"The list of instruments is not what Bybit documents ({error}); check "
+            "exchange.rest_url if this repeats."
+        ) from error
+
+
 def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument], InstrumentsPage]:
     """Return the readable instruments of an instruments-info result, and the page they stand on.
 
     Entries that are malformed are left out: one odd listing must not hide eight hundred others.
     Raises ``MessageMalformed`` where the body itself is not what the exchange documents.
     """
-    try:
-        page = msgspec.json.decode(result, type=InstrumentsPage)
-    except msgspec.DecodeError as error:
-        raise MessageMalformed(
-            f"The list of instruments is not what Bybit documents ({error}); check "
-            "exchange.rest_url if this repeats."
-        ) from error
+    page = _page_of(result)
     instruments = []
     for raw in page.rows:
         try:
@@ -281,18 +285,12 @@ def read_instruments(result: bytes, category: Category) -> tuple[list[Instrument
 
 
 def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
-    """Return what a universe asks of an instruments-info result, and the page it stands on.
+    """Return the facts of instruments-info that a universe asks for, and the page they stand on.
 
     Entries that are malformed, dated futures, and what does not trade are left out. Raises
     ``MessageMalformed`` where the body itself is not what the exchange documents.
     """
-    try:
-        page = msgspec.json.decode(result, type=InstrumentsPage)
-    except msgspec.DecodeError as error:
-        raise MessageMalformed(
-            f"The list of instruments is not what Bybit documents ({error}); check "
-            "exchange.rest_url if this repeats."
-        ) from error
+    page = _page_of(result)
     listings = []
     for raw in page.rows:
         try:

@@ -187,7 +187,7 @@ def each_changed(config: Config, change: Callable[[Config], Config]) -> Config:
 
 
 def strategy_name(config: Config) -> str:
-    """Return what a run is said to be decided by: its strategy's name, or the names of several."""
+    """Return the name of a run's strategy, or the names of several."""
     named = config.strategies.named
     return " + ".join(named) if named else config.strategy.name
 

@@ -545,7 +545,7 @@ class Engine:
         )  # fmt: skip
 
     def state(self) -> EngineState:
-        """Return what must survive a restart."""
+        """Return the state that must survive a restart."""
         account, twins = self.broker.state()
         return EngineState(
             self.halted,

@@ -164,7 +164,7 @@ class Netted(Strategy):
         return max(remembered(one) for one in self.inner.values())
 
     def decide(self, context: BarContext) -> Signal:  # noqa: ARG002 - each strategy saw its own
-        """Return what was netted."""
+        """Return the netted decisions."""
         return self.answer
 
 
@@ -206,7 +206,7 @@ class NetSizer(Sizer):
         account: SizingAccount = NO_ACCOUNT,  # noqa: ARG002
         is_full: bool = False,  # noqa: ARG002
     ) -> int:
-        """Return what the strategies want together."""
+        """Return the sum of the strategies' targets."""
         return self.net
 
 
@@ -603,6 +603,8 @@ class SeveralEngine(Engine):
             enters = any(one.intent is not None and one.intent.is_entry for one in asked)
             intents = [one.intent for one in asked]
             self._quiet[key] = _Quiet(intents, confirms, enters, contents)
+        else:
+            self._quiet.pop(key, None)
         assert decision_sha256 is not None
         return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
@@ -622,7 +624,7 @@ class SeveralEngine(Engine):
         return decision
 
     def state(self) -> EngineState:
-        """Return what must survive a restart."""
+        """Return the state that must survive a restart."""
         aside = {one.name: one.set_aside for one in self.members if one.set_aside}
         parts = PartsState(self.broker.reserve, aside, self._shared_out)
         return replace(super().state(), parts=parts)

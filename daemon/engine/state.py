@@ -94,7 +94,7 @@ TWINS: Final = {
 
 
 def account_title(name: str) -> str:
-    """Return what people are told that the account *name* is: a twin, or a strategy's part."""
+    """Return the kind of account that *name* is, in words: a twin, or a strategy's part."""
     return f"{name} twin" if name in TWINS else f"strategy {name}"
 
 

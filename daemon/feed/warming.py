@@ -56,7 +56,7 @@ def warm_up(
     candles_max: int,
     requests_per_s: float,
 ) -> WarmUp:
-    """Return what warms *symbols*, each by *bars* of its own, and by *frames* of all of them."""
+    """Return the requests that warm *symbols*, by *bars* of each and *frames* of all of them."""
     of_frames = sum(pages(lack, candles_max) for lack in frames)
     return WarmUp(symbols, symbols * -(-bars // candles_max), of_frames, requests_per_s)
 

@@ -383,7 +383,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
 
 
 def planned_warm_up(config: Config, now_ms: int, candles_max: int) -> WarmUp:
-    """Return what a new run of *config* asks the exchange for, built as a preflight is."""
+    """Return the requests of a new run of *config* to the exchange, built as a preflight is."""
     forecaster = load_forecaster(config, live=True) if needs_forecaster(config) else None
     config = resolved(config, FillModel.QUOTE)
     engine = build_engine(
@@ -397,7 +397,7 @@ def planned_warm_up(config: Config, now_ms: int, candles_max: int) -> WarmUp:
 
 
 def warm_up_of(engine: Engine, start_ms: int, config: Config, candles_max: int) -> WarmUp:
-    """Return what a new *engine* asks for, whose period begins at *start_ms*.
+    """Return the requests of a new *engine* whose period begins at *start_ms*.
 
     One request brings *candles_max* candles.
     """

@@ -150,7 +150,7 @@ def universe_of(
     database: Path,
     parts: tuple[Sequence[Instrument], MarketDataClient, Callable[[Event], Awaitable[int]], Clock],
 ) -> Universe | None:
-    """Return what chooses the universe of a run; None where all symbols may open positions.
+    """Return the rule that chooses a run's universe; None where all symbols may open positions.
 
     *resumed* is the id of a run of *database* that goes on, None of a new one; *parts* are its
     instruments, the exchange, what submits an event, and the clock.

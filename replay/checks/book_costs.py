@@ -49,7 +49,7 @@ class BookLevels(NamedTuple):
     asks: list[tuple[Fraction, Fraction]]
 
     def walk(self, side: Side, quantity: Fraction) -> tuple[Fraction, Fraction]:
-        """Return what *quantity* pays or gets at the far side of *side*, and what is unfilled."""
+        """Return the money of *quantity* at the far side of *side*, and the unfilled quantity."""
         paid, left = Fraction(0), quantity
         for price, size in self.asks if side is Side.BUY else self.bids:
             taken = min(size, left)
@@ -277,7 +277,7 @@ def _judge(found: SlippageFindings, priced: Sequence[_Priced]) -> None:
 
 
 def _unfilled(thin: Sequence[_Priced]) -> Table:
-    """Return what the books had no size for, by symbol; in the quote currency at paper's price."""
+    """Return the size that the books lacked, by symbol; in the quote currency at paper's price."""
     rows = []
     for symbol in sorted({one.order.symbol for one in thin}):
         mine = [one for one in thin if one.order.symbol == symbol]

@@ -36,7 +36,7 @@ _STDIN: Final = 0
 def requests_of(
     request: DepthRequest, symbols: Sequence[str], out: Path
 ) -> Mapping[Path, DepthRequest]:
-    """Return what is recorded to which file: *out* of one symbol, a file each in it of several."""
+    """Return the file of each symbol: *out* for one, a file in the folder *out* for several."""
     if len(symbols) == 1 and not out.is_dir():
         return {out: request}
     if not request.events:

@@ -99,7 +99,7 @@ def since_parts(
     instrument: str,
     span: tuple[int, int],
 ) -> dict[str, SinceDecided]:
-    """Return what became of each strategy's answer at the step *decided*, and its fills since.
+    """Return each strategy's answer at the step *decided*, its outcome and its fills since.
 
     *span* are the keys of the first and the last step that are looked at.
     """

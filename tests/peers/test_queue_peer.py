@@ -119,7 +119,7 @@ class Beside:
 
 
 def theirs_of(peer: Peer, besides: Sequence[Beside]) -> list[Fills]:
-    """Return what the peer fills of each, by order and millisecond."""
+    """Return the peer's fills of each, by order and millisecond."""
     answer = peer("hftbacktest", {"tasks": [one.task for one in besides]})
     return [
         sorted((number, at - T0, _round(price), _round(size)) for number, at, price, size in fills)

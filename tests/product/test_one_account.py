@@ -118,7 +118,7 @@ def events(count: int, *, quotes: bool) -> list[Event]:
 
 
 def essence(steps: list[Step]) -> list[Any]:
-    """Return what a restart must not change: all but ids."""
+    """Return all of a run that a restart must not change: everything but ids."""
     return [
         (
             step.decision_sha256, step.decision, step.strategies,

@@ -24,8 +24,17 @@ from wheels import Installed
 from tracepaper.daemon.cli import invoke
 
 TEXTS = {page: page.read_text(encoding="utf-8") for page in pages()}
+SYSTEMS = (
+    "rollout_trader",
+    "attention_charts",
+    "allocation_trader",
+    "informer_trader",
+    "risk_and_portfolio",
+)
+FURTHER = frozenset(SYSTEMS[1:])
+"""Pages that train a network as the first of them does: no other page needs theirs."""
 BLOCKS = [
-    (page, block)
+    pytest.param(page, block, marks=pytest.mark.long if page.stem in FURTHER else ())
     for page, text in TEXTS.items()
     for block in blocks(text)
     if block.language == "sh"
@@ -39,11 +48,20 @@ WITHIN = 0.01
 
 @pytest.fixture(scope="module")
 def outcomes(
-    installed: Installed, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    installed: Installed,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[Path, list[Outcome]]:
     """Read the pages once from the first to the last, and do what they say with the wheel."""
     walk = Walk(tmp_path_factory.mktemp("newcomer"), installed.extra)
-    return {page: list(walk.outcomes(text)) for page, text in TEXTS.items()}
+    left_out = frozenset() if any(map(is_further, request.session.items)) else FURTHER
+    return {
+        page: list(walk.outcomes(text)) for page, text in TEXTS.items() if page.stem not in left_out
+    }
+
+
+def is_further(item: pytest.Item) -> bool:
+    return item.path == Path(__file__) and item.get_closest_marker("long") is not None
 
 
 def named(case: Path | Block) -> str:
@@ -99,13 +117,6 @@ def test_every_block_of_commands_is_run(page: Path) -> None:
     assert unrun("```\ntracepaper demo\n```\n", "sh") == ["tracepaper demo"]
 
 
-SYSTEMS = (
-    "rollout_trader",
-    "attention_charts",
-    "allocation_trader",
-    "informer_trader",
-    "risk_and_portfolio",
-)
 MOST_COMMANDS = 5
 
 

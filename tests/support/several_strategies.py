@@ -164,5 +164,5 @@ def fills_of(step: Step) -> list[tuple[str, Fill]]:
 
 
 def crossed_in(step: Step) -> list[tuple[str, Fill]]:
-    """Return what crossed in *step*."""
+    """Return the crossings of *step*."""
     return [one for one in fills_of(step) if one[1].model is FillModel.CROSSED]

@@ -35,7 +35,7 @@ def sequencer_of(
     client: BybitClient | None = None,
     states: Mapping[str, FeedState] | None = None,
 ) -> BarSequencer:
-    """Return what puts the bars of *state*, or of all *states*, in order; REST is asked nothing."""
+    """Return the feed that orders the bars of *state*, or of all *states*, without REST."""
     client = client or BybitClient(exchange_section(), clock=clock, rng=random.Random(1))
     states = states or {state.instrument.id: state}
     return BarSequencer(

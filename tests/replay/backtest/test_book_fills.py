@@ -326,7 +326,7 @@ def test_no_more_is_filled_than_was_shown_or_traded(
 
 
 def _shown(script: list[Say]) -> dict[str, dict[int, list[tuple[int, int]]]]:
-    """Return what each level that a buyer or a seller takes showed, and from when on."""
+    """Return the size that each level showed to a buyer or a seller, and from when on."""
     found: dict[str, dict[int, list[tuple[int, int]]]] = {"buy": {}, "sell": {}}
     for one in script:
         if one.what not in {"set", "book"}:
