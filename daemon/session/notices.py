@@ -12,7 +12,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
-from tracepaper.daemon.engine.several import SET_ASIDE
+from tracepaper.daemon.engine.strategy_members import SET_ASIDE
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.types.decisions import Decision, Fill, OrderRole, Run, Step
 from tracepaper.strategies.types.market import (

@@ -10,7 +10,8 @@ from tracepaper.daemon.config.sections import SizingSection, StrategySection
 from tracepaper.daemon.config.several import StrategiesSection, members_of, shares_of
 from tracepaper.daemon.config.values import ExitsSection
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.several import Netted, SeveralEngine, StrategyMember
+from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.daemon.engine.strategy_members import Netted, StrategyMember
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioMember, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Instrument

@@ -39,7 +39,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.types.decisions import Prediction, Step
+from tracepaper.strategies.types.decisions import Decision, Prediction, Step, StrategyDecision
 from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS
 
@@ -221,13 +221,21 @@ class DerivedStep:
             return (self,)
         return tuple(
             DerivedStep(
-                structs.replace(self.step, decision=one.decision, strategies=()),
+                structs.replace(self.step, decision=_decision_of(one, self.step), twins=()),
                 self.prediction,
                 signal,
                 self.frames,
             )
             for one, signal in zip(said, self.parts, strict=True)
         )
+
+
+def _decision_of(one: StrategyDecision, step: Step) -> Decision:
+    """Return the decision of a strategy, with the measures that it shares with the account's."""
+    own, gates = step.decision, one.outcome.gate_set.gates
+    assert own is not None
+    known = dict(zip(own.gate_set.gates, own.measures, strict=True)) | dict(one.measures)
+    return Decision(one.outcome, one.target_quantity, tuple(map(known.get, gates)), one.note)
 
 
 def of_each_strategy(

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from several_strategies import SCRIPTED, OwnParts, check_sums, configured, fills_of
 
-from tracepaper.daemon.engine.several import NO_EQUITY, SeveralEngine
+from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.daemon.engine.strategy_members import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument, Mark, RiskTier, Side

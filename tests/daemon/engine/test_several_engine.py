@@ -22,7 +22,8 @@ from several_strategies import (
 
 from tracepaper.daemon.broker.divided import CHANGED
 from tracepaper.daemon.config.loading import Config, load
-from tracepaper.daemon.engine.several import NO_EQUITY, SeveralEngine
+from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.daemon.engine.strategy_members import NO_EQUITY
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.types.decisions import (
     FillModel,
