@@ -89,6 +89,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
+    events: str | Path | Sequence[str | Path] = (),
     log: str = "full",
     frames: Library | None = None,
     progress: bool | None = None,
@@ -104,10 +105,10 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     is a file that lives as long as the result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
     *actions* of splits and dividends, *frame_data* candles of higher timeframes that begin before
-    the data, *depth* files of order books that ``tracepaper data record`` wrote. *log* is ``full``
-    or ``acted``. *frames* are ``polars``, ``pandas`` or ``numpy``; by default those of *data*, else
-    polars where it is installed. In a notebook a bar shows how far it is, unless *progress* is
-    False.
+    the data, *depth* files of order books that ``tracepaper data record`` wrote, *events* those
+    with all that happened to them. *log* is ``full`` or ``acted``. *frames* are ``polars``,
+    ``pandas`` or ``numpy``; by default those of *data*, else polars where it is installed. In a
+    notebook a bar shows how far it is, unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
@@ -127,6 +128,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             actions=paths_of(actions, "actions"),
             frames=() if frame_data is None else data_of(frame_data, given),
             depth=paths_of(depth, "depth"),
+            events=paths_of(events, "events"),
             log=log,
             warnings=process_warnings(strategy_class),
         )
@@ -583,10 +585,8 @@ def process_warnings(strategy_class: type | None) -> tuple[str, ...]:
     """Return the run's warnings of a class that only this process knows."""
     if strategy_class is None or is_importable(strategy_class):
         return ()
-    sentences = [NOT_IMPORTABLE.format(strategy_class.__name__)]
-    if not has_source(strategy_class):
-        sentences.append(NO_SOURCE.format(strategy_class.__name__))
-    return tuple(sentences)
+    forms = (NOT_IMPORTABLE,) if has_source(strategy_class) else (NOT_IMPORTABLE, NO_SOURCE)
+    return tuple(form.format(strategy_class.__name__) for form in forms)
 
 
 # ---------------------------------------------------------------- text

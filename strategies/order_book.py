@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Depth, Depths
+from tracepaper.strategies.units import MINUTE_MS
 
 LEVELS_MAX: Final = 1_000
 """Of a side, the most that any depth of the exchange has."""
@@ -26,6 +27,8 @@ BLOCK_BOOKS: Final = 64
 """Books that are packed together at most."""
 EVERY_MS_MIN: Final = 10
 EVERY_MS_MAX: Final = 3_600_000
+SILENT_MS: Final = MINUTE_MS
+"""A book of which nothing was heard for so long, market time, is not taken to stand still."""
 LATER_BOOKS: Final = 128
 """Kept beyond those that are wanted: a bar may come after books that are later than its close."""
 

@@ -189,10 +189,11 @@ class BookWatch:
         """Follow *move*; return whether it fills an order."""
         if not move.is_trade:
             at = (move.side, move.price)
-            self.queued[at] = [
-                one._replace(place=after_change(one.place, move.size, one.rules))
-                for one in self.queued[at]
-            ]
+            if waiting := self.queued.get(at):
+                self.queued[at] = [
+                    one._replace(place=after_change(one.place, move.size, one.rules))
+                    for one in waiting
+                ]
             return False
         fills = False
         for (side, price), waiting in self.queued.items():

@@ -267,7 +267,7 @@ class Broker:
 
     def on_gap(self, gap: Gap) -> None:
         """Learn which bars come late, by REST, perhaps without the quotes that went with them."""
-        if gap.repaired_by == BY_REST:
+        if gap.repaired_by == BY_REST and not self._by_book:  # by which bars fill nothing
             self._missed_until_ms[gap.instrument] = gap.until_ms
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
@@ -348,6 +348,7 @@ class Broker:
         Of a list, what the exchange would refuse is among the orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
+        at_ms = self._sent_ms(bar, at_ms)
         if isinstance(intent, Orders):
             _refuse_sides(intent)
             listed = account.send(intent, bar, sequence=sequence, at_ms=at_ms)
@@ -381,6 +382,16 @@ class Broker:
             changed = account.leave(key, f"the signal is {action.value}")
             self.save = Save.NOW
         return sent._replace(orders=as_they_stand(sent.orders, changed)) if changed else sent
+
+    def _sent_ms(self, bar: Bar, at_ms: int) -> int:
+        """Return when is sent what is decided at *bar*'s close, by *at_ms*.
+
+        Where books fill orders the latency counts from the close, as it does for bars of a file,
+        and no order arrives before the frame that closed the bar.
+        """
+        if not self._by_book:
+            return at_ms
+        return max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
 
     def _enter(
         self, account: PaperAccount, intent: Intent, bar: Bar, at_ms: int
@@ -456,8 +467,12 @@ class Broker:
 
     def frames_read(self) -> dict[str, int]:
         """Return how many frames of each instrument's book the accounts know of."""
-        books = (one.queues for one in self._accounts if isinstance(one, BookAccount))
-        return {key: queues.frame for known in books for key, queues in known.items()}
+        read: dict[str, int] = {}
+        for account in self._accounts:  # a new shadow account knows of none
+            if isinstance(account, BookAccount):
+                for key, queues in account.queues.items():
+                    read[key] = max(read.get(key, 0), queues.frame)
+        return read
 
     def liquidates(self, mark: Mark) -> bool:
         """Return whether *mark* takes a position away, of the run's account or a shadow account."""

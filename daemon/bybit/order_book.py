@@ -12,14 +12,12 @@ from typing import Final
 
 from tracepaper.daemon.bybit.wire import Received, RefusedFrame, Wire
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
-from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX
+from tracepaper.strategies.order_book import EVERY_MS_MAX, EVERY_MS_MIN, LEVELS_MAX, SILENT_MS
 from tracepaper.strategies.types.market import Category, Depth, Instrument
 from tracepaper.strategies.units import MINUTE_MS
 
 STREAM_DEPTHS: Final = (1, 50, 200, 1000)
 """The depths that the exchange sends (docs/v5/websocket/public/orderbook)."""
-SILENT_MS: Final = MINUTE_MS
-"""A book of which nothing was heard for so long, market time, is not taken to stand still."""
 
 Take = Callable[[Depth, str], None]
 """Is given each book, and why it does not go on from the one before; empty where it does."""

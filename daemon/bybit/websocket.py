@@ -20,6 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
+from tracepaper.daemon.bybit.book_frames import EventReader, fill_topics, frame_of
 from tracepaper.daemon.bybit.instruments import interval_name
 from tracepaper.daemon.bybit.messages import SocketRequest, encode, topic_of
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
@@ -37,6 +38,7 @@ from tracepaper.daemon.bybit.wire import (
 )
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     Cooldown,
     MarketDataListener,
@@ -54,6 +56,7 @@ from tracepaper.strategies.errors import (
     Recoverable,
 )
 from tracepaper.strategies.types.market import Category, GapCause, Instrument
+from tracepaper.strategies.units import MINUTE_MS
 
 TOPICS_PER_REQUEST: Final = 10
 """Spot refuses more; the other categories take them."""
@@ -321,6 +324,8 @@ class PublicStream:
 
 BEST: Final = "orderbook.1."
 """The topic of the best bid and ask, which are subscribed anyway."""
+TRADES: Final = "publicTrade."
+"""The topic of trades."""
 
 
 def topics(category: Category, symbol: str, *, interval: str, trades: bool) -> list[str]:
@@ -366,7 +371,14 @@ def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
     if request.depth:
         asked = DepthRequest(item.category, item.symbol, request.depth, request.depth_every_ms)
         wanted.append(asked.topic)
+    if request.fill_levels:
+        wanted += fill_topics(_fills(item, request))
     return list(dict.fromkeys(wanted))
+
+
+def _fills(item: Instrument, request: StreamRequest) -> DepthRequest:
+    """Return what is asked of the book that fills orders of *item*."""
+    return DepthRequest(item.category, item.symbol, request.fill_levels, MINUTE_MS, events=True)
 
 
 class CategoryStream:
@@ -391,11 +403,15 @@ class CategoryStream:
         )
         self._ids = frozenset(instrument.id for instrument in self._instruments)
         self._listener = listener
+        self._clock = clock
         self._counters = counters
         self._logged: set[str] = set()
         self._wire = self._new_wire()
         samplers = [self._sampler(item) for item in self._instruments if request.depth]
         self._samplers = {sampler.topic: sampler for sampler in samplers}
+        readers = [self._event_reader(item) for item in self._instruments if request.fill_levels]
+        self._readers = {topic: reader for reader in readers for topic in reader.topics}
+        self._takes_trades = request.trades or category is Category.SPOT
         self._stream = PublicStream(
             category=category,
             topics=[topic for item in self._instruments for topic in topics_of(item, request)],
@@ -439,6 +455,26 @@ class CategoryStream:
             refused=self._refused,
         )
 
+    def _event_reader(self, instrument: Instrument) -> EventReader:
+        """Return what reads every frame of the book that fills orders of *instrument*."""
+
+        def take(frame: bytes, read: Book | Trades | None, cause: str) -> None:
+            taken = (
+                ReadFrame(self._clock.market_ms(), cause)
+                if read is None
+                else frame_of(read, frame, instrument)
+            )
+            if not self._listener.on_book(instrument.id, taken):
+                reader.ask_anew()
+
+        reader = EventReader(
+            instrument,
+            fill_topics(_fills(instrument, self._request)),
+            take,
+            accepts=self._listener.on_server_time,
+        )
+        return reader
+
     def _new_wire(self) -> Wire:
         """Return a fresh reader: a new connection begins with snapshots."""
         return Wire(
@@ -458,21 +494,28 @@ class CategoryStream:
     def _lost(self, cause: Recoverable) -> None:
         is_stale = isinstance(cause, FeedStale)
         self._counters["stale" if is_stale else "disconnects"] += 1
+        why = "stale" if is_stale else "disconnected"
         for sampler in self._samplers.values():
-            sampler.lost("stale" if is_stale else "disconnected")
+            sampler.lost(why)
+        for reader in set(self._readers.values()):
+            reader.lost(why)
         self._listener.on_lost(
             self._instruments, GapCause.STALE if is_stale else GapCause.DISCONNECTED
         )
 
     def _receive(self, frame: bytes) -> Received | None:
         """Read one frame and give its data to the listener; None where it was refused."""
-        if self._samplers and (sampler := self._samplers.get(topic_of(frame))) is not None:
-            received = sampler.receive(frame)
-            if stale := sampler.pop_stale_topics():
-                self._stream.resubscribe(stale)
-            if not sampler.topic.startswith(BEST):  # whose frames are the quotes as well
-                self._counters["frames"] += received is not None
-                return received
+        topic = topic_of(frame) if self._samplers or self._readers else ""
+        taken: Received | None = None
+        if found := [one for by in (self._samplers, self._readers) if (one := by.get(topic))]:
+            for one in found:
+                taken = one.receive(frame) or taken
+                if stale := one.pop_stale_topics():
+                    self._stream.resubscribe(stale)
+            is_trade = topic.startswith(TRADES)
+            if not topic.startswith(BEST) and not (is_trade and self._takes_trades):
+                self._counters["frames"] += taken is not None
+                return taken  # of the best and of trades the rest of the feed is told as well
         try:
             received = self._wire.receive(frame)
         except MessageMalformed:

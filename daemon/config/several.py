@@ -113,8 +113,9 @@ class StrategiesSection(Section):
                     )
                 if not _NAME.fullmatch(name) or name in TWIN_NAMES:
                     raise ValueError(
-                        f"[strategies.{name}] cannot have that name; use small letters, digits and "
-                        "underscores, and no name of a shadow account"
+                        f"[strategies.{ascii(name)[1:-1]:.40}] cannot have that name; use small "
+                        "letters, digits and underscores, at most 31, and no name of a shadow "
+                        "account"
                     )
                 if "share" not in given:
                     raise ValueError(

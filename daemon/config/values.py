@@ -385,8 +385,8 @@ class FillKeys(Section):
     """What fills orders, and how late either side learns of the other."""
 
     model: Literal["auto", "quote", "book", "next_open"] = "auto"
-    """quote (first quote after latency), book (recorded order books), next_open, or auto: quotes or
-    books where the run has them."""
+    """quote (first quote after latency), book (order books, recorded or live), next_open, or auto:
+    quotes or recorded books where the run has them."""
     latency_ms: int = Field(default=100, ge=0, le=600_000)
     """Market milliseconds from decision to the first quote or book that may fill."""
     response_ms: int = Field(default=0, ge=0, le=600_000)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -99,6 +100,19 @@ def account_title(name: str) -> str:
     if name in SIDES:
         return f"{name.lower()} side"
     return f"{name} twin" if name in TWINS else f"strategy {name}"
+
+
+RESERVE: Final = "in reserve"
+"""The row of the money that no strategy has a share of; no strategy can have its name."""
+
+
+def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
+    """Return what of the account's *equity* no strategy has a share of; 0 beside shadow accounts.
+
+    *accounts* has the equity of each account beside the run's own, by its name.
+    """
+    parts = [money for name, money in accounts.items() if name not in TWINS]
+    return equity - sum(parts) if parts else Decimal(0)
 
 
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
@@ -315,14 +329,16 @@ class Shadows:
     ) -> tuple[TwinStep, ...]:
         """Return what a step holds of each account; *confirmed* did so with their positions."""
         return tuple(
-            TwinStep(
-                name,
-                account.position(instrument),
-                account.ledger.account(),
-                fills.get(name, ()),
-                name in confirmed,
-            )
-            for name, account in broker.shadows.items()
+            [
+                TwinStep(
+                    name,
+                    account.position(instrument),
+                    account.ledger.account(),
+                    fills.get(name, ()) if fills else (),
+                    name in confirmed,
+                )
+                for name, account in broker.shadows.items()
+            ]
         )
 
 

@@ -19,6 +19,8 @@ from msgspec import Struct
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config import values
+from tracepaper.daemon.feed.book_follower import ReadFrame
+from tracepaper.daemon.feed.live_book import LiveBook
 from tracepaper.strategies.api.timeframes import FrameRange
 from tracepaper.strategies.errors import Fatal, FeedStale, Recoverable
 from tracepaper.strategies.types.market import (
@@ -200,6 +202,8 @@ class StreamRequest(Struct, frozen=True):
 
     ``trades`` come as well where they are asked for, and of an instrument without marks; order
     books of ``depth`` levels a side, where it is not 0, each ``depth_every_ms`` of market time.
+    Where ``fill_levels`` is not 0, every frame of the trades and of a book of so many levels comes
+    by ``on_book``.
     """
 
     instruments: tuple[Instrument, ...]
@@ -207,6 +211,7 @@ class StreamRequest(Struct, frozen=True):
     trades: bool = False
     depth: int = 0
     depth_every_ms: int = 1_000
+    fill_levels: int = 0
 
 
 class Listed(NamedTuple):
@@ -232,6 +237,10 @@ class MarketDataListener(Protocol):
 
     def on_data(self, item: MarketData) -> None:
         """Take what a stream brought."""
+        ...
+
+    def on_book(self, instrument: str, frame: ReadFrame) -> bool:
+        """Take the next frame of a book that fills orders; False where it was lost."""
         ...
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
@@ -396,6 +405,7 @@ class FeedStart(Struct, frozen=True):
     delivered, the ranges of candles of higher timeframes that they do not reach; those of the
     instruments in ``urgent`` are asked for before the others'. Order books of
     ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
+    ``book`` follows the one that fills orders.
     """
 
     interval_ms: int
@@ -413,6 +423,7 @@ class FeedStart(Struct, frozen=True):
     plausible: float = 100.0
     depth: int = 0
     depth_every_ms: int = 1_000
+    book: LiveBook | None = None
 
 
 class BackfillPage(Struct, frozen=True):
@@ -443,8 +454,14 @@ class CloseTimeout(Struct, frozen=True):
     open_time_ms: int
 
 
+class BookFrame(Struct, frozen=True):
+    """The next frame of the book that fills orders."""
+
+    frame: ReadFrame
+
+
 class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = MarketData | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop
+Item = MarketData | BookFrame | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop

@@ -12,8 +12,10 @@ from msgspec import structs
 
 from tracepaper.daemon.clock import Clock, PriceJudge
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
+    BookFrame,
     CloseTimeout,
     EventQueue,
     FeedStart,
@@ -29,6 +31,7 @@ from tracepaper.daemon.feed.client import (
 )
 from tracepaper.daemon.feed.closes import CloseGatherer
 from tracepaper.daemon.feed.funding import FundingSchedule
+from tracepaper.daemon.feed.live_book import OVERFLOW
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
@@ -37,6 +40,7 @@ from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Event,
     FrameBar,
     Funding,
@@ -122,6 +126,7 @@ class LiveFeed:
             certain_s=exchange.certain_s,
         )
         self._is_live = False
+        self._ends_in_gap = False  # nothing of the book that fills was queued since a gap
         self._lacks = FrameQueue({}, urgent=(), candles_max=client.candles_max)
         self._has_promised = False
         self._group = asyncio.TaskGroup()
@@ -133,6 +138,7 @@ class LiveFeed:
                 trades=exchange.trades,
                 depth=start.depth,
                 depth_every_ms=start.depth_every_ms,
+                fill_levels=0 if start.book is None else start.book.levels,
             ),
             self,
         )
@@ -165,8 +171,17 @@ class LiveFeed:
 
     async def __aiter__(self) -> AsyncIterator[Event | None]:
         """Yield events until ``stop``; None keeps the promise of ``is_behind``."""
+        book = self._start.book
         async for event in self._events():
+            if book is not None and isinstance(event, Bar):
+                for update in book.before(event):
+                    yield self._seen(update)
             yield event
+            if book is not None and not isinstance(event, BookUpdate):
+                book.forget()
+            if book is not None and isinstance(event, Bar):
+                for update in book.after(event):
+                    yield self._seen(update)
             # The engine has taken in an event when the next one is asked for.
             if isinstance(event, Funding) and self._judge is not None:
                 is_booked = self._judge.settled_ms(event.instrument) >= event.market_ms
@@ -219,6 +234,20 @@ class LiveFeed:
         elif not self._queue.try_put(item):
             self.counters["overflow_bars"] += 1
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
+
+    def on_book(self, instrument: str, frame: ReadFrame) -> bool:
+        """Queue *frame* of the book that fills orders; what has no room leaves a gap."""
+        del instrument  # a run has one such book
+        if not frame.cause and self._queue.try_put(BookFrame(frame), share=0.75):
+            self._ends_in_gap = False
+            return True
+        if not frame.cause:
+            self.counters["overflow_books"] += 1
+            frame = ReadFrame(self._clock.market_ms(), OVERFLOW)
+        if not self._ends_in_gap:  # the first cause stands
+            self._ends_in_gap = True
+            self._queue.put(BookFrame(frame))
+        return frame.cause != OVERFLOW
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
         """Take in the time of the next settlement of *instrument*."""
@@ -289,9 +318,9 @@ class LiveFeed:
         await self._clock.sleep(wait_s)
         self._queue.put(CloseTimeout(open_ms))
 
-    async def _on_item(  # noqa: C901 - one case an item
+    async def _on_item(  # noqa: C901, PLR0912 - one case an item
         self,
-        item: MarketData | BackfillPage | GapCauseNotice | Submitted,
+        item: MarketData | BookFrame | BackfillPage | GapCauseNotice | Submitted,
     ) -> AsyncIterator[Event]:
         """Yield the events that one item of the queue causes."""
         match item:
@@ -305,6 +334,10 @@ class LiveFeed:
             case OrderBookSample():
                 for block in self._states[item.depth.instrument].take_book(item):
                     yield structs.replace(block, seen_ms=self._clock.market_ms())
+            case BookFrame():
+                if (book := self._start.book) is not None:
+                    for update in book.take(item.frame):
+                        yield self._seen(update)
             case BackfillPage():
                 async for event in self._sequencer.page(item):
                     yield event
@@ -314,6 +347,9 @@ class LiveFeed:
                 yield item.event
             case _:
                 assert_never(item)
+
+    def _seen(self, update: BookUpdate) -> BookUpdate:
+        return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
 
     def _is_event(self, item: Quote | Mark | Trade) -> bool:
         """Keep *item*; return whether it is an event at once, or only before the next bar."""

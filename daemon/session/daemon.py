@@ -26,6 +26,7 @@ from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
+from tracepaper.daemon.feed.live_book import live_book
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
@@ -54,7 +55,7 @@ from tracepaper.daemon.session.resume import (
 )
 from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
 from tracepaper.daemon.session.run_row import (
-    NO_LIVE_BOOKS,
+    live_execution,
     preflight_engine,
     refuse_replayed,
     refuse_size,
@@ -78,7 +79,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.declared import plausible
 from tracepaper.strategies.gates.evaluator import configured
-from tracepaper.strategies.types.decisions import FillModel, Run, Step
+from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Category,
     Command,
@@ -122,10 +123,7 @@ class Daemon:
         listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
     ) -> None:
-        model = config.execution.model
-        if model == "book":
-            raise ConfigInvalid(NO_LIVE_BOOKS)
-        execution = FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
+        execution = live_execution(config)
         self._config = resolved(config, execution)
         self._execution = execution
         self._database = database
@@ -478,6 +476,7 @@ class Daemon:
                 gather_ms=config.market.gather_ms,
                 depth=config.market.depth,
                 depth_every_ms=config.market.depth_every_ms,
+                book=live_book(config, engine.broker),
                 plausible=float(configured(plausible, config.model_dump())),
             ),
             quote_from_ms=engine.broker.quote_from_ms,

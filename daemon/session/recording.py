@@ -22,6 +22,7 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.feed.live_book import LEVELS
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.supervisor import END_WITHIN_S, end, import_path, working
 from tracepaper.strategies.errors import ConfigInvalid
@@ -33,8 +34,6 @@ PAUSE_S: Final = (1.0, 300.0)
 """The first and the longest pause before it is begun again; each further one doubles it."""
 WELL_S = 60.0
 """Seconds at work after which a fault before is over: six times what is held of a block."""
-LEVELS: Final = 200
-"""Levels a side where [market] depth is 0."""
 NICE: Final = 5
 """The niceness of the process: after the daemon, before what may wait."""
 ERROR_MOST: Final = 2_000

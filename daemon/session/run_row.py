@@ -337,10 +337,24 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
             raise ConfigInvalid(f"[retrain] names {name}, which is no file; correct it.")
 
 
-NO_LIVE_BOOKS: Final = (
-    "execution.model 'book' fills orders in a replay alone (tracepaper replay … --events FILE); "
-    "use quote or next_open here."
-)
+def live_execution(config: Config) -> FillModel:
+    """Return what fills orders of a live run; raise ``ConfigInvalid`` for what no book fills."""
+    model = config.execution.model
+    if model != "book":
+        return FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
+    for is_so, what in (
+        (bool(config.strategies.named), "several strategies; trade by [strategy]"),
+        (config.account.margin not in {"none", "isolated"},
+         "an account on cross margin; set account.margin to isolated or none"),
+        (config.market.universe is not None, "a universe; take out [market.universe]"),
+        (len(config.market.symbols) > 1, "several symbols; start a daemon for each"),
+    ):  # fmt: skip
+        if is_so:
+            raise ConfigInvalid(
+                f"execution.model 'book' fills no orders of {what}, or set execution.model = "
+                '"quote".'
+            )
+    return FillModel.BOOK
 
 
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
@@ -349,10 +363,7 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
     _refuse_retraining(config, forecaster)
-    if config.execution.model == "book":
-        raise ConfigInvalid(NO_LIVE_BOOKS)
-    by_open = config.execution.model == "next_open"
-    execution = FillModel.NEXT_OPEN if by_open else FillModel.QUOTE
+    execution = live_execution(config)
     config = resolved(config, execution)
     instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]
     strategies = make_strategies(config, forecaster)

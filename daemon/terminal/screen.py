@@ -6,12 +6,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
 from tracepaper.daemon.broker.broker import SIDES
-from tracepaper.daemon.engine.state import account_title
+from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
 from tracepaper.strategies.gates.declared import operator, risk_halt
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import (
@@ -316,6 +317,9 @@ def _money(state: ScreenState) -> Text:
         if state.cash:
             text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))
         cells.append(text)
+    equity = {name: Decimal(account.equity) for name, account in state.twins.items()}
+    if reserve := reserve_of(Decimal(state.account.equity), equity):
+        cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve / MONEY_SCALE:,.2f} "))
     if state.margin:
         held = state.positions.items()
         used = sum(state.margin[name].used_by(one) for name, one in held if name in state.margin)

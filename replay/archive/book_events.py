@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,9 +20,9 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
+from tracepaper.daemon.bybit.book_frames import EventReader, FrameReader
 from tracepaper.daemon.bybit.messages import decode_book
-from tracepaper.daemon.bybit.order_book import SILENT_MS
-from tracepaper.daemon.bybit.wire import Book, Received, RefusedFrame, Trades, Wire
+from tracepaper.daemon.bybit.wire import Book, Trades
 from tracepaper.replay.archive.members import (
     EVENTS_MARK,
     BlockWriter,
@@ -31,10 +31,10 @@ from tracepaper.replay.archive.members import (
     begins_with,
 )
 from tracepaper.replay.archive.order_book import DepthGap
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, MessageMalformed
-from tracepaper.strategies.order_book import LEVELS_MAX
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import Depth, Instrument
-from tracepaper.strategies.units import MINUTE_MS, iso
+from tracepaper.strategies.units import iso
 
 FORMAT: Final = "tracepaper events"
 VERSION: Final = 1
@@ -173,7 +173,7 @@ class EventsFile(MemberFile):
             assert line is not None
             return self._believes(line, server_ms)
 
-        reader = _Reader(self.header.instrument, self.header.topics, believed)
+        reader = FrameReader(self.header.instrument, self.header.topics, believed)
         for line in self.lines():
             if line.t == GAP:
                 reader.forget()
@@ -191,7 +191,7 @@ class EventsFile(MemberFile):
             )
         return True
 
-    def _read(self, reader: _Reader, line: Line) -> Book | Trades:
+    def _read(self, reader: FrameReader, line: Line) -> Book | Trades:
         read = reader.read(line.data.encode())
         if reader.cause or not isinstance(read, Book | Trades):
             # What a daemon or a recorder does about it is not said of a file.
@@ -224,7 +224,7 @@ class EventsFile(MemberFile):
             while waiting and waiting[0] < until_ms:
                 at_ms = waiting.popleft()
                 silent = "silent" if at_ms - heard_ms > SILENT_MS else ""
-                book = None if cause or silent else reader.depth(topic, at_ms)
+                book = None if cause or silent else reader.depth(at_ms)
                 found.append(book or cause or silent or "empty")
             heard_ms = until_ms
             return True
@@ -233,7 +233,7 @@ class EventsFile(MemberFile):
             assert line is not None
             return self._believes(line, server_ms) and answer(server_ms)
 
-        reader = _Reader(self.header.instrument, self.header.topics, believed)
+        reader = FrameReader(self.header.instrument, self.header.topics, believed)
         for line in self.lines():
             if line.t == GAP:
                 if cause != NOT_RECORDED:
@@ -251,65 +251,6 @@ class EventsFile(MemberFile):
             answer(heard_ms + 1)
         yield from found
         yield from (NOT_RECORDED for _ in waiting)
-
-
-class _Reader:
-    """Reads frames of a book and its trades; ``cause`` is why the last one does not go on."""
-
-    def __init__(
-        self,
-        instrument: Instrument,
-        topics: Sequence[str],
-        accepts: Callable[[int], bool] | None = None,
-    ) -> None:
-        self._instrument, self._topics, self._accepts = instrument, topics, accepts
-        self._is_numbered = not topics[0].startswith("orderbook.1.")
-        self.forget()
-
-    def forget(self) -> None:
-        """Know nothing of what came before."""
-        self.cause = self.said = ""
-        self._wire = Wire(
-            category=self._instrument.category,
-            instruments=[self._instrument],
-            interval_ms=MINUTE_MS,
-            observe=self._accepts,
-            refused=self._refused,
-        )
-
-    def _refused(self, kind: str, sentence: str) -> None:
-        self.said = sentence
-        if kind != "unknown.orderbook":  # a delta of a book that is not known yet
-            self.cause = "sequence" if kind == "skipped.orderbook" else "refused"
-
-    def read(self, frame: bytes) -> Received | None:
-        """Read *frame*; None where it is refused.
-
-        A snapshot that does not follow what was known is read, with a ``cause``.
-        """
-        self.cause = ""
-        before = self._wire.last_update(self._topics[0])
-        try:
-            received = self._wire.receive(frame)
-        except MessageMalformed:
-            return None
-        after = self._wire.last_update(self._topics[0])
-        if (
-            self._is_numbered
-            and before is not None
-            and after is not None
-            and (after - before not in {0, 1})
-        ):
-            self.cause, self.said = "sequence", "It does not follow the frame before it."
-        return None if isinstance(received, RefusedFrame) else received
-
-    def depth(self, topic: str, seen_ms: int) -> Depth | None:
-        """Return the whole book of *topic*; None while a side is empty."""
-        return self._wire.depth(topic, LEVELS_MAX, seen_ms)
-
-    def pop_stale_topics(self) -> set[str]:
-        """Return the topics that need a snapshot, each once."""
-        return self._wire.pop_stale_topics()
 
 
 def is_events_file(path: Path) -> bool:
@@ -395,11 +336,10 @@ class EventsWriter(BlockWriter):
             self._bytes = 0
 
 
-class EventRecorder:
-    """Reads the frames of a connection and has those of its topics written, and every gap.
+class EventRecorder(EventReader):
+    """Has the frames of its topics written as they come, and every gap.
 
-    After a gap no frame of the book is written before a snapshot. *now_ms* is when the frame at
-    hand was received; *accepts* is asked whether its date is believed.
+    *now_ms* is when the frame at hand was received.
     """
 
     def __init__(
@@ -411,33 +351,10 @@ class EventRecorder:
         accepts: Callable[[int], bool],
         now_ms: Callable[[], float],
     ) -> None:
-        self.topics: Final = tuple(topics)
-        self._writer = writer
-        self._now_ms = now_ms
-        self._stale: set[str] = set()
-        self._reader = _Reader(instrument, self.topics, accepts)
+        def write(frame: bytes, _read: object, cause: str) -> None:
+            writer.add(now_ms(), frame, cause)
 
-    def lost(self, cause: str) -> None:
-        """Write a gap for *cause*, and wait for a snapshot."""
-        self._writer.add(self._now_ms(), cause=cause)
-        self._reader.forget()
-
-    def receive(self, frame: bytes) -> Received | None:
-        """Read one frame; None where it was refused, and a new snapshot is needed."""
-        received, cause = self._reader.read(frame), self._reader.cause
-        if cause and received is not None:
-            self._writer.add(self._now_ms(), cause=cause)
-        elif cause:
-            self.lost(cause)
-            self._stale.add(self.topics[0])
-        if isinstance(received, Book | Trades):
-            self._writer.add(self._now_ms(), frame)
-        return received
-
-    def pop_stale_topics(self) -> set[str]:
-        """Return the topics that need a snapshot, each once."""
-        stale, self._stale = self._stale | self._reader.pop_stale_topics(), set()
-        return stale
+        super().__init__(instrument, topics, write, accepts=accepts)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class Request:
     actions: tuple[Path | ActionRow, ...] = ()
     frames: tuple[str | Candles, ...] = ()
     depth: tuple[Path | DepthSource, ...] = ()
-    events: tuple[Path, ...] = ()
+    events: tuple[Path | EventsSource, ...] = ()
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
@@ -124,6 +124,13 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
     if recorded:
         _check_recorded(recorded[0], request)
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
+    if request.resume is not None and not database.exists():
+        raise ConfigInvalid(
+            "--resume goes on with a run of --db FILE; name the database that holds it."
+            if request.database is None
+            else f"{database} does not exist, so it holds no run that could go on (one that was "
+            "stopped before its first bars is not stored); leave --resume out to begin it."
+        )
     if request.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {request.mode!r}; write scan or step.")
     if request.log not in ("full", "acted"):
@@ -244,7 +251,7 @@ def _run(
     from_ms, until_ms = _time(request.from_text, "--from"), _time(request.to_text, "--to")
     depth = [StoredDepth(item) if isinstance(item, Path) else item for item in request.depth]
     refuse_elsewhere(depth, candles, from_ms, until_ms)
-    events = [EventsSource(path) for path in request.events]
+    events = [EventsSource(one) if isinstance(one, Path) else one for one in request.events]
     if request.resume is not None:
         tally = Tally(stopped=watch.stopped)
         run_id = resume_replay(

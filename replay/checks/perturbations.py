@@ -14,20 +14,22 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import wraps
 from importlib.util import source_from_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import structs
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.corporate_actions import ActionRow
+from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import RecordedDepth
-from tracepaper.replay.backtest.book_feed import ChangedSource, FillSource
+from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
@@ -205,6 +207,42 @@ class DerivedStep:
     signal: Signal | Orders | None
     frames: tuple[tuple[int, int, Row | None], ...] = ()
     """Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
+    parts: tuple[Signal | Orders | None, ...] = ()
+    """What each of several strategies on one account signalled; None without equity."""
+
+    @property
+    def by_strategy(self) -> tuple[DerivedStep, ...]:
+        """The step as each of several strategies that are asked decided it, or itself.
+
+        What they want together changes with what they hold, and is no strategy's signal.
+        """
+        said = self.step.strategies
+        if not said:
+            return (self,)
+        return tuple(
+            DerivedStep(
+                structs.replace(self.step, decision=one.decision, strategies=()),
+                self.prediction,
+                signal,
+                self.frames,
+            )
+            for one, signal in zip(said, self.parts, strict=True)
+        )
+
+
+def of_each_strategy(
+    same: Callable[[DerivedStep, DerivedStep], bool],
+) -> Callable[[DerivedStep, DerivedStep], bool]:
+    """Return *same* as it holds for each of several strategies that both steps asked."""
+
+    @wraps(same)
+    def every(one: DerivedStep, two: DerivedStep) -> bool:
+        if not one.step.strategies or not two.step.strategies:
+            return same(one, two)
+        pairs = zip(one.by_strategy, two.by_strategy, strict=True)
+        return all(a.signal is None or b.signal is None or same(a, b) for a, b in pairs)
+
+    return every
 
 
 @dataclass(frozen=True)
@@ -224,6 +262,21 @@ class Files(NamedTuple):
     depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
     actions: Sequence[ActionRow] = ()  # splits and dividends
     events: Sequence[FillSource] = ()  # of order books that fill orders
+
+
+def files_of(
+    candles: Sequence[Candles],
+    frames: Sequence[Candles],
+    depth: Sequence[RecordedDepth],
+    actions: Sequence[Path] | None,
+    events: Sequence[Path] | None,
+) -> Files:
+    """Return what a check replays, *actions* and *events* read from their files.
+
+    Raises ``DataInvalid`` for a file that is none.
+    """
+    sources = [EventsSource(path) for path in events or ()]
+    return Files(candles, frames, depth, read_actions(*(actions or ())), sources)
 
 
 def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:

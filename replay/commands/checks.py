@@ -381,12 +381,10 @@ def lookahead(
 ) -> None:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
     from tracepaper.daemon.config.loading import with_settings
-    from tracepaper.replay.archive.corporate_actions import read_actions
-    from tracepaper.replay.backtest.book_feed import EventsSource
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
-    from tracepaper.replay.checks.perturbations import Files
+    from tracepaper.replay.checks.perturbations import files_of
 
     given, candles = _given(data, with_settings(config, settings))
     most = bars or MOST_BARS
@@ -395,8 +393,7 @@ def lookahead(
     given, books = _with_books(given, looked_at, depth)
     if not frame_data:
         given = _fitted(given, looked_at)
-    files = Files(looked_at, _frames(frame_data), books, read_actions(*(actions or ())))
-    files = files._replace(events=[EventsSource(path) for path in events or ()])
+    files = files_of(looked_at, _frames(frame_data), books, actions, events)
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given, files, fresh, Limits(probes, seconds), mode=mode, allow=allow_reading or (),
@@ -421,6 +418,7 @@ def recursive(
     ] = None,
     frame_data: FrameOption = None,
     depth: DepthOption = None,
+    events: EventsOption = None,
     actions: ActionsOption = None,
     mode: ModeOption = "scan",
     config: ConfigOption = None,
@@ -431,10 +429,9 @@ def recursive(
     from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
-    from tracepaper.replay.archive.corporate_actions import read_actions
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
-    from tracepaper.replay.checks.perturbations import Files
+    from tracepaper.replay.checks.perturbations import files_of
     from tracepaper.replay.checks.recursive import recursive as check
 
     given, candles = _given(data, with_settings(config, settings))
@@ -456,7 +453,7 @@ def recursive(
     with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
         found = check(
             given,
-            Files(candles, frames, books, read_actions(*(actions or ()))),
+            files_of(candles, frames, books, actions, events),
             fresh,
             probes=probes,
             warmup=warmup,

@@ -81,8 +81,12 @@ def replay(
 
     `backtest` is another name of this command.
     """
-    from tracepaper.daemon.config.loading import with_settings
-    from tracepaper.replay.backtest.request import Request, perform
+    try:
+        from tracepaper.daemon.config.loading import with_settings
+        from tracepaper.replay.backtest.request import Request, perform
+    except KeyboardInterrupt:  # loading takes a second or two
+        typer.echo("Interrupted before the replay began; nothing of it is stored.", err=True)
+        raise
 
     given = (*(files or ()), *(data or ()))
     if not given:
@@ -168,6 +172,7 @@ def sweep(
     actions: ActionsOption = None,
     frame_data: FrameDataOption = None,
     depth: DepthOption = None,
+    events: EventsOption = None,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
@@ -214,6 +219,7 @@ def sweep(
         actions=tuple(actions or ()),
         frame_data=frame_data,
         depth=tuple(depth or ()),
+        events=tuple(events or ()),
     )
     kept = state or state_beside(request)
     with _progress(quiet=json or not sys.stderr.isatty()) as progress:

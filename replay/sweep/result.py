@@ -186,6 +186,7 @@ class SweepResult:
             actions=self.request.actions,
             frame_data=list(work.frames) or None,
             depth=self.request.depth,
+            events=self.request.events,
             frames=self.request.library,
         )
 
@@ -220,6 +221,8 @@ class SweepResult:
             words += ["--actions", shlex.quote(str(path))]
         for path in request.depth:
             words += ["--depth", shlex.quote(str(path))]
+        for path in request.events:
+            words += ["--events", shlex.quote(str(path))]
         return " ".join([*words, "--db", "best.db"])
 
     @property

@@ -85,6 +85,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: str | Path | Sequence[str | Path] = (),
+    events: str | Path | Sequence[str | Path] = (),
     on: str | None = None,
     executor: UnitExecutor[Cell, CellResult] | None = None,
     frames: Library | None = None,
@@ -92,10 +93,10 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
 ) -> Sweep:
     """Try the points of *space* on *data*; return every cell, the best, and how much is luck.
 
-    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *actions*, *frame_data* and
-    *depth* are those of ``backtest``. *space* maps an option of the strategy, or ``section.key``,
-    to a list of values, or to a range: (low, high), (low, high, step), or a dictionary with low,
-    high, and step or log. *objective* is a
+    *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *actions*, *frame_data*,
+    *depth* and *events* are those of ``backtest``. *space* maps an option of the strategy, or
+    ``section.key``, to a list of values, or to a range: (low, high), (low, high, step), or a
+    dictionary with low, high, and step or log. *objective* is a
     figure's key (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the
     run. *sampler* is grid, random or tpe; of the last two *trials* points are drawn by *seed*.
     *windows*, ``"90d/30d"``, chooses on 90 days and reports on the 30 after them, over and over.
@@ -117,6 +118,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             funding=paths_of(funding, "funding"), actions=paths_of(actions, "actions"),
             frame_data=frame_data,
             depth=paths_of(depth, "depth"),
+            events=paths_of(events, "events"),
         )  # fmt: skip
     told, wanted = (progress, False) if callable(progress) else (None, progress)
     with notebook.progress("runs", wanted=wanted) as advance:

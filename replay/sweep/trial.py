@@ -32,6 +32,7 @@ from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
 from tracepaper.replay.checks.lookahead import MODEL
@@ -174,6 +175,7 @@ class Work:
     actions: tuple[ActionRow, ...] = ()
     frames: tuple[Candles, ...] = ()
     depth: tuple[StoredDepth, ...] = ()
+    events: tuple[EventsSource, ...] = ()
     made_of: type | None = None  # a class that only this process knows
     kept_in: Path | None = None  # where records wait for the objective that reads them
     tried_checkpoints: tuple[str, ...] = ()  # of the points
@@ -313,6 +315,7 @@ def make(work: Work, cell: Cell) -> CellResult:
             actions=work.actions,
             frames=work.frames,
             depth=work.depth,
+            events=work.events,
             caller=CALLER,
             from_text=None if cell.from_ms is None else str(cell.from_ms),
             to_text=None if cell.until_ms is None else str(cell.until_ms),
@@ -378,6 +381,7 @@ class SweepRequest:
     funding: tuple[Path, ...] = ()
     actions: tuple[Path, ...] = ()
     depth: tuple[Path, ...] = ()
+    events: tuple[Path, ...] = ()
     data_sha256: str = ""
     warnings: tuple[str, ...] = ()  # what every run of it is told
     library: Library | None = None  # of the frames that the result makes
@@ -390,7 +394,7 @@ class SweepRequest:
 
     def header(self) -> dict[str, Any]:
         """Return all that decides every cell: a sweep goes on only with an equal one."""
-        of = self.work.strategy
+        of, events = self.work.strategy, [one.sha256 for one in self.work.events]
         own = of is not None and ":" in of
         with known_class(self.work.made_of):
             made_of = class_sha256(user_class(str(of))) if own else ""
@@ -408,8 +412,23 @@ class SweepRequest:
             "spans": [list(span) for span in self.spans],
             "code": code_version(),
             "depth": [one.sha256 for one in self.work.depth],
+            **({"events": events} if events else {}),
             **({"actions": _texts_of(self.work.actions)} if self.work.actions else {}),
         }
+
+
+def check_several(
+    names: Sequence[str], strategy: str | None, params: Mapping[str, Any] | None
+) -> None:
+    """Raise ``ConfigInvalid`` where a sweep would vary one of several strategies on one account."""
+    own = [name for name in names if name.partition(".")[0] in {name, "strategy", "strategies"}]
+    if not own and strategy is None and not params:
+        return
+    what = f"{own[0]} is a key" if own else "that is an option"
+    raise ConfigInvalid(
+        f"[strategies] names several, and {what} of one; let the sweep vary keys that they share, "
+        "such as sizing.fraction, or sweep one of them as [strategy]."
+    )
 
 
 def read_request(  # noqa: PLR0913 - the options of a sweep
@@ -434,6 +453,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     actions: tuple[Path, ...] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
     depth: tuple[Path, ...] = (),
+    events: tuple[Path, ...] = (),
 ) -> SweepRequest:
     """Return the sweep that is meant; raise ``ConfigInvalid`` or ``DataInvalid``."""
     axes = space_of(space)
@@ -444,7 +464,10 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         raise ConfigInvalid(f"limit_s is {shown(limit_s)}; give seconds above 0, or None.")
     sampler_of(sampler, axes, trials=trials, seed=seed, maximize=maximize)
     given = configured(config)
-    market = load(given).market
+    own = load(given)
+    market = own.market
+    if own.strategies.named:
+        check_several([axis.name for axis in axes], strategy, params)
     items = data_of(data, given)
     candles = tuple(read_market(market, items, symbol=symbol))
     begin, until = (moment_of(value, said) for value, said in ((start, "start"), (end, "end")))
@@ -479,6 +502,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
                 for item in data_of(frame_data, given)
             ),
             depth=tuple(map(StoredDepth, depth)),
+            events=tuple(map(EventsSource, events)),
             made_of=made_of,
             tried_checkpoints=tuple(
                 str(value)
@@ -502,6 +526,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         funding=funding,
         actions=actions,
         depth=depth,
+        events=events,
         data_sha256=data_sha256(candles, _vectors(given)),
         warnings=()
         if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)

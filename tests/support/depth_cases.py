@@ -19,7 +19,7 @@ from msgspec import structs
 from programs import BIN, ROOT, Program
 from waiting import until
 
-from tracepaper.daemon.bybit.order_book import SILENT_MS, DepthRequest
+from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.replay.archive.download import record_live
 from tracepaper.replay.archive.order_book import DepthHeader, DepthWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange
@@ -29,7 +29,7 @@ from tracepaper.replay.learning.order_books import BookDataset
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.training import train
 from tracepaper.strategies.networks.order_book import OrderBookConfig
-from tracepaper.strategies.order_book import KIND
+from tracepaper.strategies.order_book import KIND, SILENT_MS
 from tracepaper.strategies.types.market import Category, Depth
 from tracepaper.strategies.units import DAY_MS
 

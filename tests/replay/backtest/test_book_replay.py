@@ -17,7 +17,6 @@ from depth_cases import FIRST_MS, header, walk, write
 from queue_cases import Say, book, gap, played, send, shows, trade
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
-from tracepaper.daemon.bybit.order_book import SILENT_MS
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
@@ -37,6 +36,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import BookUpdate
 from tracepaper.strategies.units import iso, to_tick
 
@@ -484,10 +484,11 @@ def test_books_of_another_time_or_symbol_are_refused(tmp_path: Path, market: See
         built(tmp_path / "a.db", market, events=[source])
 
 
-def test_a_daemon_says_that_it_has_no_such_model(tmp_path: Path) -> None:
+def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Path) -> None:
     words = ["run", "--set", "execution.model=book", "--set", "storage.url=sqlite:///a.db"]
+    words += ["--set", "market.symbols=BTCUSDT,ETHUSDT"]
     found = programs.run(words, tmp_path)
-    assert (found.code, found.err.count("fills orders in a replay alone")) == (2, 1)
+    assert (found.code, found.err.count("fills no orders of several symbols")) == (2, 1)
     assert not (tmp_path / "a.db").exists()
 
 

@@ -18,7 +18,6 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from msgspec import structs
 
-from tracepaper.daemon.bybit.order_book import SILENT_MS
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
@@ -30,6 +29,7 @@ from tracepaper.replay.checks.book_costs import BookLevels
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
+from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import Depth, Side
 from tracepaper.strategies.units import MINUTE_MS
 

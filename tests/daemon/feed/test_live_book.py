@@ -1,0 +1,189 @@
+"""Frames and bars as they come live: whenever a bar comes, fills are those of a replay."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import pytest
+from depth_cases import FIRST_MS
+from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.feed.book_follower import ReadFrame
+from tracepaper.daemon.feed.live_book import HELD_MOST, LiveBook
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
+from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.run import Tally, predictor_over, run_events, run_replay
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.market import Bar, BookUpdate, Event
+from tracepaper.strategies.units import to_tick
+
+MINUTES = 8
+
+
+class Quoter(Strategy):
+    """Quote both sides of the close, and take back what is held."""
+
+    sees_account = True
+
+    def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item = context.instrument
+        asked = [
+            buy(1.5, limit=to_tick(close - 0.2, item), tag="bid"),
+            sell(1.5, limit=to_tick(close + 0.2, item), tag="ask"),
+        ]
+        if abs(held) > 1:
+            leave = sell if held > 0 else buy
+            asked.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(asked), "quotes")
+
+
+GAP = (3, 6)
+MARKETS: dict[str, dict[str, Any]] = {
+    "whole": {},
+    "a gap": {"gap": GAP},
+    "a silence": {"gap": GAP, "is_silent": True},
+    "no word": {"gap": GAP, "is_silent": True},
+}
+
+
+@pytest.fixture(scope="module", params=MARKETS)
+def market(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> SeededMarket:
+    folder = tmp_path_factory.mktemp("market")
+    made = seeded_market(folder, minutes=MINUTES, every_ms=250, **MARKETS[request.param])
+    if request.param != "no word":
+        return made
+    quiet, file = folder / "quiet.events", EventsFile(made.events)
+    first_ms, last_ms = (FIRST_MS + minute * MINUTE_MS for minute in GAP)
+    with EventsWriter(quiet, file.header) as writer:
+        for line in file.lines():
+            if not first_ms <= line.received_ms < last_ms:
+                writer.add(line.received_ms, line.data.encode())
+    return SeededMarket(made.candles, quiet)
+
+
+def configured(response_ms: int, latency_ms: int) -> Config:
+    return load(
+        None,
+        {
+            "market": {"symbols": ["BTCUSDT"], "interval": "1"},
+            "strategy": {"name": f"{__name__}:Quoter"},
+            "account": {"cash": "100000000"},
+            "execution": {"model": "book", "latency_ms": latency_ms, "response_ms": response_ms},
+        },
+    )
+
+
+def built(path: Path, market: SeededMarket, response_ms: int, latency_ms: int = 300) -> Replay:
+    return build(
+        configured(response_ms, latency_ms), [read_candles(str(market.candles), category="linear")],
+        started_at_ms=1, database=path, events=[EventsSource(market.events)],
+    )  # fmt: skip
+
+
+def as_they_come(
+    book: LiveBook, events: Iterable[Event], frames: Iterable[ReadFrame], late_ms: int
+) -> Iterator[Event]:
+    """Yield what a feed makes of *frames* and *events* whose bars come *late_ms* after a close."""
+    coming = iter(frames)
+    frame = next(coming, None)
+    for event in events:
+        if not isinstance(event, Bar):
+            yield event
+            book.forget()
+            continue
+        while frame is not None and frame.at_ms <= event.close_time_ms + late_ms:
+            yield from book.take(frame)
+            frame = next(coming, None)
+        yield from book.before(event)
+        yield event
+        book.forget()
+        yield from book.after(event)
+
+
+def live(path: Path, market: SeededMarket, late_ms: int, response_ms: int, latency_ms: int) -> None:
+    replay = built(path, market, response_ms, latency_ms)
+    watch = replay.engine.broker.watch
+    book = LiveBook(ITEM.id, watch, interval_ms=MINUTE_MS, response_ms=response_ms)
+    way = predictor_over(replay)
+    start = [event for event in [*way.events(replay)][:1] if not isinstance(event, Bar)]
+    (item,) = replay.instruments
+    frames = EventsSource(market.events).frames(item)
+    events = as_they_come(book, chain(start, replay.feed.events()), frames, late_ms)
+    log = SqlAuditLog.open(path)
+    log.begin(replay.run, replay.engine.gate_sets)
+    run_events(events, way.predictor, replay.engine, log, Tally())
+    log.end(1)
+    log.close()
+
+
+def told(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(sql).fetchall()
+
+
+FILLS = "SELECT filled_ms, side, price_text, quantity_text, liquidity FROM v_fills ORDER BY rowid"
+EVENTS = "SELECT kind, market_ms, content FROM v_events ORDER BY sequence"
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "response_ms", "latency_ms"),
+    [(0, 0, 300), (700, 0, 300), (4_900, 400, 300), (700, 0, 59_900), (4_900, 0, 59_990)],
+)
+def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
+    tmp_path: Path, market: SeededMarket, late_ms: int, response_ms: int, latency_ms: int
+) -> None:
+    known, path = tmp_path / "known.db", tmp_path / "live.db"
+    replay = built(known, market, response_ms, latency_ms)
+    log = SqlAuditLog.open(known)
+    run_replay(replay, log, Tally())
+    log.end(1)
+    log.close()
+    live(path, market, late_ms, response_ms, latency_ms)
+    found, wanted = told(path, EVENTS), told(known, EVENTS)
+    bars = [place for place, event in enumerate(found) if event[0] == "bar"]
+    assert len(bars) == MINUTES
+    assert found[: bars[-1] + 1] == wanted[: bars[-1] + 1]
+    assert sum(event[0] == "book" for event in found) > 5
+    last_ms = int(replay.feed.candles[0].closes_ms[-1]) - response_ms
+    assert [one for one in told(path, FILLS) if one[0] <= last_ms] == told(known, FILLS)
+    with Reader.open(path) as reader:
+        assert verify_run(reader, path, reader.find("last")).differences == []
+
+
+def test_a_bar_that_never_comes_holds_nothing_up_for_long(tmp_path: Path) -> None:
+    market = seeded_market(tmp_path, minutes=2)
+    replay = built(tmp_path / "a.db", market, 0)
+    book = LiveBook(ITEM.id, replay.engine.broker.watch, interval_ms=MINUTE_MS, response_ms=0)
+    bar = next(event for event in replay.feed.events() if isinstance(event, Bar))
+    updates: list[BookUpdate] = [*book.before(bar), *book.after(bar)]
+    due_ms = bar.close_time_ms + MINUTE_MS
+    assert updates == []
+    for at_ms in range(due_ms + 1, due_ms + 1 + HELD_MOST):
+        assert [*book.take(ReadFrame(at_ms, trades=()))] == []
+    assert book.held == HELD_MOST
+    assert [*book.take(ReadFrame(due_ms + HELD_MOST, trades=()))] == []
+    assert book.held == 0  # too many
+    other = LiveBook(ITEM.id, replay.engine.broker.watch, interval_ms=MINUTE_MS, response_ms=0)
+    assert [*other.before(bar), *other.after(bar)] == []
+    for late_ms, held in ((1, 1), (5_000, 2), (5_001, 0), (5_002, 0)):
+        assert [*other.take(ReadFrame(due_ms + late_ms))] == []
+        assert other.held == held
+    assert [*other.after(bar), *other.before(bar)] == []  # a revision of an older bar
+    assert [*other.take(ReadFrame(due_ms + MINUTE_MS - 1))] == []
+    assert other.held == 0

@@ -1,0 +1,280 @@
+"""Live orders that the exchange's book fills, as a replay of the recorded events fills them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import own_strategies as own
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from programs import BIN, Program
+from several_live import check_parity, check_record, trading
+from waiting import until
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import RunKind
+from tracepaper.strategies.units import to_tick
+
+TOPICS = 5  # candles, quotes, marks, the book and its trades
+SYMBOL = "BTCUSDT"
+
+
+class Quoter(Strategy):
+    """Quote both sides of the close, and take what is held too much of."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._away, self._size = float(str(options["away"])), float(str(options["size"]))
+
+    def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item, size = context.instrument, self._size
+        asked = [
+            buy(size, limit=to_tick(close * (1 - self._away), item), tag="bid"),
+            sell(size, limit=to_tick(close * (1 + self._away), item), tag="ask"),
+        ]
+        if abs(held) > size / 2:
+            leave = sell if held > 0 else buy
+            asked.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(asked), "quotes")
+
+
+def sections(**market: Any) -> dict[str, dict[str, Any]]:
+    return {
+        "exchange": {"time_scale": 60.0, "ahead_ms": 600_000, "backoff_max_s": 0.1},
+        "market": {"symbols": [SYMBOL], **market},
+        "strategy": {
+            "name": f"{__name__}:Quoter",
+            "options": {"away": 0.0002, "size": 0.05},
+        },
+        "account": {"cash": "100000000"},
+        "model": {"checkpoint": "none"},
+        "execution": {"model": "book", "latency_ms": 1_500, "response_ms": 50},
+    }
+
+
+def served(**keys: Any) -> ExchangeSettings:
+    data = made_candles(walk_rows(400), symbol=SYMBOL)
+    return ExchangeSettings(candles=(data,), manual=True, start=200, speed=60.0, **keys)
+
+
+def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(sql).fetchall()
+
+
+FILLS = (
+    "SELECT filled_ms, side, price_text, quantity_text, liquidity, model FROM v_fills ORDER BY 1"
+)
+BOOKS = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY sequence"
+
+
+def causes(path: Path) -> list[str]:
+    found = [json.loads(content)["cause"] for _, content in rows(path, BOOKS)]
+    return [cause for cause in found if cause]
+
+
+async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(
+    tmp_path: Path,
+) -> None:
+    folder, path = tmp_path / "kept", tmp_path / "live.db"
+    given = sections(record_events=str(folder))
+    async with (
+        EmbeddedExchange(served()) as exchange,
+        trading(exchange, path, **given) as live,
+    ):
+        await live.listening(TOPICS + 2)  # those of the process that records
+        for _ in range(12):
+            await live.close_bar({SYMBOL})
+    found = rows(path, FILLS)
+    assert {row[5] for row in found} == {"book"}
+    assert {row[4] for row in found} == {"MAKER", "TAKER"}
+    assert len(found) > 5
+    check_parity(path, tmp_path)
+    candles = tmp_path / f"{SYMBOL}_1m.csv"
+    with candles.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow(["open_time", "open", "high", "low", "close", "volume"])
+        out.writerows(
+            rows(
+                path,
+                "SELECT b.open_time_ms, b.open_text, b.high_text, b.low_text, b.close_text, "
+                "b.volume_text FROM v_bars b JOIN v_decisions d USING (run_id, sequence) "
+                "ORDER BY b.open_time_ms",
+            )
+        )
+    again = tmp_path / "replayed.db"
+    del given["market"]["record_events"]
+    replay = build(
+        load(None, given),
+        [read_candles(str(candles), category="linear")],
+        started_at_ms=1,
+        database=again,
+        events=[EventsSource(folder / f"{SYMBOL}.events")],
+    )
+    log = SqlAuditLog.open(again)
+    run_replay(replay, log, Tally())
+    log.end(1)
+    log.close()
+    check_record(again)
+    assert rows(again, FILLS) == found
+
+
+TWO = {name: {"name": "sma_cross", "share": "0.5"} for name in ("a", "b")}
+BOOK = {"topic": "orderbook.200.BTCUSDT"}
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "disconnect": ({}, "disconnected"),
+    "drop": (BOOK, "sequence"),
+    "malformed": (BOOK, "refused"),
+    "crossed_book": (BOOK, "refused"),
+    "ahead_book": ({**BOOK, "ms": 1_200_000}, "refused"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+async def test_what_was_not_heard_is_a_gap_behind_which_a_limit_is_at_the_back(
+    tmp_path: Path, kind: str
+) -> None:
+    """Planted: a frame of the book, or the connection, is lost while limits rest."""
+    keys, cause = FAULTS[kind]
+    path = tmp_path / "live.db"
+    async with EmbeddedExchange(served()) as exchange, trading(exchange, path, **far()) as live:
+        await live.listening(TOPICS)
+        for _ in range(2):
+            await live.close_bar({SYMBOL})
+        lost = set(exchange.hub.connections)
+        exchange.arm(kind, **keys)
+        for _ in range(4):
+            await exchange.advance(4_000)
+        if kind == "disconnect":
+            await live.until(lambda: lost.isdisjoint(exchange.hub.connections))
+            await live.listening(TOPICS)
+        for _ in range(3):
+            await live.close_bar({SYMBOL})
+        await live.until(lambda: len(causes(path)) > 1)
+    assert causes(path) == ["stopped", cause]
+    check_parity(path, tmp_path)
+
+
+async def test_a_start_puts_what_rests_at_the_back_and_counts_frames_on(tmp_path: Path) -> None:
+    path = tmp_path / "live.db"
+    async with EmbeddedExchange(served()) as exchange:
+        for _ in range(2):
+            async with trading(exchange, path, **sections()) as live:
+                await live.listening(TOPICS)
+                for _ in range(5):
+                    await live.close_bar({SYMBOL})
+    assert causes(path) == ["stopped", "stopped"]
+    frames = [json.loads(content)["frame"] for _, content in rows(path, BOOKS)]
+    assert frames == sorted(frames)
+    assert len(rows(path, FILLS)) > 4
+    check_parity(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "what"),
+    [
+        ({"market": {"symbols": [SYMBOL, "ETHUSDT"]}}, "several symbols; start a daemon for each"),
+        ({"market": {"universe": {"top": 1}}}, "a universe; take out"),
+        ({"account": {"margin": "cross", "leverage": "2"}}, "an account on cross margin"),
+        (
+            {"strategy": {}, "strategies": TWO},
+            "several strategies",
+        ),
+    ],
+)
+def test_what_no_live_book_fills_is_refused_in_a_sentence(
+    tmp_path: Path, changed: dict[str, dict[str, Any]], what: str
+) -> None:
+    given = {"execution": {"model": "book"}, "strategy": {"name": "sma_cross"}, **changed}
+    given = {name: section for name, section in given.items() if section}
+    with pytest.raises(ConfigInvalid, match=f"execution.model 'book' fills no orders of {what}"):
+        Daemon(load(None, given), tmp_path / "a.db", kind=RunKind.LIVE)
+
+
+def far() -> dict[str, dict[str, Any]]:
+    """Limits so far from the close that they rest."""
+    given = sections()
+    given["strategy"]["options"]["away"] = 0.002
+    return given
+
+
+STRATEGY = """
+from tracepaper.strategies.api.context import Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.units import to_tick
+
+
+class Rests(Strategy):
+    sees_account = True
+
+    def decide(self, context):
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item = context.instrument
+        asked = [
+            buy(0.05, limit=to_tick(close * 0.9998, item), tag="bid"),
+            sell(0.05, limit=to_tick(close * 1.0002, item), tag="ask"),
+        ]
+        if held:
+            leave = sell if held > 0 else buy
+            asked.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(asked), "rests")
+"""
+
+
+@pytest.mark.slow
+async def test_a_killed_daemon_goes_on_from_the_back_of_the_queue(tmp_path: Path) -> None:
+    (tmp_path / "rests_live.py").write_text(STRATEGY)
+    path = tmp_path / "live.db"
+
+    def decided() -> int:
+        return len(rows(path, "SELECT 1 FROM v_decisions")) if path.exists() else 0
+
+    async with EmbeddedExchange(served()) as exchange:
+        (tmp_path / "run.toml").write_text(
+            f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"\n'
+            "ahead_ms = 600000\nrequests_per_s = 100\ncertain_s = 0.5\n"
+            '[strategy]\nname = "rests_live:Rests"\n[model]\ncheckpoint = "none"\n'
+            '[execution]\nmodel = "book"\n[account]\ncash = "1000000"\n[http]\nport = 0\n'
+        )
+        command = [str(BIN / "tracepaper"), "run", "-c", "run.toml", "--db", "live.db"]
+        for name, stop in (("first", signal.SIGKILL), ("second", signal.SIGTERM)):
+            daemon = Program(command, tmp_path, name=name, extra={"PYTHONPATH": str(tmp_path)})
+            try:
+                await until(
+                    lambda: sum(len(one.topics) for one in exchange.hub.connections) >= TOPICS
+                )
+                for _ in range(4):
+                    before = decided()
+                    for _ in range(12):
+                        await exchange.advance(5_000)
+                    await until(lambda before=before: decided() > before)
+                await exchange.advance(20_000)
+            finally:
+                daemon.process.send_signal(stop)
+                ended = daemon.end()
+            await until(lambda: not exchange.hub.connections)
+    assert ended.code == 0, ended.err
+    assert causes(path) == ["stopped", "stopped"]
+    with own.importable(tmp_path):
+        check_parity(path, tmp_path)
+    assert {row[5] for row in rows(path, FILLS)} == {"book"}

@@ -1,0 +1,154 @@
+"""Events of books as people give them: typed, from Python, in a sweep, in checks, and wrongly."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import own_strategies as own
+import pytest
+from seeded_events import SeededMarket, seeded_market
+
+from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.sweep.executor import InThisProcess
+
+STRATEGY = """
+from tracepaper.strategies.api.context import Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.units import to_tick
+
+
+class Quotes(Strategy):
+    sees_account = True
+
+    def __init__(self, options):
+        self.away = float(options.get("away", 0.2))
+
+    def decide(self, context):
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item = context.instrument
+        asked = [
+            buy(1.5, limit=to_tick(close - self.away, item), tag="bid"),
+            sell(1.5, limit=to_tick(close + self.away, item), tag="ask"),
+        ]
+        if abs(held) > 2:
+            leave = sell if held > 0 else buy
+            asked.append(leave(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(asked), f"quotes around {held}")
+"""
+RUN = """
+[strategy]
+name = "quotes_at_books:Quotes"
+[account]
+cash = "100000000"
+[model]
+checkpoint = "none"
+[execution]
+model = "book"
+"""
+CONFIG = {
+    "account": {"cash": "100000000"},
+    "model": {"checkpoint": "none"},
+    "execution": {"model": "book"},
+}
+MARKET = ("--category", "linear")
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
+    return seeded_market(tmp_path_factory.mktemp("market"), minutes=90, every_ms=3_000)
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "quotes_at_books.py").write_text(STRATEGY)
+    (tmp_path / "run.toml").write_text(RUN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRACEPAPER_TRIALS", str(tmp_path / "trials.db"))
+    return tmp_path
+
+
+def typed(place: Path, *words: str | Path) -> int:
+    with own.importable(place):
+        return invoke([str(word) for word in words])
+
+
+def fills(path: Path) -> list[tuple[Any, ...]]:
+    sql = "SELECT filled_ms, side, price_text, quantity_text, model FROM v_fills ORDER BY sequence"
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(sql).fetchall()
+
+
+def test_the_command_the_call_and_a_sweep_make_the_same_run(
+    place: Path, market: SeededMarket
+) -> None:
+    given = ("-c", "run.toml", "--events", market.events, "--db", "a.db")
+    assert typed(place, "replay", market.candles, *given) == 0
+    with own.importable(place):
+        backtest(
+            "quotes_at_books:Quotes", market.candles, config=CONFIG, events=market.events, db="b.db"
+        ).close()
+        swept = sweep(
+            "quotes_at_books:Quotes", market.candles, {"away": [0.2, 0.4]}, config=CONFIG,
+            events=[market.events], objective="return", executor=InThisProcess(), progress=False,
+        )  # fmt: skip
+    found = fills(place / "a.db")
+    assert len(found) > 8
+    assert {row[4] for row in found} == {"book"}
+    assert fills(place / "b.db") == found
+    assert [cell.error for cell in swept.cells] == ["", ""]
+    assert swept.command is not None
+    words = shlex.split(swept.command)
+    assert words[words.index("--events") + 1] == str(market.events)
+    ways = {cell.point["away"]: cell.value for cell in swept.cells}
+    assert ways[0.2] != ways[0.4]
+
+
+def test_a_sweep_is_typed_and_goes_on_only_with_the_same_events(
+    place: Path, market: SeededMarket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ("-c", "run.toml", "--space", "execution.latency_ms=100,5000", "--objective", "return")
+    words = ("sweep", market.candles, *given, "--jobs", "1", "--json", "--state", "s.db")
+    assert typed(place, *words, "--events", market.events) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert len({cell["value"] for cell in told["cells"]}) == 2
+    (tmp_path / "other").mkdir()
+    other = seeded_market(tmp_path / "other", minutes=90, every_ms=3_000, seed=2)
+    assert typed(place, *words, "--events", other.events) == 2
+    assert "s.db" in capsys.readouterr().err
+
+
+def test_recursive_goes_on_in_the_middle_of_a_book(
+    place: Path, market: SeededMarket, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("recursive", "--data", f"BTCUSDT={market.candles}", "-c", "run.toml", "--bars", "90")
+    assert typed(place, *words, "--events", market.events, "--probes", "2", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["differences"] == []
+    assert told["probes"] == 2
+
+
+def test_bad_input_is_one_sentence(place: Path, market: SeededMarket) -> None:
+    name, candles = "quotes_at_books:Quotes", market.candles
+    (place / "wrong.events").write_bytes(b"no events")
+    by_open = {**CONFIG, "execution": {"model": "next_open"}}
+    with own.importable(place):
+        for made in (
+            lambda **keys: backtest(name, candles, **keys),
+            lambda **keys: sweep(name, candles, {"away": [0.2]}, objective="return", **keys),
+        ):
+            with pytest.raises((ConfigInvalid, DataInvalid), match=r"missing\.events"):
+                made(config=CONFIG, events="missing.events")
+            with pytest.raises(DataInvalid, match=r"wrong\.events"):
+                made(config=CONFIG, events="wrong.events")
+        with pytest.raises(ConfigInvalid, match="needs recorded order books"):
+            backtest(name, candles, config=CONFIG)
+        with pytest.raises(ConfigInvalid, match="is next_open"):
+            backtest(name, candles, config=by_open, events=market.events)
+        with pytest.raises(ConfigInvalid, match="events"):
+            backtest(name, candles, config=CONFIG, events=3)  # type: ignore[arg-type]
