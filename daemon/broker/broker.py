@@ -67,8 +67,8 @@ class Save(IntEnum):
 
 SIDES: Final = tuple(PositionSide)
 ONE_WAY: Final = (
-    "the strategy names a position_side, and the account is in one-way mode; set "
-    'account.position_mode to "hedge", or name none'
+    "The strategy names a position_side, and the account is in one-way mode; set "
+    'account.position_mode to "hedge", or name none.'
 )
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 

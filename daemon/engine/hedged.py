@@ -44,8 +44,8 @@ from tracepaper.strategies.types.market import Bar, Event, Instrument
 
 HORIZON: Final = "horizon"
 NO_SIDE: Final = (
-    "the strategy ordered without a position_side, which the account needs in hedge mode; give "
-    "buy() and sell() position_side=PositionSide.LONG or SHORT"
+    "The strategy ordered without a position_side, which the account needs in hedge mode; give "
+    "buy() and sell() position_side=PositionSide.LONG or SHORT."
 )
 
 

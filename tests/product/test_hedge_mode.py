@@ -93,8 +93,8 @@ class Process:
         if started:
             self.feed(self.opened.started(START_MS))
         for event in given:
-            is_bar = isinstance(event, Bar)
-            if not started and is_bar and event.open_time_ms >= START_MS + WARM * MINUTE:
+            is_late = isinstance(event, Bar) and event.open_time_ms >= START_MS + WARM * MINUTE
+            if not started and is_late:
                 self.feed(self.opened.started(START_MS))
                 started = True
             self.feed(event)
@@ -209,15 +209,15 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         flat = {one.twin for one in last.twins if not one.position.quantity}
         for side, _, net in trades:
             if side in flat:
-                (one,) = (one.position for one in last.twins if one.twin == side)
-                earned = one.realized_pnl - one.fees_paid - one.funding_paid
+                (kept,) = (one.position for one in last.twins if one.twin == side)
+                earned = kept.realized_pnl - kept.fees_paid - kept.funding_paid
                 assert net * 10**10 == pytest.approx(earned, rel=1e-9)
         sums = connection.execute(
             "SELECT position_side, sum(amount) FROM v_ledger WHERE kind <> 'opened' GROUP BY 1"
         ).fetchall()
         for side, amount in sums:
-            (one,) = (one.account for one in last.twins if one.twin == side)
-            assert amount * 10**10 == pytest.approx(one.cash - 500_000_000_000_000, abs=100)
+            (account,) = (one.account for one in last.twins if one.twin == side)
+            assert amount * 10**10 == pytest.approx(account.cash - 500_000_000_000_000, abs=100)
         orders = connection.execute(
             "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
         ).fetchall()
@@ -368,8 +368,8 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
     last = process.steps[-1]
     databases = Databases([path])
     shown = databases.find(process.opened.run.run_id)
-    held = [(one.side, float(one.quantity_text)) for one in holdings(shown)]
-    assert held == [
+    shown_as = [(one.side, float(one.quantity_text)) for one in holdings(shown)]
+    assert shown_as == [
         (one.twin if one.position.quantity else "FLAT", abs(one.position.quantity) / 1_000)
         for one in last.twins
     ]
@@ -382,10 +382,10 @@ def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
         monitor.observe(step)
     found = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
     bar = next(step for step in reversed(process.steps) if isinstance(step.event, Bar))
-    for one in bar.twins:
-        side = found[one.twin.lower()]
-        assert side["quantity"] == unscaled(one.position.quantity, 3)
-        assert ("liquidation_price" in side) is bool(one.position.quantity)
+    for twin in bar.twins:
+        side = found[twin.twin.lower()]
+        assert side["quantity"] == unscaled(twin.position.quantity, 3)
+        assert ("liquidation_price" in side) is bool(twin.position.quantity)
 
 
 async def test_live_equals_its_replay(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ class Drawn(Strategy):
         assert account.long is not None
         assert account.short is not None
         assert account.long.quantity >= 0 >= account.short.quantity
-        note = {
+        note: dict[str, float | str | None] = {
             "long": account.long.quantity,
             "short": account.short.quantity,
             "net": account.position.quantity,
