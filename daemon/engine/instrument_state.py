@@ -10,10 +10,9 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import Intent, PaperAccount, is_entry
 from tracepaper.daemon.broker.exit_plans import Expected
 from tracepaper.daemon.broker.orders import Sent
-from tracepaper.daemon.engine.gate_judgement import GateJudgement
 from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
 from tracepaper.daemon.engine.price_checks import PriceBelief
-from tracepaper.daemon.engine.risk import RiskWatch
+from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
 from tracepaper.daemon.engine.state import (
     INTEGRITY,
     JUDGEMENT,
