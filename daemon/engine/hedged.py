@@ -38,6 +38,7 @@ from tracepaper.strategies.types.decisions import (
     PositionSide,
     Prediction,
     Step,
+    TwinStep,
 )
 from tracepaper.strategies.types.market import Bar, Event, Instrument
 
@@ -222,6 +223,7 @@ class HedgedEngine(Engine):
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
+        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
         """Return the step of *event*, with both sides of its instrument."""
         if instrument is not None:
@@ -235,5 +237,5 @@ class HedgedEngine(Engine):
                 ]
         return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            decision_sha256, accepted=accepted, belief=belief, saves=saves,
+            decision_sha256, accepted=accepted, belief=belief, saves=saves, twins=twins,
         )  # fmt: skip
