@@ -513,6 +513,7 @@ class Engine:
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
+        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
 
@@ -520,9 +521,10 @@ class Engine:
         """
         broker = self.broker
         position, account, entries = broker.own.report(instrument)
-        twins: tuple[TwinStep, ...] = ()
-        if broker.shadows and instrument is not None and (decision or filled.shadows):
-            twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
+        if twins is None:
+            twins = ()
+            if broker.shadows and instrument is not None and (decision or filled.shadows):
+                twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:

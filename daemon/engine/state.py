@@ -329,14 +329,16 @@ class Shadows:
     ) -> tuple[TwinStep, ...]:
         """Return what a step holds of each account; *confirmed* did so with their positions."""
         return tuple(
-            TwinStep(
-                name,
-                account.position(instrument),
-                account.ledger.account(),
-                fills.get(name, ()),
-                name in confirmed,
-            )
-            for name, account in broker.shadows.items()
+            [
+                TwinStep(
+                    name,
+                    account.position(instrument),
+                    account.ledger.account(),
+                    fills.get(name, ()) if fills else (),
+                    name in confirmed,
+                )
+                for name, account in broker.shadows.items()
+            ]
         )
 
 

@@ -152,7 +152,7 @@ class Notices:
             refusals.begin(bar, step)
             daily.begin(bar, step)
         for one in step.strategies:
-            name, reason = one.strategy, one.decision.reason
+            name, reason = one.strategy, one.outcome.reason
             if reason.startswith(SET_ASIDE) and name not in self._set_aside:
                 self._set_aside.add(name)
                 note = _shortened(reason)

@@ -385,8 +385,7 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         due |= {"calendar_version": None, "calendar_sha256": None}
     for name, _, value in of_start(run, model):
         due[name] = value
-    starts = reader.starts(run.run_id)
-    if starts:
+    if starts := reader.starts(run.run_id):
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
     if run.code_version == code_version() or not 0 <= run.rules <= len(CHANGES):
         due["rules"] = len(CHANGES)

@@ -140,8 +140,7 @@ class Reader(ReadOnly):
                         " restore a backup."
                     )
             raise DataInvalid(
-                "The database holds no run yet; `tracepaper replay --db FILE` or `tracepaper run` "
-                "begins one, and stores it with its first bars."
+                "The database holds no run yet; `tracepaper run` or replay makes one."
             )
         if wanted == "last":
             return ids[-1]

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
     FLAG,
     HASH,
     MONEY,
@@ -19,8 +20,10 @@ from tracepaper.storage.record.columns import (
     SEQUENCE_BITS,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
+    STEP_GATES,
     TABLES,
     TIME,
+    measure_name,
 )
 from tracepaper.strategies.types.decisions import ACTING_ONLY
 
@@ -28,6 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tracepaper.storage.record.columns import Column
+
+_MEASURES: Final = " ".join(
+    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
+    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
+    for gate in gates
+)
+MEASURE: Final = f"CASE g.gate {_MEASURES} END"
+"""The measure of a gate ``g`` in the decision of step ``s`` with answer ``a``."""
 
 # ---------------------------------------------------------------- numbers and times in SQL
 

@@ -12,6 +12,7 @@ from tracepaper.storage.database.view_columns import (
     LIQUIDATED_AT,
     MARKED_SIDE,
     MARKET_MS,
+    MEASURE,
     OF_SIDES,
     SIDE_HELD,
     V_TRADES,
@@ -31,16 +32,13 @@ from tracepaper.storage.database.view_columns import (
     text,
 )
 from tracepaper.storage.record.columns import (
-    ANSWER_GATES,
     BAR_COLUMNS,
     FORECAST_COLUMNS,
     MONEY,
     PRICE,
     QUANTITY,
     SEQUENCE_BITS,
-    STEP_GATES,
     TABLES,
-    measure_name,
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, INDEXED_KINDS
 from tracepaper.strategies.months import MONTH_MS
@@ -251,12 +249,6 @@ V_DECISIONS: Final = View(
     _DECIDED + "LEFT JOIN answers a ON a.step = s.step",
 )
 
-_MEASURES: Final = " ".join(
-    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
-    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
-    for gate in gates
-)
-
 V_GATES: Final = View(
     "v_gates",
     "one gate's verdict on a decision",
@@ -264,9 +256,7 @@ V_GATES: Final = View(
         *of_step("s"),
         Shown("ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"),
         *shown("g", "gate_sets", "gate"),
-        Shown(
-            "measure", f"CASE g.gate {_MEASURES} END", "null where it could not be computed", "REAL"
-        ),
+        Shown("measure", MEASURE, "null where it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
         Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),

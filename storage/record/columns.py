@@ -26,7 +26,7 @@ from typing import Any, Final
 from msgspec import Struct, json
 from msgspec.structs import replace
 
-from tracepaper.storage.record.answer_json import note_text, strategies_text
+from tracepaper.storage.record.answer_json import note_text
 from tracepaper.strategies.gates.gate import GATES, Gate, GateKind, gate_order
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -365,7 +365,6 @@ _ANSWERS = (
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
     Column(name="note", kind=TEXT, null=True, read=note_text),
-    Column(name="strategies", kind=TEXT, null=True, read=strategies_text),
 )
 HEAD_COLUMNS: Final = (
     "heads",
@@ -521,6 +520,7 @@ _TWIN_STEPS = _made(
     _whole("account_unrealized_pnl", null=True),
     _whole("equity", null=True),
     _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
+    Column(name="decided", kind=TEXT, null=True),  # see ``KeptDecision``
 )
 
 _PRUNES = (

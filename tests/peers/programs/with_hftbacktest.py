@@ -6,6 +6,7 @@ was filled by within one millisecond is one row.
 
 import json
 import sys
+from bisect import bisect_right
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,13 @@ def fills_of(task: dict[str, Any]) -> list[list[float]]:
     hbt = HashMapMarketDepthBacktest([asset(task)])
     orders, fills = task["orders"], []
     left = {number: float(order[3]) for number, order in enumerate(orders, 1)}
+    times = sorted({row[0] for row in task["events"]})
 
     def until(at_ms: int) -> None:
-        while hbt.current_timestamp < at_ms * MS:
-            if hbt.elapse(min(MS, at_ms * MS - hbt.current_timestamp)) != 0:
+        while (now_ns := hbt.current_timestamp) < at_ms * MS:
+            place = bisect_right(times, now_ns // MS)  # nothing happens before the next of them
+            next_ms = times[place] if place < len(times) else at_ms
+            if hbt.elapse(min(next_ms, at_ms) * MS - now_ns) != 0:
                 return
             held = hbt.orders(0)
             for number, before in left.items():
