@@ -227,7 +227,6 @@ def with_more(case: Case, rng: random.Random) -> None:
 
 
 REFUSED: Final[Mapping[str, Callable[[Case], bool]]] = {
-    "several strategies on cross margin": lambda of: {"several", "cross"} <= of.kinds,
     "several strategies and a universe": lambda of: {"several", "universe"} <= of.kinds,
     "several strategies of shares": lambda of: "several" in of.kinds and of.world == "shares",
     "a book and cross margin": lambda of: of.world == "book" and "cross" in of.kinds,
