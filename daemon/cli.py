@@ -268,6 +268,8 @@ def _usage_sentence(error: typer.TyperException) -> str:
     command = path.rpartition(" ")[2]
     if option in REPLACED.get(command, {}):
         message = f"{option} is {REPLACED[command][option]} now"
+    if "unexpected extra argument" in message and ".toml" in message:
+        message += "; give a configuration by --config"
     return f"{message}; see `{path} --help`."
 
 

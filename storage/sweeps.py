@@ -76,7 +76,9 @@ class SweepFile:
         self._is_new = row is None
         if row is not None and (held := json.loads(row[0])) != wanted:
             self.close()
-            differing = next(name for name in wanted if held.get(name) != wanted[name])
+            differing = next(  # held keys last: an option that is left out now has its key there
+                name for name in (*wanted, *held) if held.get(name) != wanted.get(name)
+            )
             raise ConfigInvalid(
                 f"{path} holds a sweep with another {differing.replace('_', ' ')}; name another "
                 "file, or give what that sweep was given."

@@ -35,7 +35,15 @@ from tracepaper.daemon.broker.matching import Matched, matters_from, touched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
-from tracepaper.strategies.types.decisions import Action, Confirmation, Fill, FillModel, Order
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Confirmation,
+    Fill,
+    FillModel,
+    Order,
+    PositionSide,
+)
 from tracepaper.strategies.types.market import (
     BY_REST,
     Bar,
@@ -57,6 +65,11 @@ class Save(IntEnum):
     NOW = 2  # by this step; within a close, by its last one
 
 
+SIDES: Final = tuple(PositionSide)
+ONE_WAY: Final = (
+    "the strategy names a position_side, and the account is in one-way mode; set "
+    'account.position_mode to "hedge", or name none'
+)
 _LATER: Final = Save.LATER  # a member is slow to look up on its class, and entries do it
 
 
@@ -259,6 +272,8 @@ class Broker:
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
         """Let whoever waits for another signal on *instrument* learn the newest one."""
+        if signal.position_side is not None:
+            raise StrategyFailed(ONE_WAY)
         for resting in self._resting[instrument]:
             if resting.is_guarded:
                 break
@@ -335,6 +350,7 @@ class Broker:
         account = self.own if shadow is None else self.shadows[shadow]
         at_ms = self._sent_ms(bar, at_ms)
         if isinstance(intent, Orders):
+            _refuse_sides(intent)
             listed = account.send(intent, bar, sequence=sequence, at_ms=at_ms)
             if listed:
                 self.save = Save.NOW
@@ -534,6 +550,8 @@ class Broker:
         for name, state in shadows.items():
             if name in self.shadows:  # another run may have had other ones
                 self.shadows[name].restore(state)
+            elif name in SIDES:
+                refuse_switch(state)
         self.save = Save.NO
         for one in confirmed:
             self.save = Save.LATER
@@ -542,6 +560,23 @@ class Broker:
                 account.confirm(one.instrument, one.open_time_ms)
         known = self.own.ledger.fills
         known.update({key: list(given) for key, given in fills.items() if key in known})
+
+
+def _refuse_sides(asked: Orders) -> None:
+    if any(getattr(one, "position_side", None) for one in asked.requests):
+        raise StrategyFailed(ONE_WAY)
+
+
+def refuse_switch(*accounts: AccountState) -> None:
+    """Raise ``ConfigInvalid`` where *accounts* of another position mode hold or order anything."""
+    for account in accounts:
+        for key, book in account.books.items():
+            if book.holding.quantity or book.orders.order is not None or book.orders.others:
+                raise ConfigInvalid(
+                    f"The newest run in this database holds or orders {key} in another position "
+                    "mode, and the exchange switches account.position_mode without positions and "
+                    "orders alone; close them in that mode (FLATTEN), or take another database."
+                )
 
 
 def _marked(fills: Sequence[Fill], *, while_down: bool) -> tuple[Fill, ...]:

@@ -333,10 +333,15 @@ class CrossFunds(_Calls, LedgerFunds):
 
     def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
         """Return the liquidation in place of *fill*, a close that costs more than there is."""
-        if (found := self._after(fill)) is None or found[0] >= 0:
+        if not self.is_ruin(fill):
             return None
         made = self.account.liquidate(self.key, fill.reference_price, at_ms, is_ruin=True)
         return made.fills, made.booked, made.orders
+
+    def is_ruin(self, fill: Fill) -> bool:
+        """Return whether less than nothing would be left after *fill*."""
+        found = self._after(fill)
+        return found is not None and found[0] < 0
 
     def _after(self, fill: Fill) -> tuple[int, dict[str, CrossLine]] | None:
         """Return balance and lines after *fill*, the instrument at the price that it met."""

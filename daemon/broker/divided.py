@@ -9,6 +9,7 @@ The rules are docs/one_account.md, J12 to J23.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
@@ -22,11 +23,11 @@ from tracepaper.daemon.broker.account import (
     as_they_stand,
 )
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save, _marked
-from tracepaper.daemon.broker.ledger import Booked
 from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Sent
 from tracepaper.daemon.broker.sub_accounts import (
     SharedAccount,
+    SharedCrossAccount,
     SubAccount,
     apportion,
     crossed,
@@ -86,9 +87,8 @@ class DividedBroker(Broker):
                 )
         usual = next(iter(settings.values()))
         self._instruments = {item.id: item for item in instruments}
-        own = SharedAccount(
-            instruments, replace(usual, exits=None), ranges=self._ranges, keeps_ledger=True
-        )
+        opens = partial(SharedCrossAccount, marked=self._marked) if self.is_cross else SharedAccount
+        own = opens(instruments, replace(usual, exits=None), ranges=self._ranges, keeps_ledger=True)
         rest = MONEY_SCALE - sum(shares.values())
         self._weights = [*shares.values(), rest]
         *cash, self.reserve = apportion(usual.cash, self._weights)
@@ -110,6 +110,7 @@ class DividedBroker(Broker):
         self.sent: dict[str, Sent] = {}  # what each strategy's newest intent came to
         self.crossed: dict[str, list[Fill]] = {}  # of each strategy, in no step yet
         self._proposal: Proposal | None = None
+        self.is_reached = False  # whether every part stands as the newest proposal asks
 
     # ------------------------------------------------------------ what the market does
 
@@ -123,15 +124,9 @@ class DividedBroker(Broker):
     ) -> Filled:
         """Let one event meet the net order, share its fills, and then meet each protection."""
         matched = match(self.own)
-        orders, fills = matched.orders, [*matched.fills]
-        booked: list[Booked] = [*matched.booked]
+        fills, booked = [*matched.fills], [*matched.booked]
         shared: dict[str, list[Fill]] = {}
-        for fill in matched.fills:
-            orders = as_they_stand(orders, self._share(fill, matched, shared, sequence))
-        if matched.fills:
-            closing = {one.order_id for one in matched.orders if one.reduce_only}
-            is_taken = any(fill.order_id in closing for fill in matched.fills)
-            self._agree(instrument, is_taken=is_taken)
+        orders = self._share_all(matched, shared, sequence)
         is_changed = bool(orders)
         protected: list[Fill] = []
         for name, part in self.parts.items():
@@ -146,6 +141,11 @@ class DividedBroker(Broker):
                 if waited:  # the net order was for another part
                     ended = tuple(self._shared.give_up(instrument, CHANGED))
                     orders = as_they_stand(orders, ended)
+            if (ruined := self._take_over_ruined()) is not None:
+                self._agree(instrument)
+                fills += ruined.fills
+                booked += ruined.booked
+                orders = as_they_stand(orders, self._share_all(ruined, shared, sequence))
         if protected:
             self._agree(instrument)
             at_ms = protected[-1].filled_ms
@@ -159,6 +159,32 @@ class DividedBroker(Broker):
         return Filled(
             _marked([*fills, *protected], while_down=while_down), orders, by_name, tuple(booked)
         )
+
+    def _take_over_ruined(self) -> Matched | None:
+        """Have the account taken over where a close would cost more than it has on cross margin."""
+        own = self.own
+        if not isinstance(own, SharedCrossAccount) or (ruin := own.ruin) is None:
+            return None
+        own.ruin = None
+        return own.liquidate(ruin.instrument, ruin.price, ruin.at_ms, is_ruin=True)
+
+    def _share_all(
+        self, matched: Matched, shared: dict[str, list[Fill]], sequence: int
+    ) -> tuple[Order, ...]:
+        """Share every fill of the account in *matched*; return its orders, and what changes.
+
+        On cross margin a price of one instrument may take away the others.
+        """
+        orders = matched.orders
+        closing = {one.order_id for one in matched.orders if one.reduce_only}
+        filled: dict[str, bool] = {}
+        for fill in matched.fills:
+            orders = as_they_stand(orders, self._share(fill, matched, shared, sequence))
+            key = fill.instrument
+            filled[key] = filled.get(key, False) or fill.order_id in closing
+        for key, is_taken in filled.items():
+            self._agree(key, is_taken=is_taken)
+        return orders
 
     def _share(
         self, fill: Fill, matched: Matched, shared: dict[str, list[Fill]], sequence: int
@@ -214,6 +240,8 @@ class DividedBroker(Broker):
         if not self._instruments[key].category.is_cash and any(due):
             for account, part in zip(accounts, funding_parts(paid, due), strict=True):
                 account.book_funding(key, part)
+        if self.is_cross:
+            return self._liquidate(key, self.own.ledger.price(key), funding.market_ms, sequence)
         changed = self.own.set_liquidation_price(key, sequence, funding.market_ms)
         return Filled(orders=changed)
 
@@ -246,7 +274,7 @@ class DividedBroker(Broker):
     def propose(self, proposal: Proposal | None) -> None:
         """Keep what the strategies ask for until the account is asked for all of it together."""
         self._proposal = proposal
-        self.sent = {}
+        self.sent, self.is_reached = {}, False
 
     def submit(
         self,
@@ -296,6 +324,7 @@ class DividedBroker(Broker):
         if not self.own.held(instrument) == intent.target == own.target:
             return False
         self.sent = dict.fromkeys(proposal.intents, UNCHANGED)
+        self.is_reached = True
         if intent.is_entry or any(one.is_entry for one in proposal.intents.values()):
             self.save = self.save or Save.LATER
         return True

@@ -10,16 +10,19 @@ The rules are docs/one_account.md, J12 to J20.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.cross_account import CrossAccount, CrossFunds
 from tracepaper.daemon.broker.exit_orders import Protector
-from tracepaper.daemon.broker.ledger import Ledger, LedgerFunds
+from tracepaper.daemon.broker.ledger import Ledger, LedgerFunds, Liquidated, MarginCalls
 from tracepaper.daemon.broker.matching import Matched
 from tracepaper.daemon.broker.orders import UNCHANGED, Moment, RestingOrders, Sent
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, Order, Position
-from tracepaper.strategies.types.market import Instrument
+from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import MONEY_SCALE
 
 
@@ -100,12 +103,20 @@ class VirtualOrders(RestingOrders):
         return tuple(self._resized(held)) if self.others else ()
 
 
+class Ruin(NamedTuple):
+    """Where a strategy's close would have cost more than the account has on cross margin."""
+
+    instrument: str
+    price: int
+    at_ms: int
+
+
 class _PartFunds(LedgerFunds):
     """What the fill of a protective order moves: the part, and the account by as much."""
 
-    def __init__(self, part: Ledger, own: Ledger, instrument: str) -> None:
+    def __init__(self, part: Ledger, own: PaperAccount, instrument: str) -> None:
         super().__init__(part, instrument)
-        self._own, self._part = own, part
+        self._own, self._part = own.ledger, part
         self.apply_fill = self._apply_to_both
 
     def _apply_to_both(self, fill: Fill) -> None:
@@ -122,6 +133,44 @@ class _PartFunds(LedgerFunds):
         return self._own.refusal(fill)
 
 
+class _CrossPartFunds(_PartFunds):
+    """The same on cross margin: implements ``MarginCalls`` for the closes that ruin the account.
+
+    Prices call the account before they meet any part's protection.
+    """
+
+    def __init__(self, part: Ledger, own: SharedCrossAccount, instrument: str) -> None:
+        super().__init__(part, own, instrument)
+        self._account = own
+        self._whole = CrossFunds(own, instrument)
+        self.calls: MarginCalls | None = self
+
+    def refusal(self, fill: Fill) -> str | None:
+        """Return why the account's balance cannot bear *fill*, or None."""
+        return self._whole.refusal(fill)
+
+    def at(self, start: int, end: int) -> int | None:
+        """Return None: the account's own path says where it is called."""
+        del start, end
+        return None
+
+    def is_called_within(self, bar: Bar) -> bool:
+        """Return False, as :meth:`at` says."""
+        del bar
+        return False
+
+    def liquidate(self, price: int, at_ms: int) -> Liquidated:
+        """Raise: nothing calls the account here."""
+        raise InvariantBroken(f"a part of {self._instrument} was called at {price}, {at_ms}")
+
+    def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
+        """Leave out *fill* where it costs more than there is, and have the account taken over."""
+        if not self._whole.is_ruin(fill):
+            return None
+        self._account.ruin = Ruin(self._instrument, fill.reference_price, at_ms)
+        return (), (), ()
+
+
 class SubAccount(PaperAccount):
     """The part of one strategy in an account that several share."""
 
@@ -134,7 +183,7 @@ class SubAccount(PaperAccount):
         place: int,
     ) -> None:
         """Open the part of the strategy in *place*; the margin is the account's alone."""
-        settings = replace(settings, leverage=None)
+        settings = replace(settings, leverage=None, is_cross=False)
         super().__init__(instruments, settings)
         for at, item in enumerate(instruments):
             orders = self.orders[item.id] = VirtualOrders(
@@ -143,7 +192,11 @@ class SubAccount(PaperAccount):
             # Beyond those of the account itself, liquidations among them.
             orders.first = 1_000_000 * (1 + place) + 1_000 * at
             self.protectors[item.id] = Protector(orders, item, settings.exits)
-            self._funds[item.id] = _PartFunds(self.ledger, own.ledger, item.id)
+            self._funds[item.id] = (
+                _CrossPartFunds(self.ledger, own, item.id)
+                if isinstance(own, SharedCrossAccount)
+                else _PartFunds(self.ledger, own, item.id)
+            )
 
     def open_part(self, instrument: str) -> int:
         """Return the signed quantity of the part that its target still wants."""
@@ -203,3 +256,9 @@ class SharedAccount(PaperAccount):
         if orders.order is not None:
             self._stale.add(instrument)
             yield orders.end(orders.order, reason)
+
+
+class SharedCrossAccount(SharedAccount, CrossAccount):
+    """The same on cross margin."""
+
+    ruin: Ruin | None = None  # which a close of a strategy would have been, and is in its place

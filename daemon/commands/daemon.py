@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
@@ -56,6 +56,9 @@ def run(
 
 
 Document = dict[str, object]
+REASONS_SHOWN: Final = 5
+WHOLE_INSTRUMENTS: Final = 8
+"""``status`` shows the gates of so many instruments, and a line for each of more."""
 
 
 def status(
@@ -106,7 +109,9 @@ def _parts(document: Document) -> list[RenderableType]:
         f"up to event {document['sequence']}"
     )
     parts: list[RenderableType] = [head, Text(counts, "dim")]
-    parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons]
+    parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
+    if (more := len(reasons) - REASONS_SHOWN) > 0:
+        parts.append(Text(f"and {more} more; --json has all", "yellow"))
     if (retraining := cast("Document | None", document["retraining"])) is not None:
         parts.append(Text(_retraining(retraining, cast("int", document["market_ms"])), "dim"))
     if (parity := cast("Document | None", document["parity"])) is not None:
@@ -124,7 +129,10 @@ def _parts(document: Document) -> list[RenderableType]:
     if document["account"] is not None:
         parts.append(_accounts(document))
     instruments = cast("dict[str, Document]", document["instruments"])
-    parts += [_instrument(name, facts) for name, facts in instruments.items()]
+    if len(instruments) > WHOLE_INSTRUMENTS:
+        parts.append(_many_instruments(instruments))
+    else:
+        parts += [_instrument(name, facts) for name, facts in instruments.items()]
     return parts
 
 
@@ -155,6 +163,8 @@ def _parity(facts: Document) -> RenderableType:
 def _accounts(document: Document) -> RenderableType:
     from rich.table import Table
 
+    from tracepaper.daemon.engine.state import RESERVE, reserve_of
+
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
     columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
     if "margin_used" in cast("Document", document["account"]):
@@ -164,7 +174,12 @@ def _accounts(document: Document) -> RenderableType:
         table.add_column(
             column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "), justify="right"
         )
-    accounts = {"run": document["account"], **cast("Document", document["twins"])}
+    twins = cast("dict[str, dict[str, str]]", document["twins"])
+    own = cast("dict[str, str]", document["account"])
+    accounts: Document = {"run": own, **twins}
+    equity = {name: Decimal(facts["equity"]) for name, facts in twins.items()}
+    if reserve := reserve_of(Decimal(own["equity"]), equity):
+        accounts[RESERVE] = {"equity": str(reserve), "cash": str(reserve)}
     for name, account in accounts.items():
         facts = cast("dict[str, str]", account)
         table.add_row(
@@ -180,6 +195,23 @@ def _accounts(document: Document) -> RenderableType:
     return table
 
 
+def _many_instruments(instruments: dict[str, Document]) -> RenderableType:
+    """Return a line for each of many instruments, those that hold a position first."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
+    for column in ("instrument", "close", "position", "decision"):
+        table.add_column(column, justify="right" if column in {"close", "position"} else "left")
+    for name in sorted(instruments, key=lambda each: instruments[each].get("quantity", "0") == "0"):
+        facts = instruments[name]
+        words = f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip()
+        if (gate := facts.get("refused_by")) is not None:
+            words += f" (refused by {gate})"
+        table.add_row(name, str(facts["close"]), str(facts.get("quantity", "0")), words)
+    table.caption = "the gates of each: --json"
+    return table
+
+
 def _instrument(name: str, facts: Document) -> RenderableType:
     from rich.console import Group
     from rich.table import Table
@@ -190,11 +222,14 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     head = Text.assemble(
         (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
     )
-    if "margin" in facts:
-        head.append(
-            f"margin {Decimal(str(facts['margin'])):,.2f} at {facts['leverage']} x, liquidated at "
-            f"{facts['liquidation_price']}  "
-        )
+    positions = cast("dict[str, Document]", facts.get("sides", {"": facts}))
+    for side, held in positions.items():  # in hedge mode both
+        head.append(f"{side} {held['quantity']}  " if side else "")
+        if "margin" in held:
+            head.append(
+                f"margin {Decimal(str(held['margin'])):,.2f} at {held['leverage']} x, liquidated "
+                f"at {held['liquidation_price']}  "
+            )
     head.append(f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip())
     table = Table(box=None, pad_edge=False, header_style="dim")
     for column in ("gate", "measure", "threshold"):
@@ -298,35 +333,57 @@ def init(
         typer.echo(f"Wrote {path}; `tracepaper run -c {path}` uses it.")
 
 
+ConfigArgument = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="The configuration, as by --config.")
+]
+
+
+def _one_of(file: Path | None, config: Path | None) -> Path | None:
+    """Return the configuration, named with or without ``--config``."""
+    if file is not None and config is not None:
+        raise ConfigInvalid(f"{file} and --config {config} are two configurations; name one file.")
+    return file or config
+
+
 @config_app.command()
 def check(
-    config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
+    file: ConfigArgument = None,
+    *,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
+    from tracepaper.daemon.config.several import strategy_name
     from tracepaper.daemon.session.run_row import preflight, refuse_class_that_exits
 
-    loaded = load(with_settings(config, settings))
+    loaded = load(with_settings(_one_of(file, config), settings))
     refuse_class_that_exits(loaded)
     preflight(loaded, loaded.storage.path)
     if json:
         print_json({"valid": True, "config_sha256": loaded.sha256()})
     else:
-        market, strategy = loaded.market, loaded.strategy
+        market = loaded.market
         typer.echo(
-            f"The configuration can be used: {strategy.name} on {', '.join(market.symbols)} "
+            f"The configuration can be used: {strategy_name(loaded)} on "
+            f"{', '.join(market.symbols)} "
             f"({market.category}, interval {market.interval}), hash {loaded.sha256()[:12]}."
         )
 
 
 @config_app.command()
 def show(
-    config: ConfigOption = None, settings: SetOption = None, *, json: JsonOption = False
+    file: ConfigArgument = None,
+    *,
+    config: ConfigOption = None,
+    settings: SetOption = None,
+    json: JsonOption = False,
 ) -> None:
     """Print the configuration as it will be used, defaults and environment included."""
     from tracepaper.daemon.config.loading import load, render, with_settings
 
-    loaded = load(with_settings(config, settings))
+    loaded = load(with_settings(_one_of(file, config), settings))
     if json:
         print_json({**loaded.document(), "config_sha256": loaded.sha256()})
     else:

@@ -46,7 +46,7 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.several import StrategiesSection, fault_of_share
+from tracepaper.daemon.config.several import StrategiesSection, fault_of_share, refuse_account
 from tracepaper.daemon.config.values import (
     ExitsSection,
     Section,
@@ -57,7 +57,6 @@ from tracepaper.daemon.config.values import (
 )
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
-from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, time_of
 
 DEFAULT_FILE: Final = "tracepaper.toml"
@@ -128,8 +127,8 @@ class Config(BaseModel):
     def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Without order books, a universe, recorded events, covariates, exits or several strategies
-        their keys are left out: a run has the hash that it had before these keys existed.
+        Without order books, a universe, recorded events, covariates, exits, hedge mode or several
+        strategies their keys are left out: a run has the hash that it had before they existed.
         """
         document = {
             name: {key: canonical(value) for key, value in table.items()}
@@ -141,6 +140,8 @@ class Config(BaseModel):
         for key in ("universe", "record_events"):
             if getattr(self.market, key) is None:
                 del document["market"][key]
+        if self.account.position_mode == "one_way":
+            del document["account"]["position_mode"]
         if self.model.covariates is None:
             del document["model"]["covariates"]
         if self.exits == ExitsSection():
@@ -296,14 +297,8 @@ def load_with_origins(
     _refuse_secrets(sources)
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     config = _with_model_defaults(config, origins)
-    category = config.market.category
     # Checked here and not by the sections: a stored run that says so is still read.
-    if config.account.margin != "none" and category != Category.LINEAR.value:
-        raise ConfigInvalid(
-            f'{origins["account", "margin"]}: [account] margin = "{config.account.margin}" is for '
-            f'linear positions, and category "{category}" is paid in full; take it out, or set '
-            'market.category to "linear".'
-        )
+    refuse_account(config, origins)
     if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
         raise ConfigInvalid(
             f"{origins[both[0]]} gives [strategy], and [strategies] names several; leave one out."

@@ -447,6 +447,8 @@ class AccountSection(Section):
     """Cash at the start, in quote currency."""
     margin: Literal["none", "isolated", "cross"] = "none"
     """Of linear positions: none (limited by [risk] alone), isolated or cross, with liquidation."""
+    position_mode: Literal["one_way", "hedge"] = "one_way"
+    """Of linear symbols: one position each, or in hedge mode a long and a short one at a time."""
     leverage: Annotated[Exact, Field(ge=1, le=200)] = Decimal(1)
     """Of positions on margin; at most what the risk tier of the position's size allows."""
 

@@ -22,6 +22,8 @@ from tracepaper.daemon.config.values import (
     allowed,
     json_object,
 )
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import MONEY_DECIMALS
 
 if TYPE_CHECKING:
@@ -111,8 +113,9 @@ class StrategiesSection(Section):
                     )
                 if not _NAME.fullmatch(name) or name in TWIN_NAMES:
                     raise ValueError(
-                        f"[strategies.{name}] cannot have that name; use small letters, digits and "
-                        "underscores, and no name of a shadow account"
+                        f"[strategies.{ascii(name)[1:-1]:.40}] cannot have that name; use small "
+                        "letters, digits and underscores, at most 31, and no name of a shadow "
+                        "account"
                     )
                 if "share" not in given:
                     raise ValueError(
@@ -197,6 +200,43 @@ def shares_of(config: Config) -> dict[str, int]:
     return {
         name: int(one.share.scaleb(MONEY_DECIMALS)) for name, one in config.strategies.named.items()
     }
+
+
+def refuse_account(config: Config, origins: Mapping[tuple[str, str], str]) -> None:
+    """Raise ``ConfigInvalid`` where [account] asks for what the rest does not take.
+
+    *origins* say where each key was given.
+    """
+    account, category = config.account, config.market.category
+    is_linear = category == Category.LINEAR.value
+    if account.margin != "none" and not is_linear:
+        raise ConfigInvalid(
+            f'{origins["account", "margin"]}: [account] margin = "{account.margin}" is for '
+            f'linear positions, and category "{category}" is paid in full; take it out, or set '
+            'market.category to "linear".'
+        )
+    if account.position_mode == "one_way":
+        return
+    place = f'{origins["account", "position_mode"]}: [account] position_mode = "hedge"'
+    if not is_linear or config.market.asset == "stock":
+        what = "shares are" if config.market.asset == "stock" else f'category "{category}" is'
+        raise ConfigInvalid(
+            f"{place} is for linear positions, and {what} paid in full; take it out, or set "
+            'market.category to "linear".'
+        )
+    if account.margin not in {"none", "isolated"}:  # where one position answers for another
+        raise ConfigInvalid(
+            f"{place} has no cross margin yet; set account.margin to isolated or none."
+        )
+    if config.strategies.named:
+        raise ConfigInvalid(
+            f"{place} is for one strategy, and [strategies] names several; take it out, or trade "
+            "by [strategy]."
+        )
+    if config.strategy.twins:
+        raise ConfigInvalid(
+            f"{place} has no shadow accounts, and [strategy] twins names some; take them out."
+        )
 
 
 def fault_of_share(first: Mapping[str, Any], place: str, key: str) -> str:

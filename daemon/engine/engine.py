@@ -84,6 +84,9 @@ OF_THE_RUN: Final = ""
 class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
+    state_type: type[InstrumentState] = InstrumentState
+    broker_type: type[Broker] = Broker
+
     def __init__(
         self,
         instruments: Sequence[Instrument],
@@ -106,7 +109,7 @@ class Engine:
         self.declared = {key: one for key, one in owners.items() if one is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.states = {
-            item.id: InstrumentState(
+            item.id: self.state_type(
                 item,
                 strategies[item.id],
                 sizers[item.id],
@@ -122,7 +125,7 @@ class Engine:
             {item.id: strategies[item.id] for item in instruments}, settings.passing
         )
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
-        self.broker = Broker(
+        self.broker = self.broker_type(
             instruments,
             settings.broker,
             {key: state.history.day_range for key, state in self.states.items()},
@@ -510,6 +513,7 @@ class Engine:
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
+        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
         """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
 
@@ -517,9 +521,10 @@ class Engine:
         """
         broker = self.broker
         position, account, entries = broker.own.report(instrument)
-        twins: tuple[TwinStep, ...] = ()
-        if broker.shadows and instrument is not None and (decision or filled.shadows):
-            twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
+        if twins is None:
+            twins = ()
+            if broker.shadows and instrument is not None and (decision or filled.shadows):
+                twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:

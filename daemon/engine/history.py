@@ -75,7 +75,6 @@ class InstrumentHistory:
         "_splits",
         "_strategy_needs",
         "_tick",
-        "_whole",
         "_window",
         "_writes_record",
         "bars",
@@ -108,7 +107,6 @@ class InstrumentHistory:
         self._of = instrument, strategy, settings
         self._tick = instrument.tick_size
         self.last_bar: Bar | None = None
-        self._whole: InstrumentHistory | None = None
         self._parts: list[InstrumentHistory] = []  # of each of several strategies
         # As many as strategy and sizer look back on.
         self._strategy_needs, self._needed = strategy.warmup, max(strategy.warmup, sizer.bars)
@@ -180,16 +178,12 @@ class InstrumentHistory:
 
         Of higher timeframes each history has its own. The whole is warm where one part is.
         """
-        self._whole = whole
         whole._parts.append(self)
-        self.plausibility = whole.plausibility
+        self.plausibility, self.day_range = whole.plausibility, whole.day_range
         self.window_sha256 = bytes  # that of the whole is stored
 
     def observe(self, bar: Bar) -> None:
         """Take in the next closed bar."""
-        if (whole := self._whole) is not None:
-            self._observe_part(bar, whole)
-            return
         last = self.last_bar
         self.missing_bars = 0
         if last is not None:
@@ -214,14 +208,15 @@ class InstrumentHistory:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs
 
-    def _observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
-        """Take in *bar* as far as it is not that of the *whole*."""
+    def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
+        """Take in *bar* as far as it is not that of the *whole*, which was shown it first."""
         self.last_bar, self.missing_bars = bar, whole.missing_bars
         self.plausible, self.canonical = whole.plausible, whole.canonical
         if self._writes_record:
             self.record.append(bar)
-        for frame in self.frames.values():
-            frame.add(bar)
+        if self.frames:
+            for frame in self.frames.values():
+                frame.add(bar)
         if self.bars < self._needed:
             self.bars += 1
             self.knows_bars = self.bars >= self._strategy_needs

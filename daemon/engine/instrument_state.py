@@ -44,6 +44,7 @@ from tracepaper.strategies.types.decisions import (
     Forecast,
     Prediction,
     PredictionTimeout,
+    StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
 from tracepaper.strategies.units import unscaled
@@ -296,6 +297,13 @@ class InstrumentState:
             self.belief.hide_false(history.books, bar, before)
         history.day_range.push(bar)
 
+    def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
+        """Show *bar* as :meth:`observe` does, after the *whole* that all strategies share."""
+        self.history.observe_part(bar, whole)
+        if self._sizes_by_bars:
+            self._sizer.observe(bar)
+        self.strategy.observe(bar)
+
     def ask_with(
         self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
     ) -> BarContext:
@@ -479,6 +487,25 @@ class InstrumentState:
         if decision.outcome.unfilled_reason == refusal:
             return decision
         return self.outcomes.unfilled(decision, refusal)
+
+    def repeated(self, bar: Bar, *, is_running: bool) -> Decision | None:
+        """Return the newest decision once more, where :meth:`decide` would repeat it for HOLD."""
+        gates, last = self.gates, self.outcomes.newest
+        gates.see_bar(bar, self.history, self.quote, self.instrument.status, is_running=is_running)
+        measures, passed = gates.evaluator.judge(gates.inputs)
+        if not self._repeats or last is None or passed != last.outcome.passed:
+            return None
+        return Decision(last.outcome, last.target_quantity, measures)
+
+    def hashes(self, decision: Decision, prediction: Prediction) -> tuple[bytes, bytes]:
+        """Return the hash of the window of *decision*, and its own."""
+        history = self.history
+        decided = self._decision_hash.digest(history.canonical, prediction, decision)
+        return history.window_sha256(), decided
+
+    def content(self, decided: StrategyDecision) -> bytes:
+        """Return what the hash of the account's decision has of *decided*, one that it nets."""
+        return self._decision_hash.content(decided)
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""

@@ -16,12 +16,15 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent, is_entry
+from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled, Save
 from tracepaper.daemon.broker.divided import DividedBroker, Proposal
+from tracepaper.daemon.broker.sub_accounts import SubAccount
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.history import InstrumentHistory
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings, EngineState, PartsState
+from tracepaper.storage.record.digest import several_digest
 from tracepaper.strategies.api.context import BarContext, Orders, Signal
 from tracepaper.strategies.api.sizing import NO_ACCOUNT, Sizer, Sizing, SizingAccount, SizingMode
 from tracepaper.strategies.api.strategy import DeclaredState, Strategy, remembered
@@ -39,14 +42,16 @@ from tracepaper.strategies.types.decisions import (
     SinceDecided,
     Step,
     StrategyDecision,
+    TwinStep,
 )
-from tracepaper.strategies.types.market import Bar, Event, Instrument
+from tracepaper.strategies.types.market import Bar, Closed, Event, Instrument
 from tracepaper.strategies.units import DAY_MS, divide_half_even
 
 NEVER: Final = "never"
 UNCHANGED: Final = "no strategy changed its target"
 SET_ASIDE: Final = "set aside: "
 """Begins the reason of a strategy that failed."""
+_HOLD: Final = Signal(Action.HOLD, UNCHANGED)
 NO_EQUITY: Final = "its sub-account has no equity left"
 _ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]+")
 _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
@@ -60,12 +65,15 @@ class StrategyMember:
         self.name = name
         self.set_aside = ""  # why, once it failed
         self.is_empty = False  # its sub-account has no equity
+        self.closed = ""  # why it holds nothing; empty while it is asked
         self.states: dict[str, InstrumentState] = {}
+        self.failed: list[StrategyMember] = []  # of all, those that did and are in no state yet
 
-    @property
-    def closed(self) -> str:
-        """Why it holds nothing; empty while it is asked."""
-        return self.set_aside or (NO_EQUITY if self.is_empty else "")
+    def know(self, *, set_aside: str | None = None, is_empty: bool | None = None) -> None:
+        """Learn that it was set aside, or whether its sub-account has no equity."""
+        self.set_aside = self.set_aside if set_aside is None else set_aside
+        self.is_empty = self.is_empty if is_empty is None else is_empty
+        self.closed = self.set_aside or (NO_EQUITY if self.is_empty else "")
 
     def fail(self, why: str) -> None:
         """Set it aside, for good in this run; what it holds is closed by its next decision."""
@@ -74,7 +82,8 @@ class StrategyMember:
             line = " ".join(same.split())[:_SENTENCE_MOST]
             # A lone surrogate, of a file's name say, could be stored nowhere.
             text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
-            self.set_aside = f"{SET_ASIDE}{text}"
+            self.know(set_aside=f"{SET_ASIDE}{text}")
+            self.failed.append(self)
 
 
 class Guarded(Strategy):
@@ -119,10 +128,11 @@ class Guarded(Strategy):
             except StrategyFailed as error:
                 self._member.fail(str(error))
             else:
-                if isinstance(answer, Signal):
+                if isinstance(answer, Signal) and answer.position_side is None:
                     return answer
+                what = "a position side" if isinstance(answer, Signal) else "a list of orders"
                 self._member.fail(
-                    "it answered a list of orders, which several strategies on one account do not "
+                    f"it answered {what}, which several strategies on one account do not "
                     "take; let it return a Signal"
                 )
         return Signal(Action.FLAT, self._member.closed)
@@ -147,7 +157,7 @@ class Netted(Strategy):
         self.frames_warmup = {
             name: max(of[name] for of in wanted if name in of) for name in self.frames
         }
-        self.answer = Signal(Action.HOLD, UNCHANGED)
+        self.answer = _HOLD
 
     @property
     def remembers(self) -> int:
@@ -166,6 +176,8 @@ class NetSizer(Sizer):
         super().__init__(Sizing(SizingMode.NOTIONAL, notional=1), instrument)
         self.net = 0
         self.states: list[InstrumentState] = []  # of each strategy
+        self.whole: InstrumentHistory | None = None  # which they share
+        self.follows_signal = True  # of HOLD, the one signal that comes again
         self._remembers = remembers
 
     @property
@@ -175,8 +187,9 @@ class NetSizer(Sizer):
 
     def observe(self, bar: Bar) -> None:
         """Show *bar* to every strategy, after all that they share was shown it."""
+        assert self.whole is not None
         for state in self.states:
-            state.observe(bar)
+            state.observe_part(bar, self.whole)
 
     def change(self, instrument: Instrument) -> None:
         """Use new filters for the net target, and for that of every strategy."""
@@ -228,12 +241,74 @@ class _Declared:
                 declared.hand_back(stored[member.name])
 
 
-class _Said(NamedTuple):
-    """What a strategy decided at the bar in hand, before its step holds it."""
+class _Asked:
+    """One strategy on one instrument: what is asked of it at each bar, and what it decided last."""
 
-    member: StrategyMember
-    decision: Decision
-    intent: Intent | None
+    __slots__ = (
+        "account", "content", "decided", "decision", "intent", "member", "name", "part", "state"
+    )  # fmt: skip
+
+    def __init__(self, member: StrategyMember, state: InstrumentState, part: SubAccount) -> None:
+        self.member, self.name, self.state, self.part = member, member.name, state, part
+        self.account = part.balance()  # at the bar in hand
+        self.decision: Decision | None = None
+        self.intent: Intent | None = None
+        self.decided: StrategyDecision | None = None  # as the newest step keeps it
+        self.content = b""  # and as it is hashed
+
+    def keep(self, decision: Decision, own: Decision, places: Mapping[GateSet, int]) -> None:
+        """Take what was decided, beside the account's *own* decision, for the step.
+
+        What is as it was is the same object: nothing of it is hashed or stored anew.
+        """
+        outcome, last = decision.outcome, self.decided
+        measures: tuple[tuple[str, float | None], ...] = ()
+        gates = outcome.gate_set.gates
+        if decision.measures != own.measures or gates != own.outcome.gate_set.gates:
+            measures = _others(decision, own)
+        if (
+            last is not None
+            and last.outcome is outcome
+            and last.target_quantity == decision.target_quantity
+            and last.measures == measures
+            and last.note is decision.note is None
+        ):
+            return
+        self.decided = StrategyDecision(
+            self.name,
+            outcome,
+            decision.target_quantity,
+            places[outcome.gate_set],
+            measures,
+            decision.note,
+        )
+        self.content = self.state.content(self.decided)
+
+
+def _others(decision: Decision, own: Decision) -> tuple[tuple[str, float | None], ...]:
+    """Return the measures of *decision* that its account's *own* lacks, or has otherwise."""
+    known = dict(zip(own.outcome.gate_set.gates, own.measures, strict=True))
+    return tuple(
+        [
+            (gate, measure)
+            for gate, measure in zip(
+                decision.outcome.gate_set.gates, decision.measures, strict=True
+            )
+            if gate not in known or known[gate] != measure
+        ]
+    )
+
+
+class _Quiet(NamedTuple):
+    """What a bar asked for at which every part stood where it was to stand.
+
+    Until a step trades or changes anything, a bar that asks for the same has the same outcome.
+    """
+
+    intents: list[Intent | None]  # the objects themselves: a repeated decision asks for the same
+    confirmed: list[bool]  # whether the position of each was, for another horizon
+    enters: bool  # whether any asks for one
+    contents: list[bytes]  # what the account's hash has of each
 
 
 class SeveralEngine(Engine):
@@ -267,14 +342,14 @@ class SeveralEngine(Engine):
         self.broker = DividedBroker(instruments, settings.broker, day_ranges)
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
-        self._said: list[_Said] = []
-        self._prediction: Prediction = None
-        self._mid_or_close = 0
+        self._quiet: dict[str, _Quiet] = {}
+        self._failed: list[StrategyMember] = []
         self.members = next(iter(self._nets.values())).members
         declared: dict[str, dict[StrategyMember, DeclaredState]] = {
             item.id: {} for item in instruments
         }
         for member in self.members:
+            member.failed = self._failed
             alone = engines[member.name]
             for key, state in alone.states.items():
                 member.states[key] = state
@@ -284,6 +359,7 @@ class SeveralEngine(Engine):
                 if state.strategy.needs_forecast:
                     self.states[key].regimes = state.regimes  # of one model, with one card
                 self._net_sizers[key].states.append(state)
+                self._net_sizers[key].whole = self.states[key].history
         for key, of in declared.items():
             for state in self._net_sizers[key].states:
                 state.regimes = self.states[key].regimes
@@ -308,6 +384,10 @@ class SeveralEngine(Engine):
         self.sees_account = True  # a strategy without equity is closed
         self.has_horizon = any(one.horizon is not None for _, _, one in every)
         self._places = {one: place for place, one in enumerate(self.gate_sets)}
+        self._asked = {
+            key: [_Asked(one, one.states[key], self.broker.parts[one.name]) for one in self.members]
+            for key in self.states
+        }
 
     # ------------------------------------------------------------ what others ask
 
@@ -353,44 +433,98 @@ class SeveralEngine(Engine):
         if filled is None or bar.open_time_ms < self._period_start_ms:
             return super()._decide(bar, filled, prediction, at_ms, saves=saves)
         self._share_out_if_due(bar)
-        key, broker = bar.instrument, self.broker
+        key = bar.instrument
         state, is_finite = self.states[key], None
-        self._prediction, said = prediction, prediction
+        said, regimes = prediction, state.regimes
         if prediction is not None:
             said, is_finite = checked(prediction)
-            self._prediction = said
-        regime, cell = state.regimes.regime, state.regimes.cell
-        self._mid_or_close = self._crossing_price(bar, state)
+        regime, cell = regimes.regime, regimes.cell
+        is_running, quote = not self.halted, state.quote
+        asked, quiet = self._asked[key], self._quiet.get(key)
+        is_quiet = quiet is not None and filled is NOTHING_FILLED
+        for place, one in enumerate(asked):
+            decides, part = one.state, one.part
+            account = one.account = part.balance()
+            if (account.equity <= 0) is not one.member.is_empty:
+                one.member.know(is_empty=account.equity <= 0)
+            decides.quote = quote
+            one.decision = decides.decide(
+                bar, said, part, is_running=is_running, is_finite=is_finite
+            )
+            intent = decides.intent
+            if is_quiet:
+                assert quiet is not None
+                is_quiet = intent is quiet.intents[place]
+            assert not isinstance(intent, Orders)
+            one.intent = intent
+        if self._failed or regimes.regime is not regime or regimes.cell != cell:
+            self._failed.clear()
+            self.save = Save.NOW
+        if (
+            is_quiet
+            and quiet is not None
+            and (repeated := state.repeated(bar, is_running=is_running)) is not None
+        ):
+            return self._repeat(bar, repeated, prediction, quiet, saves=saves)
+        self._net(bar, at_ms)
+        return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+
+    def _repeat(
+        self, bar: Bar, net: Decision, prediction: Prediction, quiet: _Quiet, *, saves: bool
+    ) -> Step:
+        """Return the step of *bar*, whose *net* decision and all behind it are those of before."""
+        key = bar.instrument
+        asked = self._asked[key]
+        for one in asked:
+            decision, last = one.decision, one.decided
+            assert decision is not None
+            assert last is not None
+            if (  # as at most bars
+                decision.outcome is not last.outcome
+                or decision.measures != net.measures
+                or last.measures
+                or decision.note is not None
+                or decision.target_quantity != last.target_quantity
+            ):
+                one.keep(decision, net, self._places)
+                quiet.contents[:] = [it.content for it in asked]
+        if quiet.enters:
+            self.save = self.save or Save.LATER
+        window, own = self.states[key].hashes(net, prediction)
+        twins = tuple(
+            [
+                TwinStep(one.name, one.part.position(key), one.account, (), confirmed, one.decided)
+                for one, confirmed in zip(asked, quiet.confirmed, strict=True)
+            ]
+        )
+        return super()._finish(
+            bar, key, NOTHING_FILLED, (), net, prediction, (), window,
+            several_digest(own, quiet.contents), saves=saves, twins=twins,
+        )  # fmt: skip
+
+    def _net(self, bar: Bar, at_ms: int) -> None:
+        """Net what the strategies said of *bar*, and propose that to the broker."""
+        key, broker = bar.instrument, self.broker
+        price = self._crossing_price(bar, self.states[key])
         intents: dict[str, Intent] = {}
         reasons = []
-        net = standing = 0
-        for member in self.members:
-            one, part = member.states[key], broker.parts[member.name]
-            member.is_empty = part.balance().equity <= 0
-            one.quote = state.quote
-            set_aside = member.set_aside
-            decision = one.decide(bar, said, part, is_running=not self.halted, is_finite=is_finite)
-            if member.set_aside != set_aside:
-                self.save = Save.NOW
-            if isinstance(one.signal, Signal):
-                broker.hear(member.name, key, one.signal)
-            intent, before = one.intent, part.target(key)
-            assert not isinstance(intent, Orders)
-            target = before
+        net = 0
+        for one in self._asked[key]:
+            signal, intent = one.state.signal, one.intent
+            if isinstance(signal, Signal):
+                broker.hear(one.name, key, signal)
+            target = before = one.part.target(key)
             if intent is not None:
-                intents[member.name] = intent
-                if broker.refusal_of(member.name, intent, bar, at_ms) is None:
+                intents[one.name] = intent
+                if broker.refusal_of(one.name, intent, bar, at_ms) is None:
                     target = intent.target
             if target != before:
-                reasons.append(f"{member.name}: {decision.reason}")
-            net, standing = net + target, standing + before
-            self._said.append(_Said(member, decision, intent))
-        if state.regimes.regime is not regime or state.regimes.cell != cell:
-            self.save = Save.NOW
+                assert one.decision is not None
+                reasons.append(f"{one.name}: {one.decision.reason}")
+            net += target
         self._nets[key].answer = _answer(net, reasons)
         self._net_sizers[key].net = net
-        broker.propose(Proposal(intents, net, self._mid_or_close))
-        return super()._decide(bar, filled, prediction, at_ms, saves=saves)
+        broker.propose(Proposal(intents, net, price))
 
     def _crossing_price(self, bar: Bar, state: InstrumentState) -> int:
         """Return the mid of the newest quote where quotes fill orders, else the close of *bar*."""
@@ -407,6 +541,7 @@ class SeveralEngine(Engine):
         if period > self._shared_out:
             if self._shared_out >= 0:
                 self.broker.share_out()
+                self._quiet.clear()
             self._shared_out = period
             self.save = Save.NOW
 
@@ -427,47 +562,67 @@ class SeveralEngine(Engine):
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
+        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
         """Return the step of *event*, with what each strategy decided at a bar."""
-        parts: tuple[StrategyDecision, ...] = ()
-        broker = self.broker
-        if decision is not None and isinstance(event, Bar):
-            if decision.refused_by is not None:  # what a command left opposing crosses still
-                at_ms = event.market_ms
-                sent += broker.cross(
-                    event.instrument, self._mid_or_close, sequence=self.sequence, at_ms=at_ms
+        if type(event) is not Bar or decision is None:
+            if type(event) is not Closed:
+                self._quiet.clear()
+            return super()._finish(
+                event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
+                decision_sha256, accepted=accepted, belief=belief, saves=saves, twins=twins,
+            )  # fmt: skip
+        key, broker = event.instrument, self.broker
+        asked = self._asked[key]
+        if decision.refused_by is not None:  # what a command left opposing crosses still
+            price = self._crossing_price(event, self.states[key])
+            at_ms = event.market_ms
+            sent += broker.cross(key, price, sequence=self.sequence, at_ms=at_ms)
+        shadows, crossed = filled.shadows, broker.take_crossed()
+        made, confirms = [], []
+        for one in asked:
+            one.keep(self._settled(one, decision), decision, self._places)
+            to, intent = broker.sent.get(one.name), one.intent
+            confirms.append(
+                intent is not None and intent.is_entry and to is not None and to.refusal is None
+            )
+            fills = (*shadows.get(one.name, ()), *crossed.get(one.name, ()))
+            made.append(
+                TwinStep(
+                    one.name,
+                    one.part.position(key),
+                    one.part.balance(),
+                    fills,
+                    confirms[-1],
+                    one.decided,
                 )
-            parts = self._decisions(event.instrument, decision)
-            confirmed = [
-                one.member.name
-                for one in self._said
-                if one.intent is not None
-                and is_entry(one.intent.action)
-                and (to := broker.sent.get(one.member.name)) is not None
-                and to.refusal is None
-            ]
-            for name, fills in broker.take_crossed().items():
-                known = filled.shadows.get(name, ())
-                filled = filled._replace(shadows={**filled.shadows, name: known + fills})
-            self._said.clear()
-        step = super()._finish(
+            )
+        contents = [one.content for one in asked]
+        if filled is not NOTHING_FILLED or sent:
+            self._quiet.clear()
+        elif broker.is_reached:
+            enters = any(one.intent is not None and one.intent.is_entry for one in asked)
+            intents = [one.intent for one in asked]
+            self._quiet[key] = _Quiet(intents, confirms, enters, contents)
+        else:
+            self._quiet.pop(key, None)
+        assert decision_sha256 is not None
+        return super()._finish(
             event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            decision_sha256, accepted=accepted, belief=belief, saves=saves,
+            several_digest(decision_sha256, contents), accepted=accepted,
+            belief=belief, saves=saves, twins=tuple(made),
         )  # fmt: skip
-        return replace(step, strategies=parts) if parts else step
 
-    def _decisions(self, key: str, net: Decision) -> tuple[StrategyDecision, ...]:
-        """Return each strategy's decision, as the step keeps it."""
-        kept = []
-        for member, decided, intent in self._said:
-            state, sent = member.states[key], self.broker.sent.get(member.name)
-            decision, _, digest = state.settle(decided, self._prediction, sent)
-            if sent is None and intent is not None and net.refused_by is not None:
-                why = f"the account's gate {net.refused_by} refused what was netted"
-                decision = state.unfilled(decision, why)
-            place = self._places[decision.outcome.gate_set]
-            kept.append(StrategyDecision(member.name, decision, digest, place))
-        return tuple(kept)
+    def _settled(self, one: _Asked, net: Decision) -> Decision:
+        """Return the decision of *one* strategy, with why its target is not asked for."""
+        decision, sent = one.decision, self.broker.sent.get(one.name)
+        assert decision is not None
+        if sent is not None:
+            return one.state.unfilled(decision, sent.refusal)
+        if one.intent is not None and net.refused_by is not None:
+            why = f"the account's gate {net.refused_by} refused what was netted"
+            return one.state.unfilled(decision, why)
+        return decision
 
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
@@ -486,7 +641,7 @@ class SeveralEngine(Engine):
         if stored is not None and state.twins.keys() == broker.parts.keys():
             broker.reserve, self._shared_out = stored.reserve, stored.shared_out
             for member in self.members:
-                member.set_aside = stored.set_aside.get(member.name, "")
+                member.know(set_aside=stored.set_aside.get(member.name, ""))
         for key, known in since.items():
             for member in self.members:
                 if (its := known.parts.get(member.name)) is not None:
@@ -506,7 +661,7 @@ class SeveralEngine(Engine):
 def _answer(net: int, reasons: Sequence[str]) -> Signal:
     """Return the signal of the *net* target, which *reasons* explain; none of them changes none."""
     if not reasons:
-        return Signal(Action.HOLD, UNCHANGED)
+        return _HOLD
     action = Action.FLAT if not net else Action.LONG if net > 0 else Action.SHORT
     return Signal(action, "; ".join(reasons))
 

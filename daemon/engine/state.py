@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +24,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import AccountState, BrokerSettings, Intent, PaperAccount
-from tracepaper.daemon.broker.broker import Broker, Save
+from tracepaper.daemon.broker.broker import SIDES, Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
@@ -40,6 +41,7 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     Forecast,
+    PositionSide,
     Prediction,
     Regime,
     SinceDecided,
@@ -94,8 +96,23 @@ TWINS: Final = {
 
 
 def account_title(name: str) -> str:
-    """Return the kind of account that *name* is, in words: a twin, or a strategy's part."""
+    """Return the kind of account that *name* is: a twin, a side, or a strategy's part."""
+    if name in SIDES:
+        return f"{name.lower()} side"
     return f"{name} twin" if name in TWINS else f"strategy {name}"
+
+
+RESERVE: Final = "in reserve"
+"""The row of the money that no strategy has a share of; no strategy can have its name."""
+
+
+def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
+    """Return what of the account's *equity* no strategy has a share of; 0 beside shadow accounts.
+
+    *accounts* has the equity of each account beside the run's own, by its name.
+    """
+    parts = [money for name, money in accounts.items() if name not in TWINS]
+    return equity - sum(parts) if parts else Decimal(0)
 
 
 COUNTED: Final = frozenset({RANDOM_GATE, BUY_AND_HOLD})
@@ -205,6 +222,11 @@ def decode_state(state: bytes) -> EngineState:
         raise InvariantBroken(f"the stored engine state does not decode: {error}") from error
 
 
+def sides_of(state: EngineState) -> dict[PositionSide | None, AccountState]:
+    """Return the accounts of both sides, where *state* is of hedge mode."""
+    return {side: state.twins[side] for side in SIDES if side in state.twins}
+
+
 class Shadows:
     """What each shadow account follows, and what of the run's own bars that depends on."""
 
@@ -307,14 +329,16 @@ class Shadows:
     ) -> tuple[TwinStep, ...]:
         """Return what a step holds of each account; *confirmed* did so with their positions."""
         return tuple(
-            TwinStep(
-                name,
-                account.position(instrument),
-                account.balance(),
-                fills.get(name, ()),
-                name in confirmed,
-            )
-            for name, account in broker.shadows.items()
+            [
+                TwinStep(
+                    name,
+                    account.position(instrument),
+                    account.ledger.account(),
+                    fills.get(name, ()) if fills else (),
+                    name in confirmed,
+                )
+                for name, account in broker.shadows.items()
+            ]
         )
 
 

@@ -5,6 +5,7 @@ The rules are docs/universe.md, V8 to V16.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -18,6 +19,7 @@ from tracepaper.strategies.types.market import Instrument, UniverseChange
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS
 
 LIST_BYTES_MAX: Final = 1 << 20
+SYMBOL_LIKE: Final = re.compile(r"[A-Z0-9][A-Z0-9.-]*")
 UNKNOWN_AGE: Final = -1
 _SHARE: Final = Decimal("0.000001")
 """To so much a volatility is rounded; a turnover to whole units."""
@@ -40,15 +42,21 @@ def names_of(file: Path) -> tuple[str, ...]:
     try:
         with file.open("rb") as opened:
             raw = opened.read(LIST_BYTES_MAX + 1)
-        lines = raw.decode("utf-8").splitlines() if len(raw) <= LIST_BYTES_MAX else []
+        lines = raw.decode("utf-8-sig").splitlines() if len(raw) <= LIST_BYTES_MAX else []
     except OSError as error:
         raise ConfigInvalid(f"{file} cannot be read ({error.strerror}); correct {key}.") from None
     except UnicodeDecodeError:
         raise ConfigInvalid(f"{file} is not UTF-8 text; correct {key}.") from None
+    if len(raw) > LIST_BYTES_MAX:
+        raise ConfigInvalid(
+            f"{file} is larger than 1 MiB; give a list of symbols, or correct {key}."
+        )
     named = (line.partition("#")[0].strip() for line in lines)
     names = tuple(dict.fromkeys(symbol_name(name) for name in named if name))
     if not names:
         raise ConfigInvalid(f"{file} names no symbol; write one a line, or correct {key}.")
+    if odd := next((name for name in names if not SYMBOL_LIKE.fullmatch(name)), None):
+        raise ConfigInvalid(f"{file} has {odd[:40]!a}, which is no symbol; write one a line.")
     if len(names) > SYMBOLS_MAX:
         raise ConfigInvalid(
             f"{file} names {len(names):,} symbols, and a run trades {SYMBOLS_MAX} at most; shorten "

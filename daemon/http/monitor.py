@@ -11,11 +11,19 @@ from typing import Final, Protocol
 
 import msgspec
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.clock import AuditLog, Clock, Predictor
 from tracepaper.storage.fleet.server import ShipProgress
 from tracepaper.strategies.gates.declared import late, operator, warm
-from tracepaper.strategies.types.decisions import Account, Decision, Prediction, Run, Step
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Decision,
+    Position,
+    Prediction,
+    Run,
+    Step,
+)
 from tracepaper.strategies.types.market import (
     LEVERAGE_DECIMALS,
     Bar,
@@ -341,9 +349,29 @@ class Monitor:
         return document
 
     def _margin_document(self, name: str, step: Step) -> Document:
-        """Return margin, leverage and liquidation price of the position of *name*, if held."""
+        """Return margin, leverage and liquidation price of the position of *name*, if held.
+
+        In hedge mode both of its sides.
+        """
+        sides = [twin for twin in step.twins if twin.twin in SIDES]
+        if not sides:
+            return self._use_document(name, step.position)
+        decimals = self._instruments[name].quantity_decimals
+        return {
+            "sides": {
+                twin.twin.lower(): {
+                    "quantity": unscaled(twin.position.quantity, decimals),
+                    "unrealized_pnl": unscaled(twin.position.unrealized_pnl, MONEY_DECIMALS),
+                    "realized_pnl": unscaled(twin.position.realized_pnl, MONEY_DECIMALS),
+                }
+                | self._use_document(name, twin.position)
+                for twin in sides
+            }
+        }
+
+    def _use_document(self, name: str, position: Position | None) -> Document:
         rules = self._margin.get(name)
-        if rules is None or (used := rules.use_of(step.position)) is None:
+        if rules is None or (used := rules.use_of(position)) is None:
             return {}
         return {
             "margin": unscaled(used.margin, MONEY_DECIMALS),

@@ -19,6 +19,7 @@ from tracepaper.daemon.config.sections import RegimeSection
 from tracepaper.daemon.config.several import each_changed, members_of
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.hedged import HedgedEngine
 from tracepaper.daemon.engine.state import (
     SIZED_BY_FORECAST,
     UNCORRELATED,
@@ -28,6 +29,7 @@ from tracepaper.daemon.engine.state import (
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
+    refuse_by_confidence,
     refuse_equal_twins,
     refuse_keys_of_shares,
     refuse_limits,
@@ -65,7 +67,7 @@ from tracepaper.strategies.gates.evaluator import (
 )
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind
 from tracepaper.strategies.sessions import Calendar, Sessions
-from tracepaper.strategies.types.calibration import Calibration, FittedConfidence, share_of
+from tracepaper.strategies.types.calibration import Calibration, share_of
 from tracepaper.strategies.types.decisions import FillModel, Regime, Run
 from tracepaper.strategies.types.market import LEVERAGE_DECIMALS, Category, Instrument
 from tracepaper.strategies.units import (
@@ -432,6 +434,8 @@ def build_engine(
         horizon_index(config, forecaster)
         strategies = make_strategies(config, forecaster)
     by_id = {item.id: strategies[item.symbol] for item in instruments}
+    if config.account.position_mode == "hedge":
+        make = HedgedEngine
     for strategy in by_id.values():
         refuse_frames(config.strategy.name, strategy.frames, config.market.interval_ms)
     risk = limits(config.model_dump())
@@ -497,7 +501,7 @@ def model_terms(
     measures = MEASURES if forecaster is None else forecaster.measures
     sections = config.model_dump()
     fitted = fitted_for(sections, calibration)
-    _refuse_by_confidence(config, fitted)
+    refuse_by_confidence(config, fitted)
     chosen, risk = confidence_by(sections, calibration, measures), limits(sections)
     gates = {}
     for key, strategy in by_id.items():
@@ -552,14 +556,6 @@ def _passing(
         if (share := share_of(calibration.coverage, judging, config.gate.regimes)) is not None:
             shares[key] = share
     return shares
-
-
-def _refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
-    if config.sizing.by_confidence and fitted is None:
-        raise ConfigInvalid(
-            "sizing.by_confidence needs a model whose card has a fitted confidence at gate.horizon "
-            f"{config.gate.horizon}; train it again, or take the key out."
-        )
 
 
 def coverage_warnings(engine: Engine) -> tuple[str, ...]:

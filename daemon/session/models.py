@@ -35,6 +35,7 @@ from tracepaper.strategies.gates.declared import learned_regime
 from tracepaper.strategies.gates.evaluator import key_of, limits
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.other_symbol import other_of
+from tracepaper.strategies.types.calibration import FittedConfidence
 from tracepaper.strategies.types.decisions import Run
 from tracepaper.strategies.units import iso
 
@@ -559,3 +560,12 @@ SIZED_BY: Final = {
     "kelly": frozenset({"mean_return", "stdev_return"}),
 }
 """The outputs of a forecast that a mode of sizing needs."""
+
+
+def refuse_by_confidence(config: Config, fitted: FittedConfidence | None) -> None:
+    """Raise ``ConfigInvalid`` where sizes ask for a confidence that no card has *fitted*."""
+    if config.sizing.by_confidence and fitted is None:
+        raise ConfigInvalid(
+            "sizing.by_confidence needs a model whose card has a fitted confidence at gate.horizon "
+            f"{config.gate.horizon}; train it again, or take the key out."
+        )

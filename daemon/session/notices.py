@@ -130,6 +130,8 @@ class Notices:
         item = self._instruments[fill.instrument]
         role = next((o.role for o in step.orders if o.order_id == fill.order_id), OrderRole.SIGNAL)
         held = step.position if getattr(step.event, "instrument", "") == fill.instrument else None
+        if held is not None and fill.position_side is not None:
+            (held,) = (one.position for one in step.twins if one.twin == fill.position_side)
         return _notice(
             "fills" if role in _PLAIN_ROLES else "stops",
             step,
@@ -150,7 +152,7 @@ class Notices:
             refusals.begin(bar, step)
             daily.begin(bar, step)
         for one in step.strategies:
-            name, reason = one.strategy, one.decision.reason
+            name, reason = one.strategy, one.outcome.reason
             if reason.startswith(SET_ASIDE) and name not in self._set_aside:
                 self._set_aside.add(name)
                 note = _shortened(reason)

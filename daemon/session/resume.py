@@ -11,12 +11,14 @@ from pathlib import Path
 
 import msgspec
 import structlog
+from msgspec.structs import replace
 
-from tracepaper.daemon.broker.ledger import Holding, Ledger
+from tracepaper.daemon.broker.account import AccountState
+from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.state import EngineState, Restart, decode_state
+from tracepaper.daemon.engine.state import EngineState, Restart, decode_state, sides_of
 from tracepaper.daemon.feed.maintenance import rescaled
 from tracepaper.daemon.session.build import (
     Strategies,
@@ -424,8 +426,8 @@ def check_ledger(reader: Reader, run: Run, state: EngineState) -> None:
     start = reader.first_state(run.run_id)
     if start is None:
         return
-    opened = decode_state(start[0]).account
-    check_fills(reader, run, (opened.cash, opened.holdings), state, after=start[1])
+    opened = decode_state(start[0])
+    check_fills(reader, run, opened, state, after=start[1])
 
 
 def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> None:
@@ -436,16 +438,17 @@ def check_state(reader: Reader, run: Run, state: EngineState, until: int) -> Non
     start = reader.first_state(run.run_id)
     if start is None or start[1] > until:
         return
-    opened, after = decode_state(start[0]).account, start[1]
+    opened, after = decode_state(start[0]), start[1]
     if run.parent_run_id is not None:
-        check_fills(reader, run, (opened.cash, opened.holdings), state, after=after, until=until)
+        check_fills(reader, run, opened, state, after=after, until=until)
         return
     cash = restore(run.config).account.cash
-    nothing: dict[str, Holding] = {}
-    begun = scaled(cash, MONEY_DECIMALS, name="account.cash"), nothing
+    nothing = AccountState(scaled(cash, MONEY_DECIMALS, name="account.cash"), {})
+    begun = replace(state, account=nothing, twins={})
     check_fills(reader, run, begun, state, after=-1, until=until)
     stored = {_standing(order) for order in reader.open_orders(run.run_id, until=until)}
-    parts = () if state.parts is None else state.twins.values()
+    shared = state.parts is not None or bool(sides_of(state))
+    parts = state.twins.values() if shared else ()
     resting = [
         order
         for account in (state.account, *parts)
@@ -468,26 +471,33 @@ def _standing(order: Order) -> tuple[str, str, Side, int, int]:
 def check_fills(
     reader: Reader,
     run: Run,
-    opened: tuple[int, Mapping[str, Holding]],
+    opened: EngineState,
     state: EngineState,
     *,
     after: int,
     until: int | None = None,
 ) -> None:
-    """Add the fills behind step *after* to the account *opened* there; *state* must equal it."""
-    ledger = Ledger(opened[0], {item.id: item for item in run.instruments})
-    ledger.restore(*opened)
+    """Add the fills behind step *after* to the account *opened* there; *state* must equal it.
+
+    In hedge mode to each of its sides.
+    """
+    books = sides_of(state) or {None: state.account}
+    before = sides_of(opened) or {None: opened.account}
+    ledgers = {side: Ledger(0, {item.id: item for item in run.instruments}) for side in books}
+    for side, ledger in ledgers.items():
+        ledger.restore(0, before[side].holdings if side in before else {})
     for sequence, action in actions_of(reader.connection, run, until=until):
         if sequence > after:
             for fill in reader.fills(run.run_id, after=after, until=sequence):
-                ledger.apply_fill(fill)
-            ledger.apply_action(action)
+                ledgers[fill.position_side].apply_fill(fill)
+            ledgers[None].apply_action(action)
             after = sequence
     for fill in reader.fills(run.run_id, after=after, until=until):
-        ledger.apply_fill(fill)
-    funding = 0
-    for key, holding in state.account.holdings.items():
-        added = ledger.holdings[key]
+        ledgers[fill.position_side].apply_fill(fill)
+    cash, funding = opened.account.cash + sum(one.cash for one in ledgers.values()), 0
+    held = [(side, *one) for side, book in books.items() for one in book.holdings.items()]
+    for side, key, holding in held:
+        added = ledgers[side].holdings[key]
         funding += holding.funding_paid - added.funding_paid
         is_equal = (
             added.quantity == holding.quantity
@@ -500,9 +510,9 @@ def check_fills(
                 f"the fills of run {run.run_id} add up to {added.quantity} of {key}, but its last "
                 f"step holds {holding.quantity}; run `tracepaper audit verify` and restore a backup"
             )
-    if ledger.cash - funding != state.account.cash:
+    if cash - funding != state.account.cash:
         raise InvariantBroken(
-            f"the fills of run {run.run_id} leave cash {ledger.cash - funding}, but its last "
+            f"the fills of run {run.run_id} leave cash {cash - funding}, but its last "
             f"step says {state.account.cash}; run `tracepaper audit verify` and restore a backup"
         )
     left = reader.balance(run.run_id, until=until)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Final
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import SizingSection, StrategySection
@@ -17,7 +16,6 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Instrument
 
 Strategies = Mapping[str, Strategy]
-_ALONE: Final = ("none", "isolated")  # margins of which no position answers for another
 
 
 def each_of(strategies: Strategies) -> list[Strategy]:
@@ -46,11 +44,6 @@ def netted(
         raise ConfigInvalid(
             "[strategies] share no account of shares, whose splits and dividends have no parts; "
             "trade them by [strategy]."
-        )
-    if config.account.margin not in _ALONE:
-        raise ConfigInvalid(
-            '[strategies] share no account on cross margin yet; set account.margin = "isolated" or '
-            "trade by [strategy]."
         )
     if config.market.universe is not None:
         raise ConfigInvalid(

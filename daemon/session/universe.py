@@ -125,17 +125,17 @@ class Universe:
             names = list_of(self._config)
             listed: Sequence[Listed] = await self._client.listed(category)
         except ConfigInvalid as error:
-            found = nothing_chosen(str(error), self._clock.market_ms())
+            found = nothing_chosen(str(error), self._now_ms())
         else:
             found = change_of(
-                self._rule,
-                self._instruments,
-                listed,
-                now_ms=self._clock.market_ms(),
-                names=names,
+                self._rule, self._instruments, listed, now_ms=self._now_ms(), names=names
             )
         (log.info if found.chosen else log.warning)("universe", choice=found.reason)
         return found
+
+    def _now_ms(self) -> int:
+        """Return the time of a choice: not before it was due, though our clock may be behind."""
+        return max(self._clock.market_ms(), self.due_ms)
 
     async def _work(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from decimal import Decimal
 from numbers import Real
 from pathlib import Path
-from types import FunctionType
+from types import FunctionType, NoneType
 from typing import Final, Generic, TypeVar, cast
 
 from msgspec import Struct
@@ -45,7 +45,7 @@ from tracepaper.strategies.api.strategy import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.gate import GATES, gate_order
-from tracepaper.strategies.types.decisions import Action, OrderKind
+from tracepaper.strategies.types.decisions import Action, OrderKind, PositionSide
 from tracepaper.strategies.types.market import Bar, CorporateAction, Side
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT
 
@@ -344,6 +344,13 @@ class _Checks(Generic[Own]):
             )
         if is_protected(signal) or signal.reenter is not False:
             self._check_protection(signal)
+        if not isinstance(signal.position_side, (PositionSide, NoneType)) or (
+            signal.position_side is not None and signal.action is not Action.FLAT
+        ):
+            raise StrategyFailed(
+                f"{self._name} gave the position_side {short(signal.position_side)} with "
+                f"{signal.action}; a FLAT signal names PositionSide.LONG or SHORT, no other does."
+            )
         for name in ("band", "by_forecast"):
             share = getattr(signal, name)
             if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
@@ -484,6 +491,7 @@ def _is_well_typed(request: OrderRequest) -> bool:
         and type(request.post_only) is bool
         and type(request.reduce_only) is bool
         and (until is None or (type(until) is int and 0 <= until <= MONEY_LIMIT))
+        and isinstance(request.position_side, (PositionSide, NoneType))
     )
 
 

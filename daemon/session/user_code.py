@@ -371,7 +371,7 @@ class ForeignCode:
         hint = _hint(error, frames[-1].line or "") if frames else ""
         raise StrategyFailed(
             f"{self._name} failed {self._doing} with {type(error).__name__}: "
-            f"{short(str(error), quoted=False)}{where}{hint or MEND}"
+            f"{short(error, quoted=False)}{where}{hint or MEND}"
         ) from error
 
 
@@ -387,5 +387,8 @@ def _hint(error: Exception, line: str) -> str:
 
 def short(value: object, *, quoted: bool = True) -> str:
     """Return *value* in at most some 80 characters of one line."""
-    text = " ".join((repr(value) if quoted else str(value)).split())
+    try:
+        text = " ".join((repr(value) if quoted else str(value)).split())
+    except Exception as error:  # noqa: BLE001 - what a user's object says of itself is foreign too
+        text = f"({type(value).__name__} has no text: {type(error).__name__})"
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth

@@ -6,11 +6,13 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
-from tracepaper.daemon.engine.state import account_title
+from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
 from tracepaper.strategies.gates.declared import operator, risk_halt
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import (
@@ -109,6 +111,7 @@ class ScreenState:
     bars: dict[str, Step] = field(default_factory=dict)
     closes: dict[str, list[int]] = field(default_factory=dict)
     positions: dict[str, Position] = field(default_factory=dict)
+    sides: dict[str, dict[str, Position]] = field(default_factory=dict)  # in hedge mode
     # what was not told yet
     is_opened: bool = False
     changed: dict[str, None] = field(default_factory=dict)
@@ -135,6 +138,7 @@ class ScreenState:
             name := getattr(step.event, "instrument", None), str
         ):
             self.positions[name] = step.position  # quotes fill, and marks move it, between bars
+            self.sides[name] = {one.twin: one.position for one in step.twins if one.twin in SIDES}
             self.changed[name] = None
         if step.fills:
             self.fills += len(step.fills)
@@ -177,6 +181,7 @@ class ScreenState:
             part: Change = {}
             if name in self.positions:
                 part["positions"] = {name: self.positions[name]}
+                part["sides"] = {name: self.sides[name]}
             if name in self.bars:
                 part |= {
                     "bars": {name: self.bars[name]},
@@ -312,6 +317,9 @@ def _money(state: ScreenState) -> Text:
         if state.cash:
             text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))
         cells.append(text)
+    equity = {name: Decimal(account.equity) for name, account in state.twins.items()}
+    if reserve := reserve_of(Decimal(state.account.equity), equity):
+        cells.append(Text.assemble((f" {RESERVE} ", "dim"), f"{reserve / MONEY_SCALE:,.2f} "))
     if state.margin:
         held = state.positions.items()
         used = sum(state.margin[name].used_by(one) for name, one in held if name in state.margin)
@@ -355,9 +363,11 @@ def _of_instrument(state: ScreenState, name: str, width: int) -> list[_Section]:
     if step.decision is None:
         facts.append(_row("warming up", (f"{state.warming:,} bars taken in", "dim")))
     else:
-        facts.append(_row("position", _position(state.positions.get(name), instrument)))
-        if (rules := state.margin.get(name)) and (used := rules.use_of(state.positions.get(name))):
-            facts.append(_row("margin", _margin(used, instrument)))
+        positions: dict[str, Position | None] = {**state.sides.get(name, {})}
+        for title, held in (positions or {"": state.positions.get(name)}).items():
+            facts.append(_row(title.lower() or "position", _position(held, instrument)))
+            if (rules := state.margin.get(name)) and (used := rules.use_of(held)):
+                facts.append(_row("margin", _margin(used, instrument)))
         facts.append(_row("decision", _decision(step.decision)))
         gates.append(_gates(step.decision))
     said = [_row(title, line) for title, line in _prediction(step, state.horizon)]

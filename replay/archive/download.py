@@ -135,6 +135,8 @@ def whole_span(from_ms: int, until_ms: int, interval_ms: int, *, phase_ms: int =
 
 FAILURES_MAX: Final = 5
 FAILURES_WINDOW_S: Final = 300.0
+STILL_READINGS: Final = 3
+STILL_READING_S: Final = 0.05
 """So many failed requests in so many seconds end a fetch, which can be started again."""
 
 
@@ -385,13 +387,14 @@ async def record_live(
     clock: Clock,
     done: asyncio.Future[None],
     skips: Callable[[str], None] | None = None,
+    warns: Callable[[str], None] | None = None,
 ) -> str:
     """Record what each of *requests*, of one category, asks of the exchange to its file.
 
     Goes on until *done*, and returns what the writers say. Raises ``ConfigInvalid`` for a symbol
     that the exchange lacks (with *skips* that is told why, and the others are recorded),
     ``FeedLost`` where it cannot be asked at the start; later losses are marked as gaps and tried
-    again without end.
+    again without end. *warns* is told where the exchange's time stands still.
     """
     jitter = random.Random(min(one.every_ms for one in requests.values()))  # noqa: S311 (waits)
     budget = RestartBudget(limit=FAILURES_MAX, window_s=FAILURES_WINDOW_S)
@@ -405,6 +408,12 @@ async def record_live(
                 if skips is None:
                     raise
                 skips(str(error))
+        if warns is not None and await _stands_still(client):
+            warns(
+                "The exchange's time stands still, so nothing comes to be recorded: `tracepaper "
+                "exchange --hold` waits for a client of candles; start it without --hold, or begin "
+                "the daemon."
+            )
 
     def accepts(server_ms: int) -> bool:
         if server_ms > clock.market_ms() + exchange.ahead_ms:
@@ -442,6 +451,16 @@ async def record_live(
         ]
         await _until_done(streams, done)
     return " ".join(writer.says for _, writer in made if writer.says)
+
+
+async def _stands_still(client: BybitClient) -> bool:
+    """Return whether the exchange gives the same time for a while."""
+    first_ms = await client.server_time_ms()
+    for _ in range(STILL_READINGS):
+        await asyncio.sleep(STILL_READING_S)
+        if await client.server_time_ms() != first_ms:
+            return False
+    return True
 
 
 def _stream_of(

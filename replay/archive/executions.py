@@ -161,6 +161,7 @@ def _read(path: Path) -> _Rows:
         columns = _meanings(header)
         lacking = [said for meaning, said in REQUIRED.items() if meaning not in columns]
         if not lacking:
+            _refuse_twice(path, header, columns)
             return _rows(path, lines[start + 1 :], header, columns, delimiter, start + 2)
         missing = lacking if not missing or len(lacking) < len(missing) else missing
     raise DataInvalid(
@@ -183,7 +184,7 @@ def _rows(
         place = first + reader.line_num - 1
         if not any(cell.strip() for cell in row):
             continue
-        if len(row) < len(header):
+        if len(row) < len(header) or any(cell.strip() for cell in row[len(header) :]):
             raise DataInvalid(
                 f"{path}: line {place} has {len(row)} cells, and the header {len(header)}; "
                 "export the file again."
@@ -203,6 +204,15 @@ def _meanings(header: Sequence[str]) -> dict[str, int]:
         for meaning, names in NAMES.items()
         if (name := next((each for each in names if each in plain), None)) is not None
     }
+
+
+def _refuse_twice(path: Path, header: Sequence[str], columns: Mapping[str, int]) -> None:
+    """Refuse a column that stands twice: nobody knows which of the two is meant."""
+    for place in columns.values():
+        if header.count(header[place]) > 1:
+            raise DataInvalid(
+                f"{path} has the column {header[place].strip()[:40]!r} twice; remove one of them."
+            )
 
 
 def _counts(rows: _Rows, row: int, found: Executions) -> bool:

@@ -297,6 +297,8 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
                 f"{path} is {each.name} by its first bytes and {suffix} by its name: rename it to "
                 f"end in {each.suffixes[0]}."
             )
+    if expected is None and Path(name).suffix == ".toml":
+        raise ConfigInvalid(f"{path} is a configuration; give it by --config, and candles here.")
     if expected is None:
         raise DataInvalid(
             f"{path} has a name of no known kind: rename it to one of {known_suffixes()}, or "

@@ -26,6 +26,10 @@ BOOKS_MARK: Final = b"\x1f\x8b\x08\x00TPBK\x00\xff"
 EVENTS_MARK: Final = b"\x1f\x8b\x08\x00TPEV\x00\xff"
 """The head of a member of recorded frames."""
 KINDS: Final = {BOOKS_MARK: "order books", EVENTS_MARK: "events"}
+_MADE_BY: Final = {
+    BOOKS_MARK: "make them of it by `tracepaper data record SYMBOL --from FILE --out NEW`",
+    EVENTS_MARK: "name a file of `tracepaper data record --events`",
+}
 MEMBER_BYTES_MAX: Final = 64 * 1024 * 1024
 
 
@@ -60,9 +64,12 @@ class MemberFile:
             held = [kind for each, kind in KINDS.items() if self._content.startswith(each)]
             if held and held != [KINDS[mark]]:
                 raise DataInvalid(
-                    f"{path} holds {held[0]}, and {KINDS[mark]} are wanted here; name another file."
+                    f"{path} holds {held[0]}, and {KINDS[mark]} are wanted here; {_MADE_BY[mark]}."
                 )
-            raise DataInvalid(f"{path} is no file of `tracepaper data record`; name another.")
+            raise DataInvalid(
+                f"{path} is no file of `tracepaper data record`; name another (recorded frames "
+                "become one by its --from)."
+            )
         self.head: Final = first[0]
         """The content of the first member."""
         self.begin: Final = first[1]

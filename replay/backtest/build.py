@@ -57,7 +57,7 @@ from tracepaper.replay.backtest.book_feed import (
     refuse_books,
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
-from tracepaper.replay.backtest.universe import choices
+from tracepaper.replay.backtest.universe import choices, list_warnings
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
@@ -371,6 +371,7 @@ def build(  # noqa: PLR0913 - the options of a replay
                 split_sentences(part, feed.actions.splits) for part in feed.candles
             ),
             *feed.actions.notes,
+            *list_warnings(rule, names, instruments),
             *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),
             *margin_warnings(config, instruments),
             *coverage_warnings(engine),

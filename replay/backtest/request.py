@@ -124,6 +124,13 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
     if recorded:
         _check_recorded(recorded[0], request)
     database = request.database or Path(f"replay-{clock.wall_ms()}.db")
+    if request.resume is not None and not database.exists():
+        raise ConfigInvalid(
+            "--resume goes on with a run of --db FILE; name the database that holds it."
+            if request.database is None
+            else f"{database} does not exist, so it holds no run that could go on (one that was "
+            "stopped before its first bars is not stored); leave --resume out to begin it."
+        )
     if request.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {request.mode!r}; write scan or step.")
     if request.log not in ("full", "acted"):

@@ -350,6 +350,8 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         booked = [action for _, action in actions_of(reader.connection, run)]
         choice = reader.newest_of(run_id, UniverseChange)
         chosen_ms = -1 if choice is None else choice.market_ms
+        query = "SELECT instrument, from_ms FROM v_gaps WHERE run_id = ?"
+        gaps = set(reader.connection.execute(query, (run_id,)))
     engine, market = replay.engine, replay.config.market
     # A start forgets the books, so those are handed on again that are looked at next.
     of_model = WANTED if books_read_by(replay.forecaster) else 0
@@ -364,6 +366,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         for event in replay.feed.events()
         if event not in booked and _is_new(event, resumed, held, seen_ms)
         if not isinstance(event, UniverseChange) or event.market_ms > chosen_ms
+        if not isinstance(event, Gap) or (event.instrument, event.from_ms) not in gaps
     )
     way = predictor_over(replay)
     history = way.history

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from decimal import Decimal
+from typing import Final
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from tracepaper.daemon.feed.universe import change_of, next_choice_ms
 from tracepaper.replay.archive import Candles
 from tracepaper.strategies.types.market import Instrument, UniverseChange
 from tracepaper.strategies.units import DAY_MS
+
+SHOWN: Final = 5
+"""Symbols that a sentence names of a long list."""
 
 
 def choices(
@@ -39,6 +43,19 @@ def choices(
         found.append(change_of(rule, instruments, listed, now_ms=at_ms, names=names))
         at_ms = next_choice_ms(rule, at_ms)
     return found
+
+
+def list_warnings(
+    rule: UniverseRule | None, names: Collection[str] | None, instruments: Sequence[Instrument]
+) -> Iterator[str]:
+    """Yield that the *names* of the rule's list leave nothing of the run to choose from."""
+    symbols = [item.symbol for item in instruments]
+    if rule is not None and names is not None and not set(names) & set(symbols):
+        yield (
+            f"{rule.file}, the list of market.universe, names no symbol of the run "
+            f"({', '.join(symbols[:SHOWN])}), so no position is opened; it begins with "
+            f"{', '.join([*names][:SHOWN])}"
+        )
 
 
 def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[Listed]:

@@ -94,13 +94,19 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p90": cuts[89], "p99": cuts[98]}
 
 
-def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = None) -> Config:
+def live_config(
+    strategy: str,
+    symbols: Sequence[str],
+    checkpoint: str | None = None,
+    *,
+    deadline_ms: int = DEADLINE_MS,
+) -> Config:
     """Return the configuration of a live run of *symbols* that fills by quotes."""
     sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": list(symbols), "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
-        "model": {"deadline_ms": DEADLINE_MS},
+        "model": {"deadline_ms": deadline_ms},
     }
     if checkpoint is not None:
         sections["model"]["checkpoint"] = checkpoint
@@ -151,7 +157,7 @@ def live_parts(
             kept,
             Worker("model"),
             period_start_ms=start_ms,
-            deadline_ms=DEADLINE_MS,
+            deadline_ms=config.model.deadline_ms,
         )
     audit = SqlAuditLog.open(path)
     try:
@@ -359,6 +365,19 @@ def measure_live_closes(
     return figures
 
 
+def timed_closes(config: Config, closes: int, *, warm: int) -> Spent:
+    """Return what *closes* gathered closes of a live run of *config* took, behind *warm* others."""
+    forecaster = load_forecaster(config)
+    given = closes_of(len(config.market.symbols), forecaster.context + warm + closes)
+    feed = _timed(
+        config, forecaster, given, forecaster.context, only="gathered", warm=warm, tell=_silent
+    )
+    return feed.spent["gathered"]
+
+
+def _silent(_: str) -> None: ...
+
+
 def _timed(
     config: Config,
     forecaster: Forecaster | None,
@@ -366,6 +385,7 @@ def _timed(
     context: int,
     *,
     only: str = "",
+    warm: int = WARM_UP_CLOSES,
     tell: Tell,
 ) -> TimedFeed:
     """Return the feed that took *closes* through a run; the first *context* of them warm it."""
@@ -378,7 +398,9 @@ def _timed(
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
-            feed = TimedFeed(closes[:context], parts.start, closes[context:], tell, only=only)
+            feed = TimedFeed(
+                closes[:context], parts.start, closes[context:], tell, only=only, warm=warm
+            )
             feed.database = database
             asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
             feed.grown_mb = resident_mb() - before_mb
@@ -433,6 +455,7 @@ class TimedFeed:
         tell: Tell,
         *,
         only: str = "",
+        warm: int = WARM_UP_CLOSES,
     ) -> None:
         self.spent: Mapping[str, Spent] = {"one_by_one": Spent(), "gathered": Spent()}
         self.grown_mb = 0.0  # by the run, beyond the program, its model and the candles
@@ -442,6 +465,7 @@ class TimedFeed:
         self._start = start
         self._closes = closes
         self._tell = tell
+        self._warm = warm  # closes that are not timed
         self._only = only  # the one way in which closes are delivered; in turn without it
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -453,14 +477,14 @@ class TimedFeed:
         self._tell(f"{len(self._closes)} closes of {len(self._closes[0])} symbols")
         warming: Mapping[str, Spent] = defaultdict(Spent)
         for number, close in enumerate(self._closes):
-            if number == WARM_UP_CLOSES and self.database is not None:
+            if number == self._warm and self.database is not None:
                 self.grown_bytes = -_content_bytes(self.database)
             for bar in close:
                 yield quote_of(bar)
             name, events = "one_by_one", list[Event](close)
             if self._only == "gathered" or (not self._only and number % 2):
                 name, events = "gathered", gathered(close)
-            spent = warming if number < WARM_UP_CLOSES else self.spent
+            spent = warming if number < self._warm else self.spent
             with spent[name]:
                 for event in events:
                     yield event

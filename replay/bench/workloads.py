@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.attention import compiled, reference
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
@@ -22,9 +24,11 @@ from tracepaper.strategies.attention.rollout import rollout_buckets, rollout_by_
 from tracepaper.strategies.attention.tiles import visible_pairs
 from tracepaper.strategies.attention.weighted import gradient_rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
+from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.order_book import (
     OrderBookAttribution,
     OrderBookConfig,
@@ -43,7 +47,10 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 MANY_ROWS: Final = 256
 """Decisions that share one backward pass in the bench."""
+SCHEMA: Final = "v1"
+"""Features of a network over many assets."""
 _SEED: Final = 20_240_501
+_LAYERS: Final = 2
 _CPU_KERNEL: Final = "_scaled_dot_product_flash_attention_for_cpu"
 
 Route = Callable[[], object]
@@ -448,3 +455,31 @@ class SeveralAssets:
         with torch.inference_mode():
             shares = self._network.look(*self._inputs).influence.sum(dim=1)
         return float((shares - 1.0).abs().max())
+
+
+def write_model(folder: Path, symbols: tuple[str, ...], bars: int) -> CrossAssetConfig:
+    """Write an untrained checkpoint over *symbols*, whose answers look back on *bars* or one more.
+
+    Its calibration is drawn, so that every gate has a threshold.
+    """
+    known = schema(SCHEMA)
+    config = CrossAssetConfig(
+        symbols=symbols, features=len(known.names), layers=_LAYERS, window=bars // _LAYERS + 1
+    )
+    torch.manual_seed(0)
+    hundredths = [place / 100 for place in range(1, 100)]
+    card = {
+        "model": {"kind": "crossasset", "name": "crossasset"},
+        "architecture": listed(config),
+        "features": {"schema_id": SCHEMA},
+        "market": {"interval": "1"},
+        "calibration": {
+            "horizon": config.every,
+            "slope": 1.0,
+            "quantiles": dict.fromkeys(
+                ("confidence", "collapsed", "shift", "recent_mass"), hundredths
+            ),
+        },
+    }
+    save(folder, CrossAssetNetwork(config).state_dict(), card)
+    return config

@@ -282,7 +282,9 @@ class RowCheck:
         if step.decision is None or not isinstance(step.event, Bar):
             return
         instrument = self._instruments[step.event.instrument]
-        own = decision_digest(step.event, step.prediction, step.decision, instrument)
+        own = decision_digest(
+            step.event, step.prediction, step.decision, instrument, step.strategies
+        )
         if own != step.decision_sha256:
             yield "steps.decision_sha256", step.decision_sha256, own
 

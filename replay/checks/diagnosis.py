@@ -165,8 +165,9 @@ def _with_equal_code(case: Case) -> tuple[Cause, str]:
     run, row = case.stored.run, case.of_run
     if row:
         return _by_row(case, row)
-    if own_classes(restore(run.config)) and (fault := _by_strategy(case)):
-        if ":" in run.strategy:
+    config = restore(run.config)
+    if (own := own_classes(config)) and (fault := _by_strategy(case)):
+        if {*own} - {config.model.own_class, config.features.own_schema}:
             return Cause.STRATEGY, fault
         return Cause.MODEL, fault.replace("the strategy", "the model", 1)
     names = " ".join(one.field for one in case.of_steps).split()

@@ -28,6 +28,7 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.daemon.session.external_inputs import Outside
@@ -437,10 +438,17 @@ def derive_steps(
     for step, prediction in zip(steps_of(engine, unit, predictions), predictions, strict=True):
         signal: Signal | Orders | None = None
         frames: tuple[tuple[int, int, Row | None], ...] = ()
+        parts: tuple[Signal | Orders | None, ...] = ()
         if isinstance(step.event, Bar) and step.decision is not None:
             signal = engine.signal_of(step.event.instrument)
             frames = engine.frames_of(step.event.instrument)
-        derived_steps.append(DerivedStep(step, prediction, signal, frames))
+            if isinstance(engine, SeveralEngine):
+                key = step.event.instrument
+                parts = tuple(
+                    None if one.is_empty and not one.set_aside else one.states[key].signal
+                    for one in engine.members
+                )
+        derived_steps.append(DerivedStep(step, prediction, signal, frames, parts))
     return derived_steps
 
 

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import wraps
 from importlib.util import source_from_cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
+from msgspec import structs
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session.covariates import covariates_path
@@ -205,6 +207,42 @@ class DerivedStep:
     signal: Signal | Orders | None
     frames: tuple[tuple[int, int, Row | None], ...] = ()
     """Of each higher timeframe its length, how many bars are wanted, and the newest handed on."""
+    parts: tuple[Signal | Orders | None, ...] = ()
+    """What each of several strategies on one account signalled; None without equity."""
+
+    @property
+    def by_strategy(self) -> tuple[DerivedStep, ...]:
+        """The step as each of several strategies that are asked decided it, or itself.
+
+        What they want together changes with what they hold, and is no strategy's signal.
+        """
+        said = self.step.strategies
+        if not said:
+            return (self,)
+        return tuple(
+            DerivedStep(
+                structs.replace(self.step, decision=one.decision, strategies=()),
+                self.prediction,
+                signal,
+                self.frames,
+            )
+            for one, signal in zip(said, self.parts, strict=True)
+        )
+
+
+def of_each_strategy(
+    same: Callable[[DerivedStep, DerivedStep], bool],
+) -> Callable[[DerivedStep, DerivedStep], bool]:
+    """Return *same* as it holds for each of several strategies that both steps asked."""
+
+    @wraps(same)
+    def every(one: DerivedStep, two: DerivedStep) -> bool:
+        if not one.step.strategies or not two.step.strategies:
+            return same(one, two)
+        pairs = zip(one.by_strategy, two.by_strategy, strict=True)
+        return all(a.signal is None or b.signal is None or same(a, b) for a, b in pairs)
+
+    return every
 
 
 @dataclass(frozen=True)

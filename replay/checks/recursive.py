@@ -42,7 +42,7 @@ from tracepaper.replay.checks.isolation import (
     derived,
     first_difference,
 )
-from tracepaper.replay.checks.perturbations import DerivedStep, Files
+from tracepaper.replay.checks.perturbations import DerivedStep, Files, of_each_strategy
 from tracepaper.storage.record.digest import requests_sha256
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
@@ -513,6 +513,7 @@ def _undeclared(
     return unlike(one, two)
 
 
+@of_each_strategy
 def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
     """Return whether two steps forecast, measure and signal the same, whatever was held before.
 
@@ -529,6 +530,7 @@ def same_judgement(one: DerivedStep, two: DerivedStep) -> bool:
     return same or not judged or _at_threshold(a, b)
 
 
+@of_each_strategy
 def same_signal(one: DerivedStep, two: DerivedStep) -> bool:
     """Return whether the strategy signalled the same of forecasts that agree."""
     a, b = one.signal, two.signal
@@ -582,6 +584,8 @@ def _shown(signal: Signal | Orders) -> str:
 
 def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:
     """Return the first field in which two steps differ, the signal before all others."""
+    every = zip(one.by_strategy, two.by_strategy, strict=True)
+    one, two = next((pair for pair in every if not same_judgement(*pair)), (one, two))
     event, a, b = one.step.event, one.signal, two.signal
     if isinstance(event, Bar) and a is not None and b is not None:
         at = event.instrument, event.open_time_ms

@@ -53,6 +53,7 @@ from tracepaper.replay.backtest.recorded import (
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck, shown, step_differences
 from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
+from tracepaper.replay.checks.universe import ChoiceCheck
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import measure_name
@@ -241,7 +242,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     rows = reader.rows(run_id, after=recorded.first - 1, until=total - 1)
     known = run_in(reader, recorded, predictor, predictor.events(reader, run_id))
     events = islice(known, total - recorded.first)
-    given = GivenEvents(reader, stored.run, recorded.config)
+    given = GivenEvents(reader, stored.run, recorded.config, is_whole=not recorded.first)
     if begun is not None:
         _judge_given(found, given.of_run(), at_ms=found.from_ms or 0, sequence=begun.after)
     anew = _progressing(
@@ -384,16 +385,17 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         due |= {"calendar_version": None, "calendar_sha256": None}
     for name, _, value in of_start(run, model):
         due[name] = value
-    starts = reader.starts(run.run_id)
-    if starts:
+    if starts := reader.starts(run.run_id):
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
     if run.code_version == code_version() or not 0 <= run.rules <= len(CHANGES):
         due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
-    sets = len(recorded.engine.gate_sets)
+    sets = recorded.engine.gate_sets
     if recorded.beginning is None:  # else those of another model may judge there
-        wrong.append(("opened_gate_sets", stored.opened[-1], sets))
+        wrong.append(("opened_gate_sets", stored.opened[-1], len(sets)))
+    if recorded.beginning is None or config.strategies.named:  # of several no step names theirs
+        wrong.append(("gate_sets", reader.gate_sets(stored.run_key)[: len(sets)], sets))
     for name, one, two in wrong:
         if one != two:
             _differ(found, run, name, one, two)
@@ -476,8 +478,9 @@ def _judge(
 class GivenEvents:
     """Checks the events of one run in their order."""
 
-    def __init__(self, reader: Reader, run: Run, config: Config) -> None:
+    def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool = True) -> None:
         self._run, self._config = run, config
+        self._choices = ChoiceCheck(reader, run, config, is_whole=is_whole)
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
 
@@ -492,6 +495,7 @@ class GivenEvents:
         ):
             if said != follows:
                 yield name, said, follows
+        yield from self._choices.of(*close.bars)
 
     def of(self, event: Event, forecaster: Forecaster | None) -> Iterator[Unlike]:
         """Check *event*, after which *forecaster* answers, against the rest of the record."""
@@ -506,7 +510,7 @@ class GivenEvents:
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
             case _:
-                pass
+                yield from self._choices.of(event)
 
     def of_run(self) -> Iterator[Unlike]:
         """Check all retrainings and changes of model, which a prune keeps, against each other.

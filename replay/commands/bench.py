@@ -207,11 +207,19 @@ def assets(
     *,
     assets: Annotated[int, typer.Option(min=2, max=1_000, help="Assets at once.")] = 100,
     bars: Annotated[int, typer.Option(min=16, help="Bars of each.")] = 2_048,
+    closes: Annotated[
+        int, typer.Option(min=0, help="Also runs of so many closes: replay, verify, live.")
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Measure a network over many assets on generated prices: time and peak memory, explained."""
     from tracepaper.replay.bench.networks import measure_assets
+    from tracepaper.replay.bench.panel import measure_panel
 
+    if closes:
+        figures = measure_panel(assets, bars, closes)
+        _say("runs of many assets, every one explained", figures, as_json=json)
+        return
     _say("many assets at once, every one explained", measure_assets(assets, bars), as_json=json)
 
 

@@ -80,7 +80,10 @@ def record_session(
             loop.add_reader(_STDIN, lambda: None if os.read(_STDIN, 1) else end())
             skips = _say
         clock = SystemClock(exchange.time_scale)
-        return await record_live(exchange, requests, clock=clock, done=done, skips=skips)
+        warns = None if service else _say
+        return await record_live(
+            exchange, requests, clock=clock, done=done, skips=skips, warns=warns
+        )
 
     return run_loop(session())
 

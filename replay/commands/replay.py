@@ -81,8 +81,12 @@ def replay(
 
     `backtest` is another name of this command.
     """
-    from tracepaper.daemon.config.loading import with_settings
-    from tracepaper.replay.backtest.request import Request, perform
+    try:
+        from tracepaper.daemon.config.loading import with_settings
+        from tracepaper.replay.backtest.request import Request, perform
+    except KeyboardInterrupt:  # loading takes a second or two
+        typer.echo("Interrupted before the replay began; nothing of it is stored.", err=True)
+        raise
 
     given = (*(files or ()), *(data or ()))
     if not given:

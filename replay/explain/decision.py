@@ -7,9 +7,11 @@ threshold asks beyond that).
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +27,7 @@ from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import confidence, warm
-from tracepaper.strategies.gates.gate import GATES, refusal, verdict, with_unit
+from tracepaper.strategies.gates.gate import GATES, measured, refusal, verdict, with_unit
 from tracepaper.strategies.types.decisions import Action
 
 _LAST: Final = "last"
@@ -41,6 +43,7 @@ class StoredDecision:
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
+    strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: what was netted, by name
     card: Mapping[str, Any] = field(default_factory=dict)
     """Of the model that decided, where the gate of entropy judged; as the run stored it."""
 
@@ -116,7 +119,10 @@ class StoredDecision:
         if self._asks is DataSource.ORDER_BOOKS:
             return self._order_book_attention
         if not self.run["model_id"]:
-            return f"The strategy {self.run['strategy']} asks no model, so nothing looked back."
+            asked = f"The strategy {self.run['strategy']} asks no model"
+            if self.strategies:
+                asked = "None of the strategies asks a model"
+            return f"{asked}, so nothing looked back."
         if (deadline := self.decision["late_deadline_ms"]) is not None:
             return (
                 f"The model did not answer within its {deadline:,} ms, so nothing was attributed."
@@ -225,8 +231,26 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             ),
             tuple(views.rows("v_notes", sequence=sequence)),
             of_decision(reader, views, sequence) if decisions[0]["action"] == Action.ORDERS else (),
+            _netted(views, sequence),
             views.card(model),
         )
+
+
+def _netted(views: RunViews, sequence: int) -> tuple[Row, ...]:
+    """Return what each of several strategies decided; nothing where one alone does."""
+    if "strategies" not in json.loads(views.run()["config"]):
+        return ()
+    rows = views.rows("v_strategy_decisions", sequence=sequence)
+    return tuple(sorted(rows, key=itemgetter("strategy")))
+
+
+def stand_of(one: Row) -> str:
+    """Return how the gates of one strategy judged its answer, and why its target is not asked."""
+    said = "all passed"
+    if (gate := one["refused_by"]) is not None:
+        measure, threshold, _ = json.loads(one["gates"])[gate]
+        said = f"{gate}: {measured(gate, measure)} of {measured(gate, threshold)}"
+    return said if (unfilled := one["unfilled_reason"]) is None else f"{said}; {unfilled}"
 
 
 def _no_such_decision(views: RunViews, sequence: int) -> str:

@@ -180,6 +180,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
             row["name"]: row["number"] if row["text"] is None else row["text"]
             for row in stored.notes
         },
+        "strategies": stored.strategies,
         "orders": listed(stored.orders, title="").documents(),
         "gates": [
             {**row, **{name: margin[name] for name in names}}

@@ -28,6 +28,7 @@ from tracepaper.replay.explain.decision import (
     Flips,
     StoredDecision,
     flips_of,
+    stand_of,
     verdict_of,
 )
 from tracepaper.replay.explain.recompute import (
@@ -77,6 +78,8 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
             yield listed(stored.orders, title=ORDERS_TITLE)
         else:
             yield Paragraph("Its list changed no order.")
+    if stored.strategies:
+        yield _netted(stored)
     if stored.notes:
         yield Paragraph(f"The strategy noted: {', '.join(map(_noted, stored.notes))}.")
     yield _gates(flips)
@@ -137,6 +140,22 @@ def _noted(row: Mapping[str, Any]) -> str:
         return f"{row['name']} “{row['text']}”"
     number = "no finite number" if row["number"] is None else f"{row['number']:,.6g}"
     return f"{row['name']} {number}"
+
+
+def _netted(stored: StoredDecision) -> Table:
+    """Return what each strategy behind the account's decision wanted, and held."""
+    forms: dict[str, Form] = {
+        "strategy": "text", "action": "text", "wants": "exact", "holds": "exact", "reason": "text",
+        "gates": "text",
+    }  # fmt: skip
+    rows = [
+        (
+            one["strategy"], one["action"], one["target_quantity_text"], one["quantity_text"],
+            one["reason"], stand_of(one),
+        )
+        for one in stored.strategies
+    ]  # fmt: skip
+    return table_of("strategies", "What each strategy wants of the account's position", forms, rows)
 
 
 def _gates(flips: Flips) -> Table:

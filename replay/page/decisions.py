@@ -14,6 +14,7 @@ from tracepaper.replay.explain.decision import (
     GateMargin,
     StoredDecision,
     flips_of,
+    stand_of,
     stored_decision,
 )
 from tracepaper.replay.page import answers
@@ -119,9 +120,12 @@ def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
 
 
 def _held(shown: ShownRun, sequence: int) -> str:
-    """Return the position after a step, in its event's instrument, signed."""
-    for row in shown.views.rows("v_positions", sequence=sequence):
-        return trimmed(row["quantity_text"])
+    """Return the position after a step, in its event's instrument, signed.
+
+    In hedge mode it is the long side less the short one.
+    """
+    for row in shown.views.rows("v_equity", sequence=sequence):
+        return trimmed(row["quantity_text"] or "0")
     return "0"
 
 
@@ -257,6 +261,10 @@ def _because(stored: StoredDecision, close_ms: int, held: str, base: str) -> str
         parts.append(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
     if row["unfilled_reason"] and not _trend_noted(stored):
         parts.append(f"No order was sent: {row['unfilled_reason'].rstrip('.')}.")
+    parts += [
+        f"{one['strategy']} wants {trimmed(one['target_quantity_text'])} ({stand_of(one)})."
+        for one in stored.strategies
+    ]
     return " ".join(part for part in parts if part)
 
 

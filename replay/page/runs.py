@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from operator import itemgetter
 from pathlib import Path
 from typing import Final
 
 import msgspec
 import numpy as np
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of
@@ -208,16 +210,16 @@ def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
 
 
 def holdings(shown: ShownRun) -> list[answers.Holding]:
-    """Return the newest position of every instrument."""
+    """Return the newest position of every instrument; in hedge mode both sides of it."""
+    nothing: Row = {"sequence": 0, "side": "FLAT", "quantity": 0.0, "quantity_text": "0"}
     found = []
     for name in shown.columns.instruments:
-        rows = shown.views.rows("v_positions", newest=1, instrument=name)
-        row: Row = rows[0] if rows else {"quantity": 0.0, "quantity_text": "0"}
-        quantity = row["quantity"]
-        found.append(
+        rows = shown.views.rows("v_positions", newest=2, instrument=name) or [nothing]
+        last = max(row["sequence"] for row in rows)
+        found += [
             answers.Holding(
                 instrument=name,
-                side="LONG" if quantity > 0 else "SHORT" if quantity < 0 else "FLAT",
+                side=row["side"] if row["quantity"] else "FLAT",
                 quantity_text=trimmed(row["quantity_text"]).lstrip("-"),
                 average_price_text=row.get("average_price_text")
                 or _text_of(row.get("average_price"), shown, name),
@@ -225,7 +227,9 @@ def holdings(shown: ShownRun) -> list[answers.Holding]:
                 margin=as_number(row.get("margin")),
                 liquidation_price=as_number(row.get("liquidation_price")),
             )
-        )
+            for row in sorted(rows, key=itemgetter("side"))
+            if row["sequence"] == last
+        ]
     return found
 
 
@@ -336,6 +340,8 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
         for row in views.rows("v_twin_equity", newest=1, twin=name):
             fills = views.count("v_twin_fills", twin=name)
             source = TWINS.get(name, "a shadow account of the run")
+            if name in SIDES:
+                source = f"the {name.lower()} side of the account, from half of its first cash"
             found.append(_figures(name, source, row, fills, None))
     found = [
         msgspec.structs.replace(one, total_return=one.equity / began - 1)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.daemon.engine.state import reserve_of
 from tracepaper.replay.document.values import (
     Cells,
     Estimate,
@@ -49,6 +51,7 @@ from tracepaper.replay.report.trades import (
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.allocation import ERROR, GAINED
 from tracepaper.strategies.sessions import MONTHS_OF
+from tracepaper.strategies.units import DAY_MS
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
@@ -288,7 +291,7 @@ def tables(report: Report) -> dict[str, Table]:
 @declared
 def _performance(report: Report) -> Iterator[Table]:
     """Yield the tables on the accounts: what they earned, against chance, and what they paid."""
-    notes = _annual(report)
+    notes = _annual(report) + _reserve(report)
     yield table(
         "accounts", "Accounts", (*ACCOUNTS, *MARGIN), report.accounts, turned=True, notes=notes
     )
@@ -447,6 +450,16 @@ _MAKERS_NOTE: Final = (
 )
 
 
+def _reserve(report: Report) -> tuple[str, ...]:
+    """Say what the sub-accounts do not add up to, where shares leave a reserve."""
+    ends = {of.name: Decimal(of.end) for of in report.accounts}
+    equity = ends[report.record.account.name]
+    reserve = reserve_of(equity, {of.name: ends[of.name] for of in report.record.twins})
+    if round(reserve, 2) == 0:
+        return ()
+    return (f"The reserve, of which no strategy has a share, is {reserve:,.2f} in cash.",)
+
+
 def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, own = report.record, report.accounts[0].performance
@@ -464,6 +477,8 @@ def _annual(report: Report) -> tuple[str, ...]:
             else "no risk-free rate"
         )
         said += f"A year has {days} {what}; {rate}."
+    if record.interval_ms > DAY_MS:
+        said += " A bar is longer than a day: what is given by day is by bar."
     gone = [
         of.name
         for of in report.accounts

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -348,10 +349,12 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
 
 
 def _margins(views: RunViews, instruments: Iterable[str]) -> Iterator[Row]:
-    """Yield the last position of each instrument that is held on margin."""
+    """Yield the last position of each instrument that is held on margin, in hedge mode both."""
     for instrument in instruments:
-        for row in views.rows("v_positions", newest=1, instrument=instrument):
-            if row["margin"] is not None:
+        rows = views.rows("v_positions", newest=2, instrument=instrument)
+        for row in sorted(rows, key=itemgetter("side")):
+            is_newest = row["sequence"] == max(one["sequence"] for one in rows)
+            if is_newest and row["margin"] is not None:
                 yield row
 
 

@@ -379,13 +379,21 @@ def _margin(record: RunRecord) -> MarginHeld | None:
     """Sum the margin of the run's own positions at its end."""
     if not (held := record.margins):
         return None
-    prices = [(row["instrument"], row["liquidation_price_text"]) for row in held]
+    is_hedged = record.config.account.position_mode == "hedge"
+    prices = [
+        (
+            record.instruments[row["instrument"]].symbol
+            + (f" {row['side'].lower()}" if is_hedged else ""),
+            row["liquidation_price_text"],
+        )
+        for row in held
+    ]
     return MarginHeld(
         used=sum(row["margin"] for row in held),
         leverage=float(record.config.account.leverage),
         liquidation=prices[0][1]
         if len(prices) == 1
-        else ", ".join(f"{record.instruments[name].symbol} {price}" for name, price in prices),
+        else ", ".join(f"{name} {price}" for name, price in prices),
     )
 
 

@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 from rich.console import Console
 
-from tracepaper.daemon.engine.state import account_title
+from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
 from tracepaper.replay.document.terminal import head, show
 from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
@@ -23,6 +24,7 @@ from tracepaper.replay.report.trades import by_cause, largest_causes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
 from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import iso
@@ -171,6 +173,7 @@ class Summary:
     refusals: tuple[tuple[str, int], ...]
     unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
     rejected: tuple[tuple[str, int], ...]  # why an order was refused on its arrival
+    warming: str = ""  # where no bar left the warm-up: how many bars it had, and needs
 
     @property
     def every_bar(self) -> bool:
@@ -184,19 +187,34 @@ def summarise(database: Path, run_id: str) -> Summary:
         views = RunViews(reader.connection, run_id)
         with views.snapshot():
             first_iso, last_iso = views.bounds("v_decisions", "open_time_iso")
+            decisions, refusals = (
+                views.count("v_decisions"),
+                views.counts("v_decisions", "refused_by"),
+            )
             return Summary(
                 run=views.run(),
-                decisions=views.count("v_decisions"),
+                decisions=decisions,
                 allowed=views.count("v_decisions", allowed=1),
                 first_iso=first_iso or "",
                 last_iso=last_iso or "",
                 accounts=tuple(_accounts(views)),
                 fills=tuple(_with_causes(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
                 fill_count=views.count("v_fills"),
-                refusals=tuple(views.counts("v_decisions", "refused_by")),
+                refusals=tuple(refusals),
                 unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
                 rejected=tuple(by_cause(views.counts("v_orders", "reason", status="REJECTED"))),
+                warming=_warming(views) if [(warm.name, decisions)] == [*refusals] else "",
             )
+
+
+def _warming(views: RunViews) -> str:
+    """Return how many bars the newest decision's warm-up had, and needs."""
+    (gate,) = views.rows("v_gates", newest=1, gate=warm.name)
+    had, needed = gate["measure"], gate["threshold"]
+    return (
+        f"No bar left the warm-up, which had {had:,.0f} of {needed:,.0f} bars: give earlier "
+        "candles, or let the strategy and its model look back on fewer."
+    )
 
 
 def _with_causes(views: RunViews, fills: Sequence[Row]) -> Iterator[Row]:
@@ -261,13 +279,19 @@ def _factors(noted: Mapping[str, float] | None) -> tuple[float, float] | None:
 
 
 def _accounts(views: RunViews) -> Iterator[Row]:
-    """Yield the newest equity row of the run's account, then of each twin."""
+    """Yield the newest equity row of the run's account, of each twin, and what has no share."""
+    equity, parts = Decimal(0), {}
     for own in views.rows("v_equity", newest=1):
+        equity = Decimal(own["equity_text"])
         yield {"account": "this run", "fills": views.count("v_fills"), **own}
     for name, _ in sorted(views.counts("v_twin_equity", "twin")):
         (row,) = views.rows("v_twin_equity", newest=1, twin=name)
+        parts[name] = Decimal(row["equity_text"])
         fills = views.count("v_twin_fills", twin=name)
         yield {"account": account_title(name), "fills": fills, **row}
+    if reserve := reserve_of(equity, parts):
+        nothing = dict.fromkeys((figure.key for figure in ACCOUNTS), 0)
+        yield nothing | {"account": RESERVE, "equity": float(reserve)}
 
 
 # ---------------------------------------------------------------- for a terminal
@@ -314,6 +338,8 @@ def show_summary(console: Console, summary: Summary) -> None:
     show(console, [Paragraph(warning, "warning") for warning in warnings])
     show(console, summary_tables(summary), blank_lines=False)
     if summary.every_bar:
+        if summary.warming:
+            show(console, [Paragraph(summary.warming)])
         causes = largest_causes(summary.decisions, summary.refusals, summary.unfilled)
         # The tables name what needs no remedy.
         show(console, [Paragraph(f"M{str(of)[1:]}.") for of in causes if of.remedy])

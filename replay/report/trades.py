@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import accumulate
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -315,8 +316,11 @@ def trades(
 ) -> list[ClosedTrade]:
     """Return the closed trades of *ledger* in the order of their exits."""
     closed = []
-    for instrument in sorted({fill["instrument"] for fill in ledger.fills}):
-        fills = [fill for fill in ledger.fills if fill["instrument"] == instrument]
+    positions: dict[tuple[str, str], list[Row]] = {}  # in hedge mode an instrument has two
+    for fill in ledger.fills:
+        side = fill.get("position_side") or ""
+        positions.setdefault((fill["instrument"], side), []).append(fill)
+    for (instrument, _), fills in sorted(positions.items(), key=itemgetter(0)):
         item = instruments[instrument]
         step = item.quantity_step * 10 ** (_QUANTITY_DECIMALS - item.quantity_decimals)
         moves = _signed_quantities(fills, step)

@@ -417,6 +417,20 @@ class SweepRequest:
         }
 
 
+def check_several(
+    names: Sequence[str], strategy: str | None, params: Mapping[str, Any] | None
+) -> None:
+    """Raise ``ConfigInvalid`` where a sweep would vary one of several strategies on one account."""
+    own = [name for name in names if name.partition(".")[0] in {name, "strategy", "strategies"}]
+    if not own and strategy is None and not params:
+        return
+    what = f"{own[0]} is a key" if own else "that is an option"
+    raise ConfigInvalid(
+        f"[strategies] names several, and {what} of one; let the sweep vary keys that they share, "
+        "such as sizing.fraction, or sweep one of them as [strategy]."
+    )
+
+
 def read_request(  # noqa: PLR0913 - the options of a sweep
     strategy: str | None,
     data: Any,  # noqa: ANN401 - as backtest takes it
@@ -450,7 +464,10 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         raise ConfigInvalid(f"limit_s is {shown(limit_s)}; give seconds above 0, or None.")
     sampler_of(sampler, axes, trials=trials, seed=seed, maximize=maximize)
     given = configured(config)
-    market = load(given).market
+    own = load(given)
+    market = own.market
+    if own.strategies.named:
+        check_several([axis.name for axis in axes], strategy, params)
     items = data_of(data, given)
     candles = tuple(read_market(market, items, symbol=symbol))
     begin, until = (moment_of(value, said) for value, said in ((start, "start"), (end, "end")))

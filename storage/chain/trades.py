@@ -11,7 +11,8 @@ The rules are docs/storage.md, S10, and docs/money.md, M24.
 from __future__ import annotations
 
 from decimal import Decimal
-from itertools import zip_longest
+from itertools import groupby, zip_longest
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
@@ -21,7 +22,13 @@ from tracepaper.storage.chain.links import ChainProblem
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
-from tracepaper.strategies.types.decisions import FillModel, LedgerKind, Liquidity, OrderKind
+from tracepaper.strategies.types.decisions import (
+    FillModel,
+    LedgerKind,
+    Liquidity,
+    OrderKind,
+    PositionSide,
+)
 from tracepaper.strategies.types.market import Category, CorporateAction, Side
 from tracepaper.strategies.units import (
     BASE_FEES,
@@ -34,7 +41,7 @@ from tracepaper.strategies.units import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 _RUN: Final = "SELECT run_key, parent_run_id FROM runs WHERE run_id = ?"
 _INSTRUMENTS: Final = "SELECT instrument, category FROM instruments WHERE run_key = ?"
@@ -42,7 +49,8 @@ _FILLED: Final = (
     "SELECT step, {}, instrument, side, quantity, notional, fee, fee_base, model, order_id "
     "FROM {} WHERE step BETWEEN ? AND ? ORDER BY {}"
 )
-_FILLS: Final = _FILLED.format("NULL", "fills", "step, ordinal")
+# In hedge mode the account's own fills are those of its sides: see _SIDES.
+_FILLS: Final = _FILLED.format("position_side", "fills", "step, ordinal")
 _TWIN_FILLS: Final = _FILLED.format("twin", "twin_fills", "step, book, ordinal")
 _HOLDINGS: Final = (
     "SELECT step, twin, instrument, quantity, entry_notional, realized_pnl, fees_paid "
@@ -50,7 +58,8 @@ _HOLDINGS: Final = (
     "ORDER BY step, book"
 )
 _MOVED: Final = (
-    "SELECT step, kind, instrument, amount, order_id FROM ledger WHERE step BETWEEN ? AND ? "
+    "SELECT step, kind, instrument, amount, order_id, position_side FROM ledger "
+    "WHERE step BETWEEN ? AND ? "
     "AND kind IN ('realized', 'fee', 'liquidation_fee', 'bought', 'sold', 'dividend', "
     "'cash_in_lieu') ORDER BY step, ordinal"
 )
@@ -89,7 +98,8 @@ _CONTRADICTIONS: Final = (
         (
             "SELECT step FROM fills f WHERE step BETWEEN ? AND ? AND NOT EXISTS "
             "(SELECT 1 FROM orders o WHERE o.step = f.step AND o.order_id = f.order_id "
-            "AND o.side = f.side AND o.instrument = f.instrument) ORDER BY step LIMIT 1"
+            "AND o.side = f.side AND o.instrument = f.instrument "
+            "AND o.position_side IS f.position_side) ORDER BY step LIMIT 1"
         ),
         "a fill is of no order of its side and instrument",
         "fills",
@@ -132,6 +142,22 @@ _PARTS: Final = (
 """Where the parts of several strategies contradict the account: a query, and what it finds."""
 
 
+_SUMMED: Final = (
+    "side, model, liquidity, price, sum(quantity), sum(notional), sum(fee), sum(fee_base), "
+    "max(filled_ms), count(*)"
+)
+_BOTH_FILLS: Final = tuple(
+    f"SELECT step, order_id, {column}, {_SUMMED} FROM {table} WHERE step BETWEEN ?1 AND ?2 "
+    "GROUP BY 1, 2, 3, 4, 5, 6, 7"
+    for column, table in (("position_side", "fills"), ("twin", "twin_fills"))
+)
+_SIDES: Final = tuple(
+    f"SELECT step FROM ({one} EXCEPT {other}) ORDER BY step LIMIT 1"
+    for one, other in (_BOTH_FILLS, reversed(_BOTH_FILLS))
+)
+"""Where the fills of both sides of hedge mode are not the account's."""
+
+
 class _SymbolFees(Struct, frozen=True):
     """``[execution.fees]`` of one symbol."""
 
@@ -149,8 +175,13 @@ class _Execution(Struct, frozen=True):
     fees: dict[str, _SymbolFees] = {}
 
 
+class _Account(Struct, frozen=True):
+    position_mode: str = "one_way"
+
+
 class _Configured(Struct, frozen=True):
     execution: _Execution = _Execution()
+    account: _Account = _Account()
     strategies: dict[str, Any] = {}
 
 
@@ -158,7 +189,7 @@ class _Filled(NamedTuple):
     """A fill as it is stored."""
 
     step: int
-    twin: str | None  # None is the run's own account
+    twin: str | None  # None is the run's own account, in one-way mode
     instrument: int
     side: str
     quantity: int
@@ -178,8 +209,8 @@ class _Acted(NamedTuple):
     terms: ShareTerms
 
 
-Entry = tuple[str, int, int, str | None]
-"""Kind, instrument, amount and order of a movement of cash."""
+Entry = tuple[str, int, int, str | None, str | None]
+"""Kind, instrument, amount, order and side of a movement of cash."""
 
 
 class _Position(Struct):
@@ -209,7 +240,7 @@ class _Position(Struct):
         if fill.model == _LIQUIDATION:
             fee = LedgerKind.LIQUIDATION_FEE
         return [
-            (kind.value, fill.instrument, amount, fill.order_id)
+            (kind.value, fill.instrument, amount, fill.order_id, fill.twin)
             for kind, amount in (*moved, (fee, -fill.fee))
             if amount
         ]
@@ -222,7 +253,7 @@ class _Position(Struct):
         self.entry_notional -= made.entry
         self.realized_pnl += made.paid - made.entry
         kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
-        return [(kind.value, acted.instrument, made.paid, None)] if made.paid else []
+        return [(kind.value, acted.instrument, made.paid, None, None)] if made.paid else []
 
     def _linear(self, fill: _Filled, sign: int) -> list[tuple[LedgerKind, int]]:
         opened, notional, realized = fill.quantity, fill.notional, 0
@@ -272,6 +303,8 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
         for query, statement in _PARTS:
             for (step,) in connection.execute(query, span):
                 return _contradicts(step, statement, "twin_fills")
+    if configured.account.position_mode != "one_way" and (found := _unlike(connection, span)):
+        return found
     execution = configured.execution
     terms = {
         place: _Terms.of(execution, *item)
@@ -282,6 +315,14 @@ def check_terms(connection: sqlite3.Connection, run_id: str) -> ChainProblem | N
             is_part = bool(configured.strategies) and table == "twin_fills"
             if statement := terms[place].contradiction(*fill, is_part=is_part):
                 return _contradicts(step, statement, table)
+    return None
+
+
+def _unlike(connection: sqlite3.Connection, span: tuple[int, int]) -> ChainProblem | None:
+    for query in _SIDES:
+        for (step,) in connection.execute(query, span):
+            statement = "the fills of the sides are not those of the account"
+            return _contradicts(step, statement, "twin_fills")
     return None
 
 
@@ -372,6 +413,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
         lambda: _check_positions(
             connection, span, is_cash, acted, due, is_taken=parent is not None
         ),
+        lambda: _check_sides(connection, span),
         lambda: _check_ledger(connection, span, due),
         lambda: _check_orders(connection, span, is_taken=parent is not None),
     )
@@ -409,13 +451,14 @@ def _check_positions(
     most = len(is_cash)  # bars of a close
     fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
     of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
+    of_twins = [fill for fill in of_twins if fill.twin not in _SIDE_NAMES]  # are the own ones
     waiting: dict[tuple[str | None, int], list[_Filled]] = {}
     for fill in reversed((*fills, *of_twins)):  # the oldest is taken from the end
         waiting.setdefault((fill.twin, fill.instrument), []).append(fill)
     positions: dict[tuple[str | None, int], _Position] = {}
     booked: dict[tuple[int, str | None], list[Entry]] = {}
     seen: dict[tuple[str | None, int], int] = {}  # actions that were booked, of each position
-    for step, twin, place, *held in connection.execute(_HOLDINGS, span):
+    for step, twin, place, *held in _booked_alone(connection.execute(_HOLDINGS, span)):
         book = twin, place
         behind = waiting.get(book, [])
         new: list[_Filled | _Acted] = []
@@ -443,10 +486,42 @@ def _check_positions(
             yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
             return
     due += [
-        (fill.step, entry) for fill in fills for entry in booked.get((id(fill), None), [_UNKNOWN])
+        (fill.step, entry)
+        for fill in fills
+        for entry in booked.get((id(fill), fill.twin), [_UNKNOWN])
     ]
     due += [(one.step, entry) for one in acted for entry in booked.get((id(one), None), [])]
     due.sort(key=lambda movement: movement[0])
+
+
+_SIDE_NAMES: Final = tuple(side.value for side in PositionSide)
+_Held = tuple[Any, ...]
+
+
+def _by_step(rows: Iterable[_Held]) -> Iterator[tuple[list[_Held], list[_Held]]]:
+    """Yield of each step the *rows* of positions, and of these those that are sums of two sides."""
+    for _, of_step in groupby(rows, key=itemgetter(0)):
+        found = list(of_step)
+        is_hedged = any(row[1] in _SIDE_NAMES for row in found)
+        yield found, [row for row in found if is_hedged and row[1] is None]
+
+
+def _booked_alone(rows: Iterable[_Held]) -> Iterator[_Held]:
+    """Yield the *rows* of positions that fills are booked on: no sum of two sides."""
+    for found, sums in _by_step(rows):
+        yield from (row for row in found if row not in sums)
+
+
+def _check_sides(connection: sqlite3.Connection, span: tuple[int, int]) -> Iterator[ChainProblem]:
+    """Compare what an account in hedge mode holds with the sum of its sides."""
+    last: dict[tuple[str, int], _Held] = {}
+    for found, sums in _by_step(connection.execute(_HOLDINGS, span)):
+        last.update({(twin, place): held for _, twin, place, *held in found})
+        for step, _, place, *held in sums:
+            both = [last[side, place] for side in _SIDE_NAMES if (side, place) in last]
+            if held != [sum(column) for column in zip(*both, strict=True)]:
+                yield _disagree(step, "position", "sides", "holdings")
+                return
 
 
 _LIQUIDATION: Final = FillModel.LIQUIDATION.value
@@ -467,7 +542,7 @@ def _ahead(
         yield (id(fill), fill.twin), position.book(behind.pop())
 
 
-_UNKNOWN: Final[Entry] = ("", 0, 0, "")
+_UNKNOWN: Final[Entry] = ("", 0, 0, "", "")
 """Stands for the movement of a fill before the first position of an account taken over."""
 
 
@@ -482,8 +557,8 @@ def _check_ledger(
     if connection.execute(_IS_KEPT, span).fetchone() == (0,):
         return
     moved: list[tuple[int, Entry]] = [
-        (step, (kind, place, amount, order_id))
-        for step, kind, place, amount, order_id in connection.execute(_MOVED, span)
+        (step, (kind, place, amount, order_id, side))
+        for step, kind, place, amount, order_id, side in connection.execute(_MOVED, span)
     ]
     if unknown := [at for at, (_, entry) in enumerate(due) if entry == _UNKNOWN]:
         del due[: unknown[-1] + 1]

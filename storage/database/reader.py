@@ -139,7 +139,9 @@ class Reader(ReadOnly):
                         f"Every run of the database was removed, and rows of {table} are left:"
                         " restore a backup."
                     )
-            raise DataInvalid("The database holds no run yet; `tracepaper demo` makes one.")
+            raise DataInvalid(
+                "The database holds no run yet; `tracepaper run` or replay makes one."
+            )
         if wanted == "last":
             return ids[-1]
         if wanted in ids:

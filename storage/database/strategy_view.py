@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from tracepaper.storage.database.chunks import select
 from tracepaper.storage.database.view_columns import (
     INSTRUMENT,
+    MEASURE,
     Shown,
     View,
     exact,
@@ -14,6 +15,7 @@ from tracepaper.storage.database.view_columns import (
     of_step,
     shared_row,
 )
+from tracepaper.storage.record.answer_json import KeptDecision
 from tracepaper.storage.record.columns import MONEY, QUANTITY, SEQUENCE_LIMIT
 from tracepaper.storage.record.decode import TWIN_FILL
 from tracepaper.strategies.types.decisions import Fill, FillModel, SinceDecided, Step
@@ -24,15 +26,21 @@ if TYPE_CHECKING:
     from tracepaper.storage.record.decode import StepDecoder
 
 
+_FIELDS: Final = KeptDecision.__struct_fields__
+
+
 def _kept(name: str) -> str:
     """Return how a field of the stored decision is read."""
-    return f"json_extract(n.value, '$.{name}')"
+    return f"json_extract(m.decided, '$[{_FIELDS.index(name)}]')"
 
 
 _MARKED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
+# A measure that is not the account's.
+_OWN: Final = f"'$[{_FIELDS.index('measures')}].\"' || g.gate || '\"'"
 _GATES: Final = (
-    "(SELECT json_group_object(g.gate, json_array(json_extract(n.value, '$.measures[' || "
-    f"g.ordinal || ']'), g.threshold, {_kept('passed')} >> g.ordinal & 1)) FROM gate_sets g "
+    f"(SELECT json_group_object(g.gate, json_array(CASE WHEN json_type(m.decided, {_OWN}) IS NULL "
+    f"THEN {MEASURE} ELSE json_extract(m.decided, {_OWN}) END, g.threshold, "
+    f"{_kept('passed')} >> g.ordinal & 1)) FROM gate_sets g "
     f"WHERE g.run_key = r.run_key AND g.gate_set = {_kept('gate_set')})"
 )
 
@@ -43,7 +51,7 @@ V_STRATEGY_DECISIONS: Final = View(
         *of_step("s"),
         INSTRUMENT,
         *moment("open_time_ms", "s.open_time_ms", "the bar that was decided"),
-        Shown("strategy", _kept("strategy"), "its name in [strategies]"),
+        Shown("strategy", "h.twin", "its name in [strategies]"),
         Shown("action", _kept("action"), "`LONG`, `SHORT`, `FLAT` or `HOLD`"),
         Shown(
             "allowed",
@@ -67,7 +75,6 @@ V_STRATEGY_DECISIONS: Final = View(
         ),
         Shown("gates", _GATES, "JSON: of each gate its measure, its threshold, and 1 if it passed"),
         Shown("note", _kept("note"), "JSON of the numbers and texts that it noted; else null"),
-        Shown("decision_sha256", _kept("sha256"), "hash of its decision, as of one alone"),
         *exact("quantity", "h.quantity", QUANTITY, "its part of the position, signed"),
         *exact("realized_pnl", "h.account_realized_pnl", MONEY, "its profit of what was closed"),
         *exact("unrealized_pnl", _MARKED, MONEY, "its profit of what is open, at the mark"),
@@ -75,11 +82,11 @@ V_STRATEGY_DECISIONS: Final = View(
         *exact("funding_paid", "h.account_funding_paid", MONEY, "its funding, positive where paid"),
         *exact("equity", f"coalesce(m.equity, h.cash + {_MARKED})", MONEY, "of its sub-account"),
     ),
-    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM answers) "
-    "AND s.open_time_ms IS NOT NULL JOIN answers a ON a.step = s.step "
-    "AND a.strategies IS NOT NULL "
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key AND EXISTS (SELECT 1 FROM twin_steps) "
+    "AND s.open_time_ms IS NOT NULL JOIN twin_steps m ON m.step = s.step "
+    "AND m.decided IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument "
-    "JOIN json_each(a.strategies) n JOIN twin_steps m ON m.step = s.step AND m.book = n.key + 1 "
+    "LEFT JOIN answers a ON a.step = s.step "
     f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book",
 )
 """Its sub-account is the row of that name in ``v_twin_equity``."""
@@ -107,6 +114,6 @@ def since_parts(
         if is_news and fill.instrument == instrument:
             fills.setdefault(row[TWIN_FILL.twin], []).append(fill)
     return {
-        one.strategy: SinceDecided(one.decision.outcome, tuple(fills.get(one.strategy, ())))
+        one.strategy: SinceDecided(one.outcome, tuple(fills.get(one.strategy, ())))
         for one in decided.strategies
     }

@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
     FLAG,
     HASH,
     MONEY,
@@ -19,8 +20,10 @@ from tracepaper.storage.record.columns import (
     SEQUENCE_BITS,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
+    STEP_GATES,
     TABLES,
     TIME,
+    measure_name,
 )
 from tracepaper.strategies.types.decisions import ACTING_ONLY
 
@@ -28,6 +31,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from tracepaper.storage.record.columns import Column
+
+_MEASURES: Final = " ".join(
+    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
+    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
+    for gate in gates
+)
+MEASURE: Final = f"CASE g.gate {_MEASURES} END"
+"""The measure of a gate ``g`` in the decision of step ``s`` with answer ``a``."""
 
 # ---------------------------------------------------------------- numbers and times in SQL
 
@@ -207,6 +218,35 @@ def complete(listed: Iterable[Shown], *tables: tuple[str, Iterable[Column]]) -> 
     return tuple(shown)
 
 
+# A run in hedge mode has its sides ``b`` as the first books of a step; any other one has its own
+# row ``h``, once, whatever shadow accounts it has. The account is row ``a``.
+OF_SIDES: Final = (
+    "FROM runs r JOIN steps s ON s.run_key = r.run_key JOIN steps m ON m.step = s.step "
+    "LEFT JOIN states q ON q.step = s.step "
+    "LEFT JOIN twin_steps t ON t.step = s.step AND t.book <= 2 "
+    f"LEFT JOIN holdings b ON b.step = {shared_row('t.holding')} AND b.book = t.book "
+    "AND b.twin IN ('LONG', 'SHORT') "
+    f"JOIN holdings h ON h.step = coalesce(b.step, {shared_row('s.holding')}) "
+    "AND h.book = coalesce(b.book, 0) "
+    f"JOIN holdings a ON a.step = {shared_row('s.holding')} AND a.book = 0 "
+)
+A_SIDE_EACH: Final = (
+    "WHERE (b.twin IS NOT NULL OR coalesce(t.book, 1) = 1) AND h.quantity IS NOT NULL"
+)
+MARKED_SIDE: Final = "CASE WHEN b.twin IS NULL THEN m.unrealized_pnl ELSE t.unrealized_pnl END"
+SIDE_HELD: Final = Shown(
+    "side",
+    "coalesce(h.twin, CASE WHEN h.quantity > 0 THEN 'LONG' WHEN h.quantity < 0 THEN 'SHORT' "
+    "ELSE 'FLAT' END)",
+    "`LONG`, `SHORT` or `FLAT`; in hedge mode `LONG` or `SHORT`, held or not",
+)
+LIQUIDATED_AT: Final = (
+    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
+    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
+    "AND o.role = 'LIQUIDATION' AND coalesce(o.position_side, '') = coalesce(h.twin, '') "
+    "ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
+)
+
 _BEGUN: Final = f"r.run_key << {SEQUENCE_BITS}"
 
 
@@ -219,10 +259,12 @@ def _signed(fill: str) -> str:
 def _before(fill: str) -> str:
     return (
         f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {fill}.step "
-        f"AND h.step >= {_BEGUN} AND h.book = 0 AND h.instrument = {fill}.instrument "
+        f"AND h.step >= {_BEGUN} AND h.twin IS {fill}.position_side "
+        f"AND h.instrument = {fill}.instrument "
         "ORDER BY h.step DESC LIMIT 1), 0) "
         f"+ coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step = {fill}.step "
-        f"AND b.ordinal < {fill}.ordinal AND b.instrument = {fill}.instrument), 0))"
+        f"AND b.ordinal < {fill}.ordinal AND b.instrument = {fill}.instrument "
+        f"AND b.position_side IS {fill}.position_side), 0))"
     )
 
 
@@ -248,7 +290,8 @@ def _opening(column: str) -> str:
     """Return *column* of the fill that opened the trade which fill ``f`` closed."""
     return (
         f"(SELECT g.{column} FROM fills g WHERE g.step BETWEEN {_BEGUN} AND f.step "
-        "AND g.instrument = f.instrument AND (g.step < f.step OR g.ordinal < f.ordinal) "
+        "AND g.instrument = f.instrument AND g.position_side IS f.position_side "
+        "AND (g.step < f.step OR g.ordinal < f.ordinal) "
         f"AND (abs({_before('g')}) < i.quantity_step OR {_turned('g')}) "
         "ORDER BY g.step DESC, g.ordinal DESC LIMIT 1)"
     )
@@ -270,7 +313,8 @@ def _over(aggregate: str, condition: str = "1") -> str:
     """Return *aggregate* over the fills ``x`` of the trade that satisfy *condition*."""
     return (
         f"(SELECT {aggregate} FROM fills x WHERE x.step BETWEEN e.step AND f.step "
-        "AND x.instrument = f.instrument AND (x.step > e.step OR x.ordinal >= e.ordinal) "
+        "AND x.instrument = f.instrument AND x.position_side IS f.position_side "
+        "AND (x.step > e.step OR x.ordinal >= e.ordinal) "
         f"AND (x.step < f.step OR x.ordinal <= f.ordinal) AND {condition})"
     )
 
@@ -293,7 +337,8 @@ _GROSS: Final = _worth("reference_price")
 _COSTS: Final = f"({_FEES} + {_GROSS} - {_worth('price')})"
 _FUNDING: Final = (
     "(SELECT coalesce(-sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "
-    f"AND l.kind = 'funding' AND l.instrument = f.instrument) / CAST('1e' || {MONEY} AS REAL)"
+    "AND l.kind = 'funding' AND l.instrument = f.instrument "
+    f"AND l.position_side IS f.position_side) / CAST('1e' || {MONEY} AS REAL)"
 )
 _DIVIDENDS: Final = (
     "(SELECT coalesce(sum(l.amount), 0) FROM ledger l WHERE l.step BETWEEN e.step AND f.step "

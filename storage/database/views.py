@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Final
 from tracepaper.storage.database.strategy_view import V_STRATEGY_DECISIONS
 from tracepaper.storage.database.view_columns import (
     _WEIGHT,
+    A_SIDE_EACH,
     INSTRUMENT,
+    LIQUIDATED_AT,
+    MARKED_SIDE,
     MARKET_MS,
+    MEASURE,
+    OF_SIDES,
+    SIDE_HELD,
     V_TRADES,
     Shown,
     View,
@@ -26,16 +32,13 @@ from tracepaper.storage.database.view_columns import (
     text,
 )
 from tracepaper.storage.record.columns import (
-    ANSWER_GATES,
     BAR_COLUMNS,
     FORECAST_COLUMNS,
     MONEY,
     PRICE,
     QUANTITY,
     SEQUENCE_BITS,
-    STEP_GATES,
     TABLES,
-    measure_name,
 )
 from tracepaper.storage.record.rows import EVENT_TYPES, INDEXED_KINDS
 from tracepaper.strategies.months import MONTH_MS
@@ -246,12 +249,6 @@ V_DECISIONS: Final = View(
     _DECIDED + "LEFT JOIN answers a ON a.step = s.step",
 )
 
-_MEASURES: Final = " ".join(
-    f"WHEN '{gate}' THEN {table}.{measure_name(gate)}"
-    for table, gates in (("s", STEP_GATES), ("a", ANSWER_GATES))
-    for gate in gates
-)
-
 V_GATES: Final = View(
     "v_gates",
     "one gate's verdict on a decision",
@@ -259,9 +256,7 @@ V_GATES: Final = View(
         *of_step("s"),
         Shown("ordinal", "g.ordinal", "place of the gate; the first that fails refuses", "INTEGER"),
         *shown("g", "gate_sets", "gate"),
-        Shown(
-            "measure", f"CASE g.gate {_MEASURES} END", "null where it could not be computed", "REAL"
-        ),
+        Shown("measure", MEASURE, "null where it could not be computed", "REAL"),
         *shown("g", "gate_sets", "threshold"),
         Shown("passed", "o.passed >> g.ordinal & 1", "1 or 0", "INTEGER", is_flag=True),
     ),
@@ -351,11 +346,11 @@ _AVERAGE_TEXT: Final = (
 )
 
 _UNREALIZED: Final = "coalesce(m.account_unrealized_pnl, m.unrealized_pnl)"
-_EQUITY: Final = f"coalesce({{}}, h.cash + {_UNREALIZED})"
+_EQUITY: Final = f"coalesce({{}}, {{}}.cash + {_UNREALIZED})"
 
 _POSITION_SUMS: Final = (
     ("realized_pnl", "h.realized_pnl", "profit of what was closed, before fees"),
-    ("unrealized_pnl", "m.unrealized_pnl", "profit of what is open, at the mark"),
+    ("unrealized_pnl", MARKED_SIDE, "profit of what is open, at the mark"),
     ("fees_paid", "h.fees_paid", "fees"),
     ("funding_paid", "h.funding_paid", "funding, positive where paid"),
 )
@@ -368,11 +363,12 @@ _ACCOUNT_SUMS: Final = (
 
 
 def _holding_columns(
-    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str
+    sums: tuple[tuple[str, str, str], ...], whose: str, equity: str, account: str = "h"
 ) -> tuple[Shown, ...]:
     """Return the columns of a position and its account after a step; *sums* are *whose*.
 
-    *equity* is where it is stored, if it does not follow from the rest.
+    *equity* is where it is stored, if it does not follow from the rest. *account* names the row of
+    ``holdings`` that has the cash.
     """
     listed = (
         *moment("market_ms", MARKET_MS, "market time of the step's event"),
@@ -388,8 +384,10 @@ def _holding_columns(
             for name, sql, doc in sums
             for column in exact(name, sql, MONEY, f"{doc}; the {whose}")
         ),
-        *shown("h", "holdings", "cash"),
-        *exact("equity", _EQUITY.format(equity), MONEY, "cash and what is held, at the mark"),
+        *shown(account, "holdings", "cash"),
+        *exact(
+            "equity", _EQUITY.format(equity, account), MONEY, "cash and what is held, at the mark"
+        ),
     )
     return complete(listed, ("h", [one for one in TABLES["holdings"] if one.name != "twin"]))
 
@@ -405,26 +403,21 @@ _TWIN: Final = (
     f"JOIN holdings h ON h.step = {shared_row('m.holding')} AND h.book = m.book "
 ) + _STEP_TABLES
 
-_LIQUIDATED_AT: Final = (
-    "CASE WHEN h.margin IS NOT NULL THEN (SELECT o.trigger FROM orders o "
-    "WHERE o.run_key = s.run_key AND o.sequence <= s.sequence AND o.instrument = i.instrument "
-    "AND o.role = 'LIQUIDATION' ORDER BY o.sequence DESC, o.ordinal DESC LIMIT 1) END"
-)
-
 V_POSITIONS: Final = View(
     "v_positions",
-    "an instrument's position after a step that named it",
+    "an instrument's position after a step that named it; in hedge mode one of its two sides",
     (
         *of_step("s"),
-        *_holding_columns(_POSITION_SUMS, "position's", "q.equity"),
+        SIDE_HELD,
+        *_holding_columns(_POSITION_SUMS, "position's", "q.equity", "a"),
         *exact(
             "liquidation_price",
-            _LIQUIDATED_AT,
+            LIQUIDATED_AT,
             PRICE,
             "mark price at which it is liquidated; null without isolated margin",
         ),
     ),
-    f"{_OWN} WHERE h.quantity IS NOT NULL",
+    f"{OF_SIDES}{_STEP_TABLES} {A_SIDE_EACH}",
 )
 
 V_EQUITY: Final = View(

@@ -107,15 +107,12 @@ def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  #
     decision = None if decided["step"] is None else _one(server, V_DECISIONS, key, decided["step"])
     held = []
     for found in server.execute(_HELD, (*span, key, row["run_key"])).fetchall():
-        position = None if found["step"] is None else _one(server, V_POSITIONS, key, found["step"])
-        if position is not None and position["quantity"]:
-            held.append(
-                FleetPosition(
-                    position["instrument"],
-                    position["quantity_text"],
-                    position["unrealized_pnl_text"],
-                )
-            )
+        rows = [] if found["step"] is None else _all(server, V_POSITIONS, key, found["step"])
+        held += [
+            FleetPosition(row["instrument"], row["quantity_text"], row["unrealized_pnl_text"])
+            for row in rows  # in hedge mode two
+            if row["quantity"]
+        ]
     daemon: _Daemon | None = None
     alarms: list[str] = []
     if is_newest and row["daemon"]:
@@ -172,8 +169,12 @@ def _decided(decision: DictRow) -> str:
 
 
 def _one(server: Connection[Any], view: View, database_id: str, step: int) -> DictRow | None:
+    return next(iter(_all(server, view, database_id, step)), None)
+
+
+def _all(server: Connection[Any], view: View, database_id: str, step: int) -> list[DictRow]:
     from tracepaper.storage.fleet.views import select_step  # it loads SQLAlchemy: not for a page
 
     values = (database_id, step >> SEQUENCE_BITS, step)
-    row: DictRow | None = server.execute(select_step(view).encode(), values).fetchone()
-    return row
+    rows: list[DictRow] = server.execute(select_step(view).encode(), values).fetchall()
+    return rows

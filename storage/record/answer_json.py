@@ -1,19 +1,11 @@
-"""The JSON of ``answers``: a strategy's note, and what each of several strategies decided; pure.
-
-``strategies`` is one array a decided bar, an object for each strategy in the order of their names.
-What is absent is null. A gate set is its place among those that the run was opened with, and
-``measures`` are of its gates, in their order.
-"""
+"""The JSON of a strategy's note, and of what each of several strategies decided; pure."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 from msgspec import Struct, json
 
 from tracepaper.strategies.types.decisions import (
     Action,
-    Decision,
     DecisionOutcome,
     GateSet,
     Regime,
@@ -22,27 +14,39 @@ from tracepaper.strategies.types.decisions import (
 )
 
 
-class _Kept(Struct, omit_defaults=True):
-    """One strategy's decision as it is stored."""
+class KeptDecision(Struct, array_like=True):
+    """The decision of one strategy of several as ``twin_steps.decided`` stores it: an array.
 
-    strategy: str
+    Nulls at its end are left out. ``gate_set`` is a place among the gate sets that the run was
+    opened with; ``measures`` has those by gate that the account's own decision lacks, or has
+    otherwise.
+    """
+
     action: Action
     reason: str
     target: int | None
     gate_set: int
     passed: int
-    measures: tuple[float | None, ...]
-    sha256: str
     refused_by: str | None = None
-    regime: Regime = Regime.UNKNOWN
     unfilled_reason: str | None = None
+    measures: dict[str, float | None] | None = None
+    note: dict[str, float | str | None] | None = None
+    regime: Regime | None = None
     regime_cell: int | None = None
     size_factor: float | None = None
-    note: dict[str, float | str | None] | None = None
+
+    def decision(self, strategy: str, gates: GateSet) -> StrategyDecision:
+        """Return it as the step had it, of the *strategy*, judged by *gates*."""
+        outcome = DecisionOutcome(
+            self.action, self.reason, self.refused_by is None, self.refused_by, gates, self.passed,
+            self.regime or Regime.UNKNOWN, self.unfilled_reason, self.regime_cell, self.size_factor,
+        )  # fmt: skip
+        measures = tuple((self.measures or {}).items())
+        return StrategyDecision(strategy, outcome, self.target, self.gate_set, measures, self.note)
 
 
 _encode = json.Encoder().encode
-_decoder = json.Decoder(list[_Kept])
+read_decided = json.Decoder(KeptDecision).decode
 
 
 def note_text(step: Step) -> str | None:
@@ -52,44 +56,31 @@ def note_text(step: Step) -> str | None:
     return _encode(step.decision.note).decode()
 
 
-def strategies_text(step: Step) -> str | None:
-    """Write what each of several strategies decided; None where one alone decides."""
-    if not step.strategies:
-        return None
-    return _encode([_kept(one) for one in step.strategies]).decode()
+def decided_text(decided: StrategyDecision) -> str:
+    """Write what a strategy *decided*."""
+    outcome = decided.outcome
+    values = [
+        outcome.action, outcome.reason, decided.target_quantity, decided.gate_set, outcome.passed,
+        outcome.refused_by, outcome.unfilled_reason, dict(decided.measures) or None, decided.note,
+        None if outcome.regime is Regime.UNKNOWN else outcome.regime, outcome.regime_cell,
+        outcome.size_factor,
+    ]  # fmt: skip
+    while values[-1] is None:
+        del values[-1]
+    return _encode(values).decode()
 
 
-def _kept(one: StrategyDecision) -> _Kept:
-    decision, outcome = one.decision, one.decision.outcome
-    return _Kept(
-        one.strategy, outcome.action, outcome.reason, decision.target_quantity, one.gate_set,
-        outcome.passed, decision.measures, one.decision_sha256.hex(),
-        outcome.refused_by, outcome.regime, outcome.unfilled_reason, outcome.regime_cell,
-        outcome.size_factor, decision.note,
-    )  # fmt: skip
+class DecidedTexts:
+    """The texts of decisions, each written once while it is the same object."""
 
+    def __init__(self) -> None:
+        self.last: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}  # by whose it is
 
-def strategies_of(
-    text: str | None, gate_set: Callable[[int], GateSet]
-) -> tuple[StrategyDecision, ...]:
-    """Read what :func:`strategies_text` wrote; *gate_set* looks one up by its place."""
-    if text is None:
-        return ()
-    return tuple(
-        StrategyDecision(
-            kept.strategy,
-            Decision(
-                DecisionOutcome(
-                    kept.action, kept.reason, kept.refused_by is None, kept.refused_by,
-                    gate_set(kept.gate_set), kept.passed, kept.regime, kept.unfilled_reason,
-                    kept.regime_cell, kept.size_factor,
-                ),
-                kept.target,
-                kept.measures,
-                kept.note,
-            ),
-            bytes.fromhex(kept.sha256),
-            kept.gate_set,
-        )
-        for kept in _decoder.decode(text)
-    )  # fmt: skip
+    def of(self, whose: tuple[int, int | None], decided: StrategyDecision | None) -> str | None:
+        """Return the text of what was *decided*; None where nothing was."""
+        if decided is None:
+            return None
+        last = self.last.get(whose)
+        if last is None or last[0] is not decided:
+            last = self.last[whose] = decided, decided_text(decided)
+        return last[1]

@@ -26,7 +26,7 @@ from typing import Any, Final
 from msgspec import Struct, json
 from msgspec.structs import replace
 
-from tracepaper.storage.record.answer_json import note_text, strategies_text
+from tracepaper.storage.record.answer_json import note_text
 from tracepaper.strategies.gates.gate import GATES, Gate, GateKind, gate_order
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -36,6 +36,7 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     OrderStatus,
+    PositionSide,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
 from tracepaper.strategies.units import any_of
@@ -364,7 +365,6 @@ _ANSWERS = (
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
     Column(name="note", kind=TEXT, null=True, read=note_text),
-    Column(name="strategies", kind=TEXT, null=True, read=strategies_text),
 )
 HEAD_COLUMNS: Final = (
     "heads",
@@ -434,6 +434,10 @@ _HOLDINGS = _made(
     _whole("margin", "what the position binds and can lose; null without margin", MONEY, null=True),
 )
 
+_POSITION_SIDE: Final = _text(
+    "position_side", "`LONG` or `SHORT` in hedge mode; else null", PositionSide, null=True
+)
+
 _ORDERS = (
     _key("step"),
     _key("ordinal"),
@@ -494,6 +498,7 @@ _FILLED = (
     _claim(
         "while_down", "1 inside a bar whose quotes nobody heard, the daemon being down or cut off"
     ),
+    _POSITION_SIDE,
 )
 
 _LEDGER = _made(
@@ -515,6 +520,7 @@ _TWIN_STEPS = _made(
     _whole("account_unrealized_pnl", null=True),
     _whole("equity", null=True),
     _whole("confirmed"),  # 1 where the step's bar confirmed the position for another horizon
+    Column(name="decided", kind=TEXT, null=True),  # see ``KeptDecision``
 )
 
 _PRUNES = (
@@ -563,7 +569,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "answers": _ANSWERS,
     "outcomes": _OUTCOMES,
     "holdings": _HOLDINGS,
-    "orders": _ORDERS,
+    "orders": (*_ORDERS, _POSITION_SIDE),
     "fills": (_key("step"), _key("ordinal"), *_FILLED),
     "twin_steps": _TWIN_STEPS,
     "twin_fills": (
@@ -573,7 +579,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         _text("twin", "its name, such as `ungated`"),
         *_FILLED,
     ),
-    "ledger": _LEDGER,
+    "ledger": (*_LEDGER, _POSITION_SIDE),
     "prunes": _PRUNES,
     "databases": _DATABASES,
     "archive_series": _ARCHIVE_SERIES,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.record.answer_json import strategies_of
+from tracepaper.storage.record.answer_json import read_decided
 from tracepaper.storage.record.columns import (
     ANSWER_GATES,
     BAR_FIELDS,
@@ -39,6 +39,7 @@ from tracepaper.strategies.types.decisions import (
     LedgerKind,
     Order,
     Position,
+    PositionSide,
     PredictionTimeout,
     Regime,
     Run,
@@ -198,9 +199,6 @@ class StepDecoder:
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
-            strategies=()
-            if answer_row is None
-            else strategies_of(answer_row[ANSWER.strategies], self._interned.gate_set),
         )
 
     def event(self, row: Sequence[Any]) -> Event:
@@ -307,6 +305,7 @@ class StepDecoder:
             row[LEDGER.balance],
             None if place is None else self._instruments[place],
             row[LEDGER.order_id],
+            None if (side := row[LEDGER.position_side]) is None else PositionSide(side),
         )
 
     def _decision(self, core: Sequence[Any], answer_row: Sequence[Any] | None) -> Decision | None:
@@ -376,10 +375,16 @@ class StepDecoder:
             row[TWIN_STEP.equity],
         )
         position, account = self._book(book, holding, marks)
+        name = self._interned.holding(holding, book)[HOLDING.twin]
+        text, decided = row[TWIN_STEP.decided], None
+        if text is not None:
+            kept = read_decided(text)
+            decided = kept.decision(name, self._interned.gate_set(kept.gate_set))
         return TwinStep(
-            self._interned.holding(holding, book)[HOLDING.twin],
+            name,
             position or Position(),
             account,
             tuple(self.fill(fill, "twin_fills") for fill in fills if fill[TWIN_FILL.book] == book),
             bool(row[TWIN_STEP.confirmed]),
+            decided,
         )

@@ -32,6 +32,7 @@ from tracepaper.strategies.types.decisions import (
     GateSet,
     Prediction,
     PredictionTimeout,
+    StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
 
@@ -207,7 +208,7 @@ class _CountedGates:
         )
         # With one place ``itemgetter`` returns no tuple, and with none it cannot be made.
         self.pick = itemgetter(*self.places) if len(self.places) > 1 else self._pick_few
-        names = tuple(gates[place] for place in self.places)
+        names = self.names = tuple(gates[place] for place in self.places)
         thresholds = tuple(finite(gate_set.thresholds[place]) for place in self.places)
         self.sha256 = sha256(pack((names, thresholds))).digest()
         self._packed: dict[int, int] = {}
@@ -270,6 +271,7 @@ def _request_part(request: OrderRequest | Cancel) -> tuple[object, ...]:
         request.reduce_only,
         request.until,
         request.tag,
+        *(() if request.position_side is None else (request.position_side.value,)),
     )
 
 
@@ -316,7 +318,17 @@ class DecisionHash:
         parts = (canonical, self._gates_part, measures, self._verdict_part, answer, orders)
         return sha256(b"".join(parts)).digest()
 
-    def _encode_verdict(self, decision: Decision) -> None:
+    def content(self, decided: StrategyDecision) -> bytes:
+        """Return what is hashed of *decided*, by one strategy of several.
+
+        Its measures are those that the account's decision has not.
+        """
+        if decided.outcome is not self._outcome or decided.target_quantity != self._target:
+            self._encode_verdict(decided)
+        measures = [one for one in decided.measures if one[0] in self._gates.names]
+        return self._gates_part + pack(measures) + self._verdict_part
+
+    def _encode_verdict(self, decision: Decision | StrategyDecision) -> None:
         """Encode all of *decision* but its measures, as parts of one array of five."""
         outcome = self._outcome = decision.outcome
         self._target = decision.target_quantity
@@ -329,11 +341,25 @@ class DecisionHash:
 
 
 def decision_digest(
-    bar: Bar, prediction: Prediction, decision: Decision, instrument: Instrument
+    bar: Bar,
+    prediction: Prediction,
+    decision: Decision,
+    instrument: Instrument,
+    netted: Sequence[StrategyDecision] = (),
 ) -> bytes:
-    """Return the ``DecisionHash`` of one decision by itself, whatever its measures are."""
+    """Return the ``DecisionHash`` of one decision by itself, whatever its measures are.
+
+    *netted* are those of several strategies, if it is what they want together.
+    """
+    hashed = DecisionHash(instrument)
     decision = replace(decision, measures=all_finite(decision.measures))
-    return DecisionHash(instrument).digest(canonical_bar(bar, instrument), prediction, decision)
+    own = hashed.digest(canonical_bar(bar, instrument), prediction, decision)
+    return several_digest(own, map(hashed.content, netted)) if netted else own
+
+
+def several_digest(own: bytes, contents: Iterable[bytes]) -> bytes:
+    """Return the hash of a decision that nets several: *own*, and the ``content`` of each."""
+    return sha256(own + b"".join(contents)).digest()
 
 
 # ---------------------------------------------------------------- what a decision saw

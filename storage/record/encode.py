@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from tracepaper.storage.record.answer_json import DecidedTexts
 from tracepaper.storage.record.columns import (
     BAR_COLUMNS,
     BAR_FIELDS,
@@ -17,9 +18,11 @@ from tracepaper.storage.record.columns import (
     SOURCE_CODES,
     TABLES,
     Row,
+    Value,
 )
 from tracepaper.storage.record.digest import Covered, all_finite, finite
 from tracepaper.storage.record.interning import (
+    HAS_PROFIT,
     NO_ANSWER,
     NO_ANSWER_MEASURES,
     NO_MEASURES,
@@ -113,7 +116,7 @@ class StepEncoder:
         self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
-        self._holdings = Holdings()
+        self._holdings, self._decided = Holdings(), DecidedTexts()
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""
@@ -160,8 +163,7 @@ class StepEncoder:
             or decision.target_quantity is None
         ):  # fmt: skip
             return None
-        is_noted = decision.note is not None or bool(step.strategies)
-        noted = read_values("answers", step) if is_noted else ()
+        noted = () if decision.note is None else read_values("answers", step)
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
         window, decided = step.window_sha256, step.decision_sha256
@@ -171,17 +173,19 @@ class StepEncoder:
         if marked.equity is not None or not plan.is_dense or None in measures:
             return None
         key, market_ms = self._first_step + step.sequence, bar.market_ms
-        twins: list[Row] = []
-        if step.twins and not self._add_plain_twins(twins, step.twins, key, place):
-            return None
+        twins: list[SparseRow] = []
+        of_twins: list[Value] = []
+        marks: tuple[int, ...] = ()
+        if step.twins:
+            found = self._plain_twins(twins, of_twins, step.twins, key, place)
+            if found is None:
+                return None
+            marks = found
         turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
         prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
         absent = _ABSENT[turnover_absent, of_account is None]
-        of_row, prefix = plan.plain(
-            absent,
-            tuple([value is not None for value in noted]),
-            tuple([row[4] is not None for row in twins]),
-        )
+        filled = tuple([value is not None for value in noted]) if noted else ()
+        of_row, prefix = plan.plain(absent, filled, marks)
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
             key, (_NOTED if noted else _BARE) + len(twins) * _TWIN, bytearray(window),
@@ -192,34 +196,54 @@ class StepEncoder:
         if of_account is not None:
             values = (*values, of_account)
         covered = self._covered.content
-        if not noted and not twins:
-            return StepRows(values, of_row, (), (), covered, prefix, values)
-        sparse: list[SparseRow] = []
-        payload = [*values, *(value for value in noted if value is not None)]
-        if noted:
-            sparse.append(("answers", (key, *NO_ANSWER, *noted)))
-        for row in twins:
-            sparse.append(("twin_steps", row))
-            payload += [value for value in row[1:] if value is not None]
-        return StepRows(values, of_row, tuple(sparse), (), covered, prefix, tuple(payload))
+        if not noted:
+            payload = (*values, *of_twins) if twins else values
+            return StepRows(values, of_row, tuple(twins), (), covered, prefix, payload)
+        sparse: list[SparseRow] = [("answers", (key, *NO_ANSWER, *noted)), *twins]
+        payload = (*values, *[value for value in noted if value is not None], *of_twins)
+        return StepRows(values, of_row, tuple(sparse), (), covered, prefix, payload)
 
-    def _add_plain_twins(
-        self, rows: list[Row], twins: Sequence[TwinStep], key: int, place: int
-    ) -> bool:
-        """Append the rows of *twins* to *rows*; return False where one of them may have more."""
-        if READ_COLUMNS["twin_steps"]:
-            return False
+    def _plain_twins(
+        self,
+        rows: list[SparseRow],
+        values: list[Value],
+        twins: Sequence[TwinStep],
+        key: int,
+        place: int,
+    ) -> tuple[int, ...] | None:
+        """Append the rows of *twins* to *rows*, and what they fill but their key to *values*.
+
+        Return which of their columns that may be null are not; None where one may have more.
+        """
+        if READ_COLUMNS["twin_steps"] or READ_COLUMNS["holdings"] or len(twins) >= BYTE:
+            return None
+        marks = []
+        last_held, last_decided = self._holdings.last, self._decided.last
         for book, twin in enumerate(twins, start=1):
-            marked = self._holdings.unchanged((book, place), twin.position, twin.account)
-            if marked is None or marked.equity is not None or twin.fills:
-                return False
-            rows.append(
-                (
-                    key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                    None, int(twin.confirmed),
-                )
-            )  # fmt: skip
-        return len(twins) < BYTE
+            whose, position, account = (book, place), twin.position, twin.account
+            last = last_held.get(whose)
+            if last is None or twin.fills or not last.is_still(position, account):
+                return None
+            of_account, unrealized = account.unrealized_pnl, position.unrealized_pnl
+            if account.equity != account.cash + of_account:
+                return None
+            text, decided, holding = None, twin.decided, last.holding
+            if decided is not None:
+                known = last_decided.get(whose)
+                is_known = known is not None and known[0] is decided
+                text = known[1] if known and is_known else self._decided.of(whose, decided)
+            confirmed = 1 if twin.confirmed else 0
+            if of_account == unrealized:
+                row: Row = (key, book, holding, unrealized, None, None, confirmed, text)
+                values += (book, holding, unrealized, confirmed)
+            else:
+                row = (key, book, holding, unrealized, of_account, None, confirmed, text)
+                values += (book, holding, unrealized, of_account, confirmed)
+            rows.append(("twin_steps", row))
+            if text is not None:
+                values.append(text)
+            marks.append((HAS_PROFIT if of_account != unrealized else 0) | (text is not None))
+        return tuple(marks)
 
     def _rows(
         self,
@@ -232,7 +256,7 @@ class StepEncoder:
         key, event = self._first_step + step.sequence, step.event
         measures = None if judged is None else judged.answer_measures
         noted = step.decision is not None and step.decision.note is not None
-        if noted or step.strategies or step.prediction is not None or measures is not None:
+        if noted or step.prediction is not None or measures is not None:
             sparse.append(("answers", self._answer_row(key, step, measures)))
         if step.orders or step.fills or step.twins:
             self._add_trades(step, key, place, sparse)
@@ -356,7 +380,8 @@ class StepEncoder:
             marked = self._holdings.hold(held, twin.position, twin.account, sparse)
             row = (
                 key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                marked.equity, int(twin.confirmed), *read_values("twin_steps", twin),
+                marked.equity, int(twin.confirmed), self._decided.of((book, place), twin.decided),
+                *read_values("twin_steps", twin),
             )  # fmt: skip
             sparse.append(("twin_steps", row))
             for ordinal, fill in enumerate(twin.fills):

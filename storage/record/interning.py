@@ -79,7 +79,9 @@ _OF_POSITION: Final = attrgetter(
 _OF_ACCOUNT: Final = attrgetter("cash", "realized_pnl", "fees_paid", "funding_paid")
 
 
-_Present = tuple[tuple[str, ...], tuple[bool, ...], tuple[bool, ...]]
+HAS_PROFIT: Final = 2
+"""The bit of a plain bar's twin whose account's profit is stored; 1 is that of what was decided."""
+_Present = tuple[tuple[str, ...], tuple[bool, ...], tuple[int, ...]]
 """What the rows of a plain bar lack in ``steps``, and have in ``answers`` and ``twin_steps``."""
 
 
@@ -114,12 +116,13 @@ class GateSetPlan:
         self._plain: dict[_Present, tuple[RowLayout, bytes]] = {}
 
     def plain(
-        self, absent: tuple[str, ...], noted: tuple[bool, ...], twins: tuple[bool, ...] = ()
+        self, absent: tuple[str, ...], noted: tuple[bool, ...], twins: tuple[int, ...] = ()
     ) -> tuple[RowLayout, bytes]:
         """Return layout and prefix of a plain bar's row, whose columns *absent* are null.
 
         One that is *noted* also has a row in ``answers``, which fills those of ``READ_COLUMNS``
-        alone that *noted* says. Each of its *twins* has its account's profit where that says so.
+        alone that *noted* says. Each of its *twins* has its account's profit, and what its strategy
+        decided, where that says so.
         """
         plain = self._plain.get((absent, noted, twins))
         if plain is None:
@@ -134,8 +137,8 @@ class GateSetPlan:
             if noted:
                 layouts.append(layout("answers", (True, *(False,) * len(NO_ANSWER), *noted)))
             layouts += [
-                layout("twin_steps", (True, True, True, True, has_profit, False, True))
-                for has_profit in twins
+                layout("twin_steps", (True, True, True, True, bits > 1, False, True, bits % 2 > 0))
+                for bits in twins
             ]
             sha256 = layouts_sha256(tuple(layouts)) + self.sha256
             plain = self._plain[absent, noted, twins] = row_layout, sha256
@@ -265,18 +268,25 @@ class Marked(Struct, frozen=True, gc=False):
     position: Position | None
     account: Account
 
+    def is_still(self, position: Position, account: Account) -> bool:
+        """Return whether a later *position* and *account* are stored by the same row."""
+        if self.position is position and self.account is account:  # as while nothing is held
+            return True
+        held = self.held
+        return held[0] == _OF_POSITION(position) and held[1] == _OF_ACCOUNT(account)
+
 
 class Holdings:
     """Interns the holdings of a book between two fills: position and cash, but not their marks."""
 
     def __init__(self) -> None:
         self._stored: dict[tuple[int, int | None], tuple[Row, int]] = {}  # row and sequence
-        self._last: dict[tuple[int, int | None], Marked] = {}
+        self.last: dict[tuple[int, int | None], Marked] = {}  # of each book and instrument
 
     def forget(self) -> None:
         """Forget what every book holds."""
         self._stored.clear()
-        self._last.clear()
+        self.last.clear()
 
     def hold(
         self, held: Held, position: Position | None, account: Account, born: list[SparseRow]
@@ -290,21 +300,21 @@ class Holdings:
         if stored is None or stored[0] != row:
             stored = self._stored[place] = (row, sequence_of(key))
             born.append(("holdings", (key, place[0], *row)))
-        marked = self._last[place] = _marked(stored[1], position, account, parts)
+        marked = self.last[place] = _marked(stored[1], position, account, parts)
         return marked
 
     def unchanged(
         self, place: tuple[int, int | None], position: Position, account: Account
     ) -> Marked | None:
         """Return the result of ``hold`` where no new row is needed; None where one may be."""
-        last = self._last.get(place)
+        last = self.last.get(place)
         if last is None or READ_COLUMNS["holdings"]:
             return None
         if last.position is position and last.account is account:  # as while nothing is held
             return last
         if last.held[0] != _OF_POSITION(position) or last.held[1] != _OF_ACCOUNT(account):
             return None
-        marked = self._last[place] = _marked(last.holding, position, account, last.held)
+        marked = self.last[place] = _marked(last.holding, position, account, last.held)
         return marked
 
 

@@ -39,6 +39,7 @@ from tracepaper.strategies.types.decisions import (
     OrderKind,
     OrderRole,
     Position,
+    PositionSide,
     Regime,
 )
 from tracepaper.strategies.types.market import Bar, Instrument, Side
@@ -99,6 +100,8 @@ class AccountView(Struct, frozen=True, gc=False):
     equity: float  # of all instruments, at the newest marks
     cash: float
     exact: Account
+    long: PositionView | None = None  # in hedge mode; ``position`` is the sum of both then
+    short: PositionView | None = None
 
 
 def account_view(
@@ -510,6 +513,7 @@ class Signal(Struct, frozen=True, gc=False):
     band: float | None = None  # in shares of a full position: nearer to the target nothing trades
     by_forecast: float | None = None  # the strength of the shadow account ``sized_by_forecast``
     uncorrelated: float | None = None  # the strength, of a long, of that of the same name
+    position_side: PositionSide | None = None  # in hedge mode, what FLAT closes; None: both sides
 
 
 def is_protected(signal: Signal) -> bool:
@@ -535,6 +539,7 @@ class OrderRequest(Struct, frozen=True, kw_only=True):
     until: int | None = None  # good till that market time; None: until it is canceled
     tag: str = ""  # a request with the tag of a resting order replaces it
     reason: str = ""
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Cancel(Struct, frozen=True):
@@ -559,6 +564,7 @@ class OrderTerms(TypedDict, total=False):
     until: int | None
     tag: str
     reason: str
+    position_side: PositionSide | None
 
 
 def buy(
@@ -582,14 +588,10 @@ def sell(
 
 
 def _requested(
-    side: Side,
-    quantity: float | Decimal,
-    limit: float | None,
-    stop: float | None,
-    terms: OrderTerms,
+    side: Side, quantity: float | Decimal, limit: float | None, stop: float | None, more: OrderTerms
 ) -> OrderRequest:
     if limit is None:
         kind = OrderKind.MARKET if stop is None else OrderKind.STOP
     else:
         kind = OrderKind.LIMIT if stop is None else OrderKind.STOP_LIMIT
-    return OrderRequest(side=side, quantity=quantity, kind=kind, price=limit, trigger=stop, **terms)
+    return OrderRequest(side=side, quantity=quantity, kind=kind, price=limit, trigger=stop, **more)

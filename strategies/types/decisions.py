@@ -204,6 +204,13 @@ class Action(StrEnum):
     ORDERS = "ORDERS"  # a list of orders of the strategy's own, without a target
 
 
+class PositionSide(StrEnum):
+    """One of the two positions that hedge mode holds of an instrument."""
+
+    LONG = "LONG"
+    SHORT = "SHORT"
+
+
 class DecisionOutcome(Struct, frozen=True, gc=False):
     """What decisions that were judged alike have in common; the log stores it once.
 
@@ -365,6 +372,7 @@ class Order(Struct, frozen=True, gc=False, omit_defaults=True):
     until_ms: int | None = None  # good till that market time; None: until it is canceled
     tag: str = ""
     triggered: bool = False  # its trigger was touched
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
@@ -384,6 +392,7 @@ class Fill(Struct, frozen=True, gc=False, omit_defaults=True):
     reason: str
     filled_ms: int
     while_down: bool = False  # inside a bar whose quotes nobody heard
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Position(Struct, frozen=True, gc=False):
@@ -432,6 +441,7 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     balance: int  # cash after it
     instrument: str | None = None
     order_id: str | None = None
+    position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
 class Confirmation(Struct, frozen=True, gc=False):
@@ -450,23 +460,29 @@ class SinceDecided(Struct, frozen=True, gc=False):
     parts: dict[str, SinceDecided] = {}  # the same of each of several strategies, by its name
 
 
+class StrategyDecision(Struct, frozen=True, gc=False):
+    """What one of several strategies on one account decided at a bar's close.
+
+    ``measures`` are those of its gates that the account's own decision lacks or has otherwise.
+    """
+
+    strategy: str  # its name in [strategies]
+    outcome: DecisionOutcome
+    target_quantity: int | None  # signed, of its part
+    gate_set: int  # place of its gate set among those that the run was opened with
+    measures: tuple[tuple[str, float | None], ...] = ()
+    note: dict[str, float | str | None] | None = None
+
+
 class TwinStep(Struct, frozen=True, gc=False):
-    """A shadow account after a step: the same forecasts without the judgement gates, say."""
+    """A shadow account after a step, or the sub-account of one of several strategies."""
 
     twin: str
     position: Position
     account: Account
     fills: tuple[Fill, ...]
     confirmed: bool = False  # the step's bar confirmed its position for another horizon
-
-
-class StrategyDecision(Struct, frozen=True, gc=False):
-    """What one of several strategies on one account decided at a bar's close."""
-
-    strategy: str  # its name in [strategies]
-    decision: Decision  # the target is of its part
-    decision_sha256: bytes
-    gate_set: int  # place of its gate set among those that the run was opened with
+    decided: StrategyDecision | None = None  # by the strategy of a sub-account
 
 
 class Step(Struct, frozen=True, gc=False):
@@ -490,7 +506,11 @@ class Step(Struct, frozen=True, gc=False):
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
     belief: str | None = None  # on what a price that jumped was believed, or why it was not
-    strategies: tuple[StrategyDecision, ...] = ()  # of each of several strategies, by name
+
+    @property
+    def strategies(self) -> tuple[StrategyDecision, ...]:
+        """What each of several strategies decided, by name; empty where one alone decides."""
+        return tuple([one.decided for one in self.twins if one.decided is not None])
 
 
 ACTING_ONLY: Final = (

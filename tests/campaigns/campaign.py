@@ -5,7 +5,8 @@
 A round starts one embedded exchange with a seeded schedule of all faults, and four daemons: one
 trades ``sma_cross`` 3/7, one a strategy with declared state, notes and a stop, one the default
 model, and the last what its round draws (``drawn.py``): limits, margin, exits by configuration,
-order books, a model with covariates, or one that is trained anew behind it. All are killed at
+order books, a model with covariates, one that is trained anew behind it, cross margin, several
+strategies on one account, or a universe. All are killed at
 random moments and started again until the data end; then the checker reads the databases with
 sqlite3 and decimal alone, against the candle files themselves. It imports nothing of ours. Every
 second round trades two symbols, whose bars are taken together.

@@ -42,6 +42,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     },
     "parity": (*_PYTHON, "tests/campaigns/campaign_parity.py"),
     "live": (*_PYTHON, "tests/campaigns/campaign_live.py"),
+    "backtests": (*_PYTHON, "tests/campaigns/campaign_backtests.py", "--rounds", "200"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
     "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),
     **{

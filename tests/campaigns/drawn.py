@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import gzip
+import json
 import random
 import shutil
 import sqlite3
@@ -160,6 +161,32 @@ def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     return Drawn('name = "attention"', keys, seen=ended, fewest=1, with_model=True)
 
 
+def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw cross margin, high enough that some accounts are called."""
+    keys = {"account.margin": "cross", "account.leverage": rng.choice((50, 75, 100))}
+    bound = "SELECT count(*) FROM v_positions WHERE margin > 0"
+    return Drawn(SMA, {**keys, "sizing.quantity": rng.choice((2, 20))}, seen=bound)
+
+
+def several(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw three strategies on one account, of which two mostly oppose each other."""
+    slow, reset = rng.choice((9, 14)), rng.choice(("never", "day"))
+    tables = f'[strategies]\nreset = "{reset}"' + "".join(
+        f'\n[strategies.{name}]\nshare = "{share}"\n{SMA.replace("slow = 7", f"slow = {length}")}'
+        for name, share, length in (("calm", "0.5", slow), ("quick", "0.3", 7), ("wild", "0.2", 4))
+    )
+    return Drawn(tables, seen="SELECT count(*) FROM v_twin_fills")
+
+
+def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw a universe of one symbol that is chosen anew every ten minutes of market time."""
+    times = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 10)]
+    rule = {"top": 1, "at": times, "on_leave": rng.choice(("reduce", "close"))}
+    made = "SELECT count(*) FROM v_events WHERE kind = 'universe'"
+    return Drawn(SMA, {"market.universe": json.dumps(rule)}, seen=made, fewest=10)
+
+
 KINDS: Mapping[str, Callable[[Path, Path, random.Random], Drawn]] = {
-    each.__name__: each for each in (limits, margin, exits, books, covariates, retraining)
+    each.__name__: each
+    for each in (limits, margin, exits, books, covariates, retraining, cross, several, universe)
 }

@@ -13,9 +13,11 @@ import pytest
 from builders import START_MS, bars, instrument, quote
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from forging import rechain
 from several_live import MINUTE, SPEED, check_record, trading
 from several_strategies import DRAWN, TOLD, check_sums, configured
 
+from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
@@ -23,6 +25,7 @@ from tracepaper.daemon.session.notices import Notices
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
@@ -140,7 +143,7 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     whole.stop()
     expected = essence(whole.steps)
     assert sum(len(step.fills) for step in whole.steps) >= 10
-    assert any("set aside" in one.decision.reason for one in whole.steps[-2].strategies)
+    assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
     notices = Notices(config.notify, whole.opened.run, on_breach="halt")
     told = [one for step in whole.steps for one in notices.of_step(step, "") if one.kind == "halt"]
     assert [one.fields["command"] for one in told] == ["strategy b"]
@@ -199,6 +202,34 @@ def test_parts_that_do_not_add_up_are_found(tmp_path: Path) -> None:
             connection.rollback()
 
 
+DECIDED_OTHERWISE = [
+    "decided = replace(decided, 'drawn', 'drown')",
+    "decided = json_set(decided, '$[2]', 7)",
+    "decided = json_set(decided, '$[4]', 0)",
+    "decided = json_set(decided, '$[7]', json('{\"gap\": 3}'))",
+]
+
+
+@pytest.mark.parametrize("forged", DECIDED_OTHERWISE)
+def test_a_forged_answer_of_a_strategy_is_found(tmp_path: Path, forged: str) -> None:
+    path = tmp_path / "run.db"
+    process = Process(path, several(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    process.live(events(30, quotes=False))
+    process.stop()
+    of = "WHERE decided IS NOT NULL AND book = 2 AND step % 4 = 0"
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(f"UPDATE twin_steps SET {forged} {of}").rowcount > 0
+        connection.commit()
+    run_id = process.opened.run.run_id
+    with open_reader(path) as connection:
+        assert verify_chain(connection, run_id).problem is not None
+    rechain(path)
+    with Reader.open(path) as reader:
+        found = verify_run(reader, path, run_id)
+    assert found.differences
+    assert all(one.field.startswith("twins (step ") for one in found.differences)
+
+
 def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_path: Path) -> None:
     given = events(400, quotes=False)
     trend = {"name": "trend", "share": "0.5", "trend_windows": ["2h", "3h"], "long_only": False}
@@ -217,9 +248,9 @@ def test_the_built_in_trend_shares_an_account_and_goes_on_after_a_restart(tmp_pa
     whole.live(given)
     whole.stop()
     held(tmp_path / "whole.db")
-    said = [one.decision for step in whole.steps for one in step.strategies]
-    assert sum(one.refused_by is None for one in said[::2]) > 100  # calm, once it is warm
-    assert sum(one.refused_by is None for one in said[1::2]) > 300
+    said = [one for step in whole.steps for one in step.strategies]
+    assert sum(one.outcome.refused_by is None for one in said[::2]) > 100  # calm, once it is warm
+    assert sum(one.outcome.refused_by is None for one in said[1::2]) > 300
     assert any(one.target_quantity for one in said[::2])
     path = tmp_path / "cut.db"
     for part in (given[:300], given[300:]):
@@ -304,6 +335,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
         "[strategies.ungated] cannot have that name",
     ),
     ({"strategies": {"A b": {"share": "0.5"}}}, "[strategies.A b] cannot have that name"),
+    ({"strategies": {"a\nb": {"share": "0.5"}}}, "[strategies.a\\nb] cannot have that name"),
+    ({"strategies": {"a" * 5000: {"share": "0.5"}}}, f"[strategies.{'a' * 40}] cannot have that"),
     ({"strategies": {"a": 3}}, "[strategies] a is no key; write a strategy as [strategies.a]"),
     ({"strategies": {"reset": "day"}}, "[strategies] reset is of several strategies"),
     ({"strategies": {"reset": "hour"}}, 'reset = "hour" cannot be used; write one of never, day'),
@@ -343,7 +376,6 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
 @pytest.mark.parametrize(
     ("section", "said"),
     [
-        ({"account": {"cash": "100000", "margin": "cross", "leverage": "5"}}, "on cross margin"),
         ({"market": {"universe": {"top": 1}}}, "no universe"),
     ],
 )
@@ -382,3 +414,63 @@ def test_one_strategy_has_the_hash_that_it_had() -> None:
     assert "strategy" not in both.document()
     assert restore(both.canonical_json()) == both
     assert restore(both.canonical_json()).sha256() == both.sha256()
+
+
+def test_explain_shows_what_stands_behind_a_netted_decision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    config = several(FillModel.NEXT_OPEN, risk={"max_notional": "40000"})
+    process = Process(path, config, FillModel.NEXT_OPEN)
+    process.live(events(50, quotes=False))
+    process.stop()
+    refused = [
+        step for step in process.steps if step.decision is not None and step.decision.refused_by
+    ]
+    for step in (refused[-1], process.steps[-2]):
+        capsys.readouterr()
+        assert invoke(["explain", f"last:{step.sequence}", "--db", str(path), "--json"]) == 0
+        document = json.loads(capsys.readouterr().out)
+        for one, row in zip(step.strategies, document["strategies"], strict=True):
+            assert row["strategy"] == one.strategy
+            assert row["reason"] == one.outcome.reason
+            assert row["unfilled_reason"] == one.outcome.unfilled_reason
+            assert row["target_quantity"] == (one.target_quantity or 0) / 1_000
+            gates = json.loads(row["gates"])
+            assert set(gates) == set(one.outcome.gate_set.gates)
+            assert step.decision is not None
+            own = zip(step.decision.outcome.gate_set.gates, step.decision.measures, strict=True)
+            measures = {**dict(own), **dict(one.measures)}
+            assert {gate: judged[0] for gate, judged in gates.items()} == {
+                gate: pytest.approx(measures[gate]) for gate in gates
+            }
+        assert invoke(["explain", f"last:{step.sequence}", "--db", str(path)]) == 0
+        said = capsys.readouterr().out
+        assert "What each strategy wants of the account's position" in said
+        assert "None of the strategies asks a model" in said
+
+
+@pytest.mark.parametrize(
+    ("axis", "options", "said"),
+    [
+        ("fast=2,3", (), "fast is a key of one"),
+        ("strategy.fast=2,3", (), "strategy.fast is a key of one"),
+        ("strategies.a.fast=2,3", (), "strategies.a.fast is a key of one"),
+        ("sizing.fraction=0.5,1", ("--strategy", "sma_cross"), "that is an option of one"),
+    ],
+)
+def test_a_sweep_of_one_of_several_is_refused_in_a_sentence(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    axis: str,
+    options: tuple[str, ...],
+    said: str,
+) -> None:
+    file = tmp_path / "both.toml"
+    file.write_text('[strategies.a]\nshare = "0.5"\n[strategies.b]\nshare = "0.5"\n')
+    state = ["--state", str(tmp_path / "sweep.db")]
+    code = invoke(["sweep", str(DEMO_CANDLES), "-c", str(file), "--space", axis, *options, *state])
+    assert code != 0
+    told = capsys.readouterr().err
+    assert f"[strategies] names several, and {said}; let the sweep vary keys" in told
+    assert not (tmp_path / "sweep.db").exists()

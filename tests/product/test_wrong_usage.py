@@ -6,6 +6,8 @@ import re
 import shlex
 import shutil
 import sqlite3
+import sys
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import pytest
@@ -119,7 +121,14 @@ CASES = [
     ("replay --data BTCUSDT.csv --category futures", 2, "write one of linear, spot, stock"),
     ("replay --data BTCUSDT.csv --mode sideways", 2, "write scan or step"),
     ("replay --data BTCUSDT.csv --from 2030-01-01", 1, "choose a period inside it"),
-    ("replay --data BTCUSDT.csv --resume last", 1, "holds no run yet"),
+    ("replay --data BTCUSDT.csv --resume last", 2, "name the database that holds it"),
+    ("replay --data BTCUSDT.csv --resume last --db new.db", 2, "leave --resume out to begin it"),
+    ("replay sma.toml", 2, "is a configuration; give it by --config"),
+    ("replay --data sma.toml", 2, "is a configuration; give it by --config"),
+    ("run sma.toml", 2, "give a configuration by --config; see"),
+    ("config check sma.toml -c text.db", 2, "name one file"),
+    ("config check nothing.toml", 2, "config init nothing.toml"),
+    ("config show text.db", 2, "is not TOML"),
     ("replay --data BTCUSDT.csv --resume last --db run.db", 2, "is finished; start a new replay"),
     ("replay -c sma.toml --data BTCUSDT.csv --db folder.db", 1, "choose another --db"),
     ("replay -c sma.toml --data BTCUSDT.csv --db foreign.db", 1, "not a tracepaper database"),
@@ -212,3 +221,23 @@ def test_a_replay_whose_start_fails_leaves_no_run(
         return
     with sqlite3.connect(place / database) as db:
         assert db.execute("SELECT count(*) FROM runs").fetchone() == (1,)
+
+
+class Interrupting(MetaPathFinder):
+    """Ctrl-C while the modules of a replay are loaded."""
+
+    def find_spec(self, fullname: str, path: object, target: object = None) -> None:
+        if fullname == "tracepaper.replay.backtest.request":
+            raise KeyboardInterrupt
+
+
+def test_a_replay_that_is_stopped_before_it_begins_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.request", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
+    assert invoke(["replay", "any.csv", "--db", str(tmp_path / "run.db")]) == 130
+    told = capsys.readouterr()
+    assert (told.out, told.err.count("\n")) == ("", 1)
+    assert told.err.startswith("Interrupted before the replay began")
+    assert not list(tmp_path.iterdir())

@@ -89,8 +89,10 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # most modules are at 600 lines. A daemon's recorder asked for two: the process behind it, and
     # live recordings apart from `data`, which was at 598 lines. Fills by a live book asked for
     # three: frames read alike by daemon, recorder and file, what follows a book in both, and the
-    # order of frames and bars live.
-    assert figures["modules"] <= 405
+    # order of frames and bars live. Choices of a universe asked for one check of verify, whose
+    # module was at 595 lines, and runs over a hundred assets for one bench. Hedge mode asked for
+    # two: its accounts, and its engine.
+    assert figures["modules"] <= 409
     assert figures["modules over 600 lines"] <= 0
 
 

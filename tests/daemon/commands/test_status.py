@@ -10,7 +10,17 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from builders import MINUTE, START_MS, bar, decision, forecast, run, step
+from builders import (
+    MINUTE,
+    START_MS,
+    account,
+    bar,
+    decision,
+    forecast,
+    instrument,
+    run,
+    step,
+)
 from fakes import ManualClock
 from operated import Operated, serving
 
@@ -18,6 +28,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types.decisions import Position, TwinStep
 from tracepaper.strategies.types.market import CommandKind
 
 
@@ -185,3 +196,40 @@ async def test_a_note_of_any_length_is_refused_in_a_sentence(
         assert await called("command", "HALT", "--note", note, "--db", daemon.database) == 1
         assert words in capsys.readouterr().err
     assert daemon.commands == []
+
+
+async def test_status_of_many_symbols_has_a_line_for_each_and_the_first_reasons(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    items = [instrument(f"S{place:02d}USDT") for place in range(12)]
+    clock = ManualClock(START_MS + MINUTE)
+    monitor = Monitor(run=run(instruments=items), clock=clock)
+    for place, item in enumerate(items[:10]):
+        held = Position(3, 0) if place == 7 else Position()
+        seen = bar(instrument_id=item.id)
+        monitor.observe(step(seen, sequence=place, decided=decision(), position=held))
+    clock.advance(market_ms=10**9)
+    async with serving(tmp_path / "run.db", monitor) as daemon:
+        assert await called("status", "--db", daemon.database) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("not ready: ") for line in lines) == 5
+    assert "and 7 more; --json has all" in lines
+    named = [line.split()[0] for line in lines if line.startswith("linear:")]
+    assert named[0] == "linear:S07USDT"
+    assert len(named) == 10
+    assert "refused by edge" in "".join(lines)
+
+
+async def test_status_shows_what_no_strategy_has_a_share_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = {"a": 30_000, "b": 60_000}
+    twins = tuple(TwinStep(name, Position(), account(money), ()) for name, money in parts.items())
+    monitor = Monitor(run=run(), clock=ManualClock(START_MS + MINUTE))
+    monitor.observe(step(bar(), decided=decision(), twins=twins))
+    async with serving(tmp_path / "run.db", monitor) as daemon:
+        await called("status", "--db", daemon.database)
+        await called("status", "--db", daemon.database, "--json")
+    shown = capsys.readouterr().out
+    (line,) = [line for line in shown.splitlines() if line.startswith("in reserve")]
+    assert line.split()[2:4] == ["10,000.00", "10,000.00"]

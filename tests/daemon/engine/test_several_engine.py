@@ -21,10 +21,16 @@ from several_strategies import (
 )
 
 from tracepaper.daemon.broker.divided import CHANGED
-from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.several import NO_EQUITY, SeveralEngine
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.decisions import (
+    FillModel,
+    OrderRole,
+    OrderStatus,
+    Step,
+    StrategyDecision,
+)
 from tracepaper.strategies.types.market import (
     Bar,
     Category,
@@ -127,9 +133,9 @@ def _check_net(steps: list[Step]) -> None:
     assert any(crossed_in(step) for step in steps)
     for step in steps:
         if step.decision is not None and step.decision.refused_by is None and not step.fills:
-            targets = [one.decision.target_quantity or 0 for one in step.strategies]
+            targets = [one.target_quantity or 0 for one in step.strategies]
             refused = [
-                one.decision.refused_by or one.decision.unfilled_reason for one in step.strategies
+                one.outcome.refused_by or one.outcome.unfilled_reason for one in step.strategies
             ]
             if not any(refused):
                 assert step.decision.target_quantity == sum(targets)
@@ -191,14 +197,12 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     config = configured(options=({"seed": 1}, {"seed": 2, "fails_at": fails_at}, {"seed": 3}))
     engine = built(config)
     steps = run(engine, walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
-    told = [
-        {one.strategy: one.decision for one in step.strategies} for step in steps if step.strategies
-    ]
+    told = [{one.strategy: one for one in step.strategies} for step in steps if step.strategies]
     failed = [one["b"] for one in told[40:]]
-    assert all(one.reason.startswith("set aside: Drawn failed in decide") for one in failed)
-    assert "0x…" in failed[0].reason
-    assert r"\ud800\x00" in failed[0].reason  # what no text can hold is escaped
-    assert "at several_strategies.py:" in failed[0].reason
+    assert all(one.outcome.reason.startswith("set aside: Drawn failed in decide") for one in failed)
+    assert "0x…" in failed[0].outcome.reason
+    assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped
+    assert "at several_strategies.py:" in failed[0].outcome.reason
     assert {one.target_quantity for one in failed} == {0}
     assert engine.broker.parts["b"].held(ITEM.id) == 0
     assert any(one["a"].target_quantity for one in told[41:])
@@ -330,7 +334,7 @@ def test_a_limit_is_of_the_account_and_refuses_the_net() -> None:
         check_sums(engine)
         if step.decision is not None and step.decision.refused_by == "risk.notional":
             refused += 1
-            said = [one.decision.unfilled_reason for one in step.strategies]
+            said = [one.outcome.unfilled_reason for one in step.strategies]
             assert any(one and "risk.notional" in one for one in said)
     assert refused > 3
 
@@ -341,8 +345,8 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
     for event in walk(5):
         step = engine.step(event, None)
         for one in step.strategies:
-            if one.strategy in held and one.decision.note is not None:
-                note = one.decision.note
+            if one.strategy in held and one.note is not None:
+                note = one.note
                 part = engine.broker.parts[one.strategy]
                 crossed = sum(
                     fill.quantity * (1 if fill.side.value == "BUY" else -1)
@@ -364,3 +368,67 @@ def test_spot_parts_pay_their_fee_in_base() -> None:
         assert sum(held) == broker.own.held("spot:BTCUSDT")
         assert min(held) >= 0
     assert step.account.fees_paid > 0
+
+
+class _Forgetful(dict[str, Any]):
+    """Knows no quiet bar."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return nothing."""
+        return default
+
+
+def test_a_bar_that_repeats_the_last_one_is_what_it_would_be_netted_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    says = {str(at): ["LONG" if at % 40 < 20 else "SHORT", None] for at in range(300)}
+    cross = {"fast": 3, "slow": 9, "long_only": False}
+    config = load(
+        None,
+        {
+            "strategies": {
+                "a": {"name": "sma_cross", "share": "0.3", **cross},
+                "b": {"name": "sma_cross", "share": "0.3", **cross, "slow": 30},
+                "c": {"name": SCRIPTED, "share": "0.3", "options": {"says": says}},
+            },
+            "sizing": {"mode": "fixed", "quantity": "0.1"},
+            "market": {"symbols": ["BTCUSDT", "ETHUSDT"]},
+        },
+    )
+    events: list[Event] = []
+    for at, (one, other) in enumerate(
+        zip(bars(300, seed=2), bars(300, seed=3, instrument_id="linear:ETHUSDT"), strict=True)
+    ):
+        at_ms = one.close_time_ms
+        events += [one, other]
+        if at % 50 == 30:
+            events.append(Mark(one.instrument, one.close + 7, at_ms, at_ms))
+            events.append(Funding(one.instrument, 1_000_000, at_ms, at_ms))
+        if at % 100 in {60, 66}:
+            kind = CommandKind.FLATTEN if at % 100 == 60 else CommandKind.RESUME
+            events.append(Command(kind, "told", at_ms, at_ms))
+    made = []
+    repeated = 0
+    for forgets in (False, True):
+        engine = build_engine(
+            config, [instrument(), instrument("ETHUSDT")], execution=FillModel.NEXT_OPEN,
+            period_start_ms=0, forecaster=None,
+        )  # fmt: skip
+        assert isinstance(engine, SeveralEngine)
+        if forgets:
+            monkeypatch.setattr(engine, "_quiet", _Forgetful())
+        steps: list[Step] = []
+        last: dict[str, tuple[StrategyDecision, ...]] = {}
+        for event in events:
+            step = engine.step(event, None)
+            steps.append(step)
+            check_sums(engine)
+            if isinstance(event, Bar):
+                before = last.get(event.instrument, ())
+                last[event.instrument] = step.strategies
+                pairs = zip(before, step.strategies, strict=False)
+                repeated += not forgets and all(one is other for one, other in pairs)
+        made.append(steps)
+    assert made[0] == made[1]
+    assert repeated > 100
+    assert sum(len(step.fills) for step in made[0]) > 30

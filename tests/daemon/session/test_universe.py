@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import instrument
+from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from several_live import SPEED, check_parity, check_record, trading
@@ -20,6 +21,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.daemon.feed.client import Listed
 from tracepaper.daemon.feed.universe import change_of, choose, names_of, next_choice_ms
+from tracepaper.daemon.session.universe import universe_of
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import build
@@ -28,7 +30,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import UniverseChange
+from tracepaper.strategies.types.market import Category, UniverseChange
 
 DAY = 86_400_000
 CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "twins": ("ungated",)}
@@ -129,6 +131,9 @@ def test_without_a_universe_a_configuration_has_the_hash_it_had() -> None:
         (b"", "names no symbol"),
         (b"# a remark alone\n", "names no symbol"),
         (b"\xff\xfe", "is not UTF-8 text"),
+        (b"BTCUSDT,ETHUSDT\n", "has 'BTCUSDT,ETHUSDT', which is no symbol; write one a line."),
+        (b"BTCUSDT\nB\0TC\n", "which is no symbol"),
+        (b"B" * (1 << 21), "is larger than 1 MiB"),
         (
             b"\n".join(b"M%dUSDT" % at for at in range(201)),
             "names 201 symbols, and a run trades 200",
@@ -148,8 +153,9 @@ def test_a_list_that_cannot_be_used_is_refused(
 
 def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
     file = tmp_path / "list.txt"
-    file.write_text("btcusdt # the first\n\nETH/USDT\nBTCUSDT\n")
-    assert names_of(file) == ("BTCUSDT", "ETHUSDT")
+    for begin in ("", "\ufeff"):  # some editors begin a file so
+        file.write_text(f"{begin}btcusdt # the first\r\n\nETH/USDT\nBTCUSDT\n", encoding="utf-8")
+        assert names_of(file) == ("BTCUSDT", "ETHUSDT")
 
 
 # ---------------------------------------------------------------- a replay
@@ -311,6 +317,28 @@ def told(steps: list[Any]) -> list[UniverseChange]:
     return [step.event for step in steps if isinstance(step.event, UniverseChange)]
 
 
+class Lists:
+    """An exchange that lists one symbol."""
+
+    async def listed(self, _: Category) -> list[Listed]:
+        return [listed("AAAUSDT")]
+
+
+async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more(tmp_path: Path) -> None:
+    due_ms = 100 * DAY + 5 * 60_000
+    clock = SteppedClock(due_ms - 200)
+    config = load(None, {"market": {"universe": {"top": 1}}})
+    parts: Any = ([instrument("AAAUSDT")], Lists(), None, clock)
+    universe = universe_of(config, None, tmp_path / "no.db", parts)
+    assert universe is not None
+    first = await universe.choose()
+    assert first.market_ms == due_ms - 200
+    universe.due_ms = due_ms
+    again = await universe.choose()
+    assert again.market_ms == due_ms
+    assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
+
+
 async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> None:
     data = (walk(0, "AAAUSDT", 60),)
     served = ExchangeSettings(candles=data, manual=True, start=20, speed=SPEED)
@@ -320,3 +348,18 @@ async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> Non
             async with trading(exchange, tmp_path / "run.db", market={"universe": rule}) as live:
                 await live.listening(3)
     assert rows(tmp_path / "run.db", "SELECT count(*) FROM v_runs") == [(0,)]
+
+
+@pytest.mark.parametrize(("names", "warned"), [("DOGEUSDT XRPUSDT", True), ("BBB XRPUSDT", False)])
+def test_a_list_without_a_symbol_of_the_run_is_a_warning_of_it(
+    tmp_path: Path, names: str, warned: bool
+) -> None:
+    path, listed_in = tmp_path / "run.db", tmp_path / "list.txt"
+    listed_in.write_text(names.replace(" ", "\n"))
+    candles = [walk(1, "AAA", 300), walk(2, "BBB", 300)]
+    replayed(path, candles, {"top": 1, "file": str(listed_in)})
+    ((warnings,),) = rows(path, "SELECT warnings FROM v_runs")
+    said = (
+        "names no symbol of the run (AAA, BBB), so no position is opened; it begins with DOGEUSDT"
+    )
+    assert (said in (warnings or "")) is warned

@@ -148,6 +148,8 @@ BAD = [
     ((API, changed("BTCUSDT", "")), "line 2: symbol is empty"),
     ((API, changed("false", "perhaps")), "line 2: isMaker is neither true nor false"),
     ((API, "BTCUSDT,Buy"), "line 2 has 2 cells, and the header 11"),
+    ((API, changed("109905.5", "109,905.5")), "line 2 has 12 cells, and the header 11"),
+    ((f"{API},execPrice", f"{ROW},5"), "has the column 'execPrice' twice; remove one of them."),
     (
         (API, ROW, "", changed("0.091", "0.092")),
         "line 4 contradicts line 2, which has the same execution id e1",

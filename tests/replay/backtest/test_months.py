@@ -182,7 +182,9 @@ def test_views_and_report_name_months_and_count_their_days(
     assert {bar.market_ms for bar in bars} == {month_start(552 + at) for at in range(1, 79)}
     assert all(bar.market_ms == bar.seen_ms == bar.close_time_ms for bar in bars)
     assert invoke(["report", "last", "--db", str(run)]) == 0
-    assert "A year has 365.2 days" in capsys.readouterr().out
+    told = " ".join(capsys.readouterr().out.split())
+    assert "A year has 365.2 days" in told
+    assert "A bar is longer than a day: what is given by day is by bar." in told
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_end(

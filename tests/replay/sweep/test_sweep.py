@@ -598,3 +598,10 @@ def test_every_cell_takes_the_windows_that_fit_and_the_sweep_says_so(days: Path)
     chosen = {"trend_windows": [["2d", "4d"], ["8d", "16d"]]}
     assert sweep("trend", days, chosen, "return", **named).request.warnings == ()
     assert here(days).request.warnings == ()
+
+
+def test_a_sweep_names_what_was_given_before_and_is_left_out_now(tmp_path: Path) -> None:
+    state = tmp_path / "state.db"
+    SweepFile(state, {"space": {}, "actions": ["a split"]}).close()
+    with pytest.raises(ConfigInvalid, match=r"state\.db holds a sweep with another actions"):
+        SweepFile(state, {"space": {}})

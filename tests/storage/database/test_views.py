@@ -47,7 +47,7 @@ PROMISED = {
     "v_strategy_decisions": (
         "run_id sequence instrument open_time_ms open_time_iso strategy action allowed refused_by "
         "target_quantity target_quantity_text reason unfilled_reason regime gates note "
-        "decision_sha256 quantity quantity_text realized_pnl realized_pnl_text unrealized_pnl "
+        "quantity quantity_text realized_pnl realized_pnl_text unrealized_pnl "
         "unrealized_pnl_text fees_paid fees_paid_text funding_paid funding_paid_text equity "
         "equity_text"
     ),

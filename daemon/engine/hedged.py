@@ -1,0 +1,239 @@
+"""``HedgedEngine``: one strategy on an account in hedge mode, with two sides of each symbol.
+
+Each signal is judged and sized for the side that it names, and each side is asked for its own.
+
+The rules are docs/money.md, M93 to M96.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Final
+
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.account import Intent, PaperAccount
+from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled
+from tracepaper.daemon.broker.hedged import (
+    OPENS,
+    HedgedAccount,
+    HedgedBroker,
+    intents,
+    side_of,
+)
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.instrument_state import InstrumentState
+from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings
+from tracepaper.strategies.api.context import BarContext, Cancel, OrderRequest, Orders, Signal
+from tracepaper.strategies.api.sizing import Sizer
+from tracepaper.strategies.api.strategy import Strategy, portfolio_of
+from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.gates.evaluator import GateEvaluator
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Decision,
+    Forecast,
+    Order,
+    PositionSide,
+    Prediction,
+    Step,
+)
+from tracepaper.strategies.types.market import Bar, Event, Instrument
+
+HORIZON: Final = "horizon"
+NO_SIDE: Final = (
+    "the strategy ordered without a position_side, which the account needs in hedge mode; give "
+    "buy() and sell() position_side=PositionSide.LONG or SHORT"
+)
+
+
+class HedgedState(InstrumentState):
+    """An instrument whose strategy is answered for two sides."""
+
+    __slots__ = ()
+
+    def __init__(self, *given: object, **named: object) -> None:
+        super().__init__(*given, **named)  # type: ignore[arg-type]
+        self._repeats = False  # a decision follows from both sides' targets
+
+    def _look(
+        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
+    ) -> BarContext:
+        if isinstance(account, HedgedAccount):
+            account.bars_since = partial(self.history.bars_held, bar=bar)
+        return super()._look(bar, prediction, account, is_finite=is_finite)
+
+    def _signal(self, context: BarContext) -> Signal | Orders:
+        """Return the strategy's answer; orders that close a side may only reduce it."""
+        answer = super()._signal(context)
+        if isinstance(answer, Signal):
+            return answer
+        requests: list[OrderRequest | Cancel] = []
+        for request in answer.requests:
+            if not isinstance(request, OrderRequest):
+                requests.append(request)
+                continue
+            if (side := request.position_side) is None:
+                raise StrategyFailed(NO_SIDE)
+            closes = request.side is not OPENS[side]
+            requests.append(replace(request, reduce_only=True) if closes else request)
+        return replace(answer, requests=tuple(requests))
+
+    def _target(
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: PaperAccount,
+        *,
+        is_full: bool = False,
+    ) -> int:
+        """Return the quantity that *signal* asks for of its side; else the sum of both targets."""
+        side = side_of(signal.action)
+        if isinstance(account, HedgedAccount):
+            if signal.action is Action.FLAT:
+                return self._left(signal, bar, account)
+            account = account if side is None else account.sides[side]
+        return super()._target(signal, bar, forecast, account, is_full=is_full)
+
+    @staticmethod
+    def _left(signal: Signal, bar: Bar, account: HedgedAccount) -> int:
+        """Return the targets that a FLAT signal leaves standing."""
+        return sum(
+            one.target(bar.instrument)
+            for side, one in account.sides.items()
+            if signal.position_side not in {None, side}
+        )
+
+    def _see_target(
+        self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
+    ) -> None:
+        """Measure limits: of a symbol both sides count, without signs."""
+        assert isinstance(account, HedgedAccount)
+        signal, key = self.signal, bar.instrument
+        size = abs(target)
+        if isinstance(signal, Signal):
+            named = side_of(signal.action)
+            size = 0
+            shrinks = []
+            for side, one in account.sides.items():
+                wanted = one.target(key)
+                if side is named:
+                    wanted = target
+                elif signal.action is Action.FLAT and signal.position_side in {None, side}:
+                    wanted = 0
+                size += abs(wanted)
+                if named in {None, side}:
+                    shrinks.append(abs(wanted) <= abs(one.held(key)))
+            reduces = all(shrinks)
+        notional = self.value_of(bar.close, size)
+        self.gates.see_target(
+            bar, target, account, self.history, self.quote, notional, reduces=reduces
+        )
+
+    def follow(
+        self,
+        signal: Signal,
+        bar: Bar,
+        forecast: Forecast | None,
+        account: PaperAccount,
+        refused: str | None,
+        *,
+        is_full: bool = False,
+    ) -> Intent:
+        """Return the intent of each side: the one that *signal* names, and the other one.
+
+        What has outlived its horizon is closed wherever the inputs could be believed.
+        """
+        assert isinstance(account, HedgedAccount)
+        named = side_of(signal.action)
+        judged = account if named is None else account.sides[named]
+        intent = super().follow(signal, bar, forecast, judged, refused, is_full=is_full)
+        action, key = intent.action, bar.instrument
+        named = side_of(action)
+        sides: dict[PositionSide, Intent | None] = {}
+        left = 0
+        outlived = False
+        for side, one in account.sides.items():
+            standing = one.target(key)
+            asked: Intent | None
+            if side is named:
+                asked = intent
+            elif action is Action.FLAT and (
+                signal.action is not Action.FLAT or signal.position_side in {None, side}
+            ):
+                asked = Intent(Action.FLAT, 0, intent.reason)
+            elif refused not in INTEGRITY and super()._expired(bar, one):
+                asked, outlived = Intent(Action.FLAT, 0, HORIZON), True
+            else:
+                asked = None
+                if refused is None:  # what could not be ordered is asked for again
+                    asked = Intent(Action.HOLD, standing, intent.reason)
+            sides[side] = asked
+            left += standing if asked is None else asked.target
+        if action is Action.HOLD and outlived:
+            intent = Intent(Action.FLAT, left, HORIZON)
+        elif named is None:
+            intent = intent._replace(target=left)
+        return intents(intent, sides)
+
+    def _expired(self, bar: Bar, account: PaperAccount) -> bool:  # noqa: ARG002
+        """Return False: :meth:`follow` asks of each side."""
+        return False
+
+
+class HedgedEngine(Engine):
+    """The engine of a run in hedge mode; it has no shadow accounts."""
+
+    state_type = HedgedState
+    broker_type = HedgedBroker
+    broker: HedgedBroker
+
+    def __init__(
+        self,
+        instruments: Sequence[Instrument],
+        strategies: Mapping[str, Strategy],
+        sizers: Mapping[str, Sizer],
+        gates: Mapping[str, GateEvaluator],
+        settings: EngineSettings,
+    ) -> None:
+        if portfolio_of(strategies.values()) is not None:
+            raise ConfigInvalid(
+                "A strategy that decides for all symbols of a close trades no account in hedge "
+                'mode; set account.position_mode to "one_way".'
+            )
+        for strategy in strategies.values():
+            strategy.twins = ()
+        super().__init__(instruments, strategies, sizers, gates, settings)
+
+    def _finish(  # noqa: PLR0913, PLR0917 - the fields of a step
+        self,
+        event: Event,
+        instrument: str | None,
+        filled: Filled = NOTHING_FILLED,
+        sent: tuple[Order, ...] = (),
+        decision: Decision | None = None,
+        prediction: Prediction = None,
+        confirmed: Sequence[str] = (),
+        window_sha256: bytes | None = None,
+        decision_sha256: bytes | None = None,
+        *,
+        accepted: bool = True,
+        belief: str | None = None,
+        saves: bool = True,
+    ) -> Step:
+        """Return the step of *event*, with both sides of its instrument."""
+        if instrument is not None:
+            none = dict.fromkeys(self.broker.shadows, ())
+            filled = filled._replace(shadows={**none, **filled.shadows})
+            if decision is not None and isinstance(event, Bar):
+                confirmed = [
+                    side.value
+                    for side, account in self.broker.sides.items()
+                    if account.confirmed_ms(instrument) == event.open_time_ms
+                ]
+        return super()._finish(
+            event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
+            decision_sha256, accepted=accepted, belief=belief, saves=saves,
+        )  # fmt: skip

@@ -1,0 +1,196 @@
+"""Choices of a universe, held to the figures that they name, to their times, and to the bars.
+
+The rules are docs/universe.md, V17 and V18.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from typing import Final, NamedTuple
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.feed.client import Listed
+from tracepaper.daemon.feed.universe import change_of, next_choice_ms
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import Run
+from tracepaper.strategies.types.market import Bar, Event, Instrument, Source, UniverseChange
+from tracepaper.strategies.units import DAY_MS, iso
+
+_UNIT: Final = Decimal(1)
+_SHARE: Final = Decimal("0.000001")
+"""To so much the turnover and the volatility of an event are rounded."""
+
+Unlike = tuple[str, object, object]
+"""The name of a field, what is stored, and what is due."""
+
+
+class _Seen(NamedTuple):
+    """A candidate's figures as its event has them, and whether its limits hold."""
+
+    turnover: Decimal
+    volatility: Decimal
+    age_days: int
+
+    def passes(self, rule: UniverseRule, slack: int) -> bool:
+        """Return whether the limits hold with *slack* times what rounding can move."""
+        return (
+            self.turnover + slack * _UNIT >= rule.min_turnover
+            and rule.min_volatility - slack * _SHARE <= self.volatility
+            and self.volatility <= rule.max_volatility + slack * _SHARE
+            and (not rule.min_age_days or self.age_days >= rule.min_age_days)
+        )
+
+
+class ChoiceCheck:
+    """Checks the choices of one run in the order of its events; of a run without a rule, nothing.
+
+    A run over candle files has one at its start and at each stated time, made from bars that it
+    holds itself. A live one has it of the exchange: its figures are held to the choice alone.
+    *is_whole* says that the events begin with the run's first.
+    """
+
+    def __init__(self, reader: Reader, run: Run, config: Config, *, is_whole: bool) -> None:
+        self._run, self._rule = run, config.market.universe
+        self._instruments = {item.id: item for item in run.instruments}
+        self._due_ms: int | None = None
+        self._slack_ms = config.exchange.ahead_ms  # of clocks that may be behind a bar's date
+        self._has_choice = not is_whole
+        self._is_of_candles = False
+        self._days: dict[str, deque[Bar]] = defaultdict(deque)
+        self._first_ms: dict[str, int] = {}
+        self._begins_empty = False
+        if self._rule is not None:
+            row = reader.connection.execute(
+                "SELECT source FROM v_bars WHERE run_id = ? ORDER BY sequence LIMIT 1",
+                (run.run_id,),
+            ).fetchone()
+            self._is_of_candles = row is not None and row[0] == Source.ARCHIVE.value
+            if self._is_of_candles and is_whole:
+                self._due_ms = run.period_start_ms
+
+    def of(self, *events: Event) -> Iterator[Unlike]:
+        """Check *events*; a bar shows that a choice before it is missing."""
+        if self._rule is None:
+            return
+        for event in events:
+            if isinstance(event, Bar):
+                yield from self._of_bar(event)
+            elif isinstance(event, UniverseChange):
+                yield from self._of_time(event)
+                yield from self._of_figures(event, self._rule)
+                if self._is_of_candles:
+                    yield from self._of_bars(event, self._rule)
+                self._has_choice = True
+                self._due_ms = next_choice_ms(self._rule, event.market_ms)
+
+    def _of_bar(self, bar: Bar) -> Iterator[Unlike]:
+        assert self._rule is not None
+        is_decided = bar.open_time_ms >= self._run.period_start_ms
+        if is_decided and not self._has_choice:
+            yield "universe", "no choice", "one before the first decision"
+            self._has_choice = True
+        if self._is_of_candles:
+            if self._due_ms is not None and bar.market_ms > self._due_ms:
+                yield "universe", "no choice", f"one at {iso(self._due_ms)}"
+                self._due_ms = next_choice_ms(self._rule, bar.market_ms - 1)
+            self._first_ms.setdefault(bar.instrument, bar.open_time_ms)
+            day = self._days[bar.instrument]
+            day.append(bar)
+            while day[0].market_ms <= bar.market_ms - 2 * DAY_MS:
+                day.popleft()
+
+    def _of_time(self, event: UniverseChange) -> Iterator[Unlike]:
+        due_ms, at_ms = self._due_ms, event.market_ms
+        if due_ms is None:
+            return
+        if at_ms != due_ms if self._is_of_candles else at_ms < due_ms - self._slack_ms:
+            yield "universe", f"a choice at {iso(at_ms)}", f"none before {iso(due_ms)}"
+
+    def _of_figures(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:
+        """Hold the choice to the figures beside it, as far as these are rounded.
+
+        Which symbols a list named is not in the record.
+        """
+        seen = {
+            key: _Seen(Decimal(turnover), Decimal(volatility), age)
+            for key, turnover, volatility, age in event.seen
+        }
+        chosen = event.chosen
+        strange = [key for key in chosen if key not in seen or not seen[key].passes(rule, 1)]
+        if strange or len(set(chosen)) < len(chosen) or not set(seen) <= set(self._instruments):
+            yield "chosen", chosen, f"symbols that pass market.universe of {list(seen)}"
+            return
+        measures = [getattr(seen[key], rule.by) for key in chosen]
+        surely = [one for key, one in seen.items() if key not in chosen and one.passes(rule, -1)]
+        if rule.file is not None:
+            surely = []
+        least = measures[-1] if measures else None
+        if (
+            measures != sorted(measures, reverse=True)
+            or len(chosen) > rule.top
+            or (surely and len(chosen) < rule.top)
+            or (least is not None and any(getattr(one, rule.by) > least for one in surely))
+        ):
+            yield "chosen", chosen, f"the first {rule.top} by {rule.by}"
+        begins = (
+            f"{len(chosen)} of {len(seen)} symbols may open positions, the first by {rule.by} of "
+            if chosen
+            else f"none of {len(seen)} symbols passes market.universe"
+        )
+        is_of_list = rule.file is not None and not seen  # it could not be used, and says why
+        if not event.reason.startswith(begins) and not is_of_list:
+            yield "reason", event.reason, begins
+
+    def _of_bars(self, event: UniverseChange, rule: UniverseRule) -> Iterator[Unlike]:
+        """Hold the figures to the bars of the 24 hours before, where the record holds them all.
+
+        The first choice of a file has none. A run that begins amid its files holds whole days of a
+        symbol only a day after its first bar.
+        """
+        at_ms = event.market_ms
+        if at_ms == self._run.period_start_ms:
+            self._begins_empty = not event.seen
+        said = {one[0]: one for one in event.seen}
+        held = {key: item for key, item in self._instruments.items() if key in self._first_ms}
+        known = {key for key in held if self._begins_empty or at_ms - DAY_MS >= self._first_ms[key]}
+        listed = [one for item in held.values() if (one := self._listed(item, at_ms)) is not None]
+        due = change_of(rule, tuple(self._instruments.values()), listed, now_ms=at_ms)
+        follows = {one[0]: one for one in due.seen}
+        for key in held:
+            was, now = said.get(key), follows.get(key)
+            if was == now or (now is None and key not in known):
+                continue
+            if was is not None and now is not None and not self._begins_empty:
+                # The first bar of its file may lie before the record's.
+                is_older, is_other = was[3] >= now[3], was[1:3] != now[1:3]
+                if is_older and not (is_other and key in known):
+                    continue
+            yield "seen", was, now
+        for name in ("chosen", "reason") if self._begins_empty and rule.file is None else ():
+            if getattr(event, name) != getattr(due, name):
+                yield name, getattr(event, name), getattr(due, name)
+
+    def _listed(self, item: Instrument, at_ms: int) -> Listed | None:
+        """Return *item* as its ticker of *at_ms* would have it; None without a bar in that day."""
+        day = [bar for bar in self._days[item.id] if at_ms - DAY_MS < bar.market_ms <= at_ms]
+        if not day:
+            return None
+        high, low = max(bar.high for bar in day), min(bar.low for bar in day)
+        return Listed(
+            item.symbol,
+            item.quote_coin,
+            _turnover(day, item),
+            Decimal(high - low) / day[-1].close,
+            self._first_ms[item.id],
+        )
+
+
+def _turnover(day: Sequence[Bar], item: Instrument) -> Decimal:
+    known = [bar.turnover for bar in day if bar.turnover is not None]
+    if len(known) == len(day):
+        return Decimal(sum(known)).scaleb(-item.turnover_decimals)
+    total = sum(bar.volume * bar.close for bar in day)
+    return Decimal(total).scaleb(-item.volume_decimals - item.price_decimals)

@@ -1,0 +1,331 @@
+"""Hedge mode: two sides of one symbol, never a unit apart from an account kept by itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from builders import bars, instrument, quote
+from hedged_cases import (
+    DRAWN,
+    LONG,
+    SCRIPTED,
+    SHORT,
+    OwnSides,
+    check_laws,
+    check_state,
+    configured,
+    walk,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.engine.hedged import HedgedEngine
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, StrategyFailed
+from tracepaper.strategies.types.decisions import Action, FillModel, OrderRole, OrderStatus, Step
+from tracepaper.strategies.types.market import (
+    Command,
+    CommandKind,
+    Event,
+    Funding,
+    Mark,
+    Side,
+)
+
+ITEM = instrument()
+KEY = ITEM.id
+
+
+def built(config: Config, execution: FillModel = FillModel.NEXT_OPEN) -> HedgedEngine:
+    made = build_engine(config, [ITEM], execution=execution, period_start_ms=0, forecaster=None)
+    assert isinstance(made, HedgedEngine)
+    return made
+
+
+def run(engine: HedgedEngine, events: list[Event], leverage: str | None = "10") -> list[Step]:
+    """Step through *events*; at every step the own ledger agrees."""
+    own, steps = OwnSides(ITEM, "100000", leverage), []
+    for event in events:
+        step = engine.step(event, None)
+        own.take(step)
+        check_state(engine)
+        steps.append(step)
+    check_laws(steps)
+    return steps
+
+
+@settings(max_examples=12, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    quotes=st.booleans(),
+    margin=st.booleans(),
+    notional=st.sampled_from(["9000", "40000", "700000"]),
+)
+def test_both_sides_are_those_of_an_account_kept_by_itself(
+    seed: int, quotes: bool, margin: bool, notional: str
+) -> None:
+    account = {} if margin else {"margin": "none"}
+    config = configured(
+        {"seed": seed},
+        account=account,
+        sizing={"mode": "notional", "notional": notional},
+        execution={"fill_within_ms": 60_000},
+    )
+    execution = FillModel.QUOTE if quotes else FillModel.NEXT_OPEN
+    events = walk(seed, 60, quotes=quotes, shocks=True)
+    run(built(config, execution), events, "10" if margin else None)
+
+
+def test_both_sides_are_held_liquidated_and_paid_in_some_run() -> None:
+    """What the drawn runs reach, so that their laws say something."""
+    seen: set[str] = set()
+    for seed in range(4):
+        steps = run(built(configured({"seed": seed})), walk(seed, 120, shocks=True))
+        for step in steps:
+            sides = [one.position for one in step.twins]
+            if len(sides) == 2 and all(one.quantity for one in sides):
+                seen.add("both")
+            for order in step.orders:
+                if order.status is OrderStatus.FILLED:
+                    seen.add(f"{order.role} {order.position_side}")
+            if isinstance(step.event, Funding) and all(one.quantity for one in sides):
+                seen.add("funding")
+    assert seen >= {
+        "both", "funding", "LIQUIDATION LONG", "LIQUIDATION SHORT", "STOP LONG", "STOP SHORT",
+        "LIST LONG", "LIST SHORT", "SIGNAL LONG", "SIGNAL SHORT",
+    }  # fmt: skip
+
+
+def scripted(says: dict[str, Any], **options: Any) -> HedgedEngine:
+    sections = {key: options.pop(key) for key in ("gate", "risk", "account") if key in options}
+    return built(configured({"says": says, **options}, of=SCRIPTED, **sections))
+
+
+def sides(step: Step) -> tuple[int, int]:
+    long, short = (one.position.quantity for one in step.twins)
+    return long, short
+
+
+def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:
+    engine = scripted(
+        {
+            "1": ["LONG"],
+            "2": ["SHORT"],
+            "4": ["FLAT", "LONG"],
+            "6": ["LONG"],
+            "8": ["FLAT"],
+        }
+    )
+    steps = run(engine, list(bars(12)))
+    held = [(long > 0, short < 0) for long, short in map(sides, steps)]
+    assert held == [
+        (False, False), (False, False), (True, False), (True, True), (True, True), (False, True),
+        (False, True), (True, True), (True, True), (False, False), (False, False), (False, False),
+    ]  # fmt: skip
+    targets = [step.decision.target_quantity for step in steps if step.decision is not None]
+    long, short = sides(steps[3])
+    assert targets[1] == long
+    assert targets[2] == short
+    assert targets[3] == long + short  # HOLD: the sum
+    assert targets[4] == short  # what FLAT of the long side leaves
+    assert targets[8] == 0
+
+
+def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
+    engine = scripted({"0": ["SHORT"], "1": ["LONG", None, 0.01], "5": ["LONG", None, 0.01]})
+    steps = run(engine, list(bars(12, seed=5)))
+    stops = [o for s in steps for o in s.orders if o.role is OrderRole.STOP and o.filled]
+    assert stops[0].position_side is LONG
+    assert sides(steps[-1])[1] < 0
+    refused = steps[5].decision
+    assert refused is not None
+    assert str(refused.unfilled_reason) == (
+        "LONG: closed by its stop 0.01 %; it enters again after another signal"
+    )
+
+
+def test_a_side_outlives_its_horizon_by_itself() -> None:
+    engine = scripted({"1": ["LONG"], "3": ["SHORT"], "4": ["LONG"]}, horizon=4)
+    steps = run(engine, list(bars(14)))
+    held = [(long > 0, short < 0) for long, short in map(sides, steps)]
+    assert held[7] == (True, True)
+    assert held[8] == (True, False)  # asked for at bar 3, so decided away at bar 7
+    assert held[9] == (False, False)
+    reasons = [o.reason for s in steps for o in s.orders if o.filled and o.side is Side.BUY]
+    assert reasons[-1] == "horizon"
+    decided = steps[7].decision
+    assert decided is not None
+    assert (decided.action, decided.reason) == (Action.FLAT, "horizon")
+    assert decided.target_quantity == sides(steps[7])[0]
+    confirmed = [[one.twin for one in step.twins if one.confirmed] for step in steps]
+    assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
+
+
+def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
+    engine = scripted({"1": ["LONG"], "2": ["SHORT"], "6": ["LONG"]}, gate={"on_refusal": "flat"})
+    made = list(bars(12))
+    late = replace(made[6], seen_ms=made[6].seen_ms + 10**9)
+    steps = run(engine, [*made[:6], late, *made[7:]])
+    decided = steps[6].decision
+    assert decided is not None
+    assert decided.refused_by == "late"
+    assert not steps[6].orders
+    assert sides(steps[-1])[0] > 0 > sides(steps[-1])[1]
+
+
+def test_limits_of_a_symbol_count_both_sides() -> None:
+    engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, risk={"max_notional": "60000"})
+    steps = run(engine, list(bars(8)))
+    decided = steps[3].decision
+    assert decided is not None
+    assert decided.refused_by == "risk.notional"
+    assert sides(steps[-1])[1] == 0 < sides(steps[-1])[0]
+
+
+def test_a_command_closes_both_sides_at_once() -> None:
+    engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
+    made = list(bars(9))
+    command = Command(CommandKind.FLATTEN, "", made[5].close_time_ms, made[5].close_time_ms)
+    steps = run(engine, [*made[:6], command, *made[6:]])
+    sent = steps[6].orders
+    assert [one.position_side for one in sent] == [LONG, SHORT]
+    assert len({one.order_id for one in sent}) == 2
+    assert sides(steps[7]) == (0, 0)
+
+
+def test_orders_of_a_list_open_and_close_the_side_that_they_name() -> None:
+    def of(side: str, name: str | None, quantity: float) -> dict[str, Any]:
+        return {"side": side, "of": name, "quantity": quantity}
+
+    engine = scripted(
+        {
+            "1": ["ORDERS", [of("BUY", "LONG", 1), of("SELL", "SHORT", 2)]],
+            "3": ["ORDERS", [of("SELL", "LONG", 5), of("BUY", "SHORT", 0.5)]],
+            "5": ["ORDERS", [of("SELL", "LONG", 1)]],
+        }
+    )
+    steps = run(engine, list(bars(8)))
+    assert sides(steps[2]) == (1_000, -2_000)
+    assert sides(steps[4]) == (0, -1_500)  # what closes is cut to what there is
+    (refused,) = steps[5].orders
+    assert refused.status is OrderStatus.REJECTED
+    assert refused.reason == "it may only reduce, and there is no position for it to close"
+    assert all(order.reduce_only for order in steps[3].orders)
+    unnamed = scripted({"1": ["ORDERS", [of("BUY", None, 1)]]})
+    with pytest.raises(StrategyFailed, match="without a position_side, which the account needs"):
+        run(unnamed, list(bars(3)))
+
+
+def test_a_side_that_a_mark_reaches_is_liquidated_and_the_other_one_stands() -> None:
+    engine = scripted({"1": ["LONG"], "2": ["SHORT"]})
+    made = list(bars(8))
+    at_ms = made[5].close_time_ms
+    events: list[Event] = [*made[:6], Mark(KEY, made[5].close * 88 // 100, at_ms, at_ms), *made[6:]]
+    steps = run(engine, events)
+    taken = steps[6]
+    assert [(f.position_side, f.model) for f in taken.fills] == [(LONG, FillModel.LIQUIDATION)]
+    assert sides(taken)[0] == 0 > sides(taken)[1]
+    margin = steps[5].twins[0].position.margin
+    lost = steps[5].account.cash - taken.account.cash
+    assert 0 < lost <= margin
+
+
+def test_the_size_of_a_quote_is_shared_by_both_sides() -> None:
+    engine = built(
+        configured(
+            {
+                "says": {
+                    "1": ["SHORT"],
+                    "3": [
+                        "ORDERS",
+                        [
+                            {"side": "BUY", "of": "LONG", "quantity": 3},
+                            {"side": "BUY", "of": "SHORT", "quantity": 3},
+                        ],
+                    ],
+                }
+            },
+            of=SCRIPTED,
+        ),
+        FillModel.QUOTE,
+    )
+    events: list[Event] = []
+    for one in bars(8):
+        close = one.close
+        events += [one, quote(close - 5, close + 5, at_ms=one.close_time_ms + 500, size=4_000)]
+    steps = run(engine, events)
+    fills = steps[7].fills
+    assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
+
+
+def test_the_side_that_receives_funding_is_settled_first() -> None:
+    """Its money covers what the other one pays, before any margin does."""
+    account = {"cash": "8900", "leverage": "10"}
+    engine = scripted({"1": ["LONG"], "2": ["SHORT"]}, account=account)
+    made = list(bars(6))
+    events: list[Event] = [*made, Funding(KEY, 5 * 10**8, made[5].close_time_ms, 0)]
+    own, steps = OwnSides(ITEM, "8900", "10"), []
+    for event in events:
+        steps.append(engine.step(event, None))
+        own.take(steps[-1])
+    before, after = steps[-2].twins, steps[-1].twins
+    assert [one.position.margin for one in before] == [one.position.margin for one in after]
+    assert after[0].position.funding_paid > 0 > after[1].position.funding_paid
+
+
+def test_the_margin_of_one_side_leaves_less_for_the_other() -> None:
+    engine = scripted({"1": ["LONG"], "3": ["SHORT"]}, account={"cash": "6000"})
+    own, steps = OwnSides(ITEM, "6000", "10"), []
+    for one in bars(6):
+        steps.append(engine.step(one, None))
+        own.take(steps[-1])
+    refused = steps[3].decision
+    assert refused is not None
+    assert refused.unfilled_reason == "SHORT: the available balance does not cover its margin"
+    assert sides(steps[-1])[0] > 0 == sides(steps[-1])[1]
+
+
+def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
+    engine = scripted({"1": ["LONG"]})
+    steps = run(engine, list(bars(4)))
+    (fill,) = [fill for step in steps for fill in step.fills]
+    ledger = engine.broker.sides[SHORT].ledger
+    with pytest.raises(InvariantBroken, match="closed more of linear:BTCUSDT than its SHORT side"):
+        ledger.apply_fill(fill)
+
+
+@pytest.mark.parametrize(
+    ("says", "what"),
+    [
+        ({"1": ["FLAT", "LONG"]}, "names a position_side, and the account is in one-way mode"),
+        (
+            {"1": ["ORDERS", [{"side": "BUY", "of": "LONG", "quantity": 1}]]},
+            "names a position_side, and the account is in one-way mode",
+        ),
+    ],
+)
+def test_a_side_is_refused_in_one_way_mode(says: dict[str, Any], what: str) -> None:
+    config = configured({"says": says}, of=SCRIPTED, account={"position_mode": "one_way"})
+    engine = build_engine(
+        config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=None
+    )
+    engine.step(bars(1)[0], None)
+    with pytest.raises(StrategyFailed, match=what):
+        engine.step(bars(2)[1], None)
+
+
+def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
+    config = configured({"seed": 1}, of=DRAWN)
+    with pytest.raises(ConfigInvalid, match="is settled in USDC"):
+        build_engine(
+            config,
+            [replace(ITEM, quote_coin="USDC")],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=0,
+            forecaster=None,
+        )
+    with pytest.raises(ConfigInvalid, match="Order books fill no orders"):
+        built(config, FillModel.BOOK)

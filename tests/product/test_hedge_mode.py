@@ -1,0 +1,452 @@
+"""Hedge mode, whole runs: recorded, verified, stopped, taken over, live, shown, mistyped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import START_MS, instrument
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from fakes import ManualClock
+from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, check_state, configured
+from hedged_cases import walk as events
+from several_live import SPEED, check_parity, check_record, trading
+from several_strategies import DRAWN as DRAWN_SIGNALS
+
+from tracepaper.daemon.config.loading import Config, load, restore
+from tracepaper.daemon.engine.hedged import HedgedEngine
+from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.session.build import margin_rules, resolved
+from tracepaper.daemon.session.notices import Notices
+from tracepaper.daemon.session.resume import Opened, Opening, open_run
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.replay.page.databases import Databases
+from tracepaper.replay.page.runs import holdings
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.trades import check_terms, check_trades
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import FillModel, Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Event,
+    Funding,
+    InstrumentChange,
+    Mark,
+    Quote,
+    RunKind,
+)
+from tracepaper.strategies.units import unscaled
+
+WARM = 3
+ITEM = instrument()
+
+
+def hedged(execution: FillModel, seed: int = 1, **sections: Any) -> Config:
+    sections.setdefault("execution", {"fill_within_ms": 60_000})
+    return resolved(configured({"seed": seed}, **sections), execution)
+
+
+class Process:
+    """A daemon's life on one database: opened like the real one, fed by hand."""
+
+    def __init__(self, path: Path, config: Config, execution: FillModel) -> None:
+        self.audit = SqlAuditLog.open(path)
+        opening = Opening(
+            config=config,
+            kind=RunKind.LIVE,
+            execution=execution,
+            database=path,
+            instruments=(ITEM,),
+            forecaster=None,
+            period_start_ms=START_MS + WARM * MINUTE,
+            wall_ms=1,
+        )
+        try:
+            self.opened: Opened = open_run(opening, self.audit)
+        except ConfigInvalid:
+            self.audit.close()
+            raise
+        self.steps: list[Step] = []
+
+    def feed(self, event: Event) -> None:
+        engine = self.opened.engine
+        step = engine.step(event, None)
+        if isinstance(engine, HedgedEngine):
+            check_state(engine)
+        asyncio.run(self.audit.append(step))
+        self.steps.append(step)
+
+    def live(self, given: list[Event]) -> None:
+        """Feed *given*, with the start after the warm-up where this is a new run."""
+        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
+        started = self.opened.resumed
+        if started:
+            self.feed(self.opened.started(START_MS))
+        for event in given:
+            is_bar = isinstance(event, Bar)
+            if not started and is_bar and event.open_time_ms >= START_MS + WARM * MINUTE:
+                self.feed(self.opened.started(START_MS))
+                started = True
+            self.feed(event)
+
+    def stop(self) -> None:
+        self.audit.end(2)
+        self.audit.close()
+
+
+def essence(steps: list[Step]) -> list[Any]:
+    """Return what a restart must not change: all but ids."""
+    return [
+        (
+            step.decision_sha256,
+            step.decision,
+            [
+                (o.position_side, o.side, o.quantity, o.filled, o.status, o.reason, o.tag)
+                for o in step.orders
+            ],
+            [(f.position_side, f.side, f.quantity, f.price, f.fee) for f in step.fills],
+            step.account,
+            [(t.twin, t.position, t.account, t.confirmed) for t in step.twins],
+        )
+        for step in steps
+        if type(step.event).__name__ in {"Bar", "Quote", "Funding"}
+    ]
+
+
+def recorded(path: Path, execution: FillModel = FillModel.NEXT_OPEN, count: int = 60) -> Process:
+    process = Process(path, hedged(execution), execution)
+    process.live(events(1, count, quotes=execution is FillModel.QUOTE, shocks=True))
+    process.stop()
+    return process
+
+
+def holds(path: Path) -> None:
+    """Assert that the record at *path* holds, and that all of it follows from itself."""
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        assert verify_run(reader, path, run_id).differences == []
+        assert check_trades(reader.connection, run_id) is None
+        assert check_terms(reader.connection, run_id) is None
+    with open_reader(path) as connection:
+        assert verify_chain(connection, run_id).problem is None
+
+
+@pytest.mark.parametrize("execution", [FillModel.QUOTE, FillModel.NEXT_OPEN])
+def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
+    tmp_path: Path, execution: FillModel
+) -> None:
+    given = events(1, 50, quotes=execution is FillModel.QUOTE)
+    config = hedged(execution)
+    whole = Process(tmp_path / "whole.db", config, execution)
+    whole.live(given)
+    whole.stop()
+    expected = essence(whole.steps)
+    assert sum(len(step.fills) for step in whole.steps) >= 20
+    check_laws(whole.steps)
+    own = OwnSides(ITEM, "100000", "10")
+    for step in whole.steps:
+        own.take(step)
+    starts = [at for at, event in enumerate(given) if at > 30 and not isinstance(event, Funding)]
+    if execution is FillModel.QUOTE:  # a start forgets the newest quote
+        starts = [at for at in starts if isinstance(given[at], Quote)]
+    # A start forgets mark prices, which value what is held until the next bar.
+    starts = [at for at in starts if isinstance(given[at - 1], Bar)]
+    for cut in starts[::9]:
+        path = tmp_path / f"cut-{cut}.db"
+        first = Process(path, config, execution)
+        first.live(given[:cut])
+        first.stop()
+        second = Process(path, config, execution)
+        assert second.opened.resumed
+        second.live(given[cut:])
+        second.stop()
+        done = len(essence(first.steps))
+        assert essence(second.steps) == expected[done:], f"stopped after event {cut}"
+        holds(path)
+
+
+def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    process = recorded(path, count=120)
+    holds(path)
+    last = process.steps[-1]
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute(
+            "SELECT side, quantity_text, margin, liquidation_price, realized_pnl_text, equity_text "
+            "FROM v_positions WHERE sequence = (SELECT max(sequence) FROM v_positions) ORDER BY 1"
+        ).fetchall()
+        assert [row[0] for row in rows] == ["LONG", "SHORT"]
+        for row, one in zip(rows, last.twins, strict=True):
+            assert round(float(row[1]) * 1_000) == one.position.quantity
+            assert (row[2] or 0) * 10**10 == pytest.approx(one.position.margin, rel=1e-12)
+            assert (row[3] is not None) is bool(one.position.quantity)
+            assert float(row[4]) * 10**10 == pytest.approx(one.position.realized_pnl, abs=1)
+            assert float(row[5]) * 10**10 == pytest.approx(last.account.equity, abs=10)
+        wrong = (
+            "SELECT count(*) FROM v_positions WHERE quantity <> 0 AND NOT CASE side WHEN 'LONG' "
+            "THEN liquidation_price < average_price ELSE liquidation_price > average_price END"
+        )
+        assert connection.execute(wrong).fetchone() == (0,)
+        every = connection.execute(
+            "SELECT count(*), count(DISTINCT sequence) FROM v_positions"
+        ).fetchone()
+        assert every[0] == 2 * every[1]
+        trades = connection.execute(
+            "SELECT side, count(*), sum(net) FROM v_trades GROUP BY 1 ORDER BY 1"
+        ).fetchall()
+        assert [row[0] for row in trades] == ["LONG", "SHORT"]
+        # Of a side that holds nothing at the end, the trades are all that it earned.
+        flat = {one.twin for one in last.twins if not one.position.quantity}
+        for side, _, net in trades:
+            if side in flat:
+                (one,) = (one.position for one in last.twins if one.twin == side)
+                earned = one.realized_pnl - one.fees_paid - one.funding_paid
+                assert net * 10**10 == pytest.approx(earned, rel=1e-9)
+        sums = connection.execute(
+            "SELECT position_side, sum(amount) FROM v_ledger WHERE kind <> 'opened' GROUP BY 1"
+        ).fetchall()
+        for side, amount in sums:
+            (one,) = (one.account for one in last.twins if one.twin == side)
+            assert amount * 10**10 == pytest.approx(one.cash - 500_000_000_000_000, abs=100)
+        orders = connection.execute(
+            "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
+        ).fetchall()
+        assert orders == [("LONG",), ("SHORT",)]
+
+
+def test_a_one_way_run_shows_the_side_by_its_sign(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    config = resolved(
+        load(None, {"strategy": {"name": DRAWN_SIGNALS, "options": {"seed": 1}}}),
+        FillModel.NEXT_OPEN,
+    )
+    assert '"position_mode"' not in config.canonical_json()
+    process = Process(path, config, FillModel.NEXT_OPEN)
+    process.live(events(1, 60))
+    process.stop()
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT side, quantity FROM v_positions").fetchall()
+        assert {row[0] for row in rows} == {"LONG", "SHORT", "FLAT"}
+        for side, quantity in rows:
+            assert side == ("LONG" if quantity > 0 else "SHORT" if quantity < 0 else "FLAT")
+        assert len(rows) == connection.execute("SELECT count(*) FROM v_bars").fetchone()[0] + sum(
+            isinstance(step.event, (Funding, Mark)) for step in process.steps
+        )
+        for table in ("orders", "fills", "ledger"):
+            query = f"SELECT count(*) FROM {table} WHERE position_side IS NOT NULL"
+            assert connection.execute(query).fetchone() == (0,)
+
+
+FORGED = [
+    ("UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'", "fills"),
+    ("UPDATE fills SET position_side = NULL", "fills"),
+    ("UPDATE twin_fills SET fee = fee + 1 WHERE book = 1", "twin_fills"),
+    ("DELETE FROM twin_fills WHERE book = 2", "twin_fills"),
+    ("UPDATE twin_fills SET twin = 'SHORT' WHERE book = 1", "twin_fills"),
+    ("DELETE FROM fills WHERE position_side = 'SHORT'", "twin_fills"),
+]
+FORGED_POSITIONS = [
+    "UPDATE holdings SET quantity = quantity + 1 WHERE twin = 'LONG' AND quantity > 0",
+    "UPDATE holdings SET quantity = quantity + 1 WHERE twin IS NULL AND quantity IS NOT NULL",
+    "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
+    "UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' AND kind = 'fee'",
+    "DELETE FROM fills WHERE position_side = 'SHORT'",
+]
+
+
+def test_a_forged_row_of_a_side_is_found_by_the_rows_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    run_id = recorded(path).opened.run.run_id
+    with closing(sqlite3.connect(path)) as connection:
+        assert check_terms(connection, run_id) is None
+        for statement, table in FORGED:
+            connection.execute(statement)
+            problem = check_terms(connection, run_id)
+            assert problem is not None, statement
+            assert problem.tables == (table,)
+            connection.rollback()
+        for statement in FORGED_POSITIONS:
+            connection.execute(statement)
+            assert check_trades(connection, run_id) is not None, statement
+            connection.rollback()
+        assert check_trades(connection, run_id) is None
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE orders SET position_side = 'SHORT' WHERE position_side = 'LONG'",
+        "UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'",
+        "UPDATE ledger SET position_side = NULL",
+        "UPDATE twin_steps SET unrealized_pnl = unrealized_pnl + 1 WHERE book = 2",
+        "UPDATE holdings SET margin = margin + 1 WHERE twin = 'LONG'",
+    ],
+)
+def test_a_forged_row_of_a_side_breaks_the_chain_and_the_derivation(
+    tmp_path: Path, statement: str
+) -> None:
+    path = tmp_path / "run.db"
+    run_id = recorded(path).opened.run.run_id
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute(statement).rowcount
+        connection.commit()
+    with open_reader(path) as connection:
+        assert verify_chain(connection, run_id).problem is not None
+    with Reader.open(path) as reader:
+        assert verify_run(reader, path, run_id).differences
+
+
+def test_the_mode_is_switched_without_positions_and_orders_alone(tmp_path: Path) -> None:
+    one_way = {"position_mode": "one_way"}
+    for name, before, after in (
+        ("to", hedged(FillModel.NEXT_OPEN, account=one_way), hedged(FillModel.NEXT_OPEN)),
+        ("from", hedged(FillModel.NEXT_OPEN), hedged(FillModel.NEXT_OPEN, account=one_way)),
+    ):
+        signals = {"strategy": {"name": DRAWN_SIGNALS, "options": {"seed": 1}}}
+        mode = before.model_copy(update={"strategy": load(None, signals).strategy})
+        path = tmp_path / f"{name}.db"
+        first = Process(path, mode, FillModel.NEXT_OPEN)
+        engine = first.opened.engine
+        given = events(1, 60)
+        for at, event in enumerate(given):
+            first.feed(event)
+            accounts = getattr(engine.broker, "sides", {"": engine.broker.own}).values()
+            if at > 10 and any(one.held(ITEM.id) for one in accounts):
+                break
+        first.stop()
+        with pytest.raises(ConfigInvalid, match="in another position mode, and the exchange"):
+            Process(path, after, FillModel.NEXT_OPEN)
+        again = Process(path, mode, FillModel.NEXT_OPEN)
+        assert again.opened.resumed
+        again.stop()
+
+
+def test_a_flat_account_is_taken_over_with_its_cash_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    says = {"says": {"5": ["LONG"], "9": ["FLAT"]}}
+    before = resolved(
+        configured(says, of=SCRIPTED, account={"position_mode": "one_way"}), FillModel.NEXT_OPEN
+    )
+    given = events(1, 14)
+    first = Process(path, before, FillModel.NEXT_OPEN)
+    first.live(given)
+    first.stop()
+    cash = first.steps[-1].account.cash
+    assert cash != 10**15
+    second = Process(path, hedged(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
+    engine = second.opened.engine
+    assert isinstance(engine, HedgedEngine)
+    assert second.opened.run.parent_run_id == first.opened.run.run_id
+    assert engine.broker.own.ledger.cash == cash
+    assert sum(one.ledger.cash for one in engine.broker.sides.values()) == cash
+    second.stop()
+    third = Process(path, before, FillModel.NEXT_OPEN)  # and back, flat
+    assert third.opened.engine.broker.own.ledger.cash == cash
+    third.audit.close()
+
+
+def test_status_page_and_notices_show_both_sides(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    process = recorded(path, count=40)
+    config = hedged(FillModel.NEXT_OPEN, notify={"kinds": ["fills"]})
+    notices = Notices(config.notify, process.opened.run, on_breach="halt")
+    told = [(step, one) for step in process.steps for one in notices.of_step(step, "")]
+    assert told
+    for step, one in told:
+        held = {unscaled(t.position.quantity, 3) for t in step.twins}
+        assert one.fields["position"] in held
+    last = process.steps[-1]
+    databases = Databases([path])
+    shown = databases.find(process.opened.run.run_id)
+    held = [(one.side, float(one.quantity_text)) for one in holdings(shown)]
+    assert held == [
+        (one.twin if one.position.quantity else "FLAT", abs(one.position.quantity) / 1_000)
+        for one in last.twins
+    ]
+    monitor = Monitor(
+        run=process.opened.run,
+        clock=ManualClock(START_MS + 60 * MINUTE),
+        margin=margin_rules(config, [ITEM]),
+    )
+    for step in process.steps:
+        monitor.observe(step)
+    found = json.loads(json.dumps(monitor.status()))["instruments"][ITEM.id]["sides"]
+    bar = next(step for step in reversed(process.steps) if isinstance(step.event, Bar))
+    for one in bar.twins:
+        side = found[one.twin.lower()]
+        assert side["quantity"] == unscaled(one.position.quantity, 3)
+        assert ("liquidation_price" in side) is bool(one.position.quantity)
+
+
+async def test_live_equals_its_replay(tmp_path: Path) -> None:
+    data = made_candles(walk_rows(300, seed=2), symbol="BTCUSDT")
+    served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
+    sections: dict[str, Any] = {
+        "strategy": {"name": DRAWN, "options": {"seed": 1}},
+        "sizing": {"mode": "notional", "notional": "40000"},
+        "market": {"symbols": ["BTCUSDT"]},
+        "account": {"position_mode": "hedge", "margin": "isolated", "leverage": "10"},
+    }
+    path = tmp_path / "live.db"
+    async with EmbeddedExchange(served) as exchange:
+        for count in (12, 12):
+            async with trading(exchange, path, **sections) as live:
+                await live.listening(3)
+                for _ in range(count):
+                    await live.close_bar({"BTCUSDT"})
+    assert check_record(path) == 24
+    assert {f.position_side for step in live.steps for f in step.fills} == {"LONG", "SHORT"}
+    check_parity(path, tmp_path)
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"account": {"position_mode": "both"}}, "write one of one_way, hedge"),
+    (
+        {"account": {"position_mode": "hedge"}, "market": {"category": "spot"}},
+        '[account] position_mode = "hedge" is for linear positions, and category "spot" is paid in',
+    ),
+    (
+        {"account": {"position_mode": "hedge"}, "market": {"asset": "stock"}},
+        "is for linear positions, and shares are paid in full",
+    ),
+    (
+        {"account": {"position_mode": "hedge", "margin": "cross"}},
+        '[account] position_mode = "hedge" has no cross margin yet; set account.margin to isolated',
+    ),
+    (
+        {
+            "account": {"position_mode": "hedge"},
+            "strategies": {"a": {"share": "0.5"}, "b": {"share": "0.5"}},
+        },
+        '[account] position_mode = "hedge" is for one strategy, and [strategies] names several',
+    ),
+    (
+        {"account": {"position_mode": "hedge"}, "strategy": {"twins": ["ungated"]}},
+        '[account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names some',
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "said"), BAD)
+def test_what_hedge_mode_does_not_take_is_one_sentence(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigInvalid) as refused:
+        load(None, given)
+    assert said in str(refused.value)
+    assert str(refused.value).count("\n") == 0
+
+
+def test_a_stored_configuration_has_the_mode_where_it_is_not_the_usual_one() -> None:
+    config = hedged(FillModel.NEXT_OPEN)
+    stored = json.loads(config.canonical_json())
+    assert stored["account"]["position_mode"] == "hedge"
+    assert restore(config.canonical_json()).account.position_mode == "hedge"

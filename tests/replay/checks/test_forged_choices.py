@@ -1,0 +1,240 @@
+"""Forged choices of a universe: changed, dropped, added, and all derived anew from that."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace as with_fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from forging import audited, rechain, verified
+from msgspec.structs import replace
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.columns import SOURCE_CODES
+from tracepaper.strategies.types.market import Event, Source, UniverseChange
+
+HOUR = 3_600_000
+NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+BARS = 60
+RULE: dict[str, Any] = {"top": 2, "at": ["00:00", "06:00", "12:00", "18:00"]}
+
+Forge = Callable[[UniverseChange], list[UniverseChange]]
+
+
+def data(*, has_turnover: bool = True) -> list[Candles]:
+    """Return hours of three symbols, the first of which trades least, then most."""
+    found = []
+    for seed, name in enumerate(NAMES):
+        made = made_candles(walk_rows(BARS, seed=seed), interval_ms=HOUR, symbol=name)
+        times = np.where(np.arange(BARS) < 30, 1, 9) if seed == 0 else 3 + seed
+        turnover = None if made.turnover is None else made.turnover * times
+        found.append(
+            with_fields(
+                made, volume=made.volume * times, turnover=turnover if has_turnover else None
+            )
+        )
+    return found
+
+
+class ForgedFeed:
+    """An archive's feed whose choices of a universe are others; all else is as it was."""
+
+    def __init__(self, feed: ArchiveFeed, forge: Forge, place: int) -> None:
+        self._feed, self._forge, self._place = feed, forge, place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._feed, name)
+
+    def events(self) -> Iterator[Event]:
+        count = 0
+        for event in self._feed.events():
+            if not isinstance(event, UniverseChange):
+                yield event
+                continue
+            yield from self._forge(event) if count == self._place else (event,)
+            count += 1
+
+
+def replayed(
+    path: Path,
+    candles: list[Candles],
+    forge: Forge = lambda one: [one],
+    *,
+    place: int = 6,
+    rule: dict[str, Any] = RULE,
+    from_ms: int | None = None,
+) -> Path:
+    config = load(
+        None,
+        {
+            "market": {"symbols": NAMES, "interval": "60", "universe": rule},
+            "strategy": {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False},
+            "sizing": {"mode": "notional", "notional": "1000"},
+        },
+    )
+    replay = build(config, candles, started_at_ms=0, from_ms=from_ms)
+    audit = SqlAuditLog.open(path)
+    feed: Any = ForgedFeed(replay.feed, forge, place)
+    run_replay(with_fields(replay, feed=feed), audit, Tally())
+    audit.end(0)
+    audit.close()
+    return path
+
+
+def named(path: Path) -> set[str]:
+    """Return the fields in which ``verify`` finds the run to differ from its record."""
+    found = verified(path)
+    assert audited(path)
+    assert found.holds is not bool(found.differences)
+    return {one.field.partition(" ")[0] for one in found.differences}
+
+
+def test_honest_choices_follow_from_the_bars(tmp_path: Path) -> None:
+    begins = int(data()[0].open_time_ms[33])
+    for number, (has_turnover, from_ms) in enumerate(((True, None), (False, None), (True, begins))):
+        path = tmp_path / f"{number}.db"
+        assert named(replayed(path, data(has_turnover=has_turnover), from_ms=from_ms)) == set()
+
+
+def test_a_list_and_each_limit_are_honest_too(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("AAAUSDT\nCCCUSDT\n")
+    limits: list[dict[str, Any]] = [
+        {"file": str(tmp_path / "list.txt")},
+        {"by": "volatility", "max_volatility": "0.05"},
+        {"min_age_days": 1},
+        {"min_turnover": "900000000"},
+    ]
+    for number, more in enumerate(limits):
+        assert named(replayed(tmp_path / f"{number}.db", data(), rule=RULE | more)) == set()
+
+
+def others(one: UniverseChange) -> tuple[str, ...]:
+    return tuple(key for key, *_ in one.seen if key not in one.chosen)
+
+
+def figures(one: UniverseChange, **changed: Any) -> UniverseChange:
+    """Return *one* whose first candidate has other figures."""
+    names = ("id", "turnover", "volatility", "age")
+    first = dict(zip(names, one.seen[0], strict=True)) | changed
+    return replace(one, seen=(tuple(first.values()), *one.seen[1:]))
+
+
+@pytest.mark.parametrize(
+    ("forge", "field"),
+    [
+        (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], "event.chosen"),
+        (lambda one: [replace(one, chosen=one.chosen[::-1])], "event.chosen"),
+        (lambda one: [replace(one, chosen=one.chosen[:1])], "event.chosen"),
+        (lambda one: [replace(one, chosen=(one.chosen[0],) * 2)], "event.chosen"),
+        (lambda one: [replace(one, reason="all is well")], "event.reason"),
+        (lambda one: [figures(one, turnover="7")], "event.seen"),
+        (lambda one: [figures(one, volatility="0.5")], "event.seen"),
+        (lambda one: [figures(one, age=900)], "event.seen"),
+        (lambda one: [replace(one, seen=one.seen[:2])], "event.seen"),
+        (lambda one: [], "event.universe"),
+        (lambda one: [one, one], "event.universe"),
+        (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], "event.universe"),
+        (lambda one: [replace(one, market_ms=one.market_ms - 1)], "event.universe"),
+    ],
+)
+def test_a_choice_that_was_forged_before_all_was_derived_is_found(
+    tmp_path: Path, forge: Forge, field: str
+) -> None:
+    assert field in named(replayed(tmp_path / "forged.db", data(), forge))
+
+
+def test_a_first_choice_that_is_missing_is_found(tmp_path: Path) -> None:
+    path = replayed(tmp_path / "forged.db", data(), lambda _: [], place=0)
+    assert "event.universe" in named(path)
+
+
+def test_a_last_choice_that_is_missing_is_found_by_the_bars_behind_it(tmp_path: Path) -> None:
+    rule = RULE | {"at": ["13:00"]}
+    path = replayed(tmp_path / "honest.db", data(), rule=rule)
+    with Reader.open(path) as reader:
+        events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    choices = [event for event in events if isinstance(event, UniverseChange)]
+    assert choices[-1].market_ms < max(event.market_ms for event in events)
+    last = len(choices) - 1
+    path = replayed(tmp_path / "forged.db", data(), lambda _: [], place=last, rule=rule)
+    assert named(path) == {"event.universe"}
+
+
+def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_path: Path) -> None:
+    begins = int(data()[0].open_time_ms[20])
+    path = replayed(
+        tmp_path / "forged.db",
+        data(),
+        lambda one: [figures(one, turnover="7")],
+        place=6,
+        from_ms=begins,
+    )
+    assert "event.seen" in named(path)
+
+
+def as_live(path: Path) -> Path:
+    """Make the bars of a run those of a stream, whose figures nothing else in the record gives."""
+    with closing(sqlite3.connect(path)) as database:
+        stream = SOURCE_CODES[Source.STREAM]
+        database.execute("UPDATE steps SET source = ? WHERE source IS NOT NULL", (stream,))
+        database.commit()
+        sources = database.execute("SELECT DISTINCT source FROM v_bars").fetchall()
+    assert sources == [("stream",)]
+    rechain(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("forge", "fields"),
+    [
+        (lambda one: [one], set()),
+        (lambda one: [figures(one, volatility="0.5")], set()),  # it agrees with itself
+        (lambda one: [], set()),  # an exchange may not have answered
+        (lambda one: [replace(one, market_ms=one.market_ms + 1)], set()),
+        (lambda one: [replace(one, chosen=(one.chosen[0], *others(one)))], {"event.chosen"}),
+        (lambda one: [replace(one, chosen=one.chosen[::-1])], {"event.chosen"}),
+        (lambda one: [replace(one, chosen=one.chosen[:1])], {"event.chosen", "event.reason"}),
+        (lambda one: [replace(one, chosen=(*one.chosen, *others(one)))],
+         {"event.chosen", "event.reason"}),
+        (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
+        (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
+        (lambda one: [replace(one, market_ms=one.market_ms - 1)], set()),  # a clock behind
+        (lambda one: [replace(one, market_ms=one.market_ms - HOUR)], {"event.universe"}),
+        (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], {"event.universe"}),
+    ],
+)  # fmt: skip
+def test_a_live_choice_is_held_to_its_own_figures_and_its_time(
+    tmp_path: Path, forge: Forge, fields: set[str]
+) -> None:
+    assert named(as_live(replayed(tmp_path / "forged.db", data(), forge))) == fields
+
+
+def test_a_live_run_has_a_choice_before_its_first_decision(tmp_path: Path) -> None:
+    path = as_live(replayed(tmp_path / "forged.db", data(), lambda _: [], place=0))
+    assert named(path) == {"event.universe"}
+
+
+def test_from_amid_a_run_honest_choices_pass_and_a_forged_one_is_found(tmp_path: Path) -> None:
+    begins = int(data()[0].open_time_ms[10])
+    for name, forge in (
+        ("honest", lambda one: [one]),
+        ("forged", lambda one: [figures(one, turnover="7")]),
+    ):
+        path = replayed(tmp_path / f"{name}.db", data(), forge, place=8)
+        with Reader.open(path) as reader:
+            found = verify_run(reader, path, reader.find("last"), from_ms=begins)
+        assert found.holds is (name == "honest"), found.differences

@@ -1,0 +1,268 @@
+"""Hedge mode: strategies that are drawn, an account kept by itself, and the laws of both sides."""
+
+from __future__ import annotations
+
+import random
+from decimal import Decimal
+from typing import Any
+
+from builders import START_MS, bars, quote
+from own_ledger import OwnLedger
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.hedged import HedgedEngine
+from tracepaper.strategies.api.context import (
+    BarContext,
+    Cancel,
+    OrderRequest,
+    Orders,
+    Percent,
+    Signal,
+    buy,
+    sell,
+)
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import (
+    Action,
+    FillModel,
+    OrderRole,
+    OrderStatus,
+    PositionSide,
+    Step,
+)
+from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument, Mark, Side
+
+MINUTE = 60_000
+LONG, SHORT = PositionSide.LONG, PositionSide.SHORT
+OPENS = {LONG: buy, SHORT: sell}
+CLOSES = {LONG: sell, SHORT: buy}
+
+
+class Drawn(Strategy):
+    """Says what a seed and the bar's volume draw: signals for either side, protected, or lists."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._seed = int(options.get("seed", 0))
+        self._lists = bool(options.get("lists", True))
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        """Draw an answer; note what the account shows."""
+        account = context.account
+        assert account is not None
+        assert account.long is not None
+        assert account.short is not None
+        assert account.long.quantity >= 0 >= account.short.quantity
+        note = {
+            "long": account.long.quantity,
+            "short": account.short.quantity,
+            "net": account.position.quantity,
+            "held": float(account.long.bars_held),
+            "sides": " ".join(str(one.exact.position_side) for one in account.fills),
+        }
+        rng = random.Random(context.exact.volume * 31 + self._seed)
+        roll = rng.random()
+        if roll < 0.4:
+            return Signal(Action.HOLD, "drawn to hold", note=note)
+        if roll < 0.5:
+            side = rng.choice((LONG, SHORT, None))
+            return Signal(Action.FLAT, "drawn to leave", position_side=side, note=note)
+        if roll < 0.75 and self._lists:
+            return Orders(tuple(self._listed(rng, context)), "drawn to list", note=note)
+        stop = Percent(rng.choice((0.1, 1))) if rng.random() < 0.5 else None
+        target = Percent(0.4) if rng.random() < 0.3 else None
+        return Signal(
+            rng.choice((Action.LONG, Action.SHORT)),
+            "drawn",
+            rng.choice((1.0, 0.5, 0.3)),
+            stop=stop,
+            target=target,
+            reenter=True,
+            note=note,
+        )
+
+    @staticmethod
+    def _listed(rng: random.Random, context: BarContext) -> list[OrderRequest | Cancel]:
+        asked: list[OrderRequest | Cancel] = []
+        for _ in range(rng.randint(1, 3)):
+            side = rng.choice((LONG, SHORT))
+            make = rng.choice((OPENS, CLOSES, OPENS))[side]
+            limit = None
+            if rng.random() < 0.5:
+                limit = round(context.close * (1 + rng.uniform(-0.002, 0.002)), 1)
+            tag = rng.choice(("", "a", "b"))
+            quantity = rng.choice((0.4, 1.1, 2.5))
+            asked.append(make(quantity, limit, position_side=side, tag=tag))
+        if rng.random() < 0.2:
+            asked.append(Cancel(rng.choice(("", "a"))))
+        return asked
+
+
+class Scripted(Strategy):
+    """Says at each bar, counted from the first, what ``says`` holds; else it holds."""
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self._says: dict[str, Any] = options["says"]
+        self.horizon = options.get("horizon")
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        """Return the answer of this bar: [action, side or null, stop in percent], or orders."""
+        said = self._says.get(str((context.exact.open_time_ms - START_MS) // MINUTE), ["HOLD"])
+        action, side, stop = (*said, None, None)[:3]
+        if action == "ORDERS":
+            requests = [
+                OrderRequest(
+                    side=Side(of["side"]),
+                    quantity=of["quantity"],
+                    position_side=None if of["of"] is None else PositionSide(of["of"]),
+                )
+                for of in side
+            ]
+            return Orders(tuple(requests), "scripted")
+        return Signal(
+            Action(action),
+            "scripted",
+            stop=None if stop is None else Percent(stop),
+            position_side=None if side is None else PositionSide(side),
+        )
+
+
+DRAWN = f"{__name__}:Drawn"
+SCRIPTED = f"{__name__}:Scripted"
+
+
+def configured(options: dict[str, Any], *, of: str = DRAWN, **sections: dict[str, Any]) -> Config:
+    """Return a configuration in hedge mode, on isolated margin unless *sections* say otherwise."""
+    account = {"cash": "100000", "position_mode": "hedge", "margin": "isolated", "leverage": "10"}
+    given: dict[str, Any] = {
+        "strategy": {"name": of, "options": options},
+        "sizing": {"mode": "notional", "notional": "40000"},
+        **sections,
+    }
+    given["execution"] = {
+        "plausible": 1_000,
+        **sections.get("execution", {}),
+    }  # shocks are believed
+    given["account"] = account | sections.get("account", {})
+    return load(None, given)
+
+
+def walk(seed: int, count: int = 120, *, quotes: bool = False, shocks: bool = False) -> list[Event]:
+    """Return bars, settlements and mark prices, quotes where they fill, and *shocks* of the mark.
+
+    A mark of a shock is far enough away that it liquidates one side.
+    """
+    made: list[Event] = []
+    for at, bar in enumerate(bars(count, seed=seed)):
+        if quotes:
+            for ms in (1_000, 20_000, 59_000):
+                price = bar.open + (bar.close - bar.open) * ms // MINUTE
+                size = 400 + 100 * (at % 9)
+                made.append(quote(price - 5, price + 5, at_ms=bar.open_time_ms + ms, size=size))
+        made.append(bar)
+        at_ms = bar.close_time_ms
+        if at % 10 == 9:
+            made += [
+                Mark(bar.instrument, bar.close + 13, at_ms, at_ms),
+                Funding(bar.instrument, (-1) ** (at // 10) * 1_234_567, at_ms, at_ms),
+            ]
+        if shocks and at % 25 == 24:
+            far = bar.close * (87 if at % 50 == 24 else 113) // 100
+            made.append(Mark(bar.instrument, far, at_ms + 5, at_ms + 5))
+    return made
+
+
+class OwnSides:
+    """Independent code: what both sides have, by their fills and the settlements alone."""
+
+    def __init__(self, item: Instrument, cash: str, leverage: str | None) -> None:
+        self.price, self.size = (
+            Decimal(10) ** item.price_decimals,
+            Decimal(10) ** item.quantity_decimals,
+        )
+        self.own = OwnLedger(
+            Decimal(cash), leverage=None if leverage is None else Decimal(leverage)
+        )
+        self.mark = Decimal(0)
+        self._marked = False
+
+    def take(self, step: Step) -> None:
+        """Book the fills of *step*, and settle; then the equity is the step's, to the last unit."""
+        event = step.event
+        if isinstance(event, Mark):
+            self.mark, self._marked = event.price / self.price, True
+        if isinstance(event, Funding):
+            # The side that receives is paid first.
+            order = (SHORT, LONG) if event.rate > 0 else (LONG, SHORT)
+            for side in order:
+                self.own.funding(side, self.mark, Decimal(event.rate).scaleb(-10))
+        for fill in step.fills:
+            assert fill.position_side is not None
+            signed = (fill.quantity if fill.side is Side.BUY else -fill.quantity) / self.size
+            self.own.linear(
+                fill.position_side,
+                Decimal(signed),
+                fill.price / self.price,
+                Decimal(fill.fee).scaleb(-10),
+                taken=fill.model is FillModel.LIQUIDATION,
+            )
+        if isinstance(event, Bar):
+            if not self._marked:
+                self.mark = event.close / self.price
+            self._marked = False
+        if step.position is None:
+            return
+        unit = Decimal(10) ** 10
+        assert step.account.cash == self.own.cash * unit
+        assert step.account.equity == self.own.equity({LONG: self.mark, SHORT: self.mark}) * unit
+        assert [one.twin for one in step.twins] == ["LONG", "SHORT"]
+        for one in step.twins:
+            held = self.own.of(one.twin)
+            assert one.position.quantity == held.quantity * self.size
+            assert one.position.entry_notional == held.entry * unit
+            assert one.position.margin == held.margin * unit
+
+
+def check_laws(steps: list[Step]) -> None:
+    """Assert what holds of any run in hedge mode, of its steps alone."""
+    held = {LONG: 0, SHORT: 0}
+    for step in steps:
+        for one in step.twins:
+            quantity = one.position.quantity
+            assert quantity >= 0 if one.twin == LONG else quantity <= 0
+        for order in step.orders:
+            assert order.position_side is not None
+            closes = (order.side is Side.SELL) == (order.position_side is LONG)
+            rests = order.status not in {OrderStatus.CANCELED, OrderStatus.REJECTED}
+            if closes and rests:  # as far as it is not filled, it closes no more than there is
+                filled = sum(f.quantity for f in step.fills if f.order_id == order.order_id)
+                before = abs(held[order.position_side])
+                assert order.quantity - order.filled + filled <= before + sum(
+                    f.quantity
+                    for f in step.fills
+                    if f.position_side is order.position_side and f.order_id != order.order_id
+                )
+                assert order.reduce_only or order.role in {OrderRole.SIGNAL, OrderRole.COMMAND}
+        for fill in step.fills:
+            assert fill.position_side is not None
+            held[fill.position_side] += fill.quantity if fill.side is Side.BUY else -fill.quantity
+        for one in step.twins:
+            assert one.position.quantity == held[PositionSide(one.twin)]
+        if step.position is not None:
+            both = [one.position for one in step.twins]
+            for name in step.position.__struct_fields__:
+                assert getattr(step.position, name) == sum(getattr(one, name) for one in both)
+            sums = [one.account for one in step.twins]
+            for name in step.account.__struct_fields__:
+                assert getattr(step.account, name) == sum(getattr(one, name) for one in sums)
+
+
+def check_state(engine: HedgedEngine) -> None:
+    """Assert that no resting order of a side could close more than it holds."""
+    for side, account in engine.broker.sides.items():
+        for key, resting in account.orders.items():
+            left = account.held(key)
+            for order in resting.orders:
+                closes = (order.side is Side.SELL) == (side is LONG)
+                assert not closes or order.quantity - order.filled <= abs(left)
