@@ -454,7 +454,7 @@ class CloseTimeout(Struct, frozen=True):
     open_time_ms: int
 
 
-class BookFrame(Struct, frozen=True):
+class NextFrame(Struct, frozen=True):
     """The next frame of the book that fills orders."""
 
     frame: ReadFrame
@@ -464,4 +464,4 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = MarketData | BookFrame | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop
+Item = MarketData | NextFrame | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop

@@ -15,7 +15,6 @@ from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.daemon.feed.client import (
     BackfillPage,
-    BookFrame,
     CloseTimeout,
     EventQueue,
     FeedStart,
@@ -23,6 +22,7 @@ from tracepaper.daemon.feed.client import (
     Item,
     MarketData,
     MarketDataClient,
+    NextFrame,
     OrderBookSample,
     Stop,
     StreamRequest,
@@ -238,7 +238,7 @@ class LiveFeed:
     def on_book(self, instrument: str, frame: ReadFrame) -> bool:
         """Queue *frame* of the book that fills orders; what has no room leaves a gap."""
         del instrument  # a run has one such book
-        if not frame.cause and self._queue.try_put(BookFrame(frame), share=0.75):
+        if not frame.cause and self._queue.try_put(NextFrame(frame), share=0.75):
             self._ends_in_gap = False
             return True
         if not frame.cause:
@@ -246,7 +246,7 @@ class LiveFeed:
             frame = ReadFrame(self._clock.market_ms(), OVERFLOW)
         if not self._ends_in_gap:  # the first cause stands
             self._ends_in_gap = True
-            self._queue.put(BookFrame(frame))
+            self._queue.put(NextFrame(frame))
         return frame.cause != OVERFLOW
 
     def on_funding_time(self, instrument: str, next_ms: int) -> None:
@@ -320,7 +320,7 @@ class LiveFeed:
 
     async def _on_item(  # noqa: C901, PLR0912 - one case an item
         self,
-        item: MarketData | BookFrame | BackfillPage | GapCauseNotice | Submitted,
+        item: MarketData | NextFrame | BackfillPage | GapCauseNotice | Submitted,
     ) -> AsyncIterator[Event]:
         """Yield the events that one item of the queue causes."""
         match item:
@@ -334,7 +334,7 @@ class LiveFeed:
             case OrderBookSample():
                 for block in self._states[item.depth.instrument].take_book(item):
                     yield structs.replace(block, seen_ms=self._clock.market_ms())
-            case BookFrame():
+            case NextFrame():
                 if (book := self._start.book) is not None:
                     for update in book.take(item.frame):
                         yield self._seen(update)

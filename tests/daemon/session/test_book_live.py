@@ -7,6 +7,7 @@ import json
 import signal
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,9 @@ async def test_a_killed_daemon_goes_on_from_the_back_of_the_queue(tmp_path: Path
     def decided() -> int:
         return len(rows(path, "SELECT 1 FROM v_decisions")) if path.exists() else 0
 
+    def has(wanted: int) -> bool:
+        return decided() >= wanted
+
     async with EmbeddedExchange(served()) as exchange:
         (tmp_path / "run.toml").write_text(
             f'[exchange]\nrest_url = "{exchange.rest_url}"\nstream_url = "{exchange.stream_url}"\n'
@@ -264,10 +268,10 @@ async def test_a_killed_daemon_goes_on_from_the_back_of_the_queue(tmp_path: Path
                     lambda: sum(len(one.topics) for one in exchange.hub.connections) >= TOPICS
                 )
                 for _ in range(4):
-                    before = decided()
+                    wanted = decided() + 1
                     for _ in range(12):
                         await exchange.advance(5_000)
-                    await until(lambda before=before: decided() > before)
+                    await until(partial(has, wanted))
                 await exchange.advance(20_000)
             finally:
                 daemon.process.send_signal(stop)
