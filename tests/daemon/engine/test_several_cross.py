@@ -235,7 +235,7 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
 
 
 def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> None:
-    said = {"a": {"0": ["LONG", 0.05]}, "b": {"0": ["LONG", None]}}
+    said: dict[str, Any] = {"a": {"0": ["LONG", 0.05]}, "b": {"0": ["LONG", None]}}
     engine = scripted(FillModel.QUOTE, **said)
     broker = engine.broker
     engine.step(quote(99_990, 100_010, at_ms=START_MS + 59_000, instrument_id=KEY), None)
