@@ -1,8 +1,7 @@
 """``recursive``: cuts the past off and looks for signals that move; state of a strategy object.
 
-The rule is docs/strategies.md, U3.
-
-Two objects that should have come to the same place are held against each other with it.
+Two objects that should have come to the same place are held against each other with it. The rule
+is docs/strategies.md, U3.
 """
 
 from __future__ import annotations

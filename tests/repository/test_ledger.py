@@ -201,10 +201,14 @@ def test_a_call_into_another_module_enters_it(tmp_path: Path) -> None:
 
 
 def test_a_bar_is_followed_through_few_modules() -> None:
-    """A direction, as above: what trades passes all of the broker besides."""
+    """A direction, as above: what trades passes all of the broker besides.
+
+    One more since what the gates are shown of a bar lies apart from an instrument's state, which
+    had come to 627 lines.
+    """
     longest = paths()
     usual, trades = longest["that changes nothing"], longest["that fills and orders"]
-    assert usual.entries <= 20
+    assert usual.entries <= 21
     assert usual.returns <= 12
     assert usual.names <= 40
     assert trades.entries <= 55

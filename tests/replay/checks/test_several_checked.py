@@ -113,7 +113,7 @@ def test_an_error_that_has_no_text_sets_its_strategy_aside(tmp_path: Path, decid
         assert verified(path).holds
         with Reader.open(path) as reader:
             *_, last = (one.step for one in reader.steps(reader.find("last")) if one.step.decision)
-    (said,) = [one.decision.reason for one in last.strategies if one.strategy == "other"]
+    (said,) = [one.outcome.reason for one in last.strategies if one.strategy == "other"]
     assert said.startswith("set aside: Mine ")
     assert "(Nameless has no text: RuntimeError)" in said
 
