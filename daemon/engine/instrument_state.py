@@ -161,7 +161,6 @@ class InstrumentState:
     __slots__ = (
         "_cash",
         "_context",
-        "decision_hash",
         "_exits",
         "_flat_on_refusal",
         "_instrument_context",
@@ -175,6 +174,7 @@ class InstrumentState:
         "_wants_protection",
         "allowed_orders",
         "belief",
+        "decision_hash",
         "declared",
         "gates",
         "history",
