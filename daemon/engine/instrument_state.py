@@ -42,7 +42,6 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Forecast,
     Prediction,
-    StrategyDecision,
 )
 from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
 from tracepaper.strategies.units import unscaled
@@ -62,7 +61,6 @@ class InstrumentState:
     __slots__ = (
         "_cash",
         "_context",
-        "_decision_hash",
         "_exits",
         "_flat_on_refusal",
         "_instrument_context",
@@ -76,6 +74,7 @@ class InstrumentState:
         "_wants_protection",
         "allowed_orders",
         "belief",
+        "decision_hash",
         "declared",
         "gates",
         "history",
@@ -144,7 +143,7 @@ class InstrumentState:
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
-        self._decision_hash = DecisionHash(instrument)
+        self.decision_hash = DecisionHash(instrument)
 
     # ------------------------------------------------------------ a start, a model, new filters
 
@@ -376,7 +375,7 @@ class InstrumentState:
         if sent is not None and decision.target_quantity is not None:
             decision = self.unfilled(decision, sent.refusal)
         history = self.history
-        decided = self._decision_hash.digest(history.canonical, prediction, decision, requests)
+        decided = self.decision_hash.digest(history.canonical, prediction, decision, requests)
         return decision, history.window_sha256(), decided
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
@@ -399,13 +398,8 @@ class InstrumentState:
 
     def hashes(self, decision: Decision, prediction: Prediction) -> tuple[bytes, bytes]:
         """Return the hash of the window of *decision*, and its own."""
-        history = self.history
-        decided = self._decision_hash.digest(history.canonical, prediction, decision)
-        return history.window_sha256(), decided
-
-    def content(self, decided: StrategyDecision) -> bytes:
-        """Return what the hash of the account's decision has of *decided*, one that it nets."""
-        return self._decision_hash.content(decided)
+        decided = self.decision_hash.digest(self.history.canonical, prediction, decision)
+        return self.history.window_sha256(), decided
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""

@@ -94,7 +94,7 @@ class _Asked:
             measures,
             decision.note,
         )
-        self.content = self.state.content(self.decided)
+        self.content = self.state.decision_hash.content(self.decided)
 
 
 def _others(decision: Decision, own: Decision) -> tuple[tuple[str, float | None], ...]:
