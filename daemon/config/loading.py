@@ -298,8 +298,9 @@ def load_with_origins(
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     config = _with_model_defaults(config, origins)
     # Checked here and not by the sections: a stored run that says so is still read.
-    refuse_account(config, origins)
-    if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
+    named = config.strategies
+    refuse_account(config.account, config.market, config.strategy, named, origins)
+    if named.named and (both := [at for at in origins if at[0] == "strategy"]):
         raise ConfigInvalid(
             f"{origins[both[0]]} gives [strategy], and [strategies] names several; leave one out."
         )

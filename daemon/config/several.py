@@ -29,7 +29,8 @@ from tracepaper.strategies.units import MONEY_DECIMALS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from tracepaper.daemon.config.loading import Config
+    from tracepaper.daemon.config.market import MarketSection
+    from tracepaper.daemon.config.sections import AccountSection, StrategySection
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 STRATEGIES_MOST: Final = 20
@@ -202,12 +203,18 @@ def shares_of(config: Config) -> dict[str, int]:
     }
 
 
-def refuse_account(config: Config, origins: Mapping[tuple[str, str], str]) -> None:
+def refuse_account(
+    account: AccountSection,
+    market: MarketSection,
+    strategy: StrategySection,
+    strategies: StrategiesSection,
+    origins: Mapping[tuple[str, str], str],
+) -> None:
     """Raise ``ConfigInvalid`` where [account] asks for what the rest does not take.
 
     *origins* say where each key was given.
     """
-    account, category = config.account, config.market.category
+    category = market.category
     is_linear = category == Category.LINEAR.value
     if account.margin != "none" and not is_linear:
         raise ConfigInvalid(
@@ -218,8 +225,8 @@ def refuse_account(config: Config, origins: Mapping[tuple[str, str], str]) -> No
     if account.position_mode == "one_way":
         return
     place = f'{origins["account", "position_mode"]}: [account] position_mode = "hedge"'
-    if not is_linear or config.market.asset == "stock":
-        what = "shares are" if config.market.asset == "stock" else f'category "{category}" is'
+    if not is_linear or market.asset == "stock":
+        what = "shares are" if market.asset == "stock" else f'category "{category}" is'
         raise ConfigInvalid(
             f"{place} is for linear positions, and {what} paid in full; take it out, or set "
             'market.category to "linear".'
@@ -228,12 +235,12 @@ def refuse_account(config: Config, origins: Mapping[tuple[str, str], str]) -> No
         raise ConfigInvalid(
             f"{place} has no cross margin yet; set account.margin to isolated or none."
         )
-    if config.strategies.named:
+    if strategies.named:
         raise ConfigInvalid(
             f"{place} is for one strategy, and [strategies] names several; take it out, or trade "
             "by [strategy]."
         )
-    if config.strategy.twins:
+    if strategy.twins:
         raise ConfigInvalid(
             f"{place} has no shadow accounts, and [strategy] twins names some; take them out."
         )

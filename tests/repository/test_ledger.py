@@ -211,5 +211,5 @@ def test_a_bar_is_followed_through_few_modules() -> None:
     assert usual.entries <= 21
     assert usual.returns <= 12
     assert usual.names <= 40
-    assert trades.entries <= 55
+    assert trades.entries <= 56
     assert trades.returns <= 40
