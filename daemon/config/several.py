@@ -29,6 +29,7 @@ from tracepaper.strategies.units import MONEY_DECIMALS
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tracepaper.daemon.config.loading import Config
     from tracepaper.daemon.config.market import MarketSection
     from tracepaper.daemon.config.sections import AccountSection, StrategySection
 
