@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from tracepaper.daemon.config.sections import GateSection, SizingSection, StrategySection
+from tracepaper.daemon.config.sections import (
+    AccountSection,
+    GateSection,
+    SizingSection,
+    StrategySection,
+)
 from tracepaper.daemon.config.values import (
     TWIN_NAMES,
     Exact,
@@ -31,7 +36,6 @@ if TYPE_CHECKING:
 
     from tracepaper.daemon.config.loading import Config
     from tracepaper.daemon.config.market import MarketSection
-    from tracepaper.daemon.config.sections import AccountSection, StrategySection
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 STRATEGIES_MOST: Final = 20
