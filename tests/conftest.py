@@ -28,7 +28,7 @@ LONG: Final = (
     re.compile(r"bench/test_(page|assets|ett)\.py::"),
     # Clusters of Ray beyond one of two workers; attention over assets beyond the first kind.
     re.compile(r"test_on_ray\.py::test_(a_worker|a_cell_over|a_node|a_part|cells_on_ray_are_meas)"),
-    re.compile(r"test_library\.py::.*\[Diagnostics: (cross-asset|several symbols)"),
+    re.compile(r"test_library\.py::.*\[Diagnostics: cross-asset"),
     # What a campaign does itself, in small.
     re.compile(r"test_campaign_fleet\.py::test_two_daemons"),
     # What takes half a minute and more: a demo without extras.

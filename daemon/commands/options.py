@@ -67,7 +67,7 @@ DepthOption = Annotated[
     typer.Option(
         "--depth",
         metavar="FILE",
-        help="Order books recorded by `data record`; repeat.",
+        help="Recorded order books; repeat.",
     ),
 ]
 
@@ -76,7 +76,7 @@ EventsOption = Annotated[
     typer.Option(
         "--events",
         metavar="FILE",
-        help="What happened to the book (`data record --events`): it fills orders; repeat.",
+        help="Recorded events of a book; repeat.",
     ),
 ]
 FrameDataOption = Annotated[
