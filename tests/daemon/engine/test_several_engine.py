@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import START_MS, bars, instrument, quote
+from builders import START_MS, bars, explanation, forecast, instrument, quote
+from fakes import FixedForecaster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
@@ -24,7 +25,8 @@ from tracepaper.daemon.broker.divided import CHANGED
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.engine.strategy_members import NO_EQUITY
-from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
     FillModel,
     OrderRole,
@@ -105,6 +107,33 @@ def run(engine: SeveralEngine, events: list[Event], cash: list[int]) -> list[Ste
             if mark:
                 assert own.equity(name, mark) == part.balance().equity
     return steps
+
+
+def test_a_measure_that_moves_is_that_of_each_bar_though_its_verdict_stays() -> None:
+    config = resolved(
+        load(
+            None,
+            {
+                "gate": {"confidence": "0", "collapse": "0", "direction": "0", "shift": "1"},
+                "regime": {"momentum": "0.6", "mean_reversion": "0.3"},
+                "sizing": {"mode": "notional", "notional": "5000"},
+                "strategies": {name: {"name": "attention", "share": "0.5"} for name in ("a", "b")},
+            },
+        ),
+        FillModel.NEXT_OPEN,
+    )
+    known = Calibration({}, {30: 1.0}, 0.0)
+    model = FixedForecaster(lambda _: forecast(0.0), context=4, calibration=known)
+    made = build_engine(
+        config, [ITEM], execution=FillModel.NEXT_OPEN, period_start_ms=0, forecaster=model
+    )
+    said = []
+    for at, bar in enumerate(bars(40, seed=3)):
+        confidence = 0.5 + at / 1_000
+        step = made.step(bar, forecast(0.0, explained=explanation(confidence=confidence)))
+        said += [dict(one.measures).get("confidence") == confidence for one in step.strategies]
+    assert said.count(True) > 50
+    assert all(said[-20:])
 
 
 @settings(max_examples=8, deadline=None)
