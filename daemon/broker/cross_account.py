@@ -8,6 +8,7 @@ The rules are docs/money.md, M49 to M60.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from typing import Final
@@ -255,15 +256,15 @@ class CrossAccount(PaperAccount):
         self._protected(key, made, step, self._sequence)
 
 
-class _Calls:
+class _Calls(ABC):
     """Implements ``MarginCalls``: when a path of prices of one instrument calls the account."""
 
     account: CrossAccount
     key: str
 
+    @abstractmethod
     def _lines(self, price: int) -> tuple[int, dict[str, CrossLine] | None]:
-        """Return the cash, and what is held with the instrument at *price*."""
-        raise NotImplementedError
+        """Return the cash, and the positions with the instrument at *price*."""
 
     def is_called_within(self, bar: Bar) -> bool:
         """Return whether the account is called at one end of *bar*."""

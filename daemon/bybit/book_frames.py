@@ -139,7 +139,7 @@ def fill_topics(request: DepthRequest) -> tuple[str, str]:
 
 
 def frame_of(read: Book | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
-    """Return what *frame*, read as *read*, does to the book, in the decimals of *instrument*.
+    """Return the update of the book by *frame*, read as *read*, in the decimals of *instrument*.
 
     Block trades and those against retail price improvement are left out.
     """

@@ -377,7 +377,7 @@ def topics_of(item: Instrument, request: StreamRequest) -> list[str]:
 
 
 def _fills(item: Instrument, request: StreamRequest) -> DepthRequest:
-    """Return what is asked of the book that fills orders of *item*."""
+    """Return the request for the book that fills orders of *item*."""
     return DepthRequest(item.category, item.symbol, request.fill_levels, MINUTE_MS, events=True)
 
 
@@ -456,7 +456,7 @@ class CategoryStream:
         )
 
     def _event_reader(self, instrument: Instrument) -> EventReader:
-        """Return what reads every frame of the book that fills orders of *instrument*."""
+        """Return the reader of every frame of the book that fills orders of *instrument*."""
 
         def take(frame: bytes, read: Book | Trades | None, cause: str) -> None:
             taken = (

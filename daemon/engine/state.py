@@ -107,7 +107,7 @@ RESERVE: Final = "in reserve"
 
 
 def reserve_of(equity: Decimal, accounts: Mapping[str, Decimal]) -> Decimal:
-    """Return what of the account's *equity* no strategy has a share of; 0 beside shadow accounts.
+    """Return the part of *equity* that no strategy has a share of; 0 beside shadow accounts.
 
     *accounts* has the equity of each account beside the run's own, by its name.
     """

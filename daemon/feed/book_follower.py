@@ -96,7 +96,7 @@ class BookFollower:
         self._seen = None
 
     def _look(self, watch: Watch) -> BookWatch:
-        """Return what can change an order now, those moves taken in that no event holds yet."""
+        """Return the moves that can change an order now, with those that no event holds yet."""
         if self._seen is None:
             self._seen = watch(self.key)
             for move in self._moves:

@@ -107,7 +107,7 @@ class LiveBook:
 
 
 def live_book(config: Config, broker: Broker) -> LiveBook | None:
-    """Return what follows the book of a live run; None where no book fills its orders."""
+    """Return the follower of a live run's book; None where no book fills its orders."""
     if broker.settings.execution is not FillModel.BOOK:
         return None
     ((instrument, frames),) = broker.frames_read().items()  # of one symbol: `live_execution`

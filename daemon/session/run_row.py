@@ -338,7 +338,7 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
 
 
 def live_execution(config: Config) -> FillModel:
-    """Return what fills orders of a live run; raise ``ConfigInvalid`` for what no book fills."""
+    """Return the fill model of a live run; raise ``ConfigInvalid`` where a book fills none."""
     model = config.execution.model
     if model != "book":
         return FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE

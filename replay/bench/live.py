@@ -366,7 +366,7 @@ def measure_live_closes(
 
 
 def timed_closes(config: Config, closes: int, *, warm: int) -> Spent:
-    """Return what *closes* gathered closes of a live run of *config* took, behind *warm* others."""
+    """Time *closes* gathered closes of a live run of *config*, after *warm* others."""
     forecaster = load_forecaster(config)
     given = closes_of(len(config.market.symbols), forecaster.context + warm + closes)
     feed = _timed(

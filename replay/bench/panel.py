@@ -182,7 +182,7 @@ def _told(milliseconds: list[float]) -> dict[str, float]:
 
 
 def _cpu_s(job: Callable[[], _Made]) -> tuple[_Made, float]:
-    """Return what *job* returns, and the CPU seconds that it took."""
+    """Return the result of *job*, and its CPU seconds."""
     began = time.process_time()
     found = job()
     return found, time.process_time() - began

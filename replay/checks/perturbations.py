@@ -279,7 +279,7 @@ def files_of(
     actions: Sequence[Path] | None,
     events: Sequence[Path] | None,
 ) -> Files:
-    """Return what a check replays, *actions* and *events* read from their files.
+    """Return the files that a check replays, *actions* and *events* read from theirs.
 
     Raises ``DataInvalid`` for a file that is none.
     """

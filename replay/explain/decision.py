@@ -237,7 +237,7 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
 
 
 def _netted(views: RunViews, sequence: int) -> tuple[Row, ...]:
-    """Return what each of several strategies decided; nothing where one alone does."""
+    """Return the decision of each of several strategies; nothing where one alone decides."""
     if "strategies" not in json.loads(views.run()["config"]):
         return ()
     rows = views.rows("v_strategy_decisions", sequence=sequence)

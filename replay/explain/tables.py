@@ -143,7 +143,7 @@ def _noted(row: Mapping[str, Any]) -> str:
 
 
 def _netted(stored: StoredDecision) -> Table:
-    """Return what each strategy behind the account's decision wanted, and held."""
+    """Return the target and the position of each strategy behind the account's decision."""
     forms: dict[str, Form] = {
         "strategy": "text", "action": "text", "wants": "exact", "holds": "exact", "reason": "text",
         "gates": "text",

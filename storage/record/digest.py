@@ -319,7 +319,7 @@ class DecisionHash:
         return sha256(b"".join(parts)).digest()
 
     def content(self, decided: StrategyDecision) -> bytes:
-        """Return what is hashed of *decided*, by one strategy of several.
+        """Return the bytes of *decided*, by one strategy of several, that are hashed.
 
         Its measures are those that the account's decision has not.
         """

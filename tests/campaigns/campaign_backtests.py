@@ -297,7 +297,7 @@ def said(*words: str) -> tuple[int, str, str]:
 
 
 def must(*words: str) -> str:
-    """Return what a command prints; raise ``RoundFailed`` where it fails."""
+    """Return the output of a command; raise ``RoundFailed`` where it fails."""
     code, out, err = said(*words)
     if code:
         raise RoundFailed(f"`{' '.join(words)}` ended with {code}: {err or out}")

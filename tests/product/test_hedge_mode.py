@@ -105,7 +105,7 @@ class Process:
 
 
 def essence(steps: list[Step]) -> list[Any]:
-    """Return what a restart must not change: all but ids."""
+    """Return all that a restart must not change: everything but ids."""
     return [
         (
             step.decision_sha256,

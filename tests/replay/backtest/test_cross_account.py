@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from exchange_client import candles as made_candles
 from forging import rechain
+from killed_replays import killed_and_resumed
 from storage_cases import prune
 
 from tracepaper.daemon.broker.cross_account import CALLED
@@ -21,7 +22,7 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import Files
@@ -161,32 +162,11 @@ def test_what_was_recorded_is_run_again_with_equal_decisions(once: Path, tmp_pat
         assert rows(again, query) == rows(once, query)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("bars", [90, 200, 330])
 def test_a_run_that_is_killed_goes_on_to_the_same_end(
     once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bars: int
 ) -> None:
-    running, cut = tmp_path / "running.db", tmp_path / "cut.db"
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 7)
-
-    def kill(done: int) -> None:
-        if done > bars:
-            for suffix in ("", "-wal"):
-                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
-
-    log = SqlAuditLog.open(running, group_steps=3)
-    replay = build(configured(), candles(), started_at_ms=0, database=running)
-    with pytest.raises(Killed):
-        run_replay(replay, log, Tally(progress=kill))
-    log.close()
-    log = SqlAuditLog.open(cut)
-    resume_replay("last", candles(), (), log, cut, Tally())
-    log.end(1)
-    log.close()
+    cut = killed_and_resumed(configured(), candles(), tmp_path, monkeypatch, bars=bars)
     check(cut)
     for query in (
         "SELECT instrument, open_time_ms, decision_sha256 FROM v_decisions ORDER BY 2, 1",
