@@ -27,9 +27,9 @@ from tracepaper.daemon.bybit.instruments import (
     exact,
     exact_signed,
     interval_name,
-    listed_of,
     read_instruments,
     read_listings,
+    read_tickers,
     risk_tier,
 )
 from tracepaper.daemon.bybit.websocket import CategoryStream, connections, stream_url
@@ -444,20 +444,14 @@ class BybitClient:
             if not cursor:
                 break
 
-        def rows(page: messages.Tickers, _: int) -> list[messages.TickerInfo]:
+        def days(page: messages.TickerPage, _: int) -> list[Listed]:
             if page.category != category.value:
                 raise _unrelated(f"tickers of {page.category!r}, where {category.value} was asked")
-            return page.rows
+            return read_tickers(page, listings)
 
-        tickers = await self._get(
-            "/v5/market/tickers", {"category": category.value}, messages.Tickers, rows
+        return await self._get(
+            "/v5/market/tickers", {"category": category.value}, messages.TickerPage, days
         )
-        known = (
-            listed_of(ticker, listings[ticker.symbol])
-            for ticker in tickers
-            if ticker.symbol in listings
-        )
-        return [one for one in known if one is not None]
 
     def stream_url(self, category: Category) -> str:
         """Return the address of the public stream of *category*."""

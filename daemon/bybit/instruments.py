@@ -25,6 +25,7 @@ from tracepaper.daemon.bybit.messages import (
     ListingInfo,
     RiskLimit,
     TickerInfo,
+    TickerPage,
 )
 from tracepaper.daemon.feed.client import Listed
 from tracepaper.strategies.errors import ConfigInvalid, FrameImpossible, MessageMalformed
@@ -302,6 +303,25 @@ def read_listings(result: bytes) -> tuple[list[ListingInfo], InstrumentsPage]:
     return listings, page
 
 
+_MOST: Final = Decimal(10**18)
+"""Neither a day's turnover, a price nor the ratio of two was ever near; an event holds no more."""
+
+
+def read_tickers(page: TickerPage, listings: Mapping[str, ListingInfo]) -> list[Listed]:
+    """Return the symbols of *listings* that have a ticker which can be read, each once."""
+    found: dict[str, Listed] = {}
+    for raw in page.rows:
+        try:
+            ticker = msgspec.json.decode(raw, type=TickerInfo)
+        except msgspec.DecodeError:
+            continue
+        listing = listings.get(ticker.symbol)
+        one = None if listing is None else listed_of(ticker, listing)
+        if one is not None:
+            found[one.symbol] = one
+    return [*found.values()]
+
+
 def listed_of(ticker: TickerInfo, listing: ListingInfo) -> Listed | None:
     """Return a listed symbol with its day; None where a number of its ticker cannot be read."""
     try:
@@ -313,9 +333,11 @@ def listed_of(ticker: TickerInfo, listing: ListingInfo) -> Listed | None:
         return None
     if not (turnover.is_finite() and high.is_finite() and low.is_finite() and last.is_finite()):
         return None
-    if turnover < 0 or last <= 0 or not 0 < low <= high or listed_ms < 0:
+    if not 0 <= turnover < _MOST or not 0 < low <= high < _MOST or listed_ms < 0:
         return None
-    return Listed(listing.symbol, listing.quote_coin, turnover, (high - low) / last, listed_ms)
+    if not 1 / _MOST < last < _MOST or (volatility := (high - low) / last) >= _MOST:
+        return None
+    return Listed(listing.symbol, listing.quote_coin, turnover, volatility, listed_ms)
 
 
 _STREAM: Final = Source.STREAM

@@ -251,6 +251,13 @@ class Tickers(Struct, rename="camel"):
     category: str = ""
 
 
+class TickerPage(Struct):
+    """The same of all symbols, where an odd entry is left out and the others are read."""
+
+    rows: list[Raw] = field(name="list")
+    category: str = ""
+
+
 class FundingRate(Struct, rename="camel"):
     """One settlement of ``/v5/market/funding/history``."""
 

@@ -79,7 +79,8 @@ def _listed(candles: Sequence[Candles], at_ms: int) -> Iterator[Listed]:
 def _turnover(part: Candles, day: slice) -> Decimal:
     """Return the turnover of *day*; volume times close where the source names none."""
     if part.turnover is not None:
-        return Decimal(int(part.turnover[day].sum())).scaleb(-part.turnover_decimals)
+        total = sum(part.turnover[day].tolist())  # 64 bits may be too few for a day's
+        return Decimal(total).scaleb(-part.turnover_decimals)
     pairs = zip(part.volume[day].tolist(), part.close[day].tolist(), strict=True)
     total = sum(volume * close for volume, close in pairs)
     return Decimal(total).scaleb(-part.volume_decimals - part.price_decimals)

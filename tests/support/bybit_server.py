@@ -223,7 +223,8 @@ class ScriptedServer:
 
     def _tickers(self, query: dict[str, str]) -> dict[str, Any]:
         ticker = {"symbol": "BTCUSDT", "lastPrice": "100.5", "markPrice": "100.4"}
-        listed = [ticker] if query["symbol"] == "BTCUSDT" else []
+        ticker |= {"turnover24h": "7.5", "highPrice24h": "101", "lowPrice24h": "99.5"}
+        listed = [ticker] if query.get("symbol") in {None, "BTCUSDT"} else []
         return {"category": query["category"], "list": listed}
 
     # ------------------------------------------------------------ the stream

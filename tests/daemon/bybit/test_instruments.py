@@ -8,6 +8,7 @@ from decimal import Decimal
 
 import msgspec
 import pytest
+from builders import instrument
 from bybit_frames import HERE
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,10 +22,13 @@ from tracepaper.daemon.bybit.instruments import (
     instrument_from,
     interval_name,
     read_instruments,
+    read_tickers,
     risk_tier,
     rounded,
 )
-from tracepaper.daemon.bybit.messages import InstrumentInfo, RiskLimit
+from tracepaper.daemon.bybit.messages import InstrumentInfo, ListingInfo, RiskLimit, TickerPage
+from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.feed.universe import change_of
 from tracepaper.strategies.errors import ConfigInvalid, MessageMalformed
 from tracepaper.strategies.types.market import Category, Instrument, RiskTier
 from tracepaper.strategies.units import INTERVALS, MONEY_LIMIT, MONEY_SCALE, interval_start
@@ -244,3 +248,65 @@ def test_a_limit_beyond_every_position_is_no_limit_that_is_reached() -> None:
 def test_a_tier_that_is_none_is_refused(changed: dict[str, str]) -> None:
     with pytest.raises(MessageMalformed):
         risk_tier(limits(**changed))
+
+
+# ---------------------------------------------------------------- the tickers of a universe
+
+DAY = {
+    "symbol": "BTCUSDT",
+    "lastPrice": "100",
+    "turnover24h": "5000.5",
+    "highPrice24h": "104",
+    "lowPrice24h": "99",
+}
+HUGE, TINY = "9" * 40, f"0.{'0' * 40}1"
+HOSTILE = [
+    *(DAY | {name: text}
+      for name in ("lastPrice", "turnover24h", "highPrice24h", "lowPrice24h")
+      for text in ("", "NaN", "sNaN", "-1", "Infinity", "1e999999", "1e30", HUGE, "one", "0x1")),
+    *(DAY | {name: text} for name in ("lastPrice", "highPrice24h") for text in ("0", TINY)),
+    DAY | {"lowPrice24h": "105"},
+    DAY | {"lastPrice": "1e-999999", "highPrice24h": "1e17"},
+    DAY | {"lastPrice": "1e-17", "highPrice24h": "1e17"},
+    *({key: value for key, value in DAY.items() if key != name} for name in DAY),
+    *(DAY | {"turnover24h": odd} for odd in (None, 7, 1e300, True, [], {})),
+    DAY | {"symbol": None},
+    DAY | {"symbol": "NOWHEREUSDT"},
+    None, 7, "BTCUSDT", [], {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", HOSTILE)
+def test_a_ticker_that_cannot_be_read_is_left_out_and_the_others_are_chosen(row: object) -> None:
+    items = [instrument("BTCUSDT"), instrument("ETHUSDT")]
+    sound = DAY | {"symbol": "ETHUSDT"}
+    body = {"category": "linear", "list": [row, sound, sound]}
+    page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
+    listings = {one.symbol: ListingInfo(one.symbol, "Trading", "USDT") for one in items}
+    found = read_tickers(page, listings)
+    assert [one.symbol for one in found] == ["ETHUSDT"]
+    made = change_of(UniverseRule(top=2), items, found, now_ms=1)
+    assert made.chosen == ("linear:ETHUSDT",)
+    assert made.seen == (("linear:ETHUSDT", "5000", "0.05", -1),)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"turnover24h": "0"},
+        {"turnover24h": "9" * 18},
+        {"turnover24h": f"1.{'3' * 60}"},
+        {"lastPrice": "1e-17"},
+        {"highPrice24h": "9" * 17},
+    ],
+)
+def test_whatever_ticker_is_read_can_be_stored(changed: dict[str, str]) -> None:
+    items = [instrument("BTCUSDT")]
+    body = {"category": "linear", "list": [DAY | changed]}
+    page = msgspec.json.decode(msgspec.json.encode(body), type=TickerPage)
+    found = read_tickers(page, {"BTCUSDT": ListingInfo("BTCUSDT", "Trading", "USDT")})
+    ((key, turnover, volatility, _),) = change_of(UniverseRule(top=1), items, found, now_ms=1).seen
+    assert key == "linear:BTCUSDT"
+    assert Decimal(turnover) >= 0
+    assert Decimal(volatility) >= 0

@@ -165,6 +165,16 @@ CALLS: dict[str, tuple[str, Call, dict[str, Any]]] = {
             "a number for text": pages([{"symbol": "BTCUSDT", "lastPrice": 1}]),
         },
     ),
+    "all tickers": (
+        "tickers",
+        lambda rest: rest.listed(Category.LINEAR),
+        {
+            "another category": pages([{"symbol": "BTCUSDT"}], category="spot"),
+            "no category": {"list": [{"symbol": "BTCUSDT"}]},
+            "null": pages(None),
+            "an object": pages({}),
+        },
+    ),
 }
 
 

@@ -14,7 +14,7 @@ import pytest
 from exchange_client import candles, walk_rows
 from programs import BIN, Program
 from several_live import check_parity
-from waiting import until
+from waiting import deadline_s, until
 
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.chain.integrity import audit
@@ -163,7 +163,7 @@ async def test_a_daemon_killed_amid_a_liquidation_loses_and_repeats_nothing(
             for _ in range(8):
                 if not await trade(daemon):
                     break
-            assert daemon.process.wait(30) == -signal.SIGKILL, daemon.err
+            assert daemon.process.wait(deadline_s()) == -signal.SIGKILL, daemon.err
         finally:
             daemon.end()
         stored = taken(path)

@@ -11,16 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from builders import instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import audited, rechain, verified
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.backtest.universe import choices
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -122,6 +125,16 @@ def test_a_list_and_each_limit_are_honest_too(tmp_path: Path) -> None:
         assert named(replayed(tmp_path / f"{number}.db", data(), rule=RULE | more)) == set()
 
 
+def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
+    part = data()[0]
+    assert part.turnover is not None
+    vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
+    rule, at_ms = UniverseRule(top=1), int(part.open_time_ms[30])
+    found = choices(rule, [vast], [instrument(part.symbol)], start_ms=at_ms)
+    ((_, turnover, _, _),) = found[0].seen
+    assert int(turnover) == 24 * 2**61 // 10**part.turnover_decimals
+
+
 def others(one: UniverseChange) -> tuple[str, ...]:
     return tuple(key for key, *_ in one.seen if key not in one.chosen)
 
@@ -149,6 +162,7 @@ def figures(one: UniverseChange, **changed: Any) -> UniverseChange:
         (lambda one: [one, one], "event.universe"),
         (lambda one: [one, replace(one, market_ms=one.market_ms + HOUR)], "event.universe"),
         (lambda one: [replace(one, market_ms=one.market_ms - 1)], "event.universe"),
+        (lambda one: [replace(one, market_ms=one.market_ms + 1)], "event.universe"),
     ],
 )
 def test_a_choice_that_was_forged_before_all_was_derived_is_found(
