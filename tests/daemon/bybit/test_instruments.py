@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from decimal import Decimal
+from typing import Any
 
 import msgspec
 import pytest
@@ -259,8 +260,9 @@ DAY = {
     "highPrice24h": "104",
     "lowPrice24h": "99",
 }
+ODD: tuple[Any, ...] = (None, 7, 1e300, True, [], {})
 HUGE, TINY = "9" * 40, f"0.{'0' * 40}1"
-HOSTILE = [
+HOSTILE: list[Any] = [
     *(DAY | {name: text}
       for name in ("lastPrice", "turnover24h", "highPrice24h", "lowPrice24h")
       for text in ("", "NaN", "sNaN", "-1", "Infinity", "1e999999", "1e30", HUGE, "one", "0x1")),
@@ -269,7 +271,7 @@ HOSTILE = [
     DAY | {"lastPrice": "1e-999999", "highPrice24h": "1e17"},
     DAY | {"lastPrice": "1e-17", "highPrice24h": "1e17"},
     *({key: value for key, value in DAY.items() if key != name} for name in DAY),
-    *(DAY | {"turnover24h": odd} for odd in (None, 7, 1e300, True, [], {})),
+    *(DAY | {"turnover24h": odd} for odd in ODD),
     DAY | {"symbol": None},
     DAY | {"symbol": "NOWHEREUSDT"},
     None, 7, "BTCUSDT", [], {},
