@@ -128,7 +128,6 @@ def test_a_list_and_each_limit_are_honest_too(tmp_path: Path) -> None:
 
 def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
     part = data()[0]
-    assert part.turnover is not None
     vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
     rule, at_ms = UniverseRule(top=1), int(part.open_time_ms[30])
     found = choices(rule, [vast], [instrument(part.symbol)], start_ms=at_ms)
