@@ -251,7 +251,7 @@ async def test_what_is_warm_trades_first_and_the_others_say_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candles of higher timeframes of the third symbol come after the first decisions."""
-    monkeypatch.setattr(warming, "FRAMES_BEFORE_START", 2)
+    monkeypatch.setattr(warming, "BEFORE_START", 4)
     names = ["AAAUSDT", "BBBUSDT", "CCCUSDT"]
     data = tuple(walk(seed, name) for seed, name in enumerate(names))
     served = ExchangeSettings(candles=data, manual=True, start=200, speed=SPEED)
