@@ -148,6 +148,44 @@ async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
         task.result()
 
 
+async def test_a_bar_before_the_period_is_waited_for_by_the_next_one_alone() -> None:
+    """Warming a model that was not warmed at the start takes long, and nothing is decided on it."""
+    forecaster = Gated()
+    period_start_ms = START_MS + 2 * 60_000
+    worker = WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=period_start_ms,
+        deadline_ms=1,
+    )
+    first, second, third = bars(3)
+    await worker.predict(first)
+    await worker.predict(start(((KEY, first.open_time_ms),)))
+    assert await worker.predict(second) is None  # it is under way: the gate is closed
+    assert await worker.predict_close([third]) == [PredictionTimeout(1)]
+    forecaster.gate.set()
+
+
+async def test_a_close_before_the_period_has_no_deadline() -> None:
+    forecaster = Gated()
+    worker = WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=START_MS + 2 * 60_000,
+        deadline_ms=1,
+    )
+    first, second = bars(2)
+    await worker.predict(first)
+    await worker.predict(start(((KEY, first.open_time_ms),)))
+    answer = asyncio.ensure_future(worker.predict_close([second]))
+    await asyncio.wait({answer}, timeout=0.05)
+    assert not answer.done()
+    forecaster.gate.set()
+    assert await answer == [None]
+
+
 async def test_only_bars_are_answered() -> None:
     worker = WorkerPredictor(
         FixedForecaster(says, context=1),
