@@ -12,8 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -24,19 +23,21 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.live_book import LEVELS
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.session.supervisor import END_WITHIN_S, end, import_path, working
+from tracepaper.daemon.session.supervisor import (
+    END_WITHIN_S,
+    ERROR_MOST,
+    Sidecar,
+    end,
+    import_path,
+)
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import Step
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
 """The process that records: the command that does the same by hand."""
-PAUSE_S: Final = (1.0, 300.0)
-"""The first and the longest pause before it is begun again; each further one doubles it."""
 WELL_S = 60.0
 """Seconds at work after which a fault before is over: six times what is held of a block."""
 NICE: Final = 5
 """The niceness of the process: after the daemon, before what may wait."""
-ERROR_MOST: Final = 2_000
 PROBE_BYTES: Final = 64 * 1024
 
 log = structlog.get_logger("recording")
@@ -88,17 +89,22 @@ def recording_of(config: Config, clock: Clock, monitor: Monitor) -> EventRecordi
     return recording
 
 
-class EventRecording:
-    """Keeps the process at work, and has its ``progress``."""
+class EventRecording(Sidecar):
+    """Keeps the process at work, and has its ``progress``.
+
+    At the end of the daemon the process writes what it holds.
+    """
+
+    name = "recording"
 
     def __init__(self, config: Config, folder: Path, clock: Clock) -> None:
+        super().__init__(clock)
         market = config.market
         self._command = (
             *(*PROGRAM, *market.symbols, "--events", "--out", str(folder)),
             *("--category", market.category, "--depth", str(market.depth or LEVELS)),
             *("--service", msgspec.json.encode(config.settings()["exchange"]).decode()),
         )
-        self._clock = clock
         self._progress = RecordingProgress()
         self._begun_s: float | None = None  # network time; None while no process is at work
 
@@ -109,35 +115,16 @@ class EventRecording:
             return self._progress
         return msgspec.structs.replace(self._progress, error="")
 
-    def observe(self, step: Step) -> None:
-        """Do nothing: the process listens to the exchange itself."""
+    def _begin(self) -> Callable[[], bool]:
+        self._begun_s = begun_s = self._clock.network_s()
+        return lambda: self._clock.network_s() - begun_s >= WELL_S
 
-    @asynccontextmanager
-    async def at_work(self, _failed: Callable[[], object]) -> AsyncIterator[None]:
-        """Record in the background of the block; its process writes what it holds after that.
+    def _end(self, fault: str, pause_s: float) -> None:
+        self._begun_s = None
+        self._progress = RecordingProgress(self._progress.faults + 1, fault)
+        log.warning("recording ended", error=fault, again_s=pause_s)
 
-        No error ends it, so nobody is told that it failed.
-        """
-        async with working(self._work(), "recording", lambda: None):
-            yield
-
-    async def _work(self) -> None:
-        pause_s, longest_s = PAUSE_S
-        while True:
-            self._begun_s = begun_s = self._clock.network_s()
-            try:
-                fault = await self._record()
-            except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
-                fault = f"its process could not begin ({error})"
-            if self._clock.network_s() - begun_s >= WELL_S:
-                pause_s = PAUSE_S[0]
-            self._begun_s = None
-            self._progress = RecordingProgress(self._progress.faults + 1, fault)
-            log.warning("recording ended", error=fault, again_s=pause_s)
-            await self._clock.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
-
-    async def _record(self) -> str:
+    async def _run(self) -> str:
         """Run the process until it ends by itself; return why."""
         process = await asyncio.create_subprocess_exec(
             *self._command,

@@ -11,8 +11,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Final
 
@@ -20,63 +19,45 @@ import msgspec
 import structlog
 
 from tracepaper.daemon.clock import Clock
-from tracepaper.daemon.session.supervisor import END_WITHIN_S, import_path, working
+from tracepaper.daemon.session.supervisor import END_WITHIN_S, ERROR_MOST, Sidecar, import_path
 from tracepaper.storage.fleet.server import ShipProgress
-from tracepaper.strategies.types.decisions import Step
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 """The process that ships: the command that does the same by hand."""
-PAUSE_S: Final = (1.0, 300.0)
-"""The first and the longest pause before it is begun again; each further one doubles it."""
-ERROR_MOST: Final = 2_000
 LINE_MOST: Final = 2**16
 """Bytes of a line of the process."""
 
 log = structlog.get_logger("shipping")
 
 
-class Shipping:
+class Shipping(Sidecar):
     """Keeps the process at work, and has the ``progress`` that it told last."""
 
+    name = "shipping"
+
     def __init__(self, url: str, database: Path, clock: Clock) -> None:
+        super().__init__(clock)
         self.progress = ShipProgress()
         self._command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
-        self._clock = clock
 
-    def observe(self, step: Step) -> None:
-        """Do nothing: the process reads the file."""
+    def _begin(self) -> Callable[[], bool]:
+        before = self.progress.steps
+        return lambda: self.progress.steps > before
 
-    @asynccontextmanager
-    async def at_work(self, _failed: Callable[[], object]) -> AsyncIterator[None]:
-        """Ship in the background of the block; its process ends by itself after that.
+    def _end(self, fault: str, pause_s: float) -> None:
+        progress = self.progress
+        self.progress = msgspec.structs.replace(
+            progress, error=progress.error or fault, errors=progress.errors + 1
+        )
+        log.warning("shipping ended", error=fault, pause_s=pause_s)
 
-        No error ends it, so nobody is told that it failed.
-        """
-        async with working(self._work(), "shipping", lambda: None):
-            yield
-
-    async def _work(self) -> None:
-        pause_s, longest_s = PAUSE_S
-        while True:
-            before = self.progress.steps
-            try:
-                fault = await self._ship()
-            except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
-                fault = f"its process could not begin ({error})"
-            except ValueError:
-                fault = f"its process wrote a line of more than {LINE_MOST:,} bytes"
-            if self.progress.steps > before:
-                pause_s = PAUSE_S[0]
-            progress = self.progress
-            self.progress = msgspec.structs.replace(
-                progress, error=progress.error or fault, errors=progress.errors + 1
-            )
-            log.warning("shipping ended", error=fault, pause_s=pause_s)
-            await self._clock.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
+    async def _run(self) -> str:
+        try:
+            return await self._ship()
+        except ValueError:
+            return f"its process wrote a line of more than {LINE_MOST:,} bytes"
 
     async def _ship(self) -> str:
-        """Run the process until it ends by itself; return why."""
         # Not asyncio's: that kills its processes with the loop, and this one has to ship the end.
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own program; forks in no time
             self._command,

@@ -16,7 +16,8 @@ from exchange_client import walk_rows
 from fakes import ManualClock
 from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, check_state, configured
 from hedged_cases import walk as events
-from several_live import SPEED, check_parity, check_record, trading
+from records import check_record
+from several_live import SPEED, check_parity, trading
 from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load, restore

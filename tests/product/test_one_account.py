@@ -14,7 +14,8 @@ from builders import START_MS, bars, instrument, quote
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
-from several_live import MINUTE, SPEED, check_record, trading
+from records import check_record
+from several_live import MINUTE, SPEED, trading
 from several_strategies import DRAWN, TOLD, check_sums, configured
 
 from tracepaper.daemon.cli import invoke

@@ -28,7 +28,7 @@ from waiting import until
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import recording
+from tracepaper.daemon.session import recording, supervisor
 from tracepaper.replay.archive.book_events import EventsFile, events_quality
 from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -117,7 +117,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
 async def test_a_lost_connection_and_a_killed_process_are_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(supervisor, "PAUSE_S", (0.01, 0.1))
     begun: list[int] = []
     begin: Any = asyncio.create_subprocess_exec
 
