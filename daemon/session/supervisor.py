@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import traceback
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +25,6 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.errors import TracepaperError
-from tracepaper.strategies.types.decisions import Step
 
 MICROSECONDS: Final = 1_000_000
 STOP_WITHIN_S: Final = 7.0
@@ -371,56 +369,3 @@ async def working(
         await asyncio.wait([task])
     if not task.cancelled() and (error := task.exception()) is not None:
         raise error
-
-
-PAUSE_S: Final = (1.0, 300.0)
-"""The first and the longest pause before a sidecar is begun again; each further one doubles it."""
-ERROR_MOST: Final = 2_000
-"""Bytes that are kept of what a sidecar says at its end."""
-
-
-class Sidecar(ABC):
-    """Keeps a process at work beside the daemon: no fault of it ends a run."""
-
-    name: str
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-
-    def observe(self, step: Step) -> None:  # noqa: B027 - all that a sidecar does at a step
-        """Do nothing: no step waits for the process, which reads what it needs itself."""
-
-    @asynccontextmanager
-    async def at_work(self, _failed: Callable[[], object]) -> AsyncIterator[None]:
-        """Keep the process at work in the background of the block; after that it ends by itself.
-
-        No error ends it, so nobody is told that it failed.
-        """
-        async with working(self._work(), self.name, lambda: None):
-            yield
-
-    async def _work(self) -> None:
-        pause_s, longest_s = PAUSE_S
-        while True:
-            did_well = self._begin()
-            try:
-                fault = await self._run()
-            except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
-                fault = f"its process could not begin ({error})"
-            if did_well():
-                pause_s = PAUSE_S[0]
-            self._end(fault, pause_s)
-            await self._clock.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
-
-    @abstractmethod
-    def _begin(self) -> Callable[[], bool]:
-        """Return what tells, once the process has ended, whether it had done its work."""
-
-    @abstractmethod
-    async def _run(self) -> str:
-        """Run the process until it ends by itself; return why."""
-
-    @abstractmethod
-    def _end(self, fault: str, pause_s: float) -> None:
-        """Note why the process ended, and for how long it pauses."""
