@@ -44,7 +44,6 @@ from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, dri
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
 from tracepaper.daemon.session.notify import Messenger, check_notify
 from tracepaper.daemon.session.parity import OFF, DailyParity
-from tracepaper.daemon.session.recording import check_recording, recording_of
 from tracepaper.daemon.session.resume import (
     Opened,
     Opening,
@@ -63,8 +62,8 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
     warm_up_of,
 )
-from tracepaper.daemon.session.shipping import Shipping
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
+from tracepaper.daemon.session.sidecars import Shipping, check_recording, recording_of
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
     known_candidates,

@@ -92,8 +92,8 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # order of frames and bars live. Choices of a universe asked for one check of verify, whose
     # module was at 595 lines, and runs over a hundred assets for one bench. Hedge mode asked for
     # two: its accounts, and its engine. What several strategies are to their engine parted from
-    # it, at 677 lines.
-    assert figures["modules"] <= 410
+    # it, at 677 lines. Processes beside the daemon gave one back.
+    assert figures["modules"] <= 409
     assert figures["modules over 600 lines"] <= 0
 
 
