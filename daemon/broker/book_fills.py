@@ -206,9 +206,12 @@ def moves_in(update: BookUpdate) -> BookMoves:
     if min(moves, bids, asks) < 0 or len(held) != 8 * total or not unpacker.eof:
         raise _impossible(update, "is damaged")
     numbers = struct.unpack(f"<{total}q", held)
+    flags = {is_whole, *numbers[first + 1 : end : _MOVE], *numbers[first + 4 : end : _MOVE]}
+    if not flags <= {0, 1}:
+        raise _impossible(update, "holds a flag that says neither yes nor no")
     cut = (numbers[at : at + _MOVE] for at in range(first, end, _MOVE))
     rows = tuple(
-        Move(at_ms, _SIDES[is_sell & 1], price, size, bool(is_trade))
+        Move(at_ms, _SIDES[is_sell], price, size, bool(is_trade))
         for at_ms, is_sell, price, size, is_trade in cut
     )
     levels = [BookLevel(*numbers[at : at + _LEVEL]) for at in range(end, total, _LEVEL)]
@@ -220,6 +223,8 @@ def moves_in(update: BookUpdate) -> BookMoves:
 def _check(update: BookUpdate, found: BookMoves) -> None:
     if any(one.size < 0 or one.price < 1 for one in found.moves):
         raise _impossible(update, "holds a negative price or size")
+    if update.is_sampled and (found.moves or not found.is_whole):
+        raise _impossible(update, "is a sample that knows what happened before it")
     times = [one.at_ms for one in found.moves]
     if times != sorted(times) or (times and times[-1] > update.market_ms):
         raise _impossible(update, "holds moves out of their order")
@@ -229,6 +234,8 @@ def _check(update: BookUpdate, found: BookMoves) -> None:
             raise _impossible(update, "holds levels that do not lead away from the touch")
         if any(level.size < 1 or level.price < 1 or level.frame > update.frame for level in levels):
             raise _impossible(update, "holds a level that no frame showed")
+    if not found.is_whole and len(found.bids) + len(found.asks) > len(_SIDES):
+        raise _impossible(update, "holds levels beyond the best, and says that it does not")
     if not found.bids or not found.asks:
         raise _impossible(update, "holds a book with an empty side")
     if found.bids[0].price >= found.asks[0].price:

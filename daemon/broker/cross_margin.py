@@ -85,7 +85,9 @@ def reductions(
             quantity = _beyond(line, limit, step_of[key])
             smaller, moved = reduced(key, line, quantity)
             least = Reduction(key, quantity, tier), smaller, moved
-            if not is_called(cash + moved, {**after, key: smaller}):
+            tried = {**after, key: smaller}
+            # Without any position nothing is called, and a debt would remain.
+            if not is_called(cash + moved, tried) and balance_of(cash + moved, tried) >= 0:
                 return [*done, least[0]]
         if least is not None:
             done.append(least[0])

@@ -30,7 +30,6 @@ SET_ASIDE: Final = "set aside: "
 """Begins the reason of a strategy that failed."""
 NO_EQUITY: Final = "its sub-account has no equity left"
 HOLD: Final = Signal(Action.HOLD, UNCHANGED)
-_ADDRESS: Final = re.compile(r"\b0x[0-9a-fA-F]+")
 _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
 _SENTENCE_MOST: Final = 300
 
@@ -55,7 +54,7 @@ class StrategyMember:
     def fail(self, why: str) -> None:
         """Set it aside, for good in this run; what it holds is closed by its next decision."""
         if not self.set_aside:
-            same = _FOLDER.sub("", _ADDRESS.sub("0x…", why))  # wherever it is derived again
+            same = _FOLDER.sub("", why)  # wherever it is derived again
             line = " ".join(same.split())[:_SENTENCE_MOST]
             # A lone surrogate, of a file's name say, could be stored nowhere.
             text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)

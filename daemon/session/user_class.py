@@ -44,6 +44,7 @@ from tracepaper.strategies.api.strategy import (
     check_declared,
 )
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
+from tracepaper.strategies.gates.declared import operator
 from tracepaper.strategies.gates.gate import GATES, gate_order
 from tracepaper.strategies.types.decisions import Action, OrderKind, PositionSide
 from tracepaper.strategies.types.market import Bar, CorporateAction, Side
@@ -534,6 +535,10 @@ def _check(strategy: Strategy | PortfolioStrategy) -> None:
     if not _are_names(strategy.gates, GATES):
         raise ConfigInvalid(
             f"{name}.gates are {short(strategy.gates)}; name gates of: {', '.join(gate_order())}."
+        )
+    if operator.name not in strategy.gates:
+        raise ConfigInvalid(
+            f"{name}.gates lack {operator.name}, so neither HALT nor FLATTEN would bind it; add it."
         )
     if not _are_names(strategy.twins, TWINS):
         raise ConfigInvalid(

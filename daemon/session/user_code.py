@@ -385,10 +385,22 @@ def _hint(error: Exception, line: str) -> str:
     return ""
 
 
+_ADDRESS: Final = re.compile(r"0x[0-9a-fA-F]+")
+_SET: Final = re.compile(r"\{((?:(?!: )[^{}])*)\}")
+
+
+def _in_order(found: re.Match[str]) -> str:
+    return "{" + ", ".join(sorted(found[1].split(", "))) + "}"
+
+
 def short(value: object, *, quoted: bool = True) -> str:
-    """Return *value* in at most some 80 characters of one line."""
+    """Return *value* in at most some 80 characters of one line, the same in every process.
+
+    Addresses of objects are left out, and the elements of a set are sorted.
+    """
     try:
-        text = " ".join((repr(value) if quoted else str(value)).split())
+        told = _ADDRESS.sub("0x…", repr(value) if quoted else str(value))
+        text = " ".join(_SET.sub(_in_order, told).split())
     except Exception as error:  # noqa: BLE001 - what a user's object says of itself is foreign too
         text = f"({type(value).__name__} has no text: {type(error).__name__})"
     return text if len(text) <= 80 else text[:77] + "…"  # a line's worth

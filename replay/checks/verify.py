@@ -67,6 +67,7 @@ from tracepaper.strategies.sessions import MONTHS_OF
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Bar,
+    BookUpdate,
     Depths,
     Event,
     ModelChange,
@@ -161,9 +162,7 @@ class Verification:
     moved_columns: tuple[str, ...] = ()  # tables and columns that were moved, in all of them
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
     from_step: int = 0  # the first that was compared
-    from_ms: int | None = (
-        None  # the open time of the first bar that was compared, where not all are
-    )
+    from_ms: int | None = None  # open time of the first bar that was compared, where not all are
     chained: int = 0  # decisions stored before that, which only the chain covers
     state_step: int | None = None  # which stored the state from which it was derived
     differences: list[Difference] = field(default_factory=list)
@@ -483,16 +482,14 @@ class GivenEvents:
         self._choices = ChoiceCheck(reader, run, config, is_whole=is_whole)
         self._reader = reader
         self._keys = [item.id for item in run.instruments]
+        self._sampled: dict[str, bool] = {}  # whether the books of each instrument are samples
 
     def of_close(self, close: Close) -> Iterator[Unlike]:
         """Check a ``Closed`` against the bars behind it."""
         names = [bar.instrument for bar in close.bars]
         absent = tuple(key for key in self._keys if key not in names)
         due = [key for key in self._keys if key in names]
-        for name, said, follows in (
-            ("absent", close.closed.absent, absent),
-            ("bars", names, due),
-        ):
+        for name, said, follows in (("absent", close.closed.absent, absent), ("bars", names, due)):
             if said != follows:
                 yield name, said, follows
         yield from self._choices.of(*close.bars)
@@ -509,6 +506,9 @@ class GivenEvents:
                     books_in(event)
                 except DataInvalid as error:
                     yield "books", str(error), "books that an exchange can show"
+            case BookUpdate(instrument=key, is_sampled=said):
+                if said is not (due := self._sampled.setdefault(key, said)):
+                    yield "is_sampled", said, due
             case _:
                 yield from self._choices.of(event)
 

@@ -59,11 +59,15 @@ from tracepaper.storage.record.rows import (
     OPENED_AT,
     RUN_TABLES,
     SPARSE_TABLES,
+    Previous,
     canonical,
+    instrument_row,
     kept_rows,
     laid_row,
     layout_of,
     layouts_sha256,
+    run_of,
+    run_row,
     sequence_of,
     shape_of,
     step_key,
@@ -256,7 +260,8 @@ class _Walk:
         hashes = {key: gates_digest(rows) for key, rows in sets.items()}
         query = "SELECT step, gate_set FROM outcomes WHERE step BETWEEN ? AND ?"
         outcomes = connection.execute(query, run_span(run_key))
-        self.gates = {sequence_of(step): hashes.get(key) for step, key in outcomes}
+        empty = gates_digest(())  # a class could once declare no gate, so its set has no rows
+        self.gates = {sequence_of(step): hashes.get(key, empty) for step, key in outcomes}
 
     def first_problem(self, step_count: int) -> ChainProblem | None:
         """Walk up to the first problem."""
@@ -489,7 +494,7 @@ class GrowingWalk(_Walk):
         span = step_key(self._run_key, self.next), step_key(self._run_key, last)
         for step, gate_set, _ in self._connection.execute(_OUTCOME_SETS, span):
             rows = self._connection.execute(_GATE_SET, (self._run_key, gate_set)).fetchall()
-            self.gates[sequence_of(step)] = gates_digest(rows) if rows else None
+            self.gates[sequence_of(step)] = gates_digest(rows)
         for first in range(span[0], span[1] + 1, CHUNK_STEPS):
             until = min(first + CHUNK_STEPS - 1, span[1])
             if (problem := self._problem_in(first, until, last + 1)) is not None:
@@ -520,7 +525,7 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
             if instrument[1:3] != (place, f"{instrument[3]}:{instrument[4]}"):
                 sentence = f"Instrument {place} of the run was changed: its row contradicts itself."
                 return ChainProblem(None, ("instruments",), "changed", sentence)
-        return None
+        return _check_values(opened, instruments)
     tables = ("runs", "instruments", *(("gate_sets",) if opened[-1] else ()))
     return ChainProblem(
         None,
@@ -530,8 +535,23 @@ def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProbl
     )
 
 
+def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProblem | None:
+    """Check that the rows of a run and its instruments hold what a run writes, to the letter."""
+    try:
+        run = run_of(opened, instruments)
+    except DataInvalid as error:
+        return ChainProblem(None, ("runs",), "changed", str(error))
+    due = [instrument_row(item, opened[0], place) for place, item in enumerate(run.instruments)]
+    row = run_row(run, opened[0], opened[-1], Previous(*opened[-4:-1]))
+    for table, said, made in (("runs", [opened], [row]), ("instruments", instruments, due)):
+        if said != made:
+            sentence = f"The run was changed: its {table} hold what no run writes."
+            return ChainProblem(None, (table,), "changed", sentence)
+    return None
+
+
 def _check_gate_sets(
-    connection: sqlite3.Connection, row: StoredRow, gates: Mapping[int, bytes | None]
+    connection: sqlite3.Connection, row: StoredRow, gates: Mapping[int, bytes]
 ) -> ChainProblem | None:
     """Check that every gate set is one that the run began with or that an outcome names."""
     run_key, opened_gate_sets = row[0], row[OPENED_AT - 1]

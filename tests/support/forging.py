@@ -11,9 +11,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from tracepaper.daemon.session.models import forecaster_of
+from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
+from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.links import covered_until, laid_of, step_digest
+from tracepaper.storage.checkpoints import kept_folder
 from tracepaper.storage.database.chunks import gate_set_rows, read_chunk, run_span, select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
@@ -182,6 +186,26 @@ def believed(path: Path, database: Path | None = None) -> bool:
         return audited(path) and verified(path, database).holds
     except TracepaperError:
         return False  # one sentence, and exit 1
+
+
+def unequal(path: Path, database: Path) -> set[str]:
+    """Return every column in which a derived step differs from what is stored."""
+    with Reader.open(path) as reader:
+        run_id = reader.find("last")
+        recorded = open_recorded(reader, database, run_id)
+        model = recorded.run.model_id
+        prober = model and forecaster_of(kept_folder(database, model), recorded.config, mode="scan")
+        predictor, check = (
+            RecordedPredictor(recorded, prober or None, database),
+            RowCheck(reader, reader.stored_run(run_id)),
+        )
+        names = set()
+        for event, (rows, _) in zip(
+            predictor.events(reader, run_id), reader.rows(run_id), strict=True
+        ):
+            step = recorded.engine.step(event, predictor.predict(event))
+            names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
+    return names
 
 
 def another(value: object, kind: str) -> object:

@@ -77,6 +77,8 @@ class OwnCross:
     marks: dict[str, Fraction] = field(default_factory=dict)
     held: dict[str, Position] = field(default_factory=dict)
     orders: dict[str, Resting] = field(default_factory=dict)
+    changed: dict[str, tuple[Tier, ...]] = field(default_factory=dict)
+    """The tiers of the symbols whose tiers the exchange has changed."""
 
     def of(self, symbol: str) -> Position:
         """Return the position in *symbol*."""
@@ -95,16 +97,19 @@ class OwnCross:
         """Return the initial margin of what is worth *value*, with the fee of closing it."""
         return self._initial(value) + self._closing(value)
 
-    def tier(self, value: Fraction) -> int:
-        """Return the place of the tier of *value*."""
-        fits = [
-            n for n, one in enumerate(self.tiers) if one.limit is None or abs(value) <= one.limit
-        ]
-        return min(fits, default=len(self.tiers) - 1)
+    def tiers_of(self, symbol: str) -> tuple[Tier, ...]:
+        """Return the tiers of *symbol* as they are now."""
+        return self.changed.get(symbol, self.tiers)
 
-    def maintenance(self, value: Fraction) -> Fraction:
+    def tier(self, symbol: str, value: Fraction) -> int:
+        """Return the place of the tier of *value*."""
+        tiers = self.tiers_of(symbol)
+        fits = [n for n, one in enumerate(tiers) if one.limit is None or abs(value) <= one.limit]
+        return min(fits, default=len(tiers) - 1)
+
+    def maintenance(self, symbol: str, value: Fraction) -> Fraction:
         """Return the maintenance margin, with that fee."""
-        tier = self.tiers[self.tier(value)]
+        tier = self.tiers_of(symbol)[self.tier(symbol, value)]
         least = max(down(abs(value) * tier.rate) - tier.deduction, Fraction(0))
         return least + self._closing(value)
 
@@ -129,8 +134,8 @@ class OwnCross:
 
     def needed(self) -> Fraction:
         """Return the maintenance margin of the account."""
-        exposed = (self.value(name, self.exposed(name)) for name in self.symbols)
-        return sum((self.maintenance(one) for one in exposed if one), Fraction(0))
+        exposed = ((name, self.value(name, self.exposed(name))) for name in self.symbols)
+        return sum((self.maintenance(name, one) for name, one in exposed if one), Fraction(0))
 
     def bound(self, *, but: str) -> Fraction:
         """Return the initial margin of all, of *but* that of its position alone."""
@@ -211,19 +216,19 @@ class OwnCross:
         )
         other.marks = self.marks
         other.held = {name: Position(one.quantity, one.entry) for name, one in self.held.items()}
-        other.orders = dict(self.orders)
+        other.orders, other.changed = dict(self.orders), self.changed
         return other
 
     def _reduced(self) -> list[Taken] | None:
         tried, sold = self.copy(), list[Taken]()
         worst = sorted(
             (name for name in self.symbols if self.of(name).quantity),
-            key=lambda name: -self.maintenance(self.value(name, self.exposed(name))),
+            key=lambda name: -self.maintenance(name, self.value(name, self.exposed(name))),
         )
         for name in worst:
             size = abs(tried.value(name, tried.of(name).quantity))
             held = abs(tried.of(name).quantity)
-            lower = [self.tiers[n].limit for n in range(self.tier(size))]
+            lower = [self.tiers_of(name)[n].limit for n in range(self.tier(name, size))]
             for limit in reversed(lower):
                 assert limit is not None
                 quantity = min(
@@ -232,7 +237,7 @@ class OwnCross:
                 taken = tried.market(name, quantity)
                 after = tried.copy()
                 after.do(taken)
-                if not after.is_called():
+                if not after.is_called() and after.balance() >= 0:
                     for one in (*sold, taken):
                         self.do(one)
                     return [*sold, taken]

@@ -383,6 +383,8 @@ class Twice:
             Fraction(1, 1_000), Fraction(int(bp), 10_000),
         )  # fmt: skip
         self.marked: set[str] = set()
+        self.items = {one.id: one for one in items()}
+        self.at_limit = 0  # changes of tiers that put a position at exactly the limit of one
         self.liquidations = self.ruins = self.reductions = 0
 
     def note(self, orders: tuple[Order, ...]) -> None:
@@ -509,6 +511,30 @@ class Twice:
         self.note(filled.orders)
         self.agree()
 
+    def retier(self, key: str, rng: random.Random) -> None:
+        """Let the exchange change the tiers, with a limit at what is held, or a unit beside it."""
+        size = abs(self.own.value(key, self.own.of(key).quantity)) * 10**10
+        limit = max(int(size) + rng.choice((-1, 0, 0, 1)), 1)
+        second, rate = limit * rng.choice((2, 5)), rng.choice((40_000_000, 100_000_000))
+        deduction = rng.choice((0, limit * rate // MONEY_SCALE))
+        tiers = (
+            RiskTier(limit, 50_000_000, 10_000, 0),
+            RiskTier(second, 50_000_000 + rate, 2_500, deduction),
+            RiskTier(0, 300_000_000, 1_000, deduction * 2),
+        )
+        self.items[key] = replace(self.items[key], risk_tiers=tiers)
+        self.desk.broker.change(self.items[key])
+        self.own.changed[key] = tuple(
+            Tier(
+                Fraction(one.limit, 10**10) if one.limit else None,
+                Fraction(one.maintenance, 10**10),
+                Fraction(one.deduction, 10**10),
+            )
+            for one in tiers
+        )
+        self.at_limit += bool(size) and limit == size
+        self.agree()
+
     def agree(self) -> None:
         own, account = self.own, self.desk.broker.own
         assert account.balance().cash == own.cash * 10**10
@@ -527,6 +553,8 @@ class Twice:
         sequence, index = self.desk.sequence, self.desk.index
         self.desk = Desk(**self.desk.terms)
         self.desk.sequence, self.desk.index, self.desk.last = sequence, index, known
+        for item in self.items.values():
+            self.desk.broker.change(item)
         self.desk.broker.restore(*state)
         for key, last in known.items():
             self.desk.broker.recall(last)
@@ -535,7 +563,7 @@ class Twice:
         self.agree()
 
 
-def walked(seed: int, *, steps: int = 90) -> Twice:
+def walked(seed: int, *, steps: int = 90, retiers: float = 0) -> Twice:
     """Draw a sequence of events over three symbols that keeps the rules of each event."""
     rng = random.Random(seed)
     both = Twice(rng)
@@ -548,7 +576,9 @@ def walked(seed: int, *, steps: int = 90) -> Twice:
         prices[key] = max(prices[key] + rng.randint(-wild, wild), 5_000)
         most = both.own.balance() * both.own.leverage * 100 / prices[key]  # units that it could buy
         size = max(int(most * rng.choice((100, 300, 500, 900))), 1)
-        if roll < 0.3:
+        if retiers and rng.random() < retiers:
+            both.retier(key, rng)
+        elif roll < 0.3:
             both.bar(key, prices[key])
         elif roll < 0.45:
             both.mark(key, prices[key])
@@ -578,3 +608,16 @@ def test_the_random_sequences_reach_every_step() -> None:
     found = [walked(seed) for seed in range(20)]
     assert sum(one.liquidations for one in found) > 10
     assert sum(one.reductions for one in found) > 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10**9))
+def test_tiers_that_change_while_positions_are_open_bind_from_the_next_price_on(seed: int) -> None:
+    walked(seed, retiers=0.2)
+
+
+def test_changed_tiers_reach_every_step_with_positions_at_exactly_a_limit() -> None:
+    found = [walked(seed, retiers=0.2) for seed in range(20)]
+    assert sum(one.liquidations for one in found) > 10
+    assert sum(one.reductions for one in found) > 0
+    assert sum(one.at_limit for one in found) > 20

@@ -262,6 +262,8 @@ def test_a_constructor_that_fails_is_told_apart_from_one_that_refuses_options() 
         ("gates", ("nonsense",)),
         ("twins", ("evil",)),
         ("gates", 3),
+        ("gates", frozenset()),
+        ("gates", frozenset({"warm", "late"})),
         ("twins", ([],)),
         ("frames", ({},)),
         ("sees_account", "yes"),
@@ -272,6 +274,33 @@ def test_what_it_declares_must_be_possible(field: str, value: object) -> None:
     declared = type("Declared", (Answers,), {field: value})
     with pytest.raises(ConfigInvalid, match=rf"^Declared\.{field} "):
         user_strategy(declared, {})
+
+
+class Told:
+    """Says of itself what is given."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+@pytest.mark.parametrize(
+    ("text", "due"),
+    [
+        ("{'b', 'a'}", "{'a', 'b'}"),
+        ("frozenset({'c:d', 'a'})", "frozenset({'a', 'c:d'})"),
+        ("{'of': {3, 1}, 'a': 2}", "{'of': {1, 3}, 'a': 2}"),
+        ("{<it at 0x7fb>, <an at 0x7fa>}", "{<an at 0x…>, <it at 0x…>}"),
+        ("set()", "set()"),
+        ("{" + ", ".join(f"'{one:03}'" for one in reversed(range(99))) + "}",
+         "{" + ", ".join(f"'{one:03}'" for one in range(10)) + ", '010',…"),
+    ],
+)  # fmt: skip
+def test_what_a_value_says_of_itself_is_the_same_in_every_process(text: str, due: str) -> None:
+    assert user_code.short(Told(text)) == user_code.short(Told(text), quoted=False)
+    assert user_code.short(Told(text))[:78] == due[:78]
 
 
 @pytest.mark.parametrize(

@@ -23,23 +23,21 @@ from forging import (
     forged,
     plantings,
     rechain,
+    unequal,
     verified,
 )
 from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
+from tracepaper.replay.backtest.recorded import open_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.checkpoints import kept_folder
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.maintenance import prune
@@ -177,27 +175,6 @@ READ_FIRST = {
     "twin_steps.holding",
 }
 """Columns whose forgery changes how the rest is read: each is planted alone."""
-
-
-def unequal(path: Path, database: Path) -> set[str]:
-    """Return every column in which a derived step differs from what is stored."""
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        recorded = open_recorded(reader, database, run_id)
-        prober = forecaster_of(
-            kept_folder(database, recorded.run.model_id), recorded.config, mode="scan"
-        )
-        predictor, check = (
-            RecordedPredictor(recorded, prober, database),
-            RowCheck(reader, reader.stored_run(run_id)),
-        )
-        names = set()
-        for event, (rows, _) in zip(
-            predictor.events(reader, run_id), reader.rows(run_id), strict=True
-        ):
-            step = recorded.engine.step(event, predictor.predict(event))
-            names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
-    return names
 
 
 def test_forgeries_in_what_a_model_said_and_its_twins_did_are_found(

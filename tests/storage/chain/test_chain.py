@@ -20,7 +20,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import TABLES, stored_columns
 from tracepaper.storage.record.rows import RUN_TABLES, SHAPE_UNITS, SPARSE_TABLES, step_key
-from tracepaper.strategies.types.decisions import Position, Step, TwinStep
+from tracepaper.strategies.types.decisions import GateSet, Position, Step, TwinStep
 from tracepaper.strategies.types.market import ExternalRead
 
 STEPS = cases.rich_steps()
@@ -74,6 +74,23 @@ def test_an_untouched_chain_holds(path: Path) -> None:
 def test_the_recomputed_head_is_the_one_the_log_returned(tmp_path: Path) -> None:
     head = cases.write_run(tmp_path / "a.db", cases.plain_steps(200))
     assert verify(tmp_path / "a.db").head == head
+
+
+def test_a_chain_of_decisions_without_a_gate_holds_and_one_that_was_added_is_found(
+    tmp_path: Path,
+) -> None:
+    def ungated(step: Step) -> Step:
+        decision = step.decision
+        if decision is None:
+            return step
+        outcome = replace(decision.outcome, gate_set=GateSet((), ()), passed=0)
+        return replace(step, decision=replace(decision, outcome=outcome, measures=()))
+
+    path = tmp_path / "a.db"
+    cases.write_run(path, [ungated(step) for step in cases.plain_steps(20)])
+    assert verify(path).holds
+    tamper(path, "INSERT INTO gate_sets VALUES (1, 0, 0, 'warm', 1.0)")
+    assert not verify(path).holds
 
 
 class Meanwhile(sqlite3.Connection):

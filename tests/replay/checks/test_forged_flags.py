@@ -1,0 +1,171 @@
+"""A forged yes or no, in every column and event that holds one, by who recomputes the chain."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import explained_runs
+import pytest
+from forging import audited, believed, forged, unequal
+from seeded_events import SeededMarket, seeded_market
+
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.archive import read_candles
+from tracepaper.replay.backtest.book_feed import EventsSource
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.record.columns import FLAG, TABLES
+from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.market import BookUpdate
+from tracepaper.strategies.units import to_tick
+
+
+class Flagged(Strategy):
+    """Rest on both sides, take now and then, and stop out of what is held: each flag is set."""
+
+    sees_account = True
+
+    def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        bid, ask = (to_tick(close + away, context.instrument) for away in (-0.3, 0.3))
+        wanted = [buy(1.5, limit=bid, post_only=True, tag="bid"), sell(1.5, limit=ask, tag="ask")]
+        wanted.append(buy(0.5, stop=ask, tag="breakout"))
+        if abs(held) > 3:
+            leaves = sell if held > 0 else buy
+            wanted.append(leaves(abs(held), reduce_only=True, tag="out"))
+        return Orders(tuple(wanted), "quotes")
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
+    return seeded_market(tmp_path_factory.mktemp("market"), minutes=12)
+
+
+class Takes(Strategy):
+    """Buy and sell at the market alone, so that no place in a queue is known of any event."""
+
+    def decide(self, context: BarContext) -> Orders:
+        minute = context.time // 60_000
+        return Orders(((sell if minute % 2 else buy)(1.5),), "takes")
+
+
+def replayed(path: Path, market: SeededMarket, strategy: type[Strategy]) -> Path:
+    """Replay a strategy whose orders the book of *market* fills."""
+    sections: dict[str, Any] = {
+        "market": {"symbols": ["BTCUSDT"], "interval": "1"},
+        "strategy": {"name": f"{__name__}:{strategy.__name__}"},
+        "account": {"cash": "100000000"},
+        "execution": {"model": "book"},
+    }
+    candles = [read_candles(str(market.candles), category="linear")]
+    replay = build(
+        load(None, sections), candles, started_at_ms=1, database=path,
+        events=[EventsSource(market.events)],
+    )  # fmt: skip
+    log = SqlAuditLog.open(path)
+    run_replay(replay, log, Tally())
+    log.end(2)
+    log.close()
+    assert believed(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a run with a decision of every kind of order, which a recorded book filled."""
+    return replayed(tmp_path_factory.mktemp("booked") / "run.db", market, Flagged)
+
+
+@pytest.fixture(scope="module")
+def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("modelled"))
+
+
+FLAGS = [
+    *(f"{table}.{column.name}" for table in TABLES for column in TABLES[table]
+      if column.scale == FLAG),
+    "runs.sees_account",
+    "twin_steps.confirmed",
+]  # fmt: skip
+"""Every column of the schema that says yes or no."""
+UNSEEN = {"fills.while_down", "twin_fills.while_down"}
+"""Of them those that a replay never sets: of a live run alone."""
+
+
+def plantings(path: Path, column: str) -> Iterator[str]:
+    """Yield statements that say another thing in a row of each value that *column* has."""
+    table, name = column.split(".")
+    keys = [one.name for one in TABLES[table] if one.is_key]
+    is_null = next(one.null for one in TABLES[table] if one.name == name)
+    with closing(sqlite3.connect(path)) as raw:
+        rows = raw.execute(f"SELECT {name}, {', '.join(keys)} FROM {table}").fetchall()
+    found = {value: key for value, *key in rows}
+    assert len(found) == 2 or column in UNSEEN or table == "runs", found
+    for value, key in found.items():
+        where = " AND ".join(f"{name} = {at}" for name, at in zip(keys, key, strict=True))
+        for other in (0, 1, 2, -1, *((None,) if is_null else ())):
+            if other != value:
+                said = "NULL" if other is None else str(other)
+                yield f"UPDATE {table} SET {name} = {said} WHERE {where}"
+
+
+OF_A_MODEL = ("twin_steps", "twin_fills", "outcomes")
+"""Tables of which the run without a model has no rows, or of one value alone."""
+
+
+def test_a_forged_flag_is_found(booked: Path, modelled: Path, tmp_path: Path) -> None:
+    for column in FLAGS:
+        path = modelled if column.startswith(OF_A_MODEL) else booked
+        for statement in plantings(path, column):
+            made = forged(path, tmp_path / "forged.db", statement)
+            is_found = not audited(made) or (
+                not believed(made) if column.startswith("runs.") else column in unequal(made, path)
+            )
+            assert is_found, statement
+
+
+def test_a_row_of_the_run_that_no_run_writes_is_found_by_the_audit(
+    booked: Path, tmp_path: Path
+) -> None:
+    assert audited(booked)
+    for change in (
+        "runs SET sees_account = 2",
+        "runs SET rules = 0",
+        """runs SET warnings = '[ ]'""",
+        "runs SET kind = 'neither'",
+        "instruments SET max_leverage = 0",
+        """instruments SET risk_tiers = '[ ]'""",
+    ):
+        made = forged(booked, tmp_path / "forged.db", f"UPDATE {change}")
+        assert not audited(made), change
+
+
+def updates(path: Path) -> list[tuple[int, BookUpdate]]:
+    with Reader.open(path) as reader:
+        rows = reader.events(reader.find("last"))
+        return [(at, event) for at, _, event, _ in rows if isinstance(event, BookUpdate)]
+
+
+@pytest.mark.parametrize("strategy", [Flagged, Takes])
+def test_a_book_that_is_forged_to_be_a_sample_is_found(
+    market: SeededMarket, tmp_path: Path, strategy: type[Strategy]
+) -> None:
+    path = replayed(tmp_path / "run.db", market, strategy)
+    found = updates(path)
+    assert len(found) > 10
+    for step, _ in (found[0], found[-1]):
+        change = (
+            """UPDATE events SET content = replace(content, '"is_sampled":false', """
+            f"""'"is_sampled":true') WHERE step & {(1 << 28) - 1} = {step}"""
+        )
+        made = forged(path, tmp_path / "forged.db", change)
+        assert audited(made)
+        assert not believed(made), step
