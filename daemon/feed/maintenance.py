@@ -201,12 +201,12 @@ class StreamLag:
     def __init__(self, clock: Clock, exchange: ExchangeSection, symbols: int) -> None:
         self._clock = clock
         self._scale_ms = 1_000 * exchange.time_scale
-        scale = exchange.time_scale
+        count = f"{symbols} symbol{'s' if symbols > 1 else ''}"
         remedy = (
-            f"{symbols} symbols at exchange.time_scale {scale:g}: lower it, and the --speed of "
+            f"{count} at exchange.time_scale {exchange.time_scale:g}: lower it, and the --speed of "
             "tracepaper exchange with it"
-            if scale > 1
-            else f"{symbols} symbols: list fewer market.symbols, or leave it more of the processor"
+            if exchange.time_scale > 1
+            else f"{count}: list fewer market.symbols, or leave it more of the processor"
         )
         self._advice = f"this machine is too slow for {remedy}; until then bars are decided late"
         self._sent_ms = 0  # the newest date since the clock was read

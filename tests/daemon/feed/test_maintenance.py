@@ -165,7 +165,7 @@ async def test_a_machine_that_reads_frames_late_says_so_and_what_to_do_once_a_mi
     assert [one["event"] for one in lines] == ["behind"] * 3
     assert lines[0]["reason"] == "frames are read 6 s after they were sent"
     assert said in lines[0]["advice"]
-    assert "too slow for 1 symbols" in lines[0]["advice"]
+    assert "too slow for 1 symbol" in lines[0]["advice"]
 
 
 @pytest.mark.parametrize(("frames", "timely"), [(99, 0), (2_000, 90)])
