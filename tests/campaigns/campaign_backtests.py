@@ -40,12 +40,14 @@ from msgspec import structs
 from seeded_events import ITEM, seeded_market
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.storage.audit import SqlAuditLog
 
 DAY_MS: Final = 86_400_000
 FIRST_MS: Final = 1_735_689_600_000  # 2025-01-01
 NAMES: Final = ("AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT")
 SHARE: Final = "ACME"
 WRONG_USAGE: Final = 2
+KILLED_GROUP_STEPS: Final = 20
 SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 REVERSION: Final = {
     "name": "tracepaper.strategies.examples.rsi_reversion:RsiReversion",
@@ -55,6 +57,8 @@ GRID: Final = {
     "name": "tracepaper.strategies.examples.grid:Grid",
     "options": {"bars": 30, "levels": 3, "spacing": 0.3, "quantity": 0.5},
 }
+QUEUED: Final = GRID | {"options": {"bars": 8, "levels": 4, "spacing": 0.0004, "quantity": 0.5}}
+"""Limits at the levels of a book, which fill by their places in the queue."""
 SIDES: Final = "hedged_cases:Drawn"
 """Signals for either side, protected or not, and lists that name their sides."""
 
@@ -183,7 +187,8 @@ def with_strategy(case: Case, rng: random.Random) -> None:
         if rng.random() < 0.4:
             named["reset"] = rng.choice(("day", "week"))
     else:
-        case.sections["strategy"] = dict(rng.choice((SMA, SMA, REVERSION, GRID)))
+        ours = (SMA, QUEUED) if case.world == "book" else (SMA, SMA, REVERSION, GRID)
+        case.sections["strategy"] = dict(rng.choice(ours))
         if rng.random() < 0.4:
             case.kinds.add("twins")
             case.sections["strategy"]["twins"] = ["ungated"]
@@ -344,8 +349,12 @@ def check_refused(case: Case, words: list[str], database: Path) -> None:
 
 
 def killed(words: list[str], database: Path, steps: int) -> bool:
-    """Begin a replay and kill it behind so many steps; return whether it had not ended."""
+    """Begin a replay and kill it behind so many steps; return whether it had not ended.
+
+    It commits every few steps: those of a short replay would else be one transaction.
+    """
     if not (child := os.fork()):
+        SqlAuditLog.open.__kwdefaults__["group_steps"] = KILLED_GROUP_STEPS
         with Path(os.devnull).open("w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)

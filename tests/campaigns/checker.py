@@ -143,14 +143,15 @@ def check_universe(database: Path, name: str) -> None:
                                    "'universe' ORDER BY sequence")]  # fmt: skip
     if len(set(times)) < len(times):
         raise RoundFailed(f"{name}: a choice was made twice")
-    held: dict[str, Decimal] = {}
-    for key, order_id, side, quantity in asked(
+    held: dict[tuple[str, str | None], Decimal] = {}
+    for key, of, order_id, side, quantity in asked(
         database,
-        "SELECT instrument, order_id, side, quantity_text FROM v_fills ORDER BY sequence, ordinal",
+        "SELECT instrument, position_side, order_id, side, quantity_text FROM v_fills "
+        "ORDER BY sequence, ordinal",
     ):
-        before = held.get(key, Decimal(0))
+        before = held.get((key, of), Decimal(0))
         after = before + (1 if side == "BUY" else -1) * Decimal(quantity)
-        held[key] = after
+        held[key, of] = after
         born = int(order_id.partition("-")[0])
         chosen = [names for at, names in choices if at < born]
         if abs(after) > abs(before) and not (chosen and key in chosen[-1]):
