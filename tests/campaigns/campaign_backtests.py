@@ -354,7 +354,9 @@ def killed(words: list[str], database: Path, steps: int) -> bool:
     It commits every few steps: those of a short replay would else be one transaction.
     """
     if not (child := os.fork()):
-        SqlAuditLog.open.__kwdefaults__["group_steps"] = KILLED_GROUP_STEPS
+        defaults = SqlAuditLog.open.__kwdefaults__
+        assert defaults is not None
+        defaults["group_steps"] = KILLED_GROUP_STEPS
         with Path(os.devnull).open("w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)

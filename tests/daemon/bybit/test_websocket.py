@@ -260,13 +260,13 @@ async def test_a_missing_acknowledgement_ends_the_connection() -> None:
 async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
     async with ScriptedServer() as server:
         server.is_mute = True
-        async with running(server, data_watchdog_s=1e9) as (setup, stream):
+        async with running(server, data_watchdog_s=1e9, ping_s=1e9) as (setup, stream):
             await until(lambda: server.received)
             began_s = setup.clock.network_s()
             for second in range(1, 32):
                 setup.clock.advance(network_s=1)
                 await server.send(kline(START_MS + second * MINUTE))
-                await until(lambda second=second: len(setup.listener.frames) >= second)
+                await until(is_equal(setup.listener.frames.__len__, second))
                 stream.dated(START_MS + (9_999 if second < 31 else 10_000))
                 assert not setup.listener.lost, "the answer may be behind these frames"
             await setup.clock.run(lambda: setup.listener.lost)
