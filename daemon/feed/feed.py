@@ -239,6 +239,7 @@ class LiveFeed:
             if not self._queue.try_put(item, share=0.5):
                 is_book = isinstance(item, OrderBookSample)
                 self.counters["overflow_books" if is_book else "overflow_quotes"] += 1
+                self._maintenance.lag.warn("the queue of the feed is full, and quotes are dropped")
         elif not self._queue.try_put(item):
             self.counters["overflow_bars"] += 1
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
