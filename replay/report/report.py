@@ -31,19 +31,12 @@ from tracepaper.replay.report.benchmarks import (
     refusals,
 )
 from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.listed_orders import newest as newest_listed
+from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
-from tracepaper.replay.report.trades import (
-    ClosedTrade,
-    Costs,
-    closed_trades,
-    costs,
-    of_decision,
-)
-from tracepaper.replay.report.trades import (
-    newest as newest_listed,
-)
+from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
 from tracepaper.storage.checkpoints import ID_DIGITS, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
