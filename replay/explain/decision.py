@@ -18,6 +18,7 @@ from typing import Any, Final
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
+from tracepaper.replay.explain.queue_positions import QueuePosition, queue_positions
 from tracepaper.replay.report.honesty import entropy_sentence
 from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.storage.database.reader import Reader
@@ -44,6 +45,7 @@ class StoredDecision:
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
+    queues: Mapping[str, QueuePosition] = field(default_factory=dict)  # of those that queued
     strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: what was netted, by name
     liquidations: tuple[Liquidation, ...] = ()  # since the decision before, this bar's too
     card: Mapping[str, Any] = field(default_factory=dict)
@@ -221,6 +223,9 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
         run = views.run()
         config = json.loads(run["config"])
         gates = tuple(views.rows("v_gates", sequence=sequence))
+        orders: tuple[Row, ...] = ()
+        if decisions[0]["action"] == Action.ORDERS:
+            orders = of_decision(reader, views, sequence)
         judged = any(row["gate"] == confidence.name for row in gates)
         model = reader.models(run_id, until=sequence).deciding if judged else ""
         return StoredDecision(
@@ -234,7 +239,8 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
                 if row["weight"] is not None
             ),
             tuple(views.rows("v_notes", sequence=sequence)),
-            of_decision(reader, views, sequence) if decisions[0]["action"] == Action.ORDERS else (),
+            orders,
+            queue_positions(reader, run_id, orders, config.get("execution", {})),
             _netted(views, sequence, config),
             liquidations_of(reader, views, decisions[0], config),
             views.card(model),

@@ -192,7 +192,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
             }
             for one in stored.liquidations
         ],
-        "orders": listed(stored.orders, title="").documents(),
+        "orders": listed(stored.orders, title="", queues=stored.queues).documents(),
         "gates": [
             {**row, **{name: margin[name] for name in names}}
             for row, margin in zip(stored.gates, margins, strict=True)

@@ -77,7 +77,7 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
         yield Paragraph(_forecast(decision))
     if decision["action"] == Action.ORDERS:
         if stored.orders:
-            yield listed(stored.orders, title=ORDERS_TITLE)
+            yield listed(stored.orders, title=ORDERS_TITLE, queues=stored.queues)
         else:
             yield Paragraph("Its list changed no order.")
     if stored.strategies:

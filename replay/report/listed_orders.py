@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from tracepaper.replay.document.values import Figure, Table, of_view, table
@@ -83,7 +84,37 @@ def newest(views: RunViews) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
 
 
-def listed(rows: tuple[Row, ...], *, title: str, shown: int | None = None) -> Table:
-    """Return a table of the orders of *rows*; with *shown* only the last so many, with times."""
+QueueAhead = tuple[str | None, str | None]
+"""How much stood ahead of a limit when it joined its queue, and when it ended; None: not known."""
+
+
+def listed(
+    rows: tuple[Row, ...],
+    *,
+    title: str,
+    shown: int | None = None,
+    queues: Mapping[str, QueueAhead] | None = None,
+) -> Table:
+    """Return a table of the orders of *rows*; with *shown* only the last so many, with times.
+
+    *queues* are the queue positions at an order book, by the id of the order.
+    """
     figures = _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
+    if queues is not None:
+        of = queues.get
+        figures += (
+            Figure("queue", "ahead in its queue", "exact", lambda row: _way(of(row["order_id"])),
+                   wide=not queues),
+            Figure("queue_joined", "at first", "exact", lambda row: of(row["order_id"], _NO)[0],
+                   wide=True),
+            Figure("queue_ahead", "at last", "exact", lambda row: of(row["order_id"], _NO)[1],
+                   wide=True),
+        )  # fmt: skip
     return table("orders", title, figures, rows, shown=shown, newest=shown is not None)
+
+
+_NO: Final = (None, None)
+
+
+def _way(queue: QueueAhead | None) -> str | None:
+    return None if queue is None else " → ".join(ahead or "?" for ahead in queue)
