@@ -114,6 +114,9 @@ ACCOUNTS: Final = (
         lambda of: of.mean_exposure,
     ),
     Figure[AccountReport](
+        "net_exposure", "mean net exposure", "gain percent", lambda of: of.net_exposure
+    ),
+    Figure[AccountReport](
         "turnover", "turnover a year", "ratio", _of("activity", "turnover")
     ),
     Figure[AccountReport](
@@ -510,6 +513,11 @@ def _annual(report: Report) -> tuple[str, ...]:
     )
     if record.held_twin is not None:
         held += f", and {record.held_twin.name} with as much as the run held so far in the mean"
+    if report.accounts[0].net_exposure is not None:
+        held += (
+            ". In hedge mode exposure is gross, both sides added up; net is the long side less the "
+            "short one, and buy and hold is compared at that of each bar without its sign"
+        )
     return said, f"{held}."
 
 
