@@ -174,7 +174,10 @@ def _accounts(document: Document) -> RenderableType:
     table.add_column("account")
     for column in columns:
         table.add_column(
-            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "), justify="right"
+            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "),
+            justify="right",
+            overflow="fold",
+            no_wrap=column != "margin_used",  # so that its title gives way, and no number
         )
     twins = cast("dict[str, dict[str, str]]", document["twins"])
     own = cast("dict[str, str]", document["account"])

@@ -318,8 +318,8 @@ def _money(state: ScreenState) -> Text:
         text = Text.assemble((f" {name} ", "dim"))
         text.append(f"{account.equity / MONEY_SCALE:,.2f} ", "bold" if is_own else "")
         if not is_own and name not in _TWIN_TITLES:  # it began with a part of the cash
-            costs = account.fees_paid + account.funding_paid
-            earned = account.realized_pnl + account.unrealized_pnl - costs
+            earned = account.realized_pnl + account.unrealized_pnl
+            earned -= account.fees_paid + account.funding_paid
             text.append_text(_signed(earned / MONEY_SCALE))
         elif state.cash:
             text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))

@@ -413,10 +413,8 @@ def _orders(shown: ShownRun, sequence: int) -> list[answers.OrderPath]:
         found += [
             answers.OrderPath(
                 _clean(order),
-                *(
-                    [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in rows]
-                    for rows in (fills, ledger)
-                ),
+                [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in fills],
+                [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in ledger],
             )
             for order in shown.views.rows("v_orders", order_id=order_id)
         ]

@@ -99,7 +99,9 @@ def listed(
 
     *queues* are the queue positions at an order book, by the id of the order.
     """
-    figures = _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
+    figures: tuple[Figure[Row], ...] = (
+        _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
+    )
     if queues is not None:
         of = queues.get
         figures += (

@@ -462,9 +462,7 @@ def test_each_class_of_several_is_known_while_its_run_is_made_and_checked(candle
     class Second(Follows):
         """Another."""
 
-    given = {
-        name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))
-    }
+    given = {name: {"share": "0.5", "name": of} for name, of in (("one", First), ("two", Second))}
     with backtest(None, candles, strategies=given, config=SIZED) as found:
         assert found.verify().holds
         said = "".join(json.loads(found.frames.run["warnings"]))
