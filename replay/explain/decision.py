@@ -18,9 +18,12 @@ from typing import Any, Final
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
-from tracepaper.replay.explain.queue_positions import QueuePosition, queue_positions
 from tracepaper.replay.report.honesty import entropy_sentence
-from tracepaper.replay.report.listed_orders import of_decision
+from tracepaper.replay.report.listed_orders import (
+    QueuePosition,
+    of_decision,
+    queue_positions,
+)
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.allocation import ERROR, GAINED, Rule

@@ -120,7 +120,7 @@ def liquidations_of(
     steps = [sequence for (sequence,) in found]
     if not steps:
         return ()
-    is_cross = account["margin"] == "cross"
+    is_cross = account["margin"] != "isolated"
     model = FillModel.LIQUIDATION.value
     fills = views.rows("v_fills", sequence=steps, model=model)
     parts = views.rows("v_twin_fills", sequence=steps, model=model)
@@ -140,8 +140,13 @@ def liquidations_of(
                     tuple(group),
                     tuple(row for row in of_group if row["twin"] not in (*TWINS, *SIDES)),
                     canceled[sequence],
-                    realized=sum(row["amount"] for row in lost if row["kind"] == _REALIZED),
-                    fee=-sum(row["amount"] for row in lost if row["kind"] == _FEE),
+                    realized=_sum_of(lost, _REALIZED),
+                    fee=-_sum_of(lost, _FEE),
                 )
             )
     return tuple(made)
+
+
+def _sum_of(lines: list[Row], name: str) -> float:
+    """Sum the amounts of the ledger's *lines* of that kind."""
+    return sum(line["amount"] for line in lines if name == line["kind"])

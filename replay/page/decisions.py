@@ -125,7 +125,7 @@ def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
         raise Refusing(404, str(error)) from None
 
 
-class Held(NamedTuple):
+class ShownPosition(NamedTuple):
     """A signed position; in hedge mode that of both sides, and what each side holds."""
 
     text: str
@@ -141,7 +141,7 @@ class Held(NamedTuple):
         return ", ".join(side_of(one, base) for one in self.sides if float(one)) or "flat"
 
 
-def _held(shown: ShownRun, sequence: int) -> Held:
+def _held(shown: ShownRun, sequence: int) -> ShownPosition:
     """Return the position after a step, in its event's instrument."""
     for row in shown.views.rows("v_equity", sequence=sequence):
         text = trimmed(row["quantity_text"] or "0")
@@ -149,8 +149,8 @@ def _held(shown: ShownRun, sequence: int) -> Held:
         if json.loads(shown.views.run()["config"])["account"].get("position_mode") == "hedge":
             rows = shown.views.rows("v_positions", sequence=sequence)
             sides = tuple(trimmed(one["quantity_text"]) for one in rows)
-        return Held(text, sides)
-    return Held("0", ())
+        return ShownPosition(text, sides)
+    return ShownPosition("0", ())
 
 
 def _gate(gate: GateMargin) -> answers.GateVerdict:
@@ -201,12 +201,12 @@ def _title(
     stored: StoredDecision,
     flips: Flips,
     paths: list[answers.OrderPath],
-    held: tuple[Held, Held],
+    held: tuple[ShownPosition, ShownPosition],
     base: str,
 ) -> str:
     before, after = held
-    if taken := stored.liquidations and stored.liquidations[0].fills:
-        return f"Liquidated: {'; '.join(map(_taken, taken))}"
+    if stored.liquidations and stored.liquidations[0].fills:
+        return f"Liquidated: {'; '.join(map(_taken, stored.liquidations[0].fills))}"
     sent = [path.order for path in paths if path.order["status"] != "REJECTED"]
     done = [order for order in sent if float(order["filled"] or 0) > 0]
     if done:
@@ -254,7 +254,9 @@ def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
     return noted if TREND in noted else {}
 
 
-def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: Held, base: str) -> str:
+def _trend_words(
+    stored: StoredDecision, noted: dict[str, Any], held: ShownPosition, base: str
+) -> str:
     """Say what the strategy trend wanted, beside what was held, and which rule moved it."""
     row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
     if trend == 0:
@@ -279,7 +281,7 @@ def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: Held, base
     )
 
 
-def _because(stored: StoredDecision, close_ms: int, held: Held, base: str) -> str:
+def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: str) -> str:
     row, parts = stored.decision, []
     if stored.run["strategy"] == TREND:
         if noted := _trend_noted(stored):
@@ -300,7 +302,7 @@ def _because(stored: StoredDecision, close_ms: int, held: Held, base: str) -> st
     return " ".join(part for part in parts if part)
 
 
-def _flip(stored: StoredDecision, flips: Flips, held: Held, base: str) -> str:
+def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:
     if flips.allowed:
         near = next((one for one in flips.gates if one.gate == flips.nearest), None)
         if near is None or near.margin is None:
