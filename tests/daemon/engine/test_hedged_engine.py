@@ -169,9 +169,9 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
 def test_sides_that_end_together_are_not_asked_for_again() -> None:
     """The same signal at the same sum of targets, and yet each side has another one."""
     says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
-    made = list(bars(12))
-    both = made[6]
-    made[6] = replace(both, high=both.high + 20_000, low=both.low - 20_000)
+    before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
+    wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
+    made: list[Event] = [*before, wide, *after]
     steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
     assert sides(steps[5]) == (400, -400)
     assert [fill.position_side for fill in steps[6].fills] == [LONG, SHORT]
@@ -193,7 +193,8 @@ def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refu
     made = list(bars(9))
     received = Funding(KEY, -5 * 10**8, made[4].close_time_ms, made[4].close_time_ms)
     own, steps = OwnSides(ITEM, "6000", "10"), []
-    for event in [*made[:5], received, *made[5:]]:
+    events: list[Event] = [*made[:5], received, *made[5:]]
+    for event in events:
         steps.append(engine.step(event, None))
         own.take(steps[-1])
     del steps[5]

@@ -15,8 +15,9 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from killed_daemons import CANDLES, KilledDaemon
+from records import check_record
 from retrain_cases import CONTEXT, made
-from several_live import SPEED, Live, check_parity, check_record, trading
+from several_live import SPEED, Live, check_parity, trading
 from waiting import deadline, until
 
 from tracepaper.daemon.bybit.client import BybitClient
