@@ -25,24 +25,31 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date
 from functools import cached_property, partial
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from tracepaper.daemon.config.loading import Given, Sections, WithSettings, load, load_with_origins
-from tracepaper.daemon.config.values import ASKS, STOCK
-from tracepaper.daemon.session.user_class import is_importable, known_class
+from tracepaper.daemon.config.loading import Sections
+from tracepaper.daemon.session.user_class import known_class
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay import notebook
-from tracepaper.replay.archive import Candles
-from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.read import candles_of_frame, is_frame
-from tracepaper.replay.backtest.build import Replay, sessions_of
-from tracepaper.replay.backtest.request import Made, Request, Watch, carry_out, names_a_run
+from tracepaper.replay.arguments import (
+    NO_SOURCE,
+    configured,
+    data_of,
+    moment_of,
+    named_strategies,
+    paths_of,
+    process_warnings,
+    strategy_keys,
+    strategy_name,
+)
+from tracepaper.replay.backtest.build import Replay
+from tracepaper.replay.backtest.request import Made, Request, Watch, carry_out
 from tracepaper.replay.dataframes import Library, RunFrames, frames_for, open_run
 from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
@@ -50,10 +57,8 @@ from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_causes
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import NOTHING, iso
 
 if TYPE_CHECKING:
@@ -63,15 +68,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.dataframes import Kind
 
 CALLER: Final = "the call of backtest"
-NOT_IMPORTABLE: Final = (
-    "no other process can import the class {}: to verify this run there, or to look ahead, put it "
-    "into a module of its own"
-)
-NO_SOURCE: Final = (
-    "Python keeps no source of the class {}, so its id is that of its compiled code, which "
-    "another Python compiles otherwise; put it into a file"
-)
-
 Frame = Any
 """A DataFrame of polars or pandas, else a ``NumpyFrame`` of arrays: see ``frames_for``."""
 
@@ -81,6 +77,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     data: Any,  # noqa: ANN401 - a path, candles, a frame, or several
     *,
     params: Mapping[str, Any] | None = None,
+    strategies: Mapping[str, Mapping[str, Any]] | None = None,
     config: str | Path | Sections | None = None,
     db: str | Path | None = None,
     start: str | float | date | None = None,
@@ -99,10 +96,12 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     *strategy* is a built-in name, ``module:Class``, a class, or None for the configuration's own.
     *data* is a path or ``SYMBOL=PATH``, a frame of polars or pandas or a dictionary of columns,
     a dictionary of any of these by symbol, or a list of them. *params* are keys of ``[strategy]``
-    for a built-in name, and the options of a class. *config* is a TOML file or a dictionary of
-    sections, ``{"sizing": {"mode": "fixed", "quantity": "0.1"}}``; without it the working
-    folder's ``tracepaper.toml`` counts, as on the command line. *db* is where the run is kept; None
-    is a file that lives as long as the result. *start* (included) and *end* (excluded) bound the
+    for a built-in name, and the options of a class. *strategies* are several on one account, by
+    their names: the keys of each ``[strategies.NAME]``, whose ``name`` may be a class; *strategy*
+    is None then. *config* is a TOML file or a dictionary of sections, ``{"sizing": {"mode":
+    "fixed", "quantity": "0.1"}}``; without it the working folder's ``tracepaper.toml`` counts, as
+    on the command line. *db* is where the run is kept; None is a file that lives as long as the
+    result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
     *actions* of splits and dividends, *frame_data* candles of higher timeframes that begin before
     the data, *depth* files of order books that ``tracepaper data record`` wrote, *events* those
@@ -112,15 +111,23 @@ def backtest(  # noqa: PLR0913 - the options of a replay
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
-    strategy_class = strategy if isinstance(strategy, type) else None
     library = frames_for(data, frames)
-    with known_class(strategy_class) as name:
-        chosen = name or strategy_name(strategy)
+    with ExitStack() as known:
+        classes: tuple[type, ...] = ()
+        if isinstance(strategy, type):
+            classes = (strategy,)
+            strategy = known.enter_context(known_class(strategy))
+        chosen = strategy_name(strategy)
         given = configured(config)
+        overrides = {} if chosen is None else {"strategy": strategy_keys(chosen, params, given)}
+        if strategies is not None:
+            if chosen is not None:
+                raise ConfigInvalid("Give one strategy, or several as strategies; leave one out.")
+            overrides["strategies"], classes = named_strategies(strategies, known)
         request = Request(
             data=data_of(data, given),
             config=given,
-            overrides={} if chosen is None else {"strategy": strategy_keys(chosen, params, given)},
+            overrides=overrides,
             caller=CALLER,
             from_text=moment_of(start, "start"),
             to_text=moment_of(end, "end"),
@@ -130,17 +137,16 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             depth=paths_of(depth, "depth"),
             events=paths_of(events, "events"),
             log=log,
-            warnings=process_warnings(strategy_class),
+            warnings=process_warnings(classes),
         )
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
         with notebook.progress("bars", wanted=progress) as advance:
             watch = Watch(progress=lambda replay: nullcontext(partial(_tell, advance, replay)))
-            run = Backtest.made(
-                request, strategy_class, None if db is None else Path(db), watch, library
-            )
-        if strategy_class is not None and not has_source(strategy_class):
-            warnings.warn(f"{NO_SOURCE.format(strategy_class.__name__)}.", stacklevel=2)
+            run = Backtest.made(request, classes, None if db is None else Path(db), watch, library)
+        for one in classes:
+            if not has_source(one):
+                warnings.warn(f"{NO_SOURCE.format(one.__name__)}.", stacklevel=2)
         return run
 
 
@@ -155,7 +161,7 @@ class Backtest:
         self,
         database: Path,
         run_id: str,
-        strategy_class: type | None = None,
+        classes: tuple[type, ...] = (),
         *,
         folder: Path | None = None,
         frames: Library | None = None,
@@ -163,7 +169,7 @@ class Backtest:
         self.database = database
         self.run_id = run_id
         self._library: Library = frames_for(None, frames)
-        self._strategy_class = strategy_class
+        self._classes = classes
         self._remove = (
             None
             if folder is None
@@ -174,7 +180,7 @@ class Backtest:
     def made(
         cls,
         request: Request,
-        strategy_class: type | None,
+        classes: tuple[type, ...],
         database: Path | None,
         watch: Watch | None = None,
         frames: Library | None = None,
@@ -188,7 +194,7 @@ class Backtest:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        return cls(made.database, made.run_id, strategy_class, folder=folder, frames=frames)
+        return cls(made.database, made.run_id, classes, folder=folder, frames=frames)
 
     # ------------------------------------------------------------ frames
 
@@ -365,7 +371,9 @@ class Backtest:
         from tracepaper.replay.checks.verify import verify_run
 
         self._require_open()
-        with known_class(self._strategy_class), Reader.open(self.database) as reader:
+        with ExitStack() as known, Reader.open(self.database) as reader:
+            for one in self._classes:
+                known.enter_context(known_class(one))
             return verify_run(reader, self.database, self.run_id, sample=sample)
 
     # ------------------------------------------------------------ its life
@@ -444,149 +452,6 @@ class Backtest:
 
 def _tell(advance: notebook.Advance, replay: Replay, bars: int) -> None:
     advance(bars, replay.feed.bar_count)
-
-
-# ---------------------------------------------------------------- arguments
-
-
-def configured(config: str | Given) -> Given:
-    """Return *config* as a path or sections; raise ``ConfigInvalid`` where it is neither."""
-    if isinstance(config, str):
-        return Path(config)
-    if config is None or isinstance(config, (Path, Mapping, WithSettings)):
-        return config
-    raise ConfigInvalid(
-        f"config is {shown(config)}; give a TOML file, or a dictionary of sections such as "
-        '{"account": {"cash": "10000"}}.'
-    )
-
-
-def strategy_name(strategy: object) -> str | None:
-    """Return the name of a strategy that is no class; raise ``ConfigInvalid`` where it is none."""
-    if strategy is None or isinstance(strategy, str):
-        return strategy
-    raise ConfigInvalid(
-        f"strategy is {shown(strategy)}; give a name, module:Class, or the class itself, and its "
-        "options as params."
-    )
-
-
-def paths_of(value: object, argument: str) -> tuple[Path, ...]:
-    """Return one path or several; raise ``ConfigInvalid``, naming the *argument*, for no path."""
-    values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
-    paths = tuple(Path(path) for path in values if isinstance(path, (str, Path)))
-    if len(paths) < len(values):
-        raise ConfigInvalid(
-            f"{argument} is {shown(value)}; give the path of a file, or a list of them."
-        )
-    return paths
-
-
-def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) -> dict[str, Any]:
-    """Return the keys of ``[strategy]`` that mean *name* with *params* over the configured ones."""
-    if params is not None and not isinstance(params, Mapping):
-        raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
-    options = plain_values(dict(params or {}), "params")
-    has_options = ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
-    if not has_options:
-        return {**options, "name": name}
-    configured = load(config).strategy
-    if configured.name == name:
-        options = {**configured.options, **options}
-    return {"name": name, "options": options}
-
-
-def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
-    """Return *value* as it is stored, in JSON; *argument* names it in errors."""
-
-    def from_numpy(other: object) -> object:
-        is_number = getattr(other, "ndim", None) == 0
-        convert = getattr(other, "item" if is_number else "tolist", None)
-        if convert is None:
-            raise TypeError(f"{shown(other)} cannot be stored")
-        return convert()
-
-    try:
-        plain: dict[str, Any] = json.loads(json.dumps(value, default=from_numpy, allow_nan=False))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigInvalid(
-            f"{argument}: {error}; give finite numbers, texts, lists and dictionaries of them."
-        ) from None
-    return plain
-
-
-def data_of(data: object, config: Given) -> tuple[str | Candles, ...]:
-    """Return *data* as paths and candles; raise ``ConfigInvalid`` where there are none."""
-    items = tuple(_data(data, None, config))
-    if not items:
-        raise ConfigInvalid("There are no data; give a path, a frame, or several.")
-    for item in items:
-        if isinstance(item, str) and names_a_run(item):
-            raise ConfigInvalid(
-                f"{item} is a run, which is replayed with its own strategy; use `tracepaper replay "
-                f"--data {item}`."
-            )
-    return items
-
-
-def _data(
-    data: Any,  # noqa: ANN401 - whatever users hand over
-    symbol: str | None,
-    config: Given,
-) -> Iterator[str | Candles]:
-    if isinstance(data, (str, Path)):
-        yield str(data) if symbol is None else f"{symbol}={data}"
-    elif isinstance(data, Candles):
-        yield data
-    elif is_frame(data):
-        market = load(config).market
-        yield candles_of_frame(
-            data,
-            symbol=symbol or _configured_symbol(config),
-            category=Category.STOCK if market.asset == STOCK else Category.LINEAR,
-            sessions_for=sessions_of(market),
-        )
-    elif isinstance(data, Mapping):
-        for name, item in data.items():
-            yield from _data(item, str(name), config)
-    elif isinstance(data, Sequence):
-        for item in data:
-            yield from _data(item, symbol, config)
-    else:
-        raise ConfigInvalid(
-            f"data is {shown(data)}; give a path, a frame, a dictionary of columns, or several."
-        )
-
-
-def _configured_symbol(config: Given) -> str | None:
-    """Return the configured symbol; None where the default applies, or several are configured."""
-    loaded, origins = load_with_origins(config)
-    symbols = loaded.market.symbols
-    return symbols[0] if ("market", "symbols") in origins and len(symbols) == 1 else None
-
-
-def moment_of(value: str | float | date | None, argument: str) -> str | None:
-    """Return *value* as the text of a time on the command line; without a zone it is UTC."""
-    if value is None:
-        return None
-    if isinstance(value, datetime):
-        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
-        return str(round(moment.timestamp() * 1000))
-    try:
-        return str(instant(value.isoformat() if isinstance(value, date) else str(value)))
-    except ConfigInvalid:
-        raise ConfigInvalid(
-            f"{argument} is {shown(value)}; give an ISO time such as 2025-06-01, UTC milliseconds "
-            "or a date."
-        ) from None
-
-
-def process_warnings(strategy_class: type | None) -> tuple[str, ...]:
-    """Return the run's warnings of a class that only this process knows."""
-    if strategy_class is None or is_importable(strategy_class):
-        return ()
-    forms = (NOT_IMPORTABLE,) if has_source(strategy_class) else (NOT_IMPORTABLE, NO_SOURCE)
-    return tuple(form.format(strategy_class.__name__) for form in forms)
 
 
 # ---------------------------------------------------------------- text

@@ -139,15 +139,18 @@ class Broker:
         }
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
-        self._accounts = (self.own, *self.shadows.values())
-        self._ledgers = tuple(account.ledger for account in self._accounts)
-        # Of each instrument that of every account: at most bars nothing rests in any of them.
-        self._resting = {
-            item.id: tuple(account.orders[item.id] for account in self._accounts)
-            for item in instruments
-        }
+        self._show_events_to(self.own, *self.shadows.values())
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
         self.save = Save.NO
+
+    def _show_events_to(self, *accounts: PaperAccount) -> None:
+        """Let every event meet *accounts* from now on."""
+        self._accounts = accounts
+        self._ledgers = tuple(account.ledger for account in accounts)
+        # Of each instrument that of every account: at most bars nothing rests in any of them.
+        self._resting = {
+            key: tuple(account.orders[key] for account in accounts) for key in self.own.orders
+        }
 
     # ------------------------------------------------------------ what the market does
 

@@ -101,12 +101,7 @@ class DividedBroker(Broker):
             self.parts[name].ledger.fills = {key: [] for key in keys}
         self.shadows = dict(self.parts)
         self._confirms = frozenset(confirms)
-        self._accounts = (own, *self.parts.values())
-        self._ledgers = tuple(account.ledger for account in self._accounts)
-        self._resting = {
-            key: tuple(account.orders[key] for account in self._accounts)
-            for key in self._instruments
-        }
+        self._show_events_to(own, *self.parts.values())
         self.sent: dict[str, Sent] = {}  # what each strategy's newest intent came to
         self.crossed: dict[str, list[Fill]] = {}  # of each strategy, in no step yet
         self._proposal: Proposal | None = None

@@ -398,12 +398,8 @@ class HedgedBroker(Broker):
         self.own.ledger.fills = {key: [] for key in reports_fills}
         self.sides = self.own.sides
         self.shadows = {side.value: account for side, account in self.sides.items()}
-        self._accounts = tuple(self.sides.values())
-        self._ledgers = (self.own.ledger, *(account.ledger for account in self._accounts))
-        self._resting = {
-            item.id: tuple(account.orders[item.id] for account in self._accounts)
-            for item in instruments
-        }
+        self._show_events_to(*self.sides.values())
+        self._ledgers = (self.own.ledger, *self._ledgers)
 
     # ------------------------------------------------------------ what the market does
 

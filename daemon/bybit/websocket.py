@@ -68,6 +68,8 @@ CLOSE_TIMEOUT_S: Final = 1.0
 FORBIDDEN_STATUS: Final = 403
 FRAME_BYTES_MAX: Final = 4 * 1024 * 1024
 RESUBSCRIBE_FIRST_S: Final = 1.0
+ANSWER_WAITS_MAX: Final = 60
+"""Waits of `connect_timeout_s` for one answer, while frames are read that are older than it."""
 
 log = structlog.get_logger("bybit.stream")
 
@@ -127,6 +129,7 @@ class PublicStream:
         self._has_stale_topics = asyncio.Event()
         self._acks: dict[str, asyncio.Future[Ack]] = {}
         self._data_s = 0.0
+        self._sent_ms = 0  # the newest date of this connection's frames
         self.frame_s: float | None = None  # network time of the newest frame, whatever it held
 
     async def run(self) -> None:
@@ -146,10 +149,15 @@ class PublicStream:
         self._stale_topics.update(topics)
         self._has_stale_topics.set()
 
+    def dated(self, server_ms: int) -> None:
+        """Learn the date of a frame, market time, that was believed."""
+        self._sent_ms = max(server_ms, self._sent_ms)
+
     async def _session(self) -> None:
         """Run one connection to its end; always raises."""
         connection = await self._connect()
         self._stale_topics.clear()
+        self._sent_ms = 0
         self.is_connected = True
         self._data_s = self._clock.network_s()
         self._handler.connected()
@@ -300,20 +308,34 @@ class PublicStream:
     async def _ask(
         self, connection: ClientConnection, topics: tuple[str, ...], operation: str = "subscribe"
     ) -> str | None:
-        """Subscribe or unsubscribe *topics*; return None, or the exchange's reason to refuse."""
+        """Subscribe or unsubscribe *topics*; return None, or the exchange's reason to refuse.
+
+        The answer comes behind the frames that were sent before it. A machine that reads them late
+        would open one connection after another, each with everything to be sent again.
+        """
         self._requests += 1
         request_id = f"{self._category.value}-{self._requests}"
         future: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
         self._acks[request_id] = future
+        limit_s = self._exchange.connect_timeout_s
+        due_ms = self._clock.market_ms() + self._clock.scaled_ms(limit_s)
         await self._send(connection, SocketRequest(operation, request_id, list(topics)))
-        try:
-            async with asyncio.timeout(self._exchange.connect_timeout_s):
-                ack = await future
-        except TimeoutError as error:
+        for _ in range(ANSWER_WAITS_MAX):
+            began_s = self._clock.network_s()
+            timer = asyncio.ensure_future(self._clock.sleep(limit_s))
+            try:
+                await asyncio.wait((future, timer), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                timer.cancel()
+            is_read = self.frame_s is not None and self.frame_s > began_s
+            if future.done() or not is_read or self._sent_ms >= due_ms:
+                break
+        if not future.done():
             raise FeedLost(
                 f"The {self._category.value} stream did not answer a subscription within "
-                f"{self._exchange.connect_timeout_s:g} s; connecting again."
-            ) from error
+                f"{limit_s:g} s; connecting again."
+            )
+        ack = future.result()
         if ack.ok or "already subscribed" in ack.message.lower():
             return None
         return ack.message or "no reason given"
@@ -482,9 +504,15 @@ class CategoryStream:
             instruments=self._instruments,
             interval_ms=self._request.interval_ms,
             counters=self._counters,
-            observe=self._listener.on_server_time,
+            observe=self._is_believed,
             refused=self._refused,
         )
+
+    def _is_believed(self, server_ms: int) -> bool:
+        """Return whether the feed believes the date of a frame; the connection learns it."""
+        if is_believed := self._listener.on_server_time(server_ms):
+            self._stream.dated(server_ms)
+        return is_believed
 
     def _connected(self) -> None:
         self._wire = self._new_wire()

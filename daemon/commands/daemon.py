@@ -163,16 +163,21 @@ def _parity(facts: Document) -> RenderableType:
 def _accounts(document: Document) -> RenderableType:
     from rich.table import Table
 
-    from tracepaper.daemon.engine.state import RESERVE, reserve_of
+    from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
 
-    table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
+    table = Table(
+        box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", caption_justify="left"
+    )
     columns = ["equity", "cash", "realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"]
     if "margin_used" in cast("Document", document["account"]):
         columns.append("margin_used")
     table.add_column("account")
     for column in columns:
         table.add_column(
-            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "), justify="right"
+            column.removesuffix("_paid").removesuffix("_pnl").replace("_", " "),
+            justify="right",
+            overflow="fold",
+            no_wrap=column != "margin_used",  # so that its title gives way, and no number
         )
     twins = cast("dict[str, dict[str, str]]", document["twins"])
     own = cast("dict[str, str]", document["account"])
@@ -183,7 +188,7 @@ def _accounts(document: Document) -> RenderableType:
     for name, account in accounts.items():
         facts = cast("dict[str, str]", account)
         table.add_row(
-            name,
+            name if name in {"run", RESERVE} else account_title(name),
             *(
                 f"{Decimal(facts[column]):,.2f}" if column in facts else NOTHING
                 for column in columns
@@ -202,14 +207,22 @@ def _many_instruments(instruments: dict[str, Document]) -> RenderableType:
     table = Table(box=None, pad_edge=False, header_style="dim", caption_justify="left")
     for column in ("instrument", "close", "position", "decision"):
         table.add_column(column, justify="right" if column in {"close", "position"} else "left")
-    for name in sorted(instruments, key=lambda each: instruments[each].get("quantity", "0") == "0"):
+    held = {name: _held(facts) for name, facts in instruments.items()}
+    for name in sorted(instruments, key=lambda each: held[each] == "0"):
         facts = instruments[name]
         words = f"{facts.get('action', 'no decision yet')} {facts.get('reason', '')}".rstrip()
         if (gate := facts.get("refused_by")) is not None:
             words += f" (refused by {gate})"
-        table.add_row(name, str(facts["close"]), str(facts.get("quantity", "0")), words)
+        table.add_row(name, str(facts["close"]), held[name], words)
     table.caption = "the gates of each: --json"
     return table
+
+
+def _held(facts: Document) -> str:
+    """Return the position of an instrument; in hedge mode that of each side that has one."""
+    sides = cast("dict[str, Document]", facts.get("sides", {"": facts}))
+    held = (str(side.get("quantity", "0")) for side in sides.values())
+    return ", ".join(one for one in held if one != "0") or "0"
 
 
 def _instrument(name: str, facts: Document) -> RenderableType:
@@ -220,7 +233,9 @@ def _instrument(name: str, facts: Document) -> RenderableType:
     from tracepaper.strategies.gates.gate import measured
 
     head = Text.assemble(
-        (f"\n{name}", "bold"), f"  close {facts['close']}  position {facts.get('quantity', '0')}  "
+        (f"\n{name}", "bold"),
+        f"  close {facts['close']}  {'net position' if 'sides' in facts else 'position'} "
+        f"{facts.get('quantity', '0')}  ",
     )
     positions = cast("dict[str, Document]", facts.get("sides", {"": facts}))
     for side, held in positions.items():  # in hedge mode both

@@ -10,7 +10,7 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, assert_never
+from typing import Any, Final, assert_never
 
 import msgspec
 
@@ -20,7 +20,14 @@ from tracepaper.daemon.broker.orders import Sent
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
-from tracepaper.daemon.engine.state import EngineSettings, EngineState, ModelTerms, Shadows
+from tracepaper.daemon.engine.state import (
+    NOT_DECIDED,
+    Decided,
+    EngineSettings,
+    EngineState,
+    ModelTerms,
+    Shadows,
+)
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import (
@@ -33,7 +40,6 @@ from tracepaper.strategies.api.strategy import (
 from tracepaper.strategies.api.timeframes import FrameRange, Row
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
-    Decision,
     GateSet,
     Order,
     Prediction,
@@ -86,6 +92,7 @@ class Engine:
 
     state_type: type[InstrumentState] = InstrumentState
     broker_type: type[Broker] = Broker
+    shows_sides = False  # whether a step holds both sides of its instrument, changed or not
 
     def __init__(
         self,
@@ -235,7 +242,7 @@ class Engine:
                 if event.is_split:
                     self.states[event.instrument].adjust(event)
                 changed = self.broker.on_action(event)
-                return self._finish(event, event.instrument, sent=changed)
+                return self._finish(event, event.instrument, Filled(orders=changed))
             case Command():
                 return self._command(event)
             case ModelChange():
@@ -369,15 +376,20 @@ class Engine:
             confirmed = self.shadows.follow(
                 broker, state, bar, prediction, decision, sequence=self.sequence, at_ms=at_ms
             )
-        decision, window, decided = state.settle(decision, prediction, sent)
-        orders = () if sent is None else sent.orders
-        step = self._finish(
-            bar, key, filled, orders, decision, prediction, confirmed, window, decided,
-            saves=saves,
-        )  # fmt: skip
+        decided = state.settle(decision, prediction, sent)
+        step = self._conclude(bar, filled, decided, confirmed, saves=saves)
         if self.shadows.bases and self.shadows.count(step, state):  # from the next bar on
             self.save = self.save or Save.LATER
         return step
+
+    def _conclude(
+        self, bar: Bar, filled: Filled, decided: Decided, confirmed: Sequence[str], *, saves: bool
+    ) -> Step:
+        """Return the step of *bar*; *confirmed* names the twins whose position it confirmed."""
+        twins: tuple[TwinStep, ...] = ()
+        if self.broker.shadows:
+            twins = self.shadows.steps(self.broker, bar.instrument, filled.shadows, confirmed)
+        return self._finish(bar, bar.instrument, filled, decided, twins, saves=saves)
 
     # ------------------------------------------------------------ prices and settlements
 
@@ -452,7 +464,7 @@ class Engine:
             orders += self.broker.flatten(
                 self._closes(), sequence=self.sequence, at_ms=command.market_ms
             )
-        return self._finish(command, None, sent=orders)
+        return self._finish(command, None, Filled(orders=orders))
 
     def _closes(self) -> dict[str, int]:
         """Return the newest close of each instrument that has one."""
@@ -498,33 +510,26 @@ class Engine:
 
     # ------------------------------------------------------------ the record
 
-    def _finish(  # noqa: PLR0913, PLR0917 - the fields of a step
+    def _finish(
         self,
         event: Event,
         instrument: str | None,
         filled: Filled = NOTHING_FILLED,
-        sent: tuple[Order, ...] = (),
-        decision: Decision | None = None,
-        prediction: Prediction = None,
-        confirmed: Sequence[str] = (),
-        window_sha256: bytes | None = None,
-        decision_sha256: bytes | None = None,
+        decided: Decided = NOT_DECIDED,
+        twins: tuple[TwinStep, ...] = (),
         *,
         accepted: bool = True,
         belief: str | None = None,
         saves: bool = True,
-        twins: tuple[TwinStep, ...] | None = None,
     ) -> Step:
-        """Return the step of *event*; *confirmed* names the twins whose position it confirmed.
+        """Return the step of *event*.
 
         It *saves* the state where that is due; within a close only the last step does.
         """
         broker = self.broker
         position, account, entries = broker.own.report(instrument)
-        if twins is None:
-            twins = ()
-            if broker.shadows and instrument is not None and (decision or filled.shadows):
-                twins = self.shadows.steps(broker, instrument, filled.shadows, confirmed)
+        if not twins and instrument is not None and (filled.shadows or self.shows_sides):
+            twins = self.shadows.steps(broker, instrument, filled.shadows)
         sequence = self.sequence
         state: bytes | None = None
         if broker.save:
@@ -542,57 +547,41 @@ class Engine:
                 self.save = _NO
         self.sequence = sequence + 1
         return Step(
-            sequence, event, accepted, decision, prediction,
-            as_they_stand(filled.orders, sent) if sent else filled.orders, filled.fills,
-            position, account, twins, window_sha256, decision_sha256, state, entries, belief,
+            sequence, event, accepted, decided.decision, decided.prediction,
+            as_they_stand(filled.orders, decided.orders) if decided.orders else filled.orders,
+            filled.fills, position, account, twins, decided.window_sha256, decided.decision_sha256,
+            state, entries, belief,
         )  # fmt: skip
 
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
-        account, twins = self.broker.state()
-        return EngineState(
-            self.halted,
-            self._regimes(),
-            self.risk.state,
-            account,
-            twins,
-            dict(self.prices.settled),
-            dict(self.shadows.bases),
-            self._declared_states(),
-            self._cells(),
-            self.risk.chosen,
-        )
+        return EngineState(*self._carried(*self.broker.state()))
 
     def _encoded_state(self) -> bytes:
         """Return the encoding of :meth:`state`, of which most instruments' part is known already.
 
         With fifty instruments it is stored at each trade of any of them.
         """
-        account, twins = self.broker.encoded_state()
-        parts = (
+        *parts, cells, chosen = self._carried(*self.broker.encoded_state())
+        if chosen is not None:
+            parts += [cells, chosen]
+        elif cells:
+            parts.append(cells)
+        return msgspec.msgpack.encode(parts)
+
+    def _carried(self, account: object, twins: object) -> tuple[Any, ...]:
+        """Return the fields of ``EngineState``, with *account* and *twins* as they are given."""
+        regimes = {key: state.regimes for key, state in self.states.items()}
+        return (
             self.halted,
-            self._regimes(),
+            {key: of.regime for key, of in regimes.items() if of.regime is not Regime.UNKNOWN},
             self.risk.state,
             account,
             twins,
-            self.prices.settled,
-            self.shadows.bases,
-            self._declared_states(),
+            dict(self.prices.settled),
+            dict(self.shadows.bases),
+            # A portfolio's state has no instrument.
+            {key: declared.encoded for key, declared in self.declared.items()},
+            {key: of.cell for key, of in regimes.items() if of.cell is not None},
+            self.risk.chosen,
         )
-        cells = self._cells()
-        if self.risk.chosen is not None:
-            return msgspec.msgpack.encode((*parts, cells, self.risk.chosen))
-        return msgspec.msgpack.encode((*parts, cells) if cells else parts)
-
-    def _regimes(self) -> dict[str, Regime]:
-        known = ((key, state.regimes.regime) for key, state in self.states.items())
-        return {key: regime for key, regime in known if regime is not Regime.UNKNOWN}
-
-    def _cells(self) -> dict[str, int]:
-        """Return the cells of the card's own regimes that are known."""
-        known = ((key, state.regimes.cell) for key, state in self.states.items())
-        return {key: cell for key, cell in known if cell is not None}
-
-    def _declared_states(self) -> dict[str, bytes]:
-        """Return what the strategies declared as their state; a portfolio's has no instrument."""
-        return {key: declared.encoded for key, declared in self.declared.items()}

@@ -14,7 +14,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import Intent, PaperAccount
-from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled
+from tracepaper.daemon.broker.broker import Filled
 from tracepaper.daemon.broker.hedged import (
     OPENS,
     HedgedAccount,
@@ -24,7 +24,7 @@ from tracepaper.daemon.broker.hedged import (
 )
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState
-from tracepaper.daemon.engine.state import INTEGRITY, EngineSettings
+from tracepaper.daemon.engine.state import INTEGRITY, Decided, EngineSettings
 from tracepaper.strategies.api.context import BarContext, Cancel, OrderRequest, Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import Strategy, portfolio_of
@@ -32,15 +32,12 @@ from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
     Action,
-    Decision,
     Forecast,
-    Order,
     PositionSide,
     Prediction,
     Step,
-    TwinStep,
 )
-from tracepaper.strategies.types.market import Bar, Event, Instrument
+from tracepaper.strategies.types.market import Bar, Instrument
 
 HORIZON: Final = "horizon"
 NO_SIDE: Final = (
@@ -190,6 +187,7 @@ class HedgedEngine(Engine):
     state_type = HedgedState
     broker_type = HedgedBroker
     broker: HedgedBroker
+    shows_sides = True
 
     def __init__(
         self,
@@ -208,34 +206,13 @@ class HedgedEngine(Engine):
             strategy.twins = ()
         super().__init__(instruments, strategies, sizers, gates, settings)
 
-    def _finish(  # noqa: PLR0913, PLR0917 - the fields of a step
-        self,
-        event: Event,
-        instrument: str | None,
-        filled: Filled = NOTHING_FILLED,
-        sent: tuple[Order, ...] = (),
-        decision: Decision | None = None,
-        prediction: Prediction = None,
-        confirmed: Sequence[str] = (),
-        window_sha256: bytes | None = None,
-        decision_sha256: bytes | None = None,
-        *,
-        accepted: bool = True,
-        belief: str | None = None,
-        saves: bool = True,
-        twins: tuple[TwinStep, ...] | None = None,
+    def _conclude(
+        self, bar: Bar, filled: Filled, decided: Decided, confirmed: Sequence[str], *, saves: bool
     ) -> Step:
-        """Return the step of *event*, with both sides of its instrument."""
-        if instrument is not None:
-            none = dict.fromkeys(self.broker.shadows, ())
-            filled = filled._replace(shadows={**none, **filled.shadows})
-            if decision is not None and isinstance(event, Bar):
-                confirmed = [
-                    side.value
-                    for side, account in self.broker.sides.items()
-                    if account.confirmed_ms(instrument) == event.open_time_ms
-                ]
-        return super()._finish(
-            event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            decision_sha256, accepted=accepted, belief=belief, saves=saves, twins=twins,
-        )  # fmt: skip
+        """Return the step of *bar*, with the sides whose positions it confirmed."""
+        confirmed = [
+            side.value
+            for side, account in self.broker.sides.items()
+            if account.confirmed_ms(bar.instrument) == bar.open_time_ms
+        ]
+        return super()._conclude(bar, filled, decided, confirmed, saves=saves)

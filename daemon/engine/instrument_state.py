@@ -17,6 +17,7 @@ from tracepaper.daemon.engine.state import (
     INTEGRITY,
     JUDGEMENT,
     RANDOM_GATE,
+    Decided,
     EngineSettings,
     ModelTerms,
 )
@@ -364,10 +365,8 @@ class InstrumentState:
         """Return the money of *quantity*, without its sign, at *price*."""
         return self._sizer.notional(price, abs(quantity))
 
-    def settle(
-        self, decision: Decision, prediction: Prediction, sent: Sent | None
-    ) -> tuple[Decision, bytes, bytes]:
-        """Return *decision* as the step keeps it, the hash of its window, and its own for parity.
+    def settle(self, decision: Decision, prediction: Prediction, sent: Sent | None) -> Decided:
+        """Return *decision* as the step keeps it.
 
         *sent* is what its intent came to; None where a gate held it.
         """
@@ -376,7 +375,8 @@ class InstrumentState:
             decision = self.unfilled(decision, sent.refusal)
         history = self.history
         decided = self.decision_hash.digest(history.canonical, prediction, decision, requests)
-        return decision, history.window_sha256(), decided
+        orders = () if sent is None else sent.orders
+        return Decided(decision, prediction, orders, history.window_sha256(), decided)
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""
@@ -395,11 +395,6 @@ class InstrumentState:
         if not self._repeats or last is None or passed != last.outcome.passed:
             return None
         return Decision(last.outcome, last.target_quantity, measures)
-
-    def hashes(self, decision: Decision, prediction: Prediction) -> tuple[bytes, bytes]:
-        """Return the hash of the window of *decision*, and its own."""
-        decided = self.decision_hash.digest(self.history.canonical, prediction, decision)
-        return self.history.window_sha256(), decided
 
     def doubt_of(self, depths: Depths) -> str | None:
         """Say which of the order books of *depths* are not believed yet; None where none are."""

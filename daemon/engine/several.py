@@ -21,7 +21,7 @@ from tracepaper.daemon.broker.divided import DividedBroker, Proposal
 from tracepaper.daemon.broker.sub_accounts import SubAccount
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
-from tracepaper.daemon.engine.state import EngineSettings, EngineState, PartsState
+from tracepaper.daemon.engine.state import Decided, EngineSettings, EngineState, PartsState
 from tracepaper.daemon.engine.strategy_members import (
     HOLD,
     DeclaredStates,
@@ -232,6 +232,12 @@ class SeveralEngine(Engine):
 
     # ------------------------------------------------------------ a bar, from top to bottom
 
+    def step(self, event: Event, prediction: Prediction) -> Step:
+        """Return all that *event* caused; but for a decided bar, it may change what was quiet."""
+        if type(event) is not Bar and type(event) is not Closed:
+            self._quiet.clear()
+        return super().step(event, prediction)
+
     def _decide(
         self,
         bar: Bar,
@@ -243,6 +249,7 @@ class SeveralEngine(Engine):
     ) -> Step:
         """Return the step of *bar*: every strategy's decision first, then that of the account."""
         if filled is None or bar.open_time_ms < self._period_start_ms:
+            self._quiet.clear()
             return super()._decide(bar, filled, prediction, at_ms, saves=saves)
         self._share_out_if_due(bar)
         key = bar.instrument
@@ -302,17 +309,15 @@ class SeveralEngine(Engine):
                 quiet.contents[:] = [it.content for it in asked]
         if quiet.enters:
             self.save = self.save or Save.LATER
-        window, own = self.states[key].hashes(net, prediction)
+        own = self.states[key].settle(net, prediction, None)
         twins = tuple(
             [
                 TwinStep(one.name, one.part.position(key), one.account, (), confirmed, one.decided)
                 for one, confirmed in zip(asked, quiet.confirmed, strict=True)
             ]
         )
-        return super()._finish(
-            bar, key, NOTHING_FILLED, (), net, prediction, (), window,
-            several_digest(own, quiet.contents), saves=saves, twins=twins,
-        )  # fmt: skip
+        decided = _netted(own, (), quiet.contents)
+        return self._finish(bar, key, NOTHING_FILLED, decided, twins, saves=saves)
 
     def _net(self, bar: Bar, at_ms: int) -> None:
         """Net what the strategies said of *bar*, and propose that to the broker."""
@@ -359,39 +364,24 @@ class SeveralEngine(Engine):
 
     # ------------------------------------------------------------ the record
 
-    def _finish(  # noqa: PLR0913, PLR0917 - the fields of a step
+    def _conclude(
         self,
-        event: Event,
-        instrument: str | None,
-        filled: Filled = NOTHING_FILLED,
-        sent: tuple[Order, ...] = (),
-        decision: Decision | None = None,
-        prediction: Prediction = None,
-        confirmed: Sequence[str] = (),
-        window_sha256: bytes | None = None,
-        decision_sha256: bytes | None = None,
+        bar: Bar,
+        filled: Filled,
+        decided: Decided,
+        confirmed: Sequence[str],  # noqa: ARG002 - of shadow accounts, which there are none of
         *,
-        accepted: bool = True,
-        belief: str | None = None,
-        saves: bool = True,
-        twins: tuple[TwinStep, ...] | None = None,
+        saves: bool,
     ) -> Step:
-        """Return the step of *event*, with what each strategy decided at a bar."""
-        if type(event) is not Bar or decision is None:
-            if type(event) is not Closed:
-                self._quiet.clear()
-            return super()._finish(
-                event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-                decision_sha256, accepted=accepted, belief=belief, saves=saves, twins=twins,
-            )  # fmt: skip
-        key, broker = event.instrument, self.broker
-        asked = self._asked[key]
+        """Return the step of *bar*, with what each strategy decided."""
+        key, broker = bar.instrument, self.broker
+        asked, decision, sent = self._asked[key], decided.decision, decided.orders
+        assert decision is not None
         if decision.refused_by is not None:  # what a command left opposing crosses still
-            price = self._crossing_price(event, self.states[key])
-            at_ms = event.market_ms
-            sent += broker.cross(key, price, sequence=self.sequence, at_ms=at_ms)
+            price = self._crossing_price(bar, self.states[key])
+            sent += broker.cross(key, price, sequence=self.sequence, at_ms=bar.market_ms)
         shadows, crossed = filled.shadows, broker.take_crossed()
-        made, confirms = [], []
+        twins, confirms = [], []
         for one in asked:
             one.keep(self._settled(one, decision), decision, self._places)
             to, intent = broker.sent.get(one.name), one.intent
@@ -399,7 +389,7 @@ class SeveralEngine(Engine):
                 intent is not None and intent.is_entry and to is not None and to.refusal is None
             )
             fills = (*shadows.get(one.name, ()), *crossed.get(one.name, ()))
-            made.append(
+            twins.append(
                 TwinStep(
                     one.name,
                     one.part.position(key),
@@ -418,12 +408,8 @@ class SeveralEngine(Engine):
             self._quiet[key] = _Quiet(intents, confirms, enters, contents)
         else:
             self._quiet.pop(key, None)
-        assert decision_sha256 is not None
-        return super()._finish(
-            event, instrument, filled, sent, decision, prediction, confirmed, window_sha256,
-            several_digest(decision_sha256, contents), accepted=accepted,
-            belief=belief, saves=saves, twins=tuple(made),
-        )  # fmt: skip
+        decided = _netted(decided, sent, contents)
+        return self._finish(bar, key, filled, decided, tuple(twins), saves=saves)
 
     def _settled(self, one: _Asked, net: Decision) -> Decision:
         """Return the decision of *one* strategy, with why its target is not asked for."""
@@ -468,6 +454,13 @@ class SeveralEngine(Engine):
                     f"the strategies' parts of {key} add up to {parts}, and the account holds "
                     f"{broker.own.held(key)}; run `tracepaper audit verify` and restore a backup"
                 )
+
+
+def _netted(own: Decided, orders: tuple[Order, ...], contents: Sequence[bytes]) -> Decided:
+    """Return what the account decided by its *own*, with a hash that covers *contents* too."""
+    assert own.decision_sha256 is not None
+    digest = several_digest(own.decision_sha256, contents)
+    return Decided(own.decision, own.prediction, orders, own.window_sha256, digest)
 
 
 def _answer(net: int, reasons: Sequence[str]) -> Signal:

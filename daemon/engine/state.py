@@ -41,6 +41,7 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     Fill,
     Forecast,
+    Order,
     PositionSide,
     Prediction,
     Regime,
@@ -190,6 +191,19 @@ class ModelTerms(Struct, frozen=True):
         return min(self.slope, 1.0)
 
 
+class Decided(Struct, frozen=True, gc=False):
+    """What a step holds of the decision on its bar."""
+
+    decision: Decision | None = None
+    prediction: Prediction = None
+    orders: tuple[Order, ...] = ()  # born or changed by it
+    window_sha256: bytes | None = None
+    decision_sha256: bytes | None = None
+
+
+NOT_DECIDED: Final = Decided()
+
+
 class PartsState(Struct, frozen=True, array_like=True):
     """What several strategies on one account carry besides their sub-accounts."""
 
@@ -325,7 +339,7 @@ class Shadows:
         broker: Broker,
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
-        confirmed: Iterable[str],
+        confirmed: Iterable[str] = (),
     ) -> tuple[TwinStep, ...]:
         """Return what a step holds of each account; *confirmed* did so with their positions."""
         return tuple(

@@ -15,7 +15,7 @@ from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import structlog
-from msgspec import Struct
+from msgspec import Struct, field
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config import values
@@ -402,9 +402,10 @@ class FeedStart(Struct, frozen=True):
     a mistake of the configuration. A close further than ``plausible`` usual ranges from the last
     one is accepted once REST repeats it. Where ``gather_ms``, network time, is not 0, the bars of
     one close are delivered together. ``lacking_frames`` returns, once the warm-up bars are
-    delivered, the ranges of candles of higher timeframes that they do not reach; those of the
-    instruments in ``urgent`` are asked for before the others'. Order books of
-    ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
+    delivered, the ranges of candles of higher timeframes that they do not reach. What the
+    instruments in ``urgent`` lack is asked for before the others'; ``in_stages``, some begin before
+    the others have their bars. Order books of ``depth`` levels a side, where it is not 0, are
+    sampled each ``depth_every_ms`` of market time.
     ``book`` follows the one that fills orders.
     """
 
@@ -420,6 +421,7 @@ class FeedStart(Struct, frozen=True):
     gather_ms: int = 0
     lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames
     urgent: frozenset[str] = frozenset()
+    in_stages: bool = True
     plausible: float = 100.0
     depth: int = 0
     depth_every_ms: int = 1_000
@@ -433,6 +435,18 @@ class BackfillPage(Struct, frozen=True):
     from_ms: int
     bars: tuple[Bar, ...]
     answered_s: float  # network time
+
+
+class WarmUpAnswer(Struct, frozen=True):
+    """What REST brought of an instrument that is warmed in its turn; ``is_last``: all it has.
+
+    ``taken_in`` is set once the engine has all ``events``.
+    """
+
+    instrument: str
+    events: Sequence[Event] = ()
+    is_last: bool = False
+    taken_in: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class GapCauseNotice(Struct, frozen=True):
@@ -464,4 +478,13 @@ class Stop(Struct, frozen=True):
     """The end of the feed."""
 
 
-Item = MarketData | NextFrame | BackfillPage | GapCauseNotice | Submitted | CloseTimeout | Stop
+Item = (
+    MarketData
+    | NextFrame
+    | BackfillPage
+    | WarmUpAnswer
+    | GapCauseNotice
+    | Submitted
+    | CloseTimeout
+    | Stop
+)

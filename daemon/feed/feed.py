@@ -27,6 +27,7 @@ from tracepaper.daemon.feed.client import (
     Stop,
     StreamRequest,
     Submitted,
+    WarmUpAnswer,
     first_cause,
 )
 from tracepaper.daemon.feed.closes import CloseGatherer
@@ -35,14 +36,12 @@ from tracepaper.daemon.feed.live_book import OVERFLOW
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
 from tracepaper.daemon.feed.state import BarSequence, CloseFilter, DepthHolder, FeedState
-from tracepaper.daemon.feed.warming import FrameQueue
-from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
+from tracepaper.daemon.feed.warming import Warming
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import (
     Bar,
     BookUpdate,
     Event,
-    FrameBar,
     Funding,
     GapCause,
     Instrument,
@@ -127,7 +126,16 @@ class LiveFeed:
         )
         self._is_live = False
         self._ends_in_gap = False  # nothing of the book that fills was queued since a gap
-        self._lacks = FrameQueue({}, urgent=(), candles_max=client.candles_max)
+        self._warming = Warming(
+            client=client,
+            clock=clock,
+            exchange=exchange,
+            sequencer=self._sequencer,
+            states=self._states,
+            queue=self._queue,
+            spawn=self._spawn,
+            start=start,
+        )
         self._has_promised = False
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -231,6 +239,7 @@ class LiveFeed:
             if not self._queue.try_put(item, share=0.5):
                 is_book = isinstance(item, OrderBookSample)
                 self.counters["overflow_books" if is_book else "overflow_quotes"] += 1
+                self._maintenance.lag.warn("the queue of the feed is full, and quotes are dropped")
         elif not self._queue.try_put(item):
             self.counters["overflow_bars"] += 1
             self._queue_gap_cause(item.instrument, GapCause.OVERFLOW)
@@ -269,14 +278,15 @@ class LiveFeed:
         """Yield the warm-up, subscribe, catch up, then yield live events."""
         for event in self._start.first:
             yield event
+        self._warming.plan()
         # The bars before the period, as far as they are final already.
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
         async for event in self._filled(until_ms):
             yield event
-        self._lacks = self._lacking()
-        for lack in self._lacks.first:
-            for frame_bar in await self._frame_bars(lack):
-                yield frame_bar
+        for key in self._warming.turns.first:
+            if key not in self._unanswered:
+                for frame_bar in await self._warming.frames_of(key):
+                    yield frame_bar
         if self._start.started is not None:
             yield self._start.started()
         self._listen()
@@ -320,7 +330,7 @@ class LiveFeed:
 
     async def _on_item(  # noqa: C901, PLR0912 - one case an item
         self,
-        item: MarketData | NextFrame | BackfillPage | GapCauseNotice | Submitted,
+        item: MarketData | NextFrame | BackfillPage | WarmUpAnswer | GapCauseNotice | Submitted,
     ) -> AsyncIterator[Event]:
         """Yield the events that one item of the queue causes."""
         match item:
@@ -341,12 +351,26 @@ class LiveFeed:
             case BackfillPage():
                 async for event in self._sequencer.page(item):
                     yield event
+            case WarmUpAnswer():
+                async for event in self._warmed_by(item):
+                    yield event
             case GapCauseNotice():
                 self._states[item.instrument].set_gap_cause(item.cause)
             case Submitted():
                 yield item.event
             case _:
                 assert_never(item)
+
+    async def _warmed_by(self, answer: WarmUpAnswer) -> AsyncIterator[Event]:
+        """Yield what REST brought of an instrument in its turn, and the stream behind the last."""
+        now_ms = self._clock.market_ms()
+        for left, event in zip(reversed(range(len(answer.events))), answer.events, strict=True):
+            self._sequencer.left = left
+            yield structs.replace(event, seen_ms=now_ms)
+        if answer.is_last:
+            async for event in self._sequencer.release(answer.instrument):
+                yield event
+        answer.taken_in.set()
 
     def _seen(self, update: BookUpdate) -> BookUpdate:
         return structs.replace(update, seen_ms=max(update.market_ms, self._clock.market_ms()))
@@ -392,7 +416,7 @@ class LiveFeed:
         return [
             Hole(state, until_ms, cause=state.cause)
             for key, state in self._states.items()
-            if key not in self._unanswered
+            if key not in self._unanswered and not self._sequencer.holds(key)
         ]
 
     async def _filled(self, until_ms: int) -> AsyncIterator[Event]:
@@ -418,49 +442,9 @@ class LiveFeed:
                 advice="REST does not answer for them; other symbols go on",
             )
 
-    def _lacking(self) -> FrameQueue:
-        """Return which candles of higher frames the warm-up bars do not reach, by their order."""
-        at = {key: self._next_ms(key) for key in self._states if key not in self._unanswered}
-        ranges: dict[str, list[FrameRange]] = {key: [] for key in at}
-        for next_ms in dict.fromkeys(at.values()):
-            for lack in self._start.lacking_frames(next_ms):
-                if at.get(lack.instrument) == next_ms:
-                    ranges[lack.instrument].append(lack)
-        return FrameQueue(ranges, urgent=self._start.urgent, candles_max=self._client.candles_max)
-
-    async def _frame_bars(self, lack: FrameRange) -> list[FrameBar]:
-        """Fetch the closed candles of a higher frame."""
-        instrument = self._states[lack.instrument].instrument
-        bars = await self._client.candles(
-            instrument, lack.interval_ms, lack.from_ms, lack.until_ms - 1
-        )
-        now_ms = self._clock.market_ms()
-        self.counters["frame_bars"] += len(bars)
-        return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
-
-    async def _run_frames(self) -> None:
-        """Fetch what the start did not wait for; each symbol is warm as its candles come."""
-        while self._lacks.later:
-            lack = self._lacks.pop()
-            for frame_bar in await self._frame_bars(lack):
-                self._queue.put(Submitted(frame_bar))
-            self._lacks.answered(lack)
-
-    def frames_at(self, instrument: str) -> int | None:
-        """Return when the candles of higher frames of *instrument* come; None where none do."""
-        if (requests := self._lacks.requests_until(instrument)) is None:
-            return None
-        wait_s = requests / self._exchange.requests_per_s
-        return self._clock.market_ms() + int(1_000 * wait_s * self._exchange.time_scale)
-
-    def _next_ms(self, instrument: str) -> int:
-        """Return the open time of the first bar on which *instrument* is decided.
-
-        In a run that goes on it lies long after the period's start, whose bars may be pruned.
-        """
-        known_ms = self._start.known.get(instrument)
-        next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms
-        return max(next_ms, self._start.period_start_ms)
+    def warm_at(self, instrument: str) -> int | None:
+        """Return when REST has answered all that *instrument* waits for; None where it has."""
+        return self._warming.at_ms(instrument)
 
     def _listen(self) -> None:
         """Start the background tasks: connections, time, settlements, filters."""
@@ -470,7 +454,7 @@ class LiveFeed:
             self._maintenance.run_overdue(),
             self._maintenance.run_settlements(),
             self._maintenance.run_filters(),
-            self._run_frames(),
+            self._warming.run(),
         ):
             self._spawn(work)
 

@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
+    LOG_EVERY_S,
     BackfillPage,
     EventQueue,
     GapCauseNotice,
@@ -184,6 +185,67 @@ FILTERS_AGAIN_S: Final = 60.0
 ANSWERS: Final = 2
 """An instrument that is missing from so many answers in a row is delisted."""
 
+# ---------------------------------------------------------------- a machine that is too slow
+
+READ_LATE_S: Final = 1.0
+"""Frames older than this, network time, have waited to be read: a bar may wait behind them."""
+BEHIND_S: Final = 5.0
+"""Where all frames of so long are older than so much, network time, a warning says so."""
+BEHIND_FRAMES: Final = 100
+"""A warning takes so many frames: one of a stream that was silent may be a delayed one."""
+
+
+class StreamLag:
+    """How late frames are read, and the warning where this machine does not keep up with them."""
+
+    def __init__(self, clock: Clock, exchange: ExchangeSection, symbols: int) -> None:
+        self._clock = clock
+        self._scale_ms = 1_000 * exchange.time_scale
+        count = f"{symbols} symbol{'s' if symbols > 1 else ''}"
+        remedy = (
+            f"{count} at exchange.time_scale {exchange.time_scale:g}: lower it, and the --speed of "
+            "tracepaper exchange with it"
+            if exchange.time_scale > 1
+            else f"{count}: list fewer market.symbols, or leave it more of the processor"
+        )
+        self._advice = f"this machine is too slow for {remedy}; until then bars are decided late"
+        self._sent_ms = 0  # the newest date since the clock was read
+        self._read_s = float("-inf")
+        self._timely_s = clock.network_s()
+        self._late_frames = 0
+        self._warned_s = float("-inf")
+
+    def read(self, server_ms: int, market_ms: int) -> None:
+        """Take in the date of a frame that is read at *market_ms*."""
+        self._sent_ms = max(self._sent_ms, server_ms)
+        self._read_s = self._clock.network_s()
+        late_s = (market_ms - server_ms) / self._scale_ms
+        if late_s <= BEHIND_S:
+            self._timely_s, self._late_frames = self._read_s, 0
+            return
+        self._late_frames += 1
+        if self._late_frames >= BEHIND_FRAMES and self._read_s - self._timely_s >= BEHIND_S:
+            self.warn(f"frames are read {late_s:.0f} s after they were sent")
+
+    def clock_was_read(self) -> None:
+        """Forget the newest date: market time may have been set back."""
+        self._sent_ms = 0
+
+    def frames_ms(self) -> int:
+        """Return the market time up to which frames are read, or now where none wait."""
+        now_ms = self._clock.market_ms()
+        is_silent = self._clock.network_s() - self._read_s > READ_LATE_S
+        if is_silent or not self._sent_ms or now_ms - self._sent_ms <= READ_LATE_S * self._scale_ms:
+            return now_ms
+        return self._sent_ms
+
+    def warn(self, what: str) -> None:
+        """Log that the machine is too slow, once a minute at most; *what* shows it."""
+        now_s = self._clock.network_s()
+        if now_s - self._warned_s >= LOG_EVERY_S:
+            self._warned_s = now_s
+            log.warning("behind", reason=what, advice=self._advice)
+
 
 class FeedMaintenance:
     """Background work of a feed; ``run_*`` never return. They work from ``start`` on."""
@@ -213,6 +275,7 @@ class FeedMaintenance:
         self._synchronised_s = 0.0
         self._ahead_ms = exchange.ahead_ms * exchange.time_scale
         self._frame_lead_ms = 0.0  # how far frames have moved the clock since it was read
+        self.lag = StreamLag(clock, exchange, len(states))
 
     def start(self) -> None:
         """Begin to work: the feed has caught up."""
@@ -225,13 +288,14 @@ class FeedMaintenance:
         and drop every quote before it. Frames may move the clock by ``ahead_ms`` in all until it is
         read again, so that many small errors move it no further than one.
         """
-        ahead_ms = server_ms - self._clock.market_ms()
+        ahead_ms = server_ms - (market_ms := self._clock.market_ms())
         if abs(ahead_ms) > LAG_MS:
             self.request_resync()
+        if ahead_ms > 0 and self._frame_lead_ms + ahead_ms > self._ahead_ms:
+            return False
+        self.lag.read(server_ms, market_ms)
         if ahead_ms <= 0:
             return True
-        if self._frame_lead_ms + ahead_ms > self._ahead_ms:
-            return False
         self._frame_lead_ms += ahead_ms
         self._clock.observe(server_ms)
         return True
@@ -270,6 +334,7 @@ class FeedMaintenance:
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:
             self._clock.synchronise(server_ms)
         self._frame_lead_ms = -late_ms
+        self.lag.clock_was_read()
         for state in self._states.values():
             state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1
@@ -294,14 +359,18 @@ class FeedMaintenance:
                 await self.synchronise()
 
     async def run_overdue(self) -> None:
-        """Ask REST for each bar whose closing frame is overdue."""
+        """Ask REST for each bar whose closing frame is overdue.
+
+        A machine that reads frames late would else ask for every bar that they bring, and be later.
+        """
         while True:
             await self._clock.sleep(POLL_S)
             if not self._is_live:
                 continue
+            market_ms = self.lag.frames_ms()
             for state in self._states.values():
                 if state.is_overdue(
-                    market_ms=self._clock.market_ms(),
+                    market_ms=market_ms,
                     network_s=self._clock.network_s(),
                     grace_ms=self._exchange.grace_ms,
                 ):

@@ -17,6 +17,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.feed.client import BackfillPage, MarketDataClient
 from tracepaper.daemon.feed.maintenance import FeedMaintenance
 from tracepaper.daemon.feed.state import (
+    PENDING_MAX,
     REQUEST_WAIT_MAX_S,
     BarRange,
     FeedState,
@@ -315,10 +316,17 @@ class BarSequencer:
         self._is_up = is_up
         self._certain_s = certain_s
         self.left = 0  # bars at hand that follow the one just yielded
+        self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
         self._waited = -1, 0.0  # the newest close that settlements were asked for, and until when
 
     async def bar(self, bar: Bar) -> AsyncIterator[Event]:
         """Take a bar of the stream: deliver it exactly once, in its place."""
+        if (held := self._held.get(bar.instrument)) is not None:
+            if len(held) < PENDING_MAX:
+                held.append(bar)
+            else:  # REST has it
+                self._counters["overflow_bars"] += 1
+            return
         state = self._states[bar.instrument]
         match place := state.sequence.place(bar):
             case Place.REPEATED | Place.OLD | Place.REVISED:
@@ -356,12 +364,49 @@ class BarSequencer:
         if (due_s := state.missing.due_s()) > page.answered_s:
             state.request_by(due_s)
 
+    def hold(self, instrument: str) -> None:
+        """Keep the stream of *instrument* waiting until it is released; REST is asked elsewhere."""
+        self._held[instrument] = []
+        self._states[instrument].claim_request()
+
+    def holds(self, instrument: str) -> bool:
+        """Return whether the stream of *instrument* waits."""
+        return instrument in self._held
+
+    async def release(self, instrument: str) -> AsyncIterator[Event]:
+        """Deliver what the stream of *instrument* brought while it waited."""
+        self._states[instrument].end_request()
+        for bar in self._held.pop(instrument):
+            async for event in self.bar(bar):
+                yield event
+
+    async def answers(self, hole: Hole) -> AsyncIterator[list[Event]]:
+        """Fill *hole* from REST beside the stream: yield the events of each answer."""
+        events: list[Event] = []
+        left = 0
+
+        def count(behind: int) -> None:
+            nonlocal left
+            left = behind
+
+        async for event in self.fill([hole], patience_s=None, unanswered=set(), count_left=count):
+            events.append(event)
+            if not left and isinstance(event, Bar | Gap):
+                yield events
+                events = []
+
     async def fill(
-        self, holes: Sequence[Hole], *, patience_s: float | None, unanswered: set[str]
+        self,
+        holes: Sequence[Hole],
+        *,
+        patience_s: float | None,
+        unanswered: set[str],
+        count_left: Callable[[int], None] | None = None,
     ) -> AsyncIterator[Event]:
         """Fill *holes* from REST, each bar preceded by the settlements that belong before it.
 
-        An instrument that is not answered in time is added to *unanswered*.
+        An instrument that is not answered in time is added to *unanswered*. *count_left* is called
+        as that of the function ``fill`` is.
         """
         events = fill(
             holes,
@@ -370,7 +415,7 @@ class BarSequencer:
             certain_s=self._certain_s,
             patience_s=patience_s,
             unanswered=unanswered,
-            count_left=self._count_left,
+            count_left=count_left or self._count_left,
         )
         async for event in events:
             if isinstance(event, Bar):

@@ -5,14 +5,35 @@ The rules are docs/universe.md, V4 to V7.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Collection, Iterable, Mapping
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from contextlib import suppress
+from itertools import accumulate
 from typing import Final, NamedTuple
 
-from tracepaper.strategies.api.timeframes import FrameRange
+import structlog
 
-FRAMES_BEFORE_START: Final = 20
-"""Requests for candles of higher timeframes that are answered before the first decision."""
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.feed.client import (
+    EventQueue,
+    FeedStart,
+    Item,
+    MarketDataClient,
+    Submitted,
+    WarmUpAnswer,
+)
+from tracepaper.daemon.feed.sequencer import BarSequencer, Hole
+from tracepaper.daemon.feed.state import FeedState
+from tracepaper.strategies.api.timeframes import FrameRange, frame_bar_of
+from tracepaper.strategies.types.market import FrameBar, GapCause
+from tracepaper.strategies.units import interval_start
+
+BEFORE_START: Final = 50
+"""Requests that are answered before the first decision: ten seconds at the default pace."""
+
+log = structlog.get_logger("bybit.feed")
 
 
 class WarmUp(NamedTuple):
@@ -22,6 +43,8 @@ class WarmUp(NamedTuple):
     of_bars: int
     of_frames: int
     requests_per_s: float
+    first: int  # symbols that the first decision waits for
+    before: int  # requests of these
 
     @property
     def requests(self) -> int:
@@ -36,9 +59,14 @@ class WarmUp(NamedTuple):
     def sentence(self) -> str:
         """Say what it takes."""
         frames = "" if not self.of_frames else f" and {self.of_frames:,} for higher timeframes"
+        turns = ""
+        if self.first < self.symbols:
+            first = "the first" if self.first == 1 else f"the first {self.first}"
+            wait_s = self.before / self.requests_per_s
+            turns = f"; {first} after {wait_s:.0f} s, the others in turn"
         return (
             f"{self.symbols} symbols: {self.of_bars:,} requests for bars{frames}, "
-            f"{self.minutes:.1f} minutes at {self.requests_per_s:g} a second"
+            f"{self.minutes:.1f} minutes at {self.requests_per_s:g} a second{turns}"
         )
 
 
@@ -49,60 +77,198 @@ def pages(lack: FrameRange, candles_max: int) -> int:
 
 
 def warm_up(
-    symbols: int,
+    symbols: Collection[str],
     bars: int,
     frames: Iterable[FrameRange],
     *,
     candles_max: int,
     requests_per_s: float,
+    in_stages: bool = True,
 ) -> WarmUp:
-    """Return the requests that warm *symbols*, by *bars* of each and *frames* of all of them."""
-    of_frames = sum(pages(lack, candles_max) for lack in frames)
-    return WarmUp(symbols, symbols * -(-bars // candles_max), of_frames, requests_per_s)
+    """Return the requests that warm *symbols*, by *bars* of each and *frames* of all of them.
+
+    Where it is not *in_stages*, the first decision waits for the bars of all.
+    """
+    of_frames = Counter[str]()
+    for lack in frames:
+        of_frames[lack.instrument] += pages(lack, candles_max)
+    of_bars = -(-bars // candles_max)
+    staged = of_bars if in_stages else 0
+    requests = {key: of_frames[key] + staged for key in symbols}
+    first = WarmUpQueue(requests, urgent=()).first
+    together = 0 if in_stages else len(symbols) * of_bars
+    return WarmUp(
+        len(symbols),
+        len(symbols) * of_bars,
+        of_frames.total(),
+        requests_per_s,
+        len(first),
+        together + sum(requests[key] for key in first),
+    )
 
 
-class FrameQueue:
-    """The ranges of candles of higher timeframes that a start lacks, the most urgent first.
+class WarmUpQueue:
+    """The instruments of a start in the order in which they are warmed, the most urgent first.
 
-    Instruments of *urgent* (those that hold something, or have orders) come before the others,
-    which keep the order of the run. ``first`` are those within ``FRAMES_BEFORE_START`` requests;
-    the others are drawn from ``later``, whose instruments say when they will be answered.
+    Each takes so many *requests*; those of *urgent* (which hold something, or have orders) come
+    before the others, which keep the order of the run. ``first`` are those within
+    ``BEFORE_START`` requests, one at least; the others are ``later``, and say when their turn ends.
     """
 
-    def __init__(
-        self,
-        ranges: Mapping[str, Collection[FrameRange]],
-        *,
-        urgent: Collection[str],
-        candles_max: int,
-    ) -> None:
-        self._candles_max = candles_max
-        self.first: list[FrameRange] = []
-        self.later: deque[FrameRange] = deque()
-        asked = 0
-        for key in sorted(ranges, key=lambda key: key not in urgent):  # stable: the run's order
-            asked += self._pages(ranges[key])
-            (self.later if asked > FRAMES_BEFORE_START else self.first).extend(ranges[key])
-        self._left = Counter(lack.instrument for lack in self.later)
+    def __init__(self, requests: Mapping[str, int], *, urgent: Collection[str]) -> None:
+        order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
+        reached = accumulate(requests[key] for key in order)
+        ahead = sum(asked <= BEFORE_START for asked in reached)
+        self.first = order[: max(ahead, 1)]
+        self._later = {key: requests[key] for key in order[len(self.first) :]}
 
-    def pop(self) -> FrameRange:
-        """Return the next of the later ones; it counts until it is :meth:`answered`."""
-        return self.later.popleft()
+    @property
+    def later(self) -> tuple[str, ...]:
+        """Those whose turn is still to come, or is under way."""
+        return tuple(self._later)
 
-    def answered(self, lack: FrameRange) -> None:
-        """Note that *lack* was answered."""
-        self._left[lack.instrument] -= 1
+    def answered(self, instrument: str) -> None:
+        """Note that one request of *instrument* was answered; the last counts until it is done."""
+        self._later[instrument] = max(self._later[instrument] - 1, 1)
+
+    def done(self, instrument: str) -> None:
+        """Note that *instrument* lacks nothing any more."""
+        del self._later[instrument]
 
     def requests_until(self, instrument: str) -> int | None:
         """Return how many requests it takes until *instrument* lacks nothing; None where it does.
 
-        The one that is under way counts as one.
+        One that is under way counts.
         """
-        if not self._left[instrument]:
+        if instrument not in self._later:
             return None
-        places = [place for place, lack in enumerate(self.later) if lack.instrument == instrument]
-        ahead = list(self.later)[: places[-1] + 1] if places else []
-        return self._pages(ahead) + 1
+        order = list(self._later)
+        return sum(self._later[key] for key in order[: order.index(instrument) + 1])
 
-    def _pages(self, ranges: Iterable[FrameRange]) -> int:
-        return sum(pages(lack, self._candles_max) for lack in ranges)
+
+class Warming:
+    """Warms the instruments of a start: the first before it, the others in turn behind it.
+
+    An instrument of ``later`` is held by the *sequencer* until all its bars have come, so that its
+    stream waits and the others go on; where *in_stages* is False it lacks candles of higher
+    timeframes alone. The bars of each answer are one item of *queue*, and the next is asked for
+    once the engine has taken them in.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: MarketDataClient,
+        clock: Clock,
+        exchange: ExchangeSection,
+        sequencer: BarSequencer,
+        states: Mapping[str, FeedState],
+        queue: EventQueue[Item],
+        spawn: Callable[[Coroutine[None, None, None]], None],
+        start: FeedStart,
+    ) -> None:
+        self._client = client
+        self._clock = clock
+        self._exchange = exchange
+        self._sequencer = sequencer
+        self._states = states
+        self._queue = queue
+        self._spawn = spawn
+        self._start = start
+        self._patience_s = exchange.certain_s + exchange.connect_timeout_s
+        self._causes: dict[str, GapCause | None] = {}  # of what is missing before the first turn
+        self.turns = WarmUpQueue(dict.fromkeys(states, 0), urgent=())
+
+    def plan(self) -> None:
+        """Divide the instruments into those of the start and those behind it."""
+        lacks = Counter[str]()
+        for next_ms in {self._next_ms(key) for key in self._states}:
+            for lack in self._start.lacking_frames(next_ms):
+                if self._next_ms(lack.instrument) == next_ms:
+                    lacks[lack.instrument] += pages(lack, self._client.candles_max)
+        if self._start.in_stages:
+            lacks.update({key: self._pages_of_bars(state) for key, state in self._states.items()})
+        requests = {key: lacks[key] for key in self._states}
+        self.turns = WarmUpQueue(requests, urgent=self._start.urgent)
+        if self._start.in_stages:
+            for key in self.turns.later:
+                self._causes[key] = self._states[key].cause
+                self._sequencer.hold(key)
+
+    def _pages_of_bars(self, state: FeedState) -> int:
+        sequence = state.sequence
+        begun_ms = max(self._start.period_start_ms, self._clock.market_ms())
+        lacking_ms = interval_start(begun_ms, sequence.interval_ms) - sequence.next_open_ms
+        return max(0, -(-lacking_ms // sequence.interval_ms // self._client.candles_max))
+
+    async def frames_of(self, instrument: str) -> list[FrameBar]:
+        """Fetch the closed candles of higher timeframes that the known bars do not reach."""
+        bars: list[FrameBar] = []
+        for lack in self._start.lacking_frames(self._next_ms(instrument)):
+            if lack.instrument == instrument:
+                bars += await self._fetched(lack)
+        return bars
+
+    async def _fetched(self, lack: FrameRange) -> list[FrameBar]:
+        bars = await self._client.candles(
+            self._states[lack.instrument].instrument,
+            lack.interval_ms,
+            lack.from_ms,
+            lack.until_ms - 1,
+        )
+        now_ms = self._clock.market_ms()
+        self._client.counters["frame_bars"] += len(bars)
+        return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
+
+    async def run(self) -> None:
+        """Warm what the start did not wait for; one that is not answered holds up no other."""
+        for key in self.turns.later:
+            is_warm = asyncio.Event()
+            self._spawn(self._warm(key, is_warm))
+            left: int | None = -1
+            while not is_warm.is_set() and left != (requests := self.turns.requests_until(key)):
+                left = requests
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._patience_s):
+                        await is_warm.wait()
+            if not is_warm.is_set():
+                log.warning(
+                    "unanswered",
+                    instruments=[key],
+                    advice="REST does not answer for it; the next ones are warmed before it",
+                )
+
+    async def _warm(self, key: str, is_warm: asyncio.Event) -> None:
+        state, sequence = self._states[key], self._states[key].sequence
+        while self._sequencer.holds(key):
+            until_ms = interval_start(self._clock.market_ms(), sequence.interval_ms)
+            before_ms = sequence.next_open_ms
+            async for events in self._sequencer.answers(Hole(state, until_ms, self._causes[key])):
+                await self._taken_in(WarmUpAnswer(key, events))
+                self.turns.answered(key)
+            if sequence.next_open_ms == before_ms:
+                await self._taken_in(WarmUpAnswer(key, is_last=True))
+        for frame_bar in await self.frames_of(key):
+            self._queue.put(Submitted(frame_bar))
+        self.turns.done(key)
+        is_warm.set()
+
+    async def _taken_in(self, answer: WarmUpAnswer) -> None:
+        self._queue.put(answer)
+        await answer.taken_in.wait()
+
+    def at_ms(self, instrument: str) -> int | None:
+        """Return when *instrument* lacks nothing any more; None where it does not."""
+        if (requests := self.turns.requests_until(instrument)) is None:
+            return None
+        wait_s = requests / self._exchange.requests_per_s
+        return self._clock.market_ms() + int(1_000 * wait_s * self._exchange.time_scale)
+
+    def _next_ms(self, instrument: str) -> int:
+        """Return the open time of the first bar on which *instrument* is decided.
+
+        In a run that goes on it lies long after the period's start, whose bars may be pruned.
+        """
+        known_ms = self._start.known.get(instrument)
+        next_ms = 0 if known_ms is None else known_ms + self._start.interval_ms
+        return max(next_ms, self._start.period_start_ms)

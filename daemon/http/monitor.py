@@ -51,7 +51,7 @@ Document = dict[str, object]
 
 
 class Newest(Protocol):
-    """When a feed received its newest frame and quotes."""
+    """When a feed received its newest frame and quotes, and what it still waits for."""
 
     def frame_s(self) -> float | None:
         """Return the network time of the newest frame; None before the first."""
@@ -59,6 +59,10 @@ class Newest(Protocol):
 
     def quote_ms(self, instrument: str) -> int | None:
         """Return the market time of the newest quote; None before the first."""
+        ...
+
+    def warm_at(self, instrument: str) -> int | None:
+        """Return when REST has answered all that *instrument* waits for; None where it has."""
         ...
 
 
@@ -91,6 +95,10 @@ class Silent:
         return None
 
     def quote_ms(self, _instrument: str) -> int | None:
+        """Return None."""
+        return None
+
+    def warm_at(self, _instrument: str) -> int | None:
         """Return None."""
         return None
 
@@ -248,8 +256,10 @@ class Monitor:
         reasons = list(self._obstacles())
         fresh_s = max(FRESH_INTERVALS * self.run.interval_ms, self._clock.scaled_ms(FRESH_S)) / 1000
         for instrument in self._instruments:
-            age_s = self.bar_age_s(instrument)
-            if age_s is None:
+            age_s, turn_ms = self.bar_age_s(instrument), self._newest.warm_at(instrument)
+            if turn_ms is not None:
+                reasons.append(f"{instrument} is warming up until {minute_text(turn_ms)}")
+            elif age_s is None:
                 reasons.append(f"{instrument} has no bar yet")
             elif age_s > fresh_s:
                 reasons.append(f"the newest bar of {instrument} closed {int(age_s)} s ago")

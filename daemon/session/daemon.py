@@ -44,7 +44,6 @@ from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, dri
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
 from tracepaper.daemon.session.notify import Messenger, check_notify
 from tracepaper.daemon.session.parity import OFF, DailyParity
-from tracepaper.daemon.session.recording import check_recording, recording_of
 from tracepaper.daemon.session.resume import (
     Opened,
     Opening,
@@ -55,6 +54,7 @@ from tracepaper.daemon.session.resume import (
 )
 from tracepaper.daemon.session.retraining import Retrainer, Service, promoted_for
 from tracepaper.daemon.session.run_row import (
+    in_stages,
     live_execution,
     preflight_engine,
     refuse_replayed,
@@ -62,8 +62,8 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
     warm_up_of,
 )
-from tracepaper.daemon.session.shipping import Shipping
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
+from tracepaper.daemon.session.sidecars import Shipping, check_recording, recording_of
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
     known_candidates,
@@ -461,6 +461,7 @@ class Daemon:
                 period_start_ms=run.period_start_ms,
                 warmup_bars=engine.bars_before(run.period_start_ms),
                 lacking_frames=engine.lacking_frames,
+                in_stages=in_stages(engine, opened.forecaster),
                 urgent=frozenset(
                     key for key in engine.instruments if own.held(key) or own.target(key)
                 ),
@@ -488,11 +489,10 @@ class Daemon:
     def _warm_at(self, engine: Engine, feed: LiveFeed, instrument: str) -> int | None:
         """Return when *instrument* is decided on from all that is looked back on; None where it is.
 
-        Candles of higher timeframes that are still asked for come long before own bars make them.
+        What REST is still asked for comes long before the stream makes it.
         """
-        own_ms = engine.warm_at(instrument, self._clock.market_ms())
-        frames_ms = None if own_ms is None else feed.frames_at(instrument)
-        return own_ms if frames_ms is None else frames_ms
+        turn_ms = feed.warm_at(instrument)
+        return engine.warm_at(instrument, self._clock.market_ms()) if turn_ms is None else turn_ms
 
     async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
         """Submit an operator's command; return the sequence of its step."""
@@ -518,7 +518,7 @@ def _log_opened(opened: Opened, config: Config, candles_max: int) -> None:
     event = "run goes on" if opened.resumed else "run opened"
     log.info(event, run_id=run.run_id, sequence=engine.sequence, **way)
     if not opened.resumed:
-        plan = warm_up_of(engine, run.period_start_ms, config, candles_max)
+        plan = warm_up_of(engine, forecaster, run.period_start_ms, config, candles_max)
         log.info("warm-up", plan=plan.sentence())
 
 
@@ -531,13 +531,13 @@ def _log_warming(
 ) -> None:
     """Log until when each instrument is held, where the exchange has too few past bars of it.
 
-    One line tells of all that wait for their candles of higher timeframes.
+    One line tells of all whose turn to be warmed is still to come.
     """
     waiting: list[int] = []
     for item in run.instruments:
         if (at_ms := warm_at(item.id)) is None:
             continue
-        if feed.frames_at(item.id) is not None:
+        if feed.warm_at(item.id) is not None:
             waiting.append(at_ms)
             continue
         log.warning(
@@ -552,7 +552,7 @@ def _log_warming(
             "warming up in turn",
             instruments=len(waiting),
             until=minute_text(max(waiting)),
-            advice="each trades as its higher timeframes have come; `tracepaper status` says when",
+            advice="each trades as its candles have come; `tracepaper status` says when",
         )
 
 

@@ -220,9 +220,25 @@ class BarHistory:
         bars = self._bars[instrument]
         return bars[-1] if bars else None
 
-    def warm_from(self) -> tuple[tuple[str, int], ...]:
-        """Return the first remembered bar of each instrument that has one."""
-        return tuple((key, bars[0].open_time_ms) for key, bars in self._bars.items() if bars)
+    def warm_from(self, period_start_ms: int = 0) -> tuple[tuple[str, int], ...]:
+        """Return the first remembered bar of each instrument that has those up to the period.
+
+        A model is warmed for the others once these have come.
+        """
+        lacking = self.lacking(period_start_ms)
+        return tuple(
+            (key, bars[0].open_time_ms)
+            for key, bars in self._bars.items()
+            if bars and key not in lacking
+        )
+
+    def lacking(self, period_start_ms: int) -> set[str]:
+        """Return the instruments whose last bar before *period_start_ms* has not come."""
+        return {
+            key
+            for key, bars in self._bars.items()
+            if not bars or bars[-1].close_time_ms < period_start_ms
+        }
 
     def known(self) -> dict[str, list[Bar]]:
         """Return the remembered bars of each instrument."""
@@ -231,6 +247,13 @@ class BarHistory:
     def since(self, instrument: str, open_time_ms: int) -> list[Bar]:
         """Return the remembered bars of *instrument* from *open_time_ms* on."""
         return [bar for bar in self._bars[instrument] if bar.open_time_ms >= open_time_ms]
+
+
+class WarmedWith(NamedTuple):
+    """What the running model was warmed with beside a start: all known *bars* of *instrument*."""
+
+    instrument: str
+    bars: Sequence[Bar]
 
 
 class Aside:
@@ -243,7 +266,7 @@ class Aside:
 
     def __init__(self, forecaster: Forecaster, known: Mapping[str, Sequence[Bar]]) -> None:
         self.forecaster = forecaster
-        self.since: list[Bar | Sequence[Bar]] = []
+        self.since: list[Bar | Sequence[Bar] | WarmedWith] = []
         self._known: Mapping[str, Sequence[Bar]] | None = known
 
     def warm(self) -> None:
@@ -258,12 +281,18 @@ class Aside:
         for bars in self.since:
             if isinstance(bars, Bar):
                 self.forecaster.step(bars)
+            elif isinstance(bars, WarmedWith):
+                self.forecaster.warm(*bars)
             else:
                 self.forecaster.predict_many(bars)
 
 
 class InlinePredictor:
-    """Predicts in the caller's thread, without a deadline: for replay, where nothing waits."""
+    """Predicts in the caller's thread, without a deadline: for replay, where nothing waits.
+
+    Where a start comes before an instrument's bars, the model is warmed for it at the last of them
+    before the period, or at the first in it.
+    """
 
     def __init__(
         self,
@@ -280,6 +309,7 @@ class InlinePredictor:
         self._prepared: dict[str, Forecaster] = {}
         self._period_start_ms = period_start_ms
         self._started = started
+        self._cold: set[str] = set()  # instruments without a warm model yet, behind a start
         self._source = run_source(forecaster)
 
     @property
@@ -307,7 +337,7 @@ class InlinePredictor:
         match event:
             case Bar():
                 # Bars before the start are only remembered: the start warms the model with them.
-                if not self.history.push(event) or not self._started:
+                if not self.history.push(event) or not self._asks(event):
                     return None
                 if self.aside is not None:
                     self.aside.since.append(event)
@@ -336,6 +366,23 @@ class InlinePredictor:
                 return
         warm(self._forecaster, self.history, change)
         self._started = True
+        named = {key for key, _ in change.warm_from}
+        self._cold = self.history.lacking(self._period_start_ms) - named
+
+    def _asks(self, bar: Bar) -> bool:
+        """Return whether the model steps through *bar*; warm it where that is the bar to do it."""
+        key = bar.instrument
+        if not self._started or key not in self._cold:
+            return self._started
+        if bar.close_time_ms < self._period_start_ms:
+            return False  # later bars before the period follow
+        known, is_early = self.history.since(key, 0), bar.open_time_ms < self._period_start_ms
+        warmed = WarmedWith(key, known if is_early else known[:-1])
+        self._forecaster.warm(*warmed)
+        self._cold.remove(key)
+        if self.aside is not None:
+            self.aside.since.append(warmed)
+        return not is_early
 
     def predict_close(
         self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
@@ -348,8 +395,8 @@ class InlinePredictor:
         self, bars: Sequence[Bar], recorded: Sequence[Prediction] = ()
     ) -> list[Prediction]:
         """Return the forecast of each of *bars*, which the model has seen."""
-        newest = [bar for bar in bars if self.history.push(bar)]
-        if not newest or not self._started:
+        newest = [bar for bar in bars if self.history.push(bar) and self._asks(bar)]
+        if not newest:
             return [None] * len(bars)
         if self.aside is not None:
             self.aside.since.append(newest)
@@ -437,7 +484,9 @@ class WorkerPredictor:
         self._inline = InlinePredictor(forecaster, history, period_start_ms=period_start_ms)
         self._deadline_ms = deadline_ms
         self._worker = worker
+        self._period_start_ms = period_start_ms
         self._pending: set[asyncio.Future[Any]] = set()
+        self._early: asyncio.Future[Any] | None = None  # the newest bar before the period
 
     def prepare(self, forecaster: Forecaster) -> None:
         """Keep another model for the change to it, which is an event."""
@@ -457,13 +506,27 @@ class WorkerPredictor:
             return await _answer_of(self._worker.submit(self._inline.answer, event))
         if not isinstance(event, Bar):
             return None
+        if event.open_time_ms < self._period_start_ms:
+            await self._take_in(event)
+            return None
         return await self._within_deadline(
             self._worker.submit(self._inline.answer, event), PredictionTimeout(self._deadline_ms)
         )
 
+    async def _take_in(self, early: Bar) -> None:
+        """Have the worker take in a bar that is not answered, which may warm the model.
+
+        Only the one before is waited for: nothing is decided on it, and prices need not wait.
+        """
+        before, self._early = self._early, self._worker.submit(self._inline.answer, early)
+        if before is not None:
+            await _answer_of(before)
+
     async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
         """Return the forecast of each of *bars*; they share one deadline."""
         self._inline.see(*bars)
+        if bars[0].open_time_ms < self._period_start_ms:
+            return await _answer_of(self._worker.submit(self._inline.answer_close, bars))
         return await self._within_deadline(
             self._worker.submit(self._inline.answer_close, bars),
             [PredictionTimeout(self._deadline_ms)] * len(bars),

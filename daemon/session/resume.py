@@ -119,7 +119,8 @@ class Opened:
 
     def started(self, market_ms: int) -> ModelChange:
         """Return the event of this start, naming the bars that the model is warmed with."""
-        warm_from = self.history.warm_from() if self.forecaster is not None else ()
+        is_asked, start_ms = self.forecaster is not None, self.run.period_start_ms
+        warm_from = self.history.warm_from(start_ms) if is_asked else ()
         return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
 
 

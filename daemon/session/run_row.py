@@ -48,6 +48,7 @@ from tracepaper.daemon.session.user_code import class_sha256
 from tracepaper.storage.database.connection import open_reader, sqlite_status
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import (
     CheckpointMismatch,
     ConfigInvalid,
@@ -404,20 +405,31 @@ def planned_warm_up(config: Config, now_ms: int, candles_max: int) -> WarmUp:
         period_start_ms=now_ms,
         forecaster=forecaster,
     )
-    return warm_up_of(engine, now_ms, config, candles_max)
+    return warm_up_of(engine, forecaster, now_ms, config, candles_max)
 
 
-def warm_up_of(engine: Engine, start_ms: int, config: Config, candles_max: int) -> WarmUp:
-    """Return the requests of a new *engine* whose period begins at *start_ms*.
+def in_stages(engine: Engine, forecaster: Forecaster | None) -> bool:
+    """Return whether a symbol may trade before the others have their bars.
+
+    A portfolio decides on all of them, and some models read the bars of another.
+    """
+    return not engine.is_portfolio and run_source(forecaster) is None
+
+
+def warm_up_of(
+    engine: Engine, forecaster: Forecaster | None, start_ms: int, config: Config, candles_max: int
+) -> WarmUp:
+    """Return the requests of a new *engine*, with its model, whose period begins at *start_ms*.
 
     One request brings *candles_max* candles.
     """
     return warm_up(
-        len(engine.instruments),
+        engine.instruments,
         engine.bars_before(start_ms),
         engine.lacking_frames(start_ms),
         candles_max=candles_max,
         requests_per_s=config.exchange.requests_per_s,
+        in_stages=in_stages(engine, forecaster),
     )
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from rich.text import Text
 
 from tracepaper.daemon.broker.broker import SIDES
-from tracepaper.daemon.engine.state import RESERVE, account_title, reserve_of
+from tracepaper.daemon.engine.state import RESERVE, TWINS, account_title, reserve_of
 from tracepaper.strategies.gates.declared import operator, risk_halt
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict
 from tracepaper.strategies.types.decisions import (
@@ -305,6 +305,9 @@ def _banner(state: ScreenState) -> Text:
     return Text.assemble(" ", (words, "bold yellow reverse"))
 
 
+_TWIN_TITLES: Final = frozenset(map(account_title, TWINS))
+
+
 def _money(state: ScreenState) -> Text:
     assert state.account is not None
     accounts = [("equity", state.account)]
@@ -314,7 +317,11 @@ def _money(state: ScreenState) -> Text:
         is_own = account is state.account
         text = Text.assemble((f" {name} ", "dim"))
         text.append(f"{account.equity / MONEY_SCALE:,.2f} ", "bold" if is_own else "")
-        if state.cash:
+        if not is_own and name not in _TWIN_TITLES:  # it began with a part of the cash
+            earned = account.realized_pnl + account.unrealized_pnl
+            earned -= account.fees_paid + account.funding_paid
+            text.append_text(_signed(earned / MONEY_SCALE))
+        elif state.cash:
             text.append_text(_signed((account.equity / state.cash - 1) * 100, unit=" %"))
         cells.append(text)
     equity = {name: Decimal(account.equity) for name, account in state.twins.items()}

@@ -22,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.session.shipping import PROGRAM
+from tracepaper.daemon.session.sidecars import SHIP_PROGRAM
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.live import decision_latencies
 from tracepaper.replay.bench.machine import machine_line
@@ -184,7 +184,7 @@ def _shipping(url: str, database: Path) -> Iterator[None]:
     name = database_id(database)
     query, seconds = "SELECT count(*) FROM marks WHERE database_id = %s", SystemClock().network_s
     process = subprocess.Popen(  # noqa: S603 - our own program
-        (*PROGRAM, "--service", "--to", url, "--db", str(database)),
+        (*SHIP_PROGRAM, "--service", "--to", url, "--db", str(database)),
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -15,7 +15,6 @@ training part, every test window, errors over all variables. Published figures w
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +38,12 @@ from tracepaper.replay.bench.ett_data import (
     read_table,
     recursive,
 )
-from tracepaper.replay.bench.machine import machine_line, most_resident_mb, resident_mb
+from tracepaper.replay.bench.machine import (
+    machine_line,
+    measure_apart,
+    most_resident_mb,
+    resident_mb,
+)
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.bench.workloads import BookWorkload, SeveralAssets
 from tracepaper.replay.learning.fit import (
@@ -76,17 +80,8 @@ def measure_assets(assets: int = 100, bars: int = 2_048, *, seed: int = 0) -> di
     One thread; the peak is that of a fresh process, its imports included, and beside it stands
     what the imports alone hold. Raises ``ConfigInvalid`` where that process fails.
     """
-    made = _PROGRAM.format(assets=assets, bars=bars, seed=seed)
-    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
-        [sys.executable, "-c", made], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ConfigInvalid(
-            f"{assets:,} assets of {bars:,} bars could not be measured "
-            f"({(done.stderr.strip().splitlines() or ['no word'])[-1]}); give fewer."
-        )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return {**found, "machine": machine_line()}
+    program = _PROGRAM.format(assets=assets, bars=bars, seed=seed)
+    return measure_apart(program, f"{assets:,} assets of {bars:,} bars")
 
 
 def told(assets: int, bars: int, seed: int) -> None:

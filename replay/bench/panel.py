@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,14 +19,13 @@ from typing import Any, Final, TypeVar
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
 from tracepaper.replay.bench.live import Spent, live_config, timed_closes
-from tracepaper.replay.bench.machine import machine_line, most_resident_mb
+from tracepaper.replay.bench.machine import measure_apart, most_resident_mb
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.bench.workloads import SCHEMA, write_model
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.fit import use_threads
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.types.decisions import Forecast, Step
 from tracepaper.strategies.types.market import Bar
@@ -50,17 +48,8 @@ def measure_panel(assets: int, bars: int, closes: int) -> dict[str, Any]:
 
     One thread, in a fresh process. Raises ``ConfigInvalid`` where that process fails.
     """
-    made = _PROGRAM.format(assets=assets, bars=bars, closes=closes)
-    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
-        [sys.executable, "-c", made], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise ConfigInvalid(
-            f"A run of {assets:,} assets of {bars:,} bars could not be measured "
-            f"({(done.stderr.strip().splitlines() or ['no word'])[-1]}); give fewer."
-        )
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "machine": machine_line()}
+    program = _PROGRAM.format(assets=assets, bars=bars, closes=closes)
+    return measure_apart(program, f"A run of {assets:,} assets of {bars:,} bars")
 
 
 def print_figures(assets: int, bars: int, closes: int) -> None:

@@ -21,6 +21,8 @@ BOOK_FRAMES_PER_WALL_S: Final = 40
 TICKER_FRAMES_PER_WALL_S: Final = 20
 TRADE_FRAMES_PER_WALL_S: Final = 50
 BOOK_FRAMES_PER_CANDLE_MIN: Final = 5
+SYMBOLS_AT_FULL_PACE: Final = 10
+"""The frames a wall second of so many symbols are divided among more: one process makes them."""
 GRID_MS: Final = 100
 
 encode: Final[Callable[[Any], bytes]] = msgspec.json.Encoder().encode
@@ -62,6 +64,7 @@ class Pacing:
     """
 
     speed: float
+    symbols: int = 1
 
     def trade_gap_ms(self) -> int:
         """Return the span of trades that share a frame; 1 sends each moment's by itself."""
@@ -83,7 +86,8 @@ class Pacing:
     def _gap_ms(self, frames_per_s: int, natural_ms: int) -> int:
         if self.speed <= 1:
             return natural_ms
-        return max(natural_ms, int(1000 * self.speed / frames_per_s))
+        share = max(self.symbols / SYMBOLS_AT_FULL_PACE, 1.0)
+        return max(natural_ms, int(1000 * self.speed * share / frames_per_s))
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,7 @@ class EmbeddedExchange:
     def _channel(self, category: str, topic: str) -> Channel | None:
         if self.recording:
             return self.recording.channel(category, topic)
-        pacing = Pacing(self.settings.speed)
+        pacing = Pacing(self.settings.speed, len(self.venue.markets))
         return find_channel(TopicRequest(self.venue, category, topic, pacing, self.faults))
 
     async def _listen(self, stack: AsyncExitStack) -> None:

@@ -17,8 +17,13 @@ from typing import Any, Final
 
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
+from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
 from tracepaper.replay.report.honesty import entropy_sentence
-from tracepaper.replay.report.trades import of_decision
+from tracepaper.replay.report.listed_orders import (
+    QueuePosition,
+    of_decision,
+    queue_positions,
+)
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.allocation import ERROR, GAINED, Rule
@@ -43,7 +48,9 @@ class StoredDecision:
     buckets: tuple[Row, ...]  # of ``v_explanations``, newest first; none without an attribution
     notes: tuple[Row, ...] = ()  # of ``v_notes``, as the strategy wrote them
     orders: tuple[Row, ...] = ()  # of ``v_orders``: what its list sent or canceled
+    queues: Mapping[str, QueuePosition] = field(default_factory=dict)  # of those that queued
     strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: what was netted, by name
+    liquidations: tuple[Liquidation, ...] = ()  # since the decision before, this bar's too
     card: Mapping[str, Any] = field(default_factory=dict)
     """Of the model that decided, where the gate of entropy judged; as the run stored it."""
 
@@ -216,11 +223,16 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
         decisions = views.rows("v_decisions", sequence=sequence)
         if not decisions:
             raise DataInvalid(_no_such_decision(views, sequence))
+        run = views.run()
+        config = json.loads(run["config"])
         gates = tuple(views.rows("v_gates", sequence=sequence))
+        orders: tuple[Row, ...] = ()
+        if decisions[0]["action"] == Action.ORDERS:
+            orders = of_decision(reader, views, sequence)
         judged = any(row["gate"] == confidence.name for row in gates)
         model = reader.models(run_id, until=sequence).deciding if judged else ""
         return StoredDecision(
-            views.run(),
+            run,
             decisions[0],
             gates,
             # A user's model may give a confidence, and does not say where it looked.
@@ -230,15 +242,17 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
                 if row["weight"] is not None
             ),
             tuple(views.rows("v_notes", sequence=sequence)),
-            of_decision(reader, views, sequence) if decisions[0]["action"] == Action.ORDERS else (),
-            _netted(views, sequence),
+            orders,
+            queue_positions(reader, run_id, orders, config.get("execution", {})),
+            _netted(views, sequence, config),
+            liquidations_of(reader, views, decisions[0], config),
             views.card(model),
         )
 
 
-def _netted(views: RunViews, sequence: int) -> tuple[Row, ...]:
+def _netted(views: RunViews, sequence: int, config: Mapping[str, Any]) -> tuple[Row, ...]:
     """Return the decision of each of several strategies; nothing where one alone decides."""
-    if "strategies" not in json.loads(views.run()["config"]):
+    if "strategies" not in config:
         return ()
     rows = views.rows("v_strategy_decisions", sequence=sequence)
     return tuple(sorted(rows, key=itemgetter("strategy")))

@@ -81,7 +81,7 @@ from tracepaper.replay.explain.tables import (
 )
 from tracepaper.replay.report.attention_charts import head_charts
 from tracepaper.replay.report.heads import HeadReport, heads_of
-from tracepaper.replay.report.trades import listed
+from tracepaper.replay.report.listed_orders import listed
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
@@ -181,7 +181,18 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
             for row in stored.notes
         },
         "strategies": stored.strategies,
-        "orders": listed(stored.orders, title="").documents(),
+        "liquidations": [
+            {
+                "said": one.sentence,
+                "fills": one.fills,
+                "parts": one.parts,
+                "canceled": one.canceled,
+                "cost": one.cost,
+                "fee": one.fee,
+            }
+            for one in stored.liquidations
+        ],
+        "orders": listed(stored.orders, title="", queues=stored.queues).documents(),
         "gates": [
             {**row, **{name: margin[name] for name in names}}
             for row, margin in zip(stored.gates, margins, strict=True)

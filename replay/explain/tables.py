@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from tracepaper.replay.document.values import (
@@ -40,7 +41,7 @@ from tracepaper.replay.explain.recompute import (
     Moves,
     Trial,
 )
-from tracepaper.replay.report.trades import listed
+from tracepaper.replay.report.listed_orders import listed
 from tracepaper.strategies.forecasters.cross_asset import USUAL
 from tracepaper.strategies.gates.gate import measured, unit_beside
 from tracepaper.strategies.types.decisions import Action
@@ -71,11 +72,12 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
             f"unfilled: {unfilled}; {decision['target_quantity_text']} is wanted and no order "
             "for it would be taken"
         )
+    yield from map(Paragraph, map(attrgetter("sentence"), stored.liquidations))
     if decision["horizon"] is not None:
         yield Paragraph(_forecast(decision))
     if decision["action"] == Action.ORDERS:
         if stored.orders:
-            yield listed(stored.orders, title=ORDERS_TITLE)
+            yield listed(stored.orders, title=ORDERS_TITLE, queues=stored.queues)
         else:
             yield Paragraph("Its list changed no order.")
     if stored.strategies:

@@ -245,7 +245,8 @@ class Equity(Struct, frozen=True):
     time_ms: list[int]
     equity: dict[str, list[float]]  # by account, the run's own first
     low: dict[str, list[float]]
-    exposure: list[float]  # of the run's own: held value ÷ equity
+    exposure: list[float]  # of the run's own: held value ÷ equity, gross
+    net_exposure: list[float] | None  # in hedge mode: long side less short side ÷ equity
 
 
 class Noted(Struct, frozen=True):
@@ -362,6 +363,7 @@ class OrderPath(Struct, frozen=True):
     order: dict[str, Any]  # of v_orders
     fills: list[dict[str, Any]]  # of v_fills, and seen_ms
     ledger: list[dict[str, Any]]  # of v_ledger, and seen_ms
+    queue: tuple[str | None, str | None] | None = None  # ahead of a limit at a book: first, last
 
 
 class Decision(Struct, frozen=True):
@@ -383,6 +385,7 @@ class Decision(Struct, frozen=True):
     nearest: str | None  # the gate that was nearest to the other answer
     reason: str  # the strategy's own
     unfilled_reason: str | None
+    liquidations: list[str]  # what was liquidated since the decision before, a sentence each
     held_before_text: str  # signed
     held_after_text: str
     target_text: str | None

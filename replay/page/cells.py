@@ -34,6 +34,7 @@ _RULES: Final = {
     "volume": "sum",
     "exposed": "sum",
     "exposures": "sum",
+    "grosses": "sum",
 }
 _RULE_OF: Final = {"spare": "min", "failed": "sum", "low": "min"}
 """Of columns ``prefix:name``; all others keep the last value that is known."""

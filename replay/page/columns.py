@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.replay.page.cells import (
     TIME,
     WORDS,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-VERSION: Final = 3
+VERSION: Final = 4
 GRAIN: Final = 15
 """Bars in a cell of a roll-up; longer cells are made of it where they are a multiple."""
 SHORT_BARS: Final = 40_000
@@ -397,7 +398,9 @@ class RunColumns:
         """Read the equity of every account after each close, and the run's own exposure.
 
         ``exposure`` is what is held, long and short alike, by the equity; ``exposures`` is its
-        sum over the bars from the first that was no warm-up, and ``exposed`` their number.
+        sum over the bars from the first that was no warm-up, and ``exposed`` their number. In hedge
+        mode ``exposure`` adds up both sides, ``grosses`` is its sum, ``net_exposure`` has the long
+        side less the short one, and ``exposures`` that of each symbol without its sign.
         """
         rows = equity_rows(self._reader.connection, self.run_key, span)
         axis = np.unique(np.array([row.open_time_ms for row in rows], dtype=np.float64))
@@ -410,9 +413,13 @@ class RunColumns:
             # Several instruments close at one time: the last step of that time stands.
             column[_at(axis, own)] = np.array([row.equity for row in own]) / MONEY_SCALE
             block[f"equity:{name}"], block[f"low:{name}"] = column, column.copy()
-        held = self._held(span, axis, by_twin.get(None, []))
         equity = block.get(f"equity:{OWN}", np.ones(axis.size))
-        exposure = np.divide(held, equity, out=np.zeros(axis.size), where=equity > 0)
+
+        def by_equity(twin: str | None = None, *, net: bool = False) -> Floats:
+            worth = self._held(span, axis, by_twin.get(twin, []), twin, net=net)
+            return np.divide(worth, equity, out=np.zeros(axis.size), where=equity > 0)
+
+        exposure = by_equity()
         warmed = self.warm_opened_ms()
         counted = axis >= (np.inf if warmed is None else warmed)
         block |= {
@@ -420,25 +427,51 @@ class RunColumns:
             "exposures": np.where(counted, exposure, 0.0),
             "exposed": counted.astype(np.float64),
         }
+        if sides := [side for side in SIDES if side in by_twin]:
+            gross = np.sum([by_equity(side) for side in sides], axis=0)
+            block |= {
+                "exposure": gross,
+                "grosses": np.where(counted, gross, 0.0),
+                "net_exposure": by_equity(net=True),
+            }
         return block
 
-    def _held(self, span: tuple[int, int], axis: Floats, rows: Sequence[EquityRow]) -> Floats:
-        """Return the gross value of all positions at the times *axis*, each at its last close."""
+    def _held(
+        self,
+        span: tuple[int, int],
+        axis: Floats,
+        rows: Sequence[EquityRow],
+        twin: str | None,
+        *,
+        net: bool,
+    ) -> Floats:
+        """Return the value of an account's positions at the times *axis*, each at its last close.
+
+        *rows* are those of *twin*; the value is gross, or *net*.
+        """
         worth = np.zeros(axis.size)
-        for place, (name, item) in enumerate(self.instruments.items()):
+        for place, item in enumerate(self.instruments.values()):
             own = [row for row in rows if row.instrument == place]
             step, least = 10.0**item.quantity_decimals, item.quantity_step
-            quantity = np.array([abs(row.quantity or 0) for row in own], dtype=np.float64)
-            quantity[quantity < least] = 0  # dust of spot fees, which cannot be sold
+            quantity = np.array([row.quantity or 0 for row in own], dtype=np.float64)
+            quantity = quantity if net else np.abs(quantity)
+            quantity[np.abs(quantity) < least] = 0  # dust of spot fees, which cannot be sold
             column = np.full(axis.size, np.nan)
             closes = np.array([row.close for row in own], dtype=np.float64)
             column[_at(axis, own)] = quantity / step * closes / 10.0**item.price_decimals
             if column.size and np.isnan(column[0]):
                 column[0] = 0.0
-                if (bar := self.bar_before(name, span[0])) is not None:
-                    kept = abs(float(np.nan_to_num(bar["quantity"])[0]))
-                    is_dust = kept < (1.0 - 1e-9) * least / step
-                    column[0] = 0.0 if is_dust else kept * float(bar["close"][0])
+                before = bar_at(
+                    self._reader.connection, self.run_key, place, (self.span[0], span[0] - 1),
+                    newest=True,
+                )  # fmt: skip
+                if before is not None:
+                    of = (before.sequence, before.sequence)
+                    for row in equity_rows(self._reader.connection, self.run_key, of):
+                        if row.twin == twin and abs(row.quantity or 0) >= least:
+                            kept = (row.quantity or 0) / step
+                            column[0] = kept * row.close / 10.0**item.price_decimals
+                            column[0] = column[0] if net else abs(column[0])
             worth += filled(column)
         return worth
 

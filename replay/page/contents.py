@@ -32,7 +32,7 @@ of the worst trades, and of all that asked a model are held whole."""
 BLOCK: Final = 256
 """Decisions that are compressed together where all are held."""
 DIGITS: Final = {
-    "confidence": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5,
+    "confidence": 5, "mean_return": 5, "stdev_return": 5, "exposure": 5, "net_exposure": 5,
     "numbers": 7, "equity": 7, "low": 7,
 }  # fmt: skip
 """Columns that are drawn alone are rounded to so many digits of their largest value."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import math
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import msgspec
 import numpy as np
 
 from tracepaper.replay.explain.decision import (
@@ -34,6 +35,7 @@ from tracepaper.strategies.gates.gate import (
     measured,
 )
 from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Side
 
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
 NORMAL: Final = (
@@ -57,7 +59,10 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     place = list(columns.instruments).index(instrument)
     (bar,) = shown.views.rows("v_bars", sequence=sequence)
     close_ms = row["open_time_ms"] + columns.interval_ms
-    paths = _orders(shown, sequence)
+    paths = [
+        msgspec.structs.replace(path, queue=stored.queues.get(path.order["order_id"]))
+        for path in _orders(shown, sequence)
+    ]
     before = _held(shown, sequence)
     filled = [fill["sequence"] for path in paths for fill in path.fills]
     after = _held(shown, max(filled)) if filled else before
@@ -84,8 +89,9 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         nearest=flips.nearest,
         reason=row["reason"],
         unfilled_reason=row["unfilled_reason"],
-        held_before_text=before,
-        held_after_text=after,
+        liquidations=[one.sentence for one in stored.liquidations],
+        held_before_text=before.text,
+        held_after_text=after.text,
         target_text=None
         if row["target_quantity_text"] is None
         else trimmed(row["target_quantity_text"]),
@@ -119,14 +125,32 @@ def _stored(shown: ShownRun, sequence: int) -> StoredDecision:
         raise Refusing(404, str(error)) from None
 
 
-def _held(shown: ShownRun, sequence: int) -> str:
-    """Return the position after a step, in its event's instrument, signed.
+class ShownPosition(NamedTuple):
+    """A signed position; in hedge mode that of both sides, and what each side holds."""
 
-    In hedge mode it is the long side less the short one.
-    """
+    text: str
+    sides: tuple[str, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether nothing is held."""
+        return not any(map(float, self.sides))
+
+    def words(self, base: str) -> str:
+        """Say what is held: ``long 0.058 BTC``, of both sides ``long 0.1 BTC, short 0.1 BTC``."""
+        return ", ".join(side_of(one, base) for one in self.sides if float(one)) or "flat"
+
+
+def _held(shown: ShownRun, sequence: int) -> ShownPosition:
+    """Return the position after a step, in its event's instrument."""
     for row in shown.views.rows("v_equity", sequence=sequence):
-        return trimmed(row["quantity_text"] or "0")
-    return "0"
+        text = trimmed(row["quantity_text"] or "0")
+        sides: tuple[str, ...] = (text,)
+        if json.loads(shown.views.run()["config"])["account"].get("position_mode") == "hedge":
+            rows = shown.views.rows("v_positions", sequence=sequence)
+            sides = tuple(trimmed(one["quantity_text"]) for one in rows)
+        return ShownPosition(text, sides)
+    return ShownPosition("0", ())
 
 
 def _gate(gate: GateMargin) -> answers.GateVerdict:
@@ -177,10 +201,12 @@ def _title(
     stored: StoredDecision,
     flips: Flips,
     paths: list[answers.OrderPath],
-    held: tuple[str, str],
+    held: tuple[ShownPosition, ShownPosition],
     base: str,
 ) -> str:
     before, after = held
+    if stored.liquidations and stored.liquidations[0].fills:
+        return f"Liquidated: {'; '.join(map(_taken, stored.liquidations[0].fills))}"
     sent = [path.order for path in paths if path.order["status"] != "REJECTED"]
     done = [order for order in sent if float(order["filled"] or 0) > 0]
     if done:
@@ -188,7 +214,7 @@ def _title(
         verb = "Bought" if order["side"] == "BUY" else "Sold"
         traded = f"{verb} {trimmed(order['filled_text'])} {base}"
         if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
-            return f"{traded}, from {side_of(before, base)} to {side_of(after, base)}"
+            return f"{traded}, from {before.words(base)} to {after.words(base)}"
         return f"{traded}: {order['reason']}"
     row = stored.decision
     if row["refused_by"] is not None:
@@ -197,7 +223,13 @@ def _title(
         order = sent[0]
         verb = "buy" if order["side"] == "BUY" else "sell"
         return f"Sent to {verb} {trimmed(order['quantity_text'])} {base}: {order['reason']}"
-    return "Stayed flat" if float(after) == 0 else f"Kept {side_of(after, base)}"
+    return "Stayed flat" if after.is_flat else f"Kept {after.words(base)}"
+
+
+def _taken(fill: Row) -> str:
+    side = "long" if fill["side"] == Side.SELL else "short"
+    symbol = fill["instrument"].partition(":")[2]
+    return f"{side} {trimmed(fill['quantity_text'])} {symbol} at {fill['price_text']}"
 
 
 def _refused(name: str, flips: Flips) -> str:
@@ -222,7 +254,9 @@ def _trend_noted(stored: StoredDecision) -> dict[str, Any]:
     return noted if TREND in noted else {}
 
 
-def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: str, base: str) -> str:
+def _trend_words(
+    stored: StoredDecision, noted: dict[str, Any], held: ShownPosition, base: str
+) -> str:
     """Say what the strategy trend wanted, beside what was held, and which rule moved it."""
     row, trend, size = stored.decision, noted[TREND], abs(noted[SIZE])
     if trend == 0:
@@ -232,12 +266,12 @@ def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: str, base:
         wants = f"The trend is {way}: it wants {_share(size)} of a full position"
         if size < abs(trend):
             wants += f", not {_share(abs(trend))}, since the market moves more than the target"
-    now = f"{wants}; {'nothing' if float(held) == 0 else side_of(held, base)} was held"
+    now = f"{wants}; {'nothing' if held.is_flat else held.words(base)} was held"
     if row["refused_by"] is not None or row["target_quantity_text"] is None:
         return f"{now}."
     target, band = trimmed(row["target_quantity_text"]), noted.get(BAND)
     share = "" if band is None or trend == 0 else f"{_share(band)} of a full position"
-    if float(target) == float(held):
+    if float(target) == float(held.text):
         return f"{now}{share and f', within its band of {share}'}, so nothing is traded."
     if not share:
         return f"{now}. The new target is {side_of(target, base)}."
@@ -247,7 +281,7 @@ def _trend_words(stored: StoredDecision, noted: dict[str, Any], held: str, base:
     )
 
 
-def _because(stored: StoredDecision, close_ms: int, held: str, base: str) -> str:
+def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: str) -> str:
     row, parts = stored.decision, []
     if stored.run["strategy"] == TREND:
         if noted := _trend_noted(stored):
@@ -268,7 +302,7 @@ def _because(stored: StoredDecision, close_ms: int, held: str, base: str) -> str
     return " ".join(part for part in parts if part)
 
 
-def _flip(stored: StoredDecision, flips: Flips, held: str, base: str) -> str:
+def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:
     if flips.allowed:
         near = next((one for one in flips.gates if one.gate == flips.nearest), None)
         if near is None or near.margin is None:
@@ -279,9 +313,9 @@ def _flip(stored: StoredDecision, flips: Flips, held: str, base: str) -> str:
         )
     failed = [one for one in flips.gates if not one.passed]
     sentence = _would_have(failed)
-    if stored.decision["action"] == Action.FLAT and float(held) != 0:
+    if stored.decision["action"] == Action.FLAT and not held.is_flat:
         return sentence
-    kept = side_of(held, base)
+    kept = held.words(base)
     return sentence if kept == "flat" else f"{sentence} {kept[:1].upper()}{kept[1:]} was kept."
 
 
@@ -381,10 +415,8 @@ def _orders(shown: ShownRun, sequence: int) -> list[answers.OrderPath]:
         found += [
             answers.OrderPath(
                 _clean(order),
-                *(
-                    [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in rows]
-                    for rows in (fills, ledger)
-                ),
+                [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in fills],
+                [_clean(row) | {"seen_ms": seen.get(row["sequence"])} for row in ledger],
             )
             for order in shown.views.rows("v_orders", order_id=order_id)
         ]

@@ -226,22 +226,31 @@ def twins(shown: ShownRun) -> list[str]:
 
 
 def mean_exposure(shown: ShownRun) -> float | None:
-    """Return the mean exposure over the bars from the first that was no warm-up.
+    """Return the mean exposure that buy and hold is compared at, from the first warm bar on.
 
     None where there is none yet, the equity was used up, or a roll-up is not made yet.
     """
+    return _kept_mean(shown, "exposures")
+
+
+def gross_exposure(shown: ShownRun) -> float | None:
+    """Return the mean of what is held by the equity; in hedge mode both sides added up."""
+    return _kept_mean(shown, "grosses")
+
+
+def _kept_mean(shown: ShownRun, sums: str) -> float | None:
     try:
-        return shown.columns.kept_value("exposure", lambda: _mean_exposure(shown))
+        return shown.columns.kept_value(sums, lambda: _mean(shown, sums))
     except RollupMissing:
         return None
 
 
-def _mean_exposure(shown: ShownRun) -> float | None:
+def _mean(shown: ShownRun, sums: str) -> float | None:
     _, block = shown.columns.cells(ACCOUNTS, None, None, CELLS)
     bars = float(np.sum(block.get("exposed", 0.0)))
     if not bars or np.nanmin(block[f"low:{OWN}"]) <= 0:
         return None
-    return float(np.sum(block["exposures"])) / bars
+    return float(np.sum(block.get(sums, block["exposures"]))) / bars
 
 
 def held(shown: ShownRun) -> list[HoldingAccount]:

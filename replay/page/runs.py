@@ -332,7 +332,7 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
     views = shown.views
     found = [
         _figures(
-            OWN, "the run's own account", row, views.count("v_fills"), holding.mean_exposure(shown)
+            OWN, "the run's own account", row, views.count("v_fills"), holding.gross_exposure(shown)
         )
         for row in views.rows("v_equity", newest=1)
     ]
@@ -352,7 +352,12 @@ def _accounts(shown: ShownRun) -> list[answers.AccountFigures]:
         end = held.newest
         found.append(
             answers.AccountFigures(
-                held.name, held.source, end, end / held.start - 1, is_stored=False
+                held.name,
+                held.source,
+                end,
+                end / held.start - 1,
+                mean_exposure=held.share,
+                is_stored=False,
             )
         )
     return found
@@ -482,6 +487,7 @@ def equity(
         equity=own | held,
         low={name: found[f"low:{name}"].tolist() for name in names if f"low:{name}" in found},
         exposure=found.get("exposure", times).tolist(),
+        net_exposure=found["net_exposure"].tolist() if "net_exposure" in found else None,
     )
 
 

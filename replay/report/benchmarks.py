@@ -25,12 +25,14 @@ The rule is docs/decisions.md, G21.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
@@ -82,10 +84,23 @@ def gains(bars: Bars, held: Floats, traded: Floats, cost_rate: float) -> Floats:
 def exposures(record: RunRecord, ledger: AccountRecord) -> tuple[Floats, Floats]:
     """Return what *ledger* held at each of the record's times by its equity: net, and gross.
 
-    The second counts what is held long and what is held short alike, so it is not negative.
+    The second counts what is held long and what is held short alike, so it is not negative: in
+    hedge mode both sides of a symbol.
     """
+    return _exposures(record, ledger, sides_of(record, ledger))
+
+
+def sides_of(record: RunRecord, ledger: AccountRecord) -> list[AccountRecord]:
+    """Return both sides of the run's own account in hedge mode, else *ledger* alone."""
+    sides = [twin for twin in record.twins if twin.name in SIDES]
+    return sides if sides and ledger is record.account else [ledger]
+
+
+def _exposures(
+    record: RunRecord, ledger: AccountRecord, held_by: Sequence[AccountRecord]
+) -> tuple[Floats, Floats]:
     net, every = np.zeros((2, record.times_ms.size))
-    for name, held in ledger.held.items():
+    for name, held in ((name, held) for one in held_by for name, held in one.held.items()):
         bars = record.bars[name]
         closes_ms = record.closes_of(bars.open_time_ms)
         at = np.searchsorted(closes_ms, record.times_ms, side="right") - 1
@@ -97,8 +112,12 @@ def exposures(record: RunRecord, ledger: AccountRecord) -> tuple[Floats, Floats]
 
 
 def mean_exposure(record: RunRecord) -> float:
-    """Return the run's mean gross exposure over the bars that it could decide; NaN without any."""
-    every = exposures(record, record.account)[1][record.decidable_from :]
+    """Return the mean exposure that buy and hold is compared at; NaN without any bar.
+
+    It is the gross one over the bars that the run could decide, in hedge mode of each symbol's long
+    side less its short one: what moves with the market.
+    """
+    every = _exposures(record, record.account, [record.account])[1][record.decidable_from :]
     return float(np.mean(every)) if every.size else float("nan")
 
 
@@ -236,8 +255,12 @@ def random_twins(
     Nor are there any over a split that was not adjusted: its sizes are of other shares after it.
     *marks* are places in the equity curve at which the quantiles are taken.
     """
-    parts = {name: episodes(held * record.shares_of(name)) for name, held in ledger.held.items()}
-    positions = sum(of.sizes.size for of in parts.values())
+    parts = [
+        (name, episodes(held * record.shares_of(name)))
+        for one in sides_of(record, ledger)
+        for name, held in one.held.items()
+    ]
+    positions = sum(of.sizes.size for _, of in parts)
     if not positions or record.splits:
         return None
     chance = np.random.default_rng(RANDOM_SEED)
@@ -245,20 +268,20 @@ def random_twins(
     wanted = times[np.append(marks, record.times_ms.size)]
     known = {
         name: np.searchsorted(record.closes_of(record.bars[name].open_time_ms), wanted, "right")
-        for name in parts
+        for name in ledger.held
     }
-    early = {
+    early = [
         # Never so late that the stretches no longer fit behind it.
-        name: min(record.warm_from[name] + 1, record.bars[name].open.size - int(of.sizes.sum()))
-        for name, of in parts.items()
-    }
-    adjusted = {name: record.adjusted(name) for name in parts}
+        min(record.warm_from[name] + 1, record.bars[name].open.size - int(of.sizes.sum()))
+        for name, of in parts
+    ]
+    adjusted = {name: record.adjusted(name) for name in ledger.held}
     curves = np.full((count, wanted.size), float(ledger.equity[0]))
     for twin in range(count):
-        for name, of in parts.items():
+        for (name, of), first in zip(parts, early, strict=True):
             bars = adjusted[name]
-            at, delta = place(of, bars.open.size - early[name], chance)
-            curves[twin] += value_at(bars, at + early[name], delta, known[name], record.cost_rate)
+            at, delta = place(of, bars.open.size - first, chance)
+            curves[twin] += value_at(bars, at + first, delta, known[name], record.cost_rate)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
     return RandomTwins(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from typing import Final, NamedTuple
 
@@ -23,6 +24,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.attention import Group
 from tracepaper.replay.report.benchmarks import RANDOM_TWINS, RandomTwins, Refusal, random_twins
+from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.metrics import (
     DAYS_TO_ANNUALISE,
     YEAR_DAYS,
@@ -45,7 +47,6 @@ from tracepaper.replay.report.trades import (
     TradeGroup,
     by_cause,
     groups_of,
-    listed,
     markouts,
 )
 from tracepaper.storage.database.run_views import Row
@@ -113,6 +114,9 @@ ACCOUNTS: Final = (
         lambda of: of.mean_exposure,
     ),
     Figure[AccountReport](
+        "net_exposure", "mean net exposure", "gain percent", lambda of: of.net_exposure
+    ),
+    Figure[AccountReport](
         "turnover", "turnover a year", "ratio", _of("activity", "turnover")
     ),
     Figure[AccountReport](
@@ -151,6 +155,7 @@ COSTS: Final = (
     Figure[AccountReport]("fee", "fee", "money", _of("costs", "fee")),
     Figure[AccountReport]("spread", "spread", "money", _of("costs", "spread")),
     Figure[AccountReport]("slippage", "slippage", "money", _of("costs", "slippage")),
+    Figure[AccountReport]("liquidation", "liquidation", "money", _of("costs", "liquidation")),
     Figure[AccountReport]("funding", "funding", "money", _of("costs", "funding")),
     Figure[AccountReport]("net", "net", "gain", _of("costs", "net")),
 )
@@ -298,10 +303,20 @@ def _performance(report: Report) -> Iterator[Table]:
     if report.random:
         yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]
-    yield table("costs", "Costs (quote currency)", COSTS, spent, notes=(_COSTS_NOTE,))
+    yield _costs(spent)
     yield table("months", "Months", MONTHS, report.monthly, newest=True)
     if report.drawdowns:
         yield table("drawdowns", "Worst drawdowns", DRAWDOWNS, report.drawdowns)
+
+
+def _costs(spent: Sequence[AccountReport]) -> Table:
+    """Return the table of costs; a terminal shows liquidations where there were any."""
+    was_called = any(of.costs is not None and of.costs.liquidation for of in spent)
+    figures = tuple(
+        replace(of, wide=not was_called) if of.key == "liquidation" else of for of in COSTS
+    )
+    notes = (_COSTS_NOTE, _LIQUIDATIONS_NOTE) if was_called else (_COSTS_NOTE,)
+    return table("costs", "Costs (quote currency)", figures, spent, notes=notes)
 
 
 @declared
@@ -441,6 +456,10 @@ _COSTS_NOTE: Final = (
     "Positive where paid. Spread and slippage are each fill's distance from the bar's open or the "
     "middle of the quote, whole ticks included; gross is the profit at those prices."
 )
+_LIQUIDATIONS_NOTE: Final = (
+    "Liquidation is what positions lost between the price that called and the one at which the "
+    "exchange closed them; its fee is in the fees."
+)
 _TRADES_NOTE: Final = "After fees, before funding; the error counts the days on which they ended."
 
 
@@ -494,6 +513,11 @@ def _annual(report: Report) -> tuple[str, ...]:
     )
     if record.held_twin is not None:
         held += f", and {record.held_twin.name} with as much as the run held so far in the mean"
+    if report.accounts[0].net_exposure is not None:
+        held += (
+            ". In hedge mode exposure is gross, both sides added up; net is the long side less the "
+            "short one, and buy and hold is compared at that of each bar without its sign"
+        )
     return said, f"{held}."
 
 

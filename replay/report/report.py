@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,21 +30,15 @@ from tracepaper.replay.report.benchmarks import (
     mean_exposure,
     random_twins,
     refusals,
+    sides_of,
 )
 from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.listed_orders import newest as newest_listed
+from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
-from tracepaper.replay.report.trades import (
-    ClosedTrade,
-    Costs,
-    closed_trades,
-    costs,
-    of_decision,
-)
-from tracepaper.replay.report.trades import (
-    newest as newest_listed,
-)
+from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
 from tracepaper.storage.checkpoints import ID_DIGITS, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -182,6 +177,7 @@ class AccountReport:
     activity: Activity | None  # None where no fills are known
     costs: Costs | None
     margin: MarginHeld | None = None  # None where nothing is held on margin
+    net_exposure: float | None = None  # of both sides of hedge mode: long less short, in the mean
     bought: float | None = None  # the share of the start's money, of an account that is computed
 
     @property
@@ -344,6 +340,7 @@ def account_report(
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     own = ledger is record.account
+    net, gross = exposures(record, ledger) if record.every_bar else (None, None)
     figures = metrics.performance(
         record.times_ms,
         ledger.equity,
@@ -361,9 +358,7 @@ def account_report(
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=exposures(record, ledger)[1][record.decidable_from :]
-            if record.every_bar
-            else None,
+            exposures=None if gross is None else gross[record.decidable_from :],
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -372,7 +367,16 @@ def account_report(
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if own else None,
+        net_exposure=_mean_net(record, ledger, net),
     )
+
+
+def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats | None) -> float | None:
+    """Return the mean of the long side less the short one, in hedge mode."""
+    if net is None or len(sides_of(record, ledger)) == 1:
+        return None
+    mean = float(np.mean(net[record.decidable_from :])) if net.size else math.nan
+    return mean if math.isfinite(mean) else None
 
 
 def _margin(record: RunRecord) -> MarginHeld | None:

@@ -21,9 +21,10 @@ from tracepaper.replay.document.charts import (
 )
 from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
 from tracepaper.replay.report.charts import drawn_trades
+from tracepaper.replay.report.listed_orders import listed
 from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import ExplainedTrade, Report
-from tracepaper.replay.report.trades import ClosedTrade, listed
+from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown

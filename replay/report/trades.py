@@ -1,4 +1,4 @@
-"""Closed trades, trading costs, markouts, outcomes of listed orders."""
+"""Closed trades, trading costs, markouts."""
 
 from __future__ import annotations
 
@@ -15,14 +15,12 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.replay.document.values import Figure, Table, of_view, table
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
-from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
-from tracepaper.strategies.types.decisions import FillModel, Liquidity, OrderRole, OrderStatus
+from tracepaper.strategies.types.decisions import FillModel, Liquidity
 from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
 
@@ -33,6 +31,10 @@ _LEVELS: Final = (  # sentences of the engine, whose numbers are cut out
     (
         re.compile(rf"^({_CLOSED_BY}(?:(?:trailing )?stop|target))(?: at| by) {_NUMBER}{_END}"),
         r"\1",
+    ),
+    (
+        re.compile(rf"^the mark price reached it: maintenance margin {_NUMBER} of {_NUMBER}, "),
+        "liquidated: ",
     ),
     (re.compile(rf"( x ATR\(1d\)) {_NUMBER}{_END}"), r"\1"),
     (re.compile(rf"^({_CLOSED_BY}exits\.\w+ [\w. ]+) \({_NUMBER} %\){_END}"), r"\1"),
@@ -269,12 +271,15 @@ class Costs:
     """The costs of trading, in quote currency: positive where paid.
 
     Spread and slippage are the distance from each fill's reference price (the bar's open, or the
-    middle of the quote), rounding to whole ticks included. ``gross`` is the profit without any.
+    middle of the quote), rounding to whole ticks included; of a liquidation that distance, from the
+    price that called it, is ``liquidation``, and below zero where the exchange's fund bore a part.
+    ``gross`` is the profit without any.
     """
 
     fee: float
     spread: float
     slippage: float
+    liquidation: float
     funding: float
     gross: float
     net: float
@@ -351,15 +356,21 @@ def closed_trades(record: RunRecord, ledger: AccountRecord) -> list[ClosedTrade]
 
 def costs(ledger: AccountRecord, terms: ExecutionCosts) -> Costs:
     """Sum the costs of the fills of *ledger* under *terms*."""
-    spread = slippage = 0.0
+    spread = slippage = liquidation = 0.0
     for fill in ledger.fills:
+        if fill["model"] == FillModel.LIQUIDATION:
+            sign = 1 if fill["side"] == Side.BUY else -1
+            liquidation += sign * (fill["price"] - fill["reference_price"]) * fill["quantity"]
+            continue
         distance = abs(fill["price"] - fill["reference_price"]) * fill["quantity"]
         share = _slippage_share(fill, terms)
         slippage += share * distance
         spread += (1.0 - share) * distance
     net = float(ledger.equity[-1] - ledger.equity[0])
-    gross = net + ledger.fees_paid + spread + slippage + ledger.funding_paid
-    return Costs(ledger.fees_paid, spread, slippage, ledger.funding_paid, gross, net)
+    paid = ledger.fees_paid + ledger.funding_paid + spread + slippage + liquidation
+    return Costs(
+        ledger.fees_paid, spread, slippage, liquidation, ledger.funding_paid, net + paid, net
+    )
 
 
 _BAR_MODELS: Final = (FillModel.NEXT_OPEN, FillModel.BAR_PATH)
@@ -514,83 +525,3 @@ def markouts(record: RunRecord) -> list[Markout]:
 
 def _mean(values: Floats) -> float | None:
     return float(values.mean()) if values.size else None
-
-
-LISTED_MAX: Final = 1_000
-"""Orders that a report lists: a strategy may send some at every bar."""
-_VIEW: Final = "v_orders"
-
-
-def outcome(row: Row) -> str:
-    """Describe the outcome of an order in a few words."""
-    filled = _filled_part(row)
-    match OrderStatus(row["status"]):
-        case OrderStatus.FILLED:
-            return filled
-        case OrderStatus.PARTIALLY_FILLED:
-            return f"{filled}, the rest rests"
-        case OrderStatus.CANCELED:
-            why = str(row["reason"])
-            canceled = why if why.startswith("canceled") else f"canceled: {why}"
-            return f"{filled}, then {canceled}" if filled else canceled
-        case OrderStatus.REJECTED:
-            return f"rejected: {row['reason']}"
-        case OrderStatus.NEW:
-            return "on its way"
-        case _:
-            return "rests"
-
-
-def _filled_part(row: Row) -> str:
-    if row["price"] is None:
-        return ""
-    part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
-    price = row["price_text"] or f"{row['price']:.8g} on average"
-    return f"{part}filled at {price} as {str(row['liquidity']).lower()}"
-
-
-_ORDER_FIGURES: Final = (
-    of_view("side", "side", "text"),
-    of_view("kind", "kind", "text"),
-    of_view("price", "price", "exact", "limit_price_text"),
-    of_view("trigger", "stop", "exact", "trigger_price_text"),
-    of_view("quantity", "quantity", "exact", "quantity_text"),
-    Figure[Row]("became", "what became of it", "text", outcome),
-    Figure[Row]("order_id", "order", "text", lambda row: row["order_id"], wide=True),
-    Figure[Row]("tag", "tag", "text", lambda row: row["tag"], wide=True),
-    Figure[Row]("status", "status", "text", lambda row: row["status"], wide=True),
-    Figure[Row]("filled", "filled", "exact", lambda row: row["filled_text"], wide=True),
-    Figure[Row]("fee", "fee", "money", lambda row: row["fee"], wide=True),
-)
-_TIME_FIGURES: Final = (
-    of_view("decision", "decision", "count", "decision_sequence"),
-    of_view("created_ms", "sent", "minute"),
-)
-
-
-def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ...]:
-    """Return the rows of ``v_orders`` that a list at *sequence* sent or canceled.
-
-    A request with the tag of a resting order cancels that one and sends another: both are returned.
-    """
-    changed = reader.step(views.run_id, sequence).step.orders
-    ids = [
-        order.order_id
-        for order in changed
-        if order.role is OrderRole.LIST
-        and (order.status is OrderStatus.CANCELED or order.order_id.startswith(f"{sequence}-"))
-    ]
-    rows = {row["order_id"]: row for row in (views.rows(_VIEW, order_id=ids) if ids else ())}
-    return tuple(rows[order_id] for order_id in ids)
-
-
-def newest(views: RunViews) -> tuple[Row, ...]:
-    """Return the orders by list that changed last, at most ``LISTED_MAX``, as they were sent."""
-    rows = views.rows(_VIEW, newest=LISTED_MAX, role=OrderRole.LIST.value)
-    return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
-
-
-def listed(rows: tuple[Row, ...], *, title: str, shown: int | None = None) -> Table:
-    """Return a table of the orders of *rows*; with *shown* only the last so many, with times."""
-    figures = _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
-    return table("orders", title, figures, rows, shown=shown, newest=shown is not None)

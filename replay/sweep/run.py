@@ -19,7 +19,8 @@ from tracepaper.daemon.config.loading import Sections
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
 from tracepaper.replay import notebook
-from tracepaper.replay.api import Backtest, paths_of, strategy_name
+from tracepaper.replay.api import Backtest
+from tracepaper.replay.arguments import paths_of, strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.notebook import text_of
@@ -290,10 +291,12 @@ class _Maker:
 
     def _value(self, of: Callable[[Backtest], float], raw: CellResult) -> float:
         """Return the objective of the run of *raw*; remove its record then."""
+        made_of = self._request.work.made_of
+        classes = () if made_of is None else (made_of,)
         name, database = self._request.objective_name, kept_database(self._work, raw)
         try:
             with limited(self._request.limit_s), ForeignCode(name, "as the objective"):
-                value: Any = of(Backtest(database, raw.run_id, self._request.work.made_of))
+                value: Any = of(Backtest(database, raw.run_id, classes))
         finally:
             for left in database.parent.glob(f"{database.name}*"):
                 if left.is_file():

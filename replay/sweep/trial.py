@@ -27,11 +27,11 @@ from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.replay.api import configured, data_of, moment_of, plain_values, strategy_keys
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import StoredDepth
+from tracepaper.replay.arguments import configured, data_of, moment_of, plain_values, strategy_keys
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
 from tracepaper.replay.backtest.request import Request, Watch, carry_out

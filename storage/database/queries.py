@@ -164,9 +164,10 @@ DECISIONS: Final = (
     "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
 )
 TRADES: Final = (
-    "SELECT sequence, filled_iso, instrument, order_id, side, quantity_text AS quantity, "
-    "price_text AS price, fee_text AS fee, fee_base_text AS fee_base, liquidity, model, reason, "
-    "status FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC LIMIT :limit"
+    "SELECT sequence, filled_iso, instrument, order_id, side, position_side, "
+    "quantity_text AS quantity, price_text AS price, fee_text AS fee, "
+    "fee_base_text AS fee_base, liquidity, model, reason, status "
+    "FROM v_fills WHERE run_id = :run ORDER BY sequence DESC, ordinal DESC LIMIT :limit"
 )
 EQUITY: Final = (
     "SELECT sequence, market_iso, instrument, quantity_text AS quantity, cash_text AS cash, "

@@ -43,7 +43,7 @@ WHERE s.step BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT
 ORDER BY s.step
 """
 _TWINS: Final = f"""
-SELECT s.open_time_ms, h.twin, {_VALUE.format("m.equity")}, NULL, NULL, NULL
+SELECT s.open_time_ms, h.twin, {_VALUE.format("m.equity")}, s.instrument, s.close, h.quantity
 FROM steps s JOIN twin_steps m ON m.step = s.step
 JOIN holdings h ON h.step = {_SAME_RUN} | m.holding AND h.book = m.book
 WHERE s.step BETWEEN ? AND ? AND s.open_time_ms IS NOT NULL AND s.outcome IS NOT NULL
@@ -99,14 +99,14 @@ def bar_rows(
 class EquityRow(NamedTuple):
     """An account after a decided bar, as stored; *twin* is None of the run's own account.
 
-    Of the own account also the bar's instrument (its place), its close and what is held of it.
+    With it the bar's instrument (its place), its close and what the account holds of it.
     """
 
     open_time_ms: int
     twin: str | None
     equity: int  # of 10⁻¹⁰
-    instrument: int | None
-    close: int | None
+    instrument: int
+    close: int
     quantity: int | None
 
 

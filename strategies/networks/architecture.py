@@ -397,9 +397,12 @@ class Network(nn.Module):
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""
 
-    @abstractmethod
     def content_free(self) -> float:
-        """Return the confidence over a full window that mask and encoding alone give."""
+        """Return the confidence over a full window that mask and encoding alone give.
+
+        0 where every key is alike without content, or where nothing is known of that.
+        """
+        return 0.0
 
     def dropping(self) -> list[nn.Module]:
         """Return the modules that drop numbers at random while training; empty where none does."""

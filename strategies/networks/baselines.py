@@ -346,7 +346,7 @@ _LSTM_POSITIVE: Final = ("features", "dim", "layers", "window")
 
 
 @dataclass(frozen=True, slots=True)
-class LstmConfig(keys.ReadKeys):
+class LstmConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``."""
 
     features: keys.Features = 30
@@ -371,11 +371,6 @@ class LstmConfig(keys.ReadKeys):
             )
         if not self.horizons or min(self.horizons) < 1:
             raise ConfigInvalid("architecture.horizons must list at least one number of bars.")
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on: the whole window."""
-        return self.window
 
 
 class LstmNetwork(Network):
@@ -417,10 +412,6 @@ class LstmNetwork(Network):
         for name, output in self._read_out(state[:, -1:])._asdict().items():
             if output is not None:
                 yield f"heads.{name}", output
-
-    def content_free(self) -> float:
-        """Return 0: there is no attention whose confidence could be compared."""
-        return 0.0
 
     def _read_out(self, state: Tensor) -> Outputs:
         return self.heads(self.norm(self.dropout(state)))

@@ -61,7 +61,7 @@ _BARS, _SLOWER = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
-class CrossConfig(keys.ReadKeys):
+class CrossConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
@@ -128,11 +128,6 @@ class CrossConfig(keys.ReadKeys):
         """The columns of a row that are a bar's own, and those of the slower or other bars."""
         own = slice(self.features // 2 if self.other_symbol else self.features)
         return own, slice(own.stop, None) if self.other_symbol else own
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on, at most."""
-        return self.window
 
     def trunk(self) -> FlashConfig:
         """Return what a block is made by; raise ``ConfigInvalid`` where none can be."""
@@ -425,10 +420,6 @@ class CrossNetwork(Network):
         for name, output in self._read_out(state)._asdict().items():
             if output is not None:
                 yield f"heads.{name}", output
-
-    def content_free(self) -> float:
-        """Return the confidence without content: 0, for every key is alike."""
-        return 0.0
 
 
 def _last_row(read: StreamRead) -> Tensor:

@@ -69,7 +69,7 @@ _SAMPLED: Final = "keys_{depth}"
 
 
 @dataclass(frozen=True, slots=True)
-class InformerConfig(keys.ReadKeys):
+class InformerConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
@@ -141,11 +141,6 @@ class InformerConfig(keys.ReadKeys):
                 "decoder_layers, or leave it out."
             )
         check_clocks(self.clock)
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on: the whole window."""
-        return self.window
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -400,10 +395,6 @@ class InformerNetwork(Network):
         *below, last = self.config.lengths
         counts = (multiplications(time, factor=self.config.factor) for time in below)
         return sum(counts, Multiplications(2 * last, 2 * last, 2 * last))
-
-    def content_free(self) -> float:
-        """Return the confidence without content: 0, for every key is alike."""
-        return 0.0
 
     def watched_blocks(self) -> WatchedBlocks | None:
         """Return its blocks; None with a decoder, whose queries have projections of their own."""

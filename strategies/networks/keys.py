@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Annotated, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
 
 from msgspec import Meta, inspect
 
@@ -171,6 +171,23 @@ class ReadKeys:
     def read(cls, section: Mapping[str, Any]) -> Self:
         """Build from a card's section, where tuples are lists; raise ``ConfigInvalid``."""
         return cls(**checked_section(cls, section))
+
+
+class WindowKeys(ReadKeys):
+    """Keys of a network whose answers depend on its whole window."""
+
+    __slots__ = ()
+
+    if TYPE_CHECKING:  # as a property it would be the default of a key without one
+
+        @property
+        def window(self) -> int:
+            """Rows that one answer needs."""
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on, at most."""
+        return self.window
 
 
 def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys

@@ -46,7 +46,7 @@ _DIRECTIONS: Final = "directions_{depth}"
 
 
 @dataclass(frozen=True, slots=True)
-class LinearConfig(keys.ReadKeys):
+class LinearConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``seed`` draws the random features: it belongs to the function that was learned.
@@ -93,11 +93,6 @@ class LinearConfig(keys.ReadKeys):
                 "rope."
             )
         self.trunk()
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on: the whole window."""
-        return self.window
 
     def trunk(self) -> FlashConfig:
         """Return all of it but the attention; raise ``ConfigInvalid`` where it cannot be."""
@@ -165,10 +160,6 @@ class LinearNetwork(Network):
             torch.arange(time - 1, -1, -1, device=layer.query.device),
             lambda weights: 0.5 * (weights + push_linearly(layer, weights[None], self.mask)[0]),
         )
-
-    def content_free(self) -> float:
-        """Return the confidence without content: 0, for every key is alike."""
-        return 0.0
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

@@ -53,7 +53,7 @@ _UNUSED: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
-class TradingConfig(keys.ReadKeys):
+class TradingConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``columns`` gives each feature's place in ``modalities``, -1 where it is not used; the names of
@@ -149,11 +149,6 @@ class TradingConfig(keys.ReadKeys):
                 "architecture.regimes is 1, which tells nothing apart; take 2 to 7, or 0 for none."
             )
         self.trunk()
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on, at most."""
-        return self.window
 
     @property
     def groups(self) -> dict[str, list[int]]:

@@ -86,7 +86,7 @@ class Fading(AttentionMechanism):
 
 
 @dataclass(frozen=True, slots=True)
-class OwnConfig(keys.ReadKeys):
+class OwnConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``source_sha256`` is that of the class's source files: another class is another function.
@@ -126,11 +126,6 @@ class OwnConfig(keys.ReadKeys):
                 "asked for scores; use rope."
             )
         self.trunk()
-
-    @property
-    def receptive_field(self) -> int:
-        """How many rows one answer depends on: the whole window."""
-        return self.window
 
     def trunk(self) -> FlashConfig:
         """Return all of it but the attention; raise ``ConfigInvalid`` where it cannot be."""
@@ -238,10 +233,6 @@ class OwnNetwork(Network):
         age = torch.arange(time - 1, -1, -1, device=x.device)
         layers = self.trace(x, positions)[1]
         return [LayerAttribution(one[0, :, -1], age, partial(_carried, one[0])) for one in layers]
-
-    def content_free(self) -> float:
-        """Return the confidence without content: 0, for of a class none is known."""
-        return 0.0
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

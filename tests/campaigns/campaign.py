@@ -6,10 +6,14 @@ A round starts one embedded exchange with a seeded schedule of all faults, and f
 trades ``sma_cross`` 3/7, one a strategy with declared state, notes and a stop, one the default
 model, and the last what its round draws (``drawn.py``): limits, margin, exits by configuration,
 order books, a model with covariates, one that is trained anew behind it, cross margin, several
-strategies on one account, or a universe. All are killed at
+strategies on one account, a universe, hedge mode, or orders that a book fills. All are killed at
 random moments and started again until the data end; then the checker reads the databases with
 sqlite3 and decimal alone, against the candle files themselves. It imports nothing of ours. Every
-second round trades two symbols, whose bars are taken together.
+second round trades two symbols, whose bars are taken together. What the round drew is replayed from
+its record as well, to the same decisions.
+
+``--kind hedge --speed 300 --bars 300`` plays that daemon alone, in a minute or two, also on a busy
+machine: at the default speed most bars would come late there, and nothing is traded on them.
 """
 
 from __future__ import annotations
@@ -35,8 +39,10 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from pathlib import Path
 from typing import Any
 
+from checker import check_parts, check_sides, check_universe
 from drawn import KINDS as DRAWN_KINDS
 from drawn import PROGRAM, SMA, RoundFailed
+from waiting import deadline_s
 
 ROOT = Path(__file__).resolve().parents[2]
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
@@ -240,6 +246,14 @@ class Daemon:
         text = self.log.read_text(errors="replace")
         return text[max(text.rfind("Traceback"), len(text) - 3_000, 0) :]
 
+    def is_serving(self) -> bool:
+        """Return whether the process that was started last has come up, and named its address."""
+        assert self._process is not None
+        try:
+            return json.loads(Path(f"{self.database}.lock").read_text())["pid"] == self._process.pid
+        except (OSError, ValueError, KeyError):
+            return False  # not made, or being written
+
     def stop(self) -> None:
         """Stop by SIGTERM; it must end within 8 s with exit code 0."""
         assert self._process is not None
@@ -285,7 +299,12 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def check(
-    path: Path, data: Mapping[str, Candles], name: str, *, with_model: bool = False
+    path: Path,
+    data: Mapping[str, Candles],
+    name: str,
+    *,
+    with_model: bool = False,
+    cash: int = 1_000_000,
 ) -> Outcome:
     """Judge one database; return what it holds or raise ``RoundFailed``."""
     with reading(path) as db:
@@ -317,7 +336,7 @@ def check(
             "SELECT count(*) FROM v_decisions JOIN v_bars USING (run_id, sequence)"
             " WHERE source = 'stream'"
         ).fetchone()[0]
-        found.fills = check_account(db, sorted(data), name)
+        found.fills = check_account(db, sorted(data), name, cash)
     for verb in (["audit", "verify"], ["verify"]):
         if verb == ["verify"] and with_model:
             continue  # it takes too long for a campaign
@@ -381,9 +400,9 @@ def check_together(found: Outcome, name: str) -> None:
         raise RoundFailed(f"{name} took the bars of only {found.closes} closes together")
 
 
-def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int:
+def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str, first: int) -> int:
     """Add up fills and funding again; cash, positions and equity must be what the last rows say."""
-    cash, fees = Decimal(1_000_000), Decimal(0)
+    cash, fees = Decimal(first), Decimal(0)
     held = dict.fromkeys(keys, Decimal(0))
     count = 0
     seen: dict[str, Decimal] = {}
@@ -424,13 +443,13 @@ def check_account(db: sqlite3.Connection, keys: Sequence[str], name: str) -> int
         raise RoundFailed(f"{name} has paid fees of {fees_paid}; fills say {fees}")
     least = most = Decimal(0)  # what is held is worth, at marks near the newest closes
     for key, quantity in held.items():
-        (text,) = db.execute(
-            "SELECT quantity_text FROM v_positions WHERE instrument = ?"
-            " ORDER BY sequence DESC LIMIT 1",
+        sides = db.execute(
+            "SELECT quantity_text FROM v_positions WHERE instrument = ?1 AND sequence ="
+            " (SELECT max(sequence) FROM v_positions WHERE instrument = ?1)",
             (key,),
-        ).fetchone()
-        if Decimal(text) != quantity:
-            raise RoundFailed(f"{name}: holds {text} of {key}; fills say {quantity}")
+        ).fetchall()
+        if (total := sum(Decimal(text) for (text,) in sides)) != quantity:
+            raise RoundFailed(f"{name}: holds {total} of {key}; fills say {quantity}")
         closes = [
             Decimal(text)
             for (text,) in db.execute(
@@ -498,6 +517,26 @@ def stood_beyond(bars: Sequence[tuple[int, str, str, str]], trigger: Decimal, ar
     return f"{missed} missed bars that went through it" if missed else ""
 
 
+def check_drawn(kind: str, path: Path) -> None:
+    """Hold what a round drew to its own laws, and to a replay of its record."""
+    if kind == "several":
+        check_parts(path, kind, is_all=True)
+    elif kind == "hedge":
+        check_sides(path, kind)
+    elif kind == "universe":
+        check_universe(path, kind)
+    again = path.with_name("again.db")
+    for words in (
+        ("replay", "--data", f"{path}#last", "--db", str(again), "--json"),
+        ("parity", f"{path}#last", f"{again}#last"),
+    ):
+        done = subprocess.run(
+            [*PROGRAM, *words], capture_output=True, text=True, check=False, cwd=path.parent,
+        )  # fmt: skip
+        if done.returncode:
+            raise RoundFailed(f"{kind}: {words[0]} says {done.stdout[-600:]}{done.stderr[-600:]}")
+
+
 def check_log(daemon: Daemon) -> None:
     """Look for tracebacks: what goes wrong is said in sentences."""
     if "Traceback (most recent call last)" in daemon.log.read_text(errors="replace"):
@@ -507,8 +546,8 @@ def check_log(daemon: Daemon) -> None:
 # ---------------------------------------------------------------- rounds
 
 
-def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
-    """Play one round; raise ``RoundFailed`` with what is wrong."""
+def play(seed: int, *, bars: int, speed: float, every_s: float, kind: str = "") -> Outcome:
+    """Play one round, or that of a daemon of *kind* alone; raise ``RoundFailed`` if it is wrong."""
     rng = random.Random(seed)
     with tempfile.TemporaryDirectory(prefix="campaign-") as place:
         folder = Path(place)
@@ -518,17 +557,19 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
             files[SECOND] = folder / f"{SECOND}_1m.csv.gz"
             backwards(files["BTCUSDT"], files[SECOND])
         data = {f"linear:{symbol}": candles(path) for symbol, path in files.items()}
-        kind = sorted(DRAWN_KINDS)[seed % len(DRAWN_KINDS)]
+        is_alone = bool(kind)
+        kind = kind or sorted(DRAWN_KINDS)[seed % len(DRAWN_KINDS)]
         drawn = DRAWN_KINDS[kind](folder, CANDLES, rng)
         with exchange(files, speed=speed, seed=seed, every_s=every_s) as served:
             daemons = [
-                Daemon(folder, name, configuration(served, strategy, list(files)), keys)
-                for name, strategy, keys in (
-                    ("sma", SMA, {}),
-                    ("stopped", STOPPED, {}),
-                    ("model", 'name = "attention"', {}),
-                    (kind, drawn.strategy, drawn.keys),
+                Daemon(folder, name, configuration(served, strategy, symbols), keys)
+                for name, strategy, keys, symbols in (
+                    ("sma", SMA, {}, list(files)),
+                    ("stopped", STOPPED, {}, list(files)),
+                    ("model", 'name = "attention"', {}, list(files)),
+                    (kind, drawn.strategy, drawn.keys, list(files)[: drawn.symbols]),
                 )
+                if name == kind or not is_alone
             ]
             try:
                 last_ms = max(data["linear:BTCUSDT"])
@@ -537,28 +578,45 @@ def play(seed: int, *, bars: int, speed: float, every_s: float) -> Outcome:
             finally:
                 for daemon in daemons:
                     daemon.end()
-        outcome = check(daemons[0].database, data, "sma")
-        outcome.kills, outcome.fired = sum(daemon.kills for daemon in daemons), fired
-        stopped = check(daemons[1].database, data, "stopped")
-        check_stops(daemons[1].database, "stopped", timely=stopped.bars - stopped.late)
-        modelled = check(daemons[2].database, data, "model", with_model=True)
-        check(daemons[3].database, data, kind, with_model=drawn.with_model)
-        drawn.check(kind, daemons[3].database)
-        outcome.drawn = kind
-        timely = outcome.bars - outcome.late
-        if outcome.fills < max(min(FEWEST_FILLS, timely // BARS_A_FILL), 1):
-            raise RoundFailed(f"sma has only {outcome.fills} fills of {timely} bars in time")
-        for name, found in (("sma", outcome), ("stopped", stopped), ("model", modelled)):
-            if len(files) > 1:
-                check_together(found, name)
-        outcome.modelled = modelled.live
+        traded = dict(list(data.items())[: drawn.symbols])
+        outcome = check(
+            daemons[-1].database, traded, kind, with_model=drawn.with_model, cash=drawn.cash
+        )
+        drawn.check(kind, daemons[-1].database)
+        if not drawn.with_model:
+            check_drawn(kind, daemons[-1].database)
         for daemon in daemons:
             check_log(daemon)
-        if strange := set(fired) ^ set(KINDS):
-            raise RoundFailed(f"the exchange's faults are others than ours: {sorted(strange)}")
-        if silent := [kind for kind in KINDS if not fired[kind]]:
-            raise RoundFailed(f"these faults never fired: {', '.join(silent)}")
+        if not is_alone:
+            outcome = check_others(daemons, data)
+            check_faults(fired)
+        outcome.kills, outcome.fired = sum(daemon.kills for daemon in daemons), fired
+        outcome.drawn = kind
         return outcome
+
+
+def check_others(daemons: Sequence[Daemon], data: Mapping[str, Candles]) -> Outcome:
+    """Judge the three daemons that every round has; return what the first one holds."""
+    outcome = check(daemons[0].database, data, "sma")
+    stopped = check(daemons[1].database, data, "stopped")
+    check_stops(daemons[1].database, "stopped", timely=stopped.bars - stopped.late)
+    modelled = check(daemons[2].database, data, "model", with_model=True)
+    timely = outcome.bars - outcome.late
+    if outcome.fills < max(min(FEWEST_FILLS, timely // BARS_A_FILL), 1):
+        raise RoundFailed(f"sma has only {outcome.fills} fills of {timely} bars in time")
+    for name, found in (("sma", outcome), ("stopped", stopped), ("model", modelled)):
+        if len(data) > 1:
+            check_together(found, name)
+    outcome.modelled = modelled.live
+    return outcome
+
+
+def check_faults(fired: Mapping[str, int]) -> None:
+    """Require that every fault we know is one of the exchange's, and hit something."""
+    if strange := set(fired) ^ set(KINDS):
+        raise RoundFailed(f"the exchange's faults are others than ours: {sorted(strange)}")
+    if silent := [kind for kind in KINDS if not fired[kind]]:
+        raise RoundFailed(f"these faults never fired: {', '.join(silent)}")
 
 
 def run_to_the_end(
@@ -566,12 +624,13 @@ def run_to_the_end(
 ) -> None:
     """Start, kill and restart the daemons until all decided the last bar, then stop them.
 
-    A busy machine may take its time: a round fails once no bar was decided for ``TASK_WAIT_S``.
+    A busy machine may take its time: a round fails once no bar was decided for ``TASK_WAIT_S``,
+    times the processes that share a processor. A model that was killed takes most of that to start.
     """
     for daemon in daemons:
         daemon.start()
     length_s = bars * MINUTE_MS / 1000 / speed
-    deadline = time.monotonic() + length_s + TASK_WAIT_S
+    deadline = time.monotonic() + length_s + deadline_s(TASK_WAIT_S)
     decided: list[int] = []
     first_ms = last_ms - bars * MINUTE_MS
     # Kills are placed on the data's own time, so a slow machine kills as often as a fast one.
@@ -584,10 +643,10 @@ def run_to_the_end(
         newest_of = [daemon.newest_ms() for daemon in daemons]
         if newest_of != decided:
             decided = newest_of
-            deadline = max(deadline, time.monotonic() + TASK_WAIT_S)
+            deadline = max(deadline, time.monotonic() + deadline_s(TASK_WAIT_S))
         if time.monotonic() > deadline:
             raise RoundFailed(
-                f"no bar was decided for {TASK_WAIT_S:.0f} s: "
+                f"no bar was decided for {deadline_s(TASK_WAIT_S):.0f} s: "
                 + ", ".join(
                     f"{one.name} is {(last_ms - one.newest_ms()) // MINUTE_MS} bars behind"
                     for one in pending
@@ -600,7 +659,7 @@ def run_to_the_end(
                 places[daemon.name].pop(0)
                 daemon.kill()
                 daemon.start()
-            elif newest >= last_ms:
+            elif newest >= last_ms and daemon.is_serving():  # it may have been killed just now
                 pending.remove(daemon)
         time.sleep(0.02 + rng.random() * 0.1)
     for daemon in daemons:
@@ -622,6 +681,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="rounds at a time")
     parser.add_argument("--bars", type=int, default=1_500)
     parser.add_argument("--speed", type=float, default=1_200.0)
+    parser.add_argument("--kind", default="", choices=sorted(DRAWN_KINDS), help="this daemon alone")
     parser.add_argument("--fault-every", type=float, default=0.6)
     wanted = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -630,7 +690,13 @@ def main() -> int:
     def played(number: int) -> bool:
         seed = wanted.seed + number
         try:
-            outcome = play(seed, bars=wanted.bars, speed=wanted.speed, every_s=wanted.fault_every)
+            outcome = play(
+                seed,
+                bars=wanted.bars,
+                speed=wanted.speed,
+                every_s=wanted.fault_every,
+                kind=wanted.kind,
+            )
         except RoundFailed as failure:
             print(f"round {number + 1} (seed {seed}): FAILED, {failure}", flush=True)
             return False

@@ -42,6 +42,13 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     },
     "parity": (*_PYTHON, "tests/campaigns/campaign_parity.py"),
     "live": (*_PYTHON, "tests/campaigns/campaign_live.py"),
+    **{
+        f"live_{kind}": (
+            *(*_PYTHON, "tests/campaigns/campaign.py", "--kind", kind, "--rounds", "2"),
+            *("--speed", "300", "--bars", "300"),
+        )
+        for kind in ("book_fills", "cross", "hedge", "several", "universe")
+    },
     "backtests": (*_PYTHON, "tests/campaigns/campaign_backtests.py", "--rounds", "200"),
     "flood": (*_PYTHON, "tests/campaigns/campaign_flood.py"),
     "fleet": (*_PYTHON, "tests/campaigns/campaign_fleet.py"),

@@ -3,11 +3,11 @@
     python tests/campaigns/campaign_backtests.py --rounds 100
 
 Drawn are candles, recorded books, months, and shares with splits and dividends; one strategy or
-several on one account; cross and isolated margin; a universe. A combination that the rules refuse
-must be refused in one sentence, and leave nothing behind. Any other is replayed whole; replayed
-once more, killed by SIGKILL, and resumed: both say the same. Its chain holds, it follows from its
-record, a replay of the record is identical, and the checker adds up fills, parts and universe from
-the database alone.
+several on one account; cross and isolated margin; a universe; hedge mode. A combination that the
+rules refuse must be refused in one sentence, and leave nothing behind. Any other is replayed whole;
+replayed once more, killed by SIGKILL, and resumed: both say the same. Its chain holds, it follows
+from its record, a replay of the record is identical, and the checker adds up fills, fees, ledger,
+parts, sides and universe from the database alone.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
@@ -25,25 +26,28 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final
 
 import stock_files
+from checker import asked, check_fills, check_parts, check_sides, check_universe
 from depth_cases import BTC
 from drawn import RoundFailed
 from msgspec import structs
 from seeded_events import ITEM, seeded_market
 
 from tracepaper.daemon.cli import invoke
+from tracepaper.storage.audit import SqlAuditLog
 
 DAY_MS: Final = 86_400_000
 FIRST_MS: Final = 1_735_689_600_000  # 2025-01-01
 NAMES: Final = ("AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT")
 SHARE: Final = "ACME"
 WRONG_USAGE: Final = 2
+KILLED_GROUP_STEPS: Final = 20
 SMA: Final = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 REVERSION: Final = {
     "name": "tracepaper.strategies.examples.rsi_reversion:RsiReversion",
@@ -53,6 +57,10 @@ GRID: Final = {
     "name": "tracepaper.strategies.examples.grid:Grid",
     "options": {"bars": 30, "levels": 3, "spacing": 0.3, "quantity": 0.5},
 }
+QUEUED: Final = GRID | {"options": {"bars": 8, "levels": 4, "spacing": 0.0004, "quantity": 0.5}}
+"""Limits at the levels of a book, which fill by their places in the queue."""
+SIDES: Final = "hedged_cases:Drawn"
+"""Signals for either side, protected or not, and lists that name their sides."""
 
 
 @dataclass
@@ -179,8 +187,10 @@ def with_strategy(case: Case, rng: random.Random) -> None:
         if rng.random() < 0.4:
             named["reset"] = rng.choice(("day", "week"))
     else:
-        case.sections["strategy"] = dict(rng.choice((SMA, SMA, REVERSION, GRID)))
+        ours = (SMA, QUEUED) if case.world == "book" else (SMA, SMA, REVERSION, GRID)
+        case.sections["strategy"] = dict(rng.choice(ours))
         if rng.random() < 0.4:
+            case.kinds.add("twins")
             case.sections["strategy"]["twins"] = ["ungated"]
 
 
@@ -226,6 +236,25 @@ def with_more(case: Case, rng: random.Random) -> None:
         case.sections["execution"] = {"model": "book"}
 
 
+def with_hedge(case: Case, rng: random.Random) -> None:
+    """Draw hedge mode, mostly where nothing contradicts it."""
+    often = case.world in {"candles", "months"} and case.kinds.isdisjoint({"several", "cross"})
+    if rng.random() > (0.5 if often else 0.08):
+        return
+    case.kinds.add("hedge")
+    case.sections["account"]["position_mode"] = "hedge"
+    if (strategy := case.sections.get("strategy")) is None:
+        return
+    if "twins" in strategy and rng.random() < 0.8:
+        del strategy["twins"]
+        case.kinds.discard("twins")
+    if strategy["name"] == GRID["name"] or rng.random() < 0.5:  # a list has to name its side
+        lists = {"name": SIDES, "options": {"seed": rng.randint(1, 10_000)}}
+        case.sections["strategy"] = lists | {
+            key: strategy[key] for key in strategy if key == "twins"
+        }
+
+
 REFUSED: Final[Mapping[str, Callable[[Case], bool]]] = {
     "several strategies and a universe": lambda of: {"several", "universe"} <= of.kinds,
     "several strategies of shares": lambda of: "several" in of.kinds and of.world == "shares",
@@ -233,6 +262,11 @@ REFUSED: Final[Mapping[str, Callable[[Case], bool]]] = {
     "shares on margin": lambda of: (
         of.world == "shares" and not of.kinds.isdisjoint({"cross", "isolated"})
     ),
+    "hedge mode of shares": lambda of: "hedge" in of.kinds and of.world == "shares",
+    "hedge mode and a book": lambda of: "hedge" in of.kinds and of.world == "book",
+    "hedge mode and cross margin": lambda of: {"hedge", "cross"} <= of.kinds,
+    "hedge mode and several strategies": lambda of: {"hedge", "several"} <= of.kinds,
+    "hedge mode and shadow accounts": lambda of: {"hedge", "twins"} <= of.kinds,
     "actions of crypto": lambda of: "actions" in of.kinds,
     "a book without a file of it": lambda of: "no book" in of.kinds,
 }
@@ -246,7 +280,7 @@ def drawn(seed: int, folder: Path) -> Case:
     case.sections["account"] = {"cash": str(case.cash)}
     case.sections["model"] = {"checkpoint": "none"}
     (folder / "foreign.csv").write_text("symbol,date,kind,value\nAAAUSDT,2025-01-03,split,2\n")
-    for draw in (with_strategy, with_margin, with_universe, with_more):
+    for draw in (with_strategy, with_margin, with_universe, with_more, with_hedge):
         draw(case, rng)
     return case
 
@@ -315,8 +349,14 @@ def check_refused(case: Case, words: list[str], database: Path) -> None:
 
 
 def killed(words: list[str], database: Path, steps: int) -> bool:
-    """Begin a replay and kill it behind so many steps; return whether it had not ended."""
+    """Begin a replay and kill it behind so many steps; return whether it had not ended.
+
+    It commits every few steps: those of a short replay would else be one transaction.
+    """
     if not (child := os.fork()):
+        defaults = SqlAuditLog.open.__kwdefaults__
+        assert defaults is not None
+        defaults["group_steps"] = KILLED_GROUP_STEPS
         with Path(os.devnull).open("w") as nothing:
             os.dup2(nothing.fileno(), 1)
             os.dup2(nothing.fileno(), 2)
@@ -342,12 +382,6 @@ def stored(database: Path) -> int:
             return int(connection.execute("SELECT count(*) FROM steps").fetchone()[0])
         except sqlite3.OperationalError:
             return 0  # its tables are being made
-
-
-def asked(database: Path, query: str) -> list[tuple[Any, ...]]:
-    """Return the rows of *query*."""
-    with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        return connection.execute(query).fetchall()
 
 
 ALIKE: Final = {
@@ -398,7 +432,8 @@ def play(seed: int) -> str:
         must("replay", "part.db#last", "--db", "again.db", "--json")
         must("parity", "part.db#last", "again.db#last")
         check_account(case, part)
-        check_universe(case, part)
+        if "universe" in case.kinds:
+            check_universe(part, case.name)
         fills = asked(part, "SELECT count(*) FROM v_fills")[0][0]
         bars = asked(part, "SELECT count(*) FROM v_decisions")[0][0]
         return f"{case.name}: {bars} bars, {fills} fills{', killed' if was_killed else ''}"
@@ -413,104 +448,53 @@ def words_of_data(case: Case) -> int:
 
 
 def check_account(case: Case, database: Path) -> None:
-    """Add up fills again: positions, fees, and the parts of several strategies."""
-    held: dict[str, Decimal] = {}
-    fees = Decimal(0)
-    rows = asked(
-        database,
-        "SELECT instrument, side, quantity_text, fee_text FROM v_fills ORDER BY sequence, ordinal",
+    """Add up fills again: positions, fees, ledger, and the parts of several strategies."""
+    if case.world != "shares":  # a split changes what is held without a fill, and shares pay else
+        check_fills(database, case.name, is_hedged="hedge" in case.kinds)
+    ((paid, cash),) = asked(
+        database, "SELECT fees_paid_text, cash_text FROM v_equity ORDER BY sequence DESC LIMIT 1"
     )
-    for key, side, quantity, fee in rows:
-        held[key] = held.get(key, Decimal(0)) + (1 if side == "BUY" else -1) * Decimal(quantity)
-        fees += Decimal(fee)
-    if case.world != "shares":  # a split changes what is held without a fill
-        for key, quantity in held.items():
-            ((text,),) = asked(
-                database,
-                f"SELECT quantity_text FROM v_positions WHERE instrument = '{key}' "
-                "ORDER BY sequence DESC LIMIT 1",
-            )
-            if Decimal(text) != quantity:
-                raise RoundFailed(f"{case.name}: {text} of {key} is held, and fills say {quantity}")
-    ((paid,),) = asked(
-        database, "SELECT fees_paid_text FROM v_equity ORDER BY sequence DESC LIMIT 1"
-    )
+    fees = sum(Decimal(fee) for (fee,) in asked(database, "SELECT fee_text FROM v_fills"))
     if Decimal(paid) != fees:
         raise RoundFailed(f"{case.name}: fees of {paid} were paid, and fills say {fees}")
-    if "several" in case.kinds:
-        check_parts(case, database)
-
-
-def check_parts(case: Case, database: Path) -> None:
-    """Hold the sub-accounts to the account, at every step: quantities, and equity without rest."""
-    rows = asked(
-        database,
-        "SELECT sequence, instrument, strategy, quantity_text, equity_text "
-        "FROM v_strategy_decisions ORDER BY sequence",
-    )
-    sums: dict[int, Decimal] = {}
-    worth: dict[int, Decimal] = {}
-    for sequence, _, _, quantity, equity in rows:
-        sums[sequence] = sums.get(sequence, Decimal(0)) + Decimal(quantity)
-        worth[sequence] = worth.get(sequence, Decimal(0)) + Decimal(equity)
-    account = {
-        sequence: (Decimal(quantity), Decimal(equity))
-        for sequence, quantity, equity in asked(
-            database,
-            "SELECT d.sequence, p.quantity_text, e.equity_text FROM v_decisions d JOIN "
-            "v_positions p USING (run_id, sequence) JOIN v_equity e USING (run_id, sequence)",
-        )
-    }
-    named = [one for one in case.sections["strategies"].values() if isinstance(one, dict)]
-    is_all = sum(Decimal(one["share"]) for one in named) == 1
-    for sequence, total in sums.items():
-        if sequence not in account:
-            continue
-        quantity, equity = account[sequence]
-        if total != quantity:
-            raise RoundFailed(f"{case.name}: parts hold {total} at {sequence}, it {quantity}")
-        if is_all and worth[sequence] != equity:
-            raise RoundFailed(f"{case.name}: parts are worth {worth[sequence]}, it {equity}")
-
-
-def check_universe(case: Case, database: Path) -> None:
-    """Hold every fill that opens or raises a position to the choice when its order was born."""
-    if "universe" not in case.kinds:
-        return
-    choices = [
-        (sequence, set(json.loads(content)["chosen"]))
-        for sequence, content in asked(
-            database,
-            "SELECT sequence, content FROM v_events WHERE kind = 'universe' ORDER BY sequence",
-        )
-    ]
-    if not choices:
-        raise RoundFailed(f"{case.name}: nothing was ever chosen")
-    times = [at for (at,) in asked(database, "SELECT market_ms FROM v_events WHERE kind = "
-                                   "'universe' ORDER BY sequence")]  # fmt: skip
-    if len(set(times)) < len(times):
-        raise RoundFailed(f"{case.name}: a choice was made twice")
-    held: dict[str, Decimal] = {}
-    for key, order_id, side, quantity in asked(
-        database,
-        "SELECT instrument, order_id, side, quantity_text FROM v_fills ORDER BY sequence, ordinal",
+    moved = Decimal(0)
+    for amount, balance in asked(
+        database, "SELECT amount_text, balance_text FROM v_ledger ORDER BY sequence, ordinal"
     ):
-        before = held.get(key, Decimal(0))
-        after = before + (1 if side == "BUY" else -1) * Decimal(quantity)
-        held[key] = after
-        born = int(order_id.partition("-")[0])
-        chosen = [names for at, names in choices if at < born]
-        if abs(after) > abs(before) and not (chosen and key in chosen[-1]):
-            raise RoundFailed(f"{case.name}: {order_id} opened {key} outside the universe")
+        moved += Decimal(amount)
+        if moved != Decimal(balance):
+            raise RoundFailed(f"{case.name}: the ledger says {balance} where it adds up to {moved}")
+    if moved != Decimal(cash):
+        raise RoundFailed(f"{case.name}: cash is {cash}, and the ledger adds up to {moved}")
+    if "several" in case.kinds:
+        named = [one for one in case.sections["strategies"].values() if isinstance(one, dict)]
+        is_all = sum(Decimal(one["share"]) for one in named) == 1
+        check_parts(database, case.name, is_all=is_all)
+    if "hedge" in case.kinds:
+        check_sides(database, case.name)
+
+
+def seeds_of(kind: str, first: int, rounds: int) -> Iterator[int]:
+    """Yield so many seeds from *first* on whose case is of *kind*; all where it is empty."""
+    found = 0
+    for seed in itertools.count(first):
+        if found == rounds:
+            return
+        with tempfile.TemporaryDirectory(prefix="backtests-") as place:
+            is_wanted = not kind or kind in drawn(seed, Path(place)).kinds
+        if is_wanted:
+            found += 1
+            yield seed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Backtests of drawn configurations, killed.")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", default="", help="only rounds that draw it, such as hedge")
     wanted = parser.parse_args()
     began, good, told = time.monotonic(), 0, Counter[str]()
-    for seed in range(wanted.seed, wanted.seed + wanted.rounds):
+    for seed in seeds_of(wanted.kind, wanted.seed, wanted.rounds):
         try:
             done = play(seed)
         except RoundFailed as failure:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PROGRAM = [sys.executable, "-m", "tracepaper.daemon.cli"]
+CASH_OF_CROSS = 100_000
 SMA = 'name = "sma_cross"\nfast = 3\nslow = 7\nlong_only = false'
 GRID = """name = "tracepaper.strategies.examples.grid:Grid"
 options = { bars = 30, levels = 3, spacing = 0.03, quantity = 0.05 }"""
@@ -35,6 +36,33 @@ class Books(Strategy):
         action = Action.LONG if bids > asks else Action.SHORT
         return Signal(action, "more is bid" if bids > asks else "more is asked")
 """
+SIDES = """import random
+
+from tracepaper import Action, Orders, Signal, Strategy, buy, sell
+from tracepaper.strategies.types.decisions import PositionSide
+
+OPENS = ((PositionSide.LONG, buy, sell), (PositionSide.SHORT, sell, buy))
+
+
+class Sides(Strategy):
+    warmup = 3
+
+    def decide(self, context):
+        rng = random.Random(context.exact.open_time_ms)
+        side, opens, closes = rng.choice(OPENS)
+        away = 1 - 0.0003 if opens is buy else 1 + 0.0003
+        roll = rng.random()
+        if roll < 0.3:
+            return Signal(rng.choice((Action.LONG, Action.SHORT)), "drawn", reenter=True)
+        if roll < 0.4:
+            return Signal(Action.FLAT, "drawn to leave", position_side=side)
+        if roll < 0.6:
+            limit = round(context.close * away, 1)
+            return Orders((opens(0.1, limit, position_side=side, tag="a"),), "drawn to rest")
+        if roll < 0.8:
+            return Orders((closes(0.2, position_side=side),), "drawn to close")
+        return Signal(Action.HOLD, "drawn to hold")
+"""
 
 
 class RoundFailed(Exception):
@@ -49,18 +77,19 @@ class Drawn:
     keys: Mapping[str, object] = field(default_factory=dict)
     seen: str = "SELECT count(*) FROM v_fills"
     fewest: int = 20
-    asked: str = ""  # a count of the bars at which it could be met: half of them are then enough
+    asked: str = "SELECT count(*) FROM v_decisions WHERE refused_by IS NOT 'late'"
+    bars_each: int = 20  # of those asked for, in which what is drawn is met once at least
     with_model: bool = False  # slow to verify, as every model
+    symbols: int = 2  # at most
+    cash: int = 1_000_000
 
     def check(self, name: str, database: Path) -> None:
         """Raise ``RoundFailed`` where what was drawn was hardly ever met."""
         connection = sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)
         try:
             ((count,),) = connection.execute(self.seen)
-            fewest = self.fewest
-            if self.asked:
-                ((asked,),) = connection.execute(self.asked)
-                fewest = min(fewest, max(asked // 2, 1))
+            ((asked,),) = connection.execute(self.asked)
+            fewest = min(self.fewest, max(asked // self.bars_each, 1))
         finally:
             connection.close()
         if count < fewest:
@@ -102,7 +131,7 @@ def books(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     read = "SELECT count(*) FROM v_decisions WHERE reason LIKE 'more is %'"
     depth = {"market.depth": rng.choice((10, 20)), "market.depth_every_ms": 10_000}
     asked = "SELECT count(*) FROM v_decisions WHERE refused_by IS NULL"
-    return Drawn('name = "books_drawn:Books"', depth, seen=read, asked=asked)
+    return Drawn('name = "books_drawn:Books"', depth, seen=read, asked=asked, bars_each=2)
 
 
 def covariates(folder: Path, candles: Path, rng: random.Random) -> Drawn:
@@ -162,10 +191,18 @@ def retraining(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
 
 
 def cross(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
-    """Draw cross margin, high enough that some accounts are called."""
-    keys = {"account.margin": "cross", "account.leverage": rng.choice((50, 75, 100))}
-    bound = "SELECT count(*) FROM v_positions WHERE margin > 0"
-    return Drawn(SMA, {**keys, "sizing.quantity": rng.choice((2, 20))}, seen=bound)
+    """Draw cross margin on little cash, so that fees alone lead to a call or to refusals."""
+    keys = {
+        "account.margin": "cross",
+        "account.leverage": rng.choice((50, 75, 100)),
+        "account.cash": CASH_OF_CROSS,
+        "sizing.quantity": rng.choice((20, 40, 60)),
+    }
+    bound = (
+        "SELECT (SELECT count(*) FROM v_fills WHERE model = 'liquidation')"
+        " + (SELECT count(*) FROM v_decisions WHERE unfilled_reason LIKE '%balance%')"
+    )
+    return Drawn(SMA, keys, seen=bound, fewest=1, cash=CASH_OF_CROSS)
 
 
 def several(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
@@ -186,7 +223,29 @@ def universe(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
     return Drawn(SMA, {"market.universe": json.dumps(rule)}, seen=made, fewest=10)
 
 
+def hedge(folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw hedge mode, by signals and lists for either side, with margin or without."""
+    (folder / "sides_drawn.py").write_text(SIDES)
+    keys: dict[str, object] = {"account.position_mode": "hedge"}
+    if rng.random() < 0.7:
+        keys |= {"account.margin": "isolated", "account.leverage": rng.choice((10, 50, 100))}
+    if rng.random() < 0.5:
+        keys |= {"exits.stop_loss": rng.choice(("0.05%", "0.2%"))}
+    sides = "SELECT count(DISTINCT position_side) FROM v_fills"
+    return Drawn('name = "sides_drawn:Sides"', keys, seen=sides, fewest=2)
+
+
+def book_fills(_folder: Path, _candles: Path, rng: random.Random) -> Drawn:
+    """Draw a book of one symbol that fills orders, which keep their places in its queues."""
+    keys = {"execution.model": "book", "execution.response_ms": rng.choice((0, 100, 700))}
+    filled = "SELECT count(*) FROM v_fills WHERE model = 'book'"
+    return Drawn(rng.choice((GRID, SMA)), keys, seen=filled, fewest=10, symbols=1)
+
+
 KINDS: Mapping[str, Callable[[Path, Path, random.Random], Drawn]] = {
     each.__name__: each
-    for each in (limits, margin, exits, books, covariates, retraining, cross, several, universe)
+    for each in (
+        *(limits, margin, exits, books, covariates, retraining),
+        *(cross, several, universe, hedge, book_fills),
+    )
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 import campaign_all
 import campaign_processors
 import pytest
+from drawn import KINDS
 
 HEAD = "# The last commit that each part of `make campaign` passed on; the command writes it.\n"
 
@@ -22,6 +23,9 @@ def test_each_part_is_a_program_that_exists() -> None:
     rounds = [one for name, one in campaign_all.PARTS.items() if name.startswith("rounds_")]
     drawn = [int(one[one.index("--seed") + 1]) for one in rounds]
     assert drawn == list(range(1, 101, 10)), "a hundred seeds, each of them once"
+    alone = [one for name, one in campaign_all.PARTS.items() if name.startswith("live_")]
+    assert {one[one.index("--kind") + 1] for one in alone} < set(KINDS)
+    assert all("--rounds" in one for one in alone)
 
 
 def test_what_other_processors_leave_out_is_named_as_pytest_names_it(

@@ -13,6 +13,7 @@ from typing import Any
 
 import campaign_backtests as campaign
 import pytest
+from checker import asked, check_universe
 from drawn import RoundFailed
 
 
@@ -42,7 +43,8 @@ def test_every_kind_is_drawn_and_every_refusal_too(
             empty.kinds |= {case.world, *case.kinds}
             empty.words += [why for why, holds in campaign.REFUSED.items() if holds(case)]
     worlds = {"candles", "months", "book", "shares"}
-    kinds = {"several", "cross", "isolated", "universe", "later", "actions", "no book"}
+    kinds = {"several", "twins", "cross", "isolated", "universe", "hedge"}
+    kinds |= {"later", "actions", "no book"}
     assert empty.kinds == worlds | kinds
     assert set(empty.words) == set(campaign.REFUSED)
 
@@ -53,12 +55,12 @@ def universe(folder: Path) -> tuple[campaign.Case, Path]:
         place = folder / str(seed)
         place.mkdir()
         case = campaign.drawn(seed, place)
-        if case.world != "candles" or case.kinds != {"universe"}:
+        if case.world != "candles" or case.kinds - {"twins"} != {"universe"}:
             continue
         config, path = place / "run.toml", place / "run.db"
         config.write_text(campaign.toml(case.sections))
         campaign.must("replay", "-c", str(config), *case.words, "--json", "--db", str(path))
-        if campaign.asked(path, "SELECT count(*) FROM v_fills")[0][0] > 5:
+        if asked(path, "SELECT count(*) FROM v_fills")[0][0] > 5:
             return case, path
     raise AssertionError("no seed draws a universe alone that trades")
 
@@ -66,7 +68,7 @@ def universe(folder: Path) -> tuple[campaign.Case, Path]:
 @pytest.mark.slow
 def test_the_checker_finds_fills_outside_and_choices_twice(tmp_path: Path) -> None:
     case, path = universe(tmp_path)
-    campaign.check_universe(case, path)
+    check_universe(path, case.name)
     campaign.check_account(case, path)
     for name, statement, said in (
         ("none", "UPDATE events SET content = json_set(content, '$.chosen', json('[]'))",
@@ -79,7 +81,7 @@ def test_the_checker_finds_fills_outside_and_choices_twice(tmp_path: Path) -> No
             database.execute(f"{statement} WHERE kind = 'universe'")
             database.commit()
         with pytest.raises(RoundFailed, match=said):
-            campaign.check_universe(case, forged)
+            check_universe(forged, case.name)
 
 
 @pytest.mark.slow
@@ -105,11 +107,62 @@ def test_the_checker_finds_parts_that_do_not_add_up(tmp_path: Path) -> None:
     campaign.check_account(case, path)
     with closing(sqlite3.connect(path)) as database:
         database.execute(
-            "UPDATE fills SET quantity = quantity + 1 WHERE step = (SELECT max(step) FROM fills)"
+            "UPDATE holdings SET quantity = quantity + 1 WHERE book = 1 AND step = "
+            "(SELECT max(step) FROM holdings WHERE book = 1)"
         )
         database.commit()
-    with pytest.raises(RoundFailed, match="is held, and fills say"):
+    with pytest.raises(RoundFailed, match="parts hold"):
         campaign.check_account(case, path)
+
+
+@pytest.mark.slow
+def test_the_checker_finds_sides_that_do_not_add_up_and_fees_of_another_rate(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "sides"
+    place.mkdir()
+    rows = campaign.walk(random.Random(5), 200, 3_600_000, holes=False)
+    data = campaign.written(place / "AAAUSDT.csv", rows)
+    sections: dict[str, dict[str, Any]] = {
+        "market": {"symbols": ["AAAUSDT"], "interval": "60"},
+        "account": {"position_mode": "hedge", "cash": "1000000"},
+        "strategy": {"name": campaign.SIDES, "options": {"seed": 3}},
+        "sizing": {"mode": "notional", "notional": "20000"},
+    }
+    case = campaign.Case("candles", sections, kinds={"hedge"})
+    (place / "run.toml").write_text(campaign.toml(sections))
+    path = place / "run.db"
+    campaign.must("replay", "-c", str(place / "run.toml"), "--data", f"AAAUSDT={data}", "--json",
+                  "--db", str(path))  # fmt: skip
+    assert asked(path, "SELECT count(DISTINCT position_side), count(*) > 20 FROM v_fills") == [
+        (2, 1)
+    ]
+    campaign.check_account(case, path)
+    newest = "WHERE step = (SELECT max(step) FROM {})"
+    for name, statement, said in (
+        ("fee", f"UPDATE fills SET fee = fee * 2 {newest.format('fills')}", "a fee of"),
+        ("side", "UPDATE fills SET position_side = iif(position_side = 'LONG', 'SHORT', 'LONG')",
+         "side of linear:AAAUSDT"),
+        ("cash", "UPDATE holdings SET cash = cash + 1 WHERE book = 1",
+         "both sides have"),
+        ("size", "UPDATE fills SET quantity = quantity * 2, fee = fee * 2", "is held"),
+        ("ledger", "UPDATE ledger SET amount = amount + 1 WHERE kind > 0", "ledger"),
+    ):  # fmt: skip
+        forged = Path(shutil.copy(path, tmp_path / f"{name}.db"))
+        with closing(sqlite3.connect(forged)) as database:
+            database.execute(statement)
+            database.commit()
+        with pytest.raises(RoundFailed, match=said):
+            campaign.check_account(case, forged)
+
+
+def test_only_rounds_of_a_kind_are_played(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn_of = {1: set(), 2: {"hedge"}, 3: {"hedge", "later"}, 4: {"cross"}, 5: {"hedge"}}
+    monkeypatch.setattr(
+        campaign, "drawn", lambda seed, _folder: campaign.Case("", {}, kinds=drawn_of[seed])
+    )
+    assert list(campaign.seeds_of("hedge", 1, 3)) == [2, 3, 5]
+    assert list(campaign.seeds_of("", 1, 3)) == [1, 2, 3]
 
 
 def test_what_is_not_refused_although_it_has_to_be_is_found(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from builders import START_MS, bar, instrument, quote
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_recovery import Process, configured, events, live
+from test_recovery import Process, configured, events
 
 from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.config.loading import load
@@ -237,7 +237,7 @@ def ran(path: Path, model: FillModel, cuts: list[int], **sections: dict[str, Any
     config = configured("seer:Seer", model, **sections)
     for begin, end in pairwise(cuts):
         process = Process(path, config, model)
-        live(process, given[begin:end])
+        process.live(given[begin:end])
         process.stop()
     with Reader.open(path) as reader:
         run = reader.find("last")

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_recovery import Process, configured, essence, events, live
+from test_recovery import Process, configured, essence, events
 
 from tracepaper.daemon.session.user_class import make_own, user_portfolio, user_strategy
 from tracepaper.replay.checks.verify import verify_run
@@ -80,16 +80,16 @@ def declared(process: Process) -> Any:
 def test_declared_state_survives_a_restart_after_any_bar(counts: Path) -> None:
     given = events(60, quotes=True)
     whole = Process(counts.with_name("whole.db"), CONFIG, FillModel.QUOTE)
-    live(whole, given)
+    whole.live(given)
     whole.stop()
     for cut in range(28, len(given), 18):
         path = counts.with_name(f"cut-{cut}.db")
         first = Process(path, CONFIG, FillModel.QUOTE)
-        live(first, given[:cut])
+        first.live(given[:cut])
         first.stop()
         second = Process(path, CONFIG, FillModel.QUOTE)
         assert declared(second) == declared(first)
-        live(second, given[cut:])
+        second.live(given[cut:])
         second.stop()
         assert essence(second.steps) == essence(whole.steps)[cut:]
         assert declared(second) == declared(whole)
@@ -99,7 +99,7 @@ def test_declared_state_survives_a_restart_after_any_bar(counts: Path) -> None:
 
 def test_it_is_stored_in_the_step_in_which_it_changed(counts: Path) -> None:
     process = Process(counts.with_name("run.db"), CONFIG, FillModel.QUOTE)
-    live(process, events(30, quotes=True))
+    process.live(events(30, quotes=True))
     process.stop()
     for step in process.steps:
         decided = step.decision is not None
@@ -112,13 +112,13 @@ def test_a_new_run_of_the_same_class_takes_it_over_and_of_another_begins_anew(
 ) -> None:
     path = counts.with_name("run.db")
     first = Process(path, CONFIG, FillModel.QUOTE)
-    live(first, events(30, quotes=True))
+    first.live(events(30, quotes=True))
     first.stop()
     other = configured("counts:Counts", FillModel.QUOTE, gate={"late_ms": 30_000})
     second = Process(path, other, FillModel.QUOTE)
     assert not second.opened.resumed
     assert declared(second) == declared(first)
-    live(second, events(40, quotes=True)[60:])
+    second.live(events(40, quotes=True)[60:])
     second.stop()
     with Reader.open(path) as reader:
         assert verify_run(reader, path, reader.find("last")).differences == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -14,9 +13,11 @@ from builders import START_MS, instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from fakes import ManualClock
+from fed_daemon import Process as FedProcess
 from hedged_cases import DRAWN, MINUTE, SCRIPTED, OwnSides, check_laws, check_state, configured
 from hedged_cases import walk as events
-from several_live import SPEED, check_parity, check_record, trading
+from records import check_record
+from several_live import SPEED, check_parity, trading
 from several_strategies import DRAWN as DRAWN_SIGNALS
 
 from tracepaper.daemon.config.loading import Config, load, restore
@@ -24,12 +25,10 @@ from tracepaper.daemon.engine.hedged import HedgedEngine
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.session.build import margin_rules, resolved
 from tracepaper.daemon.session.notices import Notices
-from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.connection import open_reader
@@ -40,14 +39,11 @@ from tracepaper.strategies.types.market import (
     Bar,
     Event,
     Funding,
-    InstrumentChange,
     Mark,
     Quote,
-    RunKind,
 )
 from tracepaper.strategies.units import unscaled
 
-WARM = 3
 ITEM = instrument()
 
 
@@ -56,52 +52,13 @@ def hedged(execution: FillModel, seed: int = 1, **sections: Any) -> Config:
     return resolved(configured({"seed": seed}, **sections), execution)
 
 
-class Process:
-    """A daemon's life on one database: opened like the real one, fed by hand."""
-
-    def __init__(self, path: Path, config: Config, execution: FillModel) -> None:
-        self.audit = SqlAuditLog.open(path)
-        opening = Opening(
-            config=config,
-            kind=RunKind.LIVE,
-            execution=execution,
-            database=path,
-            instruments=(ITEM,),
-            forecaster=None,
-            period_start_ms=START_MS + WARM * MINUTE,
-            wall_ms=1,
-        )
-        try:
-            self.opened: Opened = open_run(opening, self.audit)
-        except ConfigInvalid:
-            self.audit.close()
-            raise
-        self.steps: list[Step] = []
+class Process(FedProcess):
+    """A process whose engine is asked at every step whether its sums hold."""
 
     def feed(self, event: Event) -> None:
-        engine = self.opened.engine
-        step = engine.step(event, None)
-        if isinstance(engine, HedgedEngine):
-            check_state(engine)
-        asyncio.run(self.audit.append(step))
-        self.steps.append(step)
-
-    def live(self, given: list[Event]) -> None:
-        """Feed *given*, with the start after the warm-up where this is a new run."""
-        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
-        started = self.opened.resumed
-        if started:
-            self.feed(self.opened.started(START_MS))
-        for event in given:
-            is_late = isinstance(event, Bar) and event.open_time_ms >= START_MS + WARM * MINUTE
-            if not started and is_late:
-                self.feed(self.opened.started(START_MS))
-                started = True
-            self.feed(event)
-
-    def stop(self) -> None:
-        self.audit.end(2)
-        self.audit.close()
+        super().feed(event)
+        if isinstance(self.opened.engine, HedgedEngine):
+            check_state(self.opened.engine)
 
 
 def essence(steps: list[Step]) -> list[Any]:

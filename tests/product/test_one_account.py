@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sqlite3
 from contextlib import closing
@@ -13,8 +12,10 @@ import pytest
 from builders import START_MS, bars, instrument, quote
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from fed_daemon import Process as FedProcess
 from forging import rechain
-from several_live import MINUTE, SPEED, check_record, trading
+from records import check_record
+from several_live import MINUTE, SPEED, trading
 from several_strategies import DRAWN, TOLD, check_sums, configured
 
 from tracepaper.daemon.cli import invoke
@@ -22,11 +23,9 @@ from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.daemon.session.notices import Notices
-from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.connection import open_reader
@@ -34,15 +33,11 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, Step
 from tracepaper.strategies.types.market import (
-    Bar,
     Event,
     Funding,
-    InstrumentChange,
     Quote,
-    RunKind,
 )
 
-WARM = 3
 FAILS_AT = (START_MS // MINUTE + 30) % 1_000
 
 
@@ -56,53 +51,13 @@ def several(execution: FillModel, **sections: Any) -> Config:
     return resolved(config, execution)
 
 
-class Process:
-    """A daemon's life on one database: opened like the real one, fed by hand."""
-
-    def __init__(self, path: Path, config: Config, execution: FillModel) -> None:
-        self.audit = SqlAuditLog.open(path)
-        self.opened: Opened = open_run(
-            Opening(
-                config=config,
-                kind=RunKind.LIVE,
-                execution=execution,
-                database=path,
-                instruments=(instrument(),),
-                forecaster=None,
-                period_start_ms=START_MS + WARM * MINUTE,
-                wall_ms=1,
-            ),
-            self.audit,
-        )
-        self.steps: list[Step] = []
+class Process(FedProcess):
+    """A process whose engine is asked at every step whether its sums hold."""
 
     def feed(self, event: Event) -> None:
-        engine = self.opened.engine
-        step = engine.step(event, None)
-        if isinstance(engine, SeveralEngine):
-            check_sums(engine)
-        asyncio.run(self.audit.append(step))
-        self.steps.append(step)
-
-    def live(self, given: list[Event]) -> None:
-        """Feed *given*, with the start after the warm-up where this is a new run."""
-        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
-        started = self.opened.resumed
-        if started:
-            self.feed(self.opened.started(START_MS))
-        for event in given:
-            if (
-                not started
-                and isinstance(event, Bar)
-                and event.open_time_ms >= START_MS + WARM * MINUTE
-            ):
-                self.feed(self.opened.started(START_MS))
-                started = True
-            self.feed(event)
-
-    def stop(self) -> None:
-        self.audit.end(2)
-        self.audit.close()
+        super().feed(event)
+        if isinstance(self.opened.engine, SeveralEngine):
+            check_sums(self.opened.engine)
 
 
 def events(count: int, *, quotes: bool) -> list[Event]:

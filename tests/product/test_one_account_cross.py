@@ -13,6 +13,7 @@ import pytest
 from exchange_client import FIRST_MS, candles, walk_rows
 from forging import rechain
 from killed_replays import killed_and_resumed
+from records import check_record, rows
 from several_live import MINUTE, check_parity, trading
 from several_strategies import SCRIPTED, configured
 from storage_cases import prune
@@ -23,11 +24,9 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit as audited
-from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import FillModel
 
@@ -62,22 +61,6 @@ def crossed(**sections: Any) -> Config:
     return configured(options=[{"seed": seed} for seed in (5, 6, 7)], reset="day", **given)
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
-def check(path: Path) -> None:
-    """Hold a record to its chain, its ledger and its derivation."""
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, path, run_id)
-        assert [one.sentence() for one in found.differences] == []
-        problem = audited(reader.connection, run_id).problem
-        assert problem is None, problem.sentence
-
-
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("several") / "a.db"
@@ -97,7 +80,7 @@ def test_a_run_with_liquidations_is_derived_again(once: Path) -> None:
     )
     assert parts[0][0] > len(taken)
     assert parts[0][1] > 1
-    check(once)
+    check_record(once)
 
 
 def test_what_was_recorded_is_run_again_with_equal_decisions(once: Path, tmp_path: Path) -> None:
@@ -120,7 +103,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(
     once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bars: int
 ) -> None:
     cut = killed_and_resumed(crossed(), data(), tmp_path, monkeypatch, bars=bars)
-    check(cut)
+    check_record(cut)
     for query in (
         "SELECT instrument, open_time_ms, decision_sha256 FROM v_decisions ORDER BY 2, 1",
         "SELECT twin, instrument, price, quantity FROM v_twin_fills ORDER BY filled_ms, 1, 2, 3, 4",
@@ -133,7 +116,7 @@ def test_what_a_prune_keeps_still_adds_up(once: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(once, tmp_path / "a.db"))
     (pruned,) = prune(path, keep_days=4, pruned_at_ms=5)
     assert pruned.steps > 50
-    check(path)
+    check_record(path)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -12,17 +11,15 @@ from typing import Any
 
 import msgspec
 import pytest
-from builders import START_MS, bars, forecast, instrument, quote
+from builders import bars, forecast, instrument, quote
 from fakes import FixedForecaster
+from fed_daemon import Process as FedProcess
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.session.build import build_engine, resolved
-from tracepaper.daemon.session.loop import InlinePredictor
-from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.replay.checks.diagnosis import KEEPS_STATE, Cause
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
@@ -32,9 +29,7 @@ from tracepaper.strategies.types.market import (
     Bar,
     Event,
     Instrument,
-    InstrumentChange,
     Mark,
-    RunKind,
 )
 
 pytestmark = pytest.mark.slow
@@ -91,71 +86,14 @@ def events(count: int, *, quotes: bool) -> list[Event]:
     return made
 
 
-class Process:
-    """A daemon's life on one database: opened like the real one, fed by hand."""
+class Process(FedProcess):
+    """A process with the model, where its strategy wants one."""
 
     def __init__(
         self, path: Path, config: Config, execution: FillModel, *, item: Instrument | None = None
     ) -> None:
-        self.forecaster = model() if config.strategy.name == "attention" else None
-        self.audit = SqlAuditLog.open(path)
-        self.opened: Opened = open_run(
-            Opening(
-                config=config,
-                kind=RunKind.LIVE,
-                execution=execution,
-                database=path,
-                instruments=(item or instrument(),),
-                forecaster=self.forecaster,
-                period_start_ms=START_MS + WARM * 60_000,
-                wall_ms=1,
-            ),
-            self.audit,
-        )
-        self.predictor = (
-            None
-            if self.forecaster is None
-            else InlinePredictor(
-                self.forecaster,
-                self.opened.history,
-                period_start_ms=self.opened.run.period_start_ms,
-            )
-        )
-        self.steps: list[Step] = []
-
-    def begin(self) -> None:
-        """Do what every start does: announce the filters, and the start itself."""
-        self.feed(InstrumentChange(self.opened.instruments[0], START_MS, START_MS))
-        if self.opened.resumed:
-            self.feed(self.opened.started(START_MS))
-
-    def feed(self, event: Event) -> None:
-        prediction = None if self.predictor is None else self.predictor.predict(event)
-        step = self.opened.engine.step(event, prediction)
-        asyncio.run(self.audit.append(step))
-        self.steps.append(step)
-
-    def start_after_warm_up(self) -> None:
-        self.feed(self.opened.started(START_MS))
-
-    def stop(self) -> None:
-        self.audit.end(2)
-        self.audit.close()
-
-
-def live(process: Process, given: list[Event]) -> None:
-    """Feed *given*, with the start after the warm-up bars where this is a new run."""
-    process.begin()
-    started = process.opened.resumed
-    for event in given:
-        if not started and isinstance(event, Bar) and _number(event) == WARM:
-            process.start_after_warm_up()
-            started = True
-        process.feed(event)
-
-
-def _number(bar: Bar) -> int:
-    return (bar.open_time_ms - START_MS) // 60_000
+        forecaster = model() if config.strategy.name == "attention" else None
+        super().__init__(path, config, execution, warm=WARM, item=item, forecaster=forecaster)
 
 
 def essence(steps: list[Step]) -> list[Any]:
@@ -190,7 +128,7 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     given = events(40, quotes=quotes)
     config = configured(strategy, execution)
     whole = Process(tmp_path / "whole.db", config, execution)
-    live(whole, given)
+    whole.live(given)
     whole.stop()
     expected = essence(whole.steps)
     assert sum(len(step.fills) for step in whole.steps) >= 3
@@ -198,11 +136,11 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     for cut in range((WARM + 1) * per_bar, len(given), 7 * per_bar):
         path = tmp_path / f"cut-{cut}.db"
         first = Process(path, config, execution)
-        live(first, given[:cut])
+        first.live(given[:cut])
         first.stop()
         second = Process(path, config, execution)
         assert second.opened.resumed
-        live(second, given[cut:])
+        second.live(given[cut:])
         second.stop()
         assert essence(second.steps) == expected[cut:], f"stopped after event {cut}"
         with Reader.open(path) as reader:
@@ -220,7 +158,7 @@ def test_confirmations_that_no_state_was_stored_for_are_read_back(
     given = events(60, quotes=False)
     whole = Process(tmp_path / "whole.db", config, FillModel.NEXT_OPEN)
     states = []
-    live(whole, given[: WARM + 1])
+    whole.live(given[: WARM + 1])
     for event in given[WARM + 1 :]:
         whole.feed(event)
         states.append(msgspec.msgpack.encode(whole.opened.engine.state()))
@@ -230,7 +168,7 @@ def test_confirmations_that_no_state_was_stored_for_are_read_back(
     assert len(unsaved) > 10
     for cut in range(WARM + 2, len(given), 5):
         first = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
-        live(first, given[:cut])
+        first.live(given[:cut])
         first.stop()
         second = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
         restored = msgspec.msgpack.encode(second.opened.engine.state())
@@ -257,7 +195,7 @@ def test_a_run_that_was_restarted_while_it_held_something_follows_from_its_recor
         if begin:
             held = process.opened.engine.state().account.holdings
             assert any(holding.quantity for holding in held.values())
-        live(process, given[begin:end])
+        process.live(given[begin:end])
         process.stop()
     with Reader.open(path) as reader:
         found = verify_run(reader, path, reader.find("last"))
@@ -272,14 +210,14 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
     path = tmp_path / "run.db"
     config = configured("sma_cross", FillModel.QUOTE)
     first = Process(path, config, FillModel.QUOTE)
-    live(first, given)
+    first.live(given)
     first.stop()
     other = configured("sma_cross", FillModel.QUOTE, gate={"late_ms": 30_000})
     second = Process(path, other, FillModel.QUOTE)
     assert not second.opened.resumed
     assert second.opened.run.parent_run_id == first.opened.run.run_id
     second.begin()
-    second.start_after_warm_up()
+    second.start()
     second.stop()
     assert second.steps[0].account.cash == first.steps[-1].account.cash
     assert second.steps[0].state is not None
@@ -317,7 +255,7 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Pat
     path = counts.with_name("run.db")
     config = configured("counts:Counts", FillModel.QUOTE)
     first = Process(path, config, FillModel.QUOTE)
-    live(first, given)
+    first.live(given)
     first.stop()
     assert first.opened.run.strategy_sha256
     again = Process(path, config, FillModel.QUOTE)
@@ -361,7 +299,7 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
     config = configured("counts:Counts", FillModel.QUOTE)
     for begin, end in ((0, 160), (160, 166), (166, 240)):
         process = Process(path, config, FillModel.QUOTE)
-        live(process, given[begin:end])
+        process.live(given[begin:end])
         process.stop()
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds
@@ -398,7 +336,7 @@ def test_history_and_the_last_verdict_are_the_same_after_a_restart(counts: Path)
         path = counts.with_name(name)
         for begin, end in pairwise(cuts):
             process = Process(path, config, FillModel.QUOTE)
-            live(process, given[begin:end])
+            process.live(given[begin:end])
             process.stop()
         with Reader.open(path) as reader:
             run = reader.find("last")
@@ -415,7 +353,7 @@ def test_tampering_is_still_found_in_a_run_whose_strategy_keeps_state(counts: Pa
     config = configured("counts:Counts", FillModel.QUOTE)
     for begin, end in ((0, 160), (160, 240)):
         process = Process(path, config, FillModel.QUOTE)
-        live(process, given[begin:end])
+        process.live(given[begin:end])
         process.stop()
     with sqlite3.connect(path) as raw:
         raw.execute(
@@ -431,7 +369,7 @@ def test_an_account_that_its_ledger_does_not_add_up_to_is_refused(tmp_path: Path
     path = tmp_path / "run.db"
     config = configured("sma_cross", FillModel.QUOTE)
     first = Process(path, config, FillModel.QUOTE)
-    live(first, events(40, quotes=True))
+    first.live(events(40, quotes=True))
     first.stop()
     with sqlite3.connect(path) as raw:
         changed = raw.execute(

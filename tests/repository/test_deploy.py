@@ -265,6 +265,9 @@ class Heard:
     def frame_s(self) -> float:
         return 0.0
 
+    def warm_at(self, _instrument: str) -> None:
+        return None
+
     def quote_ms(self, _instrument: str) -> int:
         return START_MS
 

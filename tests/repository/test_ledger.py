@@ -92,8 +92,10 @@ def test_the_ledger_of_this_repository_does_not_grow() -> None:
     # order of frames and bars live. Choices of a universe asked for one check of verify, whose
     # module was at 595 lines, and runs over a hundred assets for one bench. Hedge mode asked for
     # two: its accounts, and its engine. What several strategies are to their engine parted from
-    # it, at 677 lines.
-    assert figures["modules"] <= 410
+    # it, at 677 lines. Processes beside the daemon gave one back. What is said of liquidations
+    # asked for one, what became of listed orders in their queues for one (trades had 596 lines),
+    # and the arguments of backtest for one (600).
+    assert figures["modules"] <= 413
     assert figures["modules over 600 lines"] <= 0
 
 

@@ -100,16 +100,25 @@ class Drawn(Strategy):
 
 
 class Scripted(Strategy):
-    """Says at each bar, counted from the first, what ``says`` holds; else it holds."""
+    """Says at each bar, counted from the first, what ``says`` holds; else it holds.
+
+    The same words are the same object each time.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._says: dict[str, Any] = options["says"]
         self.horizon = options.get("horizon")
+        self._said: dict[str, Signal | Orders] = {}
 
     def decide(self, context: BarContext) -> Signal | Orders:
-        """Return the answer of this bar: [action, side or null, stop in percent], or orders."""
+        """Return the answer of this bar: [action, side, stop in percent, strength], or orders."""
         said = self._says.get(str((context.exact.open_time_ms - START_MS) // MINUTE), ["HOLD"])
-        action, side, stop = (*said, None, None)[:3]
+        return self._said.setdefault(repr(said), self._answer(*said))
+
+    @staticmethod
+    def _answer(
+        action: str, side: Any = None, stop: float | None = None, strength: float = 1.0
+    ) -> Signal | Orders:
         if action == "ORDERS":
             requests = [
                 OrderRequest(
@@ -123,6 +132,7 @@ class Scripted(Strategy):
         return Signal(
             Action(action),
             "scripted",
+            strength,
             stop=None if stop is None else Percent(stop),
             position_side=None if side is None else PositionSide(side),
         )

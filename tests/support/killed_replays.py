@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.storage.audit import SqlAuditLog
 
@@ -18,17 +20,21 @@ class Killed(Exception):
     """Ends a backtest in place of a signal."""
 
 
-def killed_and_resumed(
-    config: Config,
-    candles: list[Candles],
+def killed(
+    built: Callable[[Path], Replay],
     folder: Path,
     patch: pytest.MonkeyPatch,
     *,
     bars: int,
+    every: int = 7,
+    group_steps: int = 3,
 ) -> Path:
-    """Kill a backtest behind *bars* events, resume it from a copy; return the copy's database."""
+    """Kill a backtest behind *bars* events; return a copy of the database that it left.
+
+    It is asked after *every* so many of them, and commits *group_steps* at once.
+    """
     running, cut = folder / "running.db", folder / "cut.db"
-    patch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 7)
+    patch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", every)
 
     def kill(done: int) -> None:
         if done > bars:
@@ -36,13 +42,39 @@ def killed_and_resumed(
                 shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
             raise Killed
 
-    log = SqlAuditLog.open(running, group_steps=3)
-    replay = build(config, candles, started_at_ms=0, database=running)
+    log = SqlAuditLog.open(running, group_steps=group_steps)
+    replay = built(running)
     with pytest.raises(Killed):
         run_replay(replay, log, Tally(progress=kill))
     log.close()
-    log = SqlAuditLog.open(cut)
-    resume_replay("last", candles, (), log, cut, Tally())
+    if (models := folder / "running.db.checkpoints").exists():
+        shutil.copytree(models, folder / "cut.db.checkpoints")
+    return cut
+
+
+def resumed(path: Path, candles: Sequence[Candles], **files: Any) -> str:
+    """Resume the newest backtest of a database, over *candles* and *files*; return its id."""
+    log = SqlAuditLog.open(path)
+    run_id = resume_replay("last", candles, (), log, path, Tally(), **files)
     log.end(1)
     log.close()
+    return run_id
+
+
+def killed_and_resumed(
+    config: Config,
+    candles: Sequence[Candles],
+    folder: Path,
+    patch: pytest.MonkeyPatch,
+    *,
+    bars: int,
+) -> Path:
+    """Kill a backtest behind *bars* events, resume it from a copy; return the copy's database."""
+    cut = killed(
+        lambda path: build(config, candles, started_at_ms=0, database=path),
+        folder,
+        patch,
+        bars=bars,
+    )
+    resumed(cut, candles)
     return cut

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from daemon_under_test import until_daemon
+from records import check_record
 from waiting import deadline
 
 from tracepaper.daemon.clock import SystemClock
@@ -17,10 +18,8 @@ from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Bar, RunKind
@@ -129,16 +128,6 @@ async def trading(
     finally:
         live.task.cancel()
         await asyncio.wait([live.task])
-
-
-def check_record(database: Path) -> int:
-    """Check chain and derivation of the newest run; return how many decisions agree."""
-    with Reader.open(database) as reader:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, database, run_id)
-        assert [one.sentence() for one in found.differences] == []
-        return found.agreed
 
 
 def check_parity(path: Path, folder: Path) -> None:

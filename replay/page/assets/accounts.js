@@ -6,16 +6,32 @@ const SHADOWS = [
   { tone: "shadow-2", dash: "long", width: 1 },
   { tone: "shadow-3", dash: "sparse", width: 2 },
 ];
+const DASHES = SHADOWS.map((each) => each.dash);
 const BENCHMARKS = [
   { tone: "muted", dash: "solid", width: 1 },
   { tone: "ink", dash: "dotted", width: 1 },
 ];
 
+/** The shadow account or strategy in place `index`: past the first three, other dashes of the tones, then wider. */
+function shadow(index) {
+  if (index < SHADOWS.length) return SHADOWS[index];
+  const turn = Math.floor(index / SHADOWS.length);
+  const dash = DASHES[(index + turn) % SHADOWS.length];
+  const isSolid = turn % 4 === 3;
+  return { tone: SHADOWS[index % SHADOWS.length].tone, dash: isSolid ? "solid" : dash, width: (dash === "sparse" && !isSolid ? 2 : 1) + Math.floor(turn / 4) };
+}
+
+/** Whether a run holds a long and a short side of each symbol. */
+export const isHedged = (run) => run.config.account?.position_mode === "hedge";
+
+/** Whether the accounts beside the run's own are what it consists of: sides, or strategies. */
+export const hasParts = (run) => isHedged(run) || run.config.strategies != null;
+
 /** Tone, dash and width of each account, by its name. @returns {Map<string, {tone: string, dash: string, width: number}>} */
 export function accountStyles(run) {
   const [own, ...others] = run.accounts;
   const styles = new Map(own ? [[own.name, OWN]] : []);
-  for (const [kind, isStored] of [[SHADOWS, true], [BENCHMARKS, false]])
-    others.filter((each) => each.is_stored === isStored).forEach((each, index) => styles.set(each.name, kind[index % kind.length]));
+  others.filter((each) => each.is_stored).forEach((each, index) => styles.set(each.name, shadow(index)));
+  others.filter((each) => !each.is_stored).forEach((each, index) => styles.set(each.name, BENCHMARKS[index % BENCHMARKS.length]));
   return styles;
 }

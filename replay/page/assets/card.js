@@ -184,7 +184,8 @@ function OrderPart({ path }) {
   return html`<section class="order">
     <header><h3>Order ${order.order_id}</h3><span>${String(order.status).toLowerCase()}</span></header>
     <ol title="At the left, when the engine saw it (market time)">
-      <li><time>${clock(order.created_ms)}</time> ${order.side === "BUY" ? "buy" : "sell"} <b>${quantity(order.quantity_text)}</b> ${String(order.kind).toLowerCase()}${price ? ` at ${price}` : ""}${order.role && order.role !== "SIGNAL" ? `, ${order.role.toLowerCase()}` : ""}</li>
+      <li><time>${clock(order.created_ms)}</time> ${order.side === "BUY" ? "buy" : "sell"} <b>${quantity(order.quantity_text)}</b> ${String(order.kind).toLowerCase()}${price ? ` at ${price}` : ""}${order.role && order.role !== "SIGNAL" ? `, ${order.role.toLowerCase()}` : ""}${order.position_side ? `, ${order.position_side.toLowerCase()} side` : ""}</li>
+      ${path.queue && html`<li><span title="What stood ahead of it at its price, at first and at last">ahead in its queue <b>${path.queue.map((each) => each ?? "not known").join(" → ")}</b></span></li>`}
       ${lines.map(({ row, text }, index) => html`<li key=${index}><time>${clock(row.seen_ms ?? row.market_ms ?? row.filled_ms)}</time> ${text}</li>`)}
     </ol>
   </section>`;
@@ -391,6 +392,7 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
       </header>
       <${Title} decision=${decision} />
       <div class="because">
+        ${decision.liquidations.map((each) => html`<p class="liquidated"><b>${each}</b></p>`)}
         <p>${[decision.because, decision.flip].filter(Boolean).join(" ")}</p>
         ${decision.formula && html`<details><summary>In numbers</summary><p>${decision.formula}</p></details>`}
       </div>

@@ -171,7 +171,7 @@ export function interval(ms) {
 export const word = (name) =>
   name.replace(/^confidence_(margin|calibrated)$/, "confidence").replace(/^risk[._]/, "").replaceAll("_", " ");
 
-const ACCOUNTS = { held: "buy and hold at its own exposure", "buy_and_hold in full": "buy and hold" };
+const ACCOUNTS = { LONG: "long side", SHORT: "short side", held: "buy and hold at its own exposure", "buy_and_hold in full": "buy and hold" };
 
 /** An account's name in words; the shadow account of that name holds as much as the run did. */
 export const accountName = ({ name, is_stored: isStored }) =>

@@ -6,6 +6,7 @@ import { Card } from "./card.js";
 import { shareBetween } from "./chart/attention.js";
 import { ChartPane } from "./chart/pane.js";
 import { rowsOf } from "./chart/rows.js";
+import { isHedged } from "./accounts.js";
 import { clock, count, duration, interval as intervalText, moment, number, percent, word } from "./format.js";
 import { isPassing } from "./hooks.js";
 import { useKeys } from "./keys.js";
@@ -118,7 +119,7 @@ export async function sequenceAt(run, instrument, ms) {
   return rows.length ? rows[0][columns.findIndex((column) => column.name === "sequence")] : null;
 }
 
-function Legend({ frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
+function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, decision, share, others, toInstrument, least, toLeast, playing, player }) {
   const at = index ?? (frame ? frame.length - 1 : 0);
   const price = (name) => html`<b>${number(frame[name][at], decimals)}</b>`;
   return html`<div class="legend">
@@ -130,7 +131,7 @@ function Legend({ frame, index, decimals, instrument, tint, setTint, decision, s
       ${frame?.length
         ? html`<span>${moment(frame.times[at]).replace(clock(frame.times[at]), "")}<b>${clock(frame.times[at])}</b></span>
             <span class="wide wider">O ${price("open")}</span><span class="wide first">H ${price("high")}</span><span class="wide first">L ${price("low")}</span><span>C ${price("close")}</span>
-            <span>position <b>${frame.held[at] == null ? "–" : number(frame.held[at], 8).replace(/\.?0+$/, "")}</b></span>`
+            <span title=${isNet ? "The long side less the short one" : ""}>${isNet ? "net position" : "position"} <b>${frame.held[at] == null ? "–" : number(frame.held[at], 8).replace(/\.?0+$/, "")}</b></span>`
         : " "}
     </span>
     <span class="switches">
@@ -342,7 +343,7 @@ export function NowView({ run, address, go, connection, connected, steps, isComp
       <${Banner} run=${run} connection=${connection} isCold=${isCold} />
     </header>
     <section class="figure" aria-label="Chart">
-      <${Legend}
+      <${Legend} isNet=${isHedged(run)}
         frame=${frame}
         index=${at}
         decimals=${known?.price_decimals}

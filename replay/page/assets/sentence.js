@@ -49,7 +49,7 @@ function Against({ own, other }) {
   const size = Math.abs(gap) < 0.0005 ? `${number(Math.abs(gap) * 1e4, 1)} bp` : percent(Math.abs(gap));
   const isMean = other.name === "held";
   return html`<span class="term" title=${other.source}>
-    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${accountName(other)}${isMean && own.mean_exposure != null ? `, ${percent(own.mean_exposure)}` : ""}
+    <b>${size}</b> ${gap < 0 ? "behind" : "ahead of"} ${accountName(other)}${isMean && other.mean_exposure != null ? `, ${percent(other.mean_exposure)}` : ""}
   </span>`;
 }
 

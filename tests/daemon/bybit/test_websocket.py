@@ -252,9 +252,37 @@ async def test_a_renewal_that_is_refused_is_asked_for_again() -> None:
 async def test_a_missing_acknowledgement_ends_the_connection() -> None:
     async with ScriptedServer() as server:
         server.is_mute = True
-        async with running(server, connect_timeout_s=0.05) as (setup, _):
-            await until(lambda: setup.listener.lost)
+        async with running(server) as (setup, _):
+            await setup.clock.run(lambda: setup.listener.lost)
             assert "did not answer a subscription" in str(setup.listener.lost[0])
+
+
+async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
+    async with ScriptedServer() as server:
+        server.is_mute = True
+        async with running(server, data_watchdog_s=1e9, ping_s=1e9) as (setup, stream):
+            await until(lambda: server.received)
+            began_s = setup.clock.network_s()
+            for second in range(1, 32):
+                setup.clock.advance(network_s=1)
+                await server.send(kline(START_MS + second * MINUTE))
+                await until(is_equal(setup.listener.frames.__len__, second))
+                stream.dated(START_MS + (9_999 if second < 31 else 10_000))
+                assert not setup.listener.lost, "the answer may be behind these frames"
+            await setup.clock.run(lambda: setup.listener.lost)
+            assert "did not answer a subscription within 10 s" in str(setup.listener.lost[0])
+            assert setup.clock.network_s() - began_s < 41, "it is not behind the last frame"
+
+
+async def test_an_answer_is_not_waited_for_where_nothing_is_read() -> None:
+    async with ScriptedServer() as server:
+        server.is_mute = True
+        async with running(server, data_watchdog_s=1e9) as (setup, stream):
+            await until(lambda: server.received)
+            stream.dated(START_MS)
+            began_s = setup.clock.network_s()
+            await setup.clock.run(lambda: setup.listener.lost)
+            assert setup.clock.network_s() - began_s < 11
 
 
 async def test_a_ban_at_the_door_is_followed_by_silence() -> None:

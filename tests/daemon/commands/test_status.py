@@ -22,8 +22,10 @@ from builders import (
     step,
 )
 from fakes import ManualClock
+from msgspec import structs
 from operated import Operated, serving
 
+from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor
@@ -218,6 +220,48 @@ async def test_status_of_many_symbols_has_a_line_for_each_and_the_first_reasons(
     assert named[0] == "linear:S07USDT"
     assert len(named) == 10
     assert "refused by edge" in "".join(lines)
+
+
+async def test_status_names_both_sides_and_cuts_no_number(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = structs.replace(
+        run(instruments=[instrument(f"S{place:02d}USDT") for place in range(10)]),
+        config=json.dumps({"account": {"margin": "isolated", "leverage": "10"}}),
+    )
+    clock = ManualClock(START_MS + MINUTE)
+    margin = {item.id: MarginRules(item, 1_000, 5_500_000) for item in of.instruments}
+    monitor = Monitor(run=of, clock=clock, margin=margin)
+    half = 4_999_999
+    for place, item in enumerate(of.instruments):
+        size = 1_000 if place == 7 else 0
+        sides = (
+            TwinStep("LONG", Position(size, size), account(half), ()),
+            TwinStep("SHORT", Position(-size, -size), account(half), ()),
+        )
+        seen = bar(instrument_id=item.id)
+        monitor.observe(
+            step(
+                seen,
+                sequence=place,
+                decided=decision(),
+                position=Position(),
+                twins=sides,
+                of=account(2 * half),
+            )
+        )
+    async with serving(tmp_path / "run.db", monitor) as daemon:
+        await called("status", "--db", daemon.database)
+        monitor.bars = {of.instruments[7].id: monitor.bars[of.instruments[7].id]}
+        await called("status", "--db", daemon.database)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    (row,) = {line for line in shown.splitlines() if line.startswith("long side")}
+    assert row.split()[2:4] == ["4,999,999.00", "4,999,999.00"]
+    first = next(line for line in shown.splitlines() if line.startswith("linear:"))
+    assert first.split()[0] == "linear:S07USDT", "both sides add up to nothing, and are held"
+    assert "  1, -1  " in first
+    assert "net position 0" in shown
 
 
 async def test_status_shows_what_no_strategy_has_a_share_of(

@@ -36,6 +36,7 @@ from tracepaper.strategies.types.market import (
 )
 
 ITEM = instrument()
+PAIR = "tracepaper.strategies.examples.pair:Pair"
 KEY = ITEM.id
 
 
@@ -100,7 +101,8 @@ def test_both_sides_are_held_liquidated_and_paid_in_some_run() -> None:
 
 
 def scripted(says: dict[str, Any], **options: Any) -> HedgedEngine:
-    sections = {key: options.pop(key) for key in ("gate", "risk", "account") if key in options}
+    named = ("gate", "risk", "account", "sizing")
+    sections = {key: options.pop(key) for key in named if key in options}
     return built(configured({"says": says, **options}, of=SCRIPTED, **sections))
 
 
@@ -162,6 +164,48 @@ def test_a_side_outlives_its_horizon_by_itself() -> None:
     assert decided.target_quantity == sides(steps[7])[0]
     confirmed = [[one.twin for one in step.twins if one.confirmed] for step in steps]
     assert confirmed[1:5] == [["LONG"], [], ["SHORT"], ["LONG"]]
+
+
+def test_sides_that_end_together_are_not_asked_for_again() -> None:
+    """The same signal at the same sum of targets, and yet each side has another one."""
+    says = {"1": ["LONG", None, 1], "2": ["SHORT", None, 1]}
+    before, both, after = bars(12)[:6], bars(12)[6], bars(12)[7:]
+    wide = replace(both, high=both.high + 20_000, low=both.low - 20_000)
+    made: list[Event] = [*before, wide, *after]
+    steps = run(scripted(says, sizing={"mode": "fixed", "quantity": "0.4"}), made)
+    assert sides(steps[5]) == (400, -400)
+    assert [fill.position_side for fill in steps[6].fills] == [LONG, SHORT]
+    held, ended = steps[5].decision, steps[6].decision
+    assert held is not None
+    assert ended is not None
+    assert (ended.action, ended.target_quantity) == (held.action, held.target_quantity)
+    assert {sides(step) for step in steps[6:]} == {(0, 0)}
+    assert not [order for step in steps[7:] for order in step.orders]
+
+
+def test_what_a_side_could_not_order_is_not_asked_for_at_a_bar_that_a_limit_refuses() -> None:
+    engine = scripted(
+        {"1": ["LONG"], "3": ["SHORT", None, None, 0.6], "5": ["SHORT"]},
+        horizon=4,
+        account={"cash": "6000"},
+        risk={"max_notional": "70000"},
+    )
+    made = list(bars(9))
+    received = Funding(KEY, -5 * 10**8, made[4].close_time_ms, made[4].close_time_ms)
+    own, steps = OwnSides(ITEM, "6000", "10"), []
+    events: list[Event] = [*made[:5], received, *made[5:]]
+    for event in events:
+        steps.append(engine.step(event, None))
+        own.take(steps[-1])
+    del steps[5]
+    cannot, refused = steps[3].decision, steps[5].decision
+    assert cannot is not None
+    assert cannot.unfilled_reason == "SHORT: the available balance does not cover its margin"
+    assert refused is not None
+    assert (refused.refused_by, refused.reason) == ("risk.notional", "horizon")
+    assert [order.position_side for order in steps[5].orders] == [LONG]  # it is closed
+    filled = [[fill.position_side for fill in step.fills] for step in steps[6:8]]
+    assert filled == [[LONG], [SHORT]]
 
 
 def test_a_refusal_by_a_gate_of_integrity_leaves_both_sides_as_they_are() -> None:
@@ -329,3 +373,5 @@ def test_what_hedge_mode_does_not_take_is_one_sentence() -> None:
         )
     with pytest.raises(ConfigInvalid, match="Order books fill no orders"):
         built(config, FillModel.BOOK)
+    with pytest.raises(ConfigInvalid, match="decides for all symbols of a close trades no account"):
+        built(configured({}, of=PAIR))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 from depth_cases import FIRST_MS
+from records import rows
 from seeded_events import ITEM, MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
@@ -132,11 +131,6 @@ def live(path: Path, market: SeededMarket, late_ms: int, response_ms: int, laten
     log.close()
 
 
-def told(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(sql).fetchall()
-
-
 FILLS = "SELECT filled_ms, side, price_text, quantity_text, liquidity FROM v_fills ORDER BY rowid"
 EVENTS = "SELECT kind, market_ms, content FROM v_events ORDER BY sequence"
 
@@ -155,13 +149,13 @@ def test_whenever_a_bar_comes_the_events_are_those_of_a_replay(
     log.end(1)
     log.close()
     live(path, market, late_ms, response_ms, latency_ms)
-    found, wanted = told(path, EVENTS), told(known, EVENTS)
+    found, wanted = rows(path, EVENTS), rows(known, EVENTS)
     bars = [place for place, event in enumerate(found) if event[0] == "bar"]
     assert len(bars) == MINUTES
     assert found[: bars[-1] + 1] == wanted[: bars[-1] + 1]
     assert sum(event[0] == "book" for event in found) > 5
     last_ms = int(replay.feed.candles[0].closes_ms[-1]) - response_ms
-    assert [one for one in told(path, FILLS) if one[0] <= last_ms] == told(known, FILLS)
+    assert [one for one in rows(path, FILLS) if one[0] <= last_ms] == rows(known, FILLS)
     with Reader.open(path) as reader:
         assert verify_run(reader, path, reader.find("last")).differences == []
 

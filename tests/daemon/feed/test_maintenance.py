@@ -9,6 +9,7 @@ import pytest
 from builders import instrument, quote
 from bybit_server import START_MS, exchange_section
 from fakes import ManualClock
+from structlog.testing import capture_logs
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed.client import EventQueue
@@ -98,11 +99,11 @@ async def test_answers_that_were_long_on_their_way_agree_all_the_same() -> None:
 
 
 def maintaining(
-    state: FeedState, errors_ms: Sequence[int] = ()
+    state: FeedState, errors_ms: Sequence[int] = (), *, time_scale: float = 1.0
 ) -> tuple[FeedMaintenance, ManualClock]:
     """Return the background work of a feed of one instrument, and its clock."""
     clock = ManualClock(START_MS)
-    exchange = exchange_section(ahead_ms=2_000)
+    exchange = exchange_section(ahead_ms=2_000, time_scale=time_scale)
     maintenance = FeedMaintenance(
         client=TellingClient(clock, errors_ms),
         clock=clock,
@@ -144,3 +145,62 @@ async def test_a_clock_that_is_set_back_forgets_prices_dated_ahead_of_it() -> No
         assert clock.market_ms() == START_MS
         is_kept = market_ms <= START_MS + 2_000
         assert bool(list(state.undelivered())) is is_kept
+
+
+@pytest.mark.parametrize(
+    ("time_scale", "said"),
+    [
+        (1.0, "list fewer market.symbols"),
+        (100.0, "lower it, and the --speed of tracepaper exchange"),
+    ],
+)
+async def test_a_machine_that_reads_frames_late_says_so_and_what_to_do_once_a_minute(
+    time_scale: float, said: str
+) -> None:
+    maintenance, clock = maintaining(quoted(), time_scale=time_scale)
+    with capture_logs() as lines:
+        for _ in range(130 * 20):  # 130 s of frames that are 6 s old
+            clock.advance(network_s=0.05, market_ms=int(50 * time_scale))
+            maintenance.observe(clock.market_ms() - int(6_000 * time_scale))
+    assert [one["event"] for one in lines] == ["behind"] * 3
+    assert lines[0]["reason"] == "frames are read 6 s after they were sent"
+    assert said in lines[0]["advice"]
+    assert "too slow for 1 symbol" in lines[0]["advice"]
+
+
+@pytest.mark.parametrize(("frames", "timely"), [(99, 0), (2_000, 90)])
+async def test_a_few_delayed_frames_are_no_slow_machine(frames: int, timely: int) -> None:
+    maintenance, clock = maintaining(quoted())
+    clock.advance(network_s=3_600, market_ms=3_600_000)
+    with capture_logs() as lines:
+        for number in range(frames):
+            clock.advance(network_s=0.05, market_ms=50)
+            is_timely = timely and number % timely == 0
+            maintenance.observe(clock.market_ms() - (0 if is_timely else 6_000))
+    assert not lines
+
+
+async def test_a_full_queue_says_so_once_a_minute() -> None:
+    maintenance, clock = maintaining(quoted())
+    with capture_logs() as lines:
+        for _ in range(61):
+            maintenance.lag.warn("the queue of the feed is full, and quotes are dropped")
+            clock.advance(network_s=1)
+    assert [one["event"] for one in lines] == ["behind"] * 2
+
+
+async def test_rest_is_asked_for_what_is_overdue_in_the_time_of_the_frames() -> None:
+    maintenance, clock = maintaining(quoted(), time_scale=100.0)
+    clock.advance(market_ms=1_000_000)
+    assert maintenance.lag.frames_ms() == clock.market_ms(), "nothing was read"
+    maintenance.observe(START_MS + 800_000)
+    assert maintenance.lag.frames_ms() == START_MS + 800_000
+    maintenance.observe(START_MS + 700_000)
+    assert maintenance.lag.frames_ms() == START_MS + 800_000, "a delayed frame says nothing"
+    clock.advance(network_s=1.1)
+    assert maintenance.lag.frames_ms() == clock.market_ms(), "a silent stream is asked for"
+    maintenance.observe(START_MS + 900_001)
+    assert maintenance.lag.frames_ms() == clock.market_ms(), "a second is no delay"
+    maintenance.observe(START_MS + 899_999)
+    await maintenance.synchronise()
+    assert maintenance.lag.frames_ms() == clock.market_ms(), "market time may have been set back"

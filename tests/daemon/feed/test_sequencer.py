@@ -103,6 +103,21 @@ async def test_an_answer_behind_a_hole_keeps_no_more_bars_waiting_than_the_bound
     assert await opens(sequencer.bar(bar(index=1))) == list(range(1, PENDING_MAX + 1))
 
 
+async def test_a_stream_that_was_held_is_delivered_behind_the_past_in_order() -> None:
+    state = state_of(cause=None)
+    sequencer = sequencer_of(state, SteppedClock(START_MS))
+    key = state.instrument.id
+    sequencer.hold(key)
+    for one in (bar(index=2), bar(index=3)):
+        assert await opens(sequencer.bar(one)) == []
+    assert (sequencer.holds(key), state.claim_request()) == (True, False)
+    for index in range(3):  # the last of them is the stream's first
+        state.accept(bar(index=index, source=Source.REST))
+    assert await opens(sequencer.release(key)) == [3]
+    assert (sequencer.holds(key), state.claim_request()) == (False, True)
+    assert await opens(sequencer.bar(bar(index=4))) == [4]
+
+
 async def test_a_new_run_begins_with_the_first_bar_that_is_known() -> None:
     sequencer = sequencer_of(state_of(cause=None), SteppedClock(START_MS))
     assert await opens(sequencer.bar(bar(index=5))) == [5]

@@ -201,6 +201,9 @@ class Heard:
     def frame_s(self) -> float:
         return self._frame_s
 
+    def warm_at(self, _instrument: str) -> None:
+        return None
+
     def quote_ms(self, instrument: str) -> int:
         assert instrument == BTC
         return self._quote_ms

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import signal
-import sqlite3
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from programs import BIN, Program
-from several_live import check_parity, check_record, trading
+from records import check_record, rows
+from several_live import check_parity, trading
 from waiting import until
 
 from tracepaper.daemon.config.loading import load
@@ -76,11 +75,6 @@ def sections(**market: Any) -> dict[str, dict[str, Any]]:
 def served(**keys: Any) -> ExchangeSettings:
     data = made_candles(walk_rows(400), symbol=SYMBOL)
     return ExchangeSettings(candles=(data,), manual=True, start=200, speed=60.0, **keys)
-
-
-def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(sql).fetchall()
 
 
 FILLS = (

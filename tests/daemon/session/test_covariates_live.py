@@ -9,8 +9,8 @@ from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from daemon_under_test import Running, check_record, daemon, killed_daemon, price, settings
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from records import check_record as check_several
 from several_live import SPEED, trading
-from several_live import check_record as check_several
 from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.config.loading import load, render

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,8 @@ import torch
 from depth_cases import trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from several_live import check_record, trading
+from records import check_record, rows
+from several_live import trading
 
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
@@ -57,11 +56,6 @@ def sections(checkpoint: Path) -> dict[str, dict[str, Any]]:
         "strategy": {"name": "orderbook", "options": options},
         "model": {"checkpoint": "none"},
     }
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
 
 
 def events(path: Path) -> list[Depths]:

@@ -12,7 +12,8 @@ from typing import Any
 from depth_cases import FIRST_MS, header, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from several_live import check_record, trading
+from records import check_record
+from several_live import trading
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive.order_book import StoredDepth

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from exchange_client import FIRST_MS, candles, walk_rows
-from several_live import MINUTE, Live, check_record, trading
+from records import check_record
+from several_live import MINUTE, Live, trading
 
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.api.context import BarContext, Percent, Signal

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from builders import instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from several_live import SPEED, check_parity, check_record, trading
+from records import check_record, rows
+from several_live import SPEED, check_parity, trading
 
 from tracepaper.daemon.bybit import websocket
 from tracepaper.daemon.feed.client import StreamRequest
@@ -32,11 +30,6 @@ def walks(symbols: Sequence[str], bars: int) -> tuple[Candles, ...]:
         made_candles(walk_rows(bars, seed=seed), symbol=symbol)
         for seed, symbol in enumerate(symbols)
     )
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
 
 
 # ---------------------------------------------------------------- connections

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import pytest
 from builders import START_MS, bars, forecast, quote
 from fakes import FixedForecaster
+from msgspec.structs import replace
+from storage_cases import retrained
 from waiting import deadline, deadline_s
 
 from tracepaper.daemon.session.loop import (
@@ -20,7 +22,7 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.strategies.errors import StrategyFailed
 from tracepaper.strategies.types.decisions import Forecast, PredictionTimeout
-from tracepaper.strategies.types.market import Bar, ModelChange
+from tracepaper.strategies.types.market import Bar, ModelChange, RetrainOutcome
 
 KEY = "linear:BTCUSDT"
 
@@ -146,6 +148,44 @@ async def test_a_stop_that_comes_with_an_error_of_the_model_does_not_hide_it(
         task.result()
 
 
+async def test_a_bar_before_the_period_is_waited_for_by_the_next_one_alone() -> None:
+    """Warming a model that was not warmed at the start takes long, and nothing is decided on it."""
+    forecaster = Gated()
+    period_start_ms = START_MS + 2 * 60_000
+    worker = WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=period_start_ms,
+        deadline_ms=1,
+    )
+    first, second, third = bars(3)
+    await worker.predict(first)
+    await worker.predict(start(((KEY, first.open_time_ms),)))
+    assert await worker.predict(second) is None  # it is under way: the gate is closed
+    assert await worker.predict_close([third]) == [PredictionTimeout(1)]
+    forecaster.gate.set()
+
+
+async def test_a_close_before_the_period_has_no_deadline() -> None:
+    forecaster = Gated()
+    worker = WorkerPredictor(
+        forecaster,
+        BarHistory([KEY], context=1),
+        Worker("model"),
+        period_start_ms=START_MS + 2 * 60_000,
+        deadline_ms=1,
+    )
+    first, second = bars(2)
+    await worker.predict(first)
+    await worker.predict(start(((KEY, first.open_time_ms),)))
+    answer = asyncio.ensure_future(worker.predict_close([second]))
+    await asyncio.wait({answer}, timeout=0.05)
+    assert not answer.done()
+    forecaster.gate.set()
+    assert await answer == [None]
+
+
 async def test_only_bars_are_answered() -> None:
     worker = WorkerPredictor(
         FixedForecaster(says, context=1),
@@ -180,6 +220,53 @@ def test_a_warm_up_bar_after_the_start_is_taken_in_without_an_answer() -> None:
     inline.predict(start(kept.warm_from()))
     assert [inline.predict(item) for item in history[1:3]] == [None, None]
     assert inline.predict(history[3]) == says(history[2:4])
+
+
+def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_the_period() -> None:
+    forecaster = FixedForecaster(says, context=3)
+    kept = BarHistory([KEY, "linear:ETHUSDT"], context=3)
+    history, late = bars(6), bars(6, instrument_id="linear:ETHUSDT")
+    inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 4 * 60_000)
+    for item in (*history[:4], *late[:1]):
+        inline.predict(item)
+    change = start(kept.warm_from(START_MS + 4 * 60_000))
+    assert [key for key, _ in change.warm_from] == [KEY]
+    inline.predict(change)
+    assert forecaster.warmed == [3]
+    assert [inline.predict(item) for item in late[1:3]] == [None, None]
+    assert forecaster.warmed == [3]
+    assert inline.predict(late[3]) is None
+    assert forecaster.warmed == [3, 3]
+    assert inline.predict_close([history[4], late[4]]) == [says(history[2:5]), says(late[2:5])]
+
+
+def test_a_symbol_that_lacks_its_last_bar_is_warmed_at_its_first_in_the_period() -> None:
+    forecaster = FixedForecaster(says, context=3)
+    kept = BarHistory([KEY], context=3)
+    inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 4 * 60_000)
+    inline.predict(start())
+    history = bars(6)
+    for item in history[:3]:
+        assert inline.predict(item) is None
+    assert inline.predict(history[4]) == says([*history[1:3], history[4]])
+    assert forecaster.warmed == [2]
+
+
+def test_a_model_that_is_warmed_aside_is_warmed_with_what_comes_late_too() -> None:
+    running, candidate = FixedForecaster(says, context=3), FixedForecaster(says, context=3)
+    candidate.model_sha256 = "other"
+    kept = BarHistory([KEY], context=3)
+    inline = InlinePredictor(running, kept, period_start_ms=START_MS + 4 * 60_000)
+    history = bars(6)
+    inline.predict(start())
+    inline.prepare(candidate)
+    inline.predict(history[0])
+    inline.predict(retrained(outcome=RetrainOutcome.PROMOTED, candidate_sha256="other"))
+    for item in history[1:5]:
+        inline.predict(item)
+    inline.predict(replace(start(), model_sha256="other"))
+    assert inline.predict(history[5]) == says(history[3:6])
+    assert candidate.warmed == [1, 3]
 
 
 def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> None:

@@ -28,7 +28,7 @@ from waiting import until
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import recording
+from tracepaper.daemon.session import sidecars
 from tracepaper.replay.archive.book_events import EventsFile, events_quality
 from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -117,7 +117,7 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
 async def test_a_lost_connection_and_a_killed_process_are_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recording, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(sidecars, "PAUSE_S", (0.01, 0.1))
     begun: list[int] = []
     begin: Any = asyncio.create_subprocess_exec
 
@@ -161,8 +161,8 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
 async def test_a_full_disk_ends_no_run_and_tears_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *recording.PROGRAM)
-    monkeypatch.setattr(recording, "PROGRAM", small)
+    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *sidecars.RECORD_PROGRAM)
+    monkeypatch.setattr(sidecars, "RECORD_PROGRAM", small)
     async with (
         venue() as exchange,
         trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
@@ -212,7 +212,7 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
     try:
         with pytest.raises(ConfigInvalid, match=r"\(File too large\)"):
-            recording.check_recording(load({"market": {"record_events": str(tmp_path)}}))
+            sidecars.check_recording(load({"market": {"record_events": str(tmp_path)}}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -264,8 +264,8 @@ def test_a_run_has_the_hash_that_it_had_with_and_without_it() -> None:
 
 def test_the_folder_is_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('[market]\nrecord_events = "events"\n')
-    assert recording.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
-    assert recording.folder_of(load({})) is None
+    assert sidecars.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
+    assert sidecars.folder_of(load({})) is None
 
 
 def test_several_symbols_of_a_session_are_a_file_each(tmp_path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from several_live import MINUTE, SPEED, Live, check_parity, check_record, trading
+from records import check_record, rows
+from several_live import MINUTE, SPEED, Live, check_parity, trading
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import maintenance, warming
@@ -56,11 +55,6 @@ class Quarters(Strategy):
 
 def walk(seed: int, symbol: str, count: int = 400) -> Candles:
     return made_candles(walk_rows(count, seed=seed), symbol=symbol)
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
 
 
 async def test_frames_are_warmed_from_the_exchange_and_are_the_same_after_a_restart(
@@ -251,7 +245,7 @@ async def test_what_is_warm_trades_first_and_the_others_say_when(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Candles of higher timeframes of the third symbol come after the first decisions."""
-    monkeypatch.setattr(warming, "FRAMES_BEFORE_START", 2)
+    monkeypatch.setattr(warming, "BEFORE_START", 4)
     names = ["AAAUSDT", "BBBUSDT", "CCCUSDT"]
     data = tuple(walk(seed, name) for seed, name in enumerate(names))
     served = ExchangeSettings(candles=data, manual=True, start=200, speed=SPEED)

@@ -21,7 +21,7 @@ from waiting import until
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import shipping
+from tracepaper.daemon.session import sidecars
 from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
 
@@ -78,7 +78,7 @@ async def test_a_daemon_ships_every_step_and_its_end(
 async def test_a_shipper_that_is_killed_is_begun_again(
     tmp_path: Path, fleet_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shipping, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(sidecars, "PAUSE_S", (0.01, 0.1))
     path, back = tmp_path / "run.db", tmp_path / "back.db"
     begun: list[int] = []
     popen: Any = subprocess.Popen
@@ -114,9 +114,9 @@ async def test_a_line_without_an_end_is_a_fault_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = (sys.executable, "-c", "import sys; sys.stdout.write('x' * 200_000 + '\\n')")
-    monkeypatch.setattr(shipping, "PROGRAM", endless)
-    monkeypatch.setattr(shipping, "PAUSE_S", (0.05, 0.1))
-    shipper = shipping.Shipping("postgresql:///fleet", tmp_path / "a.db", SystemClock())
+    monkeypatch.setattr(sidecars, "SHIP_PROGRAM", endless)
+    monkeypatch.setattr(sidecars, "PAUSE_S", (0.05, 0.1))
+    shipper = sidecars.Shipping("postgresql:///fleet", tmp_path / "a.db", SystemClock())
     async with shipper.at_work(lambda: None):
         await until(lambda: shipper.progress.errors >= 2, poll_s=0.05)
     assert shipper.progress.error == "its process wrote a line of more than 65,536 bytes"

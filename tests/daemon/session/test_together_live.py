@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from learning import learnable
+from records import rows
 from several_live import SPEED, check_parity, trading
 from waiting import deadline_s
 
@@ -92,11 +93,6 @@ def serving(candles: Sequence[Candles], *, start: int = START) -> EmbeddedExchan
     return EmbeddedExchange(
         ExchangeSettings(candles=tuple(candles), manual=True, start=start, speed=SPEED)
     )
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
 
 
 def weights(path: Path) -> dict[tuple[int, str], float]:

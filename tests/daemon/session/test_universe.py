@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sqlite3
-from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,8 @@ from builders import instrument
 from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from several_live import SPEED, check_parity, check_record, trading
+from records import check_record, rows
+from several_live import SPEED, check_parity, trading
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
@@ -194,11 +193,6 @@ def replayed(
         run_replay(replay, audit, Tally())
     finally:
         audit.close()
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
 
 
 def choices(path: Path) -> list[UniverseChange]:

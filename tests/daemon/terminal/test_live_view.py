@@ -100,6 +100,20 @@ def test_the_screen_shows_what_was_decided_and_why() -> None:
         assert words in shown
 
 
+def test_a_part_of_the_account_shows_its_money_and_no_share_of_all_the_cash() -> None:
+    parts = {
+        "calm": structs.replace(account(39_950), realized_pnl=-40 * MONEY_SCALE),
+        "SHORT": structs.replace(account(50_010), unrealized_pnl=25 * MONEY_SCALE),
+    }
+    twins = tuple(
+        TwinStep(name, Position(), structs.replace(of, fees_paid=10 * MONEY_SCALE), ())
+        for name, of in parts.items()
+    )
+    shown = drawn(structs.replace(full_step(), twins=twins), width=160)
+    assert "strategy calm 39,950.00 -50.00" in shown
+    assert "short side 50,010.00 +15.00" in shown
+
+
 def test_on_margin_the_screen_says_what_is_bound_and_where_it_ends() -> None:
     config = json.dumps({"account": {"margin": "isolated", "leverage": "10"}})
     of = structs.replace(run(instruments=(instrument(),)), config=config)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ from typing import Any
 import programs
 import pytest
 from depth_cases import FIRST_MS, header, walk, write
+from killed_replays import Killed, resumed
 from queue_cases import Say, book, gap, played, send, shows, trade
+from records import check_record, rows
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
@@ -24,14 +24,12 @@ from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
@@ -103,22 +101,9 @@ def replayed(path: Path, market: SeededMarket, config: Config | None = None, **k
     return replay.run.run_id
 
 
-def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(sql).fetchall()
-
-
 FILLS = (
     "SELECT filled_ms, side, price_text, quantity_text, liquidity, model FROM v_fills ORDER BY 1"
 )
-
-
-def check(path: Path) -> None:
-    """Every step follows from the record, and the record is whole."""
-    with Reader.open(path) as reader:
-        found = reader.find("last")
-        assert verify_chain(reader.connection, found).holds
-        assert verify_run(reader, path, found).differences == []
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +120,12 @@ def test_a_book_fills_makers_and_takers_and_all_follow_from_the_record(
     assert {row[4] for row in fills} == {"MAKER", "TAKER"}
     assert {row[5] for row in fills} == {"book"}
     assert len(fills) > 20
-    check(whole)
+    check_record(whole)
     steps = rows(whole, "SELECT kind, count(*) FROM v_events GROUP BY 1")
     assert dict(steps)["book"] < 0.2 * 30 * 240  # of frames, of which most change nothing
     shutil.move(market.events, market.events.with_suffix(".away"))
     try:
-        check(whole)  # by the database alone
+        check_record(whole)  # by the database alone
     finally:
         shutil.move(market.events.with_suffix(".away"), market.events)
 
@@ -159,11 +144,7 @@ def test_the_same_again_is_the_same_and_so_is_a_recorded_run_fed_again(
         found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
     assert (found.compared, found.identical, found.differences) == (30, 30, [])
     assert rows(again, FILLS) == rows(path, FILLS)
-    check(again)
-
-
-class Killed(Exception):
-    pass
+    check_record(again)
 
 
 UPDATES = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY 1"
@@ -190,12 +171,8 @@ def killed_and_resumed(
     with pytest.raises(Killed):
         run_replay(built(running, market), log, Tally(progress=kill))
     log.close()
-    log = SqlAuditLog.open(cut)
     candles = [read_candles(str(market.candles), category="linear")]
-    books = [EventsSource(market.events)]
-    resume_replay("last", candles, [], log, cut, Tally(), events=books)
-    log.end(1)
-    log.close()
+    resumed(cut, candles, events=[EventsSource(market.events)])
     return cut
 
 
@@ -206,7 +183,7 @@ def test_a_replay_killed_anywhere_goes_on_in_the_same_place_of_the_queue(
     cut = killed_and_resumed(tmp_path, monkeypatch, market, after)
     assert rows(cut, FILLS) == rows(whole, FILLS)
     assert rows(cut, UPDATES) == rows(whole, UPDATES)
-    check(cut)
+    check_record(cut)
 
 
 def test_the_queue_model_and_the_latencies_decide_what_is_filled(
@@ -223,7 +200,7 @@ def test_the_queue_model_and_the_latencies_decide_what_is_filled(
         path = tmp_path / f"{name}.db"
         replayed(path, market, configured(**keys))
         found[name] = rows(path, FILLS)
-        check(path)
+        check_record(path)
     assert len({str(fills) for fills in found.values()}) == len(found)
 
 
@@ -268,7 +245,7 @@ def test_a_hole_is_said_and_held_and_nothing_is_lost(tmp_path: Path, holed: Seed
     )
     assert [cause for (cause,) in causes if cause] == ["stopped", "disconnected"]
     assert rows(path, "SELECT count(*) FROM v_decisions")[0][0] == 12
-    check(path)
+    check_record(path)
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +273,7 @@ def test_a_book_that_went_silent_is_a_gap_and_holds_every_order(
         path, "SELECT json_extract(content, '$.cause') AS c FROM v_events WHERE kind = 'book'"
     )
     assert [cause for (cause,) in causes if cause] == ["stopped", "silent"]
-    check(path)
+    check_record(path)
 
 
 @pytest.mark.parametrize("after", [5, 9, 12, 14])
@@ -308,7 +285,7 @@ def test_a_replay_killed_around_a_silence_goes_on_the_same(
     cut = killed_and_resumed(tmp_path, monkeypatch, silent, after)
     assert rows(cut, FILLS) == rows(path, FILLS)
     assert rows(cut, UPDATES) == rows(path, UPDATES)
-    check(cut)
+    check_record(cut)
 
 
 WHOLE = book(0, {99: 10}, {101: 10, 102: 10})
@@ -376,7 +353,7 @@ def test_a_file_that_ends_before_the_candles_says_so_and_fills_no_more(
         fills = [row[0] for row in rows(path, FILLS)]
         assert bool(fills) is (count > 1)
         assert [at_ms for at_ms in fills if at_ms > last_ms + SILENT_MS] == []
-        check(path)
+        check_record(path)
 
 
 def test_a_file_that_begins_after_the_candles_says_so(tmp_path: Path, holed: SeededMarket) -> None:
@@ -389,7 +366,7 @@ def test_a_file_that_begins_after_the_candles_says_so(tmp_path: Path, holed: See
     replayed(path, holed, events=[EventsSource(late)])
     begins = f"the book of linear:BTCUSDT begins at {iso(FIRST_MS + 7 * MINUTE_MS)}: nothing"
     assert begins in rows(path, "SELECT warnings FROM v_runs")[0][0]
-    check(path)
+    check_record(path)
 
 
 def test_a_torn_file_is_used_up_to_its_last_whole_block(
@@ -400,7 +377,7 @@ def test_a_torn_file_is_used_up_to_its_last_whole_block(
     path = tmp_path / "a.db"
     replayed(path, market, events=[EventsSource(torn)])
     assert "torn" in rows(path, "SELECT warnings FROM v_runs")[0][0]
-    check(path)
+    check_record(path)
 
 
 # ---------------------------------------------------------------- sampled books
@@ -417,7 +394,7 @@ def test_sampled_books_serve_what_takes_and_refuse_what_would_rest(
     reasons = rows(path, "SELECT DISTINCT reason FROM v_orders WHERE status = 'REJECTED'")
     assert [reason for (reason,) in reasons if "needs recorded events (--events)" in reason]
     assert {row[4] for row in rows(path, FILLS)} == {"TAKER"}
-    check(path)
+    check_record(path)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from page_cases import shown_of
+from records import rows as asked
 from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
@@ -89,11 +90,6 @@ def candles(interval_ms: int = HOUR_MS, *, before: float = 7.0, name: str = "acm
 def replayed(*words: str, database: str = "run.db", config: str = "shares.toml") -> int:
     given = ["replay", "ACME=acme.csv", "-c", config, "--db", database, "--json"]
     return invoke([*given, *words])
-
-
-def asked(database: str, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(database)) as connection:
-        return connection.execute(query).fetchall()
 
 
 def warnings_of(database: str = "run.db") -> list[str]:

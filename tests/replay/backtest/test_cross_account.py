@@ -14,6 +14,7 @@ import pytest
 from exchange_client import candles as made_candles
 from forging import rechain
 from killed_replays import killed_and_resumed
+from records import check_record, rows
 from storage_cases import prune
 
 from tracepaper.daemon.broker.cross_account import CALLED
@@ -26,10 +27,8 @@ from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import Files
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit as audited
-from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, Percent, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
@@ -101,22 +100,6 @@ def replayed(path: Path, **sections: dict[str, Any]) -> str:
     return replay.run.run_id
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
-def check(path: Path) -> None:
-    """Hold a record to its chain, its ledger and its derivation."""
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, path, run_id)
-        assert [one.sentence() for one in found.differences] == []
-        problem = audited(reader.connection, run_id).problem
-        assert problem is None, problem.sentence
-
-
 @pytest.fixture(scope="module")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("cross") / "a.db"
@@ -137,7 +120,7 @@ def test_a_run_with_liquidations_is_derived_again(once: Path) -> None:
         f"WHERE f.{LIQUIDATED} AND e.instrument IS NOT f.instrument",
     )
     assert others[0][0] > 0, "no price of one symbol took another away"
-    check(once)
+    check_record(once)
 
 
 def test_no_step_owes_anything_and_no_position_has_a_margin_of_its_own(once: Path) -> None:
@@ -167,7 +150,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_end(
     once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bars: int
 ) -> None:
     cut = killed_and_resumed(configured(), candles(), tmp_path, monkeypatch, bars=bars)
-    check(cut)
+    check_record(cut)
     for query in (
         "SELECT instrument, open_time_ms, decision_sha256 FROM v_decisions ORDER BY 2, 1",
         "SELECT instrument, price, quantity, filled_ms FROM v_fills ORDER BY filled_ms, 1, 2, 3",
@@ -180,7 +163,7 @@ def test_what_a_prune_keeps_still_adds_up(once: Path, tmp_path: Path) -> None:
     path = Path(shutil.copy(once, tmp_path / "a.db"))
     (pruned,) = prune(path, keep_days=4, pruned_at_ms=5)
     assert pruned.steps > 50
-    check(path)
+    check_record(path)
 
 
 def test_a_forged_liquidation_is_named(once: Path, tmp_path: Path) -> None:
@@ -210,7 +193,7 @@ def test_the_report_and_the_shadow_accounts_know_it(
 ) -> None:
     path = tmp_path / "a.db"
     replayed(path, strategy={"twins": ["buy_and_hold", "random_gate"]})
-    check(path)
+    check_record(path)
     assert rows(path, f"SELECT count(*) FROM v_twin_fills WHERE {LIQUIDATED}")[0][0] > 0
     capsys.readouterr()
     assert invoke(["report", "--db", str(path), "--json"]) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -20,6 +19,8 @@ from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
+from killed_replays import killed, resumed
+from records import check_record, rows
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -29,7 +30,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
@@ -133,11 +134,6 @@ def replayed(path: Path, books: Path, checkpoint: Path, **keys: Any) -> str:
     return replay.run.run_id
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
 def events(path: Path) -> list[Depths]:
     with Reader.open(path) as reader:
         found = [event for _, _, event, _ in reader.events(reader.find("last"))]
@@ -146,13 +142,6 @@ def events(path: Path) -> list[Depths]:
 
 def reasons(path: Path) -> list[str]:
     return [reason for (reason,) in rows(path, "SELECT reason FROM v_decisions ORDER BY sequence")]
-
-
-def check(path: Path) -> None:
-    with Reader.open(path) as reader:
-        found = reader.find("last")
-        assert verify_chain(reader.connection, found).holds
-        assert verify_run(reader, path, found).differences == []
 
 
 def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
@@ -171,7 +160,7 @@ def test_a_replay_stores_each_book_once_before_the_bar_that_closes_then(
     order = rows(path, "SELECT kind, market_ms FROM v_events WHERE kind IN ('bar', 'depth')")
     assert [at_ms for _, at_ms in order] == sorted(at_ms for _, at_ms in order)
     assert [one.cause for one in events(path) if one.cause] == ["stopped", "disconnected"]
-    check(path)
+    check_record(path)
 
 
 def test_it_trades_the_mid_and_holds_with_a_sentence_elsewhere(
@@ -213,7 +202,7 @@ def test_a_false_book_of_a_file_is_said_and_moves_no_decision(
     assert reasons(path)[12].startswith("the mid is expected")  # it looks at what came after it
     assert "order book" in reasons(path)[14]
     assert reasons(path)[15].startswith("the mid is expected")
-    check(path)
+    check_record(path)
 
 
 def test_the_most_probable_move_is_what_is_done(
@@ -300,7 +289,7 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
         path, "SELECT number FROM v_notes WHERE name = 'bid' ORDER BY sequence LIMIT 1"
     )
     assert bid == wanted.size[row - 9 : row + 1, 0, 0].sum()
-    check(path)
+    check_record(path)
     with pytest.raises(ConfigInvalid, match=r"reads order books, and market.depth is 0"):
         build(load(None, given), candles(), started_at_ms=0)
 
@@ -317,11 +306,7 @@ def test_a_run_is_fed_its_own_books_and_decides_the_same(
     with Reader.open(path) as one, Reader.open(again) as two:
         found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
     assert (found.compared, found.identical, found.differences) == (BARS, BARS, [])
-    check(again)
-
-
-class Killed(Exception):
-    pass
+    check_record(again)
 
 
 @pytest.mark.parametrize("after", [3, 9, 17])
@@ -332,32 +317,22 @@ def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
     checkpoint: Path,
     after: int,
 ) -> None:
-    whole, running, cut = (tmp_path / f"{name}.db" for name in ("whole", "running", "cut"))
+    whole = tmp_path / "whole.db"
     replayed(whole, books, checkpoint)
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
-
-    def kill(bars: int) -> None:
-        if bars >= after:
-            audit.flush()
-            for suffix in ("", "-wal"):  # what another process would find now
-                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
-
-    audit = SqlAuditLog.open(running)
-    replay = built(running, [read_depth(books)], checkpoint)
-    with pytest.raises(Killed):
-        run_replay(replay, audit, Tally(progress=kill))
-    audit.close()
-    audit = SqlAuditLog.open(cut)
-    depth = [read_depth(books)]
-    run_id = resume_replay("last", candles(), [], audit, cut, Tally(), depth=depth)
-    audit.end(1)
-    audit.close()
+    cut = killed(
+        lambda path: built(path, [read_depth(books)], checkpoint),
+        tmp_path,
+        monkeypatch,
+        bars=after - 1,
+        every=1,
+        group_steps=1,
+    )
+    run_id = resumed(cut, candles(), depth=[read_depth(books)])
     assert reasons(cut) == reasons(whole)
     with Reader.open(whole) as one, Reader.open(cut) as two:
         found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
     assert (found.compared, found.differences) == (BARS, [])
-    check(cut)
+    check_record(cut)
 
 
 def test_a_book_after_the_close_moves_no_decision(

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,8 @@ import own_strategies as own
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
+from killed_replays import killed_and_resumed
+from records import check_record, rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
@@ -24,14 +24,13 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of, resample
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -92,18 +91,6 @@ def replayed(path: Path, config: Config, data: Sequence[Candles], **options: Any
     return replay.run.run_id
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
-def check(path: Path) -> None:
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        assert verify_run(reader, path, run_id).differences == []
-
-
 DECIDED = "SELECT open_time_ms, action, decision_sha256, window_sha256 FROM v_decisions ORDER BY 1"
 
 
@@ -120,7 +107,7 @@ def test_closed_bars_of_each_frame_are_handed_on_and_verify_derives_them(tmp_pat
     [(cold,)] = rows(path, "SELECT count(*) FROM v_decisions WHERE refused_by = 'warm'")
     assert cold == 59
     assert {action for _, action, *_ in rows(path, DECIDED)} == {"LONG", "FLAT", "HOLD"}
-    check(path)
+    check_record(path)
 
 
 def test_a_hole_takes_the_bar_of_the_frame_that_it_is_in(tmp_path: Path) -> None:
@@ -132,7 +119,7 @@ def test_a_hole_takes_the_bar_of_the_frame_that_it_is_in(tmp_path: Path) -> None
     lost = hole_ms // (15 * MINUTE) * 15 * MINUTE + 15 * MINUTE
     assert not any(lost in quarters for _, _, quarters in after)
     assert len(after[0][2]) == 3
-    check(tmp_path / "a.db")
+    check_record(tmp_path / "a.db")
 
 
 def test_a_period_is_warmed_by_as_many_bars_as_the_frames_want(tmp_path: Path) -> None:
@@ -150,36 +137,13 @@ def test_a_period_is_warmed_by_as_many_bars_as_the_frames_want(tmp_path: Path) -
     assert later.items() <= decided.items()
 
 
-class Killed(Exception):
-    """The process ended here."""
-
-
 def test_a_cut_replay_hands_on_the_same_bars(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tracepaper.replay.backtest.run as running_module
-
-    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 32)
-    data = [walk()]
-    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    data, through = [walk()], tmp_path / "through.db"
     replayed(through, configured(), data)
-
-    def kill(bars: int) -> None:
-        if bars > 210 and not cut.exists():
-            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
-                one.backup(other)
-            raise Killed
-
-    audit = SqlAuditLog.open(running, group_steps=7)
-    replay = build(configured(), data, started_at_ms=0, database=running)
-    with pytest.raises(Killed):
-        run_replay(replay, audit, Tally(progress=kill))
-    audit.close()
-    audit = SqlAuditLog.open(cut)
-    resume_replay("last", data, (), audit, cut, Tally())
-    audit.end(1)
-    audit.close()
-    check(cut)
+    cut = killed_and_resumed(configured(), data, tmp_path, monkeypatch, bars=210)
+    check_record(cut)
     assert rows(cut, DECIDED) == rows(through, DECIDED)
 
 
@@ -201,7 +165,7 @@ def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) ->
     assert len(SEEN[0][2]) == 4
     kinds = dict(rows(path, "SELECT kind, count(*) FROM v_events GROUP BY kind"))
     assert kinds["frame_bar"] == 4 + 1 + 3 + 1  # and the one that its first bar lies in
-    check(path)
+    check_record(path)
     replayed(whole, configured(), [data])
     seen = {at: action for at, action, *_ in rows(whole, DECIDED)}
     warm = [(at, action) for at, action, *_ in rows(path, DECIDED)][2:]

@@ -1,12 +1,11 @@
 """A strategy of orders by list, replayed: recorded whole, derived again, killed and resumed."""
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from records import rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
@@ -114,11 +113,6 @@ def whole(data: Candles, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("listed") / "whole.db"
     replayed(path, data)
     return path
-
-
-def rows(path: Path, query: str) -> list[tuple[object, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(query).fetchall()
 
 
 def test_every_kind_of_order_and_end_is_on_record(whole: Path) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from killed_replays import killed_and_resumed
 from pair_cases import HOUR_MS, cointegrated, configured, replayed
 from programs import ROOT
+from records import check_record, rows
 
 from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -31,21 +29,6 @@ from tracepaper.storage.maintenance import prune
 pytestmark = pytest.mark.slow
 
 CLOSES = 15_000
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
-def check(path: Path) -> int:
-    """Hold the newest run to its record; return how many decisions were derived again."""
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        found = verify_run(reader, path, run_id)
-        assert found.differences == []
-        return found.agreed
 
 
 OPENED = (
@@ -63,7 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_pair_trades_thirty_thousand_bars_and_verify_says_yes(whole: Path) -> None:
-    assert check(whole) == 2 * CLOSES
+    assert check_record(whole) == 2 * CLOSES
     sides = [sides.split() for _, sides in rows(whole, OPENED)]
     assert len(sides) > 100  # one leg at a time would show a single side
     assert all(sorted(both) == ["BUY", "SELL"] for both in sides)
@@ -79,7 +62,7 @@ def test_a_pair_of_real_candles_trades_and_verify_says_yes(tmp_path: Path) -> No
     assert symbols == ["BTCUSDT", "SOLUSDT"]
     path = tmp_path / "real.db"
     replayed(path, configured(symbols), data)
-    assert check(path) == sum(map(len, data))
+    assert check_record(path) == sum(map(len, data))
     opened = rows(path, OPENED)
     assert len(opened) > 5
     assert all(sorted(sides.split()) == ["BUY", "SELL"] for _, sides in opened)
@@ -90,7 +73,7 @@ def test_a_hole_in_one_leg_holds_both_and_the_rest_is_traded(tmp_path: Path) -> 
     kept = np.delete(np.arange(600), slice(300, 330))
     path = tmp_path / "hole.db"
     replayed(path, configured(), [first, slice_candles(second, kept)])
-    check(path)
+    check_record(path)
     start = int(first.open_time_ms[300])
     inside = f"open_time_ms >= {start} AND open_time_ms < {start + 30 * 60_000}"
     actions = rows(path, f"SELECT DISTINCT action FROM v_decisions WHERE {inside}")
@@ -98,39 +81,13 @@ def test_a_hole_in_one_leg_holds_both_and_the_rest_is_traded(tmp_path: Path) -> 
     assert rows(path, f"SELECT count(*) FROM v_decisions WHERE NOT ({inside})")[0][0] == 1_140
 
 
-class Killed(Exception):
-    """The process ended here."""
-
-
 def test_a_pair_that_was_killed_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tracepaper.replay.backtest.run as running_module
-
-    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 64)
-    data = cointegrated(900)
-    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    data, through = cointegrated(900), tmp_path / "through.db"
     replayed(through, configured(), data)
-
-    def kill(bars: int) -> None:
-        if bars > 800 and not cut.exists():
-            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
-                one.backup(other)
-            raise Killed
-
-    audit = SqlAuditLog.open(running, group_steps=32)
-    with pytest.raises(Killed):
-        run_replay(
-            build(configured(), data, started_at_ms=0, database=running),
-            audit,
-            Tally(progress=kill),
-        )
-    audit.close()
-    audit = SqlAuditLog.open(cut)
-    resume_replay("last", data, (), audit, cut, Tally())
-    audit.end(1)
-    audit.close()
-    check(cut)
+    cut = killed_and_resumed(configured(), data, tmp_path, monkeypatch, bars=800)
+    check_record(cut)
     query = "SELECT open_time_ms, instrument, decision_sha256 FROM v_decisions ORDER BY 1, 2"
     assert rows(cut, query) == rows(through, query)
     query = "SELECT side, quantity, price, filled_ms FROM v_fills ORDER BY filled_ms, instrument"

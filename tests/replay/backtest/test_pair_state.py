@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import own_strategies as own
 import pytest
+from killed_replays import resumed
 from pair_cases import HOUR_MS, SYMBOLS, cointegrated, configured, replayed
+from records import rows
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.state import EngineState, decode_state
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
@@ -94,14 +94,9 @@ def own_pair(**sections: dict[str, Any]) -> Config:
     return configured(SYMBOLS, **sections)
 
 
-def asked(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
 def newest_state(path: Path) -> EngineState:
     query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step DESC LIMIT 1"
-    return decode_state(asked(path, query)[0][0])
+    return decode_state(rows(path, query)[0][0])
 
 
 def openings(path: Path) -> dict[str, Any]:
@@ -119,17 +114,17 @@ def holdings(path: Path) -> list[Any]:
 
 def left(path: Path) -> list[Any]:
     return [
-        asked(
+        rows(
             path,
             "SELECT open_time_ms, instrument, decision_sha256, action, reason, unfilled_reason, "
             "window_sha256 FROM v_decisions ORDER BY 1, 2",
         ),
-        asked(
+        rows(
             path,
             "SELECT filled_ms, instrument, side, quantity_text, price_text FROM v_fills "
             "ORDER BY 1, 2",
         ),
-        asked(path, "SELECT open_time_ms, instrument, name, number FROM v_notes ORDER BY 1, 2, 3"),
+        rows(path, "SELECT open_time_ms, instrument, name, number FROM v_notes ORDER BY 1, 2, 3"),
         openings(path),
         holdings(path),
     ]
@@ -160,13 +155,6 @@ def killed(
     return path, cuts
 
 
-def resumed(path: Path, data: list[Candles]) -> None:
-    audit = SqlAuditLog.open(path)
-    resume_replay("last", data, (), audit, path, Tally())
-    audit.end(1)
-    audit.close()
-
-
 def test_killed_after_any_close_it_goes_on_as_if_it_had_not_been(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -191,8 +179,8 @@ def test_killed_after_any_close_it_goes_on_as_if_it_had_not_been(
 def test_it_is_stored_by_the_last_step_of_the_close_in_which_it_changed(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     replayed(path, own_pair(), cointegrated(200))
-    stored = asked(path, "SELECT step FROM states WHERE state IS NOT NULL ORDER BY step")
-    closes = asked(
+    stored = rows(path, "SELECT step FROM states WHERE state IS NOT NULL ORDER BY step")
+    closes = rows(
         path, "SELECT max(step) FROM steps WHERE open_time_ms NOT NULL GROUP BY open_time_ms"
     )
     assert {one for (one,) in closes} <= {one for (one,) in stored}
@@ -220,7 +208,7 @@ def test_a_pruned_run_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.Monkey
     resumed(cut, data)
     later = f"WHERE open_time_ms > {data[0].open_time_ms[300]}"
     query = f"SELECT instrument, decision_sha256 FROM v_decisions {later} ORDER BY open_time_ms, 1"
-    assert asked(cut, query) == asked(whole, query)
+    assert rows(cut, query) == rows(whole, query)
     assert (openings(cut), holdings(cut)) == (openings(whole), holdings(whole))
 
 

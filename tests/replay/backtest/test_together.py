@@ -13,6 +13,8 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
+from killed_replays import killed, resumed
+from records import check_record, rows
 from storage_cases import prune
 
 from tracepaper.daemon.config.loading import Config, load
@@ -21,7 +23,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.request import Request, perform
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
@@ -68,24 +70,12 @@ def replayed(
     return replay.run.run_id
 
 
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
-def check(path: Path, run_id: str = "last") -> None:
-    with Reader.open(path) as reader:
-        found = reader.find(run_id)
-        assert verify_chain(reader.connection, found).holds
-        assert verify_run(reader, path, found).differences == []
-
-
 def test_each_close_is_a_group_of_steps_that_verify_derives_again(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     replayed(path, candles(200))
     kinds = [kind for (kind,) in rows(path, "SELECT kind FROM v_events ORDER BY sequence")]
     assert kinds.count("closed") == 200
-    check(path)
+    check_record(path)
 
 
 def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
@@ -94,7 +84,7 @@ def test_a_symbol_that_lacks_the_bar_is_named_absent(tmp_path: Path) -> None:
     replayed(path, [one, two, _without(three, 20)])
     told = rows(path, "SELECT content ->> 'absent' FROM v_events WHERE kind = 'closed'")
     assert [absent for (absent,) in told if absent != "[]"] == ['["linear:SOLUSDT"]']
-    check(path)
+    check_record(path)
 
 
 def _without(part: Candles, row: int) -> Candles:
@@ -121,45 +111,31 @@ def test_without_gathering_each_bar_is_by_itself_and_decides_the_same(tmp_path: 
     first = replayed(together, data)
     second = replayed(alone, data, market={"gather_ms": 0})
     assert not rows(alone, "SELECT * FROM v_events WHERE kind = 'closed'")
-    check(alone)
+    check_record(alone)
     with Reader.open(together) as one, Reader.open(alone) as two:
         found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
     assert found.differences == []
     assert (found.compared, found.identical) == (600, 600)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("group_steps", [1, 2, 3, 5, 98])
 def test_a_replay_killed_anywhere_goes_on_at_a_whole_close(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_steps: int
 ) -> None:
-    whole, running, cut = (tmp_path / f"{name}.db" for name in ("whole", "running", "cut"))
-    data = candles(120)
+    whole, data = tmp_path / "whole.db", candles(120)
     replayed(whole, data)
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 7)
-
-    def kill(bars: int) -> None:
-        if bars > 200:
-            for suffix in ("", "-wal"):  # what another process would find now
-                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
-
-    audit = SqlAuditLog.open(running, group_steps=group_steps)  # of a commit, if it may be
-    replay = build(configured(), data, started_at_ms=0, database=running)
-    with pytest.raises(Killed):
-        run_replay(replay, audit, Tally(progress=kill))
-    audit.close()
+    cut = killed(
+        lambda path: build(configured(), data, started_at_ms=0, database=path),
+        tmp_path,
+        monkeypatch,
+        bars=200,
+        group_steps=group_steps,  # of a commit, if it may be
+    )
     [(steps,)] = rows(cut, "SELECT step_count FROM runs")
     assert steps > 150
     assert steps % 4 == 1  # the start, and whole closes
-    audit = SqlAuditLog.open(cut)
-    resume_replay("last", data, (), audit, cut, Tally())
-    audit.end(1)
-    audit.close()
-    check(cut)
+    resumed(cut, data)
+    check_record(cut)
     query = (
         "SELECT instrument, open_time_ms, decision_sha256, window_sha256 FROM v_decisions "
         "ORDER BY open_time_ms, instrument"
@@ -313,7 +289,7 @@ def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_
     third = replayed(scanned, data, "scan", **attention)
     modes = [rows(path, "SELECT mode FROM v_runs")[0][0] for path in (batched, single, scanned)]
     assert modes == ["batched", "step", "scan"]
-    check(batched)
+    check_record(batched)
     for path, other in ((single, second), (scanned, third)):
         with Reader.open(batched) as one, Reader.open(path) as two:
             found = compare_runs(ComparedRun(one, first), ComparedRun(two, other))

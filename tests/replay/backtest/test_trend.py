@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -15,6 +13,8 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from killed_replays import killed_and_resumed
+from records import check_record, rows
 from report_cases import SAMPLE, build_report_of
 
 from tracepaper.daemon.cli import invoke
@@ -22,15 +22,12 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import INTERVALS, interval_start
 
@@ -68,18 +65,6 @@ def replayed(path: Path, config: Config, data: Sequence[Candles], **options: Any
     return replay.run.run_id
 
 
-def rows(path: Path, query: str, **values: Any) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query, values).fetchall()
-
-
-def check(path: Path) -> None:
-    with Reader.open(path) as reader:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        assert verify_run(reader, path, run_id).differences == []
-
-
 def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
     quarters = walk()
     first_ms = int(quarters.open_time_ms[0])
@@ -90,38 +75,15 @@ def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
     two = rows(tmp_path / "hours.db", NOTED, interval=HOUR, warm_ms=warm_ms)
     assert one == two
     assert len({at for at, *_ in one}) > 100
-    check(tmp_path / "quarters.db")
-    check(tmp_path / "hours.db")
-
-
-class Killed(Exception):
-    """The process ended here."""
+    check_record(tmp_path / "quarters.db")
+    check_record(tmp_path / "hours.db")
 
 
 def test_a_cut_replay_decides_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tracepaper.replay.backtest.run as running_module
-
-    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 32)
-    data = [walk()]
-    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    data, through = [walk()], tmp_path / "through.db"
     replayed(through, configured(), data)
-
-    def kill(bars: int) -> None:
-        if bars > 310 and not cut.exists():
-            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
-                one.backup(other)
-            raise Killed
-
-    audit = SqlAuditLog.open(running, group_steps=7)
-    replay = build(configured(), data, started_at_ms=0, database=running)
-    with pytest.raises(Killed):
-        run_replay(replay, audit, Tally(progress=kill))
-    audit.close()
-    audit = SqlAuditLog.open(cut)
-    resume_replay("last", data, (), audit, cut, Tally())
-    audit.end(1)
-    audit.close()
-    check(cut)
+    cut = killed_and_resumed(configured(), data, tmp_path, monkeypatch, bars=310)
+    check_record(cut)
     assert rows(cut, DECIDED) == rows(through, DECIDED)
     fills = "SELECT side, quantity_text, price_text FROM v_fills ORDER BY sequence"
     assert rows(cut, fills) == rows(through, fills)
@@ -142,7 +104,7 @@ def test_hours_from_a_file_warm_it_and_change_no_later_decision(tmp_path: Path) 
     assert slow[0][0] >= first_ms + 23 * HOUR
     assert quick[0][0] < first_ms + HOUR
     assert quick == [row for row in all_along if row[0] >= quick[0][0]]
-    check(warm)
+    check_record(warm)
     reasons = rows(cold, "SELECT DISTINCT action, reason FROM v_decisions WHERE refused_by='warm'")
     assert reasons == [("HOLD", "refused by warm")]
 
@@ -179,7 +141,7 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     run_id = replayed(path, unsaid(), [walk()])  # 6.25 days
     assert windows(path) == ["6h", "12h", "1d", "2d"]
     assert rows(path, "SELECT count(*) > 10 FROM v_fills") == [(1,)]
-    check(path)
+    check_record(path)
     assert invoke(["report", run_id, "--db", str(path)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert (
@@ -209,7 +171,7 @@ def test_why_windows_are_others_is_said(
     [(said,)] = rows(path, "SELECT warnings FROM runs")
     assert words in said
     assert ("every bar is held" in said) == (count < 12)
-    check(path)
+    check_record(path)
 
 
 def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path) -> None:

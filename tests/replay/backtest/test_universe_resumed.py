@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from records import rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
@@ -53,11 +52,6 @@ def data() -> list[Candles]:
     ]
 
 
-def asked(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as database:
-        return database.execute(query).fetchall()
-
-
 def ended_after(path: Path, config: Config, tally: Tally, from_ms: int | None) -> str:
     """Replay until *tally* stops it; return the run's id."""
     replay = build(config, data(), started_at_ms=0, from_ms=from_ms)
@@ -77,7 +71,7 @@ def test_around_every_choice_a_run_goes_on_with_the_choice_that_it_had(
     from_ms = None if begins is None else int(data()[0].open_time_ms[begins])
     whole = tmp_path / "whole.db"
     ended_after(whole, config, Tally(), from_ms)
-    events, decisions = asked(whole, SAID), asked(whole, DECIDED)
+    events, decisions = rows(whole, SAID), rows(whole, DECIDED)
     assert sum(kind == "universe" for kind, *_ in events) >= 3
     # The run's first event, its start, is none of these.
     made = [place for place, (kind, *_) in enumerate(events, 1) if kind == "universe"]
@@ -86,13 +80,13 @@ def test_around_every_choice_a_run_goes_on_with_the_choice_that_it_had(
         monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
         path = tmp_path / f"{every}.db"
         run_id = ended_after(path, config, Tally(stopped=lambda: True), from_ms)
-        kinds = asked(path, "SELECT kind FROM v_events ORDER BY sequence DESC LIMIT 1")
+        kinds = rows(path, "SELECT kind FROM v_events ORDER BY sequence DESC LIMIT 1")
         ends.update(kinds)
         audit, tally = SqlAuditLog.open(path), Tally()
         resume_replay(run_id, data(), [], audit, path, tally)
         audit.close()
-        assert asked(path, SAID) == events, every
-        assert asked(path, DECIDED) == decisions, every
+        assert rows(path, SAID) == events, every
+        assert rows(path, DECIDED) == decisions, every
         with Reader.open(path) as reader:
             assert verify_chain(reader.connection, run_id).holds
     with Reader.open(path) as reader:

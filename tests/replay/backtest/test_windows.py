@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import explained_runs
 import pytest
 from models import AnyConfig
+from records import rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
@@ -25,11 +23,6 @@ from tracepaper.strategies.networks.informer import InformerConfig
 
 WINDOWED = InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30))
 DECIDED = "SELECT open_time_ms, decision_sha256 FROM v_decisions ORDER BY sequence"
-
-
-def rows(database: Path, query: str) -> list[Any]:
-    with closing(sqlite3.connect(database)) as db:
-        return db.execute(query).fetchall()
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,12 @@ import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import explained_runs
 import msgspec
 import pytest
 from forging import rechain
+from records import rows
 
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.database.reader import Reader
@@ -40,11 +40,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         confidence=msgspec.to_builtins(FITTED),
         regimes=msgspec.to_builtins(CELLS),
     )
-
-
-def rows(path: Path, question: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(question).fetchall()
 
 
 def holds(path: Path, database: Path) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +27,7 @@ from forging import (
     plantings,
     verified,
 )
+from records import rows
 from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.config.loading import load, restore
@@ -86,11 +85,6 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return explained_runs.replayed(tmp_path_factory.mktemp("pairs-model"))
-
-
-def rows(path: Path, query: str) -> list[Any]:
-    with closing(sqlite3.connect(path)) as raw:
-        return raw.execute(query).fetchall()
 
 
 def first(path: Path, column: str) -> str:

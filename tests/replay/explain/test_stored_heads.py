@@ -9,12 +9,12 @@ import struct
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import explained_runs
 import numpy as np
 import pytest
 from msgspec import structs
+from records import rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.backtest.predictors import heads_agree
@@ -58,11 +58,6 @@ def replayed(folder: Path, mode: str, *, network: TradingConfig = NETWORK, **sec
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of a network with every head, sized by one of them or by none."""
     return replayed(tmp_path_factory.mktemp(request.param), request.param)
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as raw:
-        return raw.execute(query).fetchall()
 
 
 def forecasts(path: Path) -> list[Forecast]:

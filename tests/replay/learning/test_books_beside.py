@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from book_modality_cases import (
     leans,
     write_books,
 )
+from killed_replays import killed, resumed
 from learning import MINUTE_MS, START_MS, Say, choose, write_csv
 
 from tracepaper.daemon.cli import invoke
@@ -35,7 +35,7 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset
@@ -277,38 +277,22 @@ def test_a_run_is_fed_its_own_books_and_decides_the_same(database: Path, tmp_pat
     check(again)
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("after", [540, 602, 620])
 def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
     folder: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    running, cut = tmp_path / "running.db", tmp_path / "cut.db"
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
-    audit = SqlAuditLog.open(running)
-    data = [slice_candles(candles(COUNT), slice(0, SHORT))]
-    depth = [read_depth(folder / "books.depth")]
-
-    def kill(bars: int) -> None:
-        if bars >= after:
-            audit.flush()
-            for suffix in ("", "-wal"):  # what another process would find now
-                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
-
-    replay = build(config(folder), data, started_at_ms=0, database=running, depth=depth)
-    with pytest.raises(Killed):
-        run_replay(replay, audit, Tally(progress=kill))
-    audit.close()
-    shutil.copytree(f"{running}.checkpoints", f"{cut}.checkpoints")
-    audit = SqlAuditLog.open(cut)
-    run_id = resume_replay(
-        "last", data, [], audit, cut, Tally(), depth=[read_depth(folder / "books.depth")]
+    data, books = [slice_candles(candles(COUNT), slice(0, SHORT))], folder / "books.depth"
+    cut = killed(
+        lambda path: build(
+            config(folder), data, started_at_ms=0, database=path, depth=[read_depth(books)]
+        ),
+        tmp_path,
+        monkeypatch,
+        bars=after - 1,
+        every=1,
+        group_steps=1,
     )
-    audit.end(1)
-    audit.close()
+    run_id = resumed(cut, data, depth=[read_depth(books)])
     with Reader.open(database) as one, Reader.open(cut) as two:
         found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
     assert (found.compared, found.differences) == (SHORT, [])

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from killed_replays import killed, resumed
 from learning import MINUTE_MS, START_MS, Say, choose, write_csv
 from other_symbol_cases import COUNT, LEADER, LED, RECIPE, SPLIT, WINDOW, candles, closes
 
@@ -32,7 +33,7 @@ from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.predictors import ScanPredictor
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -213,34 +214,19 @@ def test_a_later_bar_of_the_other_moves_no_answer_and_an_earlier_one_moves_them(
     assert sum(whole[place] != moved[place] for place in whole) > 20
 
 
-class Killed(Exception):
-    pass
-
-
 @pytest.mark.parametrize("after", [2 * 595, 2 * 612 - 2, 2 * 630])
 def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
     folder: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    running, cut = tmp_path / "running.db", tmp_path / "cut.db"
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
-    audit = SqlAuditLog.open(running)
-
-    def kill(bars: int) -> None:
-        if bars >= after:
-            audit.flush()
-            for suffix in ("", "-wal"):  # what another process would find now
-                shutil.copy(f"{running}{suffix}", f"{cut}{suffix}")
-            raise Killed
-
-    replay = build(config(folder), both(), started_at_ms=0, database=running)
-    with pytest.raises(Killed):
-        run_replay(replay, audit, Tally(progress=kill))
-    audit.close()
-    shutil.copytree(f"{running}.checkpoints", f"{cut}.checkpoints")
-    audit = SqlAuditLog.open(cut)
-    resume_replay("last", both(), [], audit, cut, Tally())
-    audit.end(1)
-    audit.close()
+    cut = killed(
+        lambda path: build(config(folder), both(), started_at_ms=0, database=path),
+        tmp_path,
+        monkeypatch,
+        bars=after - 1,
+        every=1,
+        group_steps=1,
+    )
+    resumed(cut, both())
     assert compared(database, cut) == 2 * SHORT - len(HOLE)
     check(cut)
 

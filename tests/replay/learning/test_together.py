@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import sqlite3
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,21 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bar, instrument
+from killed_replays import killed_and_resumed
 from learning import DAY_BARS, START_MS, choose, learnable, write_csv
 from pair_cases import replayed
+from records import rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import NOTHING, Config
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.splits import iso
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.checkpoints import kept_folder, load, save
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -139,11 +136,6 @@ def configured(
             **sections,
         },
     )
-
-
-def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
-    with closing(sqlite3.connect(path)) as connection:
-        return connection.execute(query).fetchall()
 
 
 def held_at(path: Path, open_ms: int) -> set[str]:
@@ -410,32 +402,10 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
 def test_killed_it_goes_on_as_if_it_had_not_been(
     trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import tracepaper.replay.backtest.run as running_module
-
-    monkeypatch.setattr(running_module, "PROGRESS_EVENTS", 64)
     config, candles = configured(trained("portfolio"), "portfolio"), data()
-    running, cut, through = (tmp_path / f"{name}.db" for name in ("running", "cut", "through"))
+    through = tmp_path / "through.db"
     replayed(through, config, candles)
-
-    class Killed(Exception):
-        """The process ended here."""
-
-    def kill(bars: int) -> None:
-        if bars > 1_750 and not cut.exists():
-            with closing(sqlite3.connect(running)) as one, closing(sqlite3.connect(cut)) as other:
-                one.backup(other)
-            raise Killed
-
-    audit = SqlAuditLog.open(running, group_steps=32)
-    with pytest.raises(Killed):
-        run_replay(
-            build(config, candles, started_at_ms=0, database=running), audit, Tally(progress=kill)
-        )
-    audit.close()
-    audit = SqlAuditLog.open(cut)
-    resume_replay("last", candles, (), audit, cut, Tally())
-    audit.end(1)
-    audit.close()
+    cut = killed_and_resumed(config, candles, tmp_path, monkeypatch, bars=1_750)
     query = "SELECT open_time_ms, instrument, decision_sha256 FROM v_decisions ORDER BY 1, 2"
     assert rows(cut, query) == rows(through, query)
     query = "SELECT side, quantity, price, filled_ms FROM v_fills ORDER BY filled_ms, instrument"

@@ -46,6 +46,7 @@ const LINES = {
   TRAILING: { dash: [2, 3], word: "trailing stop" },
   TARGET: { dash: [8, 3], word: "target" },
   LIST: { dash: [6, 3, 2, 3], word: "order" },
+  LIQUIDATION: { dash: [1, 5], word: "liquidation" },
 };
 const OTHER_LINE = { dash: [6, 3, 2, 3], word: "order" };
 

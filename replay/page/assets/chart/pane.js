@@ -1,6 +1,6 @@
 /** The chart as a component: it keeps a frame loaded around the view, and tells what is pointed at. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { accountStyles } from "../accounts.js";
+import { accountStyles, hasParts } from "../accounts.js";
 import { accountName, interval as intervalText, number, percent, plain, startsOf, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
 import { useSlow } from "../hooks.js";
@@ -14,6 +14,7 @@ const MARGIN = 1; // spans loaded on each side of the view
 const SETTLE = 90; // ms without a move before the range is asked for
 const FREE = 4; // cells that stay free beyond the ends of the run
 const LINES = 3; // accounts in the equity pane
+const LINES_OF_PARTS = 6; // where it has sides or strategies
 const AXIS = 94; // px at least that the right axis is wide
 const LEGEND_ROOM = 85; // px of an account in the legend of the equity pane, beside its name
 const COUNT_ROOM = 40; // px for the count of a row's refusals, and around it
@@ -38,15 +39,16 @@ function legendHeight(lines, width) {
   return count;
 }
 
-/** The accounts of the equity pane: own, a shadow account, a benchmark. */
+/** The accounts of the equity pane: own, a shadow account or the parts that it consists of, a benchmark. */
 export function accountLines(run) {
   const [own, ...others] = run.accounts;
   const began = startsOf(run);
   const styles = accountStyles(run);
   const asReturn = (name) => (frame) => frame.equity[name]?.map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own.name)) - 1) * 100));
   const twins = others.filter((each) => each.is_stored);
+  const first = hasParts(run) ? twins.length : 1;
   const rest = others.filter((each) => !each.is_stored);
-  return [own, ...twins.slice(0, 1), ...rest.slice(0, 1), ...twins.slice(1)].filter(Boolean).slice(0, LINES).map((account, index) => ({
+  return [own, ...twins.slice(0, first), ...rest.slice(0, 1), ...twins.slice(first)].filter(Boolean).slice(0, hasParts(run) ? LINES_OF_PARTS : LINES).map((account, index) => ({
     name: accountName(account),
     ...styles.get(account.name),
     isShadow: index > 0 && account.is_stored,

@@ -1,6 +1,6 @@
 /** Account: equity beside every twin, drawdown, exposure; positions, orders, trades, ledger. */
 import { html, useMemo, useState } from "../vendor/htm-preact.js";
-import { accountStyles } from "../accounts.js";
+import { accountStyles, isHedged } from "../accounts.js";
 import { getColumns } from "../api.js";
 import { accountName, count, number, percent, plain, quantity, startsOf } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
@@ -8,13 +8,20 @@ import { Lines } from "./lines.js";
 import { Table, ViewTable } from "./table.js";
 
 const POINTS = 1500;
+const inPercent = (values) => values.map((value) => (value == null ? null : value * 100));
 
 const TABLES = {
   trades: { words: "Trades", columns: ["sequence", "instrument", "side", "quantity", "opened_ms", "closed_ms", "entry_price", "exit_price", "gross", "costs", "funding", "net", "bars_held", "entry_reason", "exit_reason"] },
-  orders: { words: "Orders", columns: ["sequence", "instrument", "created_ms", "side", "quantity", "filled", "kind", "role", "limit_price", "trigger_price", "price", "fee", "status", "reason"] },
-  fills: { words: "Fills", columns: ["sequence", "instrument", "filled_ms", "side", "quantity", "price", "fee", "liquidity", "reason"] },
-  ledger: { words: "Ledger", columns: ["sequence", "market_ms", "instrument", "kind", "amount", "balance", "order_id"] },
+  orders: { words: "Orders", sided: "side", columns: ["sequence", "instrument", "created_ms", "side", "quantity", "filled", "kind", "role", "limit_price", "trigger_price", "price", "fee", "status", "reason"] },
+  fills: { words: "Fills", sided: "side", columns: ["sequence", "instrument", "filled_ms", "side", "quantity", "price", "fee", "liquidity", "reason"] },
+  ledger: { words: "Ledger", sided: "kind", columns: ["sequence", "market_ms", "instrument", "kind", "amount", "balance", "order_id"] },
 };
+
+/** The columns of a table: the symbol where there are several, and the side in hedge mode. */
+const columnsOf = (table, run) =>
+  TABLES[table].columns
+    .filter((name) => name !== "instrument" || run.instruments.length > 1)
+    .flatMap((name) => (isHedged(run) && name === TABLES[table].sided ? [name, "position_side"] : [name]));
 
 /** Share lost since the highest equity before; `low` where a cell's least is known. */
 export function drawdown(equity, low = equity) {
@@ -39,7 +46,10 @@ function Curves({ run }) {
     return {
       returns: names.map((name) => ({ name: accountName(accounts.get(name) ?? { name }), ...styles.get(name), values: equity.equity[name].map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own)) - 1) * 100)) })),
       down: [{ name: "drawdown", tone: "loss", values: drawdown(equity.equity[own], equity.low[own]) }],
-      exposure: [{ name: "exposure, held value ÷ equity", tone: "ink", values: equity.exposure.map((value) => (value == null ? null : value * 100)) }],
+      exposure: [
+        { name: equity.net_exposure ? "gross exposure, both sides ÷ equity" : "exposure, held value ÷ equity", tone: "ink", values: inPercent(equity.exposure) },
+        ...(equity.net_exposure ? [{ name: "net exposure, long less short", tone: "shadow-1", dash: "dashed", width: 1, values: inPercent(equity.net_exposure) }] : []),
+      ],
     };
   }, [equity]);
   if (error) return html`<p class="loss">${error.message}</p>`;
@@ -82,6 +92,6 @@ export function AccountView({ run, go, refreshed }) {
     <div class="choice" role="group" aria-label="Table">
       ${Object.entries(TABLES).map(([name, { words }]) => html`<button key=${name} aria-pressed=${name === table} onClick=${() => setTable(name)}>${words}</button>`)}
     </div>
-    <${ViewTable} key=${table} run=${id} view=${table} caption=${TABLES[table].words} columns=${TABLES[table].columns.filter((name) => name !== "instrument" || run.instruments.length > 1)} instruments=${run.instruments} refreshed=${refreshed} onSequence=${(sequence) => go({ run: id, sequence })} />
+    <${ViewTable} key=${table} run=${id} view=${table} caption=${TABLES[table].words} columns=${columnsOf(table, run)} instruments=${run.instruments} refreshed=${refreshed} onSequence=${(sequence) => go({ run: id, sequence })} />
   </div>`;
 }

@@ -1,0 +1,152 @@
+"""Liquidations that a decision's bar brought: what was taken away, why, and what it cost."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.cross_account import CALLED
+from tracepaper.daemon.engine.state import TWINS
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.database.stretch import decision_beside
+from tracepaper.storage.record.rows import step_key
+from tracepaper.strategies.types.decisions import FillModel, LedgerKind
+from tracepaper.strategies.types.market import Side
+
+_ISOLATED: Final = re.compile(r"maintenance margin (\S+) of (\S+), (risk tier .+)$")
+_REALIZED: Final = LedgerKind.REALIZED.value
+_FEE: Final = LedgerKind.LIQUIDATION_FEE.value
+_STEPS: Final = (  # by keys: the views have no index by a range of steps
+    "SELECT sequence FROM fills WHERE step BETWEEN ?1 AND ?2 AND model = 'liquidation' "
+    "UNION SELECT sequence FROM orders WHERE step BETWEEN ?1 AND ?2 AND reason = ?3 ORDER BY 1"
+)
+
+
+@dataclass(frozen=True)
+class Liquidation:
+    """What one price took away: of one position, or on cross margin of the whole account."""
+
+    fills: tuple[Row, ...]  # of ``v_fills``; none where canceled orders were enough
+    parts: tuple[Row, ...]  # of ``v_twin_fills``: what each of several strategies lost of them
+    canceled: int  # resting orders that the account's call ended
+    realized: float  # profit of what was closed, negative where lost
+    fee: float
+
+    @property
+    def cost(self) -> float:
+        """What it took of the cash."""
+        return self.fee - self.realized
+
+    @property
+    def beyond(self) -> float:
+        """The part of the cost that the way from the price that called to the fills made."""
+        return sum(
+            (fill["reference_price"] - fill["price"])
+            * fill["quantity"]
+            * (1 if fill["side"] == Side.SELL else -1)
+            for fill in self.fills
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What was liquidated, at which price, why, and what it cost, in two sentences."""
+        if not self.fills:
+            return f"{_capital(CALLED)}: {_counted(self.canceled)} canceled, which was enough."
+        said = f"Liquidated: {'; '.join(map(self._closed, self.fills))}, as {self._why}"
+        if self.canceled:
+            said += f", after {_counted(self.canceled)} canceled"
+        said += (
+            f". It cost {self.cost:,.2f}: {-self.realized:,.2f} of realized loss and "
+            f"{self.fee:,.2f} of fees"
+        )
+        if round(self.beyond, 2):
+            said += f"; {self.beyond:,.2f} of the loss is the way from the call to the close"
+        return f"{said}."
+
+    def _closed(self, fill: Row) -> str:
+        side = "long" if fill["side"] == Side.SELL else "short"
+        symbol = fill["instrument"].partition(":")[2]
+        said = (
+            f"{side} {fill['quantity_text']} {symbol}, called at {fill['reference_price_text']} "
+            f"and closed at {fill['price_text']}"
+        )
+        own = [row for row in self.parts if row["order_id"] == fill["order_id"]]
+        shares = ", ".join(f"{row['twin']} {row['quantity_text']}" for row in own)
+        return f"{said} (of {shares})" if own else said
+
+    @property
+    def _why(self) -> str:
+        reason = self.fills[0]["reason"]
+        if (found := _ISOLATED.search(reason)) is not None:
+            needed, margin, tier = found.groups()
+            return (
+                f"its maintenance ratio reached 100 %: the margin of {float(margin):,.2f} less the "
+                f"loss had come to the maintenance margin of {float(needed):,.2f} of {tier}"
+            )
+        # On cross margin one call; what follows the colon says what was done with each position.
+        done = dict.fromkeys(fill["reason"].partition(": ")[2] for fill in self.fills)
+        return f"{reason.partition(': ')[0]} ({', '.join(filter(None, done))})"
+
+
+def _capital(words: str) -> str:
+    return f"{words[:1].upper()}{words[1:]}"
+
+
+def _counted(orders: int) -> str:
+    return "one resting order was" if orders == 1 else f"{orders} resting orders were"
+
+
+def liquidations_of(
+    reader: Reader, views: RunViews, decision: Row, config: Mapping[str, Any]
+) -> tuple[Liquidation, ...]:
+    """Return the liquidations between the last decision of *decision*'s instrument and itself.
+
+    On cross margin those of the whole account, else those of that instrument.
+    """
+    account = config.get("account", {})
+    if account.get("margin", "none") == "none":
+        return ()
+    stored = reader.stored_run(views.run_id)
+    names = [item.id for item in stored.run.instruments]
+    place, last = names.index(decision["instrument"]), decision["sequence"]
+    before = decision_beside(reader.connection, stored.run_key, place, last, newest=True)
+    span = [step_key(stored.run_key, at) for at in (0 if before is None else before + 1, last)]
+    found = reader.connection.execute(_STEPS, (*span, CALLED)).fetchall()
+    steps = [sequence for (sequence,) in found]
+    if not steps:
+        return ()
+    is_cross = account["margin"] != "isolated"
+    model = FillModel.LIQUIDATION.value
+    fills = views.rows("v_fills", sequence=steps, model=model)
+    parts = views.rows("v_twin_fills", sequence=steps, model=model)
+    money = views.rows("v_ledger", sequence=steps, kind=(_REALIZED, _FEE))
+    canceled = Counter(row["sequence"] for row in views.rows("v_orders", reason=CALLED))
+    made = []
+    for sequence in steps:
+        own = [fill for fill in fills if fill["sequence"] == sequence]
+        if not is_cross:
+            own = [fill for fill in own if fill["instrument"] == decision["instrument"]]
+        for group in [own] if is_cross else [[fill] for fill in own]:
+            ids = {fill["order_id"] for fill in group}
+            of_group = [row for row in parts if row["order_id"] in ids]
+            lost = [row for row in money if row["order_id"] in ids]
+            made.append(
+                Liquidation(
+                    tuple(group),
+                    tuple(row for row in of_group if row["twin"] not in (*TWINS, *SIDES)),
+                    canceled[sequence],
+                    realized=_sum_of(lost, _REALIZED),
+                    fee=-_sum_of(lost, _FEE),
+                )
+            )
+    return tuple(made)
+
+
+def _sum_of(lines: list[Row], name: str) -> float:
+    """Sum the amounts of the ledger's *lines* of that kind."""
+    return sum(line["amount"] for line in lines if name == line["kind"])

@@ -1,0 +1,227 @@
+"""Orders by list: what became of each, and what stood ahead of it in its queue at a book."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from tracepaper.daemon.broker.book_fills import (
+    UNKNOWN,
+    QueuePlace,
+    QueueRules,
+    after_change,
+    after_trade,
+    moves_in,
+)
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.replay.document.values import Figure, Table, of_view, table
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.storage.record.rows import step_key
+from tracepaper.strategies.types.decisions import OrderRole, OrderStatus
+from tracepaper.strategies.types.market import BookUpdate, Instrument, Side
+from tracepaper.strategies.units import unscaled
+
+LISTED_MAX: Final = 1_000
+"""Orders that a report lists: a strategy may send some at every bar."""
+_VIEW: Final = "v_orders"
+
+
+def outcome(row: Row) -> str:
+    """Describe the outcome of an order in a few words."""
+    filled = _filled_part(row)
+    match OrderStatus(row["status"]):
+        case OrderStatus.FILLED:
+            return filled
+        case OrderStatus.PARTIALLY_FILLED:
+            return f"{filled}, the rest rests"
+        case OrderStatus.CANCELED:
+            why = str(row["reason"])
+            canceled = why if why.startswith("canceled") else f"canceled: {why}"
+            return f"{filled}, then {canceled}" if filled else canceled
+        case OrderStatus.REJECTED:
+            return f"rejected: {row['reason']}"
+        case OrderStatus.NEW:
+            return "on its way"
+        case _:
+            return "rests"
+
+
+def _filled_part(row: Row) -> str:
+    if row["price"] is None:
+        return ""
+    part = "" if row["filled"] == row["quantity"] else f"{row['filled_text']} "
+    price = row["price_text"] or f"{row['price']:.8g} on average"
+    return f"{part}filled at {price} as {str(row['liquidity']).lower()}"
+
+
+_ORDER_FIGURES: Final = (
+    of_view("side", "side", "text"),
+    of_view("kind", "kind", "text"),
+    of_view("price", "price", "exact", "limit_price_text"),
+    of_view("trigger", "stop", "exact", "trigger_price_text"),
+    of_view("quantity", "quantity", "exact", "quantity_text"),
+    Figure[Row]("became", "what became of it", "text", outcome),
+    Figure[Row]("order_id", "order", "text", lambda row: row["order_id"], wide=True),
+    Figure[Row]("tag", "tag", "text", lambda row: row["tag"], wide=True),
+    Figure[Row]("status", "status", "text", lambda row: row["status"], wide=True),
+    Figure[Row]("filled", "filled", "exact", lambda row: row["filled_text"], wide=True),
+    Figure[Row]("fee", "fee", "money", lambda row: row["fee"], wide=True),
+)
+_TIME_FIGURES: Final = (
+    of_view("decision", "decision", "count", "decision_sequence"),
+    of_view("created_ms", "sent", "minute"),
+)
+
+
+def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ...]:
+    """Return the rows of ``v_orders`` that a list at *sequence* sent or canceled.
+
+    A request with the tag of a resting order cancels that one and sends another: both are returned.
+    """
+    changed = reader.step(views.run_id, sequence).step.orders
+    ids = [
+        order.order_id
+        for order in changed
+        if order.role is OrderRole.LIST
+        and (order.status is OrderStatus.CANCELED or order.order_id.startswith(f"{sequence}-"))
+    ]
+    rows = {row["order_id"]: row for row in (views.rows(_VIEW, order_id=ids) if ids else ())}
+    return tuple(rows[order_id] for order_id in ids)
+
+
+def newest(views: RunViews) -> tuple[Row, ...]:
+    """Return the orders by list that changed last, at most ``LISTED_MAX``, as they were sent."""
+    rows = views.rows(_VIEW, newest=LISTED_MAX, role=OrderRole.LIST.value)
+    return tuple(sorted(rows, key=lambda row: tuple(map(int, row["order_id"].split("-")))))
+
+
+def listed(
+    rows: tuple[Row, ...],
+    *,
+    title: str,
+    shown: int | None = None,
+    queues: Mapping[str, QueuePosition] | None = None,
+) -> Table:
+    """Return a table of the orders of *rows*; with *shown* only the last so many, with times.
+
+    *queues* are the queue positions at an order book, by the id of the order.
+    """
+    figures: tuple[Figure[Row], ...] = (
+        _ORDER_FIGURES if shown is None else (*_TIME_FIGURES, *_ORDER_FIGURES)
+    )
+    if queues is not None:
+
+        def of(row: Row) -> QueuePosition:
+            return queues.get(row["order_id"], QueuePosition(None, None))
+
+        figures += (
+            Figure[Row]("queue", "ahead in its queue", "exact",
+                   lambda row: _way(queues.get(row["order_id"])), wide=not queues),
+            Figure[Row]("queue_joined", "at first", "exact", lambda row: of(row).joined, wide=True),
+            Figure[Row]("queue_ahead", "at last", "exact", lambda row: of(row).ahead, wide=True),
+        )  # fmt: skip
+    return table("orders", title, figures, rows, shown=shown, newest=shown is not None)
+
+
+def _way(queue: QueuePosition | None) -> str | None:
+    return None if queue is None else " → ".join(ahead or "?" for ahead in queue)
+
+
+# ---------------------------------------------------------------- queues at an order book
+
+_ENDED: Final = (OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED)
+
+_OLDEST: Final = (
+    "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL ORDER BY step"
+)
+_NEWEST: Final = f"{_OLDEST} DESC"
+
+
+class QueuePosition(NamedTuple):
+    """How much stood ahead of a limit; None where its level had not come into view."""
+
+    joined: str | None  # when it came to rest
+    ahead: str | None  # when it ended, or now
+
+
+def queue_positions(
+    reader: Reader, run_id: str, orders: Sequence[Row], execution: Mapping[str, Any]
+) -> dict[str, QueuePosition]:
+    """Return the queue positions of *orders* (of ``v_orders``), by the ids of those that queued.
+
+    *execution* is that section of the run's configuration.
+
+    A state of the engine holds the places after each event of a book; the event at which an order
+    ended holds what happened at its price before.
+    """
+    stored = reader.stored_run(run_id)
+    instruments = {item.id: item for item in stored.run.instruments}
+    pruned = reader.pruned(stored.run_key)
+    rules = msgspec.convert(
+        {
+            name: execution[key]
+            for name, key in (("model", "queue_model"), ("exponent", "queue_exponent"))
+            if key in execution  # runs of before had no queues
+        },
+        QueueRules,
+    )
+    found = {}
+    for row in orders:
+        if row["limit_price"] is None:
+            continue
+        item, last = instruments[row["instrument"]], row["sequence"]
+        has_ended = row["status"] in _ENDED
+        until = last - 1 if has_ended else SEQUENCE_LIMIT - 1
+        first = next(_places(reader, stored.run_key, row, until), None)
+        if first is None:
+            continue
+        newest = next(_places(reader, stored.run_key, row, until, newest=True), first)
+        if has_ended and isinstance(event := reader.step(run_id, last).step.event, BookUpdate):
+            newest = _moved(newest, event, row, item, rules)
+        ahead = [
+            None if place.ahead == UNKNOWN else unscaled(place.ahead, item.quantity_decimals)
+            for place in (first, newest)
+        ]
+        is_seen = pruned is None or _birth(row) > pruned.until_sequence
+        found[row["order_id"]] = QueuePosition(ahead[0] if is_seen else None, ahead[1])
+    return found
+
+
+def _birth(row: Row) -> int:
+    return int(str(row["order_id"]).partition("-")[0])
+
+
+def _places(
+    reader: Reader, run_key: int, row: Row, until: int, *, newest: bool = False
+) -> Iterator[QueuePlace]:
+    """Yield the places of an order by the states up to a step, the oldest or the *newest* first."""
+    span = step_key(run_key, _birth(row)), step_key(run_key, until)
+    for (state,) in reader.connection.execute(_NEWEST if newest else _OLDEST, span):
+        queues = decode_state(state).account.books[row["instrument"]].queues
+        if queues is None:  # no order book fills orders
+            return
+        yield from (one for one in queues.places if one.order_id == row["order_id"])
+
+
+def _moved(
+    place: QueuePlace, event: BookUpdate, row: Row, item: Instrument, rules: QueueRules
+) -> QueuePlace:
+    """Let *event*, at which an order ended, move its *place* as far as the order rested."""
+    side, price = (
+        Side(row["side"]),
+        int(Decimal(row["limit_price_text"]).scaleb(item.price_decimals)),
+    )
+    until_ms = row["until_ms"] or event.market_ms
+    for move in moves_in(event).moves:
+        if move.price != price or move.at_ms > until_ms:
+            continue
+        if not move.is_trade and move.side is side:
+            place = after_change(place, move.size, rules)
+        elif move.is_trade and move.side is not side:
+            place, _ = after_trade(place, move.size)
+    return place

@@ -1,0 +1,254 @@
+"""Symbols are warmed in turn: what has its bars trades, and the others follow without a loss."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+from killed_daemons import CANDLES, KilledDaemon
+from records import check_record
+from retrain_cases import CONTEXT, made
+from several_live import SPEED, Live, check_parity, trading
+from waiting import deadline, until
+
+from tracepaper.daemon.bybit.client import BybitClient
+from tracepaper.daemon.feed import warming
+from tracepaper.daemon.http.client import ask
+from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar, Gap, Instrument, ModelChange
+
+NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
+PORTFOLIO = "tracepaper.strategies.examples.allocation:Allocation"
+PAGE = 100
+PAGES = -(-CONTEXT // PAGE)
+
+
+class Answers:
+    """Which requests for candles the exchange answers: all but those of a symbol behind a limit."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.limits: dict[str, int] = {}
+        self.asked: Counter[str] = Counter()
+        self._changed = asyncio.Condition()
+        answered, self_ = BybitClient.candles, self
+
+        async def candles(
+            client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
+        ) -> list[Bar]:
+            self_.asked[item.symbol] += 1
+            place = self_.asked[item.symbol]
+            async with self_._changed:
+                await self_._changed.wait_for(lambda: place <= self_.limits.get(item.symbol, place))
+            return await answered(client, item, interval_ms, start_ms, end_ms)
+
+        monkeypatch.setattr(BybitClient, "candles", candles)
+        monkeypatch.setattr(BybitClient, "candles_max", PAGE)
+        monkeypatch.setattr(warming, "BEFORE_START", PAGES)  # those of one symbol
+
+    async def limit(self, **limits: int) -> None:
+        self.limits = limits
+        async with self._changed:
+            self._changed.notify_all()
+
+
+class Case(NamedTuple):
+    """A run of four symbols with a model, of which the first is warmed before the start."""
+
+    path: Path
+    sections: Mapping[str, Any]
+    served: ExchangeSettings
+    answers: Answers
+
+
+@pytest.fixture
+def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
+    made(tmp_path / "model", 1)
+    data = tuple(
+        made_candles(walk_rows(CONTEXT + 60, seed=seed), symbol=name)
+        for seed, name in enumerate(NAMES)
+    )
+    sections: dict[str, Any] = {
+        "strategy": {"name": "attention"},
+        "model": {"checkpoint": str(tmp_path / "model"), "deadline_ms": 600_000},
+        "gate": {"plausible": "10000"},
+        "market": {"symbols": NAMES, "gather_ms": 10_000},
+    }
+    served = ExchangeSettings(candles=data, manual=True, start=CONTEXT + 10, speed=SPEED)
+    return Case(tmp_path / "run.db", sections, served, Answers(monkeypatch))
+
+
+def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query).fetchall()
+
+
+def bars_of(steps: list[Step], symbol: str) -> list[Bar]:
+    events = (step.event for step in steps)
+    return [one for one in events if isinstance(one, Bar) and one.instrument.endswith(f":{symbol}")]
+
+
+def decided_by_all(live: Live, open_ms: int) -> bool:
+    return live.decided(open_ms) == set(NAMES)
+
+
+async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lost(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = case.answers
+    await answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **case.sections) as live:
+            await live.listening(12)
+            closes = [await live.close_bar({"AAAUSDT"}) for _ in range(3)]
+            await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == 2 * PAGE)
+            assert not bars_of(live.steps, "CCCUSDT")
+            [start] = [one.event for one in live.steps if isinstance(one.event, ModelChange)]
+            assert [key for key, _ in start.warm_from] == ["linear:AAAUSDT"]
+            status = await asyncio.to_thread(ask, case.path, "/status")
+            said = str(status["not_ready"])
+            assert [name for name in NAMES if f"{name} is warming up until 20" in said] == NAMES[1:]
+            await answers.limit()
+            for open_ms in closes:  # those that closed meanwhile are decided too, late
+                await live.until(partial(decided_by_all, live, open_ms))
+            async with deadline():
+                while (await asyncio.to_thread(ask, case.path, "/status"))["not_ready"]:
+                    pass  # the last symbol is asked once more whether it has all
+            last = await live.close_bar(set(NAMES))
+        opened = {name: [bar.open_time_ms for bar in bars_of(live.steps, name)] for name in NAMES}
+        assert all(times == opened["AAAUSDT"] for times in opened.values())
+        assert not any(isinstance(step.event, Gap) for step in live.steps)
+    check_parity(case.path, tmp_path)
+    # Behind its turn each symbol is answered as if all had been warmed before the start.
+    monkeypatch.setattr(warming, "BEFORE_START", 1_000)
+    together = tmp_path / "together.db"
+    async with (
+        EmbeddedExchange(case.served) as exchange,
+        trading(exchange, together, **case.sections) as live,
+    ):
+        await live.listening(12)
+        for _ in range(4):
+            await live.close_bar(set(NAMES))
+    query = f"SELECT mean_return, confidence FROM v_decisions WHERE open_time_ms = {last}"
+    for one, other in zip(rows(case.path, query), rows(together, query), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = case.answers
+    await answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **case.sections) as live:
+            await live.listening(12)
+            await live.close_bar({"AAAUSDT"})
+            await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == 2 * PAGE)
+        answers.asked.clear()
+        await answers.limit(DDDUSDT=0)
+        monkeypatch.setattr(warming, "BEFORE_START", 1)
+        async with trading(exchange, case.path, **case.sections) as again:
+            await again.listening(12)
+            await again.close_bar(set(NAMES[:3]))
+            [start] = [one.event for one in again.steps if isinstance(one.event, ModelChange)]
+            assert [key for key, _ in start.warm_from] == ["linear:AAAUSDT"]
+            assert answers.asked["BBBUSDT"] < PAGES  # it has two of them
+            await answers.limit()
+            await again.until(lambda: len(bars_of(again.steps, "DDDUSDT")) > CONTEXT)
+            await again.close_bar(set(NAMES))
+    counted = rows(
+        case.path,
+        "SELECT instrument, count(*), count(DISTINCT open_time_ms) FROM v_bars GROUP BY 1",
+    )
+    assert {(bars, different) for _, bars, different in counted} == {(counted[0][1],) * 2}
+    check_parity(case.path, tmp_path)
+
+
+async def test_what_is_not_answered_holds_up_no_other(
+    case: Case, capfd: pytest.CaptureFixture[str]
+) -> None:
+    await case.answers.limit(BBBUSDT=0)
+    waits = {"exchange": {"connect_timeout_s": 0.2, "certain_s": 0.2}}
+    async with (
+        EmbeddedExchange(case.served) as exchange,
+        trading(exchange, case.path, **case.sections, **waits) as live,
+    ):
+        await live.listening(12)
+        await live.until(lambda: len(bars_of(live.steps, "DDDUSDT")) >= CONTEXT)
+        await live.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
+        assert not bars_of(live.steps, "BBBUSDT")
+        status = await asyncio.to_thread(ask, case.path, "/status")
+        assert str(status["not_ready"]).startswith("['linear:BBBUSDT is warming up until ")
+        await case.answers.limit()
+        await live.close_bar(set(NAMES))
+    assert "the next ones are warmed before it" in "".join(capfd.readouterr())
+    assert check_record(case.path) > 0
+
+
+async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
+    sections = {**case.sections, "strategy": {"name": PORTFOLIO}, "model": {"checkpoint": "none"}}
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            await live.close_bar(set(NAMES))
+        events = [step.event for step in live.steps]
+    start = next(at for at, one in enumerate(events) if isinstance(one, ModelChange))
+    assert {one.instrument for one in events[:start] if isinstance(one, Bar)} == {
+        f"linear:{name}" for name in NAMES
+    }
+
+
+SIXTY = [f"M{number:02d}USDT" for number in range(60)]
+
+
+@pytest.mark.long
+async def test_a_daemon_that_is_killed_amid_the_turns_goes_on_with_them(tmp_path: Path) -> None:
+    """Fifty symbols are warmed before the start, and the kill comes among the other ten."""
+    made(tmp_path / "model", 1)
+    data = tuple(
+        made_candles(walk_rows(CONTEXT + 40, seed=seed), symbol=name)
+        for seed, name in enumerate(SIXTY)
+    )
+    served = ExchangeSettings(candles=data, manual=True, start=CONTEXT + 10, speed=60.0)
+    config = f"""
+[market]
+symbols = {SIXTY}
+gather_ms = 10000
+[strategy]
+name = "attention"
+[model]
+checkpoint = "{tmp_path / "model"}"
+deadline_ms = 600000
+[gate]
+plausible = "10000"
+[http]
+port = 0
+"""
+    async with EmbeddedExchange(served) as exchange:
+        run = KilledDaemon(tmp_path, exchange, config, len(SIXTY), requests_per_s=20)
+        try:
+            await until(lambda: run.events("model_change"))
+            waits = run.hangs(CANDLES)
+            await run.killed_when(waits)
+            await run.trade(2)
+        finally:
+            run.ended()
+    with Reader.open(run.path) as reader:
+        starts = reader.starts(reader.find("last"))
+    first, second = (len(start.warm_from) for start in starts)
+    assert first == 50 <= second <= 60
+    counts = "count(*), count(DISTINCT open_time_ms)"
+    each = rows(run.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")
+    assert len(each) == 1
+    assert each[0][0] == each[0][1] > CONTEXT
+    check_parity(run.path, tmp_path)

@@ -1,0 +1,206 @@
+"""What explain says of a bar that liquidated: what was taken, why, and at what cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tracepaper import Action, Orders, Signal, Strategy, buy, sell
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.api import Backtest, backtest
+from tracepaper.strategies.types.decisions import PositionSide
+
+START_MS = 1_748_246_400_000
+CRASH, BARS = 6, 12
+PRICES = [1_000.0] * CRASH + [870.0] * (BARS - CRASH)
+
+
+def candles(prices: list[float]) -> dict[str, list[Any]]:
+    """Return minutes that open at the close before them, and go straight to their own."""
+    opens = [prices[0], *prices[:-1]]
+    return {
+        "open_time": [START_MS + 60_000 * at for at in range(len(prices))],
+        "open": opens,
+        "high": list(map(max, opens, prices)),
+        "low": list(map(min, opens, prices)),
+        "close": prices,
+        "volume": [1_000.0] * len(prices),
+    }
+
+
+def minute_of(context: Any) -> int:
+    return int(context.time - START_MS) // 60_000
+
+
+class Buys(Strategy):
+    """Long from its second bar on."""
+
+    warmup = 1
+
+    def decide(self, context: Any) -> Signal:
+        return Signal(Action.LONG, "it buys") if minute_of(context) == 2 else HOLD
+
+
+class BothSides(Strategy):
+    """Holds both sides of hedge mode."""
+
+    warmup = 1
+
+    def decide(self, context: Any) -> Signal | Orders:
+        if minute_of(context) != 2:
+            return HOLD
+        sides = ((buy, PositionSide.LONG), (sell, PositionSide.SHORT))
+        return Orders(tuple(of(1, position_side=side) for of, side in sides), "both")
+
+
+class Waits(Strategy):
+    """Holds a little, and lets a large limit rest that margin answers for."""
+
+    warmup = 1
+
+    def decide(self, context: Any) -> Signal | Orders:
+        if minute_of(context) != 2:
+            return HOLD
+        return Orders((buy(20), buy(74, limit=505.0, tag="far")), "it waits")
+
+
+HOLD = Signal(Action.HOLD, "it waits")
+
+
+def configured(**sections: Any) -> dict[str, Any]:
+    return {
+        "market": {"category": "linear"},
+        "sizing": {"mode": "fixed", "quantity": "5"},
+        "execution": {"taker_fee": "0.001", "filters": "data", "plausible": 1_000},
+        "account": {"cash": "1000", "margin": "isolated", "leverage": "10"},
+        **sections,
+    }
+
+
+def liquidations(run: Backtest) -> dict[int, list[dict[str, Any]]]:
+    """Return what explain says of the decisions that say anything of it, by instrument's minute."""
+    found: dict[int, list[dict[str, Any]]] = {}
+    for row in run.decisions.to_dicts():
+        if said := run.explain(int(row["sequence"]))["liquidations"]:
+            found.setdefault((row["open_time_ms"] - START_MS) // 60_000, []).extend(said)
+    return found
+
+
+def lost_by(run: Backtest) -> float:
+    """Return what liquidations moved of the cash, by the ledger of the record alone."""
+    rows = run.frames.ledger().to_dicts()
+    ids = {row["order_id"] for row in rows if row["kind"] == "liquidation_fee"}
+    return -sum(row["amount"] for row in rows if row["order_id"] in ids)
+
+
+@pytest.fixture(scope="module")
+def isolated() -> Iterator[Backtest]:
+    with backtest(Buys, {"AAAUSDT": candles(PRICES)}, config=configured()) as run:
+        yield run
+
+
+def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Backtest) -> None:
+    told = liquidations(isolated)
+    assert list(told) == [CRASH]
+    (only,) = told[CRASH]
+    (fill,) = (row for row in isolated.fills.to_dicts() if row["model"] == "liquidation")
+    assert only["fills"][0]["order_id"] == fill["order_id"]
+    assert only["cost"] == pytest.approx(lost_by(isolated))
+    assert only["said"] == (
+        "Liquidated: long 5.000 AAAUSDT, called at 905 and closed at 900, as its maintenance "
+        "ratio reached 100 %: the margin of 504.50 less the loss had come to the maintenance "
+        "margin of 25.00 of risk tier 1 (0.5 %). It cost 504.50: 500.00 of realized loss and 4.50 "
+        "of fees; 25.00 of the loss is the way from the call to the close."
+    )
+
+
+def test_text_says_it_once_under_the_verdict(
+    isolated: Backtest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (only,) = liquidations(isolated)[CRASH]
+    sequences = {
+        (row["open_time_ms"] - START_MS) // 60_000: row["sequence"]
+        for row in isolated.decisions.to_dicts()
+    }
+    said = {}
+    for minute, sequence in sequences.items():
+        place = f"{isolated.run_id}:{sequence}"
+        assert invoke(["explain", place, "--db", str(isolated.database)]) == 0
+        said[minute] = " ".join(capsys.readouterr().out.split())
+    assert said[CRASH].count(only["said"]) == 1
+    assert not any("Liquidated: " in text for minute, text in said.items() if minute != CRASH)
+
+
+def test_the_loss_of_a_liquidation_is_no_spread(isolated: Backtest) -> None:
+    (row,) = isolated.report().document["costs"]
+    assert (row["spread"], row["slippage"]) == (0.0, 0.0)
+    assert row["liquidation"] == pytest.approx(25.0)
+    assert row["fee"] == pytest.approx(5.0 + 4.5)
+    assert row["gross"] == pytest.approx(-475.0)  # at the prices that it entered and was called at
+    assert row["net"] == pytest.approx(-509.5)
+    text = str(isolated.report())
+    assert "liquidation" in text[text.index("Costs") : text.index("Months")]
+    assert "left: liquidated: risk tier 1 (0.5" in text
+
+
+def test_a_run_without_one_shows_no_such_column() -> None:
+    with backtest(Buys, {"AAAUSDT": candles([1_000.0] * BARS)}, config=configured()) as run:
+        assert not liquidations(run)
+        assert run.report().document["costs"][0]["liquidation"] == 0.0
+        text = str(run.report())
+        assert "liquidation" not in text[text.index("Costs") : text.index("Months")]
+
+
+def test_a_side_of_hedge_mode_is_named_and_the_other_one_stays() -> None:
+    account = {"cash": "1000", "margin": "isolated", "leverage": "10", "position_mode": "hedge"}
+    config = configured(account=account)
+    with backtest(BothSides, {"AAAUSDT": candles(PRICES)}, config=config) as run:
+        (only,) = liquidations(run)[CRASH]
+        assert only["said"].startswith("Liquidated: long 1.000 AAAUSDT, called at ")
+        assert [fill["position_side"] for fill in only["fills"]] == ["LONG"]
+        assert only["cost"] == pytest.approx(lost_by(run))
+
+
+@pytest.fixture(scope="module")
+def crossed() -> Iterator[Backtest]:
+    account = {"cash": "1000", "margin": "cross", "leverage": "10"}
+    deep = [1_000.0] * CRASH + [600.0] * (BARS - CRASH)
+    data = {"AAAUSDT": candles(deep), "BBBUSDT": candles([1_000.0] * BARS)}
+    strategies = {
+        name: {"share": share, "name": f"{__name__}:Buys"}
+        for name, share in (("calm", "0.5"), ("quick", "0.5"))
+    }
+    config = configured(account=account, strategies=strategies)
+    config["sizing"] = {"mode": "fixed", "quantity": "2"}
+    with backtest(None, data, config=config) as run:
+        yield run
+
+
+def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Backtest) -> None:
+    told = liquidations(crossed)
+    taken = [row for row in crossed.fills.to_dicts() if row["model"] == "liquidation"]
+    assert len({row["instrument"] for row in taken}) == 2
+    for said in told.values():
+        for one in said:
+            assert {fill["order_id"] for fill in one["fills"]} == {row["order_id"] for row in taken}
+            assert one["cost"] == pytest.approx(lost_by(crossed))
+            assert "as the account's maintenance ratio reached 100 % (taken over)" in one["said"]
+            assert one["said"].count("(of calm 2.000, quick 2.000)") == 2
+    assert sum(map(len, told.values())) == 2, "the close of either symbol says it"
+
+
+def test_a_call_that_cancellations_end_says_so() -> None:
+    account = {"cash": "10000", "margin": "cross", "leverage": "10"}
+    config = configured(account=account)
+    prices = [1_000.0] * CRASH + [510.0] * (BARS - CRASH)
+    with backtest(Waits, {"AAAUSDT": candles(prices)}, config=config) as run:
+        (only,) = liquidations(run)[CRASH]
+        assert only["said"] == (
+            "The account's maintenance ratio reached 100 %: one resting order was canceled, which "
+            "was enough."
+        )
+        assert not only["fills"]
+        assert (only["cost"], only["canceled"]) == (0, 1)
+        assert "liquidation" not in run.fills["model"].to_list()

@@ -1,0 +1,247 @@
+"""What a browser shows of liquidations, both sides, several strategies and queues at a book."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from browser import browsing, chromium, complaints
+from page_cases import serving_apart, shown_of
+from playwright.sync_api import expect
+from report_cases import SAMPLE
+from seeded_events import seeded_market
+from waiting import deadline_s
+
+from tracepaper import Action, Orders, Signal, Strategy, buy, sell
+from tracepaper.replay.api import backtest
+from tracepaper.replay.page import decisions, runs
+from tracepaper.replay.report.report import build_report
+from tracepaper.strategies.types.decisions import PositionSide
+from tracepaper.strategies.units import to_tick
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+UNTIL = "2025-05-27T12:00:00Z"
+
+
+class Straddles(Strategy):
+    """Opens both sides at each full hour."""
+
+    warmup = 1
+    sees_account = True
+
+    def decide(self, context: Any) -> Signal | Orders:
+        """Open what is not held."""
+        if context.time % 3_600_000:
+            return Signal(Action.HOLD, "both stand")
+        asked = [
+            of(0.1, position_side=side, reason="a full hour")
+            for side, of, held in (
+                (PositionSide.LONG, buy, context.account.long),
+                (PositionSide.SHORT, sell, context.account.short),
+            )
+            if not held.quantity
+        ]
+        return Orders(tuple(asked), "an hour") if asked else Signal(Action.HOLD, "both are held")
+
+
+class Quotes(Strategy):
+    """Quotes at the first close, and cancels nothing."""
+
+    warmup = 1
+
+    def decide(self, context: Any) -> Signal | Orders:
+        """Quote two ticks away."""
+        if context.time // 60_000 % 60 != 1:
+            return Signal(Action.HOLD, "it rests")
+        price = to_tick(context.close - 0.2, context.instrument)
+        return Orders((buy(1, limit=price),), "a quote")
+
+
+@pytest.fixture(scope="module")
+def hedged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("hedged") / "hedged.db"
+    account = {"position_mode": "hedge", "margin": "isolated", "leverage": "100"}
+    config = {"account": account}
+    backtest(Straddles, SAMPLE, config=config, db=path, end=UNTIL).close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("several") / "several.db"
+    own = {"name": "sma_cross", "long_only": False}
+    strategies = {
+        f"part_{place}": {"share": "0.2", "fast": 5 + place, "slow": 40 + 9 * place, **own}
+        for place in range(4)
+    }
+    config = {
+        "sizing": {"mode": "notional", "notional": "1500000"},
+        "account": {"margin": "cross", "leverage": "100"},
+    }
+    data = SAMPLE
+    backtest(None, data, strategies=strategies, config=config, db=path, end=UNTIL).close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def queued(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("queued")
+    market, path = seeded_market(folder, minutes=8), folder / "queued.db"
+    config = {"market": {"category": "linear"}, "execution": {"model": "book"}}
+    config |= {"account": {"cash": "100000000"}}
+    backtest(Quotes, market.candles, config=config, events=market.events, db=path).close()
+    return path
+
+
+def rows(database: Path, query: str) -> list[tuple[Any, ...]]:
+    with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True)) as db:
+        return db.execute(query).fetchall()
+
+
+def liquidated(database: Path) -> list[int]:
+    query = "SELECT DISTINCT sequence FROM v_fills WHERE model = 'liquidation' ORDER BY 1"
+    return [sequence for (sequence,) in rows(database, query)]
+
+
+def run_of(database: Path) -> str:
+    return str(rows(database, "SELECT run_id FROM v_runs")[0][0])
+
+
+# ---------------------------------------------------------------- the answers
+
+
+def test_a_decision_says_what_each_side_holds_and_what_was_liquidated(hedged: Path) -> None:
+    shown, found = shown_of(hedged), liquidated(hedged)
+    assert len(found) > 1
+    for sequence in found:
+        one = decisions.decision(shown, sequence)
+        assert one.title.startswith("Liquidated: ")
+        assert one.liquidations[0].startswith("Liquidated: ")
+    kept = {
+        decisions.decision(shown, sequence).title
+        for (sequence,) in rows(hedged, "SELECT sequence FROM v_decisions WHERE action = 'HOLD'")
+    }
+    assert {"Stayed flat", "Kept long 0.1 BTC, short 0.1 BTC"} <= kept
+    assert any(title in kept for title in ("Kept short 0.1 BTC", "Kept long 0.1 BTC"))
+
+
+def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Path) -> None:
+    shown = shown_of(hedged)
+    own = build_report(hedged, run_of(hedged)).accounts[0]
+    accounts = {one.name: one for one in runs.run(shown).accounts}
+    assert accounts["this run"].mean_exposure == pytest.approx(own.mean_exposure, rel=1e-9)
+    equity = runs.equity(shown, None, None, 100_000)
+    assert equity.net_exposure is not None
+    assert len(equity.net_exposure) == len(equity.exposure)
+    assert all(
+        abs(net) <= gross + 1e-12
+        for net, gross in zip(equity.net_exposure, equity.exposure, strict=True)
+    )
+    assert max(equity.exposure) > 1.9 * max(map(abs, equity.net_exposure)) > 0
+    assert own.net_exposure is not None
+    assert abs(own.net_exposure) < 0.5 * (own.mean_exposure or 0.0)
+    held = accounts["held"]
+    assert held.mean_exposure is not None
+    assert held.mean_exposure < (accounts["this run"].mean_exposure or 0.0)
+
+
+def test_a_one_way_run_has_no_net_exposure(several: Path) -> None:
+    shown = shown_of(several)
+    assert runs.equity(shown, None, None, 1_000).net_exposure is None
+    assert build_report(several, run_of(several)).accounts[0].net_exposure is None
+
+
+# ---------------------------------------------------------------- the browser
+
+
+@pytest.fixture(scope="module")
+def url(hedged: Path, several: Path, queued: Path) -> Iterator[str]:
+    chromium()
+    with serving_apart(hedged, several, queued) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    expect.set_options(timeout=1_000 * deadline_s(30))
+    with browsing() as started:
+        yield started
+
+
+@contextmanager
+def opened(browser: Browser, address: str) -> Iterator[Page]:
+    size: Any = {"width": 1440, "height": 1200}
+    context = browser.new_context(viewport=size, timezone_id="UTC")
+    page = context.new_page()
+    page.set_default_timeout(1_000 * deadline_s(30))
+    said = complaints(page)
+    try:
+        page.goto(address)
+        yield page
+        assert said == []
+    finally:
+        context.close()
+
+
+@pytest.mark.slow
+def test_the_card_and_the_chart_tell_a_liquidation(
+    browser: Browser, url: str, hedged: Path
+) -> None:
+    sequence = liquidated(hedged)[0]
+    with opened(browser, f"{url}/#/run/{run_of(hedged)}/decision/{sequence}") as page:
+        expect(page.locator(".card h2")).to_contain_text("Liquidated: ")
+        said = decisions.decision(shown_of(hedged), sequence).liquidations[0]
+        expect(page.locator(".card .liquidated")).to_have_text(said)
+        expect(page.locator(".legend .values")).to_contain_text("net position")
+
+
+@pytest.mark.slow
+def test_account_shows_both_sides_gross_and_net(browser: Browser, url: str, hedged: Path) -> None:
+    with opened(browser, f"{url}/#/run/{run_of(hedged)}/account") as page:
+        names = page.locator("table").first.locator("tbody tr td:first-child")
+        expect(names.nth(1)).to_have_text("long side")
+        expect(names.nth(2)).to_have_text("short side")
+        expect(page.get_by_text("gross exposure, both sides ÷ equity")).to_be_visible()
+        expect(page.get_by_text("net exposure, long less short")).to_be_visible()
+        page.get_by_role("button", name="Fills", exact=True).click()
+        heads = page.locator("table").last.locator("th")
+        expect(heads.filter(has_text="position side")).to_be_visible()
+        sides = page.locator("table").last.locator("tbody").inner_text()
+        assert "LONG" in sides
+        assert "SHORT" in sides
+
+
+@pytest.mark.slow
+def test_each_of_several_strategies_has_a_line_of_its_own(
+    browser: Browser, url: str, several: Path
+) -> None:
+    with opened(browser, f"{url}/#/run/{run_of(several)}") as page:
+        for place in range(4):
+            expect(page.get_by_text(f"part {place}", exact=False).first).to_be_visible()
+        drawn = page.evaluate(
+            """async (id) => {
+                const { accountStyles } = await import("/assets/accounts.js");
+                const named = (_, at) => ({ name: `a${at}`, is_stored: true });
+                const styles = accountStyles({ accounts: Array.from({ length: 21 }, named) });
+                return [...styles.values()].map((each) => JSON.stringify(each));
+            }""",
+            run_of(several),
+        )
+        assert len(set(drawn)) == 21
+
+
+@pytest.mark.slow
+def test_an_order_says_what_stood_ahead_of_it(browser: Browser, url: str, queued: Path) -> None:
+    order_id = rows(queued, "SELECT order_id FROM v_orders WHERE kind = 'LIMIT'")[0][0]
+    sequence = int(str(order_id).partition("-")[0])
+    (path,) = decisions.decision(shown_of(queued), sequence).orders
+    assert path.queue is not None
+    with opened(browser, f"{url}/#/run/{run_of(queued)}/decision/{sequence}") as page:
+        said = " → ".join(each or "not known" for each in path.queue)
+        expect(page.locator(".card .order")).to_contain_text(f"ahead in its queue {said}")

@@ -1,0 +1,31 @@
+"""What a record holds, asked in SQL; and whether all of it holds."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.reader import Reader
+
+
+def rows(path: Path | str, query: str, **values: Any) -> list[tuple[Any, ...]]:
+    """Return all rows of *query*."""
+    with closing(sqlite3.connect(path)) as database:
+        return database.execute(query, values).fetchall()
+
+
+def check_record(path: Path, wanted: str = "last") -> int:
+    """Hold a run to its chain, ledger and derivation; return how many decisions agree."""
+    with Reader.open(path) as reader:
+        run_id = reader.find(wanted)
+        assert verify_chain(reader.connection, run_id).holds
+        found = verify_run(reader, path, run_id)
+        assert [one.sentence() for one in found.differences] == []
+        problem = audit(reader.connection, run_id).problem
+        assert problem is None, problem.sentence
+        return found.agreed
