@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
@@ -22,7 +23,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.storage.record.rows import step_key
-from tracepaper.strategies.types.decisions import OrderRole, OrderStatus
+from tracepaper.strategies.types.decisions import FillModel, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import BookUpdate, Instrument, Side
 from tracepaper.strategies.units import unscaled
 
@@ -82,13 +83,19 @@ def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ..
     """Return the rows of ``v_orders`` that a list at *sequence* sent or canceled.
 
     A request with the tag of a resting order cancels that one and sends another: both are returned.
+    Where an order book fills, a cancellation is on its way first, and a bar does nothing else.
     """
+    by_book = json.loads(views.run()["config"])["execution"]["model"] == FillModel.BOOK
     changed = reader.step(views.run_id, sequence).step.orders
     ids = [
         order.order_id
         for order in changed
         if order.role is OrderRole.LIST
-        and (order.status is OrderStatus.CANCELED or order.order_id.startswith(f"{sequence}-"))
+        and (
+            by_book
+            or order.status is OrderStatus.CANCELED
+            or order.order_id.startswith(f"{sequence}-")
+        )
     ]
     rows = {row["order_id"]: row for row in (views.rows(_VIEW, order_id=ids) if ids else ())}
     return tuple(rows[order_id] for order_id in ids)

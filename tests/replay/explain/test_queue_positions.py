@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from seeded_events import SeededMarket, seeded_market
 
-from tracepaper import Action, Orders, Signal, Strategy, buy, open_run, sell
+from tracepaper import Action, Cancel, Orders, Signal, Strategy, buy, open_run, sell
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import Backtest, backtest
 from tracepaper.replay.archive.book_events import EventsFile
@@ -25,18 +25,21 @@ MODELS = ("RiskAdverseQueueModel", "PowerProbQueueModel")
 
 
 class Quotes(Strategy):
-    """Quotes near and far at every other close, and cancels what is left at the next."""
+    """Quotes near and far at every third close, and cancels what is left at the next."""
 
     sees_account = True
     warmup = 1
 
     def decide(self, context: Any) -> Signal | Orders:
-        if context.time // 60_000 % 3:
+        place = context.time // 60_000 % 3
+        if place == 1:
+            return Orders((Cancel(""),), "withdrawn")
+        if place:
             return Signal(Action.HOLD, "they rest")
         asked = []
-        for number, away in enumerate((0.2, 0.6, 3.0)):
+        for number, away in enumerate((0.2, 0.5, 0.8, 3.0)):
             low, high = (to_tick(context.close + way * away, context.instrument) for way in (-1, 1))
-            asked += [buy(1, limit=low, tag=f"b{number}"), sell(1, limit=high, tag=f"s{number}")]
+            asked += [buy(4, limit=low, tag=f"b{number}"), sell(4, limit=high, tag=f"s{number}")]
         return Orders(tuple(asked), "quotes")
 
 
@@ -48,7 +51,7 @@ def configured(model: str, **execution: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def market(tmp_path_factory: pytest.TempPathFactory) -> SeededMarket:
-    return seeded_market(tmp_path_factory.mktemp("market"), minutes=40)
+    return seeded_market(tmp_path_factory.mktemp("market"), minutes=120)
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -56,7 +59,7 @@ def made(
     request: pytest.FixtureRequest, market: SeededMarket, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Backtest]:
     path = tmp_path_factory.mktemp("queues") / "run.db"
-    config = configured(request.param)
+    config = configured(request.param, latency_ms=2_750)  # frames come while it cancels
     with backtest(Quotes, market.candles, config=config, events=market.events, db=path) as run:
         yield run
 
@@ -64,35 +67,26 @@ def made(
 class OwnQueue:
     """Independent code: one limit in its queue, by the frames of the file."""
 
-    def __init__(self, order: dict[str, Any], model: str) -> None:
-        self.order, self.model = order, model
+    def __init__(
+        self, order: dict[str, Any], model: str, books: tuple[dict[Decimal, Decimal], ...]
+    ) -> None:
+        self.order, self.model, self.books = order, model, books
         self.side = 0 if order["side"] == "BUY" else 1
         self.price = Decimal(order["limit_price_text"])
-        self.books: tuple[dict[Decimal, Decimal], ...] = ({}, {})
         self.joined: Decimal | None = None
         self.ahead: Decimal | None = None
         self.level = self.traded = Decimal(0)
         self.rests = False
 
-    def read(self, line: Any) -> None:
-        frame = json.loads(line.data)
-        if "orderbook" not in frame["topic"]:
-            for one in frame["data"]:
-                against = one["S"] == ("Sell" if self.side == 0 else "Buy")
-                if self.ahead is not None and against and Decimal(one["p"]) == self.price:
-                    self.ahead = max(self.ahead - Decimal(one["v"]), Decimal(0))
-                    self.traded += Decimal(one["v"])
-            return
-        changed = False
-        for book, name in zip(self.books, ("b", "a"), strict=True):
-            for price, size in frame["data"][name]:
-                changed |= book is self.books[self.side] and Decimal(price) == self.price
-                if Decimal(size):
-                    book[Decimal(price)] = Decimal(size)
-                else:
-                    book.pop(Decimal(price), None)
+    def trade(self, taker: str, price: Decimal, size: Decimal) -> None:
+        against = taker == ("Sell" if self.side == 0 else "Buy")
+        if self.ahead is not None and against and price == self.price:
+            self.ahead = max(self.ahead - size, Decimal(0))
+            self.traded += size
+
+    def show(self, changed: set[tuple[int, Decimal]]) -> None:
         # A level that leaves the view takes nothing from its queue.
-        if self.rests and changed and not self._is_beyond():
+        if (self.side, self.price) in changed and not self._is_beyond():
             self._set(self.books[self.side].get(self.price, Decimal(0)))
 
     def _set(self, shown: Decimal) -> None:
@@ -116,17 +110,42 @@ class OwnQueue:
         return self.price < min(book) if self.side == 0 else self.price > max(book)
 
 
-def queue_of(order: dict[str, Any], market: SeededMarket, model: str) -> OwnQueue:
-    """Return the queue of *order* as it ended."""
-    queue = OwnQueue(order, model)
+def set_levels(
+    data: dict[str, Any], books: tuple[dict[Decimal, Decimal], ...]
+) -> set[tuple[int, Decimal]]:
+    """Set the levels of a frame in *books*; return which they are, by side and price."""
+    changed = set()
+    for side, name in enumerate(("b", "a")):
+        for price, size in data[name]:
+            changed.add((side, Decimal(price)))
+            if Decimal(size):
+                books[side][Decimal(price)] = Decimal(size)
+            else:
+                books[side].pop(Decimal(price), None)
+    return changed
+
+
+def queues_of(
+    orders: list[dict[str, Any]], market: SeededMarket, model: str
+) -> dict[str, OwnQueue]:
+    """Return the queue of each of *orders* as it ended, in one reading of the file."""
+    books: tuple[dict[Decimal, Decimal], ...] = ({}, {})
+    queues = [OwnQueue(order, model, books) for order in orders]
     for line in EventsFile(market.events).lines():
-        at_ms = json.loads(line.data)["ts"]
-        if at_ms > order["eligible_ms"] and not queue.rests:
-            queue.join()
-        if at_ms > order["until_ms"]:
-            break
-        queue.read(line)
-    return queue
+        frame = json.loads(line.data)
+        for queue in queues:
+            if frame["ts"] > queue.order["eligible_ms"] and not queue.rests:
+                queue.join()
+        alive = [one for one in queues if one.rests and frame["ts"] <= one.order["until_ms"]]
+        if "orderbook" not in frame["topic"]:
+            for one in frame["data"]:
+                for queue in alive:
+                    queue.trade(one["S"], Decimal(one["p"]), Decimal(one["v"]))
+            continue
+        changed = set_levels(frame["data"], books)
+        for queue in alive:
+            queue.show(changed)
+    return {queue.order["order_id"]: queue for queue in queues}
 
 
 def explained(made: Backtest) -> list[dict[str, Any]]:
@@ -141,12 +160,12 @@ def test_what_stood_ahead_is_what_the_file_says(made: Backtest, market: SeededMa
     canceled = [row for row in rows.values() if row["status"] == "CANCELED"]
     assert len(canceled) > 10
     moved = unknown = 0
-    for row in canceled:
-        own, said = queue_of(row, market, model), told[row["order_id"]]
-        assert (said["queue_joined"] is None) is (own.joined is None), row
+    for order_id, own in queues_of(canceled, market, model).items():
+        said = told[order_id]
+        assert (said["queue_joined"] is None) is (own.joined is None), order_id
         if own.joined is not None:
             assert Decimal(said["queue_joined"]) == own.joined
-        assert (said["queue_ahead"] is None) is (own.ahead is None), row
+        assert (said["queue_ahead"] is None) is (own.ahead is None), order_id
         if own.ahead is not None:
             assert Decimal(said["queue_ahead"]) == own.ahead
             moved += own.joined != own.ahead
@@ -165,7 +184,8 @@ def open_rows(made: Backtest) -> list[dict[str, Any]]:
 def test_text_says_it_and_a_run_without_queues_does_not(
     made: Backtest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sequence = next(r["sequence"] for r in made.decisions.to_dicts() if r["action"] == "ORDERS")
+    rows = made.decisions.to_dicts()
+    sequence = next(row["sequence"] for row in rows if row["reason"] == "quotes")
     assert invoke(["explain", f"{made.run_id}:{sequence}", "--db", str(made.database)]) == 0
     text = capsys.readouterr().out
     assert "ahead in its queue" in text
@@ -178,6 +198,18 @@ def test_text_says_it_and_a_run_without_queues_does_not(
         said = next(one for one in explained(run) if one["kind"] == "LIMIT")
         assert (said["queue"], said["queue_joined"], said["queue_ahead"]) == (None, None, None)
         assert "ahead in its queue" not in str(run.explain(int(said["order_id"].split("-")[0])))
+
+
+def test_a_list_that_only_cancels_names_what_it_withdrew(made: Backtest) -> None:
+    rows = [row for row in made.decisions.to_dicts() if row["action"] == "ORDERS"]
+    withdrawn = 0
+    for sent, ended in pairwise(rows):
+        if (sent["reason"], ended["reason"]) == ("quotes", "withdrawn"):
+            told = made.explain(ended["sequence"])["orders"]
+            assert {one["order_id"].split("-")[0] for one in told} <= {str(sent["sequence"])}
+            withdrawn += len(told)
+    canceled = sum(row["status"] == "CANCELED" for row in open_rows(made))
+    assert withdrawn >= canceled > 10
 
 
 def test_what_a_prune_took_is_not_invented(market: SeededMarket, tmp_path: Path) -> None:
