@@ -209,7 +209,7 @@ class StreamLag:
             else f"{count}: list fewer market.symbols, or leave it more of the processor"
         )
         self._advice = f"this machine is too slow for {remedy}; until then bars are decided late"
-        self._sent_ms = 0  # the newest date since the clock was read
+        self._sent_ms = 0  # the newest date
         self._read_s = float("-inf")
         self._timely_s = clock.network_s()
         self._late_frames = 0
@@ -226,10 +226,6 @@ class StreamLag:
         self._late_frames += 1
         if self._late_frames >= BEHIND_FRAMES and self._read_s - self._timely_s >= BEHIND_S:
             self.warn(f"frames are read {late_s:.0f} s after they were sent")
-
-    def clock_was_read(self) -> None:
-        """Forget the newest date: market time may have been set back."""
-        self._sent_ms = 0
 
     def frames_ms(self) -> int:
         """Return the market time up to which frames are read, or now where none wait."""
@@ -334,7 +330,6 @@ class FeedMaintenance:
         if not 0 < self._clock.market_ms() - server_ms <= late_ms:
             self._clock.synchronise(server_ms)
         self._frame_lead_ms = -late_ms
-        self.lag.clock_was_read()
         for state in self._states.values():
             state.drop_ahead(self._clock.market_ms() + self._ahead_ms)
         self._counters["resyncs"] += 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -23,12 +24,14 @@ from waiting import until
 
 from tracepaper.daemon.bybit.websocket import (
     ARGUMENT_CHARACTERS_MAX,
+    CategoryStream,
     PublicStream,
     StreamCallbacks,
     topics,
 )
 from tracepaper.daemon.bybit.wire import Received, Wire
-from tracepaper.daemon.feed.client import Cooldown
+from tracepaper.daemon.feed.book_follower import ReadFrame
+from tracepaper.daemon.feed.client import Cooldown, MarketData, StreamRequest
 from tracepaper.strategies.errors import (
     ConfigInvalid,
     FeedLost,
@@ -36,7 +39,7 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
     Recoverable,
 )
-from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.types.market import Bar, Category, GapCause, Instrument
 
 # ---------------------------------------------------------------- topics
 
@@ -272,6 +275,63 @@ async def test_an_answer_is_waited_for_while_older_frames_are_read() -> None:
             await setup.clock.run(lambda: setup.listener.lost)
             assert "did not answer a subscription within 10 s" in str(setup.listener.lost[0])
             assert setup.clock.network_s() - began_s < 41, "it is not behind the last frame"
+
+
+class BelievingFeed:
+    """A feed that believes every date, and keeps why connections were lost."""
+
+    def __init__(self) -> None:
+        self.lost: list[GapCause] = []
+
+    def on_server_time(self, server_ms: int) -> bool:
+        return server_ms > 0
+
+    def on_future_date(self) -> None:
+        raise AssertionError("nothing is dated ahead")
+
+    def on_data(self, item: MarketData) -> None:
+        assert isinstance(item, Bar)
+
+    def on_book(self, instrument: str, frame: ReadFrame) -> bool:
+        raise AssertionError((instrument, frame))
+
+    def on_funding_time(self, instrument: str, next_ms: int) -> None:
+        raise AssertionError((instrument, next_ms))
+
+    def on_lost(self, instruments: Iterable[Instrument], cause: GapCause) -> None:
+        assert list(instruments)
+        self.lost.append(cause)
+
+
+async def test_the_dates_of_the_frames_tell_how_old_they_are() -> None:
+    async with ScriptedServer() as server:
+        server.is_mute = True
+        clock, feed, counters = SteppedClock(), BelievingFeed(), Counter[str]()
+        stream = CategoryStream(
+            Category.LINEAR,
+            StreamRequest(instruments=(instrument(),), interval_ms=MINUTE),
+            feed,
+            exchange=exchange_section(
+                stream_url=server.stream_url, data_watchdog_s=1e9, ping_s=1e9
+            ),
+            clock=clock,
+            rng=random.Random(1),
+            cooldown=Cooldown(clock=clock),
+            counters=counters,
+        )
+        task = asyncio.create_task(stream.run())
+        await until(lambda: server.received)
+        for second in range(1, 27):
+            clock.advance(network_s=1)
+            sent_ms = START_MS + (10_000 if second == 26 else 9_999)
+            await server.send(kline(START_MS, ts=sent_ms))
+            await until(is_equal(lambda: counters["frames"], second))
+            assert not feed.lost
+        began_s = clock.network_s()
+        await clock.run(lambda: feed.lost)
+        assert clock.network_s() - began_s < 10, "no answer follows a frame that is newer than it"
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_an_answer_is_not_waited_for_where_nothing_is_read() -> None:

@@ -351,10 +351,13 @@ async def test_a_full_line_drops_quotes_before_bars_and_no_bar_in_silence() -> N
         run.gate.clear()
         await run.close_bar(0)
         await until(run.bars)
-        await server.send(*(book(START_MS + 2 * MINUTE + at) for at in range(5)))
-        for index in range(1, 6):
-            await run.close_bar(index)
-        await until(lambda: run.feed.counters["overflow_bars"] == 3)
+        with capture_logs() as said:
+            await server.send(*(book(START_MS + 2 * MINUTE + at) for at in range(5)))
+            for index in range(1, 6):
+                await run.close_bar(index)
+            await until(lambda: run.feed.counters["overflow_bars"] == 3)
+        behind = [line["reason"] for line in said if line["event"] == "behind"]
+        assert behind == ["the queue of the feed is full, and quotes are dropped"]
         assert run.feed.counters["overflow_quotes"] == 3
         run.gate.set()
         await run.close_bar(6)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 
 import pytest
 from builders import instrument, quote
 from bybit_server import START_MS, exchange_section
-from fakes import ManualClock
+from fakes import JumpClock, ManualClock
 from structlog.testing import capture_logs
 
 from tracepaper.daemon.bybit.client import BybitClient
@@ -189,7 +190,7 @@ async def test_a_full_queue_says_so_once_a_minute() -> None:
     assert [one["event"] for one in lines] == ["behind"] * 2
 
 
-async def test_rest_is_asked_for_what_is_overdue_in_the_time_of_the_frames() -> None:
+async def test_what_is_overdue_is_so_in_the_time_of_the_frames() -> None:
     maintenance, clock = maintaining(quoted(), time_scale=100.0)
     clock.advance(market_ms=1_000_000)
     assert maintenance.lag.frames_ms() == clock.market_ms(), "nothing was read"
@@ -201,6 +202,37 @@ async def test_rest_is_asked_for_what_is_overdue_in_the_time_of_the_frames() -> 
     assert maintenance.lag.frames_ms() == clock.market_ms(), "a silent stream is asked for"
     maintenance.observe(START_MS + 900_001)
     assert maintenance.lag.frames_ms() == clock.market_ms(), "a second is no delay"
-    maintenance.observe(START_MS + 899_999)
-    await maintenance.synchronise()
-    assert maintenance.lag.frames_ms() == clock.market_ms(), "market time may have been set back"
+
+
+async def asked_after(frame_ms: int, polls: int) -> bool:
+    """Return whether REST is asked for a bar that is overdue, where frames of *frame_ms* come."""
+    clock = JumpClock(START_MS + 200_000)
+    state = quoted()
+    asked: list[object] = []
+
+    def spawn(work: Coroutine[None, None, None]) -> None:
+        asked.append(work)
+        work.close()
+
+    maintenance = FeedMaintenance(
+        client=TellingClient(clock, ()),
+        clock=clock,
+        exchange=exchange_section(),
+        states={state.instrument.id: state},
+        queue=EventQueue(10),
+        spawn=spawn,
+    )
+    maintenance.start()
+    overdue = asyncio.create_task(maintenance.run_overdue())
+    while len(clock.slept) < polls:
+        maintenance.observe(frame_ms)
+        await asyncio.sleep(0)
+    overdue.cancel()
+    return bool(asked)
+
+
+@pytest.mark.parametrize(("frame_ms", "is_asked"), [(50_000, False), (66_000, True)])
+async def test_a_bar_that_frames_may_still_bring_is_not_asked_for(
+    frame_ms: int, *, is_asked: bool
+) -> None:
+    assert await asked_after(START_MS + frame_ms, polls=30) is is_asked
