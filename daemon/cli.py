@@ -7,6 +7,7 @@ list of ``--help`` imports all of them, so their modules keep heavy imports insi
 
 from __future__ import annotations
 
+import gc
 import os
 import sqlite3
 import sys
@@ -87,6 +88,9 @@ REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
 """Options of former releases by their command, and what is written now."""
 OTHER_PANEL: Final = "Added by other packages"
 
+NEW_OBJECTS: Final = 20_000
+"""How many objects are made before those that form cycles are looked for; 700 by default."""
+
 Command = Callable[..., object]
 Entries = dict[str, metadata.EntryPoint]
 
@@ -95,12 +99,15 @@ def main() -> None:
     """Run the command line of this process and exit, whatever its threads wait for."""
     # A thread of OpenMP that waits for another spins; beside other work the other may not run.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # A collection walks all that was imported, with a model half a million objects: not every 700.
+    gc.set_threshold(NEW_OBJECTS)
     try:
         code = invoke(sys.argv[1:])
     except Exception:  # noqa: BLE001 - a bug, which is shown whole
         traceback.print_exc()
         code = FAILED
     exit_without_waiting(code)
+    gc.freeze()  # Python ends with several collections, and whatever was open is closed
     sys.exit(code)
 
 

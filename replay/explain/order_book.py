@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
-from tracepaper.replay.learning.estimators.order_book import check_fits, load_books
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.order_book import SIDES, Books, tokens_of
 from tracepaper.strategies.units import iso
@@ -41,6 +39,10 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     file of other books and a time that it does not hold, ``CheckpointMismatch`` for a model of
     another kind.
     """
+    import torch
+
+    from tracepaper.replay.learning.estimators.order_book import check_fits, load_books
+
     torch.set_num_threads(threads)
     network, card = load_books(folder)
     recorded = read_depth(path)

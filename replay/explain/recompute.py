@@ -14,7 +14,6 @@ from typing import Final, Generic, TypeVar, cast
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import spearmanr
 
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
@@ -517,6 +516,8 @@ def rank_correlation(one: Floats, other: Floats) -> float | None:
     """Return Spearman's correlation; None where either is the same everywhere."""
     if len(one) == 0 or np.ptp(one) == 0 or np.ptp(other) == 0:
         return None
+    from scipy.stats import spearmanr  # takes long; a decision that is only read ranks nothing
+
     correlation, _p_value = cast("tuple[float, float]", spearmanr(one, other))
     return float(correlation)
 

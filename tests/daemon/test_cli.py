@@ -229,6 +229,21 @@ def python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_the_end_of_a_process_collects_nothing_that_a_command_imported() -> None:
+    done = python(
+        "import atexit, gc, sys\n"
+        "from tracepaper.daemon.cli import NEW_OBJECTS, main\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 10_000, len(gc.get_objects())))\n"
+        "sys.argv = ['tracepaper', '--version']\n"
+        "main()"
+    )
+    version, end = done.stdout.splitlines()
+    assert version.startswith("tracepaper ")
+    frozen, left = end.split()
+    assert frozen == "True"
+    assert int(left) < 1_000  # what is made after the command
+
+
 def test_help_imports_nothing_heavy() -> None:
     done = python(
         "import sys\n"
