@@ -15,12 +15,8 @@ demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
 
 # The tests run with an empty home and cache, so that what a first run makes or prints is tested. Each of two workers
-# computes on one thread: on two they spin against each other for the same two cores. Their files are in memory where
-# 8 GiB of it are free and a program in it may be run: each commit of a record waits for a disk otherwise.
-PYTEST := memory=$$(df -Pk /dev/shm 2>/dev/null | awk '$$6 == "/dev/shm" && $$4 > 8388608 {print $$6}') && \
-	if grep -qs ' /dev/shm [^ ]* [^ ]*noexec' /proc/mounts; then memory=; fi && \
-	home=$$(mktemp -d $${memory:+-p $$memory}) && trap 'rm -rf "$$home"' EXIT && chmod 711 "$$home" && mkdir "$$home/tmp" && \
-	env -u XDG_DATA_HOME -u XDG_STATE_HOME -u MPLCONFIGDIR TMPDIR="$$home/tmp" \
+# computes on one thread: on two they spin against each other for the same two cores.
+PYTEST := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_HOME -u XDG_STATE_HOME -u MPLCONFIGDIR \
 	HOME="$$home" XDG_CACHE_HOME="$$home/.cache" XDG_CONFIG_HOME="$$home/.config" OMP_NUM_THREADS=1 \
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -p no:cacheprovider
 
