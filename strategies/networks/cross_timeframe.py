@@ -61,7 +61,7 @@ _BARS, _SLOWER = 0, 1
 
 
 @dataclass(frozen=True, slots=True)
-class CrossConfig(keys.WindowKeys):
+class CrossConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
@@ -128,6 +128,11 @@ class CrossConfig(keys.WindowKeys):
         """The columns of a row that are a bar's own, and those of the slower or other bars."""
         own = slice(self.features // 2 if self.other_symbol else self.features)
         return own, slice(own.stop, None) if self.other_symbol else own
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on, at most."""
+        return self.window
 
     def trunk(self) -> FlashConfig:
         """Return what a block is made by; raise ``ConfigInvalid`` where none can be."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Self
+from typing import Annotated, Any, Final, NamedTuple, Self
 
 from msgspec import Meta, inspect
 
@@ -178,11 +178,7 @@ class WindowKeys(ReadKeys):
 
     __slots__ = ()
 
-    if TYPE_CHECKING:  # as a property it would be the default of a key without one
-
-        @property
-        def window(self) -> int:
-            """Rows that one answer needs."""
+    window: int
 
     @property
     def receptive_field(self) -> int:

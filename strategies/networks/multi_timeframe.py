@@ -39,7 +39,7 @@ _TOKENS_MAX: Final = 8_192
 
 
 @dataclass(frozen=True, slots=True)
-class MultiscaleConfig(keys.WindowKeys):
+class MultiscaleConfig(keys.ReadKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``.
 
     ``frames`` says how many bars make one of each timeframe, ``tokens`` how many closed ones of
@@ -109,6 +109,11 @@ class MultiscaleConfig(keys.WindowKeys):
             wide * (count + (wide > 1))
             for wide, count in zip(self.frames, self.tokens, strict=False)
         )
+
+    @property
+    def receptive_field(self) -> int:
+        """How many rows one answer depends on."""
+        return self.window
 
     @property
     def token_features(self) -> int:
