@@ -487,6 +487,7 @@ class WorkerPredictor:
         self._period_start_ms = period_start_ms
         self._pending: set[asyncio.Future[Any]] = set()
         self._early: asyncio.Future[Any] | None = None  # the newest bar before the period
+        self._is_started = False
 
     def prepare(self, forecaster: Forecaster) -> None:
         """Keep another model for the change to it, which is an event."""
@@ -502,6 +503,7 @@ class WorkerPredictor:
         # Here and not in the worker: a late answer must not see what came after its bar.
         self._inline.see(event)
         if isinstance(event, ModelChange | Retrained):
+            self._is_started |= isinstance(event, ModelChange)
             # Warming has no deadline: nothing is decided until it is done.
             return await _answer_of(self._worker.submit(self._inline.answer, event))
         if not isinstance(event, Bar):
@@ -516,11 +518,13 @@ class WorkerPredictor:
     async def _take_in(self, early: Bar) -> None:
         """Have the worker take in a bar that is not answered, which may warm the model.
 
-        Only the one before is waited for: nothing is decided on it, and prices need not wait.
+        A start names the bars that are taken in. Behind it only the bar before is waited for:
+        nothing is decided on this one, and prices need not wait.
         """
-        before, self._early = self._early, self._worker.submit(self._inline.answer, early)
-        if before is not None:
-            await _answer_of(before)
+        taken_in = self._worker.submit(self._inline.answer, early)
+        awaited, self._early = (self._early, taken_in) if self._is_started else (taken_in, None)
+        if awaited is not None:
+            await _answer_of(awaited)
 
     async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
         """Return the forecast of each of *bars*; they share one deadline."""

@@ -167,6 +167,21 @@ async def test_a_bar_before_the_period_is_waited_for_by_the_next_one_alone() -> 
     forecaster.gate.set()
 
 
+async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() -> None:
+    kept, (first,) = BarHistory([KEY], context=1), bars(1)
+    period_start_ms = first.close_time_ms
+    thread = Worker("model")
+    worker = WorkerPredictor(
+        FixedForecaster(says), kept, thread, period_start_ms=period_start_ms, deadline_ms=1
+    )
+    gate = threading.Event()
+    busy = thread.submit(gate.wait, deadline_s())
+    asyncio.get_running_loop().call_soon(gate.set)
+    assert await worker.predict(first) is None
+    assert kept.warm_from(period_start_ms) == ((KEY, first.open_time_ms),)
+    assert await busy
+
+
 async def test_a_close_before_the_period_has_no_deadline() -> None:
     forecaster = Gated()
     worker = WorkerPredictor(
