@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from decimal import Decimal
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -397,15 +397,15 @@ class FeedStart(Struct, frozen=True):
     By instrument id, ``known`` has the newest bar's open time (None or missing: none, so warm-up
     bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars by which
     closes are judged. ``first`` are delivered before all else, and ``started`` makes the event that
-    follows the warm-up bars: a model is warm once it is delivered, and only then is anything
-    subscribed. ``is_served`` says that this exchange served the run before, so that no error now is
-    a mistake of the configuration. A close further than ``plausible`` usual ranges from the last
-    one is accepted once REST repeats it. Where ``gather_ms``, network time, is not 0, the bars of
-    one close are delivered together. ``lacking_frames`` returns, once the warm-up bars are
-    delivered, the ranges of candles of higher timeframes that they do not reach. What the
-    instruments in ``urgent`` lack is asked for before the others'; ``in_stages``, some begin before
-    the others have their bars. Order books of ``depth`` levels a side, where it is not 0, are
-    sampled each ``depth_every_ms`` of market time.
+    follows the warm-up bars, given the instruments whose own come in a later turn: a model is warm
+    once it is delivered, and only then is anything subscribed. ``is_served`` says that this
+    exchange served the run before, so that no error now is a mistake of the configuration. A close
+    further than ``plausible`` usual ranges from the last one is accepted once REST repeats it.
+    Where ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
+    ``lacking_frames`` returns, once the warm-up bars are delivered, the ranges of candles of higher
+    timeframes that they do not reach. What the instruments in ``urgent`` lack is asked for before
+    the others'; ``in_stages``, some begin before the others have their bars. Order books of
+    ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
     ``book`` follows the one that fills orders.
     """
 
@@ -416,7 +416,7 @@ class FeedStart(Struct, frozen=True):
     known_funding: Mapping[str, int] = {}
     recent: Mapping[str, Sequence[Bar]] = {}
     first: tuple[Event, ...] = ()
-    started: Callable[[], Event] | None = None
+    started: Callable[[Collection[str]], Event] | None = None
     is_served: bool = False
     gather_ms: int = 0
     lacking_frames: Callable[[int], Sequence[FrameRange]] = no_frames

@@ -6,7 +6,7 @@ The rules are docs/time.md, T3 and T16 to T18.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping, Sequence
 from itertools import groupby
 from typing import Final, NamedTuple, TypeVar, assert_never
 
@@ -368,6 +368,11 @@ class BarSequencer:
         """Keep the stream of *instrument* waiting until it is released; REST is asked elsewhere."""
         self._held[instrument] = []
         self._states[instrument].claim_request()
+
+    @property
+    def held(self) -> Collection[str]:
+        """The instruments whose stream waits."""
+        return self._held.keys()
 
     def holds(self, instrument: str) -> bool:
         """Return whether the stream of *instrument* waits."""

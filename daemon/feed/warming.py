@@ -12,8 +12,6 @@ from contextlib import suppress
 from itertools import accumulate
 from typing import Final, NamedTuple
 
-import structlog
-
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ExchangeSection
 from tracepaper.daemon.feed.client import (
@@ -32,8 +30,6 @@ from tracepaper.strategies.units import interval_start
 
 BEFORE_START: Final = 50
 """Requests that are answered before the first decision: ten seconds at the default pace."""
-
-log = structlog.get_logger("bybit.feed")
 
 
 class WarmUp(NamedTuple):
@@ -135,6 +131,10 @@ class WarmUpQueue:
         """Note that *instrument* lacks nothing any more."""
         del self._later[instrument]
 
+    def share(self, instrument: str) -> int:
+        """Return how many requests *instrument* still takes, of those that are later."""
+        return self._later[instrument]
+
     def requests_until(self, instrument: str) -> int | None:
         """Return how many requests it takes until *instrument* lacks nothing; None where it does.
 
@@ -175,7 +175,6 @@ class Warming:
         self._queue = queue
         self._spawn = spawn
         self._start = start
-        self._patience_s = exchange.certain_s + exchange.connect_timeout_s
         self._causes: dict[str, GapCause | None] = {}  # of what is missing before the first turn
         self.turns = WarmUpQueue(dict.fromkeys(states, 0), urgent=())
 
@@ -221,22 +220,16 @@ class Warming:
         return [frame_bar_of(bar, seen_ms=now_ms) for bar in bars]
 
     async def run(self) -> None:
-        """Warm what the start did not wait for; one that is not answered holds up no other."""
+        """Warm what the start did not wait for, each as long as its share of the pace takes.
+
+        Then the next one begins beside it: one that is not answered holds up no other.
+        """
         for key in self.turns.later:
             is_warm = asyncio.Event()
             self._spawn(self._warm(key, is_warm))
-            left: int | None = -1
-            while not is_warm.is_set() and left != (requests := self.turns.requests_until(key)):
-                left = requests
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._patience_s):
-                        await is_warm.wait()
-            if not is_warm.is_set():
-                log.warning(
-                    "unanswered",
-                    instruments=[key],
-                    advice="REST does not answer for it; the next ones are warmed before it",
-                )
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.turns.share(key) / self._exchange.requests_per_s):
+                    await is_warm.wait()
 
     async def _warm(self, key: str, is_warm: asyncio.Event) -> None:
         state, sequence = self._states[key], self._states[key].sequence

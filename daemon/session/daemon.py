@@ -472,7 +472,7 @@ class Daemon:
                     *(InstrumentChange(item, now_ms, now_ms) for item in opened.instruments),
                     *chosen,
                 ),
-                started=lambda: opened.started(clock.market_ms()),
+                started=lambda waiting: opened.started(clock.market_ms(), waiting),
                 is_served=opened.is_served,
                 gather_ms=config.market.gather_ms,
                 depth=config.market.depth,

@@ -13,7 +13,15 @@ import asyncio
 import queue
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from functools import partial
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
@@ -220,16 +228,15 @@ class BarHistory:
         bars = self._bars[instrument]
         return bars[-1] if bars else None
 
-    def warm_from(self, period_start_ms: int = 0) -> tuple[tuple[str, int], ...]:
-        """Return the first remembered bar of each instrument that has those up to the period.
+    def warm_from(self, waiting: Collection[str] = ()) -> tuple[tuple[str, int], ...]:
+        """Return the first remembered bar of each instrument that has any.
 
-        A model is warmed for the others once these have come.
+        A model is warmed for those of *waiting* once the bars have come that they wait for.
         """
-        lacking = self.lacking(period_start_ms)
         return tuple(
             (key, bars[0].open_time_ms)
             for key, bars in self._bars.items()
-            if bars and key not in lacking
+            if bars and key not in waiting
         )
 
     def lacking(self, period_start_ms: int) -> set[str]:
@@ -367,7 +374,8 @@ class InlinePredictor:
         warm(self._forecaster, self.history, change)
         self._started = True
         named = {key for key, _ in change.warm_from}
-        self._cold = self.history.lacking(self._period_start_ms) - named
+        # Behind a start that names none, each instrument is asked from its first bar on.
+        self._cold = self.history.lacking(self._period_start_ms) - named if named else set()
 
     def _asks(self, bar: Bar) -> bool:
         """Return whether the model steps through *bar*; warm it where that is the bar to do it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import attrgetter
@@ -117,10 +117,14 @@ class Opened:
     recent: Mapping[str, Sequence[Bar]] = field(default_factory=dict)
     is_served: bool = False
 
-    def started(self, market_ms: int) -> ModelChange:
-        """Return the event of this start, naming the bars that the model is warmed with."""
-        is_asked, start_ms = self.forecaster is not None, self.run.period_start_ms
-        warm_from = self.history.warm_from(start_ms) if is_asked else ()
+    def started(self, market_ms: int, waiting: Collection[str] = ()) -> ModelChange:
+        """Return the event of this start, naming the bars that the model is warmed with.
+
+        An instrument of *waiting* that lacks bars before the period is named by none.
+        """
+        lacking = self.history.lacking(self.run.period_start_ms).intersection(waiting)
+        is_asked = self.forecaster is not None
+        warm_from = self.history.warm_from(lacking) if is_asked else ()
         return start_event(self.forecaster, warm_from=warm_from, market_ms=market_ms)
 
 

@@ -146,7 +146,8 @@ def _held(shown: ShownRun, sequence: int) -> ShownPosition:
     for row in shown.views.rows("v_equity", sequence=sequence):
         text = trimmed(row["quantity_text"] or "0")
         sides: tuple[str, ...] = (text,)
-        if json.loads(shown.views.run()["config"])["account"].get("position_mode") == "hedge":
+        account = json.loads(shown.views.run()["config"]).get("account", {})
+        if account.get("position_mode") == "hedge":
             rows = shown.views.rows("v_positions", sequence=sequence)
             sides = tuple(trimmed(one["quantity_text"]) for one in rows)
         return ShownPosition(text, sides)

@@ -201,6 +201,7 @@ class Embedded {
         no_attribution: "This file does not hold it for this decision.",
         notes: {},
         orders: [],
+        liquidations: [],
         held_before_text: "",
         held_after_text: String(held),
         target_text: null,

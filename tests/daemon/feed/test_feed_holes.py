@@ -341,7 +341,9 @@ async def test_the_embedded_exchange_jumps_over_a_hole_and_what_follows_is_hande
         clock = SteppedClock(now_ms)
         rng = random.Random(1)
         events: list[Event] = []
-        asked = exchange_section(rest_url=exchange.rest_url, stream_url=exchange.stream_url)
+        asked = exchange_section(
+            rest_url=exchange.rest_url, stream_url=exchange.stream_url, connect_timeout_s=600.0
+        )
         async with (
             BybitClient(asked, clock=clock, rng=rng, latest_ms=clock.market_ms) as client,
             LiveFeed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from records import check_record, rows
 from several_live import SPEED, check_parity, trading
+from waiting import deadline
 
 from tracepaper.daemon.bybit import websocket
 from tracepaper.daemon.feed.client import StreamRequest
+from tracepaper.daemon.http.client import ask
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.types.market import Category, Closed
@@ -75,6 +78,9 @@ async def trade(path: Path, symbols: list[str], *, bars: int, closes: int, share
             async with trading(exchange, path, market=market, strategy=CROSSES) as live:
                 await live.listening(3 * len(symbols))
                 assert len(exchange.hub.connections) == shares
+                async with deadline():  # those behind the first fifty are warmed in turn
+                    while "warming up until" in str(await asyncio.to_thread(ask, path, "/status")):
+                        pass
                 for _ in range(count):
                     await live.close_bar(set(symbols))
                 together = [step.event for step in live.steps if isinstance(step.event, Closed)]

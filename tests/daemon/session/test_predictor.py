@@ -178,7 +178,7 @@ async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() 
     busy = thread.submit(gate.wait, deadline_s())
     asyncio.get_running_loop().call_soon(gate.set)
     assert await worker.predict(first) is None
-    assert kept.warm_from(period_start_ms) == ((KEY, first.open_time_ms),)
+    assert kept.warm_from() == ((KEY, first.open_time_ms),)
     assert await busy
 
 
@@ -244,7 +244,7 @@ def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_t
     inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 4 * 60_000)
     for item in (*history[:4], *late[:1]):
         inline.predict(item)
-    change = start(kept.warm_from(START_MS + 4 * 60_000))
+    change = start(kept.warm_from({"linear:ETHUSDT"}))
     assert [key for key, _ in change.warm_from] == [KEY]
     inline.predict(change)
     assert forecaster.warmed == [3]
@@ -257,23 +257,37 @@ def test_a_symbol_that_comes_behind_the_start_is_warmed_at_its_last_bar_before_t
 
 def test_a_symbol_that_lacks_its_last_bar_is_warmed_at_its_first_in_the_period() -> None:
     forecaster = FixedForecaster(says, context=3)
-    kept = BarHistory([KEY], context=3)
+    kept = BarHistory([KEY, "linear:ETHUSDT"], context=3)
     inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 4 * 60_000)
-    inline.predict(start())
+    (other,) = bars(1, instrument_id="linear:ETHUSDT")
+    inline.predict(other)
+    inline.predict(start(kept.warm_from()))
     history = bars(6)
     for item in history[:3]:
         assert inline.predict(item) is None
     assert inline.predict(history[4]) == says([*history[1:3], history[4]])
-    assert forecaster.warmed == [2]
+    assert forecaster.warmed == [1, 2]
+
+
+def test_behind_a_start_that_names_none_a_model_is_asked_from_the_first_bar_on() -> None:
+    forecaster = FixedForecaster(says, context=2)
+    kept = BarHistory([KEY], context=2)
+    inline = InlinePredictor(forecaster, kept, period_start_ms=START_MS + 3 * 60_000)
+    inline.predict(start())
+    history = bars(4)
+    assert [inline.predict(item) for item in history[:3]] == [None, None, None]
+    assert inline.predict(history[3]) == says(history[2:4])
+    assert forecaster.warmed == []
 
 
 def test_a_model_that_is_warmed_aside_is_warmed_with_what_comes_late_too() -> None:
     running, candidate = FixedForecaster(says, context=3), FixedForecaster(says, context=3)
     candidate.model_sha256 = "other"
-    kept = BarHistory([KEY], context=3)
+    kept = BarHistory([KEY, "linear:ETHUSDT"], context=3)
     inline = InlinePredictor(running, kept, period_start_ms=START_MS + 4 * 60_000)
-    history = bars(6)
-    inline.predict(start())
+    history, (other,) = bars(6), bars(1, instrument_id="linear:ETHUSDT")
+    inline.predict(other)
+    inline.predict(start(kept.warm_from()))
     inline.prepare(candidate)
     inline.predict(history[0])
     inline.predict(retrained(outcome=RetrainOutcome.PROMOTED, candidate_sha256="other"))
@@ -281,7 +295,7 @@ def test_a_model_that_is_warmed_aside_is_warmed_with_what_comes_late_too() -> No
         inline.predict(item)
     inline.predict(replace(start(), model_sha256="other"))
     assert inline.predict(history[5]) == says(history[3:6])
-    assert candidate.warmed == [1, 3]
+    assert candidate.warmed == [1, 1, 3]
 
 
 def test_a_recorded_late_answer_is_given_again_and_the_ring_still_moves() -> None:

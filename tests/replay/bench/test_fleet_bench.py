@@ -35,6 +35,6 @@ def test_decisions_are_timed_beside_a_process_that_ships(postgres: Cluster, flee
 def test_a_server_that_nothing_is_shipped_to_is_no_measurement(
     fleet_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fleet, "PROGRAM", ("false",))
+    monkeypatch.setattr(fleet, "SHIP_PROGRAM", ("false",))
     with pytest.raises(InvariantBroken, match="did not begin"):
         fleet.measure_decisions(fleet_url, decisions=1, rounds=2)
