@@ -86,8 +86,9 @@ async def fill(
     A ``Gap`` repaired by ``rest`` comes before its bars, at most a thousand at a time; an
     unrepaired one covers bars that REST lacked twice, *certain_s* apart. Each bar is accepted by
     its sequence as it is yielded. An instrument without an answer within *patience_s* of network
-    time after the first answer stays open, and is added to *unanswered*: it holds up no other.
-    *count_left* is called before each event with the number of events of the same answer behind it.
+    time after the first answer, or without a first one as long, stays open, and is added to
+    *unanswered*: it holds up no other. *count_left* is called before each event with the number of
+    events of the same answer behind it.
     """
     holes = [hole for hole in holes if hole.is_open]
     patience = Patience(patience_s, set() if unanswered is None else unanswered)
@@ -104,7 +105,7 @@ async def fill(
 
 
 class Patience(NamedTuple):
-    """How long to wait for the last of several answers after the first; None: without end."""
+    """How long to wait for a first answer, and behind it for the last; None: without end."""
 
     seconds: float | None
     unanswered: set[str]  # instruments that were given up
@@ -114,7 +115,8 @@ class Patience(NamedTuple):
         tasks = {key: asyncio.ensure_future(request) for key, request in requests.items()}
         try:
             if tasks and self.seconds is not None:
-                await asyncio.wait(tasks.values(), return_when=asyncio.FIRST_COMPLETED)
+                first = asyncio.FIRST_COMPLETED  # the only one may be one that never comes
+                await asyncio.wait(tasks.values(), timeout=self.seconds, return_when=first)
                 await asyncio.wait(tasks.values(), timeout=self.seconds)
                 late = {key for key, task in tasks.items() if not task.done()}
                 self.unanswered.update(late)

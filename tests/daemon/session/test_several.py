@@ -180,7 +180,7 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
             exchange.venue.markets[Category.LINEAR, HALTED].listing.item["status"] = "Closed"
             silence(exchange, HALTED)
             for _ in range(4):
-                await live.close_bar(OTHERS)
+                last = await live.close_bar(OTHERS)
             changes = [
                 step.event for step in live.steps if isinstance(step.event, InstrumentChange)
             ]
@@ -196,6 +196,8 @@ async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
                 )
             )
             assert len(changes) >= len(FIFTY)
+            # So the one that is gone is the only one whose bars the restart asks for.
+            await live.until(lambda: live.decided(last) == set(FIFTY) - {GONE})
         async with trading(exchange, path, **sections) as live:  # a restart asks for each of them
             await live.listening(3 * len(OTHERS))
             for _ in range(2):
