@@ -316,6 +316,7 @@ class BarSequencer:
         self._is_up = is_up
         self._certain_s = certain_s
         self.left = 0  # bars at hand that follow the one just yielded
+        self._new = {key for key, state in states.items() if state.cause is None}  # to this run
         self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
         self._waited = -1, 0.0  # the newest close that settlements were asked for, and until when
 
@@ -334,7 +335,8 @@ class BarSequencer:
                     yield revision
                 return
             case Place.NEXT | Place.AHEAD:
-                self._begin_at(state, bar)
+                if state.cause is None:  # the stream has brought all since REST had nothing
+                    self._begin_at(state, bar)
                 if not state.pending.add(bar):
                     self._counters["overflow_bars"] += 1
             case _:
@@ -437,7 +439,7 @@ class BarSequencer:
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""
-        if not state.sequence.is_begun and state.cause is None:
+        if not state.sequence.is_begun and state.instrument.id in self._new:
             first_ms = state.pending.first_open_ms()
             state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 
