@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,6 +13,7 @@ from builders import instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline
 from msgspec import structs
+from waiting import until
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import sequencer, warming
@@ -46,8 +46,7 @@ class Answers:
         ) -> list[Bar]:
             self_.asked[item.symbol] += 1
             number = self_.asked[item.symbol]
-            while self_.holds(item.symbol, number):
-                await asyncio.sleep(0)
+            await until(lambda: not self_.holds(item.symbol, number))
             found = await answered(client, item, interval_ms, start_ms, end_ms)
             self_.given[item.symbol] += 1
             return found
@@ -184,8 +183,10 @@ async def test_a_stream_that_waits_beyond_the_bound_is_asked_for_again(
     async with ScriptedServer() as server, waiting(answers, server, closes=8) as run:
         assert run.feed.counters["overflow_bars"] == 5
         assert opens(run, ETHER) == list(range(-BEFORE, -BEFORE + PAGE))
+        run.move_to(START_MS + 8 * MINUTE + 3_000)  # REST calls the last of them final
         answers.holds = lambda _name, _number: False
-        await run.expect(lambda: len(opens(run, ETHER)) >= BEFORE + 7)
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 8)
+        assert not run.gaps()  # its turn ends when REST has no more
         await close(run, 8, "BTCUSDT", "ETHUSDT")
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 9)
         assert opens(run, ETHER) == list(range(-BEFORE, 9))
@@ -253,3 +254,13 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
         closed = [one.close_time_ms for one in of_ether[:place] if isinstance(one, Bar)]
         assert max(closed) < START_MS + MINUTE
         await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
+
+
+async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: Answers) -> None:
+    """What is late and at hand goes into one commit."""
+    async with ScriptedServer() as server, waiting(answers, server, closes=0) as run:
+        run.is_asked = True
+        answers.holds = lambda _name, _number: False
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE)
+        assert [said for said in run.behind if not said] == [False] * 2
+        assert len(run.behind) == BEFORE - PAGE
