@@ -204,6 +204,31 @@ async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
     }
 
 
+async def test_what_an_account_holds_is_valued_by_its_past_before_the_first_decision(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run takes over positions in all symbols, and asks for the past of each."""
+    crossing = {"name": "sma_cross", "fast": 2, "slow": 3, "long_only": False}
+    sections = {**case.sections, "strategy": crossing, "model": {"checkpoint": "none"}}
+    held = "SELECT DISTINCT instrument FROM v_fills"
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            while len(rows(case.path, held)) < len(NAMES):
+                await live.close_bar(set(NAMES))
+        monkeypatch.setattr(warming, "BEFORE_START", 1)
+        sections["strategy"] = crossing | {"slow": 150}
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            await live.close_bar(set(NAMES))
+    events = [step.event for step in live.steps]
+    start = next(at for at, one in enumerate(events) if isinstance(one, ModelChange))
+    assert Counter(one.instrument for one in events[:start] if isinstance(one, Bar)) == {
+        f"linear:{name}": 150 for name in NAMES
+    }
+    assert check_record(case.path) > 0
+
+
 SIXTY = [f"M{number:02d}USDT" for number in range(60)]
 
 
