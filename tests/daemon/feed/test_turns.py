@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,11 +11,10 @@ from aiohttp import web
 from builders import instrument
 from bybit_feed import BITCOIN, Live, live
 from bybit_server import MINUTE, START_MS, ScriptedServer, kline
+from held_answers import HeldAnswers
 from msgspec import structs
-from waiting import until
 
-from tracepaper.daemon.bybit.client import BybitClient
-from tracepaper.daemon.feed import sequencer, warming
+from tracepaper.daemon.feed import sequencer
 from tracepaper.daemon.feed.client import FeedStart
 from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument
 
@@ -32,33 +30,9 @@ def item(name: str) -> Instrument:
 ETHER = item("ETHUSDT")
 
 
-class Answers:
-    """The answers about candles: each waits while *holds* of its symbol and number is true."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.asked: Counter[str] = Counter()
-        self.given: Counter[str] = Counter()
-        self.holds: Callable[[str, int], bool] = lambda _name, _number: False
-        answered, self_ = BybitClient.candles, self
-
-        async def candles(
-            client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
-        ) -> list[Bar]:
-            self_.asked[item.symbol] += 1
-            number = self_.asked[item.symbol]
-            await until(lambda: not self_.holds(item.symbol, number))
-            found = await answered(client, item, interval_ms, start_ms, end_ms)
-            self_.given[item.symbol] += 1
-            return found
-
-        monkeypatch.setattr(BybitClient, "candles", candles)
-
-
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
-    monkeypatch.setattr(BybitClient, "candles_max", PAGE)
-    monkeypatch.setattr(warming, "BEFORE_START", 1)  # one symbol
-    return Answers(monkeypatch)
+def answers(monkeypatch: pytest.MonkeyPatch) -> HeldAnswers:
+    return HeldAnswers(monkeypatch, page=PAGE, before=1)  # one symbol
 
 
 def known(server: ScriptedServer, *names: str, first: int = -BEFORE, until: int = 0) -> None:
@@ -67,7 +41,9 @@ def known(server: ScriptedServer, *names: str, first: int = -BEFORE, until: int 
             server.add_candle(START_MS + minute * MINUTE, symbol=name)
 
 
-async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(answers: Answers) -> None:
+async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
+    answers: HeldAnswers,
+) -> None:
     """The newest bars of the first are missing, and each answer comes behind one of another."""
     others = [item(f"M{number}USDT") for number in range(12)]
     names = [one.symbol for one in others]
@@ -111,7 +87,7 @@ async def close(run: Live, minute: int, *names: str) -> None:
 
 @asynccontextmanager
 async def waiting(
-    answers: Answers,
+    answers: HeldAnswers,
     server: ScriptedServer,
     *,
     closes: int,
@@ -162,11 +138,11 @@ BAD: dict[str, Callable[[ScriptedServer], web.Response]] = {
 
 @pytest.mark.parametrize("name", BAD)
 async def test_whatever_is_answered_amid_a_turn_nothing_is_lost_or_doubled(
-    answers: Answers, name: str
+    answers: HeldAnswers, name: str
 ) -> None:
     async with ScriptedServer() as server, waiting(answers, server, closes=2) as run:
         server.answer_next("kline", BAD[name](server), BAD[name](server))
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 2)
         assert not server.answers["kline"]
         await close(run, 2, "BTCUSDT", "ETHUSDT")
@@ -177,14 +153,14 @@ async def test_whatever_is_answered_amid_a_turn_nothing_is_lost_or_doubled(
 
 
 async def test_a_stream_that_waits_beyond_the_bound_is_asked_for_again(
-    answers: Answers, monkeypatch: pytest.MonkeyPatch
+    answers: HeldAnswers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sequencer, "PENDING_MAX", 3)
     async with ScriptedServer() as server, waiting(answers, server, closes=8) as run:
         assert run.feed.counters["overflow_bars"] == 5
         assert opens(run, ETHER) == list(range(-BEFORE, -BEFORE + PAGE))
         run.move_to(START_MS + 8 * MINUTE + 3_000)  # REST calls the last of them final
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 8)
         assert not run.gaps()  # its turn ends when REST has no more
         await close(run, 8, "BTCUSDT", "ETHUSDT")
@@ -194,12 +170,12 @@ async def test_a_stream_that_waits_beyond_the_bound_is_asked_for_again(
 
 @pytest.mark.parametrize("first", [None, -3, -BEFORE])
 async def test_a_connection_that_is_lost_while_a_symbol_waits_makes_no_hole_before_its_listing(
-    answers: Answers, first: int | None
+    answers: HeldAnswers, first: int | None
 ) -> None:
     async with ScriptedServer() as server, waiting(answers, server, closes=2, first=first) as run:
         await server.drop()
         await run.expect(lambda: server.connections == 2)
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await close(run, 2, "BTCUSDT", "ETHUSDT")
         since = 0 if first is None else first
         asked_s = run.clock.network_s()
@@ -210,12 +186,12 @@ async def test_a_connection_that_is_lost_while_a_symbol_waits_makes_no_hole_befo
 
 
 async def test_a_symbol_that_is_listed_behind_a_lost_connection_begins_with_its_first_bar(
-    answers: Answers,
+    answers: HeldAnswers,
 ) -> None:
     async with ScriptedServer() as server, waiting(answers, server, closes=0, first=None) as run:
         await server.drop()
         await run.expect(lambda: server.connections == 2)
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
         await close(run, 0, "BTCUSDT")
         for minute in (1, 2):
@@ -224,17 +200,17 @@ async def test_a_symbol_that_is_listed_behind_a_lost_connection_begins_with_its_
         assert not run.gaps()
 
 
-async def test_a_symbol_that_is_not_listed_any_more_ends_its_turn(answers: Answers) -> None:
+async def test_a_symbol_that_is_not_listed_any_more_ends_its_turn(answers: HeldAnswers) -> None:
     async with ScriptedServer() as server, waiting(answers, server, closes=1, first=None) as run:
         server.rows["ETHUSDT"].clear()
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
         assert opens(run, ETHER) == [0]  # of the stream
 
 
 @pytest.mark.parametrize("is_late", [False, True])
 async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_its_bar(
-    answers: Answers, *, is_late: bool
+    answers: HeldAnswers, *, is_late: bool
 ) -> None:
     """It is published while the symbol waits, or as its bars are asked for."""
     async with ScriptedServer() as server, waiting(answers, server, closes=0, settles=5) as run:
@@ -245,7 +221,7 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
         server.funding = rates
         if not is_late:
             await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 3)
         await close(run, 3, "BTCUSDT", "ETHUSDT")
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 4)
@@ -256,11 +232,11 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
         await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
 
 
-async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: Answers) -> None:
+async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:
     """What is late and at hand goes into one commit."""
     async with ScriptedServer() as server, waiting(answers, server, closes=0) as run:
         run.is_asked = True
-        answers.holds = lambda _name, _number: False
+        answers.limit()
         await run.expect(lambda: len(opens(run, ETHER)) == BEFORE)
         assert [said for said in run.behind if not said] == [False] * 2
         assert len(run.behind) == BEFORE - PAGE
