@@ -29,7 +29,8 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.types.market import ModelChange, Retrained
+from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.types.market import Bar, ModelChange, Retrained
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
 
@@ -268,7 +269,10 @@ async def test_a_symbol_whose_turn_meets_a_promotion_is_decided_by_the_promoted_
     served = ExchangeSettings(candles=tuple(data), manual=True, start=CONTEXT + 10, speed=SPEED)
     sections = {**planted.sections, "market": {"symbols": names, "gather_ms": 10_000}}
     sections["model"] = {**sections["model"], "deadline_ms": 600_000}
-    bars = "SELECT count(*) FROM v_bars WHERE instrument = 'linear:CCCUSDT'"
+
+    def is_late(step: Step) -> bool:
+        return isinstance(step.event, Bar) and step.event.instrument == "linear:CCCUSDT"
+
     answers.limit(CCCUSDT=2)
     async with EmbeddedExchange(served) as exchange:
         async with trading(exchange, planted.database, **sections) as live:
@@ -280,7 +284,7 @@ async def test_a_symbol_whose_turn_meets_a_promotion_is_decided_by_the_promoted_
             await live.until(warming.reached.is_set)
             if when == "partly":
                 answers.limit(CCCUSDT=3)
-                await live.until(lambda: planted.rows(bars) == [(300,)])
+                await live.until(lambda: sum(map(is_late, live.steps)) == 300)
             elif when == "meanwhile":
                 answers.limit()
                 await live.close_bar(set(names))
