@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from builders import instrument
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from fakes import FixedForecaster
 from held_answers import HeldAnswers
 from killed_daemons import CANDLES, KilledDaemon
 from records import check_record
@@ -22,19 +24,24 @@ from retrain_cases import CONTEXT, made
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline, until
 
+from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.daemon.session.run_row import warm_up_of
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.types.decisions import Action, Step
+from tracepaper.strategies.other_symbol import RunOtherBars
+from tracepaper.strategies.types.decisions import Action, FillModel, Step
 from tracepaper.strategies.types.market import Bar, Gap, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
+SIXTY = [f"M{number:02d}USDT" for number in range(60)]
 PORTFOLIO = "tracepaper.strategies.examples.allocation:Allocation"
 PAGE = 100
 PAGES = -(-CONTEXT // PAGE)
@@ -209,6 +216,28 @@ async def test_what_an_account_holds_is_valued_by_its_past_before_the_first_deci
     assert check_record(case.path) > 0
 
 
+class Reads(FixedForecaster):
+    """A model that reads the bars of another symbol of the run."""
+
+    vectors = RunOtherBars("M00USDT", "v1")
+
+
+@pytest.mark.parametrize(("model", "first"), [(FixedForecaster, 50), (Reads, 60)])
+def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all(
+    model: type[FixedForecaster], first: int
+) -> None:
+    config = load(None, {"strategy": {"name": "sma_cross"}, "market": {"symbols": SIXTY}})
+    engine = build_engine(
+        config,
+        [instrument(name) for name in SIXTY],
+        execution=FillModel.QUOTE,
+        period_start_ms=0,
+        forecaster=None,
+    )
+    plan = warm_up_of(engine, model(lambda _seen: None), 0, config, 1_000)
+    assert (plan.first, plan.before) == (first, first)
+
+
 class Idle(Strategy):
     """Looks back on 150 bars, and stays out."""
 
@@ -324,12 +353,9 @@ async def test_whatever_trades_a_run_that_ends_at_each_stage_is_the_same_in_a_re
     check_parity(case.path, tmp_path)
 
 
-SIXTY = [f"M{number:02d}USDT" for number in range(60)]
-
-
 @pytest.mark.long
 async def test_a_daemon_that_is_killed_amid_the_turns_goes_on_with_them(tmp_path: Path) -> None:
-    """Fifty symbols are warmed before the start, and the kill comes among the other ten."""
+    """Fifty symbols are warmed before the start; kills come among the other ten and in a start."""
     made(tmp_path / "model", 1)
     data = tuple(
         made_candles(walk_rows(CONTEXT + 40, seed=seed), symbol=name)
@@ -354,8 +380,8 @@ port = 0
         run = KilledDaemon(tmp_path, exchange, config, len(SIXTY), requests_per_s=20)
         try:
             await until(lambda: run.events("model_change"))
-            waits = run.hangs(CANDLES)
-            await run.killed_when(waits)
+            for _ in range(3):
+                await run.killed_when(run.hangs(CANDLES))
             await run.trade(2)
         finally:
             run.ended()
