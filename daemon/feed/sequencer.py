@@ -369,6 +369,7 @@ class BarSequencer:
     def hold(self, instrument: str) -> None:
         """Keep the stream of *instrument* waiting until it is released; REST is asked elsewhere."""
         self._held[instrument] = []
+        self._maintenance.waiting.add(instrument)
         self._states[instrument].claim_request()
 
     @property
@@ -383,6 +384,7 @@ class BarSequencer:
     async def release(self, instrument: str) -> AsyncIterator[Event]:
         """Deliver what the stream of *instrument* brought while it waited."""
         self._states[instrument].end_request()
+        self._maintenance.waiting.discard(instrument)
         for bar in self._held.pop(instrument):
             async for event in self.bar(bar):
                 yield event

@@ -16,6 +16,7 @@ from msgspec import structs
 
 from tracepaper.daemon.feed import sequencer
 from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.daemon.feed.maintenance import FILTERS_AGAIN_S
 from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument
 
 PAGE = 10
@@ -230,6 +231,21 @@ async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_it
         closed = [one.close_time_ms for one in of_ether[:place] if isinstance(one, Bar)]
         assert max(closed) < START_MS + MINUTE
         await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
+
+
+async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_were_silent(
+    answers: HeldAnswers,
+) -> None:
+    """Two hundred that wait would take most of the requests by which they are warmed."""
+    async with ScriptedServer() as server, waiting(answers, server, closes=5) as run:
+        since_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > since_s + 3 * FILTERS_AGAIN_S)
+        assert not server.asked("instruments-info")
+        server.rows["ETHUSDT"].clear()
+        answers.limit()
+        await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
+        run.move_to(START_MS + 10 * MINUTE)  # by now it is silent indeed, and the other too
+        await run.expect(lambda: len(server.asked("instruments-info")) >= 2)
 
 
 async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:
