@@ -289,6 +289,13 @@ class Turns(Idle):
         return Signal(action, "its turn", stop=stop)
 
 
+class Quarters(Turns):
+    """Looks at quarters of an hour as well."""
+
+    frames = ("15",)
+    frames_warmup = {"15": 34}  # noqa: RUF012 - as a user writes it
+
+
 TURNS = {"strategy": {"name": f"{__name__}:Turns"}, "model": {"checkpoint": "none"}}
 EVERY = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 4)]
 KINDS: dict[str, dict[str, Any]] = {
@@ -306,6 +313,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "account": {"margin": "cross", "leverage": "10"},
     },
     "a universe": TURNS | {"market": {"universe": {"top": 2, "at": EVERY, "on_leave": "close"}}},
+    "higher timeframes": TURNS | {"strategy": {"name": f"{__name__}:Quarters"}},
     "limits": TURNS | {"risk": {"max_daily_trades": 5, "max_drawdown": "0.5"}},
 }
 
@@ -350,6 +358,45 @@ async def test_whatever_trades_a_run_that_ends_at_each_stage_is_the_same_in_a_re
     assert len(rows(case.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")) == 1
     if kind != "a model":
         assert rows(case.path, "SELECT count(*) FROM v_fills") > [(3,)]
+    check_parity(case.path, tmp_path)
+
+
+@pytest.mark.long
+async def test_an_operator_and_another_configuration_meet_symbols_that_wait(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is closed while two symbols wait; then a run of other settings takes the account over."""
+    sections = {**case.sections, **TURNS}
+    answers = case.answers
+    monkeypatch.setattr(warming, "BEFORE_START", 1)
+    answers.limit(CCCUSDT=0, DDDUSDT=1)
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            for _ in range(4):
+                await live.close_bar(set(NAMES[:2]))
+            await asyncio.to_thread(ask, case.path, "/command", {"kind": "FLATTEN"})
+            await live.close_bar(set(NAMES[:2]))
+            answers.limit(CCCUSDT=0)
+            await live.close_bar({*NAMES[:2], "DDDUSDT"})
+            await asyncio.to_thread(ask, case.path, "/command", {"kind": "RESUME"})
+            for _ in range(3):
+                await live.close_bar({*NAMES[:2], "DDDUSDT"})
+        first = tmp_path / "first"
+        first.mkdir()
+        check_parity(case.path, first)
+        sections["sizing"] = {"mode": "notional", "notional": "2000"}
+        answers.asked.clear()
+        answers.limit(CCCUSDT=0)
+        async with trading(exchange, case.path, **sections) as again:
+            await again.listening(12)
+            for _ in range(2):
+                await again.close_bar({*NAMES[:2], "DDDUSDT"})
+            answers.limit()
+            for _ in range(2):
+                await again.close_bar(set(NAMES))
+    assert rows(case.path, "SELECT count(*) FROM v_runs") == [(2,)]
+    assert rows(case.path, "SELECT count(*) FROM v_events WHERE kind = 'command'") == [(2,)]
     check_parity(case.path, tmp_path)
 
 
