@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import pytest
 from builders import instrument
+from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from exchange_client import walk_rows
 from fakes import FixedForecaster
 from held_answers import HeldAnswers
 from killed_daemons import CANDLES, KilledDaemon
@@ -24,6 +24,7 @@ from retrain_cases import CONTEXT, made
 from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline, until
 
+from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
@@ -38,7 +39,7 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
-from tracepaper.strategies.types.market import Bar, Gap, ModelChange
+from tracepaper.strategies.types.market import Bar, Gap, Instrument, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
 SIXTY = [f"M{number:02d}USDT" for number in range(60)]
@@ -358,6 +359,39 @@ async def test_whatever_trades_a_run_that_ends_at_each_stage_is_the_same_in_a_re
     assert len(rows(case.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")) == 1
     if kind != "a model":
         assert rows(case.path, "SELECT count(*) FROM v_fills") > [(3,)]
+    check_parity(case.path, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("past", [0, 5])
+async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_first_bar_on(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: int
+) -> None:
+    """It has so many bars before the period, or its first bar comes in it."""
+    held, listed_ms = BybitClient.candles, FIRST_MS + (CONTEXT + 10 - past) * MINUTE
+
+    async def since_listing(
+        client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        bars = await held(client, item, interval_ms, start_ms, end_ms)
+        return [bar for bar in bars if item.symbol != "DDDUSDT" or bar.open_time_ms >= listed_ms]
+
+    monkeypatch.setattr(BybitClient, "candles", since_listing)
+    case.answers.limit(CCCUSDT=2)
+    async with EmbeddedExchange(case.served) as exchange:
+        for _ in range(2):
+            async with trading(exchange, case.path, **case.sections) as live:
+                await live.listening(12)
+                for _ in range(5):
+                    await live.close_bar({"AAAUSDT", "BBBUSDT"})
+                case.answers.limit()
+                for _ in range(2):
+                    await live.close_bar(set(NAMES))
+    counted = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars WHERE instrument LIKE "
+    assert rows(case.path, f"{counted} '%{NAMES[-1]}'") == [(14 + past,) * 2]
+    assert not rows(
+        case.path, "SELECT 1 FROM v_events WHERE kind = 'gap' AND content LIKE '%\"\"%'"
+    )
     check_parity(case.path, tmp_path)
 
 
