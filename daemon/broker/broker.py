@@ -522,6 +522,13 @@ class Broker:
         self._marked.clear()
         self._missed_until_ms.clear()
 
+    def is_engaged(self, instrument: str) -> bool:
+        """Return whether any account holds *instrument*, has a target, or orders that rest."""
+        return any(
+            account.held(instrument) or account.target(instrument) or rests.rests
+            for account, rests in zip(self._accounts, self._resting[instrument], strict=True)
+        )
+
     def fills_since_decided(self, instrument: str) -> tuple[Fill, ...]:
         """Return the run's fills that the next decision on *instrument* will be told of."""
         return tuple(self.own.ledger.fills.get(instrument, ()))

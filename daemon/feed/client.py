@@ -404,7 +404,7 @@ class FeedStart(Struct, frozen=True):
     Where ``gather_ms``, network time, is not 0, the bars of one close are delivered together.
     ``lacking_frames`` returns, once the warm-up bars are delivered, the ranges of candles of higher
     timeframes that they do not reach. What the instruments in ``urgent`` lack is asked for before
-    the others'; ``in_stages``, some begin before the others have their bars. Order books of
+    the start; ``in_stages``, some begin before the others have their bars. Order books of
     ``depth`` levels a side, where it is not 0, are sampled each ``depth_every_ms`` of market time.
     ``book`` follows the one that fills orders.
     """

@@ -481,8 +481,8 @@ class LiveFeed:
             before = dict(reached)
             async for event in self._filled(until_ms):
                 yield event
-            holes = self._holes(until_ms)
-            reached = {key: state.sequence.next_open_ms for key, state in self._states.items()}
+            holes = self._holes(until_ms)  # of those that wait for no turn
+            reached = {hole.state.instrument.id: hole.state.sequence.next_open_ms for hole in holes}
             if reached == before or not any(hole.is_open for hole in holes):
                 return
 

@@ -272,6 +272,7 @@ class FeedMaintenance:
         self._ahead_ms = exchange.ahead_ms * exchange.time_scale
         self._frame_lead_ms = 0.0  # how far frames have moved the clock since it was read
         self.lag = StreamLag(clock, exchange, len(states))
+        self.waiting: set[str] = set()  # instruments whose bars come in a later turn
 
     def start(self) -> None:
         """Begin to work: the feed has caught up."""
@@ -428,8 +429,8 @@ class FeedMaintenance:
     async def run_filters(self) -> None:
         """Read the filters again once a day of market time; deliver those that changed.
 
-        More often while bars do not come: the exchange may have closed the instrument. Each
-        instrument is asked for apart: one that is not answered holds up no other.
+        More often while bars do not come that are not waited for: the exchange may have closed the
+        instrument. Each is asked for apart: one that is not answered holds up no other.
         """
         start_s = self._clock.network_s()
         read: dict[str, tuple[int, float]] = {}  # in market and network time
@@ -453,6 +454,7 @@ class FeedMaintenance:
                 read_ms = min(read_ms, now_ms)
                 silent_ms = now_ms - state.sequence.next_close_ms
                 is_silent = silent_ms > SILENT_BARS * state.sequence.interval_ms
+                is_silent &= key not in self.waiting
                 is_due = now_ms - read_ms >= FILTERS_MS
                 is_due |= is_silent and now_s - read_s >= FILTERS_AGAIN_S
                 read[key] = (now_ms, now_s) if is_due else (read_ms, read_s)

@@ -318,6 +318,7 @@ class BarSequencer:
         self._is_up = is_up
         self._certain_s = certain_s
         self.left = 0  # bars at hand that follow the one just yielded
+        self._new = {key for key, state in states.items() if state.cause is None}  # to this run
         self._held: dict[str, list[Bar]] = {}  # of the stream, while their past is asked for
         self._waited = -1, 0.0  # the newest close that settlements were asked for, and until when
 
@@ -336,7 +337,8 @@ class BarSequencer:
                     yield revision
                 return
             case Place.NEXT | Place.AHEAD:
-                self._begin_at(state, bar)
+                if state.cause is None:  # the stream has brought all since REST had nothing
+                    self._begin_at(state, bar)
                 if not state.pending.add(bar):
                     self._counters["overflow_bars"] += 1
             case _:
@@ -369,6 +371,7 @@ class BarSequencer:
     def hold(self, instrument: str) -> None:
         """Keep the stream of *instrument* waiting until it is released; REST is asked elsewhere."""
         self._held[instrument] = []
+        self._maintenance.waiting.add(instrument)
         self._states[instrument].claim_request()
 
     @property
@@ -383,6 +386,7 @@ class BarSequencer:
     async def release(self, instrument: str) -> AsyncIterator[Event]:
         """Deliver what the stream of *instrument* brought while it waited."""
         self._states[instrument].end_request()
+        self._maintenance.waiting.discard(instrument)
         for bar in self._held.pop(instrument):
             async for event in self.bar(bar):
                 yield event
@@ -439,7 +443,7 @@ class BarSequencer:
 
     def _begin_at(self, state: FeedState, bar: Bar) -> None:
         """Begin a new run at *bar* where REST had nothing: the instrument was just listed."""
-        if not state.sequence.is_begun and state.cause is None:
+        if not state.sequence.is_begun and state.instrument.id in self._new:
             first_ms = state.pending.first_open_ms()
             state.sequence.skip(min(bar.open_time_ms, first_ms or bar.open_time_ms))
 

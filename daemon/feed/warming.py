@@ -107,7 +107,7 @@ class WarmUpQueue:
     """The instruments of a start in the order in which they are warmed, the most urgent first.
 
     Each takes so many *requests*; those of *urgent* (which hold something, or have orders) come
-    before the others, which keep the order of the run. ``first`` are those within
+    before the others, which keep the order of the run. ``first`` are these, and those within
     ``BEFORE_START`` requests, one at least; the others are ``later``, and say when their turn ends.
     """
 
@@ -115,7 +115,8 @@ class WarmUpQueue:
         order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
         reached = accumulate(requests[key] for key in order)
         ahead = sum(asked <= BEFORE_START for asked in reached)
-        self.first = order[: max(ahead, 1)]
+        # The bars of a past value what is held: the account would be wrong until all have come.
+        self.first = order[: max(ahead, len(urgent), 1)]
         self._later = {key: requests[key] for key in order[len(self.first) :]}
 
     @property

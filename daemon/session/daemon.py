@@ -450,7 +450,7 @@ class Daemon:
         self, opened: Opened, client: MarketDataClient, chosen: Sequence[UniverseChange]
     ) -> LiveFeed:
         config, clock, run, engine = self._config, self._clock, opened.run, opened.engine
-        now_ms, own = clock.market_ms(), engine.broker.own
+        now_ms = clock.market_ms()
         return LiveFeed(
             client=client,
             clock=clock,
@@ -462,9 +462,7 @@ class Daemon:
                 warmup_bars=engine.bars_before(run.period_start_ms),
                 lacking_frames=engine.lacking_frames,
                 in_stages=in_stages(engine, opened.forecaster),
-                urgent=frozenset(
-                    key for key in engine.instruments if own.held(key) or own.target(key)
-                ),
+                urgent=frozenset(filter(engine.broker.is_engaged, engine.instruments)),
                 known=opened.known,
                 known_funding=opened.known_funding,
                 recent=opened.recent,

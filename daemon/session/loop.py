@@ -508,6 +508,7 @@ class WorkerPredictor:
 
     async def predict(self, event: Event) -> Prediction:
         """Return the forecast of *event*, or a timeout where it is late."""
+        self._look_at_early()
         # Here and not in the worker: a late answer must not see what came after its bar.
         self._inline.see(event)
         if isinstance(event, ModelChange | Retrained):
@@ -534,8 +535,15 @@ class WorkerPredictor:
         if awaited is not None:
             await _answer_of(awaited)
 
+    def _look_at_early(self) -> None:
+        """Raise the error of the newest bar before the period, where nothing waited for it."""
+        if self._early is not None and self._early.done():
+            self._early.result()
+            self._early = None
+
     async def predict_close(self, bars: Sequence[Bar]) -> Sequence[Prediction]:
         """Return the forecast of each of *bars*; they share one deadline."""
+        self._look_at_early()
         self._inline.see(*bars)
         if bars[0].open_time_ms < self._period_start_ms:
             return await _answer_of(self._worker.submit(self._inline.answer_close, bars))

@@ -388,7 +388,8 @@ def _continue_pruned(reader: Reader, recorded: Recorded, run: Run) -> tuple[Reco
     beginning = recorded.beginning
     assert beginning is not None
     run_id = recorded.run.run_id
-    first_ms, _ = reader.decided_before(reader.stored_run(run_id).run_key, beginning.after + 1)
+    run_key, reach = reader.stored_run(run_id).run_key, Lookback({})
+    first_ms = Beginnings(reader.connection, run_key, reach).opens_next(beginning.after)
     if first_ms is None:
         raise DataInvalid(
             f"Run {run_id} has no bar behind step {beginning.after}, from which on it can be fed "

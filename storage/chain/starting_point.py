@@ -59,6 +59,11 @@ _STORED: Final = "SELECT {} FROM states WHERE step BETWEEN ? AND ? AND state IS 
 _STATE: Final = _STORED.format("min(step)")
 _CHANGE: Final = "SELECT min(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change'"
 _NEXT_BAR: Final = f"SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR}"
+_NEWEST: Final = f"SELECT max(open_time_ms) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR}"
+_LATER: Final = (
+    f"SELECT min(open_time_ms) FROM steps WHERE step BETWEEN ? AND ? AND {_BAR} "
+    "AND open_time_ms > ?"
+)
 _QUOTED: Final = (
     "SELECT max(step) FROM events WHERE step BETWEEN ? AND ? AND kind = 'quote' AND instrument = ?"
 )
@@ -125,6 +130,17 @@ class Beginnings:
         if pending is not None:  # begin before the promotion, so that its change is derived too
             step = pending - 1
         return None if step < self._first else self._fed(step)
+
+    def opens_next(self, sequence: int) -> int | None:
+        """Return when the first bar behind step *sequence* opened that is newer than all before.
+
+        None where there is none. Bars of one symbol may come long after those of the others.
+        """
+        step = step_key(self._run_key, sequence)
+        (newest,) = self._connection.execute(_NEWEST, (self._first, step)).fetchone()
+        span = (step + 1, self._last, -1 if newest is None else newest)
+        (opened,) = self._connection.execute(_LATER, span).fetchone()
+        return None if opened is None else int(opened)
 
     # ------------------------------------------------------------ of a run that was pruned
 

@@ -305,6 +305,19 @@ def test_the_size_of_a_quote_is_shared_by_both_sides() -> None:
     assert [(f.position_side, f.quantity) for f in fills] == [(LONG, 3_000), (SHORT, 1_000)]
 
 
+def test_an_account_is_engaged_in_what_both_sides_hold_alike() -> None:
+    """Their net is nothing; its past values what is held all the same."""
+    sizing = {"mode": "fixed", "quantity": "1"}
+    engine = scripted({"1": ["LONG"], "2": ["SHORT"], "5": ["FLAT"]}, sizing=sizing)
+    seen = []
+    for one in bars(8):
+        seen.append((engine.broker.own.held(KEY), engine.broker.is_engaged(KEY)))
+        engine.step(one, None)
+    held, engaged = zip(*seen, strict=True)
+    assert held == (0, 0, 0, 1_000, 0, 0, 0, 0)
+    assert engaged == (False, False, True, True, True, True, True, False)
+
+
 def test_the_side_that_receives_funding_is_settled_first() -> None:
     """Its money covers what the other one pays, before any margin does."""
     account = {"cash": "8900", "leverage": "10"}

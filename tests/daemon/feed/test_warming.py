@@ -60,6 +60,8 @@ def test_few_symbols_are_waited_for_and_none_lacks_anything() -> None:
     assert queue.requests_until("E") is None
 
 
-def test_a_start_waits_for_one_symbol_at_least() -> None:
-    queue = WarmUpQueue(dict.fromkeys("AB", 93), urgent="B")
-    assert (queue.first, queue.later) == (["B"], ("A",))
+def test_a_start_waits_for_one_symbol_at_least_and_for_all_that_hold_something() -> None:
+    queue = WarmUpQueue(dict.fromkeys("ABC", 93), urgent="")
+    assert (queue.first, queue.later) == (["A"], ("B", "C"))
+    queue = WarmUpQueue(dict.fromkeys("ABC", 93), urgent="BC")
+    assert (queue.first, queue.later) == (["B", "C"], ("A",))

@@ -182,6 +182,41 @@ async def test_a_bar_before_the_start_is_remembered_before_the_start_names_it() 
     assert await busy
 
 
+class FailsOnce(Gated):
+    """Cannot be warmed for a symbol that comes late, the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate.set()
+        self.failed = False
+
+    def warm(self, instrument: str, bars: Sequence[Bar]) -> None:
+        if instrument != KEY and not self.failed:
+            self.failed = True
+            raise StrategyFailed("It failed.")
+        super().warm(instrument, bars)
+
+
+async def test_an_error_at_the_last_bar_before_the_period_ends_the_run() -> None:
+    """No other bar before the period waits for it, and a replay would fail at it."""
+    model = Worker("model")
+    worker = WorkerPredictor(
+        FailsOnce(),
+        BarHistory([KEY, "linear:ETHUSDT"], context=1),
+        model,
+        period_start_ms=START_MS + 60_000,
+        deadline_ms=60_000,
+    )
+    first, second = bars(2)
+    (late,) = bars(1, instrument_id="linear:ETHUSDT")
+    await worker.predict(first)
+    await worker.predict(start(((KEY, first.open_time_ms),)))
+    await worker.predict(late)
+    await model.submit(int)  # it has failed by now
+    with pytest.raises(StrategyFailed):
+        await worker.predict(second)
+
+
 async def test_a_close_before_the_period_has_no_deadline() -> None:
     forecaster = Gated()
     worker = WorkerPredictor(

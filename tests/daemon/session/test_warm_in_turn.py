@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping
@@ -12,54 +13,39 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from builders import instrument
+from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from exchange_client import walk_rows
+from fakes import FixedForecaster
+from held_answers import HeldAnswers
 from killed_daemons import CANDLES, KilledDaemon
 from records import check_record
 from retrain_cases import CONTEXT, made
-from several_live import SPEED, Live, check_parity, trading
+from several_live import MINUTE, SPEED, Live, check_parity, trading
 from waiting import deadline, until
 
 from tracepaper.daemon.bybit.client import BybitClient
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed import warming
 from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.daemon.session.run_row import warm_up_of
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage import maintenance
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.types.decisions import Step
+from tracepaper.strategies.api.context import BarContext, Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.other_symbol import RunOtherBars
+from tracepaper.strategies.types.decisions import Action, FillModel, Step
 from tracepaper.strategies.types.market import Bar, Gap, Instrument, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
+SIXTY = [f"M{number:02d}USDT" for number in range(60)]
 PORTFOLIO = "tracepaper.strategies.examples.allocation:Allocation"
 PAGE = 100
 PAGES = -(-CONTEXT // PAGE)
-
-
-class Answers:
-    """Which requests for candles the exchange answers: all but those of a symbol behind a limit."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.limits: dict[str, int] = {}
-        self.asked: Counter[str] = Counter()
-        self._changed = asyncio.Condition()
-        answered, self_ = BybitClient.candles, self
-
-        async def candles(
-            client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
-        ) -> list[Bar]:
-            self_.asked[item.symbol] += 1
-            place = self_.asked[item.symbol]
-            async with self_._changed:
-                await self_._changed.wait_for(lambda: place <= self_.limits.get(item.symbol, place))
-            return await answered(client, item, interval_ms, start_ms, end_ms)
-
-        monkeypatch.setattr(BybitClient, "candles", candles)
-        monkeypatch.setattr(BybitClient, "candles_max", PAGE)
-        monkeypatch.setattr(warming, "BEFORE_START", PAGES)  # those of one symbol
-
-    async def limit(self, **limits: int) -> None:
-        self.limits = limits
-        async with self._changed:
-            self._changed.notify_all()
 
 
 class Case(NamedTuple):
@@ -68,7 +54,7 @@ class Case(NamedTuple):
     path: Path
     sections: Mapping[str, Any]
     served: ExchangeSettings
-    answers: Answers
+    answers: HeldAnswers
 
 
 @pytest.fixture
@@ -85,7 +71,9 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
         "market": {"symbols": NAMES, "gather_ms": 10_000},
     }
     served = ExchangeSettings(candles=data, manual=True, start=CONTEXT + 10, speed=SPEED)
-    return Case(tmp_path / "run.db", sections, served, Answers(monkeypatch))
+    return Case(
+        tmp_path / "run.db", sections, served, HeldAnswers(monkeypatch, page=PAGE, before=PAGES)
+    )
 
 
 def rows(path: Path, query: str) -> list[tuple[Any, ...]]:
@@ -106,7 +94,7 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = case.answers
-    await answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
+    answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
     async with EmbeddedExchange(case.served) as exchange:
         async with trading(exchange, case.path, **case.sections) as live:
             await live.listening(12)
@@ -118,7 +106,7 @@ async def test_the_first_trades_while_the_others_are_asked_for_and_nothing_is_lo
             status = await asyncio.to_thread(ask, case.path, "/status")
             said = str(status["not_ready"])
             assert [name for name in NAMES if f"{name} is warming up until 20" in said] == NAMES[1:]
-            await answers.limit()
+            answers.limit()
             for open_ms in closes:  # those that closed meanwhile are decided too, late
                 await live.until(partial(decided_by_all, live, open_ms))
             async with deadline():
@@ -148,14 +136,14 @@ async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = case.answers
-    await answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
+    answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
     async with EmbeddedExchange(case.served) as exchange:
         async with trading(exchange, case.path, **case.sections) as live:
             await live.listening(12)
             await live.close_bar({"AAAUSDT"})
             await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == 2 * PAGE)
         answers.asked.clear()
-        await answers.limit(DDDUSDT=0)
+        answers.limit(DDDUSDT=0)
         monkeypatch.setattr(warming, "BEFORE_START", 1)
         async with trading(exchange, case.path, **case.sections) as again:
             await again.listening(12)
@@ -163,7 +151,7 @@ async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
             [start] = [one.event for one in again.steps if isinstance(one.event, ModelChange)]
             assert [key for key, _ in start.warm_from] == ["linear:AAAUSDT"]
             assert answers.asked["BBBUSDT"] < PAGES  # it has two of them
-            await answers.limit()
+            answers.limit()
             await again.until(lambda: len(bars_of(again.steps, "DDDUSDT")) > CONTEXT)
             await again.close_bar(set(NAMES))
     counted = rows(
@@ -175,7 +163,7 @@ async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
 
 
 async def test_what_is_not_answered_holds_up_no_other(case: Case) -> None:
-    await case.answers.limit(BBBUSDT=0)
+    case.answers.limit(BBBUSDT=0)
     async with (
         EmbeddedExchange(case.served) as exchange,
         trading(exchange, case.path, **case.sections) as live,
@@ -186,7 +174,7 @@ async def test_what_is_not_answered_holds_up_no_other(case: Case) -> None:
         assert not bars_of(live.steps, "BBBUSDT")
         status = await asyncio.to_thread(ask, case.path, "/status")
         assert str(status["not_ready"]).startswith("['linear:BBBUSDT is warming up until ")
-        await case.answers.limit()
+        case.answers.limit()
         await live.close_bar(set(NAMES))
     assert check_record(case.path) > 0
 
@@ -204,12 +192,251 @@ async def test_a_portfolio_waits_for_the_bars_of_all(case: Case) -> None:
     }
 
 
-SIXTY = [f"M{number:02d}USDT" for number in range(60)]
+async def test_what_an_account_holds_is_valued_by_its_past_before_the_first_decision(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run takes over positions in all symbols, and asks for the past of each."""
+    crossing = {"name": "sma_cross", "fast": 2, "slow": 3, "long_only": False}
+    sections = {**case.sections, "strategy": crossing, "model": {"checkpoint": "none"}}
+    held = "SELECT DISTINCT instrument FROM v_fills"
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            while len(rows(case.path, held)) < len(NAMES):
+                await live.close_bar(set(NAMES))
+        monkeypatch.setattr(warming, "BEFORE_START", 1)
+        sections["strategy"] = crossing | {"slow": 150}
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            await live.close_bar(set(NAMES))
+    events = [step.event for step in live.steps]
+    start = next(at for at, one in enumerate(events) if isinstance(one, ModelChange))
+    assert Counter(one.instrument for one in events[:start] if isinstance(one, Bar)) == {
+        f"linear:{name}": 150 for name in NAMES
+    }
+    assert check_record(case.path) > 0
+
+
+class Reads(FixedForecaster):
+    """A model that reads the bars of another symbol of the run."""
+
+    vectors = RunOtherBars("M00USDT", "v1")
+
+
+@pytest.mark.parametrize(("model", "first"), [(FixedForecaster, 50), (Reads, 60)])
+def test_a_model_that_reads_another_symbol_waits_for_the_bars_of_all(
+    model: type[FixedForecaster], first: int
+) -> None:
+    config = load(None, {"strategy": {"name": "sma_cross"}, "market": {"symbols": SIXTY}})
+    engine = build_engine(
+        config,
+        [instrument(name) for name in SIXTY],
+        execution=FillModel.QUOTE,
+        period_start_ms=0,
+        forecaster=None,
+    )
+    plan = warm_up_of(engine, model(lambda _seen: None), 0, config, 1_000)
+    assert (plan.first, plan.before) == (first, first)
+
+
+class Idle(Strategy):
+    """Looks back on 150 bars, and stays out."""
+
+    warmup = 150
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, context: BarContext) -> Signal:
+        del context
+        return Signal(Action.FLAT, "as ever")
+
+
+async def test_a_prune_amid_the_turns_leaves_what_is_fed_again(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left begins in the turn of the last symbol, hours behind the bars of the others."""
+    idle = {"name": f"{__name__}:Idle"}
+    sections = {**case.sections, "strategy": idle, "model": {"checkpoint": "none"}}
+    data = tuple(
+        made_candles(walk_rows(700, seed=seed), symbol=name) for seed, name in enumerate(NAMES)
+    )
+    served = dataclasses.replace(case.served, candles=data, start=200)
+    async with EmbeddedExchange(served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            await live.close_bar(set(NAMES))
+        await exchange.advance(400 * MINUTE)
+        monkeypatch.setattr(warming, "BEFORE_START", 1)
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            for _ in range(3):
+                await live.close_bar(set(NAMES))
+    monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
+    monkeypatch.setattr(maintenance, "DAY_MS", MINUTE)
+    reach = partial(recorded_reach, case.path)
+    done = maintenance.prune(case.path, keep_days=2, pruned_at_ms=5, reach=reach)[-1]
+    assert done.steps > 800
+    check_parity(case.path, tmp_path)
+
+
+class Turns(Idle):
+    """Long, with a stop, long, flat and short in turn."""
+
+    def decide(self, context: BarContext) -> Signal:
+        turn = context.exact.open_time_ms // MINUTE % 4
+        stop = context.close * 0.99 if turn < 2 else None
+        action = (Action.LONG, Action.LONG, Action.FLAT, Action.SHORT)[turn]
+        return Signal(action, "its turn", stop=stop)
+
+
+class Quarters(Turns):
+    """Looks at quarters of an hour as well."""
+
+    frames = ("15",)
+    frames_warmup = {"15": 34}  # noqa: RUF012 - as a user writes it
+
+
+TURNS = {"strategy": {"name": f"{__name__}:Turns"}, "model": {"checkpoint": "none"}}
+EVERY = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(0, 60, 4)]
+KINDS: dict[str, dict[str, Any]] = {
+    "a model": {},
+    "several strategies": {
+        "strategies": {
+            "model": {"name": "attention", "share": "0.5"},
+            "turns": {"name": f"{__name__}:Turns", "share": "0.5"},
+        },
+    },
+    "hedge mode": TURNS | {"account": {"position_mode": "hedge", "margin": "isolated"}},
+    "cross margin": TURNS
+    | {
+        "strategy": {"name": f"{__name__}:Turns", "twins": ["ungated", "buy_and_hold"]},
+        "account": {"margin": "cross", "leverage": "10"},
+    },
+    "a universe": TURNS | {"market": {"universe": {"top": 2, "at": EVERY, "on_leave": "close"}}},
+    "higher timeframes": TURNS | {"strategy": {"name": f"{__name__}:Quarters"}},
+    "limits": TURNS | {"risk": {"max_daily_trades": 5, "max_drawdown": "0.5"}},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", KINDS)
+async def test_whatever_trades_a_run_that_ends_at_each_stage_is_the_same_in_a_replay(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It ends amid the turns of the second and of the last symbol, and goes on twice."""
+    given = KINDS[kind]
+    sections = {**case.sections, **given}
+    sections["market"] = {**case.sections["market"], **given.get("market", {})}
+    if "strategies" in sections:
+        del sections["strategy"]
+    answers = case.answers
+    monkeypatch.setattr(warming, "BEFORE_START", 1)
+    async with EmbeddedExchange(case.served) as exchange:
+        answers.limit(BBBUSDT=1, CCCUSDT=0, DDDUSDT=0)
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            for _ in range(3):
+                await live.close_bar({"AAAUSDT"})
+            await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == PAGE)
+        answers.asked.clear()
+        answers.limit(CCCUSDT=0, DDDUSDT=1)
+        async with trading(exchange, case.path, **sections) as again:
+            await again.listening(12)
+            for _ in range(5):
+                await again.close_bar(set(NAMES[:2]))
+            await again.until(lambda: len(bars_of(again.steps, "DDDUSDT")) == PAGE)
+        answers.asked.clear()
+        answers.limit(CCCUSDT=0)
+        async with trading(exchange, case.path, **sections) as last:
+            await last.listening(12)
+            for _ in range(2):
+                await last.close_bar({"AAAUSDT", "BBBUSDT", "DDDUSDT"})
+            answers.limit()
+            for _ in range(5):
+                await last.close_bar(set(NAMES))
+    counts = "count(*), count(DISTINCT open_time_ms)"
+    assert len(rows(case.path, f"SELECT DISTINCT {counts} FROM v_bars GROUP BY instrument")) == 1
+    if kind != "a model":
+        assert rows(case.path, "SELECT count(*) FROM v_fills") > [(3,)]
+    check_parity(case.path, tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("past", [0, 5])
+async def test_a_symbol_that_was_just_listed_is_asked_by_the_model_from_its_first_bar_on(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, past: int
+) -> None:
+    """It has so many bars before the period, or its first bar comes in it."""
+    held, listed_ms = BybitClient.candles, FIRST_MS + (CONTEXT + 10 - past) * MINUTE
+
+    async def since_listing(
+        client: BybitClient, item: Instrument, interval_ms: int, start_ms: int, end_ms: int
+    ) -> list[Bar]:
+        bars = await held(client, item, interval_ms, start_ms, end_ms)
+        return [bar for bar in bars if item.symbol != "DDDUSDT" or bar.open_time_ms >= listed_ms]
+
+    monkeypatch.setattr(BybitClient, "candles", since_listing)
+    case.answers.limit(CCCUSDT=2)
+    async with EmbeddedExchange(case.served) as exchange:
+        for _ in range(2):
+            async with trading(exchange, case.path, **case.sections) as live:
+                await live.listening(12)
+                for _ in range(5):
+                    await live.close_bar({"AAAUSDT", "BBBUSDT"})
+                case.answers.limit()
+                for _ in range(2):
+                    await live.close_bar(set(NAMES))
+    counted = "SELECT count(*), count(DISTINCT open_time_ms) FROM v_bars WHERE instrument LIKE "
+    assert rows(case.path, f"{counted} '%{NAMES[-1]}'") == [(14 + past,) * 2]
+    assert not rows(
+        case.path, "SELECT 1 FROM v_events WHERE kind = 'gap' AND content LIKE '%\"\"%'"
+    )
+    check_parity(case.path, tmp_path)
+
+
+@pytest.mark.long
+async def test_an_operator_and_another_configuration_meet_symbols_that_wait(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All is closed while two symbols wait; then a run of other settings takes the account over."""
+    sections = {**case.sections, **TURNS}
+    answers = case.answers
+    monkeypatch.setattr(warming, "BEFORE_START", 1)
+    answers.limit(CCCUSDT=0, DDDUSDT=1)
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            for _ in range(4):
+                await live.close_bar(set(NAMES[:2]))
+            await asyncio.to_thread(ask, case.path, "/command", {"kind": "FLATTEN"})
+            await live.close_bar(set(NAMES[:2]))
+            answers.limit(CCCUSDT=0)
+            await live.close_bar({*NAMES[:2], "DDDUSDT"})
+            await asyncio.to_thread(ask, case.path, "/command", {"kind": "RESUME"})
+            for _ in range(3):
+                await live.close_bar({*NAMES[:2], "DDDUSDT"})
+        first = tmp_path / "first"
+        first.mkdir()
+        check_parity(case.path, first)
+        sections["sizing"] = {"mode": "notional", "notional": "2000"}
+        answers.asked.clear()
+        answers.limit(CCCUSDT=0)
+        async with trading(exchange, case.path, **sections) as again:
+            await again.listening(12)
+            for _ in range(2):
+                await again.close_bar({*NAMES[:2], "DDDUSDT"})
+            answers.limit()
+            for _ in range(2):
+                await again.close_bar(set(NAMES))
+    assert rows(case.path, "SELECT count(*) FROM v_runs") == [(2,)]
+    assert rows(case.path, "SELECT count(*) FROM v_events WHERE kind = 'command'") == [(2,)]
+    check_parity(case.path, tmp_path)
 
 
 @pytest.mark.long
 async def test_a_daemon_that_is_killed_amid_the_turns_goes_on_with_them(tmp_path: Path) -> None:
-    """Fifty symbols are warmed before the start, and the kill comes among the other ten."""
+    """Fifty symbols are warmed before the start; kills come among the other ten and in a start."""
     made(tmp_path / "model", 1)
     data = tuple(
         made_candles(walk_rows(CONTEXT + 40, seed=seed), symbol=name)
@@ -234,8 +461,8 @@ port = 0
         run = KilledDaemon(tmp_path, exchange, config, len(SIXTY), requests_per_s=20)
         try:
             await until(lambda: run.events("model_change"))
-            waits = run.hangs(CANDLES)
-            await run.killed_when(waits)
+            for _ in range(3):
+                await run.killed_when(run.hangs(CANDLES))
             await run.trade(2)
         finally:
             run.ended()

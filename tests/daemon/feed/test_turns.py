@@ -1,0 +1,258 @@
+"""Symbols that are warmed in turn: nothing is lost or doubled, whatever REST and streams do."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from builders import instrument
+from bybit_feed import BITCOIN, Live, live
+from bybit_server import MINUTE, START_MS, ScriptedServer, kline
+from held_answers import HeldAnswers
+from msgspec import structs
+
+from tracepaper.daemon.feed import sequencer
+from tracepaper.daemon.feed.client import FeedStart
+from tracepaper.daemon.feed.maintenance import FILTERS_AGAIN_S
+from tracepaper.strategies.types.market import Bar, Event, Funding, Instrument
+
+PAGE = 10
+BEFORE = 25
+START = FeedStart(interval_ms=MINUTE, period_start_ms=START_MS, warmup_bars=BEFORE)
+
+
+def item(name: str) -> Instrument:
+    return instrument(name, price_decimals=1, tick_size=1)
+
+
+ETHER = item("ETHUSDT")
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> HeldAnswers:
+    return HeldAnswers(monkeypatch, page=PAGE, before=1)  # one symbol
+
+
+def known(server: ScriptedServer, *names: str, first: int = -BEFORE, until: int = 0) -> None:
+    for name in names:
+        for minute in range(first, until):
+            server.add_candle(START_MS + minute * MINUTE, symbol=name)
+
+
+async def test_what_comes_in_turn_does_not_have_the_first_asked_for_again(
+    answers: HeldAnswers,
+) -> None:
+    """The newest bars of the first are missing, and each answer comes behind one of another."""
+    others = [item(f"M{number}USDT") for number in range(12)]
+    names = [one.symbol for one in others]
+    asked, given = answers.asked, answers.given
+    events: list[Event] = []
+
+    def holds(name: str, number: int) -> bool:
+        if any(isinstance(one, Bar) and one.instrument != BITCOIN.id for one in events):
+            return False  # the events of the queue are delivered
+        if name in names:
+            return number == 1 and asked["BTCUSDT"] < 5 + names.index(name)
+        return 5 <= number < 5 + len(names) and not given[names[number - 5]]
+
+    answers.holds = holds
+    async with ScriptedServer() as server:
+        known(server, "BTCUSDT", until=-2)
+        known(server, *names)
+        server.server_ms = START_MS + 3_000
+        async with live(server, start=START, instruments=(BITCOIN, *others)) as run:
+            events = run.events
+            await run.expect(lambda: len(run.bars()) == BEFORE - 2 + BEFORE * len(others))
+    assert asked["BTCUSDT"] < 8
+
+
+def opens(run: Live, of: Instrument) -> list[int]:
+    """Return the open times of the bars of an instrument, in minutes since the start."""
+    bars = [one for one in run.bars() if one.instrument == of.id]
+    return [(one.open_time_ms - START_MS) // MINUTE for one in bars]
+
+
+async def close(run: Live, minute: int, *names: str) -> None:
+    """Let a minute close: REST and the stream have its bar of each symbol."""
+    open_ms = START_MS + minute * MINUTE
+    run.move_to(open_ms + MINUTE + 300)
+    for name in names:
+        run.server.add_candle(open_ms, symbol=name)
+        await run.server.send(kline(open_ms, symbol=name))
+    counted = BEFORE + 1 + minute
+    await run.expect(lambda: len(opens(run, BITCOIN)) == counted)
+
+
+@asynccontextmanager
+async def waiting(
+    answers: HeldAnswers,
+    server: ScriptedServer,
+    *,
+    closes: int,
+    first: int | None = -BEFORE,
+    settles: int = 0,
+) -> AsyncIterator[Live]:
+    """Run a feed of two symbols, of which the second waits at its first request or the next one.
+
+    The second has bars from minute *first* on, and *closes* minutes of both close meanwhile. Their
+    funding is settled every *settles* minutes of the clock.
+    """
+    both = [structs.replace(one, funding_interval_minutes=settles) for one in (BITCOIN, ETHER)]
+    known(server, "BTCUSDT")
+    if first is not None:
+        known(server, "ETHUSDT", first=first)
+    server.server_ms = START_MS + 3_000
+    number = 1 if first is None else 2
+    answers.holds = lambda name, place: name == "ETHUSDT" and place >= number
+    async with live(server, start=START, instruments=tuple(both), ban_cooldown_s=1.0) as run:
+        await run.expect(lambda: answers.asked["ETHUSDT"] == number)
+        for minute in range(closes):
+            await close(run, minute, "BTCUSDT", "ETHUSDT")
+        yield run
+
+
+ROW = ["1.0", "1.0", "1.0", "1.0", "1.5", "1.5"]
+
+
+def page(*minutes: int, symbol: str = "ETHUSDT") -> dict[str, Any]:
+    rows = [[str(START_MS + minute * MINUTE), *ROW] for minute in minutes]
+    return {"category": "linear", "symbol": symbol, "list": rows}
+
+
+BAD: dict[str, Callable[[ScriptedServer], web.Response]] = {
+    "an error": lambda _: web.Response(status=500),
+    "too many requests": lambda server: server.reply({}, code=10006, message="no"),
+    "a ban": lambda _: web.Response(status=403),
+    "no JSON": lambda _: web.Response(body=b"<html>"),
+    "nothing": lambda server: server.reply(page()),
+    "one bar": lambda server: server.reply(page(-12)),
+    "a bar twice": lambda server: server.reply(page(-12, -12)),
+    "the oldest first": lambda server: server.reply(page(-13, -12)),
+    "bars of the page before": lambda server: server.reply(page(-17, -18)),
+    "a bar of the future": lambda server: server.reply(page(7)),
+    "another symbol": lambda server: server.reply(page(-12, symbol="BTCUSDT")),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+async def test_whatever_is_answered_amid_a_turn_nothing_is_lost_or_doubled(
+    answers: HeldAnswers, name: str
+) -> None:
+    async with ScriptedServer() as server, waiting(answers, server, closes=2) as run:
+        server.answer_next("kline", BAD[name](server), BAD[name](server))
+        answers.limit()
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 2)
+        assert not server.answers["kline"]
+        await close(run, 2, "BTCUSDT", "ETHUSDT")
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 3)
+        assert opens(run, ETHER) == opens(run, BITCOIN) == list(range(-BEFORE, 3))
+        assert not run.gaps()
+        assert run.feed.warm_at(ETHER.id) is None
+
+
+async def test_a_stream_that_waits_beyond_the_bound_is_asked_for_again(
+    answers: HeldAnswers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sequencer, "PENDING_MAX", 3)
+    async with ScriptedServer() as server, waiting(answers, server, closes=8) as run:
+        assert run.feed.counters["overflow_bars"] == 5
+        assert opens(run, ETHER) == list(range(-BEFORE, -BEFORE + PAGE))
+        run.move_to(START_MS + 8 * MINUTE + 3_000)  # REST calls the last of them final
+        answers.limit()
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 8)
+        assert not run.gaps()  # its turn ends when REST has no more
+        await close(run, 8, "BTCUSDT", "ETHUSDT")
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 9)
+        assert opens(run, ETHER) == list(range(-BEFORE, 9))
+
+
+@pytest.mark.parametrize("first", [None, -3, -BEFORE])
+async def test_a_connection_that_is_lost_while_a_symbol_waits_makes_no_hole_before_its_listing(
+    answers: HeldAnswers, first: int | None
+) -> None:
+    async with ScriptedServer() as server, waiting(answers, server, closes=2, first=first) as run:
+        await server.drop()
+        await run.expect(lambda: server.connections == 2)
+        answers.limit()
+        await close(run, 2, "BTCUSDT", "ETHUSDT")
+        since = 0 if first is None else first
+        asked_s = run.clock.network_s()
+        await run.expect(lambda: opens(run, ETHER)[-1:] == [2])
+        assert run.clock.network_s() - asked_s < 10
+        assert opens(run, ETHER) == list(range(since, 3))
+        assert not [one for one in run.gaps() if not one[-1]]
+
+
+async def test_a_symbol_that_is_listed_behind_a_lost_connection_begins_with_its_first_bar(
+    answers: HeldAnswers,
+) -> None:
+    async with ScriptedServer() as server, waiting(answers, server, closes=0, first=None) as run:
+        await server.drop()
+        await run.expect(lambda: server.connections == 2)
+        answers.limit()
+        await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
+        await close(run, 0, "BTCUSDT")
+        for minute in (1, 2):
+            await close(run, minute, "BTCUSDT", "ETHUSDT")
+        await run.expect(lambda: opens(run, ETHER) == [1, 2])
+        assert not run.gaps()
+
+
+async def test_a_symbol_that_is_not_listed_any_more_ends_its_turn(answers: HeldAnswers) -> None:
+    async with ScriptedServer() as server, waiting(answers, server, closes=1, first=None) as run:
+        server.rows["ETHUSDT"].clear()
+        answers.limit()
+        await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
+        assert opens(run, ETHER) == [0]  # of the stream
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_a_settlement_while_a_symbol_waits_is_handed_on_once_and_before_its_bar(
+    answers: HeldAnswers, *, is_late: bool
+) -> None:
+    """It is published while the symbol waits, or as its bars are asked for."""
+    async with ScriptedServer() as server, waiting(answers, server, closes=0, settles=5) as run:
+        rates = [(START_MS + MINUTE, "0.0001")]  # five minutes of the clock
+        server.funding = [] if is_late else rates
+        for minute in range(3):
+            await close(run, minute, "BTCUSDT", "ETHUSDT")
+        server.funding = rates
+        if not is_late:
+            await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
+        answers.limit()
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 3)
+        await close(run, 3, "BTCUSDT", "ETHUSDT")
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE + 4)
+        of_ether = [one for one in run.events if getattr(one, "instrument", "") == ETHER.id]
+        (place,) = [at for at, one in enumerate(of_ether) if isinstance(one, Funding)]
+        closed = [one.close_time_ms for one in of_ether[:place] if isinstance(one, Bar)]
+        assert max(closed) < START_MS + MINUTE
+        await run.expect(lambda: sum(isinstance(one, Funding) for one in run.events) == 2)
+
+
+async def test_the_filters_of_a_symbol_that_waits_are_not_asked_for_as_if_it_were_silent(
+    answers: HeldAnswers,
+) -> None:
+    """Two hundred that wait would take most of the requests by which they are warmed."""
+    async with ScriptedServer() as server, waiting(answers, server, closes=5) as run:
+        since_s = run.clock.network_s()
+        await run.expect(lambda: run.clock.network_s() > since_s + 3 * FILTERS_AGAIN_S)
+        assert not server.asked("instruments-info")
+        server.rows["ETHUSDT"].clear()
+        answers.limit()
+        await run.expect(lambda: run.feed.warm_at(ETHER.id) is None)
+        run.move_to(START_MS + 10 * MINUTE)  # by now it is silent indeed, and the other too
+        await run.expect(lambda: len(server.asked("instruments-info")) >= 2)
+
+
+async def test_of_an_answer_in_a_turn_the_feed_says_how_much_is_left(answers: HeldAnswers) -> None:
+    """What is late and at hand goes into one commit."""
+    async with ScriptedServer() as server, waiting(answers, server, closes=0) as run:
+        run.is_asked = True
+        answers.limit()
+        await run.expect(lambda: len(opens(run, ETHER)) == BEFORE)
+        assert [said for said in run.behind if not said] == [False] * 2
+        assert len(run.behind) == BEFORE - PAGE
