@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from browser import browsing, chromium, complaints
 from page_cases import serving_apart, shown_of
+from pages import record_in
 from playwright.sync_api import expect
 from report_cases import SAMPLE
 from seeded_events import seeded_market
@@ -19,6 +20,7 @@ from waiting import deadline_s
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import backtest
 from tracepaper.replay.page import decisions, runs
+from tracepaper.replay.page.export import run_page, write_page
 from tracepaper.replay.report.report import build_report
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.units import to_tick
@@ -295,6 +297,28 @@ def test_each_of_several_strategies_has_a_line_of_its_own(
                        "v_strategy_decisions s USING (sequence) GROUP BY sequence "
                        "ORDER BY sequence DESC LIMIT 1")[0]  # fmt: skip
         expect(names.nth(5).locator("xpath=..")).to_contain_text(f"{left:,.2f}")
+
+
+@pytest.mark.slow
+def test_a_file_says_of_a_decision_that_it_holds_in_part_that_the_position_is_net(
+    browser: Browser, hedged: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.html"
+    write_page(run_page(hedged, run_of(hedged)), file)
+    record, run = record_in(file.read_text(encoding="utf-8")), run_of(hedged)
+    series = record[f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT"]
+    series = record.get(f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT#newest", series)
+    net = {
+        sequence: quantity
+        for sequence, quantity in zip(series["sequence"], series["held"], strict=True)
+        if f"/api/v1/runs/{run}/decisions/{sequence}" not in record
+    }
+    with opened(browser, file.as_uri()) as page:
+        for quantity, said in ((0, "Net flat"), (-0.1, "Net short 0.1 BTC")):
+            sequence = next(key for key, held in net.items() if held == quantity)
+            address = f"#/run/{run}/decision/{sequence}"
+            page.evaluate("address => { location.hash = address; }", address)
+            expect(page.locator(".card h2")).to_have_text(said)
 
 
 @pytest.mark.slow
