@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace as with_fields
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.backtest.universe import choices
+from tracepaper.replay.checks.universe import _Seen as Seen
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -126,6 +128,54 @@ def test_a_list_and_each_limit_are_honest_too(tmp_path: Path) -> None:
         assert named(replayed(tmp_path / f"{number}.db", data(), rule=RULE | more)) == set()
 
 
+def test_a_sentence_of_a_choice_by_a_list_is_held_to_its_figures(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("AAAUSDT\nCCCUSDT\n")
+    by_list = RULE | {"file": str(tmp_path / "list.txt")}
+    path = tmp_path / "forged.db"
+    replayed(path, data(), lambda one: [replace(one, reason="all is well")], rule=by_list)
+    assert named(path) == {"event.reason"}
+
+
+def test_figures_at_a_limit_are_held_to_it_as_far_as_they_are_rounded() -> None:
+    rule = UniverseRule(
+        top=1, min_turnover=Decimal("100.4"), min_age_days=3,
+        min_volatility=Decimal("0.0100004"), max_volatility=Decimal("0.0199996"),
+    )  # fmt: skip
+    for turnover, volatility, may_pass, surely_passes in (
+        ("102", "0.015", True, True),
+        ("101", "0.015", True, False),  # 100.5 to 101.5
+        ("100", "0.015", True, False),
+        ("99", "0.015", False, False),
+        ("102", "0.010002", True, True),
+        ("102", "0.01", True, False),
+        ("102", "0.009999", False, False),
+        ("102", "0.02", True, False),
+        ("102", "0.019998", True, True),
+        ("102", "0.020001", False, False),
+    ):
+        seen = Seen(Decimal(turnover), Decimal(volatility), 3)
+        assert (seen.passes(rule, 1), seen.passes(rule, -1)) == (may_pass, surely_passes), seen
+        assert not seen._replace(age_days=2).passes(rule, 1)
+
+
+def test_a_choice_comes_after_the_last_bars_and_by_the_candles_before_its_run(
+    tmp_path: Path,
+) -> None:
+    def made(name: str, *, from_ms: int | None = None) -> list[UniverseChange]:
+        path = replayed(tmp_path / f"{name}.db", data(), rule=rule, from_ms=from_ms)
+        with Reader.open(path) as reader:
+            events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+        return [event for event in events if isinstance(event, UniverseChange)]
+
+    opens, end_ms = data()[0].open_time_ms, data()[0].until_ms
+    rule = RULE | {"at": [f"{hour:02d}:{end_ms // 60_000 % 60:02d}" for hour in range(24)]}
+    whole = made("whole")
+    assert whole[-1].market_ms == end_ms
+    later = made("later", from_ms=int(opens[40]))
+    assert later == [one for one in whole if one.market_ms >= opens[40]]
+    assert len(later) == 21
+
+
 def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
     part = data()[0]
     vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
@@ -225,6 +275,9 @@ def as_live(path: Path) -> Path:
         (lambda one: [replace(one, chosen=(*one.chosen, *others(one)))],
          {"event.chosen", "event.reason"}),
         (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
+        (lambda one: [replace(one, chosen=(one.chosen[0],) * 2)], {"event.chosen"}),
+        (lambda one: [replace(one, seen=(*one.seen, ("linear:NONE", "1", "0.01", 3)),
+                              reason=one.reason.replace("of 3", "of 4"))], {"event.chosen"}),
         (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
         (lambda one: [replace(one, market_ms=one.market_ms - 1)], set()),  # a clock behind
         (lambda one: [replace(one, market_ms=one.market_ms - HOUR)], {"event.universe"}),
