@@ -31,7 +31,7 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SOURCE_CODES
-from tracepaper.strategies.types.market import Event, Source, UniverseChange
+from tracepaper.strategies.types.market import Bar, Event, Source, UniverseChange
 
 HOUR = 3_600_000
 NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -41,12 +41,12 @@ RULE: dict[str, Any] = {"top": 2, "at": ["00:00", "06:00", "12:00", "18:00"]}
 Forge = Callable[[UniverseChange], list[UniverseChange]]
 
 
-def data(*, has_turnover: bool = True) -> list[Candles]:
+def data(*, has_turnover: bool = True, bars: int = BARS) -> list[Candles]:
     """Return hours of three symbols, the first of which trades least, then most."""
     found = []
     for seed, name in enumerate(NAMES):
-        made = made_candles(walk_rows(BARS, seed=seed), interval_ms=HOUR, symbol=name)
-        times = np.where(np.arange(BARS) < 30, 1, 9) if seed == 0 else 3 + seed
+        made = made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR, symbol=name)
+        times = np.where(np.arange(bars) < 30, 1, 9) if seed == 0 else 3 + seed
         turnover = None if made.turnover is None else made.turnover * times
         found.append(
             with_fields(
@@ -248,6 +248,27 @@ def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_p
         from_ms=begins,
     )
     assert "event.seen" in named(path)
+
+
+@pytest.mark.parametrize(
+    ("forge", "fields"),
+    [
+        (lambda one: [one], set()),
+        (lambda one: [figures(one, age=1)], {"event.seen"}),  # its bars show three days
+        (lambda one: [figures(one, age=900)], set()),  # its file may be as old as that
+        (lambda one: [figures(one, turnover="7")], {"event.seen", "event.chosen"}),
+    ],
+)
+def test_a_symbol_is_no_younger_than_the_bars_that_a_run_amid_its_files_holds(
+    tmp_path: Path, forge: Forge, fields: set[str]
+) -> None:
+    bars = data(bars=130)
+    begins = int(bars[0].open_time_ms[100])
+    path = replayed(tmp_path / "forged.db", bars, forge, place=5, from_ms=begins)
+    with Reader.open(path) as reader:
+        events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    assert min(one.open_time_ms for one in events if isinstance(one, Bar)) > bars[0].open_time_ms[0]
+    assert named(path) == fields
 
 
 def as_live(path: Path) -> Path:
