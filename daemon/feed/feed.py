@@ -288,7 +288,7 @@ class LiveFeed:
                 for frame_bar in await self._warming.frames_of(key):
                     yield frame_bar
         if self._start.started is not None:
-            yield self._start.started(self._sequencer.held)
+            yield self._start.started({*self._sequencer.held, *self._unanswered})
         self._listen()
         async for event in self._catch_up():
             yield event

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
@@ -555,16 +556,19 @@ def _log_warming(
 
 
 def _shorter_windows(config: Config, lacking_ms: int) -> str:
-    """Suggest windows of a trend for a past that is *lacking_ms* shorter than the longest one."""
-    if config.strategy.name != TREND:
-        return ""
-    windows_ms = [length for text in config.strategy.windows if (length := time_of(text))]
-    past_ms = max(windows_ms) - lacking_ms
-    fitting = windows_within(windows_ms, past_ms, config.market.interval_ms)
-    if fitting[-1] > past_ms / 2:
-        return ""
-    names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
-    return f"; it suffices for [strategy] trend_windows = [{names}]"
+    """Suggest windows of each trend for a past that is *lacking_ms* shorter than the longest."""
+    found = []
+    for name, own in (members_of(config) or {"": config}).items():
+        if own.strategy.name != TREND:
+            continue
+        windows_ms = [length for text in own.strategy.windows if (length := time_of(text))]
+        past_ms = max(windows_ms) - lacking_ms
+        fitting = windows_within(windows_ms, past_ms, config.market.interval_ms)
+        if fitting[-1] <= past_ms / 2:
+            names = ", ".join(f'"{interval_text(length)}"' for length in fitting)
+            section = f"[strategies.{name}]" if name else "[strategy]"
+            found.append(f"{section} trend_windows = [{names}]")
+    return f"; it suffices for {' and '.join(found)}" if found else ""
 
 
 def _page(database: Path, run_id: str, status: Callable[[], Mapping[str, object]]) -> MountedPage:

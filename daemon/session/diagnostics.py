@@ -24,6 +24,7 @@ from typing import Final
 from msgspec import Struct
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.several import strategy_name
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
 
 PYTHON_OLDEST: Final = (3, 11)
@@ -160,7 +161,7 @@ def _time_zone() -> Finding:
 def _configuration(config: Config) -> Finding:
     market = config.market
     return Verdict.OK, (
-        f"{config.strategy.name} on {', '.join(market.symbols)} ({market.category}, interval "
+        f"{strategy_name(config)} on {', '.join(market.symbols)} ({market.category}, interval "
         f"{market.interval}), hash {config.sha256()[:12]}"
     )
 

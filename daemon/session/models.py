@@ -14,6 +14,7 @@ import structlog
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
+from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.config.values import ASKS, BUILT_IN, STOCK
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
 from tracepaper.daemon.session.covariates import (
@@ -533,7 +534,7 @@ def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
     for key, needs in wanted.items():
         if missing := sorted(needs - given):
             raise ConfigInvalid(
-                f"{key} needs {' and '.join(missing)} of the model, which {config.strategy.name} "
+                f"{key} needs {' and '.join(missing)} of the model, which {strategy_name(config)} "
                 "is not given; take a checkpoint of the kind trading, or take the key out."
             )
 

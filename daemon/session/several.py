@@ -12,6 +12,7 @@ from tracepaper.daemon.config.values import ExitsSection
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.engine.strategy_members import Netted, StrategyMember
+from tracepaper.daemon.session.models import refuse_limits
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioMember, Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Instrument
@@ -105,6 +106,7 @@ def build_several(
             strategies=of_member,
             forecaster=forecaster if asks(own) else None,
         )
+    refuse_limits(config, forecaster)  # by the names of all
     alone = config.model_copy(
         update={
             "strategy": StrategySection.model_construct(name="persistence"),

@@ -20,7 +20,7 @@ from tracepaper.daemon.config.loading import (
     load_with_origins,
 )
 from tracepaper.daemon.config.market import MarketSection
-from tracepaper.daemon.config.several import members_of, with_members
+from tracepaper.daemon.config.several import members_of, strategy_name, with_members
 from tracepaper.daemon.config.values import STOCK
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import (
@@ -450,7 +450,7 @@ def _frames(
         if INTERVAL_NAMES.get(part.interval_ms) not in wanted:
             raise ConfigInvalid(
                 f"{part.path} holds candles of {part.interval_ms // 60_000} minutes, and "
-                f"{config.strategy.name} declares "
+                f"{strategy_name(config)} declares "
                 f"{'frames ' + ', '.join(wanted) if wanted else 'no frames'}; leave it out, or add "
                 "the frame."
             )

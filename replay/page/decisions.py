@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import numpy as np
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.replay.explain.decision import (
     Flips,
     GateMargin,
@@ -34,7 +35,7 @@ from tracepaper.strategies.gates.gate import (
     SHARE_OF_PEAK,
     measured,
 )
-from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.decisions import Action, PositionSide
 from tracepaper.strategies.types.market import Side
 
 LEVELS: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -66,6 +67,8 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     before = _held(shown, sequence)
     filled = [fill["sequence"] for path in paths for fill in path.fills]
     after = _held(shown, max(filled)) if filled else before
+    # What the target is of: in hedge mode LONG and SHORT are answers for one side (M95).
+    sized = [held.of_side(row["action"]) for held in (before, after)]
     flips = flips_of(stored)
     connection = shown.reader.connection
     beside = {
@@ -90,8 +93,8 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         reason=row["reason"],
         unfilled_reason=row["unfilled_reason"],
         liquidations=[one.sentence for one in stored.liquidations],
-        held_before_text=before.text,
-        held_after_text=after.text,
+        held_before_text=sized[0],
+        held_after_text=sized[1],
         target_text=None
         if row["target_quantity_text"] is None
         else trimmed(row["target_quantity_text"]),
@@ -130,6 +133,13 @@ class ShownPosition(NamedTuple):
 
     text: str
     sides: tuple[str, ...]
+    is_hedged: bool = False
+
+    def of_side(self, action: str) -> str:
+        """Return what the side holds that *action* names, where there are two; else the sum."""
+        if not self.is_hedged or action not in SIDES:
+            return self.text
+        return self.sides[list(SIDES).index(PositionSide(action))]
 
     @property
     def is_flat(self) -> bool:
@@ -145,12 +155,14 @@ def _held(shown: ShownRun, sequence: int) -> ShownPosition:
     """Return the position after a step, in its event's instrument."""
     for row in shown.views.rows("v_equity", sequence=sequence):
         text = trimmed(row["quantity_text"] or "0")
-        sides: tuple[str, ...] = (text,)
         account = json.loads(shown.views.run()["config"]).get("account", {})
-        if account.get("position_mode") == "hedge":
-            rows = shown.views.rows("v_positions", sequence=sequence)
-            sides = tuple(trimmed(one["quantity_text"]) for one in rows)
-        return ShownPosition(text, sides)
+        if account.get("position_mode") != "hedge":
+            return ShownPosition(text, (text,))
+        held = {
+            one["side"]: trimmed(one["quantity_text"])
+            for one in shown.views.rows("v_positions", sequence=sequence)
+        }
+        return ShownPosition(text, tuple(held.get(side, "0") for side in SIDES), is_hedged=True)
     return ShownPosition("0", ())
 
 
@@ -212,8 +224,9 @@ def _title(
     done = [order for order in sent if float(order["filled"] or 0) > 0]
     if done:
         order = done[0]
-        verb = "Bought" if order["side"] == "BUY" else "Sold"
-        traded = f"{verb} {trimmed(order['filled_text'])} {base}"
+        by_side = {one["position_side"]: one for one in reversed(done)}
+        traded = ", ".join(_traded(one, base) for one in reversed(by_side.values()))
+        traded = f"{traded[0].upper()}{traded[1:]}"
         if stored.run["strategy"] == TREND:  # its reason is a direction, and both sides have it
             return f"{traded}, from {before.words(base)} to {after.words(base)}"
         return f"{traded}: {order['reason']}"
@@ -223,8 +236,19 @@ def _title(
     if sent:
         order = sent[0]
         verb = "buy" if order["side"] == "BUY" else "sell"
-        return f"Sent to {verb} {trimmed(order['quantity_text'])} {base}: {order['reason']}"
+        asked = f"{verb} {trimmed(order['quantity_text'])} {base}{_of_side(order)}"
+        return f"Sent to {asked}: {order['reason']}"
     return "Stayed flat" if after.is_flat else f"Kept {after.words(base)}"
+
+
+def _traded(order: Row, base: str) -> str:
+    verb = "bought" if order["side"] == Side.BUY else "sold"
+    return f"{verb} {trimmed(order['filled_text'])} {base}{_of_side(order)}"
+
+
+def _of_side(order: Row) -> str:
+    side = order["position_side"]
+    return "" if side is None else f" of the {side.lower()} side"
 
 
 def _taken(fill: Row) -> str:
@@ -272,7 +296,7 @@ def _trend_words(
         return f"{now}."
     target, band = trimmed(row["target_quantity_text"]), noted.get(BAND)
     share = "" if band is None or trend == 0 else f"{_share(band)} of a full position"
-    if float(target) == float(held.text):
+    if float(target) == float(held.of_side(row["action"])):
         return f"{now}{share and f', within its band of {share}'}, so nothing is traded."
     if not share:
         return f"{now}. The new target is {side_of(target, base)}."
@@ -296,11 +320,18 @@ def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: s
         parts.append(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
     if row["unfilled_reason"] and not _trend_noted(stored):
         parts.append(f"No order was sent: {row['unfilled_reason'].rstrip('.')}.")
-    parts += [
-        f"{one['strategy']} wants {trimmed(one['target_quantity_text'])} ({stand_of(one)})."
-        for one in stored.strategies
-    ]
+    parts += [_part_words(one, base) for one in stored.strategies]
     return " ".join(part for part in parts if part)
+
+
+def _part_words(one: Row, base: str) -> str:
+    """Say what one of several strategies wants of the position, and what it holds of it."""
+    wants, holds = (
+        side_of(trimmed(one[f"{name}_text"]), base) if one[name] else "nothing"
+        for name in ("target_quantity", "quantity")
+    )
+    parts = f"wants and holds {wants}" if wants == holds else f"wants {wants} and holds {holds}"
+    return f"{one['strategy']} {parts}: {one['reason'].rstrip('.')} ({stand_of(one)})."
 
 
 def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:

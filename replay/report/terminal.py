@@ -314,6 +314,14 @@ FILLS: Final = (
     of_view("fee", "fee", "money"),
     of_view("reason", "why", "text"),
 )
+OF_SIDES: Final = (
+    FILLS[0],
+    Figure[Row]("instrument", "symbol", "text", lambda of: of["instrument"].partition(":")[2]),
+    FILLS[2],
+    of_view("position_side", "of", "text"),
+    *FILLS[3:],
+)
+"""In hedge mode, where each fill is of one side; all symbols are of one category there."""
 REJECTED: Final = (
     Figure[tuple[str, int]]("reason", "reason", "text", lambda of: of[0]),
     Figure[tuple[str, int]]("orders", "orders", "count", lambda of: of[1]),
@@ -350,7 +358,8 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
     yield table("accounts", "Accounts", ACCOUNTS, summary.accounts)
     if summary.fills:
         several = len({fill["instrument"] for fill in summary.fills}) > 1
-        figures = [figure for figure in FILLS if several or figure.key != "instrument"]
+        every = FILLS if summary.fills[0]["position_side"] is None else OF_SIDES
+        figures = [figure for figure in every if several or figure.key != "instrument"]
         title = f"Fills (the last {len(summary.fills)} of {summary.fill_count})"
         yield table("fills", title, figures, summary.fills)
     if summary.refusals and summary.every_bar:

@@ -5,7 +5,7 @@ other bar, the random twins and the drawdown above all, is taken as the run goes
 Y14).
 
 A record that is read back from such a log lacks bars, positions and equity between trades; with
-these it is the record of the full log, as far as the figures of an account go.
+these it is the record of the full log, as far as the figures of an account and of its sides go.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.session.covariates import covariates_path
@@ -40,8 +41,10 @@ from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import (
+    AccountRecord,
     Bars,
     Decisions,
+    Ints,
     RunRecord,
     dividend_rates,
     funding_in_bars,
@@ -79,6 +82,7 @@ class EveryBar:
     def __init__(self) -> None:
         self._instruments: list[str] = []
         self._rows: list[tuple[int, int, int, int, int, int, int]] = []
+        self._sides: dict[str, list[tuple[int, int]]] = {}  # in hedge mode, as the rows end
         self._refused_by: list[str] = []
         self._settled: dict[str, list[tuple[int, int]]] = {}
         self._before: int | None = None  # the equity before the first decision
@@ -97,22 +101,20 @@ class EveryBar:
             (event.open_time_ms, event.open, event.high, event.low, event.close,
              step.position.quantity, step.account.equity)
         )  # fmt: skip
+        for one in step.twins:
+            if one.twin in SIDES:
+                own = self._sides.setdefault(one.twin, [])
+                own.append((one.position.quantity, one.account.equity))
         self._refused_by.append(step.decision.refused_by or "")
 
     def whole(self, record: RunRecord) -> RunRecord:
         """Return *record*, read from the log, with every bar of this run's account."""
         columns = np.array(self._rows, dtype=np.int64).T
-        opened, *prices, quantity, equity = columns
+        opened, *prices, _, equity = columns
         decisions = self._decisions(opened)
         times = record.closes_of(np.unique(opened))
-        curve = np.empty(times.size)
-        # Several instruments close at one time: the last of them has the whole account.
-        curve[np.searchsorted(times, opened, side="right")] = (
-            equity.astype(np.float64) / MONEY_SCALE
-        )
         before = int(equity[0]) if self._before is None else self._before
-        steps = quantity_steps(record.instruments)
-        bars, held = {}, {}
+        bars = {}
         for name, places in decisions.places.items():
             known = record.instruments[name]
             scale = 10.0**known.price_decimals
@@ -122,23 +124,23 @@ class EveryBar:
             settled += dividend_rates(record.actions, name, known)
             funding = funding_in_bars(record.closes_of(times_of), settled)
             bars[name] = Bars(places, times_of, opens, highs, lows, ends, funding)
-            own = quantity[places].astype(np.float64) / 10.0**known.quantity_decimals
-            held[name] = without_dust(own, steps[name])
-        account = replace(
-            record.account,
-            equity=np.concatenate(([before / MONEY_SCALE], curve)),
-            held=held,
-        )
+        sides = {name: np.array(rows).T for name, rows in self._sides.items()}
         return replace(
             record,
             every_bar=True,
             times_ms=times,
             bars=bars,
             decisions=decisions,
-            account=account,
+            account=_filled(record, decisions, record.account, before / MONEY_SCALE, columns[-2:]),
+            twins=tuple(
+                _filled(record, decisions, twin, twin.equity[0], sides[twin.name])
+                if twin.name in sides
+                else twin
+                for twin in record.twins
+            ),
         )
 
-    def _decisions(self, opened: np.typing.NDArray[np.int64]) -> Decisions:
+    def _decisions(self, opened: Ints) -> Decisions:
         size = opened.size
         nothing, unknown = np.full(size, ""), np.full(size, np.nan)
         refused_by = np.array(self._refused_by)
@@ -154,6 +156,24 @@ class EveryBar:
             mean_return=unknown, p_up=unknown, p_down=unknown, confidence=unknown,
             content_free=unknown, recent_mass=unknown, older_mass=unknown, shift=unknown,
         )  # fmt: skip
+
+
+def _filled(
+    record: RunRecord, decisions: Decisions, ledger: AccountRecord, before: float, of: Ints
+) -> AccountRecord:
+    """Return *ledger* with *of*, its quantity and its equity after each of *decisions*."""
+    quantity, equity = of
+    opened = decisions.open_time_ms
+    times = record.closes_of(np.unique(opened))
+    # Several instruments close at one time: the last of them has the whole account.
+    curve = np.empty(times.size)
+    curve[np.searchsorted(times, opened, side="right")] = equity.astype(np.float64) / MONEY_SCALE
+    steps, held = quantity_steps(record.instruments), {}
+    for name, places in decisions.places.items():
+        decimals = record.instruments[name].quantity_decimals
+        own = quantity[places].astype(np.float64) / 10.0**decimals
+        held[name] = without_dust(own, steps[name])
+    return replace(ledger, equity=np.concatenate(([before], curve)), held=held)
 
 
 WORKER: Final = "tracepaper.replay.sweep.trial"
@@ -421,7 +441,8 @@ def check_several(
     names: Sequence[str], strategy: str | None, params: Mapping[str, Any] | None
 ) -> None:
     """Raise ``ConfigInvalid`` where a sweep would vary one of several strategies on one account."""
-    own = [name for name in names if name.partition(".")[0] in {name, "strategy", "strategies"}]
+    those = [name for name in names if name != "strategies.reset"]
+    own = [name for name in those if name.partition(".")[0] in {name, "strategy", "strategies"}]
     if not own and strategy is None and not params:
         return
     what = f"{own[0]} is a key" if own else "that is an option"

@@ -165,7 +165,8 @@ def caused(alias: str, table: str) -> Shown:
 
     An order's id begins with the sequence of its birth, and its run has a row of it there, unless
     it was taken over from another run. Where a command bore it, the event of that step is the
-    command, which a prune keeps; where a decision did, it is a bar.
+    command, which a prune keeps; where a decision did, it is a bar. An exit order that a fill at a
+    quote or a book placed was born at that fill, which a prune keeps too.
     """
     born = f"(({alias}.step & ~{SEQUENCE_LIMIT - 1}) | {alias}.birth)"
     return Shown(
@@ -174,9 +175,11 @@ def caused(alias: str, table: str) -> Shown:
         f"AND c.ordinal = {alias}.ordinal AND {born} <= {alias}.step "
         f"AND EXISTS (SELECT 1 FROM orders y WHERE y.order_id = {alias}.order_id "
         f"AND y.step = {born}) "
-        f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.step = {born}))",
-        "the decision that caused the order; null where a command (FLATTEN) did, or one of the run "
-        "from which the order was taken over",
+        f"AND NOT EXISTS (SELECT 1 FROM events x WHERE x.step = {born}) "
+        f"AND NOT EXISTS (SELECT 1 FROM fills z WHERE z.step = {born} "
+        "AND z.model IN ('quote', 'book')))",
+        "the decision that caused the order; null where a command (FLATTEN) or a fill between bars "
+        "did, or one of the run from which the order was taken over",
         "INTEGER",
     )
 
@@ -346,7 +349,9 @@ _DIVIDENDS: Final = (
     f"/ CAST('1e' || {MONEY} AS REAL)"
 )
 _BARS: Final = (
-    f"CASE WHEN instr(r.warnings, '{ACTING_ONLY}') = 0 THEN (SELECT count(*) FROM steps s "
+    f"CASE WHEN instr(r.warnings, '{ACTING_ONLY}') = 0 AND NOT EXISTS (SELECT 1 FROM prunes p "
+    f"WHERE p.run_key = r.run_key AND {_BEGUN} | p.until_sequence >= e.step) "
+    "THEN (SELECT count(*) FROM steps s "
     "WHERE s.step >= e.step AND s.step < f.step AND s.instrument = f.instrument "
     "AND s.open_time_ms IS NOT NULL AND s.shape & 1) END"
 )
@@ -402,7 +407,8 @@ V_TRADES: Final = View(
         Shown(
             "bars_held",
             _BARS,
-            "closes at which it was held; null where the log kept only steps that acted",
+            "closes at which it was held; null where the log kept only steps that acted, or a "
+            "prune took some of them",
             "INTEGER",
         ),
         Shown("entry_reason", "e.reason", "why it was opened"),

@@ -29,6 +29,7 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
+from tracepaper.replay.report.terminal import summarise, summary_tables
 from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.connection import open_reader
@@ -179,6 +180,14 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
             "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
         ).fetchall()
         assert orders == [("LONG",), ("SHORT",)]
+    (fills,) = (
+        each
+        for each in summary_tables(summarise(path, process.opened.run.run_id))
+        if each.key == "fills"
+    )
+    assert [figure.title for figure in fills.figures][1:3] == ["side", "of"]
+    newest = [fill.position_side for step in process.steps for fill in step.fills]
+    assert [row["position_side"] for row in fills.records()] == newest[-len(fills.rows) :]
 
 
 def test_a_one_way_run_shows_the_side_by_its_sign(tmp_path: Path) -> None:

@@ -332,6 +332,7 @@ def test_what_cannot_be_used_is_one_sentence(sections: dict[str, Any], said: str
     ("section", "said"),
     [
         ({"market": {"universe": {"top": 1}}}, "no universe"),
+        ({"risk": {"max_tail": "0.5"}}, r"which a \+ b \+ c is not given"),
     ],
 )
 def test_what_several_strategies_cannot_share_is_refused_by_name(

@@ -27,6 +27,16 @@ export const isHedged = (run) => run.config.account?.position_mode === "hedge";
 /** Whether the accounts beside the run's own are what it consists of: sides, or strategies. */
 export const hasParts = (run) => isHedged(run) || run.config.strategies != null;
 
+/** The accounts as a table shows them: behind several strategies what none of them has a share of. */
+export function accountRows(run) {
+  if (run.config.strategies == null) return run.accounts;
+  const parts = run.accounts.filter((each) => each.is_stored);
+  const equity = parts.slice(1).reduce((left, each) => left - each.equity, parts[0]?.equity ?? 0);
+  if (Math.abs(equity) < 0.005) return run.accounts;
+  const source = "the account's equity that no strategy has a share of: cash that trades nothing";
+  return [...parts, { name: "in reserve", source, equity, is_stored: true }, ...run.accounts.filter((each) => !each.is_stored)];
+}
+
 /** Tone, dash and width of each account, by its name. @returns {Map<string, {tone: string, dash: string, width: number}>} */
 export function accountStyles(run) {
   const [own, ...others] = run.accounts;

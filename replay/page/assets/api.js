@@ -3,6 +3,7 @@
  *
  * Both sources have one method, `get(path, parameters)`; a view does not know which it reads.
  */
+import { isHedged } from "./accounts.js";
 import { cut, cutMarks, cutRows } from "./cells.js";
 import { recorded } from "./record.js";
 
@@ -162,7 +163,7 @@ class Embedded {
 
   /** What columns say of a decision that the file does not hold whole. */
   async partial(run, sequence) {
-    const { row, gates, gate_horizon: horizon, instruments } = await this.#held(`/runs/${run}`);
+    const { row, gates, gate_horizon: horizon, instruments, config } = await this.#held(`/runs/${run}`);
     for (const { id, base } of instruments) {
       const every = await this.#columns(`/runs/${run}`, "series", id);
       const series = every.find((each) => each.sequence.includes(sequence));
@@ -178,6 +179,8 @@ class Embedded {
       const refused = series.refused_by[at];
       const held = series.held[at];
       const stdev = series.stdev_return[at];
+      const size = held ? `${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "flat";
+      const stands = isHedged({ config }) ? `Net ${size}` : held ? `Holds ${size}` : "Flat"; // columns have the sum of both sides
       return {
         run_id: run,
         sequence,
@@ -188,7 +191,7 @@ class Embedded {
         action: series.action[at],
         allowed: refused == null,
         refused_by: refused,
-        title: refused ? `Refused by ${refused}` : held ? `Holds ${held > 0 ? "long" : "short"} ${Math.abs(held)} ${base}` : "Flat",
+        title: refused ? `Refused by ${refused}` : stands,
         because: "This file holds chosen decisions whole, and of this one only what the chart shows;",
         flip: `"tracepaper explain ${run}:${sequence}" beside the record says the rest.`,
         gates: gates

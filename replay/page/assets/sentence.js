@@ -4,10 +4,12 @@ import { accountName, clock, count, margin, moment, number, percent, quantity, w
 
 const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
 
-function held(run) {
+/** What is held: "Long 0.5 BTC, short 0.4 BTC", of more than two symbols how many. */
+export function heldWords(run) {
   const open = run.holdings.filter((each) => each.side !== "FLAT");
   if (!open.length) return "Flat";
-  if (open.length > 2) return `Holds ${open.length} of ${run.instruments.length}`;
+  const symbols = new Set(open.map((each) => each.instrument)); // in hedge mode one has two sides
+  if (symbols.size > 2) return `Holds ${symbols.size} of ${run.instruments.length}`;
   const texts = open.map((each) => `${each.side.toLowerCase()} ${quantity(each.quantity_text)} ${baseOf(run, each.instrument)}`);
   const text = texts.join(", ");
   return text[0].toUpperCase() + text.slice(1);
@@ -30,7 +32,7 @@ export function Sentence({ run, toDecision, toHealth }) {
   const { is_switch: isSwitch, unit } = (refused && run.gates.find((each) => each.gate === refused.gate)) ?? {};
   const symbol = refused && run.instruments.length > 1 ? `${baseOf(run, refused.instrument)} ` : "";
   return html`<h1 class="sentence">
-    ${held(run)}, <span class="figure">${percent(run.row.total_return, { sign: true })}</span>;${" "}
+    ${heldWords(run)}, <span class="figure">${percent(run.row.total_return, { sign: true })}</span>;${" "}
     ${refused
       ? html`last refused${" "}
           <button class="plain" onClick=${() => toDecision(refused.sequence, refused.instrument)}>

@@ -90,6 +90,14 @@ def test_people_read_one_line_a_check(tmp_path: Path, capsys: pytest.CaptureFixt
     assert [line.split()[1] for line in lines] == OFFLINE
 
 
+def test_several_strategies_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    both = '[strategies.{}]\nname = "sma_cross"\nshare = "0.5"\n'
+    config = configured(tmp_path, both.format("quick") + both.format("calm"))
+    verdict, detail = findings(capsys, "-c", config, "--db", tmp_path / "a.db")["configuration"]
+    assert verdict == "ok"
+    assert detail.startswith("calm + quick on BTCUSDT (linear, interval 1), hash ")
+
+
 def test_a_swapped_checkpoint_is_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mine"
     shutil.copytree(DEFAULT_CHECKPOINT, folder)

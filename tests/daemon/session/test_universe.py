@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from decimal import Decimal
 from pathlib import Path
@@ -9,18 +10,32 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import instrument
+from builders import MINUTE, START_MS, bar, instrument
 from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from records import check_record, rows
 from several_live import SPEED, check_parity, trading
+from storage_cases import undecided
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.config.values import SYMBOLS_MAX
 from tracepaper.daemon.feed.client import Listed
-from tracepaper.daemon.feed.universe import change_of, choose, names_of, next_choice_ms
-from tracepaper.daemon.session.universe import universe_of
+from tracepaper.daemon.feed.universe import (
+    LIST_BYTES_MAX,
+    age_days,
+    change_of,
+    choose,
+    names_of,
+    next_choice_ms,
+)
+from tracepaper.daemon.session.universe import (
+    known_candidates,
+    list_of,
+    new_candidates,
+    universe_of,
+)
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import build
@@ -29,7 +44,7 @@ from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import Category, UniverseChange
+from tracepaper.strategies.types.market import Category, Event, RunKind, UniverseChange
 
 DAY = 86_400_000
 CROSSES = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False, "twins": ("ungated",)}
@@ -66,6 +81,10 @@ def test_each_limit_leaves_out_what_is_beyond_it() -> None:
     assert chosen(seen, top=9, max_volatility="0.1") == ["A", "C", "B"]
     assert chosen(seen, top=9, min_volatility="0.1") == ["D"]
     assert chosen(seen, top=9, names=("B", "X")) == ["B"]
+    assert chosen(seen, top=9, names=()) == []
+    assert chosen(seen, top=9, min_volatility="0.2", max_volatility="0.2") == ["D"]
+    assert chosen(seen, top=9, min_volatility="0.05", max_volatility="0.05") == ["A", "C", "B"]
+    assert [age_days(listed("A", days=days), 100 * DAY) for days in (0, 1, -1)] == [0, 1, -1]
     unknown = [Listed("A", "USDT", Decimal(1), Decimal("0.1"), 0)]
     assert chosen(unknown, top=9, min_age_days=1) == []
     assert chosen(unknown, top=9) == ["A"]
@@ -93,6 +112,13 @@ def test_the_next_choice_is_at_the_next_stated_time() -> None:
     assert next_choice_ms(rule, 0) == 5 * minute
     assert next_choice_ms(rule, 5 * minute) == 12 * 60 * minute
     assert next_choice_ms(rule, 12 * 60 * minute) == DAY + 5 * minute
+
+
+def test_limits_may_meet() -> None:
+    rule = {"top": 20, "candidates": 20, "min_volatility": "0.1", "max_volatility": "0.1"}
+    made = load(None, {"market": {"universe": rule}}).market.universe
+    assert made is not None
+    assert made.top == made.candidates
 
 
 @pytest.mark.parametrize(
@@ -155,6 +181,20 @@ def test_a_list_is_read_in_any_usual_form(tmp_path: Path) -> None:
     for begin in ("", "\ufeff"):  # some editors begin a file so
         file.write_text(f"{begin}btcusdt # the first\r\n\nETH/USDT\nBTCUSDT\n", encoding="utf-8")
         assert names_of(file) == ("BTCUSDT", "ETHUSDT")
+
+
+def test_a_list_may_name_as_many_as_a_run_trades_and_be_a_megabyte_long(tmp_path: Path) -> None:
+    file = tmp_path / "list.txt"
+    file.write_text("".join(f"A{number}USDT\n" for number in range(SYMBOLS_MAX)))
+    assert len(names_of(file)) == SYMBOLS_MAX
+    file.write_text(f"BTCUSDT #{'x' * (LIST_BYTES_MAX - 9)}")
+    assert names_of(file) == ("BTCUSDT",)
+
+
+def test_a_list_lies_beside_the_configuration_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "paper.toml").write_text('[market.universe]\ntop = 1\nfile = "list.txt"\n')
+    (tmp_path / "list.txt").write_text("ETHUSDT\n")
+    assert list_of(load(tmp_path / "paper.toml")) == ("ETHUSDT",)
 
 
 # ---------------------------------------------------------------- a replay
@@ -331,6 +371,72 @@ async def test_a_choice_by_a_clock_that_is_behind_is_not_due_once_more(tmp_path:
     again = await universe.choose()
     assert again.market_ms == due_ms
     assert next_choice_ms(UniverseRule(top=1), again.market_ms) == due_ms + DAY
+
+
+class Markets:
+    """An exchange with symbols of two quote currencies."""
+
+    async def listed(self, _: Category) -> list[Listed]:
+        one = listed("AAAUSDC", turnover=900)
+        return [one._replace(quote="USDC"), listed("BBBUSDT", turnover=5), listed("CCCUSDT")]
+
+
+async def test_candidates_are_those_of_the_quote_currency() -> None:
+    exchange: Any = Markets()
+    for quote, found in (("USDT", ("CCCUSDT", "BBBUSDT")), ("USDC", ("AAAUSDC",))):
+        rule = {"top": 1, "candidates": 3, "quote": quote}
+        config = load(None, {"market": {"universe": rule}})
+        assert await new_candidates(config, exchange, 100 * DAY) == found
+
+
+def test_another_rule_takes_candidates_anew(tmp_path: Path) -> None:
+    path = tmp_path / "run.db"
+    data = [walk(seed, name, 20) for seed, name in enumerate(NAMES)]
+    rule: dict[str, Any] = {"top": 1, "candidates": 3, "at": ["00:05"]}
+    replayed(path, data, rule)
+
+    def known(**changed: Any) -> tuple[str, ...]:
+        config = load(None, {"market": {"universe": rule | changed}})
+        return known_candidates(config, RunKind.REPLAY, path)
+
+    assert known() == NAMES
+    assert known(min_turnover="5") == known(at=["00:06"]) == ()
+
+
+async def turns() -> None:
+    """Let the loop turn as often as a choice takes that asks no real exchange, and more."""
+    for _ in range(50):
+        await asyncio.sleep(0)
+
+
+async def test_a_bar_that_closes_when_a_choice_is_due_begins_it_and_one_before_does_not(
+    tmp_path: Path,
+) -> None:
+    due_ms, made = START_MS // DAY * DAY + DAY + 5 * MINUTE, list[Event]()
+
+    async def submit(event: Event) -> int:
+        made.append(event)
+        return 1
+
+    config = load(None, {"market": {"universe": {"top": 1}}})
+    parts: Any = ([instrument("AAAUSDT")], Lists(), submit, SteppedClock(due_ms))
+    universe = universe_of(config, None, tmp_path / "no.db", parts)
+    assert universe is not None
+    universe.due_ms = due_ms
+    closing = bar(open_time_ms=due_ms - MINUTE)
+    async with universe.at_work(lambda: None):
+        for early in (
+            undecided(1, bar(open_time_ms=due_ms - 2 * MINUTE)),
+            undecided(2, closing, accepted=False),  # a revision
+        ):
+            universe.observe(early)
+            await turns()
+            assert made == []
+        universe.observe(undecided(3, closing))
+        await turns()
+        assert [one.market_ms for one in made] == [due_ms]
+        universe.observe(undecided(4, made[0]))
+        assert universe.due_ms == due_ms + DAY
 
 
 async def test_a_run_without_any_candidate_does_not_begin(tmp_path: Path) -> None:

@@ -162,6 +162,33 @@ async def test_a_run_that_ends_amid_its_turns_goes_on_with_them(
     check_parity(case.path, tmp_path)
 
 
+async def test_a_start_names_no_symbol_that_rest_leaves_with_a_part_of_its_past(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.answers.limit(BBBUSDT=2, CCCUSDT=0, DDDUSDT=0)
+    waits = {"exchange": {"connect_timeout_s": 0.2, "certain_s": 0.2}}
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **case.sections) as live:
+            await live.listening(12)
+            await live.until(lambda: len(bars_of(live.steps, "BBBUSDT")) == 2 * PAGE)
+            await live.close_bar({"AAAUSDT"})
+        case.answers.asked.clear()
+        case.answers.limit(BBBUSDT=0)
+        monkeypatch.setattr(warming, "BEFORE_START", 1_000)  # so B is asked for before the start
+        async with trading(exchange, case.path, **case.sections, **waits) as again:
+            await again.listening(12)
+            [start] = [one.event for one in again.steps if isinstance(one.event, ModelChange)]
+            assert [key for key, _ in start.warm_from] == [
+                "linear:AAAUSDT",
+                "linear:CCCUSDT",
+                "linear:DDDUSDT",
+            ]
+            await again.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
+            case.answers.limit()
+            await again.close_bar(set(NAMES))
+    check_parity(case.path, tmp_path)
+
+
 async def test_what_is_not_answered_holds_up_no_other(case: Case) -> None:
     case.answers.limit(BBBUSDT=0)
     async with (

@@ -12,7 +12,9 @@ from bybit_server import START_MS, ScriptedServer
 from daemon_under_test import daemon
 from programs import BIN, Program, pointing_at
 
+from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.session.daemon import _shorter_windows as shorter_windows
 from tracepaper.daemon.terminal import console as log_lines
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.strategies.units import minute_text
@@ -64,6 +66,25 @@ def test_windows_for_which_the_past_of_an_exchange_suffices_are_named_and_trade(
     finally:
         for program in programs:
             program.kill()
+
+
+def test_of_several_strategies_each_trend_has_windows_of_its_own() -> None:
+    def of(name: str, **keys: object) -> dict[str, object]:
+        return {"name": name, "share": "0.3", **keys}
+
+    month, trends = (
+        30 * 24 * HOUR,
+        {"long": of("trend"), "short": of("trend", trend_windows=["6h"])},
+    )
+    several = load(None, {"strategies": {**trends, "cross": of("sma_cross")}})
+    said = shorter_windows(several, 64 * 24 * HOUR - month)
+    windows = '["1d", "2d", "4d", "8d"]'
+    assert said == f"; it suffices for [strategies.long] trend_windows = {windows}"
+    alone = load(None, {"strategy": {"name": "trend"}})
+    expected = f"; it suffices for [strategy] trend_windows = {windows}"
+    assert shorter_windows(alone, 64 * 24 * HOUR - month) == expected
+    crosses = load(None, {"strategies": {"a": of("sma_cross"), "b": of("sma_cross")}})
+    assert shorter_windows(crosses, month) == ""
 
 
 def started(folder: Path, name: str, settings: dict[str, str]) -> Program:

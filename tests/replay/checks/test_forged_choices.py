@@ -6,6 +6,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace as with_fields
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,12 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.backtest.universe import choices
+from tracepaper.replay.checks.universe import _Seen as Seen
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SOURCE_CODES
-from tracepaper.strategies.types.market import Event, Source, UniverseChange
+from tracepaper.strategies.types.market import Bar, Event, Source, UniverseChange
 
 HOUR = 3_600_000
 NAMES = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
@@ -39,12 +41,12 @@ RULE: dict[str, Any] = {"top": 2, "at": ["00:00", "06:00", "12:00", "18:00"]}
 Forge = Callable[[UniverseChange], list[UniverseChange]]
 
 
-def data(*, has_turnover: bool = True) -> list[Candles]:
+def data(*, has_turnover: bool = True, bars: int = BARS) -> list[Candles]:
     """Return hours of three symbols, the first of which trades least, then most."""
     found = []
     for seed, name in enumerate(NAMES):
-        made = made_candles(walk_rows(BARS, seed=seed), interval_ms=HOUR, symbol=name)
-        times = np.where(np.arange(BARS) < 30, 1, 9) if seed == 0 else 3 + seed
+        made = made_candles(walk_rows(bars, seed=seed), interval_ms=HOUR, symbol=name)
+        times = np.where(np.arange(bars) < 30, 1, 9) if seed == 0 else 3 + seed
         turnover = None if made.turnover is None else made.turnover * times
         found.append(
             with_fields(
@@ -126,6 +128,54 @@ def test_a_list_and_each_limit_are_honest_too(tmp_path: Path) -> None:
         assert named(replayed(tmp_path / f"{number}.db", data(), rule=RULE | more)) == set()
 
 
+def test_a_sentence_of_a_choice_by_a_list_is_held_to_its_figures(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("AAAUSDT\nCCCUSDT\n")
+    by_list = RULE | {"file": str(tmp_path / "list.txt")}
+    path = tmp_path / "forged.db"
+    replayed(path, data(), lambda one: [replace(one, reason="all is well")], rule=by_list)
+    assert named(path) == {"event.reason"}
+
+
+def test_figures_at_a_limit_are_held_to_it_as_far_as_they_are_rounded() -> None:
+    rule = UniverseRule(
+        top=1, min_turnover=Decimal("100.4"), min_age_days=3,
+        min_volatility=Decimal("0.0100004"), max_volatility=Decimal("0.0199996"),
+    )  # fmt: skip
+    for turnover, volatility, may_pass, surely_passes in (
+        ("102", "0.015", True, True),
+        ("101", "0.015", True, False),  # 100.5 to 101.5
+        ("100", "0.015", True, False),
+        ("99", "0.015", False, False),
+        ("102", "0.010002", True, True),
+        ("102", "0.01", True, False),
+        ("102", "0.009999", False, False),
+        ("102", "0.02", True, False),
+        ("102", "0.019998", True, True),
+        ("102", "0.020001", False, False),
+    ):
+        seen = Seen(Decimal(turnover), Decimal(volatility), 3)
+        assert (seen.passes(rule, 1), seen.passes(rule, -1)) == (may_pass, surely_passes), seen
+        assert not seen._replace(age_days=2).passes(rule, 1)
+
+
+def test_a_choice_comes_after_the_last_bars_and_by_the_candles_before_its_run(
+    tmp_path: Path,
+) -> None:
+    def made(name: str, *, from_ms: int | None = None) -> list[UniverseChange]:
+        path = replayed(tmp_path / f"{name}.db", data(), rule=rule, from_ms=from_ms)
+        with Reader.open(path) as reader:
+            events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+        return [event for event in events if isinstance(event, UniverseChange)]
+
+    opens, end_ms = data()[0].open_time_ms, data()[0].until_ms
+    rule = RULE | {"at": [f"{hour:02d}:{end_ms // 60_000 % 60:02d}" for hour in range(24)]}
+    whole = made("whole")
+    assert whole[-1].market_ms == end_ms
+    later = made("later", from_ms=int(opens[40]))
+    assert later == [one for one in whole if one.market_ms >= opens[40]]
+    assert len(later) == 21
+
+
 def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
     part = data()[0]
     vast = with_fields(part, turnover=np.full(BARS, 2**61, dtype=np.int64))
@@ -200,6 +250,27 @@ def test_amid_its_files_a_forged_choice_is_found_a_day_after_the_first_bar(tmp_p
     assert "event.seen" in named(path)
 
 
+@pytest.mark.parametrize(
+    ("forge", "fields"),
+    [
+        (lambda one: [one], set()),
+        (lambda one: [figures(one, age=1)], {"event.seen"}),  # its bars show three days
+        (lambda one: [figures(one, age=900)], set()),  # its file may be as old as that
+        (lambda one: [figures(one, turnover="7")], {"event.seen", "event.chosen"}),
+    ],
+)
+def test_a_symbol_is_no_younger_than_the_bars_that_a_run_amid_its_files_holds(
+    tmp_path: Path, forge: Forge, fields: set[str]
+) -> None:
+    bars = data(bars=130)
+    begins = int(bars[0].open_time_ms[100])
+    path = replayed(tmp_path / "forged.db", bars, forge, place=5, from_ms=begins)
+    with Reader.open(path) as reader:
+        events = [event for _, _, event, _ in reader.events(reader.find("last"))]
+    assert min(one.open_time_ms for one in events if isinstance(one, Bar)) > bars[0].open_time_ms[0]
+    assert named(path) == fields
+
+
 def as_live(path: Path) -> Path:
     """Make the bars of a run those of a stream, whose figures nothing else in the record gives."""
     with closing(sqlite3.connect(path)) as database:
@@ -225,6 +296,9 @@ def as_live(path: Path) -> Path:
         (lambda one: [replace(one, chosen=(*one.chosen, *others(one)))],
          {"event.chosen", "event.reason"}),
         (lambda one: [replace(one, chosen=("linear:NONE", one.chosen[0]))], {"event.chosen"}),
+        (lambda one: [replace(one, chosen=(one.chosen[0],) * 2)], {"event.chosen"}),
+        (lambda one: [replace(one, seen=(*one.seen, ("linear:NONE", "1", "0.01", 3)),
+                              reason=one.reason.replace("of 3", "of 4"))], {"event.chosen"}),
         (lambda one: [replace(one, reason="all is well")], {"event.reason"}),
         (lambda one: [replace(one, market_ms=one.market_ms - 1)], set()),  # a clock behind
         (lambda one: [replace(one, market_ms=one.market_ms - HOUR)], {"event.universe"}),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from browser import browsing, chromium, complaints
 from page_cases import serving_apart, shown_of
+from pages import record_in
 from playwright.sync_api import expect
 from report_cases import SAMPLE
 from seeded_events import seeded_market
@@ -19,6 +20,7 @@ from waiting import deadline_s
 from tracepaper import Action, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import backtest
 from tracepaper.replay.page import decisions, runs
+from tracepaper.replay.page.export import run_page, write_page
 from tracepaper.replay.report.report import build_report
 from tracepaper.strategies.types.decisions import PositionSide
 from tracepaper.strategies.units import to_tick
@@ -109,6 +111,12 @@ def liquidated(database: Path) -> list[int]:
     return [sequence for (sequence,) in rows(database, query)]
 
 
+def first(database: Path, where: str) -> int:
+    """Return the decision that asked for the first order of *where*."""
+    query = f"SELECT min(o.decision_sequence) FROM v_orders o WHERE {where}"
+    return int(rows(database, query)[0][0])
+
+
 def run_of(database: Path) -> str:
     return str(rows(database, "SELECT run_id FROM v_runs")[0][0])
 
@@ -129,6 +137,54 @@ def test_a_decision_says_what_each_side_holds_and_what_was_liquidated(hedged: Pa
     }
     assert {"Stayed flat", "Kept long 0.1 BTC, short 0.1 BTC"} <= kept
     assert any(title in kept for title in ("Kept short 0.1 BTC", "Kept long 0.1 BTC"))
+
+
+def test_a_decision_names_the_side_of_what_it_asked_for(hedged: Path) -> None:
+    shown = shown_of(hedged)
+    opened = decisions.decision(shown, first(hedged, "o.position_side = 'SHORT'"))
+    assert (
+        opened.title
+        == "Bought 0.1 BTC of the long side, sold 0.1 BTC of the short side: a full hour"
+    )
+    (both,) = rows(hedged, "SELECT min(sequence) FROM v_decisions WHERE action = 'HOLD' AND "
+                   "sequence > (SELECT min(sequence) FROM v_fills)")  # fmt: skip
+    kept = decisions.decision(shown, both[0])
+    assert (kept.held_before_text, kept.title) == ("0", "Kept long 0.1 BTC, short 0.1 BTC")
+
+
+def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> None:
+    path = tmp_path / "turns.db"
+    account = {"position_mode": "hedge", "margin": "isolated", "leverage": "10"}
+    config = {"account": account, "sizing": {"mode": "fixed", "quantity": "0.1"}}
+    keys = {"fast": 5, "slow": 30, "long_only": False}
+    data, until = SAMPLE, "2025-05-26T10:00:00Z"
+    backtest("sma_cross", data, params=keys, config=config, db=path, end=until).close()
+    shown = shown_of(path)
+    sides = {side: first(path, f"o.position_side = '{side}'") for side in ("LONG", "SHORT")}
+    seen = [decisions.decision(shown, at + 3) for at in sides.values()]
+    for one in seen:  # it says so again at each bar, and asks for nothing
+        assert one.held_before_text == one.held_after_text == one.target_text
+        assert one.target_text == ("0.1" if one.action == "LONG" else "-0.1")
+    assert seen[max(range(2), key=[*sides.values()].__getitem__)].title == (
+        "Kept long 0.1 BTC, short 0.1 BTC"
+    )
+
+
+def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:
+    shown = shown_of(several)
+    wanted = "SELECT sequence, strategy, target_quantity_text, quantity_text, reason "
+    for where in ("target_quantity <> quantity", "target_quantity = quantity AND quantity < 0",
+                  "target_quantity = 0 AND quantity = 0"):  # fmt: skip
+        sequence, name, *texts, reason = rows(
+            several, f"{wanted} FROM v_strategy_decisions WHERE {where} LIMIT 1"
+        )[0]
+        wants, holds = (
+            "nothing" if not float(text)
+            else f"{'short' if float(text) < 0 else 'long'} {abs(float(text)):g} BTC"
+            for text in texts
+        )  # fmt: skip
+        said = f"wants {wants} and holds {holds}" if wants != holds else f"wants and holds {wants}"
+        assert f"{name} {said}: {reason} (" in decisions.decision(shown, sequence).because
 
 
 def test_the_page_and_the_report_have_the_same_gross_and_net_exposure(hedged: Path) -> None:
@@ -234,6 +290,58 @@ def test_each_of_several_strategies_has_a_line_of_its_own(
             run_of(several),
         )
         assert len(set(drawn)) == 21
+        page.goto(f"{url}/#/run/{run_of(several)}/account")
+        names = page.locator("table").first.locator("tbody tr td:first-child")
+        expect(names.nth(5)).to_have_text("in reserve")
+        (left,) = rows(several, "SELECT a.equity - total(s.equity) FROM v_equity a JOIN "
+                       "v_strategy_decisions s USING (sequence) GROUP BY sequence "
+                       "ORDER BY sequence DESC LIMIT 1")[0]  # fmt: skip
+        expect(names.nth(5).locator("xpath=..")).to_contain_text(f"{left:,.2f}")
+
+
+@pytest.mark.slow
+def test_a_file_says_of_a_decision_that_it_holds_in_part_that_the_position_is_net(
+    browser: Browser, hedged: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.html"
+    write_page(run_page(hedged, run_of(hedged)), file)
+    record, run = record_in(file.read_text(encoding="utf-8")), run_of(hedged)
+    series = record[f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT"]
+    series = record.get(f"/api/v1/runs/{run}/series?instrument=linear%3ABTCUSDT#newest", series)
+    net = {
+        sequence: quantity
+        for sequence, quantity in zip(series["sequence"], series["held"], strict=True)
+        if f"/api/v1/runs/{run}/decisions/{sequence}" not in record
+    }
+    with opened(browser, file.as_uri()) as page:
+        for quantity, said in ((0, "Net flat"), (-0.1, "Net short 0.1 BTC")):
+            sequence = next(key for key, held in net.items() if held == quantity)
+            address = f"#/run/{run}/decision/{sequence}"
+            page.evaluate("address => { location.hash = address; }", address)
+            expect(page.locator(".card h2")).to_have_text(said)
+
+
+@pytest.mark.slow
+def test_the_first_sentence_counts_symbols_and_names_both_sides(
+    browser: Browser, url: str, hedged: Path
+) -> None:
+    def held(*positions: tuple[str, str, str]) -> Any:
+        names = ("side", "quantity_text", "instrument")
+        return {
+            "holdings": [dict(zip(names, one, strict=True)) for one in positions],
+            "instruments": [{"id": name, "base": name} for name in ("A", "B", "C", "D")],
+        }
+
+    both = [("LONG", "0.5", "A"), ("SHORT", "-0.4", "A"), ("LONG", "2", "B"), ("SHORT", "0", "B")]
+    cases = {
+        "Long 0.5 A, short 0.4 A, long 2 B": held(*both[:3]),
+        "Holds 3 of 4": held(*both, ("LONG", "1", "C")),
+        "Flat": held(("FLAT", "0", "A")),
+    }
+    with opened(browser, f"{url}/#/run/{run_of(hedged)}") as page:
+        for said, run in cases.items():
+            told = """async (run) => (await import("/assets/sentence.js")).heldWords(run)"""
+            assert page.evaluate(told, run) == said
 
 
 @pytest.mark.slow

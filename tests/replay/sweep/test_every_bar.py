@@ -29,18 +29,45 @@ class Lists(Strategy):
 
 
 def figures_both_ways(
-    folder: Path, strategy: str, data: Any, config: dict[str, Any], **named: Any
+    folder: Path, strategy: str | None, data: Any, config: dict[str, Any], **named: Any
 ) -> tuple[Any, Any]:
     made_of, quantity = named.pop("made_of", None), named.pop("quantity", "0.1")
+    axis = named.pop("axis", "sizing.quantity")
     work = read_request(
-        strategy, data, {"sizing.quantity": [quantity]}, "return",
+        strategy, data, {axis: [quantity]}, "return",
         config={**FIXED, **config}, made_of=made_of, **named,
     ).work  # fmt: skip
-    cell = Cell(0, WHOLE, 0, {"sizing.quantity": quantity}, named.get("start"), None)
+    cell = Cell(0, WHOLE, 0, {axis: quantity}, named.get("start"), None)
     lean, full = make(work, cell), make(replace(work, kept_in=folder), cell)
     assert (lean.error, full.error) == ("", "")
     assert lean.daily == full.daily
     return lean.figures, full.figures
+
+
+HEDGED = {"position_mode": "hedge", "margin": "isolated", "leverage": "10"}
+
+
+def test_of_both_sides_in_hedge_mode(candles: Path, tmp_path: Path) -> None:
+    data = [str(candles), f"ETHUSDT={candles}"]
+    crossing = {"fast": 3, "slow": 12, "long_only": False}
+    config = {"account": HEDGED, "strategy": crossing, "exits": {"stop_loss": "0.5%"}}
+    found, whole = figures_both_ways(tmp_path, "sma_cross", data, config)
+    assert found == whole
+    assert found["random_beaten"] is not None
+    assert found["mean_exposure"] > abs(found["net_exposure"])  # both sides stood at one time
+
+
+def test_of_several_strategies_and_when_shares_are_given_anew(
+    candles: Path, tmp_path: Path
+) -> None:
+    own = {"name": "sma_cross", "long_only": False, "share": "0.4"}
+    several = {"a": {**own, "fast": 3, "slow": 12}, "b": {**own, "fast": 9, "slow": 40}}
+    config = {"strategies": several, "sizing": {"mode": "equity"}}
+    found, whole = figures_both_ways(
+        tmp_path, None, candles, config, axis="strategies.reset", quantity="day"
+    )
+    assert found == whole
+    assert found["trades"] > 10
 
 
 def test_of_one_symbol_and_of_two(candles: Path, tmp_path: Path) -> None:

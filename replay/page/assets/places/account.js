@@ -1,6 +1,6 @@
 /** Account: equity beside every twin, drawdown, exposure; positions, orders, trades, ledger. */
 import { html, useMemo, useState } from "../vendor/htm-preact.js";
-import { accountStyles, isHedged } from "../accounts.js";
+import { accountStyles, isHedged, accountRows } from "../accounts.js";
 import { getColumns } from "../api.js";
 import { accountName, count, number, percent, plain, quantity, startsOf } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
@@ -67,7 +67,7 @@ export function AccountView({ run, go, refreshed }) {
   const decimals = new Map(run.instruments.map((each) => [each.id, each.price_decimals]));
   return html`<div class="place">
     <h1>Account</h1>
-    <${Table} caption="Accounts" empty="No account." rows=${run.accounts} columns=${[
+    <${Table} caption="Accounts" empty="No account." rows=${accountRows(run)} columns=${[
       { title: "account", text: true, of: (row) => html`<span title=${row.source}>${accountName(row)}</span>`, by: (row) => row.name },
       { title: "equity", of: (row) => number(row.equity), by: (row) => row.equity },
       { title: "return", of: (row) => percent(row.total_return, { sign: true }), by: (row) => row.total_return },
