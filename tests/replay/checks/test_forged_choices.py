@@ -162,18 +162,19 @@ def test_a_choice_comes_after_the_last_bars_and_by_the_candles_before_its_run(
     tmp_path: Path,
 ) -> None:
     def made(name: str, *, from_ms: int | None = None) -> list[UniverseChange]:
-        path = replayed(tmp_path / f"{name}.db", data(), rule=rule, from_ms=from_ms)
+        path = replayed(tmp_path / f"{name}.db", candles, rule=rule, from_ms=from_ms)
         with Reader.open(path) as reader:
             events = [event for _, _, event, _ in reader.events(reader.find("last"))]
         return [event for event in events if isinstance(event, UniverseChange)]
 
-    opens, end_ms = data()[0].open_time_ms, data()[0].until_ms
+    candles = data(bars=130)  # more than the bars that warm a run
+    opens, end_ms = candles[0].open_time_ms, candles[0].until_ms
     rule = RULE | {"at": [f"{hour:02d}:{end_ms // 60_000 % 60:02d}" for hour in range(24)]}
     whole = made("whole")
     assert whole[-1].market_ms == end_ms
-    later = made("later", from_ms=int(opens[40]))
-    assert later == [one for one in whole if one.market_ms >= opens[40]]
-    assert len(later) == 21
+    later = made("later", from_ms=int(opens[100]))
+    assert later == [one for one in whole if one.market_ms >= opens[100]]
+    assert len(later) == 31
 
 
 def test_a_turnover_beyond_64_bits_a_day_is_added_up_exactly() -> None:
