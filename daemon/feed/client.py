@@ -397,7 +397,7 @@ class FeedStart(Struct, frozen=True):
     By instrument id, ``known`` has the newest bar's open time (None or missing: none, so warm-up
     bars are fetched), ``known_funding`` the newest settlement's time, ``recent`` the bars by which
     closes are judged. ``first`` are delivered before all else, and ``started`` makes the event that
-    follows the warm-up bars, given the instruments whose own are still to come: a model is warm
+    follows the warm-up bars, given the instruments whose own come in a later turn: a model is warm
     once it is delivered, and only then is anything subscribed. ``is_served`` says that this
     exchange served the run before, so that no error now is a mistake of the configuration. A close
     further than ``plausible`` usual ranges from the last one is accepted once REST repeats it.

@@ -283,12 +283,12 @@ class LiveFeed:
         until_ms = interval_start(self._start.period_start_ms, self._start.interval_ms)
         async for event in self._filled(until_ms):
             yield event
+        self._warming.postpone(self._unanswered)
         for key in self._warming.turns.first:
-            if key not in self._unanswered:
-                for frame_bar in await self._warming.frames_of(key):
-                    yield frame_bar
+            for frame_bar in await self._warming.frames_of(key):
+                yield frame_bar
         if self._start.started is not None:
-            yield self._start.started({*self._sequencer.held, *self._unanswered})
+            yield self._start.started(self._sequencer.held)
         self._listen()
         async for event in self._catch_up():
             yield event

@@ -112,6 +112,7 @@ class WarmUpQueue:
     """
 
     def __init__(self, requests: Mapping[str, int], *, urgent: Collection[str]) -> None:
+        self._requests = requests
         order = sorted(requests, key=lambda key: key not in urgent)  # stable: the run's order
         reached = accumulate(requests[key] for key in order)
         ahead = sum(asked <= BEFORE_START for asked in reached)
@@ -123,6 +124,11 @@ class WarmUpQueue:
     def later(self) -> tuple[str, ...]:
         """Those whose turn is still to come, or is under way."""
         return tuple(self._later)
+
+    def postpone(self, instrument: str) -> None:
+        """Make *instrument*, one of the first, the last of those that are later."""
+        self.first.remove(instrument)
+        self._later[instrument] = self._requests[instrument]
 
     def answered(self, instrument: str) -> None:
         """Note that one request of *instrument* was answered; the last counts until it is done."""
@@ -192,8 +198,17 @@ class Warming:
         self.turns = WarmUpQueue(requests, urgent=self._start.urgent)
         if self._start.in_stages:
             for key in self.turns.later:
-                self._causes[key] = self._states[key].cause
-                self._sequencer.hold(key)
+                self._hold(key)
+
+    def _hold(self, instrument: str) -> None:
+        self._causes[instrument] = self._states[instrument].cause
+        self._sequencer.hold(instrument)
+
+    def postpone(self, unanswered: Iterable[str]) -> None:
+        """Warm *unanswered* of the first behind the others: the start waits for them no longer."""
+        for key in unanswered:
+            self.turns.postpone(key)
+            self._hold(key)
 
     def _pages_of_bars(self, state: FeedState) -> int:
         sequence = state.sequence

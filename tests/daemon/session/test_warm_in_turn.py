@@ -39,7 +39,7 @@ from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Action, FillModel, Step
-from tracepaper.strategies.types.market import Bar, Gap, Instrument, ModelChange
+from tracepaper.strategies.types.market import Bar, FrameBar, Gap, Instrument, ModelChange
 
 NAMES = ["AAAUSDT", "BBBUSDT", "CCCUSDT", "DDDUSDT"]
 SIXTY = [f"M{number:02d}USDT" for number in range(60)]
@@ -322,6 +322,42 @@ class Quarters(Turns):
 
     frames = ("15",)
     frames_warmup = {"15": 34}  # noqa: RUF012 - as a user writes it
+
+
+async def test_the_whole_past_comes_where_rest_answers_late_at_a_restart(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case.answers.limit(BBBUSDT=0, CCCUSDT=0, DDDUSDT=0)
+    sections = {
+        **case.sections,
+        "strategy": {"name": f"{__name__}:Quarters"},
+        "model": {"checkpoint": "none"},
+        "exchange": {"connect_timeout_s": 0.2, "certain_s": 0.2},
+    }
+    monkeypatch.setattr(warming, "BEFORE_START", 1)
+    async with EmbeddedExchange(case.served) as exchange:
+        async with trading(exchange, case.path, **sections) as live:
+            await live.listening(12)
+            await live.close_bar({"AAAUSDT"})
+        monkeypatch.setattr(warming, "BEFORE_START", 1_000)
+        case.answers.asked.clear()
+        case.answers.limit(BBBUSDT=0)
+        async with trading(exchange, case.path, **sections) as again:
+            await again.listening(12)
+            await again.close_bar({"AAAUSDT", "CCCUSDT", "DDDUSDT"})
+            case.answers.limit()
+            await again.until(
+                lambda: any(
+                    isinstance(step.event, FrameBar) and step.event.instrument.endswith("BBBUSDT")
+                    for step in again.steps
+                )
+            )
+            last = await again.close_bar(set(NAMES))
+    counted = rows(case.path, "SELECT instrument, count(*) FROM v_bars GROUP BY 1")
+    assert len({count for _, count in counted}) == 1  # its own past has come as well
+    query = f"SELECT refused_by FROM v_decisions WHERE open_time_ms = {last}"
+    assert "warm" not in {refused for (refused,) in rows(case.path, query)}
+    check_parity(case.path, tmp_path)
 
 
 TURNS = {"strategy": {"name": f"{__name__}:Turns"}, "model": {"checkpoint": "none"}}
