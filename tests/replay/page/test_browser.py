@@ -449,6 +449,7 @@ def columns_of(minutes: list[int], cell: int) -> tuple[dict[str, Any], dict[str,
 def test_a_file_says_of_each_drawn_decision_what_it_holds(page: Page) -> None:
     run = {
         "row": {"interval_ms": 60_000},
+        "config": {},
         "gates": [],
         "gate_horizon": 2,
         "instruments": [{"id": "i", "base": "I"}],
