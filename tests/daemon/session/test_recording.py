@@ -245,8 +245,9 @@ async def test_a_killed_daemon_goes_on_in_its_files_behind_a_gap(tmp_path: Path)
     assert ended.code == 0, ended.err
     found = events_quality(path)
     assert ([gap.cause for gap in found.gaps], found.torn) == (["stopped"], "")
-    # Its end closes the recorder's input, which writes what it held: 30 s each, nothing lost.
-    assert found.recorded_ms > 55_000
+    # Its end closes the recorder's input, which writes what it held: 30 s each, but for frames that
+    # a busy machine has not read by then. Without its last block of ten seconds each has 20 s.
+    assert found.recorded_ms > 45_000
 
 
 # ---------------------------------------------------------------- configuration and command
