@@ -136,7 +136,7 @@ class ShownPosition(NamedTuple):
     is_hedged: bool = False
 
     def of_side(self, action: str) -> str:
-        """Return what the side holds that *action* names, where there are two; else the sum."""
+        """Return the quantity of the side that *action* is for; that of both where it has none."""
         if not self.is_hedged or action not in SIDES:
             return self.text
         return self.sides[list(SIDES).index(PositionSide(action))]

@@ -16,18 +16,14 @@ from fed_daemon import MINUTE, Process
 from fleet_cases import assert_same, of_command
 from forging import rechain, verified
 from postgres_server import Cluster
-from records import check_record, rows
+from records import check_record, rows, run_again
 from several_strategies import TOLD, configured
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.resume import recorded_reach
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.storage import maintenance
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
@@ -152,12 +148,7 @@ def test_what_a_prune_keeps_is_run_again_with_equal_decisions(
 ) -> None:
     path, again = Path(shutil.copy(recorded[kind], tmp_path / "a.db")), tmp_path / "again.db"
     prune(path)
-    log = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=0)
-    log.end(2)
-    log.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    same = run_again(path, again)
     assert same.holds, same.differences[:3]
     assert same.identical == verified(path).decisions
     check_record(again)

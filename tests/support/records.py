@@ -7,7 +7,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from tracepaper.replay.backtest.recorded import rerun_recorded
+from tracepaper.replay.backtest.run import Tally
+from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -29,3 +33,13 @@ def check_record(path: Path, wanted: str = "last") -> int:
         problem = audit(reader.connection, run_id).problem
         assert problem is None, problem.sentence
         return found.agreed
+
+
+def run_again(path: Path, again: Path, wanted: str = "last") -> Parity:
+    """Replay what a run recorded into the new database *again*; compare both runs."""
+    log = SqlAuditLog.open(again)
+    second = rerun_recorded(f"{path}#{wanted}", log, again, Tally(), started_at_ms=0)
+    log.end(2)
+    log.close()
+    with Reader.open(path) as one, Reader.open(again) as two:
+        return compare_runs(ComparedRun(one, one.find(wanted)), ComparedRun(two, second))

@@ -9,18 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from daemon_under_test import until_daemon
-from records import check_record
+from records import check_record, run_again
 from waiting import deadline
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange
-from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Bar, RunKind
 
@@ -133,13 +128,6 @@ async def trading(
 def check_parity(path: Path, folder: Path) -> None:
     """Check the record, and that a replay of what it holds decides the same, bit by bit."""
     check_record(path)
-    again = folder / "again.db"
-    audit = SqlAuditLog.open(again)
-    rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=0)
-    audit.close()
-    with Reader.open(path) as live, Reader.open(again) as replay:
-        found = compare_runs(
-            ComparedRun(live, live.find("last")), ComparedRun(replay, replay.find("last"))
-        )
+    found = run_again(path, folder / "again.db")
     assert found.holds, found.differences
     assert found.identical == found.compared > 0

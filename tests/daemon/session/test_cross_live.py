@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 from exchange_client import FIRST_MS, candles, walk_rows
-from records import check_record
+from records import check_record, run_again
 from several_live import MINUTE, Live, trading
 
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel
@@ -100,11 +95,6 @@ async def test_a_crash_of_one_symbol_liquidates_both(tmp_path: Path, restarts: b
             assert any(isinstance(step.event, Bar) for step in live.steps)
     check_record(path)
     again = tmp_path / "again.db"
-    log = SqlAuditLog.open(again)
-    rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=2)
-    log.end(3)
-    log.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, two.find("last")))
+    found = run_again(path, again)
     assert found.differences == []
     assert found.compared == found.identical > 0

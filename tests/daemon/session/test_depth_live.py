@@ -14,14 +14,10 @@ import torch
 from depth_cases import trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from records import check_record, rows
+from records import check_record, rows, run_again
 from several_live import trading
 
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.order_book import books_in
@@ -87,12 +83,7 @@ async def test_books_are_stored_and_traded_by_and_a_restart_forgets_them(
     assert sum(reason.startswith("the mid is expected") for reason in said) >= 4
     assert check_record(path) == len(said)
     again = tmp_path / "again.db"
-    audit = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=1)
-    audit.end(2)
-    audit.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    found = run_again(path, again)
     assert (found.compared, found.differences) == (len(said), [])
 
 

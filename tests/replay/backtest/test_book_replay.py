@@ -14,7 +14,7 @@ import pytest
 from depth_cases import FIRST_MS, header, walk, write
 from killed_replays import Killed, resumed
 from queue_cases import Say, book, gap, played, send, shows, trade
-from records import check_record, rows
+from records import check_record, rows, run_again
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
@@ -23,14 +23,11 @@ from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -134,14 +131,9 @@ def test_the_same_again_is_the_same_and_so_is_a_recorded_run_fed_again(
     tmp_path: Path, whole: Path, market: SeededMarket
 ) -> None:
     path, again = tmp_path / "a.db", tmp_path / "again.db"
-    first = replayed(path, market)
+    replayed(path, market)
     assert rows(path, FILLS) == rows(whole, FILLS)
-    log = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=1)
-    log.end(2)
-    log.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+    found = run_again(path, again)
     assert (found.compared, found.identical, found.differences) == (30, 30, [])
     assert rows(again, FILLS) == rows(path, FILLS)
     check_record(again)

@@ -20,7 +20,7 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
 from killed_replays import killed, resumed
-from records import check_record, rows
+from records import check_record, rows, run_again
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -29,7 +29,6 @@ from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
@@ -298,13 +297,8 @@ def test_a_run_is_fed_its_own_books_and_decides_the_same(
     tmp_path: Path, books: Path, checkpoint: Path
 ) -> None:
     path, again = tmp_path / "a.db", tmp_path / "again.db"
-    first = replayed(path, books, checkpoint)
-    audit = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#last", audit, again, Tally(), started_at_ms=1)
-    audit.end(2)
-    audit.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+    replayed(path, books, checkpoint)
+    found = run_again(path, again)
     assert (found.compared, found.identical, found.differences) == (BARS, BARS, [])
     check_record(again)
 

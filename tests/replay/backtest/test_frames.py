@@ -14,7 +14,7 @@ import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from killed_replays import killed_and_resumed
-from records import check_record, rows
+from records import check_record, rows, run_again
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
@@ -23,12 +23,10 @@ from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of, resample
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.storage.audit import SqlAuditLog
@@ -171,12 +169,7 @@ def test_candles_of_the_frame_warm_what_the_bars_do_not_reach(tmp_path: Path) ->
     warm = [(at, action) for at, action, *_ in rows(path, DECIDED)][2:]
     assert [(at, seen[at]) for at, _ in warm] == warm
     again = tmp_path / "again.db"
-    audit = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#{first}", audit, again, Tally(), started_at_ms=0)
-    audit.end(2)
-    audit.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        assert compare_runs(ComparedRun(one, first), ComparedRun(two, second)).holds
+    assert run_again(path, again, first).holds
 
 
 class Days(Trend):

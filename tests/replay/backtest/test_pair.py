@@ -9,16 +9,14 @@ import pytest
 from killed_replays import killed_and_resumed
 from pair_cases import HOUR_MS, cointegrated, configured, replayed
 from programs import ROOT
-from records import check_record, rows
+from records import check_record, rows, run_again
 
 from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import read_candles, slice_candles
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.storage.audit import SqlAuditLog
@@ -99,12 +97,7 @@ def test_a_recorded_pair_is_fed_again_and_every_decision_agrees(
 ) -> None:
     small, again = tmp_path / "small.db", tmp_path / "again.db"
     first = replayed(small, configured(), cointegrated(400))
-    audit = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{small}#{first}", audit, again, Tally(), started_at_ms=0)
-    audit.end(2)
-    audit.close()
-    with Reader.open(small) as one, Reader.open(again) as two:
-        found = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
+    found = run_again(small, again, first)
     assert found.differences == []
     assert found.holds
 

@@ -13,17 +13,15 @@ import own_strategies as own
 import pytest
 from killed_replays import resumed
 from pair_cases import HOUR_MS, SYMBOLS, cointegrated, configured, replayed
-from records import rows
+from records import rows, run_again
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.state import EngineState, decode_state
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.checks.verify import verify_run
@@ -189,12 +187,7 @@ def test_it_is_stored_by_the_last_step_of_the_close_in_which_it_changed(tmp_path
 def test_a_record_is_fed_again_with_the_state_that_it_began_with(tmp_path: Path) -> None:
     path, again = tmp_path / "run.db", tmp_path / "again.db"
     first = replayed(path, own_pair(), cointegrated(400))
-    audit = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#{first}", audit, again, Tally(), started_at_ms=0)
-    audit.end(2)
-    audit.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        assert compare_runs(ComparedRun(one, first), ComparedRun(two, second)).holds
+    assert run_again(path, again, first).holds
     assert openings(path) == openings(again)
 
 

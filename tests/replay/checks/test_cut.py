@@ -21,6 +21,7 @@ from exchange_client import walk_rows
 from forging import rechain
 from own_strategies import importable
 from pair_cases import cointegrated
+from records import run_again
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -321,11 +322,7 @@ def test_a_model_is_asked_anew_from_a_context_before(tmp_path: Path, mode: str) 
     if mode == "step":
         assert found.decisions == found.agreed
     again = tmp_path / "again.db"
-    log = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=0)
-    log.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    same = run_again(path, again)
     assert same.holds, same.differences[:3]
     assert same.compared == found.decisions
     assert verified(again).holds

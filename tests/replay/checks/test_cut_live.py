@@ -21,18 +21,15 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import believed, rechain, verified
 from own_strategies import importable
+from records import run_again
 from retrain_cases import Planted, decide, until_has
 from several_live import trading
 
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session import retraining
 from tracepaper.daemon.session.resume import recorded_reach
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage import maintenance
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.networks.order_book import OrderBookConfig
@@ -165,12 +162,7 @@ def test_what_a_prune_keeps_of_a_daemon_is_derived_and_fed_again(
     assert found.decisions == found.agreed
     assert found.chained > 0
     again = tmp_path / "again.db"
-    log = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{path}#last", log, again, Tally(), started_at_ms=0)
-    log.end(2)
-    log.close()
-    with Reader.open(path) as one, Reader.open(again) as two:
-        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    same = run_again(path, again)
     assert same.holds, same.differences[:3]
     assert same.identical == found.decisions
     assert verified(again).holds

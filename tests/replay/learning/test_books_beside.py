@@ -27,6 +27,7 @@ from book_modality_cases import (
 )
 from killed_replays import killed, resumed
 from learning import MINUTE_MS, START_MS, Say, choose, write_csv
+from records import run_again
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
@@ -34,7 +35,6 @@ from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
@@ -267,12 +267,7 @@ def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(
 
 def test_a_run_is_fed_its_own_books_and_decides_the_same(database: Path, tmp_path: Path) -> None:
     again = tmp_path / "again.db"
-    audit = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{database}#last", audit, again, Tally(), started_at_ms=1)
-    audit.end(2)
-    audit.close()
-    with Reader.open(database) as one, Reader.open(again) as two:
-        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, second))
+    found = run_again(database, again)
     assert (found.compared, found.identical, found.differences) == (SHORT, SHORT, [])
     check(again)
 
