@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from tracepaper.strategies.api.context import BarContext as BarContext
     from tracepaper.strategies.api.context import Cancel as Cancel
     from tracepaper.strategies.api.context import Orders as Orders
-    from tracepaper.strategies.api.context import Outlook as Outlook
     from tracepaper.strategies.api.context import Percent as Percent
     from tracepaper.strategies.api.context import Signal as Signal
     from tracepaper.strategies.api.context import Volatility as Volatility
@@ -45,7 +44,6 @@ _HOMES = {
     "HttpModel": "daemon.session.http_model",
     "Model": "strategies.api.model",
     "Orders": "strategies.api.context",
-    "Outlook": "strategies.api.context",
     "Percent": "strategies.api.context",
     "PortfolioStrategy": "strategies.api.strategy",
     "Signal": "strategies.api.context",
@@ -72,7 +70,6 @@ __all__ = [
     "HttpModel",
     "Model",
     "Orders",
-    "Outlook",
     "Percent",
     "PortfolioStrategy",
     "Signal",

@@ -37,55 +37,6 @@ PANELS: Final = {
 """The order and the headings of the help; commands of other distributions come last."""
 ALIASES: Final = {"backtest": "replay"}
 """Other names of commands, for people who come from other programs."""
-RENAMED: Final = {
-    "--beside": "--compare",
-    "--instead": "--ablate",
-    "--spans": "--holdout",
-    "--vectors": "--covariates",
-}
-"""Older names of options; an error names the new one."""
-_ARCHITECTURE: Final = (
-    "horizons", "window", "layers", "dim", "heads", "encoding", "clock", "mask", "blocks", "norm",
-    "volatility_gate", "factor", "feature_map", "frames", "tokens", "modalities", "regimes",
-    "attention", "every", "factors", "dropout", "quantiles",
-)  # fmt: skip
-_TRAINING: Final = (
-    "steps", "length", "batch", "windows", "accumulate", "learning_rate", "precision",
-    "explained_bars", "baselines", "threads", "device",
-)  # fmt: skip
-_SWITCHES: Final = ("gated", "distil", "checkpointing", "allocation")
-REPLACED: Final[Mapping[str, Mapping[str, str]]] = {
-    "train": {
-        **{f"--{key.replace('_', '-')}": f"--set {key}=…" for key in _ARCHITECTURE},
-        **{f"--{key.replace('_', '-')}": f"--set training.{key}=…" for key in _TRAINING},
-        **{f"--{key}": f"--set {key}=true" for key in _SWITCHES},
-        **{f"--no-{key}": f"--set {key}=false" for key in _SWITCHES},
-        "--learned-weights": "--set training.learned_weights=true",
-        "--no-learned-weights": "--set training.learned_weights=false",
-        "--network": "--set model.kind=…",
-        "--name": "--set model.name=…",
-        "--schema": "--set features.schema_id=…",
-        "--interval": "--set features.intervals=…",
-        "--calendar": "--set features.calendar=…",
-        "--gate-horizon": "--set calibration.horizon=…",
-        "--train-until": "--set split.train_until=…",
-        "--validate-until": "--set split.validation_until=…",
-        "--calibrate-until": "--set split.calibration_until=…",
-        "--with": "--set ensemble.kind=…, or ensemble.members=… of two folders",
-        "--with-schema": "--set ensemble.schema_id=…",
-        "--print-recipe": "--init KIND",
-    },
-    "evaluate": {
-        "--explanations": "--inspect deletion=…",
-        "--ablation": "--inspect context=…",
-        "--permutation": "--inspect permutation=…",
-        "--attributions": "--inspect attribution=…",
-        "--intervals": "--inspect intervals",
-        "--explained-bars": "--set evaluation.explained_bars=…",
-        "--threads": "--set evaluation.threads=…",
-    },
-}
-"""Options of former releases by their command, and what is written now."""
 OTHER_PANEL: Final = "Added by other packages"
 
 NEW_OBJECTS: Final = 20_000
@@ -261,20 +212,11 @@ def _explain(error: BaseException) -> int:
 
 
 def _usage_sentence(error: typer.TyperException) -> str:
-    """Explain a wrong command line; for an option's older name, give the new one."""
+    """Explain a wrong command line."""
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "tracepaper"
     words = error.format_message().replace("Value error, ", "").split()
     message = " ".join(words).rstrip(".")
-    option = getattr(error, "option_name", "")
-    new_name = RENAMED.get(option)
-    if context is not None and any(
-        new_name in parameter.opts for parameter in context.command.params
-    ):
-        message = f"{option} is called {new_name} now"
-    command = path.rpartition(" ")[2]
-    if option in REPLACED.get(command, {}):
-        message = f"{option} is {REPLACED[command][option]} now"
     if "unexpected extra argument" in message and ".toml" in message:
         message += "; give a configuration by --config"
     return f"{message}; see `{path} --help`."

@@ -1,4 +1,4 @@
-"""``db backup``, ``db prune`` and ``db upgrade``.
+"""``db backup`` and ``db prune``.
 
 The rules are docs/storage.md, S16 and S17.
 """
@@ -12,12 +12,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from alembic import command
-from alembic.config import Config
 from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
-from tracepaper.storage import migrations
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.links import DROPPED_TABLES
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback
@@ -25,16 +22,8 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
 from tracepaper.storage.database.chunks import latest, run_span
-from tracepaper.storage.database.connection import no_way_up, open_reader
-from tracepaper.storage.database.views import create_views
-from tracepaper.storage.database.writer import (
-    add_columns,
-    advice,
-    identify,
-    open_writer,
-    open_writer_of_any_schema,
-)
-from tracepaper.storage.record.columns import SCHEMA_REVISION, UPGRADABLE
+from tracepaper.storage.database.connection import open_reader
+from tracepaper.storage.database.writer import advice, open_writer
 from tracepaper.storage.record.digest import NOTHING
 from tracepaper.storage.record.rows import KEPT_EVENTS, sequence_of
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
@@ -44,7 +33,6 @@ from tracepaper.strategies.units import DAY_MS
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from sqlalchemy import Connection
 
 _OPENED: Final = (
     "SELECT min(open_time_ms), max(open_time_ms) FROM steps "
@@ -265,43 +253,3 @@ def recorded_reach(raw: sqlite3.Connection, run_key: int) -> Lookback:
     return Lookback(
         dict.fromkeys(keys, bars), context=bars if is_modelled else 0, counts=bool(is_modelled)
     )
-
-
-def upgrade(path: Path) -> tuple[str, str]:
-    """Upgrade the database *path*; return its schema before and after.
-
-    Raises ``DataInvalid`` where it is no database of ours or newer than this version,
-    ``ConfigInvalid`` where a daemon has it open, ``AuditUnwritable`` where it cannot be written.
-    """
-    if not path.is_file():
-        raise DataInvalid(f"There is no database {path}; name one with --db.")
-    writer, revision = open_writer_of_any_schema(path)
-    try:
-        if revision not in {SCHEMA_REVISION, *UPGRADABLE}:
-            raise DataInvalid(no_way_up(path, revision))
-        migrate(writer.connection)
-        add_columns(writer.connection, path)
-        identify(writer.connection)
-    except (DBAPIError, sqlite3.Error) as error:
-        raise AuditUnwritable(
-            f"{path} could not be upgraded and is as it was ({error}); {advice(error)} and retry."
-        ) from error
-    finally:
-        writer.close()
-    return revision, SCHEMA_REVISION
-
-
-def migrate(connection: Connection) -> None:
-    """Run the revisions that *connection*'s database lacks, then make its views anew."""
-    config = Config()
-    folder = str(Path(migrations.__file__).parent)
-    config.set_main_option("script_location", folder.replace("%", "%%"))
-    config.attributes["connection"] = connection
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    try:
-        command.upgrade(config, "head")
-        create_views(connection)
-    except BaseException:
-        connection.exec_driver_sql("ROLLBACK")
-        raise
-    connection.exec_driver_sql("COMMIT")

@@ -400,7 +400,7 @@ def show(
 
     loaded = load(with_settings(_one_of(file, config), settings))
     if json:
-        print_json({**loaded.document(), "config_sha256": loaded.sha256()})
+        print_json({**loaded.settings(), "config_sha256": loaded.sha256()})
     else:
         typer.echo(render(loaded), nl=False)
 

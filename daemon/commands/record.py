@@ -344,44 +344,25 @@ def _text(value: object) -> str:
     return value.hex() if isinstance(value, bytes) else visible(str(value))
 
 
-db_app = typer.Typer(help="Upgrade, back up, ship and prune the database.")
+db_app = typer.Typer(help="Back up, ship and prune the database.")
 db_app.command()(ship)
 db_app.command()(pull)
 
 
 @db_app.command()
-def upgrade(
-    *,
-    to: ToOption = None,
-    db: DatabaseOption = None,
-    config: ConfigOption = None,
-    json: JsonOption = False,
-) -> None:
-    """Bring the database to this version's schema; it is as it was if that fails.
+def create(*, to: ToOption = None, config: ConfigOption = None, json: JsonOption = False) -> None:
+    """Make the tables and views of a fleet in PostgreSQL; make its views anew if it has tables."""
+    from tracepaper.storage.fleet.server import shown
+    from tracepaper.storage.fleet.tables import make_schema
 
-    With --to the tables and views of a fleet are made or upgraded in PostgreSQL instead.
-    """
-    path: Path | str
-    if to is not None:
-        from tracepaper.storage.fleet.server import shown
-        from tracepaper.storage.fleet.tables import upgrade as upgrade_server
-
-        url, option = server_of(to, config)
-        before, after = upgrade_server(url, needed_by=option)
-        path = shown(url)
-    else:
-        from tracepaper.storage.maintenance import upgrade as upgrade_database
-
-        path = database_path(db, config)
-        before, after = upgrade_database(path)
+    url, option = server_of(to, config)
+    is_new = make_schema(url, needed_by=option)
     if json:
-        print_json({"database": str(path), "from": before or None, "to": after})
-    elif not before:
-        typer.echo(f"{path} has the tables and views of a fleet now, schema {after}.")
-    elif before == after:
-        typer.echo(f"{path} has schema {after} already; its views were made anew.")
+        print_json({"database": shown(url), "is_new": is_new})
+    elif is_new:
+        typer.echo(f"{shown(url)} has the tables and views of a fleet now.")
     else:
-        typer.echo(f"{path} was upgraded from schema {before} to {after}.")
+        typer.echo(f"{shown(url)} has its tables already; its views were made anew.")
 
 
 @db_app.command()

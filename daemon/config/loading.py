@@ -73,10 +73,6 @@ Tables = dict[str, dict[str, Any]]
 Origins = dict[tuple[str, str], str]
 """The source of each key that is not at its default, by section and key."""
 
-_ORDER_BOOK_KEYS: Final = ("depth", "depth_every_ms")
-STORED_AS: Final = {("model", "covariates"): "vectors"}
-"""The older names under which keys are stored and hashed; an error names the new one."""
-
 
 class Config(BaseModel):
     """Everything that can be configured. Constructing it reads nothing but its arguments."""
@@ -117,80 +113,32 @@ class Config(BaseModel):
         copy._folder = folder  # noqa: SLF001 - its own class
         return copy
 
-    def document(self) -> dict[str, dict[str, object]]:
-        """Return ``settings`` under the names by which a run stores and hashes them."""
-        return {
-            name: {STORED_AS.get((name, key), key): value for key, value in table.items()}
-            for name, table in self.settings().items()
-        }
-
     def settings(self) -> dict[str, dict[str, object]]:
         """Return every section as plain values; exact numbers become their shortest text.
 
-        Without order books, a universe, recorded events, covariates, exits, hedge mode or several
-        strategies their keys are left out: a run has the hash that it had before they existed.
+        A run has either one strategy or several, so the section of the other is left out.
         """
-        document = {
+        tables = {
             name: {key: canonical(value) for key, value in table.items()}
             for name, table in self.model_dump().items()
         }
-        if not self.market.depth:
-            for key in _ORDER_BOOK_KEYS:
-                del document["market"][key]
-        for key in ("universe", "record_events"):
-            if getattr(self.market, key) is None:
-                del document["market"][key]
-        if self.account.position_mode == "one_way":
-            del document["account"]["position_mode"]
-        if self.model.covariates is None:
-            del document["model"]["covariates"]
-        if self.exits == ExitsSection():
-            del document["exits"]
-        del document["strategy" if self.strategies.named else "strategies"]
-        return document
+        del tables["strategy" if self.strategies.named else "strategies"]
+        return tables
 
-    def canonical_json(self, stored: str = "") -> str:
-        """Return the whole configuration as JSON that is equal for equal configurations.
+    def canonical_json(self) -> str:
+        """Return the whole configuration as JSON that is equal for equal configurations."""
+        return _json(self.settings())
 
-        Keys that the *stored* configuration of an older version lacks are left out, and [parity],
-        [report] and [notify] at their defaults: a run's row is what it was before these existed.
-        """
-        document = self.document()
-        for name, section in (
-            ("parity", ParitySection()),
-            ("report", ReportSection()),
-            ("notify", NotifySection()),
-        ):
-            if getattr(self, name) == section:
-                del document[name]
-        return _json(_keys_of(document, stored))
-
-    def sha256(self, stored: str = "") -> str:
-        """Return the hash of the sections that decide a run; *stored* as above."""
-        document = _keys_of(self.document(), stored)
-        decides = {name for name, section in SECTIONS.items() if section.decides}
-        tables = {name: table for name, table in document.items() if name in decides}
+    def sha256(self) -> str:
+        """Return the hash of the sections that decide a run."""
+        tables = self.settings()
+        decides = {name: table for name, table in tables.items() if name in DECIDES}
         # Wall time is compared with market time at this scale, so it decides as well.
-        tables["exchange"] = {"time_scale": document["exchange"]["time_scale"]}
+        decides["exchange"] = {"time_scale": tables["exchange"]["time_scale"]}
         # The time of the next training decides no bar: each change of a model is an event.
-        tables["model"].pop("retrain", None)
-        tables["market"].pop("record_events", None)  # what is recorded beside decides nothing
-        return hashlib.sha256(_json(tables).encode()).hexdigest()
-
-
-def _keys_of(document: dict[str, Any], stored: str) -> dict[str, Any]:
-    """Return *document* without the keys that the JSON *stored* lacks; all where it is empty."""
-    return _common_keys(document, json.loads(stored)) if stored else document
-
-
-def _common_keys(table: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: _common_keys(value, stored[name])
-        if isinstance(value, dict) and isinstance(stored[name], dict)
-        else value
-        for name, value in table.items()
-        if name in stored
-    }
+        del decides["model"]["retrain"]
+        del decides["market"]["record_events"]  # what is recorded beside decides nothing
+        return hashlib.sha256(_json(decides).encode()).hexdigest()
 
 
 class _Environment(Config, BaseSettings):
@@ -206,6 +154,8 @@ SECTIONS: Final[dict[str, type[Section]]] = {
     for name, field in Config.model_fields.items()
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section)
 }
+DECIDES: Final = frozenset(name for name, section in SECTIONS.items() if section.decides)
+"""The sections on which a run's decisions depend."""
 
 
 Sections = Mapping[str, Mapping[str, Any]]
@@ -357,10 +307,6 @@ def restore(text: str) -> Config:
         tables = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigInvalid(f"The stored configuration is not JSON: {error}.") from None
-    for (section, key), old in STORED_AS.items():
-        table = tables.get(section) if isinstance(tables, dict) else None
-        if isinstance(table, dict) and old in table:
-            table[key] = table.pop(old)
     stored = "the stored configuration"
     return _merge([(stored, tables)], stored)[0]
 
@@ -482,9 +428,6 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     else:
         fields, suggested = SECTIONS[section].model_fields, _suggest_place(section, key)
     if first["type"] == "extra_forbidden":
-        for (of_section, new), old in STORED_AS.items():
-            if (section, key) == (of_section, old):
-                return f"{origin}: [{section}] {old} is called {new} now; write {new}."
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
         return f"{origin}: [{section}] has no key {key!r}{suggested}; correct it."

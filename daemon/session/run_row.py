@@ -27,7 +27,6 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.config.values import ASKS, STOCK, plain
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.engine.versions import CHANGES
 from tracepaper.daemon.feed.warming import WarmUp, warm_up
 from tracepaper.daemon.session.build import (
     Strategies,
@@ -121,7 +120,6 @@ def describe_run(  # noqa: PLR0913 - the fields of a run
         strategy_sha256=strategy_sha256(config),
         warnings=tuple(warnings),
         sees_account=sees_account,
-        rules=len(CHANGES),
         **_computed_by(forecaster),
         **counted_by,
     )

@@ -95,7 +95,7 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
         "market": {},
         "calibration": {},
         "measures": {"given": sorted(model.measures), "outside": model.is_outside},
-        "options": {"json": json.dumps(config.document()["model"]["options"], sort_keys=True)},
+        "options": {"json": json.dumps(config.settings()["model"]["options"], sort_keys=True)},
         "files": {written: _sha256(path) for written, path in files.items()},
     }
     identified = identity(sources_sha256, card)

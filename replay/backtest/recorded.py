@@ -21,7 +21,6 @@ from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import ModelTerms, Restart, decode_state
-from tracepaper.daemon.engine.versions import CHANGES
 from tracepaper.daemon.session.build import needs_forecaster, terms_for
 from tracepaper.daemon.session.covariates import covariates_of, require_known
 from tracepaper.daemon.session.loop import (
@@ -365,7 +364,6 @@ def rerun_recorded(
             run_id=secrets.token_hex(8),
             kind=RunKind.REPLAY,
             started_at_ms=started_at_ms,
-            rules=len(CHANGES),
             **place,
         )
         rows = None

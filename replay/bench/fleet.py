@@ -1,7 +1,7 @@
 """What a fleet costs: steps shipped a CPU second, the lag at a pace, a pull, a view of one run.
 
 And what shipping costs the daemon: a decision without and with a process that ships. Every figure
-is of a real PostgreSQL at an address that the caller gives, whose schema is made by ``db upgrade
+is of a real PostgreSQL at an address that the caller gives, whose schema is made by ``db create
 --to``. CPU time is this process's; the server's is not counted.
 """
 

@@ -224,15 +224,14 @@ class Compared:
 
     unequal: tuple[Unequal, ...] = ()  # what nothing excuses
     rounded: bool = False  # some number differs within its tolerance
-    moved: tuple[Unequal, ...] = ()  # what a change of the rules since can have moved
 
 
 class RowCheck:
     """Compares the steps of one run, in their order, with the rows that hold them.
 
-    *movable* are tables and columns that rules have moved since the run was made. Where an ensemble
-    or a committee answers, *member_shape* is how many members it has and how many numbers each says
-    at a horizon, which have a tolerance; what another kind says is equal bit for bit.
+    Where an ensemble or a committee answers, *member_shape* is how many members it has and how many
+    numbers each says at a horizon, which have a tolerance; what another kind says is equal bit for
+    bit.
     """
 
     def __init__(
@@ -240,10 +239,8 @@ class RowCheck:
         reader: Reader,
         stored: StoredRun,
         *,
-        movable: frozenset[str] = frozenset(),
         member_shape: tuple[int, int] | None = None,
     ) -> None:
-        self._movable = movable
         self.member_shape = member_shape
         gate_sets = reader.gate_sets(stored.run_key)
         self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
@@ -257,11 +254,9 @@ class RowCheck:
 
     def compare(self, derived: Step, rows: StoredRows, *, exact: bool) -> Compared:
         """Compare *derived* with *rows*; within the tolerances unless *exact*."""
-        every = list(self._unequal(derived, rows))
-        moved = tuple(one for one in every if self._is_movable(one[0]))
-        found = [one for one in every if not self._is_movable(one[0])] if moved else every
+        found = list(self._unequal(derived, rows))
         if exact or not found:
-            return Compared(tuple(found), moved=moved)
+            return Compared(tuple(found))
         by_table = {table: list(given) for table, given in rows.sparse.items()}
         answers = by_table.get("answers", [])
         kept = [
@@ -271,10 +266,7 @@ class RowCheck:
             # The hash is of the numbers as they were rounded there: it is held to those.
             kept = [one for one in kept if one[0] != "steps.decision_sha256"]
             kept += self._own_hash(rows)
-        return Compared(tuple(kept), rounded=len(kept) < len(found), moved=moved)
-
-    def _is_movable(self, name: str) -> bool:
-        return name in self._movable or name.partition(".")[0] in self._movable
+        return Compared(tuple(kept), rounded=len(kept) < len(found))
 
     def _own_hash(self, rows: StoredRows) -> Iterator[Unequal]:
         """Check the hash of a decision on rounded numbers against the numbers stored beside it."""

@@ -19,14 +19,6 @@ from typing import Final
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
 from tracepaper.daemon.engine.state import decode_state
-from tracepaper.daemon.engine.versions import (
-    ACCOUNT,
-    CHANGES,
-    DECIDED_BY_ACCOUNT,
-    NOTED_BY_ACCOUNT,
-    RuleChange,
-    changes_since,
-)
 from tracepaper.daemon.session.loop import Close, gathered, predictions_of, steps_of
 from tracepaper.daemon.session.resume import check_state
 from tracepaper.daemon.session.retraining import (
@@ -56,11 +48,9 @@ from tracepaper.replay.checks.diagnosis import Case, Cause, diagnose
 from tracepaper.replay.checks.universe import ChoiceCheck
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.record.columns import measure_name
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
-from tracepaper.strategies.gates.gate import GATES, HEAD_MEASURES, GateKind
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.sessions import MONTHS_OF
@@ -110,7 +100,6 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.torch_version": _MADE_BY,
     "runs.instruction_set": _MADE_BY,
     "runs.warnings": "what the start had to say",
-    "runs.rules": "of a run by other code: which rules that code had is not in the record",
     "runs.calendar_version": _SESSIONS,
     "runs.calendar_sha256": _SESSIONS,
     "runs.sessions": _SESSIONS,
@@ -156,10 +145,6 @@ class Verification:
     differing: int = 0
     exact: bool = True  # whether every bit was promised, and so every bit was compared
     taken: int = 0  # answers of an outside service, which are taken from the record
-    changes: tuple[RuleChange, ...] = ()  # of the rules, since the run was made
-    moved: int = 0  # steps in which these changes moved something
-    moved_from: int | None = None  # sequence of the first of them
-    moved_columns: tuple[str, ...] = ()  # tables and columns that were moved, in all of them
     elsewhere: str = ""  # why it was not: what is another here than when the run was made
     from_step: int = 0  # the first that was compared
     from_ms: int | None = None  # open time of the first bar that was compared, where not all are
@@ -208,22 +193,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     predictor = RecordedPredictor(
         recorded, prober_of(recorded, database) if probes else None, database, probes=probes
     )
-    categories = {instrument.category for instrument in stored.run.instruments}
-    engine = recorded.engine
-    found.changes = changes_since(
-        stored.run.rules,
-        categories,
-        discards=recorded.config.model.explanation.discard > 0,
-        sees_books=any(engine.books_of(key) for key in engine.instruments),
-        has_heads=recorded.forecaster is not None
-        and not HEAD_MEASURES.isdisjoint(recorded.forecaster.measures),
-    )
-    check = RowCheck(
-        reader,
-        stored,
-        movable=_movable(found.changes, recorded),
-        member_shape=_member_shape(recorded.forecaster),
-    )
+    check = RowCheck(reader, stored, member_shape=_member_shape(recorded.forecaster))
     here = Environment.recorded(start_event(recorded.forecaster, warm_from=(), market_ms=0))
     begun = recorded.beginning
     start = None if begun is None else reader.start_before(run_id, begun.after)
@@ -338,26 +308,6 @@ def _judge_state(
     return first
 
 
-def _movable(changes: Iterable[RuleChange], recorded: Recorded) -> frozenset[str]:
-    """List the columns of the run that *changes* can have moved."""
-    moved = frozenset[str]().union(*(change.moves for change in changes))
-    if not moved & ACCOUNT:
-        return moved
-    run = recorded.run
-    sets = recorded.engine.gate_sets
-    limited = any(GATES[gate].kind is GateKind.RISK for one in sets for gate in one.gates)
-    if run.sees_account:
-        moved |= NOTED_BY_ACCOUNT
-    if run.sees_account or limited or recorded.engine.has_horizon:
-        moved |= DECIDED_BY_ACCOUNT
-        moved |= {
-            f"answers.{measure_name(name)}"
-            for name, gate in GATES.items()
-            if gate.kind is GateKind.RISK
-        }
-    return moved
-
-
 def _member_shape(forecaster: Forecaster | None) -> tuple[int, int] | None:
     """Return how many members answer, and how many numbers each says at a horizon."""
     return getattr(forecaster, "member_shape", None)
@@ -369,8 +319,8 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
     model, market = recorded.forecaster, config.market
     counted_by = market.calendar or (MONTHS_OF if market.interval_ms == MONTH_MS else None)
     due: dict[str, object] = {
-        "config": config.canonical_json(run.config),
-        "config_sha256": config.sha256(run.config),
+        "config": config.canonical_json(),
+        "config_sha256": config.sha256(),
         "strategy": strategy_name(config),
         "interval_ms": config.market.interval_ms,
         "gate_horizon": config.gate.horizon,
@@ -386,8 +336,6 @@ def _judge_run(found: Verification, reader: Reader, stored: StoredRun, recorded:
         due[name] = value
     if starts := reader.starts(run.run_id):
         due = {name: getattr(starts[0], name) for name in _OF_A_START} | due
-    if run.code_version == code_version() or not 0 <= run.rules <= len(CHANGES):
-        due["rules"] = len(CHANGES)
     due["strategy_sha256"] = strategy_sha256(config)
     wrong = [(name, getattr(run, name), value) for name, value in due.items()]
     sets = recorded.engine.gate_sets
@@ -443,12 +391,6 @@ def _judge(
     found: Verification, check: RowCheck, derived: Step, rows: StoredRows, *, exact: bool
 ) -> None:
     compared = check.compare(derived, rows, exact=exact)
-    if compared.moved:
-        found.moved += 1
-        if found.moved_from is None:
-            found.moved_from = derived.sequence
-        names = dict.fromkeys((*found.moved_columns, *(name for name, _, _ in compared.moved)))
-        found.moved_columns = tuple(names)
     decided = derived.decision is not None
     found.decisions += decided
     if not compared.unequal:

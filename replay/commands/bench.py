@@ -96,7 +96,7 @@ def scale(
     jobs: Annotated[int, typer.Option(min=1, help="Workers of each place.")] = 2,
     to: Annotated[
         str | None,
-        typer.Option("--to", metavar="URL", help="A PostgreSQL to ship to, made by db upgrade."),
+        typer.Option("--to", metavar="URL", help="A PostgreSQL to ship to, made by db create."),
     ] = None,
     steps: Annotated[int, typer.Option(min=10_000, help="Steps to ship and pull.")] = 200_000,
     json: JsonOption = False,

@@ -89,7 +89,6 @@ def verify(
             f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
         )
         _say_beginning(found)
-        _say_rules(found)
         if found.taken:
             say(
                 f"{found.taken:,} answers of an outside service are taken from the record: nothing "
@@ -163,22 +162,6 @@ def _say_beginning(found: Verification) -> None:
             f"{found.chained:,} decisions that are stored before were not compared: only the chain "
             "covers them (`tracepaper audit verify`)."
         )
-
-
-def _say_rules(found: Verification) -> None:
-    """Name the rules that changed since the run was made, and what they moved in it."""
-    if not found.changes:
-        return
-    say(f"Rules have changed since the run was made ({len(found.changes)}):")
-    for change in found.changes:
-        say(f"  {change.rule}: {change.sentence}.")
-    if not found.moved:
-        say("They moved nothing in what was compared: every column of it was held.")
-        return
-    say(
-        f"They may have moved {', '.join(found.moved_columns)} in {found.moved:,} steps, from step "
-        f"{found.moved_from:,} on: there these columns were not held. All else was."
-    )
 
 
 def _say_funding(one: FundingCheck) -> None:

@@ -424,7 +424,7 @@ class SweepRequest:
             "data": self.data_sha256,
             "space": {axis.name: axis.document() for axis in self.axes},
             "params": dict(self.work.params),
-            "configuration": load(self.work.config).document(),
+            "configuration": load(self.work.config).settings(),
             "objective": self.objective_name,
             "direction": "maximize" if self.maximize else "minimize",
             "sampler": self.sampler,

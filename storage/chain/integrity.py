@@ -8,7 +8,6 @@ The rules are docs/storage.md, S10 to S13.
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
@@ -21,13 +20,9 @@ from tracepaper.storage.chain.trades import check_terms, check_trades
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import run_span, select
-from tracepaper.storage.database.connection import is_added, missing_columns
-from tracepaper.storage.database.schema import added, made_with
 from tracepaper.storage.database.view_columns import shared_row
 from tracepaper.storage.database.writer import create
-from tracepaper.storage.record.columns import SCHEMA_REVISION, TABLES
 from tracepaper.storage.record.rows import OF_A_STEP, sequence_of, step_key
-from tracepaper.strategies.types.decisions import LedgerKind
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
@@ -59,7 +54,6 @@ _OTHER_CASH: Final = (
     f"ON h.step = {shared_row('s.holding')} AND h.book = 0 "
     "WHERE s.step BETWEEN ? AND ? AND h.cash <> ? ORDER BY s.step LIMIT 1"
 )
-_OPENINGS: Final = frozenset({LedgerKind.OPENED.value, LedgerKind.TAKEN_OVER.value})
 _RUN_KEY: Final = "SELECT run_key FROM runs WHERE run_id = ?"
 
 _ITS_STEP: Final = "(SELECT 1 FROM steps s WHERE s.step = a.step)"
@@ -147,16 +141,11 @@ def check_database(connection: sqlite3.Connection) -> tuple[ChainProblem | None,
 
 
 def check_cash(connection: sqlite3.Connection, run_id: str) -> ChainProblem | None:
-    """Return the first step of *run_id* whose cash differs from the sum of its ledger.
-
-    An older version recorded no ledger.
-    """
+    """Return the first step of *run_id* whose cash differs from the sum of its ledger."""
     (run_key,) = connection.execute(_RUN_KEY, (run_id,)).fetchone()
     first, last = run_span(run_key)
     moved = connection.execute(_MOVED, (first, last)).fetchall()
     added = 0
-    if moved and moved[0][3] not in _OPENINGS:  # an older version opened the run
-        added = moved[0][2] - moved[0][1]
     entries: list[tuple[Any, ...]] = [*moved, (last + 1,)]
     for (step, amount, balance, _), (following, *_) in pairwise(entries):
         added += amount
@@ -220,22 +209,6 @@ def expected_schema() -> dict[tuple[str, str], tuple[str, str | None]]:
 def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterator[ChainProblem]:
     """Compare tables, indexes and views with those of a new database, to the letter."""
     expected = dict(expected_schema())
-    missing = missing_columns(connection)
-    younger = [table for table, columns in missing.items() if is_added(table, columns)]
-    lacks = [
-        *younger,
-        *(
-            f"{table}.{column.name}"
-            for table, columns in missing.items()
-            for column in columns
-            if column.null and table not in younger
-        ),
-    ]
-    if lacks:
-        warnings.append(
-            f"An older version made the database, without {', '.join(lacks)}: they are added, and "
-            "its views made anew, when it is opened for writing."
-        )
     for kind, name, table, sql in connection.execute(_OBJECTS):
         definition = expected.pop((kind, name), None)
         if kind == "trigger":
@@ -243,47 +216,14 @@ def _check_schema(connection: sqlite3.Connection, warnings: list[str]) -> Iterat
             yield ChainProblem(None, (str(table),), "extra", sentence)
         elif definition is None:
             warnings.append(f"The {kind} {name} is not ours.")
-        elif definition == (table, sql) or (lacks and kind == "view"):
-            continue
-        elif kind != "table" or name not in TABLES or not _is_made_by_us(connection, name, sql):
+        elif definition != (table, sql):
             yield _redefined(kind, name)
-    for (kind, name), (table, _) in expected.items():
-        if table in younger or (younger and kind == "view"):
-            continue
+    for kind, name in expected:
         sentence = f"The {kind} {name} is missing: {_REMEDY.get(kind, 'restore a backup')}."
         yield ChainProblem(None, (name,), "missing", sentence)
-    revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
-    if revisions != [(SCHEMA_REVISION,)]:
-        sentence = f"The schema's version is not {SCHEMA_REVISION}: restore a backup."
-        yield ChainProblem(None, ("alembic_version",), "changed", sentence)
 
 
-def _is_made_by_us(connection: sqlite3.Connection, table: str, sql: str) -> bool:
-    """Return whether *sql* makes *table*, at once or by adding its last columns later."""
-    query = "SELECT name FROM pragma_table_info(?, 'main')"
-    there = [str(name) for (name,) in connection.execute(query, (table,))]
-    columns = {column.name: column for column in TABLES[table]}
-    for first in range(len(there), 0, -1):
-        made, later = there[:first], there[first:]
-        if not all(name in columns for name in there) or not all(columns[n].null for n in later):
-            return False
-        if made == [name for name in columns if name in made] and _made(table, made, later) == sql:
-            return True
-    return False
-
-
-def _made(table: str, names: list[str], later: list[str]) -> str:
-    """Return SQLite's text for *table* made with the columns *names*, then extended by *later*."""
-    with closing(sqlite3.connect(":memory:")) as raw:
-        raw.execute(made_with(table, names))
-        columns = {column.name: column for column in TABLES[table]}
-        for name in later:
-            raw.execute(added(table, columns[name]))
-        (sql,) = raw.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (table,)).fetchone()
-    return str(sql)
-
-
-_REMEDY: Final = {"view": "`tracepaper db upgrade` makes it anew"}
+_REMEDY: Final = {"view": "drop it, and the next run makes it anew"}
 
 
 def _redefined(kind: str, name: str) -> ChainProblem:

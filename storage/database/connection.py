@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.columns import ADDED_TABLES, SCHEMA_REVISION, TABLES, UPGRADABLE
+from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
 from tracepaper.strategies.errors import DataInvalid
-
-if TYPE_CHECKING:
-    from tracepaper.storage.record.columns import Column
 
 BUSY_TIMEOUT_S: Final = 5.0
 SQLITE_OLDEST: Final = (3, 37, 0)  # STRICT tables
@@ -63,8 +60,8 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """
     connection = connect_read_only(path)
     try:
-        check_revision(path, revision_of(connection))
-        _stand_in(connection, missing_columns(connection))
+        check_schema(path, schema_of(connection))
+        _replace_views(connection)
     except DataInvalid:
         connection.close()
         raise
@@ -98,82 +95,23 @@ class ReadOnly:
         self._connection.close()
 
 
-def lacking(connection: sqlite3.Connection, path: Path) -> dict[str, list[Column]]:
-    """Return, by table, the columns that an older version did not make in the database *path*.
-
-    Raises ``DataInvalid`` where one of them cannot be null.
-    """
-    missing = missing_columns(connection)
-    for table, columns in missing.items():
-        if is_added(table, columns):
-            continue
-        for column in columns:
-            if not column.null:
-                raise DataInvalid(
-                    f"{path} has no column {table}.{column.name}, which this version needs: "
-                    "restore a backup, or name another with --db."
-                )
-    return missing
-
-
-def missing_columns(connection: sqlite3.Connection) -> dict[str, list[Column]]:
-    """Return, by table, the columns of this version that a database lacks."""
-    stored = set(connection.execute(_STORED_COLUMNS))
-    missing = {
-        table: [column for column in columns if (table, column.name) not in stored]
-        for table, columns in TABLES.items()
-    }
-    return {table: columns for table, columns in missing.items() if columns}
-
-
-_STORED_COLUMNS: Final = (
-    "SELECT m.name, c.name FROM main.sqlite_schema m, pragma_table_info(m.name, 'main') c "
-    "WHERE m.type = 'table'"
-)
-
-
-def is_added(table: str, missing: list[Column]) -> bool:
-    """Return whether all of *table* is *missing*, since an older version did not know it."""
-    return table in ADDED_TABLES and len(missing) == len(TABLES[table])
-
-
-def has_old_views(connection: sqlite3.Connection) -> bool:
-    """Return whether a stored view lacks a column that this version's has.
-
-    One that differs otherwise stays: it may be of a newer version, or name a user's own gate.
-    """
+def lacks_view_columns(connection: sqlite3.Connection) -> bool:
+    """Return whether a stored view lacks a column: one of a gate that was declared since."""
     stored = "SELECT name, sql FROM main.sqlite_schema WHERE type = 'view'"
-    found = {str(name): str(sql) for name, sql in connection.execute(stored)}
+    definitions = {str(name): str(sql) for name, sql in connection.execute(stored)}
     return any(
         not {column.name for column in view.columns}
         <= {row[1] for row in connection.execute(f"PRAGMA main.table_info({view.name})")}
         for view in VIEWS
-        if found.get(view.name) != view.sql
+        if definitions.get(view.name) != view.sql
     )
 
 
-def _stand_in(connection: sqlite3.Connection, missing: dict[str, list[Column]]) -> None:
-    """Give queries the *missing* columns as nulls, and the views of this version.
-
-    No older version lacks a column that cannot be null: ``audit verify`` names it.
-    """
-    made = [table for table, columns in missing.items() if is_added(table, columns)]
-    extended = {
-        table: nulls
-        for table, columns in missing.items()
-        if table not in made and (nulls := [column for column in columns if column.null])
-    }
-    if not extended and not made and not has_old_views(connection):
+def _replace_views(connection: sqlite3.Connection) -> None:
+    """Hide stored views that lack a gate which is declared here behind this version's."""
+    if not lacks_view_columns(connection):
         return
     connection.execute("PRAGMA query_only = OFF")
-    for table in made:
-        from tracepaper.storage.database.schema import metadata  # imports SQLAlchemy
-
-        listed = ", ".join(f"NULL AS {column.name}" for column in metadata.tables[table].columns)
-        connection.execute(f"CREATE TEMP VIEW {table} AS SELECT {listed} WHERE 0")
-    for table, columns in extended.items():
-        listed = ", ".join(f"NULL AS {column.name}" for column in columns)
-        connection.execute(f"CREATE TEMP VIEW {table} AS SELECT *, {listed} FROM main.{table}")
     for view in VIEWS:
         connection.execute(view.sql.replace("CREATE VIEW", "CREATE TEMP VIEW", 1))
     connection.execute("PRAGMA query_only = ON")
@@ -198,37 +136,22 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def revision_of(connection: sqlite3.Connection) -> str | None:
-    """Return the schema's revision; "" for an empty file, None for a strange database."""
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
-    if not tables:
-        return ""
-    if not {"alembic_version", "runs", "steps"} <= tables:
-        return None  # other applications use Alembic as well
-    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    return None if row is None else str(row[0])
+def schema_of(connection: sqlite3.Connection) -> int | None:
+    """Return the number of a database's schema; 0 for an empty file, None for a foreign file."""
+    if connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone() is None:
+        return 0
+    if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
+        return None
+    (number,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(number)
 
 
-def check_revision(path: Path, revision: str | None) -> None:
-    """Raise ``DataInvalid`` where this version does not read the schema *revision*."""
-    if revision == SCHEMA_REVISION:
-        return
-    if not revision:
+def check_schema(path: Path, schema: int | None) -> None:
+    """Raise ``DataInvalid`` where *schema* is not the one that this version reads."""
+    if not schema:
         raise DataInvalid(f"{path} is not a tracepaper database; name another with --db.")
-    if revision in UPGRADABLE:
+    if schema != SCHEMA:
         raise DataInvalid(
-            f"{path} has schema {revision}, this version needs {SCHEMA_REVISION}: "
-            f"run `tracepaper db upgrade --db {path}`."
+            f"{path} has schema {schema}, and this version reads {SCHEMA}: use the tracepaper that "
+            "made it, or start a new file with --db."
         )
-    raise DataInvalid(no_way_up(path, revision))
-
-
-def no_way_up(path: Path, revision: str) -> str:
-    """Say what to do with a database whose schema this version can neither read nor upgrade."""
-    schema = f"{path} has schema {revision}, and this version reads only {SCHEMA_REVISION}"
-    if revision.isdigit() and revision < SCHEMA_REVISION:
-        return (
-            f"{schema}, to which nothing leads from there: keep the file for the version that made "
-            "it, and start a new one with --db."
-        )
-    return f"{schema}: install the tracepaper that made it, or start a new file with --db."

@@ -29,14 +29,12 @@ from sqlalchemy import (
 from sqlalchemy import (
     text as text_clause,
 )
-from sqlalchemy.dialects.sqlite import dialect
-from sqlalchemy.schema import CreateTable
 
 from tracepaper.storage.record.columns import SEQUENCE_BITS, SEQUENCE_LIMIT, TABLES
 from tracepaper.storage.record.rows import INDEXED_KINDS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Iterable
 
     from sqlalchemy import TextClause
 
@@ -104,22 +102,6 @@ def _table(name: str, columns: Iterable[Column], tables: MetaData) -> Table:
 
 for _name, _columns in TABLES.items():
     _table(_name, _columns, metadata)
-
-
-def made_with(table: str, names: Collection[str]) -> str:
-    """Return the statement that makes *table* with no other stored columns than *names*."""
-    tables = MetaData()
-    for name, columns in TABLES.items():
-        if name == table:
-            _table(name, [column for column in columns if column.name in names], tables)
-        else:
-            _table(name, columns, tables)
-    return str(CreateTable(tables.tables[table]).compile(dialect=dialect()))
-
-
-def added(table: str, column: Column) -> str:
-    """Return the statement that adds *column* to *table*."""
-    return f"ALTER TABLE {table} ADD COLUMN {column.name} {column.kind}"
 
 
 def _newest_first(name: str, where: TextClause | None = None) -> None:

@@ -12,19 +12,17 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from tracepaper.storage.database.connection import (
-    check_revision,
+    check_schema,
     connect_read_only,
-    has_old_views,
-    is_added,
-    lacking,
-    revision_of,
+    lacks_view_columns,
+    schema_of,
     sqlite_status,
 )
 from tracepaper.storage.database.lock import InstanceLock, WatchedFile
-from tracepaper.storage.database.schema import added, metadata
+from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.views import create_views
-from tracepaper.storage.record.columns import SCHEMA_REVISION
-from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
+from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
+from tracepaper.strategies.errors import AuditUnwritable
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Table
@@ -62,49 +60,6 @@ class Writer(NamedTuple):
         self.lock.release()
 
 
-def open_writer(path: Path) -> Writer:
-    """Open *path* for writing, making database and folder where they are missing.
-
-    Columns that an older version did not make are added. Raises ``ConfigInvalid`` where another
-    process writes it, ``DataInvalid`` for another schema, ``AuditUnwritable`` where the file cannot
-    be written.
-    """
-    writer, revision = open_writer_of_any_schema(path)
-    try:
-        check_revision(path, revision)
-        add_columns(writer.connection, path)
-        identify(writer.connection)
-    except DataInvalid:
-        writer.close()
-        raise
-    except DBAPIError as error:
-        writer.close()
-        raise AuditUnwritable(
-            f"{path} could not be extended ({error.orig}); {advice(error)}."
-        ) from error
-    return writer
-
-
-def add_columns(connection: Connection, path: Path) -> None:
-    """Add the columns that the database *path* lacks; make views anew that are not this version's.
-
-    The chain covers no nulls, so the rows from before have the hashes that they had.
-    """
-    raw = connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection)
-    if not (missing := lacking(raw, path)) and not has_old_views(raw):
-        return
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
-    for table, columns in missing.items():
-        if is_added(table, columns):
-            _make_table(connection, metadata.tables[table])
-            continue
-        for column in columns:
-            connection.exec_driver_sql(added(table, column))
-    create_views(connection)
-    connection.exec_driver_sql("COMMIT")
-
-
 def identify(connection: Connection) -> None:
     """Give the database its id, by which a fleet knows it, where it has none.
 
@@ -116,10 +71,11 @@ def identify(connection: Connection) -> None:
         )
 
 
-def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
-    """Open *path* for writing as ``open_writer`` does; return its schema's revision as well.
+def open_writer(path: Path) -> Writer:
+    """Open *path* for writing, making database and folder where they are missing.
 
-    For ``db upgrade`` alone, since nothing else knows what another schema means.
+    Raises ``ConfigInvalid`` where another process writes it, ``DataInvalid`` for another schema,
+    ``AuditUnwritable`` where the file cannot be written.
     """
     if not (status := sqlite_status()).is_usable:
         raise AuditUnwritable(f"SQLite {status.version} is {status.verdict}; upgrade it.")
@@ -133,10 +89,8 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
             file = WatchedFile.open(path)
             undo.callback(file.close)
             with closing(connect_read_only(path)) as reader:
-                if revision_of(reader) is None:
-                    raise DataInvalid(
-                        f"{path} is not a tracepaper database; name another with --db."
-                    )
+                if (schema := schema_of(reader)) != 0:  # nothing was made of an empty database yet
+                    check_schema(path, schema)
         lock = InstanceLock.acquire(path)
         undo.callback(lock.release)
         if file is None:
@@ -148,10 +102,11 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
             undo.callback(connection.close)
             raw = connection.connection.driver_connection
             assert isinstance(raw, sqlite3.Connection)
-            revision = revision_of(raw)
-            if revision == "":
+            if schema_of(raw) == 0:
                 create(connection)
-                revision = SCHEMA_REVISION
+            else:
+                _renew_views(connection, raw)
+            identify(connection)
             file.begin(raw)
         except (sqlite3.Error, DBAPIError, OSError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
@@ -160,7 +115,16 @@ def open_writer_of_any_schema(path: Path) -> tuple[Writer, str]:
                 "choose another --db."
             ) from error
         undo.pop_all()
-        return Writer(connection, lock, file), revision or ""
+        return Writer(connection, lock, file)
+
+
+def _renew_views(connection: Connection, raw: sqlite3.Connection) -> None:
+    """Make the views anew where a stored one lacks a gate that was declared since."""
+    if not lacks_view_columns(raw):
+        return
+    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    create_views(connection)
+    connection.exec_driver_sql("COMMIT")
 
 
 def _connect_writing(path: Path) -> Connection:
@@ -193,16 +157,10 @@ def _make_table(connection: Connection, table: Table) -> None:
 
 
 def create(connection: Connection) -> None:
-    """Make tables and views of the newest schema in one transaction.
-
-    Equal to running every migration (a test compares them), in a tenth of the time.
-    """
+    """Make tables and views in one transaction."""
     connection.exec_driver_sql("BEGIN IMMEDIATE")
     make_tables(connection)
     create_views(connection)
-    connection.exec_driver_sql(
-        "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL, "
-        "CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num))"
-    )
-    connection.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (SCHEMA_REVISION,))
+    connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.exec_driver_sql(f"PRAGMA user_version = {SCHEMA}")
     connection.exec_driver_sql("COMMIT")

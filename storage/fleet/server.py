@@ -14,7 +14,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 
 from msgspec import Struct
 
-from tracepaper.storage.record.columns import SCHEMA_REVISION, UPGRADABLE
+from tracepaper.storage.record.columns import SCHEMA
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
 from tracepaper.strategies.extras import missing_sentence, require
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from psycopg import Connection
 
-SCHEMA: Final = "tracepaper"
+SCHEMA_NAME: Final = "tracepaper"
 """The schema of the server's database that holds tables and views."""
 ANSWER_WITHIN_S: Final = 10
 NAMED_MOST: Final = 4
@@ -40,7 +40,7 @@ PARAMETERS: Final = frozenset(
 _KEEPALIVE: Final = (
     "-c tcp_keepalives_idle=20 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 "
     "-c idle_in_transaction_session_timeout=120s "
-    f"-c search_path={SCHEMA} -c extra_float_digits=1 -c TimeZone=UTC -c jit=off"
+    f"-c search_path={SCHEMA_NAME} -c extra_float_digits=1 -c TimeZone=UTC -c jit=off"
 )
 """Of a session whose client is gone, the server gives the lock back within a minute.
 
@@ -196,22 +196,22 @@ def speaking(
         ) from None
 
 
-def revision_there(connection: Connection[Any]) -> str:
-    """Return the revision of the fleet's schema; empty where there is none."""
+def schema_version(connection: Connection[Any]) -> int | None:
+    """Return the version of the fleet's schema; None where it is not there."""
     there = connection.execute(
-        "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA}.alembic_version",)
+        "SELECT to_regclass(%s) IS NOT NULL", (f"{SCHEMA_NAME}.schema_version",)
     ).fetchone()
     if there != (True,):
-        return ""
-    row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
-    return "" if row is None else str(row[0])
+        return None
+    row = connection.execute("SELECT version FROM schema_version").fetchone()
+    return None if row is None else int(row[0])
 
 
 def check_schema(url: str, connection: Connection[Any]) -> None:
     """Raise ``DataInvalid`` where the schema at *url* is not this version's."""
     with speaking(url, "read the schema's version"):
-        revision = revision_there(connection)
-    check_revision(url, revision)
+        version = schema_version(connection)
+    check_version(url, version)
 
 
 def check_rights(
@@ -246,20 +246,15 @@ def check_rights(
         )
 
 
-def check_revision(url: str, revision: str) -> None:
-    """Raise ``DataInvalid`` where the server's schema *revision* is not this version's."""
-    if revision == SCHEMA_REVISION:
-        return
-    if not revision:
+def check_version(url: str, version: int | None) -> None:
+    """Raise ``DataInvalid`` where *version* of the server's schema is not this one's."""
+    if version is None:
         raise DataInvalid(
-            f"{shown(url)} holds no record of a fleet: make its tables with `tracepaper db upgrade "
+            f"{shown(url)} holds no record of a fleet: make its tables with `tracepaper db create "
             "--to URL`, as a role that may create a schema."
         )
-    way = (
-        "run `tracepaper db upgrade --to URL`"
-        if revision in UPGRADABLE
-        else "use the tracepaper that made it, or another database of the server"
-    )
-    raise DataInvalid(
-        f"{shown(url)} has schema {revision}, and this version reads only {SCHEMA_REVISION}: {way}."
-    )
+    if version != SCHEMA:
+        raise DataInvalid(
+            f"{shown(url)} has schema {version}, and this version reads {SCHEMA}: use the "
+            "tracepaper that made it, or another database of the server."
+        )

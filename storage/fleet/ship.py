@@ -37,7 +37,7 @@ from tracepaper.storage.record.rows import (
     sequence_of,
     step_key,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
+from tracepaper.strategies.errors import DataInvalid, ServerLost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -190,8 +190,6 @@ class Shipper:
                 return ""
             file = self._file = open_reader(self._path)
             row = file.execute("SELECT database_id FROM databases").fetchone()
-            if row is None:  # a file of an older version, of which a fleet holds nothing yet
-                return ""
             self.database_id = str(row[0])
             with speaking(self._url, "read how far the file was shipped"):
                 self._compare(server, file)
@@ -533,19 +531,9 @@ def _snapshot(file: sqlite3.Connection) -> Iterator[None]:
 
 
 def database_id(path: Path) -> str:
-    """Return the id of the file *path*; one of an older version is opened for writing once."""
+    """Return the id of the file *path*."""
     with closing(open_reader(path)) as file:
-        row = file.execute("SELECT database_id FROM databases").fetchone()
-    if row is None:
-        try:
-            open_writer(path).close()
-        except ConfigInvalid:
-            raise ConfigInvalid(
-                f"{path} has no id yet, and the process that writes it is of an older version: "
-                "start it again with this one."
-            ) from None
-        return database_id(path)
-    return str(row[0])
+        return str(file.execute("SELECT database_id FROM databases").fetchone()[0])
 
 
 def new_id(path: Path) -> str:

@@ -1,18 +1,15 @@
 """The tables of a fleet in PostgreSQL, from the same columns as those of a file.
 
 ``database_id`` leads every key. What holds nothing in SQLite either (``run_key`` and ``sequence``
-of a step's key) is no column: a step is ``run_key * 2**28 + sequence``. Four tables are the fleet's
-own: ``marks``, ``holes``, ``shippers`` and ``candle_marks``.
+of a step's key) is no column: a step is ``run_key * 2**28 + sequence``. Five tables are the fleet's
+alone: ``marks``, ``holes``, ``shippers``, ``candle_marks`` and ``schema_version``.
 """
 
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from alembic import command
-from alembic.config import Config
 from sqlalchemy import (
     BigInteger,
     DateTime,
@@ -29,16 +26,15 @@ from sqlalchemy import Column as SqlColumn
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from tracepaper.storage import migrations
 from tracepaper.storage.fleet.server import (
-    SCHEMA,
-    check_revision,
+    SCHEMA_NAME,
+    check_version,
     connect,
-    revision_there,
+    schema_version,
     speaking,
 )
 from tracepaper.storage.fleet.views import FUNCTIONS, statements
-from tracepaper.storage.record.columns import SCHEMA_REVISION, TABLES, UPGRADABLE, stored_columns
+from tracepaper.storage.record.columns import SCHEMA, TABLES, stored_columns
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -108,6 +104,12 @@ Table(
     SqlColumn("sha256", LargeBinary, nullable=False),
 )
 
+Table(  # one row: what ``PRAGMA user_version`` is in a file
+    "schema_version",
+    metadata,
+    SqlColumn("version", BigInteger, primary_key=True, autoincrement=False),
+)
+
 # As in a file: what became of an order, and a strategy's inputs among millions of quotes.
 for _name in ("orders", "fills"):
     _of = metadata.tables[_name].c
@@ -125,29 +127,9 @@ def make_tables(connection: Connection) -> None:
     """Make every table in the schema that the connection's search path names."""
     for table in metadata.sorted_tables:
         connection.execute(CreateTable(table))
-
-
-def add_columns(connection: Connection) -> None:
-    """Add tables, columns and indexes that an older version did not make; all may be null."""
-    found = connection.exec_driver_sql(
-        "SELECT table_name, column_name FROM information_schema.columns "
-        "WHERE table_schema = current_schema()"
-    )
-    there = {(str(table), str(column)) for table, column in found}
-    tables = {table for table, _ in there}
-    for table in metadata.sorted_tables:
-        if table.name not in tables:
-            connection.execute(CreateTable(table))
-            continue
-        for column in table.columns:
-            if (table.name, column.name) not in there:
-                kind = column.type.compile(dialect=connection.dialect)
-                connection.exec_driver_sql(
-                    f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}"
-                )
-    for table in metadata.sorted_tables:
-        for index in sorted(table.indexes, key=lambda one: str(one.name)):
-            connection.execute(CreateIndex(index, if_not_exists=True))
+        for index in table.indexes:
+            connection.execute(CreateIndex(index))
+    connection.exec_driver_sql(f"INSERT INTO schema_version VALUES ({SCHEMA})")
 
 
 _MAY_READ: Final = (
@@ -172,11 +154,11 @@ def columns_of(table: str) -> tuple[str, ...]:
     return names if table == "databases" else (DATABASE, *names)
 
 
-def upgrade(url: str, *, needed_by: str = "--to") -> tuple[str, str]:
-    """Make or upgrade the fleet's schema on the server at *url*; return revisions before and after.
+def make_schema(url: str, *, needed_by: str = "--to") -> bool:
+    """Make the fleet's tables and views on the server at *url*; return whether the tables are new.
 
-    All of it is one transaction. Raises ``DataInvalid`` for a schema to which nothing leads,
-    ``ServerLost`` where the role may not make it.
+    Where the tables exist, the views alone are made anew. All of it is one transaction. Raises
+    ``DataInvalid`` for another version's tables, ``ServerLost`` where the role may not make them.
     """
     making = speaking(
         url,
@@ -185,25 +167,20 @@ def upgrade(url: str, *, needed_by: str = "--to") -> tuple[str, str]:
     )
     with closing(connect(url, needed_by=needed_by)) as raw, making:
         raw.autocommit = False
-        before = revision_there(raw)
-        if before and before not in {SCHEMA_REVISION, *UPGRADABLE}:
-            check_revision(url, before)
         # SQLAlchemy's first connection rolls back, so nothing is done before it.
         engine = create_engine("postgresql+psycopg://", creator=lambda: raw, poolclass=StaticPool)
         try:
             with engine.connect() as connection:
                 connection.exec_driver_sql(
-                    f"SELECT pg_advisory_xact_lock(hashtextextended('{SCHEMA}', 0))"
+                    f"SELECT pg_advisory_xact_lock(hashtextextended('{SCHEMA_NAME}', 0))"
                 )
-                connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-                config = Config()
-                folder = str(Path(migrations.__file__).parent)
-                config.set_main_option("script_location", folder.replace("%", "%%"))
-                config.attributes["connection"] = connection
-                command.upgrade(config, "head")
-                add_columns(connection)
+                if (version := schema_version(raw)) is not None:
+                    check_version(url, version)
+                else:
+                    connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA_NAME}")
+                    make_tables(connection)
                 make_views(connection)
                 connection.commit()
         except DBAPIError as error:
             raise error.orig or error from None
-    return before, SCHEMA_REVISION
+    return version is None

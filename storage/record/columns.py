@@ -207,12 +207,6 @@ _RUNS = (
         null=True,
         read=lambda run: 1 if run.sees_account else None,
     ),
-    Column(
-        name="rules",
-        doc="number of the rules that made it; null for a run from before they were counted",
-        null=True,
-        read=lambda run: run.rules or None,
-    ),
     _text("previous_run_id", null=True),  # the run opened before it in this database
     _whole("previous_step_count", null=True),  # of that run, at this moment
     _blob("previous_head", null=True),
@@ -552,11 +546,10 @@ _ARCHIVE_BARS = (
     _whole("turnover", null=True),
 )
 
-SCHEMA_REVISION: Final = "0003"
-UPGRADABLE: Final[frozenset[str]] = frozenset()
-"""Older revisions from which ``db upgrade`` knows a way."""
-ADDED_TABLES: Final = frozenset({"ledger", "databases"})
-"""Tables that the first schema lacks: made when an older database is opened for writing."""
+SCHEMA: Final = 1
+"""The number of the tables' layout: ``PRAGMA user_version`` of a file. Any other is rejected."""
+APPLICATION_ID: Final = 0x74706170
+"""``PRAGMA application_id`` of a file: "tpap"."""
 
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "runs": _RUNS,

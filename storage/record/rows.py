@@ -359,7 +359,6 @@ def run_of(row: Sequence[Any], instruments: Iterable[Sequence[Any]]) -> Run:
         fields = {name: named[name] for name in Run.__struct_fields__ if name in named}
         fields["kind"] = RunKind(named["kind"])
         fields["sees_account"] = bool(named.get("sees_account"))
-        fields["rules"] = named.get("rules") or 0
         fields["interval_ms"] = _length(named["interval_ms"])
         fields["warnings"] = tuple(msgspec.json.decode(named["warnings"]))
         fields["instruments"] = tuple(instrument_of(instrument) for instrument in instruments)

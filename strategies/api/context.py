@@ -59,11 +59,6 @@ class PositionView(Struct, frozen=True, gc=False):
     unrealized: float  # profit at the newest mark, before fees
     exact: Position
 
-    @property
-    def unrealised(self) -> float:
-        """The former name of ``unrealized``, which users' classes read."""
-        return self.unrealized
-
 
 class OrderView(Struct, frozen=True, gc=False):
     """An order that rests."""
@@ -303,13 +298,6 @@ class BarContext(Struct, frozen=True, gc=False):
                 f"{', '.join(map(repr, self._frames)) or 'none'}; add it there."
             )
         return bars
-
-    frame = timeframe
-    """The former name of :meth:`timeframe`, which users' classes call."""
-
-
-Outlook = BarContext
-"""The former name of :class:`BarContext`, which users' classes import."""
 
 
 class BarRecord:

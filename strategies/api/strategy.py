@@ -20,7 +20,6 @@ from msgspec import Struct, inspect
 from tracepaper.strategies.api.context import (
     BarContext,
     Orders,
-    Outlook,  # noqa: F401 - users' classes import it from here
     Signal,
 )
 from tracepaper.strategies.corporate_actions import adjusted_price

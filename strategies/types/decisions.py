@@ -552,7 +552,6 @@ class Run(Struct, frozen=True):
     calendar_sha256: str | None = None  # of the sessions
     sessions: bytes | None = None  # the sessions themselves: see ``strategies/sessions.py``
     sees_account: bool = False  # its decisions depend on its fills
-    rules: int = 0  # how many of the counted changes of the rules it knows: docs/identity.md, I18
 
     @property
     def keeps_every_step(self) -> bool:

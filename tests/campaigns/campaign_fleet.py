@@ -305,7 +305,7 @@ def play(
     with tempfile.TemporaryDirectory(prefix="fleet-") as place, server as postgres:
         folder = Path(place)
         url = postgres.empty()
-        code, said = asked("db", "upgrade", "--to", url)
+        code, said = asked("db", "create", "--to", url)
         if code:
             raise RoundFailed(f"the tables are not made: {said}")
         data = candles(folder / "walk_1m.csv", rng, WARM_BARS + bars)

@@ -17,9 +17,8 @@ import typer
 from rich.markup import render
 from waiting import deadline_s
 
-from tracepaper.daemon.cli import GROUP, PANELS, RENAMED, REPLACED, invoke
+from tracepaper.daemon.cli import GROUP, PANELS, invoke
 from tracepaper.daemon.commands.options import database_path, print_json
-from tracepaper.replay.learning.recipe_file import kinds
 from tracepaper.strategies.errors import ConfigInvalid
 
 COMMANDS = '''
@@ -350,32 +349,6 @@ def test_a_replay_without_a_model_imports_no_torch(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == "[0, 0, 0] []"
 
 
-@pytest.mark.parametrize(
-    ("command", "old"),
-    [
-        *(("evaluate", old) for old in RENAMED),
-        ("explain", "--beside"),
-        ("models check", "--vectors"),
-        ("train", "--vectors"),
-    ],
-)
-def test_an_older_name_of_an_option_is_refused_with_the_new_one(
-    command: str, old: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for words in ([old, "value"], [f"{old}=value"]):
-        assert invoke([*command.split(), *words]) == 2
-        assert capsys.readouterr().err == (
-            f"{old} is called {RENAMED[old]} now; see `tracepaper {command} --help`.\n"
-        )
-
-
-def test_a_command_that_never_had_an_option_knows_no_other_name_of_it(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert invoke(["replay", "--vectors", "own.csv"]) == 2
-    assert "No such option: --vectors" in capsys.readouterr().err
-
-
 def bracketed(text: str) -> set[str]:
     return set(re.findall(r"\[[^\]]*\]", text))
 
@@ -409,26 +382,3 @@ def test_the_help_of_no_command_is_longer_than_a_screen(
         assert invoke([entry.name, "--help"]) == 0
         lengths[entry.name] = len(capsys.readouterr().out.splitlines())
     assert {name: lines for name, lines in lengths.items() if lines > 50} == {}
-
-
-@pytest.mark.parametrize("command", sorted(REPLACED))
-def test_a_former_option_is_refused_with_what_is_written_now(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for old, new in REPLACED[command].items():
-        assert invoke([command, old, "1"]) == 2
-        said = f"{old} is {new} now; see `tracepaper {command} --help`.\n"
-        assert capsys.readouterr().err == said
-
-
-def test_a_former_option_of_training_names_a_key_that_there_is() -> None:
-    known = {
-        f"{name}.{key}"
-        for kind in kinds().values()
-        for name, section in kind.sections.items()
-        for key in section
-    }
-    for new in REPLACED["train"].values():
-        if (match := re.match(r"--set ([\w.]+)=", new)) is not None:
-            key = match[1] if "." in match[1] else f"architecture.{match[1]}"
-            assert key in known

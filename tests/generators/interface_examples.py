@@ -8,14 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+import explained_runs
 import msgspec
-from recorded_runs import unpacked
 
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.routes import PREFIX, ROUTES, ReadRoute, match
 from tracepaper.storage.database.reader import Reader
 
-RUN: Final = "retraining"
 QUERIES: Final[Mapping[str, dict[str, str]]] = {
     "/runs/{run}/candles": {"points": "2"},
     "/runs/{run}/series": {"points": "2"},
@@ -31,7 +30,8 @@ ITEMS, KEYS, LETTERS = 2, 12, 90
 
 def examples() -> dict[str, str]:
     """Return by path one request and its answer, as Markdown."""
-    with tempfile.TemporaryDirectory() as folder, unpacked(RUN, Path(folder)) as path:
+    with tempfile.TemporaryDirectory() as folder:
+        path = explained_runs.replayed(Path(folder))
         with Reader.open(path) as reader:
             run_id = reader.find("last")
             (sequence,) = reader.connection.execute(

@@ -92,7 +92,7 @@ def test_what_filled_at_the_open_of_the_bar_is_seen_at_its_close_and_once() -> N
     assert filled.position.entry_price == 100.5  # the open of the second bar
     assert filled.position.opened_at == START_MS + MINUTE
     assert (filled.position.bars_held, later.position.bars_held) == (1, 2)
-    assert filled.position.unrealized == filled.position.unrealised == 1.0
+    assert filled.position.unrealized == 1.0
     assert (filled.position.exact, filled.exact) == (steps[1].position, steps[1].account)
     assert filled.equity == pytest.approx(filled.cash + 1)
     (fill,) = filled.fills
@@ -197,8 +197,8 @@ def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list
 # ---------------------------------------------------------------- restarts and other models
 
 SEES = """
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types import Action
 
 class Seer(Strategy):

@@ -512,7 +512,7 @@ FAILING: dict[str, tuple[dict[str, dict[str, Any]], str]] = {
     ),
 }
 FAILING_STRATEGIES = """
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.strategy import Strategy
 
 class Unmakeable(Strategy):
     def __init__(self, options):

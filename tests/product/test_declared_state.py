@@ -25,8 +25,8 @@ from tracepaper.strategies.types.decisions import FillModel
 
 COUNTS = """
 from msgspec import Struct
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 class Memory(Struct):

@@ -164,7 +164,7 @@ def test_a_confidence_without_a_place_is_explained_and_shown(tmp_path: Path) -> 
 # ---------------------------------------------------------------- looked at with suspicion
 
 MINE: Final = """
-from tracepaper.strategies.model import Model, feature_row
+from tracepaper.strategies.api.model import Model, feature_row
 {top}
 @feature_row(lookback=4)
 def features(past):
@@ -281,7 +281,7 @@ def test_what_a_model_or_its_features_depend_on_is_found(
 OUTSIDE: Final = """
 import json
 from urllib.request import urlopen
-from tracepaper.strategies.model import Model
+from tracepaper.strategies.api.model import Model
 
 class Mine(Model):
     is_outside = True

@@ -224,9 +224,9 @@ def test_sigterm_ends_a_daemon_in_good_order(tmp_path: Path) -> None:
 INTERRUPTED: Final = '''
 """A strategy that presses Ctrl-C on its own process at a bar named by the environment."""
 import os, signal
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.context import BarContext
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action, Bar
 
 class Restless(Strategy):
@@ -240,7 +240,7 @@ class Restless(Strategy):
         if str(bar.open_time_ms) == os.environ.get("PRESS_CTRL_C_AT"):
             os.kill(os.getpid(), signal.SIGINT)
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, now: BarContext) -> Signal:
         before, last = self._closes
         return Signal(Action.LONG if last > before else Action.SHORT, "the last bar")
 '''

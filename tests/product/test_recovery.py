@@ -226,8 +226,8 @@ def test_a_changed_configuration_opens_a_new_run_that_takes_over_the_account(
 
 
 COUNTS = """
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 class Counts(Strategy):
@@ -271,8 +271,8 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Pat
 
 
 SINCE = """
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 class Counts(Strategy):
@@ -309,8 +309,8 @@ def test_state_that_no_bar_rebuilds_is_called_that_after_a_restart(
 
 
 LOOKS_BACK = """
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types import Action
 
 class Counts(Strategy):

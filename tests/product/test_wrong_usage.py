@@ -46,8 +46,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "empty.db").touch()
     (folder / "folder.db").mkdir()
     stranger = sqlite3.connect(folder / "foreign.db")
-    stranger.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
-    stranger.execute("INSERT INTO alembic_version VALUES ('ae1027a6acf4')")
+    stranger.execute("CREATE TABLE runs (run_id VARCHAR(32))")
     stranger.commit()
     stranger.close()
     command = ["replay", "-c", "sma.toml", "--data", "BTCUSDT.csv", "--db", "run.db", "--json"]
@@ -78,7 +77,7 @@ CASES = [
     ("verify last --db empty.db", 1, "not a tracepaper database; name another"),
     ("verify last --db text.db", 1, "cannot be read as a database .*, or name another"),
     ("verify last --db foreign.db", 1, "not a tracepaper database; name another"),
-    ("db upgrade --db foreign.db", 1, "not a tracepaper database; name another"),
+    ("db prune --keep 1 --db foreign.db", 1, "not a tracepaper database; name another"),
     ("parity last nothing.db#last --db run.db", 1, "There is no database nothing.db"),
     ("explain last:first --db run.db", 2, "write RUN:SEQUENCE"),
     ("explain last:-1 --db run.db", 2, "write RUN:SEQUENCE"),
@@ -194,7 +193,7 @@ def test_a_damaged_page_is_said_by_every_question_or_hurts_none(
 
 
 FAILS_AT_ONCE = """
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.strategy import Strategy
 
 class Fails(Strategy):
     warmup = 3

@@ -75,7 +75,7 @@ def main(folder: Path) -> None:
     os.environ["TRACEPAPER_EXECUTION__PATIENCE"] = "8"
     answers["environment"] = shown("environment", "[execution]\npatience = 3\n")
     kept = Config.model_validate({"execution": {"patience": 5}}).canonical_json()
-    answers["kept"] = restore(kept).document()
+    answers["kept"] = restore(kept).settings()
     sys.stdout.write(json.dumps(answers))
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HEAD = """
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 def by(rises):

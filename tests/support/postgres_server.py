@@ -127,12 +127,12 @@ class Cluster:
 
     def fresh(self) -> str:
         """Make a database with the fleet's tables; return its address."""
-        from tracepaper.storage.fleet.tables import upgrade
+        from tracepaper.storage.fleet.tables import make_schema
 
         exists = f"SELECT 1 FROM pg_database WHERE datname = '{TEMPLATE}'"
         if not self.sql(self.url("postgres"), exists):
             self.sql(self.url("postgres"), f"CREATE DATABASE {TEMPLATE}")
-            upgrade(self.url(TEMPLATE))
+            make_schema(self.url(TEMPLATE))
         return self._database(TEMPLATE)
 
     def _database(self, template: str) -> str:

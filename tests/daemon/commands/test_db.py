@@ -1,4 +1,4 @@
-"""``db``: upgrade, backup and prune, as they are typed."""
+"""``db``: backup and prune, as they are typed."""
 
 from __future__ import annotations
 
@@ -28,30 +28,19 @@ def typed(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str,
     return code, captured.out, captured.err
 
 
-def test_upgrade_says_what_it_did(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = typed(capsys, "db", "upgrade", "--db", path)
-    assert (code, err) == (0, "")
-    assert "has schema 0003 already" in out
-    code, out, _ = typed(capsys, "db", "upgrade", "--db", path, "--json")
-    assert json.loads(out) == {"database": str(path), "from": "0003", "to": "0003"}
-
-
-@pytest.mark.parametrize("revision", ["0002", "0004", "ae1027a6acf"])
-def test_another_schema_is_refused_alike_by_every_command(
-    path: Path, capsys: pytest.CaptureFixture[str], revision: str
+def test_another_schema_is_rejected_alike_by_every_command(
+    path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("UPDATE alembic_version SET version_num = ?", (revision,))
-        connection.commit()
+        connection.execute("PRAGMA user_version = 2")
     before = path.read_bytes()
-    said = set()
-    for words in ("audit head", "audit verify", "verify last", "db upgrade", "db prune --keep 1"):
+    errors = set()
+    for words in ("audit head", "audit verify", "verify last", "db prune --keep 1"):
         code, out, err = typed(capsys, *words.split(), "--db", path)
         assert (code, out) == (1, "")
-        said.add(err)
-    (sentence,) = said
-    assert f"has schema {revision}, and this version reads only 0003" in sentence
-    assert "start a new" in sentence
+        errors.add(err)
+    (sentence,) = errors
+    assert "has schema 2, and this version reads 1: use the tracepaper that made it" in sentence
     assert sentence.count("\n") == 1
     assert path.read_bytes() == before
 
@@ -92,12 +81,9 @@ def test_prune_asks_how_much_to_keep(path: Path, capsys: pytest.CaptureFixture[s
     assert "--keep DAYS or storage.keep_days" in err
 
 
-def test_prune_and_upgrade_wait_for_the_daemon_to_stop(
-    path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prune_waits_for_the_daemon_to_stop(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     log = SqlAuditLog.open(path)
-    for words in (("prune", "--keep", 1), ("upgrade",)):
-        code, out, err = typed(capsys, "db", *words, "--db", path)
-        assert (code, out) == (2, "")
-        assert "in use by process" in err
+    code, out, err = typed(capsys, "db", "prune", "--keep", 1, "--db", path)
+    assert (code, out) == (2, "")
+    assert "in use by process" in err
     log.close()

@@ -277,17 +277,15 @@ def test_a_server_that_does_not_answer_or_has_no_tables_is_found(
     for url, words in (
         (postgres.url("fleet", port=port), r"does not take the connection .*: start it, or"),
         (postgres.url("nowhere"), r'"nowhere" does not exist\): create it, or correct'),
-        (postgres.empty(), r"make its tables with `tracepaper db upgrade --to URL`"),
+        (postgres.empty(), r"make its tables with `tracepaper db create --to URL`"),
     ):
         verdict, detail = asked(url, path)
         assert verdict == "fail"
         assert re.search(words, detail), detail
-    for revision, words in (("0002", "reads only 0003"), ("0099", "use the tracepaper")):
-        postgres.sql(fleet_url, f"UPDATE alembic_version SET version_num = '{revision}'")
-        verdict, detail = asked(fleet_url, path)
-        assert verdict == "fail"
-        assert f"has schema {revision}" in detail
-        assert words in detail
+    postgres.sql(fleet_url, "UPDATE schema_version SET version = 2")
+    verdict, detail = asked(fleet_url, path)
+    assert verdict == "fail"
+    assert "has schema 2, and this version reads 1" in detail
 
 
 def test_a_role_that_cannot_ship_is_found(
@@ -322,7 +320,7 @@ def test_a_role_that_cannot_ship_is_found(
         if "GRANT" in line
     ]
     lacks = {
-        1: r"may not read the schema's version \(permission denied for table alembic_version\)",
+        1: r"may not read the schema's version \(permission denied for table schema_version\)",
         2: r"lacks DELETE on 9 tables; INSERT on \d\d tables; UPDATE on marks, runs, shippers: ",
         3: r"lacks DELETE on 9 tables; UPDATE on marks, runs, shippers: grant it what docs",
         4: r"lacks DELETE on 9 tables: grant it what docs/fleet.md shows",

@@ -48,13 +48,11 @@ def test_what_is_typed_ships_pulls_verifies_and_lists(
     url, back = postgres.empty(), path.with_name("back.db")
     code, out, err = typed(capsys, "fleet", url)
     assert (code, out) == (1, "")
-    assert (
-        "holds no record of a fleet: make its tables with `tracepaper db upgrade --to URL`" in err
+    assert "holds no record of a fleet: make its tables with `tracepaper db create --to URL`" in err
+    assert typed(capsys, "db", "create", "--to", url)[1].endswith(
+        "has the tables and views of a fleet now.\n"
     )
-    assert typed(capsys, "db", "upgrade", "--to", url)[1].endswith(
-        "has the tables and views of a fleet now, schema 0003.\n"
-    )
-    assert "has schema 0003 already" in typed(capsys, "db", "upgrade", "--to", url)[1]
+    assert "has its tables already" in typed(capsys, "db", "create", "--to", url)[1]
     assert "holds no run yet" in typed(capsys, "fleet", url)[1]
     for words in (("db", "pull", "--db", back), ("audit", "verify")):
         code, out, err = typed(capsys, *words, "--from", url)
@@ -113,7 +111,7 @@ def test_what_is_refused_names_the_address_and_what_to_do(
     user = fleet_url.replace("owner@", "nothing@")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PGPASSWORD", "n")
-        upgrading = typed(capsys, "db", "upgrade", "--to", user)
+        upgrading = typed(capsys, "db", "create", "--to", user)
         shipping = typed(capsys, "db", "ship", "--once", "--to", user, "--db", path)
     postgres.sql(fleet_url, "DROP ROLE nothing")
     assert (upgrading[0], shipping[0]) == (1, 1)
@@ -142,7 +140,7 @@ def test_what_was_changed_on_the_server_is_found(
     "words",
     [
         "db ship --once --to {url}",
-        "db upgrade --to {url}",
+        "db create --to {url}",
         "db pull --from {url} --db b.db",
         "audit verify --from {url}",
         "fleet {url}",

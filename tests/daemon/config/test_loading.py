@@ -70,7 +70,7 @@ def test_lists_and_tables_come_from_the_environment(monkeypatch: pytest.MonkeyPa
     assert config.market.symbols == ("BTCUSDT", "ETHUSDT")
     assert config.gate.regimes == ("MIXED",)
     assert config.strategy.options == {"lookback": 3}
-    assert config.document()["risk"]["max_notional"] is None
+    assert config.settings()["risk"]["max_notional"] is None
 
 
 def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
@@ -416,85 +416,7 @@ def test_a_checkpoint_that_cannot_be_read_leaves_the_horizon(tmp_path: Path) -> 
         assert load(None, {"model": {"checkpoint": str(folder)}}).gate.horizon == 30
 
 
-def test_order_books_and_vectors_that_are_not_asked_for_leave_a_run_its_hash() -> None:
-    """Runs of before there were any verify, and a daemon goes on with them."""
-    plain = Config().document()
-    assert not {"depth", "depth_every_ms"} & plain["market"].keys()
-    assert "vectors" not in plain["model"]
-    asked = ({"market": {"depth": 50}}, {"model": {"covariates": "own.csv"}})
-    hashes = {load(None, keys).sha256() for keys in asked}
-    assert len(hashes | {Config().sha256()}) == len(asked) + 1
-    for keys in asked:
-        said = load(None, keys)
-        assert restore(said.canonical_json()).sha256() == said.sha256()
-
-
-@pytest.mark.parametrize(
-    ("written", "address"),
-    [
-        ("0.0.0.0:9187", ("0.0.0.0", 9187)),
-        ("[::]:9187", ("::", 9187)),
-        ("10.0.0.2:0", ("10.0.0.2", 0)),
-    ],
-)
-def test_metrics_can_be_served_on_another_address(written: str, address: tuple[str, int]) -> None:
-    assert load(None, {"http": {"metrics": written}}).http.metrics_address == address
-    assert load(None, {}).http.metrics_address is None
-
-
-@pytest.mark.parametrize(
-    "written", ["9187", "0.0.0.0", "name:9187", "0.0.0.0:x", "0.0.0.0:70000", ""]
-)
-def test_an_address_of_metrics_that_is_none_is_refused(written: str) -> None:
-    with pytest.raises(ConfigInvalid, match="write an address and a port"):
-        load(None, {"http": {"metrics": written}})
-
-
-def test_a_key_that_was_renamed_is_stored_and_hashed_under_its_older_name(tmp_path: Path) -> None:
-    usual_then = {"strategy": {"trend_sized_by": "auto"}, "sizing": {"rebalance": "0.25"}}
-    config = load(None, {"model": {"covariates": "own.csv"}, **usual_then})
-    stored = config.canonical_json()
-    assert json.loads(stored)["model"]["vectors"] == "own.csv"
-    assert "covariates" not in stored
-    # As the version before the new name hashed it, without the keys that came since.
-    older = json.loads(stored)
-    since = {
-        "strategy": ("trend_risk_aversion",),
-        "gate": ("learned_regimes", "max_dropout_spread"),
-        "model": ("dropout_passes",),
-        "sizing": ("shortfall",),
-        "execution": ("response_ms", "queue_model", "queue_exponent"),
-        "risk": ("max_tail", "max_tail_share", "max_expected_drawdown"),
-    }
-    for section, keys in since.items():
-        for key in keys:
-            del older[section][key]
-    assert (
-        config.sha256(json.dumps(older))
-        == "57ec254f816bd1da00bf663eb69c31808e3f276ff11f52bb6382b5b4bed0ff3c"
-    )
-    assert restore(stored).model.covariates == "own.csv"
-    assert restore(stored).canonical_json(stored) == stored
-    assert load(written(tmp_path, render(config))).sha256() == config.sha256()
-
-
-def test_the_older_name_of_a_key_is_refused_with_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    said = "[model] vectors is called covariates now; write covariates."
-    assert refusal(tmp_path, '[model]\nvectors = "own.csv"').endswith(f"paper.toml: {said}")
-    old = {"model": {"vectors": "own.csv"}}
-    for sections, overrides in ((old, {}), (None, old)):
-        with pytest.raises(ConfigInvalid) as caught:
-            load(sections, overrides)
-        assert str(caught.value).endswith(said)
-    monkeypatch.setenv("TRACEPAPER_MODEL__VECTORS", "own.csv")
-    with pytest.raises(ConfigInvalid) as caught:
-        load()
-    assert str(caught.value) == f"TRACEPAPER_MODEL__VECTORS: {said}"
-
-
-def test_exits_are_read_as_freqtrade_writes_them_and_are_hashed_only_where_they_are_set() -> None:
+def test_exits_are_read_as_freqtrade_writes_them_and_decide_a_run() -> None:
     written = {"0": 0.04, "30": "2%", "1h": 0.01}
     made = load(
         None, {"exits": {"stop_loss": " 2.50 %", "take_profit": "q0.90", "minimal_roi": written}}
@@ -505,5 +427,4 @@ def test_exits_are_read_as_freqtrade_writes_them_and_are_hashed_only_where_they_
     assert load(None, {"exits": made.exits.model_dump()}) == made
     plain = load(None)
     assert made.sha256() != plain.sha256()
-    assert "exits" not in plain.settings()
     assert load(None, {"exits": {"reenter": False}}).sha256() == plain.sha256()

@@ -66,7 +66,6 @@ def test_the_default_file_lies_under_the_settings(
         (["market.interval"], "--set market.interval sets no key; write section.key=value"),
         (["market.interval=7"], '[market] interval = "7" cannot be used'),
         (["strategy.fast=1", "strategy.fast=2"], "--set gives strategy.fast twice; give it once."),
-        (["model.vectors=own.csv"], "[model] vectors is called covariates now"),
     ],
 )
 @pytest.mark.parametrize(

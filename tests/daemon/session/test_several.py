@@ -46,7 +46,7 @@ class Quarters(Strategy):
         self._options = options
 
     def decide(self, context: BarContext) -> Signal:
-        quarters = context.frame("15")
+        quarters = context.timeframe("15")
         SEEN[context.time] = quarters.time.tolist(), quarters.close.tolist()
         return Signal(
             Action.LONG if context.close > quarters.close.mean() else Action.FLAT, "as they say"
@@ -100,7 +100,7 @@ class Pairs(Strategy):
         self._options = options
 
     def decide(self, context: BarContext) -> Signal:
-        pairs = context.frame("120")
+        pairs = context.timeframe("120")
         SEEN[context.time] = pairs.time.tolist(), pairs.close.tolist()
         return Signal(Action.FLAT, "as they say")
 

@@ -143,8 +143,7 @@ def test_a_rule_that_cannot_be_used_is_refused_in_one_sentence(
     assert str(refused.value).count("\n") == 0
 
 
-def test_without_a_universe_a_configuration_has_the_hash_it_had() -> None:
-    assert "universe" not in load(None).document()["market"]
+def test_a_universe_decides_a_run() -> None:
     with_rule = load(None, {"market": {"universe": {"top": 1}}})
     assert with_rule.sha256() != load(None).sha256()
     assert load(None, {"market": {"universe": '{"top": 1}'}}) == with_rule  # as a variable has it

@@ -337,7 +337,7 @@ def test_a_module_that_cannot_be_used_is_named(
 MINE = """
 import helper
 from pack import inner
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.strategy import Strategy
 
 class Mine(Strategy):
     def decide(self, now):

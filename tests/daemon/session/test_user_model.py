@@ -30,7 +30,7 @@ BTC = "linear:BTCUSDT"
 COUNTS = itertools.count()
 HEADER = """
 import numpy as np
-from tracepaper.strategies.model import Model, feature_row
+from tracepaper.strategies.api.model import Model, feature_row
 
 @feature_row(lookback=3)
 def features(past):

@@ -67,7 +67,7 @@ def test_every_key_of_the_environment_reaches_a_replay_without_a_file(
 ) -> None:
     monkeypatch.setenv(f"TRACEPAPER_{key}", value)
     section, name = key.lower().split("__")
-    assert configuration(None, [sol()]).document()[section][name] == value
+    assert configuration(None, [sol()]).settings()[section][name] == value
 
 
 def test_a_replay_without_a_file_trades_the_interval_of_the_environment(
@@ -118,7 +118,7 @@ def test_a_strategy_is_found_beside_its_configuration(
     home = tmp_path / "mine"
     home.mkdir()
     (home / "beside_its_file.py").write_text(
-        "from tracepaper.strategies.strategy import SmaCross\n"
+        "from tracepaper.strategies.api.strategy import SmaCross\n"
         "class Mine(SmaCross):\n"
         "    def __init__(self, options):\n"
         "        super().__init__(fast=3, slow=7, long_only=True)\n"

@@ -454,11 +454,10 @@ def test_a_checkpoint_of_another_symbol_is_refused(
         make_orderbook(config.model_copy(update={"market": market}))
 
 
-def test_without_depth_a_configuration_says_and_hashes_what_it_did() -> None:
+def test_depth_decides_a_run() -> None:
     plain = load(None, {})
-    assert "depth" not in json.dumps(plain.document())
     asked = load(None, {"market": {"depth": 50}})
-    assert asked.document()["market"]["depth_every_ms"] == 1_000
+    assert asked.settings()["market"]["depth_every_ms"] == 1_000
     assert asked.sha256() != plain.sha256()
     assert cases.BTC.id == "linear:BTCUSDT"
 

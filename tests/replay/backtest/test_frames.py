@@ -55,7 +55,7 @@ class Trend(Strategy):
         self._options = options
 
     def decide(self, context: BarContext) -> Signal:
-        fives, quarters = context.frame("5"), context.frame("15")
+        fives, quarters = context.timeframe("5"), context.timeframe("15")
         SEEN.append((context.time, fives.time.tolist(), quarters.time.tolist()))
         above = context.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
         note = {"fives": float(fives.close.sum()), "quarters": float(quarters.close.sum())}
@@ -260,8 +260,8 @@ def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
 
 EARLY = """
 from tracepaper.strategies.api import timeframes as frames
-from tracepaper.strategies.strategy import Strategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 _add = frames.TimeframeAggregator.add
@@ -283,7 +283,7 @@ class Mine(Strategy):
         pass
 
     def decide(self, now):
-        close = now.frame("5").close
+        close = now.timeframe("5").close
         return Signal(Action.LONG if close.size and close[-1] % 2 > 1 else Action.FLAT, "odd")
 """
 

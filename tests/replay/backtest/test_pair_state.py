@@ -35,7 +35,7 @@ pytestmark = pytest.mark.slow
 COUNTING = """
 from msgspec import Struct
 from tracepaper.strategies.examples.pair import Pair
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 class Openings(Struct):

@@ -49,8 +49,8 @@ fee_per_share = "0.005"
 fee_minimum = "1"
 """
 ALTERNATE = """
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types import Action
 
 
@@ -469,8 +469,8 @@ def test_a_replay_that_goes_on_suspects_the_same_split(monkeypatch: pytest.Monke
 
 
 DAYS = """
-from tracepaper.strategies.signals import Signal
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types import Action
 
 
@@ -482,7 +482,7 @@ class Days(Strategy):
         pass
 
     def decide(self, now):
-        days, weeks = now.frame("D"), now.frame("W")
+        days, weeks = now.timeframe("D"), now.timeframe("W")
         print([now.time, days.time.tolist(), weeks.time.tolist()])
         rose = days.close[-1] > days.open[0]
         return Signal(Action.LONG if rose else Action.FLAT, "as the days say")

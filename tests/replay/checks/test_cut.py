@@ -7,7 +7,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,11 +14,9 @@ from typing import Any
 
 import explained_runs
 import pytest
-import recorded_runs
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
-from own_strategies import importable
 from pair_cases import cointegrated
 from records import run_again
 
@@ -101,12 +98,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "sizing": {"mode": "notional", "notional": "1000"},
     },
 }
-
-
-@pytest.fixture(autouse=True)
-def strategies() -> Iterator[None]:
-    with importable(recorded_runs.FOLDER):
-        yield
 
 
 def data_of(kind: str) -> list[Candles]:
@@ -273,37 +264,6 @@ def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of minutes be pruned: none of them asks for the range of a day."""
     monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
     monkeypatch.setattr(maintenance, "DAY_MS", 240_000)
-
-
-@pytest.mark.usefixtures("short_days")
-@pytest.mark.parametrize(("name", "steps"), [("quotes", 30), ("margin", 100), ("several", 100)])
-def test_runs_of_every_other_kind_are_derived_from_their_cut(
-    tmp_path: Path, name: str, steps: int
-) -> None:
-    """Quotes, a start in the midst, settlements: as an older version recorded them."""
-    with recorded_runs.unpacked(name, tmp_path) as path:
-        open_writer(path).close()
-        times = opened(path)
-        for at in times[1 :: max(len(times) // 7, 1)]:
-            found = verified(path, from_ms=at)
-            assert found.holds, (at, found.differences[:3])
-        assert prune(path, 2).steps >= steps
-        assert not audited(path)
-        found = verified(path)
-        assert found.holds, found.differences[:3]
-        assert found.state_step is not None
-
-
-@pytest.mark.usefixtures("short_days")
-def test_a_promoted_model_is_known_from_where_it_was_warmed(tmp_path: Path) -> None:
-    with recorded_runs.unpacked("retraining", tmp_path) as path:
-        open_writer(path).close()
-        for at in opened(path)[::2]:
-            found = verified(path, from_ms=at)
-            assert found.holds, (at, found.differences[:3])
-            assert "instruction_set was AVX512 and is " in found.elsewhere
-            assert found.from_ms is not None
-            assert found.from_ms <= at
 
 
 @pytest.mark.usefixtures("short_days")

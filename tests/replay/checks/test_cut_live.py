@@ -13,14 +13,12 @@ from typing import Any
 
 import depth_cases
 import pytest
-import recorded_runs
 import torch
 from bybit_server import MINUTE, START_MS, ScriptedServer, ticker
 from daemon_under_test import daemon, price
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import believed, rechain, verified
-from own_strategies import importable
 from records import run_again
 from retrain_cases import Planted, decide, until_has
 from several_live import trading
@@ -116,8 +114,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         asyncio.run(promote(planted))
     books, quotes = (tmp_path_factory.mktemp(name) / "run.db" for name in ("books", "quotes"))
     asyncio.run(trade(books, 4, by_books(books.parent)))
-    with importable(recorded_runs.FOLDER):
-        asyncio.run(trade(quotes, 3, by_quotes()))
+    asyncio.run(trade(quotes, 3, by_quotes()))
     return {"promoted": planted.database, "books": books, "quotes": quotes}
 
 
@@ -125,12 +122,10 @@ KEEP = {"promoted": 3, "books": 1, "quotes": 2}
 
 
 @pytest.fixture(autouse=True)
-def short_days(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of minutes be pruned: none of them asks for the range of a day."""
     monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
     monkeypatch.setattr(maintenance, "DAY_MS", 4 * MINUTE)
-    with importable(recorded_runs.FOLDER):
-        yield
 
 
 @pytest.fixture(params=KEEP)

@@ -578,8 +578,8 @@ def test_a_class_that_only_holds_is_said_to_prove_nothing(check: Checks) -> None
 
 
 PORTFOLIO = """
-from tracepaper.strategies.portfolio import PortfolioStrategy
-from tracepaper.strategies.signals import Signal
+from tracepaper.strategies.api.strategy import PortfolioStrategy
+from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 class Mine(PortfolioStrategy):

@@ -277,7 +277,7 @@ def test_what_sees_the_account_starts_later_with_the_account_that_stood(
 
 
 RANGE_OF_A_DAY = (
-    "from tracepaper.strategies.signals import Volatility\n"
+    "from tracepaper.strategies.api.context import Volatility\n"
     "seen = now.account\n"
     "note = {'entry': seen.position.entry_price or 0.0, 'equity': seen.equity}\n"
     "return Signal(Action.LONG, 'again', stop=Volatility(0.7), reenter=True, note=note)"

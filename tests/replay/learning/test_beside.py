@@ -50,7 +50,7 @@ AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
 CLASS = """
-from tracepaper.strategies.model import Model
+from tracepaper.strategies.api.model import Model
 
 class Mine(Model):
     horizons = (5, 30)

@@ -16,7 +16,7 @@ BARS = 3_000
 START_MS = 1_748_217_600_000  # a midnight
 
 ORACLE = """
-from tracepaper.strategies.model import Model
+from tracepaper.strategies.api.model import Model
 
 class Mine(Model):
     measures = {measures}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gzip
 import json
 import os
 import re
@@ -26,8 +25,6 @@ from tracepaper.replay.page.news import STEPS_MAX
 from tracepaper.replay.page.routes import PREFIX, ROUTES
 from tracepaper.replay.page.server import POLICY, Page, serving
 from tracepaper.strategies.types.market import CommandKind
-
-DATA = Path(__file__).parents[2] / "data" / "runs"
 
 
 def readers() -> list[int]:
@@ -136,10 +133,7 @@ async def test_databases_that_cannot_be_read_say_why(
     empty, text, gone = tmp_path / "empty.db", tmp_path / "<img>.db", tmp_path / "gone.db"
     sqlite3.connect(empty).close()
     text.write_text("no database")
-    old = tmp_path / "old.db"
-    with gzip.open(DATA / "several.db.gz") as packed, old.open("wb") as file:
-        shutil.copyfileobj(packed, file)
-    paths = [empty, text, gone, old, cross_database]
+    paths = [empty, text, gone, cross_database]
     async with serving(paths, host="127.0.0.1", port=0) as url:
         status, found = await answer(client, f"{url}{PREFIX}/runs")
         assert status == 200

@@ -15,6 +15,7 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.chunks import Located
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader, resolve
+from tracepaper.storage.record.columns import SCHEMA
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -197,7 +198,7 @@ def test_the_connection_is_free_again_after_a_question(path: Path) -> None:
     with Reader.open(path) as reader:
         with pytest.raises(ConfigInvalid):
             ask(reader.connection, "PRAGMA user_version")
-        assert reader.connection.execute("PRAGMA user_version").fetchone() == (0,)
+        assert reader.connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
 
 
 def test_blobs_are_documents_in_hexadecimal(path: Path) -> None:

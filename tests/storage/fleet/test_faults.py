@@ -26,7 +26,7 @@ from tracepaper.storage.fleet.follow import Follower, ship_once
 from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.server import ShipProgress, checked, connect, server_address
 from tracepaper.storage.fleet.ship import Shipper
-from tracepaper.storage.fleet.tables import upgrade
+from tracepaper.storage.fleet.tables import make_schema
 from tracepaper.strategies import extras
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
 
@@ -389,7 +389,7 @@ def test_a_full_disk_is_named_and_nothing_of_the_group_is_kept(
         url = postgres.url("small")
         postgres.sql(postgres.url("postgres"), f"CREATE TABLESPACE small LOCATION '{place}'")
         postgres.sql(postgres.url("postgres"), "CREATE DATABASE small TABLESPACE small")
-        upgrade(url)
+        make_schema(url)
         write_run(path, plain_steps(3000))
         ballast = place / "ballast"
         fill(ballast)
@@ -457,7 +457,7 @@ def test_a_wrong_password_is_named_and_not_shown(
     with pytest.raises(ServerLost, match=r"may not .*permission denied.*grant it"):
         ship_once(path, url)
     with pytest.raises(ServerLost, match="may not make the tables"):
-        upgrade(postgres.url("postgres", user="stranger"))
+        make_schema(postgres.url("postgres", user="stranger"))
     with pytest.raises(ServerLost, match=r"may not .*permission denied"):
         pull(url, tmp_path / "b.db")
 
@@ -469,7 +469,7 @@ def test_a_server_that_asks_for_tls_gets_it(postgres: Cluster, tmp_path: Path) -
     url = postgres.url("tls_only")
     with pytest.raises(ServerLost, match=r"pg_hba\.conf.*add sslmode=require"):
         connect(f"{url}?sslmode=disable")
-    upgrade(f"{url}?sslmode=require")
+    make_schema(f"{url}?sslmode=require")
     path, back = tmp_path / "a.db", tmp_path / "b.db"
     write_run(path, plain_steps(20))
     assert ship_once(path, f"{url}?sslmode=require")[0] == 20
@@ -562,15 +562,14 @@ def test_what_is_missing_is_named(
     write_run(path, plain_steps(20))
     with pytest.raises(DataInvalid, match="holds no record of a fleet: make its tables"):
         ship_once(path, postgres.empty())
-    for revision, words in (("0002", "reads only 0003"), ("0099", "use the tracepaper that made")):
-        postgres.sql(fleet_url, f"UPDATE alembic_version SET version_num = '{revision}'")
-        for doing in (
-            lambda: ship_once(path, fleet_url),
-            lambda: pull(fleet_url, tmp_path / "b.db"),
-            lambda: upgrade(fleet_url),
-        ):
-            with pytest.raises(DataInvalid, match=f"has schema {revision}.*{words}"):
-                doing()
+    postgres.sql(fleet_url, "UPDATE schema_version SET version = 2")
+    for doing in (
+        lambda: ship_once(path, fleet_url),
+        lambda: pull(fleet_url, tmp_path / "b.db"),
+        lambda: make_schema(fleet_url),
+    ):
+        with pytest.raises(DataInvalid, match="has schema 2, and this version reads 1: use the"):
+            doing()
     monkeypatch.setattr(extras, "find_spec", lambda _name: None)
     with pytest.raises(ConfigInvalid, match=r"--to needs psycopg: .*'tracepaper\[fleet\]'"):
         connect(fleet_url)

@@ -13,7 +13,7 @@ from storage_cases import plain_steps, rich_steps, run, write_run
 from tracepaper.storage.database.view_columns import View
 from tracepaper.storage.database.views import V_DECISIONS, V_EQUITY, V_POSITIONS
 from tracepaper.storage.fleet.follow import ship_once
-from tracepaper.storage.fleet.tables import columns_of, upgrade
+from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.fleet.views import FLEET_VIEWS, select_step
 from tracepaper.storage.record.columns import SEQUENCE_BITS
 from tracepaper.storage.record.rows import OF_A_RUN, RUN_TABLES
@@ -133,13 +133,8 @@ def test_a_view_that_reads_other_runs_is_found(
         postgres.sql(fleet, "DROP VIEW v_planted")
 
 
-def test_an_upgrade_makes_the_indexes_that_an_older_version_lacked(
-    postgres: Cluster, fleet_url: str
-) -> None:
+def test_the_server_has_the_indexes_of_a_file(postgres: Cluster, fleet_url: str) -> None:
     names = "SELECT indexname FROM pg_indexes WHERE schemaname = 'tracepaper' ORDER BY 1"
     whole = postgres.sql(fleet_url, names)
     indexes = {"orders_order", "fills_order", "events_reading"}
     assert indexes <= {name for (name,) in whole}
-    postgres.sql(fleet_url, *(f"DROP INDEX {name}" for name in sorted(indexes)))
-    upgrade(fleet_url)
-    assert postgres.sql(fleet_url, names) == whole

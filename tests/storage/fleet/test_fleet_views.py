@@ -7,9 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import pytest
 from postgres_server import Cluster
-from recorded_runs import unpacked
 from storage_cases import plain_steps, prune, rich_steps, run, write_run
 
 from tracepaper.storage.database.view_columns import View
@@ -57,15 +55,6 @@ def test_every_row_of_every_view_is_the_same(
     counts = assert_same_answers(postgres, fleet_url, path)
     assert counts["v_runs"] == 3
     assert min(counts.values()) > 2
-
-
-@pytest.mark.parametrize("name", ["margin", "protected", "several"])
-def test_the_runs_of_daemons_and_older_versions_read_the_same(
-    tmp_path: Path, postgres: Cluster, fleet_url: str, name: str
-) -> None:
-    with unpacked(name, tmp_path) as path:
-        ship_once(path, fleet_url)
-        assert all(assert_same_answers(postgres, fleet_url, path).values())
 
 
 def test_two_databases_do_not_mix(tmp_path: Path, postgres: Cluster, fleet_url: str) -> None:

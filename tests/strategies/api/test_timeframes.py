@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -13,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-import tracepaper
-from tracepaper.strategies.api.context import BarContext, Outlook
+from tracepaper.strategies.api.context import BarContext
 from tracepaper.strategies.api.timeframes import (
     TimeframeAggregator,
     frame_bar_of,
@@ -276,13 +274,3 @@ def test_a_frame_that_was_not_declared_is_named() -> None:
         StrategyFailed, match=r"context\.timeframe\('60'\) was read, and frames declares none"
     ):
         context.timeframe("60")
-
-
-def test_the_former_names_of_context_and_timeframe_stay() -> None:
-    homes = (
-        tracepaper,
-        *map(import_module, ("tracepaper.strategies.outlook", "tracepaper.strategies.strategy")),
-    )
-    assert all(home.Outlook is BarContext for home in homes)
-    with pytest.raises(StrategyFailed, match="frames declares none"):
-        Outlook.of(minutes(1), ITEM).frame("60")

@@ -1,8 +1,7 @@
-"""The strategies of the recorded runs beside this file; a run names the hash of this text."""
+"""Strategies of runs that tests record and cut."""
 
-from tracepaper.strategies.outlook import Outlook
-from tracepaper.strategies.signals import Percent, Signal, Volatility
-from tracepaper.strategies.strategy import Strategy
+from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
+from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types import Action
 
 SIDES = (Action.LONG, Action.LONG, Action.SHORT, Action.HOLD, Action.SHORT, Action.FLAT)
@@ -16,7 +15,7 @@ class Protected(Strategy):
     def __init__(self, options: dict[str, int]) -> None:
         self.bars = options["bars"]
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, now: BarContext) -> Signal:
         turn = now.exact.open_time_ms // 60_000 // self.bars
         action = SIDES[turn % len(SIDES)]
         if action in (Action.HOLD, Action.FLAT):
@@ -42,7 +41,7 @@ class Turns(Strategy):
     def __init__(self, options: dict[str, int]) -> None:
         self.bars = options["bars"]
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, now: BarContext) -> Signal:
         turn = now.exact.open_time_ms // 60_000 // self.bars
         return Signal(Action.LONG if turn % 2 else Action.SHORT, "as the turn says")
 
@@ -55,7 +54,7 @@ class Imbalance(Strategy):
     def __init__(self, options: dict[str, object]) -> None:
         self._options = options
 
-    def decide(self, now: Outlook) -> Signal:
+    def decide(self, now: BarContext) -> Signal:
         books = now.depth
         if books is None or len(books) < self.books:
             return Signal(Action.HOLD, "too few books")

@@ -1,1 +1,0 @@
-"""The former room of ``tracepaper.replay.learning``."""
