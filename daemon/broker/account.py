@@ -462,6 +462,12 @@ class PaperAccount:
             target, reason, now, order_id=order_id, by_command=by_command
         )
 
+    def affordable(self, instrument: str, target: int, price: int) -> int:
+        """Return *target* of *instrument*, or as much of it as the account covers at *price*."""
+        held = self.held(instrument)
+        funds = self._spendable(instrument, is_reversal=target * held < 0)
+        return self.orders[instrument].affordable(target, held, price, funds)
+
     def _spendable(self, instrument: str, *, is_reversal: bool = False) -> int:
         """Return what an order may be paid from: on margin what no position binds."""
         if instrument not in self._margin:

@@ -378,7 +378,7 @@ class Broker:
             if sent.orders or before != target:
                 self.save = Save.NOW
         changed: tuple[Order, ...] = ()
-        if plan is not None and target:  # also where it was refused: HOLD asks for it again
+        if plan is not None and orders.target:
             changed = account.protect(plan, bar, sequence=sequence, at_ms=at_ms)
             self.save = Save.NOW
         elif orders.is_guarded and action is Action.FLAT and target == 0:

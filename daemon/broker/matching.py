@@ -20,7 +20,7 @@ from typing import Final, Protocol
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.ledger import Booked, LedgerFunds, Liquidated, MarginCalls
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.daemon.broker.rules import Bounds
+from tracepaper.daemon.broker.rules import NO_CASH, Bounds
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -34,7 +34,6 @@ from tracepaper.strategies.types.market import Bar, Instrument, Quote, Side
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
 LIQUIDATED_FIRST: Final = "the position was liquidated first"
-NO_CASH: Final = "cash does not cover it"
 
 
 class Funds(Protocol):
@@ -314,18 +313,14 @@ class MarketPass:
         """Book *fill* of *order*; return False where the account could not bear it."""
         if self._is_beyond_bankruptcy(order, fill):
             return False
-        is_short_of_cash = False
-        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._funds.cash:
+        if (refusal := self._refusal(fill)) is not None:
             affordable = None
             if order.role is not OrderRole.LIST:
                 affordable = self._affordable(order, fill)
             if affordable is None:
-                self._end(order, NO_CASH)
+                self._end_short(order, refusal)
                 return False
-            fill, is_short_of_cash = affordable, True
-        if (refusal := self._funds.refusal(fill)) is not None:
-            self._end(order, refusal)
-            return False
+            fill = affordable
         if (calls := self._funds.calls) is not None and (
             ruin := calls.ruined_by(fill, fill.filled_ms)
         ) is not None:
@@ -343,20 +338,33 @@ class MarketPass:
             # What is left of the event meets the position as it is now.
             amended = self._resting.amend_liquidation(bounds, self._funds.held)
             self.trades.note(*(() if amended is None else (amended,)))
-        if is_short_of_cash:
-            self._end(changed[0], NO_CASH)
+        if refusal is not None:
+            self._end_short(changed[0], refusal)
         return True
 
+    def _refusal(self, fill: Fill) -> str | None:
+        """Return why the account cannot bear *fill*, or None."""
+        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._funds.cash:
+            return NO_CASH
+        return self._funds.refusal(fill)
+
+    def _end_short(self, order: Order, refusal: str) -> None:
+        """End *order*, which the account cannot bear; what it led to is no target any longer."""
+        self._end(order, refusal)
+        if order.role is OrderRole.SIGNAL:
+            self._resting.target = self._funds.held
+
     def _affordable(self, order: Order, fill: Fill) -> Fill | None:
-        """Return as much of *fill*, a buy of *order*, as cash covers in whole steps, if any."""
-        cash, step = max(self._funds.cash, 0), self._executor.step
-        less = fill
-        while (cost := _cost(less)) > cash:
-            quantity = less.quantity * cash // cost // step * step
-            if quantity == 0:
-                return None
-            less = self._executor.part(order, fill, quantity)
-        return less
+        """Return as much of *fill* of *order* as the account bears in whole steps, if any."""
+        step = self._executor.step
+        fewest, most = 0, fill.quantity // step
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            if self._refusal(self._executor.part(order, fill, middle * step)) is None:
+                fewest = middle
+            else:
+                most = middle - 1
+        return self._executor.part(order, fill, fewest * step) if fewest else None
 
     def _is_beyond_bankruptcy(self, order: Order, fill: Fill) -> bool:
         """Return whether the position was liquidated instead: *fill* would lose more than it has.

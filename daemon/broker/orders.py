@@ -342,8 +342,9 @@ class RestingOrders:
     ) -> Sent:
         """Make position plus resting order reach *target*, where the exchange would take an order.
 
-        A reversal is one order. What is refused *by_command* has no decision to say so: its order
-        is kept, REJECTED.
+        A reversal is one order. An order for more than the account covers is cut to that, and what
+        is cut or refused is no target any longer: it would be a hidden limit order. What is refused
+        *by_command* has no decision to say so: its order is kept, REJECTED.
         """
         held, price, cash = now.held, now.price, now.cash
         resting_leads_there = self.order is not None and target == self.target
@@ -360,32 +361,59 @@ class RestingOrders:
         if abs(needed) <= near:
             return Sent(changed, None)
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        placed = self._placed(needed, order_id, reason, now, role)
-        opened = max(abs(target) - (abs(held) if target * held > 0 else 0), 0)
-        refusal = self._filters.refusal(placed, price, reduces=target == 0, cash=cash)
-        refusal = refusal or self._filters.margin_refusal(opened, held, target, price, cash)
-        if refusal is None:
+        placed, filters = self._placed(needed, order_id, reason, now, role), self._filters
+        refusal = filters.refusal(placed, price, reduces=target == 0)
+        refusal = refusal or filters.tier_refusal(held, target, price)
+        takes, why = refusal is None, refusal
+        if takes:
+            covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
+            if covered < placed.quantity:
+                placed, why = replace(placed, quantity=covered), filters.no_funds
+                self.target = self._led_to(placed.side, covered, held)
+                takes = filters.refusal(placed, price, reduces=self.target == 0) is None
+        if takes:
             self.order = after(placed, OrderEvent.ACCEPT)
-            return Sent((*changed, self.order), None)
+            return Sent((*changed, self.order), why)
+        self.target = held
         if by_command:
-            changed += (after(placed, OrderEvent.REJECT, reason=refusal),)
-        return Sent(changed, refusal)
+            changed += (after(placed, OrderEvent.REJECT, reason=why),)
+        return Sent(changed, why)
 
-    def _placed(
-        self, needed: int, order_id: str, reason: str, now: Moment, role: OrderRole
-    ) -> Order:
-        """Return the new order for *needed* (signed), before the exchange has seen it."""
+    def affordable(self, target: int, held: int, price: int, funds: int) -> int:
+        """Return *target*, or as much of it as *funds* cover from *held* with the market at *price*.
+
+        *funds* is cash, on margin what no position binds.
+        """
+        side, quantity = _side(target - held), self._quantity_of(target - held)
+        covered = self._filters.affordable(side, quantity, held, price, funds)
+        return target if covered == quantity else self._led_to(side, covered, held)
+
+    def _led_to(self, side: Side, quantity: int, held: int) -> int:
+        """Return the position to which a market order of *quantity* leads from *held*."""
+        if side is Side.SELL:
+            return held - quantity
+        rate = MONEY_SCALE - (self._costs.taker_fee if self._spot else 0)
+        return held + self._filters.whole(quantity * rate // MONEY_SCALE)
+
+    def _quantity_of(self, needed: int) -> int:
+        """Return the quantity of a market order that moves a position by *needed*, signed."""
         quantity = abs(needed)
         if self._spot and needed > 0:
             # What is left after the fee, which is paid in base, has to be *needed*.
             step = self._filters.instrument.quantity_step
             gross = -(-quantity * MONEY_SCALE // (MONEY_SCALE - self._costs.taker_fee))
             quantity = -(-gross // step) * step
+        return self._filters.whole(quantity)
+
+    def _placed(
+        self, needed: int, order_id: str, reason: str, now: Moment, role: OrderRole
+    ) -> Order:
+        """Return the new order for *needed* (signed), before the exchange has seen it."""
         return Order(
             order_id,
             self._filters.instrument.id,
-            Side.BUY if needed > 0 else Side.SELL,
-            self._filters.whole(quantity),
+            _side(needed),
+            self._quantity_of(needed),
             0,
             OrderStatus.NEW,
             reason,
@@ -484,28 +512,28 @@ class RestingOrders:
             return order, f"{RESTING_MOST} orders by list rest already"
         price = order.price or order.trigger or now.price
         cash = now.cash - self._reserved(listed, now.price) if self._is_cash else now.cash
-        refusal = self._filters.stop_refusal(order, now.price) or self._filters.refusal(
-            order, price, reduces=reduce_only, cash=cash
-        )
+        filters, held = self._filters, now.held
+        refusal = filters.stop_refusal(order, now.price)
+        refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
         if refusal is None and not reduce_only:
-            refusal = self._list_margin_refusal(order, listed, price, now)
+            signed = order.quantity if order.side is Side.BUY else -order.quantity
+            refusal = filters.tier_refusal(held, held + signed, price)
+            funds = cash - self._bound_beside(order, listed, now)
+            if refusal is None and not filters.covers(
+                order.side, order.quantity, held, price, funds
+            ):
+                refusal = filters.no_funds
         return order, refusal
 
-    def _list_margin_refusal(
-        self, order: Order, listed: Iterable[Order], price: int, now: Moment
-    ) -> str | None:
-        """Return why the margin does not allow *order* beside the others by list, or None."""
-        signed = order.quantity if order.side is Side.BUY else -order.quantity
-        target = now.held + signed
-        opened = max(abs(target) - (abs(now.held) if target * now.held > 0 else 0), 0)
-        bound = sum(
+    def _bound_beside(self, order: Order, listed: Iterable[Order], now: Moment) -> int:
+        """Return the margin that the other orders by list on the side of *order* would bind."""
+        return sum(
             self._filters.margin(
                 one.quantity - one.filled, one.price or one.trigger or now.price, one.side
             )
             for one in listed
             if not one.reduce_only and one.side is order.side
         )
-        return self._filters.margin_refusal(opened, now.held, target, price, now.cash - bound)
 
     def _reserved(self, listed: Iterable[Order], price: int) -> int:
         """Return what the resting buys among *listed* would cost."""
@@ -570,6 +598,10 @@ class RestingOrders:
 _ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
 _OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles whose market orders are given up where no quote fills them in time."""
+
+
+def _side(needed: int) -> Side:
+    return Side.BUY if needed > 0 else Side.SELL
 
 
 def _tighter(one: Order, other: Order) -> int | None:

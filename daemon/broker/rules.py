@@ -201,6 +201,7 @@ def _leverage(leverage: int) -> str:
 
 NOTIONAL_MOST: Final = MONEY_LIMIT // 4 // MONEY_SCALE * MONEY_SCALE
 """Of one order: money is an integer of 64 bits, and prices may still rise."""
+NO_CASH: Final = "cash does not cover it"
 NO_MARGIN: Final = "the available balance does not cover its margin"
 _DIGITS_MOST: Final = 18  # of an integer of 64 bits
 _NEAR: Final = Decimal("1e-6")
@@ -251,10 +252,10 @@ class Filters:
         """Return *quantity*, unsigned, without what is less than a step."""
         return quantity - quantity % self.instrument.quantity_step
 
-    def refusal(self, order: Order, price: int, *, reduces: bool, cash: int) -> str | None:
-        """Return why the exchange would refuse *order* at *price*, or None.
+    def refusal(self, order: Order, price: int, *, reduces: bool) -> str | None:
+        """Return why the exchange would refuse *order* at *price* whatever the account has, or None.
 
-        The notional counts for none that *reduces*; *cash* is what a spot buy can be paid from.
+        The notional counts for none that *reduces*.
         """
         item, quantity = self.instrument, order.quantity
         if quantity == 0:
@@ -264,12 +265,15 @@ class Filters:
         if item.max_quantity and quantity > item.max_quantity:
             return f"quantity above {self._text(item.max_quantity)}"
         notional = self.notional(price, quantity)
-        if not reduces and (refusal := self._notional_refusal(notional)) is not None:
-            return refusal
-        buys = order.side is Side.BUY and item.category.is_cash
-        if buys and self._cost(quantity, notional) > cash:
-            return "cash does not cover it"
-        return None
+        return None if reduces else self._notional_refusal(notional)
+
+    @property
+    def no_funds(self) -> str:
+        """Why an order is refused that the account does not cover.
+
+        Without numbers: a reason that is another at each bar would be stored at each.
+        """
+        return NO_CASH if self._margin is None else NO_MARGIN
 
     def margin(self, quantity: int, price: int, side: Side) -> int:
         """Return what opening *quantity* at *price* binds; 0 without margin."""
@@ -278,25 +282,51 @@ class Filters:
         notional = self.notional(price, quantity)
         return self._margin.required(notional if side is Side.BUY else -notional)
 
-    def margin_refusal(
-        self, opened: int, held: int, target: int, price: int, available: int
-    ) -> str | None:
-        """Return why a position of *target* may not be opened from *held* at *price*, or None.
-
-        *opened* is the quantity that needs margin, *available* the cash that no position binds.
-        """
-        if self._margin is None or not opened:
+    def tier_refusal(self, held: int, target: int, price: int) -> str | None:
+        """Return why a position of *target* may not have its leverage at *price*, or None."""
+        if self._margin is None or (abs(target) <= abs(held) and target * held >= 0):
             return None
-        refusal = self._margin.refusal(self.notional(price, abs(target)))
-        if refusal is not None:
-            return refusal
-        side = Side.BUY if target > 0 else Side.SELL
-        notional = self.notional(price, abs(target - held))
-        fee = self._costs.fee(abs(target - held), self.instrument.quantity_decimals, notional,
-                              is_first=True)  # fmt: skip
-        # Said without its numbers: a reason that is another at each bar would be stored at each.
-        covers = self.margin(opened, price, side) + fee <= available
-        return None if covers else NO_MARGIN
+        return self._margin.refusal(self.notional(price, abs(target)))
+
+    def covers(self, side: Side, quantity: int, held: int, price: int, funds: int) -> bool:
+        """Return whether *funds* cover an order of *quantity* at *price* with its fee.
+
+        *funds* is cash, on margin what no position binds; *held* is the position, signed.
+        """
+        if self._margin is None:
+            pays = side is Side.BUY and self.instrument.category.is_cash
+            return not pays or self._cost(quantity, self.notional(price, quantity)) <= funds
+        closes = min(max(-held if side is Side.BUY else held, 0), quantity)
+        if quantity == closes:
+            return True
+        fee = self._costs.fee(
+            quantity,
+            self.instrument.quantity_decimals,
+            self.notional(price, quantity),
+            is_first=True,
+        )
+        return self.margin(quantity - closes, price, side) + fee <= funds
+
+    def affordable(self, side: Side, quantity: int, held: int, price: int, funds: int) -> int:
+        """Return the most of *quantity*, in whole steps, that *funds* cover; as ``covers``.
+
+        *price* is the market's: an order takes at one that is worse by spread and slippage.
+        """
+        rate = self._costs.half_spread + self._costs.slippage
+        moved = MONEY_SCALE + (rate if side is Side.BUY else -rate)
+        tick = self.instrument.tick_size
+        price = -(-price * moved // (MONEY_SCALE * tick)) * tick
+        if self.covers(side, quantity, held, price, funds):
+            return quantity
+        step = self.instrument.quantity_step
+        fewest, most = 0, quantity // step
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            if self.covers(side, middle * step, held, price, funds):
+                fewest = middle
+            else:
+                most = middle - 1
+        return fewest * step
 
     def _cost(self, quantity: int, notional: int) -> int:
         """Return the cash that a buy takes: its fee too, unless that is paid in base."""

@@ -457,9 +457,12 @@ class InstrumentState:
                 expected = self._expected(forecast)
                 stop = account.stop_distance(signal, bar, self.history.day_range, expected)
                 known = known._replace(stop=stop)
-        return self._sizer.target(
+        target = self._sizer.target(
             signal, bar, forecast, standing=standing, account=known, is_full=is_full
         )
+        if target == standing or not self._sizer.of_equity:
+            return target
+        return account.affordable(bar.instrument, target, bar.close)
 
     def _see_target(
         self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None

@@ -41,6 +41,7 @@ from tracepaper.strategies.units import interval_start, iso
 
 _AFTER_BARS: Final = frozenset({Funding, CorporateAction, UniverseChange})
 """Kinds of events that come after the bars that close at their time."""
+SECOND_MS: Final = 1_000
 BEGUN: Final = "stopped"
 """Why the first books of a feed go on from none."""
 
@@ -457,8 +458,22 @@ def _funding_tracks(
                 first_ms = max(from_ms, int(part.open_time_ms[0]))
                 missing = dict(missing_settlements(rates, first_ms, part.until_ms))
                 times = np.union1d(cut.time_ms, np.array([*missing], dtype=np.int64))
-                tracks.append(_Track(times, partial(_settlements, cut, missing, times)))
+                known_ms = _after_the_bar(times, part)
+                tracks.append(_Track(known_ms, partial(_settlements, cut, missing, times)))
     return tracks
+
+
+def _after_the_bar(times_ms: IntArray, candles: Candles) -> IntArray:
+    """Return *times_ms*, of those inside a bar of *candles* the close of that bar.
+
+    A bar fills orders at its open once it is closed. What is dated inside it must find the position
+    that these fills made, so it comes after the bar. Exchanges stamp a settlement some milliseconds
+    late: the second counts.
+    """
+    opens, closes = candles.open_time_ms, candles.closes_ms
+    at = np.searchsorted(opens, times_ms, side="right") - 1
+    is_inside = (at >= 0) & (times_ms >= opens[at] + SECOND_MS) & (times_ms < closes[at])
+    return np.where(is_inside, closes[at], times_ms)
 
 
 def _action_tracks(candles: Sequence[Candles], placed: PlacedActions) -> list[_Track]:

@@ -319,7 +319,7 @@ def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: s
         text = row["reason"][:_TEXT_MAX]
         parts.append(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
     if row["unfilled_reason"] and not _trend_noted(stored):
-        parts.append(f"No order was sent: {row['unfilled_reason'].rstrip('.')}.")
+        parts.append(f"The target was not ordered in full: {row['unfilled_reason'].rstrip('.')}.")
     parts += [_part_words(one, base) for one in stored.strategies]
     return " ".join(part for part in parts if part)
 

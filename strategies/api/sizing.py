@@ -222,7 +222,8 @@ class Sizer:
         self._step = step
         self._notional = Notional.of(instrument)
         self._index = horizon_index
-        self._of_equity = of_equity
+        self.of_equity = of_equity
+        """Whether a full position is a share of equity, and so never more than that can pay for."""
         self._estimate: WindowedVolatility | None = None
         if sizing.mode is SizingMode.VOLATILITY and sizing.estimate is not None:
             self._estimate = WindowedVolatility(sizing.estimate, sizing.lookback)
@@ -373,7 +374,7 @@ class Sizer:
 
     def _full(self, equity: int) -> int:
         sizing = self._sizing
-        if not self._of_equity:
+        if not self.of_equity:
             return sizing.notional
         share = sizing.fraction
         if sizing.mode is SizingMode.ALLOCATION:

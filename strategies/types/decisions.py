@@ -214,8 +214,8 @@ class PositionSide(StrEnum):
 class DecisionOutcome(Struct, frozen=True, gc=False):
     """What decisions that were judged alike have in common; the log stores it once.
 
-    Bit i of ``passed`` belongs to gate i of ``gate_set``. ``unfilled_reason`` says why the target
-    is neither reached nor ordered; the account explains it, so parity does not compare it.
+    Bit i of ``passed`` belongs to gate i of ``gate_set``. ``unfilled_reason`` says why less was
+    ordered than the target needs; the account explains it, so parity does not compare it.
     """
 
     action: Action
