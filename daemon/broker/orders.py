@@ -380,7 +380,7 @@ class RestingOrders:
         return Sent(changed, why)
 
     def affordable(self, target: int, held: int, price: int, funds: int) -> int:
-        """Return *target*, or as much of it as *funds* cover from *held* with the market at *price*.
+        """Return *target*, or as much of it as *funds* cover from *held*, the market at *price*.
 
         *funds* is cash, on margin what no position binds.
         """

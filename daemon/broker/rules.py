@@ -253,7 +253,7 @@ class Filters:
         return quantity - quantity % self.instrument.quantity_step
 
     def refusal(self, order: Order, price: int, *, reduces: bool) -> str | None:
-        """Return why the exchange would refuse *order* at *price* whatever the account has, or None.
+        """Return why the exchange refuses *order* at *price*, whatever the account has, or None.
 
         The notional counts for none that *reduces*.
         """

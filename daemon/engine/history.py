@@ -25,8 +25,7 @@ from tracepaper.strategies.api.timeframes import (
 )
 from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.gates.evaluator import (
-    YARDSTICK_BARS,
-    YARDSTICK_LEAST,
+    YARDSTICK_MEMORY,
     GateEvaluator,
     Plausibility,
     next_regime,
@@ -287,17 +286,16 @@ class InstrumentHistory:
         return max([bars_ms, *frames])
 
     def usual_range(self) -> int | None:
-        """Return twice the median of high - low over the last 60 bars; None under ten of them.
+        """Return twice the median true range above zero of the last 60 bars; None under ten bars.
 
         Without the gate ``plausible`` at most as many are known again after a start as a day has.
         """
         if self.plausibility is not None:
             return self.plausibility.doubled_median
-        spreads = sorted(bar.high - bar.low for bar in self.day_range.last(YARDSTICK_BARS))
-        middle = len(spreads) // 2
-        if len(spreads) < YARDSTICK_LEAST:
-            return None
-        return spreads[middle] + spreads[-middle - 1]
+        yardstick = Plausibility()
+        for bar in reversed(self.day_range.last(YARDSTICK_MEMORY)):
+            yardstick.add(bar, self._tick)
+        return yardstick.doubled_median
 
     def _whole_window_sha256(self) -> bytes:
         window = self._window.digest()

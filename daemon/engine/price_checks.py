@@ -81,7 +81,7 @@ class KnownBars(Protocol):
         ...
 
     def usual_range(self) -> int | None:
-        """Return twice the median of high - low of the last bars; None while too few are known."""
+        """Return twice the median true range of the last bars; None while too few are known."""
         ...
 
 

@@ -50,7 +50,7 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.corporate_actions import adjusted_bar
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
-from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
+from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
 from tracepaper.strategies.types.market import (
@@ -205,7 +205,9 @@ def _go_on(
         resumed=True,
         known=dict(resumed.last_open_ms),
         known_funding=engine.state().settled,  # one that was not believed is asked for again
-        recent={item.id: reader.bars(run.run_id, item.id, YARDSTICK_BARS) for item in instruments},
+        recent={
+            item.id: reader.bars(run.run_id, item.id, YARDSTICK_MEMORY) for item in instruments
+        },
         is_served=opening.is_served,
     )
 

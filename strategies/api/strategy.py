@@ -25,7 +25,7 @@ from tracepaper.strategies.api.context import (
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
-from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS
+from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.gates.gate import GATES, MEASURES, GateKind, gate_order
 from tracepaper.strategies.types.calibration import ENTROPY, Calibration
 from tracepaper.strategies.types.decisions import Action, Forecast
@@ -405,7 +405,7 @@ def declared_gates(
 def remembered(strategy: Strategy) -> int:
     """Return how many of the last bars decide: the strategy's own, or the yardstick of a gate."""
     if plausible.name in strategy.gates:
-        return max(strategy.warmup, YARDSTICK_BARS)
+        return max(strategy.warmup, YARDSTICK_MEMORY)
     return strategy.warmup
 
 

@@ -77,7 +77,7 @@ def gap(seen: GateInputs) -> float | None:
     ),
 )
 def plausible(seen: GateInputs) -> float | None:
-    """Distance of the close from the last one, in median ranges of the last 60 bars."""
+    """Distance of the close from the last one, in median true ranges of the last 60 bars."""
     return seen.plausible
 
 
@@ -462,7 +462,7 @@ def risk_spread(seen: GateInputs) -> float | None:
     ),
 )
 def risk_volatility(seen: GateInputs) -> float | None:
-    """Median of high - low over the last 60 bars, in basis points of the close."""
+    """Median true range of the last 60 bars, in basis points of the close."""
     return seen.range_bp
 
 

@@ -260,23 +260,33 @@ class GateEvaluator:
 
 
 YARDSTICK_BARS: Final = 60
-"""Bars whose ranges are the yardstick, the one that is judged among them."""
+"""Bars whose true ranges are the yardstick, the bar that is judged among them."""
+YARDSTICK_MEMORY: Final = YARDSTICK_BARS + 1
+"""Bars that the yardstick depends on: a true range needs the close before it."""
 YARDSTICK_LEAST: Final = 10
-"""Under so many bars there is no yardstick, and every close counts as plausible."""
+"""Under so many true ranges above zero there is no yardstick, and every close is plausible."""
+
+
+def true_range(bar: Bar, last: int | None) -> int:
+    """Return the way that the price went from the close before, *last*, and inside *bar*."""
+    if last is None:
+        return bar.high - bar.low
+    return max(bar.high, last) - min(bar.low, last)
 
 
 class Plausibility:
     """Measures each bar of one instrument against the bars before it.
 
-    The yardstick is the median of high - low over the last 60 bars, at least one tick. All of it
-    is integers until the one division, so that equal bars give equal bits on every path.
+    The yardstick is the median of the true ranges above zero of the last 60 bars: data with one
+    price a bar has no high less low, and minutes without trades have no range. All of it is
+    integers until the one division, so that equal bars give equal bits on every path.
     """
 
     def __init__(self) -> None:
         self._ranges: deque[int] = deque()
         self._sorted: list[int] = []
         self._last: int | None = None
-        self.doubled_median: int | None = None  # of the newest bars; None under ten
+        self.doubled_median: int | None = None  # of the newest bars; None under ten of them
 
     def copy(self) -> Plausibility:
         """Return a second one that knows the same bars."""
@@ -286,24 +296,27 @@ class Plausibility:
         return other
 
     def add(self, bar: Bar, tick: int) -> float:
-        """Take in *bar* and return abs(close - last close) in yardsticks; 0 under ten bars."""
+        """Take in *bar* and return abs(close - last close) in yardsticks; 0 without a yardstick."""
         ordered, ranges = self._sorted, self._ranges
-        if len(ranges) == YARDSTICK_BARS:
-            del ordered[bisect_left(ordered, ranges.popleft())]
-        spread = bar.high - bar.low
-        ranges.append(spread)
-        insort(ordered, spread)
+        # A bar without a range leaves the window by its age too: a quiet week keeps no old scale.
+        if len(ranges) == YARDSTICK_BARS and (oldest := ranges.popleft()):
+            del ordered[bisect_left(ordered, oldest)]
         last, self._last = self._last, bar.close
-        count = len(ordered)
-        if count < YARDSTICK_LEAST or last is None:
+        spread = true_range(bar, last)
+        ranges.append(spread)
+        if spread:
+            insort(ordered, spread)
+        if len(ranges) < YARDSTICK_LEAST or last is None:
             return 0.0
-        middle = count >> 1
-        doubled = ordered[middle] + ordered[middle if count & 1 else middle - 1]
+        middle, odd = divmod(len(ordered), 2)
+        doubled = ordered[middle] + ordered[middle - 1 + odd] if ordered else 0
         self.doubled_median = doubled
+        if len(ordered) < YARDSTICK_LEAST:
+            return 0.0
         return 2 * abs(bar.close - last) / max(doubled, 2 * tick)
 
     def range_bp(self) -> float | None:
-        """Return the median range in basis points of the newest close; None under ten bars."""
+        """Return the yardstick in basis points of the newest close; None where there is none."""
         last = self._last
         if self.doubled_median is None or not last:
             return None

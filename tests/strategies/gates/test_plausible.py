@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from statistics import median
 
 import pytest
 from builders import bar, bars
 
 from tracepaper.strategies.api.strategy import CORE_GATES, Persistence, SmaCross, remembered
-from tracepaper.strategies.gates.evaluator import YARDSTICK_BARS, YARDSTICK_LEAST, Plausibility
+from tracepaper.strategies.gates.evaluator import (
+    YARDSTICK_BARS,
+    YARDSTICK_LEAST,
+    YARDSTICK_MEMORY,
+    Plausibility,
+)
 from tracepaper.strategies.types.market import Bar
 
 TICK = 10
@@ -21,15 +27,23 @@ def measured(history: list[Bar], tick: int = TICK) -> list[float]:
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_the_yardstick_is_the_median_range_of_the_last_sixty_bars(seed: int) -> None:
+def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int) -> None:
     history = bars(300, seed=seed)
-    for place, found in enumerate(measured(history)):
-        known = history[max(place - YARDSTICK_BARS + 1, 0) : place + 1]
+    draw = random.Random(seed)
+    for place in range(1, 300):
+        if draw.random() < 0.4:  # a bar without trades
+            last = history[place - 1].close
+            history[place] = bar(last, index=place, open_=last, high=last, low=last)
+    ranges = [history[0].high - history[0].low]
+    for last, this in pairwise(history):
+        ranges.append(max(this.high, last.close) - min(this.low, last.close))
+    for place, measure in enumerate(measured(history)):
+        known = [width for width in ranges[max(place - 59, 0) : place + 1] if width]
         if len(known) < YARDSTICK_LEAST:
-            assert found == 0
+            assert measure == 0
             continue
-        usual = median(one.high - one.low for one in known)
-        assert found == abs(history[place].close - history[place - 1].close) / max(usual, TICK)
+        moved = abs(history[place].close - history[place - 1].close)
+        assert measure == moved / max(median(known), TICK)
 
 
 def test_what_a_copy_is_shown_the_original_does_not_know() -> None:
@@ -43,32 +57,38 @@ def test_what_a_copy_is_shown_the_original_does_not_know() -> None:
         assert seen.add(one, TICK) == measured(history[: place + 1])[-1]
 
 
-def test_sixty_bars_are_remembered_and_no_more() -> None:
+def test_the_bars_of_sixty_true_ranges_are_remembered_and_no_more() -> None:
     history = bars(200, seed=5)
-    assert measured(history)[-1] == measured(history[-YARDSTICK_BARS:])[-1]
-    assert measured(history)[-1] != measured(history[-YARDSTICK_BARS + 30 :])[-1]
+    assert measured(history)[-1] == measured(history[-YARDSTICK_MEMORY:])[-1]
+    assert measured(history)[-1] != measured(history[-YARDSTICK_MEMORY + 30 :])[-1]
 
 
-def test_a_still_market_is_measured_in_ticks() -> None:
-    still = [bar(10_000, index=index) for index in range(20)]
-    assert measured([*still, bar(10_020, index=20)])[-1] == pytest.approx(2.0)
-    assert measured(still)[-1] == 0
+def test_one_price_a_bar_is_a_scale_of_its_own_and_a_still_market_has_none() -> None:
+    closes = [10_000 + 10 * (index % 2) for index in range(20)]
+    points = [
+        bar(close, index=at, open_=close, high=close, low=close) for at, close in enumerate(closes)
+    ]
+    assert measured(points)[-1] == 1.0
+    far = bar(99_000, index=20, open_=99_000, high=99_000, low=99_000)
+    assert measured([*points, far])[-1] == (99_000 - closes[-1]) / TICK
+    still = [bar(10_000, index=index, open_=10_000, high=10_000, low=10_000) for index in range(20)]
+    assert measured([*still, far])[-1] == 0
 
 
 def test_ten_bars_are_the_least_that_say_what_is_usual() -> None:
-    jump = [
-        *(bar(10_000, index=index) for index in range(YARDSTICK_LEAST - 2)),
-        bar(99_000, index=YARDSTICK_LEAST - 2),
+    steps = [
+        bar(10_000 + 10 * (index % 2), index=index, high=10_010, low=10_000)
+        for index in range(YARDSTICK_LEAST - 1)
     ]
-    assert measured(jump)[-1] == 0
-    assert measured([*jump, bar(10_000, index=YARDSTICK_LEAST)])[-1] == 8_900
+    assert measured(steps)[-1] == 0
+    assert measured([*steps, bar(99_000, index=YARDSTICK_LEAST)])[-1] == 8_900
 
 
 def test_a_strategy_remembers_what_the_gate_needs_where_it_has_the_gate() -> None:
     class Bare(Persistence):
         gates = CORE_GATES - {"plausible"}
 
-    assert remembered(Persistence()) == YARDSTICK_BARS
+    assert remembered(Persistence()) == YARDSTICK_MEMORY
     assert remembered(SmaCross(fast=20, slow=100, long_only=True)) == 100
     assert remembered(Bare()) == Bare.warmup
 
