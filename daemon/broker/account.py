@@ -84,11 +84,7 @@ class AccountState(Struct, frozen=True, array_like=True):
 
 
 def _encoded(book: BookState) -> bytes:
-    """Encode *book* as it was before plans could follow and before queues, where none are."""
-    guard = book.protection
-    plain = (guard.plan, guard.trail, guard.closed, guard.closed_by)
-    kept = (book.holding, book.orders, plain if guard.following is None else guard)
-    return msgspec.msgpack.encode(kept if book.queues is None else (*kept, book.queues))
+    return msgspec.msgpack.encode(book)
 
 
 E = TypeVar("E", Bar, Quote)
@@ -467,6 +463,10 @@ class PaperAccount:
         held = self.held(instrument)
         funds = self._spendable(instrument, is_reversal=target * held < 0)
         return self.orders[instrument].affordable(target, held, price, funds)
+
+    def is_short(self, instrument: str) -> bool:
+        """Return whether a position was cut to what the account could bear."""
+        return bool(self.orders[instrument].shortfall and self.held(instrument))
 
     def _spendable(self, instrument: str, *, is_reversal: bool = False) -> int:
         """Return what an order may be paid from: on margin what no position binds."""

@@ -337,7 +337,7 @@ class Broker:
 
     # ------------------------------------------------------------ what is asked for
 
-    def submit(
+    def submit(  # noqa: C901 - one case a kind of intent
         self,
         intent: Intent | Orders,
         bar: Bar,
@@ -370,6 +370,8 @@ class Broker:
         before = orders.target
         if orders.order is None and target == before == account.held(key):
             sent = UNCHANGED  # as at most bars
+        elif orders.shortfall and target == before and action is Action.HOLD:
+            sent = Sent((), orders.shortfall)
         else:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # a target that HOLD leaves standing keeps its own
@@ -378,7 +380,8 @@ class Broker:
             if sent.orders or before != target:
                 self.save = Save.NOW
         changed: tuple[Order, ...] = ()
-        if plan is not None and orders.target:
+        is_refused = sent.refusal and orders.order is None and not account.held(key)
+        if plan is not None and target and not is_refused:
             changed = account.protect(plan, bar, sequence=sequence, at_ms=at_ms)
             self.save = Save.NOW
         elif orders.is_guarded and action is Action.FLAT and target == 0:

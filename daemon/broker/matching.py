@@ -349,10 +349,10 @@ class MarketPass:
         return self._funds.refusal(fill)
 
     def _end_short(self, order: Order, refusal: str) -> None:
-        """End *order*, which the account cannot bear; what it led to is no target any longer."""
+        """End *order*, which the account cannot bear; nothing asks again for what is missing."""
         self._end(order, refusal)
         if order.role is OrderRole.SIGNAL:
-            self._resting.target = self._funds.held
+            self._resting.shortfall = refusal
 
     def _affordable(self, order: Order, fill: Fill) -> Fill | None:
         """Return as much of *fill* of *order* as the account bears in whole steps, if any."""

@@ -109,6 +109,7 @@ class OrdersState(Struct, frozen=True, array_like=True):
     order: Order | None = None
     others: tuple[Order, ...] = ()
     unmoved: tuple[Order, ...] = ()
+    shortfall: str = ""
 
 
 class Sent(NamedTuple):
@@ -161,6 +162,7 @@ class RestingOrders:
         self.is_guarded = False  # protection is planned, or a side waits for another signal
         self.target = 0  # the target last decided, whether or not it could be reached
         self.reason = ""  # of the target
+        self.shortfall = ""  # why less than the target was ordered or filled
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
         self._born = (-1, 0)  # sequence of the step that names orders now, and how many it has
 
@@ -188,14 +190,20 @@ class RestingOrders:
     def state(self) -> OrdersState:
         """Return what must survive a restart."""
         return OrdersState(
-            self.target, self.reason, self.confirmed_ms, self.order, self.others, self.unmoved
+            self.target,
+            self.reason,
+            self.confirmed_ms,
+            self.order,
+            self.others,
+            self.unmoved,
+            self.shortfall,
         )
 
     def restore(self, state: OrdersState) -> None:
         """Take over what survived a restart."""
         self.target, self.reason = state.target, state.reason
         self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
-        self.unmoved = state.unmoved
+        self.unmoved, self.shortfall = state.unmoved, state.shortfall
 
     def next_id(self, sequence: int, first: int = 0) -> str:
         """Return the id of the next order that step *sequence* bears for this instrument.
@@ -342,16 +350,18 @@ class RestingOrders:
     ) -> Sent:
         """Make position plus resting order reach *target*, where the exchange would take an order.
 
-        A reversal is one order. An order for more than the account covers is cut to that, and what
-        is cut or refused is no target any longer: it would be a hidden limit order. What is refused
+        A reversal is one order. An order for more than the account covers is cut to that. Nothing
+        asks again for what was cut, or it would be a hidden limit order. What is refused
         *by_command* has no decision to say so: its order is kept, REJECTED.
         """
         held, price, cash = now.held, now.price, now.cash
         resting_leads_there = self.order is not None and target == self.target
         if target != self.target:
-            self.target, self.reason = target, reason
+            self.target, self.reason, self.shortfall = target, reason, ""
         if resting_leads_there:
             return UNCHANGED
+        if self.shortfall and target * held > 0:
+            return Sent((), self.shortfall)
         changed: tuple[Order, ...] = ()
         if (order := self.order) is not None:
             changed = (self.end(order, "another target"),)
@@ -368,13 +378,13 @@ class RestingOrders:
         if takes:
             covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
             if covered < placed.quantity:
+                closes = target * held < 0 and covered == abs(held)
                 placed, why = replace(placed, quantity=covered), filters.no_funds
-                self.target = self._led_to(placed.side, covered, held)
-                takes = filters.refusal(placed, price, reduces=self.target == 0) is None
+                takes = filters.refusal(placed, price, reduces=closes) is None
+        self.shortfall = why or ""
         if takes:
             self.order = after(placed, OrderEvent.ACCEPT)
             return Sent((*changed, self.order), why)
-        self.target = held
         if by_command:
             changed += (after(placed, OrderEvent.REJECT, reason=why),)
         return Sent(changed, why)

@@ -460,8 +460,11 @@ class InstrumentState:
         target = self._sizer.target(
             signal, bar, forecast, standing=standing, account=known, is_full=is_full
         )
-        if target == standing or not self._sizer.of_equity:
+        if not self._sizer.of_equity:
             return target
+        if target == standing:
+            # All that equity pays for is held: what a gap cut from it is not missing.
+            return account.held(bar.instrument) if account.is_short(bar.instrument) else target
         return account.affordable(bar.instrument, target, bar.close)
 
     def _see_target(

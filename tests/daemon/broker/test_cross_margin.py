@@ -293,11 +293,12 @@ def test_the_ratio_counts_at_exactly_100_percent() -> None:
     assert loss_of(BTC, 7, lines) == 7
 
 
-def test_an_order_beyond_the_available_balance_is_refused_and_nothing_is_lost() -> None:
+def test_an_order_beyond_the_available_balance_is_cut_or_refused_and_nothing_is_lost() -> None:
     desk = Desk(cash="300", leverage="10")
     desk.enter(BTC, 2_000)  # binds 200 and a fee
     desk.bar(ETH, 100_000)
-    assert desk.target(ETH, 1_000) == ((), NO_MARGIN)
+    (order,), why = desk.target(ETH, 1_000)
+    assert (900 < order.quantity < 1_000, why) == (True, NO_MARGIN)
     assert desk.target(ETH, 900)[1] is None
     (refused,) = desk.send(SOL_AT(desk), buy(1))
     assert (refused.status, refused.reason) == (OrderStatus.REJECTED, NO_MARGIN)

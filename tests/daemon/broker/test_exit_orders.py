@@ -706,29 +706,6 @@ def test_a_plan_ends_with_its_target() -> None:
         assert engine.state().account.books[KEY].protection.plan is None
 
 
-def test_the_plan_of_an_entry_that_was_refused_protects_it_when_a_later_bar_sends_it() -> None:
-    poor = {"cash": "10", "margin": "isolated", "leverage": "10"}
-    engine = machine({0: long(stop=98.0)}, account=poor)
-    first = engine.step(bar(10_200, index=0), None)
-    assert first.decision is not None
-    assert first.decision.unfilled_reason is not None
-    steps = taken(engine, [bar(9_900, index=1), bar(9_900, index=2)])  # cheap enough for HOLD
-    assert held(steps[-1]) == 1_000
-    assert OrderRole.STOP in {one.role for one in others(engine)}
-
-
-def test_an_entry_whose_time_is_over_before_it_was_filled_is_wanted_no_more() -> None:
-    until = START_MS + 2 * MINUTE
-    said = {0: long(until=until, stop=98.0)}
-    poor = {"cash": "10", "margin": "isolated", "leverage": "10"}
-    steps = taken(machine(said, account=poor), [bar(10_200, index=0), *[
-        bar(price, index=place) for place, price in enumerate((10_200, 9_900, 9_900, 9_900), 1)
-    ]])  # fmt: skip
-    assert not fills(steps)
-    assert steps[-1].decision is not None
-    assert steps[-1].decision.target_quantity == 0
-
-
 def test_a_target_that_its_entry_moves_below_the_bid_takes_at_the_next_quote() -> None:
     engine, _ = at_quotes({0: long(target=Percent(1))}, [*flat_bars(1), asked(10_000, 1, size=400)])
     both = engine.step(asked(10_300, 2), None)

@@ -339,14 +339,16 @@ def test_funding_beyond_the_available_balance_comes_from_the_margin() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cash", "said"),
-    [("101.04", "the available balance does not cover its margin"), ("101.045", None)],
+    ("cash", "quantity", "reason"),
+    [("101.04", 999, "the available balance does not cover its margin"), ("101.045", 1_000, None)],
 )
-def test_an_order_beyond_the_available_balance_is_refused(cash: str, said: str | None) -> None:
+def test_an_order_beyond_the_available_balance_is_cut(
+    cash: str, quantity: int, reason: str | None
+) -> None:
     step = engine(Says(LONG), cash=cash).step(bar(100_000), None)
     assert step.decision is not None
-    assert step.decision.unfilled_reason == said
-    assert bool(step.orders) is (said is None)
+    assert step.decision.unfilled_reason == reason
+    assert [order.quantity for order in step.orders] == [quantity]
 
 
 def test_an_order_by_list_beyond_it_is_kept_with_the_reason() -> None:
@@ -366,11 +368,12 @@ def test_a_fill_that_slippage_takes_beyond_its_margin_is_not_booked() -> None:
     assert entered(engine(Says(LONG), leverage="50", slippage_bp="150")).fills
 
 
-def test_a_fill_that_the_balance_no_longer_covers_is_not_booked() -> None:
+def test_a_fill_is_cut_to_what_the_balance_still_covers() -> None:
     machine = engine(Says(LONG), cash="101.05")
     machine.step(bar(100_000), None)
     step = machine.step(bar(120_000, index=1, open_=120_000), None)
-    assert step.fills == ()
+    (fill,) = step.fills
+    assert (fill.quantity, step.account.cash >= 0) == (833, True)
     assert step.orders[0].status is OrderStatus.CANCELED
     assert "did not cover its margin" in step.orders[0].reason
 

@@ -206,7 +206,7 @@ def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() ->
     assert close.status is OrderStatus.ACCEPTED
 
 
-def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
+def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
     item = instrument(category=Category.SPOT)
     broker = RestingOrders(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
 
@@ -214,7 +214,10 @@ def test_a_spot_buy_beyond_the_cash_is_refused_and_a_sale_is_not() -> None:
         now = Moment(1, 0, 0, 10_000, held, cash * 10**10)
         return broker.submit(target, "why", now, order_id="1-0")
 
-    assert submitted(1_000, held=0, cash=99) == Sent((), "cash does not cover it")
+    assert submitted(1_000, held=0, cash=0) == Sent((), "cash does not cover it")
+    (cut,), why = submitted(1_000, held=0, cash=99)
+    assert (cut.quantity, broker.target, why) == (990, 1_000, "cash does not cover it")
+    submitted(0, held=0, cash=0)
     (bought,) = submitted(1_000, held=0, cash=100).orders
     (canceled,) = submitted(0, held=0, cash=0).orders
     (sold,) = submitted(0, held=900, cash=0).orders

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,27 +11,24 @@ import pytest
 from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
-from tracepaper.daemon.broker.account import Intent
-from tracepaper.daemon.broker.broker import Broker
+from tracepaper import backtest
 from tracepaper.daemon.broker.ledger import Ledger
 from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Filters
-from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState
-from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Decision, FillModel, OrderStatus, Step
 from tracepaper.strategies.types.market import (
-    Bar,
     Category,
     Command,
     CommandKind,
     InstrumentChange,
 )
+from tracepaper.strategies.units import DAY_MS
 
 CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 EXAMPLES = 10_000
@@ -89,17 +84,6 @@ def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
     return apply_fill
 
 
-def _only_signals(honest: Callable[..., Sent]) -> Callable[..., Sent]:
-    """Return a submit that leaves HOLD alone, as if what was refused were not wanted any more."""
-
-    def submit(self: Broker, intent: Intent, seen: Bar, **given: Any) -> Sent:
-        if intent.action is Action.HOLD:
-            return UNCHANGED
-        return honest(self, intent, seen, **given)
-
-    return submit
-
-
 PLANTED = [
     (RestingOrders, "submit", _done_once_refused),
     (Filters, "refusal", _refuses_all),
@@ -107,7 +91,6 @@ PLANTED = [
     (RestingOrders, "expire", _nothing),
     (InstrumentState, "unfilled", _says_nothing),
     (Ledger, "apply_fill", _loses_a_unit),
-    (Broker, "submit", _only_signals),
 ]
 
 
@@ -179,32 +162,78 @@ def unfilled(steps: list[Step]) -> list[str | None]:
 CASH = "cash does not cover it"
 
 
-def test_what_cash_did_not_cover_is_bought_once_it_does() -> None:
-    got = closes(engine("LONG"), 10_100, 10_090, 9_900, 9_910, 9_920)
-    assert unfilled(got) == [CASH, CASH, None, None, None]
-    assert [step.fills != () for step in got] == [False, False, False, True, False]
-    assert [[order.status for order in step.orders] for step in got] == [
-        [],
-        [],
-        [OrderStatus.ACCEPTED],
-        [OrderStatus.FILLED],
-        [],
-    ]
+def test_an_order_is_cut_to_what_cash_covers_and_the_rest_waits_for_no_better_price() -> None:
+    got = closes(engine("LONG", "HOLD"), 10_100, 10_090, 9_900, 5_000)
+    assert unfilled(got) == [CASH] * 4
+    assert [[fill.quantity for fill in step.fills] for step in got] == [[], [990], [], []]
     assert [bool(twin.fills) for step in got for twin in step.twins] == [
         step.fills != () for step in got
     ]
 
 
-def test_hold_leaves_the_refused_target_standing_for_its_own_reason() -> None:
-    got = closes(engine("LONG", "HOLD"), 10_100, 10_090, 9_900, 9_910)
-    assert unfilled(got) == [CASH, CASH, None, None]
-    assert got[2].decision is not None
-    assert (got[2].decision.action, got[2].decision.reason) == (Action.HOLD, "wants HOLD")
-    assert got[2].orders[0].reason == "wants LONG"
+def test_hold_does_not_ask_for_what_was_refused() -> None:
+    small = instrument(category=Category.SPOT, min_notional=100 * 10**10)
+    machine = engine("LONG", "HOLD")
+    machine.step(InstrumentChange(small, START_MS, START_MS), None)
+    got = closes(machine, 9_900, 10_100)
+    assert unfilled(got) == ["notional below 100"] * 2
+    assert not any(step.orders for step in got)
+
+
+CATEGORIES = {
+    "spot": ("spot", {}),
+    "shares": ("stock", {}),
+    "no margin": ("linear", {}),
+    "isolated 1": ("linear", {"margin": "isolated", "leverage": "1"}),
+    "isolated 5": ("linear", {"margin": "isolated", "leverage": "5"}),
+    "cross 1": ("linear", {"margin": "cross", "leverage": "1"}),
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "all of equity": {"mode": "equity"},
+    "part of equity": {"mode": "equity", "fraction": "0.5"},
+    "notional": {"mode": "notional", "notional": "1000"},
+    "fixed": {"mode": "fixed", "quantity": "10"},
+    "risk": {"mode": "risk", "risk": "0.1"},
+}
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", CATEGORIES)
+def test_an_allowed_entry_of_any_size_is_filled_at_the_next_bar(kind: str, size: str) -> None:
+    """Also where that bar opens higher, and never again where prices fall after it."""
+    category, account = CATEGORIES[kind]
+    opens = [100.0] * 8 + [103.0, 103.0, 99.0, 95.0]
+    prices = dict.fromkeys(("open", "high", "low", "close"), opens)
+    times = [START_MS // DAY_MS * DAY_MS + DAY_MS * at for at in range(len(opens))]
+    columns = {"open_time": times, **prices, "volume": [10.0] * len(opens)}
+    fills = backtest(
+        Enters,
+        {"BTCUSDT": columns},
+        config={
+            "market": {"category": category},
+            "sizing": SIZES[size],
+            "account": {"cash": "1000", **account},
+        },
+        frames="numpy",
+        progress=False,
+    ).fills
+    assert fills["filled_ms"][0] == times[8]
+    assert len(set(fills["order_id"])) == 1, "what was not covered is not bought later"
+
+
+class Enters(Strategy):
+    """Goes long at the eighth bar, and holds."""
+
+    warmup = 1
+
+    def decide(self, context: BarContext) -> Signal:
+        if (context.time - START_MS) // DAY_MS != 7:
+            return Signal(Action.HOLD, "waits")
+        return Signal(Action.LONG, "enters", stop=context.close * 0.9)
 
 
 def test_a_bar_that_a_gate_holds_sends_nothing_that_was_refused_before() -> None:
-    machine = engine("LONG", gate={"late_ms": 0})
+    machine = engine("LONG", gate={"late_ms": 0}, account={"cash": "0.01"})
     (first,) = closes(machine, 10_100)
     late = bar(9_900, index=1, late_ms=5, instrument_id="spot:BTCUSDT")
     step = machine.step(late, None)
@@ -236,12 +265,10 @@ def test_a_refusal_is_part_of_no_identity_that_parity_compares() -> None:
 
 
 def test_a_refusal_is_no_trade_for_any_limit_and_a_fill_is_one() -> None:
-    limited: dict[str, Any] = {"risk": {"max_daily_trades": 1}}
-    machine = engine("LONG", "LONG", "LONG", "LONG", "FLAT", "LONG", **limited)
-    got = closes(machine, 10_100, 10_100, 10_100, 9_900, 9_900, 9_900, 9_900)
-    assert unfilled(got) == [CASH, CASH, CASH, None, None, None, None]
-    refused = [step.decision.refused_by for step in got if step.decision]
-    assert refused == [None, None, None, None, None, "risk.daily_trades", "risk.daily_trades"]
+    for cash, refusals in (("0.05", [None] * 4), ("100", [None, None, *["risk.daily_trades"] * 2])):
+        limited: dict[str, Any] = {"risk": {"max_daily_trades": 1}, "account": {"cash": cash}}
+        got = closes(engine("LONG", "FLAT", "LONG", **limited), *[9_900] * 4)
+        assert [step.decision.refused_by for step in got if step.decision] == refusals
 
 
 def test_an_order_that_is_filled_in_parts_is_one_trade() -> None:
@@ -359,49 +386,3 @@ def test_the_operators_order_waits_and_a_refused_one_stands_rejected() -> None:
     machine.step(InstrumentChange(huge, at_ms, at_ms), None)
     (order,) = machine.step(Command(CommandKind.FLATTEN, "", at_ms, at_ms), None).orders
     assert (order.status, order.reason) == (OrderStatus.REJECTED, "quantity below 1000")
-
-
-def test_a_new_run_takes_the_refused_target_over() -> None:
-    machine = engine("LONG")
-    closes(machine, 10_100)
-    again = engine("HOLD")
-    Restart(again).restore(machine.state(), next_sequence=0, taken_over=True)
-    Restart(again).recall(bar(10_100, instrument_id="spot:BTCUSDT"))
-    step = again.step(bar(9_900, index=1, instrument_id="spot:BTCUSDT"), None)
-    assert (step.orders[0].status, step.orders[0].reason) == (OrderStatus.ACCEPTED, "wants LONG")
-
-
-# ---------------------------------------------------------------- the case that was found
-
-
-def test_cash_that_does_not_cover_the_first_signal_covers_later_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("poor.toml").write_text(
-        '[market]\ncategory = "spot"\ninterval = "5"\n[strategy]\nname = "sma_cross"\n'
-        '[sizing]\nmode = "fixed"\nquantity = "1"\n[account]\ncash = "107000"\n'
-    )
-    assert invoke(["replay", "-c", "poor.toml", "--data", str(CANDLES), "--db", "poor.db"]) == 0
-    assert re.search(rf"{CASH} +409\b", capsys.readouterr().out)
-    with sqlite3.connect("poor.db") as db:
-        (fills,) = db.execute("SELECT count(*) FROM v_fills").fetchone()
-        (silent,) = db.execute(
-            "SELECT count(*) FROM v_decisions d JOIN v_positions p USING (run_id, sequence)"
-            " WHERE d.allowed AND d.unfilled_reason IS NULL"
-            " AND abs(d.target_quantity - p.quantity) > 0.001"
-            " AND NOT EXISTS (SELECT 1 FROM v_orders o WHERE o.run_id = d.run_id"
-            " AND o.created_ms = d.open_time_ms + 300000)"
-        ).fetchone()
-        said, first = db.execute(
-            "SELECT count(*), min(sequence) FROM v_decisions WHERE unfilled_reason = ?", (CASH,)
-        ).fetchone()
-    assert fills == 19
-    assert said == 409
-    assert silent == 0
-    assert invoke(["verify", "last", "--db", "poor.db"]) == 0
-    assert invoke(["explain", f"last:{first}", "--db", "poor.db"]) == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert f"unfilled: {CASH}; 1.000000 is wanted and no order" in told
-    assert invoke(["report", "last", "--db", "poor.db"]) == 0
-    assert re.search(rf"{CASH} +409", capsys.readouterr().out)
