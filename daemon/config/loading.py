@@ -313,7 +313,7 @@ def restore(text: str) -> Config:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ConfigInvalid(
             f"There is no configuration at {path}; write one with `tracepaper config init {path}`."

@@ -149,8 +149,10 @@ def symbol_names(value: object) -> object:
 
 
 def interval_name(value: object) -> object:
-    """Return the exchange's name of an interval: ``5m``, ``1h`` and ``1d`` are 5, 60 and D."""
+    """Return the exchange's name of an interval: ``1h``, ``1d`` and ``1440`` are 60, D and D."""
     text = str(value).strip()
+    if text.isdecimal():
+        return INTERVAL_NAMES.get(int(text) * MINUTE_MS, text)
     if text in MONTHS:
         return INTERVAL_NAMES[MONTH_MS]
     match = INTERVAL.fullmatch(text)
@@ -450,7 +452,7 @@ WINDOWS_MAX: Final = 8
 """Of a trend: each is a note of every decision."""
 NO_MODEL: Final = "none"
 """The checkpoint of a run without a model."""
-_SYMBOL: Final = re.compile(r"^[A-Z0-9][A-Z0-9-]{1,39}$")
+_SYMBOL: Final = re.compile(r"^[^\W_a-z](?:[^\W_a-z]|-){1,39}$")
 _SHARE: Final = re.compile(r"^[A-Z0-9][A-Z0-9.-]{0,39}$")
 
 RegimeName = Literal["MOMENTUM", "MIXED", "MEAN_REVERSION"]

@@ -389,13 +389,18 @@ def _sums(candles: Candles, values: IntArray, first: IntArray, whole: IntArray) 
 
 
 DEFAULT_INTERVAL_MS: Final = 60_000
+CANDLE_NAMES: Final = frozenset(
+    name for meaning in ("open", "high", "low", "close") for name in MEANINGS[meaning]
+) - {"price", "last"}
+"""Columns of candles alone: a close may be called price, as the price of a trade is."""
 SIZES: Final = ("size", "volume", "qty", "quantity", "amount")
 
 
 def are_trades(table: RawTable) -> bool:
-    """Return whether *table* holds trades: a price, a size, and no candle."""
+    """Return whether *table* holds trades: a price, a size, and nothing of a candle."""
     names = table.columns
-    return "price" in names and "close" not in names and any(name in names for name in SIZES)
+    is_candle = any(name in names for name in CANDLE_NAMES)
+    return "price" in names and not is_candle and any(name in names for name in SIZES)
 
 
 def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: int) -> Candles:

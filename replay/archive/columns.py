@@ -69,6 +69,15 @@ def parse(column: Column) -> Decimals:
     return _parse_text(column.astype(np.bytes_))
 
 
+def plain_floats(values: npt.NDArray[np.floating]) -> Column:
+    """Return floats as doubles; single precision as its shortest text, which its maker meant."""
+    if values.dtype.itemsize >= np.dtype(np.float64).itemsize:
+        return values.astype(np.float64)
+    return np.array(
+        [b"" if np.isnan(value) else str(value).encode() for value in values], dtype=np.bytes_
+    )
+
+
 def _parse_floats(values: npt.NDArray[np.float64]) -> Decimals:
     """Find the fewest decimals at which every double is the nearest one to its integer."""
     bad = np.flatnonzero(~np.isfinite(values))
@@ -193,7 +202,12 @@ UNITS: Final = (
 
 TIME_NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
 COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
-DAY_FIRST: Final = re.compile(rb"(\d\d)\.(\d\d)\.(\d{4})(?=\D|$)")
+DAY_FIRST: Final = re.compile(rb"(\d\d?)\.(\d\d?)\.(\d{4})(?=\D|$)")
+SLASHED: Final = re.compile(rb"(\d\d?)/(\d\d?)/(\d{4})(?=\D|$)")
+HALF_DAY: Final = re.compile(
+    rb"[ T,]+(\d{1,2})(?:[:.-](\d\d))?(?:[:.-](\d\d))?[ -]?([AaPp])\.?[Mm]\.?$"
+)
+"""``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` behind a date."""
 OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d:?\d\d)\s*$")
 MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
@@ -292,8 +306,13 @@ def _from_numbers(column: Column, *, whole: bool) -> tuple[IntArray, tuple[str, 
 
 def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray, tuple[str, ...]]:
     """Convert ISO text, also with the day first (``31.01.2025``); text without a zone is UTC."""
-    if DAY_FIRST.match(bytes(cells[0]).strip()):
-        cells = np.array([DAY_FIRST.sub(rb"\3-\2-\1", cell.strip(), 1) for cell in cells.tolist()])
+    first = bytes(cells[0]).strip()
+    if DAY_FIRST.match(first):
+        cells = _year_first(cells, DAY_FIRST, day=0)
+    elif SLASHED.match(first):
+        cells = _year_first(cells, SLASHED, day=_place_of_day(cells))
+    if HALF_DAY.search(first):
+        cells = np.array([HALF_DAY.sub(_whole_day, cell.strip()) for cell in cells.tolist()])
     zoned = bytes(cells[0]).strip().endswith(UTC_ENDINGS)
     microseconds = _fast_iso(cells)
     if microseconds is None:
@@ -307,6 +326,40 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
         raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
     notes = () if zoned else (ZONELESS,)
     return microseconds // 1000, notes
+
+
+def _place_of_day(cells: npt.NDArray[np.bytes_]) -> int:
+    """Return whether the day stands first (0) or second (1) in dates with slashes.
+
+    Raises ``CellInvalidError`` where every date could be read either way.
+    """
+    parts = [SLASHED.match(cell.strip()) for cell in cells.tolist()]
+    places = [[int(part[at]) for part in parts if part is not None] for at in (1, 2)]
+    if max(places[0]) > 12:
+        return 0
+    if max(places[1]) > 12:
+        return 1
+    raise CellInvalidError(
+        0, "is a date whose day and month cannot be told apart: write it as 2025-01-31"
+    )
+
+
+def _year_first(
+    cells: npt.NDArray[np.bytes_], date: re.Pattern[bytes], *, day: int
+) -> npt.NDArray[np.bytes_]:
+    """Return *cells* with the dates that *date* finds written as 2025-01-31."""
+
+    def iso_date(found: re.Match[bytes]) -> bytes:
+        number, month = found[day + 1], found[2 - day]
+        return b"-".join((found[3], month.zfill(2), number.zfill(2)))
+
+    return np.array([date.sub(iso_date, cell.strip(), count=1) for cell in cells.tolist()])
+
+
+def _whole_day(clock: re.Match[bytes]) -> bytes:
+    """Return a time of twelve hours as one of twenty-four."""
+    hour = int(clock[1]) % 12 + (12 if clock[4] in b"Pp" else 0)
+    return b" %02d:%s:%s" % (hour, clock[2] or b"00", clock[3] or b"00")
 
 
 def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.replay.archive.columns import Column
-from tracepaper.replay.archive.layouts import HEADER_LINES, RawTable, TableHead, head_of, normalise
+from tracepaper.replay.archive.columns import Column, plain_floats
+from tracepaper.replay.archive.layouts import (
+    HEADER_LINES,
+    RawTable,
+    TableHead,
+    distinct,
+    head_of,
+    symbol_text,
+)
 from tracepaper.replay.archive.members import BOOKS_MARK, EVENTS_MARK
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import missing_sentence
@@ -32,6 +40,7 @@ DELIMITERS: Final = (b",", b";", b"\t", b"|")
 CELLS_LEAST: Final = 6
 CELL_WIDTH_MAX: Final = 256
 NEWLINE: Final = 10
+SEPARATOR_LINE: Final = re.compile(rb'"?sep=(.|\t)"?[ ,;\t]*\n', re.IGNORECASE)
 
 
 def read_delimited(path: Path, raw: bytes) -> RawTable:
@@ -143,6 +152,8 @@ def _decode(path: Path, line: bytes) -> str:
 def _skip_preamble(text: bytes) -> tuple[int, bytes]:
     """Drop comments, blank lines and a title without any delimiter before the table."""
     skipped = 0
+    if (mark := SEPARATOR_LINE.match(text)) is not None:  # spreadsheets name their delimiter so
+        skipped, text = 1, text[mark.end() :]
     while text:
         line, _, rest = text.partition(b"\n")
         is_title = not any(mark in line for mark in DELIMITERS) and any(
@@ -218,8 +229,8 @@ def _read_by_rows(path: Path, text: bytes, delimiter: bytes, skipped: int) -> Ra
 
 
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
-WRAPPERS: Final = ("candles", "data", "prices")
-"""Names under which a body holds its list of rows, as Coinbase's and others' do."""
+WRAPPED_MOST: Final = 3
+"""How deep within objects a body may hold its list of rows."""
 ZIP_FAULTS: Final = (
     *(EOFError, KeyError, NotImplementedError, OSError, RuntimeError, ValueError),
     *(struct.error, zipfile.BadZipFile, zlib.error),
@@ -458,28 +469,42 @@ def _read_json(path: Path, raw: bytes) -> RawTable:
         document: Any = msgspec.json.Decoder(float_hook=str).decode(raw)
     except (msgspec.DecodeError, RecursionError) as error:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
-    if isinstance(document, Mapping) and isinstance(document.get("result"), Mapping):
-        document = document["result"].get("list")
-    if isinstance(document, Mapping):
-        wrapped = [document[name] for name in WRAPPERS if isinstance(document.get(name), list)]
-        if len(wrapped) == 1 and all(isinstance(row, Mapping | list) for row in wrapped[0]):
-            document = wrapped[0]
+    symbol = ""
+    wrapped = [*_lists_of_rows(document)]
+    if isinstance(document, Mapping) and len(wrapped) == 1:
+        name, document = wrapped[0]
+        symbol = symbol_text(name) if "/" in name else ""
     if isinstance(document, Mapping):
         columns = {str(name): values for name, values in document.items()}
         lengths = {len(values) for values in columns.values() if isinstance(values, list)}
         if len(lengths) != 1 or not all(isinstance(v, list) for v in columns.values()):
             raise _unknown_json(path)
-        names = [normalise(name) for name in columns]
+        names = distinct(path, list(columns))
         return table_of_rows(path, list(zip(*columns.values(), strict=True)), names)
     if not isinstance(document, list):
         raise _unknown_json(path)
     if document and all(isinstance(row, Mapping) for row in document):
         keys = list(document[0])
         rows = [[row.get(key) for key in keys] for row in document]
-        return table_of_rows(path, rows, [normalise(key) for key in keys])
+        return replace(table_of_rows(path, rows, distinct(path, keys)), symbol=symbol)
     if not all(isinstance(row, list) and row for row in document):
         raise _unknown_json(path)
-    return table_of_rows(path, document)
+    return replace(table_of_rows(path, document), symbol=symbol)
+
+
+def _lists_of_rows(document: object, depth: int = 0) -> Iterator[tuple[str, list[Any]]]:
+    """Yield name and content of every list of rows within objects, as REST answers have them."""
+    if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
+        return
+    for name, value in document.items():
+        if (
+            isinstance(value, list)
+            and value
+            and all(isinstance(row, Mapping | list) for row in value)
+        ):
+            yield str(name), value
+        else:
+            yield from _lists_of_rows(value, depth + 1)
 
 
 def _unknown_json(path: Path) -> DataInvalid:
@@ -501,10 +526,7 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
     try:
         table = pa_feather.read_table(source) if feather else pa_parquet.read_table(source)
         table.validate(full=True)
-        names = [normalise(name) for name in table.column_names]
-        for name in names:
-            if names.count(name) > 1:
-                raise DataInvalid(f"{path} has two columns {name}: remove one of them.")
+        names = distinct(path, table.column_names)
         columns = {name: _arrow_column(pa, table.column(place)) for place, name in enumerate(names)}
     except (pa.ArrowException, *ARROW_FAULTS) as error:
         reason = " ".join(str(error).split())[:80]
@@ -517,9 +539,9 @@ def _read_arrow(path: Path, raw: bytes, *, feather: bool) -> RawTable:
 def _arrow_column(pa: Any, column: Any) -> Column:  # noqa: ANN401 (pyarrow has no types)
     """Return an Arrow column as floats, integers (times as µs or ns) or text."""
     kind = column.type
-    if pa.types.is_float64(kind) or pa.types.is_integer(kind):
-        values: Column = column.to_numpy()
-        return values.astype(np.int64) if values.dtype.kind in "ui" else values.astype(np.float64)
+    if pa.types.is_floating(kind) or pa.types.is_integer(kind):
+        values = column.to_numpy()
+        return values.astype(np.int64) if values.dtype.kind in "ui" else plain_floats(values)
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         # Microseconds of any year since 1973 name themselves as such.
         instants = column.cast(pa.timestamp("us"), safe=False).cast(pa.int64())

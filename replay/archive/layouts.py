@@ -30,13 +30,14 @@ from tracepaper.strategies.units import UNITS_MS
 QUOTES: Final = ("USDT", "USDC", "FDUSD", "BUSD", "PERP", "USD", "EUR", "BTC", "ETH", "BRL", "TRY")
 """Quote coins by which a symbol is known, longest of equal endings first."""
 
-SYMBOL: Final = re.compile(r"[A-Za-z0-9]{1,20}([-./][A-Za-z0-9]{1,10})?(:[A-Za-z0-9]{1,10})?")
+SYMBOL: Final = re.compile(r"[^\W_]{1,20}([-./][^\W_]{1,10})?(:[^\W_]{1,10})?")
+"""Letters of any alphabet: exchanges list coins that are named in Chinese."""
 PAIR: Final = re.compile(
-    r"(?P<base>[A-Z0-9]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
+    r"(?P<base>[^\W_a-z]{1,15})[-_/](?P<quote>USDT|USDC|USD|EUR|BTC|ETH|PERP)"
     r"(?P<settle>[-_:](USDT|USDC|USD|BTC))?(?=$|[^A-Z0-9])"
 )
 ONE_WORD: Final = re.compile(
-    r"(?P<base>[A-Z0-9]{1,15}?)(?P<quote>USDT|USDC|FDUSD|BUSD|USD|PERP|EUR|BTC|ETH|BRL|TRY)"
+    r"(?P<base>[^\W_a-z]{1,15}?)(?P<quote>USDT|USDC|FDUSD|BUSD|USD|PERP|EUR|BTC|ETH|BRL|TRY)"
     r"(?=$|[^A-Za-z]|_)"
 )
 INTERVAL: Final = re.compile(r"(?:^|[-_ .])(\d{1,3})(m|min|h|d|w)(?=$|[-_ .])", re.IGNORECASE)
@@ -169,8 +170,8 @@ MEANINGS: Final = {
     "open": ("open", "open_price", "openprice", "o"),
     "high": ("high", "high_price", "highprice", "h"),
     "low": ("low", "low_price", "lowprice", "l"),
-    "close": ("close", "close_price", "closeprice", "c"),
-    "volume": ("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "tickvol"),
+    "close": ("close", "close_price", "closeprice", "c", "price", "last"),
+    "volume": ("volume", "vol", "base_volume", "basevolume", "v", "volume_base", "tickvol", "vol_"),
     "turnover": (
         "turnover",
         "quote_volume",
@@ -190,6 +191,8 @@ FIGURES: Final = frozenset(
     name for meaning, names in MEANINGS.items() if meaning != TIME for name in names
 )
 """Every name of a column of numbers."""
+KNOWN: Final = FIGURES | {*MEANINGS[TIME], *("symbol", "pair", "instrument", "ticker")}
+"""Every name that means something."""
 REQUIRED: Final = (TIME, "open", "high", "low", "close", "volume")
 
 
@@ -231,10 +234,8 @@ def meanings(names: Sequence[str], *, symbol: str | None) -> dict[str, str]:
 HEADER_LINES: Final = 3
 """The most rows that name columns."""
 OHLCV: Final = (TIME, "open", "high", "low", "close", "volume")
-COINBASE: Final = (TIME, "low", "high", "open", "close", "volume")
-SECONDS_MOST: Final = 10.0**11
 GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
-MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?")
+MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?( ?[AaPp][Mm])?")
 DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
 """``153000``, ``90000`` and ``0``: a moment without colons, of which noughts in front are lost."""
 SYMBOL_COLUMNS: Final = ("symbol", "pair", "instrument", "ticker")
@@ -299,21 +300,37 @@ def head_of(path: Path, rows: Rows) -> TableHead:
     """Read the head from a table's first *rows*; raise ``DataInvalid`` for an unknown layout."""
     for layout in LAYOUTS.values():
         if (head := layout.head(rows)) is not None:
-            return head._replace(names=_distinct(path, head.names))
+            return head._replace(names=distinct(path, head.names, head.names))
     if is_header(rows[0]):
-        return TableHead(_distinct(path, [normalise(cell) for cell in rows[0]]), 1)
+        return TableHead(distinct(path, rows[0]), 1)
     raise DataInvalid(
         f"{path} has no header and {len(rows[0])} columns, which is no layout of a known maker: "
         "add a first line such as open_time,open,high,low,close,volume."
     )
 
 
-def _distinct(path: Path, names: Sequence[str]) -> list[str]:
-    """Return *names*, a nameless one by its place, or refuse two that are equal."""
-    twice = {name for name in names if name and names.count(name) > 1}
-    if twice:
-        raise DataInvalid(f"{path} has two columns {min(twice)}: remove one of them.")
-    return [name or f"column_{i}" for i, name in enumerate(names)]
+def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> list[str]:
+    """Return *names* each once, as *plain* or normalised; a nameless one is named by its place.
+
+    Of names that differ in case alone (``t`` and ``T``, open and close time of some exchanges) the
+    one that is written as ``MEANINGS`` has it keeps its name. A column that means nothing here may
+    come several times. Raises ``DataInvalid`` where two columns mean the same.
+    """
+    plain = plain or [normalise(name) for name in names]
+    result: list[str] = []
+    for place, (name, normal) in enumerate(zip(names, plain, strict=True)):
+        if not normal:
+            result.append(f"column_{place}")
+            continue
+        same = [other for other, known in zip(names, plain, strict=True) if known == normal]
+        exact = [other for other in same if other.strip() == normal]
+        if len(same) == 1 or (len(exact) == 1 and name.strip() == normal):
+            result.append(normal)
+        elif len(exact) == 1 or normal not in KNOWN:
+            result.append(f"{normal}_{place}")
+        else:
+            raise DataInvalid(f"{path} has two columns {normal}: remove one of them.")
+    return result
 
 
 def plain_table(table: RawTable, symbol: str | None) -> RawTable:
@@ -341,6 +358,10 @@ def own_symbols(table: RawTable) -> tuple[str, ...]:
             texts = np.unique(cells).tolist()
             found = {symbol_text(bytes(text).decode("utf-8", "replace")) for text in texts}
     return tuple(sorted(found - {""}))
+
+
+class SymbolUnknown(ConfigInvalid):
+    """Neither a name nor a content says which symbol a table is of."""
 
 
 def symbol_of_table(
@@ -372,7 +393,7 @@ def symbol_of_table(
             f"write {given}={table.path} to call it so."
         )
     if not (own or given):
-        raise ConfigInvalid(f"{table.path} does not name its symbol: write SYMBOL={table.path}.")
+        raise SymbolUnknown(f"{table.path} does not name its symbol: write SYMBOL={table.path}.")
     return own or given, ()
 
 
@@ -466,29 +487,6 @@ def _yfinance_head(rows: Rows) -> TableHead | None:
     return TableHead([time, *names], height)
 
 
-def _coinbase(table: RawTable) -> RawTable | None:
-    """Return *table* with Coinbase's rows ([time, low, high, open, close, volume]) named so.
-
-    They name no columns. Their times are in seconds, and more of their rows can be candles in that
-    order than in the usual one; where both orders fit a row, they mean the same candle.
-    """
-    if not table.bare or tuple(table.columns) != OHLCV:
-        return None
-    try:
-        times, first, second, third, fourth = (
-            table.columns[name].astype(np.float64) for name in OHLCV[:5]
-        )
-    except ValueError:  # no numbers: what follows says where
-        return None
-    usual = (second >= np.maximum(first, fourth)) & (third <= np.minimum(first, fourth))
-    theirs = (second >= np.maximum(third, fourth)) & (first <= np.minimum(third, fourth))
-    if np.any(times >= SECONDS_MOST) or theirs.sum() <= max(usual.sum(), times.size // 2):
-        return None
-    columns = dict(zip(COINBASE, table.columns.values(), strict=True))
-    note = "rows are low, high, open, close, as Coinbase orders them"
-    return replace(table, columns=columns, notes=(*table.notes, note))
-
-
 def _decimal_commas(table: RawTable) -> RawTable | None:
     """Return *table* with the decimal commas of its figures written as points.
 
@@ -580,7 +578,6 @@ LAYOUTS: Final[dict[str, Layout]] = {
     ),
     "yfinance": Layout("yfinance", head=_yfinance_head),
     "decimal-commas": Layout("decimal commas, beside another delimiter", plain=_decimal_commas),
-    "coinbase": Layout("Coinbase, without a header", plain=_coinbase),
     "date-and-time": Layout("MetaTrader and Stooq: date and time apart", plain=_date_and_time),
     "tick-volume": Layout("MetaTrader: ticks where volume is zero", plain=_tick_volume),
 }

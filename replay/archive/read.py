@@ -27,7 +27,15 @@ from tracepaper.replay.archive.columns import (
     IntArray,
     epoch_ms,
     parse,
+    plain_floats,
     round_to_fit,
+)
+from tracepaper.replay.archive.doubts import (
+    MOST_WRONG,
+    doubt,
+    is_outside,
+    likely_order,
+    reject_contracts,
 )
 from tracepaper.replay.archive.formats import format_named, is_archive, read_table
 from tracepaper.replay.archive.layouts import (
@@ -35,10 +43,11 @@ from tracepaper.replay.archive.layouts import (
     TIME,
     ZONED,
     RawTable,
+    SymbolUnknown,
     category_of,
+    distinct,
     interval_of,
     meanings,
-    normalise,
     plain_table,
     split_argument,
     symbol_of_table,
@@ -48,7 +57,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, iso
+from tracepaper.strategies.units import DAY_MS, duration, iso
 
 PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
@@ -91,6 +100,7 @@ def read_candles(
         held = read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
         return held if sessions_for is None else in_sessions(held, sessions_for)
     table = read_table(file, format_name=format_name)
+    reject_contracts(file, is_named=named is not None)
     found_symbol, said = symbol_of_table(table, named, given)
     market = category_of(file) if category is None else Category(category)
     return _candles(
@@ -136,13 +146,17 @@ def _candles(
     if are_trades(table):
         return to_candles(table, symbol, category, interval_ms or DEFAULT_INTERVAL_MS)
     found = _found(table, symbol)
+    table = _without_blank(table, found, notes)
     times = _times(table, found, notes)
-    prices = _prices(table, found)
+    prices = _ordered(table, _prices(table, found), notes)
     volume = _volume(table, found["volume"], notes)
     turnover = None
     paid = found.get("turnover")
     if paid is not None and not _is_empty(table.columns[paid]):
         turnover = _volume(table, paid, notes, "turnover")
+        if table.bare and _counts_trades(turnover, volume, prices):
+            notes.append("the seventh column counts trades and is no turnover, left out")
+            turnover = None
     rows = Rows(table, times, prices, volume, turnover)
     refuse_impossible(rows)
     rows = in_order(rows, notes.append, strict=strict)
@@ -151,6 +165,9 @@ def _candles(
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
     if are_months(rows, step):
         step = MONTH_MS
+    elif (by_name := interval_of(table.path.name)) and sessions_for is None:
+        step = interval_believed(rows, step, by_name)
+    doubt(rows, step, notes.append)
     if sessions_for is None:
         rows = on_grid(rows, step, notes.append, strict=strict)
     candles = Candles(
@@ -253,6 +270,52 @@ def _is_empty(column: Column) -> bool:
     if column.dtype.kind == "f":
         return bool(np.isnan(column.astype(np.float64)).all())
     return column.dtype.kind == "S" and bool((column == b"").all())
+
+
+def _without_blank(table: RawTable, found: dict[str, str], notes: list[str]) -> RawTable:
+    """Return *table* without the rows that have no price: minutes without a trade."""
+    blank = np.logical_and.reduce([_is_blank(table.columns[found[name]]) for name in PRICES])
+    if not blank.any() or blank.all():
+        return table
+    notes.append(f"{int(blank.sum()):,} rows without a price left out, as holes")
+    columns = {name: cells[~blank] for name, cells in table.columns.items()}
+    return replace(table, columns=columns, lines=table.lines[~blank])
+
+
+def _is_blank(column: Column) -> npt.NDArray[np.bool_]:
+    if column.dtype.kind == "f":
+        return np.isnan(column)
+    if column.dtype.kind != "S":
+        return np.zeros(column.size, dtype=np.bool_)
+    return np.isin(np.char.lower(np.char.strip(column.astype(np.bytes_))), BLANK_CELLS)
+
+
+BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-"])
+"""What makers write where nothing was traded."""
+
+
+def _ordered(table: RawTable, prices: dict[str, Decimals], notes: list[str]) -> dict[str, Decimals]:
+    """Return *prices* by what they hold, where rows without names have them in another order.
+
+    Raises ``DataInvalid`` where a header gives names that most rows contradict.
+    """
+    order = likely_order({name: column.mantissa for name, column in prices.items()})
+    if order is None:
+        return prices
+    if not table.bare:
+        raise DataInvalid(
+            f"{table.path} has columns that hold {', '.join(order)} where it names them open, "
+            "high, low, close: correct the names."
+        )
+    notes.append(f"rows are {', '.join(order)}, in that order")
+    held = dict(zip(order, prices.values(), strict=True))
+    return {name: held[name] for name in PRICES}
+
+
+def _counts_trades(turnover: Decimals, volume: Decimals, prices: dict[str, Decimals]) -> bool:
+    """Return whether a column without a name holds whole numbers that can be no turnover."""
+    outside = is_outside(turnover, volume, prices["low"], prices["high"])
+    return turnover.places == 0 and bool(outside.sum() > MOST_WRONG * outside.size)
 
 
 def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume") -> Decimals:
@@ -387,6 +450,24 @@ def interval_between(rows: Rows, stated: int | None) -> int:
     return stated
 
 
+def interval_believed(rows: Rows, step: int, stated: int) -> int:
+    """Return *stated*, the interval of a file's name, where the *step* of most rows can be of it.
+
+    A market that seldom trades has no candle in most intervals. Raises ``DataInvalid`` where the
+    steps contradict the name.
+    """
+    steps = np.diff(rows.times)
+    if step == stated or not steps.size:
+        return step
+    is_sparse = step % stated == 0 and bool((steps % step).any())
+    if is_sparse and (steps % stated == 0).mean() >= 1 - OFF_GRID_SHARE_MAX:
+        return stated
+    raise DataInvalid(
+        f"{rows.table.path} has candles {duration(step)} apart and names an interval of "
+        f"{duration(stated)}: rename it by the interval that its candles have."
+    )
+
+
 def are_months(rows: Rows, step: int) -> bool:
     """Return whether *rows*, most of them *step* apart, are of months: no two of one month.
 
@@ -464,11 +545,13 @@ def candles_of_frame(
     *sessions_for* they are laid upon an exchange's sessions. Raises ``DataInvalid`` or
     ``ConfigInvalid`` with one sentence.
     """
-    columns: dict[str, Column] = {}
-    for name, values in _named(frame).items():
-        if (plain := normalise(str(name))) in columns:
-            raise DataInvalid(f"{NAME} has two columns {plain}: remove one of them.")
-        columns[plain] = _column(str(name), values)
+    named = _named(frame)
+    columns = {
+        plain: _column(str(name), values)
+        for plain, (name, values) in zip(
+            distinct(NAME, [str(name) for name in named]), named.items(), strict=True
+        )
+    }
     sizes = {name: column.size for name, column in columns.items()}
     if not sizes or not min(sizes.values()):
         raise DataInvalid(f"{NAME} is empty: give one with candles.")
@@ -483,12 +566,10 @@ def candles_of_frame(
             category=category,
             sessions_for=sessions_for,
         )
-    except ConfigInvalid as error:
-        if symbol is None and "does not name its symbol" in str(error):
-            raise ConfigInvalid(
-                'The frame does not name its symbol; write data={"BTCUSDT": frame}.'
-            ) from None
-        raise
+    except SymbolUnknown:
+        raise ConfigInvalid(
+            'The frame does not name its symbol; write data={"BTCUSDT": frame}.'
+        ) from None
 
 
 def _named(frame: Any) -> dict[Any, Any]:  # noqa: ANN401 - of any library
@@ -526,9 +607,6 @@ def _column(name: str, values: Any) -> Column:  # noqa: ANN401 - of any library
     if array.dtype.kind in "iu":
         return array.astype(np.int64)
     if array.dtype.kind == "f":
-        # The shortest text of a single-precision number is what its maker meant.
-        if array.dtype.itemsize < np.dtype(np.float64).itemsize:
-            return np.array([str(value) for value in array], dtype=np.bytes_)
-        return array.astype(np.float64)
+        return plain_floats(array)
     texts = [b"" if value is None else str(value).encode() for value in array.tolist()]
     return np.array(texts, dtype=np.bytes_)

@@ -28,7 +28,7 @@ from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
-from tracepaper.strategies.units import DAY_MS, MINUTE_MS, MONEY_DECIMALS
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, MONEY_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -348,6 +348,7 @@ class FundingRates:
     symbol: str
     time_ms: IntArray
     rate: IntArray
+    interval_ms: IntArray | None = None  # since the settlement before, where the file says it
 
     @property
     def instrument(self) -> str:
@@ -365,20 +366,24 @@ NEIGHBOURS: Final = 4
 def missing_settlements(rates: FundingRates, from_ms: int, until_ms: int) -> list[tuple[int, int]]:
     """Return when settlements after *from_ms* and up to *until_ms* were due that *rates* lack.
 
-    Each stands beside the time of the next one that was due. The interval is that of the
-    settlements around it, since exchanges change it; of a single settlement there is none.
+    Each stands beside the time of the next one that was due. The interval is the file's own, else
+    that of the settlements around it, since exchanges change it; of a single settlement there is
+    none.
     """
     times = rates.time_ms
     if times.size < 2:
         return []
     steps = np.diff(times)
-    around = [
-        int(np.sort(part)[(part.size - 1) // 2])
-        for part in (
-            steps[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
-            for place in range(steps.size)
-        )
-    ]
+    if rates.interval_ms is not None:
+        around = rates.interval_ms[1:].tolist()
+    else:
+        around = [
+            int(np.sort(part)[(part.size - 1) // 2])
+            for part in (
+                steps[max(place - NEIGHBOURS, 0) : place + NEIGHBOURS + 1]
+                for place in range(steps.size)
+            )
+        ]
     dues: list[int] = []
     first, last = int(times[0]), int(times[-1])
     if first > from_ms:
@@ -405,6 +410,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     found, _ = symbol_of_table(table, named, symbol_name(symbol) if symbol else None)
     table = of_one_symbol(table, found)
     times, rates = _columns(table)
+    hours = _interval_hours(table)
     order = np.argsort(times, kind="stable")
     times, mantissa = times[order], rates.mantissa[order]
     again = np.flatnonzero(np.diff(times) == 0) + 1
@@ -415,7 +421,26 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
     keep = np.delete(np.arange(times.size), again)
     scale = Decimal(10) ** (MONEY_DECIMALS - rates.places)
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
-    return FundingRates(str(file), found or "", times[keep], np.array(rate, dtype=np.int64))
+    return FundingRates(
+        str(file),
+        found or "",
+        times[keep],
+        np.array(rate, dtype=np.int64),
+        None if hours is None else (hours * HOUR_MS)[order][keep],
+    )
+
+
+def _interval_hours(table: RawTable) -> IntArray | None:
+    """Return the hours since the settlement before each, where the file says them."""
+    if (cells := table.columns.get("funding_interval_hours")) is None:
+        return None
+    try:
+        hours = parse(cells)
+    except CellInvalidError as error:
+        raise table.refuse(error, "funding_interval_hours") from None
+    if hours.places or (hours.mantissa <= 0).any():
+        return None  # no whole hours: the times say more
+    return hours.mantissa
 
 
 def _columns(table: RawTable) -> tuple[IntArray, Decimals]:

@@ -63,9 +63,10 @@ from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.builtin import TREND, windows_within
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
-from tracepaper.strategies.units import INTERVAL_NAMES, duration, interval_text, time_of
+from tracepaper.strategies.units import INTERVAL_NAMES, MINUTE_MS, duration, interval_text, time_of
 
 
 @dataclass(frozen=True)
@@ -164,8 +165,7 @@ def configuration(
     if ("market", "interval") not in origins:
         raise ConfigInvalid(
             f"{first.path} has bars of {first.interval_ms / 60_000:g} minutes, an interval that "
-            "the exchange does not know; set market.interval to a multiple of it: 1, 3, 5, 15, "
-            "30, 60 or more."
+            f"the exchange does not know; {_multiples(first.interval_ms)}."
         )
     _refuse_other_symbols(config, candles, origins.get(("market", "symbols"), DATA))
     finest = max(candles, key=lambda part: part.interval_ms)
@@ -219,6 +219,18 @@ def fit_windows(config: Config, span_ms: int) -> tuple[Config, tuple[str, ...]]:
     if fitting[-1] > span_ms:
         said += "; these candles are too few for any, so every bar is held"
     return config.model_copy(update={"strategy": fitted}), (said,)
+
+
+def _multiples(interval_ms: int) -> str:
+    """Return the advice for bars of an interval that the exchange does not have."""
+    fitting = [
+        str(length // MINUTE_MS)
+        for length in INTERVAL_NAMES
+        if length % interval_ms == 0 and length != MONTH_MS
+    ]
+    if not fitting:
+        return "give a file of bars of another length"
+    return f"set market.interval to a multiple of it: {', '.join(fitting)} minutes"
 
 
 def _refuse_other_symbols(config: Config, candles: Sequence[Candles], origin: str) -> None:

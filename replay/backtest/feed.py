@@ -453,7 +453,11 @@ def _funding_tracks(
             inside = (rates.time_ms > from_ms) & (rates.time_ms <= part.until_ms)
             if inside.any():
                 cut = FundingRates(
-                    rates.path, rates.symbol, rates.time_ms[inside], rates.rate[inside]
+                    rates.path,
+                    rates.symbol,
+                    rates.time_ms[inside],
+                    rates.rate[inside],
+                    None if rates.interval_ms is None else rates.interval_ms[inside],
                 )
                 first_ms = max(from_ms, int(part.open_time_ms[0]))
                 missing = dict(missing_settlements(rates, first_ms, part.until_ms))

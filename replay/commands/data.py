@@ -166,7 +166,7 @@ def check(
 
 
 def _lines(found: Quality) -> list[str]:
-    from tracepaper.strategies.units import iso
+    from tracepaper.strategies.units import duration, iso
 
     gaps = [f"{iso(start)} to {iso(until)}" for start, until in found.gaps[:GAPS_SHOWN]]
     span = f"{found.rows:,} candles that open from {iso(found.first_ms)} to {iso(found.last_ms)}"
@@ -174,6 +174,8 @@ def _lines(found: Quality) -> list[str]:
         span += f", {found.sessions:,} sessions of {found.calendar}"
     scales = f"prices to {_unit(found.price_decimals)}, volume to {_unit(found.volume_decimals)}"
     holes = f"{len(found.gaps)} holes, {found.missing:,} candles missing"
+    if found.gaps:
+        holes += f", the longest of {duration(max(until - start for start, until in found.gaps))}"
     lines = [
         f"✓ {found.path}",
         f"  {found.instrument}, {interval_text(found.interval_ms)}, {span}",
@@ -183,7 +185,7 @@ def _lines(found: Quality) -> list[str]:
     ]
     if found.open_is_previous_close is not None:
         lines.append(f"  {found.open_is_previous_close:.1%} open at the close before")
-    return lines + [f"  {note}" for note in (*found.notes, *found.splits)]
+    return lines + [f"  ⚠ {note}" for note in (*found.notes, *found.splits)]
 
 
 def _listed(shown: Sequence[str], count: int) -> str:

@@ -44,6 +44,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
 from tracepaper.strategies.types.market import Retrained, RetrainOutcome
+from tracepaper.strategies.units import duration
 
 EXPLAINED_MAX: Final = 60
 POINTS_MAX: Final = 160
@@ -472,9 +473,10 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
             for row in record.gaps
             if not row["repaired_by"]
         )
+        longest = max(row["until_ms"] - row["from_ms"] for row in record.gaps)
         found.append(
-            f"The data have {len(record.gaps):,} gaps; {lost:,} bars never "
-            "came, and annual figures do not count them."
+            f"The data have {len(record.gaps):,} gaps, the longest of {duration(longest)}; "
+            f"{lost:,} bars never came, and annual figures do not count them."
         )
     settled = record.settlements
     if settled.missing:

@@ -47,11 +47,15 @@ def zipped(name: str, content: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def paid(row: list[str]) -> str:
+    """Return the turnover of a candle that was traded at its close."""
+    return str(Decimal(row[5]) * Decimal(row[4]))
+
+
 def binance(rows: list[list[str]], per_ms: int = 1) -> list[list[str]]:
     def widened(row: list[str]) -> list[str]:
         close_time = (int(row[0]) + 59_999) * per_ms
-        turnover = Decimal(row[5]) * Decimal(row[4])
-        more = [str(close_time), str(turnover), "12", "1.5", "2.5", "0"]
+        more = [str(close_time), paid(row), "12", "1.5", "2.5", "0"]
         return [str(int(row[0]) * per_ms), *row[1:], *more]
 
     return [widened(row) for row in rows]
@@ -94,7 +98,7 @@ def bybit_metatrader(rows: list[list[str]]) -> bytes:
 
 
 def titled(rows: list[list[str]]) -> bytes:
-    body = [[r[0], "x", "BTCUSDT", *r[1:5], r[5], "1.5", "7"] for r in rows]
+    body = [[r[0], "x", "BTCUSDT", *r[1:5], r[5], paid(r), "7"] for r in rows]
     header = "Unix,Note,Symbol,Open,High,Low,Close,Volume BTC,Volume USDT,tradecount"
     return b"# a comment\nhttps://www.example.org\n" + written(body, header)
 
@@ -118,7 +122,7 @@ def columns_json(rows: list[list[str]]) -> bytes:
 
 
 def bybit_rest_json(rows: list[list[str]]) -> bytes:
-    newest_first = [[*row, "100.5"] for row in reversed(rows)]
+    newest_first = [[*row, paid(row)] for row in reversed(rows)]
     result = {"category": "linear", "symbol": "BTCUSDT", "list": newest_first}
     return json.dumps({"retCode": 0, "result": result}).encode()
 

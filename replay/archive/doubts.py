@@ -1,0 +1,200 @@
+"""Doubts about a file of candles: what cannot be as it stands, or is not what it seems.
+
+A file is never read as something else without a word. A doubt either rejects the file, in one
+sentence that says what to write, or is a note, which ``tracepaper data check`` and the summary of a
+run repeat.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from enum import StrEnum
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.units import MINUTE_MS, iso
+
+if TYPE_CHECKING:
+    from tracepaper.replay.archive.columns import Decimals
+    from tracepaper.replay.archive.read import Rows
+
+PRICES: Final = ("open", "high", "low", "close")
+MOST_WRONG: Final = 0.01
+"""Above this share of the rows a column is not what its name says."""
+OUTLIER_RANGES: Final = 30.0
+"""A close so many median true ranges away that returns at the next bar is taken for an error."""
+_DATE: Final = (
+    r"(?:(?:19|2[1-9]|3\d|20(?!1[0-2]))(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])"
+    r"|\d{1,2}(?:JAN|FEB|MAR|APR|MAY|JUN|JUL|AUG|SEP|OCT|NOV|DEC)\d{2,4})(?=$|[-_. ])"
+)
+"""``240628`` and ``27JUN25``; ``202401`` and ``201112`` are months of files."""
+DATED: Final = re.compile(rf"[A-Z]{{2,}}[-_]{_DATE}")
+"""``BTCUSDT_240628``, ``BTC-27JUN25``: contracts that are delivered on a date."""
+INVERSE: Final = re.compile(
+    r"USD_PERP|USD[-_]SWAP|USD[-_]PERPETUAL|(?:BTC|ETH|XBT)-PERPETUAL|(?:^|[-_ .])(?:PI|FI)_[A-Z]"
+    rf"|USD_{_DATE}"
+)
+"""Names of contracts that are margined and paid in the coin."""
+INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
+
+
+class Outcome(StrEnum):
+    """What a doubt leads to."""
+
+    REJECT = "reject"
+    NOTE = "note"
+
+
+class Doubt(NamedTuple):
+    """One doubt: *find* returns its sentence without the file's name, or an empty text."""
+
+    name: str
+    outcome: Outcome
+    find: Callable[[Rows, int], str]  # of rows in time order, and their interval in ms
+
+
+# ---------------------------------------------------------------- names
+
+
+def reject_contracts(path: Path, *, is_named: bool) -> None:
+    """Raise ``DataInvalid`` where the name of *path* means inverse or dated contracts.
+
+    A dated contract may be traded under a name that was given to it (*is_named*).
+    """
+    stem = path.name.split(".", 1)[0].upper()
+    folders = {part.lower() for part in path.parts[-7:-1]}
+    words = {word.lower() for word in re.split(r"[-_ ]", stem)} | folders
+    if INVERSE.search(stem) or words & INVERSE_WORDS:
+        raise DataInvalid(
+            f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
+            "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "
+            "or move it out of a folder of that name."
+        )
+    if DATED.search(stem) and not is_named:
+        raise DataInvalid(
+            f"{path} holds a contract that is delivered on a date, which is no perpetual: write "
+            f"NAME={path} to trade it under a name of its own."
+        )
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _float(column: Decimals) -> npt.NDArray[np.float64]:
+    return column.mantissa / 10.0**column.places
+
+
+def is_outside(
+    turnover: Decimals, volume: Decimals, low: Decimals, high: Decimals
+) -> npt.NDArray[np.bool_]:
+    """Return in which rows with volume the mean price turnover ÷ volume lies outside low to high.
+
+    Half a unit of the last printed digit of either is allowed for.
+    """
+    paid, size = _float(turnover), _float(volume)
+    half_paid, half_size = 0.5 * 10.0**-turnover.places, 0.5 * 10.0**-volume.places
+    traded = (size > 0) & (paid > 0)
+    least = (paid - half_paid) / (size + half_size)
+    with np.errstate(divide="ignore"):
+        most = np.where(size > half_size, (paid + half_paid) / (size - half_size), np.inf)
+    slack = 1e-6
+    outside = (most < _float(low) * (1 - slack)) | (least > _float(high) * (1 + slack))
+    judged: npt.NDArray[np.bool_] = outside[traded]
+    return judged
+
+
+def _turnover(rows: Rows, _interval_ms: int) -> str:
+    if rows.turnover is None:
+        return ""
+    outside = is_outside(rows.turnover, rows.volume, rows.prices["low"], rows.prices["high"])
+    if outside.sum() <= MOST_WRONG * outside.size:
+        return ""
+    return (
+        f"turnover ÷ volume lies outside low to high in {int(outside.sum()):,} of {outside.size:,} "
+        "rows, so one of them counts something else (trades, contracts, or coins): leave the "
+        "column of turnover out, or give the volume in coins"
+    )
+
+
+def _phase(rows: Rows, interval_ms: int) -> str:
+    if interval_ms < MINUTE_MS:
+        return ""
+    left = interval_ms - rows.times % interval_ms
+    if not ((left < 1_000) | (left == 1_000)).mean() > 1 - MOST_WRONG:
+        return ""
+    return (
+        f"its times, such as {iso(int(rows.times[0]))}, are those of closes: give the open time of "
+        "each candle"
+    )
+
+
+def _outlier(rows: Rows, _interval_ms: int) -> str:
+    close = _float(rows.prices["close"])
+    if close.size < 3:
+        return ""
+    before = close[:-1]
+    ranges = np.maximum(_float(rows.prices["high"])[1:], before)
+    ranges -= np.minimum(_float(rows.prices["low"])[1:], before)
+    moved = ranges[ranges > 0]
+    if moved.size < 10:
+        return ""
+    away, back = np.abs(np.diff(close))[:-1], np.abs(close[2:] - close[:-2])
+    far = (away > OUTLIER_RANGES * np.median(moved)) & (away > 0.1 * close[:-2])
+    places = np.flatnonzero(far & (back < 0.1 * away)) + 1
+    if not places.size:
+        return ""
+    first = int(places[0])
+    return (
+        f"{places.size} closes lie far from both neighbours, the first at "
+        f"{rows.table.place(first)}: {close[first]:g} between {close[first - 1]:g} and "
+        f"{close[first + 1]:g}"
+    )
+
+
+DOUBTS: Final = (
+    Doubt("turnover", Outcome.REJECT, _turnover),
+    Doubt("phase", Outcome.REJECT, _phase),
+    Doubt("outlier", Outcome.NOTE, _outlier),
+)
+"""Every doubt about rows, in the order in which they are raised."""
+
+
+def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
+    """Raise the doubts about *rows*: reject the file by ``DataInvalid``, or *note* a sentence."""
+    for each in DOUBTS:
+        if not (sentence := each.find(rows, interval_ms)):
+            continue
+        if each.outcome is Outcome.REJECT:
+            raise DataInvalid(f"{rows.table.path}: {sentence}.")
+        note(sentence)
+
+
+def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | None:
+    """Return what four columns of prices hold, where they are not open, high, low and close.
+
+    None where half the rows can be candles as they stand, or no other order fits nearly all.
+    """
+    columns = [prices[name] for name in PRICES]
+    if (usual := _breaks(columns)) <= columns[0].size // 2:
+        return None
+    fitting = []
+    for order in permutations(range(4)):
+        arranged = [columns[order.index(place)] for place in range(4)]
+        names = tuple(PRICES[place] for place in order)
+        # An open and a close that are exchanged fit as well; makers write the open first.
+        is_usual = names.index("open") < names.index("close")
+        if is_usual and (broken := _breaks(arranged)) <= usual // 4:
+            fitting.append((broken, names))
+    return min(fitting)[1] if fitting else None
+
+
+def _breaks(columns: list[npt.NDArray[np.int64]]) -> int:
+    """Return in how many rows four columns cannot be open, high, low and close."""
+    first, high, low, last = columns
+    return int(((high < np.maximum(first, last)) | (low > np.minimum(first, last))).sum())

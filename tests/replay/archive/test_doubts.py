@@ -1,0 +1,270 @@
+"""No file of candles is read as something else without a word: it is read rightly, or rejected."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tracepaper.replay.archive import read_candles, read_funding
+from tracepaper.replay.archive.read import candles_of_frame
+from tracepaper.replay.archive.series import missing_settlements
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+START = 1_704_067_200_000
+MINUTE = 60_000
+HOUR = 60 * MINUTE
+CANDLES = [(100.0 + at, 103.0 + at, 98.0 + at, 101.0 + at, 2.5) for at in range(30)]
+HEADER = "open_time,open,high,low,close,volume"
+
+
+def written(
+    folder: Path,
+    rows: Sequence[Sequence[object]],
+    *,
+    header: str = HEADER,
+    name: str = "BTCUSDT.csv",
+    step: int = MINUTE,
+) -> Path:
+    """Write *rows* behind their open times, *step* apart."""
+    lines = [f"{START + at * step},{','.join(map(str, row))}" for at, row in enumerate(rows)]
+    path = folder / name
+    path.write_text("\n".join([*([header] if header else []), *lines]) + "\n", encoding="utf-8")
+    return path
+
+
+def opens(path: Path) -> list[float]:
+    candles = read_candles(path)
+    return [value / 10**candles.price_decimals for value in candles.open.tolist()]
+
+
+EXPECTED = [row[0] for row in CANDLES]
+ORDERS = {
+    "open, close, high, low": (0, 3, 1, 2),
+    "low, high, open, close": (2, 1, 0, 3),
+    "high, low, open, close": (1, 2, 0, 3),
+    "open, high, close, low": (0, 1, 3, 2),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_rows_without_names_are_read_in_the_only_order_that_can_be(
+    order: str, tmp_path: Path
+) -> None:
+    rows = [[*(row[at] for at in ORDERS[order]), row[4]] for row in CANDLES]
+    path = written(tmp_path, rows, header="")
+    assert opens(path) == EXPECTED
+    assert f"rows are {order}, in that order" in read_candles(path).notes
+    named = written(tmp_path, rows)
+    with pytest.raises(DataInvalid, match=f"hold {order} where it names them"):
+        read_candles(named)
+
+
+@pytest.mark.parametrize("close", ["Price", "Last", "PRICE"])
+def test_a_close_of_another_name_makes_no_trades(close: str, tmp_path: Path) -> None:
+    path = written(tmp_path, CANDLES, header=f"Date,Open,High,Low,{close},Vol.")
+    assert opens(path) == EXPECTED
+
+
+def test_a_seventh_column_that_is_no_turnover_is_left_out_or_rejected(tmp_path: Path) -> None:
+    counted = [[*row, 7 + at] for at, row in enumerate(CANDLES)]
+    bare = read_candles(written(tmp_path, counted, header=""))
+    assert bare.turnover is None
+    assert "the seventh column counts trades and is no turnover, left out" in bare.notes
+    with pytest.raises(DataInvalid, match=r"outside low to high in 30 of 30 rows"):
+        read_candles(written(tmp_path, counted, header=f"{HEADER},turnover"))
+    paid = [[*row, f"{row[4] * (row[0] + 0.5):.2f}"] for row in CANDLES]
+    assert read_candles(written(tmp_path, paid, header="")).turnover is not None
+
+
+def test_the_price_of_a_rounded_volume_may_lie_outside_by_its_last_digit(tmp_path: Path) -> None:
+    tiny = [[100.0, 100.1, 99.9, 100.0, "0.01", "1.4"] for _ in CANDLES]  # 0.014 was traded
+    assert read_candles(written(tmp_path, tiny, header=f"{HEADER},turnover")).turnover is not None
+
+
+REJECTED = (
+    *("BTCUSD_PERP-1m.csv", "PI_XBTUSD_1m.csv", "BTC-USD-SWAP_1m.csv", "BTC-PERPETUAL_1m.csv"),
+    *("futures/cm/BTCUSDT-1m.csv", "BTCUSD_240628-1m.csv", "BTCUSD_inverse_1m.csv"),
+    *("BTCUSDT_240628-1m.csv", "ETHUSDT-27JUN25_1m.csv", "BTC-USDT-240628_1m.csv"),
+)
+KEPT = (
+    *("BTCUSDT_202406_1m.csv", "BTCUSD_201112-1m.csv", "BTCUSDT-1m-2024-05.csv"),
+    *("BTC-USDT-SWAP_1m.csv", "PF_XBTUSD_1m.csv", "BTCPERP_1m.csv", "BTCUSDT_1m_20240628.csv"),
+)
+
+
+@pytest.mark.parametrize("name", [*REJECTED, *KEPT])
+def test_inverse_and_dated_contracts_are_no_linear_perpetuals(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    path = written(tmp_path, CANDLES, name=name)
+    if name in KEPT:
+        assert opens(path) == EXPECTED
+        return
+    with pytest.raises(DataInvalid, match=r"paid in coin|delivered on a date"):
+        read_candles(path)
+
+
+def test_a_dated_contract_is_read_under_a_name_that_was_given(tmp_path: Path) -> None:
+    path = written(tmp_path, CANDLES, name="BTCUSDT_240628-1m.csv")
+    assert read_candles(f"BTCJUN={path}").symbol == "BTCJUN"
+
+
+@pytest.mark.parametrize("early", [1, 1_000])
+def test_times_of_closes_are_rejected(early: int, tmp_path: Path) -> None:
+    rows = "\n".join(
+        f"{START + (at + 1) * MINUTE - early},{','.join(map(str, row))}"
+        for at, row in enumerate(CANDLES)
+    )
+    path = tmp_path / "BTCUSDT.csv"
+    path.write_text(f"{HEADER}\n{rows}\n", encoding="utf-8")
+    with pytest.raises(DataInvalid, match="are those of closes: give the open time"):
+        read_candles(path)
+
+
+def test_a_name_gives_the_interval_of_a_market_that_seldom_trades(tmp_path: Path) -> None:
+    places = [0, 2, 4, 6, 8, 9, 11, 13, 15, 17, 19, 21]
+    lines = [f"{START + at * MINUTE},1,1,1,1,1" for at in places]
+    for name in ("BTCUSDT_1m.csv", "BTCUSDT_1h.csv"):
+        (tmp_path / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
+    sparse = read_candles(tmp_path / "BTCUSDT_1m.csv")
+    assert (sparse.interval_ms, len(sparse), sparse.missing) == (MINUTE, 12, 10)
+    with pytest.raises(DataInvalid, match=r"2 min apart and names an interval of 60"):
+        read_candles(tmp_path / "BTCUSDT_1h.csv")
+    regular = written(tmp_path, CANDLES, name="ETHUSDT_1m.csv", step=HOUR)
+    with pytest.raises(DataInvalid, match="rename it by the interval"):
+        read_candles(regular)
+
+
+def test_names_that_differ_in_case_alone_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT.json"
+    made = [
+        {
+            "T": START + (at + 1) * MINUTE - 1,
+            "t": START + at * MINUTE,
+            "V": 9,
+            "v": row[4],
+            "L": 12_345,
+            "o": row[0],
+            "h": row[1],
+            "l": row[2],
+            "c": row[3],
+        }
+        for at, row in enumerate(CANDLES)
+    ]
+    path.write_text(json.dumps(made), encoding="utf-8")
+    candles = read_candles(path)
+    assert (candles.open_time_ms[0], opens(path)) == (START, EXPECTED)
+    twice = written(tmp_path, [[*row, 1] for row in CANDLES], header=f"{HEADER},Volume")
+    assert opens(twice) == EXPECTED
+    (tmp_path / "b_BTCUSDT.csv").write_text(twice.read_text().replace(HEADER, HEADER.upper()))
+    with pytest.raises(DataInvalid, match="two columns volume"):
+        read_candles(tmp_path / "b_BTCUSDT.csv")
+
+
+def test_columns_that_mean_nothing_may_come_several_times(tmp_path: Path) -> None:
+    rows = [[*row, 1, 2] for row in CANDLES]
+    assert opens(written(tmp_path, rows, header=f"{HEADER},EMA,EMA")) == EXPECTED
+
+
+@pytest.mark.parametrize("wrapped", ["results", "bars", "Data", "result.XXBTZUSD", "bars.BTC/USD"])
+def test_rows_within_objects_are_found_by_whatever_name(wrapped: str, tmp_path: Path) -> None:
+    rows: object = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
+    for name in reversed(wrapped.split(".")):
+        rows = {name: rows, "error": [], "count": 30}
+    path = tmp_path / "BTCUSD.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    assert opens(path) == EXPECTED
+
+
+@pytest.mark.parametrize("blank", ["NaN", "", "null", "-"])
+def test_minutes_without_a_trade_are_holes(blank: str, tmp_path: Path) -> None:
+    rows: list[Sequence[object]] = [*CANDLES]
+    rows[3] = rows[7] = (*[blank] * 4, "0.0")
+    candles = read_candles(written(tmp_path, rows))
+    assert (len(candles), candles.missing) == (28, 2)
+    assert "2 rows without a price left out, as holes" in candles.notes
+
+
+TIMES = {
+    "2024-01-02 05-AM": "2024-01-02T05:00",
+    "2024-01-02 12:30 PM": "2024-01-02T12:30",
+    "01/13/2024 12:05:00 AM": "2024-01-13T00:05",
+    "13/01/2024 17:00": "2024-01-13T17:00",
+    "2.1.2024 05:00": "2024-01-02T05:00",
+}
+
+
+@pytest.mark.parametrize("text", TIMES)
+def test_clocks_of_twelve_hours_and_days_before_months_are_read(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT_1h.csv"
+    path.write_text(f"{HEADER}\n{text},1,1,1,1,1\n", encoding="utf-8")
+    expected = np.datetime64(TIMES[text]).astype("datetime64[ms]").astype(int)
+    assert read_candles(path).open_time_ms.tolist() == [expected]
+
+
+def test_a_day_that_may_be_a_month_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT_1h.csv"
+    path.write_text(f"{HEADER}\n02/01/2024 05:00,1,1,1,1,1\n", encoding="utf-8")
+    with pytest.raises(DataInvalid, match="day and month cannot be told apart"):
+        read_candles(path)
+
+
+def test_a_spreadsheet_may_name_its_delimiter(tmp_path: Path) -> None:
+    plain = written(tmp_path, CANDLES).read_text(encoding="utf-8")
+    path = tmp_path / "ETHUSDT.csv"
+    path.write_text("sep=;\n" + plain.replace(",", ";").replace(".", ","), encoding="utf-8")
+    assert opens(path) == EXPECTED
+
+
+def test_a_close_that_jumps_and_returns_is_said(tmp_path: Path) -> None:
+    rows: list[Sequence[object]] = [*CANDLES]
+    rows[12] = (112.0, 1_130.0, 110.0, 1_130.0, 2.5)
+    (note,) = read_candles(written(tmp_path, rows)).notes
+    assert "line 14: 1130 between 112 and 114" in note
+    assert read_candles(written(tmp_path, CANDLES)).notes == ()
+
+
+def test_single_precision_counts_as_its_shortest_text_wherever_it_comes_from(
+    tmp_path: Path,
+) -> None:
+    polars = pytest.importorskip("polars")
+    columns = {
+        "open_time": [START + at * MINUTE for at in range(3)],
+        **{
+            name: np.array([0.1, 0.2, 0.15], dtype=np.float32)
+            for name in ("open", "high", "low", "close", "volume")
+        },
+    }
+    polars.DataFrame(columns).write_parquet(tmp_path / "BTCUSDT.parquet")
+    for candles in (
+        read_candles(tmp_path / "BTCUSDT.parquet"),
+        candles_of_frame(columns, symbol="BTCUSDT"),
+    ):
+        assert (candles.price_decimals, candles.open.tolist()) == (2, [10, 20, 15])
+
+
+def test_symbols_of_any_alphabet_are_symbols(tmp_path: Path) -> None:
+    path = written(tmp_path, CANDLES, name="币安人生USDT_1m.csv")
+    assert read_candles(path).symbol == "币安人生USDT"
+    for bad in ("a b", "x_y"):
+        with pytest.raises(ConfigInvalid):
+            read_candles(f"{bad}={path}")
+
+
+def test_a_file_says_how_far_apart_its_settlements_are(tmp_path: Path) -> None:
+    hours = [0, 8, 16, 20, 24, 32, 40]
+    lines = [
+        f"{START + hour * HOUR},{hour - before},0.0001"
+        for before, hour in zip([-8, *hours], hours, strict=False)
+    ]
+    path = tmp_path / "BTCUSDT-fundingRate.csv"
+    head = "calc_time,funding_interval_hours,last_funding_rate"
+    path.write_text("\n".join([head, *lines]) + "\n", encoding="utf-8")
+    rates = read_funding(path)
+    assert missing_settlements(rates, START, START + 41 * HOUR) == []
+    (path.parent / "b-BTCUSDT.csv").write_text("\n".join([head, *lines[:3], *lines[4:]]) + "\n")
+    (due,) = missing_settlements(read_funding(tmp_path / "b-BTCUSDT.csv"), START, START + 41 * HOUR)
+    assert due[0] == START + 20 * HOUR
