@@ -131,7 +131,7 @@ def test_a_name_gives_the_interval_of_a_market_that_seldom_trades(tmp_path: Path
         (tmp_path / name).write_text("\n".join([HEADER, *lines]) + "\n", encoding="utf-8")
     sparse = read_candles(tmp_path / "BTCUSDT_1m.csv")
     assert (sparse.interval_ms, len(sparse), sparse.missing) == (MINUTE, 12, 10)
-    with pytest.raises(DataInvalid, match=r"2 min apart and names an interval of 60"):
+    with pytest.raises(DataInvalid, match=r"2.0 min apart and names an interval of 60"):
         read_candles(tmp_path / "BTCUSDT_1h.csv")
     regular = written(tmp_path, CANDLES, name="ETHUSDT_1m.csv", step=HOUR)
     with pytest.raises(DataInvalid, match="rename it by the interval"):
