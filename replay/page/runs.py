@@ -17,17 +17,14 @@ from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of
 from tracepaper.replay.page.columns import ACCOUNTS, OWN
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number
+from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.database.stretch import (
-    decided_at,
-    newest_event,
-    outcomes,
-)
+from tracepaper.storage.database.stretch import decided_at, outcomes
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
-from tracepaper.strategies.gates.declared import operator, risk_halt, warm
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.market import CommandKind, ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 NOTED_WITHIN: Final = 2_000
 
@@ -281,26 +278,16 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 
 def halt(shown: ShownRun) -> answers.Halt | None:
-    """Return what holds the run, by its newest command and decision; None where it may trade."""
-    since = -1
-    columns, connection = shown.columns, shown.reader.connection
-    event = newest_event(connection, columns.run_key, columns.span, "command")
-    if event is not None:
-        since, market_ms, content = event
-        word = json.loads(content)
-        if word["kind"] != CommandKind.RESUME:
-            note = str(word.get("note") or "")
-            return answers.Halt(operator.name, market_ms, word["kind"], note)
-    limits = (*risk_halt.only_with, risk_halt.name)
-    if risk_halt.name in columns.gates:
-        stored = outcomes(connection, columns.run_key)
-        keys = [one.key for one in stored if one.refused_by in limits]
-        newest = columns.newest_of(keys)
-        if newest is not None and newest > since:
-            rows = shown.views.rows("v_gates", sequence=newest, gate=limits, passed=0)
-            failed = {row["gate"] for row in rows}
-            return answers.Halt(next(name for name in limits if name in failed), None)
+    """Return what holds the run, the operator's word first; None where it may trade."""
+    for one in shown.columns.kept_value("states", lambda: _states(shown)):
+        return answers.Halt(
+            one.by, one.since_ms, one.sequence, one.refused, one.sentence, one.word, one.note
+        )
     return None
+
+
+def _states(shown: ShownRun) -> tuple[LastingState, ...]:
+    return lasting_states(shown.reader, shown.run_id)
 
 
 def parity_state(check: ParityCheck | None) -> answers.ParityState | None:

@@ -194,6 +194,18 @@ class AccountReport:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of the run's time that is also judged by itself; estimates are by day."""
+
+    name: str
+    from_ms: int
+    until_ms: int  # exclusive
+    performance: Performance
+    exposure: float | None  # share of bars with a position, of those that could be decided
+    trades: int  # closed in it
+
+
+@dataclass(frozen=True)
 class Curve:
     """An equity curve at the report's marks, and the worst drawdown of each stretch to a mark."""
 
@@ -226,6 +238,7 @@ class Report:
     listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
     said: SaidAndCame | None  # what auxiliary heads said; None of a run without them
+    stretches: tuple[Stretch, ...]  # up to a halt, and by what the model was fitted on
 
     @property
     def own_trades(self) -> tuple[ClosedTrade, ...]:
@@ -295,6 +308,62 @@ def build_report(
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
         said=said,
+        stretches=stretches(record, closed[record.account.name]),
+    )
+
+
+UNTIL_HALT: Final = "until the halt"
+
+
+def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch, ...]:
+    """Return the parts of the run's time that are judged by themselves too, *closed* its trades.
+
+    A halted run earns nothing, which thins every mean: what it did before is told apart.
+    """
+    found: list[tuple[str, int, int]] = []
+    first_ms = int(_times(record)[0])
+    if record.states:
+        found.append((UNTIL_HALT, first_ms, min(one.since_ms for one in record.states)))
+    if not found:
+        return ()
+    exposed = exposures(record, record.account)[1] if record.every_bar else None
+    return tuple(
+        _stretch(record, closed, exposed, name, since, until)
+        for name, since, until in found
+        if since < until
+    )
+
+
+def _stretch(
+    record: RunRecord,
+    closed: Sequence[ClosedTrade],
+    exposed: Floats | None,
+    name: str,
+    from_ms: int,
+    until_ms: int,
+) -> Stretch:
+    """Return the figures of the bars that close after *from_ms* and not after *until_ms*."""
+    first, end = (
+        int(place) for place in np.searchsorted(record.times_ms, (from_ms, until_ms), side="right")
+    )
+    figures = metrics.performance(
+        record.times_ms[first:end],
+        record.account.equity[first : end + 1],
+        record.interval_ms,
+        record.calendar,
+        every_bar=record.every_bar,
+        risk_free=record.risk_free,
+    )
+    if record.holds_over_split(record.account):
+        figures = metrics.unknown(figures)
+    held = None if exposed is None else exposed[max(first, record.decidable_from) : end]
+    return Stretch(
+        name,
+        from_ms,
+        until_ms,
+        figures,
+        None if held is None or not held.size else float(np.mean(held != 0)),
+        sum(from_ms < trade.exit_ms <= until_ms for trade in closed),
     )
 
 

@@ -144,11 +144,6 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
   </div>`;
 }
 
-function Halted({ halt }) {
-  if (!halt.word) return html`<b>Halted by ${word(halt.by)}.</b>`;
-  return html`<b>Halted by the operator's ${halt.word} at ${clock(halt.since_ms)}</b>${halt.note ? `: ${halt.note}` : ""}.`;
-}
-
 /** Banners: what, since when, what it means. */
 function Banner({ run, connection, isCold }) {
   if (run.damage) return html`<p class="banner" role="alert">${run.damage.sentence}</p>`;
@@ -158,7 +153,7 @@ function Banner({ run, connection, isCold }) {
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
     return html`<p class="banner" role="alert"><b>No steps are told here since ${clock(connection.since)}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
-  if (run.halt && run.row.ended_ms == null) return html`<p class="banner" role="alert"><${Halted} halt=${run.halt} /> No new exposure until RESUME; decisions go on.</p>`;
+  if (run.halt) return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}>${run.halt.sentence}</p>`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;
