@@ -39,7 +39,7 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
-from tracepaper.storage.checkpoints import ID_DIGITS, kept_folder, read_card
+from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
@@ -321,9 +321,10 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     A halted run earns nothing, which thins every mean: what it did before is told apart.
     """
     found: list[tuple[str, int, int]] = []
-    first_ms = int(_times(record)[0])
+    first_ms, last_ms = int(_times(record)[0]), int(record.times_ms[-1])
     if record.states:
         found.append((UNTIL_HALT, first_ms, min(one.since_ms for one in record.states)))
+    found += _fitted_parts(record.fitted, first_ms, last_ms)
     if not found:
         return ()
     exposed = exposures(record, record.account)[1] if record.every_bar else None
@@ -332,6 +333,20 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
         for name, since, until in found
         if since < until
     )
+
+
+def _fitted_parts(
+    fitted: Sequence[FittedSpan], first_ms: int, last_ms: int
+) -> list[tuple[str, int, int]]:
+    """Cut the run's time where its model's fit begins and ends; not where no bar lies in it."""
+    if not any((of.from_ms or first_ms) < last_ms and first_ms < of.until_ms for of in fitted):
+        return []
+    begin = fitted[0].from_ms
+    parts = [(of.name, of.from_ms or first_ms, of.until_ms) for of in fitted]
+    parts.append((f"after {fitted[-1].name}", fitted[-1].until_ms, last_ms))
+    if begin is not None:
+        parts.insert(0, ("before training", first_ms, begin))
+    return [(name, max(since, first_ms), min(until, last_ms)) for name, since, until in parts]
 
 
 def _stretch(
