@@ -171,7 +171,8 @@ class Halt(Struct, frozen=True):
     since_ms: int  # market time
     sequence: int  # of the step
     refused: int | None  # since then; None where not every decision was kept
-    sentence: str
+    idle_ms: int  # since nothing was entered
+    sentence: str  # as the report says it
     word: str = ""  # HALT or FLATTEN
     note: str = ""  # of the operator
 

@@ -52,6 +52,7 @@ class LastingState:
     since_ms: int  # market time
     sequence: int  # of the step at which this run recorded it
     refused: int | None
+    idle_ms: int  # since nothing was entered
     sentence: str
     ends_by: str
     word: str = ""  # of the operator: HALT or FLATTEN
@@ -119,14 +120,15 @@ class _Span:
         if refused is not None:
             least = "at least " if self._pruned >= sequence else ""
             count = f"; {least}{refused:,} {what} refused"
-        idle = span_text(self._now_ms - max(since_ms, self._entered_ms(sequence)))
+        idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
         sentence = (
             f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "
-            f"{idle}. Only RESUME lifts it."
+            f"{span_text(idle_ms)}. Only RESUME lifts it."
         )
         return LastingState(
-            kind, gate, since_ms, sequence, refused, sentence, CommandKind.RESUME.value, word, note
-        )
+            kind, gate, since_ms, sequence, refused, idle_ms, sentence, CommandKind.RESUME.value,
+            word, note,
+        )  # fmt: skip
 
     def refused_by_drawdown(self, after: int) -> LastingState | None:
         """Return the state of a run without position that a drawdown only refuses; else None.
@@ -153,8 +155,8 @@ class _Span:
             "position its equity stays where it is: RESUME begins a new peak."
         )
         return LastingState(
-            "limit", risk_drawdown.name, since_ms, sequence, refused, sentence,
-            CommandKind.RESUME.value,
+            "limit", risk_drawdown.name, since_ms, sequence, refused, self._now_ms - since_ms,
+            sentence, CommandKind.RESUME.value,
         )  # fmt: skip
 
     def rows(self, query: str, after: int = -1) -> list[Any]:

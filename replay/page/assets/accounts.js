@@ -1,5 +1,16 @@
 /** How the accounts of a run are drawn: each in a colour and a dash of its own, the same everywhere. */
 
+import { html } from "./vendor/htm-preact.js";
+
+/** The dashes of the library that draws the lines, in widths of the line. */
+const DASHES_OF = { solid: [], dotted: [1, 1], dashed: [2, 2], long: [6, 6], sparse: [1, 4] };
+
+/** The sign of a line in a legend, dashed as the line is. */
+export function Swatch({ tone, dash = "solid", width = 1 }) {
+  const pattern = (DASHES_OF[dash] ?? []).map((each) => each * width).join(" ");
+  return html`<svg class=${`swatch ${tone}`} width="26" height="6" aria-hidden="true"><line x1="0" x2="26" y1="3" y2="3" stroke="currentColor" stroke-width=${width} stroke-dasharray=${pattern} /></svg>`;
+}
+
 const OWN = { tone: "accent", dash: "solid", width: 2 };
 const SHADOWS = [
   { tone: "shadow-1", dash: "dashed", width: 1 },

@@ -181,8 +181,8 @@ def test_rows_keep_their_room_where_the_window_is_low(browser: Browser, url: str
 # ---------------------------------------------------------------- lines
 
 SIGNS: Final = """() => [...document.querySelectorAll(".lines .swatch")].map((sign) => {
-    const { color, borderTopStyle, backgroundImage } = getComputedStyle(sign);
-    return [color, borderTopStyle, backgroundImage === "none" ? "" : "long"].join();
+    const dashes = sign.querySelector("line").getAttribute("stroke-dasharray");
+    return [getComputedStyle(sign).color, dashes].join();
 })"""
 KEYS: Final = """(keys) => keys.map((key) => {
     const { strokeDasharray } = getComputedStyle(key.querySelector("line"));
@@ -209,7 +209,7 @@ def test_each_account_has_a_line_of_its_own(browser: Browser, url: str) -> None:
         assert len({tuple(style[:2]) for style in found}) == 6
         page.goto(f"{url}/#/run/{ids(page)['attention 1']}")
         drawn(page)
-        pane = page.locator(".over .swatch").evaluate_all("all => all.map((one) => one.className)")
+        pane = page.locator(".over .swatch").evaluate_all("all => all.map((one) => one.outerHTML)")
         assert len(set(pane)) == len(pane) == 3
         page.goto(f"{url}/#/run/{ids(page)['attention 1']}/report")
         legend = page.locator(".plot-legend").first
