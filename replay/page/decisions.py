@@ -336,13 +336,11 @@ def _part_words(one: Row, base: str) -> str:
 
 def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:
     if flips.allowed:
-        failed = [one.gate for one in flips.gates if not one.passed]
-        passed = (
-            f"No new exposure, which {short(failed[0])} refuses" if failed else "Every gate passed"
-        )
+        lasting = [short(one.gate) for one in flips.gates if not one.passed]
+        passed = f"No new exposure, which {lasting[0]} refuses" if lasting else "Every gate passed"
         near = next((one for one in flips.gates if one.gate == flips.nearest), None)
         if near is None or near.margin is None:
-            return f"{passed}, and none of them moves by degrees." if not failed else f"{passed}."
+            return f"{passed}." if lasting else f"{passed}, and none of them moves by degrees."
         return (
             f"{passed}; nearest {short(near.gate)}, with "
             f"{margin_text(near.gate, near.margin)} to spare."

@@ -107,7 +107,7 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     for sequence, columns in by_step.items():
         equity.setdefault(sequence, {}).update(computed.get(int(columns[TIME]), {}))
     held = holdings(shown)
-    found = []
+    found: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind = event["sequence"], event["kind"]
         content = json.loads(event["content"])

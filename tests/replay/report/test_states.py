@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,11 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
     assert after.refused is not None
     assert 0 < after.refused < state.refused
     assert "at least" in after.sentence
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("DELETE FROM halts")
+        raw.commit()
+    with Reader.open(path) as reader:
+        assert not audit(reader.connection, run_id).holds
 
 
 def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
