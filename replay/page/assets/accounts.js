@@ -56,3 +56,19 @@ export function accountStyles(run) {
   others.filter((each) => !each.is_stored).forEach((each, index) => styles.set(each.name, BENCHMARKS[index % BENCHMARKS.length]));
   return styles;
 }
+
+const LEAST_HEIGHT = 0.2; // of a chart, that the run's own line fills
+
+/** The lines beside which the first, the run's own, would fill too little of the height: as in the report. */
+export function dwarfing([own, ...others]) {
+  const reachOf = ({ values }) => values.reduce(([low, high], value) => (value == null ? [low, high] : [Math.min(low, value), Math.max(high, value)]), [Infinity, -Infinity]);
+  const [low, high] = reachOf(own);
+  const reach = new Map(others.map((line) => [line, reachOf(line)]));
+  const found = [];
+  for (const line of [...others].sort((one, other) => Math.max(...reach.get(other).map(Math.abs)) - Math.max(...reach.get(one).map(Math.abs)))) {
+    const kept = others.filter((each) => !found.includes(each)).map((each) => reach.get(each));
+    const height = Math.max(high, ...kept.map(([, top]) => top)) - Math.min(low, ...kept.map(([bottom]) => bottom));
+    if (high > low && high - low < LEAST_HEIGHT * height) found.push(line);
+  }
+  return found;
+}

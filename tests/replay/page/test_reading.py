@@ -196,6 +196,11 @@ STYLES: Final = """async (names) => {
     return [...accountStyles({ accounts: names.map(stored) }).values()].map(Object.values);
 }"""
 
+DWARFING: Final = """async (lines) => {
+    const { dwarfing } = await import("/assets/accounts.js");
+    return dwarfing(lines).map((line) => line.name);
+}"""
+
 
 def test_each_account_has_a_line_of_its_own(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
@@ -207,6 +212,9 @@ def test_each_account_has_a_line_of_its_own(browser: Browser, url: str) -> None:
             STYLES, ["this run", "ungated", "random", "long", "held", "held full"]
         )
         assert len({tuple(style[:2]) for style in found}) == 6
+        lines = [{"name": str(of), "values": [0, None, of]} for of in (1, 4, -30, 6, 2)]
+        further = page.evaluate(DWARFING, lines)
+        assert further == ["-30", "6"], "the others leave the first a fifth of the height"
         page.goto(f"{url}/#/run/{ids(page)['attention 1']}")
         drawn(page)
         pane = page.locator(".over .swatch").evaluate_all("all => all.map((one) => one.outerHTML)")
