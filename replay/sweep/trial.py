@@ -590,8 +590,11 @@ def _seen_by_model(
 ) -> tuple[str, ...]:
     """List the warning that the checkpoint was fitted on some of the sweep's bars."""
     named = {} if strategy is None else {"strategy": {"name": strategy}}
-    config = configuration(given, candles, named)
-    if config.model.own_class or not config.model.is_given or not needs_forecaster(config):
+    try:
+        config = configuration(given, candles, named)
+        if config.model.own_class or not config.model.is_given or not needs_forecaster(config):
+            return ()
+    except ConfigInvalid:  # as it stands without a cell's values: each cell says it of its own
         return ()
     return fitted_on(card_of(config, None), candles, first_ms)
 
