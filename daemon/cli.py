@@ -8,6 +8,7 @@ list of ``--help`` imports all of them, so their modules keep heavy imports insi
 from __future__ import annotations
 
 import gc
+import io
 import os
 import sqlite3
 import sys
@@ -52,6 +53,9 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A collection walks all that was imported, with a model half a million objects: not every 700.
     gc.set_threshold(NEW_OBJECTS)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a letter that it has no bytes for ends nothing
+            stream.reconfigure(errors="replace")
     try:
         code = invoke(sys.argv[1:])
     except Exception:  # noqa: BLE001 - a bug, which is shown whole
@@ -190,11 +194,9 @@ def _explain(error: BaseException) -> int:
         case typer.TyperException():
             sentence, code = _usage_sentence(error), error.exit_code
         case sqlite3.DatabaseError():
-            sentence = (
-                f"The database is damaged, or of another version ({error}); restore a backup, or "
-                "name another with --db."
-            )
-            code = FAILED
+            from tracepaper.storage.database.connection import unusable
+
+            sentence, code = unusable("The database", error), FAILED
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}; correct that and try again."

@@ -55,6 +55,7 @@ from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import RunRecord, read_record
+from tracepaper.replay.report.report import stretches
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_causes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
@@ -411,6 +412,7 @@ class Backtest:
         """Yield the run in a few lines: strategy, period, figures and benchmarks."""
         self._require_open()
         record, figures = self._record, self.summary
+        yield from (state.sentence for state in record.states)
         yield (
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
@@ -426,6 +428,17 @@ class Backtest:
         if figures["sharpe"] is not None:
             error = _number(figures["sharpe_error"], ".2f")
             yield f"Sharpe ratio a year {figures['sharpe']:+.2f} ± {error}"
+        for part in stretches(record, self._closed):
+            told = (
+                f"{part.name}: {_number(part.performance.days, ',.1f')} days, a day "
+                f"{_number(part.performance.mean_day, '+.1f', 1e4)} ± "
+                f"{_number(part.performance.error_day, '.1f', 1e4)} bp, in the market "
+                f"{_number(part.exposure, '.0f', 100.0)} % of the time"
+            )
+            if part.performance.sharpe is not None:
+                error = _number(part.performance.sharpe_error, ".2f")
+                told += f", Sharpe ratio a year {part.performance.sharpe:+.2f} ± {error}"
+            yield told
         at_exposure = ""
         if figures["held_return"] is not None:
             at_exposure = f", at its own exposure {_percent(figures['held_return'])}"

@@ -18,6 +18,7 @@ import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -378,6 +379,47 @@ def keep_card(card: Card, model: Identity, database: Path) -> Path:
         text = dump({**card, "model": {**_section(card, "model"), **derived}})
         _write(folder / CARD_NAME, text.encode())
     return folder
+
+
+class FittedSpan(NamedTuple):
+    """A stretch of time whose bars a model was fitted on; its end is exclusive."""
+
+    name: str  # training, validation or calibration
+    from_ms: int | None  # None where the card does not say with which bar it began
+    until_ms: int
+
+
+_FITTED: Final = {
+    "train_until": "training",
+    "validation_until": "validation",
+    "calibration_until": "calibration",
+}
+
+
+def fitted_spans(card: Mapping[str, Any]) -> tuple[FittedSpan, ...]:
+    """Return the stretches that the model of *card* was fitted on, in their order.
+
+    Each begins where the one before ends. Empty where the card does not say it.
+    """
+    try:
+        ends = [
+            (name, _date_ms(text))
+            for key, name in _FITTED.items()
+            if (text := card.get("split", {}).get(key)) is not None
+        ]
+        files = card.get("data", {}).get("files", ())
+        first = min((_date_ms(one["from"]) for one in files if "from" in one), default=None)
+    except (TypeError, ValueError, AttributeError, OverflowError):
+        return ()
+    starts = [first, *(until_ms for _, until_ms in ends)]
+    return tuple(
+        FittedSpan(name, since, until) for since, (name, until) in zip(starts, ends, strict=False)
+    )
+
+
+def _date_ms(text: str) -> int:
+    moment = datetime.fromisoformat(text)
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
 
 
 def kept_folder(database: Path, model_id: str) -> Path:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import sqlite3
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ParamSpec, TypeVar
 
 import typer
 
-from tracepaper.strategies.errors import DataInvalid, InvariantBroken
+from tracepaper.strategies.errors import (
+    ConfigInvalid,
+    DataInvalid,
+    InvariantBroken,
+    TracepaperError,
+)
 
 if TYPE_CHECKING:
     from tracepaper.storage.database.chunks import Located
@@ -95,8 +103,8 @@ R = TypeVar("R")
 def reads_record(command: Callable[P, R]) -> Callable[P, R]:
     """Wrap *command*, which reads a record, so that no stored bytes end it in a traceback.
 
-    Code that reads changed rows may fail anywhere. The sentence has the error, and names the check
-    that finds the change.
+    Code that reads changed rows may fail anywhere, and so may code of ours: the record is checked
+    before the sentence calls it changed.
     """
 
     @wraps(command)
@@ -118,13 +126,44 @@ def reads_record(command: Callable[P, R]) -> Callable[P, R]:
             ValueError,
         ) as error:
             reason = " ".join(str(error).split()).rstrip(".")
-            raise DataInvalid(
-                f"The record holds what no run writes ({type(error).__name__}: {reason}): run "
-                "`tracepaper audit verify` and restore a backup; where that finds nothing, "
-                "report a fault of tracepaper."
+            what = f"{type(error).__name__}: {reason}"
+            if isinstance(error, UnicodeEncodeError):
+                raise ConfigInvalid(
+                    f"A text cannot be written in {error.encoding}; set PYTHONIOENCODING=utf-8."
+                ) from error
+            if _is_changed((*args, *kwargs.values()), kwargs):
+                raise DataInvalid(
+                    f"The record holds what no run writes ({what}): run `tracepaper audit verify` "
+                    "and restore a backup."
+                ) from error
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            raise InvariantBroken(
+                f"tracepaper failed at {Path(frame.filename).name}:{frame.lineno} ({what}), and "
+                "`tracepaper audit verify` finds nothing wrong with the record: report this fault."
             ) from error
 
     return guarded
+
+
+def _is_changed(given: Iterable[object], named: Mapping[str, Any]) -> bool:
+    """Whether the check of the record that a command was *given* finds something."""
+    from tracepaper.storage.chain.integrity import audit_runs
+    from tracepaper.storage.database.reader import Reader
+
+    spec = next((one for one in given if isinstance(one, str) and "#" in one), "")
+    try:
+        path = (
+            Path(spec.rpartition("#")[0])
+            if spec
+            else database_path(named.get("db"), named.get("config"))
+        )
+        with Reader.open(path) as reader:
+            audits = audit_runs(reader.connection, reader.run_ids())
+            return any(found.problem is not None for found in audits)
+    except ConfigInvalid:
+        return False
+    except (TracepaperError, sqlite3.Error):
+        return True
 
 
 def database_path(db: Path | None, config: Path | None = None) -> Path:
@@ -147,8 +186,12 @@ def print_json(document: object) -> None:
     """Print *document* as one JSON document; numbers that are not finite become null."""
     import msgspec
 
-    text = msgspec.json.format(msgspec.json.encode(document), indent=2)
-    sys.stdout.write(text.decode() + "\n")
+    text = msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:  # escaped, JSON says the same in every encoding
+        text = json.dumps(json.loads(text), indent=2)
+    sys.stdout.write(text + "\n")
 
 
 def located(run: str, database: Path | None) -> Located:

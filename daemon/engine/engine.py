@@ -454,7 +454,7 @@ class Engine:
         if halted is not self.halted:
             self.save = Save.NOW
         self.halted = halted
-        if not halted and self.risk.state.breach:
+        if not halted and self.risk.state.breach is not None:
             self.risk.resume()
             self.save = Save.NOW
         orders: tuple[Order, ...] = ()
@@ -546,11 +546,12 @@ class Engine:
                 state = self._encoded_state()
                 self.save = _NO
         self.sequence = sequence + 1
+        halted, self.risk.halted = self.risk.halted, None
         return Step(
             sequence, event, accepted, decided.decision, decided.prediction,
             as_they_stand(filled.orders, decided.orders) if decided.orders else filled.orders,
             filled.fills, position, account, twins, decided.window_sha256, decided.decision_sha256,
-            state, entries, belief,
+            state, entries, belief, halted,
         )  # fmt: skip
 
     def state(self) -> EngineState:

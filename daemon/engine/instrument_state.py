@@ -256,7 +256,7 @@ class InstrumentState:
             and passed == last.outcome.passed
         ):
             return Decision(last.outcome, last.target_quantity, measures)
-        refused = gates.evaluator.first_failed(passed)
+        refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         intent = self.follow(signal, bar, forecast, account, refused)
         if (closing := gates.risk.closing(gates.inputs)) and refused not in INTEGRITY:
             intent = Intent(Action.FLAT, 0, closing)
@@ -283,7 +283,7 @@ class InstrumentState:
             reach, reduces = account.reach(bar.instrument, orders)
             self._see_target(bar, reach, account, reduces=reduces)
         measures, passed = gates.evaluator.judge(gates.inputs)
-        refused = gates.evaluator.first_failed(passed)
+        refused = gates.evaluator.first_failed(passed, reduces=gates.inputs.reduces)
         asked = self.allowed_of(orders, bar, account, refused)
         action, reason = Action.ORDERS, orders.reason if refused is None else refusal(refused)
         target: int | None = None

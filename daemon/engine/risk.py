@@ -32,6 +32,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     Forecast,
+    Halted,
     Order,
     OrderRole,
     OrderStatus,
@@ -65,7 +66,7 @@ class RiskState(Struct, frozen=True, array_like=True):
     day_equity: int = 0
     trades_day: int = -1
     day_trades: int = 0
-    breach: str = ""  # the limit that halts new exposure until the operator says RESUME
+    breach: Halted | None = None  # what halts new exposure until the operator says RESUME
     hour: int = -1
     hour_orders: int = 0
     streak_day: int = -1
@@ -98,6 +99,7 @@ class RiskWatch:
         self._closes_outside = closes_outside
         self.sees_gross = not limits.keys().isdisjoint({risk_exposure.name, risk_leverage.name})
         self.state = RiskState()
+        self.halted: Halted | None = None  # the breach that no step has recorded yet
         self._drawdown_most = limits.get(risk_drawdown.name)
         self._loss_most = limits.get(risk_daily_loss.name)
         self._cooldown = int(limits.get(risk_cooldown.name, 0))
@@ -109,12 +111,13 @@ class RiskWatch:
     @property
     def breach(self) -> str:
         """The limit that halts new exposure until RESUME; empty if none halts it."""
-        return self.state.breach if self._latches else ""
+        breach = self.state.breach
+        return breach.limit if breach is not None and self._latches else ""
 
     def closing(self, seen: GateInputs) -> str:
         """Return why what is held is to be closed: a breach, or a universe left; empty if not."""
-        if self._flattens and self.state.breach:
-            return f"halted by {self.state.breach}"
+        if self._flattens and (breach := self.state.breach) is not None:
+            return f"halted by {breach.limit}"
         return LEFT if self._closes_outside and seen.is_outside else ""
 
     def choose(self, chosen: tuple[str, ...]) -> None:
@@ -123,8 +126,13 @@ class RiskWatch:
 
     def resume(self) -> None:
         """Lift a breach by the operator's word: peak and day begin anew with the next bar."""
-        if self.state.breach:
-            self.state = replace(self.state, breach="", peak_equity=0, day=-1)
+        if self.state.breach is not None:
+            self.state = replace(self.state, breach=None, peak_equity=0, day=-1)
+
+    def take_over(self, state: RiskState) -> None:
+        """Go on from the *state* of another run, whose breach this run's first step records."""
+        self.state = state
+        self.halted = state.breach if self._latches else None
 
     def measure(
         self,
@@ -160,18 +168,19 @@ class RiskWatch:
         seen.losing_streak = after.streak if after.streak_day == day else 0
         if self._cooldown:
             seen.since_stop = self._since_stop(seen, instrument, market_ms, interval_ms)
-        if not after.breach and (breach := self._breach(seen)):
+        if after.breach is None and (breach := self._breach(seen, market_ms)) is not None:
             after = replace(after, breach=breach)
-        seen.is_breached = bool(after.breach)
+            self.halted = breach if self._latches else None
+        seen.is_breached = after.breach is not None
         self.state = after
 
-    def _breach(self, seen: GateInputs) -> str:
-        """Return the limit that equity went beyond, whatever the target is; empty if none."""
+    def _breach(self, seen: GateInputs, at_ms: int) -> Halted | None:
+        """Return which limit equity went beyond, whatever the target is; None if none."""
         if self._drawdown_most is not None and seen.drawdown > self._drawdown_most:
-            return risk_drawdown.name
+            return Halted(risk_drawdown.name, seen.drawdown, self._drawdown_most, at_ms)
         if self._loss_most is not None and seen.daily_loss > self._loss_most:
-            return risk_daily_loss.name
-        return ""
+            return Halted(risk_daily_loss.name, seen.daily_loss, self._loss_most, at_ms)
+        return None
 
     def _since_stop(
         self, seen: GateInputs, instrument: str, market_ms: int, interval_ms: int

@@ -294,7 +294,10 @@ class Shadows:
                 asked = state.hold(bar, account, self.bases[key].usual_exposure)
             elif name == FULL_SIZE or name in WITHOUT:
                 without, is_full = WITHOUT.get(name), name == FULL_SIZE
-                refused = state.gates.evaluator.first_failed(decision.passed, without=without)
+                gates = state.gates
+                refused = gates.evaluator.first_failed(
+                    decision.passed, reduces=gates.inputs.reduces, without=without
+                )
                 asked = _bound(state, bar, forecast, account, refused, is_full=is_full)
             elif state.gates.inputs.is_outside:
                 asked = _bound(state, bar, forecast, account, risk_universe.name, is_full=False)
@@ -434,7 +437,10 @@ class Restart:
             engine.states[key].regimes.regime = regime
         for key, cell in state.cells.items():
             engine.states[key].regimes.cell = cell
-        engine.risk.state = state.risk
+        if taken_over:
+            engine.risk.take_over(state.risk)
+        else:
+            engine.risk.state = state.risk
         fills = {key: known.fills for key, known in since.items()}
         engine.broker.restore(
             state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over

@@ -183,11 +183,19 @@ def load_checkpoint(config: Config, *, beside: Path | None = None) -> checkpoint
     return checkpoint
 
 
+def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
+    """Return the card of the configured model: of a user's class that of its *forecaster*."""
+    if config.model.own_class:
+        card: Mapping[str, Any] = getattr(forecaster, "card", {})
+        return card
+    return checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
+
+
 def warnings_for(config: Config, from_ms: int) -> tuple[str, ...]:
     """Return the warnings about the configured model that a run from *from_ms* on stores."""
     if config.model.own_class:
         return ()
-    card = checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
+    card = card_of(config, None)
     trained, here = str(card["market"].get("interval", "")), config.market.interval
     found = []
     if trained != here:

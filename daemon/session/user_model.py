@@ -98,6 +98,8 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
         "options": {"json": json.dumps(config.settings()["model"]["options"], sort_keys=True)},
         "files": {written: _sha256(path) for written, path in files.items()},
     }
+    if model.trained_until is not None:
+        card["split"] = {"train_until": model.trained_until}
     identified = identity(sources_sha256, card)
     model.deadline_s = config.model.deadline_ms / 1000
     return UserForecaster(model, schema, identified, card, known_as=name, mode=mode, config=config)

@@ -148,8 +148,10 @@ class ScreenState:
         if isinstance(step.event, Command):
             is_resumed = step.event.kind is CommandKind.RESUME
             self.halted_by = "" if is_resumed else operator.name
+        elif step.halted is not None:
+            self.halted_by = step.halted.limit
         elif step.decision is not None and step.decision.refused_by in _HALTING:
-            self.halted_by = step.decision.refused_by or ""
+            self.halted_by = self.halted_by or step.decision.refused_by or ""
         if isinstance(step.event, Bar) and step.accepted:
             name = step.event.instrument
             self.bars[name] = step

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import numpy as np
 
 from tracepaper.daemon.config.loading import (
     COMMAND_LINE,
@@ -33,7 +35,7 @@ from tracepaper.daemon.session.build import (
     resolved,
     warmup_bars,
 )
-from tracepaper.daemon.session.models import load_forecaster, warnings_for
+from tracepaper.daemon.session.models import card_of, load_forecaster, warnings_for
 from tracepaper.daemon.session.run_row import describe_run, refuse_size
 from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
@@ -58,6 +60,7 @@ from tracepaper.replay.backtest.book_feed import (
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
 from tracepaper.replay.backtest.universe import choices, list_warnings
+from tracepaper.storage.checkpoints import fitted_spans
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
 from tracepaper.strategies.api.timeframes import frame_bars
 from tracepaper.strategies.book_features import WANTED, books_read_by
@@ -66,7 +69,14 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import FillModel, Run
 from tracepaper.strategies.types.market import Category, Event, Instrument, RunKind
-from tracepaper.strategies.units import INTERVAL_NAMES, MINUTE_MS, duration, interval_text, time_of
+from tracepaper.strategies.units import (
+    INTERVAL_NAMES,
+    MINUTE_MS,
+    duration,
+    interval_text,
+    iso,
+    time_of,
+)
 
 
 @dataclass(frozen=True)
@@ -385,6 +395,11 @@ def build(  # noqa: PLR0913 - the options of a replay
             *feed.actions.notes,
             *list_warnings(rule, names, instruments),
             *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),
+            *(
+                ()
+                if forecaster is None
+                else fitted_on(card_of(config, forecaster), feed.candles, feed.period_start_ms)
+            ),
             *margin_warnings(config, instruments),
             *coverage_warnings(engine),
         ),
@@ -392,6 +407,26 @@ def build(  # noqa: PLR0913 - the options of a replay
         sees_account=engine.sees_account,
     )
     return Replay(run, feed, engine, forecaster, instruments, config, books)
+
+
+def fitted_on(card: Mapping[str, Any], candles: Sequence[Candles], from_ms: int) -> tuple[str, ...]:
+    """Return the warning that bars from *from_ms* on lie where the model of *card* was fitted."""
+    opens = np.unique(np.concatenate([part.open_time_ms for part in candles]))
+    opens = opens[opens >= from_ms]
+    counts = {
+        span: int(np.count_nonzero((opens >= (span.from_ms or from_ms)) & (opens < span.until_ms)))
+        for span in fitted_spans(card)
+    }
+    inside = [span for span, count in counts.items() if count]
+    if not inside:
+        return ()
+    parts = ", ".join(f"{span.name} until {iso(span.until_ms)}" for span in inside)
+    said = (
+        f"{sum(counts.values()):,} of {opens.size:,} bars lie in the time that the model was "
+        f"fitted on ({parts}): what the run earned there proves nothing; the report gives its "
+        f"parts, and bars from {iso(max(span.until_ms for span in counts))} on are untouched"
+    )
+    return (said,)
 
 
 def _sources(

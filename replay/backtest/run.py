@@ -137,7 +137,9 @@ class ActingAudit:
 
 
 def _trades(step: Step) -> bool:
-    return bool(step.orders or step.fills or step.ledger) or any(twin.fills for twin in step.twins)
+    return bool(step.orders or step.fills or step.ledger or step.halted) or any(
+        twin.fills for twin in step.twins
+    )
 
 
 @dataclass

@@ -212,7 +212,7 @@ Unequal = tuple[str, object, object]
 _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
-_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills", "ledger")
+_WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills", "ledger", "halts")
 _SHAPED: Final = 1 | SHAPE_UNITS["events"] | SHAPE_UNITS["answers"]
 """What of a step's shape is derived: whether it was accepted, its event, its answer."""
 _NO_STATE: Final = (None,) * len(_NAMES["states"])

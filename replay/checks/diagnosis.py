@@ -81,7 +81,7 @@ _CAUSES: Final = (
     ("a stored bar was changed", ("window_sha256",)),
     (
         "a stored fill, order or account value was changed",
-        ("account", "position", "fills", "orders", "ledger", "twins", "state"),
+        ("account", "position", "fills", "orders", "ledger", "twins", "state", "halted"),
     ),
 )
 """The causes that the fields of the first differing step show, the surest first."""

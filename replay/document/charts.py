@@ -37,7 +37,6 @@ class ChartAxis(Struct, frozen=True, omit_defaults=True):
     digits: int | None = None  # decimals of a number; None: as many as it takes
     names: Sequence[str] = ()  # of a category axis
     ticks: Sequence[tuple[float, str]] = ()  # labels and their places; empty: chosen when drawn
-    knee: float | None = None  # the scale is linear below, logarithmic beyond, on both sides of 0
     is_reversed: bool = False
     has_zero: bool = False  # zero is in view
     has_labels: bool = True
@@ -190,6 +189,7 @@ class Chart(Struct, frozen=True, omit_defaults=True):
     panels: Sequence[ChartPanel]
     columns: int = 1
     is_aligned: bool = False
+    lines_first: int | None = None  # of the lines drawn last; others by a tap on the legend
 
 
 def rounded(values: NDArray[np.float64] | Sequence[float], digits: int = 6) -> list[float | None]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
@@ -24,6 +24,7 @@ from tracepaper.replay.report.listed_orders import (
     of_decision,
     queue_positions,
 )
+from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.allocation import ERROR, GAINED, Rule
@@ -53,6 +54,7 @@ class StoredDecision:
     liquidations: tuple[Liquidation, ...] = ()  # since the decision before, this bar's too
     card: Mapping[str, Any] = field(default_factory=dict)
     """Of the model that decided, where the gate of entropy judged; as the run stored it."""
+    states: tuple[LastingState, ...] = ()  # what halted the run after this decision
 
     @property
     def has_forecast(self) -> bool:
@@ -247,6 +249,7 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             _netted(views, sequence, config),
             liquidations_of(reader, views, decisions[0], config),
             views.card(model),
+            lasting_states(reader, run_id, until=sequence),
         )
 
 
@@ -347,7 +350,7 @@ def flips_of(stored: StoredDecision) -> Flips:
         None if nearest is None else nearest.gate,
         gates,
         _side(stored.decision),
-        _allowed_sentence(nearest)
+        _allowed_sentence(nearest, failed)
         if allowed
         else _refused_sentence(stored.decision, failed, nearest),
     )
@@ -395,12 +398,12 @@ def _refused_sentence(
     return f"{sentence} The FLAT went on all the same." if is_exit else sentence
 
 
-def _allowed_sentence(nearest: GateMargin | None) -> str:
+def _allowed_sentence(nearest: GateMargin | None, failed: Sequence[GateMargin]) -> str:
+    # A lasting gate that failed would have refused new exposure, and none was asked for.
+    passed = f"No new exposure, which {failed[0].gate} refuses" if failed else "Every gate passed"
     if nearest is None:
-        return "Every gate passed, and none of them moves by degrees."
-    return (
-        f"Every gate passed; the nearest to refusing was {nearest.gate}, by {_distance(nearest)}."
-    )
+        return f"{passed}, and none of them moves by degrees." if not failed else f"{passed}."
+    return f"{passed}; the nearest to refusing was {nearest.gate}, by {_distance(nearest)}."
 
 
 def _shortfall(gate: GateMargin) -> str:

@@ -175,6 +175,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
     names = ("unit", "words", "margin", "share")
     return {
         "run": {name: stored.run[name] for name in ("run_id", "kind", "strategy", "interval")},
+        "states": [state.document() for state in stored.states],
         "decision": stored.decision,
         "notes": {
             row["name"]: row["number"] if row["text"] is None else row["text"]
@@ -435,6 +436,7 @@ def decision_document(
         f"down {again.recomputed.lean:+.3f}."
     )
     parts: list[Part] = [
+        *(Paragraph(state.sentence, "warning") for state in stored.states),
         Paragraph(lead, "lead"),
         Paragraph("Where it looked", "heading"),
         looked_chart(full),

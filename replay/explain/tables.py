@@ -62,6 +62,7 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
     """Yield what the rows of one decision say, and what would have flipped it."""
     decision, flips = stored.decision, flips_of(stored)
     verdict, reason = verdict_of(decision)
+    yield from (Paragraph(state.sentence, "warning") for state in stored.states)
     yield Paragraph(
         f"{decision['instrument']} at {decision['open_time_iso']}: "
         f"{decision['action']} ({verdict}){reason and f', {reason}'}",

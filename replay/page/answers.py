@@ -168,7 +168,11 @@ class Halt(Struct, frozen=True):
     """What allows no new exposure until the operator's RESUME."""
 
     by: str  # operator, or the gate of a limit on risk
-    since_ms: int | None  # of the operator's word
+    since_ms: int  # market time
+    sequence: int  # of the step
+    refused: int | None  # since then; None where not every decision was kept
+    idle_ms: int  # since nothing was entered
+    sentence: str  # as the report says it
     word: str = ""  # HALT or FLATTEN
     note: str = ""  # of the operator
 

@@ -336,11 +336,13 @@ def _part_words(one: Row, base: str) -> str:
 
 def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) -> str:
     if flips.allowed:
+        lasting = [short(one.gate) for one in flips.gates if not one.passed]
+        passed = f"No new exposure, which {lasting[0]} refuses" if lasting else "Every gate passed"
         near = next((one for one in flips.gates if one.gate == flips.nearest), None)
         if near is None or near.margin is None:
-            return "Every gate passed, and none of them moves by degrees."
+            return f"{passed}." if lasting else f"{passed}, and none of them moves by degrees."
         return (
-            f"Every gate passed; nearest {short(near.gate)}, with "
+            f"{passed}; nearest {short(near.gate)}, with "
             f"{margin_text(near.gate, near.margin)} to spare."
         )
     failed = [one for one in flips.gates if not one.passed]

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any, Final
 
+import msgspec
 from msgspec import Struct, field
 
 from tracepaper.replay.page import answers, holding
@@ -15,6 +16,7 @@ from tracepaper.replay.page.databases import Databases, Refusing, ShownRun
 from tracepaper.replay.page.marks import fill_mark
 from tracepaper.replay.page.records import told
 from tracepaper.replay.page.runs import holdings
+from tracepaper.storage.record.rows import HALTED
 from tracepaper.strategies.errors import TracepaperError
 
 STEPS_MAX: Final = 200
@@ -61,7 +63,7 @@ def since(shelf: Databases, run_id: str, after: int | None) -> News:
     """Return the steps of *run_id* (the newest run where it is empty) behind *after*."""
     shown = shelf.find(run_id or shelf.served or _newest(shelf))
     end = shown.columns.span[1]
-    (newest,) = shown.views.rows("v_events", sequence=end) or ({"market_ms": 0},)
+    newest = (shown.views.rows("v_events", sequence=end) or [{"market_ms": 0}])[0]
     hello = StreamHello(shown.run_id, end if end >= 0 else None, newest["market_ms"])
     if after is None or end <= after:
         return News(hello, [])
@@ -105,10 +107,16 @@ def _steps(shown: ShownRun, first: int, last: int) -> list[StreamStep]:
     for sequence, columns in by_step.items():
         equity.setdefault(sequence, {}).update(computed.get(int(columns[TIME]), {}))
     held = holdings(shown)
-    found = []
+    found: list[StreamStep] = []
     for event in shown.views.rows("v_events", sequence=sequences):
         sequence, kind = event["sequence"], event["kind"]
         content = json.loads(event["content"])
+        if kind == HALTED:  # of the step that was just told
+            told_of = answers.Happening(
+                sequence, kind, event["market_ms"], None, told(kind, content)
+            )
+            found[-1] = msgspec.structs.replace(found[-1], happening=told_of)
+            continue
         known = by_step.get(sequence)
         found.append(
             StreamStep(

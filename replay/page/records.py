@@ -18,7 +18,7 @@ from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.stretch import outcomes
 from tracepaper.storage.database.views import VIEWS
-from tracepaper.storage.record.rows import sequence_of, step_key
+from tracepaper.storage.record.rows import HALTED, sequence_of, step_key
 from tracepaper.strategies.types.market import GapCause, ParityCheck
 from tracepaper.strategies.units import DAY_MS
 
@@ -238,13 +238,23 @@ _TOLD: Final = (
 def happenings(shown: ShownRun) -> list[answers.Happening]:
     """Return the newest events that are worth a line, the newest first."""
     names = list(shown.columns.instruments)
-    return [
+    found = [
         answers.Happening(
             sequence, kind, market_ms, None if place is None else names[place],
             told(kind, json.loads(content)),
         )
         for sequence, kind, (place, market_ms), content in _events(shown, _TOLD, HAPPENINGS_MAX)
     ]  # fmt: skip
+    halts = shown.reader.connection.execute(
+        "SELECT sequence, market_ms, breached FROM halts WHERE run_key = ? AND sequence <= ? "
+        "ORDER BY sequence DESC LIMIT ?",
+        (shown.columns.run_key, shown.columns.span[1], HAPPENINGS_MAX),
+    )
+    found += [
+        answers.Happening(sequence, HALTED, market_ms, None, told(HALTED, {"limit": limit}))
+        for sequence, market_ms, limit in halts
+    ]
+    return sorted(found, key=lambda one: one.sequence, reverse=True)[:HAPPENINGS_MAX]
 
 
 def _events(
@@ -270,6 +280,8 @@ def told(kind: str, content: dict[str, Any]) -> str:
         repaired = content.get("repaired_by")
         after = f"repaired by {repaired}" if repaired else "never repaired"
         return f"Gap ({content.get('cause')}), {after}"
+    if kind == HALTED:
+        return f"Halted by {content['limit']} until RESUME"
     if kind == "model_change":
         return f"Started with {content.get('model_id') or 'no model'}"
     plain = {"end": "Ended in good order", "prune": "Older steps were pruned"}

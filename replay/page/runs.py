@@ -6,7 +6,6 @@ import json
 import sqlite3
 from operator import itemgetter
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import numpy as np
@@ -17,19 +16,15 @@ from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of
 from tracepaper.replay.page.columns import ACCOUNTS, OWN
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number
+from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.storage.database.run_views import Row, RunViews
-from tracepaper.storage.database.stretch import (
-    decided_at,
-    newest_event,
-    outcomes,
-)
+from tracepaper.storage.database.stretch import decided_at, outcomes
+from tracepaper.storage.record.rows import step_key
 from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
-from tracepaper.strategies.gates.declared import operator, risk_halt, warm
+from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.market import CommandKind, ParityCheck, ParityOutcome
-
-NOTED_WITHIN: Final = 2_000
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 # ---------------------------------------------------------------- all runs
 
@@ -195,18 +190,21 @@ def run(
 
 
 def _noted_names(shown: ShownRun) -> list[answers.NoteSeries]:
-    """List what the strategy noted lately, and at the run's first decisions."""
-    columns = shown.columns
-    low, high = columns.span
-    found = []
-    for name in columns.instruments:
-        parts = [columns.read(name, (max(low, high - NOTED_WITHIN), high))]
-        found += [
-            answers.NoteSeries(name, column.partition(":")[2])
-            for column in dict.fromkeys(column for part in parts for column in part)
-            if column.startswith("note:")
-        ]
-    return found
+    """List the names under which the strategy noted numbers anywhere in the run."""
+    query = (
+        "SELECT s.instrument, n.key FROM answers a JOIN steps s ON s.step = a.step "
+        "JOIN json_each(a.note) n WHERE a.step BETWEEN ? AND ? AND a.note IS NOT NULL "
+        "AND n.type IN ('integer', 'real') GROUP BY 1, 2 ORDER BY min(a.step), min(n.id)"
+    )
+    columns, last = shown.columns, shown.columns.span[1]
+    until, known = columns.followed.get("noted", (-1, {}))
+    span = (step_key(columns.run_key, at) for at in (until + 1, last))
+    known |= dict.fromkeys(shown.reader.connection.execute(query, tuple(span)).fetchall())
+    columns.followed["noted"] = max(until, last), known  # a live run goes on from there
+    names = list(columns.instruments)
+    return [
+        answers.NoteSeries(names[place], name) for place, name in sorted(known, key=itemgetter(0))
+    ]
 
 
 def holdings(shown: ShownRun) -> list[answers.Holding]:
@@ -281,26 +279,17 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 
 def halt(shown: ShownRun) -> answers.Halt | None:
-    """Return what holds the run, by its newest command and decision; None where it may trade."""
-    since = -1
-    columns, connection = shown.columns, shown.reader.connection
-    event = newest_event(connection, columns.run_key, columns.span, "command")
-    if event is not None:
-        since, market_ms, content = event
-        word = json.loads(content)
-        if word["kind"] != CommandKind.RESUME:
-            note = str(word.get("note") or "")
-            return answers.Halt(operator.name, market_ms, word["kind"], note)
-    limits = (*risk_halt.only_with, risk_halt.name)
-    if risk_halt.name in columns.gates:
-        stored = outcomes(connection, columns.run_key)
-        keys = [one.key for one in stored if one.refused_by in limits]
-        newest = columns.newest_of(keys)
-        if newest is not None and newest > since:
-            rows = shown.views.rows("v_gates", sequence=newest, gate=limits, passed=0)
-            failed = {row["gate"] for row in rows}
-            return answers.Halt(next(name for name in limits if name in failed), None)
+    """Return what holds the run, the operator's word first; None where it may trade."""
+    for one in shown.columns.kept_value("states", lambda: _states(shown)):
+        return answers.Halt(
+            one.by, one.since_ms, one.sequence, one.refused, one.idle_ms, one.sentence,
+            one.word, one.note,
+        )  # fmt: skip
     return None
+
+
+def _states(shown: ShownRun) -> tuple[LastingState, ...]:
+    return lasting_states(shown.reader, shown.run_id)
 
 
 def parity_state(check: ParityCheck | None) -> answers.ParityState | None:

@@ -36,8 +36,9 @@ from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.units import iso
 
-DWARFED: Final = 10.0
-"""How many times further than the run another account must go for a logarithmic scale."""
+LINES_FIRST: Final = 4
+LEAST_HEIGHT: Final = 0.2
+"""An account beside which the run would fill less of a panel's height has a panel of its own."""
 
 
 def broken(
@@ -59,8 +60,8 @@ def broken(
 def equity_chart(report: Report) -> Chart:
     """Draw equity against the other accounts and the random twins, drawdown and exposure.
 
-    Where another account dwarfs the run, returns are drawn on a scale that is logarithmic on both
-    sides of zero. Of a run that kept only some bars, there is the equity alone.
+    Accounts that dwarf the run have a panel of their own. Of a run that kept only some bars, there
+    is the equity alone.
     """
     times = report.marks_ms.tolist()
     returns: list[Layer] = []
@@ -70,6 +71,7 @@ def equity_chart(report: Report) -> Chart:
         name = f"random twins of {twins.of}, 5–95 %"
         returns.append(BandLayer(name, times, rounded(low), rounded(high), role))
     losses: list[Layer] = []
+    dwarfing, beside = _dwarfing(report), list[Layer]()
     labels = {of.name: of.label for of in report.accounts}
     for curve in reversed(report.curves):
         change = 100 * (curve.equity / curve.equity[0] - 1)
@@ -78,16 +80,18 @@ def equity_chart(report: Report) -> Chart:
         )
         drawn = _line_of(report, curve.name)
         drawn = replace(drawn, name=labels[curve.name], x=at)
-        returns.append(replace(drawn, y=rounded(change)))
+        panel_of = beside if curve.name in dwarfing else returns
+        panel_of.append(replace(drawn, y=rounded(change)))
         losses.append(replace(drawn, y=rounded(lost), width=1.0))
-    knee = _knee(report)
-    title = "return, %" if knee is None else "return, % (logarithmic)"
     across = time_axis()
-    of_return = ChartAxis(title, unit=" %", digits=2, knee=knee)
+    of_return = ChartAxis("return, %", unit=" %", digits=2)
+    of_others = ChartAxis("return of accounts that went further, %", unit=" %", digits=2)
+    others = [ChartPanel(beside, across, of_others, 140)] if beside else []
     title = "Equity"
     if not report.record.every_bar:
-        panel = ChartPanel(returns, across, of_return, 320)
-        return Chart(title, "Return since the start, at the ends of days.", [panel])
+        panels = [ChartPanel(returns, across, of_return, 320), *others]
+        caption = "Return since the start, at the ends of days."
+        return Chart(title, caption, panels, is_aligned=True, lines_first=LINES_FIRST)
     held = LineLayer(
         "position",
         times,
@@ -98,13 +102,14 @@ def equity_chart(report: Report) -> Chart:
     )
     panels = [
         ChartPanel(returns, across, of_return, 300),
+        *others,
         ChartPanel(losses, across, ChartAxis("drawdown, %", unit=" %", digits=2), 110),
         ChartPanel(
             [held], across, ChartAxis("position, %", unit=" %", digits=1, has_zero=True), 90
         ),
     ]
     caption = "Return since the start, share lost from the peak, and the position held."
-    return Chart(title, caption, panels, is_aligned=True)
+    return Chart(title, caption, panels, is_aligned=True, lines_first=LINES_FIRST)
 
 
 def _line_of(report: Report, account: str) -> LineLayer:
@@ -120,12 +125,21 @@ def _line_of(report: Report, account: str) -> LineLayer:
     return LineLayer("", (), (), "muted", 1.3)
 
 
-def _knee(report: Report) -> float | None:
-    """Return where the scale of returns turns logarithmic; None where no account dwarfs the run."""
-    own, *others = (
-        100 * float(np.max(np.abs(curve.equity / curve.equity[0] - 1))) for curve in report.curves
-    )
-    return own / 3 if own > 0 and max((own, *others)) > DWARFED * own else None
+def _dwarfing(report: Report) -> set[str]:
+    """Return the accounts that would leave the run too little of the panel's height."""
+    own, *others = (100 * (curve.equity / curve.equity[0] - 1) for curve in report.curves)
+    reach = {
+        curve.name: (float(change.min()), float(change.max()))
+        for curve, change in zip(report.curves[1:], others, strict=True)
+    }
+    low, high = float(own.min()), float(own.max())
+    found: set[str] = set()
+    for name in sorted(reach, key=lambda of: max(map(abs, reach[of])), reverse=True):
+        kept = [(low, high), *(of for other, of in reach.items() if other not in found)]
+        height = max(top for _, top in kept) - min(bottom for bottom, _ in kept)
+        if high > low and high - low < LEAST_HEIGHT * height:
+            found.add(name)
+    return found
 
 
 def exposure_share(report: Report) -> Floats:

@@ -96,6 +96,7 @@ def _money(report: Report, made: dict[str, Table]) -> list[Part]:
             _section("Money"),
             equity_chart(report),
             *_taken(made, "accounts"),
+            *_taken(made, "stretches"),
             Paragraph(sources, "note"),
             *_taken(made, "random_twins"),
             rolling_chart(report),
@@ -167,6 +168,7 @@ MONTHS: Final = (
 def _heading(report: Report) -> Iterator[Part]:
     """Yield the run, the figures that matter first, and what to know before believing."""
     record = report.record
+    yield from (Paragraph(state.sentence, "warning") for state in record.states)
     yield Paragraph(
         f"Run {record.run['run_id']}, {record.run['kind']}, bars of "
         f"{record.interval_ms // MINUTE_MS:,} min, {span(report)}, {counted(report)}.",

@@ -35,10 +35,13 @@ from tracepaper.replay.report.metrics import (
 from tracepaper.replay.report.record import RunRecord
 from tracepaper.replay.report.report import (
     BUY_AND_HOLD,
+    UNTIL_HALT,
     AccountReport,
     Report,
+    Stretch,
     account_report,
     held_alike,
+    stretches,
 )
 from tracepaper.replay.report.risk_heads import tables_of
 from tracepaper.replay.report.trades import (
@@ -129,6 +132,24 @@ ACCOUNTS: Final = (
         "profit_factor", "profit factor", "ratio",
         _of("activity", "profit_factor"),
     ),
+)  # fmt: skip
+
+STRETCHES: Final = (
+    Figure[Stretch]("part", "part", "text", lambda of: of.name),
+    Figure[Stretch]("from_ms", "from", "minute", lambda of: of.from_ms),
+    Figure[Stretch]("until_ms", "until", "minute", lambda of: of.until_ms),
+    Figure[Stretch]("days", "days", "days", lambda of: of.performance.days),
+    Figure[Stretch]("return", "return", "gain percent", lambda of: of.performance.total_return),
+    Figure[Stretch](
+        "mean_day", "a day, bp ± error", "gain bp",
+        lambda of: _estimate(of.performance.mean_day, of.performance.error_day),
+    ),
+    Figure[Stretch](
+        "sharpe", "Sharpe a year ± error", "gain ratio",
+        lambda of: _estimate(of.performance.sharpe, of.performance.sharpe_error),
+    ),
+    Figure[Stretch]("exposure", "time in the market", "share", lambda of: of.exposure),
+    Figure[Stretch]("trades", "closed trades", "count", lambda of: of.trades),
 )  # fmt: skip
 
 MARGIN: Final = (
@@ -300,6 +321,8 @@ def _performance(report: Report) -> Iterator[Table]:
     yield table(
         "accounts", "Accounts", (*ACCOUNTS, *MARGIN), report.accounts, turned=True, notes=notes
     )
+    if report.stretches:
+        yield table("stretches", "Parts of the run", STRETCHES, report.stretches, turned=True)
     if report.random:
         yield table("random_twins", "Against chance", RANDOM, report.random, notes=(_CHANCE,))
     spent = [of for of in report.accounts if of.costs is not None]
@@ -569,4 +592,12 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     drawn = random_twins(record, record.account, _LAST) if record.every_bar else None
     found["random_twins"] = RANDOM_TWINS if drawn else 0
     found["random_beaten"] = drawn.beaten if drawn else None
+    halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)
+    figures = None if halted is None else halted.performance
+    found["halted_ms"] = None if halted is None else halted.until_ms
+    found["mean_day_until_halt"] = None if figures is None else figures.mean_day
+    found["mean_day_until_halt_error"] = None if figures is None else figures.error_day
+    found["sharpe_until_halt"] = None if figures is None else figures.sharpe
+    found["sharpe_until_halt_error"] = None if figures is None else figures.sharpe_error
+    found["exposure_until_halt"] = None if halted is None else halted.exposure
     return found

@@ -20,6 +20,8 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.engine.state import BUY_AND_HOLD
 from tracepaper.daemon.session.build import costs_for
 from tracepaper.daemon.session.run_row import sessions_of
+from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
@@ -147,6 +149,8 @@ class RunRecord:
     notes: dict[str, dict[str, Noted]]  # by instrument and name
     margins: tuple[Row, ...]  # of ``v_positions``: what is held on margin at the end
     actions: tuple[tuple[int, CorporateAction], ...] = ()  # splits and dividends, by sequence
+    states: tuple[LastingState, ...] = ()  # what lets the run look idle at its end
+    fitted: tuple[FittedSpan, ...] = ()  # where the run's model was fitted
 
     @property
     def interval_ms(self) -> int:
@@ -345,6 +349,8 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             notes=_notes(views),
             margins=tuple(_margins(views, instruments)),
             actions=actions,
+            states=lasting_states(reader, run_id),
+            fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 
 

@@ -39,7 +39,7 @@ from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
-from tracepaper.storage.checkpoints import ID_DIGITS, kept_folder, read_card
+from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Action
@@ -195,6 +195,18 @@ class AccountReport:
 
 
 @dataclass(frozen=True)
+class Stretch:
+    """A part of the run's time that is also judged by itself; estimates are by day."""
+
+    name: str
+    from_ms: int
+    until_ms: int  # exclusive
+    performance: Performance
+    exposure: float | None  # share of bars with a position, of those that could be decided
+    trades: int  # closed in it
+
+
+@dataclass(frozen=True)
 class Curve:
     """An equity curve at the report's marks, and the worst drawdown of each stretch to a mark."""
 
@@ -227,6 +239,7 @@ class Report:
     listed: tuple[Row, ...]  # of ``v_orders``: the newest that the strategy sent by list
     heads: int  # of a layer of the run's model; 0 where its card is not at hand
     said: SaidAndCame | None  # what auxiliary heads said; None of a run without them
+    stretches: tuple[Stretch, ...]  # up to a halt, and by what the model was fitted on
 
     @property
     def own_trades(self) -> tuple[ClosedTrade, ...]:
@@ -296,6 +309,77 @@ def build_report(
         listed=listed,
         heads=int(card.get("architecture", {}).get("heads", 0)),
         said=said,
+        stretches=stretches(record, closed[record.account.name]),
+    )
+
+
+UNTIL_HALT: Final = "until the halt"
+
+
+def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch, ...]:
+    """Return the parts of the run's time that are judged by themselves too, *closed* its trades.
+
+    A halted run earns nothing, which thins every mean: what it did before is told apart.
+    """
+    found: list[tuple[str, int, int]] = []
+    first_ms, last_ms = int(_times(record)[0]), int(record.times_ms[-1])
+    if record.states:
+        found.append((UNTIL_HALT, first_ms, min(one.since_ms for one in record.states)))
+    found += _fitted_parts(record.fitted, first_ms, last_ms)
+    if not found:
+        return ()
+    exposed = exposures(record, record.account)[1] if record.every_bar else None
+    return tuple(
+        _stretch(record, closed, exposed, name, since, until)
+        for name, since, until in found
+        if since < until
+    )
+
+
+def _fitted_parts(
+    fitted: Sequence[FittedSpan], first_ms: int, last_ms: int
+) -> list[tuple[str, int, int]]:
+    """Cut the run's time where its model's fit begins and ends; not where no bar lies in it."""
+    if not any((of.from_ms or first_ms) < last_ms and first_ms < of.until_ms for of in fitted):
+        return []
+    begin = fitted[0].from_ms
+    parts = [(of.name, of.from_ms or first_ms, of.until_ms) for of in fitted]
+    parts.append((f"after {fitted[-1].name}", fitted[-1].until_ms, last_ms))
+    if begin is not None:
+        parts.insert(0, ("before training", first_ms, begin))
+    return [(name, max(since, first_ms), min(until, last_ms)) for name, since, until in parts]
+
+
+def _stretch(
+    record: RunRecord,
+    closed: Sequence[ClosedTrade],
+    exposed: Floats | None,
+    name: str,
+    from_ms: int,
+    until_ms: int,
+) -> Stretch:
+    """Return the figures of the bars that close after *from_ms* and not after *until_ms*."""
+    first, end = (
+        int(place) for place in np.searchsorted(record.times_ms, (from_ms, until_ms), side="right")
+    )
+    figures = metrics.performance(
+        record.times_ms[first:end],
+        record.account.equity[first : end + 1],
+        record.interval_ms,
+        record.calendar,
+        every_bar=record.every_bar,
+        risk_free=record.risk_free,
+    )
+    if record.holds_over_split(record.account):
+        figures = metrics.unknown(figures)
+    held = None if exposed is None else exposed[max(first, record.decidable_from) : end]
+    return Stretch(
+        name,
+        from_ms,
+        until_ms,
+        figures,
+        None if held is None or not held.size else float(np.mean(held != 0)),
+        sum(from_ms < trade.exit_ms <= until_ms for trade in closed),
     )
 
 

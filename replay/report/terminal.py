@@ -20,6 +20,7 @@ from tracepaper.replay.document.terminal import head, show
 from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of_view, table
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
+from tracepaper.replay.report.states import LastingState, lasting_states
 from tracepaper.replay.report.trades import by_cause, largest_causes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -48,7 +49,8 @@ def show_report(
     caveats = list(report.sentences)
     if not notes and len(caveats) > 1:
         caveats[1:] = [f"{len(caveats) - 1} more to know before believing any of it: --notes"]
-    parts: list[Part] = [Paragraph(warning, "warning") for warning in report.warnings]
+    first = (*(state.sentence for state in record.states), *report.warnings)
+    parts: list[Part] = [Paragraph(warning, "warning") for warning in first]
     parts += [Paragraph(caveat, "note") for caveat in caveats]
     parts += [*tables(report).values(), *(analysis.tables() if analysis else ())]
     show(console, parts)
@@ -89,6 +91,7 @@ def as_document(
         "until_ms": int(record.times_ms[-1]),
         "decisions": int(record.decisions.sequence.size) if record.every_bar else None,
         "allowed": int(record.decisions.allowed.sum()) if record.every_bar else None,
+        "states": [state.document() for state in record.states],
         "warnings": report.warnings,
         "sentences": report.sentences,
         **{table.key: table.documents() for table in shown},
@@ -173,6 +176,7 @@ class Summary:
     refusals: tuple[tuple[str, int], ...]
     unfilled: tuple[tuple[str, int], ...]  # why an allowed target was not ordered, and how often
     rejected: tuple[tuple[str, int], ...]  # why an order was refused on its arrival
+    states: tuple[LastingState, ...] = ()  # what lets it look idle at its end
     warming: str = ""  # where no bar left the warm-up: how many bars it had, and needs
 
     @property
@@ -203,6 +207,7 @@ def summarise(database: Path, run_id: str) -> Summary:
                 refusals=tuple(refusals),
                 unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
                 rejected=tuple(by_cause(views.counts("v_orders", "reason", status="REJECTED"))),
+                states=lasting_states(reader, run_id),
                 warming=_warming(views) if [(warm.name, decisions)] == [*refusals] else "",
             )
 
@@ -337,7 +342,8 @@ def show_summary(console: Console, summary: Summary) -> None:
     if not summary.every_bar:
         counted = "only steps that traded are kept"
     head(console, title, f"{counted}, {summary.fill_count:,} fills\n{span}")
-    warnings = [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
+    warnings = [state.sentence for state in summary.states]
+    warnings += [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
     if opened := json.loads(run["opened"]):
         shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
         warnings.append(

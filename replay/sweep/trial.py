@@ -24,7 +24,9 @@ import numpy as np
 from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Given, load
+from tracepaper.daemon.session.build import needs_forecaster
 from tracepaper.daemon.session.covariates import covariates_path
+from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
@@ -34,7 +36,13 @@ from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.arguments import configured, data_of, moment_of, plain_values, strategy_keys
 from tracepaper.replay.backtest.book_feed import EventsSource
-from tracepaper.replay.backtest.build import configuration, fit_windows, read_market, span_of
+from tracepaper.replay.backtest.build import (
+    configuration,
+    fit_windows,
+    fitted_on,
+    read_market,
+    span_of,
+)
 from tracepaper.replay.backtest.request import Request, Watch, carry_out
 from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library
@@ -549,9 +557,14 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         depth=depth,
         events=events,
         data_sha256=data_sha256(candles, _vectors(given)),
-        warnings=()
-        if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
-        else _fitted(strategy, given, candles),
+        warnings=(
+            *(
+                ()
+                if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
+                else _fitted(strategy, given, candles)
+            ),
+            *_seen_by_model(strategy, given, candles, first),
+        ),
     )
 
 
@@ -570,6 +583,20 @@ def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> t
     if (strategy or load(given).strategy.name) != TREND:
         return ()
     return fit_windows(configuration(given, candles, named), span_of(candles))[1]
+
+
+def _seen_by_model(
+    strategy: str | None, given: Given, candles: Sequence[Candles], first_ms: int
+) -> tuple[str, ...]:
+    """List the warning that the checkpoint was fitted on some of the sweep's bars."""
+    named = {} if strategy is None else {"strategy": {"name": strategy}}
+    try:
+        config = configuration(given, candles, named)
+        if config.model.own_class or not config.model.is_given or not needs_forecaster(config):
+            return ()
+    except ConfigInvalid:  # as it stands without a cell's values: each cell says it of its own
+        return ()
+    return fitted_on(card_of(config, None), candles, first_ms)
 
 
 def _vectors(given: Given) -> bytes:

@@ -128,12 +128,38 @@ def connect_read_only(path: Path) -> sqlite3.Connection:
         )
         connection.execute("PRAGMA query_only = ON")
         connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
-    except (sqlite3.Error, UnicodeDecodeError) as error:  # damage can garble its own message
-        raise DataInvalid(
-            f"{path} cannot be read as a database ({error}); restore a backup, or name another "
-            "with --db."
-        ) from error
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise DataInvalid(unusable(str(path), error)) from error
     return connection
+
+
+_REMEDIES: Final = {
+    sqlite3.SQLITE_CORRUPT: "is damaged ({}); restore a backup, or name another with --db",
+    sqlite3.SQLITE_NOTADB: "is no database ({}); restore a backup, or name another with --db",
+    sqlite3.SQLITE_CANTOPEN: "cannot be opened where it lies ({}): SQLite needs a folder that it "
+    "can write in; copy the file to one",
+    sqlite3.SQLITE_READONLY: "cannot be written where it lies ({}); copy it to a folder that can "
+    "be written, or choose another --db",
+    sqlite3.SQLITE_PERM: "may not be opened ({}); give this user the right to it",
+    sqlite3.SQLITE_BUSY: "is in use by another process ({}); try again when that has ended",
+    sqlite3.SQLITE_LOCKED: "is in use by another process ({}); try again when that has ended",
+    sqlite3.SQLITE_FULL: "has no room ({}); free some of the disk",
+    sqlite3.SQLITE_IOERR: "cannot be reached on its disk ({}); see that the disk works, and try "
+    "again",
+}
+"""What SQLite's errors mean of a file: of its bytes speak the first two alone."""
+_UNKNOWN: Final = "is of another version, or not a record ({}); name another with --db"
+
+
+def unusable(name: str, error: BaseException) -> str:
+    """Return the sentence that says why the database *name* cannot be used, and what to do."""
+    code = getattr(error, "sqlite_errorcode", None)
+    if isinstance(error, UnicodeDecodeError):  # damage can garble its own message
+        code = sqlite3.SQLITE_CORRUPT
+    elif isinstance(error, OSError):
+        return f"{name} cannot be used ({error.strerror or error}); correct that and try again."
+    remedy = _UNKNOWN if code is None else _REMEDIES.get(code & 0xFF, _UNKNOWN)
+    return f"{name} {remedy.format(error)}."
 
 
 def schema_of(connection: sqlite3.Connection) -> int | None:

@@ -82,6 +82,7 @@ VIRTUAL: Final = {
     "fills": ("run_key", "sequence", "birth"),
     "twin_fills": ("run_key", "sequence", "birth"),
     "ledger": ("run_key", "sequence"),
+    "halts": ("run_key", "sequence"),
 }
 """The generated columns of each table that has some."""
 
@@ -120,6 +121,7 @@ _newest_first("orders")
 _newest_first("fills")
 _newest_first("twin_fills")
 _newest_first("ledger")
+_newest_first("halts")
 
 _steps, _events = metadata.tables["steps"].c, metadata.tables["events"].c
 # Finds the decision at a time without reading those before it, for 17 bytes a bar.

@@ -265,18 +265,6 @@ def decision_beside(
     return None if row is None else sequence_of(row[0])
 
 
-def newest_event(
-    connection: sqlite3.Connection, run_key: int, span: tuple[int, int], kind: str
-) -> tuple[int, int, str] | None:
-    """Return sequence, market time and content of the last event of *kind* within *span*."""
-    query = (
-        "SELECT step, market_ms, content FROM events WHERE step BETWEEN ? AND ? AND kind = ? "
-        "ORDER BY step DESC LIMIT 1"
-    )
-    row = connection.execute(query, (*_keys(run_key, span), kind)).fetchone()
-    return None if row is None else (sequence_of(row[0]), row[1], row[2])
-
-
 def first_of_newest(
     connection: sqlite3.Connection,
     run_key: int,

@@ -40,7 +40,7 @@ from tracepaper.storage.record.columns import (
     SEQUENCE_BITS,
     TABLES,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES, INDEXED_KINDS
+from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 from tracepaper.strategies.types.market import GapCause, Source
@@ -188,16 +188,34 @@ _OF_STEPS: Final = ", ".join(
         "CAST(e.belief AS TEXT)",
     )
 )
+# A halt follows from the event of its step, and stands beside it.
+_HALT_FIELDS: Final = (
+    "'limit', l.breached, 'measure', l.measure, 'threshold', l.threshold, 'since_ms', l.since_ms"
+)
+_OF_HALTS: Final = ", ".join(
+    (
+        "r.run_id",
+        "l.sequence",
+        f"CAST('{HALTED}' AS TEXT)",
+        "CAST(NULL AS TEXT)",
+        "CAST(l.market_ms AS INTEGER)",
+        f"CAST({iso('l.market_ms')} AS TEXT)",
+        "CAST(l.seen_ms AS INTEGER)",
+        f"CAST({iso('l.seen_ms')} AS TEXT)",
+        f"CAST(json_object({_HALT_FIELDS}) AS TEXT)",
+        "CAST(NULL AS TEXT)",
+    )
+)
 
 V_EVENTS: Final = View(
     "v_events",
-    "an event that the engine consumed",
+    f"an event that the engine consumed; beside it, of kind `{HALTED}`, a limit that it breached",
     (
         *of_step("e"),
         Shown(
             "kind",
             "e.kind",
-            any_of(EVENT_TYPES),
+            any_of((*EVENT_TYPES, HALTED)),
         ),
         Shown("instrument", "i.instrument_id", "`category:SYMBOL`; null where it has none"),
         *shown("e", "events", "market_ms", "seen_ms", "content", "belief"),
@@ -210,7 +228,8 @@ V_EVENTS: Final = View(
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
     f" UNION ALL SELECT {_OF_STEPS} FROM runs r JOIN steps s ON s.run_key = r.run_key "
     "LEFT JOIN events e ON e.step = s.step LEFT JOIN instruments i "
-    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)",
+    "ON i.run_key = r.run_key AND i.instrument = coalesce(s.instrument, e.instrument)"
+    f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
 )
 
 RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)

@@ -17,6 +17,7 @@ from tracepaper.storage.database.connection import (
     lacks_view_columns,
     schema_of,
     sqlite_status,
+    unusable,
 )
 from tracepaper.storage.database.lock import InstanceLock, WatchedFile
 from tracepaper.storage.database.schema import metadata
@@ -110,10 +111,7 @@ def open_writer(path: Path) -> Writer:
             file.begin(raw)
         except (sqlite3.Error, DBAPIError, OSError) as error:
             cause = error.orig if isinstance(error, DBAPIError) else error
-            raise AuditUnwritable(
-                f"{path} cannot be opened for writing ({cause}); mend it, restore a backup, or "
-                "choose another --db."
-            ) from error
+            raise AuditUnwritable(unusable(str(path), cause or error)) from error
         undo.pop_all()
         return Writer(connection, lock, file)
 

@@ -395,8 +395,8 @@ _OUTCOMES = (
         _key("step"),
         _text("action", any_of(Action)),
         _text("reason", "the strategy's reason"),
-        _whole("allowed", "1 if every gate passed", FLAG),
-        _text("refused_by", "the first gate that failed; null if none", null=True),
+        _whole("allowed", "1 if no gate refused it", FLAG),
+        _text("refused_by", "the gate that refused it, the first to fail; else null", null=True),
         _whole("gate_set"),
         _blob("gate_set_sha256"),
         _whole("passed"),  # bit i: gate i of the set
@@ -506,6 +506,16 @@ _LEDGER = _made(
     _whole("market_ms", "market time of the step's event", TIME),
 )
 
+_HALTS = _made(
+    _key("step"),
+    _whole("market_ms"),  # of the step's event, which a prune drops
+    _whole("seen_ms"),
+    _text("breached"),  # the gate of the limit
+    _real("measure", null=False),
+    _real("threshold", null=False),
+    _whole("since_ms"),
+)
+
 _TWIN_STEPS = _made(
     _key("step"),
     _key("book"),  # 1 for the first twin of the step
@@ -573,6 +583,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
         *_FILLED,
     ),
     "ledger": (*_LEDGER, _POSITION_SIDE),
+    "halts": _HALTS,
     "prunes": _PRUNES,
     "databases": _DATABASES,
     "archive_series": _ARCHIVE_SERIES,

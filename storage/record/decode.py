@@ -34,6 +34,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
     GateSet,
+    Halted,
     HeadForecasts,
     LedgerEntry,
     LedgerKind,
@@ -61,6 +62,7 @@ HOLDING: Final = At("holdings")
 TWIN_STEP: Final = At("twin_steps")
 TWIN_FILL: Final = At("twin_fills")
 LEDGER: Final = At("ledger")
+HALT: Final = At("halts")
 SOURCES: Final = {code: source for source, code in SOURCE_CODES.items()}
 
 
@@ -199,6 +201,7 @@ class StepDecoder:
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],
+            halted=None if (halt := rows.row("halts")) is None else Halted(*halt[HALT.breached :]),
         )
 
     def event(self, row: Sequence[Any]) -> Event:

@@ -160,7 +160,7 @@ class StepEncoder:
             decision is None or position is None or step.prediction is not None
             or step.state is not None or step.orders or step.fills
             or not step.accepted or step.ledger or READ_COLUMNS["steps"]
-            or decision.target_quantity is None
+            or decision.target_quantity is None or step.halted is not None
         ):  # fmt: skip
             return None
         noted = () if decision.note is None else read_values("answers", step)
@@ -262,6 +262,9 @@ class StepEncoder:
             self._add_trades(step, key, place, sparse)
         for ordinal, entry in enumerate(step.ledger):
             sparse.append(("ledger", self._ledger_row(key, ordinal, entry, event.market_ms)))
+        if (halted := step.halted) is not None:
+            times = event.market_ms, event.seen_ms
+            sparse.append(("halts", (key, *times, *msgspec.structs.astuple(halted))))
         sparse.sort(key=_in_order)
         laid_rows = laid(sparse)
         kept = self._covered.take(kept_rows(laid_rows), step.state)

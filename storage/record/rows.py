@@ -70,11 +70,14 @@ SPARSE_TABLES: Final = (
     "twin_steps",
     "twin_fills",
     "ledger",
+    "halts",
 )
 """The tables of which a step has rows only now and then, in the order in which it is hashed."""
 
-KEPT_TABLES: Final = ("outcomes", "holdings", "orders", "fills", "twin_fills", "ledger")
-"""Sparse tables of which a prune keeps every row: trades, and what later steps refer to."""
+KEPT_TABLES: Final = (
+    "outcomes", "holdings", "orders", "fills", "twin_fills", "ledger", "halts",
+)  # fmt: skip
+"""Sparse tables of which a prune keeps every row: trades, halts, what later steps refer to."""
 
 RUN_TABLES: Final = ("steps", *SPARSE_TABLES)
 """The tables keyed by step, in the order in which a step's rows are written."""
@@ -121,6 +124,8 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "parity": ParityCheck,
     "universe": UniverseChange,
 }
+HALTED: Final = "halted"
+"""The kind under which ``v_events`` shows a row of ``halts``."""
 EVENT_KINDS: Final[Mapping[type[Struct], str]] = {
     type_: kind for kind, type_ in EVENT_TYPES.items()
 }
@@ -228,12 +233,13 @@ class StepShape(NamedTuple):
     fills: int
     twin_fills: int
     ledger: int
+    halts: int
 
     @classmethod
     def unpack(cls, number: int) -> StepShape:
         """Return the shape that *number* encodes."""
         flags = (bool(number >> bit & 1) for bit in range(5))
-        counts = (number >> bit & 255 for bit in range(5, 53, 8))
+        counts = (number >> bit & 255 for bit in range(5, 61, 8))
         return cls(*flags, *counts)
 
     def counts(self) -> dict[str, int]:
@@ -253,6 +259,7 @@ SHAPE_UNITS: Final = {
     "fills": 1 << 29,
     "twin_fills": 1 << 37,
     "ledger": 1 << 45,
+    "halts": 1 << 53,
 }
 """What one row of each sparse table adds to ``steps.shape``, up to 255 of them."""
 

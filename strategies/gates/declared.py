@@ -353,7 +353,13 @@ def risk_daily_trades(seen: GateInputs) -> float | None:
     return float(seen.daily_trades)
 
 
-@gate(GateKind.RISK, YES_OR_NO, at_most=0.0, only_with=("risk.drawdown", "risk.daily_loss"))
+@gate(
+    GateKind.RISK,
+    YES_OR_NO,
+    at_most=0.0,
+    only_with=("risk.drawdown", "risk.daily_loss"),
+    is_lasting=True,
+)
 def risk_halt(seen: GateInputs) -> float | None:
     """Whether drawdown or daily loss went beyond its limit since the operator last said RESUME."""
     return 1.0 if seen.is_breached else 0.0

@@ -201,6 +201,9 @@ class GateEvaluator:
             for index, name in enumerate(ordered)
         )
         self.all_passed = (1 << len(ordered)) - 1
+        self._never_reducing = self.all_passed & ~sum(
+            1 << index for index, name in enumerate(ordered) if GATES[name].is_lasting
+        )
         self._is_plain = (_PLAIN | {declared.plausible.name}).issuperset(ordered)
         self._at = (
             ordered.index(declared.plausible.name)
@@ -246,12 +249,14 @@ class GateEvaluator:
             measures.append(measure)
         return tuple(measures), passed
 
-    def first_failed(self, passed: int, *, without: str | None = None) -> str | None:
-        """Return the name of the first gate, in the fixed order, that *passed* does not hold.
+    def first_failed(
+        self, passed: int, *, reduces: bool = False, without: str | None = None
+    ) -> str | None:
+        """Return the first gate that refuses: the first, in their order, that *passed* lacks.
 
-        Gate *without* is left out.
+        Where the target *reduces* the exposure no lasting gate refuses. Gate *without* is left out.
         """
-        missing = self.all_passed & ~passed
+        missing = (self._never_reducing if reduces else self.all_passed) & ~passed
         if without is not None and without in self.gate_set.gates:
             missing &= ~(1 << self.gate_set.gates.index(without))
         if not missing:

@@ -249,6 +249,8 @@ class Gate(Struct, frozen=True, eq=False, kw_only=True):
     of_quotes: bool  # measured on quotes, and declared only where they fill orders
     is_capped: bool  # its measure stops at the threshold, so that it is never far above it
     only_with: tuple[str, ...]  # a limit that exists only where one of these is configured
+    # A state of the run: measured, and failed, at every bar; it still refuses new exposure alone.
+    is_lasting: bool
     # Of ``MEASURES`` and ``HEAD_MEASURES``: a model that does not give them has no such gate.
     needs: frozenset[str]
     chosen_by: str  # of ``CONFIDENCES`` (``fitted``): the ``gate.confidence_by`` that declares it
@@ -296,14 +298,16 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
     starts_at: float = 0.0,
     is_capped: bool = False,
     only_with: tuple[str, ...] = (),
+    is_lasting: bool = False,
     needs: Collection[str] = (),
     chosen_by: str = "",
 ) -> Callable[[Measure], Gate]:
     """Declare the decorated function as a gate with one threshold, *at_least* or *at_most*.
 
     It bears the function's name, and its docstring says what it measures. A gate of risk with a
-    most measures 0 where the target lowers the exposure, whatever its function says. Configuration
-    and storage are made from what is declared when they are imported, so it must happen before.
+    most measures 0 where the target lowers the exposure, whatever its function says, unless it
+    *is_lasting*. Configuration and storage are made from what is declared when they are imported,
+    so it must happen before.
     """
 
     def declare(measure: Measure) -> Gate:
@@ -311,7 +315,8 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
         name, measured_as = measure.__name__, measure
         if kind is GateKind.RISK:
             name = f"risk.{name.removeprefix('risk_')}"
-            measured_as = measure if at_most is None else _zero_if_reducing(measure)
+            if at_most is not None and not is_lasting:
+                measured_as = _zero_if_reducing(measure)
         if threshold is None or name in GATES:
             raise InvariantBroken(f"Gate {name} needs one threshold and a name of its own.")
         if not (MEASURES | HEAD_MEASURES).issuperset(needs):
@@ -330,6 +335,7 @@ def gate(  # noqa: PLR0913 - what a gate declares, each by its keyword
             starts_at=starts_at,
             is_capped=is_capped,
             only_with=only_with,
+            is_lasting=is_lasting,
             needs=frozenset(needs),
             chosen_by=chosen_by,
         )

@@ -221,7 +221,7 @@ class DecisionOutcome(Struct, frozen=True, gc=False):
     action: Action
     reason: str
     allowed: bool
-    refused_by: str | None  # the name of the first gate that failed
+    refused_by: str | None  # the first gate that failed; risk.halt refuses new exposure alone
     gate_set: GateSet
     passed: int
     regime: Regime
@@ -444,6 +444,15 @@ class LedgerEntry(Struct, frozen=True, gc=False):
     position_side: PositionSide | None = None  # in hedge mode, the position that it is of
 
 
+class Halted(Struct, frozen=True, gc=False):
+    """A limit was breached: from then on new exposure is refused until the operator's RESUME."""
+
+    limit: str  # the gate that was breached
+    measure: float  # what it measured, in its own unit
+    threshold: float
+    since_ms: int  # market time of the breach, of the run before where that one was taken over
+
+
 class Confirmation(Struct, frozen=True, gc=False):
     """A bar confirmed an account's position for another horizon; ``twin`` None is the run's own."""
 
@@ -506,6 +515,7 @@ class Step(Struct, frozen=True, gc=False):
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
     belief: str | None = None  # on what a price that jumped was believed, or why it was not
+    halted: Halted | None = None  # a limit was breached here, or stood so when the run began
 
     @property
     def strategies(self) -> tuple[StrategyDecision, ...]:

@@ -13,6 +13,7 @@ import pytest
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.connection import unusable
 from tracepaper.storage.database.reader import Reader
 
 LAST = explained_runs.CONTEXT + 15
@@ -143,3 +144,46 @@ def test_a_replay_that_is_refused_leaves_nothing_behind(
         assert invoke(words) == 1
         assert sorted(tmp_path.rglob("*")) == before
     assert "is a folder; name a file" in capsys.readouterr().err
+
+
+def test_only_stored_bytes_are_called_damaged(tmp_path: Path) -> None:
+    garbage, held = tmp_path / "garbage.db", tmp_path / "held.db"
+    garbage.write_bytes(b"no database " * 400)
+    with closing(sqlite3.connect(held)) as first:
+        first.execute("CREATE TABLE t (a)")
+        first.execute("BEGIN EXCLUSIVE")
+        causes: dict[str, tuple[str, str]] = {
+            "garbage": (f"{garbage.as_uri()}?mode=ro", "SELECT * FROM sqlite_schema"),
+            "gone": (f"{(tmp_path / 'none' / 'x.db').as_uri()}?mode=ro", "SELECT 1"),
+            "held": (f"{held.as_uri()}?mode=rw", "BEGIN EXCLUSIVE"),
+            "read only": (f"{held.as_uri()}?mode=ro", "CREATE TABLE u (a)"),
+            "another schema": ("file::memory:", "SELECT * FROM runs"),
+        }
+        called = {}
+        for cause, (uri, query) in causes.items():
+            with pytest.raises(sqlite3.Error) as error:
+                sqlite3.connect(uri, uri=True, timeout=0).execute(query)
+            called[cause] = "restore a backup" in unusable("it", error.value)
+    assert [cause for cause, is_damage in called.items() if is_damage] == ["garbage"]
+
+
+def test_a_fault_of_ours_is_not_laid_on_the_record(
+    sound: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails(*_given: object, **_named: object) -> None:
+        raise TypeError("ours")
+
+    monkeypatch.setattr("tracepaper.replay.report.report.build_report", fails)
+    assert invoke(["report", "--db", str(sound)]) == 1
+    assert "restore a backup" not in (told := said(capsys)), told
+    assert "TypeError: ours" in told
+    changed = tmp_path / "changed.db"
+    shutil.copy(sound, changed)
+    with closing(sqlite3.connect(changed)) as raw:
+        raw.execute("UPDATE steps SET close = close + 1 WHERE close IS NOT NULL")
+        raw.commit()
+    assert invoke(["report", "--db", str(changed)]) == 1
+    assert "restore a backup" in said(capsys)

@@ -25,6 +25,7 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Forecast,
     GateSet,
+    Halted,
     LedgerEntry,
     LedgerKind,
     Liquidity,
@@ -427,6 +428,8 @@ def rich_steps() -> list[Step]:
     """Return steps in which every event, answer and table occurs, on two instruments."""
     made = [undecided(number, event) for number, event in enumerate(other_events())]
     made += [explained_step(len(made) + index, index) for index in range(6)]
+    halted = Halted("risk.drawdown", 0.21, 0.2, made[-1].event.market_ms)
+    made[-1] = msgspec.structs.replace(made[-1], halted=halted)
     revision = bar(10_001, index=0, source=Source.REST)
     spot = bar(123_456, index=6, instrument_id=ETH.id, source=Source.ARCHIVE)
     made.append(undecided(len(made), revision, accepted=False))

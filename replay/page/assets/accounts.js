@@ -1,5 +1,16 @@
 /** How the accounts of a run are drawn: each in a colour and a dash of its own, the same everywhere. */
 
+import { html } from "./vendor/htm-preact.js";
+
+/** The dashes of the library that draws the lines, in widths of the line. */
+const DASHES_OF = { solid: [], dotted: [1, 1], dashed: [2, 2], long: [6, 6], sparse: [1, 4] };
+
+/** The sign of a line in a legend, dashed as the line is. */
+export function Swatch({ tone, dash = "solid", width = 1 }) {
+  const pattern = (DASHES_OF[dash] ?? []).map((each) => each * width).join(" ");
+  return html`<svg class=${`swatch ${tone}`} width="26" height="6" aria-hidden="true"><line x1="0" x2="26" y1="3" y2="3" stroke="currentColor" stroke-width=${width} stroke-dasharray=${pattern} /></svg>`;
+}
+
 const OWN = { tone: "accent", dash: "solid", width: 2 };
 const SHADOWS = [
   { tone: "shadow-1", dash: "dashed", width: 1 },
@@ -44,4 +55,20 @@ export function accountStyles(run) {
   others.filter((each) => each.is_stored).forEach((each, index) => styles.set(each.name, shadow(index)));
   others.filter((each) => !each.is_stored).forEach((each, index) => styles.set(each.name, BENCHMARKS[index % BENCHMARKS.length]));
   return styles;
+}
+
+const LEAST_HEIGHT = 0.2; // of a chart, that the run's own line fills
+
+/** The lines beside which the first, the run's own, would fill too little of the height: as in the report. */
+export function dwarfing([own, ...others]) {
+  const reachOf = ({ values }) => values.reduce(([low, high], value) => (value == null ? [low, high] : [Math.min(low, value), Math.max(high, value)]), [Infinity, -Infinity]);
+  const [low, high] = reachOf(own);
+  const reach = new Map(others.map((line) => [line, reachOf(line)]));
+  const found = [];
+  for (const line of [...others].sort((one, other) => Math.max(...reach.get(other).map(Math.abs)) - Math.max(...reach.get(one).map(Math.abs)))) {
+    const kept = others.filter((each) => !found.includes(each)).map((each) => reach.get(each));
+    const height = Math.max(high, ...kept.map(([, top]) => top)) - Math.min(low, ...kept.map(([bottom]) => bottom));
+    if (high > low && high - low < LEAST_HEIGHT * height) found.push(line);
+  }
+  return found;
 }

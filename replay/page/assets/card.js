@@ -5,7 +5,6 @@ import { cameInside } from "./chart/fan.js";
 import { isGraded } from "./chart/rows.js";
 import {
   basisPoints,
-  clock,
   delta,
   duration,
   measure,
@@ -15,6 +14,7 @@ import {
   plain,
   quantity,
   seconds,
+  when,
   word,
   zoneName,
 } from "./format.js";
@@ -120,7 +120,7 @@ function ForecastPart({ decision }) {
       <span><b>${basisPoints(forecast.mean_return)}</b>${forecast.stdev_return == null ? "" : ` ± ${basisPoints(forecast.stdev_return, { sign: false })}`} bp</span>
       <span>
         ${forecast.came == null
-          ? `comes at ${clock(forecast.comes_ms)}`
+          ? `comes at ${when(forecast.comes_ms, decision.close_time_ms)}`
           : html`came <b>${basisPoints(forecast.came)}</b> bp, ${cameInside(forecast)}`}
       </span>
     </p>
@@ -171,11 +171,11 @@ function SizePart({ decision, base }) {
 
 /** A fill; a bar's open is the price of a time before the bar was seen. */
 const filled = (fill) =>
-  html`filled <b>${quantity(fill.quantity_text)}</b> at <b>${number(Number(fill.price_text), fill.price_text.split(".")[1]?.length ?? 0)}</b>${fill.seen_ms == null || clock(fill.filled_ms) === clock(fill.seen_ms) ? "" : `, the price of ${clock(fill.filled_ms)}`}, fee ${plain(fill.fee, 5)}${fill.liquidity ? ` (${String(fill.liquidity).toLowerCase()})` : ""}`;
+  html`filled <b>${quantity(fill.quantity_text)}</b> at <b>${number(Number(fill.price_text), fill.price_text.split(".")[1]?.length ?? 0)}</b>${fill.seen_ms == null || moment(fill.filled_ms) === moment(fill.seen_ms) ? "" : `, the price of ${when(fill.filled_ms, fill.seen_ms)}`}, fee ${plain(fill.fee, 5)}${fill.liquidity ? ` (${String(fill.liquidity).toLowerCase()})` : ""}`;
 
 const booked = (line) => html`${String(line.kind).replaceAll("_", " ")} <b>${delta(line.amount, 4)}</b>, balance ${number(line.balance)}`;
 
-function OrderPart({ path }) {
+function OrderPart({ path, at }) {
   const { order, fills, ledger } = path;
   const price = order.limit_price_text ?? order.trigger_price_text;
   // In the order of the steps, a step's fills before their ledger.
@@ -184,9 +184,9 @@ function OrderPart({ path }) {
   return html`<section class="order">
     <header><h3>Order ${order.order_id}</h3><span>${String(order.status).toLowerCase()}</span></header>
     <ol title="At the left, when the engine saw it (market time)">
-      <li><time>${clock(order.created_ms)}</time> ${order.side === "BUY" ? "buy" : "sell"} <b>${quantity(order.quantity_text)}</b> ${String(order.kind).toLowerCase()}${price ? ` at ${price}` : ""}${order.role && order.role !== "SIGNAL" ? `, ${order.role.toLowerCase()}` : ""}${order.position_side ? `, ${order.position_side.toLowerCase()} side` : ""}</li>
+      <li><time>${when(order.created_ms, at)}</time> ${order.side === "BUY" ? "buy" : "sell"} <b>${quantity(order.quantity_text)}</b> ${String(order.kind).toLowerCase()}${price ? ` at ${price}` : ""}${order.role && order.role !== "SIGNAL" ? `, ${order.role.toLowerCase()}` : ""}${order.position_side ? `, ${order.position_side.toLowerCase()} side` : ""}</li>
       ${path.queue && html`<li><span title="What stood ahead of it at its price, at first and at last">ahead in its queue <b>${path.queue.map((each) => each ?? "not known").join(" → ")}</b></span></li>`}
-      ${lines.map(({ row, text }, index) => html`<li key=${index}><time>${clock(row.seen_ms ?? row.market_ms ?? row.filled_ms)}</time> ${text}</li>`)}
+      ${lines.map(({ row, text }, index) => html`<li key=${index}><time>${when(row.seen_ms ?? row.market_ms ?? row.filled_ms, at)}</time> ${text}</li>`)}
     </ol>
   </section>`;
 }
@@ -396,7 +396,7 @@ export function Card({ decision, run, gate, toGate, toSequence, viewFrom, isOld,
         <p>${[decision.because, decision.flip].filter(Boolean).join(" ")}</p>
         ${decision.formula && html`<details><summary>In numbers</summary><p>${decision.formula}</p></details>`}
       </div>
-      ${decision.orders.map((path) => html`<${OrderPart} key=${path.order.order_id} path=${path} />`)}
+      ${decision.orders.map((path) => html`<${OrderPart} key=${path.order.order_id} path=${path} at=${decision.close_time_ms} />`)}
       <${Gates} decision=${decision} run=${run} gate=${gate} toGate=${toGate} />
       <${ForecastPart} decision=${decision} />
       <${LookedPart} decision=${decision} viewFrom=${viewFrom} />

@@ -140,10 +140,12 @@ function Upright({ table }) {
         <thead>
           <tr>
             ${table.columns.map(
-              (column, place) => html`<th scope="col" class=${kind(place)} aria-sort=${direction(place)}>
-                ${column.title &&
-                html`<button type="button" onClick=${() => turn(place)}>${column.title}</button>`}
-              </th>`,
+              (column, place) =>
+                column.title
+                  ? html`<th scope="col" class=${kind(place)} aria-sort=${direction(place)}>
+                      <button type="button" onClick=${() => turn(place)}>${column.title}</button>
+                    </th>`
+                  : html`<td></td>`,
             )}
           </tr>
         </thead>
@@ -190,7 +192,7 @@ function Turned({ table: { title, columns, rows } }) {
     <table class="stacks turned">
       <thead>
         <tr>
-          <th></th>
+          <td></td>
           ${rows.map((row) => html`<th scope="col">${textOf(row[0])}</th>`)}
         </tr>
       </thead>

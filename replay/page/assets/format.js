@@ -136,6 +136,13 @@ export function moment(ms, beside = null) {
   return `${at.d} ${MONTHS[at.mo]}${year} ${two(at.h)}:${two(at.mi)}`;
 }
 
+/** A time beside the `newest` one: with its date, unless both are of one day. */
+export function when(ms, newest) {
+  if (ms == null || newest == null) return moment(ms);
+  const [at, last] = [timeParts(ms), timeParts(newest)];
+  return at.d === last.d && at.mo === last.mo && at.y === last.y ? clock(ms) : moment(ms, newest);
+}
+
 /** `2025-06-03 09:33:00` */
 export function stamp(ms) {
   if (ms == null) return "–";

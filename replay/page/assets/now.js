@@ -7,7 +7,7 @@ import { shareBetween } from "./chart/attention.js";
 import { ChartPane } from "./chart/pane.js";
 import { rowsOf } from "./chart/rows.js";
 import { isHedged } from "./accounts.js";
-import { clock, count, duration, interval as intervalText, moment, number, percent, word } from "./format.js";
+import { clock, count, duration, interval as intervalText, moment, number, percent, when, word } from "./format.js";
 import { isPassing } from "./hooks.js";
 import { useKeys } from "./keys.js";
 import { SecondLine, Sentence } from "./sentence.js";
@@ -144,21 +144,26 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
   </div>`;
 }
 
-function Halted({ halt }) {
-  if (!halt.word) return html`<b>Halted by ${word(halt.by)}.</b>`;
-  return html`<b>Halted by the operator's ${halt.word} at ${clock(halt.since_ms)}</b>${halt.note ? `: ${halt.note}` : ""}.`;
+/** What halts the run, since when, what it refused, and how long nothing was entered. */
+function Halted({ run }) {
+  const { halt } = run;
+  const by = halt.word ? `the operator's ${halt.word}` : halt.by;
+  const refused = halt.refused == null ? "" : ` ${count(halt.refused)} ${halt.word ? "decisions" : "entries"} refused;`;
+  return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}>
+    <b>This run is halted by ${by} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.
+  </p>`;
 }
 
 /** Banners: what, since when, what it means. */
 function Banner({ run, connection, isCold }) {
   if (run.damage) return html`<p class="banner" role="alert">${run.damage.sentence}</p>`;
   if (connection.state === "lost")
-    return html`<p class="banner" role="alert"><b>The daemon has not answered since ${clock(connection.since)}.</b> What is shown is what it said last; this page connects again by itself.</p>`;
+    return html`<p class="banner" role="alert"><b>The daemon has not answered since ${when(connection.since, Date.now())}.</b> What is shown is what it said last; this page connects again by itself.</p>`;
   if (connection.state === "ended")
     return html`<p class="banner calm"><b>The daemon ended in good order.</b> This page goes on when it starts again; <code>tracepaper ui --db ${run.row.database}</code> shows its record until then.</p>`;
   if (connection.state === "refused")
-    return html`<p class="banner" role="alert"><b>No steps are told here since ${clock(connection.since)}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
-  if (run.halt && run.row.ended_ms == null) return html`<p class="banner" role="alert"><${Halted} halt=${run.halt} /> No new exposure until RESUME; decisions go on.</p>`;
+    return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
+  if (run.halt) return html`<${Halted} run=${run} />`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;

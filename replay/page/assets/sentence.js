@@ -1,6 +1,6 @@
 /** The page's first sentence, and the line under it. */
 import { html } from "./vendor/htm-preact.js";
-import { accountName, clock, count, margin, moment, number, percent, quantity, word, zoneName } from "./format.js";
+import { accountName, count, margin, moment, number, percent, quantity, when, word, zoneName } from "./format.js";
 
 const baseOf = (run, id) => run.instruments.find((each) => each.id === id)?.base ?? id;
 
@@ -28,7 +28,6 @@ function Parity({ run, toHealth }) {
 /** "Long 0.036 BTC, +0.4 %; last refused 14:59 by shifted, short by .015; parity 1,440 of 1,440." */
 export function Sentence({ run, toDecision, toHealth }) {
   const refused = run.last_refusal;
-  const isToday = refused && Math.floor(run.row.last_ms / 864e5) === Math.floor(refused.open_time_ms / 864e5);
   const { is_switch: isSwitch, unit } = (refused && run.gates.find((each) => each.gate === refused.gate)) ?? {};
   const symbol = refused && run.instruments.length > 1 ? `${baseOf(run, refused.instrument)} ` : "";
   return html`<h1 class="sentence">
@@ -36,7 +35,7 @@ export function Sentence({ run, toDecision, toHealth }) {
     ${refused
       ? html`last refused${" "}
           <button class="plain" onClick=${() => toDecision(refused.sequence, refused.instrument)}>
-            ${symbol}${isToday ? clock(refused.open_time_ms) : moment(refused.open_time_ms)} by ${word(refused.gate)}</button>${refused.margin == null || isSwitch
+            ${symbol}${when(refused.open_time_ms, run.row.last_ms)} by ${word(refused.gate)}</button>${refused.margin == null || isSwitch
             ? ""
             : `, ${refused.at_least ? "short" : "over"} by ${margin(refused.margin, unit)}`}`
       : "nothing refused yet"};${" "}
@@ -72,7 +71,7 @@ export function SecondLine({ run, toDecision, toAccount }) {
     ${own && html`<button class="plain term" title="Account" onClick=${toAccount}><b>${number(own.equity)}</b> ${quote}</button>`}
     ${fill &&
     html`<button class="plain term" title=${`${moment(fill.filled_ms)} ${zoneName()}`} onClick=${() => toDecision(fill.decision_sequence ?? fill.sequence, fill.instrument)}>
-      ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${clock(fill.filled_ms)}${reasonOf(run, fill)}
+      ${fill.side === "BUY" ? "bought" : "sold"} ${quantity(fill.quantity_text)} ${baseOf(run, fill.instrument)} at ${when(fill.filled_ms, run.row.last_ms)}${reasonOf(run, fill)}
     </button>`}
     ${benchmarks.map((other) => html`<${Against} key=${other.name} own=${own} other=${other} />`)}
   </p>`;

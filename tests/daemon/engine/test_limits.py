@@ -93,7 +93,8 @@ def test_a_limit_that_only_refuses_halts_nothing() -> None:
     engine, key = _engine('[risk]\nmax_daily_loss = 5\non_breach = "refuse"\n')
     for index, close in enumerate((10_000, 10_000, 10_100, 10_200, 9_000, 9_000)):
         engine.step(bar(close, index=index, instrument_id=key), None)
-    assert engine.risk.state.breach == "risk.daily_loss"
+    assert engine.risk.state.breach is not None
+    assert engine.risk.state.breach.limit == "risk.daily_loss"
     assert engine.breach == "", "status and metrics call the run halted by what this says"
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 import pytest
+from own_strategies import importable
 from page_cases import shown_of
 from report_cases import BTC, SAMPLE, STRICT, cross, replayed
 
@@ -439,3 +440,22 @@ def test_of_the_runs_of_a_file_that_is_held_the_newest_is_running(
         assert records.health(shelf.find(older), older).state == "running"
     finally:
         lock.release()
+
+
+EARLY = """
+from tracepaper import Action, Signal, Strategy
+class Early(Strategy):
+    warmup = 1
+    notes = 0
+    def decide(self, context):
+        self.notes += 1
+        return Signal(Action.HOLD, "none", note={"early": 1.5} if self.notes < 9 else None)
+"""
+
+
+def test_what_was_noted_early_alone_is_listed(tmp_path: Path) -> None:
+    (tmp_path / "noting.py").write_text(EARLY)
+    config = '[strategy]\nname = "noting:Early"\n'
+    with importable(tmp_path):
+        path = replayed(tmp_path, config, "--data", BTC, "--to", "2025-05-27T18:00")
+    assert [one.name for one in runs.run(shown_of(path)).notes] == ["early"]

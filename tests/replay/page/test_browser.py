@@ -293,7 +293,7 @@ def test_a_screen_reader_and_weak_eyes_can_use_it(
         assert found.violations_count == 0, found.generate_report()
 
 
-@pytest.mark.parametrize("place", ["#/runs", *PLACES[1:]])
+@pytest.mark.parametrize("place", ["#/runs", *PLACES[1:], "/report"])
 def test_other_places_are_accessible(
     browser: Browser, url: str, database: Path, place: str
 ) -> None:
@@ -302,6 +302,11 @@ def test_other_places_are_accessible(
     with opened(browser, f"{url}/{address}") as page:
         expect(page.locator("h1").first).to_be_visible()
         page.wait_for_load_state("networkidle")
+        if place == "/report":
+            page.locator(".document .plot svg").first.wait_for()
+            page.locator("details").evaluate_all(
+                "all => all.forEach((one) => { one.open = true; })"
+            )
         found = Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
 
@@ -353,6 +358,9 @@ FORMATS: Final = (
     ("interval(14400000)", "4h"),
     ("clock(1748943180000)", "09:33"),
     ("moment(1748943180000)", "3 Jun 09:33"),
+    ("when(1748943180000, 1748970000000)", "09:33"),
+    ("when(1748943180000, 1749060000000)", "3 Jun 09:33"),
+    ("when(1717407180000, 1748970000000)", "3 Jun 2024 09:33"),
     ("word('confidence_margin')", "confidence"),
 )
 

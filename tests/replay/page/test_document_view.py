@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from browser import browsing, complaints
 
 from tracepaper.replay.document.charts import (
@@ -150,6 +151,9 @@ def test_every_part_is_drawn_at_every_width_in_light_and_dark_without_a_complain
     assert page.locator(".panel canvas").nth(1).evaluate(corner) == 0
     assert page.locator("td.tint").count() == 2
     assert page.locator("ul li").all_text_contents() == ["one", "two"]
+    page.locator("details").evaluate_all("all => all.forEach((one) => { one.open = true; })")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
     closed(page)
 
 

@@ -181,8 +181,8 @@ def test_rows_keep_their_room_where_the_window_is_low(browser: Browser, url: str
 # ---------------------------------------------------------------- lines
 
 SIGNS: Final = """() => [...document.querySelectorAll(".lines .swatch")].map((sign) => {
-    const { color, borderTopStyle, backgroundImage } = getComputedStyle(sign);
-    return [color, borderTopStyle, backgroundImage === "none" ? "" : "long"].join();
+    const dashes = sign.querySelector("line").getAttribute("stroke-dasharray");
+    return [getComputedStyle(sign).color, dashes].join();
 })"""
 KEYS: Final = """(keys) => keys.map((key) => {
     const { strokeDasharray } = getComputedStyle(key.querySelector("line"));
@@ -196,6 +196,11 @@ STYLES: Final = """async (names) => {
     return [...accountStyles({ accounts: names.map(stored) }).values()].map(Object.values);
 }"""
 
+DWARFING: Final = """async (lines) => {
+    const { dwarfing } = await import("/assets/accounts.js");
+    return dwarfing(lines).map((line) => line.name);
+}"""
+
 
 def test_each_account_has_a_line_of_its_own(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
@@ -207,9 +212,12 @@ def test_each_account_has_a_line_of_its_own(browser: Browser, url: str) -> None:
             STYLES, ["this run", "ungated", "random", "long", "held", "held full"]
         )
         assert len({tuple(style[:2]) for style in found}) == 6
+        lines = [{"name": str(of), "values": [0, None, of]} for of in (1, 4, -30, 6, 2)]
+        further = page.evaluate(DWARFING, lines)
+        assert further == ["-30", "6"], "the others leave the first a fifth of the height"
         page.goto(f"{url}/#/run/{ids(page)['attention 1']}")
         drawn(page)
-        pane = page.locator(".over .swatch").evaluate_all("all => all.map((one) => one.className)")
+        pane = page.locator(".over .swatch").evaluate_all("all => all.map((one) => one.outerHTML)")
         assert len(set(pane)) == len(pane) == 3
         page.goto(f"{url}/#/run/{ids(page)['attention 1']}/report")
         legend = page.locator(".plot-legend").first

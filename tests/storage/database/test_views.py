@@ -25,7 +25,7 @@ from sqlalchemy import MetaData, create_engine
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.view_columns import View, iso, real, text
 from tracepaper.storage.database.views import VIEWS, documentation
-from tracepaper.strategies.types.decisions import Fill, Forecast, Order, OrderStatus, Step
+from tracepaper.strategies.types.decisions import Fill, Forecast, Halted, Order, OrderStatus, Step
 from tracepaper.strategies.types.market import Bar, Command, CommandKind, Gap, Side
 
 PLAIN = cases.plain_steps(120)
@@ -191,6 +191,10 @@ def test_bars_are_as_the_engine_saw_them(database: sqlite3.Connection) -> None:
 
 def test_every_event_is_in_v_events_once(database: sqlite3.Connection) -> None:
     rows = of_run(database, "v_events", "rich")
+    halts = [row for row in rows if row["kind"] == "halted"]
+    rows = [row for row in rows if row["kind"] != "halted"]
+    halted = {step.sequence: step.halted for step in RICH if step.halted is not None}
+    assert {row["sequence"]: Halted(**json.loads(row["content"])) for row in halts} == halted
     assert [row["sequence"] for row in rows] == list(range(len(RICH)))
     for row, step in zip(rows, RICH, strict=True):
         event = step.event

@@ -218,7 +218,7 @@ def test_most_plain_bars_go_the_short_way_with_and_without_a_note() -> None:
 
 
 def test_a_plain_bar_has_shape_one() -> None:
-    assert StepShape.unpack(1) == (True, False, False, False, False, 0, 0, 0, 0, 0, 0)
+    assert StepShape.unpack(1) == (True, *[False] * 4, *[0] * 7)
 
 
 def test_a_key_names_run_and_sequence() -> None:

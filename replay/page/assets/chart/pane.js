@@ -1,6 +1,6 @@
 /** The chart as a component: it keeps a frame loaded around the view, and tells what is pointed at. */
 import { html, useEffect, useLayoutEffect, useMemo, useRef, useState } from "../vendor/htm-preact.js";
-import { accountStyles, hasParts } from "../accounts.js";
+import { Swatch, accountStyles, hasParts } from "../accounts.js";
 import { accountName, interval as intervalText, number, percent, plain, startsOf, word } from "../format.js";
 import { colours, onTheme } from "../theme.js";
 import { useSlow } from "../hooks.js";
@@ -85,7 +85,7 @@ function EquityLegend({ lines, chart, index, isCompact }) {
     const isSame = each > 0 && line.isShadow && values[each] != null && Math.abs(values[each] - values[0]) < 5e-7;
     if (isSame && isCompact) return null;
     return html`<span key=${line.name} class="term">
-      <i class=${`swatch ${line.tone} ${line.dash}`}></i>${each === 0 ? "equity" : line.name}
+      <${Swatch} ...${line} />${each === 0 ? "equity" : line.name}
       ${" "}<b>${isSame ? "the same" : percent((values[each] ?? NaN) / 100, { decimals: 3 })}</b>
     </span>`;
   });

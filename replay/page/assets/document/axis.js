@@ -36,18 +36,15 @@ export function said(axis, value) {
  * `at(value)` gives the pixel, `value(pixel)` goes back.
  */
 export function scale(axis, extent, first, last) {
-  const knee = axis.knee;
-  const bent = knee ? (value) => Math.asinh(value / knee) : (value) => value;
-  const straight = knee ? (value) => knee * Math.sinh(value) : (value) => value;
-  const [low, high] = extent.map(bent);
+  const [low, high] = extent;
   const [from, to] = axis.is_reversed ? [last, first] : [first, last];
   const slope = high > low ? (to - from) / (high - low) : 0;
   const middle = (from + to) / 2;
   return {
     axis,
     extent,
-    at: (value) => (slope ? from + (bent(value) - low) * slope : middle),
-    value: (pixel) => (slope ? straight(low + (pixel - from) / slope) : extent[0]),
+    at: (value) => (slope ? from + (value - low) * slope : middle),
+    value: (pixel) => (slope ? low + (pixel - from) / slope : extent[0]),
   };
 }
 
@@ -57,7 +54,6 @@ export function ticks({ axis, extent, at }, length, isAcross) {
   if (axis.kind === "category") return names(axis, at, isAcross);
   const count = Math.max(2, Math.floor(length / (isAcross ? TICK_ROOM[axis.kind ?? "number"] : LINE_ROOM)));
   if (axis.kind === "time") return times(extent, count);
-  if (axis.knee) return decades(axis, extent, at);
   return numbers(extent, count, axis.digits);
 }
 
@@ -89,15 +85,6 @@ function numbers([low, high], count, digits) {
     found.push([at * step, plain(at * step + 0, Math.min(shown, 10))]);
   }
   return found;
-}
-
-function decades(axis, [low, high], at) {
-  const found = [0];
-  for (let mark = 10 ** Math.floor(Math.log10(axis.knee)); mark < Math.max(high, -low); mark *= 10) {
-    if (mark >= axis.knee) found.push(mark, -mark);
-  }
-  const within = found.filter((mark) => mark >= low && mark <= high).sort((a, b) => a - b);
-  return spread(within.map((mark) => [mark, (mark > 0 ? "+" : "") + plain(mark)]), at, 16);
 }
 
 function times([low, high], count) {

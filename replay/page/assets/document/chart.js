@@ -17,8 +17,8 @@ export function ChartView({ chart }) {
   const theme = useTheme();
   const [only] = chart.panels[0].layers;
   const view =
-    only.type === "edges" ? html`<${EdgesView} edges=${only} name=${chart.title} />`
-    : only.type === "flow" ? html`<${FlowView} flow=${only} name=${chart.title} />`
+    only.type === "edges" ? html`<${EdgesView} edges=${only} name=${nameOf(chart)} />`
+    : only.type === "flow" ? html`<${FlowView} flow=${only} name=${nameOf(chart)} />`
     : width > 0 && html`<${Panels} chart=${chart} width=${width} theme=${theme} />`;
   return html`<figure ref=${box}>
     ${chart.title && html`<h3>${chart.title}</h3>`} ${view}
@@ -26,6 +26,9 @@ export function ChartView({ chart }) {
     <${Numbers} chart=${chart} />
   </figure>`;
 }
+
+/** What a chart is called where it cannot be seen. */
+const nameOf = (chart, panel) => [chart.title, panel?.title, chart.caption].filter(Boolean).join(". ") || "chart";
 
 function useWidth(box) {
   const [width, setWidth] = useState(0);
@@ -65,19 +68,23 @@ function Panels({ chart, width, theme }) {
   const together = chart.is_aligned ? joined(chart.panels.map((panel) => extentOf(panel, "x"))) : null;
   const reading = pointer && readingOf(chart, pointer);
   const legend = legendOf(chart);
+  const first = chart.lines_first ?? Infinity;
+  const among = chart.panels.map((panel) => panel.layers.filter((layer) => layer.type === "line")).filter((layers) => layers.length > 1).flat();
+  const lines = [...new Set(among.map((layer) => layer.name))];
+  const [turned, setTurned] = useState(new Set()); // names that were tapped
+  // The last ones are drawn over the others, the run's own account above all.
+  const isShown = (name) => !lines.includes(name) || lines.slice(-first).includes(name) !== turned.has(name);
+  const tap = (name) => setTurned((before) => new Set(before.has(name) ? [...before].filter((each) => each !== name) : [...before, name]));
+  const kept = (panel) => ({ ...panel, layers: panel.layers.filter((layer) => layer.type !== "line" || isShown(layer.name)) });
+  const panels = useMemo(() => (lines.length > first ? chart.panels.map(kept) : chart.panels), [chart, turned]);
   const heats = chart.panels.flatMap((panel) => panel.layers.filter((layer) => layer.type === "heat"));
   const scales = [...new Map(heats.filter((heat) => !heat.texts || heat.name).map((heat) => [`${heat.name} ${heat.low}`, heat])).values()];
   return html`<div class="plot">
-    <p class="plot-legend">
-      ${legend.map(({ name, role, sign }) => html`<span class=${`key ${role}`}><svg width="18" height="10" aria-hidden="true">${sign}</svg>${name}</span>`)}
-      ${scales.map((heat) => html`<${ColourBar} heat=${heat} theme=${theme} />`)}
-      ${zoom && html`<button type="button" onClick=${() => setZoom(null)}>show all</button>`}
-    </p>
     <div class="panels" style=${{ gridTemplateColumns: `repeat(${columns}, 1fr)`, columnGap: `${gap}px` }}>
-      ${chart.panels.map(
+      ${panels.map(
         (panel, place) => html`<${PanelView}
           panel=${panel}
-          name=${[chart.title, panel.title, chart.caption].filter(Boolean).join(". ")}
+          name=${nameOf(chart, panel)}
           width=${each}
           theme=${theme}
           together=${together}
@@ -90,6 +97,16 @@ function Panels({ chart, width, theme }) {
         />`,
       )}
     </div>
+    <p class="plot-legend">
+      ${legend.map(({ name, role, sign }) => {
+        const key = html`<svg width="18" height="10" aria-hidden="true">${sign}</svg>${name}`;
+        return lines.length > first && lines.includes(name)
+          ? html`<button type="button" class=${`key ${role}`} aria-pressed=${isShown(name)} onClick=${() => tap(name)}>${key}</button>`
+          : html`<span class=${`key ${role}`}>${key}</span>`;
+      })}
+      ${scales.map((heat) => html`<${ColourBar} heat=${heat} theme=${theme} />`)}
+      ${zoom && html`<button type="button" onClick=${() => setZoom(null)}>show all</button>`}
+    </p>
     <p class="plot-reading" aria-live="polite">${reading || " "}</p>
   </div>`;
 }
@@ -239,7 +256,7 @@ function Numbers({ chart }) {
   return html`<details class="numbers" onToggle=${(event) => setOpen(event.currentTarget.open)}>
     <summary>as a table</summary>
     ${isOpen &&
-    html`<div class="sideways" tabindex="0" role="region" aria-label="numbers of the chart">
+    html`<div class="sideways" tabindex="0" role="region" aria-label=${`Numbers: ${nameOf(chart)}`}>
       <table>
         <thead><tr>${heads.map((head) => html`<th scope="col">${head}</th>`)}</tr></thead>
         <tbody>${rows.map((row) => html`<tr>${row.map((cell) => html`<td>${cell}</td>`)}</tr>`)}</tbody>

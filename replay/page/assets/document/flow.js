@@ -17,7 +17,7 @@ export function FlowView({ flow: { columns, groups, held, flows }, name }) {
   });
   const across = columns.map((_, at) => SIDE + (at * (WIDTH - 2 * SIDE - NODE)) / (columns.length - 1));
   const last = columns.length - 1;
-  return html`<div class="flow sideways">
+  return html`<div class="flow sideways" tabindex="0" role="region" aria-label=${`${name} (it scrolls)`}>
     <svg viewBox=${`0 0 ${WIDTH} ${HEIGHT + TOP + 4}`} role="img" aria-label=${name}>
       ${flows.map((matrix, at) => bands(matrix, room, [tops[at], tops[at + 1]], [across[at] + NODE, across[at + 1]]))}
       ${held.map((shares, column) =>

@@ -5,7 +5,7 @@ import { cellText, edgesOf } from "./heat.js";
 
 const DASHES = { dash: "6 4", dot: "2 3", dashdot: "7 3 2 3" };
 const ROWS_MOST = 200;
-const PAD = 0.05;
+const PAD = 0.08; // beyond what is drawn
 
 /** Each kind of layer by what charts need of it. */
 const KINDS = {
@@ -119,7 +119,7 @@ export function extentOf(panel, side, within = null) {
   if (low === high) [low, high] = [low - 0.5, high + 0.5];
   const isCells = panel.layers.some((layer) => layer.type === "heat");
   const isTight = isCells || (side === "x" && !isFlat(panel));
-  const room = isTight || axis.knee ? 0 : PAD * (high - low);
+  const room = isTight ? 0 : PAD * (high - low);
   const holdsZero = axis.has_zero || panel.layers.some((layer) => layer.type === "bars" || layer.is_filled);
   return [holdsZero && low === 0 ? 0 : low - room, holdsZero && high === 0 ? 0 : high + room];
 }

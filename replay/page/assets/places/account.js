@@ -1,6 +1,6 @@
 /** Account: equity beside every twin, drawdown, exposure; positions, orders, trades, ledger. */
 import { html, useMemo, useState } from "../vendor/htm-preact.js";
-import { accountStyles, isHedged, accountRows } from "../accounts.js";
+import { accountRows, accountStyles, dwarfing, isHedged } from "../accounts.js";
 import { getColumns } from "../api.js";
 import { accountName, count, number, percent, plain, quantity, startsOf } from "../format.js";
 import { useAnswer, Waiting } from "../hooks.js";
@@ -43,8 +43,11 @@ function Curves({ run }) {
     const began = startsOf(run);
     const accounts = new Map(run.accounts.map((each) => [each.name, each]));
     const styles = accountStyles(run);
+    const returns = names.map((name) => ({ name: accountName(accounts.get(name) ?? { name }), ...styles.get(name), values: equity.equity[name].map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own)) - 1) * 100)) }));
+    const further = dwarfing(returns);
     return {
-      returns: names.map((name) => ({ name: accountName(accounts.get(name) ?? { name }), ...styles.get(name), values: equity.equity[name].map((value) => (value == null ? null : (value / (began.get(name) ?? began.get(own)) - 1) * 100)) })),
+      returns: returns.filter((line) => !further.includes(line)),
+      further,
       down: [{ name: "drawdown", tone: "loss", values: drawdown(equity.equity[own], equity.low[own]) }],
       exposure: [
         { name: equity.net_exposure ? "gross exposure, both sides ÷ equity" : "exposure, held value ÷ equity", tone: "ink", values: inPercent(equity.exposure) },
@@ -57,6 +60,7 @@ function Curves({ run }) {
   if (!equity.time_ms.length) return html`<p class="muted">No bar yet.</p>`;
   const share = (value) => `${number(value, 2)} %`;
   return html`<${Lines} label="Equity of every account, as return" times=${equity.time_ms} lines=${drawn.returns} format=${share} height=${230} />
+    ${drawn.further.length > 0 && html`<${Lines} label="Equity of accounts that went further, as return" times=${equity.time_ms} lines=${drawn.further} format=${share} height=${110} />`}
     <${Lines} label="Drawdown" times=${equity.time_ms} lines=${drawn.down} format=${share} height=${110} />
     <${Lines} label="Exposure" times=${equity.time_ms} lines=${drawn.exposure} format=${share} height=${110} />`;
 }

@@ -1,0 +1,226 @@
+"""What lasts at a step of a run and lets it look idle: a limit or a command that halts it.
+
+The rules are docs/decisions.md, G22 and G27.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import Row, RunViews
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT
+from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
+from tracepaper.strategies.gates.declared import operator, risk_drawdown, risk_halt
+from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import CommandKind, Side
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
+
+LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
+"""The gates that refuse while a limit halts the run."""
+_ENTRIES: Final = (Action.LONG, Action.SHORT, Action.ORDERS)
+_COMMANDS: Final = (
+    "SELECT sequence, market_ms, content FROM events WHERE run_key = ? AND sequence BETWEEN ? AND "
+    f"? AND {INDEXED_KINDS} AND kind = 'command' ORDER BY sequence"
+)
+_HALTS: Final = (
+    "SELECT sequence, since_ms, breached FROM halts WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+    "ORDER BY sequence"
+)
+_HELD: Final = (
+    "SELECT instrument, quantity, max(step) FROM holdings WHERE step BETWEEN ? AND ? "
+    "AND (book = 0 OR twin IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
+    "GROUP BY instrument, twin"
+)
+_FILLS: Final = (
+    "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+    "ORDER BY sequence DESC"
+)
+_LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
+
+
+@dataclass(frozen=True)
+class LastingState:
+    """One state that lasts; ``refused`` is None where the run did not keep every decision."""
+
+    kind: str  # limit or operator
+    by: str  # the gate
+    since_ms: int  # market time
+    sequence: int  # of the step at which this run recorded it
+    refused: int | None
+    idle_ms: int  # since nothing was entered
+    sentence: str
+    ends_by: str
+    word: str = ""  # of the operator: HALT or FLATTEN
+    note: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return it as plain values."""
+        return asdict(self)
+
+
+def lasting_states(
+    reader: Reader, run_id: str, *, until: int | None = None
+) -> tuple[LastingState, ...]:
+    """Return what held *run_id* after step *until*, by default after its newest one."""
+    views = RunViews(reader.connection, run_id)
+    newest = views.rows("v_events", newest=1) if until is None else ()
+    newest = newest or views.rows("v_events", sequence=until or 0)
+    if not newest:
+        return ()
+    span = _Span(reader, views, newest[-1]["sequence"], newest[-1]["market_ms"])
+    commands = [
+        (sequence, at_ms, json.loads(content)) for sequence, at_ms, content in span.rows(_COMMANDS)
+    ]
+    resumed = max((at for at, _, of in commands if of["kind"] == CommandKind.RESUME), default=-1)
+    found = []
+    if words := [command for command in commands if command[0] > resumed]:
+        (sequence, since_ms, _), (_, _, newest_word) = words[0], words[-1]
+        word, note = str(newest_word["kind"]), str(newest_word.get("note") or "")
+        by = f"the operator's {word}" + (f" ({note})" if note else "")
+        found.append(span.state("operator", operator.name, since_ms, sequence, by, word, note))
+    halts = [row for row in span.rows(_HALTS) if row[0] > resumed]
+    for sequence, since_ms, limit in halts[-1:]:
+        found.append(span.state("limit", limit, since_ms, sequence, limit))
+    if not halts and (state := span.refused_by_drawdown(resumed)) is not None:
+        found.append(state)
+    return tuple(found)
+
+
+class _Span:
+    """The steps of a run up to one of them, as far as they are kept."""
+
+    def __init__(self, reader: Reader, views: RunViews, last: int, now_ms: int) -> None:
+        self._connection, self._views = reader.connection, views
+        stored = reader.stored_run(views.run_id)
+        self._run_key, self._counts = stored.run_key, stored.run.keeps_every_step
+        pruned = reader.pruned(stored.run_key)
+        self._pruned = -1 if pruned is None else pruned.until_sequence
+        self._last, self._now_ms = last, now_ms
+        self._steps_of = [one.quantity_step for one in stored.run.instruments]
+
+    def state(
+        self,
+        kind: str,
+        gate: str,
+        since_ms: int,
+        sequence: int,
+        by: str,
+        word: str = "",
+        note: str = "",
+    ) -> LastingState:
+        """Return the state that *gate* holds the run in since step *sequence*."""
+        gates, what = ((gate,), "decisions") if word else (LIMITS, "entries")
+        refused = self._refused(gates, sequence) if self._counts else None
+        count = ""
+        if refused is not None:
+            least = "at least " if self._pruned >= sequence else ""
+            count = f"; {least}{refused:,} {what} refused"
+        idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
+        sentence = (
+            f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "
+            f"{span_text(idle_ms)}. Only RESUME lifts it."
+        )
+        return LastingState(
+            kind, gate, since_ms, sequence, refused, idle_ms, sentence, CommandKind.RESUME.value,
+            word, note,
+        )  # fmt: skip
+
+    def refused_by_drawdown(self, after: int) -> LastingState | None:
+        """Return the state of a run without position that a drawdown only refuses; else None.
+
+        Nothing is earned without a position, so the drawdown lasts as a halt does.
+        """
+        query = "SELECT gate FROM gate_sets WHERE run_key = ?"
+        gates = {row[0] for row in self._connection.execute(query, (self._run_key,))}
+        if not self._counts or risk_drawdown.name not in gates or risk_halt.name in gates:
+            return None
+        after = max(after, self._pruned)
+        entered = self._steps("max(step)", "allowed AND action IN ({})", _ENTRIES, after)
+        first = after if entered is None else sequence_of(entered)
+        begun = self._steps("min(step)", "refused_by IN ({})", (risk_drawdown.name,), first)
+        if begun is None or self._is_held():
+            return None
+        sequence = sequence_of(begun)
+        (decision,) = self._views.rows("v_decisions", sequence=sequence)
+        since_ms = int(decision["open_time_ms"]) + int(self._views.run()["interval_ms"])
+        refused = self._refused((risk_drawdown.name,), sequence)
+        sentence = (
+            f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; {refused:,} "
+            f"entries refused; nothing entered for {span_text(self._now_ms - since_ms)}. Without a "
+            "position its equity stays where it is: RESUME begins a new peak."
+        )
+        return LastingState(
+            "limit", risk_drawdown.name, since_ms, sequence, refused, self._now_ms - since_ms,
+            sentence, CommandKind.RESUME.value,
+        )  # fmt: skip
+
+    def rows(self, query: str, after: int = -1) -> list[Any]:
+        """Return the rows of *query*, of this run and of its steps after *after*."""
+        return self._connection.execute(query, (self._run_key, after + 1, self._last)).fetchall()
+
+    def _is_held(self) -> bool:
+        """Whether a position was held after the last of the steps."""
+        span = step_key(self._run_key, 0), step_key(self._run_key, self._last)
+        held = self._connection.execute(_HELD, span).fetchall()
+        return any(abs(quantity) >= self._steps_of[place] for place, quantity, _ in held)
+
+    def _steps(self, taken: str, outcome: str, words: Collection[str], after: int) -> int | None:
+        """Return what is *taken* of the steps after *after* with such an *outcome*."""
+        marks = ", ".join("?" * len(words))
+        query = (
+            f"SELECT {taken} FROM steps s WHERE s.step BETWEEN ? AND ? AND s.outcome IN (SELECT "
+            f"o.step & {SEQUENCE_LIMIT - 1} FROM outcomes o WHERE o.step BETWEEN ? AND ? "
+            f"AND {outcome.format(marks)})"
+        )
+        first, last = step_key(self._run_key, 0), step_key(self._run_key, self._last)
+        values = (first + after + 1, last, first, last, *words)
+        (found,) = self._connection.execute(query, values).fetchone()
+        return None if found is None else int(found)
+
+    def _refused(self, gates: Collection[str], sequence: int) -> int:
+        """Count the decisions from step *sequence* on that one of *gates* refused.
+
+        What was refused is stored as HOLD: its action says nothing.
+        """
+        return self._steps("count(*)", "refused_by IN ({})", gates, sequence - 1) or 0
+
+    def _entered_ms(self, sequence: int) -> int:
+        """Return when the newest fill after step *sequence* opened or added to a position; else 0.
+
+        An order that rested before may do so.
+        """
+        for (at,) in self.rows(_FILLS, sequence):
+            held = self._views.rows("v_positions", sequence=at)
+            for fill in self._views.rows("v_fills", sequence=at):
+                if any(_adds(fill, position) for position in held):
+                    return int(fill["filled_ms"])
+        return 0
+
+
+def _adds(fill: Row, held: Row) -> bool:
+    """Whether *fill* opened or added to the position that was *held* after it."""
+    if held["instrument"] != fill["instrument"] or fill["position_side"] not in (
+        None,
+        held["side"],
+    ):
+        return False
+    sign = 1 if fill["side"] == Side.BUY else -1
+    return bool(sign * held["quantity"] > 0)
+
+
+def time_text(time_ms: int) -> str:
+    """Return a time, UTC milliseconds, to the minute: ``2025-01-19 23:20 UTC``."""
+    return f"{datetime.fromtimestamp(time_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def span_text(ms: int) -> str:
+    """Return a span in whole days from two on, else in hours or minutes: ``254 days``."""
+    for length, name in _LENGTHS:
+        if ms >= 2 * length:
+            return f"{ms // length:,} {name}"
+    return f"{max(ms, 0) / MINUTE_MS:.0f} min"

@@ -1,0 +1,86 @@
+"""A replay over bars that its model was fitted on says so, and gives its figures apart."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from exchange_client import FIRST_MS, walk_rows
+from own_strategies import importable
+
+import tracepaper
+from tracepaper.daemon.cli import invoke
+from tracepaper.storage.checkpoints import FittedSpan, fitted_spans
+from tracepaper.strategies.units import iso
+
+HOUR = 3_600_000
+BARS = 240
+MODEL = """
+import tracepaper
+class Mine(tracepaper.Model):
+    features = None
+    context = 5
+    horizons = (4,)
+    measures = ("mean_return",)
+    trained_until = {until!r}
+    def predict(self, seen):
+        return {{"mean_return": 0.01 if seen.past.close[-1] > seen.past.close[0] else -0.01}}
+"""
+
+
+def columns() -> dict[str, list[float]]:
+    """Return ten days of hours of a walk as a frame's columns."""
+    names = ("open", "high", "low", "close", "volume")
+    rows = walk_rows(BARS)
+    values = {name: [float(row[place]) for row in rows] for place, name in enumerate(names)}
+    return {"open_time": [FIRST_MS + HOUR * place for place in range(BARS)], **values}
+
+
+@pytest.mark.parametrize(("trained", "inside"), [(-1, 0), (100, 100)])
+def test_bars_that_a_class_was_trained_on_are_counted_and_judged_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], trained: int, inside: int
+) -> None:
+    until = iso(FIRST_MS + HOUR * trained)
+    name, path = f"fitted_{trained}".replace("-", "_"), tmp_path / "run.db"
+    (tmp_path / f"{name}.py").write_text(MODEL.format(until=until))
+    config = {"model": {"class": f"{name}:Mine"}, "gate": {"horizon": 4, "edge": 0}}
+    with importable(tmp_path):
+        data = {"BTCUSDT": columns()}
+        run = tracepaper.backtest("attention", data, config=config, db=path, progress=False)
+        shown = repr(run)
+    told = f"{inside} of {BARS} bars lie in the time that the model was fitted on"
+    capsys.readouterr()
+    assert invoke(["report", "last", "--json", "--db", str(path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    said = [one for one in report["warnings"] if "fitted on" in one]
+    assert (told in shown) == bool(inside) == bool(said)
+    parts = {part["part"]: part for part in report.get("stretches", ())}
+    if not inside:
+        assert not parts
+        return
+    assert told in said[0]
+    assert set(parts) == {"training", "after training"}
+    whole = report["accounts"][0]
+    assert sum(part["days"] for part in parts.values()) == pytest.approx(whole["days"], abs=0.1)
+    assert sum(part["trades"] for part in parts.values()) == whole["trades"] > 3
+    grown = 1.0
+    for part in parts.values():
+        grown *= 1 + part["return"]
+    assert grown == pytest.approx(1 + whole["return"])
+
+
+def test_a_card_names_the_time_of_each_part_of_its_fit() -> None:
+    split = {
+        "train_until": "2024-06-01T00:00:00Z",
+        "validation_until": "2024-09-01",
+        "calibration_until": "2024-10-01T00:00:00+00:00",
+    }
+    files = [{"from": "2024-02-01T00:00:00Z"}, {"from": "2023-02-01T00:00:00Z"}]
+    ends = [1_717_200_000_000, 1_725_148_800_000, 1_727_740_800_000]
+    assert fitted_spans({"split": split, "data": {"files": files}}) == (
+        FittedSpan("training", 1_675_209_600_000, ends[0]),
+        FittedSpan("validation", ends[0], ends[1]),
+        FittedSpan("calibration", ends[1], ends[2]),
+    )
+    assert fitted_spans({}) == fitted_spans({"split": {"train_until": 7}}) == ()

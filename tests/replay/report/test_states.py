@@ -1,0 +1,209 @@
+"""A run that lasts in a state says so wherever it is shown, from the step on at which it began."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from builders import MINUTE, START_MS, bar, instrument
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine.state import Restart
+from tracepaper.daemon.session.build import build_engine
+from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.replay.api import Backtest
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.replay.report.states import LIMITS, LastingState, lasting_states
+from tracepaper.storage import maintenance
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.chain.integrity import audit
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.decisions import FillModel
+from tracepaper.strategies.types.market import Bar, Command, CommandKind, Event
+
+HOUR = 3_600_000
+CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
+
+
+def ran(
+    path: Path, risk: dict[str, Any], words: dict[int, Command], *, long_only: bool = False
+) -> str:
+    """Replay 240 hours under the limits *risk*; a word comes after so many bars. Return its id."""
+    sections = {
+        "market": {"symbols": ["BTCUSDT"], "interval": "60"},
+        "strategy": {**CROSS, "long_only": long_only},
+        "sizing": {"mode": "equity", "fraction": "0.5"},
+        "risk": risk,
+    }
+    candles = [made_candles(walk_rows(240), interval_ms=HOUR)]
+    replay = build(load(None, sections), candles, started_at_ms=1, database=path)
+    log, way = SqlAuditLog.open(path), predictor_over(replay)
+
+    def events() -> Iterator[Event]:
+        bars = 0
+        for event in way.events(replay):
+            yield event
+            bars += isinstance(event, Bar)
+            if isinstance(event, Bar) and (word := words.get(bars)) is not None:
+                yield Command(word.kind, word.note, event.market_ms, event.seen_ms)
+
+    log.begin(replay.run, replay.engine.gate_sets)
+    run_events(events(), way.predictor, replay.engine, log, Tally())
+    log.end(2)
+    log.close()
+    return replay.run.run_id
+
+
+def word(kind: CommandKind, note: str = "") -> Command:
+    return Command(kind, note, 0, 0)
+
+
+def asked(path: Path, sql: str) -> list[tuple[Any, ...]]:
+    with sqlite3.connect(path) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def states_of(path: Path, until: int | None = None) -> tuple[LastingState, ...]:
+    with Reader.open(path) as reader:
+        return lasting_states(reader, reader.find("last"), until=until)
+
+
+def kinds(states: Iterable[LastingState]) -> list[tuple[str, int]]:
+    return [(one.kind, one.sequence) for one in states]
+
+
+def test_a_halt_lasts_from_its_breach_to_resume_and_is_counted_by_who_refused(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.db"
+    words = {120: word(CommandKind.HALT, "news"), 130: word(CommandKind.RESUME)}
+    ran(path, {"max_drawdown": "0.004"}, words)
+    halts = [at for (at,) in asked(path, "SELECT sequence FROM v_events WHERE kind = 'halted'")]
+    spoken = asked(path, "SELECT sequence, content FROM v_events WHERE kind = 'command'")
+    said = {at: json.loads(content)["kind"] for at, content in spoken}
+    assert len(halts) == 2, "one before RESUME, and one after it"
+    decided = asked(
+        path,
+        "SELECT d.sequence, d.allowed, d.refused_by, g.measure, g.passed FROM v_decisions d "
+        "JOIN v_gates g USING (run_id, sequence) WHERE g.gate = 'risk.halt' ORDER BY 1",
+    )
+    limit: int | None = None
+    operator: int | None = None
+    refused, allowed_while_halted = 0, 0
+    events = sorted([*((at, "halted") for at in halts), *said.items()])
+    for at, allowed, by, measure, passed in decided:
+        while events and events[0][0] <= at:
+            since, kind = events.pop(0)
+            if kind == "RESUME":
+                limit = operator = None
+            elif kind == "HALT":
+                operator = since
+            else:
+                limit, refused = since, 0
+        assert (measure, passed) == ((1.0, 0) if limit is not None else (0.0, 1)), at
+        refused += by in LIMITS
+        allowed_while_halted += bool(limit is not None and allowed)
+        if at % 7 == 0 or at in halts:
+            wanted = [] if operator is None else [("operator", operator)]
+            wanted += [] if limit is None else [("limit", limit)]
+            found = states_of(path, at)
+            assert kinds(found) == wanted, at
+            if limit is not None:
+                assert found[-1].refused == refused, at
+    assert allowed_while_halted > 0, "what opens nothing is not refused"
+    with Reader.open(path) as reader:
+        found_again = verify_run(reader, path, reader.find("last"))
+        assert found_again.holds, found_again.differences[:1]
+
+
+def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "run.db"
+    run_id = ran(path, {"max_drawdown": "0.004", "on_breach": "flatten"}, {})
+    (state,) = states_of(path)
+    assert state.refused
+    assert state.refused > 20
+    run = Backtest(path, run_id)
+    assert repr(run).splitlines()[0] == state.sentence
+    assert run.summary["halted_ms"] == state.since_ms
+    capsys.readouterr()
+    assert invoke(["report", "last", "--json", "--db", str(path)]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["states"] == [state.document()]
+    (part,) = report["stretches"]
+    assert (part["part"], part["until_ms"]) == ("until the halt", state.since_ms)
+    assert part["exposure"] > report["accounts"][0]["exposure"]
+    assert invoke(["explain", f"last:{state.sequence - 1}", "--json", "--db", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["states"] == []
+    assert invoke(["explain", "last", "--json", "--db", str(path)]) == 0
+    (then,) = json.loads(capsys.readouterr().out)["states"]
+    assert (then["by"], then["refused"]) == ("risk.drawdown", state.refused)
+    for command in ("report", "explain"):
+        assert invoke([command, "last", "--db", str(path)]) == 0
+        assert "halted by risk.drawdown since" in capsys.readouterr().out
+
+    reach = partial(recorded_reach, path)
+    maintenance.prune(path, keep_days=2, pruned_at_ms=5, reach=reach)
+    with Reader.open(path) as reader:
+        assert audit(reader.connection, run_id).holds
+        assert verify_run(reader, path, run_id).holds
+    (after,) = states_of(path)
+    assert (after.by, after.since_ms) == (state.by, state.since_ms)
+    assert after.refused is not None
+    assert 0 < after.refused < state.refused
+    assert "at least" in after.sentence
+    with closing(sqlite3.connect(path)) as raw:
+        raw.execute("DELETE FROM halts")
+        raw.commit()
+    with Reader.open(path) as reader:
+        assert not audit(reader.connection, run_id).holds
+
+
+def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
+    def engine() -> Any:
+        strategy = {**CROSS, "fast": 1, "slow": 2}
+        sections = {"strategy": strategy, "sizing": {"mode": "equity"}}
+        return build_engine(
+            load(None, {**sections, "risk": {"max_daily_loss": "5"}}),
+            [instrument()],
+            execution=FillModel.NEXT_OPEN,
+            period_start_ms=START_MS,
+            forecaster=None,
+        )
+
+    first, second, third = engine(), engine(), engine()
+    closes = (10_000, 10_000, 10_100, 10_200, 9_000, 9_000)
+    steps = [first.step(bar(close, index=index), None) for index, close in enumerate(closes)]
+    (halted,) = [step.halted for step in steps if step.halted is not None]
+    later = Command(CommandKind.HALT, "", START_MS + 9 * MINUTE, START_MS + 9 * MINUTE)
+    Restart(second).restore(first.state(), next_sequence=0, taken_over=True)
+    assert [second.step(later, None).halted for _ in range(2)] == [halted, None]
+    Restart(third).restore(first.state(), next_sequence=first.sequence)
+    assert third.step(later, None).halted is None, "the same run has it already"
+
+
+def test_a_drawdown_that_only_refuses_holds_a_run_without_position_for_good(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.db"
+    limits = {"max_drawdown": "0.004", "on_breach": "refuse"}
+    ran(path, limits, {}, long_only=True)
+    (state,) = states_of(path)
+    entered = asked(path, "SELECT max(sequence) FROM v_decisions WHERE allowed AND "
+                    "action IN ('LONG', 'SHORT')")[0][0]  # fmt: skip
+    refused = asked(path, "SELECT count(*), min(sequence) FROM v_decisions WHERE "
+                    f"refused_by = 'risk.drawdown' AND sequence > {entered}")  # fmt: skip
+    assert [(state.refused, state.sequence)] == refused
+    assert not states_of(path, entered)
