@@ -274,12 +274,11 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Halt, resume or flatten the running daemon."""
-    from tracepaper.daemon.http.client import ask
+    from tracepaper.daemon.http.client import give
 
     if kind.upper() not in set(CommandKind):
         raise ConfigInvalid(f"{kind!r} is no command; write {', '.join(CommandKind)}.")
-    body: dict[str, object] = {"kind": kind.upper(), "note": note}
-    answer = ask(database_path(db, config), "/command", body)
+    answer = give(database_path(db, config), CommandKind(kind.upper()), note)
     if json:
         print_json(answer)
     else:

@@ -17,7 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Protocol, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 from urllib.parse import urlsplit
 
 import msgspec
@@ -29,8 +29,9 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from tracepaper.daemon.config.values import is_loopback
+from tracepaper.daemon.http.peer import user_of
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
-from tracepaper.strategies.types.market import CommandKind
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -249,16 +250,28 @@ NOTE_LIMIT: Final = 500
 BODY_LIMIT_BYTES: Final = 4_096
 CLOSE_WITHIN_S: Final = 1.0
 SUBMIT_WITHIN_S: Final = 5.0
+FILE_LABEL: Final = "database"
+"""The label of the token that lies beside the database."""
 
 Status = Callable[[], Mapping[str, object]]
-Submit = Callable[[CommandKind, str], Awaitable[int]]
 
 
 class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of ``POST /command``."""
+    """The body of ``POST /command``; page and command line name themselves in ``origin``."""
 
     kind: CommandKind
     note: str = ""
+    origin: CommandOrigin = CommandOrigin.HTTP
+
+
+class Caller(NamedTuple):
+    """Who sent a request, as far as this machine can tell."""
+
+    token: str  # the label of its token
+    user: str  # of its process; empty where it cannot be told
+
+
+Submit = Callable[[CommandRequest, Caller], Awaitable[int]]
 
 
 class MountedPage(Protocol):
@@ -281,7 +294,8 @@ class HttpServer:
     """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command``.
 
     *status* returns plain values, ``ready`` among them. *submit* queues a command and returns the
-    sequence of the step that carried it out; it needs *token*. Use it as an async context manager;
+    sequence of the step that carried it out; it needs one of *tokens*, which are by
+    label. Use it as an async context manager;
     ``url`` is the address, with the chosen port where the port is 0. *page* makes what is shown at
     ``/``; it is called at the first request.
     """
@@ -291,7 +305,7 @@ class HttpServer:
         *,
         host: str,
         port: int,
-        token: str,
+        tokens: Mapping[str, str],
         status: Status,
         submit: Submit,
         registry: CollectorRegistry,
@@ -300,7 +314,7 @@ class HttpServer:
     ) -> None:
         self._make_page = page
         self._page: MountedPage | None = None
-        self._token = token
+        self._tokens = tokens
         self._limits = limits or ConnectionLimits()
         self._stack = AsyncExitStack()
         self._host = host
@@ -313,7 +327,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
         application = web.Application(
-            middlewares=[self._limits.middleware, refuse_foreigners, _require_token(self._token)],
+            middlewares=[self._limits.middleware, refuse_foreigners, _require_token(self._tokens)],
             client_max_size=BODY_LIMIT_BYTES,
         )
         application.add_routes(
@@ -385,9 +399,10 @@ class HttpServer:
             return _refusal(400, f'Send {{"kind", "note"}}, where kind is one of {kinds}.')
         if len(command.note) > NOTE_LIMIT:
             return _refusal(400, f"Keep the note within {NOTE_LIMIT} characters.")
+        caller = Caller(label_of(request, self._tokens) or "", user_of(request.transport))
         try:
             async with asyncio.timeout(SUBMIT_WITHIN_S):
-                sequence = await self._submit(command.kind, command.note)
+                sequence = await self._submit(command, caller)
         except TracepaperError as error:
             return _refusal(503, str(error))
         except TimeoutError:
@@ -497,25 +512,38 @@ _UNANSWERED: Final = {
 }
 
 
-def _require_token(token: str) -> Middleware:
-    """Require *token* for all but GET and HEAD: other users of this machine may only look."""
-    expected = f"Bearer {token}".encode()
+def label_of(request: web.Request, tokens: Mapping[str, str]) -> str | None:
+    """Return the label of the token that *request* sends; None where it is none of *tokens*."""
+    header = request.headers.get("Authorization", "").encode(errors="replace")
+    # Each is compared in constant time, so that no time tells how much of one was right.
+    labels = [
+        label
+        for label, token in tokens.items()
+        if hmac.compare_digest(header, f"Bearer {token}".encode())
+    ]
+    return labels[0] if labels else None
+
+
+def _require_token(tokens: Mapping[str, str]) -> Middleware:
+    """Require a token for all but GET and HEAD: other users of this machine may only look."""
 
     @web.middleware
     async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
-        header = request.headers.get("Authorization", "").encode(errors="replace")
-        # Compared in constant time, so that the time does not tell how much of it was right.
-        if request.method in {"GET", "HEAD"} or hmac.compare_digest(header, expected):
+        if request.method in {"GET", "HEAD"} or label_of(request, tokens) is not None:
             return await handler(request)
-        refusal = _refusal(
-            401,
-            "Send the token that lies beside the database as Authorization: Bearer TOKEN; "
-            "`tracepaper command` does so.",
-        )
-        refusal.headers["WWW-Authenticate"] = "Bearer"
-        return refusal
+        return _unauthorized()
 
     return ask
+
+
+def _unauthorized() -> web.Response:
+    refusal = _refusal(
+        401,
+        "Send the token that lies beside the database, or one of [http] tokens, as "
+        "Authorization: Bearer TOKEN; `tracepaper command` does so.",
+    )
+    refusal.headers["WWW-Authenticate"] = "Bearer"
+    return refusal
 
 
 def _names_loopback(url: str) -> bool:

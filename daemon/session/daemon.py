@@ -32,7 +32,14 @@ from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.http.server import HttpServer, MountedPage, metrics_listener
+from tracepaper.daemon.http.server import (
+    FILE_LABEL,
+    Caller,
+    CommandRequest,
+    HttpServer,
+    MountedPage,
+    metrics_listener,
+)
 from tracepaper.daemon.session.build import (
     margin_rules,
     margin_warnings,
@@ -84,7 +91,6 @@ from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Category,
     Command,
-    CommandKind,
     Event,
     FrameBar,
     Instrument,
@@ -347,9 +353,9 @@ class Daemon:
                 HttpServer(
                     host=config.http.host,
                     port=config.http.port,
-                    token=token,
+                    tokens={FILE_LABEL: token},
                     status=monitor.status,
-                    submit=lambda kind, note: self._command(feed, kind, note),
+                    submit=lambda request, caller: self._command(feed, request, caller),
                     registry=registry,
                     page=lambda: _page(self._database, run.run_id, monitor.status),
                 )
@@ -493,10 +499,13 @@ class Daemon:
         turn_ms = feed.warm_at(instrument)
         return engine.warm_at(instrument, self._clock.market_ms()) if turn_ms is None else turn_ms
 
-    async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
+    async def _command(self, feed: LiveFeed, request: CommandRequest, caller: Caller) -> int:
         """Submit an operator's command; return the sequence of its step."""
         now_ms = self._clock.market_ms()
-        return await self._submit(feed, Command(kind, note, now_ms, now_ms))
+        command = Command(
+            request.kind, request.note, now_ms, now_ms, request.origin, caller.token, caller.user
+        )
+        return await self._submit(feed, command)
 
     async def _submit(self, feed: LiveFeed, event: Event) -> int:
         """Submit *event*; return the sequence of its step once that is stored."""

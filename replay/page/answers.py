@@ -171,6 +171,7 @@ class Halt(Struct, frozen=True):
     since_ms: int | None  # of the operator's word
     word: str = ""  # HALT or FLATTEN
     note: str = ""  # of the operator
+    giver: str = ""  # the operator and the means: "by root, on the page, with the token anna"
 
 
 class Run(Struct, frozen=True):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Refusing, ShownRun
-from tracepaper.replay.page.runs import halt, parity_state
+from tracepaper.replay.page.runs import command_of, halt, parity_state
 from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.stretch import outcomes
@@ -264,8 +264,8 @@ def _events(
 def told(kind: str, content: dict[str, Any]) -> str:
     """Return an event in one line."""
     if kind == "command":
-        note = f": {content['note']}" if content.get("note") else ""
-        return f"{content.get('kind', kind)}{note}"
+        command = command_of(content)
+        return f"{command.kind} {command.giver}" + (f": {command.note}" if command.note else "")
     if kind == "gap":
         repaired = content.get("repaired_by")
         after = f"repaired by {repaired}" if repaired else "never repaired"

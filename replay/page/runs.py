@@ -6,7 +6,7 @@ import json
 import sqlite3
 from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -27,7 +27,7 @@ from tracepaper.storage.sweeps import read_sweep
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import operator, risk_halt, warm
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.market import CommandKind, ParityCheck, ParityOutcome
+from tracepaper.strategies.types.market import Command, CommandKind, ParityCheck, ParityOutcome
 
 NOTED_WITHIN: Final = 2_000
 
@@ -287,10 +287,9 @@ def halt(shown: ShownRun) -> answers.Halt | None:
     event = newest_event(connection, columns.run_key, columns.span, "command")
     if event is not None:
         since, market_ms, content = event
-        word = json.loads(content)
-        if word["kind"] != CommandKind.RESUME:
-            note = str(word.get("note") or "")
-            return answers.Halt(operator.name, market_ms, word["kind"], note)
+        command = command_of(json.loads(content), market_ms)
+        if command.kind is not CommandKind.RESUME:
+            return answers.Halt(operator.name, market_ms, command.kind, command.note, command.giver)
     limits = (*risk_halt.only_with, risk_halt.name)
     if risk_halt.name in columns.gates:
         stored = outcomes(connection, columns.run_key)
@@ -301,6 +300,11 @@ def halt(shown: ShownRun) -> answers.Halt | None:
             failed = {row["gate"] for row in rows}
             return answers.Halt(next(name for name in limits if name in failed), None)
     return None
+
+
+def command_of(content: dict[str, Any], market_ms: int = 0) -> Command:
+    """Return the operator's command of an event's *content*."""
+    return msgspec.convert({**content, "market_ms": market_ms, "seen_ms": market_ms}, Command)
 
 
 def parity_state(check: ParityCheck | None) -> answers.ParityState | None:

@@ -146,7 +146,7 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 
 function Halted({ halt }) {
   if (!halt.word) return html`<b>Halted by ${word(halt.by)}.</b>`;
-  return html`<b>Halted by the operator's ${halt.word} at ${clock(halt.since_ms)}</b>${halt.note ? `: ${halt.note}` : ""}.`;
+  return html`<b>Halted by the operator's ${halt.word} at ${clock(halt.since_ms)}</b>, ${halt.giver}${halt.note ? `: ${halt.note}` : ""}.`;
 }
 
 /** Banners: what, since when, what it means. */
