@@ -562,6 +562,26 @@ V_LEDGER: Final = View(
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = l.instrument",
 )
 
+V_CHECKS: Final = View(
+    "v_checks",
+    "what a comparison of the run with its replay found; no part of the chain",
+    (
+        Shown("run_id", "r.run_id", "the run"),
+        Shown("sequence", "c.sequence", "its last step when the check began", "INTEGER"),
+        *moment("checked_ms", "c.checked_ms", "wall time at which the check ended"),
+        Shown("kind", "c.kind", "the command: `verify` or `parity`"),
+        *shown("c", "checks", "result", "compared", "identical", "content", "head"),
+        Shown(
+            "is_current",
+            "c.head = r.head_digest",
+            "1 while no step came after",
+            "INTEGER",
+            is_flag=True,
+        ),
+    ),
+    "FROM runs r JOIN checks c ON c.run_key = r.run_key",
+)
+
 ACCOUNT_VIEWS: Final = (
     V_ORDERS,
     V_FILLS,
@@ -573,7 +593,7 @@ ACCOUNT_VIEWS: Final = (
     V_TWIN_EQUITY,
 )
 
-VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS)
+VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS, V_CHECKS)
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
 
 
