@@ -370,9 +370,11 @@ def check(
     """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
+    from tracepaper.daemon.http.entrance import tokens_of
     from tracepaper.daemon.session.run_row import preflight, refuse_class_that_exits
 
     loaded = load(with_settings(_one_of(file, config), settings))
+    tokens_of(loaded.http)
     refuse_class_that_exits(loaded)
     preflight(loaded, loaded.storage.path)
     if json:

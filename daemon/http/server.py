@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hmac
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final, NamedTuple, Protocol, Self
-from urllib.parse import urlsplit
 
 import msgspec
 import structlog
@@ -29,6 +27,14 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from tracepaper.daemon.config.values import is_loopback
+from tracepaper.daemon.http.entrance import (
+    Entrance,
+    answered,
+    is_own_site,
+    label_of,
+    refusal,
+    unauthorized,
+)
 from tracepaper.daemon.http.peer import user_of
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 from tracepaper.strategies.types.market import CommandKind, CommandOrigin
@@ -250,8 +256,6 @@ NOTE_LIMIT: Final = 500
 BODY_LIMIT_BYTES: Final = 4_096
 CLOSE_WITHIN_S: Final = 1.0
 SUBMIT_WITHIN_S: Final = 5.0
-FILE_LABEL: Final = "database"
-"""The label of the token that lies beside the database."""
 
 Status = Callable[[], Mapping[str, object]]
 
@@ -339,14 +343,8 @@ class HttpServer:
                 web.post("/command", self._command),
             ]
         )
-        if self._make_page is not None:
-            application.add_routes(
-                [
-                    web.get(path, self._show_page)
-                    for path in ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
-                ]
-            )
-            self._stack.push_async_callback(self._close_page)
+        application.add_routes(self._page_routes())
+        self._stack.push_async_callback(self._close_page)
         self.url = await self._stack.enter_async_context(
             listening(application, self._limits, self._host, self._port)
         )
@@ -360,6 +358,35 @@ class HttpServer:
         """Tell the page, if somebody has opened it, that a step was stored."""
         if self._page is not None:
             self._page.wake()
+
+    @asynccontextmanager
+    async def page_listener(self, host: str, port: int, hosts: Sequence[str]) -> AsyncIterator[str]:
+        """Serve page, stream, status and commands on *host*, which may be any address; yield where.
+
+        Every request needs a token, or the cookie that it was traded for, and must name one of
+        *hosts*. A command needs the token itself. Raises ``ConfigInvalid`` where the address cannot
+        be had.
+        """
+        limits, entrance = ConnectionLimits(), Entrance(self._tokens, hosts)
+        application = web.Application(
+            middlewares=[limits.middleware, entrance.middleware], client_max_size=BODY_LIMIT_BYTES
+        )
+        application.add_routes(
+            [
+                web.get("/status", self._show_status),
+                web.post("/command", self._command),
+                web.post("/session", entrance.sign_in),
+                *self._page_routes(),
+            ]
+        )
+        async with listening(application, limits, host, port, key="[http] page") as url:
+            yield url
+
+    def _page_routes(self) -> list[web.RouteDef]:
+        if self._make_page is None:
+            return []
+        paths = ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
+        return [web.get(path, self._show_page) for path in paths]
 
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         if self._page is None:
@@ -391,22 +418,22 @@ class HttpServer:
     async def _command(self, request: web.Request) -> web.Response:
         # A form on a page of another site cannot send this type without asking first.
         if request.content_type != "application/json":
-            return _refusal(415, "Send the command as application/json.")
+            return refusal(415, "Send the command as application/json.")
         try:
             command = msgspec.json.decode(await request.read(), type=CommandRequest)
         except (msgspec.DecodeError, RecursionError):
             kinds = ", ".join(CommandKind)
-            return _refusal(400, f'Send {{"kind", "note"}}, where kind is one of {kinds}.')
+            return refusal(400, f'Send {{"kind", "note"}}, where kind is one of {kinds}.')
         if len(command.note) > NOTE_LIMIT:
-            return _refusal(400, f"Keep the note within {NOTE_LIMIT} characters.")
+            return refusal(400, f"Keep the note within {NOTE_LIMIT} characters.")
         caller = Caller(label_of(request, self._tokens) or "", user_of(request.transport))
         try:
             async with asyncio.timeout(SUBMIT_WITHIN_S):
                 sequence = await self._submit(command, caller)
         except TracepaperError as error:
-            return _refusal(503, str(error))
+            return refusal(503, str(error))
         except TimeoutError:
-            return _refusal(504, "The command waits in line; look at /status before you repeat it.")
+            return refusal(504, "The command waits in line; look at /status before you repeat it.")
         return _json({"kind": command.kind.value, "sequence": sequence})
 
 
@@ -481,47 +508,10 @@ def _exposed(registry: CollectorRegistry) -> web.Response:
 
 @web.middleware
 async def refuse_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse other machines, and pages of other sites in a browser on this one.
-
-    A foreign name that resolves to this machine (DNS rebinding) shows in ``Host``; a page of
-    another site shows in ``Origin`` and, where a browser sends none (an image, a script), in
-    ``Sec-Fetch-Site``. A link of another site may lead to ``/``.
-    """
-    origin = request.headers.get("Origin")
-    host = request.headers.get("Host", "")
-    site = request.headers.get("Sec-Fetch-Site")
-    is_link = request.path == "/" and request.headers.get("Sec-Fetch-Mode") == "navigate"
-    is_home = (
-        is_loopback(request.remote or "")
-        and _names_loopback(f"//{host}")
-        and origin in {None, f"http://{host}"}
-        and (site in {None, "same-origin", "none"} or is_link)
-    )
-    if not is_home:
-        return _refusal(403, "Ask from this machine, by its loopback address.")
-    try:
-        return await handler(request)
-    except web.HTTPException as error:  # what no handler answers
-        return _refusal(error.status, _UNANSWERED.get(error.status, f"{error.reason}."))
-
-
-_UNANSWERED: Final = {
-    404: "There is no such address; / is the page, and docs/http.md lists the others.",
-    405: "This address takes no request of this kind.",
-    413: "The request is too long; send a shorter one.",
-}
-
-
-def label_of(request: web.Request, tokens: Mapping[str, str]) -> str | None:
-    """Return the label of the token that *request* sends; None where it is none of *tokens*."""
-    header = request.headers.get("Authorization", "").encode(errors="replace")
-    # Each is compared in constant time, so that no time tells how much of one was right.
-    labels = [
-        label
-        for label, token in tokens.items()
-        if hmac.compare_digest(header, f"Bearer {token}".encode())
-    ]
-    return labels[0] if labels else None
+    """Refuse other machines, and pages of other sites in a browser on this one."""
+    if not (is_loopback(request.remote or "") and is_own_site(request, is_loopback)):
+        return refusal(403, "Ask from this machine, by its loopback address.")
+    return await answered(request, handler)
 
 
 def _require_token(tokens: Mapping[str, str]) -> Middleware:
@@ -531,36 +521,10 @@ def _require_token(tokens: Mapping[str, str]) -> Middleware:
     async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.method in {"GET", "HEAD"} or label_of(request, tokens) is not None:
             return await handler(request)
-        return _unauthorized()
+        return unauthorized()
 
     return ask
 
 
-def _unauthorized() -> web.Response:
-    refusal = _refusal(
-        401,
-        "Send the token that lies beside the database, or one of [http] tokens, as "
-        "Authorization: Bearer TOKEN; `tracepaper command` does so.",
-    )
-    refusal.headers["WWW-Authenticate"] = "Bearer"
-    return refusal
-
-
-def _names_loopback(url: str) -> bool:
-    try:
-        named = urlsplit(url)
-        return is_loopback(named.hostname or "") and "@" not in named.netloc
-    except ValueError:
-        return False
-
-
 def _json(document: object) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
-
-
-def _refusal(status: int, sentence: str) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode({"error": sentence}),
-        content_type="application/json",
-    )

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
@@ -30,10 +31,10 @@ from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.live_book import live_book
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
+from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
 from tracepaper.daemon.http.server import (
-    FILE_LABEL,
     Caller,
     CommandRequest,
     HttpServer,
@@ -183,6 +184,7 @@ class Daemon:
         # Wrong usage is refused before the network is asked.
         with usage_errors():
             check_notify(config.notify)
+            tokens_of(config.http)
             check_recording(config)
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
             if needs_forecaster(config):
@@ -353,7 +355,7 @@ class Daemon:
                 HttpServer(
                     host=config.http.host,
                     port=config.http.port,
-                    tokens={FILE_LABEL: token},
+                    tokens={FILE_LABEL: token, **tokens_of(config.http)},
                     status=monitor.status,
                     submit=lambda request, caller: self._command(feed, request, caller),
                     registry=registry,
@@ -363,6 +365,11 @@ class Daemon:
             if (address := config.http.metrics_address) is not None:
                 url = await stack.enter_async_context(metrics_listener(*address, registry))
                 log.info("metrics served", url=url)
+            if (address := config.http.page_address) is not None:
+                url = await stack.enter_async_context(
+                    server.page_listener(*address, config.http.hosts)
+                )
+                log.info("page served to who has a token", url=url)
             audit.lock.publish(server.url)
             log.info("The page is %s/", server.url)
             self._listening(server.url)
