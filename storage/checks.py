@@ -1,7 +1,7 @@
 """Results of checks of a run, stored beside its record: the chain does not cover them.
 
-The rule is docs/storage.md, S10: what a check found counts while the run's last step is the one that
-it was made on.
+The rule is docs/storage.md, S10. What a check found counts while the run ends with the step
+that it was made on.
 """
 
 from __future__ import annotations
