@@ -534,9 +534,9 @@ _PRUNES = (
 
 _CHECKS = (
     _key("run_key", "runs.run_key"),
+    _key("sequence"),
     _key("checked_ms"),
     _key("kind", kind=TEXT),
-    _whole("sequence"),
     _blob("head", "digest of that step; the row counts while it is the run's last", HASH),
     _text("result", "`identical`, `different` or `failed`"),
     _whole("compared", "decisions that were compared"),

@@ -43,10 +43,13 @@ def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_la
     card = decisions.decision(shown, 31)
     assert sentence in card.because
     assert "answers yes or no" not in card.flip
-    console = Console(file=io.StringIO(), width=200)
+    text = io.StringIO()
+    console = Console(file=text, width=200)
     show(console, stored_parts(read_stored(path, shown.run_id, 31)))
-    assert sentence in " ".join(console.file.getvalue().split())
-    assert runs.halt(shown).giver == "on the command line"
+    assert sentence in " ".join(text.getvalue().split())
+    banner = runs.halt(shown)
+    assert banner is not None
+    assert banner.giver == "on the command line"
     told = [one.text for one in records.happenings(shown) if one.kind == "command"]
     assert told[1] == "HALT by root, on the page, with the token anna: news"
 

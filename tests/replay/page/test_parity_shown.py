@@ -26,7 +26,7 @@ def database(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(made, tmp_path / "run.db"))
 
 
-def checks(database: Path) -> list[tuple[object, ...]]:
+def checks(database: Path) -> list[tuple[str, str, int, int, int]]:
     with closing(sqlite3.connect(database)) as raw:
         return raw.execute(
             "SELECT kind, result, compared, identical, is_current FROM v_checks"
