@@ -274,12 +274,11 @@ def command(
     json: JsonOption = False,
 ) -> None:
     """Halt, resume or flatten the running daemon."""
-    from tracepaper.daemon.http.client import ask
+    from tracepaper.daemon.http.client import give
 
     if kind.upper() not in set(CommandKind):
         raise ConfigInvalid(f"{kind!r} is no command; write {', '.join(CommandKind)}.")
-    body: dict[str, object] = {"kind": kind.upper(), "note": note}
-    answer = ask(database_path(db, config), "/command", body)
+    answer = give(database_path(db, config), CommandKind(kind.upper()), note)
     if json:
         print_json(answer)
     else:
@@ -371,9 +370,11 @@ def check(
     """Build all that a run is built of, without the network, and say whether it can start."""
     from tracepaper.daemon.config.loading import load, with_settings
     from tracepaper.daemon.config.several import strategy_name
+    from tracepaper.daemon.http.entrance import tokens_of
     from tracepaper.daemon.session.run_row import preflight, refuse_class_that_exits
 
     loaded = load(with_settings(_one_of(file, config), settings))
+    tokens_of(loaded.http)
     refuse_class_that_exits(loaded)
     preflight(loaded, loaded.storage.path)
     if json:

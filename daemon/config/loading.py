@@ -27,7 +27,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from tracepaper.daemon.config.market import MarketSection
 from tracepaper.daemon.config.notify import NotifySection
-from tracepaper.daemon.config.secrets import faults_of_secrets, secret_in
+from tracepaper.daemon.config.secrets import TOKENS, faults_of_secrets, secret_in
 from tracepaper.daemon.config.sections import (
     AccountSection,
     ExchangeSection,
@@ -123,6 +123,8 @@ class Config(BaseModel):
             for name, table in self.model_dump().items()
         }
         del tables["strategy" if self.strategies.named else "strategies"]
+        section, key = TOKENS
+        del tables[section][key]
         return tables
 
     def canonical_json(self) -> str:
@@ -440,7 +442,8 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
         if first["type"] == "string_pattern_mismatch":
             words = (field.description or words).rstrip(".")
         reason = f"write {words}"
-    return f"{origin}: [{section}] {key} = {_shortened(first['input'])} cannot be used; {reason}."
+    given = "…" if (section, key) == TOKENS else _shortened(first["input"])
+    return f"{origin}: [{section}] {key} = {given} cannot be used; {reason}."
 
 
 def _suggest_place(section: str, key: str) -> str:

@@ -45,7 +45,7 @@ WORDINGS: Final[dict[NoticeKind, Wording]] = {
     "limits": Wording(
         "{limit} breached at equity {equity}: {action}", ("limit", "action", "equity")
     ),
-    "halt": Wording("{command}: {note}", ("command", "note")),
+    "halt": Wording("{command}: {note}", ("command", "note", "giver")),
     "feed": Wording("feed {state}: {words}", ("state", "words", "symbol")),
     "late": Wording("decisions {state}: {words}", ("state", "words", "symbol")),
     "parity": Wording("parity: {result}", ("outcome", "result")),

@@ -19,6 +19,8 @@ from tracepaper.strategies.errors import ConfigInvalid
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
 """The variable by which systemd names the folder of a service's credentials."""
+FILE_LABEL: Final = "database"
+"""The label of the token that lies beside the database."""
 REFERENCE: Final = re.compile(
     r"env:(?P<variable>[A-Za-z_][A-Za-z0-9_]{0,99})|credential:(?P<file>\w[\w.@-]{0,99})", re.ASCII
 )
@@ -63,6 +65,33 @@ _NAME: Final = re.compile(
     r"(access|auth|api|bot|bearer|refresh)[_\-]?token|credentials?)$",
     re.IGNORECASE,
 )
+TOKENS: Final = ("http", "tokens")
+"""The one key that may hold secrets: what a run stores of its configuration lacks it."""
+TOKEN_LEAST: Final = 12
+"""Characters of a token."""
+_LABEL: Final = re.compile(r"[\w.-]{1,40}")
+
+
+def labelled_tokens(tokens: dict[str, str]) -> dict[str, str]:
+    """Refuse labels that cannot be told apart in a record, and tokens that can be guessed."""
+    for label, token in tokens.items():
+        if not _LABEL.fullmatch(label) or label == FILE_LABEL:
+            raise ValueError(
+                f"label a token by 1 to 40 letters, digits, - or _, and not {FILE_LABEL}"
+            )
+        if not is_reference(token):
+            check_token(token)
+    if len(set(tokens.values())) < len(tokens):
+        raise ValueError("give every label a token of its own")
+    return tokens
+
+
+def check_token(token: str) -> None:
+    """Raise ``ValueError`` where *token* is too short, or cannot be sent in a header."""
+    if len(token) < TOKEN_LEAST or not token.isascii() or not token.isprintable() or " " in token:
+        raise ValueError(f"write a token of at least {TOKEN_LEAST} ASCII characters without spaces")
+
+
 _TOKEN_LIKE: Final = re.compile(r"(?=[\w-]*\d)(?=[\w-]*[A-Za-z])[\w-]{20,}", re.ASCII)
 
 
@@ -147,6 +176,8 @@ def faults_of_secrets(tables: object) -> Iterator[tuple[str, str, str]]:
         for key, value in table.items() if isinstance(table, Mapping) else ():
             if (section, key) == ("notify", "addresses"):
                 found = next(filter(None, map(secret_in_address, _texts(_listed(value)))), "")
+            elif (section, key) == TOKENS:
+                found = ""  # no run stores them
             elif (section, key) == SHIP_TO:
                 found = _fault_of_server(value)
             else:

@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from tracepaper.daemon.config.secrets import labelled_tokens
 from tracepaper.daemon.config.values import (
     BUILT_IN,
     CASH_MAX,
@@ -496,6 +497,19 @@ class HttpSection(Section):
     )
     """Another address and port on which /metrics alone is served, so that a container can be
     scraped; none if absent."""
+    page: Annotated[str, AfterValidator(host_with_port)] | None = Field(
+        default=None, examples=["0.0.0.0:9188"]
+    )
+    """Another address and port for the page, so that a container can publish it; none if absent.
+    Every request there needs one of the tokens; `tracepaper ui --link` prints an address with it.
+    """
+    hosts: Annotated[tuple[str, ...], BeforeValidator(several)] = ("localhost", "127.0.0.1")
+    """Names by which a browser may ask for that page, without a port; the link has the first."""
+    tokens: Annotated[
+        dict[str, str], BeforeValidator(json_object), AfterValidator(labelled_tokens)
+    ] = Field(default_factory=dict, repr=False)
+    """Tokens by the label that the record names: {anna = "env:ANNA"}. Each is env:NAME,
+    credential:NAME, or the text itself of at least 12 characters. No run stores them."""
 
     @property
     def metrics_address(self) -> tuple[str, int] | None:
@@ -503,6 +517,14 @@ class HttpSection(Section):
         if self.metrics is None:
             return None
         host, port = host_and_port(self.metrics)
+        return host, int(port)
+
+    @property
+    def page_address(self) -> tuple[str, int] | None:
+        """The address and the port of ``page``."""
+        if self.page is None:
+            return None
+        host, port = host_and_port(self.page)
         return host, int(port)
 
 

@@ -16,6 +16,7 @@ import msgspec
 
 from tracepaper.storage.database.lock import Holder, holder_of
 from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 ANSWER_WITHIN_S: Final = 10.0
 
@@ -39,6 +40,12 @@ def ask(database: Path, path: str, body: Document | None = None) -> Document:
     if status != HTTPStatus.OK:
         raise TracepaperError(str(document.get("error", f"The daemon answered {status}.")))
     return document
+
+
+def give(database: Path, kind: CommandKind, note: str) -> Document:
+    """Give the daemon a command from the command line; return its answer, as ``ask`` does."""
+    body: Document = {"kind": kind.value, "note": note, "origin": CommandOrigin.COMMAND.value}
+    return ask(database, "/command", body)
 
 
 def readiness(database: Path) -> tuple[bool, str]:

@@ -12,13 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import hmac
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, Final, Protocol, Self
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 import msgspec
 import structlog
@@ -29,8 +27,17 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from tracepaper.daemon.config.values import is_loopback
+from tracepaper.daemon.http.entrance import (
+    Entrance,
+    answered,
+    is_own_site,
+    label_of,
+    refusal,
+    unauthorized,
+)
+from tracepaper.daemon.http.peer import user_of
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
-from tracepaper.strategies.types.market import CommandKind
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 CONNECTIONS_MAX: Final = 64
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -251,14 +258,24 @@ CLOSE_WITHIN_S: Final = 1.0
 SUBMIT_WITHIN_S: Final = 5.0
 
 Status = Callable[[], Mapping[str, object]]
-Submit = Callable[[CommandKind, str], Awaitable[int]]
 
 
 class CommandRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of ``POST /command``."""
+    """The body of ``POST /command``; page and command line name themselves in ``origin``."""
 
     kind: CommandKind
     note: str = ""
+    origin: CommandOrigin = CommandOrigin.HTTP
+
+
+class Caller(NamedTuple):
+    """Who sent a request, as far as this machine can tell."""
+
+    token: str  # the label of its token
+    user: str  # of its process; empty where it cannot be told
+
+
+Submit = Callable[[CommandRequest, Caller], Awaitable[int]]
 
 
 class MountedPage(Protocol):
@@ -281,7 +298,8 @@ class HttpServer:
     """Serves ``/livez``, ``/readyz``, ``/metrics``, ``/status`` and ``/command``.
 
     *status* returns plain values, ``ready`` among them. *submit* queues a command and returns the
-    sequence of the step that carried it out; it needs *token*. Use it as an async context manager;
+    sequence of the step that carried it out; it needs one of *tokens*, which are by
+    label. Use it as an async context manager;
     ``url`` is the address, with the chosen port where the port is 0. *page* makes what is shown at
     ``/``; it is called at the first request.
     """
@@ -291,7 +309,7 @@ class HttpServer:
         *,
         host: str,
         port: int,
-        token: str,
+        tokens: Mapping[str, str],
         status: Status,
         submit: Submit,
         registry: CollectorRegistry,
@@ -300,7 +318,7 @@ class HttpServer:
     ) -> None:
         self._make_page = page
         self._page: MountedPage | None = None
-        self._token = token
+        self._tokens = tokens
         self._limits = limits or ConnectionLimits()
         self._stack = AsyncExitStack()
         self._host = host
@@ -313,7 +331,7 @@ class HttpServer:
     async def __aenter__(self) -> Self:
         """Listen; raise ``ConfigInvalid`` where the address cannot be had."""
         application = web.Application(
-            middlewares=[self._limits.middleware, refuse_foreigners, _require_token(self._token)],
+            middlewares=[self._limits.middleware, refuse_foreigners, _require_token(self._tokens)],
             client_max_size=BODY_LIMIT_BYTES,
         )
         application.add_routes(
@@ -325,14 +343,8 @@ class HttpServer:
                 web.post("/command", self._command),
             ]
         )
-        if self._make_page is not None:
-            application.add_routes(
-                [
-                    web.get(path, self._show_page)
-                    for path in ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
-                ]
-            )
-            self._stack.push_async_callback(self._close_page)
+        application.add_routes(self._page_routes())
+        self._stack.push_async_callback(self._close_page)
         self.url = await self._stack.enter_async_context(
             listening(application, self._limits, self._host, self._port)
         )
@@ -346,6 +358,35 @@ class HttpServer:
         """Tell the page, if somebody has opened it, that a step was stored."""
         if self._page is not None:
             self._page.wake()
+
+    @asynccontextmanager
+    async def page_listener(self, host: str, port: int, hosts: Sequence[str]) -> AsyncIterator[str]:
+        """Serve page, stream, status and commands on *host*, which may be any address; yield where.
+
+        Every request needs a token, or the cookie that it was traded for, and must name one of
+        *hosts*. A command needs the token itself. Raises ``ConfigInvalid`` where the address cannot
+        be had.
+        """
+        limits, entrance = ConnectionLimits(), Entrance(self._tokens, hosts)
+        application = web.Application(
+            middlewares=[limits.middleware, entrance.middleware], client_max_size=BODY_LIMIT_BYTES
+        )
+        application.add_routes(
+            [
+                web.get("/status", self._show_status),
+                web.post("/command", self._command),
+                web.post("/session", entrance.sign_in),
+                *self._page_routes(),
+            ]
+        )
+        async with listening(application, limits, host, port, key="[http] page") as url:
+            yield url
+
+    def _page_routes(self) -> list[web.RouteDef]:
+        if self._make_page is None:
+            return []
+        paths = ("/", "/assets/{_:.+}", "/api/v1/{_:.+}")
+        return [web.get(path, self._show_page) for path in paths]
 
     async def _show_page(self, request: web.Request) -> web.StreamResponse:
         if self._page is None:
@@ -377,21 +418,22 @@ class HttpServer:
     async def _command(self, request: web.Request) -> web.Response:
         # A form on a page of another site cannot send this type without asking first.
         if request.content_type != "application/json":
-            return _refusal(415, "Send the command as application/json.")
+            return refusal(415, "Send the command as application/json.")
         try:
             command = msgspec.json.decode(await request.read(), type=CommandRequest)
         except (msgspec.DecodeError, RecursionError):
             kinds = ", ".join(CommandKind)
-            return _refusal(400, f'Send {{"kind", "note"}}, where kind is one of {kinds}.')
+            return refusal(400, f'Send {{"kind", "note"}}, where kind is one of {kinds}.')
         if len(command.note) > NOTE_LIMIT:
-            return _refusal(400, f"Keep the note within {NOTE_LIMIT} characters.")
+            return refusal(400, f"Keep the note within {NOTE_LIMIT} characters.")
+        caller = Caller(label_of(request, self._tokens) or "", user_of(request.transport))
         try:
             async with asyncio.timeout(SUBMIT_WITHIN_S):
-                sequence = await self._submit(command.kind, command.note)
+                sequence = await self._submit(command, caller)
         except TracepaperError as error:
-            return _refusal(503, str(error))
+            return refusal(503, str(error))
         except TimeoutError:
-            return _refusal(504, "The command waits in line; look at /status before you repeat it.")
+            return refusal(504, "The command waits in line; look at /status before you repeat it.")
         return _json({"kind": command.kind.value, "sequence": sequence})
 
 
@@ -466,73 +508,23 @@ def _exposed(registry: CollectorRegistry) -> web.Response:
 
 @web.middleware
 async def refuse_foreigners(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Refuse other machines, and pages of other sites in a browser on this one.
-
-    A foreign name that resolves to this machine (DNS rebinding) shows in ``Host``; a page of
-    another site shows in ``Origin`` and, where a browser sends none (an image, a script), in
-    ``Sec-Fetch-Site``. A link of another site may lead to ``/``.
-    """
-    origin = request.headers.get("Origin")
-    host = request.headers.get("Host", "")
-    site = request.headers.get("Sec-Fetch-Site")
-    is_link = request.path == "/" and request.headers.get("Sec-Fetch-Mode") == "navigate"
-    is_home = (
-        is_loopback(request.remote or "")
-        and _names_loopback(f"//{host}")
-        and origin in {None, f"http://{host}"}
-        and (site in {None, "same-origin", "none"} or is_link)
-    )
-    if not is_home:
-        return _refusal(403, "Ask from this machine, by its loopback address.")
-    try:
-        return await handler(request)
-    except web.HTTPException as error:  # what no handler answers
-        return _refusal(error.status, _UNANSWERED.get(error.status, f"{error.reason}."))
+    """Refuse other machines, and pages of other sites in a browser on this one."""
+    if not (is_loopback(request.remote or "") and is_own_site(request, is_loopback)):
+        return refusal(403, "Ask from this machine, by its loopback address.")
+    return await answered(request, handler)
 
 
-_UNANSWERED: Final = {
-    404: "There is no such address; / is the page, and docs/http.md lists the others.",
-    405: "This address takes no request of this kind.",
-    413: "The request is too long; send a shorter one.",
-}
-
-
-def _require_token(token: str) -> Middleware:
-    """Require *token* for all but GET and HEAD: other users of this machine may only look."""
-    expected = f"Bearer {token}".encode()
+def _require_token(tokens: Mapping[str, str]) -> Middleware:
+    """Require a token for all but GET and HEAD: other users of this machine may only look."""
 
     @web.middleware
     async def ask(request: web.Request, handler: Handler) -> web.StreamResponse:
-        header = request.headers.get("Authorization", "").encode(errors="replace")
-        # Compared in constant time, so that the time does not tell how much of it was right.
-        if request.method in {"GET", "HEAD"} or hmac.compare_digest(header, expected):
+        if request.method in {"GET", "HEAD"} or label_of(request, tokens) is not None:
             return await handler(request)
-        refusal = _refusal(
-            401,
-            "Send the token that lies beside the database as Authorization: Bearer TOKEN; "
-            "`tracepaper command` does so.",
-        )
-        refusal.headers["WWW-Authenticate"] = "Bearer"
-        return refusal
+        return unauthorized()
 
     return ask
 
 
-def _names_loopback(url: str) -> bool:
-    try:
-        named = urlsplit(url)
-        return is_loopback(named.hostname or "") and "@" not in named.netloc
-    except ValueError:
-        return False
-
-
 def _json(document: object) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
-
-
-def _refusal(status: int, sentence: str) -> web.Response:
-    return web.Response(
-        status=status,
-        body=msgspec.json.encode({"error": sentence}),
-        content_type="application/json",
-    )

@@ -23,6 +23,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
@@ -30,9 +31,16 @@ from tracepaper.daemon.feed.feed import LiveFeed
 from tracepaper.daemon.feed.live_book import live_book
 from tracepaper.daemon.feed.maintenance import ServerTimeReader, closed
 from tracepaper.daemon.http.client import token_file, write_token
+from tracepaper.daemon.http.entrance import tokens_of
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.http.server import HttpServer, MountedPage, metrics_listener
+from tracepaper.daemon.http.server import (
+    Caller,
+    CommandRequest,
+    HttpServer,
+    MountedPage,
+    metrics_listener,
+)
 from tracepaper.daemon.session.build import (
     margin_rules,
     margin_warnings,
@@ -84,7 +92,6 @@ from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import (
     Category,
     Command,
-    CommandKind,
     Event,
     FrameBar,
     Instrument,
@@ -177,6 +184,7 @@ class Daemon:
         # Wrong usage is refused before the network is asked.
         with usage_errors():
             check_notify(config.notify)
+            tokens_of(config.http)
             check_recording(config)
             require("psycopg", "[storage] ship_to", config.storage.ship_to)
             if needs_forecaster(config):
@@ -347,9 +355,9 @@ class Daemon:
                 HttpServer(
                     host=config.http.host,
                     port=config.http.port,
-                    token=token,
+                    tokens={FILE_LABEL: token, **tokens_of(config.http)},
                     status=monitor.status,
-                    submit=lambda kind, note: self._command(feed, kind, note),
+                    submit=lambda request, caller: self._command(feed, request, caller),
                     registry=registry,
                     page=lambda: _page(self._database, run.run_id, monitor.status),
                 )
@@ -357,6 +365,11 @@ class Daemon:
             if (address := config.http.metrics_address) is not None:
                 url = await stack.enter_async_context(metrics_listener(*address, registry))
                 log.info("metrics served", url=url)
+            if (address := config.http.page_address) is not None:
+                url = await stack.enter_async_context(
+                    server.page_listener(*address, config.http.hosts)
+                )
+                log.info("page served to who has a token", url=url)
             audit.lock.publish(server.url)
             log.info("The page is %s/", server.url)
             self._listening(server.url)
@@ -493,10 +506,13 @@ class Daemon:
         turn_ms = feed.warm_at(instrument)
         return engine.warm_at(instrument, self._clock.market_ms()) if turn_ms is None else turn_ms
 
-    async def _command(self, feed: LiveFeed, kind: CommandKind, note: str) -> int:
+    async def _command(self, feed: LiveFeed, request: CommandRequest, caller: Caller) -> int:
         """Submit an operator's command; return the sequence of its step."""
         now_ms = self._clock.market_ms()
-        return await self._submit(feed, Command(kind, note, now_ms, now_ms))
+        command = Command(
+            request.kind, request.note, now_ms, now_ms, request.origin, caller.token, caller.user
+        )
+        return await self._submit(feed, command)
 
     async def _submit(self, feed: LiveFeed, event: Event) -> int:
         """Submit *event*; return the sequence of its step once that is stored."""

@@ -103,7 +103,11 @@ class Notices:
                 self._breach = self._breach if breach else ""
                 note = _shortened(command.note)
                 note = f"{_COMMANDS[command.kind]} ({note})" if note else _COMMANDS[command.kind]
-                found.append(_notice("halt", step, command=command.kind.value, note=note))
+                found.append(
+                    _notice(
+                        "halt", step, command=command.kind.value, note=note, giver=command.giver
+                    )
+                )
             case ParityCheck() as check:
                 result = _shortened(check.reason)
                 found.append(_notice("parity", step, outcome=check.outcome.value, result=result))

@@ -24,7 +24,7 @@ from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Footer, Input, Static
 
-from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.http.client import give
 from tracepaper.daemon.terminal.screen import STOP, ScreenState, screen
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.market import CommandKind
@@ -204,7 +204,7 @@ class LiveView(App[None]):
     def _command(self, kind: CommandKind, note: str) -> None:
         """Give the command over the daemon's HTTP interface, as ``tracepaper command`` does."""
         try:
-            answer = ask(self._database, "/command", {"kind": kind.value, "note": note})
+            answer = give(self._database, kind, note)
         except TracepaperError as error:
             self.notify(visible(str(error)), severity="error", timeout=20, markup=False)
         else:

@@ -305,7 +305,9 @@ class Lines:
                     repaired_by=gap.repaired_by or "never",
                 )
             case Command() as command:
-                log.warning("command", kind=command.kind.value, note=command.note)
+                log.warning(
+                    "command", kind=command.kind.value, note=command.note, giver=command.giver
+                )
             case _:
                 pass
 

@@ -50,6 +50,7 @@ from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Step
+from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 INTERRUPTED: Final = 130
@@ -76,6 +77,7 @@ class Request:
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
+    verify: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -105,9 +107,16 @@ def perform(request: Request, *, as_json: bool = False) -> None:
     quiet = as_json or not sys.stderr.isatty()
     with _interruptible() as stopped:
         made = carry_out(request, Watch(partial(_progress, quiet=quiet), stopped))
-    _say(request, made, as_json=as_json)
+    check = None
+    if request.verify and made.tally.finished:
+        from tracepaper.replay.checks.parity import check_whole
+
+        check = check_whole(made.database, made.run_id, "verify")
+    _say(request, made, check, as_json=as_json)
     if not made.tally.finished:
         raise typer.Exit(INTERRUPTED)
+    if check is not None and check.outcome is not ParityOutcome.IDENTICAL:
+        raise typer.Exit(1)
 
 
 def carry_out(request: Request, watch: Watch | None = None) -> Made:
@@ -348,7 +357,7 @@ def _progress(replay: Replay, *, quiet: bool) -> Iterator[Progress]:
         yield advance
 
 
-def _say(request: Request, made: Made, *, as_json: bool) -> None:
+def _say(request: Request, made: Made, check: ParityCheck | None, *, as_json: bool) -> None:
     database, run_id, tally, seconds = made.database, made.run_id, made.tally, made.seconds
     if as_json:
         print_json(
@@ -361,6 +370,7 @@ def _say(request: Request, made: Made, *, as_json: bool) -> None:
                 "equity_text": unscaled(tally.equity, MONEY_DECIMALS),
                 "seconds": round(seconds, 3),
                 "finished": tally.finished,
+                **({} if check is None else {"parity": check}),
             }
         )
         return
@@ -371,6 +381,8 @@ def _say(request: Request, made: Made, *, as_json: bool) -> None:
     if not tally.finished:
         way = f"`tracepaper replay --resume {run_id} …` goes on" if is_whole else "start it anew"
         console.print(f"Interrupted; {way}.", markup=False)
+    if check is not None:
+        console.print(f"Parity of the run with its replay: {check.reason}.", markup=False)
     console.print(
         f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
         f"  {program} audit verify last --db {database}\n"

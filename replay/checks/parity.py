@@ -21,12 +21,15 @@ from typing import Final
 
 from msgspec.structs import replace
 
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.commands.options import say
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.parity import unchecked
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
 from tracepaper.replay.checks.verify import Verification, verify_run
+from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.record.digest import scale_factor
@@ -426,6 +429,21 @@ def check_span(
         sentence += f" of {_span_text(from_ms, until_ms, *bounds)}"
     if found.tolerated:
         sentence += f", {found.tolerated} more within 1e-4, since {found.elsewhere}"
+    return _check_of(found, sentence, span)
+
+
+def check_of_run(reader: Reader, found: Verification) -> ParityCheck:
+    """Return what ``verify`` *found* of a whole run as a comparison with its replay."""
+    run = reader.run(found.run_id)
+    decided = reader.decided_within(reader.stored_run(found.run_id).run_key, None, None)
+    first, last = (run.period_start_ms,) * 2 if decided is None else decided
+    span = first if found.from_ms is None else found.from_ms, last + run.interval_ms
+    if not found.decisions and not found.differing:
+        return unchecked(*span, f"run {found.run_id} has decided nothing that could be compared")
+    return _check_of(found, f"identical {found.agreed} of {found.decisions} decisions", span)
+
+
+def _check_of(found: Verification, sentence: str, span: tuple[int, int]) -> ParityCheck:
     check = ParityCheck(
         ParityOutcome.IDENTICAL,
         sentence,
@@ -435,6 +453,25 @@ def check_span(
         found.tolerated,
     )
     return check if found.holds else _with_difference(check, found)
+
+
+def check_whole(database: Path, run_id: str, kind: str) -> ParityCheck:
+    """Replay all that *run_id* decided from its record, and store the result as one of *kind*.
+
+    This may take half a minute.
+    """
+    with Reader.open(database) as reader:
+        checked = CheckedRun.of(reader, run_id)
+        found = check_span(reader, database, run_id)
+    keep_check(database, checked, kind, found)
+    return found
+
+
+def keep_check(database: Path, checked: CheckedRun, kind: str, result: ParityCheck) -> None:
+    """Store what a check found beside the record; say on stderr where it cannot be stored."""
+    reason = store_check(database, checked, StoredCheck(kind, SystemClock().wall_ms(), result))
+    if reason:
+        say(f"The result is not stored: {reason}", err=True)
 
 
 def last_day(reader: Reader, run_id: str) -> int | None:

@@ -65,16 +65,21 @@ def verify(
     """Derive a run again from its stored events; exit 1 with the first difference if any."""
     from tracepaper.replay.archive import read_funding
     from tracepaper.replay.archive.columns import instant
-    from tracepaper.replay.checks.parity import check_funding
+    from tracepaper.replay.checks.parity import check_funding, check_of_run, keep_check
     from tracepaper.replay.checks.verify import verify_run
+    from tracepaper.storage.checks import CheckedRun
     from tracepaper.storage.database.reader import Reader, resolve
 
     place = resolve(None if "#" in run else database_path(db), run)
     with Reader.open(place.path) as reader:
+        checked = CheckedRun.of(reader, place.run_id)
         histories = [read_funding(path) for path in funding or ()]
         settled = [check_funding(reader, place.run_id, rates) for rates in histories]
         from_ms = None if from_ is None else instant(from_)
         found = verify_run(reader, place.path, place.run_id, sample=sample, from_ms=from_ms)
+        check = check_of_run(reader, found)
+    if sample is None and from_ms is None:  # a part is no parity of the run
+        keep_check(place.path, checked, "verify", check)
     refits = _refits(place) if refit else []
     holds = found.holds and all(one.holds for one in settled)
     holds = holds and all(one.holds for one in refits)
@@ -265,7 +270,8 @@ def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> N
     import msgspec
 
     from tracepaper.replay.archive.columns import instant
-    from tracepaper.replay.checks.parity import check_span, last_day
+    from tracepaper.replay.checks.parity import check_span, keep_check, last_day
+    from tracepaper.storage.checks import CheckedRun
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
@@ -274,7 +280,10 @@ def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> N
         if from_ms is not None and from_ms % DAY_MS:
             raise ConfigInvalid(f"--day {day} is no day; write it as 2025-05-26 (UTC).")
         until_ms = None if from_ms is None else from_ms + DAY_MS
+        checked = CheckedRun.of(reader, place.run_id)
         found = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
+    if not service:  # the daemon stores what it asked for as an event
+        keep_check(place.path, checked, "parity", found)
     if service:
         sys.stdout.write(f"{msgspec.json.encode(found).decode()}\n")
     elif json:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tracepaper.daemon.commands.options import database_path
+from tracepaper.daemon.commands.options import ConfigOption, database_path
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 LOOPBACK = "127.0.0.1"
@@ -36,8 +36,17 @@ def ui(
     open_page: Annotated[
         bool, typer.Option("--open", help="Open the page in the browser.")
     ] = False,
+    link: Annotated[
+        bool,
+        typer.Option("--link", help="Print the address of a daemon's [http] page, with its token."),
+    ] = False,
+    config: ConfigOption = None,
 ) -> None:
     """Show recorded runs in the browser: what was decided, refused, and why. Reads only."""
+    if link:
+        for line in links(config):
+            typer.echo(line)
+        return
     import asyncio
     from functools import partial
     from tempfile import TemporaryDirectory
@@ -63,7 +72,7 @@ def ui(
         with TemporaryDirectory(prefix="tracepaper-fleet-", ignore_cleanup_errors=True) as folder:
             asyncio.run(serve([], fleet=FleetSource(fleet, Path(folder))))
         return
-    paths = db or [database_path(None)]
+    paths = db or [database_path(None, config)]
     for path in paths:
         if is_page(path):
             raise DataInvalid(f"{path} is a page and not a database: open it in a browser.")
@@ -72,6 +81,32 @@ def ui(
             reader.find("last")
 
     asyncio.run(serve(paths))
+
+
+def links(config: Path | None) -> list[str]:
+    """Return an address for each token of [http]; with its label where there are several.
+
+    The token stands in the fragment, which a browser sends to nobody.
+    """
+    from urllib.parse import quote
+
+    from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.http.entrance import tokens_of
+
+    section = load(config).http
+    if section.page_address is None:
+        raise ConfigInvalid(
+            'No page is served beyond loopback; set [http] page = "0.0.0.0:9188" and tokens.'
+        )
+    _, port = section.page_address
+    if port == 0:
+        raise ConfigInvalid("[http] page picks its port at each start; name one to have a link.")
+    tokens = tokens_of(section)
+    base = f"http://{section.hosts[0]}:{port}/#token="
+    return [
+        f"{base}{quote(token, safe='')}" if len(tokens) == 1 else f"{label}: {base}{quote(token)}"
+        for label, token in tokens.items()
+    ]
 
 
 def is_page(path: Path) -> bool:

@@ -75,6 +75,10 @@ def replay(
         Path | None,
         typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
     ] = None,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Derive the run again at its end, and store the result."),
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Backtest on candles, or replay a recorded run's events; every decision is stored.
@@ -107,6 +111,7 @@ def replay(
         mode=mode,
         database=db,
         log=log,
+        verify=verify,
     )
     perform(request, as_json=json)
 

@@ -21,7 +21,7 @@ import structlog
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.config.values import NO_MODEL
-from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.http.client import give
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.parity import OFF
 from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
@@ -386,8 +386,7 @@ async def halt_and_resume(cast: Cast) -> None:
 
 async def _command(cast: Cast, kind: CommandKind) -> int:
     """Give the daemon a command as ``tracepaper command`` does; return the step it caused."""
-    body: dict[str, object] = {"kind": kind.value, "note": "the demo's operator"}
-    answer = await asyncio.to_thread(ask, cast.files.database, "/command", body)
+    answer = await asyncio.to_thread(give, cast.files.database, kind, "the demo's operator")
     return int(str(answer["sequence"]))
 
 

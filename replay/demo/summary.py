@@ -15,7 +15,7 @@ from rich.text import Text
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.live_view import RunWatcher
-from tracepaper.replay.checks.parity import check_span
+from tracepaper.replay.checks.parity import check_whole
 from tracepaper.replay.demo.playback import Race, ShowFiles
 from tracepaper.replay.document.terminal import printed
 from tracepaper.replay.document.terminal import show as show_parts
@@ -117,17 +117,11 @@ def sum_up(files: ShowFiles, played: Played, *, as_json: bool) -> None:
     if not as_json:
         show(Terminal(highlight=False), ending, files, played)
     sys.stderr.write("The run is replayed from its record, which takes a while.\n")
-    parity = replayed(files.database, ending.record.run["run_id"])
+    parity = check_whole(files.database, ending.record.run["run_id"], "parity")
     if as_json:
         print_json({**document(ending, files, played), "parity": parity})
     else:
         Terminal(highlight=False).print(parity_line(parity))
-
-
-def replayed(database: Path, run_id: str) -> ParityCheck:
-    """Replay all that the run decided from its record; this may take half a minute."""
-    with Reader.open(database) as reader:
-        return check_span(reader, database, run_id)
 
 
 def show(console: Console, ending: Ending, files: ShowFiles, played: Played) -> None:
@@ -397,7 +391,7 @@ def sum_up_own(watcher: RunWatcher, database: Path, *, as_json: bool) -> None:
     sequence = decision_to_explain(database, run_id)
     if as_json:
         facts = _own_document(summary, database, chain, sequence)
-        print_json({**facts, "parity": replayed(database, run_id)})
+        print_json({**facts, "parity": check_whole(database, run_id, "parity")})
         return
     console = Terminal()
     if watcher.reached_end:
@@ -421,7 +415,7 @@ def sum_up_own(watcher: RunWatcher, database: Path, *, as_json: bool) -> None:
     for command in ("verify last", f"explain {decision} --full", f'audit sql "{question}"'):
         line = f"  {program_name()} {command} --db {database}"
         console.print(line, soft_wrap=True, markup=False)
-    console.print(parity_line(replayed(database, run_id)))
+    console.print(parity_line(check_whole(database, run_id, "parity")))
 
 
 def _own_document(

@@ -32,9 +32,11 @@ from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates.declared import confidence, warm
+from tracepaper.strategies.gates.declared import confidence, operator, warm
 from tracepaper.strategies.gates.gate import GATES, measured, refusal, verdict, with_unit
 from tracepaper.strategies.types.decisions import Action
+from tracepaper.strategies.types.market import Command
+from tracepaper.strategies.units import iso
 
 _LAST: Final = "last"
 
@@ -52,6 +54,7 @@ class StoredDecision:
     queues: Mapping[str, QueuePosition] = field(default_factory=dict)  # of those that queued
     strategies: tuple[Row, ...] = ()  # of ``v_strategy_decisions``: what was netted, by name
     liquidations: tuple[Liquidation, ...] = ()  # since the decision before, this bar's too
+    halted_by: Command | None = None  # the operator's, which refused it
     card: Mapping[str, Any] = field(default_factory=dict)
     """Of the model that decided, where the gate of entropy judged; as the run stored it."""
     states: tuple[LastingState, ...] = ()  # what halted the run after this decision
@@ -98,6 +101,17 @@ class StoredDecision:
         if not said:
             return "The model's card has no figure of what the entropy gate is worth."
         return f"On untouched bars, by the model's card: {said[0].lower()}{said[1:]}"
+
+    @property
+    def halt(self) -> str:
+        """Who halted the run, when and why, and what lifts it; empty where no operator did."""
+        if (command := self.halted_by) is None:
+            return ""
+        note = f": {command.note.rstrip('.')}" if command.note else ""
+        return (
+            f"The operator gave {command.kind} at {iso(command.market_ms)}, {command.giver}{note}. "
+            "RESUME lifts it."
+        )
 
     @property
     def reweighting(self) -> str:
@@ -248,9 +262,17 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             queue_positions(reader, run_id, orders, config.get("execution", {})),
             _netted(views, sequence, config),
             liquidations_of(reader, views, decisions[0], config),
+            _halted_by(reader, run_id, decisions[0]),
             views.card(model),
             lasting_states(reader, run_id, until=sequence),
         )
+
+
+def _halted_by(reader: Reader, run_id: str, decision: Row) -> Command | None:
+    """Return the operator's command that refused *decision*; None where none did."""
+    if decision["refused_by"] != operator.name:
+        return None
+    return reader.newest_of(run_id, Command, until=decision["sequence"])
 
 
 def _netted(views: RunViews, sequence: int, config: Mapping[str, Any]) -> tuple[Row, ...]:

@@ -86,7 +86,7 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
     if stored.notes:
         yield Paragraph(f"The strategy noted: {', '.join(map(_noted, stored.notes))}.")
     yield _gates(flips)
-    yield from map(Paragraph, filter(None, (stored.entropy_worth, stored.reweighting)))
+    yield from map(Paragraph, filter(None, (stored.halt, stored.entropy_worth, stored.reweighting)))
     yield Paragraph(flips.sentence)
     if stored.trend is not None:
         yield Paragraph(stored.trend)

@@ -175,6 +175,7 @@ class Halt(Struct, frozen=True):
     sentence: str  # as the report says it
     word: str = ""  # HALT or FLATTEN
     note: str = ""  # of the operator
+    giver: str = ""  # the operator and the means: "by root, on the page, with the token anna"
 
 
 class Run(Struct, frozen=True):

@@ -27,7 +27,7 @@ from tracepaper.storage.database.stretch import decision_beside
 from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.builtin import BAND, SIZE, TREND
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates.declared import shifted, warm
+from tracepaper.strategies.gates.declared import operator, shifted, warm
 from tracepaper.strategies.gates.gate import (
     GATES,
     MILLISECONDS,
@@ -307,7 +307,7 @@ def _trend_words(
 
 
 def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: str) -> str:
-    row, parts = stored.decision, []
+    row, parts = stored.decision, [stored.halt]
     if stored.run["strategy"] == TREND:
         if noted := _trend_noted(stored):
             parts.append(_trend_words(stored, noted, held, base))
@@ -350,7 +350,11 @@ def _flip(stored: StoredDecision, flips: Flips, held: ShownPosition, base: str) 
     if stored.decision["action"] == Action.FLAT and not held.is_flat:
         return sentence
     kept = held.words(base)
-    return sentence if kept == "flat" else f"{sentence} {kept[:1].upper()}{kept[1:]} was kept."
+    return (
+        sentence
+        if kept == "flat"
+        else f"{sentence} {kept[:1].upper()}{kept[1:]} was kept.".lstrip()
+    )
 
 
 def _would_have(failed: list[GateMargin]) -> str:
@@ -363,8 +367,8 @@ def _would_have(failed: list[GateMargin]) -> str:
     name, declared = gate.gate, GATES[gate.gate]
     if gate.margin is None:
         return f"The measure of {short(name)} could not be computed."
-    if declared.is_switch:
-        return f"{short(name)} answers yes or no, and it said no."
+    if declared.is_switch:  # of the operator's command the sentence before says who gave it
+        return "" if name == operator.name else f"{short(name)} answers yes or no, and it said no."
     size = margin_text(name, gate.margin)
     way = "more" if declared.at_least else "less"
     if name == shifted.name:

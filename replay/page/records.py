@@ -13,13 +13,14 @@ import numpy.typing as npt
 
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Refusing, ShownRun
-from tracepaper.replay.page.runs import halt, parity_state
+from tracepaper.replay.page.runs import halt, newest_parity
 from tracepaper.replay.report.record import view_arrays
+from tracepaper.replay.report.states import command_of
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.storage.database.stretch import outcomes
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.rows import HALTED, sequence_of, step_key
-from tracepaper.strategies.types.market import GapCause, ParityCheck
+from tracepaper.strategies.types.market import GapCause
 from tracepaper.strategies.units import DAY_MS
 
 SHOWN_VIEWS: Final = {view.name: view for view in VIEWS if view.name != "v_runs"}
@@ -211,7 +212,7 @@ def health(shown: ShownRun, served: str = "") -> answers.Health:
         state=state,
         halted_by=halted_by,
         not_ready=[],
-        parity=parity_state(shown.reader.newest_of(shown.run_id, ParityCheck)),
+        parity=newest_parity(shown),
         parity_due_ms=None,
         is_checking=False,
         feeds=[],
@@ -274,8 +275,8 @@ def _events(
 def told(kind: str, content: dict[str, Any]) -> str:
     """Return an event in one line."""
     if kind == "command":
-        note = f": {content['note']}" if content.get("note") else ""
-        return f"{content.get('kind', kind)}{note}"
+        command = command_of(content)
+        return f"{command.kind} {command.giver}" + (f": {command.note}" if command.note else "")
     if kind == "gap":
         repaired = content.get("repaired_by")
         after = f"repaired by {repaired}" if repaired else "never repaired"

@@ -17,6 +17,7 @@ from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of
 from tracepaper.replay.page.columns import ACCOUNTS, OWN
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number
 from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.database.stretch import decided_at, outcomes
 from tracepaper.storage.record.rows import step_key
@@ -25,6 +26,7 @@ from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
+from tracepaper.strategies.units import DAY_MS
 
 # ---------------------------------------------------------------- all runs
 
@@ -170,7 +172,7 @@ def run(
         holdings=holdings(shown),
         last_refusal=_last_refusal(shown),
         last_fill=_last_fill(shown.views),
-        parity=parity_state(shown.reader.newest_of(shown.run_id, ParityCheck)),
+        parity=newest_parity(shown),
         damage=answers.Damage(columns.span[1], damage) if damage else None,
         halt=halt(shown),
         notes=columns.kept_value("noted", lambda: _noted_names(shown)),
@@ -283,7 +285,7 @@ def halt(shown: ShownRun) -> answers.Halt | None:
     for one in shown.columns.kept_value("states", lambda: _states(shown)):
         return answers.Halt(
             one.by, one.since_ms, one.sequence, one.refused, one.idle_ms, one.sentence,
-            one.word, one.note,
+            one.word, one.note, one.giver,
         )  # fmt: skip
     return None
 
@@ -292,24 +294,35 @@ def _states(shown: ShownRun) -> tuple[LastingState, ...]:
     return lasting_states(shown.reader, shown.run_id)
 
 
-def parity_state(check: ParityCheck | None) -> answers.ParityState | None:
-    """Return the newest daily replay as the page shows it."""
-    if check is None:
-        return None
-    failed = check.outcome is ParityOutcome.FAILED
+def newest_parity(shown: ShownRun) -> answers.ParityState | None:
+    """Return the newest comparison of the run with its replay; None where there is none.
+
+    A check that was made on the run's last step is newer than every event of the run.
+    """
+    stored = shown.reader.stored_run(shown.run_id)
+    made = newest_check(shown.reader.connection, stored.run_key, stored.head_digest)
+    if made is not None:
+        return parity_state(made.result, made.checked_ms)
+    event = shown.reader.newest_of(shown.run_id, ParityCheck)
+    return None if event is None else parity_state(event, event.market_ms)
+
+
+def parity_state(check: ParityCheck, at_ms: int) -> answers.ParityState:
+    """Return a comparison with a replay, made at *at_ms*, as the page shows it."""
     difference = ""
-    if check.differs_at:
+    if check.differs_at or check.field:
         difference = (
             f"{check.differs_at}, {check.field}: stored {check.stored}, replayed "
             f"{check.replayed}; the culprit is the {check.culprit}"
         )
+    is_day = check.until_ms - check.from_ms == DAY_MS and check.from_ms % DAY_MS == 0
     return answers.ParityState(
-        identical=check.identical,
+        identical=check.identical + check.within_tolerance,
         decisions=check.compared,
-        day=str(np.datetime64(check.from_ms, "ms"))[:10],
-        at_ms=check.market_ms,
-        error=check.reason if failed else "",
-        first_difference=difference,
+        day=str(np.datetime64(check.from_ms, "ms"))[:10] if is_day else "",
+        at_ms=at_ms,
+        error=check.reason if check.outcome is ParityOutcome.FAILED else "",
+        first_difference=difference.removeprefix(", "),
     )
 
 

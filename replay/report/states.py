@@ -11,13 +11,15 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
 from tracepaper.strategies.gates.declared import operator, risk_drawdown, risk_halt
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import CommandKind, Side
+from tracepaper.strategies.types.market import Command, CommandKind, Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
@@ -57,6 +59,7 @@ class LastingState:
     ends_by: str
     word: str = ""  # of the operator: HALT or FLATTEN
     note: str = ""
+    giver: str = ""  # the operator and the means
 
     def document(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -74,21 +77,25 @@ def lasting_states(
         return ()
     span = _Span(reader, views, newest[-1]["sequence"], newest[-1]["market_ms"])
     commands = [
-        (sequence, at_ms, json.loads(content)) for sequence, at_ms, content in span.rows(_COMMANDS)
+        (sequence, at_ms, command_of(json.loads(content), at_ms))
+        for sequence, at_ms, content in span.rows(_COMMANDS)
     ]
-    resumed = max((at for at, _, of in commands if of["kind"] == CommandKind.RESUME), default=-1)
+    resumed = max((at for at, _, of in commands if of.kind is CommandKind.RESUME), default=-1)
     found = []
     if words := [command for command in commands if command[0] > resumed]:
-        (sequence, since_ms, _), (_, _, newest_word) = words[0], words[-1]
-        word, note = str(newest_word["kind"]), str(newest_word.get("note") or "")
-        by = f"the operator's {word}" + (f" ({note})" if note else "")
-        found.append(span.state("operator", operator.name, since_ms, sequence, by, word, note))
+        (sequence, since_ms, _), (_, _, newest_command) = words[0], words[-1]
+        found.append(span.state("operator", operator.name, since_ms, sequence, newest_command))
     halts = [row for row in span.rows(_HALTS) if row[0] > resumed]
     for sequence, since_ms, limit in halts[-1:]:
-        found.append(span.state("limit", limit, since_ms, sequence, limit))
+        found.append(span.state("limit", limit, since_ms, sequence))
     if not halts and (state := span.refused_by_drawdown(resumed)) is not None:
         found.append(state)
     return tuple(found)
+
+
+def command_of(content: dict[str, Any], market_ms: int = 0) -> Command:
+    """Return the operator's command of an event's *content*."""
+    return msgspec.convert({**content, "market_ms": market_ms, "seen_ms": market_ms}, Command)
 
 
 class _Span:
@@ -109,12 +116,15 @@ class _Span:
         gate: str,
         since_ms: int,
         sequence: int,
-        by: str,
-        word: str = "",
-        note: str = "",
+        command: Command | None = None,
     ) -> LastingState:
-        """Return the state that *gate* holds the run in since step *sequence*."""
-        gates, what = ((gate,), "decisions") if word else (LIMITS, "entries")
+        """Return the state that *gate* holds the run in since step *sequence*, by any *command*."""
+        gates, what, by = LIMITS, "entries", gate
+        word = note = giver = ""
+        if command is not None:
+            word, note, giver = command.kind.value, command.note, command.giver
+            gates, what = (gate,), "decisions"
+            by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
         refused = self._refused(gates, sequence) if self._counts else None
         count = ""
         if refused is not None:
@@ -127,7 +137,7 @@ class _Span:
         )
         return LastingState(
             kind, gate, since_ms, sequence, refused, idle_ms, sentence, CommandKind.RESUME.value,
-            word, note,
+            word, note, giver,
         )  # fmt: skip
 
     def refused_by_drawdown(self, after: int) -> LastingState | None:

@@ -52,6 +52,7 @@ _STEP_OPENED: Final = "(SELECT s.open_time_ms FROM steps s WHERE s.step = {} + {
 DAY_OF: Final = (
     "closed_ms",
     "filled_ms",
+    "checked_ms",
     "created_ms",
     "open_time_ms",
     "market_ms",

@@ -492,10 +492,12 @@ class Reader(ReadOnly):
         event = next(self._events(run_id, chosen, what), None)
         return event if isinstance(event, ExternalRead) else None
 
-    def newest_of(self, run_id: str, kind: type[_Kind]) -> _Kind | None:
-        """Return the last event of *kind* of the run, if there is one."""
+    def newest_of(
+        self, run_id: str, kind: type[_Kind], *, until: int | None = None
+    ) -> _Kind | None:
+        """Return the last event of *kind* of the run, up to step *until*, if there is one."""
         chosen = "kind = ? ORDER BY step DESC LIMIT 1"
-        event = next(self._events(run_id, chosen, EVENT_KINDS[kind]), None)
+        event = next(self._events(run_id, chosen, EVENT_KINDS[kind], until=until), None)
         return event if isinstance(event, kind) else None
 
     def _of_type(self, run_id: str, kind: type[_Kind], *, until: int | None = None) -> list[_Kind]:

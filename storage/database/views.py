@@ -43,7 +43,7 @@ from tracepaper.storage.record.columns import (
 from tracepaper.storage.record.rows import EVENT_TYPES, HALTED, INDEXED_KINDS
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.decisions import BLOCK_BARS
-from tracepaper.strategies.types.market import GapCause, Source
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin, GapCause, Source
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, WEEK_MS, any_of
 
 if TYPE_CHECKING:
@@ -165,6 +165,30 @@ V_GAPS: Final = View(
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = e.instrument",
 )
 
+V_COMMANDS: Final = View(
+    "v_commands",
+    "an operator's command, and who gave it",
+    (
+        *of_step("e"),
+        Shown("kind", "json_extract(e.content, '$.kind')", any_of(CommandKind)),
+        Shown("note", "json_extract(e.content, '$.note')", "the operator's reason"),
+        Shown("origin", "json_extract(e.content, '$.origin')", any_of(CommandOrigin)),
+        Shown(
+            "token",
+            "json_extract(e.content, '$.token')",
+            "label of the token that was sent; `database` for that of the file beside it",
+        ),
+        Shown(
+            "user",
+            "json_extract(e.content, '$.user')",
+            "the system's user of the process that sent it; empty where that is not known",
+        ),
+        *moment("market_ms", "e.market_ms", "market time at which it was taken"),
+    ),
+    f"FROM runs r JOIN events e ON e.run_key = r.run_key AND e.{INDEXED_KINDS} "
+    "AND e.kind = 'command'",
+)
+
 _BAR_CONTENT: Final = (
     "json_object('open_time_ms', s.open_time_ms, 'open', s.open, 'high', s.high, 'low', s.low, "
     "'close', s.close, 'volume', s.volume, 'turnover', s.turnover, "
@@ -232,7 +256,7 @@ V_EVENTS: Final = View(
     f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
 )
 
-RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_EVENTS)
+RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
 
 # ---------------------------------------------------------------- decisions, gates, explanations
 
@@ -557,6 +581,26 @@ V_LEDGER: Final = View(
     "LEFT JOIN instruments i ON i.run_key = r.run_key AND i.instrument = l.instrument",
 )
 
+V_CHECKS: Final = View(
+    "v_checks",
+    "what a comparison of the run with its replay found; no part of the chain",
+    (
+        Shown("run_id", "r.run_id", "the run"),
+        Shown("sequence", "c.sequence", "its last step when the check began", "INTEGER"),
+        *moment("checked_ms", "c.checked_ms", "wall time at which the check ended"),
+        Shown("kind", "c.kind", "the command: `verify` or `parity`"),
+        *shown("c", "checks", "result", "compared", "identical", "content", "head"),
+        Shown(
+            "is_current",
+            "c.head = r.head_digest",
+            "1 while no step came after",
+            "INTEGER",
+            is_flag=True,
+        ),
+    ),
+    "FROM runs r JOIN checks c ON c.run_key = r.run_key",
+)
+
 ACCOUNT_VIEWS: Final = (
     V_ORDERS,
     V_FILLS,
@@ -568,7 +612,7 @@ ACCOUNT_VIEWS: Final = (
     V_TWIN_EQUITY,
 )
 
-VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS)
+VIEWS: Final[tuple[View, ...]] = (*RUN_VIEWS, *DECISION_VIEWS, *ACCOUNT_VIEWS, V_CHECKS)
 """Every view; ``view.row`` says what a row is, ``view.columns`` what each column means."""
 
 

@@ -536,6 +536,18 @@ _PRUNES = (
     _blob("state", null=True),  # the engine's carried state there
 )
 
+_CHECKS = (
+    _key("run_key", "runs.run_key"),
+    _key("sequence"),
+    _key("checked_ms"),
+    _key("kind", kind=TEXT),
+    _blob("head", "digest of that step; the row counts while it is the run's last", HASH),
+    _text("result", "`identical`, `different` or `failed`"),
+    _whole("compared", "decisions that were compared"),
+    _whole("identical", "of them equal, in every bit or within their tolerances"),
+    _text("content", "JSON: the span, the first difference, or why it failed"),
+)
+
 # The id is made once a file; the run is the only one of a file that ``db pull`` made of it alone.
 _DATABASES = (_key("database_id", kind=TEXT), _text("only_run_id", null=True))
 _ARCHIVE_SERIES = (
@@ -585,6 +597,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "ledger": (*_LEDGER, _POSITION_SIDE),
     "halts": _HALTS,
     "prunes": _PRUNES,
+    "checks": _CHECKS,
     "databases": _DATABASES,
     "archive_series": _ARCHIVE_SERIES,
     "archive_bars": _ARCHIVE_BARS,

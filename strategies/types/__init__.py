@@ -147,6 +147,9 @@ from tracepaper.strategies.types.market import (
     CommandKind as CommandKind,
 )
 from tracepaper.strategies.types.market import (
+    CommandOrigin as CommandOrigin,
+)
+from tracepaper.strategies.types.market import (
     CorporateAction as CorporateAction,
 )
 from tracepaper.strategies.types.market import (

@@ -403,13 +403,40 @@ class CommandKind(StrEnum):
     FLATTEN = "FLATTEN"
 
 
+class CommandOrigin(StrEnum):
+    """What an operator gave a command by: the page, the command line, or HTTP alone."""
+
+    PAGE = "page"
+    COMMAND = "command"
+    HTTP = "http"
+
+
 class Command(Struct, frozen=True, gc=False):
-    """An operator's command: HALT holds everything, RESUME lifts it, FLATTEN halts and closes."""
+    """An operator's command: HALT holds everything, RESUME lifts it, FLATTEN halts and closes.
+
+    ``origin`` is what the client calls itself. ``token`` is the label of the token that it sent,
+    never its text; ``user`` the system's user of the process that sent it, empty where the system
+    does not tell.
+    """
 
     kind: CommandKind
     note: str
     market_ms: int
     seen_ms: int
+    origin: CommandOrigin = CommandOrigin.HTTP
+    token: str = ""
+    user: str = ""
+
+    @property
+    def giver(self) -> str:
+        """Who gave it and by what, in words: ``by root, on the page, with the token anna``."""
+        by = f"by {self.user}, " if self.user else ""
+        means = {
+            CommandOrigin.PAGE: "on the page",
+            CommandOrigin.COMMAND: "on the command line",
+            CommandOrigin.HTTP: "over HTTP",
+        }[self.origin]
+        return f"{by}{means}" + (f", with the token {self.token}" if self.token else "")
 
 
 class Closed(Struct, frozen=True, gc=False):

@@ -122,7 +122,7 @@ def main() -> None:
 
 def page(folder: Path) -> None:
     """Photograph the page of the README's backtest as it opens."""
-    ended = run(["replay", "--data", str(CANDLES), "--db", "run.db"], folder)
+    ended = run(["replay", "--data", str(CANDLES), "--db", "run.db", "--verify"], folder)
     if ended.code != 0:
         sys.exit(ended.err)
     command = [str(BIN / "tracepaper"), "ui", "--db", "run.db", "--port", "0"]

@@ -163,7 +163,9 @@ def test_the_container_is_read_only_and_unprivileged() -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert "data:/data" in list(service["volumes"])  # type: ignore[call-overload]
     assert "data" in document["volumes"]
-    assert "ports" not in service
+    published = service["ports"]
+    assert isinstance(published, list)
+    assert all(port.startswith("127.0.0.1:") for port in published)
     build = service["build"]
     assert isinstance(build, dict)
     assert (DEPLOY / build["context"] / build["dockerfile"]).resolve() == DEPLOY / "Dockerfile"

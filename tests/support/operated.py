@@ -10,9 +10,9 @@ from pathlib import Path
 from tracepaper.daemon.http.client import write_token
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.storage.database.lock import InstanceLock
-from tracepaper.strategies.types.market import CommandKind
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 
 @dataclass
@@ -22,9 +22,11 @@ class Operated:
     database: Path
     lock: InstanceLock
     commands: list[tuple[CommandKind, str]] = field(default_factory=list)
+    callers: list[tuple[CommandOrigin, Caller]] = field(default_factory=list)
 
-    async def submit(self, kind: CommandKind, note: str) -> int:
-        self.commands.append((kind, note))
+    async def submit(self, request: CommandRequest, caller: Caller) -> int:
+        self.commands.append((request.kind, request.note))
+        self.callers.append((request.origin, caller))
         return 17
 
 
@@ -35,7 +37,7 @@ async def serving(database: Path, monitor: Monitor) -> AsyncIterator[Operated]:
     async with HttpServer(
         host="127.0.0.1",
         port=0,
-        token=write_token(database),
+        tokens={"database": write_token(database)},
         status=monitor.status,
         submit=operated.submit,
         registry=registry_of(monitor),

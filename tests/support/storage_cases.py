@@ -47,6 +47,7 @@ from tracepaper.strategies.types.market import (
     Category,
     Command,
     CommandKind,
+    CommandOrigin,
     CorporateAction,
     CorporateActionKind,
     Depths,
@@ -341,6 +342,9 @@ def other_events() -> list[Event]:
         Mark(ETH.id, 12_345, **at, index=12_340, last=12_346, funding_rate=-(10**9)),
         Funding(BTC.id, -1_000_000, **at),
         Command(CommandKind.HALT, "lunch, it's 'noon'", **at),
+        Command(
+            CommandKind.RESUME, "", **at, origin=CommandOrigin.PAGE, token="anna", user="Jos\u00e9"
+        ),
         ExternalRead("file", "/data/BTCUSDT.csv", **at),
         retrained(**at),
         retrained(difference=None, error=None, p=None, level=None, **at),

@@ -59,7 +59,7 @@ class Server {
     const response = await this.#send("/command", {
       method: "POST",
       headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
-      body: JSON.stringify({ kind: word, note }),
+      body: JSON.stringify({ kind: word, note, origin: "page" }),
     });
     return response.json();
   }

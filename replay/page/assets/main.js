@@ -3,5 +3,8 @@ import { html, render } from "./vendor/htm-preact.js";
 import { App } from "./app.js";
 import { applyTheme } from "./theme.js";
 
+const isToken = location.hash.startsWith("#token=");
+// What a sign-in leaves in the address: a link with a token, or the mark that it went through.
+if (isToken || location.search === "?in") history.replaceState(null, "", isToken ? "/" : `/${location.hash}`);
 applyTheme();
 render(html`<${App} />`, document.getElementById("page"));

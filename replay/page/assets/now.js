@@ -147,7 +147,7 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 /** What halts the run, since when, what it refused, and how long nothing was entered. */
 function Halted({ run }) {
   const { halt } = run;
-  const by = halt.word ? `the operator's ${halt.word}` : halt.by;
+  const by = halt.word ? `the operator's ${halt.word} ${halt.giver}` : halt.by;
   const refused = halt.refused == null ? "" : ` ${count(halt.refused)} ${halt.word ? "decisions" : "entries"} refused;`;
   return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}>
     <b>This run is halted by ${by} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pwd
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,9 +30,10 @@ from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import ask, token_file, write_token
 from tracepaper.daemon.http.monitor import Monitor
+from tracepaper.daemon.http.server import Caller
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Position, TwinStep
-from tracepaper.strategies.types.market import CommandKind
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 
 @pytest.fixture
@@ -88,6 +90,8 @@ async def test_the_operators_word_reaches_the_daemon(
     assert await called("command", "FLATTEN", "--db", daemon.database, "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"kind": "FLATTEN", "sequence": 17}
     assert daemon.commands == [(CommandKind.HALT, "news"), (CommandKind.FLATTEN, "")]
+    caller = Caller("database", pwd.getpwuid(os.geteuid()).pw_name)
+    assert daemon.callers == [(CommandOrigin.COMMAND, caller)] * 2
 
 
 async def test_the_token_is_its_owners_alone_and_new_at_each_start(daemon: Operated) -> None:

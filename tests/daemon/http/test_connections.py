@@ -16,13 +16,14 @@ from waiting import deadline
 
 from tracepaper.daemon.http.server import (
     CONNECTIONS_MAX,
+    Caller,
+    CommandRequest,
     ConnectionLimits,
     HttpServer,
     Submit,
     metrics_listener,
 )
 from tracepaper.daemon.terminal import console
-from tracepaper.strategies.types.market import CommandKind
 
 pytestmark = pytest.mark.usefixtures("lines_on_stderr")
 
@@ -36,7 +37,7 @@ def lines_on_stderr() -> None:
     console.configure(output="json")
 
 
-async def submit(_kind: CommandKind, _note: str) -> int:
+async def submit(_request: CommandRequest, _caller: Caller) -> int:
     await asyncio.sleep(4 * TIMEOUT_S)  # a handler at work is not hurried
     return 1
 
@@ -51,7 +52,7 @@ async def served(
     async with HttpServer(
         host="127.0.0.1",
         port=0,
-        token="t",
+        tokens={"database": "t"},
         status=lambda: {"ready": True},
         submit=submit,
         registry=CollectorRegistry(),
@@ -143,7 +144,7 @@ async def test_connections_over_the_limit_are_answered_503_and_said_once(
     begun = asyncio.Semaphore(0)
     may_end = asyncio.Event()
 
-    async def work(_kind: CommandKind, _note: str) -> int:
+    async def work(_request: CommandRequest, _caller: Caller) -> int:
         begun.release()
         await may_end.wait()
         return 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pwd
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -13,9 +15,9 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 from waiting import deadline, deadline_s
 
-from tracepaper.daemon.http.server import NOTE_LIMIT, HttpServer
+from tracepaper.daemon.http.server import NOTE_LIMIT, Caller, CommandRequest, HttpServer
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid
-from tracepaper.strategies.types.market import CommandKind
+from tracepaper.strategies.types.market import CommandKind, CommandOrigin
 
 TOKEN = "only-the-owner-knows"
 KNOWN = {"Authorization": f"Bearer {TOKEN}"}
@@ -27,12 +29,14 @@ class Daemon:
 
     status: dict[str, object] = field(default_factory=lambda: {"ready": True, "bars": 3})
     commands: list[tuple[CommandKind, str]] = field(default_factory=list)
+    callers: list[tuple[CommandOrigin, str, str]] = field(default_factory=list)
     is_broken: bool = False
 
-    async def submit(self, kind: CommandKind, note: str) -> int:
+    async def submit(self, request: CommandRequest, caller: Caller) -> int:
         if self.is_broken:
             raise AuditUnwritable("The disk is full; free some space.")
-        self.commands.append((kind, note))
+        self.commands.append((request.kind, request.note))
+        self.callers.append((request.origin, *caller))
         return 41 + len(self.commands)
 
 
@@ -48,7 +52,7 @@ async def url(daemon: Daemon) -> AsyncIterator[str]:
     async with HttpServer(
         host="127.0.0.1",
         port=0,
-        token=TOKEN,
+        tokens={"database": TOKEN, "anna": "a-token-of-anna-alone"},
         status=lambda: daemon.status,
         submit=daemon.submit,
         registry=registry,
@@ -94,6 +98,26 @@ async def test_a_command_is_handed_on_and_answered_with_its_event(
     async with client.post(f"{url}/command", json={"kind": "RESUME"}) as answer:
         assert (await answer.json())["sequence"] == 43
     assert daemon.commands == [(CommandKind.HALT, "lunch"), (CommandKind.RESUME, "")]
+
+
+@pytest.mark.parametrize("origin", [None, *CommandOrigin])
+@pytest.mark.parametrize(
+    ("token", "label"), [(TOKEN, "database"), ("a-token-of-anna-alone", "anna")]
+)
+async def test_a_command_brings_its_origin_its_tokens_label_and_the_user_of_its_process(
+    url: str,
+    daemon: Daemon,
+    client: aiohttp.ClientSession,
+    origin: CommandOrigin | None,
+    token: str,
+    label: str,
+) -> None:
+    body = {"kind": "HALT"} if origin is None else {"kind": "HALT", "origin": origin.value}
+    headers = {"Authorization": f"Bearer {token}"}
+    async with client.post(f"{url}/command", json=body, headers=headers) as answer:
+        assert answer.status == 200
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert daemon.callers == [(origin or CommandOrigin.HTTP, label, user)]
 
 
 @pytest.mark.parametrize(
@@ -196,7 +220,7 @@ async def test_a_port_that_is_taken_is_refused_in_one_sentence(daemon: Daemon) -
         server = HttpServer(
             host="127.0.0.1",
             port=taken.getsockname()[1],
-            token=TOKEN,
+            tokens={"database": TOKEN},
             status=lambda: daemon.status,
             submit=daemon.submit,
             registry=CollectorRegistry(),
@@ -209,7 +233,7 @@ async def test_the_end_frees_the_port_though_a_client_holds_on(daemon: Daemon) -
     server = HttpServer(
         host="127.0.0.1",
         port=0,
-        token=TOKEN,
+        tokens={"database": TOKEN},
         status=lambda: daemon.status,
         submit=daemon.submit,
         registry=CollectorRegistry(),

@@ -32,7 +32,7 @@ from waiting import deadline_s, until
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.http.client import token_file
-from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.replay.page import process, server
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.news import STEPS_MAX
@@ -66,14 +66,14 @@ async def daemon_of(database: Path) -> AsyncIterator[Served]:
     page = Page([database], served=run)
     commands: list[tuple[CommandKind, str]] = []
 
-    async def submit(kind: CommandKind, note: str) -> int:
-        commands.append((kind, note))
+    async def submit(request: CommandRequest, _caller: Caller) -> int:
+        commands.append((request.kind, request.note))
         return 1
 
     async with HttpServer(
         host="127.0.0.1",
         port=0,
-        token=TOKEN,
+        tokens={"database": TOKEN},
         status=lambda: {"ready": True},
         submit=submit,
         registry=CollectorRegistry(),

@@ -19,12 +19,11 @@ from aiohttp.typedefs import URL  # type: ignore[attr-defined]
 from page_cases import shown_of
 from prometheus_client import CollectorRegistry
 
-from tracepaper.daemon.http.server import HttpServer
+from tracepaper.daemon.http.server import Caller, CommandRequest, HttpServer
 from tracepaper.replay.page import interface, server
 from tracepaper.replay.page.news import STEPS_MAX
 from tracepaper.replay.page.routes import PREFIX, ROUTES
 from tracepaper.replay.page.server import POLICY, Page, serving
-from tracepaper.strategies.types.market import CommandKind
 
 
 def readers() -> list[int]:
@@ -243,14 +242,14 @@ async def test_a_daemon_s_server_shows_the_page_and_takes_no_word_without_its_to
         made.append(Page([cross_database], served=run, status=lambda: status))
         return made[-1]
 
-    async def submit(_kind: CommandKind, _note: str) -> int:
+    async def submit(_request: CommandRequest, _caller: Caller) -> int:
         raise AssertionError("no command may come through")
 
     run = shown_of(cross_database).run_id
     async with HttpServer(
         host="127.0.0.1",
         port=0,
-        token="only-the-owner-knows",
+        tokens={"database": "only-the-owner-knows"},
         status=lambda: {"ready": True},
         submit=submit,
         registry=CollectorRegistry(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from exchange_client import FIRST_MS, walk_rows
@@ -44,7 +45,10 @@ def test_bars_that_a_class_was_trained_on_are_counted_and_judged_apart(
     until = iso(FIRST_MS + HOUR * trained)
     name, path = f"fitted_{trained}".replace("-", "_"), tmp_path / "run.db"
     (tmp_path / f"{name}.py").write_text(MODEL.format(until=until))
-    config = {"model": {"class": f"{name}:Mine"}, "gate": {"horizon": 4, "edge": 0}}
+    config: dict[str, dict[str, Any]] = {
+        "model": {"class": f"{name}:Mine"},
+        "gate": {"horizon": 4, "edge": 0},
+    }
     with importable(tmp_path):
         data = {"BTCUSDT": columns()}
         run = tracepaper.backtest("attention", data, config=config, db=path, progress=False)

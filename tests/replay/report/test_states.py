@@ -40,7 +40,7 @@ def ran(
     path: Path, risk: dict[str, Any], words: dict[int, Command], *, long_only: bool = False
 ) -> str:
     """Replay 240 hours under the limits *risk*; a word comes after so many bars. Return its id."""
-    sections = {
+    sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": ["BTCUSDT"], "interval": "60"},
         "strategy": {**CROSS, "long_only": long_only},
         "sizing": {"mode": "equity", "fraction": "0.5"},
@@ -174,7 +174,7 @@ def test_what_a_halted_run_shows_begins_with_it_and_a_prune_keeps_it(
 def test_a_run_that_takes_over_a_halted_one_records_its_halt_at_once() -> None:
     def engine() -> Any:
         strategy = {**CROSS, "fast": 1, "slow": 2}
-        sections = {"strategy": strategy, "sizing": {"mode": "equity"}}
+        sections: dict[str, dict[str, Any]] = {"strategy": strategy, "sizing": {"mode": "equity"}}
         return build_engine(
             load(None, {**sections, "risk": {"max_daily_loss": "5"}}),
             [instrument()],

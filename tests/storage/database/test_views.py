@@ -63,6 +63,8 @@ PROMISED = {
     "v_twin_fills": "run_id sequence twin order_id side quantity price fee liquidity reason",
     "v_twin_equity": "run_id sequence twin quantity average_price realized_pnl unrealized_pnl "
     "cash equity fees_paid funding_paid",
+    "v_checks": "run_id sequence checked_ms kind result compared identical content is_current",
+    "v_commands": "run_id sequence kind note origin token user market_ms",
     "v_gaps": "run_id sequence from_ms until_ms cause repaired_by",
     "v_events": "run_id sequence kind instrument market_ms seen_ms content",
 }

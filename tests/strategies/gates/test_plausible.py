@@ -32,8 +32,8 @@ def test_the_yardstick_is_the_median_true_range_of_the_last_sixty_bars(seed: int
     draw = random.Random(seed)
     for place in range(1, 300):
         if draw.random() < 0.4:  # a bar without trades
-            last = history[place - 1].close
-            history[place] = bar(last, index=place, open_=last, high=last, low=last)
+            still = history[place - 1].close
+            history[place] = bar(still, index=place, open_=still, high=still, low=still)
     ranges = [history[0].high - history[0].low]
     for last, this in pairwise(history):
         ranges.append(max(this.high, last.close) - min(this.low, last.close))

@@ -17,7 +17,7 @@ const COUNTED = {
 };
 
 function Parity({ parity, due }) {
-  if (!parity) return html`<p>The record holds no comparison with a replay${due ? `; the daemon stores one at ${moment(due)}` : ""}. What <code>verify</code> and the end of <code>demo</code> print, they do not store.</p>`;
+  if (!parity) return html`<p>The record holds no comparison with a replay${due ? `; the daemon stores one at ${moment(due)}` : ""}. <code>tracepaper verify</code> and <code>tracepaper parity</code> store one.</p>`;
   if (parity.error) return html`<p class="loss">The replay of ${parity.day || "the run"} could not be compared: ${parity.error}</p>`;
   const isSame = parity.identical === parity.decisions;
   return html`<p>

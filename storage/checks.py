@@ -1,0 +1,95 @@
+"""Results of checks of a run, stored beside its record: the chain does not cover them.
+
+The rule is docs/storage.md, S10. What a check found counts while the run ends with the step
+that it was made on.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from tracepaper.storage.record.columns import stored_columns
+from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.types.market import ParityCheck
+
+if TYPE_CHECKING:
+    import sqlite3
+    from pathlib import Path
+
+    from tracepaper.storage.database.reader import Reader
+
+
+class CheckedRun(NamedTuple):
+    """The run and the last step on which a check begins; a later step makes its result stale."""
+
+    run_key: int
+    run_id: str
+    sequence: int
+    head: bytes
+
+    @classmethod
+    def of(cls, reader: Reader, run_id: str) -> CheckedRun:
+        """Return how far *run_id* has come."""
+        stored = reader.stored_run(run_id)
+        return cls(stored.run_key, run_id, stored.step_count - 1, stored.head_digest)
+
+
+class StoredCheck(NamedTuple):
+    """A stored comparison of the run with its replay."""
+
+    kind: str  # the command: verify or parity
+    checked_ms: int  # wall time at its end
+    result: ParityCheck
+
+
+_INSERT: Final = f"INSERT OR REPLACE INTO checks VALUES ({', '.join('?' * 9)})"
+_NEWEST: Final = (
+    "SELECT kind, checked_ms, content FROM checks WHERE run_key = ? AND head = ? "
+    "ORDER BY checked_ms DESC LIMIT 1"
+)
+
+
+def store_check(database: Path, checked: CheckedRun, check: StoredCheck) -> str:
+    """Store *check* of the run; return why it could not be stored, and an empty text where it was.
+
+    A file that cannot be written, or that a daemon writes, keeps no row of it.
+    """
+    from sqlalchemy.exc import DBAPIError  # only where something is written
+
+    from tracepaper.storage.database.writer import advice, open_writer
+
+    result = check.result
+    row = {
+        "run_key": checked.run_key,
+        "checked_ms": check.checked_ms,
+        "kind": check.kind,
+        "sequence": checked.sequence,
+        "head": checked.head,
+        "result": result.outcome.value,
+        "compared": result.compared,
+        "identical": result.identical + result.within_tolerance,
+        "content": msgspec.json.encode(result).decode(),
+    }
+    try:
+        writer = open_writer(database)
+    except (TracepaperError, OSError) as error:
+        return str(error)
+    try:
+        values = tuple(row[name] for name in stored_columns("checks"))
+        writer.connection.exec_driver_sql(_INSERT, values)
+    except DBAPIError as error:
+        return f"{database} cannot be written ({error.orig}); {advice(error)}."
+    finally:
+        writer.close()
+    return ""
+
+
+def newest_check(connection: sqlite3.Connection, run_key: int, head: bytes) -> StoredCheck | None:
+    """Return the newest comparison with a replay that was made on the run's last step *head*."""
+    row = connection.execute(_NEWEST, (run_key, head)).fetchone()
+    if row is None:
+        return None
+    kind, checked_ms, content = row
+    return StoredCheck(kind, checked_ms, msgspec.json.decode(content, type=ParityCheck))

@@ -1,0 +1,60 @@
+"""A decision that the operator's command refused says who gave it, when, why, and what lifts it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import msgspec
+import storage_cases as cases
+from builders import decision
+from page_cases import shown_of
+from rich.console import Console
+
+from tracepaper.replay.document.terminal import show
+from tracepaper.replay.explain.decision import read_stored
+from tracepaper.replay.explain.tables import stored_parts
+from tracepaper.replay.page import decisions, records, runs
+from tracepaper.strategies.types.market import Command, CommandKind, CommandOrigin
+from tracepaper.strategies.units import iso
+
+REFUSED = decision(measures=(("operator", 0.0, 1.0, False), ("warm", 50.0, 9.0, True)))
+
+
+def test_the_card_explain_the_banner_and_a_view_name_who_halted_whatever_came_later(
+    tmp_path: Path,
+) -> None:
+    steps = list(cases.plain_steps(60))
+    at_ms = steps[30].event.market_ms
+    halt = Command(
+        CommandKind.HALT, "news", at_ms, at_ms, CommandOrigin.PAGE, token="anna", user="root"
+    )
+    flatten = Command(CommandKind.FLATTEN, "", at_ms + 1, at_ms + 1, CommandOrigin.COMMAND)
+    steps[30] = cases.undecided(30, halt)
+    steps[31] = msgspec.structs.replace(steps[31], decision=REFUSED)
+    steps[59] = cases.undecided(59, flatten)
+    path = tmp_path / "halted.db"
+    cases.write_run(path, steps)
+    shown = shown_of(path)
+    sentence = (
+        f"HALT at {iso(at_ms)}, by root, on the page, with the token anna: news. RESUME lifts"
+    )
+
+    card = decisions.decision(shown, 31)
+    assert sentence in card.because
+    assert "answers yes or no" not in card.flip
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+    show(console, stored_parts(read_stored(path, shown.run_id, 31)))
+    assert sentence in " ".join(text.getvalue().split())
+    banner = runs.halt(shown)
+    assert banner is not None
+    assert banner.giver == "on the command line"
+    told = [one.text for one in records.happenings(shown) if one.kind == "command"]
+    assert told[1] == "HALT by root, on the page, with the token anna: news"
+
+    rows = shown.views.rows("v_commands")
+    assert [(row["origin"], row["token"], row["user"]) for row in rows] == [
+        ("page", "anna", "root"),
+        ("command", "", ""),
+    ]

@@ -1,0 +1,87 @@
+"""A replay that was verified shows its parity until it goes on; a locked file keeps none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import explained_runs
+import pytest
+from page_cases import shown_of
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.replay.page.runs import newest_parity
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return explained_runs.replayed(tmp_path_factory.mktemp("parity"), strategy="sma_cross", bars=60)
+
+
+@pytest.fixture
+def database(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(made, tmp_path / "run.db"))
+
+
+def checks(database: Path) -> list[tuple[str, str, int, int, int]]:
+    with closing(sqlite3.connect(database)) as raw:
+        return raw.execute(
+            "SELECT kind, result, compared, identical, is_current FROM v_checks"
+        ).fetchall()
+
+
+@pytest.mark.parametrize("command", ["verify", "parity"])
+def test_the_page_shows_what_was_compared_until_a_step_comes_after(
+    database: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert newest_parity(shown_of(database)) is None
+    assert invoke([command, "last", "--db", str(database)]) == 0
+    ((kind, result, compared, identical, is_current),) = checks(database)
+    assert (kind, result, is_current) == (command, "identical", 1)
+    assert compared == identical > 0
+    parity = newest_parity(shown_of(database))
+    assert parity is not None
+    assert (parity.identical, parity.decisions, parity.error) == (compared, compared, "")
+    assert invoke(["audit", "verify", "last", "--db", str(database)]) == 0
+
+    with closing(sqlite3.connect(database)) as raw:  # as a run that goes on changes it
+        raw.execute("UPDATE runs SET head_digest = zeroblob(32)")
+        raw.commit()
+    assert newest_parity(shown_of(database)) is None
+    assert [row[-1] for row in checks(database)] == [0]
+
+
+def test_a_difference_is_shown_with_its_place(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(database)) as raw:
+        raw.execute("UPDATE steps SET target_quantity = target_quantity + 1 WHERE sequence = 40")
+        raw.commit()
+    assert invoke(["verify", "last", "--db", str(database)]) == 1
+    parity = newest_parity(shown_of(database))
+    assert parity is not None
+    assert parity.identical < parity.decisions
+    assert parity.first_difference
+
+
+def test_a_part_of_the_run_is_no_parity_of_it(
+    database: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert invoke(["verify", "last", "--sample", "5", "--db", str(database)]) == 0
+    assert checks(database) == []
+
+
+def test_a_file_that_cannot_be_written_is_verified_and_one_line_says_that_no_row_is_stored(
+    database: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("BEGIN IMMEDIATE")  # as another program that has the file locked
+        assert invoke(["verify", "last", "--db", str(database), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["holds"] is True
+    assert err.startswith("The result is not stored: ")
+    assert err.count("\n") == 1
+    assert checks(database) == []
