@@ -565,7 +565,7 @@ _ARCHIVE_BARS = (
 SCHEMA_REVISION: Final = "0003"
 UPGRADABLE: Final[frozenset[str]] = frozenset()
 """Older revisions from which ``db upgrade`` knows a way."""
-ADDED_TABLES: Final = frozenset({"ledger", "databases"})
+ADDED_TABLES: Final = frozenset({"ledger", "databases", "halts"})
 """Tables that the first schema lacks: made when an older database is opened for writing."""
 
 TABLES: Final[dict[str, tuple[Column, ...]]] = {
