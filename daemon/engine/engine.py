@@ -142,8 +142,6 @@ class Engine:
         )
         self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
-        self.has_horizon = any(one.horizon is not None for one in strategies.values())
-        """Whether a signal of some strategy speaks for so many bars alone."""
         self._period_start_ms = settings.period_start_ms
         self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self.halted = False

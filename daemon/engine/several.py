@@ -194,7 +194,6 @@ class SeveralEngine(Engine):
             confirms=[key for _, key, one in every if one.horizon is not None],
         )
         self.sees_account = True  # a strategy without equity is closed
-        self.has_horizon = any(one.horizon is not None for _, _, one in every)
         self._places = {one: place for place, one in enumerate(self.gate_sets)}
         self._asked = {
             key: [_Asked(one, one.states[key], self.broker.parts[one.name]) for one in self.members]

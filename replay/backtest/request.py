@@ -77,7 +77,6 @@ class Request:
     mode: str = "scan"
     database: Path | None = None
     log: str = "full"
-    verify: bool = False
     warnings: tuple[str, ...] = ()
 
 
@@ -102,16 +101,22 @@ class Watch:
     observe: Callable[[Step], None] | None = None
 
 
-def perform(request: Request, *, as_json: bool = False) -> None:
-    """Carry *request* out and print it; raise ``typer.Exit`` 130 where Ctrl-C ended it early."""
+def perform(
+    request: Request,
+    *,
+    as_json: bool = False,
+    check_made: Callable[[Path, str], ParityCheck] | None = None,
+) -> None:
+    """Carry *request* out and print it; raise ``typer.Exit`` 130 where Ctrl-C ended it early.
+
+    *check_made* derives a finished run again, by database and id; its result is printed too.
+    """
     quiet = as_json or not sys.stderr.isatty()
     with _interruptible() as stopped:
         made = carry_out(request, Watch(partial(_progress, quiet=quiet), stopped))
     check = None
-    if request.verify and made.tally.finished:
-        from tracepaper.replay.checks.parity import check_whole
-
-        check = check_whole(made.database, made.run_id, "verify")
+    if check_made is not None and made.tally.finished:
+        check = check_made(made.database, made.run_id)
     _say(request, made, check, as_json=as_json)
     if not made.tally.finished:
         raise typer.Exit(INTERRUPTED)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -111,9 +112,13 @@ def replay(
         mode=mode,
         database=db,
         log=log,
-        verify=verify,
     )
-    perform(request, as_json=json)
+    check_made = None
+    if verify:
+        from tracepaper.replay.checks.parity import check_whole
+
+        check_made = partial(check_whole, kind="verify")
+    perform(request, as_json=json, check_made=check_made)
 
 
 def sweep(

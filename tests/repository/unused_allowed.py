@@ -31,7 +31,7 @@ minimal_roi
 validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
-state_sha256, exit_sequence, mean_profit, must_pass
+state_sha256, exit_sequence, mean_profit, must_pass, ends_by
 twin_equity, strategy_decisions
 
 # Required of a body, so that one of another shape is refused.
@@ -47,7 +47,7 @@ TAKEN_AS_TOLD, OUTSIDE
 documentation
 
 # Of charts, read by the page.
-has_zero, is_step, is_filled, has_points, palette
+has_zero, is_step, is_filled, has_points, palette, lines_first
 
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
