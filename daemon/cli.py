@@ -7,6 +7,7 @@ list of ``--help`` imports all of them, so their modules keep heavy imports insi
 
 from __future__ import annotations
 
+import errno
 import gc
 import io
 import os
@@ -53,6 +54,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     # A collection walks all that was imported, with a model half a million objects: not every 700.
     gc.set_threshold(NEW_OBJECTS)
+    _open_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a letter that it has no bytes for ends nothing
             stream.reconfigure(errors="replace")
@@ -71,9 +73,14 @@ def invoke(arguments: Sequence[str]) -> int:
     try:
         code = _run(arguments)
         sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader of the output is gone.
+    except OSError as error:
+        if error.errno not in _NO_READER or error.filename is not None:
+            return _explain(error)
+        # Nobody reads the output; what is left in its buffer goes nowhere at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EBADF:
+            sentence = "stdout is closed: redirect it to a file or to /dev/null, and try again."
+            typer.echo(sentence, err=True)
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
@@ -81,12 +88,31 @@ def invoke(arguments: Sequence[str]) -> int:
         TracepaperError,
         BaseExceptionGroup,
         typer.TyperException,
-        OSError,
+        MemoryError,
         RuntimeError,
         sqlite3.DatabaseError,
     ) as error:
         return _explain(error)
     return code
+
+
+_NO_READER: Final = frozenset({errno.EPIPE, errno.EBADF})
+
+
+def _open_streams() -> None:
+    """Let the three standard streams exist: a file that is opened would be one of them else.
+
+    A write to a stdout that was closed fails, so that nobody takes a lost answer for a given one.
+    """
+    for number, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)  # the lowest number that is free
+    if sys.stdout is None:
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(io.FileIO(1, "w", closefd=False)))
+    if sys.stderr is None:
+        sys.stderr = io.TextIOWrapper(io.BufferedWriter(io.FileIO(2, "w", closefd=False)))
 
 
 def _run(arguments: Sequence[str]) -> int:
@@ -178,6 +204,12 @@ def _is_thread_limit(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "start new thread" in str(error)
 
 
+_NO_PROCESS: Final = (
+    "The machine starts no more threads or processes; raise TasksMax of the unit or the "
+    "container's limit of processes, and start again."
+)
+
+
 def _explain(error: BaseException) -> int:
     """Print *error* as one sentence on stderr and return its exit code; raise a bug again."""
     match error:
@@ -197,16 +229,19 @@ def _explain(error: BaseException) -> int:
             from tracepaper.storage.database.connection import unusable
 
             sentence, code = unusable("The database", error), FAILED
+        case MemoryError():
+            sentence, code = (
+                "The machine has no memory left for this; give it less at once.",
+                FAILED,
+            )
+        case OSError() if error.errno == errno.EAGAIN and error.filename is None:
+            sentence, code = _NO_PROCESS, FAILED
         case OSError():
             where = f"{error.filename}: " if error.filename else ""
             sentence = f"{where}{error.strerror or error}; correct that and try again."
             code = FAILED
         case RuntimeError() if _is_thread_limit(error):
-            sentence = (
-                "The machine starts no more threads; raise TasksMax of the unit or the container's "
-                "limit of processes, and start again."
-            )
-            code = FAILED
+            sentence, code = _NO_PROCESS, FAILED
         case _:
             raise error
     typer.echo(visible(sentence), err=True)

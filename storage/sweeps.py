@@ -210,12 +210,26 @@ class TrialRegistry:
         self._db.close()
 
 
+def user_folder(variable: str, below_home: str) -> Path:
+    """Return tracepaper's folder below *variable* of the environment, else below the user's home.
+
+    Raises ``ConfigInvalid`` where neither is known, as under a user id without an account.
+    """
+    if named := os.environ.get(variable):
+        return Path(named) / "tracepaper"
+    try:
+        return Path.home() / below_home / "tracepaper"
+    except RuntimeError:
+        raise ConfigInvalid(
+            f"This user has no home folder: set {variable} (or HOME) to a folder that it can write."
+        ) from None
+
+
 def registry_path() -> Path:
     """Return the file of this user's registry (docs/python.md, Y17)."""
     if named := os.environ.get(REGISTRY_VARIABLE):
         return Path(named)
-    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
-    return Path(home) / "tracepaper" / "trials.db"
+    return user_folder("XDG_STATE_HOME", ".local/state") / "trials.db"
 
 
 def _open(path: Path | None, application: int, noun: str, tables: str) -> sqlite3.Connection:

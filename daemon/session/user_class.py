@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from decimal import Decimal
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from types import FunctionType, NoneType
 from typing import Final, Generic, TypeVar, cast
@@ -29,6 +29,7 @@ from tracepaper.daemon.session.user_code import ForeignCode, class_sha256, own_f
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
+    Distance,
     OrderRequest,
     Orders,
     Percent,
@@ -217,10 +218,28 @@ def _made(made_of: type[Own], options: dict[str, object], known_as: str) -> Own:
         ) from error
 
 
+def refuse_coroutines(made_of: type, *hooks: str) -> None:
+    """Refuse a class whose *hooks* are coroutines or generators: the engine awaits nothing."""
+    for name in hooks:
+        hook = getattr(made_of, name, None)
+        kinds = {
+            "a coroutine (async def)": inspect.iscoroutinefunction(hook),
+            "a generator (it yields)": inspect.isgeneratorfunction(hook)
+            or inspect.isasyncgenfunction(hook),
+        }
+        for kind, is_kind in kinds.items():
+            if is_kind:
+                raise ConfigInvalid(
+                    f"{made_of.__name__}.{name} is {kind}; write it as def {name}, and return its "
+                    "answer."
+                )
+
+
 def _check_decide(made_of: OwnClass) -> None:
     """Refuse a class without a ``decide`` that can be called with a bar's context."""
     if inspect.isabstract(made_of):
         raise ConfigInvalid(f"{made_of.__name__} has no decide; give it def decide(self, context).")
+    refuse_coroutines(made_of, "decide", "observe", "adjust")
     try:
         signature = inspect.signature(made_of.decide)
     except ValueError:  # compiled code has none
@@ -309,18 +328,24 @@ class _Checks(Generic[Own]):
                 f"{self._name} gave the orders {short(requests)}; give a tuple of at most "
                 f"{REQUESTS_MOST} requests."
             )
-        for request in requests:
-            if type(request) is Cancel:
-                self._check_text("tag", request.tag, TAG_LONGEST)
-            elif type(request) is not OrderRequest or not _is_well_typed(request):
-                raise StrategyFailed(
-                    f"{self._name} ordered {short(request)}; use buy(), sell() or Cancel() with "
-                    "numbers, and times in whole milliseconds."
-                )
-            else:
-                self._check_text("tag", request.tag, TAG_LONGEST)
-                self._check_text("reason", request.reason, REASON_LONGEST)
-        return orders if orders.note is None else replace(orders, note=self._noted(orders.note))
+        plain = tuple(self._request(request) for request in requests)
+        note = None if orders.note is None else self._noted(orders.note)
+        return replace(orders, requests=plain, note=note)
+
+    def _request(self, request: object) -> OrderRequest | Cancel:
+        """Return one request of a list with plain numbers."""
+        if type(request) is Cancel:
+            self._check_text("tag", request.tag, TAG_LONGEST)
+            return request
+        plain = _plain_request(request) if type(request) is OrderRequest else None
+        if plain is None:
+            raise StrategyFailed(
+                f"{self._name} ordered {short(request)}; use buy(), sell() or Cancel() with "
+                "numbers, and times in whole milliseconds."
+            )
+        self._check_text("tag", plain.tag, TAG_LONGEST)
+        self._check_text("reason", plain.reason, REASON_LONGEST)
+        return plain
 
     def _check_text(self, noun: str, text: object, longest: int) -> None:
         if type(text) is not str or len(text) > longest or not text.isprintable():
@@ -332,19 +357,13 @@ class _Checks(Generic[Own]):
     def _checked_signal(self, signal: Signal) -> Signal:
         reason, strength = signal.reason, signal.strength
         self._check_text("reason", reason, REASON_LONGEST)
-        if not isinstance(strength, (int, float)):
-            raise StrategyFailed(
-                f"{self._name} gave the strength {short(strength)}; give a number from 0 to 1."
-            )
-        if not math.isfinite(strength):
-            # The market can cause it (a division by no volatility), so it is held, not fatal.
-            return _UNMEASURED
-        if not 0 <= strength <= 1:
-            raise StrategyFailed(
-                f"{self._name} gave the strength {strength:g}; give a number from 0 to 1."
-            )
+        if type(strength) is not float or not 0 <= strength <= 1:  # the usual is tested quickly
+            if (number := plain_number(strength)) is not None and not math.isfinite(number):
+                # The market can cause it (a division by no volatility), so it is held, not fatal.
+                return _UNMEASURED
+            signal = replace(signal, strength=self._share("strength", strength))
         if is_protected(signal) or signal.reenter is not False:
-            self._check_protection(signal)
+            signal = self._protection(signal)
         if not isinstance(signal.position_side, (PositionSide, NoneType)) or (
             signal.position_side is not None and signal.action is not Action.FLAT
         ):
@@ -353,33 +372,30 @@ class _Checks(Generic[Own]):
                 f"{signal.action}; a FLAT signal names PositionSide.LONG or SHORT, no other does."
             )
         for name in ("band", "by_forecast"):
-            share = getattr(signal, name)
-            if share is not None and not (type(share) in (int, float) and 0 <= share <= 1):
-                raise StrategyFailed(
-                    f"{self._name} gave the {name} {short(share)}; give a number from 0 to 1."
-                )
+            if (share := getattr(signal, name)) is not None:
+                signal = replace(signal, **{name: self._share(name, share)})
         if signal.note is None:
             return signal
         return replace(signal, note=self._noted(signal.note))
 
-    def _check_protection(self, signal: Signal) -> None:
-        """Refuse protection of wrong types; the engine checks its values."""
-        for name in ("stop", "target", "trailing"):
-            level = getattr(signal, name)
-            if level is None:
-                continue
-            number = level
-            if isinstance(level, Percent):
-                number = level.value
-            elif isinstance(level, Volatility):
-                number = level.multiple
-            if type(number) is bool or not isinstance(number, Real) or not _fits_float(number):
-                raise StrategyFailed(
-                    f"{self._name} gave the {name} {short(level)}; give a price, Percent(2) or "
-                    "Volatility(2)."
-                )
-        until = signal.until
-        if until is not None and (type(until) is not int or until > MONEY_LIMIT):
+    def _share(self, noun: str, value: object) -> float:
+        """Return *value* as a share; sums of shares may miss 0 or 1 by a rounding."""
+        number = plain_number(value)
+        if number is None or not -_ROUNDING <= number <= 1 + _ROUNDING:
+            raise StrategyFailed(
+                f"{self._name} gave the {noun} {short(value)}; give a number from 0 to 1."
+            )
+        return min(max(float(number), 0.0), 1.0)
+
+    def _protection(self, signal: Signal) -> Signal:
+        """Return *signal* with plain numbers; refuse wrong types. The engine checks the values."""
+        levels = {
+            name: self._level(name, level)
+            for name in ("stop", "target", "trailing")
+            if (level := getattr(signal, name)) is not None
+        }
+        until = None if signal.until is None else plain_number(signal.until)
+        if signal.until is not None and (type(until) is not int or until > MONEY_LIMIT):
             raise StrategyFailed(
                 f"{self._name} gave until {short(signal.until)}; give whole milliseconds of market "
                 "time, as context.time has them."
@@ -388,6 +404,23 @@ class _Checks(Generic[Own]):
             raise StrategyFailed(
                 f"{self._name} gave reenter {short(signal.reenter)}; give True or False."
             )
+        return replace(signal, **levels, until=until)
+
+    def _level(self, name: str, level: object) -> Distance:
+        """Return a stop's, a target's or a trailing stop's *level* with a plain number."""
+        given: object = level
+        if isinstance(level, Percent):
+            given = level.value
+        elif isinstance(level, Volatility):
+            given = level.multiple
+        if (number := plain_number(given)) is None:
+            raise StrategyFailed(
+                f"{self._name} gave the {name} {short(level)}; give a price, Percent(2) or "
+                "Volatility(2)."
+            )
+        if isinstance(level, Percent):
+            return Percent(float(number))
+        return Volatility(float(number)) if isinstance(level, Volatility) else float(number)
 
     def _noted(self, note: object) -> dict[str, float | str | None]:
         """Return *note* as it is stored: a copy, numbers as floats, null where not finite."""
@@ -409,9 +442,10 @@ class _Checks(Generic[Own]):
         )
 
     def _note_value(self, name: object, value: object) -> float | str | None:
-        if type(value) is float or isinstance(value, Real):  # the usual type is tested quickly
+        number = value if type(value) is float else plain_number(value, flags=True)
+        if number is not None:
             try:
-                number = float(value)
+                number = float(number)
             except OverflowError:
                 return None
             # The market can cause it (a division by no volatility), so it is null, not fatal.
@@ -480,34 +514,57 @@ class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
         return {symbol: self._checked(signal) for symbol, signal in by_symbol.items()}
 
 
-def _is_well_typed(request: OrderRequest) -> bool:
-    """Return whether the fields of *request* have their declared types."""
-    numbers = (request.quantity, request.price, request.trigger)
-    until = request.until
-    return (
+def _plain_request(request: OrderRequest) -> OrderRequest | None:
+    """Return *request* with plain numbers, or None where a field has a wrong type."""
+    numbers = {
+        name: plain_number(value)
+        for name in ("quantity", "price", "trigger", "until")
+        if (value := getattr(request, name)) is not None
+    }
+    until = numbers.get("until", 0)
+    is_typed = (
         isinstance(request.side, Side)
         and isinstance(request.kind, OrderKind)
-        and request.quantity is not None
-        and all(number is None or _is_number(number) for number in numbers)
+        and "quantity" in numbers
+        and None not in numbers.values()
         and type(request.post_only) is bool
         and type(request.reduce_only) is bool
-        and (until is None or (type(until) is int and 0 <= until <= MONEY_LIMIT))
+        and type(until) is int
+        and 0 <= until <= MONEY_LIMIT
         and isinstance(request.position_side, (PositionSide, NoneType))
     )
+    return replace(request, **numbers) if is_typed else None
 
 
-def _is_number(value: object) -> bool:
+_ROUNDING: Final = 1e-9
+"""How far a share may lie beyond 0 or 1: 0.7 + 0.2 + 0.1 is 0.9999999999999999."""
+
+
+def plain_number(value: object, *, flags: bool = False) -> int | float | Decimal | None:
+    """Return *value* as a plain number, or None where it is none; *flags* are 0 and 1.
+
+    Scalars of NumPy and other libraries count, also those in an array of no dimension; a number of
+    single precision counts as its shortest text. Subclasses of int and float become plain, so that
+    no method of theirs is called later.
+    """
+    kind = type(value)
+    if kind is float or kind is int:
+        return value  # type: ignore[return-value]
+    if isinstance(value, bool) or kind.__name__ == "bool_":
+        return int(value) if flags else None  # type: ignore[call-overload]
     if isinstance(value, Decimal):
-        return not value.is_snan()
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _fits_float(number: Real) -> bool:
-    try:
-        float(number)
-    except OverflowError:
-        return False
-    return True
+        return None if value.is_snan() else Decimal(value)
+    if isinstance(value, Real):
+        try:
+            if isinstance(value, Integral):
+                return int(value)
+            is_short = getattr(getattr(value, "dtype", None), "itemsize", 8) < 8
+            return float(str(value)) if is_short else float(value)
+        except OverflowError:
+            return None
+    if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
+        return plain_number(item(), flags=flags)
+    return None
 
 
 def _check(strategy: Strategy | PortfolioStrategy) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.session import external_inputs
-from tracepaper.daemon.session.user_class import imported
+from tracepaper.daemon.session.user_class import imported, refuse_coroutines
 from tracepaper.daemon.session.user_code import (
     MEND,
     ForeignCode,
@@ -110,6 +110,7 @@ def model_class(name: str) -> type[Model]:
     made_of = imported(name, key="model.class")
     if not (isinstance(made_of, type) and issubclass(made_of, Model)):
         raise ConfigInvalid(f"model.class '{name}' is no tracepaper.Model; derive from it.")
+    refuse_coroutines(made_of, "predict", "predict_rows")
     return made_of
 
 

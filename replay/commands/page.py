@@ -38,7 +38,7 @@ def ui(
     ] = False,
     link: Annotated[
         bool,
-        typer.Option("--link", help="Print the address of a daemon's [http] page, with its token."),
+        typer.Option("--link", help="Print the link of a daemon's http.page, with its token."),
     ] = False,
     config: ConfigOption = None,
 ) -> None:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
+from tracepaper.storage.sweeps import user_folder
 from tracepaper.strategies.errors import ConfigInvalid
 
 AnyArray = NDArray[Any]
@@ -37,8 +38,7 @@ class Shaped(NamedTuple):
 
 def default_folder() -> Path:
     """Return ``$XDG_CACHE_HOME/tracepaper/training``, or the same below ``~/.cache``."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "tracepaper" / "training"
+    return user_folder("XDG_CACHE_HOME", ".cache") / "training"
 
 
 def code_key(modules: Iterable[ModuleType]) -> bytes:
