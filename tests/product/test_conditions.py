@@ -13,13 +13,10 @@ from waiting import deadline_s
 START = 1_704_067_200_000
 COMMANDS = {
     "replay BTCUSDT.csv --set strategy.name=sma_cross --set strategy.fast=3 --db run.db": 0,
-    "report last --db run.db": 0,
     "explain last:40 --db run.db": 0,
     "audit verify last --db run.db": 0,
-    "verify last --db run.db": 0,
     "config show": 0,
     "data check BTCUSDT.csv": 0,
-    "sweep BTCUSDT.csv --strategy sma_cross --space fast=3 --space slow=20 --objective return --jobs 1": 0,
     "verify last --db none.db": 1,
     "replay none.csv": 1,
 }
