@@ -43,8 +43,8 @@ BODY_MOST: Final = 1_800
 it names the kinds."""
 URGENT: Final = frozenset({"limits", "halt", "stops", "feed"})
 FEED_EVERY_S: Final = 5.0
-END_S: Final = 1.5
-"""Wall seconds for what waits at the daemon's end: an orderly stop has seven in all."""
+END_S: Final = 10.0
+"""Wall seconds for what waits at the daemon's end, within those of an orderly stop."""
 FAULT_S: Final = (1.0, 300.0)
 """The first and the longest pause after a fault; each further one doubles it."""
 MINUTE_S: Final = 60.0

@@ -27,7 +27,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.strategies.errors import TracepaperError
 
 MICROSECONDS: Final = 1_000_000
-STOP_WITHIN_S: Final = 7.0
+STOP_WITHIN_S: Final = 18.0
 """Wall seconds from the first signal until the process is ended, whatever hangs."""
 PHASES: Final = 4
 """Functions that are named of what hangs."""

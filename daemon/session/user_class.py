@@ -540,7 +540,9 @@ _ROUNDING: Final = 1e-9
 """How far a share may lie beyond 0 or 1: 0.7 + 0.2 + 0.1 is 0.9999999999999999."""
 
 
-def plain_number(value: object, *, flags: bool = False) -> int | float | Decimal | None:
+def plain_number(  # noqa: PLR0911 - one return a kind of number
+    value: object, *, flags: bool = False
+) -> int | float | Decimal | None:
     """Return *value* as a plain number, or None where it is none; *flags* are 0 and 1.
 
     Scalars of NumPy and other libraries count, also those in an array of no dimension; a number of

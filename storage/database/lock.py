@@ -14,6 +14,7 @@ import sqlite3
 import struct
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 
@@ -177,16 +178,30 @@ class _WriteAheadLog:
         self._salt = b""
         self._frames = 0
         self._last = b""
+        self._index_bytes = 0
 
     def settle(self) -> None:
         """Remember the last frame that the index counts."""
         self._salt, self._frames = self._counted()
         self._last = self._frame(self._frames)
+        self._index_bytes = max(self._index_bytes, os.fstat(self._index).st_size)
+
+    def _restore_index(self) -> bool:
+        """Give the index its length back where it was cut; return whether it was.
+
+        SQLite has it mapped: a look at a page behind its end would end the process by a signal. Of
+        an empty one SQLite makes a new index by itself.
+        """
+        if os.fstat(self._index).st_size >= self._index_bytes:
+            return False
+        with suppress(OSError), open(f"/proc/self/fd/{self._index}", "r+b") as index:  # noqa: PTH123
+            index.truncate(0)
+            index.truncate(self._index_bytes)
+        return True
 
     def is_gone(self) -> bool:
         """Return whether another file, or none, is at one of the two paths, or the index is cut."""
-        # The index begins with two copies of its header, without which nothing can be counted.
-        if os.fstat(self._index).st_size < 2 * _INDEX_HEADER:
+        if self._restore_index():
             return True
         return any(identity(file) != _identity_of(at) for file, at in self._files.items())
 

@@ -96,7 +96,36 @@ def overview(url: str, *, needed_by: str = "fleet") -> list[FleetRun]:
             server.row_factory = dict_row
             rows = server.execute(_RUNS).fetchall()
             newest = {row["database_id"]: row["run_id"] for row in rows}
-            return [_run(server, row, newest[row["database_id"]] == row["run_id"]) for row in rows]
+            return [_read(server, row, newest[row["database_id"]] == row["run_id"]) for row in rows]
+
+
+_UNREADABLE: Final = (ArithmeticError, LookupError, RecursionError, TypeError, ValueError)
+"""What a value raises that no shipper writes."""
+
+
+def _read(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
+    """Return the run of *row*; where its values cannot be read, one whose alarm says so."""
+    try:
+        return _run(server, row, is_newest)
+    except _UNREADABLE as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:80]
+        return FleetRun(
+            database_id=row["database_id"],
+            host=row["host"] or "",
+            file=row["file"] or "",
+            run_id=row["run_id"],
+            kind=row["kind"],
+            strategy=row["strategy"],
+            model_id=row["model_id"],
+            health="not ready",
+            lag_steps=0,
+            lag_s=0.0,
+            steps=row["step_count"],
+            equity=None,
+            positions=(),
+            last_decision=None,
+            alarms=(f"its row cannot be read ({reason})",),
+        )
 
 
 def _run(server: Connection[Any], row: DictRow, is_newest: bool) -> FleetRun:  # noqa: FBT001 - one call
