@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 
+from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 REGISTRY_VARIABLE: Final = "TRACEPAPER_TRIALS"
@@ -161,7 +162,7 @@ def read_sweep(path: Path) -> StoredSweep:
             None if row is None else json.loads(row[0]),
         )
     except (sqlite3.Error, ValueError, TypeError) as error:
-        why = "it is being made" if "locked" in str(error) else str(error)
+        why = "it is being made" if is_busy_error(error) else str(error)
         raise DataInvalid(f"The sweep {path.name} cannot be read ({why}).") from None
 
 
@@ -262,7 +263,7 @@ def _explaining_errors(path: Path | None) -> Iterator[None]:
     try:
         yield
     except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
+        if is_busy_error(error):
             raise ConfigInvalid(
                 f"{path} is in use by another sweep; wait for it, or name another file."
             ) from None

@@ -406,6 +406,7 @@ class Retrainer:
             p=judged.p,
             test=test,
             level=level_of(float(self._config.retrain.alpha), test) if test else None,
+            alpha=float(self._config.retrain.alpha) if test else None,
             market_ms=now_ms,
             seen_ms=now_ms,
         )

@@ -36,6 +36,10 @@ class CellInvalidError(ValueError):
         self.what = what
 
 
+class CellTooLongError(CellInvalidError):
+    """A number that is right and has more digits than 64 bits hold beside the others."""
+
+
 @dataclass(frozen=True, eq=False)
 class Decimals:
     """A column of exact decimals: ``mantissa[i] * 10 ** -places``."""
@@ -53,7 +57,7 @@ class Decimals:
         factor = 10 ** (places - self.places)
         too_big = np.flatnonzero(np.abs(self.mantissa) > INT64_MAX // factor)
         if too_big.size:
-            raise CellInvalidError(int(too_big[0]), f"has more than 64 bits at {places} decimals")
+            raise CellTooLongError(int(too_big[0]), f"has more than 64 bits at {places} decimals")
         return Decimals(self.mantissa * factor, places)
 
 
@@ -104,10 +108,10 @@ def _parse_text(cells: npt.NDArray[np.bytes_]) -> Decimals:
     finest = int(places.max(initial=0))
     lift = finest - places
     if int(lift.max(initial=0)) > SAFE_DIGITS:
-        raise CellInvalidError(int(np.argmax(places)), "has too many decimals beside the others")
+        raise CellTooLongError(int(np.argmax(places)), "has too many decimals beside the others")
     too_big = np.flatnonzero(np.abs(value) > INT64_MAX // POWERS[lift])
     if too_big.size:
-        raise CellInvalidError(int(too_big[0]), f"has more than 64 bits at {finest} decimals")
+        raise CellTooLongError(int(too_big[0]), f"has more than 64 bits at {finest} decimals")
     return Decimals(value * POWERS[lift], finest)
 
 
@@ -160,7 +164,7 @@ def _parse_cell(row: int, cell: bytes) -> tuple[int, int]:
         return 0, 0
     mantissa *= 10 ** max(exponent, 0)
     if mantissa > INT64_MAX:
-        raise CellInvalidError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
+        raise CellTooLongError(row, f"has more digits than 64 bits hold in {text[:40]!r}")
     return -mantissa if sign else mantissa, max(-exponent, 0)
 
 

@@ -22,6 +22,7 @@ from tracepaper.replay.archive.columns import (
     INT64_MAX,
     OFFSET,
     CellInvalidError,
+    CellTooLongError,
     Column,
     Decimals,
     IntArray,
@@ -327,7 +328,7 @@ def _volume(table: RawTable, name: str, notes: list[str], meaning: str = "volume
     try:
         return parse(column)
     except CellInvalidError as error:
-        if "64 bits" not in error.what and "beside the others" not in error.what:
+        if not isinstance(error, CellTooLongError):
             raise table.refuse(error, meaning) from None
     return _rounded(table, column, notes, meaning)
 

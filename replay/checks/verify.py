@@ -9,7 +9,6 @@ The rules are docs/identity.md, I12, and docs/storage.md, S12.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice, pairwise
@@ -76,7 +75,6 @@ Unlike = tuple[str, object, object]
 """The name of a field, what is stored, and what is due."""
 
 _BY_NOTHING: Final = (*NO_MODEL, "torch_version", "instruction_set")
-_ALPHA: Final = re.compile(r", the share of test \d+ in ([0-9.e+-]+)")
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
 _SESSIONS: Final = "all three together: sessions of days on which no bar lies"
@@ -484,10 +482,9 @@ class GivenEvents:
             yield "test", event.test, len(earlier) + 1
             return
         alpha = float(self._config.retrain.alpha)
-        said = _ALPHA.search(event.reason)
         starts = self._reader.starts(self._run.run_id)
-        if sum(one.market_ms < event.market_ms for one in starts) > 1 and said is not None:
-            alpha = float(said[1])  # a start may have brought another: it decides no bar
+        if sum(one.market_ms < event.market_ms for one in starts) > 1 and event.alpha is not None:
+            alpha = event.alpha  # a start may have brought another: it decides no bar
         level = level_of(alpha, event.test)
         if not math.isclose(event.level, level, rel_tol=1e-5):
             yield "level", event.level, level

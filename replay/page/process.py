@@ -24,6 +24,7 @@ import structlog
 from msgspec import Struct
 
 from tracepaper.replay.page.answers import Error
+from tracepaper.storage.database.connection import is_busy_error
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
 
 if TYPE_CHECKING:
@@ -292,7 +293,7 @@ def respond(shelf: Databases, request: dict[str, Any], out: BinaryIO) -> None:
     except TracepaperError as error:
         _refuse(out, 409, str(error))
     except sqlite3.OperationalError as error:
-        is_busy = "lock" in str(error) or "busy" in str(error)
+        is_busy = is_busy_error(error)
         _refuse(out, 503 if is_busy else 409, f"The database cannot be read ({error}); {_NEXT}")
     except (
         sqlite3.Error, OSError, ArithmeticError, AssertionError, AttributeError, LookupError,

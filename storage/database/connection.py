@@ -151,6 +151,12 @@ _REMEDIES: Final = {
 _UNKNOWN: Final = "is of another version, or not a record ({}); name another with --db"
 
 
+def is_busy_error(error: BaseException | None) -> bool:
+    """Return whether *error* says that another connection holds a lock that is needed."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
 def unusable(name: str, error: BaseException) -> str:
     """Return the sentence that says why the database *name* cannot be used, and what to do."""
     code = getattr(error, "sqlite_errorcode", None)

@@ -272,7 +272,7 @@ def _refusal(
         return DataInvalid(
             f"A value of the answer is larger than {VALUE_BYTES_MOST >> 20} MiB; ask for less."
         )
-    refused = "not authorized" in str(error) or "prohibited" in str(error)
+    refused = code == sqlite3.SQLITE_AUTH
     reason = str(error).rstrip(".")
     cause = "only one SELECT that reads tables and views is taken" if refused else reason
     names = _existing_names(connection, sql, reason)

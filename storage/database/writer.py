@@ -14,6 +14,7 @@ from sqlalchemy.schema import CreateIndex, CreateTable
 from tracepaper.storage.database.connection import (
     check_schema,
     connect_read_only,
+    is_busy_error,
     lacks_view_columns,
     schema_of,
     sqlite_status,
@@ -34,9 +35,7 @@ WRITE_TIMEOUT_S: Final = 1.0
 
 def is_busy(error: BaseException | None) -> bool:
     """Return whether *error* says that another process holds the write lock."""
-    cause = error.orig if isinstance(error, DBAPIError) else error
-    code = getattr(cause, "sqlite_errorcode", None)
-    return code is not None and code & 0xFF == sqlite3.SQLITE_BUSY
+    return is_busy_error(error.orig if isinstance(error, DBAPIError) else error)
 
 
 def advice(error: BaseException | None) -> str:

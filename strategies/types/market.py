@@ -321,6 +321,7 @@ class Retrained(Struct, frozen=True, gc=False):
     level: float | None  # the share of retrain.alpha that this test could spend
     market_ms: int
     seen_ms: int
+    alpha: float | None = None  # retrain.alpha then; None where nothing was judged
 
     @property
     def takes_over(self) -> bool:

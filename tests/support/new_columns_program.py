@@ -89,13 +89,13 @@ from tracepaper.storage.database.reader import Reader
 
 
 def main(folder: Path) -> None:
-    """Look at the older database *folder*/old.db, write to it, and write down what was found."""
-    path = folder / "old.db"
-    found: dict[str, Any] = {"unopened": looked_at(path, "old")}
+    """Write runs with the new columns to *folder*, and write down what was found of them."""
+    path = folder / "runs.db"
+    found: dict[str, Any] = {}
     rich = cases.rich_steps()
+    cases.write_run(path, cases.plain_steps(20), of=cases.run("before"))
     cases.write_run(path, rich, of=cases.run("new"))
     cases.write_run(path, cases.plain_steps(40), of=cases.run("plain"))
-    found["opened"] = looked_at(path, "old")
     found["new"] = looked_at(path, "new")
     with Reader.open(path) as reader:
         steps = [stored.step for stored in reader.steps("new")]

@@ -8,7 +8,6 @@ import sys
 from typing import Any
 
 import pytest
-import storage_cases as cases
 from programs import ROOT, environment
 from waiting import deadline_s
 
@@ -20,7 +19,6 @@ TABLES = ("steps", "answers", "outcomes", "holdings", "orders", "fills", "twin_f
 def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Return what a version with new columns finds in a database of this version."""
     folder = tmp_path_factory.mktemp("new_columns")
-    cases.write_run(folder / "old.db", cases.rich_steps(), of=cases.run("old"))
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(folder)],
         env=environment({}),
@@ -31,20 +29,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads((folder / "found.json").read_text(encoding="utf-8"))
-
-
-def test_an_older_database_is_read_as_it_is(found: Any) -> None:
-    old = found["unopened"]
-    assert old["problem"] is None
-    assert old["warnings"] == 1  # it lacks columns, and says which
-    assert old["steps"] == len(cases.rich_steps())
-    assert not any(old["values"].values())
-
-
-def test_an_older_database_that_was_opened_has_the_columns_and_is_whole(found: Any) -> None:
-    old = found["opened"]
-    assert (old["problem"], old["warnings"]) == (None, 0)
-    assert not any(old["values"].values())
 
 
 @pytest.mark.parametrize("table", TABLES)
