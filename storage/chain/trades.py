@@ -448,7 +448,6 @@ def _check_positions(
     is_taken: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
-    most = len(is_cash)  # bars of a close
     fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
     of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
     of_twins = [fill for fill in of_twins if fill.twin not in _SIDE_NAMES]  # are the own ones
@@ -475,13 +474,14 @@ def _check_positions(
             booked[id(one), twin] = (
                 position.book(one) if isinstance(one, _Filled) else position.act(one)
             )
-        booked.update(_ahead(position, held, behind, step + most))
         if position.held != tuple(held):
             yield _disagree(step, "positions", "fills", *_tables(twin))
             return
     for (twin, place), left in waiting.items():
         position = positions.setdefault((twin, place), _Position(is_cash[place]))
-        booked.update(_ahead(position, None, left))  # no step named it since
+        while left and left[-1].model == _LIQUIDATION:  # no step showed the position since
+            fill = left.pop()
+            booked[id(fill), twin] = position.book(fill)
         if left:
             yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
             return
@@ -525,21 +525,6 @@ def _check_sides(connection: sqlite3.Connection, span: tuple[int, int]) -> Itera
 
 
 _LIQUIDATION: Final = FillModel.LIQUIDATION.value
-
-
-def _ahead(
-    position: _Position, held: Sequence[int] | None, behind: list[_Filled], until: int | None = None
-) -> Iterator[tuple[tuple[int, str | None], list[Entry]]]:
-    """Book liquidations of *behind* up to step *until* while *position* is not what is *held*.
-
-    On cross margin a price of one instrument liquidates others, whose steps of the same close may
-    come before its own and show what it left.
-    """
-    while behind and (held is None or position.held != tuple(held)):
-        fill = behind[-1]
-        if fill.model != _LIQUIDATION or (until is not None and fill.step > until):
-            return
-        yield (id(fill), fill.twin), position.book(behind.pop())
 
 
 _UNKNOWN: Final[Entry] = ("", 0, 0, "", "")

@@ -260,14 +260,20 @@ def _signed(fill: str) -> str:
 
 
 def _before(fill: str) -> str:
+    """Return what was held before *fill*: in the newest row before its step, and by fills since.
+
+    On cross margin a price of another instrument fills in a step that has no row of this one.
+    """
+    since = (
+        f"coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step > {{}} "
+        f"AND (b.step < {fill}.step OR (b.step = {fill}.step AND b.ordinal < {fill}.ordinal)) "
+        f"AND b.instrument = {fill}.instrument AND b.position_side IS {fill}.position_side), 0)"
+    )
     return (
-        f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {fill}.step "
-        f"AND h.step >= {_BEGUN} AND h.twin IS {fill}.position_side "
-        f"AND h.instrument = {fill}.instrument "
-        "ORDER BY h.step DESC LIMIT 1), 0) "
-        f"+ coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step = {fill}.step "
-        f"AND b.ordinal < {fill}.ordinal AND b.instrument = {fill}.instrument "
-        f"AND b.position_side IS {fill}.position_side), 0))"
+        f"coalesce((SELECT h.quantity + {since.format('h.step')} FROM holdings h "
+        f"WHERE h.step < {fill}.step AND h.step >= {_BEGUN} AND h.twin IS {fill}.position_side "
+        f"AND h.instrument = {fill}.instrument ORDER BY h.step DESC LIMIT 1), "
+        f"{since.format(_BEGUN + ' - 1')})"
     )
 
 
