@@ -191,9 +191,7 @@ def round_trips(
         (exits if held * moved < 0 else entries).append((place, share))
         held += moved
         if held == 0 or turned:
-            trips.append(
-                RoundTrip(tuple(entries), tuple(exits), peak, cash - paid, paid, entered)
-            )
+            trips.append(RoundTrip(tuple(entries), tuple(exits), peak, cash - paid, paid, entered))
             cash, paid = -sign * (notional - closing_notional), fee - closing_fee
             entries, exits, peak = [(place, abs(held))], [], held
             entered, splits = Fraction(abs(held)), Fraction(1)
