@@ -42,6 +42,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
     Order,
+    Position,
     PositionSide,
 )
 from tracepaper.strategies.types.market import (
@@ -151,6 +152,11 @@ class Broker:
         self._resting = {
             key: tuple(account.orders[key] for account in accounts) for key in self.own.orders
         }
+
+    def positions(self, instrument: str) -> dict[str | None, Position]:
+        """Return the position of every account in *instrument*, the run's without a name."""
+        shadows = {name: account.position(instrument) for name, account in self.shadows.items()}
+        return {None: self.own.position(instrument), **shadows}
 
     # ------------------------------------------------------------ what the market does
 

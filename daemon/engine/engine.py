@@ -42,6 +42,7 @@ from tracepaper.strategies.gates.evaluator import GateEvaluator
 from tracepaper.strategies.types.decisions import (
     GateSet,
     Order,
+    Position,
     Prediction,
     Regime,
     SinceDecided,
@@ -145,6 +146,7 @@ class Engine:
         self._period_start_ms = settings.period_start_ms
         self._prepared: dict[str, ModelTerms] = {}  # by the model's hash
         self.halted = False
+        self._observed: dict[str, Mapping[str | None, Position]] = {}
         """Whether the operator halted trading."""
         self.save = Save.NOW
         self.sequence = 0
@@ -275,16 +277,18 @@ class Engine:
         """
         steps = [self._finish(closed, None, saves=not bars)]
         first = self.sequence
-        observed = [
-            self._observe(bar, first + place, is_last=place == len(bars) - 1)
-            for place, bar in enumerate(bars)
-        ]
+        observed = []
+        for place, bar in enumerate(bars):
+            observed.append(self._observe(bar, first + place, is_last=place == len(bars) - 1))
+            if self.broker.is_cross:  # a later bar may take the position away: in its own step
+                self._observed[bar.instrument] = self.broker.positions(bar.instrument)
         if self._portfolio is not None:
             self._ask(bars, observed, predictions)
         for bar, filled, prediction in zip(bars, observed, predictions, strict=True):
             at_ms = max(bar.market_ms, closed.market_ms)
             is_last = len(steps) == len(bars)
             steps.append(self._decide(bar, filled, prediction, at_ms, saves=is_last))
+        self._observed.clear()
         return steps
 
     # ------------------------------------------------------------ a bar, from top to bottom
@@ -386,7 +390,10 @@ class Engine:
         """Return the step of *bar*; *confirmed* names the twins whose position it confirmed."""
         twins: tuple[TwinStep, ...] = ()
         if self.broker.shadows:
-            twins = self.shadows.steps(self.broker, bar.instrument, filled.shadows, confirmed)
+            twins = self.shadows.steps(
+                self.broker, bar.instrument, filled.shadows, confirmed,
+                self._observed.get(bar.instrument),
+            )  # fmt: skip
         return self._finish(bar, bar.instrument, filled, decided, twins, saves=saves)
 
     # ------------------------------------------------------------ prices and settlements
@@ -526,6 +533,8 @@ class Engine:
         """
         broker = self.broker
         position, account, entries = broker.own.report(instrument)
+        if self._observed and instrument is not None:
+            position = self._observed[instrument][None]
         if not twins and instrument is not None and (filled.shadows or self.shows_sides):
             twins = self.shadows.steps(broker, instrument, filled.shadows)
         sequence = self.sequence

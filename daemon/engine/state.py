@@ -42,6 +42,7 @@ from tracepaper.strategies.types.decisions import (
     Fill,
     Forecast,
     Order,
+    Position,
     PositionSide,
     Prediction,
     Regime,
@@ -343,13 +344,17 @@ class Shadows:
         instrument: str,
         fills: Mapping[str, tuple[Fill, ...]],
         confirmed: Iterable[str] = (),
+        positions: Mapping[str | None, Position] | None = None,
     ) -> tuple[TwinStep, ...]:
-        """Return what a step holds of each account; *confirmed* did so with their positions."""
+        """Return what a step holds of each account; *confirmed* did so with their positions.
+
+        The *positions* are those at the step's bar, where a later one of its close may end them.
+        """
         return tuple(
             [
                 TwinStep(
                     name,
-                    account.position(instrument),
+                    positions[name] if positions else account.position(instrument),
                     account.ledger.account(),
                     fills.get(name, ()) if fills else (),
                     name in confirmed,

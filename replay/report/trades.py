@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from itertools import accumulate
+from fractions import Fraction
+from functools import partial
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, NamedTuple
@@ -123,15 +125,21 @@ def _remedy(reason: str) -> str:
 class RoundTrip:
     """One closed trade of one instrument.
 
-    ``first`` and ``last`` are places in the fills that were given; ``quantity`` is the largest
-    position it held, signed; ``profit`` is money after fees (10⁻¹⁰, like the fills').
+    ``entries`` and ``exits`` are the quantities (not negative) that the fills at these places
+    brought and took; ``quantity`` is the largest position it held, signed; ``profit`` is money
+    after fees (10⁻¹⁰, like the fills').
     """
 
-    first: int
-    last: int
+    entries: tuple[tuple[int, int], ...]
+    exits: tuple[tuple[int, int], ...]
     quantity: int
     profit: int
     fees: int
+    entered: Fraction  # the largest position in the quantities of before any split
+
+
+Change = Callable[[int], tuple[int, int]]
+"""From the quantity before a split or a dividend to that after it, and the money that it pays."""
 
 
 def round_trips(
@@ -139,45 +147,57 @@ def round_trips(
     notionals: Sequence[int],
     fees: Sequence[int],
     *,
-    changes: Mapping[int, tuple[int, int]] = MappingProxyType({}),
+    step: int = 1,
+    changes: Mapping[int, Sequence[Change]] = MappingProxyType({}),
 ) -> list[RoundTrip]:
-    """Return the closed trades of one instrument's fills, oldest first.
+    """Return the trades of one instrument that its fills closed, oldest first.
 
     *quantities* are signed (buys positive), *notionals* and *fees* are money and not negative.
     From flat to flat the profit is what came in less what went out, so nothing is rounded; a
-    fill that turns the position is shared between the two trades by quantity, half-even. A
-    trade that is still open is not returned. Before a fill at a place of *changes* splits and
-    dividends changed the quantity and paid so much money.
+    fill that turns the position is shared between the two trades by quantity, half-even. A sale
+    that leaves less than a *step*, which cannot be sold, ends the trade. A trade that is still
+    open, or that a split left less than a step of, is not returned. The *changes* at a place
+    come before its fill.
     """
     trips: list[RoundTrip] = []
-    held = first = peak = cash = paid = 0
+    held = peak = cash = paid = 0
+    entries: list[tuple[int, int]] = []
+    exits: list[tuple[int, int]] = []
+    entered, splits = Fraction(0), Fraction(1)
     for place, (quantity, notional, fee) in enumerate(
         zip(quantities, notionals, fees, strict=True)
     ):
-        if held and place in changes:
-            more, money = changes[place]
-            held, cash = held + more, cash + money
-            peak = max(peak, held) if held > 0 else peak
-            if held == 0:  # a split left less than a quantity step
-                trips.append(RoundTrip(first, place - 1, peak, cash - paid, paid))
+        for change in changes.get(place, ()) if held else ():
+            before = held
+            held, money = change(before)
+            cash += money
+            splits *= Fraction(held, before)
+            peak = max(peak, held)
+            if not held:
+                break
         if quantity == 0:
             continue
         if held == 0:
-            first, peak, cash, paid = place, 0, 0, 0
-        sign = 1 if quantity > 0 else -1
-        turned = held * quantity < 0 and abs(quantity) > abs(held)
-        share = abs(held) if turned else abs(quantity)
-        closing_notional = divide_half_even(notional * share, abs(quantity))
-        closing_fee = divide_half_even(fee * share, abs(quantity))
+            entries, exits, peak, cash, paid = [], [], 0, 0, 0
+            entered, splits = Fraction(0), Fraction(1)
+        moved = -held if quantity < 0 < held + quantity < step else quantity
+        sign = 1 if moved > 0 else -1
+        turned = held * moved < 0 and abs(moved) > abs(held)
+        share = abs(held) if turned else abs(moved)
+        closing_notional = divide_half_even(notional * share, abs(moved))
+        closing_fee = divide_half_even(fee * share, abs(moved))
         cash -= sign * closing_notional
         paid += closing_fee
-        held += quantity
+        (exits if held * moved < 0 else entries).append((place, share))
+        held += moved
         if held == 0 or turned:
-            trips.append(RoundTrip(first, place, peak, cash - paid, paid))
+            trips.append(RoundTrip(tuple(entries), tuple(exits), peak, cash - paid, paid, entered))
             cash, paid = -sign * (notional - closing_notional), fee - closing_fee
-            first, peak = place, held
-        elif abs(held) > abs(peak):
-            peak = held
+            entries, exits, peak = [(place, abs(held))], [], held
+            entered, splits = Fraction(abs(held)), Fraction(1)
+        else:
+            peak = max(peak, held, key=abs)
+            entered = max(entered, abs(held) / splits)
     return trips
 
 
@@ -287,30 +307,23 @@ class Costs:
 
 def _changes(
     fills: Sequence[Row],
-    moves: Sequence[int],
     actions: Sequence[tuple[int, CorporateAction]],
     instrument: Instrument,
-) -> dict[int, tuple[int, int]]:
-    """Place the changes by *actions* before each of *fills*, of which *moves* are the signed.
+) -> dict[int, list[Change]]:
+    """Place what *actions* change before each of *fills*."""
+    unit = 10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals)
+    terms = ShareTerms.of(instrument)
 
-    That is the quantity, in units of *moves*, and the money paid.
-    """
-    unit, terms = (
-        10 ** (_QUANTITY_DECIMALS - instrument.quantity_decimals),
-        ShareTerms.of(instrument),
-    )
-    held = place = 0
-    changes: dict[int, tuple[int, int]] = {}
+    def changed(action: CorporateAction, held: int) -> tuple[int, int]:
+        after = entitlement(action, held // unit, 0, terms)
+        return after.quantity * unit, after.paid
+
+    sequences = [fill["sequence"] for fill in fills] if actions else []
+    changes: dict[int, list[Change]] = {}
     for sequence, action in actions:
-        if action.instrument != instrument.id:
-            continue
-        while place < len(fills) and fills[place]["sequence"] <= sequence:
-            held += moves[place]
-            place += 1
-        made = entitlement(action, held // unit, 0, terms)
-        more, paid = changes.get(place, (0, 0))
-        changes[place] = more + made.quantity * unit - held, paid + made.paid
-        held = made.quantity * unit
+        if action.instrument == instrument.id:
+            place = bisect_right(sequences, sequence)
+            changes.setdefault(place, []).append(partial(changed, action))
     return changes
 
 
@@ -328,14 +341,14 @@ def trades(
     for (instrument, _), fills in sorted(positions.items(), key=itemgetter(0)):
         item = instruments[instrument]
         step = item.quantity_step * 10 ** (_QUANTITY_DECIMALS - item.quantity_decimals)
-        moves = _signed_quantities(fills, step)
         trips = round_trips(
-            moves,
+            [_signed_quantity(fill) for fill in fills],
             [_scaled(fill["notional_text"], MONEY_DECIMALS) for fill in fills],
             [_scaled(fill["fee_text"], MONEY_DECIMALS) for fill in fills],
-            changes=_changes(fills, moves, actions, item),
+            step=step,
+            changes=_changes(fills, actions, item),
         )
-        closed += [_trade(trip, fills, moves) for trip in trips]
+        closed += [_trade(trip, fills) for trip in trips]
     return sorted(closed, key=lambda trade: (trade.exit_ms, trade.instrument))
 
 
@@ -390,55 +403,36 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     return min(1.0, moved / distance) if distance else 0.0
 
 
-def _signed_quantities(fills: Sequence[Row], step: int) -> list[int]:
-    """Return the change of the position by each fill, buys positive, as integers of 10⁻¹⁸.
+def _signed_quantity(fill: Row) -> int:
+    """Return the change of the position by *fill*, a buy positive, as an integer of 10⁻¹⁸.
 
-    A buy on spot pays its fee in base, so less arrives than was bought. A rest of less than one
-    *step* cannot be sold: the sale that leaves it ends the trade.
+    A buy on spot pays its fee in base, so less arrives than was bought.
     """
-    moved, held = [], 0
-    for fill in fills:
-        quantity = _scaled(fill["quantity_text"], _QUANTITY_DECIMALS)
-        fee = _scaled(fill["fee_base_text"], _QUANTITY_DECIMALS)
-        signed = quantity - fee if fill["side"] == Side.BUY else -quantity
-        if signed < 0 < held + signed < step:
-            signed = -held
-        moved.append(signed)
-        held += signed
-    return moved
+    quantity = _scaled(fill["quantity_text"], _QUANTITY_DECIMALS)
+    if fill["side"] == Side.BUY:
+        return quantity - _scaled(fill["fee_base_text"], _QUANTITY_DECIMALS)
+    return -quantity
 
 
-def _trade(trip: RoundTrip, fills: Sequence[Row], moves: Sequence[int]) -> ClosedTrade:
+def _trade(trip: RoundTrip, fills: Sequence[Row]) -> ClosedTrade:
     """Return a round trip with the prices and reasons of its fills."""
-    side = 1 if trip.quantity > 0 else -1
-    within = range(trip.first, trip.last + 1)
-    first, last = fills[trip.first], fills[trip.last]
-    after = list(accumulate(moves))
-    before = [0, *after]
-    # Of a fill that turned the position only the part of this trade counts.
-    entry = _mean_price(
-        (fills[place], min(abs(moves[place]), abs(after[place])))
-        for place in within
-        if moves[place] * side > 0
+    first, last = fills[trip.entries[0][0]], fills[trip.exits[-1][0]]
+    entry, leave = (
+        _mean_price((fills[place], quantity) for place, quantity in parts)
+        for parts in (trip.entries, trip.exits)
     )
-    leave = _mean_price(
-        (fills[place], min(abs(moves[place]), abs(before[place])))
-        for place in within
-        if moves[place] * side < 0
-    )
-    quantity = abs(trip.quantity) / 10**_QUANTITY_DECIMALS
     profit = trip.profit / MONEY_SCALE
     return ClosedTrade(
         instrument=first["instrument"],
-        side="LONG" if side > 0 else "SHORT",
-        quantity=quantity,
+        side="LONG" if trip.quantity > 0 else "SHORT",
+        quantity=abs(trip.quantity) / 10**_QUANTITY_DECIMALS,
         entry_ms=first["filled_ms"],
         exit_ms=last["filled_ms"],
         entry_price=entry,
         exit_price=leave,
         profit=profit,
         fees=trip.fees / MONEY_SCALE,
-        return_bp=1e4 * profit / (entry * quantity),
+        return_bp=1e4 * profit / (entry * float(trip.entered / 10**_QUANTITY_DECIMALS)),
         entry_reason=first["reason"],
         exit_reason=last["reason"],
         entry_sequence=_decided_at(first),

@@ -68,6 +68,14 @@ _ACTED: Final = (
     "i.quantity_step FROM events e JOIN instruments i ON i.instrument = e.instrument "
     "AND i.run_key = ? WHERE e.step BETWEEN ? AND ? AND e.kind = 'corporate_action' ORDER BY e.step"
 )
+_BALANCES: Final = (
+    "SELECT h.step, h.twin, h.cash + h.account_fees_paid + h.account_funding_paid "
+    "- h.account_realized_pnl, i.category, h.instrument, h.realized_pnl, h.fees_paid, "
+    "h.funding_paid, h.account_realized_pnl, h.account_fees_paid, "
+    "h.account_funding_paid FROM holdings h LEFT JOIN instruments i ON i.run_key = ?1 "
+    "AND i.instrument = h.instrument WHERE h.step BETWEEN ?2 AND ?3 AND h.twin IS NOT NULL "
+    "ORDER BY h.step, h.book"
+)
 _ORDERED: Final = (
     "SELECT order_id, max(step), filled FROM orders WHERE step BETWEEN ? AND ? GROUP BY order_id"
 )
@@ -176,12 +184,24 @@ class _Execution(Struct, frozen=True):
 
 class _Account(Struct, frozen=True):
     position_mode: str = "one_way"
+    margin: str = "none"
+    cash: Decimal = Decimal(0)
 
 
 class _Configured(Struct, frozen=True):
     execution: _Execution = _Execution()
     account: _Account = _Account()
     strategies: dict[str, Any] = {}
+
+    @property
+    def cash(self) -> Decimal:
+        """The cash of the account when it was opened."""
+        return self.account.cash.scaleb(MONEY_DECIMALS)
+
+    def begun(self) -> dict[str, Decimal]:
+        """Return the cash that each strategy begins with, to a unit."""
+        shares = {name: of for name, of in self.strategies.items() if isinstance(of, dict)}
+        return {name: self.cash * Decimal(of["share"]) for name, of in shares.items()}
 
 
 class _Filled(NamedTuple):
@@ -413,6 +433,7 @@ def check_trades(connection: sqlite3.Connection, run_id: str) -> ChainProblem | 
             connection, span, is_cash, acted, due, is_taken=parent is not None
         ),
         lambda: _check_sides(connection, span),
+        lambda: _check_balances(connection, run_key, span, is_taken=parent is not None),
         lambda: _check_ledger(connection, span, due),
         lambda: _check_orders(connection, span, is_taken=parent is not None),
     )
@@ -447,7 +468,6 @@ def _check_positions(
     is_taken: bool,
 ) -> Iterator[ChainProblem]:
     """Check every position against the fills before it; *due* takes their movements of cash."""
-    most = len(is_cash)  # bars of a close
     fills = [_Filled(*row) for row in connection.execute(_FILLS, span)]
     of_twins = [_Filled(*row) for row in connection.execute(_TWIN_FILLS, span)]
     of_twins = [fill for fill in of_twins if fill.twin not in _SIDE_NAMES]  # are the own ones
@@ -474,13 +494,14 @@ def _check_positions(
             booked[id(one), twin] = (
                 position.book(one) if isinstance(one, _Filled) else position.act(one)
             )
-        booked.update(_ahead(position, held, behind, step + most))
         if position.held != tuple(held):
             yield _disagree(step, "positions", "fills", *_tables(twin))
             return
     for (twin, place), left in waiting.items():
         position = positions.setdefault((twin, place), _Position(is_cash[place]))
-        booked.update(_ahead(position, None, left))  # no step named it since
+        while left and left[-1].model == _LIQUIDATION:  # no step showed the position since
+            fill = left.pop()
+            booked[id(fill), twin] = position.book(fill)
         if left:
             yield _disagree(left[-1].step, "positions", "fills", *_tables(twin))
             return
@@ -523,22 +544,44 @@ def _check_sides(connection: sqlite3.Connection, span: tuple[int, int]) -> Itera
                 return
 
 
-_LIQUIDATION: Final = FillModel.LIQUIDATION.value
+def _check_balances(
+    connection: sqlite3.Connection, run_key: int, span: tuple[int, int], *, is_taken: bool
+) -> Iterator[ChainProblem]:
+    """Check the cash of strategies and shadow accounts: their share, fills and funding.
 
-
-def _ahead(
-    position: _Position, held: Sequence[int] | None, behind: list[_Filled], until: int | None = None
-) -> Iterator[tuple[tuple[int, str | None], list[Entry]]]:
-    """Book liquidations of *behind* up to step *until* while *position* is not what is *held*.
-
-    On cross margin a price of one instrument liquidates others, whose steps of the same close may
-    come before its own and show what it left.
+    What strategies are given anew (``strategies.reset``) follows from prices that a prune drops.
     """
-    while behind and (held is None or position.held != tuple(held)):
-        fill = behind[-1]
-        if fill.model != _LIQUIDATION or (until is not None and fill.step > until):
+    ((text,),) = connection.execute("SELECT config FROM runs WHERE run_key = ?", (run_key,))
+    configured = msgspec.json.decode(text, type=_Configured)
+    if configured.strategies.get("reset", "never") != "never":
+        return
+    begun = {} if is_taken else configured.begun()
+    last: dict[str, tuple[int, tuple[int, ...]]] = {}
+    sums: dict[str, dict[int, tuple[int, ...]]] = {}
+    pays: set[str] = set()  # in cash for what it holds: at a close before the step that shows it
+    for step, twin, opened, kind, place, *rest in connection.execute(_BALANCES, (run_key, *span)):
+        if twin in _SIDE_NAMES:
+            continue
+        *results, realized, fees, funding = rest
+        if place is not None and results[0] is not None:
+            sums.setdefault(twin, {})[place] = tuple(results)
+            if Category(kind).is_cash:
+                pays.add(twin)
+        last[twin] = step, (realized, fees, funding)
+        due = begun.setdefault(twin, Decimal(opened) if is_taken else configured.cash)
+        if twin not in pays and abs(opened - due) >= 1:
+            yield _disagree(step, f"cash of {twin}", "fills and funding", "holdings")
             return
-        yield (id(fill), fill.twin), position.book(behind.pop())
+    if is_taken or configured.account.margin == "cross":  # positions that no step showed since
+        return
+    for twin, rows in sums.items():
+        step, added = last[twin]
+        if tuple(map(sum, zip(*rows.values(), strict=True))) != added:
+            yield _disagree(step, f"results of {twin}", "positions", "holdings")
+            return
+
+
+_LIQUIDATION: Final = FillModel.LIQUIDATION.value
 
 
 _UNKNOWN: Final[Entry] = ("", 0, 0, "", "")

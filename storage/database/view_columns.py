@@ -260,14 +260,20 @@ def _signed(fill: str) -> str:
 
 
 def _before(fill: str) -> str:
+    """Return what was held before *fill*: in the newest row before its step, and by fills since.
+
+    On cross margin a price of another instrument fills in a step that has no row of this one.
+    """
+    since = (
+        f"coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step > {{}} "
+        f"AND (b.step < {fill}.step OR (b.step = {fill}.step AND b.ordinal < {fill}.ordinal)) "
+        f"AND b.instrument = {fill}.instrument AND b.position_side IS {fill}.position_side), 0)"
+    )
     return (
-        f"(coalesce((SELECT h.quantity FROM holdings h WHERE h.step < {fill}.step "
-        f"AND h.step >= {_BEGUN} AND h.twin IS {fill}.position_side "
-        f"AND h.instrument = {fill}.instrument "
-        "ORDER BY h.step DESC LIMIT 1), 0) "
-        f"+ coalesce((SELECT sum({_signed('b')}) FROM fills b WHERE b.step = {fill}.step "
-        f"AND b.ordinal < {fill}.ordinal AND b.instrument = {fill}.instrument "
-        f"AND b.position_side IS {fill}.position_side), 0))"
+        f"coalesce((SELECT h.quantity + {since.format('h.step')} FROM holdings h "
+        f"WHERE h.step < {fill}.step AND h.step >= {_BEGUN} AND h.twin IS {fill}.position_side "
+        f"AND h.instrument = {fill}.instrument ORDER BY h.step DESC LIMIT 1), "
+        f"{since.format(_BEGUN + ' - 1')})"
     )
 
 
@@ -335,6 +341,14 @@ def _worth(price: str) -> str:
     return _over(f"-sum({_ENTERS} * x.{price} * 1.0 * x.quantity * {_PART})") + f" / {scale}"
 
 
+_MOST_AT_FILLS: Final = _over(
+    f"max(abs(CASE WHEN x.step = f.step AND x.ordinal = f.ordinal THEN 0 ELSE {_after('x')} END))"
+)
+_MOST_BETWEEN: Final = (  # a split makes it more without a fill
+    "(SELECT max(abs(h.quantity)) FROM holdings h WHERE h.step >= e.step AND h.step < f.step "
+    "AND h.instrument = f.instrument AND h.twin IS f.position_side)"
+)
+_MOST_HELD: Final = f"max({_MOST_AT_FILLS}, coalesce({_MOST_BETWEEN}, 0))"
 _FEES: Final = real(_over(f"sum(x.fee * {_PART})"), MONEY)
 _GROSS: Final = _worth("reference_price")
 _COSTS: Final = f"({_FEES} + {_GROSS} - {_worth('price')})"
@@ -368,13 +382,7 @@ V_TRADES: Final = View(
         Shown("side", f"CASE {_SIDE} WHEN 1 THEN 'LONG' ELSE 'SHORT' END", "`LONG` or `SHORT`"),
         Shown(
             "quantity",
-            real(
-                _over(
-                    f"max(abs(CASE WHEN x.step = f.step AND x.ordinal = f.ordinal THEN 0 "
-                    f"ELSE {_after('x')} END))"
-                ),
-                QUANTITY,
-            ),
+            real(_MOST_HELD, QUANTITY),
             "the most that it held, not negative",
             "REAL",
         ),

@@ -16,7 +16,7 @@ fills = st.lists(
 
 def test_a_trade_runs_from_flat_to_flat() -> None:
     (trip,) = round_trips([2, 1, -3], [200, 110, 360], [1, 1, 2])
-    assert (trip.first, trip.last, trip.quantity) == (0, 2, 3)
+    assert (trip.entries, trip.exits, trip.quantity) == (((0, 2), (1, 1)), ((2, 3),), 3)
     assert (trip.profit, trip.fees) == (360 - 310 - 4, 4)
 
 
@@ -27,8 +27,9 @@ def test_a_short_trade_earns_when_it_is_bought_back_cheaper() -> None:
 
 def test_a_fill_that_turns_the_position_is_shared_by_quantity() -> None:
     first, second = round_trips([1, -3, 2], [100, 330, 210], [1, 3, 2])
-    assert (first.first, first.last, first.quantity, first.profit) == (0, 1, 1, 110 - 100 - 2)
-    assert (second.first, second.last, second.quantity) == (1, 2, -2)
+    assert (first.entries, first.exits, first.quantity) == (((0, 1),), ((1, 1),), 1)
+    assert first.profit == 110 - 100 - 2
+    assert (second.entries, second.exits, second.quantity) == (((1, 2),), ((2, 2),), -2)
     assert second.profit == 220 - 210 - 4
 
 
@@ -61,6 +62,6 @@ def test_trips_follow_the_position(rows: list[tuple[int, int, int]]) -> None:
         before, held = held, held + quantity
         if before and (held == 0 or Fraction(held, before) < 0):
             closes.append(place)
-    assert [trip.last for trip in trips] == closes
+    assert [trip.exits[-1][0] for trip in trips] == closes
     for earlier, later in pairwise(trips):
-        assert earlier.last <= later.first <= earlier.last + 1
+        assert closes[0] <= later.entries[0][0] <= earlier.exits[-1][0] + 1

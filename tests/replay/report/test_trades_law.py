@@ -1,0 +1,214 @@
+"""Report, ``v_trades`` and a pass over the fills in exact fractions have the same closed trades."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+from contextlib import closing
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exchange_client import candles as made_candles
+from records import rows
+from report_cases import BTC
+from stock_files import HOUR_MS, opens, write
+
+from tracepaper import Action, Orders, Signal, Strategy, backtest, buy, sell
+from tracepaper.replay.report.report import build_report
+from tracepaper.strategies.types.market import CorporateAction
+
+
+@dataclass
+class Book:
+    """One position, and the trade that is open in it."""
+
+    held: Fraction = Fraction(0)
+    entries: list[tuple[Fraction, Fraction]] = field(default_factory=list)
+    exits: list[tuple[Fraction, Fraction]] = field(default_factory=list)
+    cash: Fraction = Fraction(0)
+    most: Fraction = Fraction(0)
+    opened: tuple[int, str] = (0, "")
+
+    def fill(self, row: dict[str, Any]) -> list[tuple[Any, ...]]:
+        size, price = Fraction(row["quantity_text"]), Fraction(row["price_text"])
+        fee, sign = Fraction(row["fee_text"]), 1 if row["side"] == "BUY" else -1
+        parts = [size]
+        if 0 < -self.held * sign < size:
+            parts = [abs(self.held), size - abs(self.held)]
+        closed = []
+        for part in parts:
+            if not self.held:
+                self.__init__()  # type: ignore[misc]
+                self.opened = row["filled_ms"], row["reason"]
+            (self.exits if self.held * sign < 0 else self.entries).append((price, part))
+            self.held += sign * part
+            self.cash -= sign * part * price + fee * part / size
+            self.most = max(self.most, abs(self.held))
+            if not self.held:
+                ends = row["filled_ms"], row["reason"]
+                side = "SHORT" if sign > 0 else "LONG"
+                prices = (mean(self.entries), mean(self.exits))
+                closed.append((side, *self.opened, *ends, self.most, *prices, self.cash))
+        return closed
+
+
+def mean(parts: list[tuple[Fraction, Fraction]]) -> Fraction:
+    return sum((p * q for p, q in parts), Fraction(0)) / sum(q for _, q in parts)
+
+
+def ledger(path: Path) -> list[tuple[Any, ...]]:
+    """Return the closed trades by the fills, payments and splits of a record."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.row_factory = sqlite3.Row
+        asked = "SELECT * FROM v_fills ORDER BY sequence, ordinal"
+        lines = [(row["sequence"], dict(row)) for row in connection.execute(asked)]
+        asked = "SELECT * FROM v_events WHERE kind = 'corporate_action'"
+        lines += [(row["sequence"], dict(row)) for row in connection.execute(asked)]
+        paid = dict(
+            connection.execute(
+                "SELECT sequence, amount_text FROM v_ledger "
+                "WHERE kind IN ('dividend', 'cash_in_lieu')"
+            ).fetchall()
+        )
+    books: dict[tuple[str, str | None], Book] = {}
+    closed = []
+    for sequence, row in sorted(lines, key=lambda line: line[0]):
+        if "content" not in row:
+            book = books.setdefault((row["instrument"], row["position_side"]), Book())
+            closed += [(row["instrument"], *trade) for trade in book.fill(row)]
+        elif (book := books.setdefault((row["instrument"], None), Book())).held:
+            action = json.loads(row["content"])
+            book.cash += Fraction(paid.get(sequence, 0))
+            if action["kind"] == "split":
+                book.held = Fraction(book.held * action["new"] // action["old"])
+                book.most = max(book.most, book.held)
+    return sorted(closed, key=lambda trade: (trade[4], trade[0], trade[1]))
+
+
+def check(path: Path, run_id: str, least: int) -> None:
+    names = (
+        "instrument, side, opened_ms, entry_reason, closed_ms, exit_reason, quantity, "
+        "entry_price, exit_price, net + funding"
+    )
+    view = rows(path, f"SELECT {names} FROM v_trades ORDER BY closed_ms, instrument, side")
+    report = sorted(
+        (
+            (one.instrument, one.side, one.entry_ms, one.entry_reason, one.exit_ms,
+             one.exit_reason, one.quantity, one.entry_price, one.exit_price, one.profit)
+            for one in build_report(path, run_id).own_trades
+        ),
+        key=lambda trade: (trade[4], trade[0], trade[1]),
+    )  # fmt: skip
+    exact = ledger(path)
+    assert len(exact) >= least
+    for found in (view, report):
+        assert [one[:6] for one in found] == [one[:6] for one in exact]
+        for of_record, of_ledger in zip(found, exact, strict=True):
+            assert of_record[6:] == pytest.approx([float(part) for part in of_ledger[6:]], abs=1e-6)
+
+
+class Adds(Strategy):
+    """Buys, sells and goes flat by dice: in parts, over splits and dividends."""
+
+    warmup = 1
+    sees_account = True
+
+    def adjust(self, action: CorporateAction) -> None: ...
+
+    def decide(self, context: Any) -> Orders | Signal:
+        rng = random.Random(context.time)
+        held = context.account.position.quantity
+        if rng.random() < 0.6:
+            return Signal(Action.HOLD, "dice")
+        if held >= 2 and rng.random() < 0.5:
+            size = held if rng.random() < 0.5 else rng.randint(1, int(held))
+            return Orders((sell(size),), "less")
+        return Orders((buy(rng.randint(2, 9)),), "more")
+
+
+def test_over_splits_and_dividends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    times = opens("2014-11-03", "2014-12-31", HOUR_MS)
+    split = [
+        next(at for at in times if at >= first) for first in (1_416_300_000_000, 1_417_600_000_000)
+    ]
+
+    def price(row: int) -> float:
+        level = 70.0 if times[row] < split[0] else 10.0 if times[row] < split[1] else 20.0
+        return round(level * (1 + 0.01 * (row % 7)), 2)
+
+    write(Path("acme.csv"), times, prices=price, volumes=lambda _: 9.0)
+    Path("actions.csv").write_text(
+        "symbol,date,kind,value\nACME,2014-11-18,split,7\nACME,2014-12-03,split,1:2\n"
+        "ACME,2014-12-10,dividend,0.5\n"
+    )
+    config = {
+        "market": {"asset": "stock", "calendar": "XNAS"},
+        "execution": {"fee_per_share": "0.01"},
+    }
+    with backtest(
+        Adds, {"ACME": "acme.csv"}, config=config, actions="actions.csv", db="a.db"
+    ) as run:
+        check(Path("a.db"), run.run_id, 10)
+
+
+class Dice(Strategy):
+    """Long, short or flat by dice, on thin margin."""
+
+    warmup = 1
+
+    def decide(self, context: Any) -> Signal:
+        roll = random.Random(f"{context.time}{context.symbol}").randrange(6)
+        return Signal((Action.LONG, Action.SHORT, Action.FLAT, *[Action.HOLD] * 3)[roll], "dice")
+
+
+@pytest.mark.parametrize("margin", ["cross", "isolated"])
+def test_over_liquidations_of_three_symbols(tmp_path: Path, margin: str) -> None:
+    data = []
+    for seed, symbol in enumerate(("BTCUSDT", "ETHUSDT", "SOLUSDT")):
+        rng, price, candles = random.Random(seed + 6), 10_000, []
+        for _ in range(160):
+            jump = rng.choice((-1, 1)) * rng.randint(0, 2_000) * (rng.random() < 0.1)
+            close = max(price + rng.randint(-250, 250) + jump * price // 10_000, 500)
+            top, low = max(price, close) + rng.randint(0, 99), min(price, close)
+            candles.append((price, top, max(low - rng.randint(0, 99), 400), close, 5_000))
+            price = close
+        data.append(made_candles(candles, symbol=symbol, interval_ms=HOUR_MS))
+    config = {
+        "sizing": {"mode": "equity", "fraction": "0.3" if margin == "isolated" else "5"},
+        "account": {"cash": "100000", "margin": margin, "leverage": "20"},
+        "risk": {"max_daily_trades": 50, "cooldown": 2},
+    }
+    path = tmp_path / "a.db"
+    with backtest(Dice, data, config=config, db=path) as run:
+        check(path, run.run_id, 20)
+    held = rows(path, "SELECT sequence, instrument, quantity FROM v_positions")
+    moved: dict[str, list[tuple[int, float]]] = {}
+    for sequence, name, side, quantity in rows(
+        path, "SELECT sequence, instrument, side, quantity FROM v_fills"
+    ):
+        moved.setdefault(name, []).append((sequence, quantity if side == "BUY" else -quantity))
+    for sequence, name, quantity in held:
+        filled = sum(part for at, part in moved.get(name, ()) if at <= sequence)
+        assert quantity == pytest.approx(filled, abs=1e-9), (sequence, name)
+
+
+def test_in_hedge_mode_and_of_several_strategies(tmp_path: Path) -> None:
+    sized = {"sizing": {"mode": "fixed", "quantity": "0.1"}}
+    member = {"name": "sma_cross", "slow": 20, "share": "0.5"}
+    several = {"a": {**member, "fast": 5}, "b": {**member, "fast": 8}}
+    configs: list[dict[str, Any]] = [
+        {"account": {"position_mode": "hedge"}},
+        {"strategies": several},
+    ]
+    for place, config in enumerate(configs):
+        path = tmp_path / f"{place}.db"
+        with backtest(
+            Dice if not place else None, BTC, config={**sized, **config}, db=path,
+            end="2025-05-04T20:00",
+        ) as run:  # fmt: skip
+            check(path, run.run_id, 5)
