@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_layer, check_mask, check_rows
+from tracepaper.strategies.attention.checks import (
+    check_layer,
+    check_mask,
+    check_rows,
+    explanation,
+)
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
     RowBlock,
@@ -138,6 +143,7 @@ def collapse(confidence: Tensor, content_free: float) -> Tensor:
     return confidence - content_free
 
 
+@explanation
 def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Tensor:
     """Return each feature's share of |input × gradient|, bars weighted by the rollout: [feature].
 
@@ -157,6 +163,7 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
     return moved / moved.sum().clamp_min(torch.finfo(moved.dtype).tiny)
 
 
+@explanation
 def symbol_influence(
     weights: Tensor, row_symbols: Sequence[int], bar_symbols: Sequence[int]
 ) -> Tensor:
@@ -340,6 +347,7 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
     ]
 
 
+@explanation
 def head_rows(
     query: Tensor,
     key: Tensor,
