@@ -100,7 +100,17 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
             f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
             f"{side.lean:+.3f}; the side turns where both change sign."
         )
+    yield from _attended(stored)
+
+
+def _attended(stored: StoredDecision) -> Iterator[Part]:
+    """Yield where it looked, and how much of that is content."""
     yield Paragraph(stored.no_attribution) if stored.no_attribution else bucket_table(stored)
+    if (share := stored.content_share) is not None:
+        yield Paragraph(
+            f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
+            "profile of a network that looks at everything alike."
+        )
     if stored.looked_at:
         yield Paragraph(stored.looked_at)
 

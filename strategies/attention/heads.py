@@ -185,21 +185,6 @@ def symbol_influence(
     return (rows.T @ weights @ bars) / rows.sum(dim=0)[:, None]
 
 
-def uniform_rollout(layers: int, window: int, *, residual_weight: float = 0.5) -> Tensor:
-    """Return the rollout row by age that uniform window attention gives: float64 [age].
-
-    A yardstick for tests and reports: ``layers`` convolutions of the same kernel.
-    """
-    kernel = torch.full((window,), (1.0 - residual_weight) / window, dtype=torch.float64)
-    kernel[0] += residual_weight
-    row = torch.ones(1, dtype=torch.float64)
-    for _ in range(layers):
-        row = torch.nn.functional.conv1d(
-            row[None, None], kernel.flip(0)[None, None], padding=window - 1
-        )[0, 0]
-    return row
-
-
 def context_of(mask: Mask, layers: int, time: int) -> int:
     """Return how many bars a row can draw on through *layers*: the receptive field."""
     check_mask(mask)
