@@ -266,11 +266,13 @@ def _areas(
     rows: list[dict[str, Value]] = []
     for (name, target), area in sorted(areas.items(), key=lambda one: one[0][1]):
         row: dict[str, Value] = {"of": TARGETS[target], "order": name}
-        for side, word in enumerate(_sides(name)):
-            row[word] = estimate(area[:, side], days)
-            for other in () if name == DECIDED else (RANDOM, "recency"):
+        for side, word in enumerate(_SIDES):
+            has_side = word in _sides(name)
+            row[word] = estimate(area[:, side], days) if has_side else None
+            for other in (RANDOM, "recency"):
                 gap = area[:, side] - areas[other, target][:, side]
-                row[f"{word} - {other}"] = estimate(gap, days)
+                is_rival = name != DECIDED
+                row[f"{word} - {other}"] = estimate(gap, days) if is_rival else None
         rows.append(row)
     return table_of_rows(
         "explanations",
