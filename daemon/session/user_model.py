@@ -431,16 +431,9 @@ class UserForecaster:
         past.take(bar)
         if not past.is_full:
             return None
-        rows = past.features()
-        if not np.isfinite(rows).all():
+        inputs = self._input(past)
+        if not np.isfinite(inputs.features).all():
             return self._unusable()
-        inputs = ModelInput(
-            bar.instrument,
-            bar.close_time_ms,
-            bar.interval_ms,
-            past.past(self.model.context),
-            rows,
-        )
         forecast: Forecast | None = self._answered(
             lambda: self.model.predict(inputs),
             lambda answer: forecast_of(
@@ -448,6 +441,38 @@ class UserForecaster:
             ),
         )
         return forecast
+
+    def contributions(self, instrument: str) -> dict[str, float] | None:
+        """Return what each feature added to the newest forecast of *instrument*, the base included.
+
+        None of a model that does not say. Raises ``StrategyFailed`` for anything but numbers by
+        name. The model must be warm.
+        """
+        inputs = self._input(self._past_of(instrument))
+        with ForeignCode(self._name, "in contributions", self._known_as):
+            answer: Any = self.model.contributions(inputs)
+        if answer is None:
+            return None
+        try:
+            added = {str(name): float(value) for name, value in answer.items()}
+        except (AttributeError, TypeError, ValueError):
+            added = {"": math.nan}
+        if not np.isfinite(list(added.values())).all():
+            raise StrategyFailed(
+                f"{self._name}: its contributions are {short(answer)}; return a finite number by "
+                "feature, or None."
+            )
+        return added
+
+    def _input(self, past: _Past) -> ModelInput:
+        bar = past.bars[-1]
+        return ModelInput(
+            bar.instrument,
+            bar.close_time_ms,
+            bar.interval_ms,
+            past.past(self.model.context),
+            past.features(),
+        )
 
     def predict_many(self, bars: Sequence[Bar]) -> list[Forecast | None]:
         """Take in one bar of each of several instruments, one after the other, as ``step`` does."""

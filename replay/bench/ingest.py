@@ -21,6 +21,7 @@ from tracepaper.daemon.bybit.messages import decode_kline
 from tracepaper.daemon.bybit.wire import ClosedCandles, Wire
 from tracepaper.replay.bench.machine import machine_line
 from tracepaper.replay.samples import DEMO_CANDLES
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
 from tracepaper.strategies.units import MINUTE_MS
 
@@ -151,8 +152,8 @@ def plain_bars(frame: bytes) -> list[Bar]:
 
 
 def check(wire: Wire, closing: Sequence[bytes]) -> None:
-    """Assert that both ways of reading agree on every frame that is measured."""
+    """Raise ``InvariantBroken`` unless both ways of reading agree on every measured frame."""
     for frame in closing:
         received = wire.receive(frame)
-        assert isinstance(received, ClosedCandles)
-        assert received.bars == plain_bars(frame)
+        if not isinstance(received, ClosedCandles) or received.bars != plain_bars(frame):
+            raise InvariantBroken("A measured frame is read in two ways; the figures are void.")

@@ -51,7 +51,7 @@ from tracepaper.storage.record.digest import pack
 from tracepaper.storage.record.rows import RUN_TABLES
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar
@@ -490,7 +490,8 @@ def bare(connection: sqlite3.Connection, span: tuple[int, int]) -> bytes:
 
 
 def _walked(connection: sqlite3.Connection, run_id: str) -> None:
-    assert verify_chain(connection, run_id).holds
+    if not verify_chain(connection, run_id).holds:
+        raise InvariantBroken("The chain of the measured run does not hold; the figures are void.")
 
 
 REACH_TIMES_RUNS: Final = 1.2

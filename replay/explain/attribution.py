@@ -18,6 +18,7 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
+from tracepaper.daemon.session.user_model import user_model
 from tracepaper.replay.explain.recompute import (
     Floats,
     FullAttribution,
@@ -89,6 +90,48 @@ def of_rows(past: PastOf[Forecaster]) -> PastOf[RowForecaster] | None:
         mean, volatility = (tuple(column) for column in halves(forecast)[1].tolist())
         forecast = replace(forecast, mean_return=mean, volatility=volatility)
     return PastOf(**{**vars(past), "forecaster": forecaster, "forecast": forecast})
+
+
+@dataclass(frozen=True)
+class Contributed:
+    """What a user's own model says that each feature added, the largest first.
+
+    Log returns at the gates' horizon, the base value among them, that sum to ``mean_return``.
+    """
+
+    horizon: int  # bars
+    mean_return: float
+    features: tuple[tuple[str, float], ...]
+
+
+def contributed(past: PastOf[Forecaster]) -> Contributed | None:
+    """Ask a user's own model what each feature added; None where it does not say.
+
+    Raises ``DataInvalid`` where that is not the stored forecast.
+    """
+    own = user_model(past.forecaster)
+    added = None if own is None else own.contributions(past.decided.instrument)
+    if added is None:
+        return None
+    at, total = past.horizon_index, sum(added.values())
+    horizon = past.forecast.horizons[at]
+    if not past.forecast.mean_return:
+        raise DataInvalid(
+            f"The model {past.forecaster.model_id} gives contributions and no mean_return; declare "
+            "that measure."
+        )
+    mean = past.forecast.mean_return[at]
+    if abs(total - mean) > _SUM_TOLERANCE * (abs(mean) + sum(map(abs, added.values()))):
+        raise DataInvalid(
+            f"The contributions of the model {past.forecaster.model_id} sum to {total:.6g}, and "
+            f"its mean_return {horizon} bars ahead is {mean:.6g}; let them sum to it, the base "
+            "value included."
+        )
+    largest = sorted(added.items(), key=lambda item: -abs(item[1]))
+    return Contributed(horizon, mean, tuple(largest))
+
+
+_SUM_TOLERANCE: Final = 1e-6
 
 
 class MemberSaid(NamedTuple):

@@ -15,6 +15,8 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from tracepaper.daemon.commands.options import located
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.explain.liquidations import Liquidation, liquidations_of
@@ -30,6 +32,7 @@ from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.allocation import ERROR, GAINED, Rule
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import MOVES_WITH, SHARE_OF
+from tracepaper.strategies.attention.time_buckets import content_share
 from tracepaper.strategies.builtin import BAND, TREND, WITHOUT_ANSWER
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.gates.declared import confidence, operator, warm
@@ -56,7 +59,7 @@ class StoredDecision:
     liquidations: tuple[Liquidation, ...] = ()  # since the decision before, this bar's too
     halted_by: Command | None = None  # the operator's, which refused it
     card: Mapping[str, Any] = field(default_factory=dict)
-    """Of the model that decided, where the gate of entropy judged; as the run stored it."""
+    """Of the model that decided, where it attended or the gate of entropy judged; as stored."""
     states: tuple[LastingState, ...] = ()  # what halted the run after this decision
 
     @property
@@ -181,6 +184,28 @@ class StoredDecision:
         )
 
     @property
+    def content_share(self) -> float | None:
+        """How far the rollout lies from that of uniform attention, 0 to 1 (A37).
+
+        None without one, and for networks or methods to which no such row by age belongs.
+        """
+        explained = json.loads(self.run["config"]).get("model", {}).get("explanation", {})
+        built = self.card.get("architecture", {})
+        if (
+            not self.buckets
+            or explained.get("method") != "rollout"
+            or built.get("mask") != "window"
+        ):
+            return None
+        return content_share(
+            np.array([row["weight"] for row in self.buckets]),
+            self.decision["open_time_ms"] // self.run["interval_ms"],
+            layers=built["layers"] - int(explained["start_layer"]),
+            window=built["window"],
+            residual_weight=float(explained["residual"]),
+        )
+
+    @property
     def looked_at(self) -> str:
         """How a decision over several symbols divided its attention; empty for other strategies."""
         shares, moves = (
@@ -246,17 +271,18 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
         if decisions[0]["action"] == Action.ORDERS:
             orders = of_decision(reader, views, sequence)
         judged = any(row["gate"] == confidence.name for row in gates)
-        model = reader.models(run_id, until=sequence).deciding if judged else ""
+        # A user's model may give a confidence, and does not say where it looked.
+        buckets = tuple(
+            row
+            for row in views.rows("v_explanations", sequence=sequence)
+            if row["weight"] is not None
+        )
+        model = reader.models(run_id, until=sequence).deciding if judged or buckets else ""
         return StoredDecision(
             run,
             decisions[0],
             gates,
-            # A user's model may give a confidence, and does not say where it looked.
-            tuple(
-                row
-                for row in views.rows("v_explanations", sequence=sequence)
-                if row["weight"] is not None
-            ),
+            buckets,
             tuple(views.rows("v_notes", sequence=sequence)),
             orders,
             queue_positions(reader, run_id, orders, config.get("execution", {})),

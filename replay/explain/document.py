@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.session.user_model import user_model
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.document.charts import (
     BarLayer,
@@ -33,6 +35,7 @@ from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
     ComparedWith,
+    Contributed,
     Influence,
     MemberSaid,
     SideBySide,
@@ -43,6 +46,7 @@ from tracepaper.replay.explain.attribution import (
     by_model,
     check_asked,
     compare,
+    contributed,
     explain_by,
     influence,
     members_of,
@@ -71,6 +75,7 @@ from tracepaper.replay.explain.recompute import (
 from tracepaper.replay.explain.tables import (
     BASIS_POINTS,
     compared_parts,
+    contributed_parts,
     feature_parts,
     full_parts,
     in_common,
@@ -84,7 +89,12 @@ from tracepaper.replay.report.heads import HeadReport, heads_of
 from tracepaper.replay.report.listed_orders import listed
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
-from tracepaper.strategies.errors import AttentionInvalid, CheckpointMismatch, DataInvalid
+from tracepaper.strategies.errors import (
+    AttentionInvalid,
+    CheckpointMismatch,
+    DataInvalid,
+    TracepaperError,
+)
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.forecasters.attribution import DECISIONS, attending
 from tracepaper.strategies.units import iso
@@ -105,6 +115,7 @@ class Recomputed(NamedTuple):
     influence: Influence | None = None
     books: BookMap | None = None
     members: tuple[MemberSaid, ...] = ()  # of a committee
+    contributed: Contributed | None = None  # of a user's own model
 
 
 def explain_decision(
@@ -132,8 +143,8 @@ def explain_decision(
     stored = read_stored(path, run_id, sequence)
     found = Recomputed()
     missing: DataInvalid | CheckpointMismatch | AttentionInvalid | None = None
-    if full or method or other or write_page is not None:
-        try:
+    try:
+        if full or method or other or write_page is not None:
             found = _recompute(
                 path,
                 run_id,
@@ -143,8 +154,10 @@ def explain_decision(
                 method=method,
                 other=other,
             )
-        except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
-            missing = error
+        elif stored.has_forecast and json.loads(stored.run["config"])["model"].get("class"):
+            found = _of_own_model(path, run_id, sequence)
+    except (DataInvalid, CheckpointMismatch, AttentionInvalid) as error:
+        missing = error
     if as_json:
         print_json(document(stored, found, None if missing is None else str(missing)))
     else:
@@ -208,6 +221,7 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "influence": None if found.influence is None else asdict(found.influence),
         "books": None if found.books is None else map_document(found.books),
         "members": [one._asdict() for one in found.members],
+        "contributions": None if found.contributed is None else asdict(found.contributed),
         "full_missing": missing,
     }
 
@@ -247,6 +261,8 @@ def _recompute(
         if not full:
             return Recomputed(by_method=chosen, compared=compared)
         past = open_any(path, run_id, sequence)
+        if user_model(past.forecaster) is not None:
+            return Recomputed(by_method=chosen, compared=compared, contributed=contributed(past))
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
         members = members_of(past)
@@ -257,12 +273,23 @@ def _recompute(
         return Recomputed(attended, added, chosen, compared, members=members)
 
 
+def _of_own_model(path: Path, run_id: str, sequence: int) -> Recomputed:
+    """Return what a user's own model says of the features; nothing where it cannot be asked."""
+    try:
+        past = open_any(path, run_id, sequence)
+    except TracepaperError:  # it says nothing of them, or was changed: --full gives the reason
+        return Recomputed()
+    return Recomputed(contributed=contributed(past))
+
+
 def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
     yield from stored_parts(stored)
     if found.full is not None:
         yield from full_parts(found.full)
     if found.by_feature is not None:
         yield from feature_parts(found.by_feature)
+    if found.contributed is not None:
+        yield from contributed_parts(found.contributed)
     if found.members:
         yield member_table(found.members)
     if found.by_method is not None:

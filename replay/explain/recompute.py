@@ -6,6 +6,7 @@ bars, and a deletion test.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,9 +20,11 @@ from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.covariates import kept_covariates_of, recorded_covariates
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.resume import recall_events
+from tracepaper.daemon.session.user_model import load_model, refuse_other_model
 from tracepaper.replay.explain.auxiliary_heads import FurtherAhead, further_ahead
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.api.model import Model
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention.probsparse import Multiplications
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
@@ -233,10 +236,15 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
     """
     config = restore(run.config)
     if config.model.own_class:
-        raise DataInvalid(
-            f"The model {config.model.own_class} is a class of a user's own, which does not say "
-            "where it looked; leave --full out, and see its gates and its forecast."
-        )
+        own = load_model(config)
+        refuse_other_model(own, run.model_sha256, run.run_id)
+        if type(own.model).contributions is Model.contributions:
+            raise DataInvalid(
+                f"The model {config.model.own_class} is a class of a user's own, which does not "
+                "say where it looked; leave --full out, or implement contributions."
+            )
+        own.scale(run.instruments)
+        return Path(inspect.getfile(type(own.model))).parent, own
     folder = None
     if not checkpoints.kept_folder(database, model_id).is_dir():
         folder = checkpoints.find_bundled(model_id)

@@ -19,6 +19,7 @@ from tracepaper.replay.document.values import (
 from tracepaper.replay.explain.attribution import (
     ByFeature,
     ByMethod,
+    Contributed,
     Influence,
     MemberSaid,
     SideBySide,
@@ -100,7 +101,17 @@ def stored_parts(stored: StoredDecision) -> Iterator[Part]:
             f"({abs(side.mean_over_stdev):.1%} of its standard deviation), and up less down is "
             f"{side.lean:+.3f}; the side turns where both change sign."
         )
+    yield from _attended(stored)
+
+
+def _attended(stored: StoredDecision) -> Iterator[Part]:
+    """Yield where it looked, and how much of that is content."""
     yield Paragraph(stored.no_attribution) if stored.no_attribution else bucket_table(stored)
+    if (share := stored.content_share) is not None:
+        yield Paragraph(
+            f"The rollout differs from that of uniform attention by {share:.1%}; the rest is the "
+            "profile of a network that looks at everything alike."
+        )
     if stored.looked_at:
         yield Paragraph(stored.looked_at)
 
@@ -273,6 +284,24 @@ def feature_parts(found: ByFeature) -> Iterator[Part]:
             f"These are of the ensemble's row model, which has {found.share:.2f} of the log "
             f"variance; the network has {1 - found.share:.2f}, and the mean."
         )
+
+
+CONTRIBUTIONS_SHOWN: Final = 8
+
+
+def contributed_parts(found: Contributed) -> Iterator[Part]:
+    """Yield the largest contributions of a user's own model, and what all of them sum to."""
+    yield table_of(
+        "contributions",
+        f"Added to the mean by each feature, over {found.horizon} bars, as the model says",
+        {"feature": "text", "mean, bp": "points"},
+        list(found.features[:CONTRIBUTIONS_SHOWN]),
+    )
+    rest = max(len(found.features) - CONTRIBUTIONS_SHOWN, 0)
+    yield Paragraph(
+        f"With {rest} further features they sum to the stored "
+        f"{BASIS_POINTS * found.mean_return:+.3f} bp. They are computed when asked, and not stored."
+    )
 
 
 def member_table(found: Sequence[MemberSaid]) -> Table:

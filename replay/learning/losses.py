@@ -426,7 +426,7 @@ def trained_confidence(traces: Sequence[Trace], mask: Mask) -> Tensor:
     visible = visible_counts(time, mask)
     shares = []
     for one in traces:
-        entropy = trained_entropy(one.query.float(), one.key.float(), one.logsumexp, mask)
+        entropy = trained_entropy(one.query, one.key, one.logsumexp, mask)
         shares.append(row_confidence(entropy, visible).mean(dim=1))
     return torch.stack(shares).mean(dim=0)
 

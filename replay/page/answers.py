@@ -356,6 +356,7 @@ class Looked(Struct, frozen=True):
     buckets: list[Bucket]
     half_within_ms: int | None  # half of the attention lies in the newest so many ms
     error: float  # bound on what the weights miss of 1
+    content_share: Number = None  # total variation from the rollout of uniform attention
 
 
 class OrderPath(Struct, frozen=True):

@@ -424,6 +424,7 @@ def _looked(stored: StoredDecision, close_ms: int) -> answers.Looked | None:
         ],
         half_within_ms=within,
         error=float(stored.decision["l1_error"] or 0.0),
+        content_share=stored.content_share,
     )
 
 

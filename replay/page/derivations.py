@@ -132,6 +132,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
     """Ask the run's model again about one decision, as ``explain --full`` does."""
     from tracepaper.replay.explain.attribution import (
         by_feature,
+        contributed,
         members_of,
         of_rows,
         share_of_rows,
@@ -150,6 +151,8 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
         report(0.3, "what each feature added")
         found = by_feature(rows, share=share_of_rows(past))
         features = [_feature(one.feature, one.mean_return) for one in found.features]
+    if (own := contributed(past)) is not None:
+        features = [_feature(*one) for one in own.features]
     heaviest: list[tuple[int, float]] = []
     heads: list[answers.HeadShare] = []
     attends = attending(past.forecaster) is not None and over_symbols(past.forecaster) is None

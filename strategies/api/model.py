@@ -112,6 +112,15 @@ class Model:
         """
         raise NotImplementedError
 
+    def contributions(self, seen: ModelInput) -> Mapping[str, float] | None:  # noqa: ARG002 - to override
+        """Return what each feature adds to ``mean_return`` at ``gate.horizon``, by its name.
+
+        Log returns, with the base value as one of them: they sum to the forecast of *seen*, or
+        ``explain`` rejects them. None, the default, where the model cannot tell. It is asked when a
+        decision is explained, and nothing of it is stored.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class FeatureFunction:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tracepaper.strategies.attention.entropy import confidence as confidence
     from tracepaper.strategies.attention.entropy import row_entropy as row_entropy
+    from tracepaper.strategies.attention.entropy import trained_entropy as trained_entropy
     from tracepaper.strategies.attention.kernels import Attention as Attention
     from tracepaper.strategies.attention.kernels import attend as attend
     from tracepaper.strategies.attention.masks import Mask as Mask
@@ -56,6 +57,7 @@ _HOMES = {
     "score_logsumexp": "variants",
     "score_rollout": "variants",
     "stream_rollout": "variants",
+    "trained_entropy": "entropy",
     "value_norms": "weighted",
 }
 
@@ -81,6 +83,7 @@ __all__ = [
     "score_logsumexp",
     "score_rollout",
     "stream_rollout",
+    "trained_entropy",
     "value_norms",
 ]
 

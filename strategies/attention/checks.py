@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import wraps
+from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -22,6 +23,33 @@ DTYPES: Final = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 """The types that attention takes; half types are explained in float32."""
 AXES = 4
 """[batch, head, time, dim]."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def exact(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return *call* with autocast off: products are those of the tensors' own types."""
+
+    @wraps(call)
+    def without_autocast(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if torch.compiler.is_compiling():  # an export records no autocast
+            return call(*args, **kwargs)
+        with ExitStack() as stack:
+            for device in ("cpu", "cuda"):
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            return call(*args, **kwargs)
+
+    return without_autocast
+
+
+def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Return *call* with autocast off and without gradients.
+
+    A given logsumexp carries none, so the gradient of what is derived from it would be wrong.
+    """
+    return exact(torch.no_grad()(call))
 
 
 class Layer(NamedTuple):

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from tracepaper.strategies.attention import compiled
-from tracepaper.strategies.attention.checks import Layer, check_layer, check_mask, check_rows
+from tracepaper.strategies.attention.checks import (
+    Layer,
+    check_layer,
+    check_mask,
+    check_rows,
+    exact,
+    explanation,
+)
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
@@ -34,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+@explanation
 def row_entropy(
     query: Tensor,
     key: Tensor,
@@ -91,20 +99,27 @@ def _loops(layer: Layer, mask: Mask, backend: str) -> str | None:
     return fastest if fastest is None or backend == "auto" else backend
 
 
-def trained_entropy(query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask) -> Tensor:
-    """Return the entropy of every row in nats, differentiable: [batch, head, time].
+@exact
+def trained_entropy(
+    query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask, *, scale: float | None = None
+) -> Tensor:
+    """Return the entropy of every row in nats for a loss, differentiable once: [batch, head, time].
 
-    A flash pass gives its logsumexp no gradient. That one is ``scale·Σ_j p_ij k_j`` for the query
-    and ``scale·Σ_i p_ij q_i`` for the keys, which two more passes carry: three in all, and three
-    backward. The value is ``row_entropy``'s.
+    The tensors and the value are those of ``row_entropy``, which carries no gradient. A flash pass
+    gives its logsumexp none. That one is ``scale·Σ_j p_ij k_j`` for the query and
+    ``scale·Σ_i p_ij q_i`` for the keys, which two more passes carry: three in all, and three
+    backward. Raises ``AttentionInvalid`` on tensors that do not fit.
     """
-    scale = 1.0 / math.sqrt(query.shape[-1])
-    mean_key = attend(query, key, key, mask, checked=False).output
+    check_mask(mask)
+    layer = check_layer(query, key, logsumexp, scale=scale)
+    kind, scale = layer.logsumexp.dtype, layer.scale
+    query, key = query.to(kind), key.to(kind)
+    mean_key = attend(query, key, key, mask, scale=scale, checked=False).output
     mean_score = scale * (query * mean_key).sum(dim=-1)
     fixed = query.detach()
-    by_key = attend(fixed, key.detach(), key, mask, checked=False).output
+    by_key = attend(fixed, key.detach(), key, mask, scale=scale, checked=False).output
     carried = scale * ((query * mean_key.detach()).sum(dim=-1) + (fixed * by_key).sum(dim=-1))
-    return logsumexp.detach() + (carried - carried.detach()) - mean_score
+    return layer.logsumexp.detach() + (carried - carried.detach()) - mean_score
 
 
 def _one_row(layer: Layer, mask: Mask, row: int) -> Tensor:
@@ -155,6 +170,7 @@ def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
     return torch.where(choices > 0, share, torch.zeros_like(share)).clamp(0.0, 1.0)
 
 
+@explanation
 def confidence(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],

@@ -13,7 +13,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import check_layer, check_mask, check_rows
+from tracepaper.strategies.attention.checks import (
+    check_layer,
+    check_mask,
+    check_rows,
+    explanation,
+)
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
     RowBlock,
@@ -138,6 +143,7 @@ def collapse(confidence: Tensor, content_free: float) -> Tensor:
     return confidence - content_free
 
 
+@explanation
 def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Tensor:
     """Return each feature's share of |input × gradient|, bars weighted by the rollout: [feature].
 
@@ -157,6 +163,7 @@ def feature_attribution(inputs: Tensor, gradient: Tensor, rollout: Tensor) -> Te
     return moved / moved.sum().clamp_min(torch.finfo(moved.dtype).tiny)
 
 
+@explanation
 def symbol_influence(
     weights: Tensor, row_symbols: Sequence[int], bar_symbols: Sequence[int]
 ) -> Tensor:
@@ -176,21 +183,6 @@ def symbol_influence(
     rows = torch.nn.functional.one_hot(torch.tensor(list(row_symbols)), count).to(weights)
     bars = torch.nn.functional.one_hot(torch.tensor(list(bar_symbols)), count).to(weights)
     return (rows.T @ weights @ bars) / rows.sum(dim=0)[:, None]
-
-
-def uniform_rollout(layers: int, window: int, *, residual_weight: float = 0.5) -> Tensor:
-    """Return the rollout row by age that uniform window attention gives: float64 [age].
-
-    A yardstick for tests and reports: ``layers`` convolutions of the same kernel.
-    """
-    kernel = torch.full((window,), (1.0 - residual_weight) / window, dtype=torch.float64)
-    kernel[0] += residual_weight
-    row = torch.ones(1, dtype=torch.float64)
-    for _ in range(layers):
-        row = torch.nn.functional.conv1d(
-            row[None, None], kernel.flip(0)[None, None], padding=window - 1
-        )[0, 0]
-    return row
 
 
 def context_of(mask: Mask, layers: int, time: int) -> int:
@@ -340,6 +332,7 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
     ]
 
 
+@explanation
 def head_rows(
     query: Tensor,
     key: Tensor,

@@ -25,7 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from tracepaper.strategies.attention.checks import (
     check_mask,
     check_products,
     check_tensors,
+    exact,
     is_finite,
 )
 from tracepaper.strategies.attention.flash import ALIGNED, Pass
@@ -259,6 +261,45 @@ def _taken(x: Tensor, runs: list[slice]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
 
 
+class _Once(torch.autograd.Function):
+    """A gradient as it is, bound to what it was computed from, so that a second one is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *origins: Tensor) -> Tensor:
+        """Return *gradient*."""
+        del ctx, origins
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> NoReturn:
+        """Raise: no kernel computes a second derivative."""
+        del ctx, grad_outputs
+        raise RuntimeError(
+            "Attention can be differentiated once (once_differentiable), and a second derivative "
+            "was asked for; write out softmax(q·k)·v in torch for that."
+        )
+
+
+def once_differentiable(
+    backward: Callable[..., tuple[Tensor | None, ...]],
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """Return *backward* with autocast off, its gradients refusing to be differentiated again.
+
+    torch's own decorator notices nothing where the gradient from above is constant.
+    """
+
+    @wraps(backward)
+    def once(ctx: Any, *above: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            gradients = exact(backward)(ctx, *above)
+        if not torch.is_grad_enabled():
+            return gradients
+        origins = (*ctx.saved_tensors, *above)
+        return tuple(None if x is None else _Once.apply(x, *origins) for x in gradients)
+
+    return once
+
+
 class _WindowAttention(torch.autograd.Function):
     """``window_forward`` with its gradient; the logsumexp carries none."""
 
@@ -278,6 +319,7 @@ class _WindowAttention(torch.autograd.Function):
         return _kept(ctx, (query, key, value), (output, logsumexp), options)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value; the logsumexp's own is left out."""
         gradient, _ = grad_outputs
@@ -307,6 +349,7 @@ class _BlockAttention(torch.autograd.Function):
         return _kept(ctx, (query, key, value), found, options)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value; the logsumexp's own is left out."""
         query, key, value, output, logsumexp = ctx.saved_tensors
@@ -342,6 +385,7 @@ class _SquareAttention(torch.autograd.Function):
         return _kept(ctx, (query, key, value), (result.output, result.logsumexp), options)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of query, key and value; the logsumexp's own is left out."""
         gradient, _ = grad_outputs
@@ -402,6 +446,7 @@ def is_half(backend: str) -> bool:
     return backend in BACKENDS and BACKENDS[backend].is_half
 
 
+@exact
 def attend(
     query: Tensor,
     key: Tensor,

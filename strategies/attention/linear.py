@@ -24,6 +24,9 @@ from tracepaper.strategies.attention.checks import (
     check_rows,
     check_share,
     check_tensors,
+    exact,
+    explanation,
+    working_type,
 )
 from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
 from tracepaper.strategies.attention.masks import Mask, MaskKind
@@ -76,6 +79,7 @@ def draw_directions(heads: int, dim: int, features: int, *, seed: int) -> Tensor
     return directions.float()
 
 
+@exact
 def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
     """Return positive features whose products are those of softmax attention in the mean.
 
@@ -85,9 +89,9 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
     that under a causal mask a later key whose features are far larger moves earlier rows.
     """
     root = query.shape[-1] ** -0.25
+    scaled = [root * x.to(working_type(x)) for x in (query, key)]
     exponents = [
-        (x * root) @ directions.mT.to(x.dtype) - 0.5 * (x * root).square().sum(-1, keepdim=True)
-        for x in (query, key)
+        x @ directions.mT.to(x.dtype) - 0.5 * x.square().sum(-1, keepdim=True) for x in scaled
     ]
     largest = (
         exponents[0].amax(dim=-1, keepdim=True).detach(),
@@ -97,6 +101,7 @@ def random_features(query: Tensor, key: Tensor, directions: Tensor) -> tuple[Ten
     return found[0], found[1]
 
 
+@exact
 def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> LinearAttended:
     """Read *value* [batch, head, time, dim] by features of queries and keys, under *mask*.
 
@@ -108,10 +113,12 @@ def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Li
         raise AttentionInvalid(
             f"Values {list(value.shape)} do not fit keys {list(key.shape)}; give one a key."
         )
+    kind, wide_type = value.dtype, working_type(value)
+    query, key, value = (x.to(wide_type) for x in (query, key, value))
     if mask.kind is MaskKind.FULL:
         normaliser = (query * key.sum(dim=-2, keepdim=True)).sum(dim=-1)
-        read = query @ (key.mT @ value)
-        return LinearAttended(read / normaliser[..., None], LinearLayer(query, key, normaliser))
+        read = query @ (key.mT @ value) / normaliser[..., None]
+        return LinearAttended(read.to(kind), LinearLayer(query, key, normaliser))
     # A column of ones beside the values sums the products themselves.
     wide = torch.cat((value, torch.ones_like(value[..., :1])), dim=-1)
     before = wide.new_zeros(*wide.shape[:2], key.shape[-1], wide.shape[-1])
@@ -122,11 +129,11 @@ def attend_linearly(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> Li
         before = before + k.mT @ v
     read = torch.cat(parts, dim=-2)
     normaliser = read[..., -1]
-    return LinearAttended(
-        read[..., :-1] / normaliser[..., None], LinearLayer(query, key, normaliser)
-    )
+    output = (read[..., :-1] / normaliser[..., None]).to(kind)
+    return LinearAttended(output, LinearLayer(query, key, normaliser))
 
 
+@explanation
 def linear_rows(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
     """Return the attention of chosen *rows*: [batch, head, row, time], in O(rows · N)."""
     _check(layer.query, layer.key, mask)
@@ -139,6 +146,7 @@ def linear_rows(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
     return products / layer.normaliser[..., chosen, None]
 
 
+@explanation
 def linear_confidence(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
     """Return ``1 - H / ln n`` of chosen *rows*: [batch, head, row]."""
     terms: Tensor = torch.special.entr(linear_rows(layer, rows, mask))
@@ -146,6 +154,7 @@ def linear_confidence(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Te
     return row_confidence(terms.sum(dim=-1), visible)
 
 
+@explanation
 def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
     """Return ``w · mean_h A_h`` of row vectors *weights* [batch, row, time], in O(N · features)."""
     _check(layer.query, layer.key, mask)
@@ -162,6 +171,7 @@ def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
     return torch.cat(parts[::-1], dim=-1).mean(dim=1).to(weights.dtype)
 
 
+@explanation
 def rollout_linearly(
     layers: Sequence[LinearLayer],
     rows: Sequence[int],
@@ -190,6 +200,7 @@ def rollout_linearly(
     return finish(weights, normalise=True)
 
 
+@explanation
 def distance_from_softmax(
     layer: LinearLayer,
     query: Tensor,
@@ -220,10 +231,10 @@ def _chunks(time: int) -> Iterator[slice]:
 def _check(query: Tensor, key: Tensor, mask: Mask) -> None:
     check_mask(mask)
     check_tensors(query=query, key=key)
-    if query.ndim != AXES or query.shape != key.shape:
+    if query.ndim != AXES or query.shape != key.shape or not query.numel():
         raise AttentionInvalid(
             f"Features of queries {list(query.shape)} and keys {list(key.shape)} must both be "
-            "[batch, head, time, feature]."
+            "[batch, head, time, feature] and hold at least one number."
         )
     if mask.kind not in (MaskKind.FULL, MaskKind.CAUSAL):
         raise AttentionInvalid(

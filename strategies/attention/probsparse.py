@@ -36,6 +36,8 @@ from tracepaper.strategies.attention.checks import (
     check_share,
     check_start,
     check_tensors,
+    exact,
+    explanation,
     working_type,
 )
 from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
@@ -122,6 +124,7 @@ def sample_keys(time: int, mask: Mask, *, factor: int = FACTOR, seed: int) -> Te
     return (chance * visible_counts(time, mask)[:, None]).long()
 
 
+@exact
 def attend_sparsely(
     query: Tensor,
     key: Tensor,
@@ -142,10 +145,10 @@ def attend_sparsely(
     """
     _check_mask(mask)
     check_tensors(query=query, key=key, value=value, samples=samples)
-    if query.ndim != _AXES or not query.shape == key.shape == value.shape:
+    if query.ndim != _AXES or not query.shape == key.shape == value.shape or not query.numel():
         raise AttentionInvalid(
-            f"ProbSparse needs query, key and value of one shape [batch, head, time, dim], not "
-            f"{list(query.shape)}, {list(key.shape)} and {list(value.shape)}."
+            f"ProbSparse needs query, key and value of one shape [batch, head, time, dim] and at "
+            f"least one bar, not {list(query.shape)}, {list(key.shape)} and {list(value.shape)}."
         )
     time = query.shape[2]
     if samples.shape[:1] != (time,):
@@ -171,6 +174,7 @@ def attend_sparsely(
     return SparseAttention(output.transpose(1, 2), SparseRows(active, weights.detach(), mask))
 
 
+@exact
 def attend_rows(query: Tensor, key: Tensor, value: Tensor, rows: Sequence[int]) -> SparseAttention:
     """Return the attention of *rows* alone over all of a sequence: [batch, head, row, dim].
 
@@ -194,6 +198,7 @@ def _mixed(weights: Tensor, value: Tensor) -> Tensor:
     return (weights @ value.to(weights.dtype)).to(value.dtype)
 
 
+@explanation
 def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = None) -> Product:
     """Return ``Σ_h shares_h wᵀA_h`` for row weights [batch, row, time]: O(u·N), exact.
 
@@ -219,6 +224,7 @@ def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = No
     return Product(torch.einsum("h,bhmt->bmt", shares.to(weights.dtype), pushed), mass)
 
 
+@explanation
 def sparse_entropy(rows: SparseRows) -> Tensor:
     """Return every row's entropy in nats [batch, head, time]: ``ln n`` for a lazy row."""
     batch, heads, _, time = rows.weights.shape
@@ -227,6 +233,7 @@ def sparse_entropy(rows: SparseRows) -> Tensor:
     return lazy.expand(batch, heads, time).scatter(2, rows.active, own.sum(dim=-1))
 
 
+@explanation
 def active_confidence(rows: SparseRows) -> Tensor:
     """Return the mean confidence of the rows that attend: [batch, head].
 
@@ -239,6 +246,7 @@ def active_confidence(rows: SparseRows) -> Tensor:
     return row_confidence(entropy, counts).mean(dim=-1)
 
 
+@explanation
 def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
     check_rows([row], rows.weights.shape[-1])
@@ -251,6 +259,7 @@ def decided_confidence(rows: SparseRows, row: int) -> Tensor:
     return share.masked_fill_(is_lazy, 0.0)
 
 
+@explanation
 def decided_rows(rows: SparseRows, row: int) -> Tensor:
     """Return how each head of one row attends [batch, head, time]; evenly where it was lazy."""
     own, is_lazy = _own_row(rows, row)
@@ -271,6 +280,7 @@ def _own_row(rows: SparseRows, row: int) -> tuple[Tensor, Tensor]:
     return own[:, :, 0], ~is_row.any(dim=-1)
 
 
+@explanation
 def dense_rows(rows: SparseRows) -> Tensor:
     """Return the whole matrix [batch, head, time, time]: the oracle for small N."""
     batch, heads, _, time = rows.weights.shape
@@ -403,6 +413,7 @@ Stage = SparseRows | Taps
 """One stage of an encoder, in forward order: attention with its residual, or a map of time."""
 
 
+@explanation
 def convolution_taps(products: Tensor) -> Taps:
     """Return the shares of the bars on which a padded convolution of three taps rests.
 
@@ -477,6 +488,7 @@ def pooling_taps(chosen: Tensor, time: int) -> Taps:
     return Taps(shares, STRIDE, time)
 
 
+@explanation
 def push_taps(taps: Taps, weights: Tensor) -> Tensor:
     """Return row weights [batch, row, position] carried to the bars below: [batch, row, time]."""
     positions = weights.shape[-1]
@@ -495,6 +507,7 @@ def stage_time(stage: Stage) -> tuple[int, int]:
     return stage.weights.shape[-1], stage.weights.shape[-1]
 
 
+@explanation
 def carry_stage(stage: Stage, weights: Tensor, *, residual_weight: float = 0.5) -> Tensor:
     """Return row weights [batch, row, position] above one stage as those below it.
 
@@ -506,6 +519,7 @@ def carry_stage(stage: Stage, weights: Tensor, *, residual_weight: float = 0.5) 
     return residual_weight * weights + (1.0 - residual_weight) * attended
 
 
+@explanation
 def rollout_stages(
     stages: Sequence[Stage],
     rows: Sequence[int] | Tensor,

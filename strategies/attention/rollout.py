@@ -31,6 +31,7 @@ from tracepaper.strategies.attention.checks import (
     check_rows,
     check_share,
     check_start,
+    explanation,
 )
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.rollout_kernels import (
@@ -98,6 +99,7 @@ class Rollout(NamedTuple):
     l1_error: Tensor
 
 
+@explanation
 def rollout_rows(  # noqa: PLR0913
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
@@ -167,6 +169,7 @@ def rollout_rows(  # noqa: PLR0913
     return finish(weights.to(layers[0].logsumexp.dtype), normalise=prune == 0.0)
 
 
+@explanation
 def carry_rows(
     query: Tensor,
     key: Tensor,
@@ -289,6 +292,7 @@ def without_tail(weights: Tensor, budget: float) -> Tensor:
 DEFAULT_OPTIONS: Final = RolloutOptions()
 
 
+@explanation
 def rollout_buckets(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
@@ -323,6 +327,7 @@ def rollout_buckets(
     return finish(weights, normalise=True)
 
 
+@explanation
 def rollout_by_age(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],

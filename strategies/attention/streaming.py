@@ -13,7 +13,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from tracepaper.strategies.attention.checks import DTYPES
+from tracepaper.strategies.attention.checks import DTYPES, explanation
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import Rollout, RolloutOptions, rollout_rows
@@ -206,7 +206,7 @@ class Stream:
             for _ in range(layers)
         ]
 
-    @torch.no_grad()
+    @explanation
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Attention:
         """Attend from the step's query in *layer*: output [batch, head, dim], and its logsumexp.
 
@@ -253,7 +253,7 @@ class Stream:
             self.steps += 1
         return Attention(output, total)
 
-    @torch.no_grad()
+    @explanation
     def rollout(self, options: RolloutOptions = PLAIN) -> Rollout:
         """Return where the newest step looked: weights [batch, 1, step] over the receptive field.
 

@@ -4,12 +4,13 @@ A row names the newest blocks of time and keeps the rest in "older". The newest 
 bars and a block's age moves on with every bar, so recent mass and shift are taken over cells of
 fixed age, each made of its share of the two blocks that it overlaps.
 
-The rules are docs/attention.md, A12 and A13.
+The rules are docs/attention.md, A12, A13 and A37.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Final
 
@@ -108,6 +109,39 @@ def rows_by_age(
 # --- figures by age
 
 Floats = NDArray[np.float64]
+
+
+@lru_cache(maxsize=16)
+def uniform_rollout(layers: int, window: int, residual_weight: float = 0.5) -> Floats:
+    """Return the rollout row by age that uniform window attention gives: float64 [age].
+
+    A yardstick for tests and reports: ``layers`` convolutions of the same kernel.
+    """
+    row = np.ones(1)
+    for _ in range(layers):
+        total = np.concatenate(([0.0], np.cumsum(row), np.full(window - 1, row.sum())))
+        shared = total[1:] - np.concatenate((np.zeros(window), total[1:-window]))
+        shared *= (1.0 - residual_weight) / window
+        shared[: len(row)] += residual_weight * row
+        row = shared
+    row.flags.writeable = False
+    return row
+
+
+def content_share(
+    weights: Floats, position: int, *, layers: int, window: int, residual_weight: float = 0.5
+) -> float:
+    """Return the total variation, 0 to 1, of a stored row from that of uniform window attention.
+
+    *weights* [buckets + 1] are the blocks of the bar *position* (``open_time_ms // interval_ms``),
+    newest first and "older" last. What is left is the profile of a network that looks at all alike.
+    """
+    uniform = uniform_rollout(layers, window, residual_weight)
+    blocks = position // BLOCK_BARS - (position - np.arange(len(uniform))) // BLOCK_BARS
+    expected = np.bincount(np.minimum(blocks, len(weights) - 1), uniform, minlength=len(weights))
+    return float(0.5 * np.abs(weights - expected).sum())
+
+
 RECENT_SHARE: Final = 0.25
 
 

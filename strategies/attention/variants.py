@@ -30,6 +30,8 @@ from tracepaper.strategies.attention.checks import (
     check_rows,
     check_share,
     check_tensors,
+    exact,
+    explanation,
     is_finite,
     working_type,
 )
@@ -57,14 +59,15 @@ _AXES: Final = 4
 class Scores:
     """How a layer scores its pairs; as it stands, plain causal attention.
 
-    Queries stand at the end of each sequence, as a step of decoding has them: query i of n is at
-    position ``length - n + i``. ``first`` [batch] says where the first query is instead, 0 for
-    whole sequences that are padded at their end.
+    Fewer queries than keys stand at the end of each sequence, as a step of decoding has them: query
+    i of n is at position ``length - n + i``. ``first`` [batch] says where the first query is
+    instead, among the keys: 0 for whole sequences that are padded at their end, which have to say
+    so. Padding at the start, windows that look ahead and stored masks cannot be expressed.
     """
 
     causal: bool = True
     window: int | None = None
-    """Keys that a query sees, its own included; None for all before it."""
+    """Keys that a causal query sees, its own included; None for all before it."""
     scale: float | None = None
     """The factor of q·k; None is ``dim ** -0.5``."""
     softcap: float | None = None
@@ -85,6 +88,7 @@ class ScoredRows(NamedTuple):
     scores: Tensor  # [batch, head, row, key]
 
 
+@explanation
 def score_logsumexp(query: Tensor, key: Tensor, scores: Scores = Scores()) -> Tensor:
     """Return the natural logsumexp [batch, head, query] of the scores, sinks included.
 
@@ -102,6 +106,7 @@ def score_logsumexp(query: Tensor, key: Tensor, scores: Scores = Scores()) -> Te
     return torch.cat(found, dim=2)
 
 
+@explanation
 def carry_rows(
     query: Tensor,
     key: Tensor,
@@ -128,6 +133,7 @@ def carry_rows(
     return result
 
 
+@explanation
 def score_entropy(
     query: Tensor,
     key: Tensor,
@@ -152,6 +158,7 @@ def score_entropy(
     return torch.cat(found, dim=2)
 
 
+@explanation
 def score_rollout(
     layers: Sequence[tuple[Tensor, Tensor, Tensor]],
     weights: Tensor,
@@ -167,6 +174,8 @@ def score_rollout(
     """
     check_share(residual_weight, "residual_weight")
     check_tensors(weights=weights)
+    if not layers:
+        raise AttentionInvalid("There is no layer to roll out; give at least one.")
     for query, key, logsumexp in reversed(layers):
         check_tensors(query=query)
         if weights.shape[2] != query.shape[2]:
@@ -271,7 +280,8 @@ def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
         raise AttentionInvalid(f"scores is a {type(scores).__name__}; give Scores(...).")
     if query.ndim != _AXES or key.ndim != _AXES or not query.numel() or not key.numel():
         raise AttentionInvalid(
-            f"query {list(query.shape)} and key {list(key.shape)} must be [batch, head, time, dim]."
+            f"query {list(query.shape)} and key {list(key.shape)} must be [batch, head, time, dim] "
+            "and hold at least one number."
         )
     if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         raise AttentionInvalid(
@@ -293,6 +303,11 @@ def _check(query: Tensor, key: Tensor, scores: Scores) -> None:
 def _check_numbers(query: Tensor, key: Tensor, scores: Scores) -> None:
     if scores.window is not None and whole(scores.window, "The window's bars") < 1:
         raise AttentionInvalid(f"window is {scores.window}; it must be above 0.")
+    if scores.window is not None and not scores.causal:
+        raise AttentionInvalid(
+            "A window looks back from a causal query; one to both sides cannot be expressed, so "
+            "leave causal=True or drop the window."
+        )
     for name in ("scale", "softcap"):
         value = getattr(scores, name)
         if value is not None and not (isinstance(value, (int, float)) and 0 < value < math.inf):
@@ -312,6 +327,27 @@ def _check_numbers(query: Tensor, key: Tensor, scores: Scores) -> None:
     lengths = _lengths(key, scores)
     if not bool(((lengths >= 1) & (lengths <= key.shape[2])).all()):
         raise AttentionInvalid(f"Each of lengths must be from 1 to {key.shape[2]}.")
+    _check_places(query, key, scores)
+
+
+def _check_places(query: Tensor, key: Tensor, scores: Scores) -> None:
+    """Raise ``AttentionInvalid`` where queries would be taken for those of other positions."""
+    count, keys = query.shape[2], key.shape[2]
+    if scores.first is None:
+        if scores.lengths is None:
+            return
+        if count == keys or bool((_lengths(key, scores) < count).any()):
+            raise AttentionInvalid(
+                f"lengths with {count} queries for {keys} keys does not say where the queries "
+                "stand; give first, 0 for each sequence that is padded at its end."
+            )
+        return
+    first = _first(query, key, scores)
+    if bool(((first < 0) | (first + count > keys)).any()):
+        raise AttentionInvalid(
+            f"first puts some of {count} queries before or behind the {keys} keys; give positions "
+            "among the keys, and cut off padding at the start, which cannot be expressed."
+        )
 
 
 def _check_whole(value: Sequence[int] | Tensor | None, name: str, count: int) -> None:
@@ -381,6 +417,7 @@ def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
     return torch.searchsorted(key_closes.contiguous(), query_closes.contiguous(), right=True)
 
 
+@exact
 def cross_attend(
     query: Tensor,
     key: Tensor,
@@ -421,6 +458,7 @@ def _written_out(
     return Attention(entries.to(value.dtype) @ value, logsumexp)
 
 
+@explanation
 def cross_confidence(
     query: Tensor,
     key: Tensor,
@@ -446,6 +484,7 @@ def cross_confidence(
     return row_confidence(entropy, counts[:, None].clamp_min(1))
 
 
+@explanation
 def stream_rollout(
     steps: Sequence[Sequence[StreamRead]],
     lengths: Sequence[int],
@@ -476,6 +515,7 @@ def stream_rollout(
     return [own / total for own in held]
 
 
+@explanation
 def carry_step(
     step: Sequence[StreamRead], held: Sequence[Tensor], *, residual_weight: float = 0.5
 ) -> list[Tensor]:
@@ -565,6 +605,8 @@ def _check_steps(steps: Sequence[Sequence[StreamRead]], lengths: Sequence[int]) 
         raise AttentionInvalid("There is no layer to roll out; give every step at least one read.")
     for number, read in ((number, read) for number, step in enumerate(steps) for read in step):
         check_seen(read.scores.seen, read.query)
+        if not read.query.numel():
+            raise AttentionInvalid(f"A read of step {number} is empty; give at least one bar.")
         for name, stream, tensor in (
             ("asks", read.into, read.query),
             ("is read", read.of, read.key),

@@ -31,7 +31,9 @@ from tracepaper.strategies.attention.checks import (
     check_share,
     check_start,
     check_tensors,
+    explanation,
     is_finite,
+    working_type,
 )
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.rollout import HeadWeights, Rollout, finish, one_hot
@@ -54,6 +56,7 @@ _FusionOfLayer = Callable[[int, torch.dtype], Fuse]
 _MATRIX = 2
 
 
+@explanation
 def gradient_rollout_rows(  # noqa: PLR0913
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
@@ -96,6 +99,7 @@ def fuse_by_gradient(value: Tensor, gradient: Tensor) -> Fuse:
     return _normalised(fuse)
 
 
+@explanation
 def norm_rollout_rows(  # noqa: PLR0913
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],
@@ -135,6 +139,7 @@ def fuse_by_norm(lengths: Tensor) -> Fuse:
     return _normalised(fuse)
 
 
+@explanation
 def value_norms(value: Tensor, output_weight: Tensor) -> Tensor:
     """Return ``‖v_j·W_h‖`` [batch, head, time]: how far bar j moves the residual through head h.
 
@@ -152,7 +157,9 @@ def value_norms(value: Tensor, output_weight: Tensor) -> Tensor:
         )
     if not (is_finite(value) and is_finite(output_weight)):
         raise AttentionInvalid("value or output_weight has a NaN or infinite number; find it.")
-    by_head = output_weight.unflatten(1, (heads, dim))  # [model, head, dim]
+    kind = working_type(value)
+    value = value.to(kind)
+    by_head = output_weight.to(kind).unflatten(1, (heads, dim))  # [model, head, dim]
     # ‖v·W‖² = v·(W·Wᵀ)·vᵀ with a [dim, dim] product a head: no [time, model] array a head.
     gram = torch.einsum("mhd,mhe->hde", by_head, by_head)
     squares = torch.einsum("bhtd,hde,bhte->bht", value, gram, value)
@@ -218,6 +225,7 @@ CAPACITY: Final = 1 << 22
 """Whole units of flow that a capacity of 1 stands for; the library's flows are 32-bit integers."""
 
 
+@explanation
 def attention_flow(
     queries: Sequence[Tensor],
     keys: Sequence[Tensor],

@@ -61,6 +61,6 @@ ui, charset
 # The library of attention: calls for research, each held to the dense reference by tests.
 is_focused
 collapse, symbol_influence
-uniform_rollout, context_of, specialisation
+context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
 active_confidence, dense_rows

@@ -245,9 +245,8 @@ class CrossAssetEstimator(CandleEstimator):
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CrossAssetModel:
         """Return the network of a checkpoint."""
-        found = CrossAssetModel(card, tensors)
-        assert found.model is not None, "reading it checks it"
-        return found
+        TogetherModel.read(card, tensors)
+        return CrossAssetModel(card, tensors)
 
 
 class _Answered(NamedTuple):

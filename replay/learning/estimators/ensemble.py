@@ -284,14 +284,18 @@ class EnsembleModel(CandleModel):
     def network(self) -> Network:
         """The network with its weights, checked."""
         found = self._member(HALVES[0]).network
-        assert found is not None, "the first member is a network"
+        if found is None:
+            raise CheckpointMismatch("The first member is no network; restore the checkpoint.")
         return found
 
     @cached_property
     def rows(self) -> TrainedRows:
         """The model of rows with its arrays, checked."""
         found = self._member(HALVES[1]).rows
-        assert found is not None, "the second member is a model of rows"
+        if found is None:
+            raise CheckpointMismatch(
+                "The second member is no model of rows; restore the checkpoint."
+            )
         return found
 
     def _member(self, half: str) -> CandleModel:

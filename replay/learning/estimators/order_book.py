@@ -203,9 +203,8 @@ class OrderBookEstimator(Estimator):
 
     def load(self, card: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> OrderBookModel:
         """Return the network of a checkpoint; raise ``CheckpointMismatch`` for one that is not."""
-        found = OrderBookModel(card, tensors)
-        assert found.network is not None, "reading it checks it"
-        return found
+        network_of(card, tensors)
+        return OrderBookModel(card, tensors)
 
 
 def _in_books(section: Mapping[str, Any]) -> dict[str, Any]:

@@ -168,12 +168,17 @@ SHARES: Final = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
 DRAWS: Final = 4
 """Random orders of each decision; their mean counts as one."""
 RANDOM: Final = "random"
+DECIDED: Final = "decided bar"
+"""The row that tells what the decided bar alone moves."""
 _SEED: Final = 20_170_817
 _SIDES: Final = ("deletion", "insertion")
 
 
 class BarOrder(NamedTuple):
-    """Bars of a window by rank, the first one first, and the targets that it is judged by."""
+    """Past bars of a window by rank, the first one first, and the targets that it is judged by.
+
+    The decided bar is of no order: it outweighs any other, and an order is judged by the rest.
+    """
 
     name: str
     bars: Ids
@@ -190,15 +195,17 @@ def ranked(scores: Array) -> Ids:
 def orders(
     subject: Subject, network: Network, decision: DecidedBar, generator: np.random.Generator
 ) -> list[BarOrder]:
-    """Return every order of the bars of *decision*."""
+    """Return every order of the bars before the decided one, and that bar alone."""
     count = network.config.receptive_field
     both = tuple(range(len(TARGETS)))
-    found = [BarOrder("recency", np.arange(count)[::-1], both)]
-    found += [BarOrder(RANDOM, generator.permutation(count), both) for _ in range(DRAWS)]
+    past = count - 1
+    found = [BarOrder("recency", np.arange(past)[::-1], both)]
+    found += [BarOrder(RANDOM, generator.permutation(past), both) for _ in range(DRAWS)]
+    found.append(BarOrder(DECIDED, np.array([past]), both))
     rows, positions = decision.rows(count), decision.positions(count)
     window = torch.from_numpy(rows)
     if network.has_attention:
-        found.insert(0, BarOrder("rollout", ranked(looked(network, rows, positions)), both))
+        found.insert(0, BarOrder("rollout", ranked(looked(network, rows, positions)[:-1]), both))
     neutral = torch.from_numpy(subject.neutral)
     for at, target in enumerate(TARGETS):
         answer = answer_of(network, positions, target, subject.column)
@@ -207,7 +214,7 @@ def orders(
             window - neutral,
         )
         scores = added.sum(dim=1).abs().cpu().numpy()
-        found.append(BarOrder("integrated gradients", ranked(scores), (at,)))
+        found.append(BarOrder("integrated gradients", ranked(scores[:-1]), (at,)))
     return found
 
 
@@ -217,7 +224,7 @@ def curves(subject: Subject, network: Network, decision: DecidedBar, bars: Ids) 
     window = decision.rows(count)
     changed = np.repeat(window[None], 2 * len(SHARES), axis=0)
     for at, share in enumerate(SHARES):
-        first, rest = np.split(bars, [max(round(share * count), 1)])
+        first, rest = np.split(bars, [max(round(share * len(bars)), 1)])
         changed[at, first] = subject.neutral
         changed[len(SHARES) + at, rest] = subject.neutral
     every = np.concatenate([window[None], changed])
@@ -244,6 +251,11 @@ def perturbations(subject: Subject, count: int) -> list[Table]:
     return [_areas(subject, measured, decisions), _points(measured, decisions)]
 
 
+def _sides(name: str) -> Sequence[str]:
+    """Return the curves of an order; what one bar alone gives is no insertion of a share."""
+    return _SIDES[:1] if name == DECIDED else _SIDES
+
+
 def _areas(
     subject: Subject, measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedBar]
 ) -> Table:
@@ -255,17 +267,20 @@ def _areas(
     for (name, target), area in sorted(areas.items(), key=lambda one: one[0][1]):
         row: dict[str, Value] = {"of": TARGETS[target], "order": name}
         for side, word in enumerate(_SIDES):
-            row[word] = estimate(area[:, side], days)
+            has_side = word in _sides(name)
+            row[word] = estimate(area[:, side], days) if has_side else None
             for other in (RANDOM, "recency"):
                 gap = area[:, side] - areas[other, target][:, side]
-                row[f"{word} - {other}"] = estimate(gap, days)
+                is_rival = name != DECIDED
+                row[f"{word} - {other}"] = estimate(gap, days) if is_rival else None
         rows.append(row)
     return table_of_rows(
         "explanations",
         f"Deletion and insertion of bars{subject.of_network}, {len(decisions)} decisions of "
         f"{count} days",
         "A neutral row is the mean of each feature over the training part. Areas are means over"
-        f" 1/64 to 1/2 of the window; random is the mean of {DRAWS} draws. An order that finds"
+        f" 1/64 to 1/2 of the past bars; the decided bar stays, and is a row of its own. Random is"
+        f" the mean of {DRAWS} draws. An order that finds"
         " what matters has more deletion than random, and less insertion.",
         rows,
     )
@@ -276,7 +291,7 @@ def _points(measured: dict[tuple[str, int], Array], decisions: Sequence[DecidedB
     days = days_of(decisions)
     rows: list[dict[str, Value]] = []
     for (name, target), moved in sorted(measured.items(), key=lambda one: one[0][1]):
-        for side, word in enumerate(_SIDES):
+        for side, word in enumerate(_sides(name)):
             cells = {
                 f"1/{round(1 / share)}": estimate(moved[:, side, at], days)
                 for at, share in enumerate(SHARES)

@@ -153,6 +153,7 @@ function LookedPart({ decision, viewFrom }) {
       <span>${oldest ? moment(oldest.from_ms) : ""}</span>
       ${looked.half_within_ms != null && html`<span>half of it in the last <b>${duration(looked.half_within_ms)}</b></span>`}
     </p>
+    ${looked.content_share != null && html`<p class="muted">The rollout differs from that of uniform attention by ${percent(looked.content_share, { decimals: 1 })}; the rest looks at everything alike.</p>`}
   </section>`;
 }
 

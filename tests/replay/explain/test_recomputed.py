@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from explained_runs import CONTEXT, LAST, SMALL
 
+from tracepaper.replay.document.values import Paragraph
+from tracepaper.replay.explain.decision import read_stored
 from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
@@ -22,7 +24,9 @@ from tracepaper.replay.explain.recompute import (
     open_past,
     recompute,
 )
+from tracepaper.replay.explain.tables import stored_parts
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.attention.time_buckets import uniform_rollout
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Contributions, Figures, Probe
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -52,6 +56,19 @@ def test_the_bars_sum_to_the_stored_buckets(full: Full) -> None:
     assert found.l1_error < 1e-6
     assert found.largest_bucket_difference is not None
     assert found.largest_bucket_difference < 1e-6
+
+
+def test_beside_the_stored_row_stands_how_far_it_is_from_that_of_uniform_attention(
+    database: Path, full: Full
+) -> None:
+    stored = read_stored(database, explained_runs.run_id(database), LAST)
+    uniform = uniform_rollout(SMALL.layers, SMALL.window)
+    exact = 0.5 * np.abs(np.array(full.attribution.weights)[::-1] - uniform).sum()
+    share = stored.content_share
+    assert share is not None
+    assert 0.0 < share <= exact + 1e-6  # blocks hide what moves within them
+    said = [part.text for part in stored_parts(stored) if isinstance(part, Paragraph)]
+    assert any(f"from that of uniform attention by {share:.1%}" in text for text in said)
 
 
 def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:

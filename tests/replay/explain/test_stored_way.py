@@ -58,6 +58,7 @@ def test_its_decisions_are_opened_bar_by_bar_as_they_were_stored(database: Path)
 
 def test_another_method_begins_with_its_own_defaults(database: Path) -> None:
     opened = past(database)
+    assert read_stored(database, explained_runs.run_id(database), LAST).content_share is None
     same = explain_by(opened, TypedMethod(method="norm"))
     assert same.options["residual_weight"] == 0.25
     assert same.common == pytest.approx(1.0, abs=1e-5)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -336,3 +338,19 @@ def test_a_network_of_books_is_no_rival_of_a_model_of_bars(
 ) -> None:
     words = ("flash-15m", "--data", tmp_path / "candles.csv", "--compare", good)
     assert "which flash-15m does not; name a model of bars" in refused(capsys, *words)
+
+
+def test_a_checkpoint_is_checked_by_an_interpreter_that_drops_assertions() -> None:
+    """Reading the network is the check, and stands in no ``assert``."""
+    script = """
+from tracepaper.replay.learning.estimators.order_book import OrderBookEstimator
+from tracepaper.strategies.errors import CheckpointMismatch
+try:
+    OrderBookEstimator().load({"model": {"kind": "tree"}}, {})
+except CheckpointMismatch as error:
+    print(error)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-O", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "of the kind 'tree'" in ended.stdout, ended.stderr

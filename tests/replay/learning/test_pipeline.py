@@ -275,6 +275,7 @@ def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> No
     for title in ("Deletion and insertion", "Context ablation", "Rank correlation", "Intervals of"):
         assert title in told
     assert "reversed persistence" in told
+    assert "decided bar" in told
     assert "entropy confidence" in told
     assert all(sentence[:40] in told for sentence in judged["sentences"])
     openings = read_openings(folder / "openings.toml")

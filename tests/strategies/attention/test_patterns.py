@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,10 +24,10 @@ from tracepaper.strategies.attention.heads import (
     rows_by_age,
     stability,
     symbol_influence,
-    uniform_rollout,
 )
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.time_buckets import content_share, uniform_rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 
@@ -37,7 +38,7 @@ def test_rows_are_turned_from_time_to_age() -> None:
 
 
 def test_uniform_attention_gives_the_known_recent_mass() -> None:
-    row = uniform_rollout(4, 1_088)
+    row = torch.tensor(uniform_rollout(4, 1_088))
     context = context_of(Mask.window(1_088), 4, 100_000)
     assert len(row) == context == 4_349
     assert float(row.sum()) == pytest.approx(1.0, abs=1e-12)
@@ -51,7 +52,8 @@ def test_uniform_attention_is_what_rollout_makes_of_equal_scores() -> None:
     counts = torch.arange(1, time + 1).clamp_max(window).double().log()
     result = rollout_rows(zeros, zeros, [counts[None, None]] * layers, [59], Mask.window(window))
     aged = rows_by_age(result.weights[0], [59])[0, : context_of(Mask.window(window), layers, time)]
-    torch.testing.assert_close(aged, uniform_rollout(layers, window), rtol=0, atol=1e-14)
+    wanted = torch.tensor(uniform_rollout(layers, window))
+    torch.testing.assert_close(aged, wanted, rtol=0, atol=1e-14)
 
 
 def test_locality_of_a_point_and_of_an_even_row() -> None:
@@ -155,3 +157,17 @@ def test_effective_bars_of_a_uniform_row_is_its_length() -> None:
     found = float(locality(torch.full((1, 64), 1 / 64)).effective_bars)
     assert found == pytest.approx(64.0, rel=rounding * math.log(64))
     assert math.isclose(float(locality(torch.ones(1, 1)).mean_age), 0.0)
+
+
+@pytest.mark.parametrize("position", [6_400, 6_463, 6_431])
+def test_the_content_share_is_what_moved_from_the_row_of_uniform_attention(position: int) -> None:
+    window, layers = 100, 2
+    row = uniform_rollout(layers, window, 0.4)
+    blocks = position // 64 - (position - np.arange(len(row))) // 64
+    weights = np.bincount(blocks.clip(max=4), row, minlength=5)
+    options = {"layers": layers, "window": window, "residual_weight": 0.4}
+    assert content_share(weights, position, **options) == pytest.approx(0.0, abs=1e-12)
+    weights += [-0.1, 0.0, 0.07, 0.0, 0.03]
+    assert content_share(weights, position, **options) == pytest.approx(0.1, abs=1e-12)
+    older = np.array([weights[0], weights[1:].sum()])  # what a stored row does not name
+    assert content_share(older, position, **options) == pytest.approx(0.1, abs=1e-12)

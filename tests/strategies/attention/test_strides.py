@@ -40,6 +40,7 @@ from tracepaper.strategies.attention import (
     score_logsumexp,
     score_rollout,
     stream_rollout,
+    trained_entropy,
     value_norms,
 )
 from tracepaper.strategies.attention.rollout_kernels import BACKENDS as ROLLOUT_BACKENDS
@@ -114,6 +115,7 @@ def entropies(mask: Mask, backend: str) -> Call:
         return [
             row_entropy(*layer, mask, backend=backend),
             row_entropy(*layer, mask, lay(torch.tensor(ROWS))),
+            trained_entropy(*layer, mask),
             confidence([layer[0]], [layer[1]], [layer[2]], ROWS, mask),
         ]
 

@@ -87,11 +87,15 @@ def test_mass_entropy_and_logsumexp_equal_the_matrices(
 ) -> None:
     query, key = tensors(*shape)
     sinks = torch.linspace(-1.0, 1.0, shape[0], dtype=torch.float64) if has_sinks else None
-    at_end = lengths is None or shape[2] <= min(lengths)
+    at_end = lengths is None or (shape[2] <= min(lengths) and shape[2] < shape[3])
     scores = Scores(
         causal=causal, window=window, scale=scale, softcap=softcap, sinks=sinks, lengths=lengths,
         first=None if at_end else (0, 0),
     )  # fmt: skip
+    if window is not None and not causal:
+        with pytest.raises(AttentionInvalid, match="both sides"):
+            score_logsumexp(query, key, scores)
+        return
     matrix, lost = dense(query, key, scores)
     total = score_logsumexp(query, key, scores)
     whole = matrix.sum(-1) + lost
@@ -154,6 +158,12 @@ def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
         (Scores(sinks=torch.zeros(3)), "give one a head"),
         (Scores(lengths=(3,)), "lengths has 1 numbers for 2 sequences"),
         (Scores(lengths=(3, 9)), "Each of lengths must be from 1 to 6"),
+        (Scores(lengths=(4, 6)), "does not say where the queries stand"),
+        (Scores(lengths=(6, 6), first=(0, 2)), "padding at the start"),
+        (Scores(first=(-2, 0)), "padding at the start"),
+        (Scores(causal=False, window=3), "both sides"),
+        (Scores(window=(3, 3)), "whole numbers"),  # type: ignore[arg-type]
+        (Scores(seen=torch.ones(2, 6, 6, dtype=torch.bool)), "one whole number a query"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(wrong: Scores, sentence: str) -> None:

@@ -1,0 +1,105 @@
+"""What a user's own model says that each feature added is shown, and has to sum."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import learning
+import numpy as np
+import pytest
+
+from tracepaper.daemon.cli import invoke
+from tracepaper.models import BASE, LightGBM, tree_shap
+from tracepaper.replay.backtest.request import Request, perform
+from tracepaper.replay.explain.attribution import contributed
+from tracepaper.replay.explain.recompute import open_any
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.extras import is_installed
+
+CLASS = """
+import numpy as np
+from tracepaper import Model, feature_row
+
+
+@feature_row(lookback=2)
+def moves(past):
+    return [past.close[-1] / past.close[-2] - 1.0, past.volume[-1] / past.volume[-2] - 1.0]
+
+
+class Summed(Model):
+    features = moves
+
+    def predict_rows(self, rows):
+        return {"mean_return": 0.001 + rows.astype(np.float64) @ [0.5, 0.01]}
+
+    def contributions(self, seen):
+        price, volume = seen.features[-1].astype(np.float64) * [0.5, 0.01]
+        return {"price": price, "volume": volume, "base": self.options["base"]}
+"""
+CONFIG = """
+[market]
+symbols = ["AAAUSDT"]
+interval = "1"
+[strategy]
+name = "attention"
+[model]
+class = "summed_model:Summed"
+options = { base = %s }
+[gate]
+horizon = 30
+"""
+
+
+@pytest.mark.parametrize("base", [0.001, 0.002])
+def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
+    base: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "summed_model.py").write_text(CLASS, encoding="utf-8")
+    (tmp_path / "config.toml").write_text(CONFIG % base, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    data = learning.write_csv(learning.learnable(40, seed=0, symbol="AAAUSDT"), tmp_path)
+    database = tmp_path / "run.db"
+    config = tmp_path / "config.toml"
+    perform(Request((str(data),), config=config, database=database), as_json=True)
+    with Reader.open(database) as reader:
+        run_id = reader.find("last")
+    past = open_any(database, run_id, 40)
+    capsys.readouterr()
+    code = invoke(["explain", f"{run_id}:40", "--db", str(database)])
+    said = capsys.readouterr()
+    if base != 0.001:
+        assert code != 0
+        with pytest.raises(DataInvalid, match="let them sum to it"):
+            contributed(past)
+        return
+    found = contributed(past)
+    assert code == 0
+    assert found is not None
+    assert {name for name, _ in found.features} == {"price", "volume", "base"}
+    assert sum(added for _, added in found.features) == pytest.approx(found.mean_return, rel=1e-9)
+    assert "volume" in said.out
+
+
+@pytest.mark.skipif(not is_installed("lightgbm"), reason="needs LightGBM")
+def test_the_contributions_of_trees_sum_to_their_prediction(tmp_path: Path) -> None:
+    import lightgbm
+
+    draw = np.random.default_rng(3)
+    rows = draw.normal(size=(300, 3)).astype(np.float32)
+    options = {"verbose": -1, "num_threads": 1}
+    names = ["a", "b", "c"]
+    data = lightgbm.Dataset(rows, rows[:, 0] * 1e-3 + 5e-4, feature_name=names)
+    booster = lightgbm.train(options, data, num_boost_round=5)
+    booster.save_model(tmp_path / "trees.txt")
+    model = LightGBM({"horizon": 5}, {"trees.txt": tmp_path / "trees.txt"})
+    added = tree_shap(model.booster, rows[0])
+    assert list(added) == [*names, BASE]
+    assert abs(added["a"]) > abs(added["b"])
+    assert sum(added.values()) == pytest.approx(
+        model.predict_rows(rows[:1])["mean_return"][0], rel=1e-9
+    )
+    assert model.horizons == (5,)
