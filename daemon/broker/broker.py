@@ -155,8 +155,8 @@ class Broker:
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, the run's without a name."""
-        shadows = {name: account.position(instrument) for name, account in self.shadows.items()}
-        return {None: self.own.position(instrument), **shadows}
+        accounts: dict[str | None, PaperAccount] = {None: self.own, **self.shadows}
+        return {name: account.position(instrument) for name, account in accounts.items()}
 
     # ------------------------------------------------------------ what the market does
 
