@@ -15,7 +15,7 @@ gate that refuses at random would seem to save it. A gate sees only what the gat
 pass, so what those refused is left out: else it would be credited with their choice.
 
 A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
-beyond its error, which counts UTC days and not signals, for those of one day share their market;
+beyond its error, which counts blocks of days and not signals, for those share their market;
 and it lies beyond what random gates make, which refuse as many signals in the same pattern, moved
 along the run by chance.
 
@@ -24,7 +24,6 @@ The rule is docs/decisions.md, G21.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -33,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.replay.report.metrics import blocks_of, mean_error
 from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
@@ -463,14 +463,13 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
         return Judgement(None, None, int(days_here), None, None, 0)
     means = gross[chosen].mean(), gross[~chosen].mean()
     difference = float(means[1] - means[0])
-    if min(days_here, days_there) < LEAST_DAYS:
-        return Judgement(difference, None, int(days_here), None, None, 0)
-    # Each signal's own part in the error of the difference of the two means.
+    # Each signal's own part in the error of the difference of the two means; together nothing.
     pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
-    by_day = _sums(pull, days)
-    effective = min(_effective(here), _effective(there))
-    # Summed by day before it is squared: signals of one day share their market.
-    error = math.sqrt(by_day.size / (by_day.size - 1) * float((by_day**2).sum()))
+    # Summed by blocks of days before it is squared: signals of near days share their market.
+    error = mean_error(pull * pull.size, days)
+    if error is None or min(days_here, days_there) < LEAST_DAYS:
+        return Judgement(difference, None, int(days_here), None, None, 0)
+    effective = min(_effective(_sums(of, blocks_of(days))) for of in (chosen, ~chosen))
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
     clear = abs(difference) > _student(effective) * error
@@ -488,7 +487,7 @@ def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
 
 
 def _effective(counts: Floats) -> float:
-    """Return how many days of equal size these *counts* weigh, less one: a few hold the most."""
+    """Return how many blocks of equal size these *counts* weigh, less one: a few hold the most."""
     return max(1.0, float(counts.sum() ** 2 / (counts**2).sum()) - 1.0)
 
 

@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.replay.report.metrics import mean_error
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
@@ -239,12 +240,8 @@ class TradeGroup:
         if not self.trades:
             return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        _, day = np.unique([trade.exit_ms // DAY_MS for trade in self.trades], return_inverse=True)
-        by_day = np.bincount(day, weights=returns - returns.mean()) / returns.size
-        mean = float(returns.mean())
-        if by_day.size < 2:  # one degree of freedom is spent
-            return mean, None
-        return mean, float(np.sqrt(by_day.size / (by_day.size - 1) * (by_day**2).sum()))
+        days = np.array([trade.exit_ms // DAY_MS for trade in self.trades])
+        return float(returns.mean()), mean_error(returns, days)
 
     @property
     def held_ms(self) -> float | None:

@@ -21,7 +21,7 @@ from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.panel import Ids, Labelled, predicted
 from tracepaper.replay.learning.splits import SYMBOL_BITS
-from tracepaper.replay.learning.statistics import bootstrapped, daily_sums, mean
+from tracepaper.replay.learning.statistics import mean
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.strategies.allocation import (
     Rule,
@@ -294,9 +294,8 @@ def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, A
 
 def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
     """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
-    daily = daily_sums(net[None] * _BASIS_POINTS, days, np.unique(days))  # [day, 1]
-    counted = np.concatenate([daily, np.ones_like(daily)], axis=1)
-    return bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1]).rounded(3)
+    names, day = np.unique(days, return_inverse=True)
+    return mean(np.bincount(day, net * _BASIS_POINTS), names).rounded(3)
 
 
 def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
