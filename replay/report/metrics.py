@@ -47,8 +47,8 @@ class Performance:
     bars: int | None  # steps of the equity curve
     days: float  # that had bars; the first and the last count by their part
     total_return: float | None  # None where the equity means nothing
-    mean_day: float | None  # of the simple returns of UTC days
-    error_day: float | None  # its standard error
+    mean_day: float | None  # of the simple returns of UTC days; a longer bar's is spread over it
+    error_day: float | None  # its standard error, by blocks of days; None of a single one
     volatility_day: float | None
     cagr: float | None  # compound annual growth
     volatility: float | None  # annual
@@ -412,25 +412,26 @@ def performance(
     days = days_of(times_ms, interval_ms, calendar)
     returns = daily_returns(times_ms, values, calendar)
     spread = float(returns.std(ddof=1)) if returns.size > 1 else None
-    error_day = mean_error(returns, return_days(times_ms, calendar)) if returns.size else None
+    error = mean_error(returns, return_days(times_ms, calendar)) if returns.size else None
+    each = _days_a_bar(interval_ms, calendar)  # a return of a bar that is longer is no day's
     a_year = days_in_year(interval_ms, calendar)
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
     worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
     excess = annual - rate_of_return(risk_free, a_year)
-    error = sharpe_error(excess)
+    of_ratio = sharpe_error(excess)
     return Performance(
         bars=max(values.size - 1, 0) if every_bar else None,
         days=days,
         total_return=earned,
-        mean_day=float(returns.mean()) if returns.size else None,
-        error_day=error_day,
-        volatility_day=spread,
+        mean_day=float(returns.mean()) / each if returns.size else None,
+        error_day=None if error is None else error / each,
+        volatility_day=None if spread is None else spread / math.sqrt(each),
         cagr=growth,
         volatility=volatility(annual, a_year),
         sharpe=sharpe(excess, a_year),
-        sharpe_error=None if error is None else error * float(np.sqrt(a_year)),
+        sharpe_error=None if of_ratio is None else of_ratio * float(np.sqrt(a_year)),
         probabilistic_sharpe=probabilistic_sharpe(excess),
         sortino=sortino(excess, a_year),
         max_drawdown=worst,

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
+from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.boosting import (
@@ -447,12 +448,14 @@ def pooled_sentence(found: Mapping[str, Mapping[str, Any]]) -> str:
         value, error, p = found[name]["difference"]
         verdict = "credibly better" if p < 0.05 and value < 0 else "not credibly better"
         worst = found[name]["worst_cell_percent"]
-        said.append(f"{value:+.5f} ± {error:.5f} from {words}: {verdict}, at worst {worst:+.2f} %")
+        less = f"{value:+.5f} {plus_minus(error, '.5f')}"
+        said.append(f"{less} from {words}: {verdict}, at worst {worst:+.2f} %")
     value, error, _ = found["pinball"][MEMBERS[BASE]]
     return (
         f"Over all horizons together the committee changed QLIKE by {'; '.join(said)} (errors by "
         "day; the worst of a symbol at a horizon), and the pinball loss "
-        f"of its 5 and 95 % quantiles by {value:+.5f} ± {error:.5f} from the base's fixed widths."
+        f"of its 5 and 95 % quantiles by {value:+.5f} {plus_minus(error, '.5f')} from the base's "
+        "fixed widths."
     )
 
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tracepaper.replay.archive.order_book import DepthHeader
+from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
 from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
@@ -565,7 +566,8 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"At {horizon} books its log loss on {one['days']} untouched days is {verdict} than "
             f"that of the moves' frequencies ({one['log_loss']:.4f} against "
-            f"{one['log_loss_of_frequencies']:.4f}, ± {one['error']:.4f} by days{few})."
+            f"{one['log_loss_of_frequencies']:.4f}, "
+            f"{plus_minus(one['error'], '.4f')} by days{few})."
         )
     if not any(one["is_better"] for one in figures.values()):
         lines.append("experimental: it has beaten nothing at any horizon.")
