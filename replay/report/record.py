@@ -245,11 +245,19 @@ class RunRecord:
 
         A fee per share is taken at the median open; a minimum fee is left out.
         """
-        rate = self.terms.round_trip / 2
-        if self.terms.per_share:
-            opens = np.concatenate([bars.open for bars in self.bars.values()])
-            rate += self.terms.per_share / MONEY_SCALE / float(np.median(opens))
-        return rate
+        return self.terms.round_trip / 2 + self._share_rate
+
+    @property
+    def maker_rate(self) -> float:
+        """The configured fee of one fill as maker, as a fraction of its notional."""
+        return self.terms.maker_fee / MONEY_SCALE + self._share_rate
+
+    @property
+    def _share_rate(self) -> float:
+        if not self.terms.per_share:
+            return 0.0
+        opens = np.concatenate([bars.open for bars in self.bars.values()])
+        return self.terms.per_share / MONEY_SCALE / float(np.median(opens))
 
     def closes_of(self, opens_ms: Ints) -> Ints:
         """Return when the bars that open at *opens_ms* close."""

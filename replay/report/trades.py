@@ -476,14 +476,7 @@ class Markout(NamedTuple):
         """The mean and its error by the day of the fill, as fractions; None without fills."""
         if not self.moved.size:
             return None
-        mean = float(self.moved.mean())
-        names, which = np.unique(self.days, return_inverse=True)
-        if names.size < 2:  # the error is over days, so one has none
-            return mean, None
-        sums = np.bincount(which, weights=self.moved - mean)
-        count = self.moved.size
-        spread = float(np.sqrt((sums**2).sum() * names.size / (names.size - 1)))
-        return mean, spread / count
+        return float(self.moved.mean()), mean_error(self.moved, self.days)
 
     @property
     def against(self) -> float | None:
