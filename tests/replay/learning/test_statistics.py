@@ -68,7 +68,7 @@ def test_one_block_of_days_says_nothing() -> None:
 
 
 def test_an_error_covers_days_that_are_like_the_days_before() -> None:
-    """With a correlation of 0.4 from day to day an error by single days is over a fifth too small."""
+    """Correlated by 0.4 from day to day, an error by single days is over a fifth too small."""
     rng, days = np.random.default_rng(3), np.arange(60)
     noise = rng.normal(size=(2_000, 62))
     values = noise[:, 2:] + 0.4 * noise[:, 1:-1] + 0.2 * noise[:, :-2]
