@@ -421,23 +421,23 @@ class Backtest:
         yield f"{bars}{_number(figures['days'], ',.1f')} days, {figures['trades']:,} closed trades"
         yield (
             f"return {_percent(figures['return'])}, a day "
-            f"{_number(figures['mean_day'], '+.1f', 1e4)} ± "
-            f"{_number(figures['mean_day_error'], '.1f', 1e4)} bp, worst drawdown "
+            f"{_estimate(figures['mean_day'], figures['mean_day_error'], '.1f', 1e4)} bp, "
+            "worst drawdown "
             f"{_percent(figures['max_drawdown'], sign='')}"
         )
         if figures["sharpe"] is not None:
-            error = _number(figures["sharpe_error"], ".2f")
-            yield f"Sharpe ratio a year {figures['sharpe']:+.2f} ± {error}"
+            ratio = _estimate(figures["sharpe"], figures["sharpe_error"], ".2f")
+            yield f"Sharpe ratio a year {ratio}"
         for part in stretches(record, self._closed):
             told = (
                 f"{part.name}: {_number(part.performance.days, ',.1f')} days, a day "
-                f"{_number(part.performance.mean_day, '+.1f', 1e4)} ± "
-                f"{_number(part.performance.error_day, '.1f', 1e4)} bp, in the market "
+                f"{_estimate(part.performance.mean_day, part.performance.error_day, '.1f', 1e4)} "
+                "bp, in the market "
                 f"{_number(part.exposure, '.0f', 100.0)} % of the time"
             )
             if part.performance.sharpe is not None:
-                error = _number(part.performance.sharpe_error, ".2f")
-                told += f", Sharpe ratio a year {part.performance.sharpe:+.2f} ± {error}"
+                ratio = _estimate(part.performance.sharpe, part.performance.sharpe_error, ".2f")
+                told += f", Sharpe ratio a year {ratio}"
             yield told
         at_exposure = ""
         if figures["held_return"] is not None:
@@ -472,6 +472,12 @@ def _tell(advance: notebook.Advance, replay: Replay, bars: int) -> None:
 
 def _number(value: float | None, form: str, factor: float = 1.0) -> str:
     return NOTHING if value is None else f"{value * factor:{form}}"
+
+
+def _estimate(value: float | None, error: float | None, form: str, factor: float = 1.0) -> str:
+    """Return a signed value with its error, which is left out where it is not known."""
+    noise = "" if error is None else f" ± {_number(error, form, factor)}"
+    return f"{_number(value, f'+{form}', factor)}{noise}"
 
 
 def _percent(value: float | None, sign: str = "+") -> str:

@@ -132,7 +132,7 @@ def _value(value: object, name: str) -> str:
             return _text(value)
         case int():
             return str(value)
-        case float() if math.isfinite(value):
+        case float() if not math.isinf(value):  # nan is an error that is not known
             return repr(value)
         case list() | tuple():
             return _list(value, name)

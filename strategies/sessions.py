@@ -198,6 +198,24 @@ class Calendar:
         return self.days[np.searchsorted(self.opens, closes_ms, side="left") - 1]
 
 
+def closes_of(opens_ms: Times, interval_ms: int, calendar: Calendar | None) -> Times:
+    """Return when the bars close that open at *opens_ms*: a session's last may be shorter.
+
+    Without a *calendar* every interval is a bar.
+    """
+    return opens_ms + interval_ms if calendar is None else calendar.closes_of(opens_ms)
+
+
+def opens_later(opens_ms: Times, bars: int, interval_ms: int, calendar: Calendar | None) -> Times:
+    """Return when the bar opens that is so many *bars* after each of *opens_ms*; less is earlier.
+
+    Beyond the calendar it is that of its last or first bar.
+    """
+    if calendar is None:
+        return opens_ms + bars * interval_ms
+    return calendar.opens[(calendar.places(opens_ms) + bars).clip(0, len(calendar) - 1)]
+
+
 def is_whole_days(interval_ms: int) -> bool:
     """Return whether a bar of *interval_ms* is of whole days: named by its date, not its open."""
     return interval_ms in (DAY_MS, WEEK_MS, MONTH_MS)

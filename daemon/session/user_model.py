@@ -246,7 +246,7 @@ class _Past:
                 f"{self.bars[-1].open_time_ms}; feed bars oldest first."
             )
         self.bars.append(bar)
-        row = (bar.close_time_ms, bar.open, bar.high, bar.low, bar.close, bar.volume)
+        row = (bar.closed_ms, bar.open, bar.high, bar.low, bar.close, bar.volume)
         at = self._count % self.held
         # Each row stands twice, so that the newest ones are one block wherever the ring stands.
         self._table[at] = self._table[at + self.held] = row
@@ -352,7 +352,7 @@ class _Past:
                 values = features.compute(schema, features.columns(past)).values[first:]
             case FeatureFunction():
                 table = np.array(
-                    [(b.close_time_ms, b.open, b.high, b.low, b.close, b.volume) for b in past],
+                    [(b.closed_ms, b.open, b.high, b.low, b.close, b.volume) for b in past],
                     dtype=np.float64,
                 )
                 back = self._lookback
@@ -468,7 +468,7 @@ class UserForecaster:
         bar = past.bars[-1]
         return ModelInput(
             bar.instrument,
-            bar.close_time_ms,
+            bar.closed_ms,
             bar.interval_ms,
             past.past(self.model.context),
             past.features(),

@@ -22,7 +22,7 @@ from tracepaper.replay.archive.layouts import MEANINGS, TIME, RawTable
 from tracepaper.strategies.api.timeframes import is_made_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.sessions import Calendar, month_calendar
+from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
 from tracepaper.strategies.units import WEEK_MS, interval_phase, interval_text, iso
 
@@ -77,9 +77,7 @@ class Candles:
     @property
     def closes_ms(self) -> IntArray:
         """The first millisecond after each candle."""
-        if self.calendar is not None:
-            return self.calendar.closes_of(self.open_time_ms)
-        return self.open_time_ms + self.interval_ms
+        return closes_of(self.open_time_ms, self.interval_ms, self.calendar)
 
     @property
     def steps(self) -> IntArray:

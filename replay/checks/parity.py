@@ -19,12 +19,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 from msgspec.structs import replace
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.commands.options import say
 from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.session.parity import unchecked
+from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
@@ -35,6 +37,7 @@ from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.record.digest import scale_factor
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Decision, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, Instrument, ParityCheck, ParityOutcome
 from tracepaper.strategies.units import DAY_MS, day_text, minute_text, unscaled, visible
@@ -485,8 +488,15 @@ def last_day(reader: Reader, run_id: str) -> int | None:
         return None
     if run.interval_ms > DAY_MS:
         return decided[1] // DAY_MS * DAY_MS
-    from_ms = (decided[1] + run.interval_ms) // DAY_MS * DAY_MS - DAY_MS
+    from_ms = _close_ms(run, decided[1]) // DAY_MS * DAY_MS - DAY_MS
     return None if from_ms + DAY_MS <= decided[0] else from_ms
+
+
+def _close_ms(run: Run, open_ms: int) -> int:
+    """Return when the bar of *run* closes that opens at *open_ms*."""
+    sessions = sessions_of(run)
+    calendar = None if sessions is None else Calendar(sessions, run.interval_ms)
+    return int(closes_of(np.array([open_ms]), run.interval_ms, calendar)[0])
 
 
 def _with_difference(check: ParityCheck, found: Verification) -> ParityCheck:
@@ -555,7 +565,7 @@ def check_funding(reader: Reader, run_id: str, rates: FundingRates) -> FundingCh
         raise DataInvalid(f"{rates.path} is of {key}, and run {run_id} trades {traded}.")
     bars = views.rows("v_bars", newest=1, instrument=key)
     from_ms = run.period_start_ms
-    until_ms = bars[0]["open_time_ms"] + run.interval_ms if bars else from_ms
+    until_ms = _close_ms(run, bars[0]["open_time_ms"]) if bars else from_ms
     known = {
         at: rate
         for at, rate in zip(rates.time_ms.tolist(), rates.rate.tolist(), strict=True)

@@ -29,12 +29,13 @@ from tracepaper.replay.checks.paper_fills import (
     orders_of,
 )
 from tracepaper.replay.document.values import Paragraph, Part, Table, of_row
-from tracepaper.replay.learning.statistics import bootstrapped, compared, daily_sums, mean
+from tracepaper.replay.learning.statistics import figure, mean
+from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE, day_text, duration, iso
 
 LEAST_ORDERS: Final = 30
-LEAST_DAYS: Final = 9
+LEAST_DAYS: Final = 15
 """With fewer orders or UTC days figures are shown and no settings are proposed."""
 FITTED_SHARE: Final = 2 / 3
 LEVEL: Final = 0.95
@@ -52,7 +53,7 @@ SIZES: Final = ("smallest third", "middle third", "largest third")
 
 
 class Bias(NamedTuple):
-    """A mean cost in bp, its error by UTC day (None of one day), and the costs' deviation."""
+    """A mean cost in bp, its error by day (None of one block of days), and the deviation."""
 
     orders: int
     days: int
@@ -61,25 +62,29 @@ class Bias(NamedTuple):
     deviation: float
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """The mean's interval of 95 %, by Student's t of the days less one."""
+    def interval(self) -> tuple[float, float] | None:
+        """The mean's interval of 95 %, by Student's t of the blocks of days less one.
+
+        None where the error is not known.
+        """
         if self.error is None:
-            return -np.inf, np.inf
-        half = float(stdtrit(self.days - 1, (1 + LEVEL) / 2)) * self.error
+            return None
+        half = float(stdtrit(max(self.days // BLOCK_DAYS - 1, 1), (1 + LEVEL) / 2)) * self.error
         return self.mean - half, self.mean + half
 
     def sentence(self) -> str:
         """Return the mean with its error and interval."""
+        if self.interval is None:
+            return f"{self.mean:+.2f} bp (its error is not known: too few days)"
         low, high = self.interval
-        error = "" if self.error is None else f" ± {self.error:.2f}"
-        return f"{self.mean:+.2f}{error} bp (95 %: {low:+.2f} to {high:+.2f})"
+        return f"{self.mean:+.2f} ± {self.error:.2f} bp (95 %: {low:+.2f} to {high:+.2f})"
 
 
 def bias(costs: Array, days: NDArray[np.int64]) -> Bias:
     """Return the mean of *costs* [order] with its error over *days* [order]."""
     count = len(np.unique(days))
-    found = compared(mean(costs, days), count)
-    error = None if count < 2 else found.error
+    found = mean(costs, days)
+    error = None if np.isnan(found.error) else found.error
     deviation = float(costs.std(ddof=1)) if len(costs) > 1 else 0.0
     return Bias(len(costs), count, found.value, error, deviation)
 
@@ -262,7 +267,7 @@ def _propose(
     chosen = latency_ms if latency.proposed is None else int(latency.proposed)
     fitted = _bias_of(early, costs, chosen)
     changed = _moved(costs, fitted.mean, by_open=found.model == OpenFills.model)
-    low, high = fitted.interval
+    low, high = fitted.interval or (-np.inf, np.inf)
     before = _bias_of(late, costs, latency_ms)
     after = None
     if low <= 0.0 <= high:
@@ -304,7 +309,8 @@ def _settings(
 ) -> list[SettingFit]:
     """Return the slippage, and by ``next_open`` the spread, as they are and as they fit."""
     now, proposed = costs.slippage / BASIS_POINT, changed.slippage / BASIS_POINT
-    low, high = (min(max(now + end, 0.0), SETTING_MOST) for end in fitted.interval)
+    interval = fitted.interval or (-np.inf, np.inf)
+    low, high = (min(max(now + end, 0.0), SETTING_MOST) for end in interval)
     made = [
         SettingFit(
             "slippage_bp", now, None if proposed == now else proposed, fitted.error, low, high
@@ -347,7 +353,7 @@ def _latency(
             why = f"the books go on for {reach} after {known.sum()} orders alone"
         else:
             fitted = _fitted_latency(values[:, known], sample.days[known], grid)
-            if fitted is not None:
+            if fitted is not None and fitted.interval is not None:
                 low, high = fitted.interval
                 moved = None if low <= now_ms <= high else fitted.mean
                 return kept._replace(
@@ -375,14 +381,17 @@ def _untold(sample: _Sample, in_minutes: bool) -> str:  # noqa: FBT001 - of the 
 def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias | None:
     """Return the latency at which *values* [latency, order] vary least; None where none stands out.
 
-    Its error is that of days drawn anew, and no finer than the grid.
+    Its error is that of blocks of days drawn anew, and no finer than the grid; None without one.
     """
-    names = np.unique(days)
     terms = np.concatenate([values, values**2, np.ones_like(values[:1])])
-    best = bootstrapped(daily_sums(terms, days, names), _least_varied(grid))
-    error = max(compared(best, len(names)).error, float(grid[1] - grid[0]) / 12**0.5)
+    best = figure(terms, days, _least_varied(grid))
+    if np.isnan(best.error):
+        return None
+    error = max(best.error, float(grid[1] - grid[0]) / 12**0.5)
     variance = values.var(axis=1)
-    fitted = Bias(values.shape[1], len(names), best.value, error, float(variance.min()) ** 0.5)
+    deviation = float(variance.min()) ** 0.5
+    fitted = Bias(values.shape[1], len(np.unique(days)), best.value, error, deviation)
+    assert fitted.interval is not None
     low, high = fitted.interval
     tells = variance.max() > variance.min() * (1 + VARIANCE_TOLD)
     return fitted if tells and high - low <= grid[-1] / 2 and best.value < grid[-1] else None

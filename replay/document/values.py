@@ -7,6 +7,7 @@ coloured as well, so that a loss is seen without its colour.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, Literal, TypeVar
@@ -282,12 +283,12 @@ def documents(tables: Iterable[Table]) -> dict[str, Any]:
 
 
 def written(value: Value, form: Form) -> str:
-    """Return *value* for people; a dash where there is none, and no bar."""
-    if value is None or value == "":
+    """Return *value* for people; a dash where there is none or NaN, and no bar."""
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
         return "" if form in BARS else NOTHING
     if isinstance(value, tuple):
         number, error = value
-        if error is None:
+        if error is None or math.isnan(error):
             return written(number, form)
         without_unit = written(number, form).removesuffix(_UNITS.get(form, ""))
         return f"{without_unit} ± {written(error, _WITHOUT_SIGN.get(form, form))}"
@@ -297,6 +298,13 @@ def written(value: Value, form: Form) -> str:
         return _WRITERS[form](value)
     pattern, times = _PATTERNS[form]
     return pattern.format(value * times) + _UNITS.get(form, "")
+
+
+def plus_minus(error: float | None, pattern: str, factor: float = 1.0) -> str:
+    """Return a standard *error* after its value in a sentence; one that is unknown is called so."""
+    if error is None or math.isnan(error):
+        return "± unknown"
+    return f"± {error * factor:{pattern}}"
 
 
 def tone(value: Value, form: Form) -> Literal["", "gain", "loss"]:

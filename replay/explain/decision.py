@@ -99,8 +99,7 @@ class StoredDecision:
         if all(row["gate"] != confidence.name for row in self.gates):
             return ""
         figures = self.card.get("figures", {})
-        horizon = self.card.get("calibration", {}).get("horizon", 0)
-        said = entropy_sentence(figures, figures.get("gates", {}), horizon)
+        said = entropy_sentence(figures.get("gates", {}))
         if not said:
             return "The model's card has no figure of what the entropy gate is worth."
         return f"On untouched bars, by the model's card: {said[0].lower()}{said[1:]}"

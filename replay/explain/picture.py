@@ -103,7 +103,7 @@ def _closes(database: Path, stored: StoredDecision, blocks: _Blocks) -> tuple[Fl
             until=decision["sequence"],
         )
     decimals = next(i.price_decimals for i in run.instruments if i.id == decision["instrument"])
-    times = _days([bar.close_time_ms for bar in bars])
+    times = _days([bar.closed_ms for bar in bars])
     closes = np.array([bar.close for bar in bars]) / 10**decimals
     inside = times > blocks.start[0]
     return times[inside], closes[inside]

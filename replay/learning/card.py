@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
-from tracepaper.replay.document.values import Form, Table, table_of
+from tracepaper.replay.document.values import Form, Table, plus_minus, table_of
 from tracepaper.replay.learning.splits import Split, TrainingFile, iso
 from tracepaper.replay.report.honesty import compared_sentences, entropy_sentence, few_days
 from tracepaper.strategies.errors import DataInvalid, shown
@@ -217,7 +217,7 @@ def sentences(
 
     *own* is what the figures call the model.
     """
-    entropy = entropy_sentence(figures, gates, horizon)
+    entropy = entropy_sentence(gates)
     lines = [NOTICE, REGIMES if entropy else NO_ATTENTION]
     lines += compared_sentences(figures, horizon, own)
     if entropy:
@@ -269,7 +269,7 @@ def seeds_table(cards: Sequence[Mapping[str, Any]]) -> Table:
         every = [_own_figures(card["figures"][horizon]) for card in cards]
         for name in every[0]:
             values = [own[name] for own in every if name in own]
-            spread = stdev(values) if len(values) > 1 else 0.0
+            spread = stdev(values) if len(values) > 1 else None  # luck is not known of one
             rows.append((horizon, name, fmean(values), spread, min(values), max(values)))
     titles: dict[str, Form] = {
         "bars": "text", "figure": "text", "mean": "measure", "standard deviation": "measure",
@@ -416,12 +416,14 @@ def experimental(card: Mapping[str, Any], *, of: str = "model") -> str:
         return ""
     said = []
     if model is not None and steady is not None:
-        said.append(f"QLIKE {model[0]:.4f} ± {model[1]:.4f} beside {steady[0]:.4f} of {STEADY}")
+        said.append(
+            f"QLIKE {model[0]:.4f} {plus_minus(model[1], '.4f')} beside {steady[0]:.4f} of {STEADY}"
+        )
     if signs[0] is not None and known:
         share, error = signs[0]
         said.append(
-            f"{share:.1%} ± {error:.1%} of signs beside {max(known):.1%} by persistence, its "
-            "reverse or a coin"
+            f"{share:.1%} {plus_minus(error, '.1%')} of signs beside {max(known):.1%} by "
+            "persistence, its reverse or a coin"
         )
     if not said:
         return "its card has no figures on untouched time beside persistence"

@@ -24,6 +24,7 @@ from torch.nn import functional
 from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
 from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Samples
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
+from tracepaper.replay.report.metrics import mean_error
 from tracepaper.strategies.attention.entropy import row_confidence, trained_entropy, visible_counts
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid
@@ -388,16 +389,21 @@ def _means(each: Array, weights: NDArray[np.float32]) -> Array:
 
 
 def _noise(each: Array, weights: NDArray[np.float32], days: NDArray[np.int64]) -> Array:
-    """Return [task, horizon] standard errors over days of daily mean losses."""
-    _, day = np.unique(days, return_inverse=True)
-    count = int(day.max()) + 1
+    """Return [task, horizon] standard errors by day of the mean losses.
+
+    Where too few days give none it is the deviation of the rows' losses, and 1 where those are all
+    the same: a unit that no score is divided to pieces by.
+    """
     errors = np.ones(each.shape[::2])
-    for task in range(len(LOSSES)):
-        for column in range(weights.shape[1]):
-            total = np.bincount(day, weights[:, column], count)
-            summed = np.bincount(day, weights[:, column] * each[task, :, column], count)
-            daily = summed[total > 0] / total[total > 0]
-            errors[task, column] = max(float(daily.std()), 1e-9) / np.sqrt(len(daily))
+    apart = each - _means(each, weights)[:, None]
+    for task, column in np.ndindex(*errors.shape):
+        weight, off = weights[:, column], apart[task, :, column]
+        used = weight > 0
+        pull = (weight * off)[used] / weight.sum() * used.sum()  # sums to nothing
+        error = mean_error(pull, days[used])
+        if error is None:
+            error = float(np.sqrt((weight * off**2).sum() / weight.sum()))
+        errors[task, column] = error if error > _TINY else 1.0
     return errors
 
 

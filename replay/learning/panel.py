@@ -171,7 +171,7 @@ def close_by_close(data: Dataset, split: Callable[[Sequence[Segment]], Split]) -
         symbol: [one for one in data.segments if one.candles.symbol == symbol] for symbol in symbols
     }
     spans = [  # of open times, in which a row of features is known
-        [(int(one.open_time_ms[one.first]), int(one.open_time_ms[-1]) + one.interval_ms)
+        [(int(one.open_time_ms[one.first]), int(one.close_time_ms[-1]))
          for one in own[symbol]]
         for symbol in symbols
     ]  # fmt: skip

@@ -1,8 +1,9 @@
 """Figures of forecasts against what happened, each with its standard error over calendar days.
 
-Bars of one day are not independent: labels overlap and symbols move together. So a figure's error
-comes from resampling whole days. Every figure is a function of sums, and sums over days add up,
-so that a resampled figure costs a few additions. Selective prediction asks what accuracy remains
+Bars of near days are not independent: labels overlap, symbols move together, and a calm week stays
+calm. So a figure's error comes from resampling blocks of days (``metrics.blocks_of``); of a single
+block it is not known, and NaN. Every figure is a function of sums, and sums over blocks add up, so
+that a resampled figure costs a few additions. Selective prediction asks what accuracy remains
 when only the surest bars are answered, at equal coverage with gates that cost nothing.
 
 Differences of losses are of the same bars, with errors by day and Holm's correction.
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from scipy.special import betaln, softmax, stdtr, stdtrit
 
 from tracepaper.replay.report.honesty import COMMONER, LEVEL, PAIRED
-from tracepaper.replay.report.metrics import lost_elsewhere
+from tracepaper.replay.report.metrics import BLOCK_DAYS, blocks_of, lost_elsewhere, mean_error
 from tracepaper.strategies.features.rolling import Array
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ class DailyEstimate(NamedTuple):
     """A value and its standard error over days."""
 
     value: float
-    error: float
+    error: float  # NaN where one block of days does not tell
 
     def rounded(self, digits: int = 5) -> list[float]:
         """Return both with so many decimals, as a card holds them."""
@@ -51,35 +52,35 @@ def figure(
 ) -> DailyEstimate:
     """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
 
-    ``combine`` maps sums [.., term] to values [..]; the error is that of ``RESAMPLES`` bootstraps.
+    ``combine`` maps sums [.., term] to values [..]; the error is that of ``RESAMPLES`` bootstraps
+    of the blocks of days. NaN is the value of no row, and the error of a single block.
     """
-    daily = daily_sums(terms, days, np.unique(days))
-    return bootstrapped(daily, combine, seed=seed)
+    if not len(days):
+        return DailyEstimate(float("nan"), float("nan"))
+    block = blocks_of(days)
+    return resampled(np.stack([np.bincount(block, row) for row in terms], axis=1), combine, seed)
 
 
-def daily_sums(terms: Array, days: NDArray[np.int64], names: NDArray[np.int64]) -> Array:
-    """Return [day, term]: the sums of [term, row] *terms* over each of the days *names*, rising."""
-    day = np.searchsorted(names, days)
-    sums = [np.bincount(day, row, len(names)).astype(np.float64) for row in terms]
-    return np.stack(sums, axis=1)
+def resampled(blocks: Array, combine: Callable[[Array], Array], seed: int = 0) -> DailyEstimate:
+    """Return ``combine`` of [block, term] *blocks* summed, with its error over them, as ``figure``.
 
-
-def bootstrapped(
-    daily: Array, combine: Callable[[Array], Array], *, seed: int = 0
-) -> DailyEstimate:
-    """Return ``combine`` of [day, term] *daily* summed over days, with its error over them."""
-    # A resample is how often each day was drawn, so all resamples together are one product.
-    count = len(daily)
+    The bootstrap's error is that of the blocks at hand, so it is widened by √(n ÷ (n - 1)).
+    """
+    count, value = len(blocks), float(combine(blocks.sum(axis=0)[None])[0])
+    if count < 2:
+        return DailyEstimate(value, float("nan"))
+    # A resample is how often each block was drawn, so all resamples together are one product.
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
-    value = combine(daily.sum(axis=0)[None])
-    return DailyEstimate(
-        float(value[0]), float(np.nanstd(combine(drawn.astype(np.float64) @ daily)))
-    )
+    spread = float(np.nanstd(combine(drawn.astype(np.float64) @ blocks)))
+    return DailyEstimate(value, spread * (count / (count - 1)) ** 0.5)
 
 
 def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the mean of *values*."""
-    return figure(np.stack([values, np.ones_like(values)]), days, lambda s: s[:, 0] / s[:, 1])
+    """Return the mean of *values*; NaN of none."""
+    if not len(values):
+        return DailyEstimate(float("nan"), float("nan"))
+    error = mean_error(np.asarray(values, dtype=np.float64), days)
+    return DailyEstimate(float(values.mean()), float("nan") if error is None else error)
 
 
 def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float]:
@@ -277,7 +278,7 @@ def area(hit: Array, measure: Array) -> float:
 def table(
     hit: Array, measures: Mapping[str, Array], days: NDArray[np.int64]
 ) -> dict[str, dict[str, list[float] | float]]:
-    """Return for each measure the accuracy gained at ``COVERAGES``, its errors, and the area."""
+    """Return for each measure the accuracy gained at ``COVERAGES``, its errors, area and days."""
     found: dict[str, dict[str, list[float] | float]] = {}
     for name, measure in measures.items():
         gains = [gained(hit, measure, coverage, days) for coverage in COVERAGES]
@@ -285,6 +286,7 @@ def table(
             "gained": [round(gain.value, 5) for gain in gains],
             "error": [round(gain.error, 5) for gain in gains],
             "area": round(area(hit, measure), 5),
+            "days": len(np.unique(days)),
         }
     return found
 
@@ -336,22 +338,20 @@ class DayDifference(NamedTuple):
 
 
 def compared(found: DailyEstimate, days: int) -> DayDifference:
-    """Return *found*, of so many days, against zero, by Student's t of the days less one.
-
-    The bootstrap's error is that of the days at hand, so it is widened by √(n ÷ (n - 1)).
-    """
-    if days < 2 or not np.isfinite(found.error) or found.error <= 0:
-        return DayDifference(found.value, found.error, days, 1.0)
-    error = found.error * (days / (days - 1)) ** 0.5
-    said = DayDifference(found.value, error, days, 1.0)
+    """Return *found*, of so many days, against zero."""
+    said = DayDifference(found.value, found.error, days, 1.0)
     return said._replace(p=chance(said))
 
 
 def chance(found: DayDifference) -> float:
-    """Return how likely chance alone makes a difference of such an error, in either direction."""
-    if found.days < 2 or not found.error > 0:
+    """Return how likely chance alone makes a difference of such an error, in either direction.
+
+    By Student's t of its blocks of days less one; 1 where the error is not known.
+    """
+    blocks = found.days // BLOCK_DAYS
+    if blocks < 2 or not 0 < found.error < np.inf:
         return 1.0
-    return 2.0 * float(stdtr(found.days - 1, -abs(found.value) / found.error))
+    return 2.0 * float(stdtr(blocks - 1, -abs(found.value) / found.error))
 
 
 def difference(first: Array, second: Array, days: NDArray[np.int64]) -> DayDifference:
@@ -461,15 +461,18 @@ class RiskCurve(NamedTuple):
 def risk_curve(parts: Sequence[Ranked]) -> RiskCurve | None:
     """Return the curve pooled over *parts*, each ranked by itself; None where no bar is ranked.
 
-    The surest bars are those of the whole part, ties in drawn order. Days are drawn for all parts
+    The surest bars are those of the whole part, ties in drawn order. Blocks are drawn for all parts
     together, since horizons share their market.
     """
     known = [_known(part) for part in parts]
     known = [part for part in known if len(part.risk)]
     if not known:
         return None
-    names = np.unique(np.concatenate([part.days for part in known]))
-    daily = np.concatenate([_bucketed(part, names) for part in known], axis=1)
+    days = np.concatenate([part.days for part in known])
+    blocks = np.split(blocks_of(days), np.cumsum([len(part.days) for part in known])[:-1])
+    count = 1 + max(int(block.max()) for block in blocks)
+    sums = [_bucketed(part, block, count) for part, block in zip(known, blocks, strict=True)]
+    summed = np.concatenate(sums, axis=1)
     size = len(RISK_COVERAGES)
 
     def excess(sums: Array) -> Array:
@@ -479,11 +482,11 @@ def risk_curve(parts: Sequence[Ranked]) -> RiskCurve | None:
         found: Array = (risk - risk[:, :, -1:]).mean(axis=1)
         return found
 
-    area = bootstrapped(daily, lambda sums: excess(sums).mean(axis=1))
+    area = resampled(summed, lambda sums: excess(sums).mean(axis=1))
     return RiskCurve(
         float(np.mean([part.risk.mean() for part in known])),
-        excess(daily.sum(axis=0)[None])[0],
-        compared(area, len(names)),
+        excess(summed.sum(axis=0)[None])[0],
+        compared(area, len(np.unique(days))),
         sum(len(part.risk) for part in known),
     )
 
@@ -493,8 +496,8 @@ def _known(part: Ranked) -> Ranked:
     return Ranked(part.risk[finite], part.measure[finite], part.days[finite])
 
 
-def _bucketed(part: Ranked, names: NDArray[np.int64]) -> Array:
-    """Return [day, 2 × coverage]: risk, then bars, that each step of coverage adds."""
+def _bucketed(part: Ranked, block: NDArray[np.int64], blocks: int) -> Array:
+    """Return [block, 2 × coverage]: risk, then bars, that each step of coverage adds."""
     count = len(part.risk)
     drawn = np.random.default_rng(_SEED).random(count)
     place = np.empty(count, dtype=np.int64)
@@ -502,10 +505,10 @@ def _bucketed(part: Ranked, names: NDArray[np.int64]) -> Array:
     # The last step holds what is left, whatever rounding did.
     steps = np.round(RISK_COVERAGES[:-1] * count).astype(np.int64)
     size = len(RISK_COVERAGES)
-    cell = np.searchsorted(names, part.days) * size
+    cell = block * size
     cell += np.searchsorted(steps, place, side="right")
-    sums = [np.bincount(cell, of, len(names) * size) for of in (part.risk, np.ones(count))]
-    tables = [each.reshape(len(names), size).astype(np.float64) for each in sums]
+    sums = [np.bincount(cell, of, blocks * size) for of in (part.risk, np.ones(count))]
+    tables = [each.reshape(blocks, size).astype(np.float64) for each in sums]
     return np.concatenate(tables, axis=1)
 
 

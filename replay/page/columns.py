@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.page.cells import (
     TIME,
     WORDS,
@@ -47,6 +48,7 @@ from tracepaper.storage.database.stretch import (
 from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES
+from tracepaper.strategies.sessions import Calendar, closes_of, opens_later
 from tracepaper.strategies.units import MONEY_SCALE
 
 if TYPE_CHECKING:
@@ -108,6 +110,8 @@ class RunColumns:
         stored = reader.stored_run(run_id)
         self.run, self.run_key = stored.run, stored.run_key
         self.interval_ms = stored.run.interval_ms
+        sessions = sessions_of(stored.run)
+        self.calendar = None if sessions is None else Calendar(sessions, self.interval_ms)
         self.instruments: dict[str, Instrument] = {one.id: one for one in stored.run.instruments}
         self._database, self._builds = database, builds
         self._reader = reader
@@ -248,7 +252,15 @@ class RunColumns:
         last = bar_at(connection, self.run_key, place, self.span, newest=True)
         if first is None or last is None:
             return None
-        return first.open_time_ms, last.open_time_ms + self.interval_ms
+        return first.open_time_ms, self.close_ms(last.open_time_ms)
+
+    def close_ms(self, open_ms: int) -> int:
+        """Return when the bar closes that opens at *open_ms*."""
+        return int(closes_of(np.array([open_ms]), self.interval_ms, self.calendar)[0])
+
+    def opens_later(self, opens_ms: npt.NDArray[np.int64], bars: int) -> npt.NDArray[np.int64]:
+        """Return when the bar opens that is so many *bars* after each of *opens_ms*."""
+        return opens_later(opens_ms, bars, self.interval_ms, self.calendar)
 
     # ------------------------------------------------------------ answers
 

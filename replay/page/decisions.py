@@ -59,7 +59,7 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
     item = columns.instruments[instrument]
     place = list(columns.instruments).index(instrument)
     (bar,) = shown.views.rows("v_bars", sequence=sequence)
-    close_ms = row["open_time_ms"] + columns.interval_ms
+    close_ms = columns.close_ms(row["open_time_ms"])
     paths = [
         msgspec.structs.replace(path, queue=stored.queues.get(path.order["order_id"]))
         for path in _orders(shown, sequence)
@@ -384,7 +384,8 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
     if row["horizon"] is None or row["mean_return"] is None:
         return None
     mean, stdev = float(row["mean_return"]), as_number(row["stdev_return"])
-    target_ms = row["open_time_ms"] + row["horizon"] * columns.interval_ms
+    opened_ms = np.array([row["open_time_ms"]])
+    target_ms = int(columns.opens_later(opened_ms, row["horizon"])[0])
     came = None
     if (target := columns.sequence_at(row["instrument"], target_ms)) is not None:
         (bar,) = shown.views.rows("v_bars", sequence=target)
@@ -400,7 +401,7 @@ def _forecast(shown: ShownRun, stored: StoredDecision, close: float) -> answers.
         p_flat=as_number(row["p_flat"]),
         p_up=as_number(row["p_up"]),
         quantiles=quantiles,
-        comes_ms=target_ms + columns.interval_ms,
+        comes_ms=columns.close_ms(target_ms),
         came=came,
     )
 

@@ -20,12 +20,20 @@ from tracepaper.replay.document.charts import (
     rounded,
     time_axis,
 )
-from tracepaper.replay.document.values import Paragraph, Part, TitledParts, Value, table_of
+from tracepaper.replay.document.values import (
+    Paragraph,
+    Part,
+    TitledParts,
+    Value,
+    plus_minus,
+    table_of,
+)
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import card_facts, experimental
 from tracepaper.replay.learning.statistics import RISK_COVERAGES, Ranked, RiskCurve
 from tracepaper.replay.page.databases import Refusing, ShownRun
 from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.checkpoints import kept_folder, read_card
 from tracepaper.strategies.features.rolling import Array
@@ -37,8 +45,8 @@ DRAWN_LEVEL: Final = 0.9
 BINS: Final = 10
 BINNED_LEAST: Final = 50
 """Bars of a bin under which nothing is said: its share would be luck."""
-FEW_DAYS: Final = 5
-"""Days under which an error over days is too small."""
+FEW_DAYS: Final = 2 * BLOCK_DAYS
+"""Days under which an error over blocks of days is not known."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,7 @@ def read_forecasts(shown: ShownRun) -> tuple[Forecasts, int]:
         times, closes = bars["open_time_ms"][of][order], bars["close"][of][order]
         now, then = (
             places_of(times, opened),
-            places_of(times, opened + horizon * shown.columns.interval_ms),
+            places_of(times, shown.columns.opens_later(opened.astype(np.int64), horizon)),
         )
         came = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
         parts.append({**{key: column[own] for key, column in said.items()}, "came": came})
@@ -268,5 +276,5 @@ def _verdict(name: str, curve: RiskCurve) -> str:
         verb = "lower than of" if value < 0 else "higher than of"
     return (
         f"{name[0].upper()}{name[1:]}: {curve.risk:.3f} over all bars; of the bars of most "
-        f"confidence it is {verb} random ones ({value:+.4f} ± {error:.4f})."
+        f"confidence it is {verb} random ones ({value:+.4f} {plus_minus(error, '.4f')})."
     )

@@ -5,7 +5,10 @@ and pay the funding that the run recorded. They are computed here, not stored by
 
 A random twin holds the run's own positions, each with its side, its sizes and its length, at
 times drawn by chance. What the run earned beyond its random twins is timing; what both earned is
-the side of the market and the costs.
+the side of the market and the costs. A change of a position costs a twin what its own fills cost:
+as taker fee, spread and slippage, as maker the maker's fee alone. A limit that is met without
+knowledge is as fair a price as an open, so with a taker's costs makers without any timing would
+beat most of their twins.
 
 A signal is a forecast whose mean return and class probabilities agree on a side, as the attention
 strategy asks; of the strategy trend it is the trend's. It is entered at the next bar's open and
@@ -15,7 +18,7 @@ gate that refuses at random would seem to save it. A gate sees only what the gat
 pass, so what those refused is left out: else it would be credited with their choice.
 
 A gate is said to have saved, or to have cost, only where both hold at 95 %: the difference lies
-beyond its error, which counts UTC days and not signals, for those of one day share their market;
+beyond its error, which counts blocks of days and not signals, for those share their market;
 and it lies beyond what random gates make, which refuse as many signals in the same pattern, moved
 along the run by chance.
 
@@ -24,7 +27,6 @@ The rule is docs/decisions.md, G21.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -33,9 +35,11 @@ import numpy as np
 import numpy.typing as npt
 
 from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.replay.report.metrics import blocks_of, mean_error
 from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.strategies.types.decisions import Liquidity
 
 RANDOM_TWINS: Final = 200
 RANDOM_SEED: Final = 1
@@ -190,27 +194,39 @@ class Episodes(NamedTuple):
     counts: Ints  # [stretch], how many changes it has
     offset: Ints  # [change]
     delta: Floats  # [change], signed
+    cost: Floats  # [change], as a fraction of its notional
 
 
-def episodes(held: Floats) -> Episodes:
-    """Return the stretches of *held* [bar] in which it keeps one sign, in order."""
+def episodes(held: Floats, cost: Floats) -> Episodes:
+    """Return the stretches of *held* [bar] in which it keeps one sign, in order.
+
+    *cost* [bar] is what changes at each bar cost by notional.
+    """
     edges = np.flatnonzero(np.diff(np.sign(held))) + 1
-    parts = [part for part in np.split(held, edges) if part.size and part[0] != 0.0]
+    every = zip((0, *edges.tolist()), np.split(held, edges), strict=True)
+    starts, parts = [], []
+    for start, part in every:
+        if part.size and part[0] != 0.0:
+            starts.append(start)
+            parts.append(part)
     # The last step of each closes it, so that a stretch can be moved anywhere as a whole.
     steps = [np.diff(part, prepend=0.0, append=0.0) for part in parts]
     offsets = [np.flatnonzero(step) for step in steps]
     counts = np.array([offset.size for offset in offsets], dtype=np.int64)
+    offset = np.concatenate([np.empty(0, dtype=np.int64), *offsets])
+    bars = offset + np.repeat(np.array(starts, dtype=np.int64), counts)
     return Episodes(
         np.array([part.size for part in parts], dtype=np.int64),
         counts.cumsum() - counts,
         counts,
-        np.concatenate([np.empty(0, dtype=np.int64), *offsets]),
+        offset,
         np.concatenate([np.empty(0), *(step[at] for step, at in zip(steps, offsets, strict=True))]),
+        cost[bars.clip(max=held.size - 1)],  # of one that is still open it may be any
     )
 
 
-def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints, Floats]:
-    """Return (bar, change) of *parts* at random places, in random order, none on another.
+def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints, Floats, Floats]:
+    """Return (bar, change, cost) of *parts* at random places, in random order, none on another.
 
     Every way to share out the free bars is as likely as any other. A part that reaches the last
     bar stays open there, as the run's own last position may.
@@ -226,18 +242,18 @@ def place(parts: Episodes, bars: int, chance: np.random.Generator) -> tuple[Ints
     picked = np.repeat(parts.first[order] - before, counts) + np.arange(int(counts.sum()))
     at = np.repeat(starts, counts) + parts.offset[picked]
     within = at < bars
-    return at[within], parts.delta[picked][within]
+    return at[within], parts.delta[picked][within], parts.cost[picked][within]
 
 
-def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost_rate: float) -> Floats:
+def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost: Floats) -> Floats:
     """Return what the changes *delta* of a position at the bars *at* earned by each of *known*.
 
-    *known* counts the bars that have closed. It equals the sum of ``gains`` over them, for the
-    cost of the changes instead of that of all bars.
+    *known* counts the bars that have closed; *cost* [change] is by notional. It equals the sum of
+    ``gains`` over them, for the cost of the changes instead of that of all bars.
     """
     position = np.concatenate(([0.0], delta.cumsum()))
     turned = delta * bars.open[at]
-    cash = np.concatenate(([0.0], (-turned - np.abs(turned) * cost_rate).cumsum()))
+    cash = np.concatenate(([0.0], (-turned - np.abs(turned) * cost).cumsum()))
     settled = np.flatnonzero(bars.funding[1:]) + 1
     paid = position[np.searchsorted(at, settled)] * bars.close[settled - 1] * bars.funding[settled]
     paid = np.concatenate(([0.0], paid.cumsum()))
@@ -245,6 +261,25 @@ def value_at(bars: Bars, at: Ints, delta: Floats, known: Ints, cost_rate: float)
     close = bars.close[np.maximum(known - 1, 0)]
     earned: Floats = cash[done] + position[done] * close - paid[np.searchsorted(settled, known)]
     return earned
+
+
+def change_costs(record: RunRecord, ledger: AccountRecord, name: str) -> Floats:
+    """Return what the fills of *ledger* cost in each bar [bar] of an instrument, by notional.
+
+    Where several filled in one bar it is their mean by notional; a bar without any has a taker's.
+    """
+    closes_ms = record.closes_of(record.bars[name].open_time_ms)
+    fills = [fill for fill in ledger.fills if fill["instrument"] == name]
+    times = np.array([fill["filled_ms"] for fill in fills], dtype=np.int64)
+    at = np.searchsorted(closes_ms, times, side="right").clip(max=closes_ms.size - 1)
+    notional = np.array([fill["price"] * float(fill["quantity_text"]) for fill in fills])
+    made = np.array([fill["liquidity"] == Liquidity.MAKER for fill in fills], dtype=np.float64)
+    total, maker = (
+        np.bincount(at, weights, closes_ms.size) for weights in (notional, notional * made)
+    )
+    share = np.divide(maker, total, out=np.zeros(closes_ms.size), where=total > 0)
+    costs: Floats = share * record.maker_rate + (1.0 - share) * record.cost_rate
+    return costs
 
 
 def random_twins(
@@ -256,7 +291,7 @@ def random_twins(
     *marks* are places in the equity curve at which the quantiles are taken.
     """
     parts = [
-        (name, episodes(held * record.shares_of(name)))
+        (name, episodes(held * record.shares_of(name), change_costs(record, ledger, name)))
         for one in sides_of(record, ledger)
         for name, held in one.held.items()
     ]
@@ -280,8 +315,8 @@ def random_twins(
     for twin in range(count):
         for (name, of), first in zip(parts, early, strict=True):
             bars = adjusted[name]
-            at, delta = place(of, bars.open.size - first, chance)
-            curves[twin] += value_at(bars, at + first, delta, known[name], record.cost_rate)
+            at, delta, cost = place(of, bars.open.size - first, chance)
+            curves[twin] += value_at(bars, at + first, delta, known[name], cost)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
     return RandomTwins(
@@ -463,14 +498,13 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
         return Judgement(None, None, int(days_here), None, None, 0)
     means = gross[chosen].mean(), gross[~chosen].mean()
     difference = float(means[1] - means[0])
-    if min(days_here, days_there) < LEAST_DAYS:
-        return Judgement(difference, None, int(days_here), None, None, 0)
-    # Each signal's own part in the error of the difference of the two means.
+    # Each signal's own part in the error of the difference of the two means; together nothing.
     pull = np.where(chosen, -(gross - means[0]) / count, (gross - means[1]) / (chosen.size - count))
-    by_day = _sums(pull, days)
-    effective = min(_effective(here), _effective(there))
-    # Summed by day before it is squared: signals of one day share their market.
-    error = math.sqrt(by_day.size / (by_day.size - 1) * float((by_day**2).sum()))
+    # Summed by blocks of days before it is squared: signals of near days share their market.
+    error = mean_error(pull * pull.size, days)
+    if error is None or min(days_here, days_there) < LEAST_DAYS:
+        return Judgement(difference, None, int(days_here), None, None, 0)
+    effective = min(_effective(_sums(of, blocks_of(days))) for of in (chosen, ~chosen))
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
     clear = abs(difference) > _student(effective) * error
@@ -488,7 +522,7 @@ def _sums(values: npt.NDArray[Any], days: Ints) -> Floats:
 
 
 def _effective(counts: Floats) -> float:
-    """Return how many days of equal size these *counts* weigh, less one: a few hold the most."""
+    """Return how many blocks of equal size these *counts* weigh, less one: a few hold the most."""
     return max(1.0, float(counts.sum() ** 2 / (counts**2).sum()) - 1.0)
 
 

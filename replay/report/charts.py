@@ -322,7 +322,7 @@ def _noted(report: Report, instrument: str) -> tuple[list[Layer], list[Layer]]:
     beside: list[Layer] = []
     below: list[Layer] = []
     for place, (name, noted) in enumerate(list(notes.items())[:NOTES_DRAWN]):
-        times = noted.open_time_ms + record.interval_ms
+        times = record.closes_of(noted.open_time_ms)
         known = ~np.isnan(noted.number)
         if known.any():
             chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))

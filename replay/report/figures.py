@@ -506,7 +506,7 @@ def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, own = report.record, report.accounts[0].performance
     bars = "" if own.bars is None else f"{own.bars:,} bars on "
-    said = f"Errors count days with bars: {bars}{own.days:,.1f} days. "
+    said = f"Errors count blocks of five days or more: {bars}{own.days:,.1f} days. "
     if not is_annual(own.days):
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
@@ -520,7 +520,7 @@ def _annual(report: Report) -> tuple[str, ...]:
         )
         said += f"A year has {days} {what}; {rate}."
     if record.interval_ms > DAY_MS:
-        said += " A bar is longer than a day: what is given by day is by bar."
+        said += " A bar is longer than a day: its return is spread evenly over its days."
     gone = [
         of.name
         for of in report.accounts

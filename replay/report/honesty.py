@@ -13,6 +13,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
+from tracepaper.replay.document.values import plus_minus
+
 LEVEL: Final = 0.05
 """A difference is credible below it."""
 FEW_DAYS: Final = 30
@@ -66,7 +68,7 @@ def sign_sentence(figures: Mapping[str, Any], horizon: int, named: str) -> str:
     return (
         f"At {horizon} bars it named the sign of the return in {named}: {verdict} always the "
         f"commoner sign ({100 * main['sign_accuracy'][COMMONER][0]:.1f} %; "
-        f"{-100 * difference:+.1f} ± {100 * error:.1f} points by day, p {p:.2g})."
+        f"{-100 * difference:+.1f} {plus_minus(error, '.1f', 100)} points by day, p {p:.2g})."
     )
 
 
@@ -78,8 +80,8 @@ def volatility_sentence(figures: Mapping[str, Any], horizon: int, ours: float) -
     return (
         f"Its volatility at {horizon} bars is {verdict_of(difference, p, main['days'])} the best "
         f"baseline's (QLIKE {ours:.3f} against {main['qlike'][best][0]:.3f} of "
-        f"{best.replace('_', ' ')}; {difference:+.4f} ± {error:.4f} by day, p {p:.2g} by Holm over "
-        f"{len(against)})."
+        f"{best.replace('_', ' ')}; {difference:+.4f} {plus_minus(error, '.4f')} by day, p {p:.2g} "
+        f"by Holm over {len(against)})."
     )
 
 
@@ -90,21 +92,22 @@ def verdict_of(difference: float, p: float, days: int) -> str:
     return "better than" if difference < 0 else "worse than"
 
 
-def entropy_sentence(figures: Mapping[str, Any], gates: Mapping[str, Any], horizon: int) -> str:
+def entropy_sentence(gates: Mapping[str, Any]) -> str:
     """Say what the gate of attention's entropy was worth on untouched bars, by a card's figures.
 
-    *gates* are ``[figures.gates]``; empty where they hold nothing of entropy.
+    *gates* are ``[figures.gates]``; empty where they hold nothing of entropy. The days are those of
+    the bars that were explained, not of all that were judged.
     """
     surest = gates.get("selective", {}).get("entropy_confidence")
     if surest is None:
         return ""
     gained, noise = surest["gained"][2], surest["error"][2]
-    # One day has no error by days.
-    is_known = figures[str(horizon)]["days"] >= FEW_DAYS
-    verb = "beat" if gained > 2 * noise > 0 and is_known else "did not beat"
+    days = surest.get("days", 0)  # a card of someone else's may not say
+    verb = "beat" if gained > 2 * noise > 0 and days >= FEW_DAYS else "did not beat"
+    on = f" on {days} days" if days else ""
     return (
         f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by "
-        f"{100 * gained:+.1f} points (± {100 * noise:.1f})."
+        f"{100 * gained:+.1f} points ({plus_minus(noise, '.1f', 100)}){on}."
     )
 
 
@@ -115,7 +118,7 @@ def few_days(days: int) -> list[str]:
 
 
 def _named(value: float, error: float) -> str:
-    return f"{100 * value:.1f} % of untouched bars (± {100 * error:.1f} by days)"
+    return f"{100 * value:.1f} % of untouched bars ({plus_minus(error, '.1f', 100)} by days)"
 
 
 def _volatility(figures: Mapping[str, Any], horizon: str, ours: str, best: str, name: str) -> str:

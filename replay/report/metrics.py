@@ -28,6 +28,8 @@ from tracepaper.strategies.units import DAY_MS
 YEAR_DAYS: Final = 365
 DAYS_TO_ANNUALISE: Final = 30
 """Under so many days no figure of a year is given: it would be a daily one times luck."""
+BLOCK_DAYS: Final = 5
+"""Days near each other are alike: errors take stretches of at least so many as independent."""
 CSCV_GROUPS: Final = 16
 """Stretches of time that the probability of overfitting halves in every way, as its authors do."""
 
@@ -45,8 +47,8 @@ class Performance:
     bars: int | None  # steps of the equity curve
     days: float  # that had bars; the first and the last count by their part
     total_return: float | None  # None where the equity means nothing
-    mean_day: float | None  # of the simple returns of UTC days
-    error_day: float | None  # its standard error
+    mean_day: float | None  # of the simple returns of UTC days; a longer bar's is spread over it
+    error_day: float | None  # its standard error, by blocks of days; None of a single one
     volatility_day: float | None
     cagr: float | None  # compound annual growth
     volatility: float | None  # annual
@@ -106,6 +108,32 @@ def _days_a_bar(interval_ms: int, calendar: Calendar | None) -> float:
     return max(1.0, len(set(calendar.sessions.days)) / len(calendar))
 
 
+def blocks_of(days: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the block of each of *days* [row], from 0 on without holes: the same shape.
+
+    Blocks are equally long stretches of the calendar, at least ``BLOCK_DAYS`` long, from the first
+    day to the last; fewer than ten days are one block.
+    """
+    if not days.size:
+        return days
+    span = int(days.max() - days.min()) + 1
+    place = (days - days.min()) * max(1, span // BLOCK_DAYS) // span
+    return np.unique(place, return_inverse=True)[1].reshape(days.shape).astype(np.int64)
+
+
+def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
+    """Return the standard error of the mean of *values* [row], summed by blocks of *days* [row].
+
+    None for a single block. It is that of a ratio of sums, with one degree of freedom less.
+    """
+    if not values.size:
+        return None
+    summed = np.bincount(blocks_of(days), (values - values.mean()) / values.size)
+    if summed.size < 2:
+        return None
+    return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
+
+
 def day_ends(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
     """Return the places of the last close of each day; midnight ends the UTC day before."""
     times = np.asarray(times_ms, dtype=np.int64)
@@ -139,6 +167,12 @@ def daily_returns(times_ms: Numbers, equity: Numbers, calendar: Calendar | None 
     values = np.asarray(equity, dtype=np.float64)
     ends = np.concatenate((values[:1], values[1:][day_ends(times_ms, calendar)]))
     return bar_returns(ends) if (ends > 0).all() else np.empty(0)
+
+
+def return_days(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
+    """Return the day of each return of ``daily_returns``, counted from 1970-01-01."""
+    ends = np.asarray(times_ms, dtype=np.int64)[day_ends(times_ms, calendar)]
+    return (ends - 1) // DAY_MS if calendar is None else calendar.days_at(ends)
 
 
 def bar_returns(equity: Numbers) -> Floats:
@@ -378,24 +412,26 @@ def performance(
     days = days_of(times_ms, interval_ms, calendar)
     returns = daily_returns(times_ms, values, calendar)
     spread = float(returns.std(ddof=1)) if returns.size > 1 else None
+    error = mean_error(returns, return_days(times_ms, calendar)) if returns.size else None
+    each = _days_a_bar(interval_ms, calendar)  # a return of a bar that is longer is no day's
     a_year = days_in_year(interval_ms, calendar)
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
     worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
     excess = annual - rate_of_return(risk_free, a_year)
-    error = sharpe_error(excess)
+    of_ratio = sharpe_error(excess)
     return Performance(
         bars=max(values.size - 1, 0) if every_bar else None,
         days=days,
         total_return=earned,
-        mean_day=float(returns.mean()) if returns.size else None,
-        error_day=None if spread is None else spread / float(np.sqrt(returns.size)),
-        volatility_day=spread,
+        mean_day=float(returns.mean()) / each if returns.size else None,
+        error_day=None if error is None else error / each,
+        volatility_day=None if spread is None else spread / math.sqrt(each),
         cagr=growth,
         volatility=volatility(annual, a_year),
         sharpe=sharpe(excess, a_year),
-        sharpe_error=None if error is None else error * float(np.sqrt(a_year)),
+        sharpe_error=None if of_ratio is None else of_ratio * float(np.sqrt(a_year)),
         probabilistic_sharpe=probabilistic_sharpe(excess),
         sortino=sortino(excess, a_year),
         max_drawdown=worst,

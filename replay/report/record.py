@@ -26,7 +26,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import ANY, Condition, Row, RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.sessions import Calendar, named_splits
+from tracepaper.strategies.sessions import Calendar, closes_of, named_splits, opens_later
 from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
 
@@ -245,15 +245,27 @@ class RunRecord:
 
         A fee per share is taken at the median open; a minimum fee is left out.
         """
-        rate = self.terms.round_trip / 2
-        if self.terms.per_share:
-            opens = np.concatenate([bars.open for bars in self.bars.values()])
-            rate += self.terms.per_share / MONEY_SCALE / float(np.median(opens))
-        return rate
+        return self.terms.round_trip / 2 + self._share_rate
+
+    @property
+    def maker_rate(self) -> float:
+        """The configured fee of one fill as maker, as a fraction of its notional."""
+        return self.terms.maker_fee / MONEY_SCALE + self._share_rate
+
+    @property
+    def _share_rate(self) -> float:
+        if not self.terms.per_share:
+            return 0.0
+        opens = np.concatenate([bars.open for bars in self.bars.values()])
+        return self.terms.per_share / MONEY_SCALE / float(np.median(opens))
 
     def closes_of(self, opens_ms: Ints) -> Ints:
         """Return when the bars that open at *opens_ms* close."""
-        return _closes(opens_ms, self.interval_ms, self.calendar)
+        return closes_of(opens_ms, self.interval_ms, self.calendar)
+
+    def opens_later(self, opens_ms: Ints, bars: int) -> Ints:
+        """Return when the bar opens that is so many *bars* after each of *opens_ms*."""
+        return opens_later(opens_ms, bars, self.interval_ms, self.calendar)
 
     def bars_between(self, first_ms: Ints, second_ms: Ints) -> Ints:
         """Count the bars from the opens *first_ms* to the opens *second_ms*."""
@@ -271,10 +283,6 @@ class RunRecord:
         length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(self.calendar)))
         spans: Ints = days[places] // length
         return spans
-
-
-def _closes(opens_ms: Ints, interval_ms: int, calendar: Calendar | None) -> Ints:
-    return opens_ms + interval_ms if calendar is None else calendar.closes_of(opens_ms)
 
 
 # ---------------------------------------------------------------- reading
@@ -319,7 +327,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
         stored = reader.stored_run(run_id)
         sessions, interval_ms = sessions_of(stored.run), stored.run.interval_ms
         calendar = None if sessions is None else Calendar(sessions, interval_ms)
-        times = _closes(np.unique(decisions.open_time_ms), interval_ms, calendar)
+        times = closes_of(np.unique(decisions.open_time_ms), interval_ms, calendar)
         config = restore(run["config"])
         instruments = {item.id: item for item in stored.run.instruments}
         axis = _TimeAxis(decisions, times, quantity_steps(instruments))
@@ -450,7 +458,7 @@ def _bars(
             (time, rate) for (instrument, time), rate in rates_of.items() if instrument == name
         ]
         rates += dividend_rates(actions, name, instruments[name])
-        closes_ms = _closes(own["open_time_ms"], interval_ms, calendar)
+        closes_ms = closes_of(own["open_time_ms"], interval_ms, calendar)
         bars[name] = Bars(**own, funding=funding_in_bars(closes_ms, rates))
     return bars
 

@@ -86,7 +86,7 @@ def explain_trades(
             by_age = (
                 None if attention is None else attention.rollout_by_age.get(trade.entry_sequence)
             )
-            rollout = () if by_age is None else _rollout(by_age, decided[0], record.interval_ms)
+            rollout = () if by_age is None else _rollout(by_age, decided[0], record)
             times, closes = _price(record, trade, decided[0], rollout)
             gates = tuple(views.rows("v_gates", sequence=trade.entry_sequence))
             by_list = decided[0]["action"] == Action.ORDERS
@@ -95,12 +95,17 @@ def explain_trades(
     return found
 
 
-def _rollout(by_age: Floats, decision: Row, interval_ms: int) -> tuple[tuple[int, int, float], ...]:
+def _rollout(
+    by_age: Floats, decision: Row, record: RunRecord
+) -> tuple[tuple[int, int, float], ...]:
     """Return the cells of age as stretches of time, oldest first; "older" has no length."""
-    end = int(decision["open_time_ms"]) + interval_ms
-    cell_ms = BLOCK_BARS * interval_ms
+    opened = np.array([int(decision["open_time_ms"])])
+    edges = [int(record.closes_of(opened)[0])]
+    edges += [
+        int(record.opens_later(opened, 1 - cell * BLOCK_BARS)[0]) for cell in range(1, by_age.size)
+    ]
     return tuple(
-        (end - (cell + 1) * cell_ms, end - cell * cell_ms, float(by_age[cell]))
+        (edges[cell + 1], edges[cell], float(by_age[cell]))
         for cell in reversed(range(by_age.size - 1))
     )
 
@@ -122,7 +127,7 @@ def _price(
     back_ms = (
         rollout[0][0]
         if rollout
-        else int(decision["open_time_ms"]) - _BEFORE_BARS * record.interval_ms
+        else record.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[0]
     )
     first = int(np.searchsorted(closes_ms, back_ms))
     last = int(np.searchsorted(closes_ms, trade.exit_ms)) + _AFTER_BARS

@@ -9,7 +9,6 @@ The rules are docs/models.md, L59 to L61.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
@@ -17,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.document.values import Estimate, Figure, Table, table
-from tracepaper.replay.report.metrics import kupiec
+from tracepaper.replay.report.metrics import kupiec, mean_error
 from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -114,15 +113,10 @@ def _came(record: RunRecord, horizon: int) -> Floats:
 
 
 def _mean(values: Floats, days: Ints) -> Estimate | None:
-    """Return the mean of *values* with its error by day, which one day does not give."""
+    """Return the mean of *values* with its error by day, None of one block of days."""
     if not values.size:
         return None
-    mean, which = float(values.mean()), np.unique(days, return_inverse=True)[1]
-    by_day = np.bincount(which, (values - mean) / values.size)
-    count = by_day.size
-    if count == 1:
-        return mean, None
-    return mean, math.sqrt(count / (count - 1) * float((by_day**2).sum()))
+    return float(values.mean()), mean_error(values, days)
 
 
 class _Tail(NamedTuple):

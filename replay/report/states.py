@@ -12,12 +12,15 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 
+from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT
 from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
 from tracepaper.strategies.gates.declared import operator, risk_drawdown, risk_halt
+from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Command, CommandKind, Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -104,6 +107,8 @@ class _Span:
     def __init__(self, reader: Reader, views: RunViews, last: int, now_ms: int) -> None:
         self._connection, self._views = reader.connection, views
         stored = reader.stored_run(views.run_id)
+        sessions, self._interval_ms = sessions_of(stored.run), stored.run.interval_ms
+        self._calendar = None if sessions is None else Calendar(sessions, self._interval_ms)
         self._run_key, self._counts = stored.run_key, stored.run.keeps_every_step
         pruned = reader.pruned(stored.run_key)
         self._pruned = -1 if pruned is None else pruned.until_sequence
@@ -157,7 +162,8 @@ class _Span:
             return None
         sequence = sequence_of(begun)
         (decision,) = self._views.rows("v_decisions", sequence=sequence)
-        since_ms = int(decision["open_time_ms"]) + int(self._views.run()["interval_ms"])
+        opened_ms = np.array([int(decision["open_time_ms"])])
+        since_ms = int(closes_of(opened_ms, self._interval_ms, self._calendar)[0])
         refused = self._refused((risk_drawdown.name,), sequence)
         sentence = (
             f"This run is held by {risk_drawdown.name} since {time_text(since_ms)}; {refused:,} "

@@ -22,7 +22,7 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import FoldedParts, Form, Paragraph, Part, Table, table_of
 from tracepaper.replay.report.charts import drawn_trades
 from tracepaper.replay.report.listed_orders import listed
-from tracepaper.replay.report.record import Floats, Ints
+from tracepaper.replay.report.record import Floats, Ints, RunRecord
 from tracepaper.replay.report.report import ExplainedTrade, Report
 from tracepaper.replay.report.trades import ClosedTrade
 from tracepaper.storage.database.reader import Reader
@@ -192,7 +192,7 @@ def figure_of(report: Report, *, last: int) -> MatplotlibFigure:
     with Reader.open(record.database) as reader:
         views = RunViews(reader.connection, record.run["run_id"])
         orders = views.rows("v_orders", instrument=instrument, role=tuple(LEVELS))
-        notes = _series(views.rows("v_notes", instrument=instrument), times, record.interval_ms)
+        notes = _series(views.rows("v_notes", instrument=instrument), times, record)
     figure: MatplotlibFigure = import_module("matplotlib.figure").Figure(
         figsize=(12, 4.2 + 1.6 * bool(notes)), layout="constrained"
     )
@@ -259,11 +259,11 @@ def _mark_trade(axes: Axes, trade: ClosedTrade, orders: list[Row]) -> None:
             axes.plot(over, (level, level), color=LEVELS[order["role"]], linestyle=":", linewidth=1)
 
 
-def _series(notes: list[Row], times: Ints, interval_ms: int) -> dict[str, tuple[Floats, Floats]]:
+def _series(notes: list[Row], times: Ints, record: RunRecord) -> dict[str, tuple[Floats, Floats]]:
     """Return the numbers noted under each name, by the close of their bars in days."""
     found: dict[str, tuple[list[float], list[float]]] = {}
-    for note in notes:
-        at_ms = note["open_time_ms"] + interval_ms
+    closes_ms = record.closes_of(np.array([note["open_time_ms"] for note in notes], dtype=np.int64))
+    for note, at_ms in zip(notes, closes_ms.tolist(), strict=True):
         if note["number"] is not None and at_ms >= times[0]:
             at, values = found.setdefault(note["name"], ([], []))
             at.append(at_ms / DAY_MS)

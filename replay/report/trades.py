@@ -17,6 +17,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.replay.report.metrics import mean_error
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement
@@ -259,12 +260,8 @@ class TradeGroup:
         if not self.trades:
             return None
         returns = np.array([trade.return_bp for trade in self.trades]) / 1e4
-        _, day = np.unique([trade.exit_ms // DAY_MS for trade in self.trades], return_inverse=True)
-        by_day = np.bincount(day, weights=returns - returns.mean()) / returns.size
-        mean = float(returns.mean())
-        if by_day.size < 2:  # one degree of freedom is spent
-            return mean, None
-        return mean, float(np.sqrt(by_day.size / (by_day.size - 1) * (by_day**2).sum()))
+        days = np.array([trade.exit_ms // DAY_MS for trade in self.trades])
+        return float(returns.mean()), mean_error(returns, days)
 
     @property
     def held_ms(self) -> float | None:
@@ -473,14 +470,7 @@ class Markout(NamedTuple):
         """The mean and its error by the day of the fill, as fractions; None without fills."""
         if not self.moved.size:
             return None
-        mean = float(self.moved.mean())
-        names, which = np.unique(self.days, return_inverse=True)
-        if names.size < 2:  # the error is over days, so one has none
-            return mean, None
-        sums = np.bincount(which, weights=self.moved - mean)
-        count = self.moved.size
-        spread = float(np.sqrt((sums**2).sum() * names.size / (names.size - 1)))
-        return mean, spread / count
+        return float(self.moved.mean()), mean_error(self.moved, self.days)
 
     @property
     def against(self) -> float | None:

@@ -21,7 +21,7 @@ from tracepaper.replay.document.values import (
     of_row,
     written,
 )
-from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual
+from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_error
 from tracepaper.replay.sweep.result import Heat, SweepResult
 from tracepaper.replay.sweep.space import in_words
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
@@ -240,10 +240,13 @@ def _out_of_sample(sweep: SweepResult) -> Iterator[str]:
         return
     daily = np.array([one for cell in tests for one in cell.daily])
     grown = float(np.prod([1.0 + (cell.figures["return"] or 0.0) for cell in tests]) - 1.0)
-    error = "" if daily.size < 2 else f" ± {daily.std(ddof=1) / daily.size**0.5 * 1e4:.1f}"
+    days = sum(cell.figures["days"] or 0.0 for cell in tests)
+    a_bar = max(1.0, days / daily.size)  # days, where a bar is longer than one
+    error = mean_error(daily, np.arange(daily.size))  # the tests follow each other
+    noise = "" if error is None else f" ± {error / a_bar * 1e4:.1f}"
     yield (
         f"Out of sample, in {len(tests)} tests after their windows: {grown * 100:+.2f} % in "
-        f"{daily.size} days, {daily.mean() * 1e4:+.1f}{error} bp a day. Believe this figure."
+        f"{days:,.0f} days, {daily.mean() / a_bar * 1e4:+.1f}{noise} bp a day. Believe this figure."
     )
 
 

@@ -230,7 +230,7 @@ class BarContext(Struct, frozen=True, gc=False):
     @property
     def time(self) -> int:
         """The time at which the bar closed, UTC milliseconds."""
-        return self.exact.close_time_ms
+        return self.exact.closed_ms
 
     @property
     def open(self) -> float:
@@ -443,7 +443,7 @@ class BarColumns:
             self._low.append(bar.low / price)
             self._close.append(bar.close / price)
             self._volume.append(bar.volume / volume)
-            self._time.append(bar.close_time_ms)
+            self._time.append(bar.closed_ms)
             self._newest = bar
         self._history = None
         if len(self._time) > self._most:

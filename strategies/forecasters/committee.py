@@ -189,7 +189,7 @@ class CommitteeForecaster:
         first = len(bars) - len(taken.values)  # bars before it have no row
         rows = taken.values[:, : len(self.schema.names)]
         whole = taken.complete(self.schema)
-        closes = np.array([bar.close_time_ms for bar in bars[first:]], dtype=np.int64)
+        closes = np.array([bar.closed_ms for bar in bars[first:]], dtype=np.int64)
         fitted = np.searchsorted(self._starts, closes, side="right") - 1
         simple = self._simple(rows, taken.sigma, np.where(whole, fitted, -1))
         found: list[Forecast | None] = []

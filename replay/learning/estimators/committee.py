@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 from torch import Tensor
 
+from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.boosting import (
@@ -70,8 +71,6 @@ from tracepaper.strategies.forecasters.committee import (
 )
 from tracepaper.strategies.types.decisions import Forecast
 
-BLOCK_DAYS: Final = 5
-"""Days that are resampled together where errors are told over all horizons."""
 FIFTHS: Final = 5
 EQUAL: Final = "equal_weights"
 WINNER: Final = "last_winner"
@@ -361,7 +360,7 @@ def pooled_differences(
 ) -> dict[str, dict[str, Any]]:
     """Compare the mix with each member, their mean and the last winner, over all horizons together.
 
-    Of each the mean QLIKE of the mix less its own, with the error by blocks of ``BLOCK_DAYS`` and
+    Of each the mean QLIKE of the mix less its own, with the error by day and
     p by Holm, and the worst change in per cent of a horizon and of a cell: a symbol at a horizon.
     ``best_in_hindsight`` is the member that was best on these very bars. ``pinball`` is the loss of
     the mix's 5 and 95 % quantiles of the return, in units of σ√h, less that of a normal law with
@@ -380,11 +379,11 @@ def pooled_differences(
         for symbols in [forecasts.keys & SYMBOL_MASK]
         for symbol in np.unique(symbols)
     ]
-    blocks = np.concatenate([one.days // BLOCK_DAYS for one in every])
+    days = np.concatenate([one.days for one in every])
     joined_losses = {name: np.concatenate([one[name] for one in losses]) for name in losses[0]}
     best = min(names, key=lambda name: float(joined_losses[name].mean()))
     differences = {
-        name: figures.difference(joined_losses["network"], of, blocks)
+        name: figures.difference(joined_losses["network"], of, days)
         for name, of in joined_losses.items()
         if name != "network"
     }
@@ -405,7 +404,7 @@ def pooled_differences(
             for factor, one in zip(factors, every, strict=True)
         ]
         beside = np.concatenate(list(map(_pinball, every, scales)))
-        fixed[name] = figures.difference(pinball, beside, blocks)
+        fixed[name] = figures.difference(pinball, beside, days)
     return {
         **found,
         "best_in_hindsight": {"member": best},
@@ -449,12 +448,14 @@ def pooled_sentence(found: Mapping[str, Mapping[str, Any]]) -> str:
         value, error, p = found[name]["difference"]
         verdict = "credibly better" if p < 0.05 and value < 0 else "not credibly better"
         worst = found[name]["worst_cell_percent"]
-        said.append(f"{value:+.5f} ± {error:.5f} from {words}: {verdict}, at worst {worst:+.2f} %")
+        less = f"{value:+.5f} {plus_minus(error, '.5f')}"
+        said.append(f"{less} from {words}: {verdict}, at worst {worst:+.2f} %")
     value, error, _ = found["pinball"][MEMBERS[BASE]]
     return (
         f"Over all horizons together the committee changed QLIKE by {'; '.join(said)} (errors by "
-        f"blocks of {BLOCK_DAYS} days; the worst of a symbol at a horizon), and the pinball loss "
-        f"of its 5 and 95 % quantiles by {value:+.5f} ± {error:.5f} from the base's fixed widths."
+        "day; the worst of a symbol at a horizon), and the pinball loss "
+        f"of its 5 and 95 % quantiles by {value:+.5f} {plus_minus(error, '.5f')} from the base's "
+        "fixed widths."
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from itertools import combinations, count, islice
+from itertools import chain, combinations, count, islice
 from typing import Any, ClassVar, Final, NamedTuple
 
 import numpy as np
@@ -62,6 +62,7 @@ from tracepaper.replay.learning.evaluation.explained import (
     JudgedPart,
     bars_of,
     rows_of,
+    spread_rows,
 )
 from tracepaper.replay.learning.evaluation.forecasts import (
     ALL_MEASURES,
@@ -345,7 +346,7 @@ class CrossAssetModel(CandleModel):
         }
 
     def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
-        """Forecast and explain the earliest labelled closes of *part*, shared equally by panels."""
+        """Forecast and explain labelled closes of *part*, spread evenly and shared by panels."""
         horizon = self.horizon
         forecaster = TogetherForecaster(
             self.model, data.panel_symbols, threads=torch.get_num_threads()
@@ -356,11 +357,11 @@ class CrossAssetModel(CandleModel):
         share = max(closes // len(labelled), 1)
         found: list[AnsweredRows] = []
         for one in labelled:
-            samples = one.samples[0]
-            rows = np.flatnonzero(samples.weights[:, samples.horizons.index(horizon)] > 0)
-            rows = rows[rows >= forecaster.context - 1][:share]
-            if len(rows):
-                answers = _as_run(forecaster, one, rows)
+            stretches = spread_rows(one.samples[0], horizon, forecaster.context, share)
+            if stretches:
+                parts = [_as_run(forecaster, one, rows) for rows in stretches]
+                answers = [list(chain.from_iterable(of)) for of in zip(*parts, strict=True)]
+                rows = np.concatenate(stretches)
                 found += map(AnsweredRows, one.samples, [rows] * len(answers), answers)
         slope = self.card["calibration"]["slope"][str(horizon)]
         return rows_of(forecaster, found, horizon=horizon, slope=slope)

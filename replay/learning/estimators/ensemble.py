@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset, full_id
@@ -481,7 +482,8 @@ def _members_sentence(
     kind = card["parts"][HALVES[1]]["model"]["kind"]
     words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
     said = " and ".join(
-        f"{gains[half][0]:+.4f} (± {gains[half][1]:.4f} by days) from {words[half]} alone"
+        f"{gains[half][0]:+.4f} ({plus_minus(gains[half][1], '.4f')} by days) from "
+        f"{words[half]} alone"
         for half in NAMES
     )
     rivals = [half for half in NAMES if not gains[half][0] < -_CREDIBLE * gains[half][1] < 0]

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tracepaper.replay.archive.order_book import DepthHeader
+from tracepaper.replay.document.values import plus_minus
+from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
 from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
@@ -539,9 +541,7 @@ def figures_of(found: BookScores) -> dict[str, Any]:
     day = found.days
     difference = found.loss - found.loss_of_frequencies
     days = np.unique(day)
-    means = np.array([difference[day == each].mean() for each in days])
-    error = float(means.std(ddof=1) / len(days) ** 0.5) if len(days) > 1 else 0.0
-    mean = float(difference.mean())
+    mean, error = statistics.mean(difference, day)
     return {
         "books": len(day),
         "days": len(days),
@@ -565,7 +565,8 @@ def sentences_of(figures: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"At {horizon} books its log loss on {one['days']} untouched days is {verdict} than "
             f"that of the moves' frequencies ({one['log_loss']:.4f} against "
-            f"{one['log_loss_of_frequencies']:.4f}, ± {one['error']:.4f} by days{few})."
+            f"{one['log_loss_of_frequencies']:.4f}, "
+            f"{plus_minus(one['error'], '.4f')} by days{few})."
         )
     if not any(one["is_better"] for one in figures.values()):
         lines.append("experimental: it has beaten nothing at any horizon.")

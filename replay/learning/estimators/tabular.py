@@ -37,7 +37,7 @@ from tracepaper.replay.learning.estimator import (
 from tracepaper.replay.learning.estimators.networks import EXPLAINED_BARS
 from tracepaper.replay.learning.evaluation.explained import (
     JudgedPart,
-    bars_of,
+    answered_rows,
 )
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, Predictions, judged
 from tracepaper.replay.learning.evaluation.gates import coverage
@@ -249,22 +249,14 @@ def _measures(
 ) -> dict[str, Array]:
     """Return each calibrated gate's measure of up to *bars* bars, of the gates that it has."""
     gates = [g for g in GATES.values() if g.calibrated_as and g.needs <= ROW_MEASURES]
-    share = max(bars // len(part), 1)
     found: dict[str, list[float]] = {gate.calibrated_as: [] for gate in gates}
-    for samples in part:
-        rows = np.flatnonzero(samples.weights.any(axis=1))[:share]
-        start = max(int(rows[0]) - forecaster.context + 1, 0)
-        forecaster.warm(samples.segment.candles.instrument, [])
-        said = forecaster.scan(bars_of(samples.segment, start, int(rows[-1]) + 1))
-        seen = GateInputs(
-            horizon_index=forecaster.horizons.index(horizon),
-            slope=slope,
-            round_trip_cost=cards.ROUND_TRIP_COST,
-        )
-        for row in rows.tolist():
-            seen.forecast = said[row - start]
-            if seen.forecast is None:
-                continue
+    seen = GateInputs(
+        horizon_index=forecaster.horizons.index(horizon),
+        slope=slope,
+        round_trip_cost=cards.ROUND_TRIP_COST,
+    )
+    for answered in answered_rows(forecaster, part, horizon=horizon, bars=bars):
+        for seen.forecast in answered.forecasts:
             for gate in gates:
                 value = gate.measure(seen)
                 assert value is not None, "every forecast of rows has it"

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
-from scipy.stats import norm, rankdata
+from scipy.stats import rankdata
 
+from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.evaluation.explained import (
     ExplainedRows,
@@ -30,6 +31,7 @@ from tracepaper.replay.learning.statistics import (
     DailyEstimate,
     area_gained,
     area_gained_more,
+    compared,
     figure,
     holm,
 )
@@ -296,11 +298,12 @@ def judge_spans(
 def _span(rows: KnownRows, fitted: FittedConfidence) -> dict[str, Any]:
     gains = _gains(rows, scored(fitted.sign, rows.inputs))
     calm = scored(fitted.volatility, rows.inputs)
+    days = len(np.unique(rows.days))
     return {
-        "days": len(np.unique(rows.days)),
+        "days": days,
         "sign": {name: gain.rounded() for name, gain in gains.items()},
         # How probable such a gain is where there is none.
-        "holm": holm_by_name({n: float(norm.sf(_surprise(gain))) for n, gain in gains.items()}),
+        "holm": holm_by_name({n: _by_luck(gain, days) for n, gain in gains.items()}),
         "volatility": area_gained(rows.truth, calm, rows.days).rounded(),
     }
 
@@ -317,8 +320,8 @@ def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
     said = _LIST[fitted.chosen]
     spans = evidence.get("spans", ())
     gained = " and ".join(
-        f"{100 * span['sign'][fitted.chosen][0]:+.1f} ± {100 * span['sign'][fitted.chosen][1]:.1f}"
-        for span in spans
+        f"{100 * gain:+.1f} {plus_minus(error, '.1f', 100)}"
+        for gain, error in (span["sign"][fitted.chosen] for span in spans)
     )
     points = f" ({gained} points of accuracy, mean over coverages)" if gained else ""
     if fitted.strict:
@@ -346,8 +349,9 @@ def ablation(evidence: Mapping[str, Any]) -> str:
     )
     return (
         "Beyond mean and margin, on the calibration slice, attention added"
-        f" {100 * sign:+.1f} ± {100 * sign_error:.1f} points to signs that are right, and"
-        f" {100 * calm:+.1f} ± {100 * calm_error:.1f} to the rank of the volatility's errors."
+        f" {100 * sign:+.1f} {plus_minus(sign_error, '.1f', 100)} points to signs that are right,"
+        f" and {100 * calm:+.1f} {plus_minus(calm_error, '.1f', 100)} to the rank of the"
+        " volatility's errors."
     )
 
 
@@ -359,7 +363,15 @@ _LIST: Final = {
 _TWO_SIDED: Final = 1.96
 
 
+def _by_luck(gain: DailyEstimate, days: int) -> float:
+    """Return how likely chance alone gains so much or more."""
+    p = compared(gain, days).p
+    return p / 2 if gain.value > 0 else 1.0 - p / 2
+
+
 def _surprise(gain: DailyEstimate) -> float:
+    if np.isnan(gain.error):  # of one block of days, as that of every candidate then is
+        return gain.value
     return gain.value / gain.error if gain.error > 0 else 0.0
 
 
@@ -374,8 +386,8 @@ _FARTHEST: Final = 4.0
 def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
     """Return *count* cells by k-means (Lloyd, 1982) on standardised measures of attention.
 
-    They are ordered by realised over forecast variance. None where rows are too few, or attention
-    gives no such measures.
+    They are ordered by realised over forecast variance. None where rows or days are too few, or
+    attention gives no such measures.
     """
     if not 2 <= count <= REGIMES_MOST or not set(REGIME_MEASURES) <= set(found.measures):
         return None
@@ -391,6 +403,8 @@ def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
     if len(np.unique(cell)) < count:
         return None
     ratios = [_ratio(found, known, cell == one) for one in range(count)]
+    if not np.isfinite([ratio.error for ratio in ratios]).all():
+        return None
     order = sorted(range(count), key=lambda one: ratios[one].value)
     return RegimeCells(
         names=REGIME_MEASURES,
@@ -428,7 +442,7 @@ def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> 
 def regime_sentence(figures: Mapping[str, Any]) -> str:
     """Say in one sentence what followed in the first and the last cell of ``judge_cells``."""
     said = [
-        f"{ratio[0]:.2f} (± {ratio[1]:.2f} by days) in regime {one}"
+        f"{ratio[0]:.2f} ({plus_minus(ratio[1], '.2f')} by days) in regime {one}"
         for one in (min(figures, key=int), max(figures, key=int))
         if (ratio := figures[one]["variance_ratio"])
     ]

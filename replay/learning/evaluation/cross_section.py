@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
+from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.panel import Ids, Labelled, predicted
 from tracepaper.replay.learning.splits import SYMBOL_BITS
-from tracepaper.replay.learning.statistics import bootstrapped, daily_sums, mean
+from tracepaper.replay.learning.statistics import mean
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.strategies.allocation import (
     Rule,
@@ -114,8 +115,8 @@ def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     return [
         *compared_sentences(found, horizon, NETWORK),
         (
-            f"Across the assets its relative returns have a rank correlation of {rank:+.3f} (± "
-            f"{noise:.3f} over {main['days']} days) with what came: {word} chance."
+            f"Across the assets its relative returns have a rank correlation of {rank:+.3f} "
+            f"({plus_minus(noise, '.3f')} over {main['days']} days) with what came: {word} chance."
         ),
         *few_days(main["days"]),
     ]
@@ -294,9 +295,8 @@ def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, A
 
 def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
     """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
-    daily = daily_sums(net[None] * _BASIS_POINTS, days, np.unique(days))  # [day, 1]
-    counted = np.concatenate([daily, np.ones_like(daily)], axis=1)
-    return bootstrapped(counted, lambda sums: sums[:, 0] / sums[:, 1]).rounded(3)
+    names, day = np.unique(days, return_inverse=True)
+    return mean(np.bincount(day, net * _BASIS_POINTS), names).rounded(3)
 
 
 def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
@@ -305,8 +305,8 @@ def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
     days = figures["days"]
     if figures["gross"][NETWORK] == 0.0:
         return [f"It held nothing: its weights were 0 at all {figures['decisions']} decisions."]
-    result = f"Its weights made {net:+.1f} basis points a day (± {error:.1f}) net of fees"
-    lines = [f"{result} over {days} untouched days."]
+    result = f"{net:+.1f} basis points a day ({plus_minus(error, '.1f')})"
+    lines = [f"Its weights made {result} net of fees over {days} untouched days."]
     if days < FEW_DAYS:
         lines.append(f"{days} days say little of what weights are worth, whatever they made.")
     for name, (difference, noise) in figures["against_bp_a_day"].items():
@@ -316,6 +316,7 @@ def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
         elif difference < -2.0 * noise < 0.0:
             word = "were beaten by"
         lines.append(
-            f"They {word} {name} weights: {difference:+.1f} basis points a day (± {noise:.1f})."
+            f"They {word} {name} weights: {difference:+.1f} basis points a day "
+            f"({plus_minus(noise, '.1f')})."
         )
     return lines

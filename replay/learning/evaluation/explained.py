@@ -36,6 +36,7 @@ from tracepaper.strategies.units import DAY_MS
 
 _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4
+_GOLDEN: Final = 0.618034  # its multiples fill a unit evenly
 _BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
 _FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility", "realised")
 _INPUT: Final = "input."
@@ -95,6 +96,7 @@ def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
     part = segment.candles
     columns = (
         part.open_time_ms,
+        part.closes_ms,
         part.open,
         part.high,
         part.low,
@@ -113,11 +115,11 @@ def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
             close=close,
             volume=volume,
             turnover=None,
-            market_ms=opened + part.interval_ms,
-            seen_ms=opened + part.interval_ms,
+            market_ms=closed,
+            seen_ms=closed,
             source=Source.ARCHIVE,
         )
-        for opened, first, high, low, close, volume in rows
+        for opened, closed, first, high, low, close, volume in rows
     ]
 
 
@@ -129,27 +131,60 @@ def explain(
     slope: float,
     bars: int,
 ) -> ExplainedRows:
-    """Forecast and explain up to *bars* labelled rows of *part*, shared equally by segments.
+    """Forecast and explain the ``answered_rows`` of *part*.
 
-    Of each segment the earliest labelled rows are taken, after the bars that warm the model.
     Raises ``DataInvalid`` where no segment is long enough.
     """
+    found = answered_rows(forecaster, part, horizon=horizon, bars=bars)
+    return rows_of(forecaster, found, horizon=horizon, slope=slope)
+
+
+def answered_rows(
+    forecaster: Forecaster, part: Sequence[Samples], *, horizon: int, bars: int
+) -> list[AnsweredRows]:
+    """Return the forecasts of up to *bars* labelled rows of *part*, shared equally by segments.
+
+    Of each segment they are those of ``spread_rows``, after the bars that warm the model. A
+    segment that is too short is left out.
+    """
     share = max(bars // len(part), 1)
+    scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
     found: list[AnsweredRows] = []
     for samples in part:
-        column = samples.horizons.index(horizon)
-        labelled = np.flatnonzero(samples.weights[:, column] > 0)
-        labelled = labelled[labelled >= forecaster.context - 1][:share]
-        if not len(labelled):
-            continue
-        start, stop = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
-        forecaster.warm(samples.segment.candles.instrument, [])
-        known_bars = bars_of(samples.segment, start, stop)
-        scan = forecaster.scan if forecaster.causal else partial(map, forecaster.step)
-        answers = list(scan(known_bars))
-        chosen = [answers[row - start] for row in labelled.tolist()]
-        found.append(AnsweredRows(samples, labelled, chosen))
-    return rows_of(forecaster, found, horizon=horizon, slope=slope)
+        answers: list[Forecast | None] = []
+        stretches = spread_rows(samples, horizon, forecaster.context, share)
+        for rows in stretches:
+            first, stop = int(rows[0]), int(rows[-1]) + 1
+            begin = first - forecaster.context + 1
+            known = bars_of(samples.segment, begin, stop)
+            forecaster.warm(samples.segment.candles.instrument, known[: first - begin])
+            every = list(scan(known[first - begin :]))
+            answers += [every[row - first] for row in rows.tolist()]
+        if stretches:
+            found.append(AnsweredRows(samples, np.concatenate(stretches), answers))
+    return found
+
+
+def spread_rows(
+    samples: Samples, horizon: int, context: int, count: int
+) -> list[NDArray[np.int64]]:
+    """Return up to *count* rows with a label at *horizon* and *context* bars, spread evenly.
+
+    They are stretches [row] in order, as many as the rows have UTC days: each stretch costs the
+    bars that warm the model. Where all rows are taken they are one stretch; empty without any row.
+    """
+    labelled = np.flatnonzero(samples.weights[:, samples.horizons.index(horizon)] > 0)
+    labelled = labelled[labelled >= context - 1]
+    if len(labelled) <= count:
+        return [labelled] if len(labelled) else []
+    days = min(len(np.unique(samples.segment.open_time_ms[labelled] // DAY_MS)), count)
+    sizes = np.diff(np.linspace(0, count, days + 1).astype(np.int64)).tolist()
+    stretches = []
+    for nth, (part, size) in enumerate(zip(np.array_split(labelled, days), sizes, strict=True)):
+        # Each begins at another place of its part, so that no hour of the day is preferred.
+        begin = int(nth * _GOLDEN % 1.0 * (len(part) - size + 1))
+        stretches.append(part[begin : begin + size])
+    return stretches
 
 
 def rows_of(

@@ -46,7 +46,6 @@ from tracepaper.replay.learning.splits import SYMBOL_MASK
 from tracepaper.replay.learning.statistics import (
     DayDifference,
     corrected,
-    daily_sums,
     difference,
     less_others,
     verdict,
@@ -351,8 +350,8 @@ def rank_table(
 
 def _by_day(one: PortfolioReturns) -> tuple[NDArray[np.int64], Array]:
     """Return the days of *one*, rising, and what it made on each, in basis points."""
-    days = np.unique(one.days)
-    return days, daily_sums(one.net[None] * _BASIS_POINTS, one.days, days)[:, 0]
+    days, day = np.unique(one.days, return_inverse=True)
+    return days, np.bincount(day, one.net * _BASIS_POINTS)
 
 
 def net_difference(

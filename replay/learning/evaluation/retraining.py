@@ -306,7 +306,7 @@ def _times(paths: Sequence[str], run: Run, until_ms: int | None) -> dict[str, Ti
     for candles in read_files(paths, (run.interval_ms,)).candles[run.interval_ms]:
         opened_ms = candles.open_time_ms
         if until_ms is not None:
-            opened_ms = opened_ms[opened_ms + run.interval_ms <= until_ms]
+            opened_ms = opened_ms[candles.closes_ms <= until_ms]
         if candles.symbol in found:
             found[candles.symbol] = np.union1d(found[candles.symbol], opened_ms)
     return found
@@ -432,9 +432,8 @@ def _judged(
         if said := opened(openings_path(folder), new)[1]:
             say(said)
     own = difference(candidate.loss, before.loss, candidate.days)
-    error = own.error if math.isfinite(own.error) else 0.0
     p = one_sided(own.value, own.p)
-    return msgspec.structs.replace(found, difference=float(own.value), error=float(error), p=p)
+    return msgspec.structs.replace(found, difference=own.value, error=own.error, p=p)
 
 
 def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Forecaster] | str:

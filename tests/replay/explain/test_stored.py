@@ -169,8 +169,8 @@ def test_a_card_without_figures_says_that_the_entropy_gates_worth_is_not_known(
 def test_the_entropy_gate_beats_chance_by_two_errors_and_thirty_days(
     gained: float, days: int, verb: str
 ) -> None:
-    surest = {"gained": [0.0, 0.0, gained, 0.0], "error": [0.0, 0.0, 0.02, 0.0]}
+    surest = {"gained": [0.0, 0.0, gained, 0.0], "error": [0.0, 0.0, 0.02, 0.0], "days": days}
     gates = {"selective": {"entropy_confidence": surest}}
-    said = entropy_sentence({"30": {"days": days}}, gates, 30)
+    said = entropy_sentence(gates)
     assert said.startswith(f"The entropy gate {verb}")
-    assert entropy_sentence({}, {"selective": {"margin": surest}}, 30) == ""
+    assert entropy_sentence({"selective": {"margin": surest}}) == ""

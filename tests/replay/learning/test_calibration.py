@@ -104,16 +104,17 @@ def test_the_default_thresholds_are_those_of_the_gates() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "days", "verb"),
+    ("error", "days", "explained", "verb"),
     [
-        (0.01, FEW_DAYS, "beat"),
-        (0.01, FEW_DAYS - 1, "did not"),
-        (0.05, FEW_DAYS, "did not"),
-        (0.0, FEW_DAYS, "did not"),
+        (0.01, FEW_DAYS, FEW_DAYS, "beat"),
+        (0.01, FEW_DAYS - 1, FEW_DAYS - 1, "did not"),
+        (0.01, 2 * FEW_DAYS, 14, "did not"),  # its own days are those that were explained
+        (0.05, FEW_DAYS, FEW_DAYS, "did not"),
+        (float("nan"), FEW_DAYS, FEW_DAYS, "did not"),
     ],
 )
 def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
-    error: float, days: int, verb: str
+    error: float, days: int, explained: int, verb: str
 ) -> None:
     main = {
         "days": days,
@@ -122,11 +123,13 @@ def test_a_gain_without_an_error_or_of_few_days_beats_nothing(
     }
     paired = {"sign": {"commoner_sign": [0.0, 0.1, 1.0]}, "qlike": {"har": [-1.0, 0.1, 0.01]}}
     figures = {"30": main, "paired": {"30": paired}}
-    surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error]}
+    surest = {"gained": [0.0, 0.0, 0.06], "error": [0.0, 0.0, error], "days": explained}
     passed = {"bars_per_1000": 0.0, "trades": 0, "days": 0}
     gates = {"selective": {"entropy_confidence": surest}, "traded": {"edge": passed}}
     said = sentences(figures, gates, horizon=30)
-    assert any(f"The entropy gate {verb}" in sentence for sentence in said)
+    (entropy,) = [sentence for sentence in said if sentence.startswith(f"The entropy gate {verb}")]
+    assert f"on {explained} days" in entropy
+    assert ("± unknown" in entropy) == np.isnan(error)
     assert any(f"So few days ({days}) prove" in one for one in said) == (days < FEW_DAYS)
     bare = sentences(figures, {**gates, "selective": {}}, horizon=30)
     assert not any("entropy gate" in sentence for sentence in bare)

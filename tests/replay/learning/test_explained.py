@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -11,10 +13,31 @@ from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.evaluation.explained import (
     ExplainedRows,
     separate,
+    spread_rows,
     traded,
 )
+from tracepaper.strategies.units import DAY_MS
 
 ROWS = 600
+
+
+@given(st.integers(1, 3_000), st.integers(1, 60))
+def test_explained_rows_are_spread_over_all_days_and_hours(count: int, context: int) -> None:
+    days, a_day = 20, 96
+    opened = np.arange(days * a_day) * (DAY_MS // a_day)
+    samples = SimpleNamespace(
+        horizons=(4,),
+        weights=np.ones((len(opened), 1)),
+        segment=SimpleNamespace(open_time_ms=opened),
+    )
+    rows = np.concatenate(spread_rows(samples, 4, context, count))  # type: ignore[arg-type]
+    assert len(rows) == min(count, len(opened) - context + 1)
+    assert (np.diff(rows) > 0).all()
+    assert rows[0] >= context - 1
+    found = np.unique(opened[rows] // DAY_MS)
+    assert len(found) >= min(count, days) * 3 // 4
+    if count >= 2 * days:
+        assert len(np.unique(opened[rows] % DAY_MS // (DAY_MS // 4))) == 4
 
 
 def explained(*, edge: np.ndarray, mean: float = 0.01) -> ExplainedRows:

@@ -24,12 +24,16 @@ def test_correlations_agree_with_scipy() -> None:
     )
 
 
-def test_an_error_is_that_of_whole_days() -> None:
-    daily = RNG.normal(size=40)
-    values = np.repeat(daily, ROWS // 40)  # every bar of a day says the same
+def test_an_error_is_that_of_blocks_of_five_days() -> None:
+    weekly = RNG.normal(size=8)
+    values = np.repeat(weekly, ROWS // 8)  # every bar of five days is the same
     found = figures.mean(values, DAYS)
-    assert found.value == pytest.approx(daily.mean())
-    assert found.error == pytest.approx(daily.std() / 40**0.5, rel=0.15)
+    assert found.value == pytest.approx(weekly.mean())
+    assert found.error == pytest.approx(weekly.std(ddof=1) / 8**0.5)
+    drawn = figures.figure(np.stack([values, values**0]), DAYS, lambda s: s[:, 0] / s[:, 1])
+    assert drawn.error == pytest.approx(found.error, rel=0.15)
+    few = DAYS < 9  # one block: nothing says how far another one would be away
+    assert np.isnan(figures.mean(values[few], DAYS[few]).error)
 
 
 def test_a_figure_repeats() -> None:

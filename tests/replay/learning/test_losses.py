@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from torch import Tensor
 from tracepaper.replay.learning.losses import (
     LOSSES,
     TaskWeights,
+    _noise,
     averaged,
     elementwise,
     lost_utility,
@@ -140,3 +142,12 @@ def test_fixed_weights_are_one() -> None:
     each = torch.arange(6.0).view(3, 2)
     assert float(weights(each, torch.ones(3, 2))) == 15.0
     assert not any(p.requires_grad for p in weights.parameters())
+
+
+def test_a_score_of_one_day_of_validation_is_of_the_size_of_its_losses() -> None:
+    """The error over days is not known: what does not vary is no unit, however small it is."""
+    losses = np.stack([np.linspace(0.0, 2.0, 50), np.full(50, 3.0)])[:, :, None]
+    losses = np.concatenate([losses, losses, losses])[: len(LOSSES)]
+    unit = _noise(losses, np.ones((50, 1), dtype=np.float32), np.zeros(50, dtype=np.int64))
+    assert unit[0, 0] == pytest.approx(losses[0].std())
+    assert unit[1, 0] == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import stock_files
@@ -12,8 +13,10 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.candles import (
     read_files,
 )
+from tracepaper.replay.learning.evaluation.explained import bars_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.strategies.features.rows import schema
+from tracepaper.strategies.sessions import opens_later
 
 SCHEMA = schema("v1")
 HALF_HOUR = 30 * 60_000
@@ -56,6 +59,13 @@ def test_hours_of_sessions_are_made_of_their_bars(tmp_path: Path) -> None:
     [hours] = read_files([f"AAA={path}"], (2 * HALF_HOUR,), calendar="XNAS").candles[2 * HALF_HOUR]
     assert hours.missing == 0
     assert len(hours) == 7 * len(times) // 13
+    # The first hour of a session is half a one; what a model is calibrated on closes as in a run.
+    bars = bars_of(SimpleNamespace(candles=hours), 0, 8)  # type: ignore[arg-type]
+    lengths = [bar.closed_ms - bar.open_time_ms for bar in bars]
+    assert lengths == [HALF_HOUR, *[2 * HALF_HOUR] * 6, HALF_HOUR]
+    assert [bar.seen_ms for bar in bars] == hours.closes_ms[:8].tolist()
+    later = opens_later(hours.open_time_ms[:1], 7, hours.interval_ms, hours.calendar)
+    assert later.tolist() == [bars[7].open_time_ms]  # seven bars on: the next session
 
 
 def shares(path: Path) -> list[Candles]:

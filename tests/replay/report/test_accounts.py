@@ -68,12 +68,14 @@ def test_buy_and_hold_is_bought_after_the_first_decidable_bar_with_its_fee(
 
 
 def test_episodes_are_the_stretches_of_one_sign() -> None:
-    found = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]))
+    found = benchmarks.episodes(np.array([0.0, 1, 2, 0, -1, -1, 3, 0]), np.arange(8) / 10)
     assert found.sizes.tolist() == [2, 2, 1]
     assert found.counts.tolist() == [3, 2, 2]
     assert found.offset.tolist() == [0, 1, 2, 0, 2, 0, 1]
     assert found.delta.tolist() == [1, 1, -2, -1, 1, 3, -3]
-    assert benchmarks.episodes(np.zeros(3)).sizes.size == 0
+    # A change costs what those of its own bar do.
+    assert found.cost.tolist() == [0.1, 0.2, 0.3, 0.4, 0.6, 0.6, 0.7]
+    assert benchmarks.episodes(np.zeros(3), np.zeros(3)).sizes.size == 0
 
 
 @given(st.lists(part, min_size=1, max_size=6), st.integers(0, 30), st.integers(0, 99))
@@ -82,7 +84,8 @@ def test_placed_positions_keep_side_size_and_length_and_never_overlap(
 ) -> None:
     bars = sum(one.size for one in parts) + free
     apart = np.concatenate([np.append(one, 0.0) for one in parts])
-    at, delta = benchmarks.place(benchmarks.episodes(apart), bars, np.random.default_rng(seed))
+    chance = np.random.default_rng(seed)
+    at, delta, _ = benchmarks.place(benchmarks.episodes(apart, apart), bars, chance)
     held = np.bincount(at, weights=delta, minlength=bars).cumsum()
     assert held.size == bars
     assert np.count_nonzero(held) == bars - free
@@ -110,12 +113,14 @@ def test_changes_earn_what_the_positions_between_them_earn(
     delta = np.diff(held, prepend=0.0)
     earned = benchmarks.gains(bars, held, np.abs(delta), 0.001).cumsum()
     at = np.flatnonzero(delta)
-    found = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), 0.001)
+    cost = np.full(at.size, 0.001)
+    found = benchmarks.value_at(bars, at, delta[at], np.arange(held.size + 1), cost)
     assert found == pytest.approx(np.concatenate(([0.0], earned)), abs=1e-9)
 
 
 def test_every_place_is_as_likely_as_any_other() -> None:
-    chance, one = np.random.default_rng(5), benchmarks.episodes(np.array([1.0, 1, 1, 0]))
+    chance = np.random.default_rng(5)
+    one = benchmarks.episodes(np.array([1.0, 1, 1, 0]), np.zeros(4))
     starts = [int(benchmarks.place(one, 8, chance)[0][0]) for _ in range(3_000)]
     counts = np.bincount(starts, minlength=6)
     assert counts.size == 6

@@ -64,9 +64,9 @@ def test_the_error_counts_days_and_not_fills() -> None:
         assert mean is not None
         return mean[1]
 
-    assert error([1, 1, 1, 1]) is None
-    assert error([1, 1, 2, 2]) == pytest.approx(0.01)
-    assert error([1, 2, 3, 4]) == pytest.approx(0.01 / np.sqrt(3))
+    assert error([1, 1, 6, 6]) is None  # of fewer than ten days nothing tells
+    assert error([1, 3, 8, 10]) == pytest.approx(0.01)
+    assert error([1, 6, 11, 20]) == pytest.approx(0.01 / np.sqrt(3))
 
 
 def test_the_table_is_part_of_the_report(cross_report: Report) -> None:
