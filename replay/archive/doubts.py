@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.archive.read import Rows
 
 PRICES: Final = ("open", "high", "low", "close")
+SCALE_MOST: Final = 2.0
+"""How many times its low a usual high is at most; a volume among prices lies farther away."""
 MOST_WRONG: Final = 0.01
 """Above this share of the rows a column is not what its name says."""
 OUTLIER_RANGES: Final = 30.0
@@ -189,6 +191,8 @@ def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | 
         names = tuple(PRICES[place] for place in order)
         # An open and a close that are exchanged fit as well; makers write the open first.
         is_usual = names.index("open") < names.index("close")
+        high, low = np.maximum(arranged[1], 1), np.maximum(arranged[2], 1)
+        is_usual = is_usual and bool(np.median(high / low) < SCALE_MOST)
         if is_usual and (broken := _breaks(arranged)) <= usual // 4:
             fitting.append((broken, names))
     return min(fitting)[1] if fitting else None
