@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import MINUTE_MS, iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.archive.columns import Decimals
+    from tracepaper.replay.archive.layouts import RawTable
     from tracepaper.replay.archive.read import Rows
 
 PRICES: Final = ("open", "high", "low", "close")
@@ -40,9 +42,11 @@ DATED: Final = re.compile(rf"[A-Z]{{2,}}[-_]{_DATE}")
 """``BTCUSDT_240628``, ``BTC-27JUN25``: contracts that are delivered on a date."""
 INVERSE: Final = re.compile(
     r"USD_PERP|USD[-_]SWAP|USD[-_]PERPETUAL|(?:BTC|ETH|XBT)-PERPETUAL|(?:^|[-_ .])(?:PI|FI)_[A-Z]"
-    rf"|USD_{_DATE}"
+    rf"|USD_{_DATE}|(?:^|[^A-Z0-9])([A-Z0-9]{{2,10}})[-_/]USD[-_:]\1(?![A-Z0-9])"
+    r"|(?:^|[-_ .])COIN[-_ ]?M(?=$|[-_ .])"
 )
 """Names of contracts that are margined and paid in the coin."""
+DATED_WORDS: Final = frozenset({"delivery", "quarter", "quarterly"})
 INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 
@@ -69,16 +73,28 @@ def reject_contracts(path: Path, *, is_named: bool) -> None:
 
     A dated contract may be traded under a name that was given to it (*is_named*).
     """
-    stem = path.name.split(".", 1)[0].upper()
     folders = {part.lower() for part in path.parts[-7:-1]}
-    words = {word.lower() for word in re.split(r"[-_ ]", stem)} | folders
-    if INVERSE.search(stem) or words & INVERSE_WORDS:
+    _reject_contract(path, path.name.split(".", 1)[0], folders, is_named=is_named)
+
+
+def reject_content(table: RawTable, *, is_named: bool) -> None:
+    """Raise ``DataInvalid`` where a symbol or category within *table* means such contracts."""
+    names = [name for name in (*SYMBOL_COLUMNS, "category") if name in table.columns]
+    cells = [np.unique(table.columns[name].astype(np.bytes_)).tolist() for name in names]
+    for cell in {table.kind.encode(), *(cell for column in cells for cell in column)}:
+        _reject_contract(table.path, cell.decode("utf-8", "replace"), set(), is_named=is_named)
+
+
+def _reject_contract(path: Path, text: str, folders: set[str], *, is_named: bool) -> None:
+    stem = text.upper()
+    words = {word.lower() for word in re.split(r"[-_ ]", stem)}
+    if INVERSE.search(stem) or (words | folders) & INVERSE_WORDS:
         raise DataInvalid(
             f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
             "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "
             "or move it out of a folder of that name."
         )
-    if DATED.search(stem) and not is_named:
+    if (DATED.search(stem) or words & DATED_WORDS) and not is_named:
         raise DataInvalid(
             f"{path} holds a contract that is delivered on a date, which is no perpetual: write "
             f"NAME={path} to trade it under a name of its own."

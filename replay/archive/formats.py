@@ -474,7 +474,8 @@ def _read_bounded(
 def _read_json(path: Path, raw: bytes) -> RawTable:
     """Read rows of values, rows of objects, an object of columns, or a Bybit REST body."""
     document = _json_document(path, raw)
-    return replace(_table_of_document(path, document), zone=_zone_of(document))
+    zone, kind = _text_named(document, "timezone"), _text_named(document, "category")
+    return replace(_table_of_document(path, document), zone=zone, kind=kind)
 
 
 def _json_document(path: Path, raw: bytes) -> object:
@@ -486,15 +487,16 @@ def _json_document(path: Path, raw: bytes) -> object:
     return document
 
 
-def _zone_of(document: object, depth: int = 0) -> str:
-    """Return the zone that an object within *document* names, as ``exchange_timezone``."""
+def _text_named(document: object, ending: str, depth: int = 0) -> str:
+    """Return the first text whose name within objects ends so, as ``exchange_timezone``."""
     if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
         return ""
     for name, value in document.items():
         plain = str(name).lower().replace("_", "").replace(" ", "")
-        if plain.endswith("timezone") and isinstance(value, str):
+        if plain.endswith(ending) and isinstance(value, str):
             return value
-    return next(filter(None, (_zone_of(value, depth + 1) for value in document.values())), "")
+    texts = (_text_named(value, ending, depth + 1) for value in document.values())
+    return next(filter(None, texts), "")
 
 
 def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 - of any shape

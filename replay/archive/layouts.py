@@ -261,7 +261,8 @@ class RawTable:
     ``lines`` holds the number of each row in the file, counted from 1 in the file's own
     ``unit``: lines of text, or rows. ``bare`` rows came without names; ``symbol`` is what a header
     named; ``separator`` stood between cells of text; ``zone`` is that of its
-    times, where something beside them names one; ``notes`` say what was not read as it stands.
+    times, where something beside them names one, and ``kind`` the category of
+    contracts; ``notes`` say what was not read as it stands.
     """
 
     path: Path
@@ -272,6 +273,7 @@ class RawTable:
     symbol: str = ""
     separator: str = ","
     zone: str = ""
+    kind: str = ""
     notes: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:

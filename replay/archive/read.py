@@ -36,6 +36,7 @@ from tracepaper.replay.archive.doubts import (
     doubt,
     is_outside,
     likely_order,
+    reject_content,
     reject_contracts,
 )
 from tracepaper.replay.archive.formats import format_named, is_archive, read_table
@@ -112,6 +113,7 @@ def read_candles(
         interval_ms=interval_ms,
         strict=strict,
         sessions_for=sessions_for,
+        is_named=named is not None,
     )
 
 
@@ -139,9 +141,11 @@ def _candles(
     interval_ms: int | None = None,
     strict: bool = False,
     sessions_for: SessionsFor | None = None,
+    is_named: bool = False,
 ) -> Candles:
     """Return the candles of *table*; *notes* is what was converted, sorted or dropped so far."""
     table = plain_table(table, symbol)
+    reject_content(table, is_named=is_named)
     notes += table.notes
     symbol = symbol or ""
     if are_trades(table):

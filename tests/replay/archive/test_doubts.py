@@ -90,6 +90,7 @@ REJECTED = (
     *("BTCUSD_PERP-1m.csv", "PI_XBTUSD_1m.csv", "BTC-USD-SWAP_1m.csv", "BTC-PERPETUAL_1m.csv"),
     *("futures/cm/BTCUSDT-1m.csv", "BTCUSD_240628-1m.csv", "BTCUSD_inverse_1m.csv"),
     *("BTCUSDT_240628-1m.csv", "ETHUSDT-27JUN25_1m.csv", "BTC-USDT-240628_1m.csv"),
+    *("BTCUSD_coin_m_1m.csv", "BTC_USD_BTC-1m-futures.csv", "BTCUSDT_CURRENT_QUARTER_1m.csv"),
 )
 KEPT = (
     *("BTCUSDT_202406_1m.csv", "BTCUSD_201112-1m.csv", "BTCUSDT-1m-2024-05.csv"),
@@ -106,6 +107,21 @@ def test_inverse_and_dated_contracts_are_no_linear_perpetuals(name: str, tmp_pat
         return
     with pytest.raises(DataInvalid, match=r"paid in coin|delivered on a date"):
         read_candles(path)
+
+
+def test_what_a_file_holds_may_show_its_contract_as_well(tmp_path: Path) -> None:
+    for symbol in ("BTC/USD:BTC", "BTCUSD_PERP", "BTC-USD-SWAP", "BTCUSDT_240628"):
+        rows = [[*row, symbol] for row in CANDLES]
+        path = written(tmp_path, rows, header=f"{HEADER},symbol", name="candles_1m.csv")
+        with pytest.raises(DataInvalid, match=r"paid in coin|delivered on a date"):
+            read_candles(path)
+    assert read_candles(f"BTCJUN={path}").symbol == "BTCJUN"
+    made = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
+    body = {"result": {"symbol": "BTCUSD", "category": "inverse", "list": made}}
+    answer = tmp_path / "BTCUSD.json"
+    answer.write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(DataInvalid, match="paid in coin"):
+        read_candles(answer)
 
 
 def test_a_dated_contract_is_read_under_a_name_that_was_given(tmp_path: Path) -> None:
