@@ -79,16 +79,22 @@ def reject_contracts(path: Path, *, is_named: bool) -> None:
 
 def reject_content(table: RawTable, *, is_named: bool) -> None:
     """Raise ``DataInvalid`` where a symbol or category within *table* means such contracts."""
-    names = [name for name in (*SYMBOL_COLUMNS, "category") if name in table.columns]
-    cells = [np.unique(table.columns[name].astype(np.bytes_)).tolist() for name in names]
-    for cell in {table.kind.encode(), *(cell for column in cells for cell in column)}:
-        _reject_contract(table.path, cell.decode("utf-8", "replace"), set(), is_named=is_named)
+    _reject_contract(table.path, "", {table.kind.lower()}, is_named=is_named)
+    for name in (*SYMBOL_COLUMNS, "category"):
+        if name not in table.columns:
+            continue
+        for cell in np.unique(table.columns[name].astype(np.bytes_)).tolist():
+            text = cell.decode("utf-8", "replace")
+            kinds = {text.lower()} if name == "category" else set()
+            _reject_contract(table.path, text, kinds, is_named=is_named)
 
 
-def _reject_contract(path: Path, text: str, folders: set[str], *, is_named: bool) -> None:
+def _reject_contract(path: Path, text: str, kinds: set[str], *, is_named: bool) -> None:
     stem = text.upper()
     words = {word.lower() for word in re.split(r"[-_ ]", stem)}
-    if INVERSE.search(stem) or (words | folders) & INVERSE_WORDS:
+    if len(words) == 1:  # CM is a share
+        words = set()
+    if INVERSE.search(stem) or (words | kinds) & INVERSE_WORDS:
         raise DataInvalid(
             f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
             "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "

@@ -116,6 +116,8 @@ def test_what_a_file_holds_may_show_its_contract_as_well(tmp_path: Path) -> None
         with pytest.raises(DataInvalid, match=r"paid in coin|delivered on a date"):
             read_candles(path)
     assert read_candles(f"BTCJUN={path}").symbol == "BTCJUN"
+    share = written(tmp_path, [[*row, "CM"] for row in CANDLES], header=f"{HEADER},symbol")
+    assert read_candles(share.rename(tmp_path / "CM.csv")).symbol == "CM"
     made = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
     body = {"result": {"symbol": "BTCUSD", "category": "inverse", "list": made}}
     answer = tmp_path / "BTCUSD.json"
