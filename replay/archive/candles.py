@@ -409,6 +409,7 @@ def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: in
     repeat the previous close; the notes say so. Raises ``DataInvalid``.
     """
     times, price, size = _oldest_first(table, *_trade_columns(table))
+    _reject_regular(table, times)
     bucket = times // interval_ms
     first = _bucket_starts(bucket)
     last = np.append(first[1:], times.size) - 1
@@ -443,6 +444,22 @@ def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: in
         turnover=None if turnover is None else _scattered(rows, turnover, traded.size),
         notes=tuple(notes),
     )
+
+
+def _reject_regular(table: RawTable, times: IntArray) -> None:
+    """Raise ``DataInvalid`` where nearly all times are one step of a minute or more apart."""
+    steps, counts = np.unique(np.diff(times), return_counts=True)
+    if times.size < TRADES_LEAST or counts.max() < REGULAR_SHARE * counts.sum():
+        return
+    if (step := int(steps[np.argmax(counts)])) >= DEFAULT_INTERVAL_MS:
+        raise DataInvalid(
+            f"{table.path} holds prices {interval_text(step)} apart, which are no trades: give "
+            "candles, with columns open, high, low and close."
+        )
+
+
+TRADES_LEAST: Final = 10
+REGULAR_SHARE: Final = 0.9
 
 
 def _trade_columns(table: RawTable) -> tuple[IntArray, Decimals, Decimals]:

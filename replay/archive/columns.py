@@ -206,6 +206,10 @@ UNITS: Final = (
 
 TIME_NUMBER: Final = re.compile(rb"\s*[+-]?\d+(\.\d*)?([eE][+-]?\d+)?\s*")
 COMPACT_DATE: Final = re.compile(rb"(19|20)\d{6}")
+COMPACT_MOMENT: Final = re.compile(
+    rb"((?:19[7-9]|20\d)\d)(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])([01]\d|2[0-3])([0-5]\d)?([0-5]\d)?"
+)
+"""``2025013115``, ``202501311530`` and ``20250131153000``; as numbers these are years away."""
 DAY_FIRST: Final = re.compile(rb"(\d\d?)\.(\d\d?)\.(\d{4})(?=\D|$)")
 SLASHED: Final = re.compile(rb"(\d\d?)/(\d\d?)/(\d{4})(?=\D|$)")
 HALF_DAY: Final = re.compile(
@@ -213,9 +217,11 @@ HALF_DAY: Final = re.compile(
 )
 """``05-AM``, ``5:00 PM`` and ``05:00:00 pm`` behind a date."""
 OFFSET: Final = re.compile(rb"(Z|UTC|GMT|[+-]\d\d:?\d\d)\s*$")
+NAMED_OFFSET: Final = re.compile(rb"[+-]\d\d(:?\d\d)?$")
 MINUTE_DIGITS: Final = 4
 SECOND_DIGITS: Final = 6
 DATE_WIDTH: Final = len("2025-01-31")
+HOUR_WIDTH: Final = len("2025-01-31T15")
 ZONE_NAME: Final = re.compile(r" (?:UTC|GMT)([+-]\d\d:?\d\d)?$")
 ZONELESS: Final = "times are text without a zone, read as UTC"
 UTC_ENDINGS: Final = (b"Z", b"+00:00", b" GMT+0000", b"+0000", b" UTC", b" GMT", b"+00")
@@ -227,6 +233,8 @@ def epoch_ms(column: Column, *, whole: bool = True) -> tuple[IntArray, tuple[str
     With *whole* false, fractions of a millisecond are cut off (trades); else they are refused
     (the open time of a candle). Raises ``CellInvalidError``.
     """
+    if (moments := _compact_moments(column)) is not None:
+        return _from_text(moments, whole=whole)
     if column.dtype.kind in "if" or _is_numeric(bytes(column[0])):
         return _from_numbers(column, whole=whole)
     return _from_text(column.astype(np.bytes_), whole=whole)
@@ -271,6 +279,29 @@ def join_digits(
         parts = [clock[place : place + 2] for place in range(0, width, 2)]
         joined.append(b"-".join((date[:4], date[4:6], date[6:])) + b"T" + b":".join(parts))
     return np.array(joined, dtype=np.bytes_)
+
+
+def _compact_moments(column: Column) -> npt.NDArray[np.bytes_] | None:
+    """Return *column* as ISO text where every cell is the digits of a date and a clock."""
+    if column.dtype.kind not in "iS":
+        return None
+    if not all(map(COMPACT_MOMENT.fullmatch, _ends(column))):
+        return None  # a long column of numbers is not read twice
+    cells = column.astype(np.bytes_)
+    found = [COMPACT_MOMENT.fullmatch(cell.strip()) for cell in cells.tolist()]
+    if not all(found):
+        return None
+    texts = [
+        b"%s-%s-%sT%s:%s:%s" % (*part.groups()[:4], part[5] or b"00", part[6] or b"00")
+        for part in found
+        if part is not None
+    ]
+    return np.array(texts, dtype=np.bytes_)
+
+
+def _ends(column: Column) -> list[bytes]:
+    """Return the texts of the first and the last cell."""
+    return [bytes(cell).strip() for cell in column[[0, -1]].astype(np.bytes_).tolist()]
 
 
 def _is_numeric(cell: bytes) -> bool:
@@ -324,7 +355,7 @@ def _from_text(cells: npt.NDArray[np.bytes_], *, whole: bool) -> tuple[IntArray,
             [_slow_iso(row, bytes(cell)) for row, cell in enumerate(cells.tolist())],
             dtype=np.int64,
         )
-        zoned = re.search(rb"[+-]\d\d:?\d\d$", bytes(cells[0]).strip()) is not None or zoned
+        zoned = NAMED_OFFSET.search(bytes(cells[0]).strip()[DATE_WIDTH:]) is not None or zoned
     broken = np.flatnonzero(microseconds % 1000)
     if whole and broken.size:
         raise CellInvalidError(int(broken[0]), "is not a whole millisecond")
@@ -376,8 +407,11 @@ def _fast_iso(cells: npt.NDArray[np.bytes_]) -> IntArray | None:
     characters = np.ascontiguousarray(cells).view(np.uint8).reshape(cells.size, width).copy()
     # A sign behind the date is a zone's; the date itself may be written with hyphens.
     zones = characters[:, DATE_WIDTH + 1 :]
-    marks = np.frombuffer(b"+-Zz", dtype=np.uint8)
-    if width < DATE_WIDTH or np.isin(zones, marks).any():
+    marks = np.frombuffer(b"0123456789:.\0", dtype=np.uint8)
+    if width < DATE_WIDTH or not np.isin(zones, marks).all():
+        return None
+    # NumPy takes digits without colons behind the hour for a zone.
+    if width > HOUR_WIDTH and not np.isin(characters[:, HOUR_WIDTH], [0, ord(":")]).all():
         return None
     for position, allowed, standard in ((4, b"-./", b"-"), (7, b"-./", b"-"), (10, b" T\0", b"T")):
         if position < width:

@@ -17,14 +17,18 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.replay.archive.layouts import SYMBOL_COLUMNS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import MINUTE_MS, iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.archive.columns import Decimals
+    from tracepaper.replay.archive.layouts import RawTable
     from tracepaper.replay.archive.read import Rows
 
 PRICES: Final = ("open", "high", "low", "close")
+SCALE_MOST: Final = 2.0
+"""How many times its low a usual high is at most; a volume among prices lies farther away."""
 MOST_WRONG: Final = 0.01
 """Above this share of the rows a column is not what its name says."""
 OUTLIER_RANGES: Final = 30.0
@@ -38,9 +42,11 @@ DATED: Final = re.compile(rf"[A-Z]{{2,}}[-_]{_DATE}")
 """``BTCUSDT_240628``, ``BTC-27JUN25``: contracts that are delivered on a date."""
 INVERSE: Final = re.compile(
     r"USD_PERP|USD[-_]SWAP|USD[-_]PERPETUAL|(?:BTC|ETH|XBT)-PERPETUAL|(?:^|[-_ .])(?:PI|FI)_[A-Z]"
-    rf"|USD_{_DATE}"
+    rf"|USD_{_DATE}|(?:^|[^A-Z0-9])([A-Z0-9]{{2,10}})[-_/]USD[-_:]\1(?![A-Z0-9])"
+    r"|(?:^|[-_ .])COIN[-_ ]?M(?=$|[-_ .])"
 )
 """Names of contracts that are margined and paid in the coin."""
+DATED_WORDS: Final = frozenset({"delivery", "quarter", "quarterly"})
 INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 
@@ -67,16 +73,34 @@ def reject_contracts(path: Path, *, is_named: bool) -> None:
 
     A dated contract may be traded under a name that was given to it (*is_named*).
     """
-    stem = path.name.split(".", 1)[0].upper()
     folders = {part.lower() for part in path.parts[-7:-1]}
-    words = {word.lower() for word in re.split(r"[-_ ]", stem)} | folders
-    if INVERSE.search(stem) or words & INVERSE_WORDS:
+    _reject_contract(path, path.name.split(".", 1)[0], folders, is_named=is_named)
+
+
+def reject_content(table: RawTable, *, is_named: bool) -> None:
+    """Raise ``DataInvalid`` where a symbol or category within *table* means such contracts."""
+    _reject_contract(table.path, "", {table.kind.lower()}, is_named=is_named)
+    for name in (*SYMBOL_COLUMNS, "category"):
+        if name not in table.columns:
+            continue
+        for cell in np.unique(table.columns[name].astype(np.bytes_)).tolist():
+            text = cell.decode("utf-8", "replace")
+            kinds = {text.lower()} if name == "category" else set()
+            _reject_contract(table.path, text, kinds, is_named=is_named)
+
+
+def _reject_contract(path: Path, text: str, kinds: set[str], *, is_named: bool) -> None:
+    stem = text.upper()
+    words = {word.lower() for word in re.split(r"[-_ ]", stem)}
+    if len(words) == 1:  # CM is a share
+        words = set()
+    if INVERSE.search(stem) or (words | kinds) & INVERSE_WORDS:
         raise DataInvalid(
             f"{path} holds contracts that are margined and paid in coin (inverse), and only linear "
             "contracts, spot and shares can be traded: give the file of a USDT or USDC contract, "
             "or move it out of a folder of that name."
         )
-    if DATED.search(stem) and not is_named:
+    if (DATED.search(stem) or words & DATED_WORDS) and not is_named:
         raise DataInvalid(
             f"{path} holds a contract that is delivered on a date, which is no perpetual: write "
             f"NAME={path} to trade it under a name of its own."
@@ -189,6 +213,8 @@ def likely_order(prices: dict[str, npt.NDArray[np.int64]]) -> tuple[str, ...] | 
         names = tuple(PRICES[place] for place in order)
         # An open and a close that are exchanged fit as well; makers write the open first.
         is_usual = names.index("open") < names.index("close")
+        high, low = np.maximum(arranged[1], 1), np.maximum(arranged[2], 1)
+        is_usual = is_usual and bool(np.median(high / low) < SCALE_MOST)
         if is_usual and (broken := _breaks(arranged)) <= usual // 4:
             fitting.append((broken, names))
     return min(fitting)[1] if fitting else None

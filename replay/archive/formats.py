@@ -40,6 +40,7 @@ DELIMITERS: Final = (b",", b";", b"\t", b"|")
 CELLS_LEAST: Final = 6
 CELL_WIDTH_MAX: Final = 256
 NEWLINE: Final = 10
+ZONE_LINE: Final = re.compile(rb"time[ _-]?zone\W+([\w/+:-]+)", re.IGNORECASE)
 SEPARATOR_LINE: Final = re.compile(rb'"?sep=(.|\t)"?[ ,;\t]*\n', re.IGNORECASE)
 
 
@@ -49,9 +50,17 @@ def read_delimited(path: Path, raw: bytes) -> RawTable:
     Raises ``DataInvalid`` for an empty file, an unknown layout, or a row of another width.
     """
     text = _utf8(path, raw)
-    skipped, text = _skip_preamble(text)
+    whole = text
+    skipped, text = _skip_preamble(whole)
     if not text.strip():
         raise DataInvalid(f"{path} is empty: give a file with candles.")
+    zone = ZONE_LINE.search(whole[: len(whole) - len(text)])
+    table = _read_text(path, text, skipped)
+    return table if zone is None else replace(table, zone=zone[1].decode("utf-8", "replace"))
+
+
+def _read_text(path: Path, text: bytes, skipped: int) -> RawTable:
+    """Return the table of *text*, before which *skipped* lines stand in the file."""
     delimiter = _delimiter(text.split(b"\n", 1)[0])
     if b'"' in text or b"\n\n" in text.rstrip(b"\n"):
         return _read_by_rows(path, text, delimiter, skipped)
@@ -464,11 +473,33 @@ def _read_bounded(
 
 def _read_json(path: Path, raw: bytes) -> RawTable:
     """Read rows of values, rows of objects, an object of columns, or a Bybit REST body."""
+    document = _json_document(path, raw)
+    zone, kind = _text_named(document, "timezone"), _text_named(document, "category")
+    return replace(_table_of_document(path, document), zone=zone, kind=kind)
+
+
+def _json_document(path: Path, raw: bytes) -> object:
     try:
         # Numbers stay text, so that no decimal passes through a double.
-        document: Any = msgspec.json.Decoder(float_hook=str).decode(raw)
+        document: Any = msgspec.json.Decoder(float_hook=str).decode(_utf8(path, raw))
     except (msgspec.DecodeError, RecursionError) as error:
         raise DataInvalid(f"{path} is not JSON ({error}): check the file.") from None
+    return document
+
+
+def _text_named(document: object, ending: str, depth: int = 0) -> str:
+    """Return the first text whose name within objects ends so, as ``exchange_timezone``."""
+    if not isinstance(document, Mapping) or depth == WRAPPED_MOST:
+        return ""
+    for name, value in document.items():
+        plain = str(name).lower().replace("_", "").replace(" ", "")
+        if plain.endswith(ending) and isinstance(value, str):
+            return value
+    texts = (_text_named(value, ending, depth + 1) for value in document.values())
+    return next(filter(None, texts), "")
+
+
+def _table_of_document(path: Path, document: Any) -> RawTable:  # noqa: ANN401 - of any shape
     symbol = ""
     wrapped = [*_lists_of_rows(document)]
     if isinstance(document, Mapping) and len(wrapped) == 1:

@@ -105,13 +105,15 @@ def category_of(path: Path) -> Category:
     return Category.LINEAR
 
 
-def interval_of(name: str) -> int | None:
-    """Return the interval in milliseconds that *name* holds (``_5m_``), or None."""
+def interval_of(name: str, likely_ms: int | None = None) -> int | None:
+    """Return the interval in milliseconds that *name* holds (``_5m_``), or None.
+
+    Of several, as ``_7d_1h`` has a span and an interval, *likely_ms* is preferred to the first.
+    """
     if MONTHLY.search(name):
         return MONTH_MS
-    if found := INTERVAL.search(name):
-        return int(found[1]) * UNITS_MS[found[2].lower()]
-    return None
+    found = [int(part[1]) * UNITS_MS[part[2].lower()] for part in INTERVAL.finditer(name)]
+    return likely_ms if likely_ms in found else next(iter(found), None)
 
 
 def coins_of(symbol: str) -> tuple[str, str]:
@@ -162,6 +164,7 @@ MEANINGS: Final = {
         "candle_begin_time",
         "gmt_time",
         "time_utc",
+        "utc",
         "open_time_utc",
         "timestamp_ms",
         "local_time",
@@ -182,6 +185,10 @@ MEANINGS: Final = {
         "assetvolume",
         "volume_quote",
         "quote_vol",
+        "vol_quote",
+        "volccyquote",
+        "vol_ccy_quote",
+        "sum",
         "amount",
     ),
 }
@@ -235,6 +242,11 @@ HEADER_LINES: Final = 3
 """The most rows that name columns."""
 OHLCV: Final = (TIME, "open", "high", "low", "close", "volume")
 GROUPED: Final = re.compile(rb"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+")
+THOUSANDS: Final = re.compile(rb"[+-]?\d{1,3}(,\d{3})+(\.\d+)?")
+SHORTENED: Final = re.compile(rb"([+-]?\d+(?:\.\d+)?)([KMBkmb])")
+SHORT_POWERS: Final = {b"K": 3, b"M": 6, b"B": 9}
+CLOSED: Final = ("confirm", "is_closed", "isclosed", "is_final", "isfinal", "complete", "x")
+"""Columns of Bybit, OKX, OANDA and Binance (``x`` beside ``t``): whether a candle was closed."""
 MOMENT_OF_DAY: Final = re.compile(r"\d{1,2}:\d{2}(:\d{2})?(\.\d+)?( ?[AaPp][Mm])?")
 DIGITS_OF_DAY: Final = re.compile(r"\d{1,6}")
 """``153000``, ``90000`` and ``0``: a moment without colons, of which noughts in front are lost."""
@@ -248,7 +260,9 @@ class RawTable:
 
     ``lines`` holds the number of each row in the file, counted from 1 in the file's own
     ``unit``: lines of text, or rows. ``bare`` rows came without names; ``symbol`` is what a header
-    named; ``separator`` stood between cells of text; ``notes`` say what was not read as it stands.
+    named; ``separator`` stood between cells of text; ``zone`` is that of its
+    times, where something beside them names one, and ``kind`` the category of
+    contracts; ``notes`` say what was not read as it stands.
     """
 
     path: Path
@@ -258,6 +272,8 @@ class RawTable:
     bare: bool = False
     symbol: str = ""
     separator: str = ","
+    zone: str = ""
+    kind: str = ""
     notes: tuple[str, ...] = ()
 
     def place(self, row: int) -> str:
@@ -515,6 +531,70 @@ def _decimal_commas(table: RawTable) -> RawTable | None:
     return replace(table, columns=columns, notes=(*table.notes, note))
 
 
+def _thousands(table: RawTable) -> RawTable | None:
+    """Return *table* without the commas of thousands, and K, M and B behind volumes written out.
+
+    Commas stay where no cell shows, by a point or a second comma, that they are no decimal ones.
+    """
+    if table.separator != ",":
+        return None
+    columns: dict[str, Column] = dict(table.columns)
+    notes = []
+    texts = {
+        name: cells.astype(np.bytes_)
+        for name, cells in table.columns.items()
+        if cells.dtype.kind == "S" and (name in FIGURES or name.startswith("volume"))
+    }
+    grouped = {name: cells for name, cells in texts.items() if np.char.count(cells, b",").any()}
+    shown = [cell for cells in grouped.values() for cell in cells.tolist() if b"," in cell]
+    is_clear = any(b"." in cell or cell.count(b",") > 1 for cell in shown)
+    if is_clear and all(THOUSANDS.fullmatch(cell.strip()) for cell in shown):
+        notes.append("figures have commas between thousands, left out")
+        texts |= {name: np.char.replace(cells, b",", b"") for name, cells in grouped.items()}
+        columns |= {name: texts[name] for name in grouped}
+    for name in sorted(texts.keys() & {*MEANINGS["volume"], *MEANINGS["turnover"]}):
+        found = [SHORTENED.fullmatch(cell.strip()) for cell in texts[name].tolist()]
+        if any(found):
+            cells = [
+                cell if part is None else part[1] + b"e%d" % SHORT_POWERS[part[2].upper()]
+                for part, cell in zip(found, texts[name].tolist(), strict=True)
+            ]
+            columns[name] = np.array(cells, dtype=np.bytes_)
+            notes.append(f"{name} is shortened by K, M or B, and so rounded")
+    return replace(table, columns=columns, notes=(*table.notes, *notes)) if notes else None
+
+
+def _volume_of_coins(table: RawTable) -> RawTable | None:
+    """Return *table* of OKX with its volume in coins; that of swaps is in contracts beside it."""
+    names = table.columns
+    coins = next((name for name in ("volccy", "vol_ccy") if name in names), None)
+    quote = next((name for name in MEANINGS["turnover"] if name in names), None)
+    if coins is None or quote is None or "vol" not in names:
+        return None
+    if np.array_equal(names[coins], names[quote]):  # spot: both are in quote coin
+        return replace(
+            table, columns={name: cells for name, cells in names.items() if name != coins}
+        )
+    columns = {name: cells for name, cells in names.items() if name not in {"vol", coins}}
+    note = f"volume is {coins}, in coins, as vol counts contracts"
+    return replace(table, columns={**columns, "vol": names[coins]}, notes=(*table.notes, note))
+
+
+def _closed(table: RawTable) -> RawTable | None:
+    """Return *table* without the candles that were not closed when they were written."""
+    for name in CLOSED:
+        if name not in table.columns or (name == "x" and "t" not in table.columns):
+            continue
+        cells = table.columns[name]
+        texts = np.char.lower(cells.astype(np.bytes_))
+        is_closed = np.isin(texts, [b"1", b"true"])
+        is_flag = bool((is_closed | np.isin(texts, [b"0", b"false"])).all())
+        if is_flag and is_closed.any() and not is_closed.all():
+            note = f"{int((~is_closed).sum()):,} candles that were not closed left out"
+            return _rows(replace(table, notes=(*table.notes, note)), is_closed)
+    return None
+
+
 def _date_and_time(table: RawTable) -> RawTable | None:
     """Return *table* with the columns date and time of MetaTrader and Stooq made one.
 
@@ -578,6 +658,9 @@ LAYOUTS: Final[dict[str, Layout]] = {
     ),
     "yfinance": Layout("yfinance", head=_yfinance_head),
     "decimal-commas": Layout("decimal commas, beside another delimiter", plain=_decimal_commas),
+    "thousands": Layout("commas between thousands, K, M and B", plain=_thousands),
+    "okx": Layout("OKX: contracts beside coins", plain=_volume_of_coins),
+    "closed": Layout("candles with a mark of those that are closed", plain=_closed),
     "date-and-time": Layout("MetaTrader and Stooq: date and time apart", plain=_date_and_time),
     "tick-volume": Layout("MetaTrader: ticks where volume is zero", plain=_tick_volume),
 }

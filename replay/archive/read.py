@@ -21,6 +21,7 @@ from tracepaper.replay.archive.candles import (
 from tracepaper.replay.archive.columns import (
     INT64_MAX,
     OFFSET,
+    ZONELESS,
     CellInvalidError,
     CellTooLongError,
     Column,
@@ -36,6 +37,7 @@ from tracepaper.replay.archive.doubts import (
     doubt,
     is_outside,
     likely_order,
+    reject_content,
     reject_contracts,
 )
 from tracepaper.replay.archive.formats import format_named, is_archive, read_table
@@ -112,6 +114,7 @@ def read_candles(
         interval_ms=interval_ms,
         strict=strict,
         sessions_for=sessions_for,
+        is_named=named is not None,
     )
 
 
@@ -139,9 +142,11 @@ def _candles(
     interval_ms: int | None = None,
     strict: bool = False,
     sessions_for: SessionsFor | None = None,
+    is_named: bool = False,
 ) -> Candles:
     """Return the candles of *table*; *notes* is what was converted, sorted or dropped so far."""
     table = plain_table(table, symbol)
+    reject_content(table, is_named=is_named)
     notes += table.notes
     symbol = symbol or ""
     if are_trades(table):
@@ -149,6 +154,8 @@ def _candles(
     found = _found(table, symbol)
     table = _without_blank(table, found, notes)
     times = _times(table, found, notes)
+    if sessions_for is None and ZONELESS in notes:
+        reject_zone(table)
     prices = _ordered(table, _prices(table, found), notes)
     volume = _volume(table, found["volume"], notes)
     turnover = None
@@ -166,7 +173,7 @@ def _candles(
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
     if are_months(rows, step):
         step = MONTH_MS
-    elif (by_name := interval_of(table.path.name)) and sessions_for is None:
+    elif (by_name := interval_of(table.path.name, step)) and sessions_for is None:
         step = interval_believed(rows, step, by_name)
     doubt(rows, step, notes.append)
     if sessions_for is None:
@@ -248,6 +255,25 @@ def _times(table: RawTable, found: dict[str, str], notes: list[str]) -> IntArray
         raise table.refuse(error, "the open time") from None
     notes += said
     return times
+
+
+def reject_zone(table: RawTable) -> None:
+    """Raise ``DataInvalid`` where something beside times without an offset names another zone."""
+    zones = [table.zone]
+    for name in ZONE_COLUMNS:
+        cells = table.columns.get(name)
+        if cells is not None and cells.dtype.kind == "S":
+            zones += [bytes(cell).decode("utf-8", "replace") for cell in np.unique(cells).tolist()]
+    for zone in zones:
+        if zone.strip().upper() not in UTC_NAMES:
+            raise DataInvalid(
+                f"{table.path} has times of {zone.strip()} without an offset: export it in UTC "
+                "(GMT), or name the calendar of its exchange."
+            )
+
+
+ZONE_COLUMNS: Final = ("timezone", "time_zone", "tz", "exchange_timezone")
+UTC_NAMES: Final = frozenset({"", "UTC", "GMT", "Z", "ETC/UTC", "ETC/GMT", "ZULU", "UTC+0"})
 
 
 def _prices(table: RawTable, found: dict[str, str]) -> dict[str, Decimals]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,7 @@ REJECTED = (
     *("BTCUSD_PERP-1m.csv", "PI_XBTUSD_1m.csv", "BTC-USD-SWAP_1m.csv", "BTC-PERPETUAL_1m.csv"),
     *("futures/cm/BTCUSDT-1m.csv", "BTCUSD_240628-1m.csv", "BTCUSD_inverse_1m.csv"),
     *("BTCUSDT_240628-1m.csv", "ETHUSDT-27JUN25_1m.csv", "BTC-USDT-240628_1m.csv"),
+    *("BTCUSD_coin_m_1m.csv", "BTC_USD_BTC-1m-futures.csv", "BTCUSDT_CURRENT_QUARTER_1m.csv"),
 )
 KEPT = (
     *("BTCUSDT_202406_1m.csv", "BTCUSD_201112-1m.csv", "BTCUSDT-1m-2024-05.csv"),
@@ -105,6 +107,23 @@ def test_inverse_and_dated_contracts_are_no_linear_perpetuals(name: str, tmp_pat
         return
     with pytest.raises(DataInvalid, match=r"paid in coin|delivered on a date"):
         read_candles(path)
+
+
+def test_what_a_file_holds_may_show_its_contract_as_well(tmp_path: Path) -> None:
+    for symbol in ("BTC/USD:BTC", "BTCUSD_PERP", "BTC-USD-SWAP", "BTCUSDT_240628"):
+        rows = [[*row, symbol] for row in CANDLES]
+        path = written(tmp_path, rows, header=f"{HEADER},symbol", name="candles_1m.csv")
+        with pytest.raises(DataInvalid, match=r"paid in coin|delivered on a date"):
+            read_candles(path)
+    assert read_candles(f"BTCJUN={path}").symbol == "BTCJUN"
+    share = written(tmp_path, [[*row, "CM"] for row in CANDLES], header=f"{HEADER},symbol")
+    assert read_candles(share.rename(tmp_path / "CM.csv")).symbol == "CM"
+    made = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
+    body = {"result": {"symbol": "BTCUSD", "category": "inverse", "list": made}}
+    answer = tmp_path / "BTCUSD.json"
+    answer.write_text(json.dumps(body), encoding="utf-8")
+    with pytest.raises(DataInvalid, match="paid in coin"):
+        read_candles(answer)
 
 
 def test_a_dated_contract_is_read_under_a_name_that_was_given(tmp_path: Path) -> None:
@@ -268,3 +287,98 @@ def test_a_file_says_how_far_apart_its_settlements_are(tmp_path: Path) -> None:
     (path.parent / "b-BTCUSDT.csv").write_text("\n".join([head, *lines[:3], *lines[4:]]) + "\n")
     (due,) = missing_settlements(read_funding(tmp_path / "b-BTCUSDT.csv"), START, START + 41 * HOUR)
     assert due[0] == START + 20 * HOUR
+
+
+DIGITS = {"%Y%m%d%H": HOUR, "%Y%m%d%H%M": MINUTE, "%Y%m%d%H%M%S": MINUTE}
+
+
+@pytest.mark.parametrize("form", DIGITS)
+def test_digits_of_a_date_and_a_clock_are_no_number_since_1970(form: str, tmp_path: Path) -> None:
+    step = DIGITS[form]
+    times = [
+        datetime.fromtimestamp((START + at * step) // 1000, UTC).strftime(form) for at in range(30)
+    ]
+    rows = [f"{time},{','.join(map(str, row))}" for time, row in zip(times, CANDLES, strict=True)]
+    path = tmp_path / "BTCUSDT.csv"
+    path.write_text("\n".join([HEADER, *rows]) + "\n", encoding="utf-8")
+    candles = read_candles(path)
+    assert (candles.open_time_ms[0], candles.interval_ms) == (START, step)
+
+
+def test_a_volume_among_the_columns_of_prices_is_no_price(tmp_path: Path) -> None:
+    rows = [[row[4] + at % 7, row[3], row[1], row[2], row[0]] for at, row in enumerate(CANDLES)]
+    with pytest.raises(DataInvalid):  # time, volume, close, high, low, open
+        read_candles(written(tmp_path, rows, header=""))
+
+
+@pytest.mark.parametrize(("flag", "values"), [("confirm", "01"), ("x", ("False", "true"))])
+def test_a_candle_that_is_not_closed_yet_is_left_out(
+    flag: str, values: Sequence[str], tmp_path: Path
+) -> None:
+    rows = [[*row, values[at < 29]] for at, row in enumerate(CANDLES)]
+    path = written(tmp_path, rows, header=f"t,o,h,l,c,v,{flag}")
+    assert opens(path) == EXPECTED[:-1]
+    assert "1 candles that were not closed left out" in read_candles(path).notes
+
+
+def test_a_volume_of_contracts_is_not_one_of_coins(tmp_path: Path) -> None:
+    swap = [[*row[:4], 250, row[4], row[4] * (row[0] + 0.5)] for row in CANDLES]
+    path = written(tmp_path, swap, header="open_time,open,high,low,close,vol,volCcy,volCcyQuote")
+    candles = read_candles(path)
+    assert (candles.volume[0], candles.volume_decimals, len(candles)) == (25, 1, 30)
+    spot = [[*row[:4], row[4], *[row[4] * (row[0] + 0.5)] * 2] for row in CANDLES]
+    path = written(tmp_path, spot, header="open_time,open,high,low,close,vol,vol_ccy,vol_quote")
+    assert read_candles(path).volume[0] == 25
+    contracts = [[*row[:4], 250, row[4] * (row[0] + 0.5)] for row in CANDLES]
+    with pytest.raises(DataInvalid, match="counts something else"):
+        read_candles(written(tmp_path, contracts, header="t,o,h,l,c,v,sum"))
+
+
+def test_times_of_a_zone_that_the_file_names_are_not_read_as_utc(tmp_path: Path) -> None:
+    named = ("open", "high", "low", "close", "volume")
+    values = [
+        {"datetime": f"2024-01-01 09:{at:02}:00", **dict(zip(named, row, strict=True))}
+        for at, row in enumerate(CANDLES)
+    ]
+    for zone, is_read in (("America/New_York", False), ("UTC", True)):
+        path = tmp_path / f"BTCUSDT-{is_read}.json"
+        path.write_text(json.dumps({"meta": {"exchange_timezone": zone}, "values": values}))
+        lines = [f"{','.join(map(str, row.values()))},{zone}" for row in values]
+        sheet = path.with_suffix(".csv")
+        sheet.write_text("\n".join([f"{HEADER},timezone", *lines]) + "\n", encoding="utf-8")
+        comment = tmp_path / f"b-BTCUSDT-{is_read}.csv"
+        bare = [line.rpartition(",")[0] for line in lines]
+        comment.write_text("\n".join([f"# Timezone: {zone}", HEADER, *bare]), encoding="utf-8")
+        for each in (path, sheet, comment):
+            if is_read:
+                assert opens(each) == EXPECTED
+                continue
+            with pytest.raises(DataInvalid, match=r"America/New_York.*export it in UTC"):
+                read_candles(each)
+
+
+def test_prices_at_regular_times_are_no_trades(tmp_path: Path) -> None:
+    rows = [[row[3], row[4]] for row in CANDLES]
+    with pytest.raises(DataInvalid, match="no trades"):
+        read_candles(written(tmp_path, rows, header="date,price,volume", step=24 * HOUR))
+
+
+def test_a_name_may_hold_a_span_beside_its_interval(tmp_path: Path) -> None:
+    assert opens(written(tmp_path, CANDLES, name="BTCUSDT_7d_1m.csv")) == EXPECTED
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_json_may_begin_with_a_mark(encoding: str, tmp_path: Path) -> None:
+    path = tmp_path / "BTCUSDT.json"
+    rows = [[START + at * MINUTE, *row] for at, row in enumerate(CANDLES)]
+    path.write_bytes(json.dumps(rows).encode(encoding))
+    assert opens(path) == EXPECTED
+
+
+def test_thousands_of_a_sheet_are_read_where_a_point_shows_what_commas_are(tmp_path: Path) -> None:
+    rows = [[*(f'"{value + 1000:,.1f}"' for value in row[:4]), "1.5K"] for row in CANDLES]
+    candles = read_candles(written(tmp_path, rows))
+    assert (candles.open[0], candles.price_decimals, candles.volume[0]) == (1100, 0, 1500)
+    unclear = [[*(f'"{int(value) + 1000:,}"' for value in row[:4]), 5] for row in CANDLES]
+    with pytest.raises(DataInvalid, match="is not a number"):
+        read_candles(written(tmp_path, unclear))
