@@ -155,8 +155,10 @@ class Broker:
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, the run's without a name."""
-        accounts: dict[str | None, PaperAccount] = {None: self.own, **self.shadows}
-        return {name: account.position(instrument) for name, account in accounts.items()}
+        positions: dict[str | None, Position] = {None: self.own.position(instrument)}
+        for name, account in self.shadows.items():
+            positions[name] = account.position(instrument)
+        return positions
 
     # ------------------------------------------------------------ what the market does
 

@@ -261,7 +261,7 @@ def _judge(found: SlippageFindings, priced: Sequence[_Priced]) -> None:
     costs = np.array([one.cost_bp for one in whole])
     found.tables = [*tables_of(orders, costs), *found.tables]
     of_all = bias(costs, days_of(orders))
-    if of_all.error is None:
+    if of_all.error is None or of_all.interval is None:
         found.sentences.append(
             f"A fill at the books costs {of_all.mean:+.2f} bp beyond paper's; one day has no error."
         )

@@ -103,7 +103,9 @@ def read_forecasts(shown: ShownRun) -> tuple[Forecasts, int]:
         times, closes = bars["open_time_ms"][of][order], bars["close"][of][order]
         now, then = (
             places_of(times, opened),
-            places_of(times, shown.columns.opens_later(opened.astype(np.int64), horizon)),
+            places_of(
+                times, shown.columns.opens_later(opened.astype(np.int64), horizon).astype(float)
+            ),
         )
         came = np.where((now >= 0) & (then >= 0), np.log(closes[then] / closes[now]), np.nan)
         parts.append({**{key: column[own] for key, column in said.items()}, "came": came})

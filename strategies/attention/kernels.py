@@ -295,7 +295,7 @@ def once_differentiable(
         if not torch.is_grad_enabled():
             return gradients
         origins = (*ctx.saved_tensors, *above)
-        return tuple(None if x is None else _Once.apply(x, *origins) for x in gradients)
+        return tuple(None if x is None else _Once.apply(x, *origins) for x in gradients)  # type: ignore[no-untyped-call]
 
     return once
 

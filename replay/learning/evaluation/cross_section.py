@@ -296,7 +296,8 @@ def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, A
 def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
     """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
     names, day = np.unique(days, return_inverse=True)
-    return mean(np.bincount(day, net * _BASIS_POINTS), names).rounded(3)
+    sums: Array = np.bincount(day, net * _BASIS_POINTS).astype(np.float64)
+    return mean(sums, names).rounded(3)
 
 
 def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:

@@ -351,7 +351,7 @@ def rank_table(
 def _by_day(one: PortfolioReturns) -> tuple[NDArray[np.int64], Array]:
     """Return the days of *one*, rising, and what it made on each, in basis points."""
     days, day = np.unique(one.days, return_inverse=True)
-    return days, np.bincount(day, one.net * _BASIS_POINTS)
+    return days, np.bincount(day, one.net * _BASIS_POINTS).astype(np.float64)
 
 
 def net_difference(

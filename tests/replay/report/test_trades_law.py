@@ -178,7 +178,7 @@ def test_over_liquidations_of_three_symbols(tmp_path: Path, margin: str) -> None
             candles.append((price, top, max(low - rng.randint(0, 99), 400), close, 5_000))
             price = close
         data.append(made_candles(candles, symbol=symbol, interval_ms=HOUR_MS))
-    config = {
+    config: dict[str, dict[str, Any]] = {
         "sizing": {"mode": "equity", "fraction": "0.3" if margin == "isolated" else "5"},
         "account": {"cash": "100000", "margin": margin, "leverage": "20"},
         "risk": {"max_daily_trades": 50, "cooldown": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -164,10 +165,10 @@ def test_the_content_share_is_what_moved_from_the_row_of_uniform_attention(posit
     window, layers = 100, 2
     row = uniform_rollout(layers, window, 0.4)
     blocks = position // 64 - (position - np.arange(len(row))) // 64
-    weights = np.bincount(blocks.clip(max=4), row, minlength=5)
-    options = {"layers": layers, "window": window, "residual_weight": 0.4}
+    weights = np.bincount(blocks.clip(max=4), row, minlength=5).astype(np.float64)
+    options: dict[str, Any] = {"layers": layers, "window": window, "residual_weight": 0.4}
     assert content_share(weights, position, **options) == pytest.approx(0.0, abs=1e-12)
-    weights += [-0.1, 0.0, 0.07, 0.0, 0.03]
+    weights += np.array([-0.1, 0.0, 0.07, 0.0, 0.03])
     assert content_share(weights, position, **options) == pytest.approx(0.1, abs=1e-12)
     older = np.array([weights[0], weights[1:].sum()])  # what a stored row does not name
     assert content_share(older, position, **options) == pytest.approx(0.1, abs=1e-12)
