@@ -126,7 +126,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
                 raise ConfigInvalid("Give one strategy, or several as strategies; leave one out.")
             overrides["strategies"], classes = named_strategies(strategies, known)
         request = Request(
-            data=data_of(data, given),
+            data=data_of(data, given, overrides),
             config=given,
             overrides=overrides,
             caller=CALLER,
@@ -134,7 +134,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             to_text=moment_of(end, "end"),
             funding=paths_of(funding, "funding"),
             actions=paths_of(actions, "actions"),
-            frames=() if frame_data is None else data_of(frame_data, given),
+            frames=() if frame_data is None else data_of(frame_data, given, overrides),
             depth=paths_of(depth, "depth"),
             events=paths_of(events, "events"),
             log=log,

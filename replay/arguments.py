@@ -9,7 +9,14 @@ from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tracepaper.daemon.config.loading import Given, WithSettings, load, load_with_origins
+from tracepaper.daemon.config.loading import (
+    NOTHING,
+    Given,
+    Sections,
+    WithSettings,
+    load,
+    load_with_origins,
+)
 from tracepaper.daemon.config.values import ASKS, STOCK
 from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import has_source
@@ -87,14 +94,18 @@ def named_strategies(
     A ``name`` may be a class, which is *known* by its name until that closes.
     """
     if not isinstance(strategies, Mapping) or not all(
-        isinstance(keys, Mapping) for keys in strategies.values()
+        isinstance(keys, Mapping) for label, keys in strategies.items() if label != "reset"
     ):
         raise ConfigInvalid(
             f"strategies is {shown(strategies)}; give the keys of each [strategies.NAME], such as "
             '{"calm": {"share": "0.5", "name": "trend"}, "quick": {"share": "0.5", "name": Own}}.'
         )
-    section, classes = {}, []
+    section: dict[str, Any] = {}
+    classes = []
     for label, keys in strategies.items():
+        if label == "reset":
+            section[label] = keys
+            continue
         name = keys.get("name")
         if isinstance(name, type):
             classes.append(name)
@@ -123,9 +134,11 @@ def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
     return plain
 
 
-def data_of(data: object, config: Given) -> tuple[str | Candles, ...]:
+def data_of(
+    data: object, config: Given, overrides: Sections = NOTHING
+) -> tuple[str | Candles, ...]:
     """Return *data* as paths and candles; raise ``ConfigInvalid`` where there are none."""
-    items = tuple(_data(data, None, config))
+    items = tuple(_data(data, None, config, overrides))
     if not items:
         raise ConfigInvalid("There are no data; give a path, a frame, or several.")
     for item in items:
@@ -141,34 +154,35 @@ def _data(
     data: Any,  # noqa: ANN401 - whatever users hand over
     symbol: str | None,
     config: Given,
+    overrides: Sections,
 ) -> Iterator[str | Candles]:
     if isinstance(data, (str, Path)):
         yield str(data) if symbol is None else f"{symbol}={data}"
     elif isinstance(data, Candles):
         yield data
     elif is_frame(data):
-        market = load(config).market
+        market = load(config, overrides).market
         yield candles_of_frame(
             data,
-            symbol=symbol or _configured_symbol(config),
+            symbol=symbol or _configured_symbol(config, overrides),
             category=Category.STOCK if market.asset == STOCK else Category.LINEAR,
             sessions_for=sessions_of(market),
         )
     elif isinstance(data, Mapping):
         for name, item in data.items():
-            yield from _data(item, str(name), config)
+            yield from _data(item, str(name), config, overrides)
     elif isinstance(data, Sequence):
         for item in data:
-            yield from _data(item, symbol, config)
+            yield from _data(item, symbol, config, overrides)
     else:
         raise ConfigInvalid(
             f"data is {shown(data)}; give a path, a frame, a dictionary of columns, or several."
         )
 
 
-def _configured_symbol(config: Given) -> str | None:
+def _configured_symbol(config: Given, overrides: Sections) -> str | None:
     """Return the configured symbol; None where the default applies, or several are configured."""
-    loaded, origins = load_with_origins(config)
+    loaded, origins = load_with_origins(config, overrides)
     symbols = loaded.market.symbols
     return symbols[0] if ("market", "symbols") in origins and len(symbols) == 1 else None
 
