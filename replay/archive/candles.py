@@ -34,6 +34,31 @@ Span = tuple[int, int]
 
 
 @dataclass(frozen=True, eq=False)
+class Rows:
+    """Columns that are still rows of *table*; ``lines`` of the table name them."""
+
+    table: RawTable
+    times: IntArray
+    prices: dict[str, Decimals]
+    volume: Decimals
+    turnover: Decimals | None
+
+    def select(self, rows: IntArray) -> Rows:
+        """Return the given rows, in the given order."""
+
+        def selected(column: Decimals) -> Decimals:
+            return Decimals(column.mantissa[rows], column.places)
+
+        return Rows(
+            table=replace(self.table, columns={}, lines=self.table.lines[rows]),
+            times=self.times[rows],
+            prices={name: selected(column) for name, column in self.prices.items()},
+            volume=selected(self.volume),
+            turnover=selected(self.turnover) if self.turnover else None,
+        )
+
+
+@dataclass(frozen=True, eq=False)
 class Candles:
     """Closed candles of one symbol, oldest first, each open time once, on one grid.
 

@@ -22,9 +22,9 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.units import MINUTE_MS, iso
 
 if TYPE_CHECKING:
+    from tracepaper.replay.archive.candles import Rows
     from tracepaper.replay.archive.columns import Decimals
     from tracepaper.replay.archive.layouts import RawTable
-    from tracepaper.replay.archive.read import Rows
 
 PRICES: Final = ("open", "high", "low", "close")
 SCALE_MOST: Final = 2.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import (
     DEFAULT_INTERVAL_MS,
     Candles,
+    Rows,
     are_trades,
     merge_candles,
     to_candles,
@@ -378,31 +379,6 @@ def _rounded(table: RawTable, column: Column, notes: list[str], meaning: str) ->
 Note = Callable[[str], None]
 OFF_GRID_SHARE_MAX: Final = 0.01
 """Above this share of odd open times the interval itself was misread."""
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """Columns that are still rows of *table*; ``lines`` of the table name them."""
-
-    table: RawTable
-    times: IntArray
-    prices: dict[str, Decimals]
-    volume: Decimals
-    turnover: Decimals | None
-
-    def select(self, rows: IntArray) -> Rows:
-        """Return the given rows, in the given order."""
-
-        def selected(column: Decimals) -> Decimals:
-            return Decimals(column.mantissa[rows], column.places)
-
-        return Rows(
-            table=replace(self.table, columns={}, lines=self.table.lines[rows]),
-            times=self.times[rows],
-            prices={name: selected(column) for name, column in self.prices.items()},
-            volume=selected(self.volume),
-            turnover=selected(self.turnover) if self.turnover else None,
-        )
 
 
 def refuse_impossible(rows: Rows) -> None:

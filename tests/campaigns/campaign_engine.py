@@ -260,15 +260,20 @@ class Refuted(AssertionError):
     """What an example showed that must not be."""
 
 
+def quantity_of(item: Instrument, terms: ExecutionCosts, needed: int) -> int:
+    """Return what an order for *needed* is for: a spot buy pays its fee in what it buys."""
+    quantity = abs(needed)
+    if item.category is Category.SPOT and needed > 0:
+        quantity = -(-quantity * MONEY_SCALE // (MONEY_SCALE - terms.taker_fee))
+        quantity = -(-quantity // item.quantity_step) * item.quantity_step
+    return quantity // item.quantity_step * item.quantity_step
+
+
 def refusal(
     item: Instrument, terms: ExecutionCosts, needed: int, *, target: int, price: int, cash: int
 ) -> bool:
     """Return whether an exchange with the filters of *item* would refuse what is *needed*."""
-    quantity, spot = abs(needed), item.category is Category.SPOT
-    if spot and needed > 0:
-        quantity = -(-quantity * MONEY_SCALE // (MONEY_SCALE - terms.taker_fee))
-        quantity = -(-quantity // item.quantity_step) * item.quantity_step
-    quantity = quantity // item.quantity_step * item.quantity_step
+    quantity, spot = quantity_of(item, terms, needed), item.category is Category.SPOT
     decimals = 10 - item.price_decimals - item.quantity_decimals
     product = price * quantity
     notional = product * 10**decimals if decimals >= 0 else round_half_even(product, 10**-decimals)
@@ -299,6 +304,7 @@ class Examiner:
         self._mark = 0
         self._funding = 0
         self._ledger = 0
+        self._reason: str | None = None  # why the last allowed bar was not filled
         self.reasons: dict[str, int] = {}
 
     def examine(self) -> None:
@@ -381,17 +387,21 @@ class Examiner:
         nothing = target == 0 and decision.action in ENTRIES
         if own.resting is not None:
             ending = "an order"
-            assert said is None or nothing
+            costs = self._example.settings.broker.costs
+            cut = own.resting.quantity < quantity_of(item, costs, needed)
+            assert said is None or nothing or cut, f"'{said}' of an order for all of it"
         elif abs(needed) <= near:
             ending = "a position"
-            assert (said is not None) is nothing
+            assert nothing or said is None
         else:
             ending = "a reason"
             assert said, "a bar without its reason"
-            assert refusal(
+            # Nothing asks again for what an order lacked, so HOLD repeats the reason.
+            assert (decision.action is Action.HOLD and said == self._reason) or refusal(
                 item, self._example.settings.broker.costs, needed,
                 target=target, price=bar.close, cash=step.account.cash,
             ), f"'{said}', and the order would have been taken"  # fmt: skip
+        self._reason = said
         self.reasons[ending] = self.reasons.get(ending, 0) + 1
         if decision.refused_by not in INTEGRITY:
             self._twin_reasoned(bar)

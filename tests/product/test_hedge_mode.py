@@ -196,7 +196,6 @@ def test_a_one_way_run_shows_the_side_by_its_sign(tmp_path: Path) -> None:
         load(None, {"strategy": {"name": DRAWN_SIGNALS, "options": {"seed": 1}}}),
         FillModel.NEXT_OPEN,
     )
-    assert '"position_mode"' not in config.canonical_json()
     process = Process(path, config, FillModel.NEXT_OPEN)
     process.live(events(1, 60))
     process.stop()
