@@ -79,9 +79,23 @@ def _hashed(weights_sha256: str, card: str) -> str:
 def dump(card: Card) -> str:
     """Return *card* as TOML: tables of text, numbers, booleans, lists and lists of tables.
 
-    Raises ``ConfigInvalid`` for anything else, None and non-finite numbers among it.
+    Raises ``ConfigInvalid`` for anything else, non-finite numbers among it.
     """
     return "\n".join(_table(card, ())).strip() + "\n"
+
+
+def parse(text: str) -> dict[str, Any]:
+    """Return the card that ``dump`` wrote as *text*; raise ``tomllib.TOMLDecodeError``."""
+    return {key: _without_nan(value) for key, value in tomllib.loads(text).items()}
+
+
+def _without_nan(value: object) -> object:
+    """Return *value* with None for each nan, which ``dump`` writes for it."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _table(table: Card, path: tuple[str, ...]) -> list[str]:
@@ -132,8 +146,10 @@ def _value(value: object, name: str) -> str:
             return _text(value)
         case int():
             return str(value)
-        case float() if not math.isinf(value):  # nan is an error that is not known
+        case float() if math.isfinite(value):
             return repr(value)
+        case None:  # an error that is not known; TOML has no null
+            return "nan"
         case list() | tuple():
             return _list(value, name)
         case _:
@@ -243,7 +259,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     """Read a checkpoint's card alone; raise ``CheckpointMismatch`` where it is no whole card."""
     text = _bytes(folder / CARD_NAME)
     try:
-        card = tomllib.loads(text.decode())
+        card = parse(text.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointMismatch(
             f"{folder / CARD_NAME} is not TOML ({error}); restore the card."
@@ -320,7 +336,7 @@ def save(
     weights = tensor_bytes(whole)
     sha256 = hashlib.sha256(weights).hexdigest()
     model = {**_section(card, "model"), "weights_sha256": sha256}
-    read = tomllib.loads(dump({**card, "model": model}))
+    read = parse(dump({**card, "model": model}))
     derived = identity(sha256, read)
     text = dump({**read, "model": {**read["model"], "id": derived.id, "sha256": derived.sha256}})
     files = {WEIGHTS_NAME: weights, CARD_NAME: text.encode(), **beside}

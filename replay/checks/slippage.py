@@ -84,9 +84,8 @@ def bias(costs: Array, days: NDArray[np.int64]) -> Bias:
     """Return the mean of *costs* [order] with its error over *days* [order]."""
     count = len(np.unique(days))
     found = mean(costs, days)
-    error = None if np.isnan(found.error) else found.error
     deviation = float(costs.std(ddof=1)) if len(costs) > 1 else 0.0
-    return Bias(len(costs), count, found.value, error, deviation)
+    return Bias(len(costs), count, found.value, found.error, deviation)
 
 
 class SettingFit(NamedTuple):
@@ -385,7 +384,7 @@ def _fitted_latency(values: Array, days: NDArray[np.int64], grid: Array) -> Bias
     """
     terms = np.concatenate([values, values**2, np.ones_like(values[:1])])
     best = figure(terms, days, _least_varied(grid))
-    if np.isnan(best.error):
+    if best.error is None:
         return None
     error = max(best.error, float(grid[1] - grid[0]) / 12**0.5)
     variance = values.var(axis=1)

@@ -30,7 +30,7 @@ from tracepaper.replay.report.benchmarks import (
     random_twins,
     refusals,
 )
-from tracepaper.replay.report.metrics import total_return
+from tracepaper.replay.report.metrics import is_credible, total_return
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import AccountReport, account_report, held_alike
 from tracepaper.replay.report.terminal import (
@@ -51,8 +51,6 @@ from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 GATES_SHOWN: Final = 4
 LOOKS_SHOWN: Final = 3
-ERRORS_TO_TELL: Final = 2.0
-"""A daily mean within so many of its errors is not told from nothing."""
 UNITS: Final = {"gain bp": 1e-4}
 
 
@@ -184,7 +182,7 @@ def _evidence(own: AccountReport) -> str:
     mean, error = own.performance.mean_day, own.performance.error_day
     if mean is None or error is None or not error:
         return "So few days say nothing about any other."
-    told = abs(mean) > ERRORS_TO_TELL * error
+    told = is_credible(mean, error)
     evidence = (
         "which is rare by chance and still one month"
         if told

@@ -2,7 +2,7 @@
 
 Bars of near days are not independent: labels overlap, symbols move together, and a calm week stays
 calm. So a figure's error comes from resampling blocks of days (``metrics.blocks_of``); of a single
-block it is not known, and NaN. Every figure is a function of sums, and sums over blocks add up, so
+block it is not known, and None. Every figure is a function of sums, and sums over blocks add up, so
 that a resampled figure costs a few additions. Selective prediction asks what accuracy remains
 when only the surest bars are answered, at equal coverage with gates that cost nothing.
 
@@ -40,11 +40,12 @@ class DailyEstimate(NamedTuple):
     """A value and its standard error over days."""
 
     value: float
-    error: float  # NaN where one block of days does not tell
+    error: float | None  # None of a single block of days
 
-    def rounded(self, digits: int = 5) -> list[float]:
+    def rounded(self, digits: int = 5) -> list[float | None]:
         """Return both with so many decimals, as a card holds them."""
-        return [round(self.value, digits), round(self.error, digits)]
+        error = None if self.error is None else round(self.error, digits)
+        return [None if np.isnan(self.value) else round(self.value, digits), error]
 
 
 def figure(
@@ -53,12 +54,13 @@ def figure(
     """Return ``combine`` of the summed [term, row] *terms*, with its error over *days* [row].
 
     ``combine`` maps sums [.., term] to values [..]; the error is that of ``RESAMPLES`` bootstraps
-    of the blocks of days. NaN is the value of no row, and the error of a single block.
+    of the blocks of days. The value of no row is NaN, the error of a single block None.
     """
     if not len(days):
-        return DailyEstimate(float("nan"), float("nan"))
+        return DailyEstimate(float("nan"), None)
     block = blocks_of(days)
-    return resampled(np.stack([np.bincount(block, row) for row in terms], axis=1), combine, seed)
+    blocks = [np.bincount(block, row).astype(np.float64) for row in terms]
+    return resampled(np.stack(blocks, axis=1), combine, seed)
 
 
 def resampled(blocks: Array, combine: Callable[[Array], Array], seed: int = 0) -> DailyEstimate:
@@ -68,7 +70,7 @@ def resampled(blocks: Array, combine: Callable[[Array], Array], seed: int = 0) -
     """
     count, value = len(blocks), float(combine(blocks.sum(axis=0)[None])[0])
     if count < 2:
-        return DailyEstimate(value, float("nan"))
+        return DailyEstimate(value, None)
     # A resample is how often each block was drawn, so all resamples together are one product.
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1.0 / count), RESAMPLES)
     spread = float(np.nanstd(combine(drawn.astype(np.float64) @ blocks)))
@@ -78,15 +80,16 @@ def resampled(blocks: Array, combine: Callable[[Array], Array], seed: int = 0) -
 def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
     """Return the mean of *values*; NaN of none."""
     if not len(values):
-        return DailyEstimate(float("nan"), float("nan"))
+        return DailyEstimate(float("nan"), None)
     error = mean_error(np.asarray(values, dtype=np.float64), days)
-    return DailyEstimate(float(values.mean()), float("nan") if error is None else error)
+    return DailyEstimate(float(values.mean()), error)
 
 
-def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float]:
+def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float | None]:
     """Return the mean of *values* [decision] with its error over days, rounded to be shown."""
-    found = mean(values, days)
-    return round(found.value, 6), round(found.error, 6)
+    value, error = mean(values, days).rounded(6)
+    assert value is not None
+    return value, error
 
 
 def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
@@ -277,14 +280,14 @@ def area(hit: Array, measure: Array) -> float:
 
 def table(
     hit: Array, measures: Mapping[str, Array], days: NDArray[np.int64]
-) -> dict[str, dict[str, list[float] | float]]:
+) -> dict[str, dict[str, Any]]:
     """Return for each measure the accuracy gained at ``COVERAGES``, its errors, area and days."""
-    found: dict[str, dict[str, list[float] | float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, measure in measures.items():
         gains = [gained(hit, measure, coverage, days) for coverage in COVERAGES]
         found[name] = {
-            "gained": [round(gain.value, 5) for gain in gains],
-            "error": [round(gain.error, 5) for gain in gains],
+            "gained": [gain.rounded()[0] for gain in gains],
+            "error": [gain.rounded()[1] for gain in gains],
             "area": round(area(hit, measure), 5),
             "days": len(np.unique(days)),
         }
@@ -327,14 +330,19 @@ class DayDifference(NamedTuple):
     """A difference with its standard error over days, and how likely chance alone makes it."""
 
     value: float
-    error: float
+    error: float | None  # None of a single block of days
     days: int
     p: float  # two-sided; 1 where it cannot be said
 
     @property
-    def pair(self) -> tuple[float, float]:
+    def pair(self) -> tuple[float, float | None]:
         """Value and error."""
         return self.value, self.error
+
+    def rounded(self) -> list[float | None]:
+        """Return value, error and p to five significant digits, as a card holds them."""
+        error = None if self.error is None else float(f"{self.error:.5g}")
+        return [float(f"{self.value:.5g}"), error, float(f"{self.p:.5g}")]
 
 
 def compared(found: DailyEstimate, days: int) -> DayDifference:
@@ -349,7 +357,7 @@ def chance(found: DayDifference) -> float:
     By Student's t of its blocks of days less one; 1 where the error is not known.
     """
     blocks = found.days // BLOCK_DAYS
-    if blocks < 2 or not 0 < found.error < np.inf:
+    if blocks < 2 or not found.error:
         return 1.0
     return 2.0 * float(stdtr(blocks - 1, -abs(found.value) / found.error))
 
@@ -423,7 +431,7 @@ def paired_figures(
         }
         found[str(one.horizon)] = {
             loss: {
-                name: [float(f"{number:.5g}") for number in (less.value, less.error, less.p)]
+                name: less.rounded()
                 for name, less in less_others(of, one.days, parts=parts).items()
             }
             for loss, of in losses.items()

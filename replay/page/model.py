@@ -33,7 +33,7 @@ from tracepaper.replay.learning.card import card_facts, experimental
 from tracepaper.replay.learning.statistics import RISK_COVERAGES, Ranked, RiskCurve
 from tracepaper.replay.page.databases import Refusing, ShownRun
 from tracepaper.replay.report.honesty import shown_sentences
-from tracepaper.replay.report.metrics import BLOCK_DAYS
+from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.checkpoints import kept_folder, read_card
 from tracepaper.strategies.features.rolling import Array
@@ -274,7 +274,7 @@ def _verdict(name: str, curve: RiskCurve) -> str:
     """Say in one sentence whether refusing the unsure bars lowered the risk."""
     value, error = curve.area.pair
     verb = "no other than of"
-    if abs(value) > 2 * error:
+    if is_credible(value, error):
         verb = "lower than of" if value < 0 else "higher than of"
     return (
         f"{name[0].upper()}{name[1:]}: {curve.risk:.3f} over all bars; of the bars of most "

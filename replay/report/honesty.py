@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tracepaper.replay.document.values import plus_minus
+from tracepaper.replay.report.metrics import is_credible
 
 LEVEL: Final = 0.05
 """A difference is credible below it."""
@@ -103,7 +104,9 @@ def entropy_sentence(gates: Mapping[str, Any]) -> str:
         return ""
     gained, noise = surest["gained"][2], surest["error"][2]
     days = surest.get("days", 0)  # a card of someone else's may not say
-    verb = "beat" if gained > 2 * noise > 0 and days >= FEW_DAYS else "did not beat"
+    verb = (
+        "beat" if gained > 0 and is_credible(gained, noise) and days >= FEW_DAYS else "did not beat"
+    )
     on = f" on {days} days" if days else ""
     return (
         f"The entropy gate {verb} a random gate on the surest tenth of bars: accuracy changed by "

@@ -134,6 +134,11 @@ def mean_error(values: Floats, days: npt.NDArray[np.int64]) -> float | None:
     return math.sqrt(summed.size / (summed.size - 1) * float((summed**2).sum()))
 
 
+def is_credible(value: float, error: float | None) -> bool:
+    """Return whether *value* lies more than two standard errors from zero; unknown *error*: not."""
+    return error is not None and abs(value) > 2.0 * error > 0.0
+
+
 def day_ends(times_ms: Numbers, calendar: Calendar | None = None) -> npt.NDArray[np.int64]:
     """Return the places of the last close of each day; midnight ends the UTC day before."""
     times = np.asarray(times_ms, dtype=np.int64)

@@ -389,7 +389,7 @@ def pooled_differences(
     }
     found: dict[str, dict[str, Any]] = {
         name: {
-            "difference": _told(less),
+            "difference": less.rounded(),
             "worst_percent": _worst(losses, name),
             "worst_cell_percent": _worst(cells, name),
         }
@@ -409,12 +409,8 @@ def pooled_differences(
         **found,
         "best_in_hindsight": {"member": best},
         "coverage_by_fifth": {str(one.horizon): _coverage_by_fifth(one) for one in every},
-        "pinball": {name: _told(less) for name, less in figures.corrected(fixed).items()},
+        "pinball": {name: less.rounded() for name, less in figures.corrected(fixed).items()},
     }
-
-
-def _told(less: figures.DayDifference) -> list[float]:
-    return [float(f"{number:.5g}") for number in (less.value, less.error, less.p)]
 
 
 def _worst(groups: Sequence[Mapping[str, Array]], name: str) -> float:

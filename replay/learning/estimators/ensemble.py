@@ -62,6 +62,7 @@ from tracepaper.replay.learning.stored_baselines import (
     stored_baselines,
     unfitted,
 )
+from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -78,7 +79,6 @@ from tracepaper.strategies.other_symbol import OTHER
 
 NAMES: Final = ("network_half", "row_half")
 """What tables call the two members beside the mix."""
-_CREDIBLE: Final = 1.96
 _KEPT: Final = ("model", "architecture", "features", "market", "training", "split", "data")
 """Sections of a member's card that stay, beside its scales: what it is, how it is made again."""
 _SCALES: Final = ("content_free", "horizon", "temperature", "slope", "spread")
@@ -464,7 +464,7 @@ def _mixed(one: HorizonForecasts, share: float, wide: float) -> HorizonForecasts
     )
 
 
-def _gains(one: HorizonForecasts) -> dict[str, list[float]]:
+def _gains(one: HorizonForecasts) -> dict[str, list[float | None]]:
     """Return the mix's QLIKE less that of each half on the same bars, with errors by day."""
     own = figures.qlike_of(one.variances["network"], one.variance)
     found = {}
@@ -486,7 +486,7 @@ def _members_sentence(
         f"{words[half]} alone"
         for half in NAMES
     )
-    rivals = [half for half in NAMES if not gains[half][0] < -_CREDIBLE * gains[half][1] < 0]
+    rivals = [half for half in NAMES if gains[half][0] > 0 or not is_credible(*gains[half])]
     verdict = "credibly better than both halves."
     if rivals:
         names = " or ".join(words[half] for half in rivals)

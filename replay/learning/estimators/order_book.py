@@ -29,6 +29,7 @@ from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun,
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
+from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.storage.checkpoints import Checkpoint, load, read_card, save
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid, shown
@@ -48,10 +49,8 @@ VALIDATIONS: Final = 20
 VALIDATED_WINDOWS: Final = 16
 
 
-CREDIBLE: Final = 1.96
-"""Standard errors by day that a difference must exceed."""
-DAYS_TOLD_BY: Final = 5
-"""Untouched days below which an error by day is too rough to call anything better."""
+DAYS_TOLD_BY: Final = 2 * BLOCK_DAYS
+"""Untouched days below which an error is not known."""
 SMOOTHED: Final = 1.0
 """Added to the count of each move in the training part."""
 
@@ -552,7 +551,7 @@ def figures_of(found: BookScores) -> dict[str, Any]:
         "accuracy_of_last_move": float(found.hit_of_last_move.mean()),
         "difference": mean,
         "error": error,
-        "is_better": bool(len(days) >= DAYS_TOLD_BY and mean < -CREDIBLE * error < 0.0),
+        "is_better": bool(len(days) >= DAYS_TOLD_BY and mean < 0 and is_credible(mean, error)),
     }
 
 

@@ -32,6 +32,7 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     DailyEstimate,
 )
+from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.outputs import Levels, Said, levels_for, with_factors
 from tracepaper.strategies.networks.architecture import Network
@@ -237,7 +238,7 @@ def further_figures(found: Sequence[AuxiliaryForecasts]) -> dict[str, Any]:
 
 
 def _figures(one: AuxiliaryForecasts) -> dict[str, Any]:
-    made: dict[str, dict[str, list[float]]] = {name: {} for name in sorted(one.said)}
+    made: dict[str, dict[str, list[float | None]]] = {name: {} for name in sorted(one.said)}
     for name, section in made.items():
         section |= {key: value.rounded() for key, value in coverage(one, name).items()}
         if name in one.scaled:
@@ -302,9 +303,9 @@ def further_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     return lines
 
 
-def verdict(pair: Sequence[float]) -> str:
+def verdict(pair: Sequence[float | None]) -> str:
     """Return whether a difference is better, worse, or level: within two of its errors."""
     value, error = pair
-    if not abs(value) > 2 * error > 0:
+    if value is None or not is_credible(value, error):
         return "level"
     return "better" if value < 0 else "worse"

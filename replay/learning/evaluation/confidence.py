@@ -36,6 +36,7 @@ from tracepaper.replay.learning.statistics import (
     holm,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
+from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.gates.gate import is_of_attention, rises
 from tracepaper.strategies.types.calibration import (
@@ -334,7 +335,7 @@ def sentence(fitted: FittedConfidence, evidence: Mapping[str, Any]) -> str:
         f" spans{points}, so gate.confidence refuses next to nothing by default (q0.01)"
     )
     if spans and all(
-        value > _TWO_SIDED * error for value, error in (s["volatility"] for s in spans)
+        value > 0 and is_credible(value, error) for value, error in (s["volatility"] for s in spans)
     ):
         return (
             f"{text}; it does rank the errors of its volatility, which sizing.by_confidence uses."
@@ -360,7 +361,6 @@ _LIST: Final = {
     CALIBRATED: "the fitted probability",
     MARGIN: "the margin of the directions",
 }
-_TWO_SIDED: Final = 1.96
 
 
 def _by_luck(gain: DailyEstimate, days: int) -> float:
@@ -370,7 +370,7 @@ def _by_luck(gain: DailyEstimate, days: int) -> float:
 
 
 def _surprise(gain: DailyEstimate) -> float:
-    if np.isnan(gain.error):  # of one block of days, as that of every candidate then is
+    if gain.error is None:  # of one block of days, as that of every candidate then is
         return gain.value
     return gain.value / gain.error if gain.error > 0 else 0.0
 
@@ -403,7 +403,8 @@ def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
     if len(np.unique(cell)) < count:
         return None
     ratios = [_ratio(found, known, cell == one) for one in range(count)]
-    if not np.isfinite([ratio.error for ratio in ratios]).all():
+    errors = [ratio.error for ratio in ratios if ratio.error is not None]
+    if len(errors) < count:
         return None
     order = sorted(range(count), key=lambda one: ratios[one].value)
     return RegimeCells(
@@ -412,7 +413,7 @@ def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
         scale=tuple(map(rounded, scale.tolist())),
         cells=tuple(tuple(map(rounded, middles[one].tolist())) for one in order),
         ratio=tuple(rounded(ratios[one].value) for one in order),
-        error=tuple(rounded(ratios[one].error) for one in order),
+        error=tuple(rounded(errors[one]) for one in order),
     )
 
 

@@ -24,6 +24,7 @@ from tracepaper.replay.learning.panel import Ids, Labelled, predicted
 from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import mean
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
+from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.allocation import (
     Rule,
     allocate,
@@ -94,7 +95,7 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
     return correlations
 
 
-def rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, list[float]]:
+def rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, list[float | None]]:
     """Return the mean over closes of the rank correlation across the assets, by forecast.
 
     Of expected with realised log returns; ``relative`` is the network's head for it, every other
@@ -111,7 +112,8 @@ def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     """Return the caveats of the forecasts at the gates' horizon, as sentences."""
     main = found[str(horizon)]
     rank, noise = main["relative_rank_ic"]["relative"]
-    word = "above" if rank > 2.0 * noise > 0.0 and main["days"] >= FEW_DAYS else "not above"
+    is_above = rank > 0 and is_credible(rank, noise) and main["days"] >= FEW_DAYS
+    word = "above" if is_above else "not above"
     return [
         *compared_sentences(found, horizon, NETWORK),
         (
@@ -293,7 +295,7 @@ def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, A
     }
 
 
-def _a_day(net: Array, days: NDArray[np.int64]) -> list[float]:
+def _a_day(net: Array, days: NDArray[np.int64]) -> list[float | None]:
     """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
     names, day = np.unique(days, return_inverse=True)
     sums: Array = np.bincount(day, net * _BASIS_POINTS).astype(np.float64)
@@ -312,10 +314,11 @@ def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
         lines.append(f"{days} days say little of what weights are worth, whatever they made.")
     for name, (difference, noise) in figures["against_bp_a_day"].items():
         word = "did not beat"
-        if difference > 2.0 * noise > 0.0 and days >= FEW_DAYS:
-            word = "beat"
-        elif difference < -2.0 * noise < 0.0:
-            word = "were beaten by"
+        if is_credible(difference, noise):
+            if difference < 0:
+                word = "were beaten by"
+            elif days >= FEW_DAYS:
+                word = "beat"
         lines.append(
             f"They {word} {name} weights: {difference:+.1f} basis points a day "
             f"({plus_minus(noise, '.1f')})."

@@ -364,7 +364,7 @@ def report(found: HorizonForecasts, *, temperature: float, slope: float) -> dict
 
 def _scores(
     probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     """Return Brier score and log loss, climatology's, and what the model's is less by row."""
     usual = figures.climatology(classes, probability.shape[1])
     found = {}
@@ -385,5 +385,5 @@ def _explained(forecast: Array, variance: Array, days: NDArray[np.int64]) -> Dai
 
 def _each(
     judge: Judge, forecasts: Mapping[str, Array], value: Array, days: NDArray[np.int64]
-) -> dict[str, list[float]]:
+) -> dict[str, list[float | None]]:
     return {name: judge(forecast, value, days).rounded() for name, forecast in forecasts.items()}

@@ -553,7 +553,7 @@ def _repeated(net: Sequence[Sequence[float] | None]) -> str:
     known = [pair for pair in net if pair is not None]
     if len(known) < len(net):
         return "not traded on every span"
-    sure = [abs(value) > 1.96 * error > 0 for value, error in known]
+    sure = [metrics.is_credible(value, error) for value, error in known]
     signs = {np.sign(value) for value, _ in known}
     return "yes" if all(sure) and len(signs) == 1 else "no"
 
@@ -565,7 +565,7 @@ def _day_probability(row: _Trade, of: Callable[[Array], float | None]) -> float 
 
 def _net(row: _Trade) -> Value:
     pair = row.found.get("net_bp")
-    return None if pair is None else (pair[0] / 1e4, pair[1] / 1e4)
+    return None if pair is None else (pair[0] / 1e4, None if pair[1] is None else pair[1] / 1e4)
 
 
 _TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
