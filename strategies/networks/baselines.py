@@ -403,15 +403,22 @@ class LstmNetwork(Network):
         *positions* mean nothing to it: the order of the rows is all it knows of time.
         """
         del positions
-        return self._read_out(self.recurrence(x)[0][:, -1:])
+        return self._read_out(self._states(x)[:, -1:])
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""
-        state: Tensor = self.recurrence(x)[0]  # [batch, time, dim]
+        state = self._states(x)
         yield "recurrence", state
         for name, output in self._read_out(state[:, -1:])._asdict().items():
             if output is not None:
                 yield f"heads.{name}", output
+
+    def _states(self, x: Tensor) -> Tensor:
+        """Return the states [batch, time, dim]; in float32 on a CPU: few do it in bfloat16."""
+        halves = x.device.type != "cpu" and torch.is_autocast_enabled(x.device.type)
+        with torch.autocast(x.device.type, enabled=halves):
+            states: Tensor = self.recurrence(x)[0]
+        return states
 
     def _read_out(self, state: Tensor) -> Outputs:
         return self.heads(self.norm(self.dropout(state)))

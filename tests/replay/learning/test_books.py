@@ -221,13 +221,13 @@ def test_what_seven_days_of_the_exchange_show_is_judged(tmp_path: Path) -> None:
 
 
 def test_a_planted_move_is_better_than_its_frequency_once_there_are_days() -> None:
-    planted = books_of(long("exchange", days=12)[0], 2)
+    planted = books_of(long("exchange", days=18)[0], 2)
     config = OrderBookConfig(levels=2, window=24, dim=8, layers=1, heads=2, horizons=(1,))
     network, _ = fit_network([planted.part(0, 120)], [], config, BookFitOptions(30, 1, 0.02))
     figures = figures_on(
-        network, [planted.part(140, 288)], frequencies_of([planted.part(0, 120)], (1,))
+        network, [planted.part(140, 432)], frequencies_of([planted.part(0, 120)], (1,))
     )
-    assert figures["1"]["days"] == 7
+    assert figures["1"]["days"] == 13
     assert figures["1"]["is_better"] is True
     assert "experimental" not in sentences_of(figures)[-1]
     assert experimental({"figures": figures}) == ""

@@ -95,7 +95,7 @@ def material_of(known: Segment) -> Dataset:
 
 @pytest.fixture(scope="module")
 def plain() -> Segment:
-    return segment(5 * DAY_BARS)
+    return segment(16 * DAY_BARS)
 
 
 @pytest.fixture(scope="module")

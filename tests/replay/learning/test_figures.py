@@ -33,7 +33,7 @@ def test_an_error_is_that_of_blocks_of_five_days() -> None:
     drawn = figures.figure(np.stack([values, values**0]), DAYS, lambda s: s[:, 0] / s[:, 1])
     assert drawn.error == pytest.approx(found.error, rel=0.15)
     few = DAYS < 9  # one block: nothing says how far another one would be away
-    assert np.isnan(figures.mean(values[few], DAYS[few]).error)
+    assert figures.mean(values[few], DAYS[few]).error is None
 
 
 def test_a_figure_repeats() -> None:

@@ -74,7 +74,7 @@ def test_a_better_an_equal_and_a_worse_candidate_are_told_apart(
     assert better.p is not None
     assert worse.p == pytest.approx(1 - better.p)
     equal = judged(replace(asked, candidate=folder / "off"))
-    assert (equal.difference, equal.error) == (0.0, 0.0)
+    assert (equal.difference, equal.error) == (0.0, None)
     assert equal.p == 0.5
 
 

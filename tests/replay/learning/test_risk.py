@@ -220,7 +220,9 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
     assert crps["Student t"]["loss"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
     assert {row["verdict"] for row in crps.values()} == {"better"}
     # The head says what the law says, so both lose alike.
-    assert crps["quantiles, at 3 levels"]["loss"] == crps["Student t, at 3 levels"]["loss"]
+    assert crps["quantiles, at 3 levels"]["loss"] == pytest.approx(
+        crps["Student t, at 3 levels"]["loss"]
+    )
     lowest = next(r for r in found["pinball"] if (r["forecast"], r["level"]) == ("quantiles", 0.05))
     pinball = np.maximum(0.05 * (right.value - heads[0.05]), -0.95 * (right.value - heads[0.05]))
     assert lowest["loss"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)

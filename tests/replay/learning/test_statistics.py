@@ -62,7 +62,7 @@ def test_a_true_difference_is_found_with_its_sign() -> None:
 def test_one_block_of_days_says_nothing() -> None:
     assert compared(DailyEstimate(-5.0, 0.1), 9).p == 1.0
     assert compared(DailyEstimate(-5.0, 0.0), 90).p == 1.0
-    assert compared(DailyEstimate(-5.0, float("nan")), 90).p == 1.0
+    assert compared(DailyEstimate(-5.0, None), 90).p == 1.0
     wide, narrow = (compared(DailyEstimate(-1.0, 0.4), days) for days in (10, 400))
     assert wide.p > narrow.p
 
