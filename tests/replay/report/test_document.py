@@ -140,7 +140,9 @@ def test_gaps_are_counted_and_said(tmp_path: Path) -> None:
     cases.write_run(tmp_path / "a.db", [*steps, cases.undecided(40, gap)])
     report = build_report_of(tmp_path / "a.db")
     assert [row["cause"] for row in report.record.gaps] == ["archive"]
-    assert any("1 gaps; 7 bars never came" in text for text in report.sentences)
+    assert any(
+        "Gaps in the data: 1, " in text and "never came: 7;" in text for text in report.sentences
+    )
 
 
 def test_progress_says_what_is_done(attention_database: Path) -> None:
