@@ -50,7 +50,7 @@ DATED_WORDS: Final = frozenset({"delivery", "quarter", "quarterly"})
 INVERSE_WORDS: Final = frozenset({"cm", "coinm", "coin-m", "inverse", "dapi"})
 
 
-class Outcome(StrEnum):
+class Severity(StrEnum):
     """What a doubt leads to."""
 
     REJECT = "reject"
@@ -61,7 +61,7 @@ class Doubt(NamedTuple):
     """One doubt: *find* returns its sentence without the file's name, or an empty text."""
 
     name: str
-    outcome: Outcome
+    outcome: Severity
     find: Callable[[Rows, int], str]  # of rows in time order, and their interval in ms
 
 
@@ -182,9 +182,9 @@ def _outlier(rows: Rows, _interval_ms: int) -> str:
 
 
 DOUBTS: Final = (
-    Doubt("turnover", Outcome.REJECT, _turnover),
-    Doubt("phase", Outcome.REJECT, _phase),
-    Doubt("outlier", Outcome.NOTE, _outlier),
+    Doubt("turnover", Severity.REJECT, _turnover),
+    Doubt("phase", Severity.REJECT, _phase),
+    Doubt("outlier", Severity.NOTE, _outlier),
 )
 """Every doubt about rows, in the order in which they are raised."""
 
@@ -194,7 +194,7 @@ def doubt(rows: Rows, interval_ms: int, note: Callable[[str], None]) -> None:
     for each in DOUBTS:
         if not (sentence := each.find(rows, interval_ms)):
             continue
-        if each.outcome is Outcome.REJECT:
+        if each.outcome is Severity.REJECT:
             raise DataInvalid(f"{rows.table.path}: {sentence}.")
         note(sentence)
 

@@ -16,7 +16,7 @@ PLACES = {
     "A column": ("storage.record.columns",),
     "A figure or a table of the report": ("replay.report.figures",),
     "A key of the configuration": ("daemon.config.sections",),
-    "A kind of candle file": ("replay.archive.formats",),
+    "A kind of candle file": ("replay.archive.formats", "replay.archive.layouts"),
     "A route, a topic or a fault of the exchange": (
         "replay.exchange.answers",
         "replay.exchange.fault_kinds",

@@ -38,7 +38,7 @@ def test_the_wheel_holds_every_file_of_the_packages(installed: Installed) -> Non
     assert wanted - held == set()
     assert {name for name in held if name.endswith(".py")} - tracked() == set()
     for needed in (
-        "tracepaper/storage/migrations/versions/r0003_tables.py",
+        "tracepaper/models.py",
         "tracepaper/storage/models/flash-1m/weights.safetensors",
         "tracepaper/daemon/bybit/instruments_linear.json.gz",
         "tracepaper/py.typed",

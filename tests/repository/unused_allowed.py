@@ -14,7 +14,6 @@ _repr_html_  # notebooks
 best_run  # of a sweep, from Python
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
-down_revision, branch_labels, depends_on, downgrade  # Alembic
 writeable  # an attribute that numpy reads
 TITLE, CSS, BINDINGS, ENABLE_COMMAND_PALETTE, theme, compose  # Textual reads and calls
 on_mount, on_unmount, on_key, on_input_submitted, check_action  # Textual calls
