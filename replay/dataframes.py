@@ -143,6 +143,14 @@ class RunFrames(Generic[Frame]):
         """Return every event that the engine consumed, its content as JSON."""
         return self._frame("v_events", first, last)
 
+    def commands(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return the operator's commands, and who gave each."""
+        return self._frame("v_commands", first, last)
+
+    def checks(self, *, first: int | None = None, last: int | None = None) -> Frame:
+        """Return what comparisons of the run with its replay found; no part of the chain."""
+        return self._frame("v_checks", first, last)
+
     def report(self, table: str = "accounts") -> Frame:
         """Return a table of the run's report, such as ``refusals``, ``drawdowns`` or ``costs``.
 

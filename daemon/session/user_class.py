@@ -358,7 +358,7 @@ class _Checks(Generic[Own]):
         reason, strength = signal.reason, signal.strength
         self._check_text("reason", reason, REASON_LONGEST)
         if type(strength) is not float or not 0 <= strength <= 1:  # the usual is tested quickly
-            if (number := plain_number(strength)) is not None and not math.isfinite(number):
+            if (number := _plain_float(strength)) is not None and not math.isfinite(number):
                 # The market can cause it (a division by no volatility), so it is held, not fatal.
                 return _UNMEASURED
             signal = replace(signal, strength=self._share("strength", strength))
@@ -380,12 +380,12 @@ class _Checks(Generic[Own]):
 
     def _share(self, noun: str, value: object) -> float:
         """Return *value* as a share; sums of shares may miss 0 or 1 by a rounding."""
-        number = plain_number(value)
+        number = _plain_float(value)
         if number is None or not -_ROUNDING <= number <= 1 + _ROUNDING:
             raise StrategyFailed(
                 f"{self._name} gave the {noun} {short(value)}; give a number from 0 to 1."
             )
-        return min(max(float(number), 0.0), 1.0)
+        return min(max(number, 0.0), 1.0)
 
     def _protection(self, signal: Signal) -> Signal:
         """Return *signal* with plain numbers; refuse wrong types. The engine checks the values."""
@@ -413,14 +413,14 @@ class _Checks(Generic[Own]):
             given = level.value
         elif isinstance(level, Volatility):
             given = level.multiple
-        if (number := plain_number(given)) is None:
+        if (number := _plain_float(given)) is None:
             raise StrategyFailed(
                 f"{self._name} gave the {name} {short(level)}; give a price, Percent(2) or "
                 "Volatility(2)."
             )
         if isinstance(level, Percent):
-            return Percent(float(number))
-        return Volatility(float(number)) if isinstance(level, Volatility) else float(number)
+            return Percent(number)
+        return Volatility(number) if isinstance(level, Volatility) else number
 
     def _noted(self, note: object) -> dict[str, float | str | None]:
         """Return *note* as it is stored: a copy, numbers as floats, null where not finite."""
@@ -567,6 +567,15 @@ def plain_number(  # noqa: PLR0911 - one return a kind of number
     if getattr(value, "shape", None) == () and callable(item := getattr(value, "item", None)):
         return plain_number(item(), flags=flags)
     return None
+
+
+def _plain_float(value: object) -> float | None:
+    """Return *value* as a float, or None where it is no number or none that a float can hold."""
+    number = plain_number(value)
+    try:
+        return None if number is None else float(number)
+    except OverflowError:
+        return None
 
 
 def _check(strategy: Strategy | PortfolioStrategy) -> None:

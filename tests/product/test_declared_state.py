@@ -50,7 +50,7 @@ class Counts(Strategy):
 """
 
 OF_ALL = (
-    COUNTS.replace("strategy import Strategy", "portfolio import PortfolioStrategy")
+    COUNTS.replace("import Strategy", "import PortfolioStrategy")
     .replace("(Strategy)", "(PortfolioStrategy)")
     .replace("return Signal(", "return dict.fromkeys(outlook, Signal(")
     .replace('"counted")', '"counted"))')

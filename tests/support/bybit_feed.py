@@ -81,14 +81,16 @@ class Live:
             if isinstance(gap, Gap)
         ]
 
-    async def close_bar(self, index: int, *, stream: bool = True, rest: bool = True) -> None:
+    async def close_bar(
+        self, index: int, *, stream: bool = True, rest: bool = True, low: str | None = None
+    ) -> None:
         """Let minute *index* close: market time moves on, REST and the stream learn of it."""
         open_ms = START_MS + index * MINUTE
         self.move_to(open_ms + MINUTE + 300)
         if rest:
-            self.server.add_candle(open_ms)
+            self.server.add_candle(open_ms, low=low)
         if stream:
-            await self.server.send(kline(open_ms))
+            await self.server.send(kline(open_ms, low=low))
 
     def move_to(self, market_ms: int) -> None:
         """Move market time, the exchange's and ours."""

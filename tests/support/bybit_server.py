@@ -156,9 +156,11 @@ class ScriptedServer:
 
     # ------------------------------------------------------------ what it knows
 
-    def add_candle(self, open_ms: int, close: str = "100.5", symbol: str = "BTCUSDT") -> None:
-        """Have a closed candle for REST."""
-        row = (open_ms, close, close, close, close, "1.5", turnover(close))
+    def add_candle(
+        self, open_ms: int, close: str = "100.5", symbol: str = "BTCUSDT", low: str | None = None
+    ) -> None:
+        """Have a closed candle for REST, of one price or down to *low*."""
+        row = (open_ms, close, close, low or close, close, "1.5", turnover(close))
         self.rows.setdefault(symbol, {})[open_ms] = row
 
     def asked(self, name: str) -> list[dict[str, str]]:
@@ -292,6 +294,7 @@ def kline(
     ts: int | None = None,
     confirm: bool = True,
     symbol: str = "BTCUSDT",
+    low: str | None = None,
 ) -> dict[str, Any]:
     """Return a kline frame of one candle, equal to ``add_candle`` of the same arguments."""
     candle = {
@@ -301,7 +304,7 @@ def kline(
         "open": close,
         "close": close,
         "high": close,
-        "low": close,
+        "low": low or close,
         "volume": "1.5",
         "turnover": turnover(close),
         "confirm": confirm,

@@ -746,9 +746,9 @@ HIGH = "100500"
 
 
 async def used_to_the_market(run: Live, count: int = 12) -> None:
-    """Close so many minutes that there is a yardstick."""
+    """Close so many minutes, each with a range, that there is a yardstick."""
     for index in range(count):
-        await run.close_bar(index)
+        await run.close_bar(index, low="100.4")
     await run.expect(lambda: len(run.bars()) == count)
 
 
@@ -831,7 +831,7 @@ async def test_what_rest_tells_of_the_time_while_down_is_asked_again(
     async with ScriptedServer() as server:
         for index in range(-20, 1):
             server.add_candle(START_MS + index * MINUTE)
-        recent = [bar(1005, index=index) for index in range(-20, 0)]
+        recent = [bar(1005, index=index, low=1004) for index in range(-20, 0)]
         start = structs.replace(known(-1), recent={ID: recent})
         server.server_ms = START_MS + MINUTE + 5_000
         server.answer_next("kline", *(lying_page(server, 0) for _ in range(lies)))
@@ -892,7 +892,7 @@ async def test_a_fall_that_lasts_is_verified_in_one_answer() -> None:
 async def test_the_warm_up_is_a_yardstick_and_its_own_closes_are_asked_again() -> None:
     async with ScriptedServer() as server:
         for index in range(-20, 0):
-            server.add_candle(START_MS + index * MINUTE)
+            server.add_candle(START_MS + index * MINUTE, low="100.4")
         server.server_ms = START_MS + 5_000
         lies = [lying_page(server, -1, close=close) for close in ("70000", "80000")]
         truth = server.rows["BTCUSDT"]

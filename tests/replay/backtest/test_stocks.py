@@ -364,7 +364,8 @@ def test_a_check_of_a_file_speaks_of_sessions(capsys: pytest.CaptureFixture[str]
     assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
     said = capsys.readouterr().out
     assert "41 sessions of XNAS" in said
-    assert "1 holes, 4 candles missing: 2014-11-28T14:30:00Z to 2014-12-01T14:30:00Z" in said
+    holes = "1 holes, 4 candles missing, the longest of 3.0 days"
+    assert f"{holes}: 2014-11-28T14:30:00Z to 2014-12-01T14:30:00Z" in said
 
 
 @pytest.mark.slow
@@ -407,7 +408,7 @@ def test_a_split_that_was_not_adjusted_is_named_and_its_bar_refused(
     assert invoke(["verify", "last", "--db", "run.db"]) == 0
     capsys.readouterr()
     assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
-    assert f"  ACME: {NAMED}\n" in capsys.readouterr().out
+    assert f"  ⚠ ACME: {NAMED}\n" in capsys.readouterr().out
 
 
 class Holds(Strategy):

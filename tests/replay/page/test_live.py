@@ -21,6 +21,7 @@ from report_cases import SAMPLE
 from waiting import deadline_s
 
 from tracepaper.daemon.http.client import token_file
+from tracepaper.replay.report.states import command_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -212,9 +213,12 @@ def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
     [(sequence, word)] = running.commands()
     assert str(sequence) in said
     assert (word["kind"], word["note"]) == ("HALT", note)
+    assert (word["origin"], word["token"]) == ("page", "database")
     page.keyboard.press("Escape")
     banner = page.locator(".banner")
-    banner.filter(has_text="HALT at").filter(has_text=note).wait_for()
+    halted = f"the operator's HALT {command_of(word).giver} since "
+    at_with_note = re.compile(r"since [^(]*\d\d:\d\d[^(]* " + re.escape(f"({note});"))
+    banner.filter(has_text=halted).filter(has_text=at_with_note).wait_for()
     after = "SELECT sequence FROM v_decisions WHERE sequence > ? AND refused_by = 'operator'"
     running.wait_for(after, sequence)
     orders = "SELECT count(*) FROM v_orders WHERE sequence > ?"
@@ -225,14 +229,15 @@ def test_halt_resume_and_flatten_stand_in_the_record_and_are_obeyed(
 
     say(page, "RESUME", "on", running.token)
     page.keyboard.press("Escape")
-    banner.filter(has_text="HALT at").wait_for(state="detached")
+    banner.filter(has_text="HALT").wait_for(state="detached")
     resumed = running.commands()[-1][0]
     running.wait_for("SELECT 1 FROM v_fills WHERE sequence > ?", resumed)
 
     say(page, "FLATTEN", "enough", running.token)
     page.keyboard.press("Escape")
-    banner.filter(has_text="FLATTEN at").filter(has_text="enough").wait_for()
-    flat = running.commands()[-1][0]
+    flat, word = running.commands()[-1]
+    flattened = f"the operator's FLATTEN {command_of(word).giver} since "
+    banner.filter(has_text=flattened).filter(has_text="(enough);").wait_for()
     running.wait_for("SELECT 1 FROM v_fills WHERE sequence > ?", flat)
     page.locator("h1.sentence").filter(has_text="Flat").wait_for()
     assert [one["kind"] for _, one in running.commands()] == ["HALT", "RESUME", "FLATTEN"]
@@ -264,7 +269,9 @@ def test_health_shows_what_only_the_daemon_knows(page: Page, running: Running) -
     row = place.locator("tr", has_text="decision").first
     assert re.search(r"\d", row.inner_text())
     assert place.locator("tr", has_text="linear:BTCUSDT").count() >= 1
-    assert "FLATTEN: enough" in place.inner_text()
+    given = command_of(running.commands()[-1][1])
+    row = place.locator("tr", has_text=f"FLATTEN {given.giver}: enough").first
+    assert re.search(r"\d\d:\d\d", row.inner_text())
     assert "read from the record" not in place.inner_text()
 
 

@@ -208,9 +208,9 @@ def test_ctrl_c_leaves_nothing_behind_and_the_same_command_goes_on(
         *("--set", "sizing.mode=fixed", "--set", "sizing.quantity=0.1"),
     ]
     extra = {"TRACEPAPER_TRIALS": str(tmp_path / "trials.db")}
-    # In a group of its own, all of which a terminal tells.
+    # In a group of its own, all of which a terminal tells; a test run in the background ignores it.
     there = Program(
-        ["setsid", str(BIN / "tracepaper"), *words, "--on", "ray"],
+        ["setsid", "env", "--default-signal=INT", str(BIN / "tracepaper"), *words, "--on", "ray"],
         tmp_path, name="there", extra=extra,
     )  # fmt: skip
     there.wait_until(lambda: len(list(tmp_path.glob("begun-*"))) >= 6)
