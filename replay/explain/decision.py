@@ -184,7 +184,7 @@ class StoredDecision:
 
     @property
     def content_share(self) -> float | None:
-        """How far the rollout lies from that of uniform attention, 0 to 1 (A37).
+        """How far the rollout lies from that of uniform attention, 0 to 1 (A13).
 
         None without one, and for networks or methods to which no such row by age belongs.
         """

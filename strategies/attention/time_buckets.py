@@ -4,7 +4,7 @@ A row names the newest blocks of time and keeps the rest in "older". The newest 
 bars and a block's age moves on with every bar, so recent mass and shift are taken over cells of
 fixed age, each made of its share of the two blocks that it overlaps.
 
-The rules are docs/attention.md, A12, A13 and A37.
+The rules are docs/attention.md, A12 and A13.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import FillModel, Forecast, Step
 from tracepaper.strategies.types.market import (
@@ -385,4 +386,4 @@ def test_the_engine_of_a_new_run_is_the_configured_one() -> None:
     machine = build_engine(
         config, [instrument()], execution=FillModel.QUOTE, period_start_ms=0, forecaster=None
     )
-    assert machine.warmup_of("linear:BTCUSDT") == 60
+    assert machine.warmup_of("linear:BTCUSDT") == YARDSTICK_MEMORY

@@ -82,7 +82,7 @@ def configured(**sections: dict[str, Any]) -> Config:
     given: dict[str, dict[str, Any]] = {
         "market": {"symbols": SYMBOLS, "interval": "60"},
         "strategy": {"name": f"{__name__}:Rolls"},
-        "sizing": {"mode": "equity", "fraction": "4"},
+        "sizing": {"mode": "equity", "fraction": "6"},
         "account": {"cash": "10000", "margin": "cross", "leverage": "20"},
         "risk": {"max_daily_trades": 50, "cooldown": 2},
     }

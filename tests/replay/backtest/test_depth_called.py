@@ -361,35 +361,3 @@ def test_every_command_reads_a_run_with_books(
     assert found["books"] == 60 * BARS + 1
     assert typed(place, "verify", "last", "--db", "copy.db") == 0
     assert "as the books stand" in (place / "exported" / "v_decisions.csv").read_text()
-
-
-def test_a_database_of_before_books_is_read_gone_on_with_and_given_some(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Planted: an interrupted run in a database whose table of events has no such column."""
-    monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
-    plain = Request(
-        data=("BTCUSDT-1m.csv",),
-        config={"strategy": {"name": "sma_cross"}},
-        database=place / "old.db",
-    )
-    made = carry_out(plain, stopped_after(30))
-    with closing(sqlite3.connect(place / "old.db")) as database:
-        database.execute("ALTER TABLE events DROP COLUMN books")
-        before = columns(database)
-    assert "books" not in before
-    for words in (["verify"], ["audit", "verify"], ["report"], ["explain"], ["audit", "decisions"]):
-        assert typed(place, *words, "last", "--db", "old.db") == 0, capsys.readouterr().err
-    assert "without events.books" in " ".join(capsys.readouterr().err.split())
-    going_on = ("replay", "BTCUSDT-1m.csv", "--resume", made.run_id, "--db", "old.db")
-    assert typed(place, *going_on) == 0, capsys.readouterr().err
-    with closing(sqlite3.connect(place / "old.db")) as database:
-        assert set(columns(database)) == {*before, "books"}
-    assert typed(place, *REPLAY, "--depth", "btc.depth", "--db", "old.db") == 0
-    for run in (made.run_id, "last"):
-        assert typed(place, "verify", run, "--db", "old.db") == 0
-        assert typed(place, "audit", "verify", run, "--db", "old.db") == 0
-
-
-def columns(database: sqlite3.Connection) -> list[str]:
-    return [row[1] for row in database.execute("PRAGMA table_xinfo(events)")]

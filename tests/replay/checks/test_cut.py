@@ -474,7 +474,7 @@ def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path
     assert told.tables == ("holdings", "twin_fills")
 
 
-def test_a_run_that_an_older_version_pruned_is_derived_as_far_as_its_bars_go(
+def test_a_run_that_a_prune_left_too_little_of_is_derived_as_far_as_its_bars_go(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "run.db"
@@ -485,7 +485,7 @@ def test_a_run_that_an_older_version_pruned_is_derived_as_far_as_its_bars_go(
     assert found.holds
     assert found.from_ms is not None
     assert found.from_ms > times[-72]
-    assert (found.chained, found.chained + found.decisions) == (60, 72)
+    assert (found.chained, found.chained + found.decisions) == (61, 72)
     maintenance.prune(path, keep_days=2, pruned_at_ms=6, reach=lambda _run: Lookback({}))
     with pytest.raises(DataInvalid, match=r"less than its decisions look back on: nothing of it"):
         verified(path)
@@ -508,12 +508,12 @@ def test_the_commands_say_what_is_derived_and_what_only_the_chain_covers(
     assert invoke(["db", "prune", "--keep", "3", "--db", str(path)]) == 0
     captured = capsys.readouterr()
     assert captured.err == ""
-    assert "the chain holds from step 109." in captured.out
+    assert "the chain holds from step 108." in captured.out
     assert invoke(["verify", "last", "--db", str(path)]) == 0
     out = capsys.readouterr().out
     assert "72 of 72 decisions" in out
     assert f"They are those from {iso(times[-72])} on, step 169; the state before is" in out
-    assert "60 decisions that are stored before were not compared" in out
+    assert "61 decisions that are stored before were not compared" in out
     assert invoke(["verify", "last", "--db", str(path), "--from", "yesterday"]) == 2
 
 

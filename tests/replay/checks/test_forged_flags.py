@@ -138,7 +138,6 @@ def test_a_row_of_the_run_that_no_run_writes_is_found_by_the_audit(
     assert audited(booked)
     for change in (
         "runs SET sees_account = 2",
-        "runs SET rules = 0",
         """runs SET warnings = '[ ]'""",
         "runs SET kind = 'neither'",
         "instruments SET max_leverage = 0",

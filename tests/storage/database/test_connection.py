@@ -176,7 +176,7 @@ def test_a_file_that_is_no_database_is_refused(
 ) -> None:
     path = tmp_path / "a.db"
     path.write_bytes(b"open_time,open,high,low,close\n" * 100)
-    with pytest.raises(DataInvalid, match="cannot be read as a database"):
+    with pytest.raises(DataInvalid, match=r"is no database \(file is not a database\)"):
         opening(path)
 
 

@@ -28,7 +28,7 @@ from tracepaper.storage.fleet.pull import pull
 from tracepaper.storage.fleet.ship import Shipper, database_id, new_id
 from tracepaper.storage.fleet.tables import columns_of
 from tracepaper.storage.record.columns import TABLES
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, ServerLost
+from tracepaper.strategies.errors import DataInvalid, ServerLost
 
 
 def audited(path: Path) -> list[str]:
@@ -57,7 +57,7 @@ def test_a_pulled_database_equals_the_original_table_by_table(
     pulled = pull(fleet_url, back)
     assert pulled.run_ids == ("r-1", "r-2", "r-3")
     assert all(contents(path)[table] for table in TABLES if table not in
-               {"models", "prunes", "archive_series", "archive_bars"})  # fmt: skip
+               {"models", "prunes", "checks", "archive_series", "archive_bars"})  # fmt: skip
     assert_same(path, back)
     assert audited(back) == audited(path) == []
 
@@ -157,26 +157,6 @@ def test_a_file_has_one_id_and_its_copy_has_the_same(tmp_path: Path) -> None:
     maintenance.backup(path, copy)
     assert database_id(copy) == name == database_id(path)
     assert new_id(copy) == database_id(copy) != name
-
-
-def test_a_file_of_an_older_version_gets_an_id_and_keeps_its_digests(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.db")
-    before = contents(path)
-    with closing(sqlite3.connect(path, isolation_level=None)) as db:
-        db.execute("DROP TABLE databases")
-    assert len(database_id(path)) == 32
-    after = contents(path)
-    assert {**after, "databases": []} == {**before, "databases": []}
-    assert audited(path) == []
-
-
-def test_a_file_of_an_older_version_that_is_written_just_now_is_named(tmp_path: Path) -> None:
-    path = written(tmp_path / "a.db")
-    log = SqlAuditLog.open(path)
-    log._raw.execute("DROP TABLE databases")  # noqa: SLF001 - what an older version lacks
-    with pytest.raises(ConfigInvalid, match="has no id yet"):
-        database_id(path)
-    log.close()
 
 
 # ---------------------------------------------------------------- another history
