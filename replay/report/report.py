@@ -564,8 +564,8 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
         )
         longest = max(row["until_ms"] - row["from_ms"] for row in record.gaps)
         found.append(
-            f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Bars that "
-            f"never came: {lost:,}; annual figures do not count them."
+            f"Gaps in the data: {len(record.gaps):,}, the longest of {duration(longest)}. Bars "
+            f"that never came: {lost:,}; annual figures do not count them."
         )
     settled = record.settlements
     if settled.missing:

@@ -64,7 +64,7 @@ def is_whole(path: Path) -> bool:
         (lambda _: Signal(Action.LONG, "x", stop=10**400), "gave the stop 1000"),
         (lambda _: Signal(Action.LONG, "x", stop=Percent(10**400)), "gave the stop Percent"),
         (lambda _: Signal(Action.LONG, "x", 10**400), "gave the strength 1000"),
-        (lambda _: Signal(Action.LONG, "x", band=Decimal("NaN")), "gave the band Decimal"),
+        (lambda _: Signal(Action.LONG, "x", band=Decimal("NaN")), "gave the band Decimal"),  # type: ignore[arg-type]
         (lambda _: Signal(Action.LONG, "x", until=10**30), "gave until 1000"),
         (lambda _: Orders((buy(Decimal("sNaN")),), "x"), "ordered OrderRequest"),
     ],

@@ -60,5 +60,6 @@ def test_what_a_checkout_shows_to_type_checkers_is_the_package_itself() -> None:
     links = ROOT / ".types" / "tracepaper"
     if not links.is_dir():  # a checkout without `make dev`
         pytest.skip("make dev makes the links")
-    assert {path.name for path in links.iterdir()} == {"__init__.py", "models.py", "py.typed", *PACKAGES}
+    names = {"__init__.py", "models.py", "py.typed", *PACKAGES}
+    assert {path.name for path in links.iterdir()} == names
     assert all(path.resolve() == ROOT / path.name for path in links.iterdir())

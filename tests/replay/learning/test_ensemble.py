@@ -94,7 +94,7 @@ def test_the_share_is_the_minimum_of_qlike_and_its_gain_is_told_by_day() -> None
     grid = [qlike(share) for share in np.linspace(0, 1, 201)]
     assert qlike(found.share) <= min(grid) + 1e-12
     assert 0.3 < found.share < 0.7  # equal halves with errors of their own
-    assert found.gain.value < -4 * found.gain.error < 0
+    assert found.gain.value < -4 * (found.gain.error or 0.0) < 0
     assert found.gain.value == pytest.approx(qlike(found.share) - min(qlike(0), qlike(1)))
 
 

@@ -65,7 +65,7 @@ def test_coverage_of_the_right_distribution_is_ninety_percent() -> None:
     ones = np.ones(ROWS)
     hit = figures.inside(ones, 2 * ones, 4 * ones, value, figures.COVERAGE)
     found = figures.mean(hit, DAYS)
-    assert found.value == pytest.approx(0.9, abs=4 * found.error)
+    assert found.value == pytest.approx(0.9, abs=4 * (found.error or 0.0))
 
 
 def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> None:

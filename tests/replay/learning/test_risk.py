@@ -73,11 +73,11 @@ def test_the_shortfall_is_the_mean_of_what_lies_beyond(dof: float, share: float)
 def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
     right = forecasts()
     for found in breaches_of(right):
-        assert found.came.value == pytest.approx(found.share, abs=4 * found.came.error)
+        assert found.came.value == pytest.approx(found.share, abs=4 * (found.came.error or 0.0))
         assert found.often is not None
         assert found.often > 0.01
         assert found.shortfall is not None
-        assert found.shortfall.value == pytest.approx(1.0, abs=4 * found.shortfall.error)
+        assert found.shortfall.value == pytest.approx(1.0, abs=4 * (found.shortfall.error or 0.0))
         assert found.bars == DAYS * A_DAY
     narrow = list(breaches_of(replace(right, scale=0.7 * right.scale)))
     assert [(found.tail, found.share) for found in narrow] == [
@@ -104,11 +104,11 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
     raw, mended = list(breaches_of(other)), list(breaches_of(other, factors, is_calibrated=True))
     assert [(one.tail, one.share) for one in mended] == [(one.tail, one.share) for one in raw]
     for before, after in zip(raw, mended, strict=True):
-        assert after.came.value == pytest.approx(after.share, abs=4 * after.came.error)
+        assert after.came.value == pytest.approx(after.share, abs=4 * (after.came.error or 0.0))
         assert after.shortfall is not None
-        assert after.shortfall.value == pytest.approx(1.0, abs=4 * after.shortfall.error)
+        assert after.shortfall.value == pytest.approx(1.0, abs=4 * (after.shortfall.error or 0.0))
         if before.share == 0.01:
-            assert before.came.value > before.share + 2 * before.came.error
+            assert before.came.value > before.share + 2 * (before.came.error or 0.0)
     assert list(breaches_of(other, None, is_calibrated=True)) == []
     assert list(breaches_of(other, {"7": {}}, is_calibrated=True)) == []
 
