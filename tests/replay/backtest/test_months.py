@@ -184,7 +184,7 @@ def test_views_and_report_name_months_and_count_their_days(
     assert invoke(["report", "last", "--db", str(run)]) == 0
     told = " ".join(capsys.readouterr().out.split())
     assert "A year has 365.2 days" in told
-    assert "A bar is longer than a day: what is given by day is by bar." in told
+    assert "A bar is longer than a day: its return is spread evenly over its days." in told
 
 
 def test_a_run_that_was_cut_goes_on_to_the_same_end(

@@ -101,7 +101,7 @@ def costs_of(slippage_bp: float = 0.0, spread_bp: float = 0.0) -> ExecutionCosts
 
 @pytest.fixture(scope="module")
 def candles() -> Candles:
-    return walked(30)
+    return walked(90)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def everything(found: SlippageFindings) -> dict[str, Any]:
 def test_a_planted_slippage_is_found_within_its_error(
     seed: int, candles: Candles, paper: OpenFills
 ) -> None:
-    fills = generated(candles, 3.7, seed, days=30, a_day=12)
+    fills = generated(candles, 3.7, seed, days=90, a_day=12)
     found = calibrate(fills, paper, costs_of(1.0), 100)
     fitted = setting(found, "slippage_bp")
     assert fitted.proposed is not None
@@ -130,7 +130,7 @@ def test_a_planted_slippage_is_found_within_its_error(
     assert found.held_out is not None
     before, after = found.held_out.before, found.held_out.after
     assert after is not None
-    assert (before.days, after.days) == (10, 10)
+    assert (before.days, after.days) == (30, 30)
     assert abs(before.mean - 2.7) < 3 * (before.error or 0.0)
     assert abs(after.mean) < 3 * (after.error or 0.0)
     assert everything(found)["bias_bp"]["value"] == pytest.approx(2.7, abs=2.0)
@@ -260,7 +260,7 @@ def book_fills(depth: RecordedDepth, sent: Sequence[int], latency_ms: int, seed:
     return file_of(taken)
 
 
-SENT = [START_MS + day * DAY_MS + hour * 3_600_000 for day in range(12) for hour in range(2, 20, 2)]
+SENT = [START_MS + day * DAY_MS + hour * 3_600_000 for day in range(24) for hour in range(2, 20, 2)]
 
 
 def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
@@ -306,7 +306,7 @@ def test_recorded_books_are_read_by_the_command(
 
 def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:
     depth = recorded(SENT, 7)
-    turn = START_MS + 8 * DAY_MS
+    turn = START_MS + 16 * DAY_MS
     early = [one for one in book_fills(depth, SENT, 700, 8).taken if one.time_ms < turn]
     late = [one for one in book_fills(depth, SENT, 100, 9).taken if one.time_ms >= turn]
     found = calibrate(file_of([*early, *late]), BookFills([depth]), costs_of(1.5), 100)
@@ -361,7 +361,7 @@ def test_a_latency_that_nothing_tells_is_said_not_to_be_identified(
     )
     found = calibrate(fills, BookFills([slow]), costs_of(), 100)
     assert any("latency_ms (the books are" in said for said in found.sentences)
-    found = calibrate(generated(candles, 1.0, 0, days=12, a_day=9), paper, costs_of(), 100)
+    found = calibrate(generated(candles, 1.0, 0, days=18, a_day=9), paper, costs_of(), 100)
     assert any("latency_ms (candles show no price" in said for said in found.sentences)
 
 
@@ -396,13 +396,12 @@ def test_paper_fills_of_a_run_have_no_bias_under_its_own_settings(
     for rows in document["figures"].values():
         assert sum(row["orders"] for row in rows) == 177
         for row in rows:
-            assert row["bias_bp"] == {"value": 0.0, "error": 0.0}
+            assert row["bias_bp"] == {"value": 0.0, "error": None}
             assert row["std_bp"] == 0.0
-    assert [one["proposed"] for one in document["settings"]] == [None, None, None]
+    assert document["settings"] == []  # of nine days nothing is proposed
     assert invoke([*command, *SETTINGS[:2], *SETTINGS[4:], "--json"]) == 0
     less = json.loads(capsys.readouterr().out)
     assert less["figures"]["all"][0]["bias_bp"]["value"] == pytest.approx(0.5, abs=0.02)
-    assert less["settings"][0]["proposed"] == pytest.approx(2.0, abs=0.02)
 
 
 def test_the_answer_fits_a_terminal_and_its_json_has_the_same_figures(
@@ -427,10 +426,8 @@ def test_the_answer_fits_a_terminal_and_its_json_has_the_same_figures(
     assert invoke([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     (every,) = document["figures"]["all"]
-    shown = f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}"
-    assert shown in said
-    assert f"{document['settings'][0]['proposed']:g}" in said
-    assert "Held out: 51 orders on 3 days from 2025-06-01." in said
+    assert f"{every['bias_bp']['value']:+,.2f}" in said
+    assert "Too little to propose settings: 177 orders on 9 days" in said
 
 
 # ---------------------------------------------------------------- what cannot be used
@@ -450,7 +447,7 @@ def test_orders_that_nothing_covers_are_counted_and_named(
 ) -> None:
     fills = generated(candles, 1.0, 0, days=12, a_day=9)
     first = fills.taken[0]
-    late = START_MS + 40 * DAY_MS
+    late = START_MS + 100 * DAY_MS
     strange = [
         Execution("XRPUSDT", Side.BUY, Decimal(1), Decimal(1), first.time_ms, None, ""),
         Execution("BTCUSDT", Side.BUY, first.price, Decimal(1), late, None, ""),
@@ -490,7 +487,7 @@ def test_no_gap_of_a_recording_is_bridged() -> None:
     )
 
 
-@pytest.mark.parametrize(("days", "a_day"), [(8, 9), (9, 3), (1, 1)])
+@pytest.mark.parametrize(("days", "a_day"), [(14, 9), (15, 1), (1, 1)])
 def test_few_orders_or_days_are_shown_and_propose_nothing(
     days: int, a_day: int, candles: Candles, paper: OpenFills
 ) -> None:
@@ -499,7 +496,7 @@ def test_few_orders_or_days_are_shown_and_propose_nothing(
     assert found.settings == []
     (said,) = found.sentences
     assert said.startswith(f"Too little to propose settings: {days * a_day} orders on {days} days")
-    assert said.endswith("30 on 9 days are wanted.")
+    assert said.endswith("30 on 15 days are wanted.")
 
 
 def test_candles_or_books_are_wanted_and_agree_with_the_model(
