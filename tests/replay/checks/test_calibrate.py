@@ -277,8 +277,9 @@ def test_latency_and_slippage_are_found_where_books_were_recorded() -> None:
 
 
 def test_recorded_books_are_read_by_the_command(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     depth = recorded(SENT, 1)
     with DepthWriter(tmp_path / "books.depth", depth.header) as writer:
         for row, at in enumerate(depth.times.tolist()):
@@ -302,6 +303,14 @@ def test_recorded_books_are_read_by_the_command(
     assert (document["model"], document["orders"]) == ("quote", len(SENT))
     assert [one["key"] for one in document["settings"]] == ["slippage_bp", "latency_ms"]
     assert document["settings"][1]["proposed"] == pytest.approx(700, abs=100)
+    assert invoke(command) == 0
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    (every,) = document["figures"]["all"]
+    assert f"{every['bias_bp']['value']:+,.2f} ± {every['bias_bp']['error']:,.2f}" in said
+    for one in document["settings"]:
+        assert f"{one['proposed']:g}" in said
+    assert "Held out: 72 orders on 8 days from " in " ".join(said.split())
 
 
 def test_a_latency_of_the_earlier_days_alone_is_not_proposed() -> None:

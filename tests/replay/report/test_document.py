@@ -181,6 +181,7 @@ def test_a_run_of_acting_steps_has_the_figures_by_day_of_the_whole_one(
         )
         assert one.end == pytest.approx(two.end, rel=1e-12)
         assert one.performance.sharpe is two.performance.sharpe is None  # under thirty days
+        assert one.performance.error_day is two.performance.error_day is None  # under ten
         by_day = ("days", "total_return", "mean_day", "volatility_day")
         assert [getattr(one.performance, figure) for figure in by_day] == pytest.approx(
             [getattr(two.performance, figure) for figure in by_day], rel=1e-9
