@@ -253,7 +253,7 @@ def _network_half(card: Mapping[str, Any]) -> Mapping[str, Any]:
 def _lines(place: Path, card: dict[str, Any]) -> list[str]:
     """Return what a reader wants to know first."""
     from tracepaper.replay.learning.card import card_facts, experimental
-    from tracepaper.replay.report.honesty import shown_sentences
+    from tracepaper.replay.report.honesty import card_sentences
 
     model = card["model"]
     why = experimental(card)
@@ -261,7 +261,7 @@ def _lines(place: Path, card: dict[str, Any]) -> list[str]:
         f"{model.get('id', '')}  {model.get('name', '')}  ({place})",
         f"  {'; '.join(card_facts(card))}",
         *([f"  experimental: {why}"] if why else []),
-        *(f"  {sentence}" for sentence in shown_sentences(card)),
+        *(f"  {sentence}" for sentence in card_sentences(card)),
     ]
 
 

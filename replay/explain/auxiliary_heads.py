@@ -19,7 +19,7 @@ from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.session.models import checkpoint_folder, checkpoint_sha256, make_orderbook
 from tracepaper.replay.explain.decision import StoredDecision
 from tracepaper.replay.explain.order_book import BookMap
-from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.storage.checkpoints import read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
@@ -160,7 +160,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         weights=look.weights.numpy().reshape(len(books), len(SIDES), strategy.config.levels),
         l1_error=look.l1_error,
         says=(
-            *shown_sentences(card),
+            *card_sentences(card),
             *_difference(stored, odds, strategy.at),
         ),
     )

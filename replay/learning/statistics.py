@@ -87,9 +87,8 @@ def mean(values: Array, days: NDArray[np.int64]) -> DailyEstimate:
 
 def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float | None]:
     """Return the mean of *values* [decision] with its error over days, rounded to be shown."""
-    value, error = mean(values, days).rounded(6)
-    assert value is not None
-    return value, error
+    found = mean(values, days)
+    return round(found.value, 6), found.rounded(6)[1]
 
 
 def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:

@@ -32,7 +32,7 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import card_facts, experimental
 from tracepaper.replay.learning.statistics import RISK_COVERAGES, Ranked, RiskCurve
 from tracepaper.replay.page.databases import Refusing, ShownRun
-from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.checkpoints import kept_folder, read_card
@@ -143,7 +143,7 @@ def _card(card: Mapping[str, Any]) -> Iterator[Part]:
     if why := experimental(card):
         yield Paragraph(f"Experimental: {why}.", "warning")
     yield Paragraph("What its card says", "heading")
-    yield from (Paragraph(said, "item") for said in shown_sentences(card) if said)
+    yield from (Paragraph(said, "item") for said in card_sentences(card) if said)
 
 
 def came_true(found: Forecasts, horizon: int, interval_ms: int) -> Iterator[Part]:

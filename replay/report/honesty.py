@@ -1,15 +1,12 @@
-"""The sentences of a card that compare: derived from its figures whenever the card is shown.
+"""The sentences of a card that compare: verdicts of the same bars paired by day.
 
-A model's id covers its card, so stored cards keep their bytes, and with them sentences that set one
-point estimate beside another. What is shown instead is a verdict of the same bars paired by day,
-corrected for how many were compared (Holm, 1979); a card without such figures says so.
+They are corrected for how many were compared (Holm, 1979).
 
 The rule is docs/models.md, L14.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -24,25 +21,11 @@ COMMONER: Final = "commoner_sign"
 """The reference of a sign: always that which most of the judged bars had."""
 PAIRED: Final = "paired"
 """``[figures.paired]``: by horizon, loss and other, [difference, error, p]; less is better."""
-_EVALUATE: Final = "tracepaper evaluate compares them"
-_VOLATILITY: Final = re.compile(
-    r"Its volatility at (\d+) bars is .*\(QLIKE ([\d.]+) against ([\d.]+) of (.+?)[;)]"
-)
-_SIGN: Final = re.compile(r"At (\d+) bars it named the sign of the return in ([^;]*)[;.]")
 
 
-def shown_sentences(card: Mapping[str, Any]) -> list[str]:
-    """List what *card* says of itself, with what compares derived from its figures."""
-    found, figures = [], card.get("figures", {})
-    for sentence in card.get("honesty", {}).get("sentences", []):
-        if known := _VOLATILITY.match(sentence):
-            found.append(_volatility(figures, *known.groups()))
-        elif known := _SIGN.match(sentence):
-            found.append(_sign(figures, *known.groups()))
-        else:
-            # Older cards name the option as it was called then.
-            found.append(sentence.replace("evaluate --spans", "evaluate --holdout"))
-    return found
+def card_sentences(card: Mapping[str, Any]) -> list[str]:
+    """List what *card* says of itself."""
+    return list(card.get("honesty", {}).get("sentences", []))
 
 
 def compared_sentences(figures: Mapping[str, Any], horizon: int, own: str) -> list[str]:
@@ -122,22 +105,3 @@ def few_days(days: int) -> list[str]:
 
 def _named(value: float, error: float) -> str:
     return f"{100 * value:.1f} % of untouched bars ({plus_minus(error, '.1f', 100)} by days)"
-
-
-def _volatility(figures: Mapping[str, Any], horizon: str, ours: str, best: str, name: str) -> str:
-    if figures.get(PAIRED, {}).get(horizon, {}).get("qlike"):
-        return volatility_sentence(figures, int(horizon), float(ours))
-    return (
-        f"Its volatility at {horizon} bars has a QLIKE of {ours}, the best baseline's is {best} "
-        f"({name}); the card keeps no difference by day, so it does not say that either is better: "
-        f"{_EVALUATE}."
-    )
-
-
-def _sign(figures: Mapping[str, Any], horizon: str, named: str) -> str:
-    if COMMONER in figures.get(PAIRED, {}).get(horizon, {}).get("sign", {}):
-        return sign_sentence(figures, int(horizon), named.partition(":")[0])
-    return (
-        f"At {horizon} bars it named the sign of the return in {named}; the card keeps nothing to "
-        f"hold that against, such as always the commoner sign: {_EVALUATE}."
-    )

@@ -32,7 +32,7 @@ from tracepaper.replay.report.benchmarks import (
     refusals,
     sides_of,
 )
-from tracepaper.replay.report.honesty import shown_sentences
+from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
@@ -620,5 +620,5 @@ def _card(record: RunRecord) -> Card:
 def _card_sentences(card: Card) -> list[str]:
     if not card:
         return ["The checkpoint is no longer beside the database, so its card says nothing here."]
-    said = shown_sentences(card) or [card["model"].get("notice", "")]
+    said = card_sentences(card) or [card["model"].get("notice", "")]
     return [f"The model's card: {text}" for text in said if text]

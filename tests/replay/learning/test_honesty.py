@@ -12,15 +12,10 @@ import pytest
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, report
 from tracepaper.replay.learning.evaluation.user_class import figures_of
 from tracepaper.replay.learning.statistics import paired_figures
-from tracepaper.replay.report.honesty import compared_sentences, shown_sentences
+from tracepaper.replay.report.honesty import compared_sentences
 from tracepaper.storage import checkpoints
 
 GIVEN = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
-OLD = """
-At 16 bars it named the sign of the return in 51.5 % of untouched bars (± 0.9 by days); half is chance.
-Its volatility at 16 bars is better than the best baseline's (QLIKE 0.227 against 0.228 of tree seasonal).
-It is small.
-""".strip().splitlines()  # noqa: E501 - sentences of stored cards
 
 
 def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> HorizonForecasts:
@@ -49,9 +44,13 @@ def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> Hor
     )
 
 
-def card(found: HorizonForecasts, sentences: list[str]) -> dict[str, Any]:
-    figures = {"16": figures_of(found, GIVEN)} | paired_figures([found], GIVEN)
-    return {"figures": figures, "honesty": {"sentences": sentences}}
+def paired(found: HorizonForecasts) -> dict[str, Any]:
+    """Return the figures of a card."""
+    return {"16": figures_of(found, GIVEN)} | paired_figures([found], GIVEN)
+
+
+def said_of(found: HorizonForecasts) -> list[str]:
+    return compared_sentences(paired(found), 16, "model")
 
 
 def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
@@ -68,64 +67,35 @@ def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
     assert set(without["volatility_mae"]) == {"model", "ewma", "tree"}
 
 
-def test_a_stored_card_without_paired_figures_says_that_it_compares_nothing() -> None:
-    sign, volatility, last = shown_sentences({"figures": {}, "honesty": {"sentences": OLD}})
-    assert sign.startswith("At 16 bars it named the sign of the return in 51.5 % of untouched bars")
-    assert "nothing to hold that against" in sign
-    assert "chance" not in sign
-    assert volatility.startswith("Its volatility at 16 bars has a QLIKE of 0.227, the best basel")
-    assert "keeps no difference by day" in volatility
-    assert "better than" not in volatility
-    assert last == "It is small."
-
-
 @pytest.mark.parametrize("name", sorted(checkpoints.bundled()))
 def test_no_bundled_card_claims_more_than_it_keeps(name: str) -> None:
     stored = checkpoints.read_card(checkpoints.BUNDLED / name)
-    shown = shown_sentences(stored)
-    assert len(shown) == len(stored["honesty"]["sentences"])
-    assert not any("half is chance" in one for one in shown)
+    shown = stored["honesty"]["sentences"]
     # Better or worse is said with its p alone, and of no difference that chance explains.
     for one in shown:
         if re.search(r"\b(better|worse) than the best", one):
             found = re.search(r"p ([\d.]+) by Holm over", one)
             assert found is not None
             assert float(found[1]) < 0.05
-    assert not any("tracepaper evaluate compares them" in one for one in shown)
     assert sum("by Holm over" in one for one in shown) >= 1
     assert "lstm" in stored["baselines"]["names"]
 
 
 def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
-    # The old sentence stands in the card; what is shown follows from the paired figures.
-    level = shown_sentences(card(forecasts(), OLD))[1]
-    assert "is level with the best baseline's (QLIKE 0.227 against" in level
+    level = said_of(forecasts())[1]
+    assert "is level with the best baseline's" in level
     assert "by Holm over 2" in level
-    better = shown_sentences(card(forecasts(better=0.6), OLD))[1]
-    assert "is better than the best baseline's" in better
-    worse = shown_sentences(card(forecasts(better=-0.6), OLD))[1]
-    assert "is worse than the best baseline's" in worse
-    few = shown_sentences(card(forecasts(better=0.6, days=20), OLD))[1]
-    assert "is level with the best baseline's" in few
-
-
-def test_an_option_is_shown_by_its_name_of_now() -> None:
-    stored = {"figures": {}, "honesty": {"sentences": ["Untouched: tracepaper evaluate --spans."]}}
-    assert shown_sentences(stored) == ["Untouched: tracepaper evaluate --holdout."]
-
-
-def test_what_is_derived_when_shown_is_what_training_said() -> None:
-    found = card(forecasts(better=0.6, rises=0.6), [])
-    said = compared_sentences(found["figures"], 16, "model")
-    assert shown_sentences({**found, "honesty": {"sentences": said}}) == said
-    sign, _ = said
+    assert "is better than the best baseline's" in said_of(forecasts(better=0.6))[1]
+    assert "is worse than the best baseline's" in said_of(forecasts(better=-0.6))[1]
+    assert "is level with the best baseline's" in said_of(forecasts(better=0.6, days=20))[1]
+    sign = said_of(forecasts(better=0.6, rises=0.6))[0]
     # A coin is worse than always rising where six in ten rise.
     assert "worse than always the commoner sign (58.9 %; -8.8 ± " in sign
 
 
 def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
     found = forecasts(rises=0.3)
-    figures = card(found, [])["figures"]["16"]
+    figures = paired(found)["16"]
     falls = float(np.mean(found.value < 0))
     assert figures["sign_accuracy"]["commoner_sign"][0] == pytest.approx(falls, abs=1e-5)
     direction = figures["direction"]
