@@ -230,3 +230,19 @@ def test_months_compound_to_the_total(values: list[float]) -> None:
     assert product == pytest.approx(1.0 + metrics.total_return(equity))
     assert months[0][:2] == (2025, 1)
     assert [m[:2] for m in months] == sorted({m[:2] for m in months})
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "is_told"),
+    [
+        (0.21, 0.1, True),
+        (-0.21, 0.1, True),
+        (0.19, 0.1, False),
+        (9.0, None, False),
+        (9.0, 0.0, False),
+    ],
+)
+def test_a_value_is_credible_beyond_two_errors_that_are_known(
+    value: float, error: float | None, *, is_told: bool
+) -> None:
+    assert metrics.is_credible(value, error) is is_told
