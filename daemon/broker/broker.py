@@ -378,7 +378,12 @@ class Broker:
         before = orders.target
         if orders.order is None and target == before == account.held(key):
             sent = UNCHANGED  # as at most bars
-        elif orders.shortfall and target == before and action is Action.HOLD:
+        elif (
+            orders.shortfall
+            and target == before
+            and action is Action.HOLD
+            and not orders.is_reached(target, account.held(key))
+        ):
             sent = Sent((), orders.shortfall)
         else:
             if target == before and action is Action.HOLD:

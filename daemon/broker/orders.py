@@ -360,16 +360,14 @@ class RestingOrders:
             self.target, self.reason, self.shortfall = target, reason, ""
         if resting_leads_there:
             return UNCHANGED
-        if self.shortfall and target * held > 0:
+        if self.shortfall and target * held > 0 and not self.is_reached(target, held):
             return Sent((), self.shortfall)
         changed: tuple[Order, ...] = ()
         if (order := self.order) is not None:
             changed = (self.end(order, "another target"),)
-        needed = target - held
-        # The fee of a spot buy is paid in base, so a target within one step is reached.
-        near = self._filters.instrument.quantity_step if self._spot else 0
-        if abs(needed) <= near:
+        if self.is_reached(target, held):
             return Sent(changed, None)
+        needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
         placed, filters = self._placed(needed, order_id, reason, now, role), self._filters
         refusal = filters.refusal(placed, price, reduces=target == 0)
@@ -388,6 +386,11 @@ class RestingOrders:
         if by_command:
             changed += (after(placed, OrderEvent.REJECT, reason=why),)
         return Sent(changed, why)
+
+    def is_reached(self, target: int, held: int) -> bool:
+        """Return whether *held* is *target*; on spot within one step: a fee is paid in base."""
+        near = self._filters.instrument.quantity_step if self._spot else 0
+        return abs(target - held) <= near
 
     def affordable(self, target: int, held: int, price: int, funds: int) -> int:
         """Return *target*, or as much of it as *funds* cover from *held*, the market at *price*.
