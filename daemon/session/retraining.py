@@ -105,12 +105,12 @@ def is_better(difference: float | None, p: float | None, level: float | None) ->
 def verdict(judged: CandidateJudgement, *, test: int, alpha: float) -> tuple[RetrainOutcome, str]:
     """Return the outcome of a judged candidate, and its reason."""
     assert judged.difference is not None
-    assert judged.error is not None
     assert judged.p is not None
+    error = "unknown" if judged.error is None else f"{judged.error:.5f}"
     level = level_of(alpha, test)
     is_taken = is_better(judged.difference, judged.p, level)
     return RetrainOutcome.PROMOTED if is_taken else RetrainOutcome.REFUSED, (
-        f"QLIKE {judged.difference:+.5f} ± {judged.error:.5f} over {judged.days} days at "
+        f"QLIKE {judged.difference:+.5f} ± {error} over {judged.days} days at "
         f"{judged.horizon} bars: p {judged.p:.2g} is {'below' if is_taken else 'not below'} "
         f"{level:.2g}, the share of test {test} in {alpha:g}"
     )

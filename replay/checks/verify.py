@@ -503,7 +503,7 @@ def of_start(said: Run | ModelChange, forecaster: Forecaster | None) -> Iterator
 def _of_verdict(event: Retrained) -> Iterator[Unlike]:
     from tracepaper.replay.learning.statistics import DayDifference, chance  # brings torch
 
-    if event.difference is not None and event.error is not None and event.p is not None:
+    if event.difference is not None and event.p is not None:
         said = DayDifference(event.difference, event.error, event.days, 1.0)
         p = one_sided(event.difference, chance(said))
         if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
@@ -523,7 +523,7 @@ def _of_verdict(event: Retrained) -> Iterator[Unlike]:
 
 def _of_reason(event: Retrained, alpha: float) -> Iterator[Unlike]:
     """Check the sentence against the figures; one about a failed load may follow it."""
-    if event.difference is None or event.error is None or event.p is None:
+    if event.difference is None or event.p is None:
         return
     judged = CandidateJudgement(
         "",

@@ -44,13 +44,13 @@ from tracepaper.strategies.units import DAY_MS
 
 pytestmark = pytest.mark.slow
 
-WHOLE, UNTOUCHED = 10, 12
+WHOLE, UNTOUCHED = 20, 40
 """Days that are recorded from end to end, and days after them."""
 PACE_MS = 3_600_000
 A_DAY = 24
-LATER = 5
+LATER = 3
 """Books of each day of the untouched time; the days before hold all."""
-AS_TEXT = "A=2025-01-11:2025-01-17,B=2025-01-17:2025-01-23"
+AS_TEXT = "A=2025-01-21:2025-02-10,B=2025-02-10:2025-03-02"
 CLAIM = re.compile(r"accurac|log.?loss|better|\d %|\bhits?\b|model less", re.IGNORECASE)
 
 
@@ -149,15 +149,15 @@ def test_spans_are_judged_apart_and_beside_another_network(
     page = tmp_path / "page.html"
     words = ("--data", file, "--holdout", AS_TEXT, "--html", page)
     found = answered(capsys, good, *words, "--compare", poor)
-    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 6), ("B", 6)]
+    assert [(one["name"], one["days"]) for one in found["spans"]] == [("A", 20), ("B", 20)]
     books = [one["figures"]["1"]["books"] for one in found["spans"]]
-    assert books == [6 * (LATER - 1)] * 2  # no label reaches over a gap
+    assert books == [20 * (LATER - 1)] * 2  # no label reaches over a gap
     for span in found["spans"]:
         [own, frequent, last] = span["tables"]["accuracy"]["rows"]
         assert own["1"]["value"] > 0.9
         assert [frequent["1_verdict"], last["1_verdict"]] == ["better", "better"]
         [row] = span["tables"]["beside_log_loss"]["rows"]
-        assert (row["model"], row["1_verdict"], row["days"]) == (poor, "better", 6)
+        assert (row["model"], row["1_verdict"], row["days"]) == (poor, "better", 20)
     assert [one["openings"] for one in found["spans"]] == [2, 2]
     counted = {one.model for one in read_openings(Path(good).parent / FILE_NAME)}
     assert {found["id"], found["beside"][0]["id"]} <= counted
@@ -179,9 +179,9 @@ def test_the_whole_is_what_the_card_says(
     assert training.from_ms == model.untouched_ms  # what a training judges, it has opened
     found = answered(capsys, good, "--data", file)
     assert found["figures"] == BookCheckpoint.read(good).card["figures"]
-    dates = ("--from", "2025-01-17", "--to", "2025-01-23")
+    dates = ("--from", "2025-02-10", "--to", "2025-03-02")
     part = answered(capsys, good, "--data", file, *dates)
-    assert part["figures"]["1"]["days"] == 6
+    assert part["figures"]["1"]["days"] == 20
 
 
 def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, file: Path) -> None:
@@ -199,7 +199,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     assert row["2"] is None
     wanted = difference(own.loss[rows], other.loss, own.days[rows])
     assert row["days"] == wanted.days
-    sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (4, 5)]
+    sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
     assert [said_of(each, is_less_better=True) for each in sure] == [FEW, "better"]
 
 
@@ -214,7 +214,7 @@ def test_a_recipe_and_changes_of_it_are_fitted_anew_on_recorded_days(
     [_, frequencies] = found["folds_log_loss"]["rows"]
     assert frequencies["1_verdict"] == "better"
     [steps, levels] = found["instead_log_loss"]["rows"]
-    assert (steps["change"], steps["1_verdict"], steps["days"]) == (changes[0], "worse", 5)
+    assert (steps["change"], steps["1_verdict"], steps["days"]) == (changes[0], "worse", 10)
     assert levels["1"]["value"] != 0.0
 
 
@@ -303,7 +303,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
     untrained = trained(tmp_path / "u", tmp_path / "loopback", *choose("training.steps=1"))
     walk_1 = ("--folds", "walk:1")
     wrong: list[tuple[tuple[object, ...], str]] = [
-        ((good, "--holdout", "A=2025-01-05:2025-01-17"), "begins before 2025-01-11"),
+        ((good, "--holdout", "A=2025-01-05:2025-02-10"), "begins before 2025-01-21"),
         ((good, "--from", "2026-01-01"), "holds no book whose move to 1 books is known"),
         ((good, "--inspect", "context=5"), "--inspect context is for models of bars"),
         (
@@ -311,7 +311,7 @@ def test_what_cannot_be_asked_of_books_is_refused_in_one_sentence(
             "--set evaluation.explained_bars is for models of bars",
         ),
         ((good, "--folds", "combinatorial:4/2"), "write --folds walk:3"),
-        ((good, *walk_1, "--from", "2025-01-17"), "and no span nor --compare"),
+        ((good, *walk_1, "--from", "2025-02-10"), "and no span nor --compare"),
         ((good, "--ablate", "layers=2"), "give --folds walk:1 as well"),
         ((good, *walk_1, "--ablate", "horizons=3"), "they keep architecture.horizons"),
         ((good, *walk_1, "--ablate", "layers=1"), "changes nothing"),
