@@ -142,7 +142,12 @@ class Walk:
             done = subprocess.run(
                 ["bash", "-c", self._local(command)],
                 cwd=ROOT if line.startswith("make test") else self.folder,
-                env=environment(None if of_clone else self.installed),
+                # Counts of judgements are those of the page, not of whoever runs it.
+                env=environment(
+                    None
+                    if of_clone
+                    else {"XDG_STATE_HOME": str(self.folder / ".state"), **self.installed}
+                ),
                 capture_output=True,
                 text=True,
                 check=False,

@@ -27,7 +27,8 @@ def main(folder: Path) -> None:
                 step(one, sequence=number, decided=decided, prediction=forecast(), fills=fills)
             )
         structlog.get_logger("run").warning("all is shown")
-        (folder / "pid").write_text(f"{os.getpid()}\n")
+        (folder / "pid.new").write_text(f"{os.getpid()}\n")
+        (folder / "pid.new").rename(folder / "pid")  # it exists only when it is whole
         with suppress(KeyboardInterrupt):
             signal.pause()
     sys.stdout.write("it has ended\n")

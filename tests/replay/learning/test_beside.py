@@ -46,6 +46,9 @@ SPANS = [
     NamedSpan(name, START_MS + first * DAY_MS, START_MS + (first + 2) * DAY_MS)
     for name, first in (("A", 6), ("B", 8))
 ]
+LAST_DAY = 16
+TEN_DAYS = NamedSpan("ten", SPANS[0].from_ms, START_MS + LAST_DAY * DAY_MS)
+"""As many days as an error by blocks of five needs."""
 AS_TEXT = ",".join(
     f"{s.name}={iso(s.from_ms or 0)[:10]}:{iso(s.until_ms or 0)[:10]}" for s in SPANS
 )
@@ -95,7 +98,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def candles(folder: Path) -> str:
-    return str(write_csv(learnable(10 * DAY_BARS), folder))
+    return str(write_csv(learnable(LAST_DAY * DAY_BARS), folder))
 
 
 @pytest.fixture(scope="module")
@@ -176,10 +179,10 @@ def test_the_difference_is_that_of_losses_in_log_returns(
 ) -> None:
     """By the definition, from each model judged alone."""
     words = ["evaluate", str(first), "--data", candles, "--compare", str(wide), "--json"]
-    dates = ["--from", iso(SPANS[0].from_ms or 0), "--to", iso(SPANS[0].until_ms or 0)]
+    dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
     assert invoke([*words, *dates]) == 0
     tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
-    alone = [judged(path, candles, schema, SPANS[0]) for path, schema in
+    alone = [judged(path, candles, schema, TEN_DAYS) for path, schema in
              ((first, "v1"), (wide, "v2-1m"))]  # fmt: skip
     for horizon in HORIZONS:
         one, other = (at(each, horizon) for each in alone)
@@ -271,4 +274,4 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     words = ["evaluate", str(first), "--data", candles, "--compare", str(later), "--json"]
     assert invoke(words) == 0
     (row,) = json.loads(capsys.readouterr().out)["spans"][0]["tables"]["beside_qlike_5"]["rows"]
-    assert row["days"] == 3
+    assert row["days"] == LAST_DAY - 7
