@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.broker.rules import MarginRules, beyond
 
 
 class CrossLine(NamedTuple):
@@ -82,7 +82,7 @@ def reductions(
     for key in sorted(lines, key=lambda one: -lines[one].maintenance):
         line, least = lines[key], None
         for tier, limit in line.rules.lower_tiers(line.value):
-            quantity = _beyond(line, limit, step_of[key])
+            quantity = beyond(abs(line.value), abs(line.held), limit, step_of[key])
             smaller, moved = reduced(key, line, quantity)
             least = Reduction(key, quantity, tier), smaller, moved
             tried = {**after, key: smaller}
@@ -94,12 +94,6 @@ def reductions(
             after[key] = least[1]
             cash += least[2]
     return []
-
-
-def _beyond(line: CrossLine, limit: int, step: int) -> int:
-    """Return the whole steps by which *line* is above *limit*, at most what is held."""
-    size, held = abs(line.value), abs(line.held)
-    return min(-(-(size - limit) * held // (size * step)) * step, held)
 
 
 def takeover_order(lines: Lines) -> list[str]:

@@ -83,6 +83,12 @@ class Holding(Struct, gc=False, array_like=True):
             return None
         return rules.bounds(self.entry_notional, self.quantity, self.margin)
 
+    def reduction(self, rules: MarginRules | None, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark*, which calls it, reduces it, and to which tier; None by all."""
+        if rules is None or not self.quantity:
+            return None
+        return rules.reduction(self.entry_notional, self.quantity, self.margin, mark)
+
 
 class _LedgerLine:
     """What a ledger keeps of one instrument."""
@@ -356,6 +362,11 @@ class Ledger:
         line = self._lines[instrument]
         return line.holding.bounds(line.margin)
 
+    def reduction(self, instrument: str, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
+        line = self._lines[instrument]
+        return line.holding.reduction(line.margin, mark)
+
     def trial(self, instrument: str) -> TrialFunds:
         """Return a copy of the cash and the position in *instrument* to try fills on."""
         line = self._lines[instrument]
@@ -477,6 +488,10 @@ class TrialFunds:
             self.cash += fill.notional - fill.fee
         return self._holding.bounds(self._rules)
 
+    def reduction(self, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
+        return self._holding.reduction(self._rules, mark)
+
     def refusal(self, fill: Fill) -> None:
         """Bear *fill*."""
 
@@ -513,6 +528,10 @@ class LedgerFunds:
     def trial(self) -> TrialFunds:
         """Return a copy of cash and position to try fills on."""
         return self._ledger.trial(self._instrument)
+
+    def reduction(self, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
+        return self._ledger.reduction(self._instrument, mark)
 
     def refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None."""

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, Protocol
 
+from msgspec.structs import replace
+
 from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.ledger import Booked, LedgerFunds, Liquidated, MarginCalls
 from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
@@ -61,6 +63,10 @@ class Funds(Protocol):
 
     def apply_fill(self, fill: Fill) -> Bounds | None:
         """Book *fill*; return where the position is then liquidated, None where it cannot be."""
+        ...
+
+    def reduction(self, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
         ...
 
     def refusal(self, fill: Fill) -> str | None:
@@ -189,6 +195,23 @@ class MarketPass:
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
+        """Reduce the position at *mark* to a lower risk tier, or let all of it be taken over."""
+        if (reduction := self._funds.reduction(mark)) is not None:
+            quantity, tier = reduction
+            reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
+            whole = self._executor.reduced(reduced, mark, at_ms)
+            assert order.price is not None
+            if (
+                whole.price >= order.price
+                if order.side is Side.SELL
+                else whole.price <= order.price
+            ):
+                reduced = self._triggered(reduced)
+                self._apply_fill(reduced, self._executor.part(reduced, whole, quantity))
+                return
+        self._take_over(order, mark, at_ms)
+
+    def _take_over(self, order: Order, mark: int, at_ms: int) -> None:
         order = self._triggered(order)
         self._apply_fill(order, self._executor.liquidated(order, mark, at_ms))
 
@@ -378,7 +401,7 @@ class MarketPass:
         sells = fill.side is Side.SELL
         if not (fill.price < bound.price if sells else fill.price > bound.price):
             return False
-        self._liquidate(bound, fill.reference_price, fill.filled_ms)
+        self._take_over(bound, fill.reference_price, fill.filled_ms)
         if (left := self._resting.find(order.order_id)) is not None:
             self._end(left, LIQUIDATED_FIRST)
         return True

@@ -62,6 +62,8 @@ NEXT: Final = {
     (OrderStatus.ACCEPTED, OrderEvent.CANCEL): OrderStatus.CANCELED,
     (OrderStatus.ACCEPTED, OrderEvent.EXPIRE): OrderStatus.CANCELED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.REPLACE): OrderStatus.PARTIALLY_FILLED,
+    # The exchange's own order, at the next risk tier:
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.TRIGGER): OrderStatus.PARTIALLY_FILLED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.FILL_PART): OrderStatus.PARTIALLY_FILLED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.FILL_REST): OrderStatus.FILLED,
     (OrderStatus.PARTIALLY_FILLED, OrderEvent.CANCEL): OrderStatus.CANCELED,
@@ -595,7 +597,7 @@ class RestingOrders:
             return None
         amended = replace(
             armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
-            price=bounds.bankruptcy, reason=bounds.reason,
+            price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
         )  # fmt: skip
         return None if amended == armed else self.note(after(amended, OrderEvent.REPLACE))
 

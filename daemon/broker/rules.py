@@ -1,9 +1,10 @@
 """Exchange rules: order filters, the margin of a position and its risk tiers.
 
 An isolated position binds its initial margin and the fee of closing it where that margin is lost.
-It is liquidated where what is left of the margin falls to the maintenance margin, at the bankruptcy
-price: there the margin is lost, and nothing else. On cross margin both margins follow the mark
-price, and the account answers for their sum (``cross_margin``).
+It is liquidated where what is left of the margin falls to the maintenance margin of its value at
+the mark price: reduced to a lower risk tier, or closed at the bankruptcy price, where the margin is
+lost and nothing else. On cross margin the initial margin follows the mark price too, and the
+account answers for the sum of the positions (``cross_margin``).
 
 The rules are docs/money.md, M8 and M28 to M33, and docs/orders.md, B1; the formulas of margin are
 Bybit's.
@@ -24,7 +25,14 @@ from tracepaper.strategies.types.market import (
     RiskTier,
     Side,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE, Notional, unscaled
+from tracepaper.strategies.units import (
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
+    MONEY_SCALE,
+    Notional,
+    divide_half_even,
+    unscaled,
+)
 
 _LEVERAGE_UNIT: Final = 10**LEVERAGE_DECIMALS
 ASSUMED_LEVERAGE: Final = 100 * _LEVERAGE_UNIT
@@ -56,6 +64,11 @@ class MarginUse(NamedTuple):
     margin: int
     leverage: int
     liquidation: int  # the mark price at which it is liquidated
+
+
+def beyond(value: int, held: int, limit: int, step: int) -> int:
+    """Return the whole steps by which *held*, worth *value*, is above *limit*, at most all."""
+    return min(-(-(value - limit) * held // (value * step)) * step, held)
 
 
 class MarginRules:
@@ -150,20 +163,69 @@ class MarginRules:
         Both prices are rounded so that no more than the margin is lost.
         """
         size, is_long = abs(entry), quantity > 0
-        number, tier = self._tier_or_last(size)
-        maintenance = self._maintenance(tier, size)
         lost_at = self._lost_at(size, margin, is_long=is_long)
-        called_at = lost_at + (maintenance if is_long else -maintenance)
+        number, called_at = self._called_at(lost_at, is_long=is_long)
+        tier = self._tiers[number - 1]
+        maintenance = self._maintenance(tier, called_at)
         share = unscaled(tier.maintenance, MONEY_DECIMALS - 2)
         reason = (
-            f"the mark price reached it: maintenance margin {_money(maintenance)} of "
-            f"{_money(margin)}, risk tier {number} ({share} %)"
+            f"the mark price reached it: maintenance margin {_short_money(maintenance)} of "
+            f"{_short_money(margin)}, risk tier {number} ({share} %)"
         )
         return Bounds(
             self._price(called_at, quantity, up=is_long),
             self._price(lost_at, quantity, up=is_long),
             reason,
         )
+
+    def _called_at(self, lost_at: int, *, is_long: bool) -> tuple[int, int]:
+        """Return tier and value at which the maintenance margin is all that is left to lose.
+
+        *lost_at* is the value at which the margin is lost. With the rate r and the deduction d of
+        the tier that holds the value, a long is called at (lost_at - d) / (1 - r), a short at
+        (lost_at + d) / (1 + r). Of several such values the price meets the nearest first.
+        """
+        called = len(self._tiers), lost_at
+        above = 0
+        for number, tier in enumerate(self._tiers, 1):
+            below, above = above, tier.limit
+            is_last = number == len(self._tiers) or not tier.limit
+            if is_long:
+                kept = max(MONEY_SCALE - tier.maintenance, 1)
+                value = -(-(lost_at - tier.deduction) * MONEY_SCALE // kept)
+                value = max(value, lost_at)  # a maintenance margin is no less than nothing
+                if value > below or number == 1:
+                    called = number, value if is_last else min(value, above)
+            else:
+                value = (lost_at + tier.deduction) * MONEY_SCALE // (MONEY_SCALE + tier.maintenance)
+                value = max(min(value, lost_at), below)
+                if value <= above or is_last:
+                    return number, value
+            if is_last:
+                break
+        return called
+
+    def reduction(
+        self, entry: int, quantity: int, margin: int, mark: int
+    ) -> tuple[int, int] | None:
+        """Return by how much a position that *mark* calls is reduced, and to which risk tier.
+
+        To the highest lower tier in which it is not called, by whole steps. None where no tier
+        does, or the position is in the lowest: all of it is taken over.
+        """
+        held, is_long = abs(quantity), quantity > 0
+        value = self._notional(mark, held)
+        for tier, limit in self.lower_tiers(value):
+            left = held - beyond(value, held, limit, self._instrument.quantity_step)
+            if left:
+                bounds = self.bounds(
+                    divide_half_even(entry * left, held),
+                    left if is_long else -left,
+                    margin * left // held,
+                )
+                if mark > bounds.liquidation if is_long else mark < bounds.liquidation:
+                    return held - left, tier
+        return None
 
     def used_by(self, position: Position) -> int:
         """Return the margin of *position*, on cross margin at its mark."""
@@ -189,6 +251,11 @@ class MarginRules:
         units = abs(quantity) * self._notional.multiplier * tick
         worth = notional * self._notional.divisor
         return max(-(-worth // units) if up else worth // units, 1) * tick
+
+
+def _short_money(amount: int) -> str:
+    """Return *amount* with four decimals, rounded up."""
+    return unscaled(-(-amount // 10 ** (MONEY_DECIMALS - 4)), 4)
 
 
 def _money(amount: int) -> str:

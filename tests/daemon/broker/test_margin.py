@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from tracepaper.daemon.broker.account import (
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
-from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
@@ -128,20 +129,20 @@ def test_an_entry_binds_its_initial_margin_and_the_fee_of_closing() -> None:
 
 def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
     order = bound(entered(engine(Says(LONG))))
-    # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 1,000.
-    assert (order.trigger, order.price, order.side) == (90_500, 90_000, Side.SELL)
-    assert "maintenance margin 5 of 100.495, risk tier 1 (0.5 %)" in order.reason
+    # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 904.52: 900 / .995.
+    assert (order.trigger, order.price, order.side) == (90_453, 90_000, Side.SELL)
+    assert "maintenance margin 4.5227 of 100.495, risk tier 1 (0.5 %)" in order.reason
 
 
 def test_a_short_is_liquidated_above() -> None:
     order = bound(entered(engine(Says(Signal(Action.SHORT, "now")))))
-    assert (order.trigger, order.price, order.side) == (109_500, 110_000, Side.BUY)
+    assert (order.trigger, order.price, order.side) == (109_452, 110_000, Side.BUY)  # 1,100 / 1.005
 
 
 def test_a_position_is_liquidated_where_the_path_reaches_it_and_loses_its_margin() -> None:
     machine = engine(Says(LONG))
     before = entered(machine)
-    step = machine.step(bar(95_000, index=2, open_=96_000, low=90_500), None)
+    step = machine.step(bar(95_000, index=2, open_=96_000, low=90_453), None)
     (fill,) = step.fills
     assert (fill.model, fill.price, fill.quantity) == (FillModel.LIQUIDATION, 90_000, 1_000)
     assert before.account.cash - step.account.cash == margin_of(before)
@@ -153,7 +154,7 @@ def test_a_position_is_liquidated_where_the_path_reaches_it_and_loses_its_margin
 def test_one_tick_above_it_stands() -> None:
     machine = engine(Says(LONG))
     entered(machine)
-    assert machine.step(bar(95_000, index=2, open_=96_000, low=90_501), None).fills == ()
+    assert machine.step(bar(95_000, index=2, open_=96_000, low=90_454), None).fills == ()
 
 
 def test_an_entry_at_the_open_can_be_liquidated_in_the_same_bar() -> None:
@@ -189,7 +190,7 @@ def test_a_stop_that_lies_nearer_comes_first() -> None:
 def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_its_path(
     high: int, is_taken: bool
 ) -> None:
-    """Short 1 at 1,000 and 1 more at 950: liquidated from 1,067 on, and before from 1,095 on."""
+    """Short 1 at 1,000 and 1 more at 950: liquidated from 1,067 on, and before from 1,094 on."""
     adding = Orders((sell(1),), "in"), Orders((sell(1, stop=950.0),), "more")
     machine = engine(Says(*adding))
     before = entered(machine)
@@ -204,7 +205,7 @@ def test_what_is_added_inside_a_bar_moves_the_liquidation_price_for_the_rest_of_
         assert before.account.cash - step.account.cash <= margin + fee
 
 
-@pytest.mark.parametrize(("mark", "taken"), [(90_501, []), (90_500, [FillModel.LIQUIDATION])])
+@pytest.mark.parametrize(("mark", "taken"), [(90_454, []), (90_453, [FillModel.LIQUIDATION])])
 def test_an_entry_behind_the_newest_mark_price_is_liquidated_by_it_at_the_bars_close(
     mark: int, taken: list[FillModel]
 ) -> None:
@@ -407,8 +408,8 @@ def test_the_tier_of_the_size_sets_the_maintenance_margin() -> None:
     small, large = 10_000 * MONEY_SCALE, 40_000 * MONEY_SCALE
     near = rules.bounds(small, 10_000, rules.required(small))
     far = rules.bounds(large, 40_000, rules.required(large))
-    assert (near.liquidation, near.bankruptcy) == (90_500, 90_000)
-    assert (far.liquidation, far.bankruptcy) == (90_750, 90_000)  # 400 less 100, on 40 units
+    assert (near.liquidation, near.bankruptcy) == (90_453, 90_000)
+    assert (far.liquidation, far.bankruptcy) == (90_657, 90_000)  # (900 x 40 - 100) / .99 / 40
     assert "risk tier 2 (1 %)" in far.reason
 
 
@@ -419,8 +420,6 @@ def test_a_position_of_exactly_a_tiers_limit_belongs_to_it() -> None:
     assert rules.refusal(limit + 1) == "leverage 60 above 50, the most of risk tier 2"
     assert rules.refusal(TIERS[1].limit) == "leverage 60 above 50, the most of risk tier 2"
     assert rules.refusal(TIERS[1].limit + 1) == "position above 100000, the last risk tier"
-    for size, number in ((limit, 1), (limit + 1, 2), (TIERS[1].limit, 2)):
-        assert f"risk tier {number} (" in rules.bounds(size, 1_000, rules.required(size)).reason
 
 
 @pytest.mark.parametrize(
@@ -486,16 +485,65 @@ def market(rng: random.Random, wildness: int) -> list[Bar | Funding]:
     return events
 
 
-def booked(own: OwnLedger, fill: Fill) -> None:
-    """Book *fill* in an account kept by itself; a liquidation loses the margin and no more."""
+def booked(own: OwnLedger, fill: Fill, tiers: tuple[RiskTier, ...]) -> None:
+    """Book *fill* in an account kept by itself; a liquidation loses its margin and no more.
+
+    It reduces the position to the highest lower tier that ends the call, or takes all of it over.
+    """
+    mark, of = Decimal(fill.reference_price).scaleb(-2), own.of(KEY)
+    if fill.model is FillModel.LIQUIDATION and of.quantity.scaleb(3) != (
+        fill.quantity if fill.side is Side.SELL else -fill.quantity
+    ):
+        lower = [limit for limit in limits(tiers) if limit < abs(of.quantity) * mark]
+        kept = [Decimal(int(limit / mark * 1_000)).scaleb(-3) for limit in sorted(lower)[::-1]]
+        ends = [one for one in kept if one and not is_called(own, mark, tiers, only=one)]
+        assert is_called(own, mark, tiers)
+        assert abs(of.quantity) - Decimal(fill.quantity).scaleb(-3) == ends[0]
     signed = Decimal(fill.quantity).scaleb(-3)
     price, fee = Decimal(fill.price).scaleb(-2), Decimal(fill.fee).scaleb(-10)
     taken = fill.model is FillModel.LIQUIDATION
     cash, margin = own.cash, own.of(KEY).margin
     own.linear(KEY, signed if fill.side is Side.BUY else -signed, price, fee, taken=taken)
     if taken:
-        assert cash - own.cash <= margin, "more than the position's margin was lost"
-        assert own.of(KEY).quantity == 0
+        lost = margin - own.of(KEY).margin
+        assert cash - own.cash <= lost, "more than the margin of what was closed was lost"
+
+
+def limits(tiers: tuple[RiskTier, ...]) -> list[Decimal]:
+    """Return the limits of all tiers but the last."""
+    return [Decimal(tier.limit).scaleb(-10) for tier in tiers[:-1]]
+
+
+def is_called(
+    own: OwnLedger, mark: Decimal, tiers: tuple[RiskTier, ...], only: Decimal | None = None
+) -> bool:
+    """Return whether the position, or *only* so much of it, is called at *mark*.
+
+    By the definition: margin less loss less the fee of closing where the margin is lost. Within a
+    tick, by which the exchange's own order stands nearer.
+    """
+    held = own.of(KEY)
+    mark -= Decimal("0.009999999").copy_sign(held.quantity)
+    size = abs(held.quantity)
+    part = Fraction(1 if only is None else only / size)
+    value = (size if only is None else only) * mark
+    number = sum(value > limit for limit in limits(tiers))
+    rate, deduction = (
+        Decimal(amount).scaleb(-10)
+        for amount in (tiers[number].maintenance, tiers[number].deduction)
+    )
+    entry, margin, sign = abs(held.entry), held.margin, 1 if held.quantity > 0 else -1
+    bankrupt = Fraction(entry - sign * margin) / (1 - sign * Fraction(own.fee_rate))
+    left = sign * (Fraction(value) - bankrupt * part)
+    return left <= max(Fraction(value * rate - deduction), Fraction(0))
+
+
+STEPS = (
+    RiskTier(700 * MONEY_SCALE, 50_000_000, 10_000, 0),
+    RiskTier(3_000 * MONEY_SCALE, 100_000_000, 10_000, 35 * MONEY_SCALE // 10),
+    RiskTier(0, 250_000_000, 10_000, 485 * MONEY_SCALE // 10),
+)
+"""0.5 % to 700, 1 % to 3,000 and 2.5 % beyond, less what makes them continuous."""
 
 
 @settings(max_examples=60, deadline=None)
@@ -509,6 +557,8 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
         "cash": rng.choice(("120", "1000", "20000")),
         "slippage_bp": rng.choice(("0", "5", "200")),
     }
+    tiers = rng.choice((STEPS, tiers_of(item())))
+    terms["of"] = item(risk_tiers=tiers)
     machine = engine(Dice(seed), **terms)
     own = OwnLedger(Decimal(terms["cash"]), leverage=Decimal(terms["leverage"]))
     mark, last = Decimal(1_000), bar(100_000)
@@ -525,7 +575,10 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
         else:
             mark, last = Decimal(event.close).scaleb(-2), event
         for fill in step.fills:
-            booked(own, fill)
+            booked(own, fill, tiers)
+        if isinstance(event, Bar) and own.of(KEY).quantity and not step.fills:
+            away = event.low if own.of(KEY).quantity > 0 else event.high
+            assert not is_called(own, Decimal(away).scaleb(-2), tiers), "called, and it stands"
         held, position = own.of(KEY), step.position
         assert position is not None
         assert position.quantity == held.quantity.scaleb(3)

@@ -109,10 +109,10 @@ def test_a_bar_that_liquidated_says_what_and_why_and_what_it_cost(isolated: Back
     assert only["fills"][0]["order_id"] == fill["order_id"]
     assert only["cost"] == pytest.approx(lost_by(isolated))
     assert only["said"] == (
-        "Liquidated: long 5.000 AAAUSDT, called at 905 and closed at 900, as its maintenance "
-        "ratio reached 100 %: the margin of 504.50 less the loss had come to the maintenance "
-        "margin of 25.00 of risk tier 1 (0.5 %). It cost 504.50: 500.00 of realized loss and 4.50 "
-        "of fees; 25.00 of the loss is the way from the call to the close."
+        "Liquidated: long 5.000 AAAUSDT, called at 905 and closed at 900, as the mark price "
+        "reached it: maintenance margin 22.6131 of 504.5, risk tier 1 (0.5 %). It cost 504.50: "
+        "500.00 of realized loss and 4.50 of fees; 25.00 of the loss is the way from the call to "
+        "the close."
     )
 
 
@@ -186,7 +186,7 @@ def test_on_cross_margin_all_positions_and_parts_are_told(crossed: Backtest) -> 
         for one in said:
             assert {fill["order_id"] for fill in one["fills"]} == {row["order_id"] for row in taken}
             assert one["cost"] == pytest.approx(lost_by(crossed))
-            assert "as the account's maintenance ratio reached 100 % (taken over)" in one["said"]
+            assert "as the account's maintenance ratio reached 100 %: taken over" in one["said"]
             assert one["said"].count("(of calm 2.000, quick 2.000)") == 2
     assert sum(map(len, told.values())) == 2, "the close of either symbol says it"
 
