@@ -5,7 +5,7 @@ The rules are docs/money.md, M6 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -29,7 +29,7 @@ from tracepaper.daemon.broker.orders import (
 )
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
-from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Liquidity, Order
 from tracepaper.strategies.types.market import Bar, Category, CorporateAction, Instrument, Quote
 
 
@@ -254,7 +254,7 @@ class PaperAccount:
         if not self.waits(key):
             return _NOTHING_MATCHED
         resting = self.orders[key]
-        if isinstance(event, Bar) and not self.protectors[key].is_timed and self._passes(event):
+        if isinstance(event, Bar) and self._passes(event):
             return _NOTHING_MATCHED
         at_open = partial(matching.match_open, is_missed=True) if is_missed else matching.match_open
         if (
@@ -267,28 +267,32 @@ class PaperAccount:
         trades = Matched()
         if isinstance(event, Quote):
             trades.note(*self.expire(key, event.market_ms))
-            market = event.bid if self.ledger.held(key) > 0 else event.ask
-            self._due(key, trades, event.market_ms, market, sequence)
+            self._due(key, trades, event.market_ms, (event.bid, event.ask), sequence)
             self._add(
                 key, trades, self._match(matching.match_quote, event), sequence, event.market_ms
             )
         else:
-            newer = resting.rewind() if is_missed and resting.unmoved else {}
+            newer = [(line, line.rewind()) for line in resting.lines if is_missed and line.unmoved]
             trades.note(*self.expire(key, event.close_time_ms - 1, unfilled=False))
-            self._due(key, trades, event.open_time_ms, event.open, sequence)
+            self._due(key, trades, event.open_time_ms, (event.open, event.open), sequence)
             opened = self._match(at_open, event)
             self._add(key, trades, opened, sequence, event.open_time_ms)
             on_path = self._match(matching.match_path, event)
             self._add(key, trades, on_path, sequence, event.close_time_ms)
-            if newer:
-                resumed = resting.resume(newer, event.open_time_ms)
+            for line, moved in newer:
+                resumed = line.resume(moved, event.open_time_ms)
                 changed = {order.order_id for order in trades.orders}
                 trades.note(*(order for order in resumed if order.order_id in changed))
-                self._stale.add(key)
+                self._touch(key)
         return trades
 
     def _passes(self, bar: Bar) -> bool:
-        return matching.passes(self.orders[bar.instrument], bar)
+        key = bar.instrument
+        return not self.protectors[key].is_timed and matching.passes(self.orders[key], bar)
+
+    def _touch(self, instrument: str) -> None:
+        """Let the state of *instrument* be encoded anew."""
+        self._stale.add(instrument)
 
     def on_quoted_bar(self, instrument: str) -> bool:
         """Learn that a bar of *instrument* closed whose quotes came; return whether that matters.
@@ -303,19 +307,27 @@ class PaperAccount:
         return True
 
     def _due(
-        self, instrument: str, trades: Matched, market_ms: int, market: int, sequence: int
+        self,
+        instrument: str,
+        trades: Matched,
+        market_ms: int,
+        market: tuple[int, int],
+        sequence: int,
     ) -> None:
-        """Add to *trades* the orders that change because a position's time or age is reached."""
+        """Add to *trades* the orders that change because a position's time or age is reached.
+
+        The *market* is its bid and its ask.
+        """
         protector = self.protectors[instrument]
         if not protector.is_timed:
             return
-        before = protector.state
+        before, held = protector.state, self.ledger.held(instrument)
         orders = protector.act_if_due(
             market_ms,
-            self.ledger.held(instrument),
+            held,
             self.ledger.entry_price(instrument),
             self.opened_ms(instrument),
-            market,
+            market[0] if held > 0 else market[1],
             sequence=sequence,
         )
         trades.note(*orders)
@@ -334,22 +346,24 @@ class PaperAccount:
     def _protected(self, instrument: str, trades: Matched, matched: Matched, sequence: int) -> None:
         """Add to *trades* what was *matched*, and what its fills arm or end."""
         trades.add(matched)
-        if not matched.fills:
-            return
-        ids = {fill.order_id for fill in matched.fills}
+        if matched.fills:
+            ids = {fill.order_id for fill in matched.fills}
+            filled = [order for order in matched.orders if order.order_id in ids]
+            trades.note(*self.arm(instrument, matched.fills, filled, sequence))
+
+    def arm(
+        self, instrument: str, fills: Sequence[Fill], filled: Sequence[Order], sequence: int
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because *fills* of the orders *filled* arm or end them."""
         # Whoever takes meets the market; a limit that had rested was met on its way.
-        taken = (
-            fill.reference_price for fill in matched.fills if fill.liquidity is Liquidity.TAKER
-        )
-        trades.note(
-            *self.protectors[instrument].after(
-                [order for order in matched.orders if order.order_id in ids],
-                self.ledger.held(instrument),
-                self.ledger.entry_price(instrument),
-                next(taken, matched.fills[-1].reference_price),
-                sequence=sequence,
-                at_ms=matched.fills[-1].filled_ms,
-            )
+        taken = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
+        return self.protectors[instrument].after(
+            filled,
+            self.ledger.held(instrument),
+            self.ledger.entry_price(instrument),
+            next(taken, fills[-1].reference_price),
+            sequence=sequence,
+            at_ms=fills[-1].filled_ms,
         )
 
     def set_liquidation_price(
@@ -400,7 +414,7 @@ class PaperAccount:
             self._instruments[key],
         )  # fmt: skip
         if trades.orders:
-            self._stale.add(key)
+            self._touch(key)
         return trades
 
     def expire(

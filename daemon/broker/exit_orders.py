@@ -194,6 +194,7 @@ class Protector:
             price,
             trigger,
             reduce_only=True,
+            tag=self._resting.tag,
         )
         if rests:
             order = after(order, OrderEvent.ACCEPT)
