@@ -13,6 +13,7 @@ from several_strategies import SCRIPTED, TURNING, check_sums, configured, fills_
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
 from tracepaper.strategies.types.market import Event, Gap, GapCause, Mark, Side
@@ -86,6 +87,7 @@ def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin:
         assert plain(one.fills) == plain(two.fills)
         assert one.account == two.account
         check_sums(both)
+        assert two.state is None or decode_state(two.state) == both.state()
         filled += len(one.fills)
     assert filled > 20
 
@@ -119,6 +121,7 @@ def test_a_stop_of_one_of_two_fills_no_further_than_the_bankruptcy_price() -> No
     for engine in (one, two):
         assert [fill.quantity for fill in entered(engine)] == [3_000]
         ended.append(engine.step(later(930_000), None))
+        assert engine.step(bar(930_000, index=1), None).orders == ()  # nobody wants it back
     assert plain(ended[0].fills) == plain(ended[1].fills)
     assert ended[0].account == ended[1].account
     assert [fill.model for fill in ended[1].fills] == [FillModel.LIQUIDATION]
