@@ -76,7 +76,7 @@ class DividedBroker(Broker):
 
         *settings* are of each strategy: its exits are its own. *reports_fills* names the
         instruments whose fills each is told of. Raises ``ConfigInvalid`` where money of 10⁻¹⁰
-        could not be shared exactly.
+        could not be shared exactly, and where order books fill.
         """
         for item in instruments:
             if item.price_decimals + item.quantity_decimals > MONEY_DECIMALS:
@@ -85,6 +85,11 @@ class DividedBroker(Broker):
                     "decimals, which no two strategies can share exactly; trade it by [strategy]."
                 )
         usual = next(iter(settings.values()))
+        if usual.execution is FillModel.BOOK:
+            raise ConfigInvalid(
+                "Order books fill no orders of several strategies; trade by [strategy], or leave "
+                "--events out and execution.model at next_open."
+            )
         self._instruments = {item.id: item for item in instruments}
         opens = partial(SharedCrossAccount, marked=self._marked) if self.is_cross else SharedAccount
         own = opens(instruments, replace(usual, exits=None), ranges=self._ranges, keeps_ledger=True)

@@ -15,6 +15,7 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
 from tracepaper.strategies.types.market import Event, Gap, GapCause, Mark, Side
 
@@ -151,3 +152,8 @@ def test_a_bar_has_one_path_for_a_long_and_a_short_of_two_strategies() -> None:
     assert sides == {"a": Side.SELL, "b": Side.BUY}
     # Where the price rose first that was a target and a stop, and so where it fell first.
     assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
+
+
+def test_books_fill_no_orders_of_several_strategies() -> None:
+    with pytest.raises(ConfigInvalid, match="fill no orders of several strategies"):
+        several(FillModel.BOOK, {"says": {}}, {"says": {}}, of=SCRIPTED)
