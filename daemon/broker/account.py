@@ -283,16 +283,12 @@ class PaperAccount:
                 resumed = line.resume(moved, event.open_time_ms)
                 changed = {order.order_id for order in trades.orders}
                 trades.note(*(order for order in resumed if order.order_id in changed))
-                self._touch(key)
+                self._stale.add(key)
         return trades
 
     def _passes(self, bar: Bar) -> bool:
         key = bar.instrument
         return not self.protectors[key].is_timed and matching.passes(self.orders[key], bar)
-
-    def _touch(self, instrument: str) -> None:
-        """Let the state of *instrument* be encoded anew."""
-        self._stale.add(instrument)
 
     def on_quoted_bar(self, instrument: str) -> bool:
         """Learn that a bar of *instrument* closed whose quotes came; return whether that matters.
@@ -414,7 +410,7 @@ class PaperAccount:
             self._instruments[key],
         )  # fmt: skip
         if trades.orders:
-            self._touch(key)
+            self._stale.add(key)
         return trades
 
     def expire(

@@ -258,9 +258,7 @@ class NetOrders(RestingOrders):
         part = self._part_of(fill.order_id)
         if part is None:
             changed = super().apply_fill(fill, held)
-            changed += self._shared(fill, changed[0])
-            self.agree()
-            return changed
+            return changed + self._shared(fill, changed[0])
         part.funds.apply_fill(fill)
         changed = part.orders.apply_fill(fill, part.funds.held)
         self.filled.append(PartFill(part.name, fill, changed[0]))
@@ -347,11 +345,6 @@ class SharedAccount(PaperAccount):
     def _passes(self, bar: Bar) -> bool:
         return super()._passes(bar) and all(part._passes(bar) for part in self.parts.values())  # noqa: SLF001
 
-    def _touch(self, instrument: str) -> None:
-        super()._touch(instrument)
-        for part in self.parts.values():
-            part._touch(instrument)  # noqa: SLF001
-
     def _due(
         self,
         instrument: str,
@@ -365,9 +358,6 @@ class SharedAccount(PaperAccount):
 
     def _protected(self, instrument: str, trades: Matched, matched: Matched, sequence: int) -> None:
         trades.add(matched)
-        if not matched.fills:
-            return
-        self._touch(instrument)
         ids = {fill.order_id for fill in matched.fills}
         for name, part in self.parts.items():
             of_part = [

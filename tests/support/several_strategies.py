@@ -68,16 +68,17 @@ class Told(Drawn):
 
 
 class Turning(Drawn):
-    """Turns what it said last, now and then, with every kind of protection: it never adds."""
+    """Turns what it holds, now and then, with every kind of protection: none is ever refused."""
 
-    _sign = 1
+    sees_account = True
 
     def decide(self, context: BarContext) -> Signal:
-        """Draw an answer; its protection is never beyond the close."""
+        """Draw an answer."""
         rng = random.Random(context.exact.volume * 31 + self._seed)
+        assert context.account is not None
+        held = context.account.position.quantity or rng.choice((1, -1))
         if rng.random() < 0.5:
             return Signal(Action.HOLD, "drawn to hold")
-        self._sign = -self._sign
         levels = {
             name: Percent(rng.choice(levels))
             for name, levels in (
@@ -85,9 +86,9 @@ class Turning(Drawn):
             )
             if rng.random() < 0.5
         }  # fmt: skip
-        until = context.exact.closed_ms + 300_000 if rng.random() < 0.2 else None
+        until = context.exact.closed_ms + 120_000 if rng.random() < 0.3 else None
         return Signal(
-            Action.LONG if self._sign > 0 else Action.SHORT, "drawn", rng.choice((1.0, 0.5)),
+            Action.LONG if held < 0 else Action.SHORT, "drawn", rng.choice((1.0, 0.5)),
             until=until, reenter=True, **levels,
         )  # fmt: skip
 
