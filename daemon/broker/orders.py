@@ -191,6 +191,10 @@ class RestingOrders:
         """What meets the market together: this, and the parts of those who share the account."""
         return (self,)
 
+    def is_awaited(self, held: int) -> bool:  # noqa: ARG002 - a part of an account waits for a part
+        """Return whether an order by signal rests that leads on from the position *held*."""
+        return self.order is not None
+
     def change(self, instrument: Instrument, margin: MarginRules | None = None) -> None:
         """Use the exchange's new filters; what rests was accepted under the old ones."""
         self._filters = Filters(instrument, self._costs, margin)

@@ -87,6 +87,7 @@ class VirtualOrders(RestingOrders):
     """What rests for one strategy: its target, which the net order reaches, and its protection."""
 
     first = 0  # the first ordinal of its orders: in one step several strategies bear some
+    net: NetOrders
 
     def next_id(self, sequence: int, first: int = 0) -> str:
         """Return the id of the next order, which no other strategy's has."""
@@ -105,6 +106,12 @@ class VirtualOrders(RestingOrders):
         if target != self.target:
             self.target, self.reason = target, reason
         return UNCHANGED
+
+    def is_awaited(self, held: int) -> bool:
+        """Return whether a net order rests that leads the part on from *held*."""
+        if (rest := self.net.order) is None:
+            return False
+        return self.target > held if rest.side is Side.BUY else self.target < held
 
     def resize(self, held: int) -> tuple[Order, ...]:
         """Return the protective orders that change because *held* is left of the part."""
@@ -201,6 +208,8 @@ class NetOrders(RestingOrders):
         key = self._filters.instrument.id
         self.parts = tuple(_Part(name, one, key) for name, one in accounts.items())
         self.filled = filled
+        for part in self.parts:
+            part.orders.net = self
 
     @property
     def lines(self) -> tuple[RestingOrders, ...]:
@@ -355,6 +364,7 @@ class SharedAccount(PaperAccount):
     ) -> None:
         for part in self.parts.values():
             part._due(instrument, trades, market_ms, market, sequence)  # noqa: SLF001
+        self._net(instrument).agree()
 
     def _protected(self, instrument: str, trades: Matched, matched: Matched, sequence: int) -> None:
         trades.add(matched)
