@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executo
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan
 from tracepaper.daemon.broker.ledger import Holding, Ledger, LedgerFunds
-from tracepaper.daemon.broker.matching import Matched
+from tracepaper.daemon.broker.matching import Matched, Tried
 from tracepaper.daemon.broker.orders import (
     FILL_WITHIN_MS,
     Latency,
@@ -91,6 +91,17 @@ E = TypeVar("E", Bar, Quote)
 LIQUIDATIONS_FROM: Final = 1_000
 """The first ordinal of the exchange's own orders: in a close several are born in one step."""
 _NOTHING_MATCHED: Final = Matched()
+
+
+class Opened(NamedTuple):
+    """What the open of a bar did to an account, before it follows one of the bar's paths."""
+
+    trades: Matched
+    tried: Tried | None = None  # None where nothing that rests is met by either path
+    newer: Sequence[tuple[RestingOrders, dict[str, Order]]] = ()  # what quotes after it moved
+
+
+_NOTHING_OPENED: Final = Opened(_NOTHING_MATCHED)
 
 
 class BrokerSettings(Struct, frozen=True):
@@ -250,40 +261,48 @@ class PaperAccount:
         An order whose time ends inside a bar meets none of it. What the fill of an entry arms in
         step *sequence* may be met inside the same bar, and what it opens on margin be liquidated.
         """
-        key = event.instrument
+        if isinstance(event, Bar):
+            opened = self.open_bar(event, sequence, is_missed=is_missed)
+            return self.follow(event, opened, matching.worse_path(opened.tried), sequence)
+        key, trades = event.instrument, Matched()
         if not self.waits(key):
             return _NOTHING_MATCHED
+        trades.note(*self.expire(key, event.market_ms))
+        self._due(key, trades, event.market_ms, (event.bid, event.ask), sequence)
+        self._add(key, trades, self._match(matching.match_quote, event), sequence, event.market_ms)
+        return trades
+
+    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> Opened:
+        """Let market orders meet the open of *bar*, and try both of its paths."""
+        key = bar.instrument
+        if not self.waits(key) or self._passes(bar):
+            return _NOTHING_OPENED
         resting = self.orders[key]
-        if isinstance(event, Bar) and self._passes(event):
-            return _NOTHING_MATCHED
         at_open = partial(matching.match_open, is_missed=True) if is_missed else matching.match_open
-        if (
-            isinstance(event, Bar)
-            and not resting.others
-            and not resting.is_guarded
-            and not self._is_margined
-        ):  # an order by signal alone: the rest of this would find nothing to do
-            return self._match(at_open, event)
+        if not resting.others and not resting.is_guarded and not self._is_margined:
+            # An order by signal alone: the rest of this would find nothing to do.
+            return Opened(self._match(at_open, bar))
         trades = Matched()
-        if isinstance(event, Quote):
-            trades.note(*self.expire(key, event.market_ms))
-            self._due(key, trades, event.market_ms, (event.bid, event.ask), sequence)
-            self._add(
-                key, trades, self._match(matching.match_quote, event), sequence, event.market_ms
-            )
-        else:
-            newer = [(line, line.rewind()) for line in resting.lines if is_missed and line.unmoved]
-            trades.note(*self.expire(key, event.close_time_ms - 1, unfilled=False))
-            self._due(key, trades, event.open_time_ms, (event.open, event.open), sequence)
-            opened = self._match(at_open, event)
-            self._add(key, trades, opened, sequence, event.open_time_ms)
-            on_path = self._match(matching.match_path, event)
-            self._add(key, trades, on_path, sequence, event.close_time_ms)
-            for line, moved in newer:
-                resumed = line.resume(moved, event.open_time_ms)
-                changed = {order.order_id for order in trades.orders}
-                trades.note(*(order for order in resumed if order.order_id in changed))
-                self._stale.add(key)
+        newer = [(line, line.rewind()) for line in resting.lines if is_missed and line.unmoved]
+        trades.note(*self.expire(key, bar.close_time_ms - 1, unfilled=False))
+        self._due(key, trades, bar.open_time_ms, (bar.open, bar.open), sequence)
+        self._add(key, trades, self._match(at_open, bar), sequence, bar.open_time_ms)
+        tried = matching.try_paths(
+            resting, self._executors[key], self._funds[key], bar, self._instruments[key]
+        )
+        return Opened(trades, tried, newer)
+
+    def follow(self, bar: Bar, opened: Opened, path: int, sequence: int) -> Matched:
+        """Let what rests meet that *path* of *bar*; return what open and path did."""
+        key, trades = bar.instrument, opened.trades
+        if opened.tried is not None:
+            on_path = self._match(partial(matching.match_path, path=path), bar)
+            self._add(key, trades, on_path, sequence, bar.close_time_ms)
+        for line, moved in opened.newer:
+            resumed = line.resume(moved, bar.open_time_ms)
+            changed = {order.order_id for order in trades.orders}
+            trades.note(*(order for order in resumed if order.order_id in changed))
+            self._stale.add(key)
         return trades
 
     def _passes(self, bar: Bar) -> bool:

@@ -79,7 +79,7 @@ class Turning(Drawn):
         held = context.account.position.quantity or rng.choice((1, -1))
         if rng.random() < 0.5:
             return Signal(Action.HOLD, "drawn to hold")
-        levels = {
+        levels: dict[str, Any] = {
             name: Percent(rng.choice(levels))
             for name, levels in (
                 ("stop", (0.3, 2, 6)), ("target", (0.3, 1, 4)), ("trailing", (0.2, 1)),
