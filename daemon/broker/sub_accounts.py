@@ -283,6 +283,8 @@ class NetOrders(RestingOrders):
         weights = [part.open(sign) for part in self.parts]
         if order.reduce_only or not any(weights):
             weights = [max(-sign * part.funds.held, 0) for part in self.parts]
+        if not any(weights):  # on spot the fee of a buy may leave a step more than was wanted
+            weights = [max(sign * part.funds.held, 0) for part in self.parts]
         if not any(weights):
             raise InvariantBroken(f"a fill of {fill.instrument} that no strategy asked for")
         notional = Notional.of(self._filters.instrument)
@@ -310,7 +312,7 @@ class NetOrders(RestingOrders):
         if self.order is None:
             return ()
         sign = 1 if self.order.side is Side.BUY else -1
-        return self._shrunk(self._quantity_of(max(sign * (self.target - held), 0)))
+        return self._shrunk(self._quantity_of(sign * max(sign * (self.target - held), 0)))
 
 
 class SharedAccount(PaperAccount):

@@ -16,24 +16,34 @@ from tracepaper.daemon.engine.several import SeveralEngine
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Fill, FillModel, Step
-from tracepaper.strategies.types.market import Event, Gap, GapCause, Mark, Side
+from tracepaper.strategies.types.market import (
+    Category,
+    Event,
+    Gap,
+    GapCause,
+    Instrument,
+    Mark,
+    Side,
+)
 
 MINUTE = 60_000
 ITEM = instrument()
 COSTS = {"fill_within_ms": MINUTE, "spread_slippage": "0.3"}
 
 
-def built(config: Config, model: FillModel) -> Engine:
+def built(config: Config, model: FillModel, item: Instrument = ITEM) -> Engine:
     return build_engine(
-        resolved(config, model), [ITEM], execution=model, period_start_ms=0, forecaster=None
+        resolved(config, model), [item], execution=model, period_start_ms=0, forecaster=None
     )  # fmt: skip
 
 
 def several(model: FillModel, *options: dict[str, Any], of: str, **more: Any) -> SeveralEngine:
     """Return the engine of two strategies with *options*: one made *of* a class, one scripted."""
+    category = Category(more.get("market", {}).get("category", "linear"))
     engine = built(
         configured(("a", "b"), ("0.5", "0.5"), of=(of, SCRIPTED), options=options, **more),
         model,
+        instrument(category=category),
     )
     assert isinstance(engine, SeveralEngine)
     return engine
@@ -155,6 +165,37 @@ def test_a_bar_has_one_path_for_a_long_and_a_short_of_two_strategies() -> None:
     assert sides == {"a": Side.SELL, "b": Side.BUY}
     # Where the price rose first that was a target and a stop, and so where it fell first.
     assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
+
+
+def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -> None:
+    says = {"0": ["LONG", 1]}, {"1": ["LONG"], "2": ["FLAT"]}
+    engine = several(
+        FillModel.QUOTE, *({"says": one} for one in says), of=SCRIPTED, execution=COSTS,
+        market={"category": "spot"}, sizing={"mode": "notional", "notional": "3000"},
+    )  # fmt: skip
+    key = "spot:BTCUSDT"
+    held = []
+    for index, shown in enumerate(
+        (
+            [(999_900, 300), (999_900, 10**6)],  # of 301 that were ordered the fee takes nothing
+            [(999_900, 10**6)],
+            [(980_000, 100), (980_000, 10**6)],  # through a's stop, while b is leaving
+        )
+    ):
+        at_ms = START_MS + index * MINUTE
+        before = quote(999_900, 1_000_000, at_ms=at_ms + MINUTE - 500, instrument_id=key)
+        close = bar(1_000_000, index=index, instrument_id=key)
+        after = [
+            quote(bid, bid + 100, size=size, at_ms=at_ms + MINUTE + 500 + ms, instrument_id=key)
+            for ms, (bid, size) in enumerate(shown)
+        ]
+        for event in (before, close, *after):
+            engine.step(event, None)
+            check_sums(engine)
+            held.append(engine.broker.own.held(key))
+    assert 301 in held
+    assert max(held) > 600
+    assert [part.held(key) for part in engine.broker.parts.values()] == [0, 0]
 
 
 def test_books_fill_no_orders_of_several_strategies() -> None:
