@@ -189,7 +189,8 @@ def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -
             quote(bid, bid + 100, size=size, at_ms=at_ms + MINUTE + 500 + ms, instrument_id=key)
             for ms, (bid, size) in enumerate(shown)
         ]
-        for event in (before, close, *after):
+        events: list[Event] = [before, close, *after]
+        for event in events:
             engine.step(event, None)
             check_sums(engine)
             held.append(engine.broker.own.held(key))
