@@ -5,7 +5,7 @@ The rules are docs/money.md, M6 to M21.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
@@ -18,7 +18,7 @@ from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, Executo
 from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
 from tracepaper.daemon.broker.exit_plans import Exits, Expected, HeldPosition, Plan
 from tracepaper.daemon.broker.ledger import Holding, Ledger, LedgerFunds
-from tracepaper.daemon.broker.matching import Matched
+from tracepaper.daemon.broker.matching import Matched, Tried
 from tracepaper.daemon.broker.orders import (
     FILL_WITHIN_MS,
     Latency,
@@ -29,7 +29,7 @@ from tracepaper.daemon.broker.orders import (
 )
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.api.context import AccountView, Orders, Signal, account_view
-from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, Order
+from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Liquidity, Order
 from tracepaper.strategies.types.market import Bar, Category, CorporateAction, Instrument, Quote
 
 
@@ -91,6 +91,17 @@ E = TypeVar("E", Bar, Quote)
 LIQUIDATIONS_FROM: Final = 1_000
 """The first ordinal of the exchange's own orders: in a close several are born in one step."""
 _NOTHING_MATCHED: Final = Matched()
+
+
+class Opened(NamedTuple):
+    """What the open of a bar did to an account, before it follows one of the bar's paths."""
+
+    trades: Matched
+    tried: Tried | None = None  # None where nothing that rests is met by either path
+    newer: Sequence[tuple[RestingOrders, dict[str, Order]]] = ()  # what quotes after it moved
+
+
+_NOTHING_OPENED: Final = Opened(_NOTHING_MATCHED)
 
 
 class BrokerSettings(Struct, frozen=True):
@@ -250,45 +261,53 @@ class PaperAccount:
         An order whose time ends inside a bar meets none of it. What the fill of an entry arms in
         step *sequence* may be met inside the same bar, and what it opens on margin be liquidated.
         """
-        key = event.instrument
+        if isinstance(event, Bar):
+            opened = self.open_bar(event, sequence, is_missed=is_missed)
+            return self.follow(event, opened, matching.worse_path(opened.tried), sequence)
+        key, trades = event.instrument, Matched()
         if not self.waits(key):
             return _NOTHING_MATCHED
+        trades.note(*self.expire(key, event.market_ms))
+        self._due(key, trades, event.market_ms, (event.bid, event.ask), sequence)
+        self._add(key, trades, self._match(matching.match_quote, event), sequence, event.market_ms)
+        return trades
+
+    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> Opened:
+        """Let market orders meet the open of *bar*, and try both of its paths."""
+        key = bar.instrument
+        if not self.waits(key) or self._passes(bar):
+            return _NOTHING_OPENED
         resting = self.orders[key]
-        if isinstance(event, Bar) and not self.protectors[key].is_timed and self._passes(event):
-            return _NOTHING_MATCHED
         at_open = partial(matching.match_open, is_missed=True) if is_missed else matching.match_open
-        if (
-            isinstance(event, Bar)
-            and not resting.others
-            and not resting.is_guarded
-            and not self._is_margined
-        ):  # an order by signal alone: the rest of this would find nothing to do
-            return self._match(at_open, event)
+        if not resting.others and not resting.is_guarded and not self._is_margined:
+            # An order by signal alone: the rest of this would find nothing to do.
+            return Opened(self._match(at_open, bar))
         trades = Matched()
-        if isinstance(event, Quote):
-            trades.note(*self.expire(key, event.market_ms))
-            market = event.bid if self.ledger.held(key) > 0 else event.ask
-            self._due(key, trades, event.market_ms, market, sequence)
-            self._add(
-                key, trades, self._match(matching.match_quote, event), sequence, event.market_ms
-            )
-        else:
-            newer = resting.rewind() if is_missed and resting.unmoved else {}
-            trades.note(*self.expire(key, event.close_time_ms - 1, unfilled=False))
-            self._due(key, trades, event.open_time_ms, event.open, sequence)
-            opened = self._match(at_open, event)
-            self._add(key, trades, opened, sequence, event.open_time_ms)
-            on_path = self._match(matching.match_path, event)
-            self._add(key, trades, on_path, sequence, event.close_time_ms)
-            if newer:
-                resumed = resting.resume(newer, event.open_time_ms)
-                changed = {order.order_id for order in trades.orders}
-                trades.note(*(order for order in resumed if order.order_id in changed))
-                self._stale.add(key)
+        newer = [(line, line.rewind()) for line in resting.lines if is_missed and line.unmoved]
+        trades.note(*self.expire(key, bar.close_time_ms - 1, unfilled=False))
+        self._due(key, trades, bar.open_time_ms, (bar.open, bar.open), sequence)
+        self._add(key, trades, self._match(at_open, bar), sequence, bar.open_time_ms)
+        tried = matching.try_paths(
+            resting, self._executors[key], self._funds[key], bar, self._instruments[key]
+        )
+        return Opened(trades, tried, newer)
+
+    def follow(self, bar: Bar, opened: Opened, path: int, sequence: int) -> Matched:
+        """Let what rests meet that *path* of *bar*; return what open and path did."""
+        key, trades = bar.instrument, opened.trades
+        if opened.tried is not None:
+            on_path = self._match(partial(matching.match_path, path=path), bar)
+            self._add(key, trades, on_path, sequence, bar.close_time_ms)
+        for line, moved in opened.newer:
+            resumed = line.resume(moved, bar.open_time_ms)
+            changed = {order.order_id for order in trades.orders}
+            trades.note(*(order for order in resumed if order.order_id in changed))
+            self._stale.add(key)
         return trades
 
     def _passes(self, bar: Bar) -> bool:
-        return matching.passes(self.orders[bar.instrument], bar)
+        key = bar.instrument
+        return not self.protectors[key].is_timed and matching.passes(self.orders[key], bar)
 
     def on_quoted_bar(self, instrument: str) -> bool:
         """Learn that a bar of *instrument* closed whose quotes came; return whether that matters.
@@ -303,19 +322,27 @@ class PaperAccount:
         return True
 
     def _due(
-        self, instrument: str, trades: Matched, market_ms: int, market: int, sequence: int
+        self,
+        instrument: str,
+        trades: Matched,
+        market_ms: int,
+        market: tuple[int, int],
+        sequence: int,
     ) -> None:
-        """Add to *trades* the orders that change because a position's time or age is reached."""
+        """Add to *trades* the orders that change because a position's time or age is reached.
+
+        The *market* is its bid and its ask.
+        """
         protector = self.protectors[instrument]
         if not protector.is_timed:
             return
-        before = protector.state
+        before, held = protector.state, self.ledger.held(instrument)
         orders = protector.act_if_due(
             market_ms,
-            self.ledger.held(instrument),
+            held,
             self.ledger.entry_price(instrument),
             self.opened_ms(instrument),
-            market,
+            market[0] if held > 0 else market[1],
             sequence=sequence,
         )
         trades.note(*orders)
@@ -334,22 +361,24 @@ class PaperAccount:
     def _protected(self, instrument: str, trades: Matched, matched: Matched, sequence: int) -> None:
         """Add to *trades* what was *matched*, and what its fills arm or end."""
         trades.add(matched)
-        if not matched.fills:
-            return
-        ids = {fill.order_id for fill in matched.fills}
+        if matched.fills:
+            ids = {fill.order_id for fill in matched.fills}
+            filled = [order for order in matched.orders if order.order_id in ids]
+            trades.note(*self.arm(instrument, matched.fills, filled, sequence))
+
+    def arm(
+        self, instrument: str, fills: Sequence[Fill], filled: Sequence[Order], sequence: int
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because *fills* of the orders *filled* arm or end them."""
         # Whoever takes meets the market; a limit that had rested was met on its way.
-        taken = (
-            fill.reference_price for fill in matched.fills if fill.liquidity is Liquidity.TAKER
-        )
-        trades.note(
-            *self.protectors[instrument].after(
-                [order for order in matched.orders if order.order_id in ids],
-                self.ledger.held(instrument),
-                self.ledger.entry_price(instrument),
-                next(taken, matched.fills[-1].reference_price),
-                sequence=sequence,
-                at_ms=matched.fills[-1].filled_ms,
-            )
+        taken = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
+        return self.protectors[instrument].after(
+            filled,
+            self.ledger.held(instrument),
+            self.ledger.entry_price(instrument),
+            next(taken, fills[-1].reference_price),
+            sequence=sequence,
+            at_ms=fills[-1].filled_ms,
         )
 
     def set_liquidation_price(

@@ -107,8 +107,7 @@ class BookAccount(PaperAccount):
         queues, trades = self.queues[key], Matched()
         self._stale.add(key)
         trades.note(*self.expire(key, at_ms))
-        market = moved.bids[0].price if self.ledger.held(key) > 0 else moved.asks[0].price
-        self._due(key, trades, at_ms, market, sequence)
+        self._due(key, trades, at_ms, (moved.bids[0].price, moved.asks[0].price), sequence)
         matched = match_update(
             self.orders[key], self._executors[key], self._funds[key], queues, update, moved,
             self._instruments[key],

@@ -182,9 +182,7 @@ class Broker:
                     or resting.is_guarded
                     or self.is_cross
                 ):
-                    filled = self._match(
-                        lambda account: account.match(bar, sequence), key, sequence
-                    )
+                    filled = self._match_bar(bar, sequence)
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
@@ -208,13 +206,17 @@ class Broker:
                 if account.on_quoted_bar(key):
                     self.save = Save.NOW
             return expired
-        filled = self._match(
-            lambda account: account.match(bar, sequence, is_missed=True),
-            key,
-            sequence,
-            while_down=True,
-        )
+        filled = self._match_bar(bar, sequence, is_missed=True)
         return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
+
+    def _match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> Filled:
+        """Let *bar* meet every account; it *is_missed* where its quotes did not come."""
+        return self._match(
+            lambda account: account.match(bar, sequence, is_missed=is_missed),
+            bar.instrument,
+            sequence,
+            while_down=is_missed,
+        )
 
     def on_quote(self, quote: Quote, sequence: int) -> Filled:
         """Fill what rests by *quote*, where quotes fill orders."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -34,7 +34,7 @@ from tracepaper.daemon.broker.sub_accounts import (
     funding_parts,
 )
 from tracepaper.strategies.api.context import Orders, Signal
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
     Action,
     Confirmation,
@@ -46,8 +46,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Side
 from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, Notional
-
-CHANGED: Final = "what it was for has changed: a protective order closed a part first"
 
 
 class Proposal(NamedTuple):
@@ -61,6 +59,7 @@ class Proposal(NamedTuple):
 class DividedBroker(Broker):
     """A broker whose one account is shared; :meth:`divide` opens the parts."""
 
+    own: SharedAccount
     parts: dict[str, SubAccount]  # by the strategies' names, in their order
     reserve: int  # money that no strategy has a share of
 
@@ -77,7 +76,7 @@ class DividedBroker(Broker):
 
         *settings* are of each strategy: its exits are its own. *reports_fills* names the
         instruments whose fills each is told of. Raises ``ConfigInvalid`` where money of 10⁻¹⁰
-        could not be shared exactly.
+        could not be shared exactly, and where order books fill.
         """
         for item in instruments:
             if item.price_decimals + item.quantity_decimals > MONEY_DECIMALS:
@@ -86,17 +85,23 @@ class DividedBroker(Broker):
                     "decimals, which no two strategies can share exactly; trade it by [strategy]."
                 )
         usual = next(iter(settings.values()))
+        if usual.execution is FillModel.BOOK:
+            raise ConfigInvalid(
+                "Order books fill no orders of several strategies; trade by [strategy], or leave "
+                "--events out and execution.model at next_open."
+            )
         self._instruments = {item.id: item for item in instruments}
         opens = partial(SharedCrossAccount, marked=self._marked) if self.is_cross else SharedAccount
         own = opens(instruments, replace(usual, exits=None), ranges=self._ranges, keeps_ledger=True)
         rest = MONEY_SCALE - sum(shares.values())
         self._weights = [*shares.values(), rest]
         *cash, self.reserve = apportion(usual.cash, self._weights)
-        self.own = self._shared = own
+        self.own = own
         self.parts = {
-            name: SubAccount(instruments, replace(settings[name], cash=money), own, place=place)
+            name: SubAccount(instruments, replace(settings[name], cash=money), name, place=place)
             for place, (name, money) in enumerate(zip(shares, cash, strict=True))
         }
+        own.join(self.parts)
         for name, keys in reports_fills.items():
             self.parts[name].ledger.fills = {key: [] for key in keys}
         self.shadows = dict(self.parts)
@@ -112,118 +117,21 @@ class DividedBroker(Broker):
     def _match(
         self,
         match: Callable[[PaperAccount], Matched],
-        instrument: str,
-        sequence: int,
+        instrument: str,  # noqa: ARG002
+        sequence: int,  # noqa: ARG002
         *,
         while_down: bool = False,
     ) -> Filled:
-        """Let one event meet the net order, share its fills, and then meet each protection."""
+        """Let one event meet all that rests in the account: the net order and all protection."""
         matched = match(self.own)
-        fills, booked = [*matched.fills], [*matched.booked]
-        shared: dict[str, list[Fill]] = {}
-        orders = self._share_all(matched, shared, sequence)
-        is_changed = bool(orders)
-        protected: list[Fill] = []
-        for name, part in self.parts.items():
-            waited = part.open_part(instrument)
-            made = match(part)
-            is_changed = is_changed or bool(made.orders) or made.ended_plan
-            orders = as_they_stand(orders, _tagged(name, made.orders))
-            if made.fills:
-                protected += made.fills
-                booked += made.booked
-                shared.setdefault(name, []).extend(made.fills)
-                if waited:  # the net order was for another part
-                    ended = tuple(self._shared.give_up(instrument, CHANGED))
-                    orders = as_they_stand(orders, ended)
-            if (ruined := self._take_over_ruined()) is not None:
-                self._agree(instrument)
-                fills += ruined.fills
-                booked += ruined.booked
-                orders = as_they_stand(orders, self._share_all(ruined, shared, sequence))
-        if protected:
-            self._agree(instrument)
-            at_ms = protected[-1].filled_ms
-            changed = self.own.set_liquidation_price(instrument, sequence, at_ms)
-            orders = as_they_stand(orders, changed)
-        if is_changed:
+        filled = self.own.take_filled()
+        if matched.orders or matched.ended_plan:
             self.save = Save.NOW
-        if not orders and not shared:
+        if not matched.orders and not filled:
             return NOTHING_FILLED
-        by_name = {name: _marked(part, while_down=while_down) for name, part in shared.items()}
-        return Filled(
-            _marked([*fills, *protected], while_down=while_down), orders, by_name, tuple(booked)
-        )
-
-    def _take_over_ruined(self) -> Matched | None:
-        """Have the account taken over where a close would cost more than it has on cross margin."""
-        own = self.own
-        if not isinstance(own, SharedCrossAccount) or (ruin := own.ruin) is None:
-            return None
-        own.ruin = None
-        return own.liquidate(ruin.instrument, ruin.price, ruin.at_ms, is_ruin=True)
-
-    def _share_all(
-        self, matched: Matched, shared: dict[str, list[Fill]], sequence: int
-    ) -> tuple[Order, ...]:
-        """Share every fill of the account in *matched*; return its orders, and what changes.
-
-        On cross margin a price of one instrument may take away the others.
-        """
-        orders = matched.orders
-        closing = {one.order_id for one in matched.orders if one.reduce_only}
-        filled: dict[str, bool] = {}
-        for fill in matched.fills:
-            orders = as_they_stand(orders, self._share(fill, matched, shared, sequence))
-            key = fill.instrument
-            filled[key] = filled.get(key, False) or fill.order_id in closing
-        for key, is_taken in filled.items():
-            self._agree(key, is_taken=is_taken)
-        return orders
-
-    def _share(
-        self, fill: Fill, matched: Matched, shared: dict[str, list[Fill]], sequence: int
-    ) -> tuple[Order, ...]:
-        """Give each strategy its part of *fill*; return the protection that this changes."""
-        key = fill.instrument
-        (order,) = (one for one in matched.orders if one.order_id == fill.order_id)
-        sign = 1 if fill.side is Side.BUY else -1
-        accounts = list(self.parts.values())
-        weights = [max(sign * account.open_part(key), 0) for account in accounts]
-        if order.reduce_only or not any(weights):
-            weights = [max(-sign * account.held(key), 0) for account in accounts]
-        if not any(weights):
-            raise InvariantBroken(f"a fill of {key} that no strategy asked for")
-        notional = Notional.of(self._instruments[key])
-        quantities = apportion(fill.quantity, weights)
-        fees = apportion(fill.fee, quantities)
-        of_base = apportion(fill.fee_base, quantities)
-        changed: tuple[Order, ...] = ()
-        for (name, account), quantity, fee, fee_base in zip(
-            self.parts.items(), quantities, fees, of_base, strict=True
-        ):
-            if not quantity:
-                continue
-            part = replace(
-                fill, quantity=quantity, notional=notional(fill.price, quantity),
-                fee=fee, fee_base=fee_base,
-            )  # fmt: skip
-            made = account.take(part, order, sequence=sequence)
-            changed = as_they_stand(changed, _tagged(name, made))
-            shared.setdefault(name, []).append(part)
-        return changed
-
-    def _agree(self, instrument: str, *, is_taken: bool = False) -> None:
-        """Let the account want what the strategies want together.
-
-        Where its position *is_taken* away, by liquidation say, nobody wants more than is left.
-        """
-        accounts = self.parts.values()
-        if is_taken:
-            for account in accounts:
-                account.want(instrument, account.held(instrument), "liquidated")
-        wanted = sum(account.target(instrument) for account in accounts)
-        self._shared.agree(instrument, wanted)
+        by_name = {name: _marked(fills, while_down=while_down) for name, fills in filled.items()}
+        fills = _marked(matched.fills, while_down=while_down)
+        return Filled(fills, matched.orders, by_name, tuple(matched.booked))
 
     def on_funding(self, funding: Funding, sequence: int) -> Filled:
         """Settle *funding* by each part's position; return the account's orders it changes."""
@@ -293,7 +201,7 @@ class DividedBroker(Broker):
                 one = Intent(Action.FLAT, 0, intent.reason)
             sent = super().submit(one, bar, sequence=sequence, at_ms=at_ms, shadow=name)
             self.sent[name] = sent
-            changed = as_they_stand(changed, _tagged(name, sent.orders))
+            changed = as_they_stand(changed, sent.orders)
         if intent.target != proposal.target:
             for name, part in self.parts.items():
                 if name not in proposal.intents:
@@ -349,7 +257,7 @@ class DividedBroker(Broker):
                 orders.reason, at_ms,
             )  # fmt: skip
             made = part.take(fill, order, sequence=sequence)
-            changed = as_they_stand(changed, _tagged(name, made))
+            changed = as_they_stand(changed, made)
             self.crossed.setdefault(name, []).append(fill)
         self.save = Save.NOW
         return changed
@@ -363,9 +271,9 @@ class DividedBroker(Broker):
     def flatten(self, closes: Mapping[str, int], *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Close what the account holds; opposing parts cross at the next close."""
         orders: tuple[Order, ...] = ()
-        for name, part in self.parts.items():
+        for part in self.parts.values():
             for key in closes:
-                orders += _tagged(name, part.leave(key, FLATTEN))
+                orders += part.leave(key, FLATTEN)
                 part.want(key, 0, FLATTEN)
         return orders + super().flatten(closes, sequence=sequence, at_ms=at_ms)
 
@@ -412,8 +320,3 @@ class DividedBroker(Broker):
                 part.want(key, wanted[at], "taken over")
         for at, part in enumerate(accounts):
             part.restore(replace(part.state(), cash=cash[at]))
-
-
-def _tagged(name: str, orders: tuple[Order, ...]) -> tuple[Order, ...]:
-    """Return the *orders* as the account's, with the *name* of the strategy that they protect."""
-    return tuple(replace(order, tag=name) for order in orders) if orders else orders

@@ -194,6 +194,7 @@ class Protector:
             price,
             trigger,
             reduce_only=True,
+            tag=self._resting.tag,
         )
         if rests:
             order = after(order, OrderEvent.ACCEPT)
@@ -354,7 +355,9 @@ class Protector:
             return ()
         is_over = plan.until_ms is not None and market_ms >= plan.until_ms
         if held * plan.sign <= 0 or not self._resting.closable(held):
-            if is_over and self._resting.order is None:  # it was never entered, and is not wanted
+            if is_over and not self._resting.is_awaited(
+                held
+            ):  # it was never entered, and is not wanted
                 self._resting.target = held
                 self.state = replace(self._state, plan=None, following=None)
             return ()

@@ -18,6 +18,7 @@ from tracepaper.daemon.broker.account import (
     BrokerSettings,
     EncodedAccount,
     Intent,
+    Opened,
     PaperAccount,
 )
 from tracepaper.daemon.broker.broker import (
@@ -31,7 +32,7 @@ from tracepaper.daemon.broker.broker import (
 )
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.ledger import Ledger, LedgerFunds
-from tracepaper.daemon.broker.matching import Matched
+from tracepaper.daemon.broker.matching import Matched, worse_path
 from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
@@ -432,6 +433,20 @@ class HedgedBroker(Broker):
                 )
             )
         return filled
+
+    def _match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> Filled:
+        """Let *bar* meet both sides, on the one path that leaves both with less."""
+        opened: dict[PaperAccount, Opened] = {
+            account: account.open_bar(bar, sequence, is_missed=is_missed)
+            for account in self.sides.values()
+        }
+        path = worse_path(*(one.tried for one in opened.values()))
+        return self._match(
+            lambda account: account.follow(bar, opened[account], path, sequence),
+            bar.instrument,
+            sequence,
+            while_down=is_missed,
+        )
 
     def on_quote(self, quote: Quote, sequence: int) -> Filled:
         """Fill what rests by *quote*, whose sizes both sides share: the long side is first."""

@@ -298,12 +298,15 @@ class MarketPass:
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
-        if not self._resting.trail:
-            return
-        order = self._resting.protective(OrderRole.TRAILING)
+        for line in self._resting.lines:
+            if line.trail:
+                self._trail_by(line, bid, ask)
+
+    def _trail_by(self, line: RestingOrders, bid: int, ask: int) -> None:
+        order = line.protective(OrderRole.TRAILING)
         if order is None or order.order_id in self._younger:
             return
-        if moved := _trailed(order, bid, ask, self._resting.trail):
+        if moved := _trailed(order, bid, ask, line.trail):
             tick = self._executor.tick
             trigger = moved // tick * tick if order.side is Side.SELL else -(-moved // tick) * tick
             if trigger != order.trigger:
@@ -514,32 +517,52 @@ def match_open(
     return market.trades
 
 
-def match_path(
-    resting: RestingOrders, executor: Executor, funds: LedgerFunds, bar: Bar, instrument: Instrument
-) -> Matched:
-    """Return what *bar* did to the limits and stops that rest.
+Tried = tuple[int, int]
+"""What an account would have at a bar's close after its first path, and after its second."""
 
-    Of the two paths the one that leaves less at the bar's close is taken, and the first of them
-    where both leave as much.
-    """
-    if not any(_may_meet(order, bar, resting.trail) for order in resting.others) and (
-        funds.calls is None or not funds.calls.is_called_within(bar)
-    ):
-        return Matched()
-    is_cash = instrument.category.is_cash
-    paths = (
-        (bar.open, bar.high, bar.low, bar.close),
-        (bar.open, bar.low, bar.high, bar.close),
-    )
-    before, left = resting.state(), []
-    for path in paths:
+
+def try_paths(
+    resting: RestingOrders, executor: Executor, funds: LedgerFunds, bar: Bar, instrument: Instrument
+) -> Tried | None:
+    """Return what each path of *bar* would leave; None where none meets anything that rests."""
+    if not any(
+        _may_meet(order, bar, line.trail) for line in resting.lines for order in line.others
+    ) and (funds.calls is None or not funds.calls.is_called_within(bar)):
+        return None
+    left = []
+    for path in _paths(bar):
         trial = funds.trial()
-        MarketPass(resting, executor, trial, is_cash=is_cash).walk(bar, path)
+        with resting.tried():
+            MarketPass(resting, executor, trial, is_cash=instrument.category.is_cash).walk(
+                bar, path
+            )
         left.append(trial.equity(executor.notional(bar.close, trial.held)))
-        resting.restore(before)
-    market = MarketPass(resting, executor, funds, is_cash=is_cash)
-    market.walk(bar, paths[0] if left[0] <= left[1] else paths[1])
+    return left[0], left[1]
+
+
+def worse_path(*tried: Tried | None) -> int:
+    """Return the number of the path that leaves less in all, the first where both leave as much."""
+    first, second = (sum(one[path] for one in tried if one is not None) for path in (0, 1))
+    return 0 if first <= second else 1
+
+
+def match_path(
+    resting: RestingOrders,
+    executor: Executor,
+    funds: LedgerFunds,
+    bar: Bar,
+    instrument: Instrument,
+    *,
+    path: int,
+) -> Matched:
+    """Return what the *path* of *bar* with that number did to the limits and stops that rest."""
+    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market.walk(bar, _paths(bar)[path])
     return market.trades
+
+
+def _paths(bar: Bar) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    return (bar.open, bar.high, bar.low, bar.close), (bar.open, bar.low, bar.high, bar.close)
 
 
 def match_mark(

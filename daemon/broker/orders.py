@@ -10,6 +10,7 @@ The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import StrEnum
 from hashlib import sha256
 from math import log
@@ -141,6 +142,8 @@ class Moment(NamedTuple):
 class RestingOrders:
     """The resting orders of one instrument in one account."""
 
+    tag = ""  # of the protective orders: the strategy that they protect, where several share it
+
     def __init__(
         self,
         instrument: Instrument,
@@ -183,7 +186,16 @@ class RestingOrders:
         signalled = () if self.order is None else (self.order,)
         if not self.others:
             return signalled
-        return tuple(sorted((*signalled, *self.others), key=_urgency))
+        return tuple(sorted((*signalled, *self.others), key=urgency))
+
+    @property
+    def lines(self) -> tuple[RestingOrders, ...]:
+        """What meets the market together: this, and the parts of those who share the account."""
+        return (self,)
+
+    def is_awaited(self, held: int) -> bool:  # noqa: ARG002 - a part of an account waits for a part
+        """Return whether an order by signal rests that leads on from the position *held*."""
+        return self.order is not None
 
     def change(self, instrument: Instrument, margin: MarginRules | None = None) -> None:
         """Use the exchange's new filters; what rests was accepted under the old ones."""
@@ -206,6 +218,13 @@ class RestingOrders:
         self.target, self.reason = state.target, state.reason
         self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
         self.unmoved, self.shortfall = state.unmoved, state.shortfall
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Let all that rests stand afterwards as it stands now."""
+        before = self.state()
+        yield
+        self.restore(before)
 
     def next_id(self, sequence: int, first: int = 0) -> str:
         """Return the id of the next order that step *sequence* bears for this instrument.
@@ -304,7 +323,11 @@ class RestingOrders:
         needed = self._filters.whole(abs(self.target - held)) if turns else 0
         if not needed:
             self.target = held
-        if (rest := self.order) is None:
+        return self._shrunk(needed)
+
+    def _shrunk(self, needed: int) -> tuple[Order, ...]:
+        """Return the order by signal where that changes because no more than *needed* is left."""
+        if (rest := self.order) is None or needed >= rest.quantity - rest.filled:
             return ()
         if not needed:
             return (self.end(rest, "another order closed the position first"),)
@@ -627,7 +650,8 @@ def _tighter(one: Order, other: Order) -> int | None:
     return tightest(one.trigger, other.trigger)
 
 
-def _urgency(order: Order) -> int:
+def urgency(order: Order) -> int:
+    """Return the place of *order* among those that meet the market: 0 is the first."""
     if order.role is OrderRole.TARGET:
         return 2
     return 0 if order.role in PROTECTIVE or order.role is OrderRole.LIQUIDATION else 1

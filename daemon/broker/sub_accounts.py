@@ -2,28 +2,36 @@
 
 A sub-account is a ledger of parts: parts of the account's fills, parts of its funding, and what its
 strategy has crossed with the others. Its protective orders are orders of the account, for its part
-of the position; all else that is ordered is the account's net order.
+of the position; all else that is ordered is the account's net order. An event meets all of them
+together, in the account.
 
 The rules are docs/one_account.md, J12 to J20.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
-from tracepaper.daemon.broker.cross_account import CrossAccount, CrossFunds
+from tracepaper.daemon.broker.cross_account import CrossAccount
 from tracepaper.daemon.broker.exit_orders import Protector
-from tracepaper.daemon.broker.ledger import Ledger, LedgerFunds, Liquidated, MarginCalls
+from tracepaper.daemon.broker.ledger import LedgerFunds, TrialFunds
 from tracepaper.daemon.broker.matching import Matched
-from tracepaper.daemon.broker.orders import UNCHANGED, Moment, RestingOrders, Sent
+from tracepaper.daemon.broker.orders import (
+    UNCHANGED,
+    Moment,
+    RestingOrders,
+    Sent,
+    urgency,
+)
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import Fill, Order, Position
-from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.types.decisions import Fill, Order
+from tracepaper.strategies.types.market import Bar, Instrument, Side
+from tracepaper.strategies.units import MONEY_SCALE, Notional
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
@@ -79,6 +87,7 @@ class VirtualOrders(RestingOrders):
     """What rests for one strategy: its target, which the net order reaches, and its protection."""
 
     first = 0  # the first ordinal of its orders: in one step several strategies bear some
+    net: NetOrders
 
     def next_id(self, sequence: int, first: int = 0) -> str:
         """Return the id of the next order, which no other strategy's has."""
@@ -98,91 +107,24 @@ class VirtualOrders(RestingOrders):
             self.target, self.reason = target, reason
         return UNCHANGED
 
+    def is_awaited(self, held: int) -> bool:
+        """Return whether a net order rests that leads the part on from *held*."""
+        if (rest := self.net.order) is None:
+            return False
+        return self.target > held if rest.side is Side.BUY else self.target < held
+
     def resize(self, held: int) -> tuple[Order, ...]:
         """Return the protective orders that change because *held* is left of the part."""
         return tuple(self._resized(held)) if self.others else ()
-
-
-class Ruin(NamedTuple):
-    """Where a strategy's close would have cost more than the account has on cross margin."""
-
-    instrument: str
-    price: int
-    at_ms: int
-
-
-class _PartFunds(LedgerFunds):
-    """What the fill of a protective order moves: the part, and the account by as much."""
-
-    def __init__(self, part: Ledger, own: PaperAccount, instrument: str) -> None:
-        super().__init__(part, instrument)
-        self._own, self._part = own.ledger, part
-        self.apply_fill = self._apply_to_both
-
-    def _apply_to_both(self, fill: Fill) -> None:
-        self._own.apply_fill(fill)
-        self._part.apply_fill(fill)
-
-    @property
-    def position(self) -> Position:
-        """The account's position, which limits look at."""
-        return self._own.position(self._instrument)
-
-    def refusal(self, fill: Fill) -> str | None:
-        """Return why the account cannot bear *fill*, or None."""
-        return self._own.refusal(fill)
-
-
-class _CrossPartFunds(_PartFunds):
-    """The same on cross margin: implements ``MarginCalls`` for the closes that ruin the account.
-
-    Prices call the account before they meet any part's protection.
-    """
-
-    def __init__(self, part: Ledger, own: SharedCrossAccount, instrument: str) -> None:
-        super().__init__(part, own, instrument)
-        self._account = own
-        self._whole = CrossFunds(own, instrument)
-        self.calls: MarginCalls | None = self
-
-    def refusal(self, fill: Fill) -> str | None:
-        """Return why the account's balance cannot bear *fill*, or None."""
-        return self._whole.refusal(fill)
-
-    def at(self, start: int, end: int) -> int | None:
-        """Return None: the account's own path says where it is called."""
-        del start, end
-        return None
-
-    def is_called_within(self, bar: Bar) -> bool:
-        """Return False, as :meth:`at` says."""
-        del bar
-        return False
-
-    def liquidate(self, price: int, at_ms: int) -> Liquidated:
-        """Raise: nothing calls the account here."""
-        raise InvariantBroken(f"a part of {self._instrument} was called at {price}, {at_ms}")
-
-    def ruined_by(self, fill: Fill, at_ms: int) -> Liquidated | None:
-        """Leave out *fill* where it costs more than there is, and have the account taken over."""
-        if not self._whole.is_ruin(fill):
-            return None
-        self._account.ruin = Ruin(self._instrument, fill.reference_price, at_ms)
-        return (), (), ()
 
 
 class SubAccount(PaperAccount):
     """The part of one strategy in an account that several share."""
 
     def __init__(
-        self,
-        instruments: Sequence[Instrument],
-        settings: BrokerSettings,
-        own: PaperAccount,
-        *,
-        place: int,
+        self, instruments: Sequence[Instrument], settings: BrokerSettings, name: str, *, place: int
     ) -> None:
-        """Open the part of the strategy in *place*; the margin is the account's alone."""
+        """Open the part of the strategy *name* in *place*; the margin is the account's alone."""
         settings = replace(settings, leverage=None, is_cross=False)
         super().__init__(instruments, settings)
         for at, item in enumerate(instruments):
@@ -191,36 +133,23 @@ class SubAccount(PaperAccount):
             )
             # Beyond those of the account itself, liquidations among them.
             orders.first = 1_000_000 * (1 + place) + 1_000 * at
+            orders.tag = name
             self.protectors[item.id] = Protector(orders, item, settings.exits)
-            self._funds[item.id] = (
-                _CrossPartFunds(self.ledger, own, item.id)
-                if isinstance(own, SharedCrossAccount)
-                else _PartFunds(self.ledger, own, item.id)
-            )
 
     def open_part(self, instrument: str) -> int:
         """Return the signed quantity of the part that its target still wants."""
         return self.orders[instrument].target - self.held(instrument)
 
     def take(self, part: Fill, order: Order, *, sequence: int) -> tuple[Order, ...]:
-        """Book *part*, of a fill of the account's *order*; return the protection that changes."""
+        """Book *part*, which filled *order* at once; return the protection that this changes."""
         key = part.instrument
         self._stale.add(key)
         self.ledger.apply_fill(part)
-        orders, held = self.orders[key], self.held(key)
+        orders = self.orders[key]
         assert isinstance(orders, VirtualOrders)
         made = Matched()
-        made.note(*orders.resize(held))
-        made.note(
-            *self.protectors[key].after(
-                [order],
-                held,
-                self.ledger.entry_price(key),
-                part.reference_price,
-                sequence=sequence,
-                at_ms=part.filled_ms,
-            )
-        )
+        made.note(*orders.resize(self.held(key)))
+        made.note(*self.arm(key, [part], [order], sequence))
         return made.orders
 
     def want(self, instrument: str, target: int, reason: str) -> None:
@@ -242,23 +171,215 @@ class SubAccount(PaperAccount):
         self._stale.add(instrument)
 
 
+class PartFill(NamedTuple):
+    """What the fill of an *order* moved for one strategy."""
+
+    name: str
+    fill: Fill
+    order: Order  # as the fill left it
+
+
+class _Part:
+    """What one strategy has of one instrument, while events meet it."""
+
+    def __init__(self, name: str, account: SubAccount, instrument: str) -> None:
+        orders = account.orders[instrument]
+        assert isinstance(orders, VirtualOrders)
+        self.name, self.orders = name, orders
+        self.booked = LedgerFunds(account.ledger, instrument)
+        self.funds: LedgerFunds | TrialFunds = self.booked
+
+    def open(self, sign: int) -> int:
+        """Return how much of that *sign* its target still wants, unsigned."""
+        return max(sign * (self.orders.target - self.funds.held), 0)
+
+
+class NetOrders(RestingOrders):
+    """The net order of one instrument, and the protection of each part, as one event meets them.
+
+    The fill of one is one of the account's, and moves the parts that it is for at once.
+    """
+
+    parts: tuple[_Part, ...] = ()
+    filled: list[PartFill]  # in no step yet, of all instruments of the account
+
+    def join(self, accounts: Mapping[str, SubAccount], filled: list[PartFill]) -> None:
+        """Meet events together with the parts of *accounts*, and add to *filled* what they get."""
+        key = self._filters.instrument.id
+        self.parts = tuple(_Part(name, one, key) for name, one in accounts.items())
+        self.filled = filled
+        for part in self.parts:
+            part.orders.net = self
+
+    @property
+    def lines(self) -> tuple[RestingOrders, ...]:
+        """The net order's own line, and that of each part."""
+        return (self, *(part.orders for part in self.parts))
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Every order of the account that rests, in the order in which they meet the market."""
+        every = [order for line in self.lines for order in line.others]
+        return tuple(sorted(every if self.order is None else [self.order, *every], key=urgency))
+
+    def find(self, order_id: str) -> Order | None:
+        """Return the resting order with that id, if there is one."""
+        line = self._part_of(order_id)
+        return super().find(order_id) if line is None else line.orders.find(order_id)
+
+    def note(self, order: Order) -> Order:
+        """Take *order* as it now stands, resting or ended, and return it."""
+        part = self._part_of(order.order_id)
+        return super().note(order) if part is None else part.orders.note(order)
+
+    def move(self, order: Order, moved: Order) -> Order:
+        """Take *order* as a quote *moved* or triggered it."""
+        part = self._part_of(order.order_id)
+        return super().move(order, moved) if part is None else part.orders.move(order, moved)
+
+    def _part_of(self, order_id: str) -> _Part | None:
+        """Return the part that the resting order with that id protects; None of the net order."""
+        for part in self.parts:
+            for order in part.orders.others:
+                if order.order_id == order_id:
+                    return part
+        return None
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Let all that rests, and every part, stand afterwards as it stands now."""
+        before, count = [line.state() for line in self.lines], len(self.filled)
+        for part in self.parts:
+            part.funds = part.booked.trial()
+        yield
+        for part in self.parts:
+            part.funds = part.booked
+        for line, state in zip(self.lines, before, strict=True):
+            line.restore(state)
+        del self.filled[count:]
+
+    def agree(self) -> None:
+        """Want what the parts want together."""
+        self.target = sum(part.orders.target for part in self.parts)
+
+    def apply_fill(self, fill: Fill, held: int) -> tuple[Order, ...]:
+        """Book *fill*, which left *held* in all; return every order that it changed, it first."""
+        part = self._part_of(fill.order_id)
+        if part is None:
+            changed = super().apply_fill(fill, held)
+            return changed + self._shared(fill, changed[0])
+        part.funds.apply_fill(fill)
+        changed = part.orders.apply_fill(fill, part.funds.held)
+        self.filled.append(PartFill(part.name, fill, changed[0]))
+        self.agree()
+        return (*changed, *self._resized(held), *self._served(held))
+
+    def _shared(self, fill: Fill, order: Order) -> tuple[Order, ...]:
+        """Give each part its share of *fill* of the account's own *order*.
+
+        Where that closed the position, by liquidation say, nobody wants more than is left.
+        """
+        sign = 1 if fill.side is Side.BUY else -1
+        weights = [part.open(sign) for part in self.parts]
+        if order.reduce_only or not any(weights):
+            weights = [max(-sign * part.funds.held, 0) for part in self.parts]
+        if not any(weights):  # on spot the fee of a buy may leave a step more than was wanted
+            weights = [max(sign * part.funds.held, 0) for part in self.parts]
+        if not any(weights):
+            raise InvariantBroken(f"a fill of {fill.instrument} that no strategy asked for")
+        notional = Notional.of(self._filters.instrument)
+        quantities = apportion(fill.quantity, weights)
+        fees = apportion(fill.fee, quantities)
+        of_base = apportion(fill.fee_base, quantities)
+        changed: tuple[Order, ...] = ()
+        for part, quantity, fee, fee_base in zip(
+            self.parts, quantities, fees, of_base, strict=True
+        ):
+            if quantity:
+                share = replace(
+                    fill, quantity=quantity, notional=notional(fill.price, quantity),
+                    fee=fee, fee_base=fee_base,
+                )  # fmt: skip
+                part.funds.apply_fill(share)
+                changed += part.orders.resize(part.funds.held)
+                self.filled.append(PartFill(part.name, share, order))
+            if order.reduce_only:
+                part.orders.target, part.orders.reason = part.funds.held, "liquidated"
+        return changed
+
+    def _served(self, held: int) -> tuple[Order, ...]:
+        """Shrink the net order to what the parts still want, now that all of them are *held*."""
+        if self.order is None:
+            return ()
+        sign = 1 if self.order.side is Side.BUY else -1
+        return self._shrunk(self._quantity_of(sign * max(sign * (self.target - held), 0)))
+
+
 class SharedAccount(PaperAccount):
     """The account that several strategies share."""
 
-    def agree(self, instrument: str, target: int) -> None:
-        """Want *target*, what the strategies want together."""
-        self.orders[instrument].target = target
+    resting_type = NetOrders
+    parts: Mapping[str, SubAccount] = {}
+
+    def join(self, parts: Mapping[str, SubAccount]) -> None:
+        """Let events meet the *parts* of the strategies, by their names, in this account."""
+        self.parts = parts
+        self._part_fills: list[PartFill] = []
+        self._is_margined = True  # a fill of the net order may change what protects a part
+        for key in self.orders:
+            self._net(key).join(parts, self._part_fills)
+
+    def _net(self, instrument: str) -> NetOrders:
+        orders = self.orders[instrument]
+        assert isinstance(orders, NetOrders)
+        return orders
+
+    def agree(self, instrument: str) -> None:
+        """Want what the strategies want together."""
+        self._net(instrument).agree()
         self._stale.add(instrument)
 
-    def give_up(self, instrument: str, reason: str) -> Iterable[Order]:
-        """Yield the net order, ended for that *reason*, if one rests."""
-        orders = self.orders[instrument]
-        if orders.order is not None:
-            self._stale.add(instrument)
-            yield orders.end(orders.order, reason)
+    def take_filled(self) -> dict[str, list[Fill]]:
+        """Return what each strategy got since the last call, by its name."""
+        by_name: dict[str, list[Fill]] = {}
+        for one in self._part_fills:
+            by_name.setdefault(one.name, []).append(one.fill)
+        self._part_fills.clear()
+        return by_name
+
+    def waits(self, instrument: str) -> bool:
+        """Return whether any order of *instrument* rests, or a time at which a part is closed."""
+        return super().waits(instrument) or any(
+            part.waits(instrument) for part in self.parts.values()
+        )
+
+    def _passes(self, bar: Bar) -> bool:
+        return super()._passes(bar) and all(part._passes(bar) for part in self.parts.values())  # noqa: SLF001
+
+    def _due(
+        self,
+        instrument: str,
+        trades: Matched,
+        market_ms: int,
+        market: tuple[int, int],
+        sequence: int,
+    ) -> None:
+        for part in self.parts.values():
+            part._due(instrument, trades, market_ms, market, sequence)  # noqa: SLF001
+        self._net(instrument).agree()
+
+    def _protected(self, instrument: str, trades: Matched, matched: Matched, sequence: int) -> None:
+        trades.add(matched)
+        ids = {fill.order_id for fill in matched.fills}
+        for name, part in self.parts.items():
+            of_part = [
+                one for one in self._part_fills if one.name == name and one.order.order_id in ids
+            ]
+            if of_part:
+                orders = {one.order.order_id: one.order for one in of_part}
+                fills = [one.fill for one in of_part]
+                trades.note(*part.arm(instrument, fills, list(orders.values()), sequence))
 
 
 class SharedCrossAccount(SharedAccount, CrossAccount):
     """The same on cross margin."""
-
-    ruin: Ruin | None = None  # which a close of a strategy would have been, and is in its place

@@ -67,24 +67,59 @@ class Told(Drawn):
         )  # fmt: skip
 
 
+class Turning(Drawn):
+    """Turns what it holds, now and then, with every kind of protection: none is ever refused."""
+
+    sees_account = True
+
+    def decide(self, context: BarContext) -> Signal:
+        """Draw an answer."""
+        rng = random.Random(context.exact.volume * 31 + self._seed)
+        assert context.account is not None
+        held = context.account.position.quantity or rng.choice((1, -1))
+        if rng.random() < 0.5:
+            return Signal(Action.HOLD, "drawn to hold")
+        levels: dict[str, Any] = {
+            name: Percent(rng.choice(levels))
+            for name, levels in (
+                ("stop", (0.3, 2, 6)), ("target", (0.3, 1, 4)), ("trailing", (0.2, 1)),
+            )
+            if rng.random() < 0.5
+        }  # fmt: skip
+        until = context.exact.closed_ms + 120_000 if rng.random() < 0.3 else None
+        return Signal(
+            Action.LONG if held < 0 else Action.SHORT, "drawn", rng.choice((1.0, 0.5)),
+            until=until, reenter=True, **levels,
+        )  # fmt: skip
+
+
 class Scripted(Strategy):
-    """Says at each bar, counted from the first, what ``says`` holds; else it holds."""
+    """Says at each bar, counted from the first, what ``says`` holds; else it holds.
+
+    What it says is an action and the distance of a stop in percent, perhaps a target's too.
+    """
 
     def __init__(self, options: dict[str, Any]) -> None:
         self._says: dict[str, list[Any]] = options["says"]
         self._first: int | None = None
 
     def decide(self, context: BarContext) -> Signal:
-        """Return the answer of this bar: an action, and the distance of a stop in percent."""
+        """Return the answer of this bar."""
         opened = context.exact.open_time_ms
         self._first = opened if self._first is None else self._first
-        action, stop = self._says.get(str((opened - self._first) // 60_000), ["HOLD", None])
-        return Signal(Action(action), "scripted", stop=None if stop is None else Percent(stop))
+        said = self._says.get(str((opened - self._first) // 60_000), ["HOLD"])
+        action, stop, target = (*said, None, None)[:3]
+        return Signal(
+            Action(action), "scripted",
+            stop=None if stop is None else Percent(stop),
+            target=None if target is None else Percent(target),
+        )  # fmt: skip
 
 
 SCRIPTED = f"{__name__}:Scripted"
 DRAWN = f"{__name__}:Drawn"
 TOLD = f"{__name__}:Told"
+TURNING = f"{__name__}:Turning"
 
 
 def configured(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from builders import bars, instrument, quote
+from builders import bar, bars, instrument, quote
 from hedged_cases import (
     DRAWN,
     LONG,
@@ -109,6 +109,19 @@ def scripted(says: dict[str, Any], **options: Any) -> HedgedEngine:
 def sides(step: Step) -> tuple[int, int]:
     long, short = (one.position.quantity for one in step.twins)
     return long, short
+
+
+def test_a_bar_has_one_path_for_both_sides() -> None:
+    exits = {"stop_loss": "2%", "take_profit": "2%"}
+    says = {"0": ["LONG"], "1": ["SHORT"]}
+    engine = built(configured({"says": says}, of=SCRIPTED, exits=exits))
+    for index in range(3):
+        step = engine.step(bar(1_000_000, index=index), None)
+    assert all(sides(step))
+    step = engine.step(bar(1_000_000, index=3, high=1_030_000, low=970_000), None)
+    assert sides(step) == (0, 0)
+    # Where the price rose first that was a target and a stop, and so where it fell first.
+    assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
 
 
 def test_a_signal_is_of_the_side_that_it_names_and_flat_of_both_or_one() -> None:

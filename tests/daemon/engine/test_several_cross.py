@@ -216,7 +216,7 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     assert (broker.parts["b"].held(KEY), broker.own.held(KEY)) == (-taken, 0)
     broker.share_out()
     broker.parts["b"].want(KEY, -taken // 4, "less")  # of what crosses, a half is bought
-    broker._agree(KEY)  # noqa: SLF001
+    broker.own.agree(KEY)
     for one in flat(4)[2:]:
         engine.step(one, None)
     long, short = (broker.parts[name].held(KEY) for name in ("a", "b"))

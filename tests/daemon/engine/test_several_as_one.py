@@ -1,0 +1,204 @@
+"""What several strategies hold together fares as if one strategy held it: margin, sizes, paths."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+from builders import START_MS, bar, instrument, quote
+from several_strategies import SCRIPTED, TURNING, check_sums, configured, fills_of
+
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.several import SeveralEngine
+from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import Fill, FillModel, Step
+from tracepaper.strategies.types.market import (
+    Category,
+    Event,
+    Gap,
+    GapCause,
+    Instrument,
+    Mark,
+    Side,
+)
+
+MINUTE = 60_000
+ITEM = instrument()
+COSTS = {"fill_within_ms": MINUTE, "spread_slippage": "0.3"}
+
+
+def built(config: Config, model: FillModel, item: Instrument = ITEM) -> Engine:
+    return build_engine(
+        resolved(config, model), [item], execution=model, period_start_ms=0, forecaster=None
+    )  # fmt: skip
+
+
+def several(model: FillModel, *options: dict[str, Any], of: str, **more: Any) -> SeveralEngine:
+    """Return the engine of two strategies with *options*: one made *of* a class, one scripted."""
+    category = Category(more.get("market", {}).get("category", "linear"))
+    engine = built(
+        configured(("a", "b"), ("0.5", "0.5"), of=(of, SCRIPTED), options=options, **more),
+        model,
+        instrument(category=category),
+    )
+    assert isinstance(engine, SeveralEngine)
+    return engine
+
+
+def jumping(rng: random.Random, count: int, *, quotes: bool) -> Iterator[Event]:
+    """Yield bars that jump, with thin quotes and marks between them, of which some are missed."""
+    price = 1_000_000
+    for index in range(count):
+        opened, most = price, 90_000 if rng.random() < 0.1 else 3_000
+        price = max(opened + rng.randint(-most, most), 200_000) // 10 * 10
+        ends = opened, price
+        made = bar(
+            price, index=index, open_=opened, volume=rng.randint(1, 10**6),
+            high=max(ends) + rng.randint(0, 300) * 10, low=min(ends) - rng.randint(0, 300) * 10,
+        )  # fmt: skip
+        end = made.close_time_ms
+        if quotes and rng.random() < 0.1:
+            yield Gap(made.instrument, end - MINUTE, end, GapCause.DOWN, "rest", end, end)
+            for ms in (100, 900):  # newer than the bar
+                middle = price + rng.randint(-600, 600) * 10
+                yield quote(middle - 50, middle + 50, at_ms=end + ms)
+        elif quotes:
+            for ms in (59_000, 40_000, 1_000):
+                middle = price if rng.random() < 0.4 else opened
+                size = rng.choice((30, 300, 2_000, 200_000))
+                yield quote(middle - 50, middle + 50, at_ms=end - ms, size=size)
+        if rng.random() < 0.3:
+            mark = sum(ends) // 2 + rng.randint(-10_000, 10_000)
+            yield Mark(made.instrument, mark, end - 500, end - 500)
+        yield made
+
+
+def plain(fills: Sequence[Fill]) -> list[tuple[Any, ...]]:
+    return [(f.side, f.quantity, f.price, f.fee, f.model, f.filled_ms) for f in fills]
+
+
+@pytest.mark.parametrize(
+    ("seed", "margin"),
+    [(2, "isolated"), (37, "isolated"), (25, "none"), (2, "cross"), (25, "cross")],
+)
+def test_a_strategy_beside_a_silent_one_is_filled_as_if_alone(seed: int, margin: str) -> None:
+    model = FillModel.QUOTE if seed % 2 else FillModel.NEXT_OPEN
+    account = {"cash": "100000", "margin": margin, "leverage": "50"}
+    common: dict[str, Any] = {
+        "account": account if margin != "none" else {"cash": "100000"},
+        "sizing": {"mode": "notional", "notional": "30000"},
+        "execution": COSTS,
+    }
+    own = {"seed": seed}
+    alone = built(load(None, {**common, "strategy": {"name": TURNING, "options": own}}), model)
+    both = several(model, own, {"says": {}}, of=TURNING, **common)
+    filled = 0
+    for event in jumping(random.Random(seed), 60, quotes=bool(seed % 2)):
+        one, two = alone.step(event, None), both.step(event, None)
+        assert plain(one.fills) == plain(two.fills) == plain([one for _, one in fills_of(two)])
+        assert one.account == two.account
+        check_sums(both)
+        filled += len(one.fills)
+    assert filled > 20
+
+
+def entered(engine: Engine) -> list[Fill]:
+    """Let *engine* decide a first bar at 10,000 and fill what it orders at a quote of plenty."""
+    fills: list[Fill] = []
+    shown = [quote(999_900, 1_000_000, at_ms=START_MS + ms) for ms in (MINUTE - 500, MINUTE + 500)]
+    for event in (shown[0], bar(1_000_000), shown[1]):
+        fills += engine.step(event, None).fills
+    return fills
+
+
+def later(bid: int, *, size: int = 10**9) -> Event:
+    return quote(bid, bid + 100, size=size, at_ms=START_MS + MINUTE + 2_000)
+
+
+def test_a_stop_of_one_of_two_fills_no_further_than_the_bankruptcy_price() -> None:
+    said = {"says": {"0": ["LONG", 2]}}
+    common: dict[str, Any] = {
+        "account": {"cash": "20000", "margin": "isolated", "leverage": "30"},
+        "execution": COSTS,
+    }
+    halves = {"mode": "notional", "notional": "15000"}
+    whole = {**common, "sizing": {"mode": "notional", "notional": "30000"}}
+    one = built(
+        load(None, {**whole, "strategy": {"name": SCRIPTED, "options": said}}), FillModel.QUOTE
+    )
+    two = several(FillModel.QUOTE, said, said, of=SCRIPTED, sizing=halves, **common)
+    ended: list[Step] = []
+    for engine in (one, two):
+        assert [fill.quantity for fill in entered(engine)] == [3_000]
+        ended.append(engine.step(later(930_000), None))
+        assert engine.step(bar(930_000, index=1), None).orders == ()  # nobody wants it back
+    assert plain(ended[0].fills) == plain(ended[1].fills)
+    assert ended[0].account == ended[1].account
+    assert [fill.model for fill in ended[1].fills] == [FillModel.LIQUIDATION]
+    assert {name: fill.quantity for name, fill in fills_of(ended[1])} == {"a": 1_500, "b": 1_500}
+
+
+def test_stops_of_two_share_the_size_of_a_quote() -> None:
+    said = {"says": {"0": ["LONG", 1]}}
+    sizing = {"mode": "notional", "notional": "15000"}
+    engine = several(FillModel.QUOTE, said, said, of=SCRIPTED, sizing=sizing, execution=COSTS)
+    entered(engine)
+    step = engine.step(later(980_000, size=2_000), None)
+    assert {name: fill.quantity for name, fill in fills_of(step)} == {"a": 1_500, "b": 500}
+    assert sum(fill.quantity for fill in step.fills) == 2_000
+
+
+def test_a_bar_has_one_path_for_a_long_and_a_short_of_two_strategies() -> None:
+    long, short = ({"says": {"0": [way, 2, 2]}} for way in ("LONG", "SHORT"))
+    engine = several(
+        FillModel.NEXT_OPEN, long, short, of=SCRIPTED, execution={"plausible": 1_000},
+        sizing={"mode": "notional", "notional": "15000"},
+    )  # fmt: skip
+    for index in range(2):
+        engine.step(bar(1_000_000, index=index), None)
+    step = engine.step(bar(1_000_000, index=2, high=1_030_000, low=970_000), None)
+    sides = {name: fill.side for name, fill in fills_of(step)}
+    assert sides == {"a": Side.SELL, "b": Side.BUY}
+    # Where the price rose first that was a target and a stop, and so where it fell first.
+    assert len({fill.price > 1_000_000 for fill in step.fills}) == 1
+
+
+def test_on_spot_a_fee_s_rounding_is_bought_and_no_more_is_sold_than_is_held() -> None:
+    says = {"0": ["LONG", 1]}, {"1": ["LONG"], "2": ["FLAT"]}
+    engine = several(
+        FillModel.QUOTE, *({"says": one} for one in says), of=SCRIPTED, execution=COSTS,
+        market={"category": "spot"}, sizing={"mode": "notional", "notional": "3000"},
+    )  # fmt: skip
+    key = "spot:BTCUSDT"
+    held = []
+    for index, shown in enumerate(
+        (
+            [(999_900, 300), (999_900, 10**6)],  # of 301 that were ordered the fee takes nothing
+            [(999_900, 10**6)],
+            [(980_000, 100), (980_000, 10**6)],  # through a's stop, while b is leaving
+        )
+    ):
+        at_ms = START_MS + index * MINUTE
+        before = quote(999_900, 1_000_000, at_ms=at_ms + MINUTE - 500, instrument_id=key)
+        close = bar(1_000_000, index=index, instrument_id=key)
+        after = [
+            quote(bid, bid + 100, size=size, at_ms=at_ms + MINUTE + 500 + ms, instrument_id=key)
+            for ms, (bid, size) in enumerate(shown)
+        ]
+        events: list[Event] = [before, close, *after]
+        for event in events:
+            engine.step(event, None)
+            check_sums(engine)
+            held.append(engine.broker.own.held(key))
+    assert 301 in held
+    assert max(held) > 600
+    assert [part.held(key) for part in engine.broker.parts.values()] == [0, 0]
+
+
+def test_books_fill_no_orders_of_several_strategies() -> None:
+    with pytest.raises(ConfigInvalid, match="fill no orders of several strategies"):
+        several(FillModel.BOOK, {"says": {}}, {"says": {}}, of=SCRIPTED)
