@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    ColumnsOption,
     ConfigOption,
     JsonOption,
     database_path,
@@ -79,6 +80,7 @@ def import_(
     *,
     symbol: SymbolOption = None,
     category: CategoryOption = None,
+    columns: ColumnsOption = None,
     format_: FormatOption = None,
     strict: StrictOption = False,
     calendar: CalendarOption = None,
@@ -97,6 +99,7 @@ def import_(
         paths,
         symbol=symbol,
         category=category if calendar is None else Category.STOCK,
+        columns=columns or (),
         strict=strict,
         format_name=format_,
         sessions_for=None if calendar is None else sessions_named(calendar),
@@ -115,6 +118,7 @@ def check(
     *,
     symbol: SymbolOption = None,
     category: CategoryOption = None,
+    columns: ColumnsOption = None,
     format_: FormatOption = None,
     strict: StrictOption = False,
     calendar: CalendarOption = None,
@@ -145,6 +149,7 @@ def check(
                     path,
                     symbol=symbol,
                     category=category if calendar is None else Category.STOCK,
+                    columns=columns or (),
                     strict=strict,
                     format_name=format_,
                     sessions_for=sessions_for,
@@ -230,6 +235,7 @@ def describe(
         ),
     ] = None,
     calendar: CalendarOption = None,
+    columns: ColumnsOption = None,
     train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
     validate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
     calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
@@ -270,6 +276,7 @@ def describe(
         features,
         intervals=intervals_of(intervals),
         calendar=calendar,
+        columns=tuple(columns or ()),
         arrays=ArrayCache(cache or default_folder()),
     )
     found = described(material)

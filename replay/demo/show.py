@@ -499,6 +499,7 @@ class Demonstration:
     bars: int | None = None
     speed: float = 2_000.0
     data: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     config: Path | None = None
     database: Path | None = None
     as_json: bool = False
@@ -512,7 +513,8 @@ def perform_own(wanted: Demonstration) -> None:
     """
     clock = SystemClock()
     database = wanted.database or Path(f"demo-{stamp(clock.wall_ms())}.db")
-    with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as beside:
+    data = wanted.data or (str(DEMO_CANDLES),)
+    with exchange_beside(data, wanted.speed, columns=wanted.columns) as beside:
         served = beside.served
         config, said = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)
