@@ -458,7 +458,12 @@ class Backtest:
                 [pair for pair in Counter(column.tolist()).items() if pair[0]]
                 for column in (decided.refused_by, decided.unfilled)
             )
-            yield from map(str, largest_causes(decided.sequence.size, refused, unfilled))
+            yield from map(
+                str,
+                largest_causes(
+                    decided.sequence.size, refused, unfilled, record.instruments.values()
+                ),
+            )
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from tracepaper.storage.record.rows import step_key
 from tracepaper.strategies.types.decisions import FillModel, LedgerKind
 from tracepaper.strategies.types.market import Side
 
-_ISOLATED: Final = re.compile(r"maintenance margin (\S+) of (\S+), (risk tier .+)$")
 _REALIZED: Final = LedgerKind.REALIZED.value
 _FEE: Final = LedgerKind.LIQUIDATION_FEE.value
 _STEPS: Final = (  # by keys: the views have no index by a range of steps
@@ -36,6 +34,7 @@ class Liquidation:
     canceled: int  # resting orders that the account's call ended
     realized: float  # profit of what was closed, negative where lost
     fee: float
+    is_cross: bool
 
     @property
     def cost(self) -> float:
@@ -82,12 +81,8 @@ class Liquidation:
     @property
     def _why(self) -> str:
         reason = self.fills[0]["reason"]
-        if (found := _ISOLATED.search(reason)) is not None:
-            needed, margin, tier = found.groups()
-            return (
-                f"its maintenance ratio reached 100 %: the margin of {float(margin):,.2f} less the "
-                f"loss had come to the maintenance margin of {float(needed):,.2f} of {tier}"
-            )
+        if not self.is_cross:
+            return f"its maintenance ratio reached 100 %: {reason}"
         # On cross margin one call; what follows the colon says what was done with each position.
         done = dict.fromkeys(fill["reason"].partition(": ")[2] for fill in self.fills)
         return f"{reason.partition(': ')[0]} ({', '.join(filter(None, done))})"
@@ -142,6 +137,7 @@ def liquidations_of(
                     canceled[sequence],
                     realized=_sum_of(lost, _REALIZED),
                     fee=-_sum_of(lost, _FEE),
+                    is_cross=is_cross,
                 )
             )
     return tuple(made)

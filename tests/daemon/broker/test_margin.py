@@ -130,7 +130,10 @@ def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
     order = bound(entered(engine(Says(LONG))))
     # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 1,000.
     assert (order.trigger, order.price, order.side) == (90_500, 90_000, Side.SELL)
-    assert "maintenance margin 5 of 100.495, risk tier 1 (0.5 %)" in order.reason
+    assert (
+        "margin of 100.495 less the loss had come to the maintenance margin of 5 of risk tier 1"
+        in order.reason
+    )
 
 
 def test_a_short_is_liquidated_above() -> None:
