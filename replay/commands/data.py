@@ -139,7 +139,7 @@ def check(
         try:
             is_events = is_events_file(Path(path))
             if is_events or is_depth_file(Path(path)):
-                books = _quality_of(Path(path), events=is_events)
+                books = _quality_of(Path(path), columns, events=is_events)
                 documents.append({"valid": True, **asdict(books)})
                 if not json:
                     typer.echo("\n".join(_recorded_lines(books)))
@@ -383,11 +383,15 @@ def record(
     typer.echo("\n".join(line for one in found for line in _recorded_lines(one)))
 
 
-def _quality_of(path: Path, *, events: bool) -> DepthQuality | EventsQuality:
-    """Summarise what a recorder wrote to *path*."""
+def _quality_of(
+    path: Path, columns: Sequence[str] | None, *, events: bool
+) -> DepthQuality | EventsQuality:
+    """Summarise what a recorder wrote to *path*, which has no *columns* to choose."""
     from tracepaper.replay.archive.book_events import events_quality
     from tracepaper.replay.archive.order_book import depth_quality
 
+    if columns:
+        raise DataInvalid(f"{path} holds an order book without columns; leave --columns out.")
     return events_quality(path) if events else depth_quality(path)
 
 
