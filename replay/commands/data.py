@@ -384,7 +384,7 @@ def record(
 
 
 def _quality_of(
-    path: Path, columns: Sequence[str] | None, *, events: bool
+    path: Path, columns: Sequence[str] | None = None, *, events: bool
 ) -> DepthQuality | EventsQuality:
     """Summarise what a recorder wrote to *path*, which has no *columns* to choose."""
     from tracepaper.replay.archive.book_events import events_quality
