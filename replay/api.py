@@ -39,6 +39,7 @@ from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay import notebook
 from tracepaper.replay.arguments import (
     NO_SOURCE,
+    columns_of,
     configured,
     data_of,
     moment_of,
@@ -86,6 +87,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     funding: str | Path | Sequence[str | Path] = (),
     actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
+    columns: Mapping[str, str | None] | None = None,
     depth: str | Path | Sequence[str | Path] = (),
     events: str | Path | Sequence[str | Path] = (),
     log: str = "full",
@@ -105,9 +107,11 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     result. *start* (included) and *end* (excluded) bound the
     period: ISO text, UTC milliseconds, or a date. *funding* are files of settled rates,
     *actions* of splits and dividends, *frame_data* candles of higher timeframes that begin before
-    the data, *depth* files of order books that ``tracepaper data record`` wrote, *events* those
-    with all that happened to them. *log* is ``full`` or ``acted``. *frames* are ``polars``,
-    ``pandas`` or ``numpy``; by default those of *data*, else polars where it is installed. In a
+    the data. *columns* name a field's column, ``{"close": "Price"}``, or leave it out,
+    ``{"turnover": None}``, in both. *depth* are files of order books that ``tracepaper data
+    record`` wrote, *events* those with all that happened to them. *log* is ``full`` or ``acted``.
+    *frames* are ``polars``, ``pandas`` or ``numpy``; by default those of *data*, else polars where
+    it is installed. In a
     notebook a bar shows how far it is, unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
@@ -125,16 +129,18 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             if chosen is not None:
                 raise ConfigInvalid("Give one strategy, or several as strategies; leave one out.")
             overrides["strategies"], classes = named_strategies(strategies, known)
+        named = columns_of(columns)
         request = Request(
-            data=data_of(data, given, overrides),
+            data=data_of(data, given, overrides, named),
             config=given,
             overrides=overrides,
             caller=CALLER,
+            columns=named,
             from_text=moment_of(start, "start"),
             to_text=moment_of(end, "end"),
             funding=paths_of(funding, "funding"),
             actions=paths_of(actions, "actions"),
-            frames=() if frame_data is None else data_of(frame_data, given, overrides),
+            frames=() if frame_data is None else data_of(frame_data, given, overrides, named),
             depth=paths_of(depth, "depth"),
             events=paths_of(events, "events"),
             log=log,
@@ -452,7 +458,12 @@ class Backtest:
                 [pair for pair in Counter(column.tolist()).items() if pair[0]]
                 for column in (decided.refused_by, decided.unfilled)
             )
-            yield from map(str, largest_causes(decided.sequence.size, refused, unfilled))
+            yield from map(
+                str,
+                largest_causes(
+                    decided.sequence.size, refused, unfilled, record.instruments.values()
+                ),
+            )
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:

@@ -134,11 +134,29 @@ def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
     return plain
 
 
+def columns_of(value: object) -> tuple[str, ...]:
+    """Return *value*, a field's column by the field, as ``--columns`` takes it.
+
+    None leaves a field out. Raises ``ConfigInvalid`` where it is no such dictionary.
+    """
+    if value is None or (isinstance(value, tuple) and not value):
+        return ()
+    if not isinstance(value, Mapping):
+        raise ConfigInvalid(
+            f'columns is {shown(value)}; give a dictionary such as {{"close": "Price"}}, with None '
+            "for a field that is left out."
+        )
+    return tuple(f"{field}={'' if name is None else name}" for field, name in value.items())
+
+
 def data_of(
-    data: object, config: Given, overrides: Sections = NOTHING
+    data: object, config: Given, overrides: Sections = NOTHING, columns: Sequence[str] = ()
 ) -> tuple[str | Candles, ...]:
-    """Return *data* as paths and candles; raise ``ConfigInvalid`` where there are none."""
-    items = tuple(_data(data, None, config, overrides))
+    """Return *data* as paths and candles; raise ``ConfigInvalid`` where there are none.
+
+    *columns* are read from frames here, and from paths by whoever reads these.
+    """
+    items = tuple(_data(data, None, config, overrides, columns))
     if not items:
         raise ConfigInvalid("There are no data; give a path, a frame, or several.")
     for item in items:
@@ -155,10 +173,13 @@ def _data(
     symbol: str | None,
     config: Given,
     overrides: Sections,
+    columns: Sequence[str],
 ) -> Iterator[str | Candles]:
     if isinstance(data, (str, Path)):
         yield str(data) if symbol is None else f"{symbol}={data}"
     elif isinstance(data, Candles):
+        if columns:
+            raise ConfigInvalid(f"{data.path} is read already; leave columns out.")
         yield data
     elif is_frame(data):
         market = load(config, overrides).market
@@ -166,14 +187,15 @@ def _data(
             data,
             symbol=symbol or _configured_symbol(config, overrides),
             category=Category.STOCK if market.asset == STOCK else Category.LINEAR,
+            columns=columns,
             sessions_for=sessions_of(market),
         )
     elif isinstance(data, Mapping):
         for name, item in data.items():
-            yield from _data(item, str(name), config, overrides)
+            yield from _data(item, str(name), config, overrides, columns)
     elif isinstance(data, Sequence):
         for item in data:
-            yield from _data(item, symbol, config, overrides)
+            yield from _data(item, symbol, config, overrides, columns)
     else:
         raise ConfigInvalid(
             f"data is {shown(data)}; give a path, a frame, a dictionary of columns, or several."

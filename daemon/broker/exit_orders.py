@@ -23,7 +23,6 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.exit_plans import (
-    CONFIGURED,
     Exits,
     Level,
     Plan,
@@ -44,8 +43,13 @@ class ProtectionState(Struct, frozen=True, array_like=True):
     plan: Plan | None = None
     trail: int = 0  # how far the trailing stop that is armed follows; 0 where none is
     closed: int = 0  # the side that protection closed and that waits for another signal; or 0
-    closed_by: str = ""  # the reason of the order that did
+    closed_by: OrderRole | None = None  # what the order was for that did
     following: Plan | None = None  # takes the plan's place once the position it protects is closed
+
+
+def waits_after(role: OrderRole) -> str:
+    """Return why an entry waits that an order for *role* closed."""
+    return f"closed by its {role.words}; it enters again after another signal"
 
 
 NOTHING_FOLLOWS: Final = Plan(0)
@@ -117,7 +121,7 @@ class Protector:
         closed = self._state.closed
         if not closed or (action is not Action.FLAT and _sign(action) * closed >= 0):
             return False
-        self.state = replace(self._state, closed=0, closed_by="")
+        self.state = replace(self._state, closed=0, closed_by=None)
         return True
 
     def refusal(self, signal: Signal) -> str | None:
@@ -126,7 +130,8 @@ class Protector:
             return None
         if self.exits is not None and self.exits.reenter:
             return None
-        return f"closed by its {self._state.closed_by}; it enters again after another signal"
+        assert self._state.closed_by is not None
+        return waits_after(self._state.closed_by)
 
     # ------------------------------------------------------------ what rests
 
@@ -258,7 +263,7 @@ class Protector:
             self._state,
             plan=None if plan.is_empty and not self._is_timed else plan,
             closed=0,
-            closed_by="",
+            closed_by=None,
             following=None,
         )
         if held * plan.sign <= 0:
@@ -297,7 +302,7 @@ class Protector:
             return ()
         closing = next((order for order in filled if order.role in PROTECTIVE), None)
         if closing is not None and state.following is None:
-            self.state = replace(state, closed=plan.sign, closed_by=closing.reason)
+            self.state = replace(state, closed=plan.sign, closed_by=closing.role)
         is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
         is_held = held * plan.sign > 0 and self._resting.closable(held) > 0
         if not is_held and (state.following is not None or not is_by_signal):
@@ -418,7 +423,8 @@ class Protector:
         unwanted = []
         closing = self._resting.protective(OrderRole.UNTIL)
         is_over = plan.until_ms is not None and at_ms >= plan.until_ms
-        if closing is not None and (is_over or closing.reason.startswith(CONFIGURED)):
+        limit = None if self.exits is None else self.exits.limit_words
+        if closing is not None and (is_over or closing.reason == limit):
             changed += self._close(held, closing.reason, sequence=sequence, at_ms=at_ms)
         elif not is_over:
             unwanted.append(OrderRole.UNTIL)

@@ -27,7 +27,6 @@ from tracepaper.strategies.units import (
     divide_half_even,
     interval_text,
     time_of,
-    unscaled,
 )
 
 NO_VOLATILITY: Final = "no volatility yet"
@@ -83,7 +82,7 @@ class Expected(NamedTuple):
 class ExitDistance(NamedTuple):
     """How far from the entry price a configured level stands: ``2%``, ``2 atr``, ``q0.05``."""
 
-    known: str  # by what the reason of its orders begins
+    known: str  # its key, with which the reason of its orders begins
     unit: str  # "%", "atr", "volatility" or "q"
     number: float
     text: str
@@ -98,6 +97,17 @@ class ExitDistance(NamedTuple):
             return cls(known, "q", float(text[1:]), text)
         unit = "%" if text.endswith("%") else text.partition(" ")[2]
         return cls(known, unit, float(text.removesuffix(unit)), text)
+
+    @property
+    def words(self) -> str:
+        """The reason of its orders, which hold the price themselves: the same at every bar."""
+        match self.unit:
+            case "%":
+                return f"{self.known} {self.number:g} %"
+            case "atr":
+                return f"{self.known} {self.number:g} x ATR(1d)"
+            case _:
+                return f"{self.known} {self.text}"
 
     def share(self, sign: int, direction: int, expected: Expected) -> float:
         """Return by which share of the entry price it stands away in *direction*.
@@ -298,40 +308,44 @@ class Planner:
             return None
         if held is not None and held.plan is not None and held.plan.sign == sign:
             before: Level | None = getattr(held.plan, name)
-            if before is not None and before.words.startswith(f"{asked.known} "):
+            if before is not None and before.words == asked.words:
                 return before
         if asked.unit == "%":
-            return self._level(name, Percent(asked.number), day_range, known=asked.known)
+            return self._level(name, Percent(asked.number), day_range, asked.words)
         if asked.unit == "atr":
-            return self._level(name, Volatility(asked.number), day_range, known=asked.known)
+            return self._level(name, Volatility(asked.number), day_range, asked.words)
         share = nan if expected is None else asked.share(sign, direction, expected)
         if not isfinite(share):
             return f"no forecast to place {asked.known} by"
         share = _bounded(share, _SHARE_MOST)
-        words = f"{asked.known} {asked.text} ({100 * share:.2f} %)"
-        return Level(round(share * MONEY_SCALE), is_price=False, is_share=True, words=words)
+        rate = round(share * MONEY_SCALE)
+        return Level(rate, is_price=False, is_share=True, words=asked.words)
 
     def _level(
-        self, name: str, asked: Distance, day_range: DayRange, *, known: str = ""
+        self, name: str, asked: Distance, day_range: DayRange, words: str = ""
     ) -> Level | str:
-        """Return where *asked* is, or why it is nowhere; its words begin with *known*."""
-        known = known or {"trailing": "trailing stop"}.get(name, name)
+        """Return where *asked* is, or why it is nowhere; without *words* it is the signal's.
+
+        Its words hold no number that the market or its order says: they are the cause by which a
+        report counts.
+        """
+        known = words or {"trailing": "trailing stop"}.get(name, name)
         number = _number(asked)
         mean = day_range.mean() if isinstance(asked, Volatility) and isfinite(number) else 0
         if not isfinite(number) or mean is None:
             return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
         if isinstance(asked, Percent):
             rate = round(_bounded(number / 100, _SHARE_MOST) * MONEY_SCALE)
-            return Level(rate, is_price=False, is_share=True, words=f"{known} {number:g} %")
+            words = words or f"{known} {number:g} %"
+            return Level(rate, is_price=False, is_share=True, words=words)
         if isinstance(asked, Volatility):
-            words = f"{known} {number:g} x ATR(1d) {unscaled(mean, self._decimals)}"
+            words = words or f"{known} {number:g} x ATR(1d)"
             distance = round(_bounded(number * mean, 2.0 * _PRICE_MOST))
             return Level(distance, is_price=False, is_share=False, words=words)
         units = round(_bounded(number * 10**self._decimals, 2.0 * _PRICE_MOST))
         is_price = name != "trailing"
         units = self.whole(units) if is_price else units
-        words = f"{known} {'at' if is_price else 'by'} {unscaled(units, self._decimals)}"
-        return Level(units, is_price=is_price, is_share=False, words=words)
+        return Level(units, is_price=is_price, is_share=False, words=known)
 
     def _refusal(self, level: Level, at: int, price: int, direction: int) -> str | None:
         """Return why *level*, which is *at* a price, cannot protect where the close is *price*.
@@ -340,7 +354,7 @@ class Planner:
         """
         if direction * (at - price) < self._tick:
             side = "above" if direction > 0 else "below"
-            return f"{level.words} is not {side} the close {unscaled(price, self._decimals)}"
+            return f"{level.words} is not {side} the close"
         if at < self._tick or at > _PRICE_MOST:
             return f"{level.words} is no price"
         return None

@@ -169,8 +169,8 @@ class MarginRules:
         maintenance = self._maintenance(tier, called_at)
         share = unscaled(tier.maintenance, MONEY_DECIMALS - 2)
         reason = (
-            f"the mark price reached it: maintenance margin {_short_money(maintenance)} of "
-            f"{_short_money(margin)}, risk tier {number} ({share} %)"
+            f"the margin of {_short_money(margin)} less the loss had come to the maintenance "
+            f"margin of {_short_money(maintenance)} of risk tier {number} ({share} %)"
         )
         return Bounds(
             self._price(called_at, quantity, up=is_long),
@@ -275,6 +275,21 @@ _NEAR: Final = Decimal("1e-6")
 """Of a tick or step: 0.1 + 0.2 is taken for 0.3, and 0.31 is not."""
 
 
+def below_step(item: Instrument) -> str:
+    """Return why a target of *item* has no order: it is less than a step."""
+    return f"size below the step {unscaled(item.quantity_step, item.quantity_decimals)}"
+
+
+def below_quantity(item: Instrument) -> str:
+    """Return why an order of *item* is refused: it is smaller than the exchange takes."""
+    return f"quantity below {unscaled(item.min_quantity, item.quantity_decimals)}"
+
+
+def below_notional(item: Instrument) -> str:
+    """Return why an order of *item* is refused: it is worth less than the exchange takes."""
+    return f"notional below {unscaled(item.min_notional, MONEY_DECIMALS)}"
+
+
 class Terms(NamedTuple):
     """A request in exact integers, or why it has none."""
 
@@ -328,7 +343,7 @@ class Filters:
         if quantity == 0:
             return f"what is missing is less than the step {self._text(item.quantity_step)}"
         if quantity < item.min_quantity:
-            return f"quantity below {self._text(item.min_quantity)}"
+            return below_quantity(item)
         if item.max_quantity and quantity > item.max_quantity:
             return f"quantity above {self._text(item.max_quantity)}"
         notional = self.notional(price, quantity)
@@ -407,21 +422,18 @@ class Filters:
         if order.trigger is None:
             return None
         if order.side is Side.BUY and order.trigger <= price:
-            return f"a buy stop must be above the market, which is at {self._price(price)}"
+            return "a buy stop must be above the market"
         if order.side is Side.SELL and order.trigger >= price:
-            return f"a sell stop must be below the market, which is at {self._price(price)}"
+            return "a sell stop must be below the market"
         return None
 
     def _text(self, quantity: int) -> str:
         return unscaled(quantity, self.instrument.quantity_decimals)
 
-    def _price(self, price: int) -> str:
-        return unscaled(price, self.instrument.price_decimals)
-
     def _notional_refusal(self, notional: int) -> str | None:
         least = self.instrument.min_notional
         if notional < least:
-            return f"notional below {unscaled(least, MONEY_DECIMALS)}"
+            return below_notional(self.instrument)
         if notional > NOTIONAL_MOST:
             return f"notional above {unscaled(NOTIONAL_MOST, MONEY_DECIMALS)}"
         return None
@@ -449,7 +461,7 @@ def _units(
         units = int((scaled / step).to_integral_value()) * step
         if units and abs(scaled - units) <= _NEAR * step:
             return units, None
-    return 0, f"{name} {_short(exact)} is no multiple of the {step_name} {unscaled(step, decimals)}"
+    return 0, f"{name} is no multiple of the {step_name} {unscaled(step, decimals)}"
 
 
 def _short(value: Decimal) -> str:

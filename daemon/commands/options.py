@@ -56,6 +56,14 @@ CandlesArgument = Annotated[
 SymbolOption = Annotated[
     str | None, typer.Option("--symbol", help="The symbol, where the file name lacks it.")
 ]
+ColumnsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        metavar="FIELD=NAME",
+        help="Column of a field of the candles: close=Price; turnover= leaves it out; repeat.",
+    ),
+]
 FromOption = Annotated[
     str | None, typer.Option("--from", metavar="T", help="First bar: ISO time or UTC ms.")
 ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from tracepaper.storage.fleet.server import server_address
+from tracepaper.storage.fleet.server import AddressHasSecret, server_address
 from tracepaper.strategies.errors import ConfigInvalid
 
 CREDENTIALS: Final = "CREDENTIALS_DIRECTORY"
@@ -195,9 +195,10 @@ def _fault_of_server(value: object) -> str:
         return ""
     try:
         server_address(str(value))
-    except ValueError as error:
-        is_secret = "password" in str(error)
-        return "an address with a password" if is_secret else "a text that is no such address"
+    except AddressHasSecret:
+        return "an address with a password"
+    except ValueError:
+        return "a text that is no such address"
     return ""
 
 

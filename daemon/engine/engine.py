@@ -165,6 +165,11 @@ class Engine:
         return self.risk.breach
 
     @property
+    def set_aside(self) -> Mapping[str, str]:
+        """Of several strategies those that failed, and why."""
+        return {}
+
+    @property
     def instruments(self) -> tuple[str, ...]:
         """The id of every instrument, in their order."""
         return tuple(self.states)

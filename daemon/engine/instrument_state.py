@@ -10,6 +10,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker.account import Intent, PaperAccount, is_entry
 from tracepaper.daemon.broker.exit_plans import Expected
 from tracepaper.daemon.broker.orders import Sent
+from tracepaper.daemon.broker.rules import below_step
 from tracepaper.daemon.engine.history import ForecastOutcomes, InstrumentHistory, RegimeTracker
 from tracepaper.daemon.engine.price_checks import PriceBelief
 from tracepaper.daemon.engine.risk import GateJudgement, RiskWatch
@@ -45,7 +46,6 @@ from tracepaper.strategies.types.decisions import (
     Prediction,
 )
 from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
-from tracepaper.strategies.units import unscaled
 
 _NO_ORDERS: Final = Orders((), "")
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
@@ -381,8 +381,7 @@ class InstrumentState:
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""
         if refusal is None and not decision.target_quantity and is_entry(decision.outcome.action):
-            step = unscaled(self.instrument.quantity_step, self.instrument.quantity_decimals)
-            refusal = f"size below the step {step}"
+            refusal = below_step(self.instrument)
         if decision.outcome.unfilled_reason == refusal:
             return decision
         return self.outcomes.unfilled(decision, refusal)

@@ -421,10 +421,14 @@ class SeveralEngine(Engine):
             return one.state.unfilled(decision, why)
         return decision
 
+    @property
+    def set_aside(self) -> dict[str, str]:
+        """Of the strategies those that failed, and why."""
+        return {one.name: one.set_aside for one in self.members if one.set_aside}
+
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
-        aside = {one.name: one.set_aside for one in self.members if one.set_aside}
-        parts = PartsState(self.broker.reserve, aside, self._shared_out)
+        parts = PartsState(self.broker.reserve, self.set_aside, self._shared_out)
         return replace(super().state(), parts=parts)
 
     def _encoded_state(self) -> bytes:

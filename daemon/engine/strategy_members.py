@@ -26,8 +26,6 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Bar, Instrument
 
 UNCHANGED: Final = "no strategy changed its target"
-SET_ASIDE: Final = "set aside: "
-"""Begins the reason of a strategy that failed."""
 NO_EQUITY: Final = "its sub-account has no equity left"
 HOLD: Final = Signal(Action.HOLD, UNCHANGED)
 _FOLDER: Final = re.compile(r"(?<!\S)(?:[A-Za-z]:)?(?:[/\\][^\s/\\]+)*[/\\](?=[^\s/\\]+:\d)")
@@ -58,7 +56,7 @@ class StrategyMember:
             line = " ".join(same.split())[:_SENTENCE_MOST]
             # A lone surrogate, of a file's name say, could be stored nowhere.
             text = "".join(one if one.isprintable() else repr(one)[1:-1] for one in line)
-            self.know(set_aside=f"{SET_ASIDE}{text}")
+            self.know(set_aside=f"set aside: {text}")
             self.failed.append(self)
 
 

@@ -455,6 +455,7 @@ class Daemon:
             run,
             self._clock,
             breach=lambda: engine.breach,
+            set_aside=lambda: engine.set_aside,
             frame_age_s=monitor.frame_age_s,
         )
         monitor.notices = messenger.counts

@@ -6,13 +6,13 @@ A notice is a kind and the fields of its template (``daemon/config/notify.py``),
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Final
 
 from msgspec import Struct
 
 from tracepaper.daemon.config.notify import NoticeKind, NotifySection
-from tracepaper.daemon.engine.strategy_members import SET_ASIDE
 from tracepaper.strategies.gates.declared import deadline, late, risk_daily_loss, risk_drawdown
 from tracepaper.strategies.types.decisions import Decision, Fill, OrderRole, Run, Step
 from tracepaper.strategies.types.market import (
@@ -41,13 +41,6 @@ TEXT_MOST: Final = 300
 _LATE: Final = frozenset({late.name, deadline.name})
 _BREACHES: Final = frozenset({risk_drawdown.name, risk_daily_loss.name})
 _PLAIN_ROLES: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST, OrderRole.COMMAND})
-_ROLES: Final = {
-    OrderRole.STOP: "stop",
-    OrderRole.TARGET: "target",
-    OrderRole.TRAILING: "trailing stop",
-    OrderRole.UNTIL: "time limit",
-    OrderRole.LIQUIDATION: "liquidation",
-}
 _COMMANDS: Final = {
     CommandKind.HALT: "no new exposure until RESUME",
     CommandKind.RESUME: "new exposure is allowed",
@@ -86,8 +79,12 @@ class Notices:
         self._refusals = _Digest(time_of(section.refusals_every) or DAY_MS, 0)
         self._daily = _Digest(DAY_MS, time_of_day_ms(section.daily_at))
 
-    def of_step(self, step: Step, breach: str) -> list[Notice]:
+    def of_step(
+        self, step: Step, breach: str, set_aside: Mapping[str, str] = MappingProxyType({})
+    ) -> list[Notice]:
         """Return the notices of a stored *step*; *breach* is the limit that halts the run, if any.
+
+        *set_aside* says of several strategies which failed, and why.
 
         Costs no more for a longer run, and nothing to speak of for a step that neither fills nor
         decides.
@@ -98,6 +95,7 @@ class Notices:
             found += [self._fill(fill, step) for fill in step.fills]
         match step.event:
             case Bar() as bar if step.accepted:
+                found += self._failures(set_aside, step)
                 self._bar(bar, step, breach, found)
             case Command() as command:
                 self._breach = self._breach if breach else ""
@@ -144,7 +142,7 @@ class Notices:
             quantity=unscaled(fill.quantity, item.quantity_decimals),
             price=unscaled(fill.price, item.price_decimals),
             fee=_money(fill.fee),
-            order=_ROLES.get(role, "order"),
+            order="order" if role in _PLAIN_ROLES else role.words,
             reason=_shortened(fill.reason),
             position="?" if held is None else unscaled(held.quantity, item.quantity_decimals),
             equity=_money(step.account.equity),
@@ -155,12 +153,6 @@ class Notices:
         if daily.first is None:
             refusals.begin(bar, step)
             daily.begin(bar, step)
-        for one in step.strategies:
-            name, reason = one.strategy, one.outcome.reason
-            if reason.startswith(SET_ASIDE) and name not in self._set_aside:
-                self._set_aside.add(name)
-                note = _shortened(reason)
-                found.append(_notice("halt", step, command=f"strategy {name}", note=note))
         if (decision := step.decision) is not None:
             refusals.count(decision)
             daily.count(decision)
@@ -176,6 +168,13 @@ class Notices:
         if bar.close_time_ms >= daily.until_ms:
             found.append(_summary(daily, step))
             daily.begin(bar, step)
+
+    def _failures(self, set_aside: Mapping[str, str], step: Step) -> Iterator[Notice]:
+        """Yield the notice of each strategy that was set aside, once."""
+        for name in set_aside.keys() - self._set_aside:
+            self._set_aside.add(name)
+            note = _shortened(set_aside[name])
+            yield _notice("halt", step, command=f"strategy {name}", note=note)
 
     def _limit(self, decision: Decision, step: Step, breach: str, found: list[Notice]) -> None:
         """Tell of a limit once it is breached; where it only refuses, once a day."""

@@ -131,7 +131,8 @@ async def _line_of(process: asyncio.subprocess.Process) -> bytes:
 class Messenger:
     """Observes the steps of a run and tells *config*'s addresses what [notify] asks for.
 
-    *breach* returns the limit that halts the run, *frame_age_s* the age of the feed's newest frame.
+    *breach* returns the limit that halts the run, *set_aside* why which strategies failed, and
+    *frame_age_s* the age of the feed's newest frame.
     ``counts`` has the deliveries that were taken (sent) and not (failed), and the notices that
     found the queue full (dropped).
     """
@@ -143,11 +144,12 @@ class Messenger:
         clock: Clock,
         *,
         breach: Callable[[], str],
+        set_aside: Callable[[], Mapping[str, str]],
         frame_age_s: Callable[[], float | None],
     ) -> None:
         self.counts: dict[str, int] = {"sent": 0, "failed": 0, "dropped": 0}
         self._section, self._run, self._clock = config.notify, run, clock
-        self._breach, self._frame_age_s = breach, frame_age_s
+        self._breach, self._set_aside, self._frame_age_s = breach, set_aside, frame_age_s
         self._notices = Notices(config.notify, run, on_breach=config.risk.on_breach)
         self._sender = Sender(config.notify.addresses, limit_s=config.notify.timeout_s)
         self._queue: deque[Notice] = deque()
@@ -159,7 +161,7 @@ class Messenger:
     def observe(self, step: Step) -> None:
         """Queue the notices of a stored *step*; never wait, and never fail."""
         try:
-            self._put(self._notices.of_step(step, self._breach()))
+            self._put(self._notices.of_step(step, self._breach(), self._set_aside()))
         except Exception:
             self.counts["dropped"] += 1
             log.exception("notice not made", sequence=step.sequence)

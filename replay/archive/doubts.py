@@ -142,7 +142,7 @@ def _turnover(rows: Rows, _interval_ms: int) -> str:
     return (
         f"turnover ÷ volume lies outside low to high in {int(outside.sum()):,} of {outside.size:,} "
         "rows, so one of them counts something else (trades, contracts, or coins): leave the "
-        "column of turnover out, or give the volume in coins"
+        "column out by --columns turnover=, or give the volume in coins"
     )
 
 
@@ -154,7 +154,7 @@ def _phase(rows: Rows, interval_ms: int) -> str:
         return ""
     return (
         f"its times, such as {iso(int(rows.times[0]))}, are those of closes: give the open time of "
-        "each candle"
+        "each candle, or name its column by --columns open_time=NAME"
     )
 
 

@@ -30,6 +30,7 @@ from tracepaper.replay.archive.layouts import (
     TableHead,
     distinct,
     head_of,
+    refuse_unclear,
     symbol_text,
 )
 from tracepaper.replay.archive.members import BOOKS_MARK, EVENTS_MARK
@@ -287,11 +288,14 @@ class Packing:
     unpack: Callable[[Path, bytes], tuple[str, bytes]] | None = None
 
 
-def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
+def read_table(
+    path: Path, *, format_name: str | None = None, columns: Sequence[str] = ()
+) -> RawTable:
     """Return the columns of the file at *path*, whose name tells its format.
 
-    *format_name*, a key of ``FORMATS``, is needed where the name tells none. Raises ``DataInvalid``
-    where the file is unreadable, empty, of an unknown format, or of another one than expected.
+    *format_name*, a key of ``FORMATS``, is needed where the name tells none. Of columns that mean
+    the same, *columns* choose one. Raises ``DataInvalid`` where the file is unreadable, empty, of
+    an unknown format, of another one than expected, or names columns unclearly.
     """
     name = path.name.lower()
     has_lines = FORMATS["csv"] in {format_name and format_named(format_name), _format_of(name)}
@@ -326,7 +330,7 @@ def read_table(path: Path, *, format_name: str | None = None) -> RawTable:
         )
     if expected.magics and not raw.startswith(expected.magics):
         raise _not_as_named(path, expected.suffixes[0])
-    return expected.read(path, raw)
+    return refuse_unclear(expected.read(path, raw), columns)
 
 
 def known_suffixes() -> str:

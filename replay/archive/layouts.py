@@ -201,6 +201,8 @@ FIGURES: Final = frozenset(
 KNOWN: Final = FIGURES | {*MEANINGS[TIME], *("symbol", "pair", "instrument", "ticker")}
 """Every name that means something."""
 REQUIRED: Final = (TIME, "open", "high", "low", "close", "volume")
+SAME: Final = "\x1f"
+"""Between the plain name and the written one of columns that mean the same."""
 
 
 def normalise(name: str) -> str:
@@ -330,7 +332,8 @@ def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> lis
 
     Of names that differ in case alone (``t`` and ``T``, open and close time of some exchanges) the
     one that is written as ``MEANINGS`` has it keeps its name. A column that means nothing here may
-    come several times. Raises ``DataInvalid`` where two columns mean the same.
+    come several times. Others of one meaning carry the written name behind ``SAME``
+    (``refuse_unclear``). Raises ``DataInvalid`` where two are written alike.
     """
     plain = plain or [normalise(name) for name in names]
     result: list[str] = []
@@ -344,20 +347,114 @@ def distinct(path: Path, names: Sequence[str], plain: Sequence[str] = ()) -> lis
             result.append(normal)
         elif len(exact) == 1 or normal not in KNOWN:
             result.append(f"{normal}_{place}")
+        elif [other.strip() for other in same].count(name.strip()) == 1:
+            result.append(f"{normal}{SAME}{name.strip()}")
         else:
             raise DataInvalid(f"{path} has two columns {normal}: remove one of them.")
     return result
 
 
-def plain_table(table: RawTable, symbol: str | None) -> RawTable:
+def plain_table(table: RawTable, symbol: str | None, columns: Sequence[str] = ()) -> RawTable:
     """Return *table* as a plain one: of *symbol* alone, with the columns that ``MEANINGS`` names.
 
-    Raises ``DataInvalid`` or ``ConfigInvalid`` where that is unclear.
+    *columns* are choices as ``chosen_columns`` reads them. Raises ``DataInvalid`` or
+    ``ConfigInvalid`` where that is unclear.
     """
-    table = of_one_symbol(table, symbol)
+    table = _with_chosen(of_one_symbol(table, symbol), symbol, chosen_columns(columns))
     for layout in LAYOUTS.values():
         table = layout.plain(table) or table
     return table
+
+
+# ---------------------------------------------------------------- columns that users choose
+
+
+def chosen_columns(columns: Sequence[str]) -> dict[str, str]:
+    """Return field → name of its column for ``close=Price``; ``turnover=`` leaves a field out.
+
+    Raises ``ConfigInvalid`` where one of *columns* means nothing.
+    """
+    chosen: dict[str, str] = {}
+    for text in columns:
+        field, equals, name = (part.strip() for part in text.partition("="))
+        if not equals:
+            raise ConfigInvalid(
+                f"--columns is {text}; write {field}=COLUMN, or {field}= to leave it out."
+            )
+        if field not in MEANINGS:
+            raise ConfigInvalid(
+                f"--columns is {text}, and candles have no field {field}; write one of "
+                f"{', '.join(MEANINGS)}."
+            )
+        if field in chosen:
+            raise ConfigInvalid(f"--columns names {field} twice; leave one of them out.")
+        if not name and field in REQUIRED:
+            raise ConfigInvalid(
+                f"--columns is {text}, and {field} cannot be left out; write {field}=COLUMN."
+            )
+        chosen[field] = name
+    return chosen
+
+
+def refuse_unclear(table: RawTable, columns: Sequence[str] = ()) -> RawTable:
+    """Return *table*; raise ``DataInvalid`` where columns mean the same and none is chosen."""
+    chosen = chosen_columns(columns)
+    for column in table.columns:
+        normal, mark, written = column.partition(SAME)
+        if not mark or written in chosen.values():
+            continue
+        field = next((known for known, names in MEANINGS.items() if normal in names), "")
+        if not field:
+            raise DataInvalid(f"{table.path} has two columns {normal}: remove one of them.")
+        if field not in chosen:
+            raise DataInvalid(
+                f"{table.path} has two columns {normal}: choose one, such as by --columns "
+                f"{field}={written}."
+            )
+    return table
+
+
+def _with_chosen(table: RawTable, symbol: str | None, chosen: Mapping[str, str]) -> RawTable:
+    """Return *table* with the *chosen* columns under the names of their fields.
+
+    Others that would mean a chosen field are left out. Raises ``DataInvalid`` where a column is not
+    there, or the table has no names.
+    """
+    if not chosen:
+        return table
+    places = {field: _named(table, field, name) for field, name in chosen.items() if name}
+    others = {
+        name: cells
+        for name, cells in table.columns.items()
+        if SAME not in name and name not in places.values()
+    }
+    for field in chosen:
+        while (other := meanings(list(others), symbol=symbol).get(field)) is not None:
+            del others[other]
+    picked = {field: table.columns[name] for field, name in places.items()}
+    words = [
+        f"{field} is {places[field].rpartition(SAME)[2]}" if name else f"{field} is left out"
+        for field, name in chosen.items()
+    ]
+    note = f"{' and '.join(words)}, by --columns"
+    return replace(table, columns={**others, **picked}, notes=(*table.notes, note))
+
+
+def _named(table: RawTable, field: str, name: str) -> str:
+    """Return the column of *table* that is written *name*."""
+    if table.bare:
+        raise DataInvalid(
+            f"{table.path} has no names of columns, so none is {name}: leave --columns "
+            f"{field}={name} out, or add a first line such as {','.join(OHLCV)}."
+        )
+    by_name = {column.rpartition(SAME)[2]: column for column in table.columns}
+    found = by_name.get(name) or by_name.get(normalise(name))
+    if found is None:
+        raise DataInvalid(
+            f"{table.path} has no column {name} (found {', '.join(by_name)}): correct --columns "
+            f"{field}={name}."
+        )
+    return found
 
 
 # ---------------------------------------------------------------- symbols

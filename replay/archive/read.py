@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -49,10 +50,12 @@ from tracepaper.replay.archive.layouts import (
     RawTable,
     SymbolUnknown,
     category_of,
+    chosen_columns,
     distinct,
     interval_of,
     meanings,
     plain_table,
+    refuse_unclear,
     split_argument,
     symbol_of_table,
 )
@@ -73,6 +76,7 @@ def read_candles(
     symbol: str | None = None,
     category: Category | str | None = None,
     interval_ms: int | None = None,
+    columns: Sequence[str] = (),
     strict: bool = False,
     format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
@@ -83,6 +87,7 @@ def read_candles(
     its content, else from *symbol*; the category from the argument, else from the path; the
     interval from the times; the kind of file from its name, else from *format_name*, a key of
     ``FORMATS``. With *sessions_for* they are laid upon an exchange's sessions (``in_sessions``).
+    *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
     *interval_ms* is wanted for trades (default a minute) and for a file of one candle.
     What was converted, sorted or dropped is in ``Candles.notes``; with *strict* a drop is refused.
     An archive of ``tracepaper data`` gives the one series that the arguments mean.
@@ -92,6 +97,7 @@ def read_candles(
     """
     if format_name is not None:
         format_named(format_name)  # a mistake in it is said before the file is looked at
+    chosen_columns(columns)
     if category is not None and category not in tuple(Category):
         raise ConfigInvalid(f"The category is {category!r}; write linear, spot or stock.")
     named, file = split_argument(path)
@@ -101,14 +107,18 @@ def read_candles(
     if is_archive(file):
         from tracepaper.replay.archive.series import read_archive
 
+        if columns:
+            raise ConfigInvalid(
+                f"{path} is an archive, whose fields are known; leave --columns out."
+            )
         held = read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
         return held if sessions_for is None else in_sessions(held, sessions_for)
-    table = read_table(file, format_name=format_name)
+    table = read_table(file, format_name=format_name, columns=columns)
     reject_contracts(file, is_named=named is not None)
     found_symbol, said = symbol_of_table(table, named, given)
     market = category_of(file) if category is None else Category(category)
     return _candles(
-        table,
+        plain_table(table, found_symbol, columns),
         found_symbol,
         market,
         [*said],
@@ -124,6 +134,7 @@ def candles_of_table(
     *,
     symbol: str | None = None,
     category: Category = Category.LINEAR,
+    columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
     """Return the candles of *table*, which came from no file, as ``read_candles`` does.
@@ -131,6 +142,7 @@ def candles_of_table(
     The symbol is what its content names, else *symbol*.
     """
     found, said = symbol_of_table(table, None, symbol_name(symbol) if symbol else None)
+    table = plain_table(table, found, columns)
     return _candles(table, found, category, [*said], sessions_for=sessions_for)
 
 
@@ -145,8 +157,7 @@ def _candles(
     sessions_for: SessionsFor | None = None,
     is_named: bool = False,
 ) -> Candles:
-    """Return the candles of *table*; *notes* is what was converted, sorted or dropped so far."""
-    table = plain_table(table, symbol)
+    """Return the candles of a plain *table*; *notes* say what was converted or dropped so far."""
     reject_content(table, is_named=is_named)
     notes += table.notes
     symbol = symbol or ""
@@ -157,7 +168,7 @@ def _candles(
     times = _times(table, found, notes)
     if sessions_for is None and ZONELESS in notes:
         reject_zone(table)
-    prices = _ordered(table, _prices(table, found), notes)
+    prices = _ordered(table, found, _prices(table, found), notes)
     volume = _volume(table, found["volume"], notes)
     turnover = None
     paid = found.get("turnover")
@@ -205,6 +216,7 @@ def read_many(
     *,
     symbol: str | None = None,
     category: Category | str | None = None,
+    columns: Sequence[str] = (),
     strict: bool = False,
     format_name: str | None = None,
     sessions_for: SessionsFor | None = None,
@@ -215,6 +227,7 @@ def read_many(
             path,
             symbol=symbol,
             category=category,
+            columns=columns,
             strict=strict,
             format_name=format_name,
             sessions_for=sessions_for,
@@ -234,7 +247,8 @@ def _found(table: RawTable, symbol: str) -> dict[str, str]:
     if missing:
         raise DataInvalid(
             f"{table.path} has no column {', '.join(missing)} (found "
-            f"{', '.join(table.columns)}): rename its columns, or give a file of candles."
+            f"{', '.join(table.columns)}): name its columns, such as by --columns "
+            f"{missing[0]}=NAME, or give a file of candles."
         )
     return found
 
@@ -322,7 +336,9 @@ BLANK_CELLS: Final = np.array([b"", b"nan", b"null", b"none", b"na", b"n/a", b"-
 """What makers write where nothing was traded."""
 
 
-def _ordered(table: RawTable, prices: dict[str, Decimals], notes: list[str]) -> dict[str, Decimals]:
+def _ordered(
+    table: RawTable, found: dict[str, str], prices: dict[str, Decimals], notes: list[str]
+) -> dict[str, Decimals]:
     """Return *prices* by what they hold, where rows without names have them in another order.
 
     Raises ``DataInvalid`` where a header gives names that most rows contradict.
@@ -331,9 +347,14 @@ def _ordered(table: RawTable, prices: dict[str, Decimals], notes: list[str]) -> 
     if order is None:
         return prices
     if not table.bare:
+        choice = [
+            f"--columns {held}={shlex.quote(found[name])}"
+            for held, name in zip(order, PRICES, strict=True)
+            if held != name
+        ]
         raise DataInvalid(
             f"{table.path} has columns that hold {', '.join(order)} where it names them open, "
-            "high, low, close: correct the names."
+            f"high, low, close: correct the names, or add {' '.join(choice)}."
         )
     notes.append(f"rows are {', '.join(order)}, in that order")
     held = dict(zip(order, prices.values(), strict=True))
@@ -539,9 +560,10 @@ def candles_of_frame(
     *,
     symbol: str | None = None,
     category: Category = Category.LINEAR,
+    columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
 ) -> Candles:
-    """Return *frame* as candles, by the same names and rules as a file's columns.
+    """Return *frame* as candles, by the same names, *columns* and rules as a file's columns.
 
     Times are instants (of UTC where they name no zone), numbers since 1970, or ISO text; a pandas
     frame may have them as its index. The symbol is the frame's own, else *symbol*. With
@@ -549,13 +571,13 @@ def candles_of_frame(
     ``ConfigInvalid`` with one sentence.
     """
     named = _named(frame)
-    columns = {
+    held = {
         plain: _column(str(name), values)
         for plain, (name, values) in zip(
             distinct(NAME, [str(name) for name in named]), named.items(), strict=True
         )
     }
-    sizes = {name: column.size for name, column in columns.items()}
+    sizes = {name: column.size for name, column in held.items()}
     if not sizes or not min(sizes.values()):
         raise DataInvalid(f"{NAME} is empty: give one with candles.")
     if len(set(sizes.values())) > 1:
@@ -564,9 +586,10 @@ def candles_of_frame(
     rows = np.arange(1, next(iter(sizes.values())) + 1)
     try:
         return candles_of_table(
-            RawTable(NAME, columns, rows, "row"),
+            refuse_unclear(RawTable(NAME, held, rows, "row"), columns),
             symbol=symbol,
             category=category,
+            columns=columns,
             sessions_for=sessions_for,
         )
     except SymbolUnknown:

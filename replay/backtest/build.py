@@ -125,6 +125,7 @@ def read_market(
     *,
     symbol: str | None = None,
     category: str | None = None,
+    columns: Sequence[str] = (),
     sessions_for: SessionsFor | None = None,
 ) -> list[Candles]:
     """Return the candles of each of *given*, paths or candles, as *market* says how to read them.
@@ -136,7 +137,9 @@ def read_market(
         category = Category.STOCK
         sessions_for = sessions_for or sessions_of(market)
     candles = [
-        read_candles(item, symbol=symbol, category=category, sessions_for=sessions_for)
+        read_candles(
+            item, symbol=symbol, category=category, columns=columns, sessions_for=sessions_for
+        )
         if isinstance(item, str)
         else item
         for item in given
@@ -320,6 +323,7 @@ def build(  # noqa: PLR0913 - the options of a replay
     if not frames:
         config, fitted = fit_windows(config, span_of(candles))
     config = resolved(config, execution)
+    read_as = [f"{Path(of.path).name}: {note}" for of in (*candles, *frames) for note in of.notes]
     candles = [_fitted(part, config) for part in candles]
     frames = [replace(part, category=Category(config.market.category)) for part in frames]
     instruments = _instruments([*candles, *frames], config.market)
@@ -393,6 +397,7 @@ def build(  # noqa: PLR0913 - the options of a replay
                 split_sentences(part, feed.actions.splits) for part in feed.candles
             ),
             *feed.actions.notes,
+            *read_as,
             *list_warnings(rule, names, instruments),
             *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),
             *(

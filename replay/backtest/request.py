@@ -66,6 +66,7 @@ class Request:
     caller: str = COMMAND_LINE  # who set them, in an error
     symbol: str | None = None
     category: str | None = None
+    columns: tuple[str, ...] = ()
     from_text: str | None = None
     to_text: str | None = None
     resume: str | None = None
@@ -170,6 +171,7 @@ def _check_recorded(run: str, request: Request) -> None:
         "--config": request.config,
         "--symbol": request.symbol,
         "--category": request.category,
+        "--columns": request.columns,
         "--from": request.from_text,
         "--to": request.to_text,
         "--resume": request.resume,
@@ -248,6 +250,7 @@ def _run(
         request.data,
         symbol=request.symbol,
         category=request.category,
+        columns=request.columns,
         sessions_for=None if request.resume is None else sessions_before(database, request.resume),
     )
     funding = [
@@ -257,7 +260,9 @@ def _run(
     actions = [item for item in request.actions if isinstance(item, ActionRow)]
     actions += read_actions(*(item for item in request.actions if isinstance(item, Path)))
     frames = [
-        read_candles(item, symbol=request.symbol, category=request.category)
+        read_candles(
+            item, symbol=request.symbol, category=request.category, columns=request.columns
+        )
         if isinstance(item, str)
         else item
         for item in request.frames

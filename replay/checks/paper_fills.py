@@ -226,7 +226,12 @@ def cost_bp(order: TakenOrder, fill: Fill, decimals: int) -> float:
     return float(worse / reference * 10_000)
 
 
-def paper_by(candles: Sequence[str] | None, depth: Sequence[Path] | None, model: str) -> PaperFills:
+def paper_by(
+    candles: Sequence[str] | None,
+    depth: Sequence[Path] | None,
+    model: str,
+    columns: Sequence[str] = (),
+) -> PaperFills:
     """Return paper's fills by candles or by order books, whichever were given.
 
     Raises ``ConfigInvalid`` where neither or both are, or *model* cannot use them.
@@ -238,7 +243,7 @@ def paper_by(candles: Sequence[str] | None, depth: Sequence[Path] | None, model:
     if candles:
         if model == "quote":
             raise ConfigInvalid("execution.model is quote, which candles lack; give --depth FILE.")
-        return OpenFills(merge_candles([read_candles(path) for path in candles]))
+        return OpenFills(merge_candles([read_candles(path, columns=columns) for path in candles]))
     if model == "next_open":
         raise ConfigInvalid("execution.model is next_open, which needs candles; give --candles.")
     return BookFills([read_depth(path) for path in depth or ()])

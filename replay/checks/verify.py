@@ -535,5 +535,7 @@ def _of_reason(event: Retrained, alpha: float) -> Iterator[Unlike]:
         p=event.p,
     )
     _, due = verdict(judged, test=event.test, alpha=alpha)
-    if event.reason != due and not event.reason.startswith(f"{due}; but"):
+    is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded
+    begins = event.reason[: len(due)] if is_lost else event.reason
+    if begins != due:
         yield "reason", event.reason, due

@@ -11,6 +11,7 @@ import typer
 
 from tracepaper.daemon.commands.options import (
     ActionsOption,
+    ColumnsOption,
     ConfigOption,
     DatabaseOption,
     DepthOption,
@@ -363,6 +364,7 @@ def lookahead(
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
     frame_data: FrameOption = None,
+    columns: ColumnsOption = None,
     depth: DepthOption = None,
     events: EventsOption = None,
     actions: ActionsOption = None,
@@ -378,14 +380,14 @@ def lookahead(
     from tracepaper.replay.checks.lookahead import lookahead as check
     from tracepaper.replay.checks.perturbations import files_of
 
-    given, candles = _given(data, with_settings(config, settings))
+    given, candles = _given(data, columns, with_settings(config, settings))
     most = bars or MOST_BARS
     left = sum(max(0, len(part) - most) for part in candles)
     looked_at = _first(candles, most)
     given, books = _with_books(given, looked_at, depth)
     if not frame_data:
         given = _fitted(given, looked_at)
-    files = files_of(looked_at, _frames(frame_data), books, actions, events)
+    files = files_of(looked_at, _frames(frame_data, columns), books, actions, events)
     with FreshProcesses(*_preloaded(given)) as fresh:
         found = check(
             given, files, fresh, Limits(probes, seconds), mode=mode, allow=allow_reading or (),
@@ -409,6 +411,7 @@ def recursive(
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
     frame_data: FrameOption = None,
+    columns: ColumnsOption = None,
     depth: DepthOption = None,
     events: EventsOption = None,
     actions: ActionsOption = None,
@@ -426,13 +429,13 @@ def recursive(
     from tracepaper.replay.checks.perturbations import files_of
     from tracepaper.replay.checks.recursive import recursive as check
 
-    given, candles = _given(data, with_settings(config, settings))
+    given, candles = _given(data, columns, with_settings(config, settings))
     given, books = _with_books(given, candles, depth)
     if not frame_data:
         given = _fitted(given, candles)
     forecaster = load_forecaster(given) if needs_forecaster(given) else None
     strategies = make_strategies(given, forecaster)
-    frames = _frames(frame_data)
+    frames = _frames(frame_data, columns)
     sessions = None if candles[0].calendar is None else candles[0].calendar.sessions
     warmup = warmup_bars(strategies, given, sessions=sessions, makes_frames=not frames)
     wanted = min(*map(len, candles), bars or 2 * warmup + 1_000)
@@ -480,13 +483,15 @@ def _preloaded(given: Config) -> list[str]:
     return [MODEL] if asks_torch else []
 
 
-def _given(data: Sequence[str], file: Given) -> tuple[Config, list[Candles]]:
+def _given(
+    data: Sequence[str], columns: Sequence[str] | None, file: Given
+) -> tuple[Config, list[Candles]]:
     """Return the configuration for *data*, and their candles aggregated to its interval."""
     from tracepaper.daemon.config.loading import load
     from tracepaper.replay.archive.candles import resample
     from tracepaper.replay.backtest.build import configuration, read_market
 
-    candles = read_market(load(file).market, data)
+    candles = read_market(load(file).market, data, columns=columns or ())
     given = configuration(file, candles)
     return given, [resample(part, given.market.interval_ms) for part in candles]
 
@@ -501,10 +506,10 @@ def _fitted(given: Config, candles: Sequence[Candles]) -> Config:
     return fitted
 
 
-def _frames(paths: Sequence[str] | None) -> list[Candles]:
+def _frames(paths: Sequence[str] | None, columns: Sequence[str] | None) -> list[Candles]:
     from tracepaper.replay.archive import read_candles
 
-    return [read_candles(path) for path in paths or ()]
+    return [read_candles(path, columns=columns or ()) for path in paths or ()]
 
 
 def _with_books(
@@ -548,6 +553,7 @@ def calibrate(
         list[str] | None,
         typer.Option("--candles", metavar="PATH", help="Candles of those days; repeat."),
     ] = None,
+    columns: ColumnsOption = None,
     depth: DepthOption = None,
     config: ConfigOption = None,
     settings: SetOption = None,
@@ -561,7 +567,7 @@ def calibrate(
     from tracepaper.replay.checks.paper_fills import paper_by
 
     execution = (given := load(with_settings(config, settings))).execution
-    paper = paper_by(candles, depth, execution.model)
+    paper = paper_by(candles, depth, execution.model, columns or ())
     found = slippage.calibrate(
         read_executions(fills), paper, costs_for(given), execution.latency_ms
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from tracepaper.daemon.commands.options import (
+    ColumnsOption,
     ConfigOption,
     JsonOption,
     database_path,
@@ -79,6 +80,7 @@ def import_(
     *,
     symbol: SymbolOption = None,
     category: CategoryOption = None,
+    columns: ColumnsOption = None,
     format_: FormatOption = None,
     strict: StrictOption = False,
     calendar: CalendarOption = None,
@@ -97,6 +99,7 @@ def import_(
         paths,
         symbol=symbol,
         category=category if calendar is None else Category.STOCK,
+        columns=columns or (),
         strict=strict,
         format_name=format_,
         sessions_for=None if calendar is None else sessions_named(calendar),
@@ -115,6 +118,7 @@ def check(
     *,
     symbol: SymbolOption = None,
     category: CategoryOption = None,
+    columns: ColumnsOption = None,
     format_: FormatOption = None,
     strict: StrictOption = False,
     calendar: CalendarOption = None,
@@ -135,7 +139,7 @@ def check(
         try:
             is_events = is_events_file(Path(path))
             if is_events or is_depth_file(Path(path)):
-                books = _quality_of(Path(path), events=is_events)
+                books = _quality_of(Path(path), columns, events=is_events)
                 documents.append({"valid": True, **asdict(books)})
                 if not json:
                     typer.echo("\n".join(_recorded_lines(books)))
@@ -145,6 +149,7 @@ def check(
                     path,
                     symbol=symbol,
                     category=category if calendar is None else Category.STOCK,
+                    columns=columns or (),
                     strict=strict,
                     format_name=format_,
                     sessions_for=sessions_for,
@@ -230,6 +235,7 @@ def describe(
         ),
     ] = None,
     calendar: CalendarOption = None,
+    columns: ColumnsOption = None,
     train_until: Annotated[str | None, typer.Option(help="Date; give all three or none.")] = None,
     validate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
     calibrate_until: Annotated[str | None, typer.Option(help="Date.")] = None,
@@ -270,6 +276,7 @@ def describe(
         features,
         intervals=intervals_of(intervals),
         calendar=calendar,
+        columns=tuple(columns or ()),
         arrays=ArrayCache(cache or default_folder()),
     )
     found = described(material)
@@ -376,11 +383,15 @@ def record(
     typer.echo("\n".join(line for one in found for line in _recorded_lines(one)))
 
 
-def _quality_of(path: Path, *, events: bool) -> DepthQuality | EventsQuality:
-    """Summarise what a recorder wrote to *path*."""
+def _quality_of(
+    path: Path, columns: Sequence[str] | None = None, *, events: bool
+) -> DepthQuality | EventsQuality:
+    """Summarise what a recorder wrote to *path*, which has no *columns* to choose."""
     from tracepaper.replay.archive.book_events import events_quality
     from tracepaper.replay.archive.order_book import depth_quality
 
+    if columns:
+        raise DataInvalid(f"{path} holds an order book without columns; leave --columns out.")
     return events_quality(path) if events else depth_quality(path)
 
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from tracepaper.daemon.commands.options import ConfigOption, DepthOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import (
+    ColumnsOption,
+    ConfigOption,
+    DepthOption,
+    JsonOption,
+    print_json,
+)
 from tracepaper.replay.commands.folds import (
     each_on,
     folds_of_bars,
@@ -28,7 +34,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.session.user_model import UserForecaster
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.estimator import Each
+    from tracepaper.replay.learning.estimator import DataRequest, Each
     from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
@@ -44,6 +50,7 @@ def evaluate(
         str, typer.Argument(metavar="CHECKPOINT", help="A folder, default, or module:Class.")
     ] = "default",
     *,
+    columns: ColumnsOption = None,
     start: Annotated[
         str | None, typer.Option("--from", metavar="DATE", help="Evaluate bars from this date on.")
     ] = None,
@@ -120,7 +127,9 @@ def evaluate(
     }
     examined = {**inspected, "set evaluation.explained_bars": options.explained_bars or 0}
     if of_books:
-        others_given = {"config": config, "set": others, "covariates": covariates}
+        others_given = {
+            "columns": columns, "config": config, "set": others, "covariates": covariates,
+        }  # fmt: skip
         _refuse(
             examined | others_given | {"depth": depth},
             f"is for models of bars, and {checkpoint} reads order books; leave it out, and see "
@@ -148,13 +157,16 @@ def evaluate(
     if untrained := _untrained(checkpoint):
         _tell_untrained(untrained, as_json=json)
         return
+    from tracepaper.replay.learning.estimator import DataRequest
     from tracepaper.replay.learning.supplied import FilesBeside
 
-    beside = FilesBeside(covariates, depth or ())
+    request, beside = DataRequest(data, columns=columns or ()), FilesBeside(covariates, depth or ())
     if folds is not None:
         supplied = beside.read()
         _, model = _loaded(checkpoint, options.threads, supplied)
-        found = folds_of_bars(model, data, folds, ablate or (), supplied, each)
+        found = folds_of_bars(
+            model, request._replace(covariates=supplied), folds, ablate or (), each
+        )
         print_folds(found, html, as_json=json)
         return
     _refuse_books_beside(checkpoint, compare or ())
@@ -163,11 +175,11 @@ def evaluate(
             inspected | {"covariates": covariates, "depth": depth},
             "examines a checkpoint's network or arrays, which a class does not show; leave it out.",
         )
-        judged = _of_class(checkpoint, data, given, chosen)
+        judged = _of_class(checkpoint, request, given, chosen)
     else:
         judged = _of_checkpoint(
             checkpoint,
-            data,
+            request,
             chosen,
             asked,
             vectors=beside,
@@ -175,7 +187,7 @@ def evaluate(
             bars=options.explained_bars,
         )
     for name in compare or ():
-        judged = _with_rival(judged, name, data, given, vectors=beside, threads=options.threads)
+        judged = _with_rival(judged, name, request, given, vectors=beside, threads=options.threads)
     _print(judged, html, as_json=json)
 
 
@@ -304,7 +316,7 @@ def _loaded(
 
 def _of_checkpoint(
     name: str,
-    data: list[str],
+    request: DataRequest,
     spans: Sequence[NamedSpan],
     asked: Mapping[str, int],
     *,
@@ -312,7 +324,7 @@ def _of_checkpoint(
     threads: int,
     bars: int | None,
 ) -> _Judged:
-    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
     from tracepaper.replay.learning.evaluation.evaluate import judge_checkpoint
     from tracepaper.replay.learning.inspection.examination import examined
     from tracepaper.replay.learning.inspection.model import Subject
@@ -321,7 +333,7 @@ def _of_checkpoint(
     supplied = vectors.read()
     folder, found = _loaded(name, threads, supplied)
     card = found.card
-    material = read_candles_of(card, DataRequest(data, covariates=supplied), folder=folder)
+    material = read_candles_of(card, request._replace(covariates=supplied), folder=folder)
     # First, for they refuse what cannot be had before minutes have passed.
     findings: list[Table] = []
     if any(asked.values()):
@@ -332,12 +344,12 @@ def _of_checkpoint(
     return _Judged(found.id, recipe, material.interval_ms, every, findings)
 
 
-def _of_class(name: str, data: list[str], file: Given, spans: Sequence[NamedSpan]) -> _Judged:
+def _of_class(name: str, request: DataRequest, file: Given, spans: Sequence[NamedSpan]) -> _Judged:
     """Judge the user's class *name*, as *file* configures it."""
     from tracepaper.replay.learning.evaluation.evaluate import judge_class
     from tracepaper.replay.learning.openings import counted
 
-    forecaster, material, horizon = _class(name, data, file)
+    forecaster, material, horizon = _class(name, request, file)
     every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
     own = forecaster.model_id
     every = counted(every, None, own, own)
@@ -345,7 +357,7 @@ def _of_class(name: str, data: list[str], file: Given, spans: Sequence[NamedSpan
 
 
 def _class(
-    name: str, data: list[str], file: Given, *, interval_ms: int | None = None
+    name: str, request: DataRequest, file: Given, *, interval_ms: int | None = None
 ) -> tuple[UserForecaster, Dataset, int]:
     """Return the user's class, its candles, and the horizon of the gates."""
     from tracepaper.daemon.config.loading import load
@@ -356,9 +368,10 @@ def _class(
     given = load(file, {"model": {"class": name}})
     forecaster = load_model(given, mode="scan")
     material = Dataset.read(
-        data,
+        request.paths,
         lambda segments: split_at(segments, forecaster),
         forecaster.horizons,
+        columns=request.columns,
         intervals=() if interval_ms is None else (interval_ms,),
     )
     return forecaster, material, given.gate.horizon
@@ -367,7 +380,7 @@ def _class(
 def _with_rival(
     judged: _Judged,
     name: str,
-    data: list[str],
+    request: DataRequest,
     file: Given,
     *,
     vectors: FilesBeside,
@@ -377,7 +390,7 @@ def _with_rival(
     from functools import partial
 
     from tracepaper.daemon.config.values import MODULE_CLASS
-    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
     from tracepaper.replay.learning.evaluation.evaluate import (
         require_interval,
         rival_checkpoint,
@@ -390,13 +403,13 @@ def _with_rival(
 
     ask: Callable[[SpanJudgement], Rival]
     if MODULE_CLASS.match(name) is not None:
-        forecaster, material, _ = _class(name, data, file, interval_ms=judged.interval_ms)
+        forecaster, material, _ = _class(name, request, file, interval_ms=judged.interval_ms)
         own = recipe = forecaster.model_id
         folder, ask = None, partial(rival_class, name, forecaster, material)
     else:
         folder, found, supplied = _beside(name, threads, vectors)
         own, recipe = found.id, recipe_of(found.card).hash
-        material = read_candles_of(found.card, DataRequest(data, covariates=supplied))
+        material = read_candles_of(found.card, request._replace(covariates=supplied))
         material = replace(material, stored=unfitted())
         ask = partial(rival_checkpoint, name, found.card, found.tensors, material)
     if own in (judged.model_id, *(other for _, other in judged.beside)):

@@ -14,11 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from tracepaper.replay.document.values import Table, TitledParts
-    from tracepaper.replay.learning.estimator import Each
+    from tracepaper.replay.learning.estimator import DataRequest, Each
     from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
-    from tracepaper.replay.learning.supplied import SuppliedBooks
     from tracepaper.storage.checkpoints import Checkpoint
-    from tracepaper.storage.covariates import CovariateFile
 
 
 def each_on(on: str | None, jobs: int | None) -> Each:
@@ -42,16 +40,15 @@ class Folds(NamedTuple):
 
 def folds_of_bars(
     found: Checkpoint,
-    data: Sequence[str],
+    request: DataRequest,
     text: str,
     changes: Sequence[str],
-    supplied: CovariateFile | SuppliedBooks | None,
     each: Each,
 ) -> Folds:
     """Fit the recipe of a checkpoint anew on folds, and that with each of *changes* in turn."""
     from rich.console import Console
 
-    from tracepaper.replay.learning.estimator import DataRequest, read_candles_of, recipe_of
+    from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
     from tracepaper.replay.learning.estimators.ensemble import with_narrow
     from tracepaper.replay.learning.evaluation.walk_forward import (
         ablated,
@@ -65,7 +62,6 @@ def folds_of_bars(
     recipe = recipe_of(card)
     recipe.estimator.check(recipe, "--folds")
     cards = {change: ablated(card, change) for change in changes}
-    request = DataRequest(data, covariates=supplied)
     material = read_candles_of(card, request, requested=recipe.baselines)
     if untrained := material.untrained():
         raise ConfigInvalid(untrained[0])

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from tracepaper.daemon.commands.options import (
+    ColumnsOption,
     ConfigOption,
     DatabaseOption,
     DepthOption,
@@ -104,6 +105,7 @@ def check(
         typer.Option("--data", metavar="PATH", help="Candle files; by default bundled ones."),
     ] = None,
     *,
+    columns: ColumnsOption = None,
     covariates: Annotated[
         Path | None,
         typer.Option(
@@ -120,7 +122,7 @@ def check(
     from tracepaper.replay.learning.inspection.model import open_checkpoint
 
     stored = open_checkpoint(model, covariates, depth or ())
-    found = stored.examined(tuple(data or ()))
+    found = stored.examined(tuple(data or ()), columns or ())
     if json:
         known = {"model": str(stored.folder), "model_id": stored.model_id, **asdict(found)}
         print_json({**known, "gradients_in_training": stored.gradients})

@@ -15,6 +15,7 @@ import typer
 from tracepaper.daemon.commands.options import (
     ActionsOption,
     CandlesArgument,
+    ColumnsOption,
     ConfigOption,
     DepthOption,
     EventsOption,
@@ -55,6 +56,7 @@ def replay(
     category: Annotated[
         str | None, typer.Option(help="linear or spot, where the file name lacks it.")
     ] = None,
+    columns: ColumnsOption = None,
     from_: FromOption = None,
     to: ToOption = None,
     resume: Annotated[
@@ -101,6 +103,7 @@ def replay(
         config=with_settings(config, settings),
         symbol=symbol,
         category=category,
+        columns=tuple(columns or ()),
         from_text=from_,
         to_text=to,
         resume=resume,
@@ -178,6 +181,7 @@ def sweep(
     from_: FromOption = None,
     to: ToOption = None,
     symbol: SymbolOption = None,
+    columns: ColumnsOption = None,
     funding: FundingOption = None,
     actions: ActionsOption = None,
     frame_data: FrameDataOption = None,
@@ -225,6 +229,7 @@ def sweep(
         start=from_,
         end=to,
         symbol=symbol,
+        columns=tuple(columns or ()),
         funding=tuple(funding or ()),
         actions=tuple(actions or ()),
         frame_data=frame_data,
@@ -320,6 +325,7 @@ def demo(
         list[str] | None,
         typer.Option(metavar="PATH", help="Serve these candles and nothing else; repeat."),
     ] = None,
+    columns: ColumnsOption = None,
     config: ConfigOption = None,
     bars: Annotated[
         int | None,
@@ -364,6 +370,7 @@ def demo(
                 bars=bars,
                 speed=speed or 2_000.0,
                 data=tuple(data or ()),
+                columns=tuple(columns or ()),
                 config=config,
                 database=db,
                 as_json=json,
@@ -371,10 +378,10 @@ def demo(
             )
         )
         return
-    if bars is not None or speed is not None:
+    if columns or bars is not None or speed is not None:
         raise ConfigInvalid(
-            "--bars and --speed are of a demo with --data or -c; of the bundled month give --days "
-            "and --seconds."
+            "--columns, --bars and --speed are of a demo with --data or -c; of the bundled month "
+            "give --days and --seconds."
         )
     from tracepaper.replay.demo.show import Show, perform
 
@@ -399,6 +406,7 @@ def exchange(
     category: Annotated[
         str | None, typer.Option(help="linear or spot; by default from the file's name.")
     ] = None,
+    columns: ColumnsOption = None,
     port: Annotated[
         int,
         typer.Option(
@@ -475,6 +483,7 @@ def exchange(
     settings = ExchangeSettings(
         data=tuple(data or ()),
         category=None if category is None else Category(category),
+        columns=tuple(columns or ()),
         port=port,
         speed=speed,
         start=start,

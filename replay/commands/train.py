@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, assert_never
 
 import typer
 
-from tracepaper.daemon.commands.options import DepthOption, JsonOption, print_json
+from tracepaper.daemon.commands.options import ColumnsOption, DepthOption, JsonOption, print_json
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 
@@ -52,6 +52,7 @@ def train(
             help="Candles: PATH or SYMBOL=PATH; of orderbook, depth files; repeat.",
         ),
     ] = None,
+    columns: ColumnsOption = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Folder of the new checkpoint.")
     ] = None,
@@ -118,13 +119,15 @@ def train(
     if document.get("ensemble", {}).get("members"):
         if drawn or covariates or depth:
             raise _members_wrong()
-        made = [_join(document, data, out, cache)]
+        made = [_join(document, data, columns or (), out, cache)]
     else:
         from tracepaper.replay.learning.supplied import FilesBeside
 
         beside = FilesBeside(covariates, depth or ())
         each = _each(on, jobs)
-        made = _trained(document, file, drawn, data, out, cache, beside, each, resume=resume)
+        made = _trained(
+            document, file, drawn, data, columns or (), out, cache, beside, each, resume=resume
+        )
     study = [] if seeds is None else _study(made)
     if json:
         documents = [
@@ -189,6 +192,7 @@ def _trained(
     file: Path | None,
     seeds: Sequence[int],
     data: Sequence[str],
+    columns: Sequence[str],
     out: Path,
     cache: Path | None,
     beside: FilesBeside,
@@ -215,6 +219,7 @@ def _trained(
         data,
         ArrayCache(cache or default_folder()),
         beside.read(),
+        columns,
     )
     with FitView(first) as view:
         return train_seeds(
@@ -230,7 +235,11 @@ def _trained(
 
 
 def _join(
-    document: Mapping[str, Any], data: Sequence[str], out: Path, cache: Path | None
+    document: Mapping[str, Any],
+    data: Sequence[str],
+    columns: Sequence[str],
+    out: Path,
+    cache: Path | None,
 ) -> tuple[Path, Checkpoint]:
     """Join the checkpoints in two folders; return where the ensemble lies, and itself."""
     from rich.console import Console
@@ -254,7 +263,7 @@ def _join(
     use_threads(training.get("threads", THREADS))
     found = combine(
         (members[0], members[1]),
-        DataRequest(data, ArrayCache(cache or default_folder())),
+        DataRequest(data, ArrayCache(cache or default_folder()), columns=columns),
         out,
         name=document.get("model", {}).get("name") or out.name,
         created_ms=SystemClock().wall_ms(),

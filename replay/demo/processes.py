@@ -403,7 +403,7 @@ class ServedExchange:
 
 @contextmanager
 def exchange_beside(
-    data: Sequence[str], speed: float, *, start: int | None = None
+    data: Sequence[str], speed: float, *, start: int | None = None, columns: Sequence[str] = ()
 ) -> Iterator[ServedExchange]:
     """Run the embedded exchange in a process of its own.
 
@@ -413,6 +413,8 @@ def exchange_beside(
     command = [sys.executable, "-m", "tracepaper.daemon.cli", "exchange"]
     for path in data:
         command += ["--data", path]
+    for text in columns:
+        command += ["--columns", text]
     command += ["--speed", str(speed), "--hold", "--until-eof"]
     if start is not None:
         command += ["--start", str(start)]

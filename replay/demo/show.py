@@ -448,16 +448,19 @@ async def change_a_tick(cast: Cast) -> None:
         mark=ABOUT,
     )
     await cast.look()
-    changed, steps, sentence, holds = await asyncio.to_thread(_changed_and_checked, cast.files)
+    steps, sentence, is_named = await asyncio.to_thread(_changed_and_checked, cast.files)
     _concluded(
         cast,
         f"The record of {steps:,} steps holds; of the copy the check says: {sentence}",
-        is_well=holds and f"Step {changed} " in sentence,
+        is_well=is_named,
     )
 
 
-def _changed_and_checked(files: ShowFiles) -> tuple[int, int, str, bool]:
-    """Return the changed step, how many were checked, what is said of the copy, and of ours."""
+def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
+    """Return how many steps were checked, what is said of the copy, and whether that is right.
+
+    It is where ours holds and the copy's changed step is the one that is named.
+    """
     backup(files.database, files.changed)
     with Reader.open(files.changed) as reader:
         run_id = reader.find("last")
@@ -476,8 +479,9 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, int, str, bool]:
     with Reader.open(files.changed) as reader:
         problem = verify_chain(reader.connection, run_id).problem
     files.drop_changed()
-    sentence = "nothing was changed." if problem is None else problem.sentence
-    return step - first, ours.steps, sentence, ours.holds
+    if problem is None:
+        return ours.steps, "nothing was changed.", False
+    return ours.steps, problem.sentence, ours.holds and problem.sequence == step - first
 
 
 INCIDENTS: Final = (
@@ -499,6 +503,7 @@ class Demonstration:
     bars: int | None = None
     speed: float = 2_000.0
     data: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     config: Path | None = None
     database: Path | None = None
     as_json: bool = False
@@ -512,7 +517,8 @@ def perform_own(wanted: Demonstration) -> None:
     """
     clock = SystemClock()
     database = wanted.database or Path(f"demo-{stamp(clock.wall_ms())}.db")
-    with exchange_beside(wanted.data or (str(DEMO_CANDLES),), wanted.speed) as beside:
+    data = wanted.data or (str(DEMO_CANDLES),)
+    with exchange_beside(data, wanted.speed, columns=wanted.columns) as beside:
         served = beside.served
         config, said = _configured(wanted, served)
         log.configure(level=config.log.level, output=config.log.format)

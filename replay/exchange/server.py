@@ -81,6 +81,7 @@ class ExchangeSettings:
     data: tuple[str, ...] = ()
     candles: tuple[Candles, ...] = ()
     category: Category | None = None
+    columns: tuple[str, ...] = ()
     port: int = 0
     speed: float = 1.0
     start: int | None = None
@@ -106,7 +107,9 @@ class EmbeddedExchange:
         )
         candles = [*settings.candles]
         if settings.data:
-            candles += read_many(settings.data, category=settings.category)
+            candles += read_many(
+                settings.data, category=settings.category, columns=settings.columns
+            )
         if settings.wall_ms:
             candles = shifted(candles, settings.wall_ms(), settings.start)
         for note in (f"{each.path}: {note}" for each in candles for note in each.notes):

@@ -34,16 +34,20 @@ class CandleFiles:
 
 
 def read_files(
-    paths: Sequence[str], intervals: Sequence[int] = (), *, calendar: str | None = None
+    paths: Sequence[str],
+    intervals: Sequence[int] = (),
+    *,
+    calendar: str | None = None,
+    columns: Sequence[str] = (),
 ) -> CandleFiles:
     """Read candle files (PATH or SYMBOL=PATH) as bars of *intervals*, in milliseconds.
 
     Without *intervals* they are bars of the first file's. With a *calendar*, such as ``XNAS``, bars
-    are those of its sessions. Raises ``DataInvalid`` for a file that makes bars of none of them,
-    whose price never moves or that holds no volume, and ``ConfigInvalid`` for one whose symbol
-    cannot be known.
+    are those of its sessions; *columns* are choices as of ``read_candles``. Raises ``DataInvalid``
+    for a file that makes bars of none of them, whose price never moves or that holds no volume, and
+    ``ConfigInvalid`` for one whose symbol cannot be known.
     """
-    parts = _read(paths, calendar)
+    parts = _read(paths, calendar, columns)
     for part in parts:
         _refuse_dead(part)
     wanted = tuple(intervals) or (parts[0].interval_ms,)
@@ -68,15 +72,16 @@ def read_files(
                 known_already[at] += again if number == 0 else 0
         found[interval_ms] = held
     sources = zip(parts, known_already, strict=True)
-    return CandleFiles(tuple(_source(part, again) for part, again in sources), found)
+    return CandleFiles(tuple(_source(part, again, columns) for part, again in sources), found)
 
 
-def _read(paths: Sequence[str], calendar: str | None) -> list[Candles]:
+def _read(paths: Sequence[str], calendar: str | None, columns: Sequence[str]) -> list[Candles]:
     if calendar is None:
-        return [read_candles(path) for path in paths]
+        return [read_candles(path, columns=columns) for path in paths]
     sessions_for = sessions_named(calendar)
     parts = [
-        read_candles(path, category=Category.STOCK, sessions_for=sessions_for) for path in paths
+        read_candles(path, category=Category.STOCK, columns=columns, sessions_for=sessions_for)
+        for path in paths
     ]
     sessions = common_sessions(parts, sessions_for)
     return [counted_by(part, sessions) for part in parts]
@@ -117,7 +122,7 @@ def _add(held: list[Candles], part: Candles) -> int:
     return again
 
 
-def _source(part: Candles, again: int) -> TrainingFile:
+def _source(part: Candles, again: int, columns: Sequence[str]) -> TrainingFile:
     file = Path(part.path)
     return TrainingFile(
         name=file.name,
@@ -128,4 +133,5 @@ def _source(part: Candles, again: int) -> TrainingFile:
         until_ms=part.until_ms,
         interval_ms=part.interval_ms,
         known_already=again,
+        columns=tuple(columns),
     )

@@ -178,6 +178,7 @@ def data_section(sources: Sequence[TrainingFile]) -> dict[str, object]:
             "bars": source.bars,
             "from": iso(source.from_ms),
             "until": iso(source.until_ms),
+            **({"columns": list(source.columns)} if source.columns else {}),
         }
         for source in sources
     ]

@@ -121,6 +121,7 @@ class Dataset:
         *,
         intervals: Sequence[int] = (),
         calendar: str | None = None,
+        columns: Sequence[str] = (),
         arrays: ArrayCache = IN_MEMORY,
         stored: Fitted | None = None,
         vectors: Supplied | SuppliedBooks | SuppliedOther | None = None,
@@ -138,7 +139,7 @@ class Dataset:
         """
         own = _interval_of(schema_id)
         wanted = tuple(intervals) or ((own,) if own else ())
-        files = read_files(paths, wanted, calendar=calendar)
+        files = read_files(paths, wanted, calendar=calendar, columns=columns)
         schemas = _schemas(schema_id, tuple(files.candles))
         segments = {
             interval_ms: [

@@ -133,6 +133,7 @@ class DataRequest(NamedTuple):
     paths: Sequence[str]
     arrays: ArrayCache = IN_MEMORY
     covariates: CovariateFile | SuppliedBooks | None = None
+    columns: Sequence[str] = ()
 
 
 class Answers(NamedTuple):
@@ -363,6 +364,7 @@ class CandleEstimator(Estimator):
             schema_id,
             intervals=intervals_of(recipe.intervals),
             calendar=recipe.calendar,
+            columns=request.columns,
             arrays=request.arrays,
             vectors=beside_recipe(getattr(recipe.architecture, OTHER, ""), request.covariates),
             requested=recipe.baselines,
@@ -517,6 +519,7 @@ def read_candles_of(
         lambda _: split_of(card),
         tuple(card["architecture"]["horizons"]),
         card["features"]["schema_id"],
+        columns=request.columns,
         arrays=request.arrays,
         stored=None if folder is None else stored_baselines(folder, card),
         vectors=supplied(request.covariates, card),

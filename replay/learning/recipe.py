@@ -213,6 +213,8 @@ def command(sources: Sequence[TrainingFile], given: Sequence[str] = ()) -> str:
         for source in sources
     ]
     words = [word for name in names for word in ("--data", name)]
+    chosen = dict.fromkeys(text for source in sources for text in source.columns)
+    words += [word for text in chosen for word in ("--columns", text)]
     return shlex.join(["tracepaper", "train", "card.toml", *words, *given, "--out", "FOLDER"])
 
 

@@ -62,6 +62,8 @@ class TrainingFile:
     interval_ms: int
     known_already: int = 0
     """Bars, of the interval that is learnt, that an earlier file held as well."""
+    columns: tuple[str, ...] = ()
+    """What ``--columns`` chose of its columns."""
 
 
 @dataclass(frozen=True)

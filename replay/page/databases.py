@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from tracepaper.replay.page.columns import RunColumns
+from tracepaper.storage.database.connection import ImmutableConnection
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
 from tracepaper.storage.fleet.server import shown
@@ -107,7 +108,9 @@ class Databases:
             raise DataInvalid(f"{path.name} cannot be read ({error.strerror}).") from None
         identity = (state.st_dev, state.st_ino)
         if (known := self._opened.get(path)) is not None:
-            if known.identity == identity:
+            connection = known.reader.connection
+            is_changed = isinstance(connection, ImmutableConnection) and connection.is_changed
+            if known.identity == identity and not is_changed:
                 return known.reader
             self._forget(path)
         try:
@@ -170,7 +173,8 @@ class Databases:
 
     def _forget(self, path: Path) -> None:
         if (known := self._opened.pop(path, None)) is not None:
-            known.reader.close()
+            with contextlib.suppress(DataInvalid):  # written to since: it is read anew
+                known.reader.close()
         for key in [key for key in self._columns if key[0] == path]:
             del self._columns[key]
 

@@ -34,6 +34,7 @@ from tracepaper.strategies.gates.gate import (
     QUOTE_CURRENCY,
     SHARE_OF_PEAK,
     measured,
+    refusal,
 )
 from tracepaper.strategies.types.decisions import Action, PositionSide
 from tracepaper.strategies.types.market import Side
@@ -315,7 +316,7 @@ def _because(stored: StoredDecision, close_ms: int, held: ShownPosition, base: s
             hour_ms = 3_600_000
             following = datetime.fromtimestamp((close_ms // hour_ms + 1) * 3600, tz=UTC)
             parts.append(f"The trend is asked again at {following:%H:%M} UTC.")
-    elif row["reason"] and not row["reason"].startswith("refused by"):
+    elif row["reason"] and row["reason"] != refusal(row["refused_by"] or ""):
         text = row["reason"][:_TEXT_MAX]
         parts.append(f"{text[:1].upper()}{text[1:].rstrip('.')}.")
     if row["unfilled_reason"] and not _trend_noted(stored):

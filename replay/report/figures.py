@@ -48,7 +48,6 @@ from tracepaper.replay.report.trades import (
     ClosedTrade,
     Markout,
     TradeGroup,
-    by_cause,
     groups_of,
     markouts,
 )
@@ -375,7 +374,7 @@ def _decided(report: Report) -> Iterator[Table]:
     del reasons[""]
     if reasons and record.every_bar:
         title = "Unfilled (no gate refused, and no order would be taken)"
-        yield table("unfilled", title, UNFILLED, by_cause(reasons.items()))
+        yield table("unfilled", title, UNFILLED, reasons.most_common())
     if report.attention is not None:
         every = sum(report.regimes.values())
         rows = [(name, count, count / every) for name, count in report.regimes.items()]

@@ -21,13 +21,13 @@ from tracepaper.replay.document.values import Figure, Paragraph, Part, Table, of
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.states import LastingState, lasting_states
-from tracepaper.replay.report.trades import by_cause, largest_causes
+from tracepaper.replay.report.trades import largest_causes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
-from tracepaper.strategies.types.market import Side
+from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import iso
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class Summary:
     rejected: tuple[tuple[str, int], ...]  # why an order was refused on its arrival
     states: tuple[LastingState, ...] = ()  # what lets it look idle at its end
     warming: str = ""  # where no bar left the warm-up: how many bars it had, and needs
+    instruments: tuple[Instrument, ...] = ()
 
     @property
     def every_bar(self) -> bool:
@@ -205,9 +206,10 @@ def summarise(database: Path, run_id: str) -> Summary:
                 fills=tuple(_with_causes(views, views.rows("v_fills", newest=FILLS_SHOWN + 1))),
                 fill_count=views.count("v_fills"),
                 refusals=tuple(refusals),
-                unfilled=tuple(by_cause(views.counts("v_decisions", "unfilled_reason"))),
-                rejected=tuple(by_cause(views.counts("v_orders", "reason", status="REJECTED"))),
+                unfilled=tuple(views.counts("v_decisions", "unfilled_reason")),
+                rejected=tuple(views.counts("v_orders", "reason", status="REJECTED")),
                 states=lasting_states(reader, run_id),
+                instruments=reader.stored_run(run_id).run.instruments,
                 warming=_warming(views) if [(warm.name, decisions)] == [*refusals] else "",
             )
 
@@ -354,7 +356,9 @@ def show_summary(console: Console, summary: Summary) -> None:
     if summary.every_bar:
         if summary.warming:
             show(console, [Paragraph(summary.warming)])
-        causes = largest_causes(summary.decisions, summary.refusals, summary.unfilled)
+        causes = largest_causes(
+            summary.decisions, summary.refusals, summary.unfilled, summary.instruments
+        )
         # The tables name what needs no remedy.
         show(console, [Paragraph(f"M{str(of)[1:]}.") for of in causes if of.remedy])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,18 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.exit_orders import waits_after
+from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY
+from tracepaper.daemon.broker.orders import PROTECTIVE
+from tracepaper.daemon.broker.rules import (
+    NO_CASH,
+    NO_MARGIN,
+    below_notional,
+    below_quantity,
+    below_step,
+)
 from tracepaper.replay.report.metrics import mean_error
 from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord
 from tracepaper.storage.database.run_views import Row
@@ -27,53 +37,25 @@ from tracepaper.strategies.types.decisions import FillModel, Liquidity
 from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
 
-_NUMBER: Final = r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?"
-_CLOSED_BY: Final = "(?:closed by its )?"
-_END: Final = "(?= is |; it enters again |$)"
-_LEVELS: Final = (  # sentences of the engine, whose numbers are cut out
-    (
-        re.compile(rf"^({_CLOSED_BY}(?:(?:trailing )?stop|target))(?: at| by) {_NUMBER}{_END}"),
-        r"\1",
-    ),
-    (
-        re.compile(rf"^the mark price reached it: maintenance margin {_NUMBER} of {_NUMBER}, "),
-        "liquidated: ",
-    ),
-    (re.compile(rf"( x ATR\(1d\)) {_NUMBER}{_END}"), r"\1"),
-    (re.compile(rf"^({_CLOSED_BY}exits\.\w+ [\w. ]+) \({_NUMBER} %\){_END}"), r"\1"),
-    (re.compile(rf"(?<= the close) {_NUMBER}$"), ""),
-    (re.compile(rf"^(quantity|price|trigger) {_NUMBER}(?= is )"), r"\1"),
+_LARGER: Final = "make the position larger by [sizing]"
+_SMALLER: Final = "make the position smaller by [sizing]"
+_ANOTHER: Final = (
+    "signal FLAT or the other side in between, or set reenter in the signal or in [exits] "
+    "(docs/protection.md, E15)"
 )
+_WARMER: Final = "let warmup hold a day of bars and one more (docs/protection.md, E9)"
 
 
-def cause(reason: str) -> str:
-    """Strip *reason* of the prices and quantities that the engine wrote into it.
-
-    ``stop at 109293.4`` and ``stop at 109210.7`` are one cause; a strategy's own words stay.
-    """
-    for pattern, kept in _LEVELS:
-        reason = pattern.sub(kept, reason)
-    return reason
-
-
-def by_cause(counts: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
-    """Sum *counts* of reasons by their cause, most frequent first."""
-    summed = Counter[str]()
-    for reason, count in counts:
-        summed[cause(reason)] += count
-    return summed.most_common()
+def remedies_for(instruments: Iterable[Instrument]) -> dict[str, str]:
+    """Return by an unfilled reason, as the broker writes it, what lets such a target be ordered."""
+    found = {NO_VOLATILITY: _WARMER, NO_CASH: _SMALLER, NO_MARGIN: _SMALLER}
+    found |= {waits_after(role): _ANOTHER for role in PROTECTIVE}
+    for item in instruments:
+        found |= {below(item): _LARGER for below in (below_step, below_quantity, below_notional)}
+    of_sides = {f"{side}: {reason}": told for side in SIDES for reason, told in found.items()}
+    return found | of_sides
 
 
-_REMEDIES: Final = {
-    "enters again after another signal": "signal FLAT or the other side in between, or set "
-    "reenter in the signal or in [exits] (docs/protection.md, E15)",
-    "no volatility yet": "let warmup hold a day of bars and one more (docs/protection.md, E9)",
-    "size below the step": "make the position larger by [sizing]",
-    "notional below": "make the position larger by [sizing]",
-    "quantity below": "make the position larger by [sizing]",
-    "does not cover": "make the position smaller by [sizing]",
-}
-"""By words of an unfilled reason, what lets such a target be ordered."""
 _WORTH_SAYING: Final = 0.01
 """Share of the bars below which the largest cause is not named."""
 
@@ -96,18 +78,23 @@ class LargestCause(NamedTuple):
 
 
 def largest_causes(
-    decisions: int, refused: Iterable[tuple[str, int]], unfilled: Iterable[tuple[str, int]]
+    decisions: int,
+    refused: Iterable[tuple[str, int]],
+    unfilled: Iterable[tuple[str, int]],
+    instruments: Iterable[Instrument] = (),
 ) -> Iterator[LargestCause]:
     """Yield what refused most of so many *decisions*, and what left most unfilled.
 
-    *refused* counts them by gate, *unfilled* by reason. What was rare is left out, and so is the
-    warm-up, in which there is no signal yet.
+    *refused* counts them by gate, *unfilled* by reason, of *instruments*. What was rare is left
+    out, and so is the warm-up, in which there is no signal yet.
     """
     judged = [(name, count) for name, count in refused if name != warm.name]
-    for kind, counts in (("refused", judged), ("unfilled", by_cause(unfilled))):
+    for kind, counts in (("refused", judged), ("unfilled", unfilled)):
         name, count = max(counts, key=lambda pair: pair[1], default=("", 0))
         if count >= max(_WORTH_SAYING * decisions, 1):
-            remedy = _threshold(name) if kind == "refused" else _remedy(name)
+            remedy = (
+                _threshold(name) if kind == "refused" else remedies_for(instruments).get(name, "")
+            )
             yield LargestCause(kind, name, count, decisions, remedy)
 
 
@@ -116,10 +103,6 @@ def _threshold(gate: str) -> str:
     if not isinstance(threshold, ThresholdKey):
         return ""
     return f"its threshold is [{GATES[gate].section}] {threshold.name}"
-
-
-def _remedy(reason: str) -> str:
-    return next((told for words, told in _REMEDIES.items() if words in reason), "")
 
 
 @dataclass(frozen=True)
@@ -223,6 +206,12 @@ class ClosedTrade:
     exit_reason: str
     entry_sequence: int  # of the decision that opened it
     exit_sequence: int
+    is_liquidated: bool = False
+
+    @property
+    def exit_cause(self) -> str:
+        """Why it was left, without the amounts of a liquidation."""
+        return "liquidated" if self.is_liquidated else self.exit_reason
 
     @property
     def held_ms(self) -> int:
@@ -275,9 +264,9 @@ def groups_of(closed: Sequence[ClosedTrade]) -> list[TradeGroup]:
         TradeGroup(side.lower(), tuple(trade for trade in closed if trade.side == side))
         for side in ("LONG", "SHORT")
     ]
-    causes = Counter(cause(trade.exit_reason) for trade in closed)
+    causes = Counter(trade.exit_cause for trade in closed)
     exits = [
-        TradeGroup(f"left: {why}", tuple(t for t in closed if cause(t.exit_reason) == why))
+        TradeGroup(f"left: {why}", tuple(t for t in closed if t.exit_cause == why))
         for why, _ in causes.most_common()
     ]
     return [TradeGroup("all", tuple(closed)), *sides, *exits]
@@ -434,6 +423,7 @@ def _trade(trip: RoundTrip, fills: Sequence[Row]) -> ClosedTrade:
         exit_reason=last["reason"],
         entry_sequence=_decided_at(first),
         exit_sequence=_decided_at(last),
+        is_liquidated=last["model"] == FillModel.LIQUIDATION,
     )
 
 

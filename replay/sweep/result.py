@@ -215,14 +215,16 @@ class SweepResult:
             words += ["-c", shlex.quote(str(file))]
         for option, moment in (("--from", request.start), ("--to", request.end)):
             words += [option, moment] if moment else []
-        for path in request.funding:
-            words += ["--funding", shlex.quote(str(path))]
-        for path in request.actions:
-            words += ["--actions", shlex.quote(str(path))]
-        for path in request.depth:
-            words += ["--depth", shlex.quote(str(path))]
-        for path in request.events:
-            words += ["--events", shlex.quote(str(path))]
+        repeated: tuple[tuple[str, Sequence[object]], ...] = (
+            ("--columns", request.columns),
+            ("--funding", request.funding),
+            ("--actions", request.actions),
+            ("--depth", request.depth),
+            ("--events", request.events),
+        )
+        for option, values in repeated:
+            for value in values:
+                words += [option, shlex.quote(str(value))]
         return " ".join([*words, "--db", "best.db"])
 
     @property

@@ -20,7 +20,7 @@ from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
 from tracepaper.replay import notebook
 from tracepaper.replay.api import Backtest
-from tracepaper.replay.arguments import paths_of, strategy_name
+from tracepaper.replay.arguments import columns_of, paths_of, strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.notebook import text_of
@@ -85,6 +85,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     funding: str | Path | Sequence[str | Path] = (),
     actions: str | Path | Sequence[str | Path] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
+    columns: Mapping[str, str | None] | None = None,
     depth: str | Path | Sequence[str | Path] = (),
     events: str | Path | Sequence[str | Path] = (),
     on: str | None = None,
@@ -95,8 +96,9 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     """Try the points of *space* on *data*; return every cell, the best, and how much is luck.
 
     *strategy*, *data*, *params*, *config*, *start*, *end*, *funding*, *actions*, *frame_data*,
-    *depth* and *events* are those of ``backtest``. *space* maps an option of the strategy, or
-    ``section.key``, to a list of values, or to a range: (low, high), (low, high, step), or a
+    *columns*, *depth* and *events* are those of ``backtest``. *space* maps an option of the
+    strategy, or ``section.key``, to a list of values, or to a range: (low, high), (low, high,
+    step), or a
     dictionary with low, high, and step or log. *objective* is a
     figure's key (``sharpe``, ``return``, ``mean_day``, ``max_drawdown`` ...) or a function of the
     run. *sampler* is grid, random or tpe; of the last two *trials* points are drawn by *seed*.
@@ -118,6 +120,7 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
             seed=seed, windows=windows, direction=direction, limit_s=limit_s, start=start, end=end,
             funding=paths_of(funding, "funding"), actions=paths_of(actions, "actions"),
             frame_data=frame_data,
+            columns=columns_of(columns),
             depth=paths_of(depth, "depth"),
             events=paths_of(events, "events"),
         )  # fmt: skip

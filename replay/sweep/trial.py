@@ -406,6 +406,7 @@ class SweepRequest:
     limit_s: float | None
     start: str | None = None
     end: str | None = None
+    columns: tuple[str, ...] = ()
     funding: tuple[Path, ...] = ()
     actions: tuple[Path, ...] = ()
     depth: tuple[Path, ...] = ()
@@ -478,6 +479,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     start: Any = None,  # noqa: ANN401 - a moment
     end: Any = None,  # noqa: ANN401 - a moment
     symbol: str | None = None,
+    columns: tuple[str, ...] = (),
     funding: tuple[Path, ...] = (),
     actions: tuple[Path, ...] = (),
     frame_data: Any = None,  # noqa: ANN401 - as data
@@ -497,8 +499,8 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
     market = own.market
     if own.strategies.named:
         check_several([axis.name for axis in axes], strategy, params)
-    items = data_of(data, given)
-    candles = tuple(read_market(market, items, symbol=symbol))
+    items = data_of(data, given, columns=columns)
+    candles = tuple(read_market(market, items, symbol=symbol, columns=columns))
     begin, until = (moment_of(value, said) for value, said in ((start, "start"), (end, "end")))
     first, last = bounds(
         candles,
@@ -527,8 +529,10 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
             frames=()
             if frame_data is None
             else tuple(
-                read_candles(item, symbol=symbol) if isinstance(item, str) else item
-                for item in data_of(frame_data, given)
+                read_candles(item, symbol=symbol, columns=columns)
+                if isinstance(item, str)
+                else item
+                for item in data_of(frame_data, given, columns=columns)
             ),
             depth=tuple(map(StoredDepth, depth)),
             events=tuple(map(EventsSource, events)),
@@ -552,6 +556,7 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
         limit_s=limit_s,
         start=begin,
         end=until,
+        columns=columns,
         funding=funding,
         actions=actions,
         depth=depth,

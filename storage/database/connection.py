@@ -8,9 +8,10 @@ connection, it has one, and a read-only connection cannot checkpoint; so the fau
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
-from typing import Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self, TypeVar
 
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.record.columns import APPLICATION_ID, SCHEMA
@@ -117,20 +118,86 @@ def _replace_views(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA query_only = ON")
 
 
+class ImmutableConnection(sqlite3.Connection):
+    """A connection to a file on read-only media, which reads without locks and without a journal.
+
+    Another machine or mount may write to such a file all the same: what was read then counts for
+    nothing, and :meth:`close` says so.
+    """
+
+    path: Path
+    state: tuple[int, ...]
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether somebody has written to the file since it was opened."""
+        return _state_of(self.path) != self.state
+
+    def close(self) -> None:
+        """Close it; raise ``DataInvalid`` where somebody wrote to the file meanwhile."""
+        super().close()
+        if self.is_changed:
+            raise DataInvalid(
+                f"{self.path} was written to while it was read, so nothing that was read counts; "
+                "read it where it is written, or copy it and read the copy."
+            )
+
+
 def connect_read_only(path: Path) -> sqlite3.Connection:
     """Open *path* read-only, whatever it holds; raise ``DataInvalid`` where it is no database."""
     if not path.is_file():
         raise DataInvalid(f"There is no database {path}; name one with --db.")
-    uri = f"{path.absolute().as_uri()}?mode=ro"  # also of a name that is not UTF-8
     try:
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-        )
-        connection.execute("PRAGMA query_only = ON")
-        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+        return _connected(path, "mode=ro", sqlite3.Connection)
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        # Beside a file of this journal SQLite makes two more, which read-only media do not take.
+        code = getattr(error, "sqlite_errorcode", None)
+        state = _state_of(path)
+        if code != sqlite3.SQLITE_CANTOPEN or not _is_on_read_only_media(path) or state[-1]:
+            raise DataInvalid(unusable(str(path), error)) from error
+    try:
+        connection = _connected(path, "mode=ro&immutable=1", ImmutableConnection)
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise DataInvalid(unusable(str(path), error)) from error
+    connection.path, connection.state = path.absolute(), state
     return connection
+
+
+C = TypeVar("C", bound=sqlite3.Connection)
+
+
+def _connected(path: Path, options: str, factory: type[C]) -> C:
+    uri = f"{path.absolute().as_uri()}?{options}"  # also of a name that is not UTF-8
+    connection = sqlite3.connect(
+        uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False,
+        factory=factory,
+    )  # fmt: skip
+    try:
+        connection.execute("PRAGMA query_only = ON")
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchall()
+    except BaseException:
+        sqlite3.Connection.close(connection)
+        raise
+    return connection
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """Return which file it is, when it was written, its size, and that of the journal beside it."""
+    try:
+        state = path.stat()
+        journal = path.with_name(f"{path.name}-wal")
+        rows = journal.stat().st_size if journal.exists() else 0
+    except OSError:
+        return (0,)
+    return state.st_dev, state.st_ino, state.st_mtime_ns, state.st_size, rows
+
+
+def _is_on_read_only_media(path: Path) -> bool:
+    """Return whether nobody can write where *path* lies, as it is mounted here.
+
+    A folder that this user alone may not write to has a writer at any time.
+    """
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
 
 
 _REMEDIES: Final = {

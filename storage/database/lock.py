@@ -82,8 +82,8 @@ class WatchedFile:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise AuditUnwritable(
-                f"{path} cannot be opened for writing ({error.strerror}); mend it, restore a "
-                "backup, or choose another --db."
+                f"{path} cannot be opened for writing ({error.strerror}); correct that, or choose "
+                "another --db."
             ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

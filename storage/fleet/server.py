@@ -64,10 +64,18 @@ class ShipProgress(Struct, frozen=True):
     holes: int = 0  # spans that a prune dropped before they were shipped
 
 
+class AddressHasSecret(ValueError):
+    """An address that may hold a password."""
+
+    def __init__(self) -> None:
+        super().__init__(_PASSWORD_SENTENCE)
+
+
 def server_address(url: str) -> str:
     """Check the address *url* of a server, such as ``postgresql://user@host:5432/fleet``.
 
-    Raises ``ValueError``, with no part of the address, where it may hold a secret or is none.
+    Raises ``ValueError``, with no part of the address, where it is none, and the
+    ``AddressHasSecret`` of these where it may hold a secret.
     """
     scheme, separator, rest = url.partition("://")
     if scheme.lower() not in SCHEMES or not separator or re.search(r"[\s\x00-\x1f\x7f]", url):
@@ -79,12 +87,12 @@ def server_address(url: str) -> str:
         raise ValueError("write an address such as postgresql://user@host:5432/fleet") from None
     user = unquote(parts.netloc.rpartition("@")[0])
     if ":" in user or "@" in user or "@" in unquote(parts.path) or _PASSWORD.search(unquote(rest)):
-        raise ValueError(_PASSWORD_SENTENCE)
+        raise AddressHasSecret
     for name, value in pairs:
         if name not in PARAMETERS:
             raise ValueError(f"after the question mark write only {', '.join(sorted(PARAMETERS))}")
         if (":" if name == "user" else "@") in value:
-            raise ValueError(_PASSWORD_SENTENCE)
+            raise AddressHasSecret
     if parts.fragment:
         raise ValueError("write an address without a #")
     return f"postgresql://{rest}"

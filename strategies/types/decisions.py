@@ -329,6 +329,12 @@ class OrderRole(StrEnum):
     COMMAND = "COMMAND"
     LIQUIDATION = "LIQUIDATION"
 
+    @property
+    def words(self) -> str:
+        """Its name in a sentence."""
+        names = {OrderRole.TRAILING: "trailing stop", OrderRole.UNTIL: "time limit"}
+        return names.get(self, self.value.lower())
+
 
 class Liquidity(StrEnum):
     """Who waited: paper market orders always take."""

@@ -100,7 +100,12 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     assert sum(len(step.fills) for step in whole.steps) >= 10
     assert any("set aside" in one.outcome.reason for one in whole.steps[-2].strategies)
     notices = Notices(config.notify, whole.opened.run, on_breach="halt")
-    told = [one for step in whole.steps for one in notices.of_step(step, "") if one.kind == "halt"]
+    told = [
+        one
+        for step in whole.steps
+        for one in notices.of_step(step, "", whole.opened.engine.set_aside)
+        if one.kind == "halt"
+    ]
     assert [one.fields["command"] for one in told] == ["strategy b"]
     assert told[0].fields["note"].startswith("set aside: Drawn failed in decide")
     starts = [at for at, event in enumerate(given) if at > 11 and not isinstance(event, Funding)]

@@ -256,6 +256,31 @@ def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path
         assert of_file.decisions["refused_by"].drop_nulls().unique().to_list() == ["warm"]
 
 
+def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
+    made: Backtest, tmp_path: Path
+) -> None:
+    other = CSV.rename({"close": "Settle"}).with_columns(Last=pl.col("open"), Amount=pl.lit(1.5))
+    path = tmp_path / "BTCUSDT-1m.csv"
+    other.write_csv(path)
+    columns = {"close": "settle", "turnover": None}
+    given: Any = {"params": PARAMS, "config": SIZED, "columns": columns}
+    for data in (path, {"BTCUSDT": other}):
+        with backtest("sma_cross", data, **given) as found:
+            assert hashes(found) == hashes(made)
+            with Reader.open(found.database) as reader:
+                assert "by --columns" in " ".join(reader.run(found.run_id).warnings)
+    with pytest.raises(ConfigInvalid, match="read already"):
+        backtest("sma_cross", read_candles(DEMO_CANDLES), **given)
+    with pytest.raises(ConfigInvalid, match="columns is 'close'"):
+        backtest("sma_cross", path, **{**given, "columns": "close"})
+    tried = tracepaper.sweep(
+        "sma_cross", path, {"fast": [5, 6]}, "return", jobs=1, progress=False,
+        params={"slow": 20}, config=SIZED, columns=columns, state=tmp_path / "sweep.db",
+    )  # fmt: skip
+    assert tried.best is not None
+    assert "--columns close=settle --columns turnover=" in str(tried.command)
+
+
 def test_a_frame_takes_the_configured_symbol(made: Backtest) -> None:
     config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
     with backtest("sma_cross", CSV, params=PARAMS, config=config) as found:

@@ -136,6 +136,8 @@ class OrderBookEstimator(Estimator):
     def read(self, recipe: Recipe, request: DataRequest) -> BookDataset:
         """Return the recorded order books."""
         del recipe  # all files are read alike
+        if request.columns:
+            raise ConfigInvalid("Order books have no columns to choose; leave --columns out.")
         return BookDataset.read(request.paths)
 
     def derived(self, recipe: Recipe, data: BookDataset) -> Recipe:

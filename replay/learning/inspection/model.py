@@ -358,15 +358,16 @@ class StoredNetwork:
             "without a hole, which one answer of this model depends on"
         )
 
-    def windows(self, data: Sequence[str] = ()) -> list[Window]:
+    def windows(self, data: Sequence[str] = (), columns: Sequence[str] = ()) -> list[Window]:
         """Return rows [1, rows, features] at positions [rows], oldest first, of up to WINDOWS bars.
 
-        *data* are candle files, by default the bundled ones. Raises ``DataInvalid`` where they hold
+        *data* are candle files, by default the bundled ones, and *columns* choices as of
+        ``read_candles``. Raises ``DataInvalid`` where they hold
         too few bars without a hole.
         """
         whole = [
             segment
-            for segment in self._segments(self._candles(data))
+            for segment in self._segments(self._candles(data, columns))
             if len(segment) - segment.first >= self.rows
         ]
         if not whole:
@@ -393,11 +394,13 @@ class StoredNetwork:
             )
         return joined_to(plain, joined)
 
-    def _candles(self, data: Sequence[str | Candles]) -> list[Candles]:
+    def _candles(self, data: Sequence[str | Candles], columns: Sequence[str] = ()) -> list[Candles]:
         """Return the candles of *data*, or the bundled ones that have this interval or a finer."""
+        if columns and not data:
+            raise ConfigInvalid("The bundled candles need no --columns; leave it out.")
         found = []
         for path in data or map(str, (DEMO_CANDLES, *MONTH_CANDLES)):
-            candles = path if isinstance(path, Candles) else read_candles(path)
+            candles = path if isinstance(path, Candles) else read_candles(path, columns=columns)
             own = candles.interval_ms
             if self.interval_ms and self.interval_ms != own:
                 if self.interval_ms % own:
@@ -437,9 +440,9 @@ class StoredNetwork:
             tuple(layer.rows.float().cpu().numpy() for layer in found),
         )
 
-    def examined(self, data: Sequence[str] = ()) -> NetworkCheck:
+    def examined(self, data: Sequence[str] = (), columns: Sequence[str] = ()) -> NetworkCheck:
         """Return the condition of the network over real rows; raise as ``windows``."""
-        return check_network(self.network, self.windows(data))
+        return check_network(self.network, self.windows(data, columns))
 
     def exported(self, to: str, path: Path, *, bars: int | None = None) -> dict[str, Any]:
         """Write the network to *path* for another runtime; return what was written, as a document.

@@ -65,9 +65,9 @@ def test_a_stop_arms_in_the_step_of_its_entry_s_fill_and_fills_at_its_price() ->
     assert (stop.kind, stop.side, stop.trigger, stop.quantity, stop.reduce_only) == (
         OrderKind.STOP, Side.SELL, 9_800, 1_000, True,
     )  # fmt: skip
-    assert stop.reason == "stop at 98"
+    assert stop.reason == "stop"
     fill = steps[2].fills[0]
-    assert (fill.price, fill.reason, fill.model) == (9_800, "stop at 98", FillModel.BAR_PATH)
+    assert (fill.price, fill.reason, fill.model) == (9_800, "stop", FillModel.BAR_PATH)
     assert held(steps[2]) == 0
 
 
@@ -86,7 +86,7 @@ def test_a_gap_through_the_stop_fills_at_the_open() -> None:
 
 def test_a_stop_comes_before_a_target_that_the_same_bar_reaches() -> None:
     steps = entered(long(stop=98.0, target=102.0), path(2, 10_000, 10_300, 9_700, 10_100))
-    assert [fill.reason for fill in steps[2].fills] == ["stop at 98"]
+    assert [fill.reason for fill in steps[2].fills] == ["stop"]
     assert latest(steps)[of_role(steps, OrderRole.TARGET)[0].order_id].status is (
         OrderStatus.CANCELED
     )
@@ -96,7 +96,7 @@ def test_a_target_is_a_limit_that_is_filled_where_the_price_goes_through_it() ->
     touched = entered(long(target=102.0), path(2, 10_000, 10_200, 9_990, 10_100))
     assert not touched[2].fills
     through = entered(long(target=102.0), path(2, 10_000, 10_210, 9_990, 10_100))
-    assert [(fill.price, fill.reason) for fill in through[2].fills] == [(10_200, "target at 102")]
+    assert [(fill.price, fill.reason) for fill in through[2].fills] == [(10_200, "target")]
 
 
 @pytest.mark.parametrize("before", [{}, {"target": 104.0}, {"target": Percent(4)}])
@@ -184,7 +184,7 @@ def test_a_trailing_stop_follows_inside_the_bar_and_never_back(side: int) -> Non
         mirrored(4, 10_210, 10_220, 10_050, 10_060),
     )
     assert [fill.price for fill in steps[4].fills] == [10_000 + side * 100]
-    assert steps[4].fills[0].reason == "trailing stop by 2"
+    assert steps[4].fills[0].reason == "trailing stop"
 
 
 def test_a_time_limit_closes_at_the_first_open_at_or_after_it() -> None:
@@ -242,7 +242,7 @@ def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
     assert not fills(steps[:1_441])
     (stop,) = of_role(steps[:1_442], OrderRole.STOP)
     mean = round(true_range(history[:1_441], 1_440))
-    assert stop.reason == f"stop 2 x ATR(1d) {Decimal(mean).scaleb(-2).normalize():f}"
+    assert stop.reason == "stop 2 x ATR(1d)"
     assert stop.trigger is not None
     assert abs(stop.trigger - (history[1_441].open - 2 * mean)) <= 5  # a tick is 10
 
@@ -253,21 +253,21 @@ def test_volatility_is_named_and_refused_until_a_day_is_known() -> None:
 @pytest.mark.parametrize(
     ("signal", "why"),
     [
-        (long(stop=101.0), "stop at 101 is not below the close 100"),
-        (long(stop=100.0), "stop at 100 is not below the close 100"),
-        (long(target=99.0), "target at 99 is not above the close 100"),
-        (short(stop=99.0), "stop at 99 is not above the close 100"),
-        (short(target=101.0), "target at 101 is not below the close 100"),
-        (long(stop=Percent(-1)), "stop -1 % is not below the close 100"),
-        (long(stop=Percent(0)), "stop 0 % is not below the close 100"),
+        (long(stop=101.0), "stop is not below the close"),
+        (long(stop=100.0), "stop is not below the close"),
+        (long(target=99.0), "target is not above the close"),
+        (short(stop=99.0), "stop is not above the close"),
+        (short(target=101.0), "target is not below the close"),
+        (long(stop=Percent(-1)), "stop -1 % is not below the close"),
+        (long(stop=Percent(0)), "stop 0 % is not below the close"),
         (long(stop=Percent(100)), "stop 100 % is no price"),
-        (long(stop=-3.0), "stop at 0.1"),
-        (long(trailing=-1.0), "trailing stop by -1 is not below the close 100"),
+        (long(stop=-3.0), "stop"),
+        (long(trailing=-1.0), "trailing stop is not below the close"),
         (long(stop=float("nan")), "stop is not a finite number"),
         (long(target=float("inf")), "target is not a finite number"),
         (long(trailing=Percent(float("nan"))), "trailing stop is not a finite number"),
         (long(stop=Volatility(float("inf"))), "stop is not a finite number"),
-        (long(target=1e300), "target at"),
+        (long(target=1e300), "target"),
         (long(until=START_MS + MINUTE), "until is over already"),
     ],
 )
@@ -277,7 +277,7 @@ def test_a_level_on_the_wrong_side_refuses_the_entry_with_its_reason(
     steps = taken(machine({0: signal}), flat_bars(3))
     decided = steps[0].decision
     assert decided is not None
-    if why == "stop at 0.1":  # a price below the least tick is the least tick
+    if why == "stop":  # a price below the least tick is the least tick
         assert fills(steps)
         return
     assert decided.unfilled_reason is not None
@@ -327,9 +327,7 @@ def test_a_signal_that_waits_says_so_and_decides_as_ever() -> None:
     decided = steps[3].decision
     assert decided is not None
     assert (decided.action, decided.target_quantity) == (Action.LONG, 1_000)
-    assert decided.unfilled_reason == (
-        "closed by its stop at 98; it enters again after another signal"
-    )
+    assert decided.unfilled_reason == ("closed by its stop; it enters again after another signal")
 
 
 # ---------------------------------------------------------------- what replaces it
@@ -422,7 +420,7 @@ def test_a_wider_trail_that_is_signalled_again_widens_nothing(side: int) -> None
     taken(engine, flat_bars(3))
     engine.step(mirrored(side, 3, 10_600, 10_600, 10_600, 10_600), None)
     (stop,) = others(engine)
-    assert (stop.trigger, stop.reason) == (10_000 + side * 400, "trailing stop by 2")
+    assert (stop.trigger, stop.reason) == (10_000 + side * 400, "trailing stop")
 
 
 @pytest.mark.parametrize("side", [1, -1])
@@ -433,7 +431,7 @@ def test_a_nearer_trail_that_is_signalled_again_starts_at_the_close(side: int) -
     engine.step(mirrored(side, 3, 10_600, 10_600, 10_050, 10_050), None)
     (stop,) = others(engine)
     # 2 below the best price would lie above the close.
-    assert (stop.trigger, stop.reason) == (10_000 + side * -150, "trailing stop by 2")
+    assert (stop.trigger, stop.reason) == (10_000 + side * -150, "trailing stop")
     engine.step(mirrored(side, 4, 10_300, 10_300, 10_300, 10_300), None)
     assert trailing_of(engine) == 10_000 + side * 100
 
@@ -465,8 +463,8 @@ def test_a_level_that_would_stand_beyond_the_close_is_refused_wherever_the_entry
     won = engine.step(mirrored(side, 3, 10_200, 10_200, 10_200, 10_200), None)
     below, above = ("below", "above") if side > 0 else ("above", "below")
     assert [step.decision and step.decision.unfilled_reason for step in (lost, won)] == [
-        f"stop 2 % is not {below} the close {100 - side * 5}",
-        f"target 1 % is not {above} the close {100 + side * 2}",
+        f"stop 2 % is not {below} the close",
+        f"target 1 % is not {above} the close",
     ]
     assert [one.trigger for one in others(engine)] == [10_000 - side * 900]
 
@@ -566,7 +564,7 @@ def test_a_stop_that_was_triggered_grows_with_what_its_entry_still_fills() -> No
         {0: long(stop=98.0)}, [*flat_bars(1), asked(10_000, 1, size=400), triggers]
     )
     (stop,) = others(engine)
-    assert (stop.triggered, stop.quantity, stop.reason) == (True, 1_000, "stop at 98")
+    assert (stop.triggered, stop.quantity, stop.reason) == (True, 1_000, "stop")
 
 
 def test_a_trailing_stop_follows_quotes_and_asks_for_those_that_move_it() -> None:
@@ -602,7 +600,7 @@ def minute(index: int, bid: int, second: float = 1, *, size: int = 10**9) -> Any
 
 
 def unfilled_exit(said: Signal, *events: Event, later: dict[int, Signal] | None = None) -> Any:
-    """Enter long in minute 1 under a stop at 98; *said* at bar 2 finds no quote in time."""
+    """Enter long in minute 1 under a stop; *said* at bar 2 finds no quote in time."""
     told = {0: long(stop=98.0), 2: said, **(later or {})}
     opened = [*flat_bars(1), minute(1, 10_000), bar(10_000, index=1), bar(10_000, index=2)]
     return at_quotes(told, [*opened, bar(10_000, index=3), *events])
@@ -615,7 +613,7 @@ def test_an_exit_that_no_quote_filled_leaves_the_position_protected(said: Signal
     assert reasons == ["no quote filled it within 10,000 ms"]
     assert [one.trigger for one in others(engine)] == [9_800]
     (fill,) = engine.step(minute(4, 9_790, 0), None).fills[:1]
-    assert (fill.price, fill.reason, fill.quantity) == (9_790, "stop at 98", 1_000)
+    assert (fill.price, fill.reason, fill.quantity) == (9_790, "stop", 1_000)
 
 
 def test_a_reversal_that_a_later_bar_sends_again_is_protected_as_its_signal_said() -> None:
@@ -640,7 +638,7 @@ def test_a_stop_that_comes_before_a_reversal_leaves_what_is_left_of_it() -> None
     thin = [minute(4, 9_790, 0, size=300), minute(4, 9_790, 1, size=10**9)]
     engine, steps = unfilled_exit(short(stop=105.0), *thin)
     assert [(one.reason, one.quantity) for one in fills(steps)[1:]] == [
-        ("stop at 98", 300), ("stop at 98", 700), ("down", 1_000),
+        ("stop", 300), ("stop", 700), ("down", 1_000),
     ]  # fmt: skip
     assert held(steps[-1]) == -1_000
     assert [one.trigger for one in others(engine)] == [10_500]
@@ -655,7 +653,7 @@ def test_a_stop_that_comes_while_a_reversal_is_not_sent_leaves_its_target() -> N
     book = engine.state().account.books[KEY]
     assert (book.orders.target, book.holding.quantity) == (-1_000, 1_000)
     steps += taken(engine, [minute(5, 9_790, 0), minute(5, 9_790, 1)])
-    assert [one.reason for one in fills(steps)] == ["stop at 98", "down"]
+    assert [one.reason for one in fills(steps)] == ["stop", "down"]
     assert held(steps[-1]) == -1_000
 
 

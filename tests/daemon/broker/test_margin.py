@@ -131,7 +131,10 @@ def test_the_exchanges_own_order_stands_at_the_liquidation_price() -> None:
     order = bound(entered(engine(Says(LONG))))
     # Entry 1,000, bankrupt at 900, maintenance margin 0.5 % of 904.52: 900 / .995.
     assert (order.trigger, order.price, order.side) == (90_453, 90_000, Side.SELL)
-    assert "maintenance margin 4.5227 of 100.495, risk tier 1 (0.5 %)" in order.reason
+    assert (
+        "margin of 100.495 less the loss had come to the maintenance margin of 4.5227 of risk tier"
+        in order.reason
+    )
 
 
 def test_a_short_is_liquidated_above() -> None:

@@ -158,7 +158,7 @@ def test_a_stop_of_one_side_leaves_the_other_and_that_side_waits() -> None:
     refused = steps[5].decision
     assert refused is not None
     assert str(refused.unfilled_reason) == (
-        "LONG: closed by its stop 0.01 %; it enters again after another signal"
+        "LONG: closed by its stop; it enters again after another signal"
     )
 
 

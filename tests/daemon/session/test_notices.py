@@ -21,6 +21,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
     Position,
     Step,
+    StrategyDecision,
     TwinStep,
 )
 from tracepaper.strategies.types.market import (
@@ -263,3 +264,17 @@ def test_each_kind_can_be_off(kind: str) -> None:
 def test_a_revision_of_a_bar_tells_nothing() -> None:
     revised = closed(MIDNIGHT_MS, None, accepted=False)
     assert told(notices(), closed(START_MS), revised) == []
+
+
+def test_a_failed_strategy_is_told_once_and_not_by_the_words_of_a_reason() -> None:
+    found = notices()
+    outcome = msgspec.structs.replace(WELL.outcome, reason="set aside: not yet")
+    answered = StrategyDecision("a", outcome, 0, 0)
+    part = TwinStep("a", Position(0), builders.account(), (), False, answered)
+    step = closed(START_MS, twins=(part,))
+    assert told(found, step) == []
+    failed = [found.of_step(step, "", {"b": "it failed"}) for _ in range(2)]
+    assert [[notice.fields["command"] for notice in each] for each in failed] == [
+        ["strategy b"],
+        [],
+    ]

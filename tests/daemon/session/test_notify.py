@@ -102,6 +102,7 @@ def messenger(clock: SystemClock | ManualClock | None = None, **section: Any) ->
         builders.run(),
         clock or SystemClock(),
         breach=str,
+        set_aside=dict,
         frame_age_s=lambda: 0.0,
     )
 
@@ -255,6 +256,7 @@ async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None
         builders.run(),
         clock,
         breach=str,
+        set_aside=dict,
         frame_age_s=lambda: None,  # no frame ever came
     )
     async with working(found):

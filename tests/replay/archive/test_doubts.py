@@ -382,3 +382,48 @@ def test_thousands_of_a_sheet_are_read_where_a_point_shows_what_commas_are(tmp_p
     unclear = [[*(f'"{int(value) + 1000:,}"' for value in row[:4]), 5] for row in CANDLES]
     with pytest.raises(DataInvalid, match="is not a number"):
         read_candles(written(tmp_path, unclear))
+
+
+def test_a_user_names_a_column_or_leaves_one_out(tmp_path: Path) -> None:
+    two = [(*row, row[3] - 1, 7) for row in CANDLES]  # an adjusted close, and a count of trades
+    path = written(tmp_path, two, header="time,Open,High,Low,CLOSE,Vol,Adj Close,Turnover")
+    with pytest.raises(DataInvalid, match="--columns turnover="):
+        read_candles(path)
+    candles = read_candles(path, columns=("close=adj close", "turnover="))
+    assert candles.close.tolist() == [int(row[3] - 1) for row in CANDLES]
+    assert candles.turnover is None
+    assert candles.notes[:1] == ("close is adj_close and turnover is left out, by --columns",)
+    frame = {
+        name: [row[at] for row in CANDLES]
+        for at, name in enumerate(("open", "high", "low", "Price", "last", "volume"))
+        if at < 4
+    } | {
+        "time": [START + at * MINUTE for at in range(len(CANDLES))],
+        "last": [row[0] for row in CANDLES],
+        "volume": [row[4] for row in CANDLES],
+    }
+    made = candles_of_frame(frame, symbol="BTCUSDT", columns=("close=last",))
+    assert made.close.tolist() == made.open.tolist()
+    twice = written(tmp_path, [(*row, row[0]) for row in CANDLES], header="t,o,h,l,CLOSE,v,Close")
+    with pytest.raises(DataInvalid, match="--columns close=CLOSE"):
+        read_candles(twice)
+    chosen = read_candles(twice, columns=("close=Close",))
+    assert chosen.close.tolist() == chosen.open.tolist()
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "reason"),
+    [
+        (HEADER, ("last=volume",), "no field last"),
+        (HEADER, ("close",), "close=COLUMN"),
+        (HEADER, ("close=open", "close=high"), "close twice"),
+        (HEADER, ("close=",), "close cannot be left out"),
+        (HEADER, ("close=Price",), "no column Price.*open_time, open"),
+        ("", ("close=open",), "no names"),
+    ],
+)
+def test_a_choice_of_columns_that_means_nothing_is_rejected(
+    header: str, columns: tuple[str, ...], reason: str, tmp_path: Path
+) -> None:
+    with pytest.raises((ConfigInvalid, DataInvalid), match=reason):
+        read_candles(written(tmp_path, CANDLES, header=header), columns=columns)

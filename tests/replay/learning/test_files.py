@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.candles import (
     read_files,
 )
+from tracepaper.replay.learning.recipe import command
 from tracepaper.replay.learning.splits import file_sha256
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -31,6 +33,17 @@ def test_a_source_is_named_by_its_bytes(tmp_path: Path) -> None:
     assert source.sha256 == hashlib.sha256(path.read_bytes()).hexdigest() == file_sha256(path)
     assert (source.name, source.symbol, source.bars) == (path.name, "ZZZUSDT", 700)
     assert source.until_ms - source.from_ms == 700 * MINUTE_MS
+
+
+def test_a_chosen_column_stands_in_the_command_that_makes_a_model_again(tmp_path: Path) -> None:
+    path = write_csv(learnable(300), tmp_path)
+    text = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(text.replace(b"close", b"Settle")))
+    with pytest.raises(DataInvalid, match="--columns close=NAME"):
+        read_files([str(path)])
+    found = read_files([str(path)], columns=("close=Settle",))
+    np.testing.assert_array_equal(found.candles[MINUTE_MS][0].close, learnable(300).close)
+    assert "--columns close=Settle" in command(found.sources)
 
 
 def test_a_coarser_bar_that_lacks_a_part_is_a_hole(tmp_path: Path) -> None:

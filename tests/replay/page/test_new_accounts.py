@@ -17,7 +17,7 @@ from report_cases import SAMPLE
 from seeded_events import seeded_market
 from waiting import deadline_s
 
-from tracepaper import Action, Orders, Signal, Strategy, buy, sell
+from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy, sell
 from tracepaper.replay.api import backtest
 from tracepaper.replay.page import decisions, runs
 from tracepaper.replay.page.export import run_page, write_page
@@ -168,6 +168,21 @@ def test_a_signal_for_one_side_is_held_to_what_that_side_has(tmp_path: Path) -> 
     assert seen[max(range(2), key=[*sides.values()].__getitem__)].title == (
         "Kept long 0.1 BTC, short 0.1 BTC"
     )
+
+
+class Declines(Strategy):
+    """Says in its own words what a gate's refusal begins with."""
+
+    def decide(self, context: BarContext) -> Signal:
+        del context
+        return Signal(Action.HOLD, "refused by a rule of mine")
+
+
+def test_a_card_gives_the_words_of_a_strategy_whatever_they_begin_with(tmp_path: Path) -> None:
+    path = tmp_path / "declines.db"
+    backtest(Declines, SAMPLE, db=path, end="2025-05-26T07:40:00Z").close()
+    ((sequence,),) = rows(path, "SELECT max(sequence) FROM v_decisions")
+    assert "Refused by a rule of mine." in decisions.decision(shown_of(path), sequence).because
 
 
 def test_a_card_says_what_each_strategy_wants_and_holds(several: Path) -> None:

@@ -1,59 +1,46 @@
-"""Reasons with a price of the engine's are counted by cause; refused orders are told."""
+"""The engine's reasons are causes, which are counted; refused orders are told."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
 
-import pytest
+from builders import instrument
 from programs import ROOT
 from rich.console import Console
 
 import tracepaper
 from tracepaper import Action, BarContext, Orders, Signal, Strategy, buy
+from tracepaper.daemon.broker.exit_orders import waits_after
+from tracepaper.daemon.broker.rules import NO_CASH, below_step
 from tracepaper.replay.report.terminal import show_summary, summarise, summary_tables
-from tracepaper.replay.report.trades import by_cause, cause, largest_causes
+from tracepaper.replay.report.trades import largest_causes
+from tracepaper.strategies.types.decisions import OrderRole
 
 CANDLES = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 
 
-@pytest.mark.parametrize(
-    ("reason", "told"),
-    [
-        ("stop at 109293.4", "stop"),
-        ("target at 109293", "target"),
-        ("trailing stop by 35", "trailing stop"),
-        ("stop 2 x ATR(1d) 35.2", "stop 2 x ATR(1d)"),
-        ("stop 0.5 %", "stop 0.5 %"),
-        ("exits.stop_loss 2 %", "exits.stop_loss 2 %"),
-        ("exits.stop_loss 2 x ATR(1d) 35.2", "exits.stop_loss 2 x ATR(1d)"),
-        ("exits.take_profit q0.9 (0.34 %)", "exits.take_profit q0.9"),
-        ("exits.trailing 2 volatility (1.20 %)", "exits.trailing 2 volatility"),
-        (
-            "exits.take_profit q0.2 (-0.14 %) is not above the close 100",
-            "exits.take_profit q0.2 is not above the close",
-        ),
-        (
-            "closed by its exits.stop_loss q0.1 (0.30 %); it enters again after another signal",
-            "closed by its exits.stop_loss q0.1; it enters again after another signal",
-        ),
-        ("stop at 110393 is not below the close 109300", "stop is not below the close"),
-        ("stop 2 x ATR(1d) 35 is not above the close 1", "stop 2 x ATR(1d) is not above the close"),
-        (
-            "quantity 0.12345 is no multiple of the step 0.001",
-            "quantity is no multiple of the step 0.001",
-        ),
-        ("stop at 3 bars of gain", "stop at 3 bars of gain"),
-        ("RSI 14 is below 30", "RSI 14 is below 30"),
-    ],
-)
-def test_a_cause_is_the_reason_without_the_engines_numbers(reason: str, told: str) -> None:
-    assert cause(reason) == told
+class OfEveryKind(Strategy):
+    """Enters under levels of every kind, each time elsewhere, and sometimes where none can be."""
+
+    warmup = 1
+
+    def decide(self, context: BarContext) -> Signal:
+        away = (1.002 if context.time // 60_000 % 7 == 0 else 0.999) * context.close
+        return Signal(Action.LONG, "up", stop=away, target=context.close * 1.001, reenter=True)
 
 
-def test_causes_are_counted_together() -> None:
-    counts = [("stop at 1", 2), ("cross", 4), ("stop at 2", 3)]
-    assert by_cause(counts) == [("stop", 5), ("cross", 4)]
+def test_no_reason_of_the_engine_holds_a_number_that_another_bar_changes() -> None:
+    config = {"exits": {"trailing": "0.05%"}, "sizing": {"mode": "fixed", "quantity": "0.1"}}
+    with tracepaper.backtest(OfEveryKind, CANDLES, config=config, end="2025-05-27") as run:
+        protective = {
+            reason
+            for reason, role in zip(run.orders["reason"], run.orders["role"], strict=True)
+            if role in {"STOP", "TARGET", "TRAILING"}
+        }
+        assert {"stop", "target", "exits.trailing 0.05 %"} <= protective
+        assert set(run.decisions["unfilled_reason"]) - {None} == {"stop is not below the close"}
+        assert set(run.trades["exit_reason"]) <= {"stop", "target", "exits.trailing 0.05 %"}
 
 
 class OffStep(Strategy):
@@ -84,7 +71,7 @@ def test_the_end_of_a_replay_tells_what_the_venue_refused(tmp_path: Path) -> Non
 
 def test_trades_are_grouped_by_what_ended_them(tmp_path: Path) -> None:
     with tracepaper.backtest(Stopped, CANDLES, end="2025-05-26T12:00:00") as run:
-        assert len(set(run.trades["exit_reason"])) > 2
+        assert len(run.trades["exit_reason"]) > 2
         document = run.report().document
     names = [group["trades_of"] for group in document["trade_groups"]]
     assert names == ["all", "long", "short", "left: stop"]
@@ -112,11 +99,9 @@ def test_a_run_that_looks_idle_names_its_largest_cause(tmp_path: Path) -> None:
 
 def test_the_largest_causes_are_those_with_most_bars() -> None:
     refused = [("warm", 50), ("stale", 30), ("confidence_margin", 40)]
-    unfilled = [
-        ("stop at 1 is not below the close 2", 5),
-        ("stop at 3 is not below the close 2", 5),
-    ]
-    first, second = largest_causes(100, refused, [*unfilled, ("size below the step 0.1", 9)])
+    item = instrument()
+    reasons = [("stop is not below the close", 10), (below_step(item), 9)]
+    first, second = largest_causes(100, refused, reasons, [item])
     assert str(first) == (
         "most refused: 40 of 100 bars (40.0 %), confidence_margin: its threshold is [gate] "
         "confidence"
@@ -124,4 +109,9 @@ def test_the_largest_causes_are_those_with_most_bars() -> None:
     assert (second.name, second.bars, second.remedy) == ("stop is not below the close", 10, "")
     (only,) = largest_causes(100, [("gap", 3), ("warm", 5)], [])
     assert str(only) == "most refused: 3 of 100 bars (3.0 %), gap"
-    assert not list(largest_causes(1_000, [("gap", 9)], [("size below the step 0.1", 9)]))
+    assert not list(largest_causes(1_000, [("gap", 9)], reasons[1:], [item]))
+    for reason in (below_step(item), f"LONG: {waits_after(OrderRole.TRAILING)}", NO_CASH):
+        (only,) = largest_causes(10, [], [(reason, 9)], [item])
+        assert only.remedy
+    (only,) = largest_causes(10, [], [("my size below the step", 9)], [item])
+    assert not only.remedy  # the words of a strategy are no cause of the broker's

@@ -102,6 +102,7 @@ def fill(order_id: str, side: str, quantity: str, price: str, fee: str, fee_base
         "instrument": "spot:BTCUSDT",
         "side": side,
         "reason": f"why {order_id}",
+        "model": "next_open",
         "filled_ms": int(order_id.partition("-")[0]) * 60_000,
         "fee_base_text": fee_base,
         **{f"{name}_text": text for name, text in texts.items()},

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import closing
 from multiprocessing.connection import Connection
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import storage_cases as cases
@@ -41,6 +42,35 @@ def test_a_new_database_has_the_promised_settings(tmp_path: Path) -> None:
     }
     ours = {name for name, strict in tables if strict}
     assert {name for name, _ in tables} - ours == {"sqlite_schema"}
+
+
+def test_a_record_on_read_only_media_is_read_unless_somebody_writes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.db"
+    log = SqlAuditLog.open(path)
+    log.begin(cases.run())
+    for step in cases.plain_steps(5):
+        log.append_now(step)
+    log.close()
+    # As there, SQLite can make no file beside the record.
+    (tmp_path / "a.db-shm").symlink_to(tmp_path / "missing" / "shm")
+    with pytest.raises(DataInvalid, match="folder that it can write in"):
+        open_reader(path)  # a folder may have a writer that this user is not
+    mounted = os.statvfs(path)
+    only_read = SimpleNamespace(f_flag=mounted.f_flag | os.ST_RDONLY)
+    monkeypatch.setattr(os, "statvfs", lambda _path: only_read)
+    with closing(open_reader(path)) as reader:
+        assert reader.execute("SELECT count(*) FROM steps").fetchone() == (5,)
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            reader.execute("DELETE FROM runs")
+    reader = open_reader(path)
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(DataInvalid, match="nothing that was read counts"):
+        reader.close()
+    (tmp_path / "a.db-wal").write_bytes(b"rows")  # which would be left out
+    with pytest.raises(DataInvalid, match="folder that it can write in"):
+        open_reader(path)
 
 
 def test_a_reader_can_neither_write_nor_checkpoint(tmp_path: Path) -> None:
