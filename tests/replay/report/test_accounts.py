@@ -159,6 +159,7 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
     found = benchmarks.random_twins(record, ledger, np.array([0]), count=3)
     assert found is not None
     assert found.final_median == pytest.approx(equity)
+    assert found.beaten == 0.5, "as good as chance, for chance has no other place"
 
 
 @pytest.mark.parametrize("liquidity", Liquidity)
