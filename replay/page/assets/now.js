@@ -147,10 +147,12 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 /** What halts the run, since when, what it refused, and how long nothing was entered. */
 function Halted({ run }) {
   const { halt } = run;
-  const by = halt.word ? `the operator's ${halt.word} ${halt.giver}` : halt.by;
-  const refused = halt.refused == null ? "" : ` ${count(halt.refused)} ${halt.word ? "decisions" : "entries"} refused;`;
-  return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}>
-    <b>This run is halted by ${by} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.
+  const role = run.row.ended_ms == null ? "alert" : null;
+  // A limit may halt a run, or only refuse: its sentence says which.
+  if (!halt.word) return html`<p class="banner" role=${role}><b>${halt.sentence}</b> Decisions go on.</p>`;
+  const refused = halt.refused == null ? "" : ` ${count(halt.refused)} decisions refused;`;
+  return html`<p class="banner" role=${role}>
+    <b>This run is halted by the operator's ${halt.word} ${halt.giver} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.
   </p>`;
 }
 
