@@ -61,7 +61,7 @@ from tracepaper.replay.report.trades import ClosedTrade, closed_trades, largest_
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.units import NOTHING, iso
+from tracepaper.strategies.units import NOTHING, count_of, iso
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -423,8 +423,9 @@ class Backtest:
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
         )
-        bars = "" if figures["bars"] is None else f"{figures['bars']:,} bars, "
-        yield f"{bars}{_number(figures['days'], ',.1f')} days, {figures['trades']:,} closed trades"
+        bars = "" if figures["bars"] is None else f"{count_of(figures['bars'], 'bar')}, "
+        trades = count_of(figures["trades"], "closed trade")
+        yield f"{bars}{_number(figures['days'], ',.1f')} days, {trades}"
         yield (
             f"return {_percent(figures['return'])}, a day "
             f"{_estimate(figures['mean_day'], figures['mean_day_error'], '.1f', 1e4)} bp, "

@@ -238,6 +238,11 @@ def duration(ms: float | None, *, signed: bool = False) -> str:
     raise AssertionError  # the last limit is infinite
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: ``1 bar``, ``12,000 bars``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def iso(time_ms: int) -> str:
     """Return a time, UTC milliseconds, as ISO text: ``2025-06-22T00:00:00Z``."""
     moment = datetime.fromtimestamp(time_ms / 1000, UTC)

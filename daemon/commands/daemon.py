@@ -18,7 +18,7 @@ from tracepaper.daemon.commands.options import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import CommandKind, RunKind
-from tracepaper.strategies.units import NOTHING, duration
+from tracepaper.strategies.units import NOTHING, count_of, duration
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -104,10 +104,9 @@ def _parts(document: Document) -> list[RenderableType]:
         f"  run {document['run_id']} ({document['kind']}), process {document['pid']}, ",
         f"{document['strategy']} {document['model_id']}".rstrip(),
     )
-    counts = (
-        f"{document['bars']} bars, {document['decisions']} decisions, {document['fills']} fills "
-        f"up to event {document['sequence']}"
-    )
+    nouns = ("bar", "decision", "fill")
+    counts = ", ".join(count_of(cast("int", document[f"{noun}s"]), noun) for noun in nouns)
+    counts += f" up to event {document['sequence']}"
     parts: list[RenderableType] = [head, Text(counts, "dim")]
     parts += [Text(f"not ready: {reason}", "yellow") for reason in reasons[:REASONS_SHOWN]]
     if (more := len(reasons) - REASONS_SHOWN) > 0:

@@ -19,6 +19,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
     import threading
@@ -88,7 +89,7 @@ def ship(
                 }
             )
             return
-        say(f"Shipped {steps} steps of {path}.")
+        say(f"Shipped {count_of(steps, 'step')} of {path}.")
         for hole in holes:
             say(f"warning: {hole}", err=True)
         return
@@ -180,7 +181,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
     )
     follower.run()
     if not service:
-        say(f"Shipped {steps} steps of {path}.")
+        say(f"Shipped {count_of(steps, 'step')} of {path}.")
 
 
 def _stay_with_daemon(path: Path, stop: threading.Event, seconds: Callable[[], float]) -> None:
@@ -267,7 +268,7 @@ def pull(
         )
         return
     runs = ", ".join(pulled.run_ids)
-    say(f"Pulled {pulled.rows['steps']} steps of {runs} into {db}.")
+    say(f"Pulled {count_of(pulled.rows['steps'], 'step')} of {runs} into {db}.")
     if pulled.absent:
         say(f"Run {pulled.absent}, opened before it in the same database, is absent.")
 

@@ -20,6 +20,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError
+from tracepaper.strategies.units import count_of
 
 if TYPE_CHECKING:
     from tracepaper.storage.chain.integrity import Audited
@@ -134,7 +135,7 @@ def _sentence(audited: Audited) -> str:
     holds = "holds"
     if report.pruned_until is not None:
         holds = f"is pruned until step {report.pruned_until} and holds from there"
-    sentence = f"The chain of run {report.run_id} {holds}: {report.steps} steps."
+    sentence = f"The chain of run {report.run_id} {holds}: {count_of(report.steps, 'step')}."
     if report.head_sequence is None:
         head = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
         return f"{sentence}\n{head}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
@@ -446,7 +447,7 @@ def prune(
         return
     for pruning in prunings:
         typer.echo(
-            f"Run {pruning.run_id}: {pruning.steps:,} steps dropped; the chain holds from step "
-            f"{pruning.until_sequence + 1}."
+            f"Run {pruning.run_id}: {count_of(pruning.steps, 'step')} dropped; the chain holds "
+            f"from step {pruning.until_sequence + 1}."
         )
     typer.echo(f"{path} now takes {path.stat().st_size:,} bytes.")

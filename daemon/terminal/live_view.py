@@ -27,7 +27,7 @@ from tracepaper.daemon.terminal.screen import LOG_KEPT, STOP, Change, ScreenStat
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.decisions import Account, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, Command, Gap, Instrument
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, unscaled
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, count_of, unscaled
 
 TOLD_EVERY_S: Final = 0.2
 ENDS_WITHIN_S: Final = 2.0
@@ -399,8 +399,8 @@ class RunWatcher:
         )
         run_id = self.run.run_id
         sys.stdout.write(
-            f"Run {run_id} since this start: {self._bars:,} bars decided, {self._allowed:,} "
-            f"allowed, {self._fills:,} fills; equity {equity}.\n"
+            f"Run {run_id} since this start: {count_of(self._bars, 'bar')} decided, "
+            f"{self._allowed:,} allowed, {count_of(self._fills, 'fill')}; equity {equity}.\n"
             + (f"Refused most by {refused}.\n" if refused else "")
             + (f"Left unfilled: {unfilled}.\n" if unfilled else "")
             + "The next start goes on with this run and this account. Next:\n"

@@ -39,6 +39,7 @@ from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_SCALE,
     NOTHING,
+    count_of,
     scaled,
     unscaled,
     visible,
@@ -370,7 +371,7 @@ def _of_instrument(state: ScreenState, name: str, width: int) -> list[_Section]:
     ]
     gates = []
     if step.decision is None:
-        facts.append(_row("warming up", (f"{state.warming:,} bars taken in", "dim")))
+        facts.append(_row("warming up", (f"{count_of(state.warming, 'bar')} taken in", "dim")))
     else:
         positions: dict[str, Position | None] = {**state.sides.get(name, {})}
         for title, held in (positions or {"": state.positions.get(name)}).items():

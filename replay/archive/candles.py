@@ -319,10 +319,10 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
     Days begin at 00:00 UTC, weeks on Monday, months on their first day; with a calendar every
     interval consists of its session bars. Months are made of days, or of what days are made of. A
     coarse candle that lacks a part, at either end or by a hole, is dropped and named in the notes.
-    Volume and turnover are exact sums.
+    Volume and turnover are exact sums; turnover of more than 64 bits is left out, and noted.
 
     Raises ``ConfigInvalid`` where the interval does not divide, ``DataInvalid`` where no whole
-    coarse candle is left or 64 bits do not hold a sum.
+    coarse candle is left or 64 bits do not hold a volume.
     """
     if interval_ms == candles.interval_ms:
         return candles
@@ -346,6 +346,15 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
         # The first and the last alone: a long list would bury the message.
         named = dropped[0] if len(dropped) == 1 else f"{dropped[0]} … {dropped[-1]}"
         notes = (*notes, f"{len(dropped)} coarse {kind} not whole, dropped: {named}")
+    volume = _sums(candles.volume, first, whole)
+    if volume is None:
+        raise DataInvalid(
+            f"{candles.path} sums to a volume of more than 64 bits: choose a finer interval."
+        )
+    turnover = None if candles.turnover is None else _sums(candles.turnover, first, whole)
+    if turnover is None and candles.turnover is not None:
+        text = f"turnover left out, which takes more than 64 bits in {interval_text(interval_ms)}"
+        notes = (*notes, text)
     return replace(
         candles,
         interval_ms=interval_ms,
@@ -355,10 +364,8 @@ def resample(candles: Candles, interval_ms: int) -> Candles:
         high=np.maximum.reduceat(candles.high, first)[whole],
         low=np.minimum.reduceat(candles.low, first)[whole],
         close=candles.close[last[whole]],
-        volume=_sums(candles, candles.volume, first, whole),
-        turnover=None
-        if candles.turnover is None
-        else _sums(candles, candles.turnover, first, whole),
+        volume=volume,
+        turnover=turnover,
         notes=notes,
     )
 
@@ -399,15 +406,13 @@ def _bucket_starts(buckets: IntArray) -> IntArray:
     return np.flatnonzero(np.diff(buckets, prepend=buckets[0] - 1))
 
 
-def _sums(candles: Candles, values: IntArray, first: IntArray, whole: IntArray) -> IntArray:
-    """Return the exact sum of each bucket, or refuse one that 64 bits do not hold."""
+def _sums(values: IntArray, first: IntArray, whole: IntArray) -> IntArray | None:
+    """Return the exact sum of each bucket; None where 64 bits do not hold one."""
     sums = np.add.reduceat(values, first)[whole]
     # Sums of integers wrap silently; sums of doubles show which ones would have.
     rough = np.add.reduceat(values.astype(np.float64), first)[whole]
     if rough.size and float(rough.max()) > INT64_MAX / 2:
-        raise DataInvalid(
-            f"{candles.path} sums to a volume of more than 64 bits: choose a finer interval."
-        )
+        return None
     return sums
 
 

@@ -64,7 +64,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import month_calendar
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import DAY_MS, duration, iso
+from tracepaper.strategies.units import DAY_MS, count_of, duration, iso
 
 PRICES: Final = ("open", "high", "low", "close")
 VOLUME_DECIMALS: Final = 11  # the most that an exchange was seen to send
@@ -319,7 +319,7 @@ def _without_blank(table: RawTable, found: dict[str, str], notes: list[str]) -> 
     blank = np.logical_and.reduce([_is_blank(table.columns[found[name]]) for name in PRICES])
     if not blank.any() or blank.all():
         return table
-    notes.append(f"{int(blank.sum()):,} rows without a price left out, as holes")
+    notes.append(f"{count_of(int(blank.sum()), 'row')} without a price left out, as holes")
     columns = {name: cells[~blank] for name, cells in table.columns.items()}
     return replace(table, columns=columns, lines=table.lines[~blank])
 
@@ -534,7 +534,9 @@ def on_grid(rows: Rows, interval_ms: int, note: Note, *, strict: bool) -> Rows:
             f"{rows.table.place(row)}: {what}, like {off.size} of {rows.times.size} rows; give a "
             "file of one fixed interval, or name the calendar of its exchange."
         )
-    note(f"{off.size} candles off the grid dropped, the first at {rows.table.place(row)}")
+    note(
+        f"{count_of(off.size, 'candle')} off the grid dropped, the first at {rows.table.place(row)}"
+    )
     return rows.select(np.delete(np.arange(rows.times.size), off))
 
 

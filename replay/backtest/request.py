@@ -51,7 +51,7 @@ from tracepaper.storage.database.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Step
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
-from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
+from tracepaper.strategies.units import MONEY_DECIMALS, count_of, unscaled
 
 INTERRUPTED: Final = 130
 
@@ -394,7 +394,7 @@ def _say(request: Request, made: Made, check: ParityCheck | None, *, as_json: bo
     if check is not None:
         console.print(f"Parity of the run with its replay: {check.reason}.", markup=False)
     console.print(
-        f"{tally.bars:,} bars in {seconds:,.1f} s. Next:\n"
+        f"{count_of(tally.bars, 'bar')} in {seconds:,.1f} s. Next:\n"
         f"  {program} audit verify last --db {database}\n"
         + (f"  {program} verify last --db {database}\n" if is_whole else "")
         + f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",

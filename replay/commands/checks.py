@@ -26,7 +26,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, iso, unscaled
+from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def verify(
         rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
         say(
             f"{found.agreed + found.tolerated:,} of {found.decisions:,} decisions follow from the "
-            f"record of run {found.run_id} ({found.steps:,} steps){rounding}."
+            f"record of run {found.run_id} ({count_of(found.steps, 'step')}){rounding}."
         )
         _say_beginning(found)
         if found.taken:

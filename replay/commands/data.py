@@ -19,7 +19,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import INTERVALS, duration, interval_text
+from tracepaper.strategies.units import INTERVALS, count_of, duration, interval_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +178,7 @@ def _lines(found: Quality) -> list[str]:
     if found.sessions is not None:
         span += f", {found.sessions:,} sessions of {found.calendar}"
     scales = f"prices to {_unit(found.price_decimals)}, volume to {_unit(found.volume_decimals)}"
-    holes = f"{len(found.gaps)} holes, {found.missing:,} candles missing"
+    holes = f"{count_of(len(found.gaps), 'hole')}, {count_of(found.missing, 'candle')} missing"
     if found.gaps:
         holes += f", the longest of {duration(max(until - start for start, until in found.gaps))}"
     lines = [
@@ -213,7 +213,7 @@ def _import_lines(one: Imported, archive: Path) -> list[str]:
     span = f"{one.added:,} candles from {iso(one.from_ms)} until {iso(one.until_ms)}"
     return [
         f"{one.instrument}, {interval_text(one.interval_ms)}: {span} into {archive}{known}",
-        f"  {one.gaps} holes in {one.source}",
+        f"  {count_of(one.gaps, 'hole')} in {one.source}",
         *(f"  {note}" for note in one.notes),
     ]
 
@@ -496,7 +496,7 @@ def list_(
         missing = sum(until - start for start, until in one.gaps) // one.interval_ms
         typer.echo(
             f"{one.instrument}, {interval_text(one.interval_ms)}: {one.bars:,} candles that open "
-            f"from {iso(one.first_ms)} to {iso(one.last_ms)}, {len(one.gaps)} holes, "
+            f"from {iso(one.first_ms)} to {iso(one.last_ms)}, {count_of(len(one.gaps), 'hole')}, "
             f"{missing:,} missing"
         )
 

@@ -25,7 +25,7 @@ from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.gates.gate import GATES, GateInputs
 from tracepaper.strategies.types.calibration import CALIBRATED, FittedConfidence
 from tracepaper.strategies.types.decisions import Forecast
-from tracepaper.strategies.units import MINUTE_MS, interval_text
+from tracepaper.strategies.units import MINUTE_MS, count_of, interval_text
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.supplied import Supplied, SuppliedBooks, SuppliedOther
@@ -237,7 +237,8 @@ def _edge(passed: Mapping[str, Any]) -> str:
     if not passed["trades"]:
         return f"{passing}, and none was traded."
     return (
-        f"{passing}: {passed['trades']} separate trades on {passed['days']} days. What they made is"
+        f"{passing}: {count_of(passed['trades'], 'separate trade')} on "
+        f"{count_of(passed['days'], 'day')}. What they made is"
         " said beside a second untouched span alone: tracepaper evaluate --holdout."
     )
 

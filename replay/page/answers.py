@@ -192,6 +192,7 @@ class Run(Struct, frozen=True):
     parity: ParityState | None  # None where nobody asked
     damage: Damage | None
     halt: Halt | None
+    holes: str  # how long nothing could trade for want of bars, and why; empty where not for long
     notes: list[NoteSeries]
     warnings: list[str]
     first_sequence: int | None  # of a decision

@@ -37,7 +37,7 @@ from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
 from tracepaper.replay.report.record import view_arrays
 from tracepaper.storage.checkpoints import kept_folder, read_card
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS, duration
+from tracepaper.strategies.units import DAY_MS, count_of, duration
 
 LEVELS: Final = (0.5, 0.8, 0.9, 0.95)
 """Shares of the central intervals whose coverage is counted."""
@@ -155,8 +155,8 @@ def came_true(found: Forecasts, horizon: int, interval_ms: int) -> Iterator[Part
     days = np.unique(found.days).size
     yield Paragraph(
         f"{found.came.size:,} forecasts over {horizon} bars ({duration(horizon * interval_ms)}), "
-        f"on {days:,} UTC days, against the closes that came. Errors are over days; outcomes "
-        "overlap."
+        f"on {count_of(days, 'UTC day')}, against the closes that came. Errors are over days; "
+        "outcomes overlap."
     )
     if days < FEW_DAYS:
         yield Paragraph(

@@ -16,7 +16,7 @@ from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of
 from tracepaper.replay.page.columns import ACCOUNTS, OWN
 from tracepaper.replay.page.databases import Databases, ShownRun, as_number
-from tracepaper.replay.report.states import LastingState, lasting_states
+from tracepaper.replay.report.states import HOLE, LastingState, lasting_states
 from tracepaper.storage.checks import newest_check
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.storage.database.stretch import decided_at, outcomes
@@ -175,6 +175,7 @@ def run(
         parity=newest_parity(shown),
         damage=answers.Damage(columns.span[1], damage) if damage else None,
         halt=halt(shown),
+        holes="".join(one.sentence for one in _states(shown) if one.kind == HOLE),
         notes=columns.kept_value("noted", lambda: _noted_names(shown)),
         warnings=json.loads(row["warnings"] or "[]"),
         first_sequence=first,
@@ -282,7 +283,9 @@ def _last_fill(views: RunViews) -> answers.LastFill | None:
 
 def halt(shown: ShownRun) -> answers.Halt | None:
     """Return what holds the run, the operator's word first; None where it may trade."""
-    for one in shown.columns.kept_value("states", lambda: _states(shown)):
+    for one in _states(shown):
+        if not one.is_halt:
+            continue
         return answers.Halt(
             one.by, one.since_ms, one.sequence, one.refused, one.idle_ms, one.sentence,
             one.word, one.note, one.giver,
@@ -291,7 +294,7 @@ def halt(shown: ShownRun) -> answers.Halt | None:
 
 
 def _states(shown: ShownRun) -> tuple[LastingState, ...]:
-    return lasting_states(shown.reader, shown.run_id)
+    return shown.columns.kept_value("states", lambda: lasting_states(shown.reader, shown.run_id))
 
 
 def newest_parity(shown: ShownRun) -> answers.ParityState | None:

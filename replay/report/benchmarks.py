@@ -43,6 +43,8 @@ from tracepaper.strategies.types.decisions import Liquidity
 
 RANDOM_TWINS: Final = 200
 RANDOM_SEED: Final = 1
+EQUAL: Final = 1e-10
+"""Ends that differ by less of the start's equity are equal."""
 BOUGHT: Final = "bought at the open after the first decidable bar at the run's costs, not sold"
 """How a benchmark that buys and holds came to its position, in an account's source."""
 BAND: Final = (0.05, 0.5, 0.95)
@@ -54,7 +56,8 @@ class RandomTwins:
     """What ``count`` random twins of one account came to; money in quote currency.
 
     ``low``, ``median`` and ``high`` are quantiles of their equity at the marked bars, and
-    ``beaten`` the share of them that ended with less than the account.
+    ``beaten`` the share of them that ended with less than the account; one that ended with as much
+    counts a half, for a position that fits at one place alone is no worse than chance.
     """
 
     of: str
@@ -319,6 +322,8 @@ def random_twins(
             curves[twin] += value_at(bars, at + first, delta, known[name], cost)
     low, median, high = np.quantile(curves[:, :-1], BAND, axis=0)
     finals = curves[:, -1]
+    ahead = ledger.equity[-1] - finals
+    ahead[np.abs(ahead) < EQUAL * ledger.equity[0]] = 0.0  # sums of floats in another order
     return RandomTwins(
         of=ledger.name,
         count=count,
@@ -328,7 +333,7 @@ def random_twins(
         median=median,
         high=high,
         final_median=float(np.median(finals)),
-        beaten=float(np.mean(finals < ledger.equity[-1])),
+        beaten=float(np.mean(np.heaviside(ahead, 0.5))),
     )
 
 

@@ -54,7 +54,7 @@ from tracepaper.replay.report.trades import (
 from tracepaper.storage.database.run_views import Row
 from tracepaper.strategies.allocation import ERROR, GAINED
 from tracepaper.strategies.sessions import MONTHS_OF
-from tracepaper.strategies.units import DAY_MS
+from tracepaper.strategies.units import DAY_MS, count_of
 
 LAST_TRADES: Final = 8
 GAPS_SHOWN: Final = 100
@@ -504,7 +504,7 @@ def _reserve(report: Report) -> tuple[str, ...]:
 def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, own = report.record, report.accounts[0].performance
-    bars = "" if own.bars is None else f"{own.bars:,} bars on "
+    bars = "" if own.bars is None else f"{count_of(own.bars, 'bar')} on "
     said = f"Errors count blocks of five days or more: {bars}{own.days:,.1f} days. "
     if not is_annual(own.days):
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."

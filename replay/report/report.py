@@ -328,8 +328,8 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     """
     found: list[tuple[str, int, int]] = []
     first_ms, last_ms = int(_times(record)[0]), int(record.times_ms[-1])
-    if record.states:
-        found.append((UNTIL_HALT, first_ms, min(one.since_ms for one in record.states)))
+    if halts := [one.since_ms for one in record.states if one.is_halt]:
+        found.append((UNTIL_HALT, first_ms, min(halts)))
     found += _fitted_parts(record.fitted, first_ms, last_ms)
     if not found:
         return ()

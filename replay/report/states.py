@@ -1,4 +1,4 @@
-"""What lasts at a step of a run and lets it look idle: a limit or a command that halts it.
+"""What lets a run look idle at one of its steps: what halts it, and long holes in its data.
 
 The rules are docs/decisions.md, G22 and G27.
 """
@@ -22,7 +22,7 @@ from tracepaper.storage.record.rows import INDEXED_KINDS, sequence_of, step_key
 from tracepaper.strategies.gates.declared import operator, risk_drawdown, risk_halt
 from tracepaper.strategies.sessions import Calendar, closes_of
 from tracepaper.strategies.types.decisions import Action
-from tracepaper.strategies.types.market import Command, CommandKind, Side
+from tracepaper.strategies.types.market import BY_REST, Command, CommandKind, GapCause, Side
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
 
 LIMITS: Final = (*risk_halt.only_with, risk_halt.name)
@@ -45,6 +45,19 @@ _FILLS: Final = (
     "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
     "ORDER BY sequence DESC"
 )
+LONG_HOLES: Final = 0.01
+"""The share of a run's time from which on its holes are said first."""
+HOLE: Final = "hole"
+_CAUSES: Final = {
+    GapCause.DISCONNECTED: "the feed was disconnected",
+    GapCause.MISSED: "no closing frame came",
+    GapCause.DOWN: "the daemon did not run",
+    GapCause.OVERFLOW: "the feed's queue was full",
+    GapCause.ARCHIVE: "the candles lack these bars",
+    GapCause.STALE: "the stream was silent",
+    GapCause.IMPLAUSIBLE: "its closes were implausible",
+    GapCause.JUMPED: "the exchange's time jumped, or this machine slept",
+}
 _LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
 
 
@@ -52,17 +65,22 @@ _LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
 class LastingState:
     """One state that lasts; ``refused`` is None where the run did not keep every decision."""
 
-    kind: str  # limit or operator
-    by: str  # the gate
-    since_ms: int  # market time
+    kind: str  # limit, operator or hole
+    by: str  # the gate; of holes the cause of the longest
+    since_ms: int  # market time; of holes the first open time that the longest lacks
     sequence: int  # of the step at which this run recorded it
     refused: int | None
-    idle_ms: int  # since nothing was entered
+    idle_ms: int  # since nothing was entered; how long all holes last
     sentence: str
-    ends_by: str
+    ends_by: str  # the command; empty of holes, which are over
     word: str = ""  # of the operator: HALT or FLATTEN
     note: str = ""
     giver: str = ""  # the operator and the means
+
+    @property
+    def is_halt(self) -> bool:
+        """Whether it goes on until RESUME."""
+        return bool(self.ends_by)
 
     def document(self) -> dict[str, Any]:
         """Return it as plain values."""
@@ -72,7 +90,10 @@ class LastingState:
 def lasting_states(
     reader: Reader, run_id: str, *, until: int | None = None
 ) -> tuple[LastingState, ...]:
-    """Return what held *run_id* after step *until*, by default after its newest one."""
+    """Return what held *run_id* after step *until*, by default after its newest one.
+
+    The last of them are the holes in its data up to there, where these are long.
+    """
     views = RunViews(reader.connection, run_id)
     newest = views.rows("v_events", newest=1) if until is None else ()
     newest = newest or views.rows("v_events", sequence=until or 0)
@@ -93,6 +114,8 @@ def lasting_states(
         found.append(span.state("limit", limit, since_ms, sequence))
     if not halts and (state := span.refused_by_drawdown(resumed)) is not None:
         found.append(state)
+    if (holes := span.holes()) is not None:
+        found.append(holes)
     return tuple(found)
 
 
@@ -112,7 +135,7 @@ class _Span:
         self._run_key, self._counts = stored.run_key, stored.run.keeps_every_step
         pruned = reader.pruned(stored.run_key)
         self._pruned = -1 if pruned is None else pruned.until_sequence
-        self._last, self._now_ms = last, now_ms
+        self._last, self._now_ms, self._started_ms = last, now_ms, stored.run.period_start_ms
         self._steps_of = [one.quantity_step for one in stored.run.instruments]
 
     def state(
@@ -173,6 +196,44 @@ class _Span:
         return LastingState(
             "limit", risk_drawdown.name, since_ms, sequence, refused, self._now_ms - since_ms,
             sentence, CommandKind.RESUME.value,
+        )  # fmt: skip
+
+    def holes(self) -> LastingState | None:
+        """Return the holes of the instrument that lacks most, where they are long; else None.
+
+        Bars that came late, by REST, count for as long as they were later than an interval.
+        """
+        lost: dict[str, list[tuple[int, Row]]] = {}
+        for row in self._views.rows("v_gaps"):
+            until_ms = row["until_ms"]
+            if row["repaired_by"] == BY_REST:
+                until_ms = min(until_ms, row["market_ms"] - self._interval_ms)
+            is_bars = row["cause"] != GapCause.FUNDING and row["repaired_by"] in {"", BY_REST}
+            if is_bars and row["sequence"] <= self._last and until_ms > row["from_ms"]:
+                lost.setdefault(row["instrument"], []).append((until_ms - row["from_ms"], row))
+        if not lost:
+            return None
+        name, holes = max(lost.items(), key=lambda of: sum(length for length, _ in of[1]))
+        total_ms = sum(length for length, _ in holes)
+        lasted_ms = self._now_ms - self._started_ms
+        if total_ms < max(LONG_HOLES * lasted_ms, 2 * self._interval_ms):
+            return None
+        length_ms, longest = max(holes, key=lambda of: of[0])
+        of = f" of {name}" if len(self._steps_of) > 1 else ""
+        begin = time_text(longest["from_ms"])
+        where = (
+            f"the data{of} have {len(holes):,} holes, the longest of {span_text(length_ms)} from "
+            f"{begin} on"
+            if len(holes) > 1
+            else f"the data{of} have a hole from {begin} on"
+        )
+        sentence = (
+            f"No decision could trade for {span_text(total_ms)}: {where} "
+            f"({_CAUSES[longest['cause']]})."
+        )
+        return LastingState(
+            HOLE, longest["cause"], longest["from_ms"], longest["sequence"], None, total_ms,
+            sentence, "",
         )  # fmt: skip
 
     def rows(self, query: str, after: int = -1) -> list[Any]:

@@ -28,7 +28,7 @@ from tracepaper.strategies.builtin import SIZE, TREND
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
 from tracepaper.strategies.types.market import Instrument, Side
-from tracepaper.strategies.units import iso
+from tracepaper.strategies.units import count_of, iso
 
 if TYPE_CHECKING:
     from tracepaper.replay.report.attention import InfluenceReport
@@ -61,7 +61,8 @@ def counted(report: Report) -> str:
     decisions = report.record.decisions
     if not report.record.every_bar:
         return "bars not counted (--log acted)"
-    return f"{decisions.sequence.size:,} bars decided, {int(decisions.allowed.sum()):,} allowed"
+    bars = count_of(decisions.sequence.size, "bar")
+    return f"{bars} decided, {int(decisions.allowed.sum()):,} allowed"
 
 
 def span(report: Report) -> str:
@@ -340,10 +341,10 @@ def show_summary(console: Console, summary: Summary) -> None:
     run = summary.run
     title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
     span = f"{summary.first_iso} to {summary.last_iso}"
-    counted = f"{summary.decisions:,} bars decided, {summary.allowed:,} allowed"
+    counted = f"{count_of(summary.decisions, 'bar')} decided, {summary.allowed:,} allowed"
     if not summary.every_bar:
         counted = "only steps that traded are kept"
-    head(console, title, f"{counted}, {summary.fill_count:,} fills\n{span}")
+    head(console, title, f"{counted}, {count_of(summary.fill_count, 'fill')}\n{span}")
     warnings = [state.sentence for state in summary.states]
     warnings += [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
     if opened := json.loads(run["opened"]):

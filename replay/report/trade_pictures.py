@@ -31,7 +31,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.gates.gate import measured
 from tracepaper.strategies.types.decisions import OrderRole
-from tracepaper.strategies.units import DAY_MS, iso
+from tracepaper.strategies.units import DAY_MS, count_of, iso
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,7 +44,7 @@ def trades(report: Report) -> list[Part]:
     if not closed:
         return [Paragraph("No trade was closed.", "note")]
     shown = len(report.explained)
-    said = f"{len(closed):,} closed trades of {report.shown}"
+    said = f"{count_of(len(closed), 'closed trade')} of {report.shown}"
     if report.shown != report.record.account.name:
         said += ", for this run closed none"
     if shown < len(closed):
@@ -211,7 +211,8 @@ def figure_of(report: Report, *, last: int) -> MatplotlibFigure:
     panels[-1].xaxis.set_major_locator(locator)
     panels[-1].xaxis.set_major_formatter(dates.ConciseDateFormatter(locator))
     panels[0].set_xlim(times[0] / DAY_MS, times[-1] / DAY_MS)
-    title = f"{instrument}: {record.run['strategy'].rpartition(':')[2]}, {len(trades)} trades"
+    strategy = record.run["strategy"].rpartition(":")[2]
+    title = f"{instrument}: {strategy}, {count_of(len(trades), 'trade')}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=INK)
     return figure
 

@@ -25,7 +25,7 @@ from tracepaper.replay.report.metrics import DAYS_TO_ANNUALISE, is_annual, mean_
 from tracepaper.replay.sweep.result import Heat, SweepResult
 from tracepaper.replay.sweep.space import in_words
 from tracepaper.replay.sweep.trial import TEST, TRAIN, CellResult
-from tracepaper.strategies.units import number
+from tracepaper.strategies.units import count_of, number
 
 CELLS_SHOWN: Final = 5
 HEAT_ROWS: Final = 16
@@ -53,7 +53,7 @@ def _parts(sweep: SweepResult) -> Iterator[Part]:
     strategy = request.work.strategy or "the configured strategy"
     symbols = ", ".join(dict.fromkeys(part.symbol for part in request.work.candles))
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
-    runs = f"{count:,} runs" + (f", {failed:,} of them failed" if failed else "")
+    runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
     made = "" if sweep.made == count else f" ({sweep.made:,} made now)"
     yield Paragraph(f"sweep of {strategy} on {symbols}: {runs}{made}, by {sweep.objective}")
     for sentence in request.warnings:
@@ -170,7 +170,7 @@ def luck(sweep: SweepResult) -> Iterator[str]:
     ]
     top, middle = (in_words(of, sweep.objective) for of in (best.value, float(np.median(values))))
     where = " of the last window" if best.part == TRAIN else ""
-    yield f"Of {len(values):,} points{where} the best reaches {top}, the median {middle}."
+    yield f"Of {count_of(len(values), 'point')}{where} the best reaches {top}, the median {middle}."
     if len(values) > 1 and min(values) == max(values):
         yield "All points came to the same: nothing in this space moved it."
     elif (beside := sweep.neighbours) is not None:

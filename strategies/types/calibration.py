@@ -95,7 +95,7 @@ class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
     scale: tuple[float, ...]
     cells: tuple[tuple[float, ...], ...]  # [cell, measure], standardised
     ratio: tuple[float, ...]  # a cell: realised over forecast variance on the calibration slice
-    error: tuple[float, ...]  # of the ratio, by day
+    error: tuple[float | None, ...]  # of the ratio, by day; None where it is not known
 
     def __post_init__(self) -> None:
         """Refuse what does not fit together; raises ``ValueError``."""
@@ -108,7 +108,8 @@ class RegimeCells(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("a regime's cell needs one number for each name")
         if len(self.ratio) != len(self.cells) or len(self.error) != len(self.cells):
             raise ValueError("each cell needs a ratio and its error")
-        _finite(*(number for row in rows for number in row), *self.ratio, *self.error)
+        known = (error for error in self.error if error is not None)
+        _finite(*(number for row in rows for number in row), *self.ratio, *known)
         if min(self.scale) <= 0:
             raise ValueError("a scale must be above 0")
 

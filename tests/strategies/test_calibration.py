@@ -36,7 +36,7 @@ FITTED = FittedConfidence(
 )  # fmt: skip
 CELLS = RegimeCells(
     names=("recent_mass",), center=(0.5,), scale=(0.1,), cells=((-1.0,), (1.0,)),
-    ratio=(0.8, 1.4), error=(0.1, 0.1),
+    ratio=(0.8, 1.4), error=(0.1, None),  # of a single block
 )  # fmt: skip
 QUANTILES = {
     name: tuple(place / 100 for place in range(1, 100))

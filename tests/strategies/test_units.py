@@ -16,6 +16,7 @@ from tracepaper.strategies.units import (
     INTERVALS,
     Notional,
     check_money,
+    count_of,
     divide_half_even,
     interval_start,
     rescaled,
@@ -46,6 +47,10 @@ def test_text_has_no_trailing_zeros() -> None:
     assert unscaled(6511420, 2) == "65114.2"
     assert unscaled(-100, 2) == "-1"
     assert unscaled(5, 0) == "5"
+
+
+def test_one_of_a_noun_is_singular() -> None:
+    assert [count_of(n, "bar") for n in (0, 1, 12_000)] == ["0 bars", "1 bar", "12,000 bars"]
 
 
 def test_excess_decimals_are_refused() -> None:

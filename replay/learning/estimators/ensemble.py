@@ -62,6 +62,7 @@ from tracepaper.replay.learning.stored_baselines import (
     stored_baselines,
     unfitted,
 )
+from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
@@ -382,7 +383,8 @@ class EnsembleModel(CandleModel):
         gates = judged_gates(seen, self.card["calibration"], data.split.second_span_ms)
         sentences = cards.sentences(told, gates.figures, horizon=self.horizon, own=OF_MODEL)
         gained = told[str(self.horizon)]["qlike_gain"]
-        sentences.append(_members_sentence(self.card, gained, self.horizon))
+        days = told[str(self.horizon)]["days"]
+        sentences.append(_members_sentence(self.card, gained, self.horizon, days))
         return JudgedPart(
             found,
             ALL_MEASURES,
@@ -475,9 +477,12 @@ def _gains(one: HorizonForecasts) -> dict[str, list[float | None]]:
 
 
 def _members_sentence(
-    card: Mapping[str, Any], gains: Mapping[str, Sequence[float]], horizon: int
+    card: Mapping[str, Any], gains: Mapping[str, Sequence[float]], horizon: int, days: int
 ) -> str:
-    """Say what share each half has, and whether the mix is credibly better than both."""
+    """Say what share each half has, and whether the mix is credibly better than both.
+
+    On few *days* it is not.
+    """
     share = card[ENSEMBLE]["network_share"][str(horizon)]
     kind = card["parts"][HALVES[1]]["model"]["kind"]
     words = {NAMES[0]: "the network", NAMES[1]: f"the {kind}"}
@@ -486,7 +491,10 @@ def _members_sentence(
         f"{words[half]} alone"
         for half in NAMES
     )
-    rivals = [half for half in NAMES if gains[half][0] > 0 or not is_credible(*gains[half])]
+    is_few = days < FEW_DAYS
+    rivals = [
+        half for half in NAMES if is_few or gains[half][0] > 0 or not is_credible(*gains[half])
+    ]
     verdict = "credibly better than both halves."
     if rivals:
         names = " or ".join(words[half] for half in rivals)

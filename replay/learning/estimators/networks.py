@@ -220,7 +220,8 @@ class NetworkModel(CandleModel):
         sentences = cards.sentences(figures, gates.figures, horizon=horizon)
         if further := further_of(self.network, data, Part.TEST, section.get("further")):
             figures["further"] = further_figures(further)
-            sentences += further_sentences(figures["further"], horizon=horizon)
+            days = figures[str(horizon)]["days"]
+            sentences += further_sentences(figures["further"], horizon=horizon, days=days)
         correlations = correlations_of(data, Part.TEST, section.get("correlation", {}))
         if correlations:
             figures["correlation"] = correlation_figures(correlations)

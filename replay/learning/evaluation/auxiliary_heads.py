@@ -32,6 +32,7 @@ from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
     DailyEstimate,
 )
+from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.replay.report.metrics import is_credible
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.forecasters.outputs import Levels, Said, levels_for, with_factors
@@ -276,8 +277,11 @@ def coverage(one: AuxiliaryForecasts, head: str) -> dict[str, DailyEstimate]:
     return {key: figures.mean(hit.astype(np.float64), one.days) for key, hit in hits.items()}
 
 
-def further_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
-    """Say what the figures of ``further_figures`` come to at one horizon; nothing of none."""
+def further_sentences(found: Mapping[str, Any], *, horizon: int, days: int) -> list[str]:
+    """Say what the figures of ``further_figures`` come to at one horizon; nothing of none.
+
+    On few *days* every head is level with the others.
+    """
     if not (main := found.get(str(horizon))):
         return []
     lines = []
@@ -288,7 +292,7 @@ def further_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
             f" bars for a long and {shares[1]} for a short position."
         )
     words = [
-        f"{name} {verdict(section['less_ewma'])}"
+        f"{name} {verdict(section['less_ewma'], days)}"
         for name, section in main.items()
         if "less_ewma" in section
     ]
@@ -298,14 +302,14 @@ def further_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
             " or worse by more than two errors by day, or level)."
         )
     if "regimes" in main:
-        word = verdict(main["regimes"]["less_average_odds"])
+        word = verdict(main["regimes"]["less_average_odds"], days)
         lines.append(f"Its odds of regimes are {word} beside their average at {horizon} bars.")
     return lines
 
 
-def verdict(pair: Sequence[float | None]) -> str:
-    """Return whether a difference is better, worse, or level: within two of its errors."""
+def verdict(pair: Sequence[float | None], days: int) -> str:
+    """Return whether a difference is better, worse, or level: within two errors or on few days."""
     value, error = pair
-    if value is None or not is_credible(value, error):
+    if value is None or days < FEW_DAYS or not is_credible(value, error):
         return "level"
     return "better" if value < 0 else "worse"

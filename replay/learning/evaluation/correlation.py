@@ -191,12 +191,16 @@ def correlation_figures(found: Sequence[CorrelationForecasts]) -> dict[str, Any]
     }
 
 
+def _verdict(one: CorrelationForecasts, other: str) -> str:
+    less = figures.mean(one.loss(one.own) - one.loss(other), one.days)
+    return verdict(less.rounded(), len(np.unique(one.days)))
+
+
 def correlation_sentences(found: Sequence[CorrelationForecasts], *, horizon: int) -> list[str]:
     """Say how the learnt correlations stand beside EWMA's at one horizon; nothing of none."""
     return [
         f"Correlations to {horizon} bars, {_OWN[one.own]}, are"
-        f" {verdict(figures.mean(one.loss(one.own) - one.loss(name), one.days).rounded())} beside"
-        f" {said}"
+        f" {_verdict(one, name)} beside {said}"
         f" ({len(one.pairs)} pairs)."
         for one in found
         if one.horizon == horizon

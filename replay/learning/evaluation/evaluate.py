@@ -37,7 +37,7 @@ from tracepaper.replay.learning.statistics import (
 from tracepaper.replay.learning.stored_baselines import unfitted
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import interval_text
+from tracepaper.strategies.units import count_of, interval_text
 
 NO_BASELINES: Final = (
     "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
@@ -92,16 +92,20 @@ class SpanJudgement(JudgedSpan):
         return [*self.judged.sentences, *self._explained_share(), *self.missing]
 
     def _explained_share(self) -> list[str]:
-        """Say how many bars and days the gates' figures cover: those that were explained."""
+        """Count the bars and days of the gates' figures, and those of all others.
+
+        Not every bar is explained, and a bar that a baseline needs more context for is no other.
+        """
         if (explained := self.judged.explained) is None:
             return []
-        days = len(np.unique(explained.days))
-        bars = len(explained.value)
-        sentence = (
-            f"The figures of gates are of the {bars:,} bars that were explained, on {days:,} of "
-            f"{self.days:,} days: evaluation.explained_bars takes more."
+        (rows,) = (of.days for of in self.horizons if of.horizon == explained.horizon)
+        gates, rest = (
+            f"{count_of(len(of), 'bar')} on {count_of(len(np.unique(of)), 'day')}"
+            for of in (explained.days, rows)
         )
-        return [sentence]
+        more = " evaluation.explained_bars takes more." if len(explained.days) < len(rows) else ""
+        sentence = f"The figures of gates are of {gates} that were explained, all others of {rest}."
+        return [sentence + more]
 
     def net_by_day(self, rule: str) -> Array:
         """Return the net log return of a rule of trading on each day."""

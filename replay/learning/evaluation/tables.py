@@ -47,7 +47,7 @@ from tracepaper.replay.learning.statistics import (
     verdict,
 )
 from tracepaper.replay.report import metrics
-from tracepaper.replay.report.honesty import LEVEL
+from tracepaper.replay.report.honesty import FEW_DAYS, LEVEL
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 
@@ -529,8 +529,8 @@ def _trades(every: Sequence[SpanJudgement]) -> Iterable[Table]:
 
 _TRADE_NOTE: Final = (
     "Ungated is what a random gate is expected to make. Repeated: of one sign, and credible by "
-    "day, on every span. Sharpe probabilities are by day, from thirty days on, and not of a year; "
-    "deflated by the rules tried times the recipes that opened the span."
+    f"{FEW_DAYS} days or more, on every span. Sharpe probabilities are by day, from thirty days "
+    "on, and not of a year; deflated by the rules tried times the recipes that opened the span."
 )
 
 
@@ -538,7 +538,7 @@ def _trade_rows(traded: Sequence[SpanJudgement]) -> list[_Trade]:
     rows = []
     for rule in traded[0].judged.rules:
         found = [one.judged.figures["gates"]["traded"][rule] for one in traded]
-        said = _repeated([each.get("net_bp") for each in found])
+        said = _repeated(found)
         for one, each in zip(traded, found, strict=True):
             every = (metrics.sharpe(one.net_by_day(rule), 1.0) for rule in one.judged.rules)
             ratios = [ratio for ratio in every if ratio is not None]  # of the rules that traded
@@ -548,14 +548,16 @@ def _trade_rows(traded: Sequence[SpanJudgement]) -> list[_Trade]:
     return rows
 
 
-def _repeated(net: Sequence[Sequence[float] | None]) -> str:
-    """Return whether a result is credible and of one sign on every span."""
-    known = [pair for pair in net if pair is not None]
-    if len(known) < len(net):
+def _repeated(traded: Sequence[Mapping[str, Any]]) -> str:
+    """Return whether a result is credible and of one sign on every span, by its own days."""
+    net = [each["net_bp"] for each in traded if "net_bp" in each]
+    if len(net) < len(traded):
         return "not traded on every span"
-    sure = [metrics.is_credible(value, error) for value, error in known]
-    signs = {np.sign(value) for value, _ in known}
-    return "yes" if all(sure) and len(signs) == 1 else "no"
+    sure = [metrics.is_credible(value, error) for value, error in net]
+    signs = {np.sign(value) for value, _ in net}
+    if not all(sure) or len(signs) > 1:
+        return "no"
+    return "yes" if min(each["days"] for each in traded) >= FEW_DAYS else "too few days"
 
 
 def _day_probability(row: _Trade, of: Callable[[Array], float | None]) -> float | None:

@@ -147,10 +147,12 @@ function Legend({ isNet, frame, index, decimals, instrument, tint, setTint, deci
 /** What halts the run, since when, what it refused, and how long nothing was entered. */
 function Halted({ run }) {
   const { halt } = run;
-  const by = halt.word ? `the operator's ${halt.word} ${halt.giver}` : halt.by;
-  const refused = halt.refused == null ? "" : ` ${count(halt.refused)} ${halt.word ? "decisions" : "entries"} refused;`;
-  return html`<p class="banner" role=${run.row.ended_ms == null ? "alert" : null}>
-    <b>This run is halted by ${by} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.
+  const role = run.row.ended_ms == null ? "alert" : null;
+  // A limit may halt a run, or only refuse: its sentence says which.
+  if (!halt.word) return html`<p class="banner" role=${role}><b>${halt.sentence}</b> Decisions go on.</p>`;
+  const refused = halt.refused == null ? "" : ` ${count(halt.refused)} decisions refused;`;
+  return html`<p class="banner" role=${role}>
+    <b>This run is halted by the operator's ${halt.word} ${halt.giver} since ${when(halt.since_ms, run.row.last_ms)}</b>${halt.note ? ` (${halt.note})` : ""};${refused} nothing entered for ${duration(halt.idle_ms)}. Only RESUME lifts it; decisions go on.
   </p>`;
 }
 
@@ -164,6 +166,7 @@ function Banner({ run, connection, isCold }) {
   if (connection.state === "refused")
     return html`<p class="banner" role="alert"><b>No steps are told here since ${when(connection.since, Date.now())}:</b> the page has too many readers, or this one was too slow. What is shown is read again every 15 s.</p>`;
   if (run.halt) return html`<${Halted} run=${run} />`;
+  if (run.holes) return html`<p class="banner calm">${run.holes}</p>`;
   if (isCold)
     return html`<p class="banner calm">Warming up: ${count(run.row.decisions)} of ${count(run.bars_needed)} bars; ${run.row.last_ms && run.bars_needed > run.row.decisions ? `the first decision that may trade comes in ${duration((run.bars_needed - run.row.decisions) * run.row.interval_ms)}.` : "soon."}</p>`;
   if (!run.has_model) return html`<p class="banner calm">This run has no model: no forecast, no attention and none of their gates.</p>`;

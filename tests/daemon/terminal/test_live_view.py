@@ -239,7 +239,7 @@ def test_a_late_forecast_and_a_missing_measure_are_shown() -> None:
 def test_a_warm_up_bar_has_no_decision() -> None:
     shown = drawn(step(bar()))
     assert "gates" not in shown
-    assert "1 bars taken in" in shown
+    assert "1 bar taken in" in shown
 
 
 def test_a_revision_is_not_drawn() -> None:

@@ -129,7 +129,7 @@ def test_a_few_rows_off_the_grid_are_dropped_and_said(tmp_path: Path) -> None:
     candles = read_candles(path)
     assert len(candles) == 299
     assert candles.gaps == [(T0 + 60_000 * 150, T0 + 60_000 * 151)]
-    assert "1 candles off the grid dropped" in candles.notes[0]
+    assert "1 candle off the grid dropped" in candles.notes[0]
     assert "line 152" in candles.notes[0]
     text = refusal(path, strict=True)
     assert "line 152: opens at 2025-01-01T02:30:28Z, off the file's grid of 60 s" in text

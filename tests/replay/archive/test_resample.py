@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -106,3 +107,12 @@ def test_a_sum_beyond_64_bits_is_refused() -> None:
     huge.volume[:] = 2**62
     with pytest.raises(DataInvalid, match="more than 64 bits"):
         resample(huge, DAY)
+
+
+def test_a_turnover_beyond_64_bits_is_left_out_and_noted() -> None:
+    part = hours()
+    huge = replace(part, turnover=np.full(len(part), 2**62))
+    days = resample(huge, DAY)
+    assert days.turnover is None
+    assert "turnover left out" in days.notes[-1]
+    assert days.volume.tolist() == resample(part, DAY).volume.tolist()

@@ -261,21 +261,23 @@ def test_trades_are_shown_beside_a_second_span_alone(judgements: list[SpanJudgem
 
 
 def test_a_result_that_turns_is_not_repeated(judgements: list[SpanJudgement]) -> None:
-    def with_net(one: SpanJudgement, net: list[float]) -> SpanJudgement:
-        rule = {"bars_per_1000": 1.0, "trades": 9, "days": 2, "net_bp": net}
+    def with_net(one: SpanJudgement, net: list[float], days: int) -> SpanJudgement:
+        rule = {"bars_per_1000": 1.0, "trades": 99, "days": days, "net_bp": net}
         traded = {"bars": 9, **dict.fromkeys(one.judged.rules, rule)}
         gates = {**one.judged.figures["gates"], "traded": traded}
         return replace(
             one, judged=one.judged._replace(figures={**one.judged.figures, "gates": gates})
         )
 
-    def verdicts(first: list[float], second: list[float]) -> set[Any]:
-        pair = [with_net(one, net) for one, net in zip(judgements, (first, second), strict=True)]
+    def verdicts(first: list[float], second: list[float], days: int = 30) -> set[Any]:
+        nets = zip(judgements, (first, second), strict=True)
+        pair = [with_net(one, net, days) for one, net in nets]
         (made,) = [t for t in tables_across(pair) if t.key == "trades"]
         return {row["repeated"] for row in made.documents()}
 
     assert verdicts([39.3, 13.5], [-1.6, 12.0]) == {"no"}
     assert verdicts([39.3, 13.5], [30.0, 12.0]) == {"yes"}
+    assert verdicts([39.3, 13.5], [30.0, 12.0], 29) == {"too few days"}
     assert verdicts([39.3, 13.5], [-30.0, 12.0]) == {"no"}
 
 

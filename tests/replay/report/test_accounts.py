@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tracepaper.replay.report import benchmarks
 from tracepaper.replay.report.record import Bars
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
+from tracepaper.strategies.types.decisions import Liquidity
 
 part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
     lambda sizes: st.sampled_from([1, -1]).map(
@@ -158,6 +159,36 @@ def test_a_twin_at_the_only_possible_places_earns_what_the_run_earned(
     found = benchmarks.random_twins(record, ledger, np.array([0]), count=3)
     assert found is not None
     assert found.final_median == pytest.approx(equity)
+    assert found.beaten == 0.5, "as good as chance, for chance has no other place"
+
+
+@pytest.mark.parametrize("liquidity", Liquidity)
+def test_an_account_without_information_beats_half_of_its_random_twins(
+    cross_report: Report, liquidity: Liquidity
+) -> None:
+    record = cross_report.record
+    (name, bars), *_ = record.bars.items()
+    rate = record.maker_rate if liquidity is Liquidity.MAKER else record.cost_rate
+    beaten = []
+    for seed in range(30):
+        chance = np.random.default_rng(seed)
+        held = np.repeat(chance.integers(-1, 2, bars.open.size // 25 + 1), 25)[: bars.open.size]
+        held = np.where(np.arange(held.size) <= record.warm_from[name], 0.0, held)
+        delta = np.diff(held, prepend=0.0)
+        fills = tuple(
+            {"instrument": name, "filled_ms": int(bars.open_time_ms[at]), "liquidity": liquidity,
+             "price": float(bars.open[at]), "quantity_text": f"{abs(delta[at]):.1f}"}
+            for at in np.flatnonzero(delta)
+        )  # fmt: skip
+        equity = 1e6 + benchmarks.gains(bars, held, np.abs(delta), rate).sum()
+        ledger = type(record.account)(
+            "all", np.array([1e6, equity]), {name: held}, fills, 0.0, 0.0, 0.0, 0.0
+        )
+        twins = benchmarks.random_twins(record, ledger, np.array([0]), count=30)
+        assert twins is not None
+        beaten.append(twins.beaten)
+    # A share between 0 and 1 that is even has a deviation of 0.29: that of 30 of them is 0.05.
+    assert np.mean(beaten) == pytest.approx(0.5, abs=0.15)
 
 
 @pytest.mark.slow
