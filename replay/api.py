@@ -423,8 +423,9 @@ class Backtest:
             f"{record.run['strategy']} on {record.run['instruments']}, "
             f"{iso(int(record.decisions.open_time_ms.min()))} to {iso(int(record.times_ms[-1]))}"
         )
-        bars = "" if figures["bars"] is None else f"{count_of(figures['bars'], 'bar')}, "
-        trades = count_of(figures["trades"], "closed trade")
+        counted = figures["bars"]
+        bars = "" if counted is None else f"{count_of(int(counted), 'bar')}, "
+        trades = count_of(int(figures["trades"] or 0), "closed trade")
         yield f"{bars}{_number(figures['days'], ',.1f')} days, {trades}"
         yield (
             f"return {_percent(figures['return'])}, a day "
