@@ -64,7 +64,6 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/tracepaper bench ingest
 	$(BIN)/tracepaper bench live
-	$(BIN)/tracepaper bench close
 	$(BIN)/tracepaper bench replay
 
 # Hours; what passed on this commit is not run again. ONLY names a part, or the beginning of its name.
