@@ -358,12 +358,12 @@ def refusals(database: Path) -> list[str | None]:
     return [name for (name,) in rows(database, "SELECT refused_by FROM v_decisions ORDER BY 1")]
 
 
-@pytest.mark.parametrize(("timeout", "late"), [("None", 1), ("0.8 * self.deadline_s", 0)])
+@pytest.mark.parametrize(("limit", "late"), [("None", 1), ("0.8 * self.deadline_s", 0)])
 async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_without_it(
-    tmp_path: Path, timeout: str, late: int
+    tmp_path: Path, limit: str, late: int
 ) -> None:
     """A request without a time limit is late; one with a limit gives up before the deadline."""
-    source = OUTSIDE.replace("timeout=None", f"timeout={timeout}")
+    source = OUTSIDE.replace("timeout=None", f"timeout={limit}")
     (tmp_path / "outside_model.py").write_text(source, encoding="utf-8")
     database = tmp_path / "run.db"
     with importable(tmp_path), service() as asked:
