@@ -101,7 +101,7 @@ ledger: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python tests/generators/ledger.py
 
 readme: $(STAMP)
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py $(PAGES)
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/pictures.py
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/docs_notebook.py
 
