@@ -64,7 +64,6 @@ docs: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/tracepaper bench ingest
 	$(BIN)/tracepaper bench live
-	$(BIN)/tracepaper bench close
 	$(BIN)/tracepaper bench replay
 
 # Hours; what passed on this commit is not run again. ONLY names a part, or the beginning of its name.
@@ -102,7 +101,7 @@ ledger: $(STAMP)
 	@PYTHONPATH=tests/support $(BIN)/python tests/generators/ledger.py
 
 readme: $(STAMP)
-	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py
+	PYTHONPATH=tests/support $(BIN)/python tests/generators/readme.py $(PAGES)
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/pictures.py
 	PYTHONPATH=tests/support $(BIN)/python tests/generators/docs_notebook.py
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.session.http_model import HttpModel as HttpModel
     from tracepaper.replay.api import backtest as backtest
     from tracepaper.replay.dataframes import open_run as open_run
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
@@ -41,7 +40,6 @@ _HOMES = {
     "Cancel": "strategies.api.context",
     "ConfigInvalid": "strategies.errors",
     "DataInvalid": "strategies.errors",
-    "HttpModel": "daemon.session.http_model",
     "Model": "strategies.api.model",
     "Orders": "strategies.api.context",
     "Percent": "strategies.api.context",
@@ -67,7 +65,6 @@ __all__ = [
     "Cancel",
     "ConfigInvalid",
     "DataInvalid",
-    "HttpModel",
     "Model",
     "Orders",
     "Percent",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -21,13 +23,12 @@ LONG: Final = (
     re.compile(r"test_(judged_together|ensemble_of_two_schemas)\.py::"),
     re.compile(r"test_further\.py::test_the_tails_follow"),
     re.compile(r"test_pair\.py::test_a_pair_trades_thirty_thousand_bars"),
-    # What ends a demo beyond Ctrl-C; what `bench` measures beyond the engine and attention.
+    # What ends a demo beyond Ctrl-C.
     re.compile(r"test_show\.py::test_(an_exchange|a_daemon)_that_dies"),
     re.compile(r"test_show\.py::test_open_opens_the_page_that_is_named\[demo1"),
     re.compile(r"test_product\.py::test_ctrl_c_ends_a_demo"),
-    re.compile(r"bench/test_(page|assets|ett)\.py::"),
     # Clusters of Ray beyond one of two workers; attention over assets beyond the first kind.
-    re.compile(r"test_on_ray\.py::test_(a_worker|a_cell_over|a_node|a_part|cells_on_ray_are_meas)"),
+    re.compile(r"test_on_ray\.py::test_(a_worker|a_cell_over|a_node|a_part)"),
     re.compile(r"test_library\.py::.*\[Diagnostics: cross-asset"),
     # What a campaign does itself, in small.
     re.compile(r"test_campaign_fleet\.py::test_two_daemons"),
@@ -53,8 +54,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `make golden` rewrite the golden files instead of comparing with them."""
+    """Let `make golden` rewrite the golden files; write what each test costs into a table."""
     parser.addoption("--rewrite-golden", action="store_true", help="rewrite tests/data/golden_*")
+    parser.addoption("--costs", metavar="FILE", help="append CPU seconds and name of each test")
+
+
+def _cpu_s() -> float:
+    """Return the CPU seconds of this process and of the children that it has waited for."""
+    return sum(os.times()[:4])
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Append what the test cost, its fixtures included, to the table of ``--costs``."""
+    before = _cpu_s()
+    done = yield
+    if (path := item.config.getoption("--costs")) is not None:
+        with Path(path).open("a", encoding="utf-8") as table:
+            table.write(f"{_cpu_s() - before:.2f}\t{item.nodeid}\n")
+    return done
 
 
 @pytest.fixture

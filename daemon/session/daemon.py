@@ -237,7 +237,7 @@ class Daemon:
                     period_start_ms=interval_start(server_ms, config.market.interval_ms),
                     wall_ms=clock.wall_ms(),
                     warnings=(
-                        *(() if forecaster is None else warnings_for(config, server_ms)),
+                        *(() if forecaster is None else warnings_for(config)),
                         *_promotion_warnings(forecaster, self._configured_sha256),
                         *margin_warnings(config, instruments),
                     ),

@@ -38,7 +38,6 @@ from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.calibration import FittedConfidence
 from tracepaper.strategies.types.decisions import Run
-from tracepaper.strategies.units import iso
 
 if TYPE_CHECKING:
     from tracepaper.strategies.covariates import CovariateSource
@@ -191,8 +190,8 @@ def card_of(config: Config, forecaster: Forecaster | None) -> Mapping[str, Any]:
     return checkpoints.read_card(checkpoints.locate(config.model.checkpoint))
 
 
-def warnings_for(config: Config, from_ms: int) -> tuple[str, ...]:
-    """Return the warnings about the configured model that a run from *from_ms* on stores."""
+def warnings_for(config: Config) -> tuple[str, ...]:
+    """Return the warnings about the configured model that a run stores."""
     if config.model.own_class:
         return ()
     card = card_of(config, None)
@@ -205,10 +204,6 @@ def warnings_for(config: Config, from_ms: int) -> tuple[str, ...]:
             "the checkpoint's quantiles of recent mass and shift are those of the usual rollout, "
             "and this run is explained by another"
         )
-    fits = card.get("committee", {}).get("fits", ())
-    if fits and from_ms < fits[0]["from_ms"]:
-        first = iso(fits[0]["from_ms"])
-        found.append(f"the committee's first fit is of {first}; bars before it are refused, finite")
     return tuple(found)
 
 

@@ -65,17 +65,11 @@ class CandidateJudgement(Struct, frozen=True):
     p: float | None = None
     test: int = 0
     level: float | None = None
-    data_sha256: str = ""  # of the rows that a committee's newest fit learnt from
 
     @property
     def is_judged(self) -> bool:
         """Whether both models were judged."""
         return self.p is not None
-
-    @property
-    def is_refit(self) -> bool:
-        """Whether the candidate is the running committee, with its simple members fitted anew."""
-        return bool(self.candidate) and not self.is_judged and self.data_sha256 != ""
 
 
 def level_of(alpha: float, test: int) -> float:
@@ -187,9 +181,7 @@ MARK_FILE: Final = "began"
 """Holds the market time at which the training under way began."""
 REFUSED: Final = "refused"
 _TAIL_BYTES: Final = 4_096
-_JUDGED: Final = frozenset(
-    {RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED, RetrainOutcome.REFITTED}
-)
+_JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
 log = structlog.get_logger("retrain")
 
@@ -332,13 +324,10 @@ class Retrainer:
         """
         if judged.running_sha256 != self.running.model_sha256:
             raise TrainingFailed("the training judged another model than the one that decides")
-        if not (judged.is_judged or judged.is_refit):
+        if not judged.is_judged:
             return self._event(RetrainOutcome.SKIPPED, judged.reason, began_ms, judged), None
-        if judged.is_refit:
-            test, outcome, reason = 0, RetrainOutcome.REFITTED, judged.reason
-        else:
-            alpha, test = float(self._config.retrain.alpha), self._tests + 1
-            outcome, reason = verdict(judged, test=test, alpha=alpha)
+        alpha, test = float(self._config.retrain.alpha), self._tests + 1
+        outcome, reason = verdict(judged, test=test, alpha=alpha)
         candidate: Forecaster | None = None
         if outcome is not RetrainOutcome.REFUSED:
             try:

@@ -399,7 +399,7 @@ def build(  # noqa: PLR0913 - the options of a replay
             *feed.actions.notes,
             *read_as,
             *list_warnings(rule, names, instruments),
-            *(() if forecaster is None else warnings_for(config, feed.period_start_ms)),
+            *(() if forecaster is None else warnings_for(config)),
             *(
                 ()
                 if forecaster is None

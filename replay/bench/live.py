@@ -1,4 +1,4 @@
-"""``bench live`` and ``close``: latency from a parsed bar, or a close, to its commit."""
+"""``bench live``: latency from a parsed bar, or a close, to its commit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -257,8 +256,7 @@ class BareCommit:
 
 
 WARM_UP_CLOSES: Final = 20
-"""Closes that are decided, half of them each way, before the first that is timed."""
-REACH: Final = 0.35
+"""Closes that are decided before the first that is timed."""
 REACH_LIVE_MS: Final = 500.0
 """After the last bar of a close of fifty symbols all of its decisions are committed."""
 LIVE_CLOSES_LEAST: Final = 100
@@ -290,47 +288,6 @@ class Spent:
         return {"wall": statistics.median(self.wall_ms), "cpu": statistics.median(self.cpu_ms)}
 
 
-def measure_close(
-    symbols: int = 30, rounds: int = 40, *, tell: Tell = lambda _: None
-) -> dict[str, Any]:
-    """Return milliseconds from the delivery of a close to the commit of its last decision.
-
-    One run of *symbols* with the default model takes closes in turn gathered (announced, predicted
-    in one batch, stored in one transaction) and one by one, as with ``gather_ms = 0``; medians
-    over *rounds* closes each way. ``wall_ratio`` is the one ÷ the other in wall time, waits for the
-    disk included: it is held to the reach. The same of CPU time, and of the model alone, follow.
-    """
-    config = live_config("attention", [f"BENCH{number}USDT" for number in range(symbols)])
-    return {
-        "machine": machine_line(),
-        "symbols": symbols,
-        "rounds": rounds,
-        **compare(config, load_forecaster(config), rounds, tell=tell),
-    }
-
-
-def compare(
-    config: Config, forecaster: Forecaster, rounds: int, *, tell: Tell = lambda _: None
-) -> dict[str, Any]:
-    """Return the times of *rounds* closes each way by *forecaster*, and their ratios."""
-    context = forecaster.context
-    decided = context + WARM_UP_CLOSES + 2 * rounds
-    closes = closes_of(len(config.market.symbols), decided + 2 * rounds)
-    feed = _timed(config, forecaster, closes[:decided], context, tell=tell)
-    tell("the model alone")
-    whole = {name: spent.medians() for name, spent in feed.spent.items()}
-    alone = {name: spent.medians() for name, spent in model_alone(forecaster, closes[decided:])}
-    return {
-        "one_by_one_ms": whole["one_by_one"],
-        "gathered_ms": whole["gathered"],
-        "wall_ratio": whole["gathered"]["wall"] / whole["one_by_one"]["wall"],
-        "reach_of_wall_ratio": REACH,
-        "cpu_ratio": whole["gathered"]["cpu"] / whole["one_by_one"]["cpu"],
-        "model_alone_cpu_ms": {name: each["cpu"] for name, each in alone.items()},
-        "model_alone_cpu_ratio": alone["gathered"]["cpu"] / alone["one_by_one"]["cpu"],
-    }
-
-
 def measure_live_closes(
     symbols: int, closes: int, *, model: bool = True, tell: Tell = lambda _: None
 ) -> dict[str, Any]:
@@ -349,33 +306,20 @@ def measure_live_closes(
         forecaster = load_forecaster(config) if needs_forecaster(config) else None
         context = SLOW_BARS if forecaster is None else forecaster.context
         given = closes_of(symbols, context + WARM_UP_CLOSES + closes)
-        feed = _timed(config, forecaster, given, context, only="gathered", tell=tell)
-        wall_ms = sorted(feed.spent["gathered"].wall_ms)
+        feed = _timed(config, forecaster, given, context, tell=tell)
+        wall_ms = sorted(feed.spent.wall_ms)
         figures[f"{name}_ms"] = {
             "median": statistics.median(wall_ms),
             "p99": statistics.quantiles(wall_ms, n=100)[98],
             "longest": wall_ms[-1],
         }
         figures[f"{name}_a_symbol"] = {
-            "cpu_ms": feed.spent["gathered"].medians()["cpu"] / symbols,
+            "cpu_ms": feed.spent.medians()["cpu"] / symbols,
             "memory_mb": feed.grown_mb / symbols,
             "bytes_a_decision": feed.grown_bytes / closes / symbols,
         }
     figures["reach_ms"] = REACH_LIVE_MS
     return figures
-
-
-def timed_closes(config: Config, closes: int, *, warm: int) -> Spent:
-    """Time *closes* gathered closes of a live run of *config*, after *warm* others."""
-    forecaster = load_forecaster(config)
-    given = closes_of(len(config.market.symbols), forecaster.context + warm + closes)
-    feed = _timed(
-        config, forecaster, given, forecaster.context, only="gathered", warm=warm, tell=_silent
-    )
-    return feed.spent["gathered"]
-
-
-def _silent(_: str) -> None: ...
 
 
 def _timed(
@@ -384,8 +328,6 @@ def _timed(
     closes: Sequence[Sequence[Bar]],
     context: int,
     *,
-    only: str = "",
-    warm: int = WARM_UP_CLOSES,
     tell: Tell,
 ) -> TimedFeed:
     """Return the feed that took *closes* through a run; the first *context* of them warm it."""
@@ -398,9 +340,7 @@ def _timed(
     with tempfile.TemporaryDirectory() as folder:
         database = Path(folder) / "bench.db"
         with live_parts(config, instruments, forecaster, database, start_ms=start_ms) as parts:
-            feed = TimedFeed(
-                closes[:context], parts.start, closes[context:], tell, only=only, warm=warm
-            )
+            feed = TimedFeed(closes[:context], parts.start, closes[context:], tell)
             feed.database = database
             asyncio.run(drive(feed, parts.predictor, parts.engine, parts.audit))
             feed.grown_mb = resident_mb() - before_mb
@@ -442,7 +382,7 @@ def gathered(close: Sequence[Bar]) -> list[Event]:
 
 
 class TimedFeed:
-    """Delivers closes in turn one by one and gathered; times each until its last step is stored.
+    """Delivers closes, each gathered, and times each until its last step is stored.
 
     The loop asks for an event once the steps of those before it are committed.
     """
@@ -453,11 +393,8 @@ class TimedFeed:
         start: Callable[[], Event],
         closes: Sequence[Sequence[Bar]],
         tell: Tell,
-        *,
-        only: str = "",
-        warm: int = WARM_UP_CLOSES,
     ) -> None:
-        self.spent: Mapping[str, Spent] = {"one_by_one": Spent(), "gathered": Spent()}
+        self.spent = Spent()
         self.grown_mb = 0.0  # by the run, beyond the program, its model and the candles
         self.grown_bytes = 0  # of the database, since the first close that is timed
         self.database: Path | None = None
@@ -465,8 +402,6 @@ class TimedFeed:
         self._start = start
         self._closes = closes
         self._tell = tell
-        self._warm = warm  # closes that are not timed
-        self._only = only  # the one way in which closes are delivered; in turn without it
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         """Yield the bars before the start, the start, then quotes and bars close by close."""
@@ -475,32 +410,12 @@ class TimedFeed:
                 yield event
         yield self._start()
         self._tell(f"{len(self._closes)} closes of {len(self._closes[0])} symbols")
-        warming: Mapping[str, Spent] = defaultdict(Spent)
+        warming = Spent()
         for number, close in enumerate(self._closes):
-            if number == self._warm and self.database is not None:
+            if number == WARM_UP_CLOSES and self.database is not None:
                 self.grown_bytes = -_content_bytes(self.database)
             for bar in close:
                 yield quote_of(bar)
-            name, events = "one_by_one", list[Event](close)
-            if self._only == "gathered" or (not self._only and number % 2):
-                name, events = "gathered", gathered(close)
-            spent = warming if number < self._warm else self.spent
-            with spent[name]:
-                for event in events:
+            with warming if number < WARM_UP_CLOSES else self.spent:
+                for event in gathered(close):
                     yield event
-
-
-def model_alone(
-    forecaster: Forecaster, closes: Sequence[Sequence[Bar]]
-) -> Iterable[tuple[str, Spent]]:
-    """Time the model's answers to *closes*, in turn bar by bar and batched."""
-    single, batched = Spent(), Spent()
-    for number, close in enumerate(closes):
-        if number % 2:
-            with batched:
-                forecaster.predict_many(close)
-        else:
-            with single:
-                for bar in close:
-                    forecaster.step(bar)
-    return ("one_by_one", single), ("gathered", batched)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import resource
@@ -11,9 +10,6 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-from tracepaper.strategies.errors import ConfigInvalid
 
 
 def machine_line() -> str:
@@ -26,21 +22,6 @@ def machine_line() -> str:
         f"{_commit()}, {_processor()}, {len(os.sched_getaffinity(0))} cores, load {load}, "
         f"Python {platform.python_version()}, PyTorch {version('torch').partition('+')[0]}"
     )
-
-
-def measure_apart(program: str, what: str) -> dict[str, Any]:
-    """Return the figures that *program* prints as JSON in a fresh process, and the machine.
-
-    Raises ``ConfigInvalid``, which names *what* was measured, where that process fails.
-    """
-    done = subprocess.run(  # noqa: S603 - our own interpreter and our own words
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
-        raise ConfigInvalid(f"{what} could not be measured ({last}); give fewer.")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return {**found, "machine": machine_line()}
 
 
 def _commit() -> str:

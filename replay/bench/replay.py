@@ -1,13 +1,7 @@
-"""``bench replay``, ``audit`` and ``sweep``: bars a CPU second.
-
-The bare loop reads every row of the run's tables in the order of its key, packs it and hashes it,
-and checks nothing. Both are measured in CPU time, in turns; a figure is the median of the rounds.
-"""
+"""``bench replay``: bars a CPU second; a figure is the median of rounds in turns."""
 
 from __future__ import annotations
 
-import resource
-import sqlite3
 import statistics
 import tempfile
 import time
@@ -15,7 +9,6 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,32 +19,13 @@ from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
-from tracepaper.replay.backtest.request import Request, carry_out
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
 from tracepaper.replay.samples import DEMO_CANDLES
-from tracepaper.replay.sweep.executor import LocalProcesses
-from tracepaper.replay.sweep.run import carry_out_sweep
-from tracepaper.replay.sweep.space import grid
-from tracepaper.replay.sweep.trial import (
-    WHOLE,
-    Cell,
-    CellResult,
-    Work,
-    make,
-    overrides_of,
-    read_request,
-)
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.integrity import check_keys, check_pages
-from tracepaper.storage.chain.walk import verify_chain
-from tracepaper.storage.database.chunks import run_span, select
-from tracepaper.storage.database.reader import Reader
-from tracepaper.storage.record.digest import pack
-from tracepaper.storage.record.rows import RUN_TABLES
 from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
-from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
+from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
 from tracepaper.strategies.types.decisions import ACTING_ONLY, Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar
@@ -425,160 +399,3 @@ def forward_seconds(times: int) -> float:
         forward_whole(network, rows)
         taken.append(time.perf_counter() - began)
     return statistics.median(taken)
-
-
-ROUNDS: Final = 5
-REACH: Final = {"plain": 1.15, "model": 1.3}
-MODEL_BARS: Final = 12_000
-
-
-def measure_audit(
-    bars: int = 100_000, *, model: bool = True, tell: Tell = lambda _: None
-) -> dict[str, Any]:
-    """Return the figures of a run of *bars* bars without a model, and of one with the default."""
-    found: dict[str, Any] = {"machine": machine_line(), "rounds": ROUNDS}
-    runs = {"plain": ("sma_cross", bars)}
-    if model:
-        runs["model"] = ("attention", min(bars, MODEL_BARS))
-    for name, (strategy, count) in runs.items():
-        tell(f"replaying {count:,} bars with {strategy}")
-        with tempfile.TemporaryDirectory() as folder:
-            database = Path(folder) / "bench.db"
-            _record(replay_of([tiled(count)], strategy), database, Tally())
-            tell("checking it")
-            found |= {f"{name}_{key}": value for key, value in _checked(database).items()}
-        found[f"reach_{name}"] = REACH[name]
-    return found
-
-
-def _checked(database: Path) -> dict[str, float]:
-    """Return microseconds a step of each part, and the walk as a multiple of the bare loop."""
-    with Reader.open(database) as reader:
-        run_id = reader.find("last")
-        stored = reader.stored_run(run_id)
-        connection, span = reader.connection, run_span(stored.run_key)
-        parts: dict[str, Callable[[], object]] = {
-            "bare": lambda: bare(connection, span),
-            "walk": lambda: _walked(connection, run_id),
-            "pages": lambda: list(check_pages(connection)),
-            "keys": lambda: list(check_keys(connection)),
-        }
-        spent: dict[str, list[float]] = {name: [] for name in parts}
-        for _ in range(ROUNDS):
-            for name, part in parts.items():
-                began = time.process_time()
-                part()
-                spent[name].append(time.process_time() - began)
-        median = {name: statistics.median(times) for name, times in spent.items()}
-        steps = stored.step_count
-    return {
-        "steps": steps,
-        "walk_us_a_step": median["walk"] / steps * 1e6,
-        "times_bare": median["walk"] / median["bare"],
-        "integrity_check_us_a_step": median["pages"] / steps * 1e6,
-        "foreign_keys_us_a_step": median["keys"] / steps * 1e6,
-    }
-
-
-def bare(connection: sqlite3.Connection, span: tuple[int, int]) -> bytes:
-    """Read, pack and hash every row of a run, and return the last hash."""
-    last = b""
-    for table in RUN_TABLES:
-        for row in connection.execute(select(table, "step BETWEEN ? AND ?"), span):
-            last = sha256(pack(row)).digest()
-    return last
-
-
-def _walked(connection: sqlite3.Connection, run_id: str) -> None:
-    if not verify_chain(connection, run_id).holds:
-        raise InvariantBroken("The chain of the measured run does not hold; the figures are void.")
-
-
-REACH_TIMES_RUNS: Final = 1.2
-FAST: Final = tuple(range(2, 22, 2))
-SLOW: Final = tuple(range(30, 130, 10))
-CONFIG: Final = {"sizing": {"mode": "fixed", "quantity": "1"}, "account": {"cash": "1000000"}}
-
-
-def measure_sweep(
-    bars: int = 12_000,
-    *,
-    jobs: int | None = None,
-    fast: Sequence[int] = FAST,
-    slow: Sequence[int] = SLOW,
-    tell: Tell = lambda _: None,
-) -> dict[str, Any]:
-    """Return the figures of a sweep over *bars* bars: a hundred runs, of every *fast* and *slow*.
-
-    Beside it the same runs are made one after another in this process: each as ``tracepaper
-    replay`` makes it (``replays``), and with the figures that a sweep reads of each (``runs``).
-    The sweep's trials are counted in a registry of its own.
-    """
-    candles = tiled(bars)
-    with tempfile.TemporaryDirectory() as folder:
-        request = read_request(
-            "sma_cross",
-            candles,
-            {"fast": list(fast), "slow": list(slow)},
-            "return",
-            config=CONFIG,
-        )
-        cells = [
-            Cell(0, WHOLE, number, point, None, None)
-            for number, point in enumerate(grid(request.axes))
-        ]
-        make(request.work, cells[0])  # what is imported and read once is no run's cost
-        tell(f"{len(cells)} replays of {bars:,} bars, one after another")
-        replays = _cpu_s(lambda: [_replayed(request.work, cell, Path(folder)) for cell in cells])
-        tell("the same with their figures")
-        runs = _cpu_s(lambda: [make(request.work, cell) for cell in cells])
-        tell("the same as a sweep")
-        processes: LocalProcesses[Cell, CellResult] = LocalProcesses(jobs)
-        swept = _cpu_s(
-            lambda: carry_out_sweep(
-                request,
-                processes,
-                state=Path(folder) / "sweep.db",
-                progress=lambda _done, _of, _best: None,
-                registry=Path(folder) / "trials.db",
-            )
-        )
-        swept += processes.cpu_s  # of processes that are none of this one's children
-    return {
-        "machine": machine_line(),
-        "runs": len(cells),
-        "bars": bars,
-        "cpu_s_replays": replays,
-        "cpu_s_runs": runs,
-        "cpu_s_sweep": swept,
-        "sweep_times_runs": swept / runs,
-        "sweep_times_replays": swept / replays,
-        "reach_times_runs": REACH_TIMES_RUNS,
-    }
-
-
-def _replayed(work: Work, cell: Cell, folder: Path) -> str:
-    database = folder / "run.db"
-    made = carry_out(
-        Request(
-            data=work.candles,
-            config=work.config,
-            overrides=overrides_of(work, cell.point),
-            database=database,
-        )
-    )
-    for left in folder.glob("run.db*"):
-        left.unlink()
-    return made.run_id
-
-
-def _cpu_s(job: Callable[[], object]) -> float:
-    """Return the CPU seconds of *job* in this process and in those that it started and ended."""
-    before = _used_s()
-    job()
-    return _used_s() - before
-
-
-def _used_s() -> float:
-    both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(used.ru_utime + used.ru_stime for used in both)

@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tracepaper.storage.checkpoints import save
 from tracepaper.strategies.attention import compiled, reference
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
@@ -24,16 +21,8 @@ from tracepaper.strategies.attention.rollout import rollout_buckets, rollout_by_
 from tracepaper.strategies.attention.tiles import visible_pairs
 from tracepaper.strategies.attention.weighted import gradient_rollout_rows
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
-from tracepaper.strategies.networks.keys import listed
-from tracepaper.strategies.networks.order_book import (
-    OrderBookAttribution,
-    OrderBookConfig,
-    OrderBookNetwork,
-)
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
     Advance,
@@ -416,70 +405,3 @@ def forward_whole(network: FlashNetwork, rows: torch.Tensor) -> None:
     """Run *rows* through *network* once, keeping no gradient."""
     with torch.inference_mode():
         network(rows)
-
-
-class BookWorkload:
-    """A network of order books as it begins, for a test of size."""
-
-    def __init__(self, levels: int, books: int) -> None:
-        torch.manual_seed(0)
-        self._network = OrderBookNetwork(OrderBookConfig(levels=levels, window=books)).eval()
-
-    def look(self, tokens: NDArray[np.float32]) -> OrderBookAttribution:
-        """Forecast from the newest of *tokens* [book, token, column], with the depth map."""
-        return self._network.look(torch.from_numpy(tokens))
-
-
-class SeveralAssets:
-    """An untrained network over the given assets, explained for each of them at once."""
-
-    def __init__(self, rows: NDArray[np.float32], *, seed: int) -> None:
-        """Take feature *rows* [asset, bar, feature]; the window is all bars."""
-        assets, bars, features = rows.shape
-        torch.manual_seed(seed)
-        self.config = CrossAssetConfig(
-            symbols=tuple(f"S{number}USDT" for number in range(assets)),
-            features=features,
-            window=bars,
-        )
-        self._network = CrossAssetNetwork(self.config).eval()
-        self._inputs = torch.from_numpy(rows)[None], torch.arange(assets), torch.arange(bars)
-
-    def forward(self) -> float:
-        """Forecast every bar of every asset; return the largest expected return."""
-        with torch.inference_mode():
-            return float(self._network(*self._inputs).each.mean.max())
-
-    def explained(self) -> float:
-        """Forecast the last bar and explain it for every asset; return how far rows miss 1."""
-        with torch.inference_mode():
-            shares = self._network.look(*self._inputs).influence.sum(dim=1)
-        return float((shares - 1.0).abs().max())
-
-
-def write_model(folder: Path, symbols: tuple[str, ...], bars: int) -> CrossAssetConfig:
-    """Write an untrained checkpoint over *symbols*, whose answers look back on *bars* or one more.
-
-    Its calibration is drawn, so that every gate has a threshold.
-    """
-    known = schema(SCHEMA)
-    config = CrossAssetConfig(
-        symbols=symbols, features=len(known.names), layers=_LAYERS, window=bars // _LAYERS + 1
-    )
-    torch.manual_seed(0)
-    hundredths = [place / 100 for place in range(1, 100)]
-    card = {
-        "model": {"kind": "crossasset", "name": "crossasset"},
-        "architecture": listed(config),
-        "features": {"schema_id": SCHEMA},
-        "market": {"interval": "1"},
-        "calibration": {
-            "horizon": config.every,
-            "slope": 1.0,
-            "quantiles": dict.fromkeys(
-                ("confidence", "collapsed", "shift", "recent_mass"), hundredths
-            ),
-        },
-    }
-    save(folder, CrossAssetNetwork(config).state_dict(), card)
-    return config

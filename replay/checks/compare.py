@@ -229,9 +229,8 @@ class Compared:
 class RowCheck:
     """Compares the steps of one run, in their order, with the rows that hold them.
 
-    Where an ensemble or a committee answers, *member_shape* is how many members it has and how many
-    numbers each says at a horizon, which have a tolerance; what another kind says is equal bit for
-    bit.
+    Where an ensemble answers, *member_shape* is how many members it has and how many numbers each
+    says at a horizon, which have a tolerance; what another kind says is equal bit for bit.
     """
 
     def __init__(
@@ -426,8 +425,7 @@ def _blobs_agree(field: str, stored: bytes, derived: bytes, answer: Sequence[Any
 def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> bool:
     """Return whether what each member said agrees, means and volatilities by its own volatility.
 
-    *shape* is how many members there are, and how many numbers each has at a horizon: mean and
-    volatility, and of a committee weight and regret, whose unit is 1.
+    *shape* is how many members there are, and how many numbers each has at a horizon.
     """
     if not isinstance(stored, bytes) or not isinstance(derived, bytes):
         return False
@@ -440,9 +438,7 @@ def _members_agree(stored: object, derived: object, shape: tuple[int, int]) -> b
     )
     if not np.isfinite(one).all():
         return stored == derived
-    sizes = np.repeat(one[:, 1:2], columns, axis=1)
-    sizes[:, 2:] = np.maximum(np.abs(one[:, 2:]), 1.0)
-    return bool((np.abs(one - two) <= RETURNS * sizes).all())
+    return bool((np.abs(one - two) <= RETURNS * one[:, 1:2]).all())
 
 
 def _horizons_agree(stored: bytes, derived: bytes, horizon: int) -> bool:

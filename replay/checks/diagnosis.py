@@ -126,7 +126,7 @@ class Case:
     differences: Sequence[Difference]
     first_compared: int  # steps before it were derived and not compared
     exact: bool
-    member_shape: tuple[int, int] | None = None  # of what an ensemble or a committee answers
+    member_shape: tuple[int, int] | None = None  # of what an ensemble answers
     from_ms: int | None = None  # where the derivation was asked to begin
 
     @property

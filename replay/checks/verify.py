@@ -508,11 +508,6 @@ def _of_verdict(event: Retrained) -> Iterator[Unlike]:
         p = one_sided(event.difference, chance(said))
         if not math.isclose(event.p, p, rel_tol=1e-6, abs_tol=1e-300):
             yield "p", event.p, p
-    if event.outcome is RetrainOutcome.REFITTED:  # nothing was judged, and no share was spent
-        for name in ("difference", "error", "p", "level"):
-            if getattr(event, name) is not None:
-                yield name, getattr(event, name), None
-        return
     is_taken = is_better(event.difference, event.p, event.level)
     if (event.outcome is RetrainOutcome.PROMOTED) is not is_taken:
         is_lost = event.outcome is RetrainOutcome.FAILED  # better, and it could not be loaded

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
     from tracepaper.replay.checks.verify import Verification
-    from tracepaper.replay.learning.evaluation.retraining import RefitCheck
     from tracepaper.storage.database.chunks import Located
 
 SHOWN: Final = 10
@@ -57,9 +56,6 @@ def verify(
         list[Path] | None,
         typer.Option(help="Published funding rates to compare the settlements with; repeat."),
     ] = None,
-    refit: Annotated[
-        bool, typer.Option("--refit", help="Also make each refit of a committee again.")
-    ] = False,
     db: DatabaseOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -81,13 +77,10 @@ def verify(
         check = check_of_run(reader, found)
     if sample is None and from_ms is None:  # a part is no parity of the run
         keep_check(place.path, checked, "verify", check)
-    refits = _refits(place) if refit else []
     holds = found.holds and all(one.holds for one in settled)
-    holds = holds and all(one.holds for one in refits)
     if json:
         compared = [{**asdict(one), "holds": one.holds} for one in settled]
-        again = [{**one._asdict(), "holds": one.holds} for one in refits]
-        print_json({**asdict(found), "funding": compared, "refits": again, "holds": holds})
+        print_json({**asdict(found), "funding": compared, "holds": holds})
     elif found.holds:
         rounding = f", {found.tolerated:,} of them within their tolerances" * bool(found.tolerated)
         say(
@@ -109,25 +102,8 @@ def verify(
     if not json:
         for one in settled:
             _say_funding(one)
-        _say_refits(refits, asked=refit)
     if not holds:
         raise typer.Exit(1)
-
-
-def _refits(place: Located) -> list[RefitCheck]:
-    from tracepaper.replay.learning.evaluation.retraining import refit_checks
-
-    return refit_checks(place.path, place.run_id)
-
-
-def _say_refits(found: Sequence[RefitCheck], *, asked: bool) -> None:
-    """Say of each refit whether it follows from the record."""
-    if asked and not found:
-        say("No refit of a committee is in this run.")
-    for one in found:
-        how = "bit for bit" if one.is_same else "within the tolerance"
-        said = f"follows from the record, {how}" if one.holds else f"does not follow: {one.reason}"
-        say(f"The refit at {iso(one.at_ms)} to {one.candidate_sha256[:12]} {said}.")
 
 
 def _say_why_not(found: Verification) -> None:
@@ -151,8 +127,6 @@ def _say_why_not(found: Verification) -> None:
 
 def _say_beginning(found: Verification) -> None:
     """Say of a run that was not compared whole from where it was, and what covers the rest."""
-    from tracepaper.strategies.units import iso
-
     if found.from_ms is None:
         return
     since = f"They are those from {iso(found.from_ms)} on"
@@ -172,8 +146,6 @@ def _say_beginning(found: Verification) -> None:
 
 def _say_funding(one: FundingCheck) -> None:
     """Say how the settlements of one instrument agree with what was published."""
-    from tracepaper.strategies.units import iso
-
     say(
         f"{one.booked:,} of {one.published:,} published settlements of {one.instrument} were "
         "booked at the published rate."

@@ -391,11 +391,6 @@ def _found(asked: Retraining, number: int, alpha: float) -> CandidateJudgement:
 def _sentences(found: CandidateJudgement, alpha: float) -> list[str]:
     from tracepaper.daemon.session.retraining import verdict
 
-    if found.is_refit:
-        return [
-            f"Refitted: {found.reason}.",
-            f"Candidate {found.candidate_sha256[:12]} lies in {found.candidate}.",
-        ]
     if not found.is_judged:
         return [f"Nothing was judged: {found.reason}."]
     outcome, reason = verdict(found, test=found.test, alpha=alpha)

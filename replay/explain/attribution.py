@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from msgspec.structs import replace
@@ -36,7 +36,6 @@ from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_
 from tracepaper.strategies.builtin import SymbolAnswer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe, attending
-from tracepaper.strategies.forecasters.committee import member_forecasts
 from tracepaper.strategies.forecasters.cross_asset import USUAL, over_symbols
 from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
@@ -132,29 +131,6 @@ def contributed(past: PastOf[Forecaster]) -> Contributed | None:
 
 
 _SUM_TOLERANCE: Final = 1e-6
-
-
-class MemberSaid(NamedTuple):
-    """What one member of a committee said to one horizon, and what it counted for."""
-
-    member: str
-    horizon: int  # bars
-    mean_return: float
-    volatility: float
-    weight: float
-    regret: float  # what the mix lost more than the member of late, in units of QLIKE
-
-
-def members_of(past: PastOf[Forecaster]) -> tuple[MemberSaid, ...]:
-    """Read the stored forecasts of a committee's members; empty of other models."""
-    if (names := getattr(past.forecaster, "members", None)) is None:
-        return ()
-    said = member_forecasts(past.forecast)
-    return tuple(
-        MemberSaid(name, horizon, *(float(column[number, at]) for column in said))
-        for at, horizon in enumerate(past.forecast.horizons)
-        for number, name in enumerate(names)
-    )
 
 
 def share_of_rows(past: PastOf[Forecaster]) -> float | None:

@@ -37,7 +37,6 @@ from tracepaper.replay.explain.attribution import (
     ComparedWith,
     Contributed,
     Influence,
-    MemberSaid,
     SideBySide,
     Sided,
     TypedMethod,
@@ -49,7 +48,6 @@ from tracepaper.replay.explain.attribution import (
     contributed,
     explain_by,
     influence,
-    members_of,
     of_rows,
     share_of_rows,
     sided,
@@ -80,7 +78,6 @@ from tracepaper.replay.explain.tables import (
     full_parts,
     in_common,
     influence_parts,
-    member_table,
     method_parts,
     stored_parts,
 )
@@ -96,7 +93,7 @@ from tracepaper.strategies.errors import (
     TracepaperError,
 )
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.forecasters.attribution import DECISIONS, attending
+from tracepaper.strategies.forecasters.attribution import DECISIONS
 from tracepaper.strategies.units import iso
 
 
@@ -114,7 +111,6 @@ class Recomputed(NamedTuple):
     compared: SideBySide | None = None
     influence: Influence | None = None
     books: BookMap | None = None
-    members: tuple[MemberSaid, ...] = ()  # of a committee
     contributed: Contributed | None = None  # of a user's own model
 
 
@@ -220,7 +216,6 @@ def document(stored: StoredDecision, found: Recomputed, missing: str | None) -> 
         "compared": None if found.compared is None else as_document(found.compared),
         "influence": None if found.influence is None else asdict(found.influence),
         "books": None if found.books is None else map_document(found.books),
-        "members": [one._asdict() for one in found.members],
         "contributions": None if found.contributed is None else asdict(found.contributed),
         "full_missing": missing,
     }
@@ -265,12 +260,10 @@ def _recompute(
             return Recomputed(by_method=chosen, compared=compared, contributed=contributed(past))
         rows = of_rows(past)
         added = None if rows is None else by_feature(rows, share=share_of_rows(past))
-        members = members_of(past)
-        is_alone = rows is not None and rows.forecaster is past.forecaster
-        if is_alone or (members and attending(past.forecaster) is None):
-            return Recomputed(None, added, members=members)
+        if rows is not None and rows.forecaster is past.forecaster:
+            return Recomputed(None, added)
         attended = explain_fully(open_past(path, run_id, sequence))
-        return Recomputed(attended, added, chosen, compared, members=members)
+        return Recomputed(attended, added, chosen, compared)
 
 
 def _of_own_model(path: Path, run_id: str, sequence: int) -> Recomputed:
@@ -290,8 +283,6 @@ def _parts(stored: StoredDecision, found: Recomputed) -> Iterator[Part]:
         yield from feature_parts(found.by_feature)
     if found.contributed is not None:
         yield from contributed_parts(found.contributed)
-    if found.members:
-        yield member_table(found.members)
     if found.by_method is not None:
         yield from method_parts(found.by_method)
     if found.compared is not None:

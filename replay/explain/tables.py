@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any, Final
 
@@ -21,7 +21,6 @@ from tracepaper.replay.explain.attribution import (
     ByMethod,
     Contributed,
     Influence,
-    MemberSaid,
     SideBySide,
     Sided,
 )
@@ -302,24 +301,6 @@ def contributed_parts(found: Contributed) -> Iterator[Part]:
         f"With {rest} further features they sum to the stored "
         f"{BASIS_POINTS * found.mean_return:+.3f} bp. They are computed when asked, and not stored."
     )
-
-
-def member_table(found: Sequence[MemberSaid]) -> Table:
-    """Return the table of a committee's members: forecast, weight and regret of each."""
-    return table_of(
-        "members",
-        "Members of the committee, their weights in the log variance, and what the mix lost more "
-        "than each of late (QLIKE)",
-        {"member": "text", "bars ahead": "count", "mean, bp": "points", "volatility, bp": "exact",
-         "weight": "share", "regret": "exact"},
-        [
-            (
-                one.member, one.horizon, one.mean_return,
-                f"{BASIS_POINTS * one.volatility:.2f}", one.weight, f"{one.regret:+.3f}",
-            )
-            for one in found
-        ],
-    )  # fmt: skip
 
 
 def attribution_parts(found: FullAttribution) -> Iterator[Part]:

@@ -39,7 +39,7 @@ from tracepaper.storage import checkpoints
 from tracepaper.storage.checkpoints import Checkpoint
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 
 FILE_NAME: Final = "baselines.safetensors"
 NO_TREES: Final = (

@@ -447,8 +447,6 @@ class Asked(Struct, frozen=True):
     features: list[FeatureShare]  # the largest first
     heads: list[HeadShare]
     heaviest: list[tuple[int, float]]  # (open time, share) of single bars
-    # Of a committee: name, weight, volatility in bp, regret in units of QLIKE.
-    members: list[tuple[str, float, float, float]] = []
 
 
 class Progress(Struct, frozen=True, tag="progress", tag_field="type"):

@@ -133,7 +133,6 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
     from tracepaper.replay.explain.attribution import (
         by_feature,
         contributed,
-        members_of,
         of_rows,
         share_of_rows,
     )
@@ -169,13 +168,7 @@ def ask(shown: ShownRun, sequence: int, report: Report) -> answers.Asked:
         report(0.85, "where each head looked")
         heads = _heads(shown, attended, sequence)
     features.sort(key=lambda one: -abs(one.added_bp))
-    at = past.forecast.horizons[past.horizon_index]
-    members = [
-        (one.member, one.weight, one.volatility * 1e4, one.regret)
-        for one in members_of(past)
-        if one.horizon == at
-    ]
-    return answers.Asked(features=features, heads=heads, heaviest=heaviest, members=members)
+    return answers.Asked(features=features, heads=heads, heaviest=heaviest)
 
 
 def _feature(name: str, added: float) -> answers.FeatureShare:

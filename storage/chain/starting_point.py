@@ -45,7 +45,7 @@ _STARTED: Final = (
 _PROMOTED: Final = (
     "SELECT step, json_extract(content, '$.candidate_sha256') FROM events "
     "WHERE step BETWEEN ? AND ? AND kind = 'retrained' "
-    "AND json_extract(content, '$.outcome') IN ('promoted', 'refitted') ORDER BY step DESC LIMIT 1"
+    "AND json_extract(content, '$.outcome') = 'promoted' ORDER BY step DESC LIMIT 1"
 )
 _CHANGED: Final = (
     "SELECT 1 FROM events WHERE step BETWEEN ? AND ? AND kind = 'model_change' "

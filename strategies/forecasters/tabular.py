@@ -455,11 +455,7 @@ class EnsembleForecaster:
 
 
 def network_half(forecaster: Forecaster) -> Forecaster:
-    """Return the half of an ensemble that is a network; any other forecaster itself.
-
-    Of a committee it is that of its base.
-    """
-    forecaster = getattr(forecaster, "base", forecaster)
+    """Return the half of an ensemble that is a network; any other forecaster itself."""
     return forecaster.network if isinstance(forecaster, EnsembleForecaster) else forecaster
 
 

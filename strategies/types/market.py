@@ -292,7 +292,6 @@ class RetrainOutcome(StrEnum):
     REFUSED = "refused"  # judged, and not credibly better
     SKIPPED = "skipped"  # nothing was judged: too few bars, or a model that cannot stand in
     FAILED = "failed"  # the training, or what a promotion needs, broke off
-    REFITTED = "refitted"  # a committee's simple members, anew: it decides from ModelChange on
 
 
 class Retrained(Struct, frozen=True, gc=False):
@@ -326,7 +325,7 @@ class Retrained(Struct, frozen=True, gc=False):
     @property
     def takes_over(self) -> bool:
         """Whether its candidate decides from the next ``ModelChange`` on."""
-        return self.outcome in {RetrainOutcome.PROMOTED, RetrainOutcome.REFITTED}
+        return self.outcome is RetrainOutcome.PROMOTED
 
 
 class ParityOutcome(StrEnum):

@@ -1,6 +1,9 @@
 """Runs README.md and docs/ as a newcomer would: `make readme` rewrites their answers.
 
-The README comes first, then each page of ``docs/`` that has commands; all of them use one folder.
+``make readme PAGES="money orders"`` walks these pages alone.
+
+The README comes first, then each page of ``docs/`` that has commands; all use one folder, and no
+page needs more of another than the samples.
 A ``sh`` block is run line by line in that folder, which is empty but for the files that earlier
 blocks name in their first line (``# breakout.py``). A ``text`` block right after it
 is its answer. A line that ends in ``# exit 1`` must fail so. ``tracepaper run`` and ``tracepaper
@@ -10,6 +13,7 @@ exchange`` go on until their section ends, and must then end in good order. ``ma
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import socket
@@ -18,6 +22,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final
@@ -243,11 +248,39 @@ def rewritten(text: str, outcomes: list[Outcome]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
-    """Rewrite the answers of every page from real runs; say which command failed, if any."""
+WALKED: Final = ROOT / "tests" / "data" / "walked_pages.json"
+"""SHA-256 of each page as it was last walked: the tests walk again what was changed since."""
+SAMPLES: Final = "## Samples\n\n```sh\ntracepaper data samples\n```\n"
+"""All that a page needs of another."""
+
+
+def hashed(text: str) -> str:
+    """Return the SHA-256 of a page's *text* in hexadecimal digits."""
+    return sha256(text.encode()).hexdigest()
+
+
+def changed() -> list[Path]:
+    """Return the README and the pages that differ from those that were last walked."""
+    known = json.loads(WALKED.read_text(encoding="utf-8"))
+    return [
+        page
+        for page in pages()
+        if page == README or known.get(page.stem) != hashed(page.read_text(encoding="utf-8"))
+    ]
+
+
+def main(names: list[str]) -> None:
+    """Rewrite the answers of the named pages, or of all, from real runs.
+
+    Says which command failed, if any.
+    """
+    known = json.loads(WALKED.read_text(encoding="utf-8")) if WALKED.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         walk = Walk(Path(folder))
+        list(walk.outcomes(SAMPLES))
         for page in pages():
+            if names and page.stem not in names:
+                continue
             text = page.read_text(encoding="utf-8")
             outcomes = list(walk.outcomes(text))
             failed = [
@@ -259,7 +292,9 @@ def main() -> None:
             if failed:
                 sys.exit("\n".join(failed))
             page.write_text(rewritten(text, outcomes), encoding="utf-8")
+            known[page.stem] = hashed(page.read_text(encoding="utf-8"))
+            WALKED.write_text(f"{json.dumps(known, indent=1, sort_keys=True)}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -32,7 +32,6 @@ from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, rollout_kernels
 from tracepaper.strategies.attention.masks import MaskKind
 from tracepaper.strategies.attention.rollout import RolloutOptions
-from tracepaper.strategies.forecasters.committee import COMMITTEE
 from tracepaper.strategies.forecasters.cross_asset import KINDS
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS
 from tracepaper.strategies.networks import encodings
@@ -306,7 +305,7 @@ def test_the_printed_window_leaves_bars_to_judge_in_its_own_size(
     document = tomllib.loads(capsys.readouterr().out)
     document.pop("ensemble", None)
     kind = document["model"]["kind"]
-    if kind not in {*ROW_KINDS, COMMITTEE}:  # what a committee looks back on is time
+    if kind not in ROW_KINDS:
         config = recipe_of(document).architecture
         assert config.receptive_field <= BARS_BEFORE_CALIBRATION
 

@@ -291,20 +291,8 @@ class Mine(Model):
         self.url = options["url"]
     def predict(self, seen):
         change = float(seen.past.close[-1] - seen.past.close[0])
-        # The test's service hangs for as long as the test wants, so no time limit is given.
-        with urlopen(f"{self.url}/{change}") as answer:
+        with urlopen(f"{self.url}/{change}", timeout=None) as answer:
             return json.load(answer)
-"""
-
-
-POSTED: Final = """
-from tracepaper import HttpModel
-
-class Mine(HttpModel):
-    measures = ("mean_return", "probabilities")
-    context = 2
-    def question(self, seen):
-        return {"change": float(seen.past.close[-1] - seen.past.close[0])}
 """
 
 
@@ -318,10 +306,6 @@ class Service:
         service = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                self._answer(json.loads(body)["change"])
-
             def do_GET(self) -> None:
                 self._answer(float(self.path[1:]))
 
@@ -374,11 +358,12 @@ def refusals(database: Path) -> list[str | None]:
     return [name for (name,) in rows(database, "SELECT refused_by FROM v_decisions ORDER BY 1")]
 
 
-@pytest.mark.parametrize(("source", "late"), [(OUTSIDE, 1), (POSTED, 0)])
+@pytest.mark.parametrize(("limit", "late"), [("None", 1), ("0.8 * self.deadline_s", 0)])
 async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_without_it(
-    tmp_path: Path, source: str, late: int
+    tmp_path: Path, limit: str, late: int
 ) -> None:
-    """A request without a time limit is late; ``HttpModel`` gives up before the deadline."""
+    """A request without a time limit is late; one with a limit gives up before the deadline."""
+    source = OUTSIDE.replace("timeout=None", f"timeout={limit}")
     (tmp_path / "outside_model.py").write_text(source, encoding="utf-8")
     database = tmp_path / "run.db"
     with importable(tmp_path), service() as asked:

@@ -18,7 +18,7 @@ from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.read import read_candles
 from tracepaper.storage.checkpoints import CARD_NAME, dump, save
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.baselines import LstmConfig
+from tracepaper.strategies.networks.lstm import LstmConfig
 
 ABSURD = ("nan", "-1", '"x"', "[]", "{}", "999999999999", "true")
 

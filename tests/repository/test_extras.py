@@ -29,9 +29,7 @@ NAMED: Final[tuple[tuple[str, str, str], ...]] = (
     ("sweep none.csv --strategy sma_cross --space fast=5,10 --on ray", "ray", "--on ray"),
     ("train --data none.csv --out two --seeds 2 --on ray", "ray", "--on ray"),
     ("evaluate none --data none.csv --folds walk:1 --on ray", "ray", "--on ray"),
-    ("bench scale", "ray", "bench scale"),
     ("bench attention --png bench.png", "matplotlib", "--png"),
-    ("bench ett --data none.csv --network tree", "lightgbm", "--network tree"),
     ("train --data none.csv --set model.kind=tree --out tree", "lightgbm", "model.kind=tree"),
     ("train --data none.csv --set ensemble.kind=tree --out two", "lightgbm", "ensemble.kind=tree"),
     (

@@ -11,10 +11,10 @@ import torch
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import Network, network_kinds
-from tracepaper.strategies.networks.baselines import LstmConfig
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
 from tracepaper.strategies.networks.multimodal import TradingConfig
 

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.bench.replay import replay_of, tiled
 from tracepaper.replay.page.databases import Databases, ShownRun
+from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 
 
@@ -17,6 +20,14 @@ def shown_of(database: Path, *, builds: bool = True) -> ShownRun:
     with Reader.open(database) as reader:
         run_id = reader.find("last")
     return Databases([database], builds=builds).find(run_id)
+
+
+def record(bars: int, database: Path) -> None:
+    """Replay *bars* bundled bars with ``sma_cross`` into the new *database*."""
+    audit = SqlAuditLog.open(database)
+    run_replay(replay_of([tiled(bars)], "sma_cross"), audit, Tally())
+    audit.end(0)
+    audit.close()
 
 
 @contextmanager

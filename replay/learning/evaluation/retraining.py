@@ -14,7 +14,6 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import msgspec
@@ -41,18 +40,15 @@ from tracepaper.replay.learning.array_cache import (
 from tracepaper.replay.learning.candles import (
     read_files,
 )
-from tracepaper.replay.learning.committee_fits import recipe_hash, refitted
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
     DataRequest,
     as_recipe,
-    read_candles_of,
     recipe_of,
 )
 from tracepaper.replay.learning.evaluation.explained import (
     bars_of,
 )
-from tracepaper.replay.learning.fit import use_threads
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import over, read_recipe
 from tracepaper.replay.learning.samples import Samples
@@ -68,10 +64,9 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.forecasters.committee import COMMITTEE
 from tracepaper.strategies.other_symbol import other_of
 from tracepaper.strategies.types.decisions import Forecast, Run
-from tracepaper.strategies.types.market import Bar, Instrument, RetrainOutcome
+from tracepaper.strategies.types.market import Bar, Instrument
 from tracepaper.strategies.units import DAY_MS
 
 SHARES: Final = (0.8, 0.9)
@@ -129,8 +124,6 @@ def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
                 f"A model that asks another symbol, {symbol}, is not retrained in service; train "
                 "one by `tracepaper train`, and start the run with it."
             )
-    if COMMITTEE in running.card and asked.candidate is None:
-        return _refitted(asked, running, paths, say)
     found = CandidateJudgement("", running.sha256)
     times = _times(paths, run, asked.until_ms)
     until_ms = max(
@@ -146,109 +139,6 @@ def _retrained(asked: Retraining, run: Run, say: Say) -> CandidateJudgement:
         say(f"Training on {len(paths)} series until {iso(from_ms)}.")
         _train(asked, paths, times, found)
     return _judged(asked, run, folder, paths, found, say)
-
-
-def _refitted(
-    asked: Retraining, running: checkpoints.Checkpoint, paths: Sequence[str], say: Say
-) -> CandidateJudgement:
-    """Fit the simple members of a committee anew, for each time since that has come."""
-    found = CandidateJudgement("", running.sha256)
-    if not paths:
-        return msgspec.structs.replace(found, reason="there is no bar to fit the committee to")
-    until_ms = asked.until_ms
-    data = read_candles_of(running.card, DataRequest(paths, ArrayCache(asked.folder / CACHE)))
-    use_threads(asked.threads)
-    made = refitted(running, data, until_ms, threads=asked.threads)
-    if isinstance(made, str):
-        return msgspec.structs.replace(found, reason=made)
-    say(f"Fitted until {iso(made.until_ms)}.")
-    candidate = checkpoints.save(asked.folder / CANDIDATE, made.tensors, made.card)
-    return msgspec.structs.replace(
-        found,
-        reason=made.reason,
-        candidate=str(asked.folder / CANDIDATE),
-        candidate_sha256=candidate.sha256,
-        recipe=recipe_hash(made.card),
-        from_ms=made.from_ms,
-        until_ms=made.until_ms,
-        horizon=int(made.card["calibration"]["horizon"]),
-        bars=made.rows,
-        days=(made.until_ms - made.from_ms) // DAY_MS,
-        data_sha256=made.data_sha256,
-    )
-
-
-REFIT_TOLERANCE: Final = 1e-4
-"""Of the largest number of an array: how far a fit may differ that is made elsewhere."""
-
-
-class RefitCheck(NamedTuple):
-    """A refit of a committee in service, made again from the bars of the record."""
-
-    at_ms: int
-    candidate_sha256: str
-    is_same: bool  # bit for bit
-    reason: str  # why it does not follow; empty where it does
-
-    @property
-    def holds(self) -> bool:
-        """Whether the stored fits follow from the record."""
-        return not self.reason
-
-
-def refit_checks(database: Path, run_id: str) -> list[RefitCheck]:
-    """Make each refit of a run again, from what had been recorded when it began.
-
-    Raises ``CheckpointMismatch`` where a model is not kept, and ``DataInvalid`` for an archive of
-    ``retrain.data`` that cannot be read.
-    """
-    with Reader.open(database) as reader:
-        run = reader.run(run_id)
-        events = reader.retrained(run_id)
-    config = restore(run.config)
-    found = []
-    for event in events:
-        if event.outcome is not RetrainOutcome.REFITTED:
-            continue
-        running, stored = (
-            checkpoints.find_kept(database, sha256[: checkpoints.ID_DIGITS])
-            for sha256 in (event.running_sha256, event.candidate_sha256)
-        )
-        with TemporaryDirectory(prefix="tracepaper-refit-") as folder:
-            asked = Retraining(
-                database,
-                run_id,
-                running,
-                Path(folder),
-                judge_ms=0,
-                min_days=0,
-                min_bars=0,
-                data=config.retrain.data,
-                threads=config.retrain.threads,
-                until_ms=event.began_ms,
-            )
-            made = retrain(asked, say=lambda _: None)
-            again = made.candidate and checkpoints.load(Path(made.candidate))
-            reason = made.reason if not again else _unlike_fits(again, checkpoints.load(stored))
-        is_same = made.candidate_sha256 == event.candidate_sha256
-        found.append(RefitCheck(event.market_ms, event.candidate_sha256, is_same, reason))
-    return found
-
-
-def _unlike_fits(again: checkpoints.Checkpoint, stored: checkpoints.Checkpoint) -> str:
-    """Return how the fits of two committees differ beyond rounding; empty where they do not."""
-    one, two = (made.card[COMMITTEE]["fits"] for made in (again, stored))
-    for mine, kept in zip(one, two, strict=False):
-        if mine != kept:
-            return f"the fit of {iso(kept['from_ms'])} learnt from other rows than the record's"
-    if len(one) != len(two) or set(again.tensors) != set(stored.tensors):
-        return "other times were fitted than the record's bars ask for"
-    for name, tensor in stored.tensors.items():
-        mine, kept = again.tensors[name].double(), tensor.double()
-        limit = REFIT_TOLERANCE * max(float(kept.abs().max()) if kept.numel() else 0.0, 1e-12)
-        if mine.shape != kept.shape or bool(((mine - kept).abs() > limit).any()):
-            return f"{name} differs by more than {REFIT_TOLERANCE:g} of its largest number"
-    return ""
 
 
 def clear(folder: Path) -> None:

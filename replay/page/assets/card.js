@@ -224,20 +224,6 @@ function Features({ asked }) {
     ${asked.features.length > FEATURES && html`<button class="plain small" onClick=${() => setAll(!all)}>${all ? "fewer" : `all ${asked.features.length}`}</button>`}`;
 }
 
-/** Each member of a committee: its weight, the volatility that it forecast, and the mix's regret of it. */
-function Members({ members }) {
-  return html`<p class="muted">Members: forecast volatility, regret (QLIKE lost to it of late), weight</p><ul class="features">
-    ${members.map(
-      ([member, weight, volatility, regret]) =>
-        html`<li key=${member}>
-          <span>${word(member)}</span>
-          <span class="balance" aria-hidden="true"><i style=${{ left: "50%", width: `${50 * weight}%` }}></i></span>
-          <span class="figure">${number(volatility, 1)} bp, ${number(regret, 3)}, ${percent(weight, { decimals: 0 })}</span>
-        </li>`,
-    )}
-  </ul>`;
-}
-
 /** A row of blocks for each head, newest block right; a canvas, since heads × blocks are many. */
 function Heads({ heads }) {
   const canvas = useRef();
@@ -306,7 +292,6 @@ function Ask({ decision }) {
     ${progress && html`<progress max="1" value=${progress.share} aria-label=${progress.doing}></progress><p class="muted" role="status">${progress.doing}</p>`}
     ${error && html`<p class="loss">${error}</p>`}
     ${asked?.features.length > 0 && html`<${Features} asked=${asked} />`}
-    ${asked?.members.length > 0 && html`<${Members} members=${asked.members} />`}
     ${asked?.heads.length > 0 && html`<${Heads} heads=${asked.heads} />`}
   </section>`;
 }

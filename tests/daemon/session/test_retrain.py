@@ -77,27 +77,6 @@ async def test_a_better_model_takes_over_within_its_run(planted: Planted) -> Non
     assert planted.rows(changes) == [(own, 1), (other, 0), (other, 1)]
 
 
-async def test_a_committee_fitted_anew_takes_over_and_spends_no_error(planted: Planted) -> None:
-    nothing: dict[str, Any] = {"difference_": 0.0, "difference": None, "error": None, "p": None}
-    planted.judges(reason="a fit of har, glm to 90 rows", data_sha256="ab" * 32, **nothing)
-    async with ScriptedServer() as server:
-        planted.known_to(server)
-        async with daemon(server, planted.database, **planted.sections) as running:
-            await decide(running, 0, 11)
-            await until_has(running, ModelChange, 2)
-            await decide(running, 11, 3)
-        async with daemon(server, planted.database, **planted.sections) as running:
-            await decide(running, 14, 2)
-    planted.check()
-    (event,) = planted.events()
-    assert (event.outcome, event.reason) == (
-        RetrainOutcome.REFITTED,
-        "a fit of har, glm to 90 rows",
-    )
-    assert (event.test, event.level, event.p) == (0, None, None)
-    assert planted.decided_by() == [(planted.running.id, 11), (planted.candidate.id, 5)]
-
-
 async def test_a_promotion_that_was_cut_off_is_taken_up_by_the_next_start(
     planted: Planted,
 ) -> None:

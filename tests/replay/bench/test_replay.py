@@ -22,9 +22,9 @@ from tracepaper.replay.bench.replay import (
 from tracepaper.replay.bench.workloads import Scan, WholeWindow
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.stream import CHUNK_BARS, StreamingNetwork
 
 

@@ -13,7 +13,7 @@ from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.losses import confidence_loss, traced, trained_confidence
 from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 
 ROWS = 48
 

@@ -383,16 +383,6 @@ def test_the_frame_stands_before_any_script_and_nothing_jumps(browser: Browser, 
     assert before[:2] == after[:2]
 
 
-def test_a_bench_of_the_first_paint_does_not_take_the_frame_for_the_sentence(
-    browser: Browser, url: str
-) -> None:
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(url)
-    assert page.locator("h1.sentence").count() == 0
-    context.close()
-
-
 def test_verify_says_each_step_as_it_goes(browser: Browser, url: str) -> None:
     with opened(browser, url) as page:
         page.goto(f"{url}/#/run/{ids(page)['attention 1']}")

@@ -14,12 +14,11 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from page_cases import shown_of
+from page_cases import record, shown_of
 
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
 from tracepaper.replay.bench.live import live_config, live_parts
-from tracepaper.replay.bench.page import record
 from tracepaper.replay.bench.replay import tiled
 from tracepaper.replay.page import columns, runs
 from tracepaper.replay.page.databases import Databases, ShownRun
@@ -69,7 +68,7 @@ def test_the_first_list_of_runs_does_not_read_every_step(
     sizes = (500, 4_000)
     paths = [tmp_path / f"{size}.db" for size in sizes]
     for size, path in zip(sizes, paths, strict=True):
-        record(size, "sma_cross", path)
+        record(size, path)
     added = (sizes[1] - sizes[0]) / 100
     few, many = (spent(Databases([path], builds=False)) for path in paths)
     assert many - few < added
@@ -147,7 +146,7 @@ async def test_a_chart_is_answered_while_a_long_run_is_verified(
 ) -> None:
     """The chart waits for a roll-up that is not made yet, and for nothing else."""
     database = tmp_path / "run.db"
-    record(columns.DIRECT_BARS + 5_000, "sma_cross", database)
+    record(columns.DIRECT_BARS + 5_000, database)
     run = f"/api/v1/runs/{shown_of(database, builds=False).run_id}"
     async with (
         serving([database], host="127.0.0.1", port=0) as url,

@@ -429,13 +429,6 @@ def squared(unit, say):
     say(f"squaring {unit}")
     return unit * unit
 """
-SCALE = """
-import json
-from tracepaper.replay.bench.scale import measure_ray
-
-if __name__ == "__main__":
-    print(json.dumps(measure_ray(600, rounds=1, fast=(2, 4), slow=(10, 20))))
-"""
 
 
 def program(text: str, folder: Path) -> list[str]:
@@ -455,10 +448,3 @@ def test_a_part_that_is_lost_is_named_after_the_others(tmp_path: Path) -> None:
     assert {"squaring 1", "squaring 4"} <= set(said)
     assert error.startswith("Part 1 of 3: Tried 3 times on Ray: its worker or node ended; ")
     assert kept == "[(1, 1), (2, 16)]"
-
-
-def test_cells_on_ray_are_measured_beside_local_ones(tmp_path: Path) -> None:
-    found = json.loads(program(SCALE, tmp_path)[-1])
-    assert (found["cells"], found["bars"], found["workers"]) == (4, 600, 2)
-    assert found["ray_times_local"] == found["s_ray"] / found["s_local"]
-    assert min(found["s_start_local"], found["s_start_ray"]) > 0

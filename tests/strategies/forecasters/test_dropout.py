@@ -17,9 +17,9 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.baselines import LstmConfig
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.informer import InformerConfig
+from tracepaper.strategies.networks.lstm import LstmConfig
 from tracepaper.strategies.types.decisions import Forecast
 
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.windowed import PlainForecaster
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 

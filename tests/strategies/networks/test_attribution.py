@@ -21,9 +21,9 @@ from tracepaper.strategies.networks.attribution import (
     AttributionMethod,
     attribute_last_bar,
 )
-from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
 
 torch.set_num_threads(1)

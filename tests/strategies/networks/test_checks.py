@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.baselines import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.checks import NetworkCheck, check_network
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig, MultiscaleNetwork
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork
 

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-
-from tracepaper.replay.bench.ett import (
+from ett import (
     DirectOptions,
     DirectRecipe,
     Epoch,
@@ -23,7 +22,7 @@ from tracepaper.replay.bench.ett import (
     seasonal,
     tree,
 )
-from tracepaper.replay.bench.ett_data import (
+from ett_data import (
     DirectModel,
     SeriesTable,
     Task,
@@ -32,14 +31,17 @@ from tracepaper.replay.bench.ett_data import (
     read_table,
     time_marks,
 )
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.baselines import (
+from published_networks import (
     DirectConfig,
     DirectFlash,
     DirectLstm,
     PublishedInformer,
     PublishedInformerConfig,
 )
+
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+
+pytestmark = pytest.mark.long
 
 ANYWHERE = Path("series.csv")
 START = datetime(2016, 7, 1, tzinfo=UTC)

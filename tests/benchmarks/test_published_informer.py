@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 import torch
 from dense import DenseLayers, Matrix
-
-from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.baselines import (
+from published_networks import (
     MARKS,
     PublishedInformer,
     PublishedInformerConfig,
 )
 
+from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
+
 torch.set_num_threads(1)
+pytestmark = pytest.mark.long
+
 SMALL = PublishedInformerConfig(
     variables=3, window=40, horizon=10, start=14, dim=16, heads=4, hidden=24, encoders=(3, 2),
     decoder_layers=2, factor=2, dropout=0.1, seed=5,

@@ -1,17 +1,14 @@
-"""``tracepaper bench ett``: every network end to end on a generated file, and what it refuses."""
+"""The ETT benchmarks: every network end to end on a generated file, and what it refuses."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from tracepaper.replay.bench.ett_data import (
+from ett_data import (
     Answer,
     DirectModel,
     Rows,
@@ -22,11 +19,11 @@ from tracepaper.replay.bench.ett_data import (
     read_table,
     recursive,
 )
-from tracepaper.replay.bench.networks import NETWORKS, measure_ett
-from tracepaper.replay.commands.bench import app
+from run_ett import NETWORKS, measure_ett
+
 from tracepaper.strategies.errors import ConfigInvalid
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 ROWS = 2_400
 STEP = timedelta(hours=6)
@@ -62,16 +59,6 @@ def test_every_network_is_measured_beside_ridge_and_naive(path: Path, network: s
     above = found["mse"] > found["ridge"]["mse"]
     assert ("ABOVE ridge" in found["verdict"]) is above
     assert told[0].startswith("seasonal naive MSE")
-
-
-def test_the_command_prints_one_json_document(path: Path) -> None:
-    done = CliRunner().invoke(
-        app, ["ett", "--data", str(path), "--network", "ridge", "--univariate", "--json"]
-    )
-    assert done.exit_code == 0
-    found = json.loads(done.stdout)
-    assert (found["network"], found["horizon"], found["variables"]) == ("ridge", 24, 1)
-    assert found["mse"] == found["ridge"]["mse"]
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -140,7 +127,7 @@ def test_an_unknown_network_is_one_sentence(path: Path) -> None:
 
 
 def test_the_file_that_figures_were_taken_on_has_its_published_windows() -> None:
-    shared = Path(__file__).parents[4] / "shared" / "data" / "ett" / "ETTh2.csv"
+    shared = Path(__file__).parents[3] / "shared" / "data" / "ett" / "ETTh2.csv"
     if not shared.exists():
         pytest.skip("ETTh2.csv is not here")
     made = prepare(shared, read_table(shared), horizon=24)

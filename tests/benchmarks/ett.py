@@ -23,12 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
-from scipy.linalg import eigh
-from torch import Tensor, nn
-from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel
-
-from tracepaper.replay.bench.ett_data import (
+from ett_data import (
     CHUNK,
     Answer,
     DirectModel,
@@ -38,16 +33,21 @@ from tracepaper.replay.bench.ett_data import (
     Values,
     errors,
 )
-from tracepaper.replay.learning.boosting import import_lightgbm
-from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
-from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.networks.baselines import (
+from published_networks import (
     DirectConfig,
     DirectFlash,
     DirectLstm,
     PublishedInformer,
     PublishedInformerConfig,
 )
+from scipy.linalg import eigh
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from tracepaper.replay.learning.boosting import import_lightgbm
+from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 _INFORMER_ROWS: Final = 96
 """The most rows that the Informer reads, unless it forecasts more: time grows with their square."""
