@@ -94,7 +94,7 @@ _NOTHING_MATCHED: Final = Matched()
 
 
 class BrokerSettings(Struct, frozen=True):
-    """How accounts are opened and orders filled; money in 10⁻¹⁰, times in milliseconds."""
+    """How accounts are opened and orders filled; money in 10⁻⁸, times in milliseconds."""
 
     execution: FillModel
     costs: ExecutionCosts

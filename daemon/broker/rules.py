@@ -24,7 +24,15 @@ from tracepaper.strategies.types.market import (
     RiskTier,
     Side,
 )
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_SCALE, Notional, unscaled
+from tracepaper.strategies.units import (
+    MONEY_DECIMALS,
+    MONEY_LIMIT,
+    MONEY_SCALE,
+    RATE_DECIMALS,
+    RATE_SCALE,
+    Notional,
+    unscaled,
+)
 
 _LEVERAGE_UNIT: Final = 10**LEVERAGE_DECIMALS
 ASSUMED_LEVERAGE: Final = 100 * _LEVERAGE_UNIT
@@ -39,7 +47,7 @@ def tiers_of(instrument: Instrument) -> tuple[RiskTier, ...]:
     if instrument.risk_tiers:
         return instrument.risk_tiers
     greatest = instrument.max_leverage or ASSUMED_LEVERAGE
-    return (RiskTier(0, MONEY_SCALE * _LEVERAGE_UNIT // greatest // 2, greatest, 0),)
+    return (RiskTier(0, RATE_SCALE * _LEVERAGE_UNIT // greatest // 2, greatest, 0),)
 
 
 class Bounds(NamedTuple):
@@ -86,7 +94,7 @@ class MarginRules:
     def _closing_fee(self, entry: int, initial: int) -> int:
         """Return the fee of closing where the *initial* margin is lost, rounded up."""
         lost_at = abs(entry) - initial if entry > 0 else abs(entry) + initial
-        return -(-lost_at * self._fee // MONEY_SCALE)
+        return -(-lost_at * self._fee // RATE_SCALE)
 
     def maintenance(self, value: int) -> int:
         """Return the maintenance margin of what is worth *value* (money, signed) at the mark.
@@ -99,7 +107,7 @@ class MarginRules:
 
     @staticmethod
     def _maintenance(tier: RiskTier, size: int) -> int:
-        return max(size * tier.maintenance // MONEY_SCALE - tier.deduction, 0)
+        return max(size * tier.maintenance // RATE_SCALE - tier.deduction, 0)
 
     def lower_tiers(self, value: int) -> tuple[tuple[int, int], ...]:
         """Return number and limit (money) of the tiers below that of *value*, the highest first."""
@@ -119,8 +127,8 @@ class MarginRules:
     def _lost_at(self, size: int, margin: int, *, is_long: bool) -> int:
         """Return the notional at which closing a position of *size* loses *margin*."""
         if is_long:
-            return max(-(-(size - margin) * MONEY_SCALE // (MONEY_SCALE - self._fee)), 0)
-        return (size + margin) * MONEY_SCALE // (MONEY_SCALE + self._fee)
+            return max(-(-(size - margin) * RATE_SCALE // (RATE_SCALE - self._fee)), 0)
+        return (size + margin) * RATE_SCALE // (RATE_SCALE + self._fee)
 
     def _tier_or_last(self, notional: int) -> tuple[int, RiskTier]:
         return self._tier(notional) or (len(self._tiers), self._tiers[-1])
@@ -154,7 +162,7 @@ class MarginRules:
         maintenance = self._maintenance(tier, size)
         lost_at = self._lost_at(size, margin, is_long=is_long)
         called_at = lost_at + (maintenance if is_long else -maintenance)
-        share = unscaled(tier.maintenance, MONEY_DECIMALS - 2)
+        share = unscaled(tier.maintenance, RATE_DECIMALS - 2)
         reason = (
             f"the mark price reached it: maintenance margin {_money(maintenance)} of "
             f"{_money(margin)}, risk tier {number} ({share} %)"
@@ -313,9 +321,9 @@ class Filters:
         *price* is the market's: an order takes at one that is worse by spread and slippage.
         """
         rate = self._costs.half_spread + self._costs.slippage
-        moved = MONEY_SCALE + (rate if side is Side.BUY else -rate)
+        moved = RATE_SCALE + (rate if side is Side.BUY else -rate)
         tick = self.instrument.tick_size
-        price = -(-price * moved // (MONEY_SCALE * tick)) * tick
+        price = -(-price * moved // (RATE_SCALE * tick)) * tick
         if self.covers(side, quantity, held, price, funds):
             return quantity
         step = self.instrument.quantity_step
