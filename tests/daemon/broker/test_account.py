@@ -18,7 +18,7 @@ from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 
-START = 1_000_000 * 10**10
+START = 1_000_000 * 10**8
 TERMS = ExecutionCosts(taker_fee=5_500_000)
 SETTINGS = BrokerSettings(FillModel.NEXT_OPEN, TERMS, START, Latency(0))
 
@@ -141,16 +141,16 @@ def test_a_position_that_is_confirmed_is_encoded_anew() -> None:
     assert msgpack.decode(encoded, type=AccountState) == one.state()
 
 
-@pytest.mark.parametrize(("cash", "bound"), [(20 * 10**10, 10), (5 * 10**10, 5), (-(10**10), 0)])
+@pytest.mark.parametrize(("cash", "bound"), [(20 * 10**8, 10), (5 * 10**8, 5), (-(10**8), 0)])
 def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     cash: int, bound: int
 ) -> None:
     item = instrument()
     rules = MarginRules(item, 1_000, 0)
     ledger = Ledger(0, {item.id: item}, margin={item.id: rules})
-    ledger.restore(cash, {item.id: Holding(1_000, 100 * 10**10)}, taken_over=True)
-    assert ledger.holding(item.id).margin == bound * 10**10
-    assert ledger.available == cash - bound * 10**10
+    ledger.restore(cash, {item.id: Holding(1_000, 100 * 10**8)}, taken_over=True)
+    assert ledger.holding(item.id).margin == bound * 10**8
+    assert ledger.available == cash - bound * 10**8
 
 
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
@@ -211,5 +211,7 @@ def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
     key, ledger = account()
     ledger.apply_fill(fill(10**6, 10**6))
     ledger.mark(key, 10**8)
-    with pytest.raises(ConfigInvalid, match=r"^The account came to \d+.*beyond 922,337,203; start"):
+    with pytest.raises(
+        ConfigInvalid, match=r"^The account came to \d+.*beyond 92,233,720,368; start"
+    ):
         ledger.account()

@@ -40,7 +40,7 @@ from tracepaper.strategies.types.decisions import (
     Step,
 )
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier, Side
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 KEY = "linear:BTCUSDT"
 FEE = 5_500_000
@@ -436,7 +436,7 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     ledger.restore(98 * unit, {KEY: Holding(1_000, 1_000 * unit, margin=100 * unit)})
     ledger.mark(KEY, 100_000)  # worth 1,000
     assert ledger.available == -2 * unit
-    assert ledger.pay_funding(KEY, rate * MONEY_SCALE // 1_000) == paid * unit
+    assert ledger.pay_funding(KEY, rate * RATE_SCALE // 1_000) == paid * unit
     assert ledger.holding(KEY).margin == left * unit
     assert ledger.cash == (98 - paid) * unit
 

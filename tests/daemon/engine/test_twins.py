@@ -38,7 +38,7 @@ CALIBRATION = Calibration(
     {30: 1.0},
     0.0,
 )
-CASH = 1_000_000 * 10**10
+CASH = 1_000_000 * 10**8
 BARS = bars(600, seed=4)
 
 

@@ -257,13 +257,13 @@ def test_a_database_of_ours_is_accepted(place: Path) -> None:
 def test_a_size_that_the_exchange_never_takes_is_refused(
     sizing: dict[str, str], words: str
 ) -> None:
-    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**10)
+    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
     with pytest.raises(ConfigInvalid, match=words):
         refuse_size(load(None, {"sizing": sizing}), item, Decimal(100))
 
 
 def test_sizes_at_the_limits_are_taken() -> None:
-    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**10)
+    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
     for quantity in ("0.01", "1.5"):
         config = load(None, {"sizing": {"mode": "fixed", "quantity": quantity}})
         refuse_size(config, item, Decimal(100))

@@ -335,9 +335,7 @@ def test_positions_are_the_positions_after_every_step(database: sqlite3.Connecti
         assert row["quantity_text"] == scaled(position.quantity, 3)
         assert row["unrealized_pnl_text"] == scaled(position.unrealized_pnl, 10)
         if position.quantity:
-            assert row["average_price"] == position.entry_notional / 1e10 / (
-                position.quantity / 1e3
-            )
+            assert row["average_price"] == position.entry_notional / 1e8 / (position.quantity / 1e3)
             assert row["average_price_text"] == scaled(position.entry_notional // 10**8, 2)
         else:
             assert row["average_price"] is None
@@ -354,7 +352,7 @@ def test_an_average_price_that_is_no_decimal_has_no_text(tmp_path: Path) -> None
         "SELECT average_price, average_price_text, entry_notional_text FROM v_positions"
     ).fetchone()
     connection.close()
-    assert row == (pytest.approx(10_000 / 3), None, "10000.0000000001")
+    assert row == (pytest.approx(10_000 / 3), None, "10000.00000001")
 
 
 def test_fills_carry_exact_money_and_the_state_of_their_order(
