@@ -214,7 +214,7 @@ class OwnSides:
                 fill.position_side,
                 Decimal(signed),
                 fill.price / self.price,
-                Decimal(fill.fee).scaleb(-10),
+                Decimal(fill.fee).scaleb(-8),
                 taken=fill.model is FillModel.LIQUIDATION,
             )
         if isinstance(event, Bar):

@@ -27,7 +27,7 @@ def test_next_open_fills_all_at_the_open_with_the_exact_fee() -> None:
     fill = Executor(instrument(), FEE).at_open(order(), bar(close=10_500, open_=10_001))
     assert (fill.price, fill.quantity, fill.model) == (10_001, 1_000, FillModel.NEXT_OPEN)
     assert fill.notional == 10_001_000_000  # 100.01 x 1
-    assert fill.fee == 550_055_000  # 0.00055 of it
+    assert fill.fee == 5_500_550  # 0.00055 of it
     assert fill.filled_ms == bar().open_time_ms
 
 

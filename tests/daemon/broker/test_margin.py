@@ -489,7 +489,7 @@ def market(rng: random.Random, wildness: int) -> list[Bar | Funding]:
 def booked(own: OwnLedger, fill: Fill) -> None:
     """Book *fill* in an account kept by itself; a liquidation loses the margin and no more."""
     signed = Decimal(fill.quantity).scaleb(-3)
-    price, fee = Decimal(fill.price).scaleb(-2), Decimal(fill.fee).scaleb(-10)
+    price, fee = Decimal(fill.price).scaleb(-2), Decimal(fill.fee).scaleb(-8)
     taken = fill.model is FillModel.LIQUIDATION
     cash, margin = own.cash, own.of(KEY).margin
     own.linear(KEY, signed if fill.side is Side.BUY else -signed, price, fee, taken=taken)
@@ -516,7 +516,7 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
     settled = 0
     for event in market(rng, rng.choice((50, 2_000, 20_000))):
         step = machine.step(event, None)
-        moved += [(entry.kind.value, Decimal(entry.amount).scaleb(-10)) for entry in step.ledger]
+        moved += [(entry.kind.value, Decimal(entry.amount).scaleb(-8)) for entry in step.ledger]
         if isinstance(event, Funding):
             assert step.accepted is (event.market_ms != settled)
             if event.market_ms != settled:
@@ -529,10 +529,10 @@ def test_money_laws_hold_over_random_orders_markets_settlements_and_restarts(see
         held, position = own.of(KEY), step.position
         assert position is not None
         assert position.quantity == held.quantity.scaleb(3)
-        assert position.entry_notional == held.entry.scaleb(10)
-        assert position.margin == held.margin.scaleb(10)
-        assert step.account.cash == own.cash.scaleb(10)
-        assert step.account.equity == own.equity({KEY: mark}).scaleb(10)
+        assert position.entry_notional == held.entry.scaleb(8)
+        assert position.margin == held.margin.scaleb(8)
+        assert step.account.cash == own.cash.scaleb(8)
+        assert step.account.equity == own.equity({KEY: mark}).scaleb(8)
         assert moved == own.movements, "the ledger is not what moved"
         assert own.available >= Decimal("-1e-9"), "more is bound than is there"
         if isinstance(event, Bar):

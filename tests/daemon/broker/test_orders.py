@@ -200,8 +200,8 @@ def test_state_survives_a_restart() -> None:
 
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
     broker = opened()
-    huge = 10**9
-    assert sent(broker, huge, price=10**8) == Sent((), "notional above 230584300")
+    huge = 10**11
+    assert sent(broker, huge, price=10**8) == Sent((), "notional above 23058430092")
     (close,) = submit(broker, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 

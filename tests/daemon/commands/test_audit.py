@@ -139,7 +139,7 @@ def test_equity_ends_with_the_last_step(path: Path, capsys: pytest.CaptureFixtur
     rows = document(capsys, "audit", "equity", f"{path}#plain", "--limit", 2)
     assert [row["sequence"] for row in rows] == [58, 59]
     whole, part = divmod(STEPS[-1].account.equity, 10**8)
-    assert rows[-1]["equity"] == f"{whole}.{part:010d}"
+    assert rows[-1]["equity"] == f"{whole}.{part:08d}"
 
 
 def test_a_run_without_trades_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,7 +126,7 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
         ('cash = "1"', "cash stands outside its section; put it below [account]"),
         ("market = 5", "market is a section; write [market]"),
         ("[account]\ncash = 0.1", 'write it as text, "0.1"'),
-        ('[account]\ncash = "-1"', "above 0 to 461168601"),
+        ('[account]\ncash = "-1"', "above 0 to 46116860184"),
         ('[account]\ncash = "NaN"', "write a finite number"),
         ('[account]\ncash = "1.123456789"', "at most 8 decimals"),
         ('[account]\ncash = "much"', "write a decimal number as text instead of 'much'"),

@@ -318,7 +318,7 @@ def money(steps: list[Step], database: sqlite3.Connection, run_id: str) -> None:
         account = step.account
         for name in ("cash", "equity", "realized_pnl", "unrealized_pnl", "fees_paid"):
             assert row[f"{name}_text"] == scaled(getattr(account, name), 10), name
-            exact = float(Decimal(getattr(account, name)).scaleb(-10))
+            exact = float(Decimal(getattr(account, name)).scaleb(-8))
             assert row[name] == pytest.approx(exact, rel=1e-15, abs=1e-25)
 
 
