@@ -178,7 +178,7 @@ def market_fill(order_id: str, side: Side, price: int, at_ms: int) -> Fill:
         price,
         price - 5,
         price * 10**6,
-        price * 55_000,
+        price * 550,
         0,
         Liquidity.TAKER,
         FillModel.NEXT_OPEN,
