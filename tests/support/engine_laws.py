@@ -470,7 +470,7 @@ class Book:
             assert state.cash >= 0, "more was paid than there was"
             assert all(one.quantity >= 0 for one in self.own.held.values()), "spot went short"
         if self.world.leverage is not None:
-            assert self.own.available >= Decimal("-1e-9"), "more is bound than is there"
+            assert self.own.available >= Decimal("-1e-7"), "more is bound than is there"
             self._solvent(engine, event)
 
     def _solvent(self, engine: Engine, event: Event) -> None:
