@@ -14,6 +14,7 @@ from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.broker.orders import Latency, Moment
 from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
@@ -215,3 +216,18 @@ def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
         ConfigInvalid, match=r"^The account came to \d+.*beyond 92,233,720,368; start"
     ):
         ledger.account()
+
+
+def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> None:
+    cash = int(load(None, {"account": {"cash": "20000000000"}}).account.cash.scaleb(8))
+    item, price = instrument(price_decimals=0), 1_700_000_000
+    terms = ExecutionCosts(taker_fee=5_500_001)
+    paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
+    paper.submit(item.id, 10_000, "why", Moment(1, 0, 0, price, 0), order_id="1-0")
+    (bought,) = paper.match(bar(open_=price, instrument_id=item.id), 1).fills
+    assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
+    assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
+    paper.ledger.mark(item.id, 1_800_000_000)
+    assert Decimal(paper.pay_funding(item.id, 1)).scaleb(-8) == Decimal("1.8")
+    equity = Decimal(paper.ledger.account().equity).scaleb(-8)
+    assert equity == 21_000_000_000 - Decimal("9350003.5")
