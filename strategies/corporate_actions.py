@@ -10,7 +10,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument
-from tracepaper.strategies.units import Notional, divide_half_even
+from tracepaper.strategies.units import Notional, divide_half_even, paid_for
 
 
 class ShareTerms(NamedTuple):
@@ -43,7 +43,7 @@ def entitlement(
     A split leaves whole quantity steps; the fraction is paid at the close before, adjusted.
     """
     if not action.is_split:
-        return Entitlement(quantity, divide_half_even(quantity * action.amount, terms.share), 0)
+        return Entitlement(quantity, paid_for(quantity, terms.share, action.amount), 0)
     left = whole_steps(action, quantity, terms.step)
     fraction = quantity * action.new - left * action.old  # in parts of the new shares, 1 / old
     if not fraction:

@@ -18,9 +18,14 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS, month_of, month_start
 from tracepaper.strategies.types.market import Instrument
 
-MONEY_DECIMALS: Final = 10
+MONEY_DECIMALS: Final = 8
 MONEY_SCALE: Final = 10**MONEY_DECIMALS
 MONEY_LIMIT: Final = 2**63 - 1
+MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
+"""Whole units of a currency that 64 bits hold."""
+RATE_DECIMALS: Final = 10
+"""Of fees, funding, margins and shares, all of money, and of amounts for one whole share."""
+RATE_SCALE: Final = 10**RATE_DECIMALS
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
@@ -193,11 +198,16 @@ class Notional(Struct, frozen=True, gc=False):
         return money * self.divisor // (price * self.multiplier)
 
 
+def paid_for(shares: int, share: int, amount: int) -> int:
+    """Return the money of *shares*, in parts of one *share*, at *amount* (10⁻¹⁰) for each."""
+    return divide_half_even(shares * amount, share * (RATE_SCALE // MONEY_SCALE))
+
+
 def check_money(money: int, *, name: str) -> int:
     """Return *money* if 64 bits hold it; raise otherwise."""
     if not -MONEY_LIMIT <= money <= MONEY_LIMIT:
         raise ConfigInvalid(
-            f"{name} {unscaled(money, MONEY_DECIMALS)} is beyond 922,337,203; use a smaller one."
+            f"{name} {unscaled(money, MONEY_DECIMALS)} is beyond {MONEY_MAX:,}; use a smaller one."
         )
     return money
 

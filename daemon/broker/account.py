@@ -105,7 +105,7 @@ _NOTHING_OPENED: Final = Opened(_NOTHING_MATCHED)
 
 
 class BrokerSettings(Struct, frozen=True):
-    """How accounts are opened and orders filled; money in 10⁻¹⁰, times in milliseconds."""
+    """How accounts are opened and orders filled; money in 10⁻⁸, times in milliseconds."""
 
     execution: FillModel
     costs: ExecutionCosts

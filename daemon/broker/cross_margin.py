@@ -4,7 +4,7 @@ One balance, cash and all unrealized results, answers for every position and res
 the maintenance margin of all of them reaches it, the exchange's engine cancels orders, reduces
 positions to lower risk tiers, and else takes all of them over.
 
-The rules are docs/money.md, M49 to M60. Money is in 10⁻¹⁰, prices and quantities in units of the
+The rules are docs/money.md, M49 to M60. Money is in 10⁻⁸, prices and quantities in units of the
 instrument.
 """
 

@@ -45,7 +45,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
 )
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Side
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_SCALE, Notional
+from tracepaper.strategies.units import MONEY_DECIMALS, RATE_SCALE, Notional
 
 
 class Proposal(NamedTuple):
@@ -75,7 +75,7 @@ class DividedBroker(Broker):
         """Open a part of the account for each strategy of *shares* (10⁻¹⁰ of its cash).
 
         *settings* are of each strategy: its exits are its own. *reports_fills* names the
-        instruments whose fills each is told of. Raises ``ConfigInvalid`` where money of 10⁻¹⁰
+        instruments whose fills each is told of. Raises ``ConfigInvalid`` where money of 10⁻⁸
         could not be shared exactly, and where order books fill.
         """
         for item in instruments:
@@ -93,7 +93,7 @@ class DividedBroker(Broker):
         self._instruments = {item.id: item for item in instruments}
         opens = partial(SharedCrossAccount, marked=self._marked) if self.is_cross else SharedAccount
         own = opens(instruments, replace(usual, exits=None), ranges=self._ranges, keeps_ledger=True)
-        rest = MONEY_SCALE - sum(shares.values())
+        rest = RATE_SCALE - sum(shares.values())
         self._weights = [*shares.values(), rest]
         *cash, self.reserve = apportion(usual.cash, self._weights)
         self.own = own

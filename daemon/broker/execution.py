@@ -24,10 +24,11 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import (
     DAY_MS,
-    MONEY_DECIMALS,
-    MONEY_SCALE,
+    RATE_DECIMALS,
+    RATE_SCALE,
     Notional,
     divide_half_even,
+    paid_for,
 )
 
 RANGE_BARS: Final = 60
@@ -42,7 +43,7 @@ class ExecutionCosts(Struct, frozen=True):
     taker_fee: int
     slippage: int = 0
     half_spread: int = 0  # next_open only: quotes carry their own spread
-    per_share: int = 0  # money for each share that is traded
+    per_share: int = 0  # 10⁻¹⁰ of the currency for each share that is traded
     minimum: int = 0  # money: the least fee of an order
     maker_fee: int = 0
     ranges: int = 0  # true ranges that a taker's price is moved by
@@ -51,7 +52,7 @@ class ExecutionCosts(Struct, frozen=True):
     @property
     def round_trip(self) -> float:
         """Return what buying and selling again costs, as a fraction of the notional."""
-        return 2 * (self.taker_fee + self.slippage + self.half_spread) / MONEY_SCALE
+        return 2 * (self.taker_fee + self.slippage + self.half_spread) / RATE_SCALE
 
     def fee(
         self,
@@ -67,13 +68,13 @@ class ExecutionCosts(Struct, frozen=True):
         The first fill of an order pays at least the minimum.
         """
         rate = self.maker_fee if is_maker else self.taker_fee
-        fee = divide_half_even(notional * rate, MONEY_SCALE)
-        fee += divide_half_even(quantity * self.per_share, 10**decimals)
+        fee = divide_half_even(notional * rate, RATE_SCALE)
+        fee += paid_for(quantity, 10**decimals, self.per_share)
         return max(fee, self.minimum) if is_first and self.minimum else fee
 
     def per_share_of(self, instrument: Instrument) -> float:
         """Return the fee of a share as a price of *instrument*: in 10^-price_decimals."""
-        return self.per_share * 10.0 ** (instrument.price_decimals - MONEY_DECIMALS)
+        return self.per_share * 10.0 ** (instrument.price_decimals - RATE_DECIMALS)
 
 
 class TrueRange:
@@ -101,7 +102,7 @@ class TrueRange:
         self._ranges.append(high - low)
         self._sum += high - low
         self._close = bar.close
-        self.rate = self._sum * MONEY_SCALE // (len(self._ranges) * bar.close)
+        self.rate = self._sum * RATE_SCALE // (len(self._ranges) * bar.close)
 
     def adjust(self, action: CorporateAction) -> None:
         """Take the bars before a split as those of the shares after it."""
@@ -228,7 +229,7 @@ class Executor:
             return None
         if wanted > available and self._costs.impact is not None and order.price is None:
             quantity = wanted
-            rate += min(self._costs.impact * (wanted - available) // available, MONEY_SCALE)
+            rate += min(self._costs.impact * (wanted - available) // available, RATE_SCALE)
         touched = quote.ask if order.side is Side.BUY else quote.bid
         return self._fill(
             order,
@@ -306,7 +307,7 @@ class Executor:
         costs = self._costs
         if not costs.ranges or self._ranges is None:
             return costs.slippage
-        return costs.slippage + costs.ranges * self._ranges.rate // MONEY_SCALE
+        return costs.slippage + costs.ranges * self._ranges.rate // RATE_SCALE
 
     def _within(self, order: Order, price: int) -> int:
         """Return *price*, or the limit of *order* where that is better."""
@@ -320,8 +321,8 @@ class Executor:
             return price
         tick = self.tick
         if side is Side.BUY:
-            return -(-price * (MONEY_SCALE + rate) // (MONEY_SCALE * tick)) * tick
-        return max(price * (MONEY_SCALE - rate) // (MONEY_SCALE * tick), 1) * tick
+            return -(-price * (RATE_SCALE + rate) // (RATE_SCALE * tick)) * tick
+        return max(price * (RATE_SCALE - rate) // (RATE_SCALE * tick), 1) * tick
 
     def _fill(
         self,
@@ -339,7 +340,7 @@ class Executor:
         is_maker = liquidity is Liquidity.MAKER
         if in_base:
             rate = self._costs.maker_fee if is_maker else self._costs.taker_fee
-            fee = divide_half_even(quantity * rate, MONEY_SCALE)
+            fee = divide_half_even(quantity * rate, RATE_SCALE)
         else:
             fee = self._costs.fee(
                 quantity, self._decimals, notional, is_first=order.filled == 0, is_maker=is_maker

@@ -23,7 +23,7 @@ from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Instrument
 from tracepaper.strategies.units import (
-    MONEY_SCALE,
+    RATE_SCALE,
     divide_half_even,
     interval_text,
     time_of,
@@ -45,7 +45,7 @@ class Level(Struct, frozen=True, array_like=True):
 
     def distance(self, entry: int) -> int:
         """Return how far from the price *entry* it is."""
-        return divide_half_even(entry * self.value, MONEY_SCALE) if self.is_share else self.value
+        return divide_half_even(entry * self.value, RATE_SCALE) if self.is_share else self.value
 
     def at(self, entry: int, direction: int) -> int:
         """Return the price; *direction* is 1 above the entry and -1 below it."""
@@ -199,7 +199,7 @@ def _returns(table: Mapping[str, str]) -> Iterator[tuple[int, Level]]:
         percent = text.removesuffix("%")
         age_ms = time_of(age) or 0
         words = f"{CONFIGURED}minimal_roi {percent} %" + (f" after {age}" if age_ms else "")
-        rate = round(float(percent) / 100 * MONEY_SCALE)
+        rate = round(float(percent) / 100 * RATE_SCALE)
         yield age_ms, Level(rate, is_price=False, is_share=True, words=words)
 
 
@@ -318,7 +318,7 @@ class Planner:
         if not isfinite(share):
             return f"no forecast to place {asked.known} by"
         share = _bounded(share, _SHARE_MOST)
-        rate = round(share * MONEY_SCALE)
+        rate = round(share * RATE_SCALE)
         return Level(rate, is_price=False, is_share=True, words=asked.words)
 
     def _level(
@@ -335,7 +335,7 @@ class Planner:
         if not isfinite(number) or mean is None:
             return NO_VOLATILITY if mean is None else f"{known} is not a finite number"
         if isinstance(asked, Percent):
-            rate = round(_bounded(number / 100, _SHARE_MOST) * MONEY_SCALE)
+            rate = round(_bounded(number / 100, _SHARE_MOST) * RATE_SCALE)
             words = words or f"{known} {number:g} %"
             return Level(rate, is_price=False, is_share=True, words=words)
         if isinstance(asked, Volatility):

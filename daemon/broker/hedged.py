@@ -51,7 +51,7 @@ from tracepaper.strategies.types.decisions import (
     PositionSide,
 )
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Quote, Side
-from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, unscaled
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, unscaled
 
 OPENS: Final = {PositionSide.LONG: Side.BUY, PositionSide.SHORT: Side.SELL}
 """The orders that open a side; the others close it."""
@@ -123,7 +123,7 @@ class CommonCash(Ledger):
         equity = self.cash + unrealized
         if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
             raise ConfigInvalid(
-                f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond 922,337,203; "
+                f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond {MONEY_MAX:,}; "
                 "start a new one with less account.cash or a smaller [sizing]."
             )
         return Account(

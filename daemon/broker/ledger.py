@@ -35,7 +35,8 @@ from tracepaper.strategies.types.market import Bar, CorporateAction, Instrument,
 from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
-    MONEY_SCALE,
+    MONEY_MAX,
+    RATE_SCALE,
     divide_half_even,
     unscaled,
 )
@@ -268,7 +269,7 @@ class Ledger:
         line = self._lines[instrument]
         if not line.holding.quantity or line.is_cash:
             return 0
-        paid = divide_half_even(line.notional(line.mark, line.holding.quantity) * rate, MONEY_SCALE)
+        paid = divide_half_even(line.notional(line.mark, line.holding.quantity) * rate, RATE_SCALE)
         if line.margin is not None:
             holding = line.holding
             paid = min(paid, max(self.available, 0) + holding.margin)
@@ -379,8 +380,8 @@ class Ledger:
             equity = self.cash + self._paid_entries + self._unrealized
             if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
                 raise ConfigInvalid(
-                    f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond 922,337,203; "
-                    "start a new one with less account.cash or a smaller [sizing]."
+                    f"The account came to {unscaled(equity, MONEY_DECIMALS)}, beyond "
+                    f"{MONEY_MAX:,}; start a new one with less account.cash or a smaller [sizing]."
                 )
             account = self._account = Account(
                 self.cash, equity, self._realized, self._unrealized, self._fees, self._funding

@@ -25,7 +25,7 @@ from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Category, CommandKind, Instrument, Side
-from tracepaper.strategies.units import MONEY_LIMIT, MONEY_SCALE
+from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE
 
 FILL_WITHIN_MS: Final = 10_000
 FLATTEN: Final = CommandKind.FLATTEN.value
@@ -430,8 +430,8 @@ class RestingOrders:
         """Return the position to which a market order of *quantity* leads from *held*."""
         if side is Side.SELL:
             return held - quantity
-        rate = MONEY_SCALE - (self._costs.taker_fee if self._spot else 0)
-        return held + self._filters.whole(quantity * rate // MONEY_SCALE)
+        rate = RATE_SCALE - (self._costs.taker_fee if self._spot else 0)
+        return held + self._filters.whole(quantity * rate // RATE_SCALE)
 
     def _quantity_of(self, needed: int) -> int:
         """Return the quantity of a market order that moves a position by *needed*, signed."""
@@ -439,7 +439,7 @@ class RestingOrders:
         if self._spot and needed > 0:
             # What is left after the fee, which is paid in base, has to be *needed*.
             step = self._filters.instrument.quantity_step
-            gross = -(-quantity * MONEY_SCALE // (MONEY_SCALE - self._costs.taker_fee))
+            gross = -(-quantity * RATE_SCALE // (RATE_SCALE - self._costs.taker_fee))
             quantity = -(-gross // step) * step
         return self._filters.whole(quantity)
 

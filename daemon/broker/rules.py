@@ -29,6 +29,8 @@ from tracepaper.strategies.units import (
     MONEY_DECIMALS,
     MONEY_LIMIT,
     MONEY_SCALE,
+    RATE_DECIMALS,
+    RATE_SCALE,
     Notional,
     divide_half_even,
     unscaled,
@@ -47,7 +49,7 @@ def tiers_of(instrument: Instrument) -> tuple[RiskTier, ...]:
     if instrument.risk_tiers:
         return instrument.risk_tiers
     greatest = instrument.max_leverage or ASSUMED_LEVERAGE
-    return (RiskTier(0, MONEY_SCALE * _LEVERAGE_UNIT // greatest // 2, greatest, 0),)
+    return (RiskTier(0, RATE_SCALE * _LEVERAGE_UNIT // greatest // 2, greatest, 0),)
 
 
 class Bounds(NamedTuple):
@@ -99,7 +101,7 @@ class MarginRules:
     def _closing_fee(self, entry: int, initial: int) -> int:
         """Return the fee of closing where the *initial* margin is lost, rounded up."""
         lost_at = abs(entry) - initial if entry > 0 else abs(entry) + initial
-        return -(-lost_at * self._fee // MONEY_SCALE)
+        return -(-lost_at * self._fee // RATE_SCALE)
 
     def maintenance(self, value: int) -> int:
         """Return the maintenance margin of what is worth *value* (money, signed) at the mark.
@@ -112,7 +114,7 @@ class MarginRules:
 
     @staticmethod
     def _maintenance(tier: RiskTier, size: int) -> int:
-        return max(size * tier.maintenance // MONEY_SCALE - tier.deduction, 0)
+        return max(size * tier.maintenance // RATE_SCALE - tier.deduction, 0)
 
     def lower_tiers(self, value: int) -> tuple[tuple[int, int], ...]:
         """Return number and limit (money) of the tiers below that of *value*, the highest first."""
@@ -132,8 +134,8 @@ class MarginRules:
     def _lost_at(self, size: int, margin: int, *, is_long: bool) -> int:
         """Return the notional at which closing a position of *size* loses *margin*."""
         if is_long:
-            return max(-(-(size - margin) * MONEY_SCALE // (MONEY_SCALE - self._fee)), 0)
-        return (size + margin) * MONEY_SCALE // (MONEY_SCALE + self._fee)
+            return max(-(-(size - margin) * RATE_SCALE // (RATE_SCALE - self._fee)), 0)
+        return (size + margin) * RATE_SCALE // (RATE_SCALE + self._fee)
 
     def _tier_or_last(self, notional: int) -> tuple[int, RiskTier]:
         return self._tier(notional) or (len(self._tiers), self._tiers[-1])
@@ -167,7 +169,7 @@ class MarginRules:
         number, called_at = self._called_at(lost_at, is_long=is_long)
         tier = self._tiers[number - 1]
         maintenance = self._maintenance(tier, called_at)
-        share = unscaled(tier.maintenance, MONEY_DECIMALS - 2)
+        share = unscaled(tier.maintenance, RATE_DECIMALS - 2)
         reason = (
             f"the margin of {_short_money(margin)} less the loss had come to the maintenance "
             f"margin of {_short_money(maintenance)} of risk tier {number} ({share} %)"
@@ -191,13 +193,13 @@ class MarginRules:
             below, above = above, tier.limit
             is_last = number == len(self._tiers) or not tier.limit
             if is_long:
-                kept = max(MONEY_SCALE - tier.maintenance, 1)
-                value = -(-(lost_at - tier.deduction) * MONEY_SCALE // kept)
+                kept = max(RATE_SCALE - tier.maintenance, 1)
+                value = -(-(lost_at - tier.deduction) * RATE_SCALE // kept)
                 value = max(value, lost_at)  # a maintenance margin is no less than nothing
                 if value > below or number == 1:
                     called = number, value if is_last else min(value, above)
             else:
-                value = (lost_at + tier.deduction) * MONEY_SCALE // (MONEY_SCALE + tier.maintenance)
+                value = (lost_at + tier.deduction) * RATE_SCALE // (RATE_SCALE + tier.maintenance)
                 value = max(min(value, lost_at), below)
                 if value <= above or is_last:
                     return number, value
@@ -395,9 +397,9 @@ class Filters:
         *price* is the market's: an order takes at one that is worse by spread and slippage.
         """
         rate = self._costs.half_spread + self._costs.slippage
-        moved = MONEY_SCALE + (rate if side is Side.BUY else -rate)
+        moved = RATE_SCALE + (rate if side is Side.BUY else -rate)
         tick = self.instrument.tick_size
-        price = -(-price * moved // (MONEY_SCALE * tick)) * tick
+        price = -(-price * moved // (RATE_SCALE * tick)) * tick
         if self.covers(side, quantity, held, price, funds):
             return quantity
         step = self.instrument.quantity_step

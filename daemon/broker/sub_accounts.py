@@ -31,7 +31,7 @@ from tracepaper.daemon.broker.orders import (
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, Order
 from tracepaper.strategies.types.market import Bar, Instrument, Side
-from tracepaper.strategies.units import MONEY_SCALE, Notional
+from tracepaper.strategies.units import RATE_SCALE, Notional
 
 
 def apportion(total: int, weights: Sequence[int]) -> list[int]:
@@ -74,10 +74,10 @@ def funding_parts(paid: int, due: Sequence[int]) -> list[int]:
     paid less than is due, since its margin did not cover it, what it did not pay is shared by the
     absolute amounts.
     """
-    parts = [one // MONEY_SCALE for one in due]
+    parts = [one // RATE_SCALE for one in due]
     left = paid - sum(parts)
     if 0 <= left <= len(parts):
-        _give(parts, left, [one % MONEY_SCALE for one in due])
+        _give(parts, left, [one % RATE_SCALE for one in due])
         return parts
     spared = apportion(left, [abs(one) for one in due])
     return [one + other for one, other in zip(parts, spared, strict=True)]

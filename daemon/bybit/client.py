@@ -52,7 +52,7 @@ from tracepaper.strategies.errors import (
     MessageMalformed,
 )
 from tracepaper.strategies.types.market import Bar, Category, Funding, Instrument, RiskTier, Source
-from tracepaper.strategies.units import MONEY_DECIMALS
+from tracepaper.strategies.units import RATE_DECIMALS
 
 # ---------------------------------------------------------------- bodies
 #
@@ -65,7 +65,7 @@ SERVER_MS_MIN: Final = 1_262_304_000_000
 """2010-01-01: no server of this exchange tells an earlier time,"""
 SERVER_MS_MAX: Final = 4_102_444_800_000
 """and none that is right one after 2100-01-01."""
-RATE_LIMIT: Final = 10**MONEY_DECIMALS
+RATE_LIMIT: Final = 10**RATE_DECIMALS
 """A funding rate of 100 %: none was ever near."""
 
 T = TypeVar("T")
@@ -170,7 +170,7 @@ def read_settlements(
     for row in page.rows:
         _check_subject("settlements", instrument, page.category, row.symbol)
         settled_ms = exact(row.funding_rate_timestamp, 0)
-        rate = exact_signed(row.funding_rate, MONEY_DECIMALS)
+        rate = exact_signed(row.funding_rate, RATE_DECIMALS)
         if not start_ms <= settled_ms <= end_ms:
             raise _unrelated(
                 f"a settlement at {settled_ms}, where {start_ms} to {end_ms} was asked"

@@ -42,7 +42,9 @@ from tracepaper.strategies.units import (
     INTERVALS,
     MONEY_DECIMALS,
     MONEY_LIMIT,
-    MONEY_SCALE,
+    MONEY_MAX,
+    RATE_DECIMALS,
+    RATE_SCALE,
     divide_half_even,
     interval_start,
 )
@@ -230,7 +232,7 @@ def instrument_from(info: InstrumentInfo, category: Category) -> Instrument:
 def _bounded(text: str) -> int:
     """Return *text* as money; what 64 bits do not hold is beyond every position here."""
     whole = text.partition(".")[0]
-    return MONEY_LIMIT if len(whole) > len("922337203") - 1 else exact(text, MONEY_DECIMALS)
+    return MONEY_LIMIT if len(whole) > len(str(MONEY_MAX)) - 1 else exact(text, MONEY_DECIMALS)
 
 
 def risk_tier(row: RiskLimit) -> RiskTier:
@@ -240,9 +242,9 @@ def risk_tier(row: RiskLimit) -> RiskTier:
     by the greatest leverage, or a hundred.
     """
     leverage = floored(row.max_leverage, LEVERAGE_DECIMALS)
-    initial = floored(row.initial_margin, MONEY_DECIMALS)
-    maintenance = floored(row.maintenance_margin, MONEY_DECIMALS)
-    if initial * leverage > 10 * MONEY_SCALE * 10**LEVERAGE_DECIMALS:
+    initial = floored(row.initial_margin, RATE_DECIMALS)
+    maintenance = floored(row.maintenance_margin, RATE_DECIMALS)
+    if initial * leverage > 10 * RATE_SCALE * 10**LEVERAGE_DECIMALS:
         initial, maintenance = initial // 100, maintenance // 100
     tier = RiskTier(
         _bounded(row.risk_limit_value),

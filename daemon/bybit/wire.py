@@ -48,7 +48,7 @@ from tracepaper.strategies.types.market import (
     Source,
     Trade,
 )
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS
+from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS
 
 EARLY_MS: Final = 1_000
 """A closing frame may be dated this long before the close; an earlier one closes nothing."""
@@ -417,7 +417,7 @@ class Wire:
             if before is None:
                 return self._before_snapshot("tickers", ticker.topic)
             data = _merged(before, data)
-        rate = exact_signed(data.funding_rate, MONEY_DECIMALS) if data.funding_rate else None
+        rate = exact_signed(data.funding_rate, RATE_DECIMALS) if data.funding_rate else None
         result = Ticker(
             server_ms=ticker.ts,
             instrument=instrument.id,

@@ -12,7 +12,6 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, mo
 from tracepaper.daemon.config.values import (
     _SHARE,
     _SYMBOL,
-    MONEY_MAX,
     STOCK,
     SYMBOLS_MAX,
     Exact,
@@ -22,7 +21,7 @@ from tracepaper.daemon.config.values import (
     several,
     symbol_names,
 )
-from tracepaper.strategies.units import DAY_MS, INTERVALS
+from tracepaper.strategies.units import DAY_MS, INTERVALS, MONEY_MAX
 
 _TIME_OF_DAY: Final = re.compile(r"^([01]\d|2[0-3]):[0-5]\d$")
 

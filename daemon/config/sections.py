@@ -37,6 +37,7 @@ from tracepaper.daemon.config.values import (
     GateThresholds,
     LearnedRegimes,
     ModelClass,
+    Money,
     Positive,
     RegimeName,
     RiskThresholds,
@@ -341,7 +342,7 @@ class SizingSection(Section):
     volatility, kelly, risk (to the stop), expected_shortfall or network_allocation (its own)."""
     quantity: Positive = Decimal(1)
     """Quantity in base coin for fixed."""
-    notional: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
+    notional: Annotated[Money, Field(gt=0, le=NOTIONAL_MAX)] = Decimal(10_000)
     """Quote currency of a full position for notional, tanh and volatility."""
     basis: Literal["notional", "equity"] = "notional"
     """What a full position of tanh and volatility is: notional, or fraction of equity."""
@@ -363,7 +364,7 @@ class SizingSection(Section):
     """Where volatility is expected from: the model's forecast, or closed bars without a model."""
     lookback: int = Field(default=660, ge=22, le=50_000)
     """Bars that ewma and har look at; har's horizons are 1/22, 5/22 and all of them."""
-    max_position: Annotated[Exact, Field(gt=0, le=NOTIONAL_MAX)] | None = Field(
+    max_position: Annotated[Money, Field(gt=0, le=NOTIONAL_MAX)] | None = Field(
         default=None,
         examples=[20_000],
         description="Largest position of a symbol in quote currency: a larger target is cut to it.",
@@ -413,7 +414,7 @@ class ExecutionSection(FillKeys):
         default=None, examples=["0.005"]
     )
     """Fee of a share in its currency, instead of taker_fee; only where asset is stock."""
-    fee_minimum: Annotated[Exact, Field(ge=0, le=1_000_000)] = Decimal(0)
+    fee_minimum: Annotated[Money, Field(ge=0, le=1_000_000)] = Decimal(0)
     """Least fee of an order, in its currency; only where asset is stock."""
     fees: Annotated[dict[str, SymbolFees], BeforeValidator(json_object)] = Field(
         default_factory=dict
@@ -444,7 +445,7 @@ class RiskSection(RiskThresholds):
 class AccountSection(Section):
     """The paper account."""
 
-    cash: Annotated[Exact, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
+    cash: Annotated[Money, Field(gt=0, le=CASH_MAX)] = Decimal(100_000)
     """Cash at the start, in quote currency."""
     margin: Literal["none", "isolated", "cross"] = "none"
     """Of linear positions: none (limited by [risk] alone), isolated or cross, with liquidation."""

@@ -29,7 +29,7 @@ from tracepaper.daemon.config.values import (
 )
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import MONEY_DECIMALS
+from tracepaper.strategies.units import RATE_DECIMALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -204,7 +204,7 @@ def strategy_name(config: Config) -> str:
 def shares_of(config: Config) -> dict[str, int]:
     """Return the share of each strategy as an integer of 10⁻¹⁰."""
     return {
-        name: int(one.share.scaleb(MONEY_DECIMALS)) for name, one in config.strategies.named.items()
+        name: int(one.share.scaleb(RATE_DECIMALS)) for name, one in config.strategies.named.items()
     }
 
 

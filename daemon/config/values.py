@@ -53,15 +53,14 @@ from tracepaper.strategies.units import (
     INTERVAL_NAMES,
     MINUTE_MS,
     MONEY_DECIMALS,
-    MONEY_LIMIT,
-    MONEY_SCALE,
+    MONEY_MAX,
+    RATE_DECIMALS,
     UNITS_MS,
     YEAR_MS,
     interval_text,
     time_of,
 )
 
-MONEY_MAX: Final = MONEY_LIMIT // MONEY_SCALE
 CASH_MAX: Final = MONEY_MAX // 2
 """Of an account at its start, which leaves room for its profit."""
 NOTIONAL_MAX: Final = MONEY_MAX // 4
@@ -101,8 +100,15 @@ def _exact(value: object) -> object:
         if not value.is_finite():
             raise ValueError("write a finite number")
         _bounded(value)
-        if len(plain(value).partition(".")[2]) > MONEY_DECIMALS:
-            raise ValueError(f"write at most {MONEY_DECIMALS} decimals")
+        if len(plain(value).partition(".")[2]) > RATE_DECIMALS:
+            raise ValueError(f"write at most {RATE_DECIMALS} decimals")
+    return value
+
+
+def _money(value: Decimal) -> Decimal:
+    """Refuse an amount of money that is no whole number of its units."""
+    if len(plain(value).partition(".")[2]) > MONEY_DECIMALS:
+        raise ValueError(f"write at most {MONEY_DECIMALS} decimals")
     return value
 
 
@@ -291,6 +297,7 @@ ServerAddress = Annotated[str, AfterValidator(server_address)]
 Duration = Annotated[str, BeforeValidator(_duration)]
 ExitDistance = Annotated[str, BeforeValidator(_exit_distance)]
 Exact = Annotated[Decimal, BeforeValidator(_exact)]
+Money = Annotated[Exact, AfterValidator(_money)]
 Positive = Annotated[Exact, Field(gt=0, le=MONEY_MAX)]
 Fraction = Annotated[Exact, Field(ge=0, le=1)]
 Threshold = Annotated[str, BeforeValidator(_threshold)]

@@ -25,7 +25,7 @@ from tracepaper.strategies.types.market import (
     Quote,
     Trade,
 )
-from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, MONEY_DECIMALS, MONEY_SCALE, unscaled
+from tracepaper.strategies.units import HOUR_MS, MINUTE_MS, RATE_DECIMALS, RATE_SCALE, unscaled
 
 if TYPE_CHECKING:
     from tracepaper.strategies.order_book import Books, OrderBookHistory
@@ -51,7 +51,7 @@ def largest_rate(instrument: Instrument) -> int:
     stays below: three quarters of what initial margin exceeds maintenance margin by.
     """
     greatest = instrument.max_leverage or LEVERAGE_UNKNOWN
-    return MONEY_SCALE * 10**LEVERAGE_DECIMALS // greatest
+    return RATE_SCALE * 10**LEVERAGE_DECIMALS // greatest
 
 
 class Taken(NamedTuple):
@@ -515,4 +515,4 @@ def _shown(price: Price) -> tuple[_Shown, ...]:
 
 
 def _percent_of_rate(rate: int) -> str:
-    return f"{unscaled(rate, MONEY_DECIMALS - 2)} %"
+    return f"{unscaled(rate, RATE_DECIMALS - 2)} %"

@@ -74,6 +74,7 @@ from tracepaper.strategies.units import (
     BASE_FEES,
     HOUR_MS,
     MONEY_DECIMALS,
+    RATE_DECIMALS,
     check_money,
     interval_text,
     scaled,
@@ -275,7 +276,7 @@ def margin_warnings(config: Config, instruments: Sequence[Instrument]) -> tuple[
     warnings = []
     for item in instruments:
         if not item.risk_tiers:
-            rate = unscaled(tiers_of(item)[0].maintenance, MONEY_DECIMALS - 2)
+            rate = unscaled(tiers_of(item)[0].maintenance, RATE_DECIMALS - 2)
             warnings.append(
                 f"one tier assumed: the risk tiers of {item.id} are not known, so its maintenance "
                 f"margin is {rate} % of any position"
@@ -297,7 +298,7 @@ def fees_of_symbols(config: Config) -> dict[str, ExecutionCosts]:
                 "take it out."
             )
         changed = {
-            f"{side}_fee": scaled(fee, MONEY_DECIMALS, name=f"execution.fees.{symbol}.{side}")
+            f"{side}_fee": scaled(fee, RATE_DECIMALS, name=f"execution.fees.{symbol}.{side}")
             for side, fee in (("taker", fees.taker), ("maker", fees.maker))
             if fee is not None
         }
@@ -312,7 +313,7 @@ def costs_for(config: Config) -> ExecutionCosts:
     taker, maker = BASE_FEES[config.market.category] if per_share is None else ("0", "0")
 
     def units(key: str, value: Decimal) -> int:  # 1 bp is 0.0001
-        return scaled(value, MONEY_DECIMALS, name=f"execution.{key}")
+        return scaled(value, RATE_DECIMALS, name=f"execution.{key}")
 
     of_impact = execution.beyond_best == "impact"
     return ExecutionCosts(
@@ -322,7 +323,7 @@ def costs_for(config: Config) -> ExecutionCosts:
         slippage=units("slippage_bp", execution.slippage_bp.scaleb(-4)),
         half_spread=units("spread_bp", execution.spread_bp.scaleb(-4) / 2),
         per_share=units("fee_per_share", per_share or Decimal(0)),
-        minimum=units("fee_minimum", execution.fee_minimum),
+        minimum=scaled(execution.fee_minimum, MONEY_DECIMALS, name="execution.fee_minimum"),
         maker_fee=units(
             "maker_fee", Decimal(maker) if execution.maker_fee is None else execution.maker_fee
         ),

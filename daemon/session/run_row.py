@@ -486,7 +486,7 @@ def refuse_size(config: Config, instrument: Instrument, price: Decimal) -> None:
 def check_range(instrument: Instrument, *, price: int, quantity: int) -> None:
     """Refuse a *quantity* that at *price* is worth more than one order may be.
 
-    Both are in the instrument's units. Money is an integer of 10⁻¹⁰ in 64 bits, and prices may
+    Both are in the instrument's units. Money is an integer of 10⁻⁸ in 64 bits, and prices may
     still rise: a quarter of what fits is the most. Raises ``ConfigInvalid``.
     """
     notional = Notional.of(instrument)(price, quantity)

@@ -20,7 +20,7 @@ import numpy as np
 from tracepaper.replay.archive.candles import Candles
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import CorporateAction, CorporateActionKind
-from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, unscaled
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE, unscaled
 
 COLUMNS: Final = ("symbol", "date", "kind", "value")
 TOLERANCE: Final = Fraction(1, 5)
@@ -51,7 +51,7 @@ class ActionRow(NamedTuple):
         if self.is_split:
             what = f"split of {self.value.numerator} for {self.value.denominator}"
         else:
-            what = f"dividend of {unscaled(int(self.value * MONEY_SCALE), 10)}"
+            what = f"dividend of {unscaled(int(self.value * RATE_SCALE), 10)}"
         return f"{what} on {self.ex_date}"
 
 
@@ -206,7 +206,7 @@ def _event(row: ActionRow, candles: Candles, at: int) -> CorporateAction:
             f"the {row.words}, which is no less; correct the amount."
         )
     new, old = row.value.as_integer_ratio() if is_split else (1, 1)
-    amount = 0 if is_split else int(row.value * MONEY_SCALE)
+    amount = 0 if is_split else int(row.value * RATE_SCALE)
     return CorporateAction(
         candles.instrument, row.kind, new, old, amount, close, opens_ms, opens_ms
     )

@@ -28,7 +28,7 @@ from tracepaper.storage.candles import History, HistoryWriter, Series
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.sessions import MONTHS_OF, Calendar, SplitWatch, SuspectedSplit
 from tracepaper.strategies.types.market import Category, CorporateAction, Instrument
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, MONEY_DECIMALS
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, MONEY_DECIMALS, RATE_DECIMALS
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,8 @@ def split_sentences(candles: Candles, known: Collection[CorporateAction] = ()) -
 
 QUANTITY_DECIMALS: Final = {Category.LINEAR: 3, Category.SPOT: 6, Category.STOCK: 0}
 """For symbols that were not recorded: the finest common steps of a category; whole shares."""
+NOTIONAL_DECIMALS: Final = 10
+"""Of price and quantity together: finer steps of cheap coins are worth nothing."""
 FRACTION_DECIMALS: Final = 3
 """Of shares that are held in parts."""
 
@@ -138,11 +140,12 @@ FUNDING_MINUTES: Final = 480
 
 
 def archive_instrument(
-    candles: Candles, *, fractional: bool = False, currency: str = "USD"
+    candles: Candles, *, fractional: bool = False, currency: str = "USD", shared: bool = False
 ) -> Instrument:
     """Return the instrument under which *candles* are replayed.
 
-    Of shares *fractional* allows parts, and *currency* is what they are paid in.
+    Of shares *fractional* allows parts, and *currency* is what they are paid in. In an account that
+    several strategies share (*shared*) price times quantity is exact in money.
 
     The tick is the finer of the data's and the recorded one, for real old candles are finer
     than today's tick. The quantity step is the recorded one, and never above 1. There is no
@@ -169,9 +172,10 @@ def archive_instrument(
         tick = min(tick, recorded_tick)
         step = min(Decimal(recorded["lotSizeFilter"]["qtyStep"]), Decimal(1))
         quantity_decimals = _decimals(step)
-    elif price_decimals + quantity_decimals > MONEY_DECIMALS:
-        # A price times a quantity stays exact in money where this leaves room for it.
-        quantity_decimals = max(MONEY_DECIMALS - price_decimals, 0)
+    elif price_decimals + quantity_decimals > (
+        most := MONEY_DECIMALS if shared else NOTIONAL_DECIMALS
+    ):
+        quantity_decimals = max(most - price_decimals, 0)
         step = Decimal(1).scaleb(-quantity_decimals)
     return Instrument(
         category=candles.category,
@@ -419,7 +423,7 @@ def read_funding(path: str | Path, *, symbol: str | None = None) -> FundingRates
         row = int(order[clash[0]])
         raise DataInvalid(f"{table.place(row)}: contradicts another rate of its time; remove one.")
     keep = np.delete(np.arange(times.size), again)
-    scale = Decimal(10) ** (MONEY_DECIMALS - rates.places)
+    scale = Decimal(10) ** (RATE_DECIMALS - rates.places)
     rate = [int((Decimal(value) * scale).to_integral_value()) for value in mantissa[keep].tolist()]
     return FundingRates(
         str(file),

@@ -326,7 +326,9 @@ def build(  # noqa: PLR0913 - the options of a replay
     read_as = [f"{Path(of.path).name}: {note}" for of in (*candles, *frames) for note in of.notes]
     candles = [_fitted(part, config) for part in candles]
     frames = [replace(part, category=Category(config.market.category)) for part in frames]
-    instruments = _instruments([*candles, *frames], config.market)
+    instruments = _instruments(
+        [*candles, *frames], config.market, shared=bool(config.strategies.named)
+    )
     for part in candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
@@ -513,11 +515,15 @@ def _frames(
     ]
 
 
-def _instruments(candles: Sequence[Candles], market: MarketSection) -> tuple[Instrument, ...]:
+def _instruments(
+    candles: Sequence[Candles], market: MarketSection, *, shared: bool
+) -> tuple[Instrument, ...]:
     """Return one instrument a symbol, with the finest decimals of all its files."""
     found: dict[str, Instrument] = {}
     for part in candles:
-        made = archive_instrument(part, fractional=market.fractional, currency=market.currency)
+        made = archive_instrument(
+            part, fractional=market.fractional, currency=market.currency, shared=shared
+        )
         known = found.get(made.id)
         if known is None or made.price_decimals > known.price_decimals:
             found[made.id] = made if known is None else _finest(made, known)

@@ -144,7 +144,7 @@ def _trades(step: Step) -> bool:
 
 @dataclass
 class Tally:
-    """What a replay has done so far; ``equity`` in money (10⁻¹⁰) after its last step."""
+    """What a replay has done so far; ``equity`` in money (10⁻⁸) after its last step."""
 
     progress: Progress = lambda _bars: None
     stopped: Callable[[], bool] = lambda: False

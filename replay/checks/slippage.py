@@ -32,7 +32,7 @@ from tracepaper.replay.document.values import Paragraph, Part, Table, of_row
 from tracepaper.replay.learning.statistics import figure, mean
 from tracepaper.replay.report.metrics import BLOCK_DAYS
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE, day_text, duration, iso
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, RATE_SCALE, day_text, duration, iso
 
 LEAST_ORDERS: Final = 30
 LEAST_DAYS: Final = 15
@@ -44,7 +44,7 @@ VARIANCE_TOLD: Final = 0.05
 LATENCIES_LEAST: Final = 10
 SETTING_MOST: Final = 1_000.0
 """Basis points; the most that the configuration takes."""
-BASIS_POINT: Final = MONEY_SCALE // 10_000
+BASIS_POINT: Final = RATE_SCALE // 10_000
 FAR: Final = "orders over 1,000 bp from paper's price: another symbol, unit or time zone"
 SIZES: Final = ("smallest third", "middle third", "largest third")
 

@@ -26,7 +26,7 @@ from tracepaper.daemon.commands.options import (
     say,
 )
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, count_of, iso, unscaled
+from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,7 +151,7 @@ def _say_funding(one: FundingCheck) -> None:
         "booked at the published rate."
     )
     for at, booked, published in one.differing[:SHOWN]:
-        rates = (unscaled(rate, MONEY_DECIMALS) for rate in (booked, published))
+        rates = (unscaled(rate, RATE_DECIMALS) for rate in (booked, published))
         say(f"  {iso(at)}: booked at {next(rates)}, published at {next(rates)}")
     for what, times in (("not booked", one.missing), ("not published", one.unpublished)):
         for at in times[:SHOWN]:

@@ -28,7 +28,7 @@ from tracepaper.storage.database.stretch import (
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import SuspectedSplit, named_splits
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import RATE_SCALE
 
 if TYPE_CHECKING:
     from tracepaper.replay.page.cells import Block
@@ -215,7 +215,7 @@ def _cost_rate(shown: ShownRun) -> float:
         scales = [10.0**one.price_decimals for one in columns.instruments.values()]
         found = opens(shown.reader.connection, columns.run_key, columns.span)
         prices = [price / scales[place] for place, price in found]
-        rate += terms.per_share / MONEY_SCALE / float(np.median(prices))
+        rate += terms.per_share / RATE_SCALE / float(np.median(prices))
     return rate
 
 

@@ -28,7 +28,7 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.sessions import Calendar, closes_of, named_splits, opens_later
 from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
-from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
+from tracepaper.strategies.units import DAY_MS, RATE_SCALE
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -250,14 +250,14 @@ class RunRecord:
     @property
     def maker_rate(self) -> float:
         """The configured fee of one fill as maker, as a fraction of its notional."""
-        return self.terms.maker_fee / MONEY_SCALE + self._share_rate
+        return self.terms.maker_fee / RATE_SCALE + self._share_rate
 
     @property
     def _share_rate(self) -> float:
         if not self.terms.per_share:
             return 0.0
         opens = np.concatenate([bars.open for bars in self.bars.values()])
-        return self.terms.per_share / MONEY_SCALE / float(np.median(opens))
+        return self.terms.per_share / RATE_SCALE / float(np.median(opens))
 
     def closes_of(self, opens_ms: Ints) -> Ints:
         """Return when the bars that open at *opens_ms* close."""
@@ -485,7 +485,7 @@ def funding_in_bars(closes_ms: Ints, settled: Sequence[tuple[int, float]]) -> Fl
     for market_ms, rate in settled:
         place = int(np.searchsorted(closes_ms, market_ms, side="right"))
         if place < closes_ms.size:
-            rates[place] += rate / MONEY_SCALE
+            rates[place] += rate / RATE_SCALE
     return rates
 
 

@@ -35,7 +35,13 @@ from tracepaper.strategies.gates.declared import warm
 from tracepaper.strategies.gates.gate import GATES, ThresholdKey
 from tracepaper.strategies.types.decisions import FillModel, Liquidity
 from tracepaper.strategies.types.market import CorporateAction, Instrument, Side
-from tracepaper.strategies.units import DAY_MS, MONEY_DECIMALS, MONEY_SCALE, divide_half_even
+from tracepaper.strategies.units import (
+    DAY_MS,
+    MONEY_DECIMALS,
+    MONEY_SCALE,
+    RATE_SCALE,
+    divide_half_even,
+)
 
 _LARGER: Final = "make the position larger by [sizing]"
 _SMALLER: Final = "make the position smaller by [sizing]"
@@ -111,7 +117,7 @@ class RoundTrip:
 
     ``entries`` and ``exits`` are the quantities (not negative) that the fills at these places
     brought and took; ``quantity`` is the largest position it held, signed; ``profit`` is money
-    after fees (10⁻¹⁰, like the fills').
+    after fees (10⁻⁸, like the fills').
     """
 
     entries: tuple[tuple[int, int], ...]
@@ -383,9 +389,9 @@ def _slippage_share(fill: Row, terms: ExecutionCosts) -> float:
     if fill["model"] in _BAR_MODELS:
         if not terms.ranges:
             return terms.slippage / (terms.slippage + terms.half_spread)
-        spread = fill["reference_price"] * terms.half_spread / MONEY_SCALE
+        spread = fill["reference_price"] * terms.half_spread / RATE_SCALE
         return max(0.0, 1.0 - spread / distance) if distance else 0.0
-    moved = fill["price"] * terms.slippage / (MONEY_SCALE + terms.slippage)
+    moved = fill["price"] * terms.slippage / (RATE_SCALE + terms.slippage)
     return min(1.0, moved / distance) if distance else 0.0
 
 

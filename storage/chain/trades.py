@@ -33,9 +33,11 @@ from tracepaper.strategies.types.market import Category, CorporateAction, Side
 from tracepaper.strategies.units import (
     BASE_FEES,
     MONEY_DECIMALS,
-    MONEY_SCALE,
+    RATE_DECIMALS,
+    RATE_SCALE,
     Notional,
     divide_half_even,
+    paid_for,
     scaled,
 )
 
@@ -352,7 +354,7 @@ class _Terms(NamedTuple):
     quantity_decimals: int
     pays_in_base: bool  # the fee of a buy
     rates: dict[str, int]  # by liquidity, in 10⁻¹⁰ of the notional
-    per_share: int
+    per_share: int  # in 10⁻¹⁰
     minimum: int  # of the first fill of an order
 
     @classmethod
@@ -363,7 +365,7 @@ class _Terms(NamedTuple):
         of_symbol = execution.fees.get(symbol, _SymbolFees())
         usual = BASE_FEES[category] if execution.fee_per_share is None else ("0", "0")
         taker, maker = (
-            _money(next(rate for rate in rates if rate is not None))  # the first that is set
+            _rate(next(rate for rate in rates if rate is not None))  # the first that is set
             for rates in (
                 (of_symbol.taker, execution.taker_fee, Decimal(usual[0])),
                 (of_symbol.maker, execution.maker_fee, Decimal(usual[1])),
@@ -374,8 +376,8 @@ class _Terms(NamedTuple):
             decimals,
             Category(category) is Category.SPOT,
             {Liquidity.TAKER.value: taker, Liquidity.MAKER.value: maker},
-            _money(execution.fee_per_share or Decimal(0)),
-            _money(execution.fee_minimum),
+            _rate(execution.fee_per_share or Decimal(0)),
+            scaled(execution.fee_minimum, MONEY_DECIMALS, name="a fee"),
         )
 
     def contradiction(
@@ -397,10 +399,10 @@ class _Terms(NamedTuple):
             return ""  # all of them have the fee of the whole: see _PARTS
         rate = self.rates[liquidity]
         if self.pays_in_base and side == Side.BUY.value:
-            due = {(0, divide_half_even(quantity * rate, MONEY_SCALE))}
+            due = {(0, divide_half_even(quantity * rate, RATE_SCALE))}
         else:
-            of_shares = divide_half_even(quantity * self.per_share, 10**self.quantity_decimals)
-            usual = divide_half_even(notional * rate, MONEY_SCALE) + of_shares
+            of_shares = paid_for(quantity, 10**self.quantity_decimals, self.per_share)
+            usual = divide_half_even(notional * rate, RATE_SCALE) + of_shares
             # The minimum counts once an order, so it binds some of its fills alone.
             due = {(usual, 0), (max(usual, self.minimum) if self.minimum else usual, 0)}
         if (fee, fee_base) not in due:
@@ -408,8 +410,8 @@ class _Terms(NamedTuple):
         return ""
 
 
-def _money(amount: Decimal) -> int:
-    return scaled(amount, MONEY_DECIMALS, name="a fee")
+def _rate(amount: Decimal) -> int:
+    return scaled(amount, RATE_DECIMALS, name="a fee")
 
 
 def _contradicts(step: int, statement: str, table: str) -> ChainProblem:

@@ -104,7 +104,7 @@ class EquityRow(NamedTuple):
 
     open_time_ms: int
     twin: str | None
-    equity: int  # of 10⁻¹⁰
+    equity: int  # of 10⁻⁸
     instrument: int
     close: int
     quantity: int | None

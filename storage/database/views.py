@@ -379,11 +379,11 @@ _STEP_TABLES: Final = (
 )
 
 # An average price is a decimal only where the division leaves no rest.
-_UNIT: Final = f"(h.quantity * {power_of_ten(f'10 - {PRICE} - {QUANTITY}')})"
+_UNIT: Final = f"(h.quantity * {power_of_ten(f'{MONEY} - {PRICE} - {QUANTITY}')})"
 _AVERAGE: Final = f"CASE WHEN h.quantity <> 0 THEN {real('h.entry_notional', MONEY)} / "
 _AVERAGE_REAL: Final = f"{_AVERAGE}({real('h.quantity', QUANTITY)}) END"
 _AVERAGE_TEXT: Final = (
-    "CASE WHEN h.quantity <> 0 AND i.price_decimals + i.quantity_decimals <= 10 "
+    f"CASE WHEN h.quantity <> 0 AND i.price_decimals + i.quantity_decimals <= {MONEY} "
     f"AND h.entry_notional % {_UNIT} = 0 "
     f"THEN {text(f'h.entry_notional / {_UNIT}', PRICE)} END"
 )

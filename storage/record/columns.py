@@ -13,7 +13,7 @@ step's sequence: ``outcomes`` (action, reason, refusals, passed gates) and ``hol
 and cash between two fills). ``gate_sets`` keeps names and thresholds.
 
 Numbers are the vocabulary's: prices, quantities, volume and turnover are integers of 10⁻ᵏ with k
-in ``instruments``, money is an integer of 10⁻¹⁰, times are UTC milliseconds. Enumerations whose
+in ``instruments``, money is an integer of 10⁻⁸, times are UTC milliseconds. Enumerations whose
 text would cost bytes on every bar are stored as a number.
 """
 
@@ -39,7 +39,7 @@ from tracepaper.strategies.types.decisions import (
     PositionSide,
 )
 from tracepaper.strategies.types.market import Category, RunKind, Side, Source
-from tracepaper.strategies.units import any_of
+from tracepaper.strategies.units import MONEY_DECIMALS, any_of
 
 Value = int | float | str | bytes | bytearray | None
 Row = tuple[Value, ...]
@@ -54,7 +54,7 @@ TEXT: Final = "TEXT"
 BLOB: Final = "BLOB"
 
 # The scale of an integer, and how a column is shown: see ``view_columns.shown``.
-MONEY: Final = "10"
+MONEY: Final = str(MONEY_DECIMALS)
 PRICE: Final = "i.price_decimals"
 QUANTITY: Final = "i.quantity_decimals"
 VOLUME: Final = "i.volume_decimals"

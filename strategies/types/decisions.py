@@ -2,7 +2,7 @@
 
 Numbers. Prices, quantities, volume and turnover are integers of 10⁻ᵏ with k kept per
 instrument (``Instrument.price_decimals`` and so on); money (cash, fees, funding, notional,
-profit) is an integer of 10⁻¹⁰ (``MONEY_DECIMALS``). Forecasts and features are floats. Every
+profit) is an integer of 10⁻⁸ (``MONEY_DECIMALS``). Forecasts and features are floats. Every
 time is an ``int`` of UTC milliseconds of *market time*.
 """
 

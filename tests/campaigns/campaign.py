@@ -59,7 +59,7 @@ STOP_WITHIN_S = 8.0
 WRONG_USAGE = 2
 REFUSED_STARTS_MOST = 10
 FEES = {"TAKER": Decimal("0.00055"), "MAKER": Decimal("0.0002")}
-MONEY = Decimal("1e-10")
+MONEY = Decimal("1e-8")
 SECOND = "ETHUSDT"
 STOPPED = """name = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 options = { bars = 4, low = 40, high = 55, stop = 0.05 }"""

@@ -56,7 +56,7 @@ from tracepaper.strategies.types.market import (
     Side,
     Source,
 )
-from tracepaper.strategies.units import MONEY_SCALE, Notional
+from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE, Notional
 
 BARS_MOST: Final = 64
 DEFAULTS: Final = Config().model_dump()
@@ -264,7 +264,7 @@ def quantity_of(item: Instrument, terms: ExecutionCosts, needed: int) -> int:
     """Return what an order for *needed* is for: a spot buy pays its fee in what it buys."""
     quantity = abs(needed)
     if item.category is Category.SPOT and needed > 0:
-        quantity = -(-quantity * MONEY_SCALE // (MONEY_SCALE - terms.taker_fee))
+        quantity = -(-quantity * RATE_SCALE // (RATE_SCALE - terms.taker_fee))
         quantity = -(-quantity // item.quantity_step) * item.quantity_step
     return quantity // item.quantity_step * item.quantity_step
 
@@ -274,7 +274,7 @@ def refusal(
 ) -> bool:
     """Return whether an exchange with the filters of *item* would refuse what is *needed*."""
     quantity, spot = quantity_of(item, terms, needed), item.category is Category.SPOT
-    decimals = 10 - item.price_decimals - item.quantity_decimals
+    decimals = 8 - item.price_decimals - item.quantity_decimals
     product = price * quantity
     notional = product * 10**decimals if decimals >= 0 else round_half_even(product, 10**-decimals)
     return (

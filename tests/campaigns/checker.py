@@ -16,7 +16,7 @@ from typing import Any, Final
 from drawn import RoundFailed
 
 FEES: Final = {"TAKER": Decimal("0.00055"), "MAKER": Decimal("0.0002")}
-MONEY: Final = Decimal("1e-10")
+MONEY: Final = Decimal("1e-8")
 ROUNDED: Final = Decimal("1e-6")
 """What rounding of the partial closes of a whole run comes to at most."""
 

@@ -36,7 +36,7 @@ def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def test_its_key_is_in_the_documented_configuration(said: dict[str, str]) -> None:
     text = said["written"]
-    assert '# At most so many halves. Above 0 to 922337203.\ncalm_halves = "3"' in text
+    assert '# At most so many halves. Above 0 to 92233720368.\ncalm_halves = "3"' in text
     assert '# At least so much certainty.\ncertain = "0.4"' in text
     assert text.index("[gate]") < text.index("calm_halves") < text.index("[regime]")
 

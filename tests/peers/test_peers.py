@@ -8,8 +8,8 @@ to the digit and the accounts as near as the peer computes. Elsewhere the rules 
   two trades. It sends nothing on the first bar. Its limit and stop orders may fill in the bar of
   their own order's fill; ours follow the bar's worse path. It has no funding, no quotes, and no
   maintenance margin.
-- **NautilusTrader** rounds money to the currency's eight decimals where ours has ten, each fee half
-  to even. After a bar it fills a market order at that bar's close, which ours never does, so it is
+- **NautilusTrader** rounds money to the currency's eight decimals as ours does, each fee half to
+  even. After a bar it fills a market order at that bar's close, which ours never does, so it is
   given the opens as quotes. Its margin is that of the whole account, and nothing is liquidated.
 """
 

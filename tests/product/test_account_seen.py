@@ -176,7 +176,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-3, 3).filter(bool), min_size=1, max_size=12))
 def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list[int]) -> None:
-    ledger = Ledger(10**18, {"linear:BTCUSDT": instrument()})
+    ledger = Ledger(10**16, {"linear:BTCUSDT": instrument()})
     held, opened = 0, 0
     for at, change in enumerate(changes, 1):
         after = held + change
@@ -188,7 +188,7 @@ def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list
         ledger.apply_fill(
             Fill(
                 "0-0", "linear:BTCUSDT", Side.BUY if change > 0 else Side.SELL, abs(change), 100,
-                100, abs(change) * 10**7, 0, 0, Liquidity.TAKER, FillModel.QUOTE, "", at,
+                100, abs(change) * 10**5, 0, 0, Liquidity.TAKER, FillModel.QUOTE, "", at,
             )
         )  # fmt: skip
         assert ledger.holding("linear:BTCUSDT").opened_ms == opened

@@ -146,10 +146,10 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
         assert [row[0] for row in rows] == ["LONG", "SHORT"]
         for row, one in zip(rows, last.twins, strict=True):
             assert round(float(row[1]) * 1_000) == one.position.quantity
-            assert (row[2] or 0) * 10**10 == pytest.approx(one.position.margin, rel=1e-12)
+            assert (row[2] or 0) * 10**8 == pytest.approx(one.position.margin, rel=1e-12)
             assert (row[3] is not None) is bool(one.position.quantity)
-            assert float(row[4]) * 10**10 == pytest.approx(one.position.realized_pnl, abs=1)
-            assert float(row[5]) * 10**10 == pytest.approx(last.account.equity, abs=10)
+            assert float(row[4]) * 10**8 == pytest.approx(one.position.realized_pnl, abs=1)
+            assert float(row[5]) * 10**8 == pytest.approx(last.account.equity, abs=10)
         wrong = (
             "SELECT count(*) FROM v_positions WHERE quantity <> 0 AND NOT CASE side WHEN 'LONG' "
             "THEN liquidation_price < average_price ELSE liquidation_price > average_price END"
@@ -169,13 +169,13 @@ def test_a_record_holds_and_its_views_show_both_sides(tmp_path: Path) -> None:
             if side in flat:
                 (kept,) = (one.position for one in last.twins if one.twin == side)
                 earned = kept.realized_pnl - kept.fees_paid - kept.funding_paid
-                assert net * 10**10 == pytest.approx(earned, rel=1e-9)
+                assert net * 10**8 == pytest.approx(earned, rel=1e-9)
         sums = connection.execute(
             "SELECT position_side, sum(amount) FROM v_ledger WHERE kind <> 'opened' GROUP BY 1"
         ).fetchall()
         for side, amount in sums:
             (account,) = (one.account for one in last.twins if one.twin == side)
-            assert amount * 10**10 == pytest.approx(account.cash - 500_000_000_000_000, abs=100)
+            assert amount * 10**8 == pytest.approx(account.cash - 5_000_000_000_000, abs=100)
         orders = connection.execute(
             "SELECT DISTINCT position_side FROM v_orders ORDER BY 1"
         ).fetchall()
@@ -307,7 +307,7 @@ def test_a_flat_account_is_taken_over_with_its_cash_alone(tmp_path: Path) -> Non
     first.live(given)
     first.stop()
     cash = first.steps[-1].account.cash
-    assert cash != 10**15
+    assert cash != 10**13
     second = Process(path, hedged(FillModel.NEXT_OPEN), FillModel.NEXT_OPEN)
     engine = second.opened.engine
     assert isinstance(engine, HedgedEngine)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-UNIT = 10**10
+UNIT = 10**8
 
 
 def money(amount: Fraction) -> Fraction:
-    """Round *amount* to 10⁻¹⁰, half to even."""
+    """Round *amount* to 10⁻⁸, half to even."""
     return Fraction(round(amount * UNIT), UNIT)
 
 

@@ -257,7 +257,7 @@ def fill(
     *, price: int = 10_100, quantity: int = 1_000, side: Side = Side.BUY, reason: str = "edge"
 ) -> Fill:
     """Return a taker's fill of one unit of BTCUSDT."""
-    notional = price * quantity * 10**5
+    notional = price * quantity * 10**3
     return Fill(
         "1-0",
         "linear:BTCUSDT",

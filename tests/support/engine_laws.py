@@ -301,7 +301,7 @@ class Book:
 
     def _book(self, fill: Fill, order: Order) -> None:
         quantity, price = Decimal(fill.quantity).scaleb(-3), Decimal(fill.price).scaleb(-2)
-        fee = Decimal(fill.fee).scaleb(-10)
+        fee = Decimal(fill.fee).scaleb(-8)
         held = self.own.of(fill.instrument)
         before, cash, margin = held.quantity, self.own.cash, held.margin
         if self.world.category is Category.LINEAR:
@@ -451,12 +451,12 @@ class Book:
     def settle_up(self, engine: Engine, event: Event) -> None:
         """Hold the account of *engine* to the own one, and what rests to what was shown."""
         state = engine.state().account
-        assert state.cash == self.own.cash.scaleb(10) == self.ledger, "cash"
+        assert state.cash == self.own.cash.scaleb(8) == self.ledger, "cash"
         for key, book in state.books.items():
             own, holding = self.own.of(key), book.holding
             assert holding.quantity == own.quantity.scaleb(3), "position and fills"
-            assert holding.entry_notional == own.entry.scaleb(10), "entry"
-            assert holding.margin == own.margin.scaleb(10), "margin"
+            assert holding.entry_notional == own.entry.scaleb(8), "entry"
+            assert holding.margin == own.margin.scaleb(8), "margin"
             orders = book.orders
             resting = {one.order_id: one for one in (orders.order, *orders.others) if one}
             shown = {
@@ -470,7 +470,7 @@ class Book:
             assert state.cash >= 0, "more was paid than there was"
             assert all(one.quantity >= 0 for one in self.own.held.values()), "spot went short"
         if self.world.leverage is not None:
-            assert self.own.available >= Decimal("-1e-9"), "more is bound than is there"
+            assert self.own.available >= Decimal("-1e-7"), "more is bound than is there"
             self._solvent(engine, event)
 
     def _solvent(self, engine: Engine, event: Event) -> None:
@@ -547,11 +547,11 @@ class Laws(RuleBasedStateMachine):
     def _equity(self) -> int:
         marks = {key: Decimal(mark).scaleb(-2) for key, mark in self.book.marks.items()}
         if self.world.category is Category.LINEAR:
-            return int(self.book.own.equity(marks).scaleb(10))
+            return int(self.book.own.equity(marks).scaleb(8))
         held = sum(
             (one.quantity * marks[key] for key, one in self.book.own.held.items()), Decimal(0)
         )
-        return int((self.book.own.cash + held).scaleb(10))
+        return int((self.book.own.cash + held).scaleb(8))
 
     @staticmethod
     def _steps(engine: Engine, event: Event, bars: Sequence[Bar]) -> list[Step]:

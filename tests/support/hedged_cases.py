@@ -214,7 +214,7 @@ class OwnSides:
                 fill.position_side,
                 Decimal(signed),
                 fill.price / self.price,
-                Decimal(fill.fee).scaleb(-10),
+                Decimal(fill.fee).scaleb(-8),
                 taken=fill.model is FillModel.LIQUIDATION,
             )
         if isinstance(event, Bar):
@@ -223,7 +223,7 @@ class OwnSides:
             self._marked = False
         if step.position is None:
             return
-        unit = Decimal(10) ** 10
+        unit = Decimal(10) ** 8
         assert step.account.cash == self.own.cash * unit
         assert step.account.equity == self.own.equity({LONG: self.mark, SHORT: self.mark}) * unit
         assert [one.twin for one in step.twins] == ["LONG", "SHORT"]

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
-UNIT = Fraction(1, 10**10)
+UNIT = Fraction(1, 10**8)
 
 
 def down(amount: Fraction) -> Fraction:
-    """Return *amount* in whole units of 10⁻¹⁰, rounded down."""
+    """Return *amount* in whole units of 10⁻⁸, rounded down."""
     return math.floor(amount / UNIT) * UNIT
 
 

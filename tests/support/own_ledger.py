@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Context, Decimal
 
-UNIT = Decimal("1e-10")
+UNIT = Decimal("1e-8")
 _EXACT = Context(prec=80)
 
 
 def money(amount: Decimal, rounding: str = ROUND_HALF_EVEN) -> Decimal:
-    """Return *amount* in whole units of 10⁻¹⁰."""
+    """Return *amount* in whole units of 10⁻⁸."""
     return amount.quantize(UNIT, rounding=rounding, context=_EXACT)
 
 

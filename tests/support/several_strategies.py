@@ -13,7 +13,6 @@ from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.types.decisions import Action, Fill, FillModel, Step
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Side
-from tracepaper.strategies.units import MONEY_SCALE
 
 
 class Drawn(Strategy):
@@ -149,7 +148,7 @@ class OwnParts:
     """Independent code: what each strategy has, by its fills and the settlements alone."""
 
     def __init__(self, item: Instrument, cash: dict[str, int]) -> None:
-        self.unit = Fraction(10 ** (10 - item.price_decimals - item.quantity_decimals))
+        self.unit = Fraction(10 ** (8 - item.price_decimals - item.quantity_decimals))
         self.cash = {name: Fraction(money) for name, money in cash.items()}
         self.held = dict.fromkeys(cash, 0)
 
@@ -162,7 +161,7 @@ class OwnParts:
     def settle(self, funding: Funding, mark: int, paid: int) -> None:
         """Take *paid* of all of them, by their positions; whole units go to most of a unit."""
         exact = {
-            name: Fraction(held * mark * funding.rate * self.unit, MONEY_SCALE)
+            name: Fraction(held * mark * funding.rate * self.unit, 10**10)
             for name, held in self.held.items()
         }
         parts = {name: one.__floor__() for name, one in exact.items()}

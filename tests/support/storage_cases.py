@@ -77,7 +77,7 @@ BTC = instrument()
 ETH = instrument("ETHUSDT", Category.SPOT, price_decimals=4, quantity_decimals=0)
 CROSS_GATES = GateSet(("operator", "warm", "late", "gap"), (1.0, 100.0, 60_000.0, 0.0))
 MODEL_GATES = GateSet(gate_order(), tuple(0.5 + place for place in range(len(gate_order()))))
-START_CASH = 10**16
+START_CASH = 10**14
 ORDER_LIFE = (
     OrderStatus.NEW,
     OrderStatus.NEW,
@@ -177,8 +177,8 @@ def market_fill(order_id: str, side: Side, price: int, at_ms: int) -> Fill:
         1_000,
         price,
         price - 5,
-        price * 10**8,
-        price * 55_000,
+        price * 10**6,
+        price * 550,
         0,
         Liquidity.TAKER,
         FillModel.NEXT_OPEN,
@@ -230,7 +230,7 @@ def plain_steps(count: int, *, seed: int = 1) -> list[Step]:
             side = Side.BUY if wants_long else Side.SELL
             resting = order(f"{number}-0", side, OrderStatus.ACCEPTED, event.close_time_ms)
             orders = (*orders, resting)
-        unrealized = event.close * position.quantity * 10**5 - position.entry_notional
+        unrealized = event.close * position.quantity * 10**3 - position.entry_notional
         position = _marked(position, unrealized)
         account = Account(
             cash, cash + unrealized, position.realized_pnl, unrealized, position.fees_paid, 0

@@ -14,11 +14,12 @@ from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
 from tracepaper.daemon.broker.ledger import Holding, Ledger
 from tracepaper.daemon.broker.orders import Latency, Moment
 from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, FillModel, Order, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
 
-START = 1_000_000 * 10**10
+START = 1_000_000 * 10**8
 TERMS = ExecutionCosts(taker_fee=5_500_000)
 SETTINGS = BrokerSettings(FillModel.NEXT_OPEN, TERMS, START, Latency(0))
 
@@ -55,7 +56,7 @@ def test_linear_cash_is_start_plus_realised_less_fees(
     assert total.equity == total.cash + total.unrealized_pnl
     # Whatever the path, equity is what was paid and received plus what is held at the mark.
     paid = sum(item.notional if item.side is Side.BUY else -item.notional for item in fills)
-    value = mark * position.quantity * 10**5
+    value = mark * position.quantity * 10**3
     assert total.equity == START - paid - sum(item.fee for item in fills) + value
 
 
@@ -71,7 +72,7 @@ def test_spot_equity_is_cash_plus_base_at_the_mark(
             ledger.apply_fill(fill(wanted, price, Category.SPOT))
     ledger.mark(key, mark)
     position, total = ledger.position(key), ledger.account()
-    assert total.equity == total.cash + mark * position.quantity * 10**5
+    assert total.equity == total.cash + mark * position.quantity * 10**3
     assert total.cash == (START + total.realized_pnl - total.fees_paid - position.entry_notional)
 
 
@@ -141,23 +142,23 @@ def test_a_position_that_is_confirmed_is_encoded_anew() -> None:
     assert msgpack.decode(encoded, type=AccountState) == one.state()
 
 
-@pytest.mark.parametrize(("cash", "bound"), [(20 * 10**10, 10), (5 * 10**10, 5), (-(10**10), 0)])
+@pytest.mark.parametrize(("cash", "bound"), [(20 * 10**8, 10), (5 * 10**8, 5), (-(10**8), 0)])
 def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     cash: int, bound: int
 ) -> None:
     item = instrument()
     rules = MarginRules(item, 1_000, 0)
     ledger = Ledger(0, {item.id: item}, margin={item.id: rules})
-    ledger.restore(cash, {item.id: Holding(1_000, 100 * 10**10)}, taken_over=True)
-    assert ledger.holding(item.id).margin == bound * 10**10
-    assert ledger.available == cash - bound * 10**10
+    ledger.restore(cash, {item.id: Holding(1_000, 100 * 10**8)}, taken_over=True)
+    assert ledger.holding(item.id).margin == bound * 10**8
+    assert ledger.available == cash - bound * 10**8
 
 
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
     key, ledger = account()
     ledger.apply_fill(fill(3, 10_000))
     ledger.apply_fill(fill(-1, 10_000))
-    assert ledger.position(key).entry_notional == 2 * 10_000 * 10**5
+    assert ledger.position(key).entry_notional == 2 * 10_000 * 10**3
     assert ledger.position(key).realized_pnl == 0
 
 
@@ -167,8 +168,8 @@ def test_a_reversal_closes_all_and_opens_the_rest() -> None:
     ledger.apply_fill(fill(-3_000, 11_000))
     position = ledger.position(key)
     assert position.quantity == -2_000
-    assert Decimal(position.realized_pnl).scaleb(-10) == 10
-    assert Decimal(position.entry_notional).scaleb(-10) == -220
+    assert Decimal(position.realized_pnl).scaleb(-8) == 10
+    assert Decimal(position.entry_notional).scaleb(-8) == -220
 
 
 def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
@@ -178,7 +179,7 @@ def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
         ledger.mark(key, 10_000)
         cash = ledger.cash
         paid = ledger.pay_funding(key, 1_000_000)  # 0.0001
-        assert Decimal(paid).scaleb(-10) == Decimal(expected)
+        assert Decimal(paid).scaleb(-8) == Decimal(expected)
         assert ledger.cash == cash - paid
         assert ledger.account().funding_paid == paid
 
@@ -209,7 +210,24 @@ def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
 
 def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
     key, ledger = account()
-    ledger.apply_fill(fill(10**6, 10**6))
+    ledger.apply_fill(fill(10**8, 10**6))
     ledger.mark(key, 10**8)
-    with pytest.raises(ConfigInvalid, match=r"^The account came to \d+.*beyond 922,337,203; start"):
+    with pytest.raises(
+        ConfigInvalid, match=r"^The account came to \d+.*beyond 92,233,720,368; start"
+    ):
         ledger.account()
+
+
+def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> None:
+    cash = int(load(None, {"account": {"cash": "20000000000"}}).account.cash.scaleb(8))
+    item, price = instrument(price_decimals=0), 1_700_000_000
+    terms = ExecutionCosts(taker_fee=5_500_001)
+    paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
+    paper.submit(item.id, 10_000, "why", Moment(1, 0, 0, price, 0), order_id="1-0")
+    (bought,) = paper.match(bar(open_=price, instrument_id=item.id), 1).fills
+    assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
+    assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
+    paper.ledger.mark(item.id, 1_800_000_000)
+    assert Decimal(paper.pay_funding(item.id, 1)).scaleb(-8) == Decimal("1.8")
+    equity = Decimal(paper.ledger.account().equity).scaleb(-8)
+    assert equity == 21_000_000_000 - Decimal("9350003.5")

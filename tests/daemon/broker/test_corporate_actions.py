@@ -25,6 +25,7 @@ from tracepaper.strategies.types.market import (
 )
 
 CASH = 100_000 * UNIT
+RATE = 10**10  # of an amount for each share
 RATIOS = st.sampled_from(
     [(7, 1), (3, 2), (2, 1), (1, 10), (1, 8), (2, 3), (11, 10), (1, 1000), (20, 1), (137, 100)]
 )
@@ -32,7 +33,7 @@ MOVES = st.one_of(
     st.tuples(st.just("buy"), st.integers(1, 90), st.integers(100, 90_000)),
     st.tuples(st.just("sell"), st.integers(1, 100), st.integers(100, 90_000)),
     st.tuples(st.just("split"), RATIOS, st.integers(100, 90_000)),
-    st.tuples(st.just("dividend"), st.integers(1, 3 * UNIT), st.integers(100, 90_000)),
+    st.tuples(st.just("dividend"), st.integers(1, 3 * RATE), st.integers(100, 90_000)),
 )
 
 
@@ -48,7 +49,7 @@ def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill
         "quantity": quantity,
         "price": price,
         "reference_price": price,
-        "notional": quantity * price * 10 ** (8 - decimals),
+        "notional": quantity * price * 10 ** (6 - decimals),
         "fee": fee,
         "fee_base": 0,
         "liquidity": Liquidity.TAKER,
@@ -84,7 +85,7 @@ def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any
             own.split(Fraction(*size), at)
         elif what == "dividend":
             ledger.apply_action(action("dividend", amount=size, close=price))
-            own.dividend(Fraction(size, UNIT))
+            own.dividend(Fraction(size, RATE))
         ledger.mark("stock:ACME", price)
         account, position = ledger.account(), ledger.position("stock:ACME")
         assert Fraction(position.quantity, scale) == own.quantity
@@ -113,7 +114,7 @@ def test_seven_for_one_by_hand() -> None:
     assert adjusted_price(action("split", 7, 1), 64_557) == 9_222  # 92.2243
     assert ledger.account().cash == before.cash
     assert ledger.account().equity == before.cash + 70 * 9_222 * UNIT // 100
-    ledger.apply_action(action("dividend", amount=47 * UNIT // 100, close=9_222))
+    ledger.apply_action(action("dividend", amount=47 * RATE // 100, close=9_222))
     assert ledger.account().cash == before.cash + 70 * 47 * UNIT // 100
 
 

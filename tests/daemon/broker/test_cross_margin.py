@@ -31,7 +31,7 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
 )
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Mark, RiskTier, Side
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import MONEY_SCALE, RATE_SCALE
 
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
 KEYS = tuple(f"linear:{symbol}" for symbol in SYMBOLS)
@@ -404,7 +404,7 @@ class Twice:
         """Book what an order of the account did: no opening goes beyond its margin."""
         signed = Fraction(fill.quantity if fill.side is Side.BUY else -fill.quantity, 1_000)
         held = self.own.of(fill.instrument).quantity
-        price, fee = Fraction(fill.price, 100), Fraction(fill.fee, 10**10)
+        price, fee = Fraction(fill.price, 100), Fraction(fill.fee, 10**8)
         self.own.fill(fill.instrument, signed, price, fee)
         after = self.own.of(fill.instrument).quantity
         order = self.own.orders.get(fill.order_id)
@@ -514,10 +514,10 @@ class Twice:
 
     def retier(self, key: str, rng: random.Random) -> None:
         """Let the exchange change the tiers, with a limit at what is held, or a unit beside it."""
-        size = abs(self.own.value(key, self.own.of(key).quantity)) * 10**10
+        size = abs(self.own.value(key, self.own.of(key).quantity)) * 10**8
         limit = max(int(size) + rng.choice((-1, 0, 0, 1)), 1)
         second, rate = limit * rng.choice((2, 5)), rng.choice((40_000_000, 100_000_000))
-        deduction = rng.choice((0, limit * rate // MONEY_SCALE))
+        deduction = rng.choice((0, limit * rate // RATE_SCALE))
         tiers = (
             RiskTier(limit, 50_000_000, 10_000, 0),
             RiskTier(second, 50_000_000 + rate, 2_500, deduction),
@@ -527,9 +527,9 @@ class Twice:
         self.desk.broker.change(self.items[key])
         self.own.changed[key] = tuple(
             Tier(
-                Fraction(one.limit, 10**10) if one.limit else None,
+                Fraction(one.limit, 10**8) if one.limit else None,
                 Fraction(one.maintenance, 10**10),
-                Fraction(one.deduction, 10**10),
+                Fraction(one.deduction, 10**8),
             )
             for one in tiers
         )
@@ -538,12 +538,12 @@ class Twice:
 
     def agree(self) -> None:
         own, account = self.own, self.desk.broker.own
-        assert account.balance().cash == own.cash * 10**10
-        assert account.balance().equity == own.balance() * 10**10
+        assert account.balance().cash == own.cash * 10**8
+        assert account.balance().equity == own.balance() * 10**8
         for key in KEYS:
             held, holding = own.of(key), account.ledger.holding(key)
             assert holding.quantity == held.quantity * 1_000
-            assert holding.entry_notional == held.entry * 10**10
+            assert holding.entry_notional == held.entry * 10**8
             assert holding.margin == 0, "no position has a margin of its own"
             resting = {one.order_id for one in account.orders[key].orders}
             assert resting == {name for name, one in own.orders.items() if one.symbol == key}

@@ -12,10 +12,10 @@ from tracepaper.daemon.session.build import costs_for
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderKind, OrderStatus
 from tracepaper.strategies.types.market import Category, Side
-from tracepaper.strategies.units import MONEY_SCALE
+from tracepaper.strategies.units import RATE_SCALE
 
 FEE = ExecutionCosts(5_500_000)
-BASIS_POINT = MONEY_SCALE // 10_000
+BASIS_POINT = RATE_SCALE // 10_000
 
 
 def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Order:
@@ -26,8 +26,8 @@ def order(side: Side = Side.BUY, quantity: int = 1_000, filled: int = 0) -> Orde
 def test_next_open_fills_all_at_the_open_with_the_exact_fee() -> None:
     fill = Executor(instrument(), FEE).at_open(order(), bar(close=10_500, open_=10_001))
     assert (fill.price, fill.quantity, fill.model) == (10_001, 1_000, FillModel.NEXT_OPEN)
-    assert fill.notional == 1_000_100_000_000  # 100.01 x 1
-    assert fill.fee == 550_055_000  # 0.00055 of it
+    assert fill.notional == 10_001_000_000  # 100.01 x 1
+    assert fill.fee == 5_500_550  # 0.00055 of it
     assert fill.filled_ms == bar().open_time_ms
 
 
@@ -90,12 +90,12 @@ def test_a_rate_beyond_ten_decimals_is_refused() -> None:
 def test_a_takers_price_moves_by_shares_of_the_true_range_and_a_makers_does_not() -> None:
     """The formula of docs/money.md, M14: k times the mean true range over the last close."""
     ranges = TrueRange()
-    costs = ExecutionCosts(0, ranges=MONEY_SCALE // 2)
+    costs = ExecutionCosts(0, ranges=RATE_SCALE // 2)
     executor = Executor(instrument(), costs, ranges)
     assert executor.at_open(order(), bar(open_=10_000)).price == 10_000
     ranges.push(bar(10_000, high=10_100, low=9_900))  # 200, without a close before it
     ranges.push(bar(10_500, open_=10_500, high=10_600, low=10_400))  # 600: from the close before
-    assert ranges.rate == 400 * MONEY_SCALE // 10_500
+    assert ranges.rate == 400 * RATE_SCALE // 10_500
     assert executor.at_open(order(), bar(open_=10_500)).price == 10_700
     assert executor.at_open(order(Side.SELL), bar(open_=10_500)).price == 10_300
     limit = structs.replace(order(), price=10_000, kind=OrderKind.LIMIT)

@@ -34,7 +34,7 @@ class Desk:
         self, costs: ExecutionCosts = COSTS, *, cash: int = 10**6, **of_instrument: Any
     ) -> None:
         self.item: Instrument = instrument(**of_instrument)
-        settings = BrokerSettings(FillModel.NEXT_OPEN, costs, cash * 10**10, Latency(100))
+        settings = BrokerSettings(FillModel.NEXT_OPEN, costs, cash * 10**8, Latency(100))
         self.account = PaperAccount([self.item], settings)
         self.sequence = 0
 
@@ -134,8 +134,8 @@ def test_a_refused_request_is_a_rejected_order_with_its_reason(
     [
         ({"min_quantity": 10}, buy(0.005), "quantity below 0.01"),
         ({"max_quantity": 10}, buy(0.011), "quantity above 0.01"),
-        ({"min_notional": 5 * 10**10}, buy(0.04), "notional below 5"),
-        ({"min_notional": 5 * 10**10}, buy(0.05, limit=99.9), "notional below 5"),
+        ({"min_notional": 5 * 10**8}, buy(0.04), "notional below 5"),
+        ({"min_notional": 5 * 10**8}, buy(0.05, limit=99.9), "notional below 5"),
         ({"category": Category.SPOT}, buy(10_000.001), "cash does not cover it"),
         (
             {"category": Category.SPOT},
@@ -320,7 +320,7 @@ def test_an_order_is_over_at_its_time_and_a_market_order_when_no_quote_came() ->
 def test_spot_cash_is_asked_again_at_the_fill() -> None:
     desk = Desk(category=Category.SPOT, cash=1_000)
     desk.send(buy(9, limit=100), buy(1))
-    desk.account.ledger.cash = 500 * 10**10
+    desk.account.ledger.cash = 500 * 10**8
     assert (OrderStatus.CANCELED, "cash does not cover it") in reasons(
         desk.quote(9_990, 10_000).orders
     )

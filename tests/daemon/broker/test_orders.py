@@ -89,7 +89,7 @@ def test_a_target_of_what_is_held_cancels_and_places_nothing() -> None:
     [
         ({"min_quantity": 10}, 5, "quantity below 0.01"),
         ({"max_quantity": 10}, 11, "quantity above 0.01"),
-        ({"min_notional": 5 * 10**10}, 40, "notional below 5"),
+        ({"min_notional": 5 * 10**8}, 40, "notional below 5"),
         ({"quantity_step": 5}, 4, "what is missing is less than the step 0.005"),
     ],
 )
@@ -109,8 +109,8 @@ def test_what_the_filters_refuse_is_no_order_and_is_refused_again(
     [
         ({"min_quantity": 10}, 10, 10_000),
         ({"max_quantity": 10}, 10, 10_000),
-        ({"min_notional": 5 * 10**10}, 50, 10_000),
-        ({"price_decimals": 0}, 1_000, NOTIONAL_MOST // 10**10),
+        ({"min_notional": 5 * 10**8}, 50, 10_000),
+        ({"price_decimals": 0}, 1_000, NOTIONAL_MOST // 10**8),
     ],
 )
 def test_an_order_at_a_limit_is_taken(filters: dict[str, int], target: int, price: int) -> None:
@@ -155,7 +155,7 @@ def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
 
 
 def test_closing_is_exempt_from_the_minimum_notional() -> None:
-    (order,) = submit(opened(min_notional=5 * 10**10), 0, held=40)
+    (order,) = submit(opened(min_notional=5 * 10**8), 0, held=40)
     assert order.status is OrderStatus.ACCEPTED
 
 
@@ -200,8 +200,8 @@ def test_state_survives_a_restart() -> None:
 
 def test_an_order_that_money_could_not_hold_is_refused_and_a_close_never_is() -> None:
     broker = opened()
-    huge = 10**9
-    assert sent(broker, huge, price=10**8) == Sent((), "notional above 230584300")
+    huge = 10**11
+    assert sent(broker, huge, price=10**8) == Sent((), "notional above 23058430092")
     (close,) = submit(broker, 0, held=huge, price=10**8)
     assert close.status is OrderStatus.ACCEPTED
 
@@ -211,7 +211,7 @@ def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
     broker = RestingOrders(item, ExecutionCosts(taker_fee=0), latency=Latency(0))
 
     def submitted(target: int, *, held: int, cash: int) -> Sent:
-        now = Moment(1, 0, 0, 10_000, held, cash * 10**10)
+        now = Moment(1, 0, 0, 10_000, held, cash * 10**8)
         return broker.submit(target, "why", now, order_id="1-0")
 
     assert submitted(1_000, held=0, cash=0) == Sent((), "cash does not cover it")

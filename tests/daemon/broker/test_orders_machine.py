@@ -30,7 +30,7 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side
 
-CASH = 20_000 * 10**10
+CASH = 20_000 * 10**8
 COSTS = ExecutionCosts(
     taker_fee=5_500_000, slippage=2_000_000, half_spread=1_000_000, maker_fee=-1_000_000
 )

@@ -14,14 +14,14 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.orders import Latency, Moment
 from tracepaper.strategies.types.decisions import FillModel
 from tracepaper.strategies.types.market import Category
-from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
+from tracepaper.strategies.units import MONEY_DECIMALS, RATE_DECIMALS, unscaled
 
 CASH = 100_000 * 10**MONEY_DECIMALS
 SMALLEST = Decimal(1).scaleb(-MONEY_DECIMALS)
 
 
 def units(amount: str) -> int:
-    return int(Decimal(amount).scaleb(MONEY_DECIMALS))
+    return int(Decimal(amount).scaleb(RATE_DECIMALS))
 
 
 def costs(
@@ -31,7 +31,7 @@ def costs(
         units(rate),
         units(slippage_bp) // 10_000,
         per_share=units(per_share),
-        minimum=units(minimum),
+        minimum=int(Decimal(minimum).scaleb(MONEY_DECIMALS)),
     )
 
 

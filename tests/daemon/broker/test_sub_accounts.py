@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tracepaper.daemon.broker.sub_accounts import apportion, crossed, funding_parts
-from tracepaper.strategies.units import MONEY_SCALE, divide_half_even
+from tracepaper.strategies.units import RATE_SCALE, divide_half_even
 
 WEIGHTS = st.lists(st.integers(0, 10**12), min_size=1, max_size=6).filter(any)
 
@@ -56,15 +56,15 @@ def test_what_crosses_adds_up_to_nothing_and_leaves_one_side(wanted: list[int]) 
 @example(values=[7, 7, 7], rate=5 * 10**8)
 def test_funding_is_paid_and_received_by_each_position(values: list[int], rate: int) -> None:
     due = [value * rate for value in values]
-    paid = divide_half_even(sum(due), MONEY_SCALE)
+    paid = divide_half_even(sum(due), RATE_SCALE)
     parts = funding_parts(paid, due)
     assert sum(parts) == paid
     for part, one in zip(parts, due, strict=True):
-        assert abs(part - Fraction(one, MONEY_SCALE)) <= 1
+        assert abs(part - Fraction(one, RATE_SCALE)) <= 1
 
 
 def test_what_a_margin_did_not_cover_is_spared_by_the_amounts() -> None:
-    due = [6 * MONEY_SCALE, 3 * MONEY_SCALE, -3 * MONEY_SCALE]
+    due = [6 * RATE_SCALE, 3 * RATE_SCALE, -3 * RATE_SCALE]
     parts = funding_parts(2, due)  # 6 were due, and 2 paid
     assert sum(parts) == 2
     assert parts == [4, 2, -4]

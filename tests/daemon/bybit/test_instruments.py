@@ -156,7 +156,7 @@ def test_real_linear_filters_are_read_exactly() -> None:
     bitcoin = recorded_instruments()["BTCUSDT"]
     assert (bitcoin.price_decimals, bitcoin.tick_size) == (1, 1)
     assert (bitcoin.quantity_decimals, bitcoin.quantity_step) == (3, 1)
-    assert (bitcoin.min_quantity, bitcoin.min_notional) == (1, 5 * 10**10)
+    assert (bitcoin.min_quantity, bitcoin.min_notional) == (1, 5 * 10**8)
     assert bitcoin.max_quantity == 150_000
     assert bitcoin.funding_interval_minutes == 480
     assert bitcoin.id == "linear:BTCUSDT"
@@ -180,7 +180,7 @@ def test_spot_takes_its_own_names_of_the_same_limits() -> None:
     info = msgspec.convert(SPOT_BTC, InstrumentInfo)
     spot = instrument_from(info, Category.SPOT)
     assert (spot.quantity_decimals, spot.quantity_step, spot.max_quantity) == (6, 1, 41_500_000)
-    assert (spot.min_quantity, spot.min_notional) == (0, 5 * 10**10)
+    assert (spot.min_quantity, spot.min_notional) == (0, 5 * 10**8)
     assert spot.funding_interval_minutes == 0
 
 
@@ -232,7 +232,7 @@ def test_a_risk_tier_is_read_in_fractions_and_in_percent_as_the_manual_has_it() 
 
 
 def test_a_limit_beyond_every_position_is_no_limit_that_is_reached() -> None:
-    assert risk_tier(limits(risk_limit_value="3000000000")).limit == MONEY_LIMIT
+    assert risk_tier(limits(risk_limit_value="30000000000")).limit == MONEY_LIMIT
 
 
 @pytest.mark.parametrize(

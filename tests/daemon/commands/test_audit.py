@@ -132,14 +132,14 @@ def test_trades_are_the_fills_with_exact_money(
     rows = document(capsys, "audit", "trades", "--limit", 1000, "--db", path)
     fills = [fill for step in STEPS for fill in step.fills]
     assert [row["order_id"] for row in rows] == [fill.order_id for fill in fills]
-    assert rows[0]["fee"] == f"{fills[0].fee / 10**10:.10f}"
+    assert rows[0]["fee"] == f"{fills[0].fee / 10**8:.8f}"
 
 
 def test_equity_ends_with_the_last_step(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = document(capsys, "audit", "equity", f"{path}#plain", "--limit", 2)
     assert [row["sequence"] for row in rows] == [58, 59]
-    whole, part = divmod(STEPS[-1].account.equity, 10**10)
-    assert rows[-1]["equity"] == f"{whole}.{part:010d}"
+    whole, part = divmod(STEPS[-1].account.equity, 10**8)
+    assert rows[-1]["equity"] == f"{whole}.{part:08d}"
 
 
 def test_a_run_without_trades_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

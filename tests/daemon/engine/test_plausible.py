@@ -27,7 +27,7 @@ from tracepaper.strategies.types.market import (
     Side,
     Trade,
 )
-from tracepaper.strategies.units import HOUR_MS, MONEY_SCALE
+from tracepaper.strategies.units import HOUR_MS, RATE_SCALE
 
 KEY = "linear:BTCUSDT"
 PRICE = 100_000  # 1,000.00
@@ -482,7 +482,7 @@ def settled(engine: Engine, rate: int, at_ms: int = T0) -> Step:
     return engine.step(Funding(KEY, rate, at_ms, at_ms), None)
 
 
-PERCENT = MONEY_SCALE // 100
+PERCENT = RATE_SCALE // 100
 
 
 @pytest.mark.parametrize("rate", [250 * PERCENT // 10, -90 * PERCENT, 10 * PERCENT + 1])

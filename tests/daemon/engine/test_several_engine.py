@@ -143,8 +143,8 @@ def test_the_parts_are_the_account_at_every_step(seed: int, quotes: bool, margin
     config = configured(account=account, execution={"fill_within_ms": MINUTE})
     engine = built(config, execution)
     events = walk(seed, quotes=quotes)
-    steps = run(engine, events, [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
-    assert engine.broker.reserve == 10_000 * 10**10
+    steps = run(engine, events, [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
+    assert engine.broker.reserve == 10_000 * 10**8
     if margin:
         assert all(step.account.cash >= (step.position or _NONE).margin for step in steps)
     _check_net(steps)
@@ -181,7 +181,7 @@ def _check_net(steps: list[Step]) -> None:
 
 
 def test_opposing_parts_cross_at_the_close_without_fee() -> None:
-    steps = run(built(configured()), walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    steps = run(built(configured()), walk(5), [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
     crossings = [(step, crossed_in(step)) for step in steps if crossed_in(step)]
     assert len(crossings) > 3
     for step, parts in crossings:
@@ -205,7 +205,7 @@ def test_where_quotes_fill_they_cross_at_the_mid() -> None:
 
 def test_a_protective_order_belongs_to_its_strategy_and_trades_its_part() -> None:
     engine = built(configured())
-    steps = run(engine, walk(7, 200), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    steps = run(engine, walk(7, 200), [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
     roles = {OrderRole.STOP, OrderRole.TARGET}
     filled = [
         (step, order)
@@ -225,7 +225,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     fails_at = (START_MS // MINUTE + 40) % 1_000
     config = configured(options=({"seed": 1}, {"seed": 2, "fails_at": fails_at}, {"seed": 3}))
     engine = built(config)
-    steps = run(engine, walk(5), [50_000 * 10**10, 30_000 * 10**10, 10_000 * 10**10])
+    steps = run(engine, walk(5), [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
     told = [{one.strategy: one for one in step.strategies} for step in steps if step.strategies]
     failed = [one["b"] for one in told[40:]]
     assert all(one.outcome.reason.startswith("set aside: Drawn failed in decide") for one in failed)

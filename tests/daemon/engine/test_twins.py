@@ -38,7 +38,7 @@ CALIBRATION = Calibration(
     {30: 1.0},
     0.0,
 )
-CASH = 1_000_000 * 10**10
+CASH = 1_000_000 * 10**8
 BARS = bars(600, seed=4)
 
 
@@ -132,12 +132,12 @@ def test_buy_and_hold_holds_what_the_run_held_so_far_in_the_mean() -> None:
         assert step.position is not None
         if step.decision.refused_by != "warm":
             mean = sum(exposures) / len(exposures) if exposures else 0.0
-            size = CASH * int(mean * 10**9) // 10**9 // (step.event.close * 10**5)
+            size = CASH * int(mean * 10**9) // 10**9 // (step.event.close * 10**3)
             if size and (not standing or abs(size - standing) > standing // 4):
                 trades += 1
                 standing = size
         assert quantity(after, "buy_and_hold") == standing
-        value = abs(step.position.quantity) * step.event.close * 10**5
+        value = abs(step.position.quantity) * step.event.close * 10**3
         if step.decision.refused_by != "warm":
             exposures.append(value / step.account.equity)
     assert 1 < trades < 40

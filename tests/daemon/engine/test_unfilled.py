@@ -172,7 +172,7 @@ def test_an_order_is_cut_to_what_cash_covers_and_the_rest_waits_for_no_better_pr
 
 
 def test_hold_does_not_ask_for_what_was_refused() -> None:
-    small = instrument(category=Category.SPOT, min_notional=100 * 10**10)
+    small = instrument(category=Category.SPOT, min_notional=100 * 10**8)
     machine = engine("LONG", "HOLD")
     machine.step(InstrumentChange(small, START_MS, START_MS), None)
     got = closes(machine, 9_900, 10_100)
@@ -249,7 +249,7 @@ def test_a_size_below_the_step_is_said() -> None:
 
 def test_what_the_filters_refuse_is_tried_again_when_the_filters_change() -> None:
     machine = engine("LONG", account={"cash": "1000"})
-    strict = instrument(category=Category.SPOT, min_notional=500 * 10**10)
+    strict = instrument(category=Category.SPOT, min_notional=500 * 10**8)
     machine.step(InstrumentChange(strict, START_MS, START_MS), None)
     first = closes(machine, 10_100)
     machine.step(InstrumentChange(instrument(category=Category.SPOT), START_MS, START_MS), None)
@@ -294,7 +294,7 @@ def test_a_gap_leaves_a_buy_with_what_cash_covers_and_says_so() -> None:
     step, after = bought_at(11_000)
     (fill,) = step.fills
     assert fill.quantity == 909  # of 1,002 ordered: 100 buys 0.909 at 110
-    assert 0 <= step.account.cash < 110 * 10**7
+    assert 0 <= step.account.cash < 110 * 10**5
     (order,) = step.orders
     assert (order.status, order.filled, order.reason) == (OrderStatus.CANCELED, 909, CASH)
     assert unfilled([step, after]) == [CASH, CASH]
@@ -305,7 +305,7 @@ def test_a_buy_of_which_cash_covers_no_step_is_canceled() -> None:
     step, _ = bought_at(10_000_001)
     assert step.fills == ()
     assert [(order.status, order.reason) for order in step.orders] == [(OrderStatus.CANCELED, CASH)]
-    assert step.account.cash == 100 * 10**10
+    assert step.account.cash == 100 * 10**8
 
 
 def test_what_slippage_adds_is_paid_from_cash_too() -> None:

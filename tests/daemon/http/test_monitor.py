@@ -31,7 +31,7 @@ def decided(sequence: int = 7) -> Step:
         decided=decision(),
         prediction=forecast(),
         fills=(fill(),),
-        position=Position(quantity=-1_500, unrealized_pnl=25 * 10**9),
+        position=Position(quantity=-1_500, unrealized_pnl=25 * 10**7),
         of=account(99_990),
         twins=(TwinStep("ungated", Position(), account(100_020), ()),),
     )

@@ -54,8 +54,11 @@ def fixed(quantity: str) -> str:
 
 REFUSED = {
     "nine million bitcoin": (fixed("9000000"), r"sizing\.quantity 9000000 is more than 100 times"),
-    "an order beyond money": (SMA + '[sizing]\nnotional = "300000000"\n', "above 0 to 230584300"),
-    "cash without room": (SMA + '[account]\ncash = "900000000"\n', "above 0 to 461168601"),
+    "an order beyond money": (
+        SMA + '[sizing]\nnotional = "30000000000"\n',
+        "above 0 to 23058430092",
+    ),
+    "cash without room": (SMA + '[account]\ncash = "90000000000"\n', "above 0 to 46116860184"),
     "a size that fills the memory": (fixed("1e999999999"), "at most 40 digits"),
     "a threshold that fills it": (SMA + '[gate]\nedge = "1e999999999"\n', "at most 40 digits"),
     "a whole number without end": (SMA + f"[gate]\nlate_ms = 1{'0' * 400}\n", "to 31536000000"),
@@ -257,13 +260,13 @@ def test_a_database_of_ours_is_accepted(place: Path) -> None:
 def test_a_size_that_the_exchange_never_takes_is_refused(
     sizing: dict[str, str], words: str
 ) -> None:
-    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**10)
+    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
     with pytest.raises(ConfigInvalid, match=words):
         refuse_size(load(None, {"sizing": sizing}), item, Decimal(100))
 
 
 def test_sizes_at_the_limits_are_taken() -> None:
-    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**10)
+    item = instrument(min_quantity=10, max_quantity=1_500, min_notional=5 * 10**8)
     for quantity in ("0.01", "1.5"):
         config = load(None, {"sizing": {"mode": "fixed", "quantity": quantity}})
         refuse_size(config, item, Decimal(100))
@@ -280,9 +283,9 @@ def test_sizes_at_the_limits_are_taken() -> None:
 
 def test_a_quantity_worth_more_than_an_order_may_be_is_refused() -> None:
     one = instrument()  # two price and three quantity decimals
-    check_range(one, price=100_000_00, quantity=2_305_843)
-    with pytest.raises(ConfigInvalid, match=r"is worth 230,584,400 USDT.*worth 230,584,300"):
-        check_range(one, price=100_000_00, quantity=2_305_844)
+    check_range(one, price=100_000_00, quantity=230_584_300)
+    with pytest.raises(ConfigInvalid, match=r"is worth 23,058,430,100 USDT.*worth 23,058,430,092"):
+        check_range(one, price=100_000_00, quantity=230_584_301)
 
 
 async def test_a_daemon_whose_size_is_no_order_leaves_no_run(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def told(symbols: int = 1, count: int = 120) -> ScreenState:
     named = [instrument(symbol) for symbol in ("BTCUSDT", "ETHUSDT", "SOLUSDT")[:symbols]]
     state = ScreenState()
     state.open(run(instruments=tuple(named)))
-    held = Position(1_500, 1_500 * 990_000 * 10**5, 0, 25 * 10**9)
+    held = Position(1_500, 1_500 * 990_000 * 10**3, 0, 25 * 10**7)
     measures = (
         ("operator", 1.0, 1.0, True),
         ("confidence", 0.19, 0.18, True),

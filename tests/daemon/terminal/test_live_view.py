@@ -68,7 +68,7 @@ def full_step(sequence: int = 3) -> Step:
         decided=decision(),
         prediction=forecast(),
         fills=(fill(),),
-        position=Position(-1_500, -1_500 * 6_500_000 * 10**5, 0, 25 * 10**9),
+        position=Position(-1_500, -1_500 * 6_500_000 * 10**3, 0, 25 * 10**7),
         of=account(100_012),
         twins=(TwinStep("ungated", Position(), account(99_930), ()),),
     )
@@ -185,7 +185,7 @@ def test_a_gate_that_is_over_its_most_says_by_how_much() -> None:
 
 
 def test_between_bars_fills_and_marks_move_money_and_position() -> None:
-    held = Position(2_000, 2_000 * 6_500_000 * 10**5, 0, -7 * MONEY_SCALE)
+    held = Position(2_000, 2_000 * 6_500_000 * 10**3, 0, -7 * MONEY_SCALE)
     later = step(quote(), sequence=4, position=held, of=account(99_990))
     shown = drawn(full_step(), later)
     assert "2 BTC at 65,000.00  -7.00" in shown

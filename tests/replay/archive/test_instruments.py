@@ -51,9 +51,14 @@ def test_spot_has_no_funding_and_its_own_step() -> None:
     )
 
 
-def test_a_notional_stays_exact_in_money_for_very_cheap_unknown_coins() -> None:
-    instrument = archive_instrument(sample("NEWUSDT", decimals=9))
-    assert instrument.price_decimals + instrument.quantity_decimals <= MONEY_DECIMALS
+@pytest.mark.parametrize("decimals", [4, 6, 9])
+def test_a_notional_is_exact_in_money_where_strategies_share_it_and_steps_are_fine_elsewhere(
+    decimals: int,
+) -> None:
+    part = sample("NEWUSDT", category=Category.SPOT, decimals=decimals)
+    alone, shared = archive_instrument(part), archive_instrument(part, shared=True)
+    assert alone.quantity_decimals == min(6, 10 - decimals)
+    assert shared.quantity_decimals == max(MONEY_DECIMALS - decimals, 0)
 
 
 def test_the_bundled_candles_are_whole() -> None:

@@ -299,7 +299,7 @@ def test_no_more_is_filled_than_was_shown_or_traded(
     for fill in found.fills:
         filled[fill.order_id] = filled.get(fill.order_id, 0) + fill.quantity
         assert fill.quantity > 0
-        assert fill.notional == fill.price * fill.quantity * 10**10
+        assert fill.notional == fill.price * fill.quantity * 10**8
     orders = found.orders
     assert all(
         filled.get(key, 0) == order.filled <= order.quantity for key, order in orders.items()

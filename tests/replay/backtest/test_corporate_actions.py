@@ -224,14 +224,14 @@ def test_who_holds_at_the_close_before_the_ex_date_is_paid(place: str) -> None:
         (fill,) = list(run.fills["filled_ms"])[:1]
         assert fill == bought
         rows = asked(str(run.database), "SELECT amount_text FROM v_ledger WHERE kind = 'dividend'")
-        assert rows == ([("4.7000000000",)] if place == "before" else [])
+        assert rows == ([("4.70000000",)] if place == "before" else [])
         assert run.verify().holds
 
 
 def test_a_dividend_and_a_split_of_one_day_are_booked_in_that_order() -> None:
     with held(Holds, 7.0, 10, SPLIT, "ACME,2014-12-03,dividend,0.47") as run:
         query = "SELECT kind, amount_text FROM v_ledger WHERE order_id IS NULL AND kind <> 'opened'"
-        assert asked(str(run.database), query) == [("dividend", "4.7000000000")]
+        assert asked(str(run.database), query) == [("dividend", "4.70000000")]
         query = "SELECT content FROM v_events WHERE kind = 'corporate_action' ORDER BY sequence"
         kinds = [json.loads(text)["kind"] for (text,) in asked(str(run.database), query)]
         assert kinds == ["dividend", "split"]

@@ -61,7 +61,7 @@ def vectorised(candles: Candles, *, long_only: bool) -> tuple[Decimal, Decimal, 
         for place in traded
     ]
     fees = sum(
-        ((size * FEE).quantize(Decimal("1e-10"), rounding=ROUND_HALF_EVEN) for _, size in paid),
+        ((size * FEE).quantize(Decimal("1e-8"), rounding=ROUND_HALF_EVEN) for _, size in paid),
         Decimal(0),
     )
     spent = sum((size if signed > 0 else -size for signed, size in paid), Decimal(0))

@@ -24,7 +24,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "shadow": {"strategy": {**CROSS, "fast": 5, "twins": ["ungated"]}},
 }
 FORGED = (
-    "cash = cash + (book * 2 - 3) * 30000000000000",  # 3,000 of one to the other, from the start
+    "cash = cash + (book * 2 - 3) * 300000000000",  # 3,000 of one to the other, from the start
     "cash = cash + 10, account_realized_pnl = account_realized_pnl + 10",
 )
 

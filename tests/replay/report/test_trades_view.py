@@ -98,7 +98,7 @@ def test_the_view_has_the_trades_of_the_report_and_of_the_result(run: Backtest) 
             for name, theirs in NAMED.items():
                 assert of_view[name] == other[theirs]
             for name in NEAR:
-                assert of_view[name] == pytest.approx(other[name], rel=1e-9)
+                assert of_view[name] == pytest.approx(other[name], rel=1e-9, abs=1e-8)
             assert of_view["net"] + of_view["funding"] == pytest.approx(other["profit"], abs=1e-6)
 
 

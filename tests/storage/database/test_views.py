@@ -317,8 +317,8 @@ def money(steps: list[Step], database: sqlite3.Connection, run_id: str) -> None:
     for row, step in zip(rows, steps, strict=True):
         account = step.account
         for name in ("cash", "equity", "realized_pnl", "unrealized_pnl", "fees_paid"):
-            assert row[f"{name}_text"] == scaled(getattr(account, name), 10), name
-            exact = float(Decimal(getattr(account, name)).scaleb(-10))
+            assert row[f"{name}_text"] == scaled(getattr(account, name), 8), name
+            exact = float(Decimal(getattr(account, name)).scaleb(-8))
             assert row[name] == pytest.approx(exact, rel=1e-15, abs=1e-25)
 
 
@@ -333,12 +333,10 @@ def test_positions_are_the_positions_after_every_step(database: sqlite3.Connecti
         position = step.position
         assert position is not None
         assert row["quantity_text"] == scaled(position.quantity, 3)
-        assert row["unrealized_pnl_text"] == scaled(position.unrealized_pnl, 10)
+        assert row["unrealized_pnl_text"] == scaled(position.unrealized_pnl, 8)
         if position.quantity:
-            assert row["average_price"] == position.entry_notional / 1e10 / (
-                position.quantity / 1e3
-            )
-            assert row["average_price_text"] == scaled(position.entry_notional // 10**8, 2)
+            assert row["average_price"] == position.entry_notional / 1e8 / (position.quantity / 1e3)
+            assert row["average_price_text"] == scaled(position.entry_notional // 10**6, 2)
         else:
             assert row["average_price"] is None
             assert row["average_price_text"] is None
@@ -347,14 +345,14 @@ def test_positions_are_the_positions_after_every_step(database: sqlite3.Connecti
 def test_an_average_price_that_is_no_decimal_has_no_text(tmp_path: Path) -> None:
     step = PLAIN[15]
     assert step.position is not None
-    position = replace(step.position, quantity=3_000, entry_notional=10**14 + 1)
+    position = replace(step.position, quantity=3_000, entry_notional=10**12 + 1)
     cases.write_run(tmp_path / "a.db", [replace(step, sequence=0, position=position)])
     connection = open_reader(tmp_path / "a.db")
     row = connection.execute(
         "SELECT average_price, average_price_text, entry_notional_text FROM v_positions"
     ).fetchone()
     connection.close()
-    assert row == (pytest.approx(10_000 / 3), None, "10000.0000000001")
+    assert row == (pytest.approx(10_000 / 3), None, "10000.00000001")
 
 
 def test_fills_carry_exact_money_and_the_state_of_their_order(
@@ -367,8 +365,8 @@ def test_fills_carry_exact_money_and_the_state_of_their_order(
     for row, (sequence, fill) in zip(rows, filled, strict=True):
         assert (row["sequence"], row["order_id"]) == (sequence, fill.order_id)
         assert row["price_text"] == scaled(fill.price, 2)
-        assert row["fee_text"] == scaled(fill.fee, 10)
-        assert row["notional_text"] == scaled(fill.notional, 10)
+        assert row["fee_text"] == scaled(fill.fee, 8)
+        assert row["notional_text"] == scaled(fill.notional, 8)
         assert (row["side"], row["liquidity"], row["status"]) == (fill.side, "TAKER", "FILLED")
 
 
@@ -387,14 +385,14 @@ def test_orders_show_their_last_state_and_what_filled_them(database: sqlite3.Con
         if order.status is OrderStatus.FILLED:
             assert row["price_text"] == scaled(filled[name].price, 2)
             assert row["price"] == pytest.approx(filled[name].price / 100, rel=1e-15)
-            assert row["fee_text"] == scaled(filled[name].fee, 10)
+            assert row["fee_text"] == scaled(filled[name].fee, 8)
         else:
             assert (row["price"], row["price_text"], row["fee"]) == (None, None, None)
 
 
 def test_twins_have_their_own_fills_and_equity(database: sqlite3.Connection) -> None:
     expected = [
-        (step.sequence, twin.twin, scaled(twin.account.equity, 10))
+        (step.sequence, twin.twin, scaled(twin.account.equity, 8))
         for step in RICH
         for twin in step.twins
     ]
