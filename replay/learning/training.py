@@ -3,7 +3,7 @@
 Labels of neighbouring bars share most of their future, so their number says little: beside it
 stand how many of them share no bar, by uniqueness, and on how many days of the calendar they lie.
 
-The rules are docs/models.md, L7 to L30.
+The rules are docs/models.md, L7 to L29.
 """
 
 from __future__ import annotations

@@ -6,8 +6,6 @@ is forecast if all its answers lie in the part; the rows before them may reach i
 so that the number of windows, ``rows - horizon + 1``, does not depend on how far a network looks
 back. That is the convention of the published code with its lookback border (2,857 test windows of
 hourly rows at horizon 24), but for its last, incomplete batch, which is not dropped here.
-
-The rule is docs/models.md, L30.
 """
 
 from __future__ import annotations

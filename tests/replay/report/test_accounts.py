@@ -172,7 +172,8 @@ def test_an_account_without_information_beats_half_of_its_random_twins(
     beaten = []
     for seed in range(30):
         chance = np.random.default_rng(seed)
-        held = np.repeat(chance.integers(-1, 2, bars.open.size // 25 + 1), 25)[: bars.open.size]
+        held = np.repeat(chance.integers(-1, 2, bars.open.size // 25 + 1), 25).astype(float)
+        held = held[: bars.open.size]
         held = np.where(np.arange(held.size) <= record.warm_from[name], 0.0, held)
         delta = np.diff(held, prepend=0.0)
         fills = tuple(
