@@ -436,16 +436,21 @@ class HedgedBroker(Broker):
 
     def _match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> Filled:
         """Let *bar* meet both sides, on the one path that leaves both with less."""
-        opened: dict[PaperAccount, Opened] = {
-            account: account.open_bar(bar, sequence, is_missed=is_missed)
-            for account in self.sides.values()
-        }
+        opened: dict[PaperAccount, Opened] = {}
+
+        def at_open(account: PaperAccount) -> Matched:
+            opened[account] = account.open_bar(bar, sequence, is_missed=is_missed)
+            return opened[account].trades
+
+        def on_path(account: PaperAccount) -> Matched:
+            later = Matched()  # what the open filled stands in the step already
+            later.note(*opened[account].trades.orders)
+            return account.follow(bar, opened[account]._replace(trades=later), path, sequence)
+
+        filled = self._match(at_open, bar.instrument, sequence, while_down=is_missed)
         path = worse_path(*(one.tried for one in opened.values()))
-        return self._match(
-            lambda account: account.follow(bar, opened[account], path, sequence),
-            bar.instrument,
-            sequence,
-            while_down=is_missed,
+        return filled.followed_by(
+            self._match(on_path, bar.instrument, sequence, while_down=is_missed)
         )
 
     def on_quote(self, quote: Quote, sequence: int) -> Filled:

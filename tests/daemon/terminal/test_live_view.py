@@ -384,7 +384,7 @@ def test_a_terminal_is_told_what_happened_and_what_to_type_next(
     monkeypatch.setattr(sys, "stdout", terminal)
     found.print_summary(Path("mine.db"))
     said = terminal.getvalue()
-    assert "since this start: 3 bars decided, 1 allowed, 1 fills; equity 99,987.00." in said
+    assert "since this start: 3 bars decided, 1 allowed, 1 fill; equity 99,987.00." in said
     assert "Refused most by edge 2." in said
     for words in ("tracepaper report", "tracepaper audit verify"):
         assert any(words in line and "--db mine.db" in line for line in said.splitlines())

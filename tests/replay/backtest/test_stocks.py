@@ -364,7 +364,7 @@ def test_a_check_of_a_file_speaks_of_sessions(capsys: pytest.CaptureFixture[str]
     assert invoke(["data", "check", "ACME=acme.csv", "--calendar", "XNAS"]) == 0
     said = capsys.readouterr().out
     assert "41 sessions of XNAS" in said
-    holes = "1 holes, 4 candles missing, the longest of 3.0 days"
+    holes = "1 hole, 4 candles missing, the longest of 3.0 days"
     assert f"{holes}: 2014-11-28T14:30:00Z to 2014-12-01T14:30:00Z" in said
 
 
