@@ -93,7 +93,7 @@ LIQUIDATIONS_FROM: Final = 1_000
 _NOTHING_MATCHED: Final = Matched()
 
 
-class Opened(NamedTuple):
+class BarOpening(NamedTuple):
     """What the open of a bar did to an account, before it follows one of the bar's paths."""
 
     trades: Matched
@@ -101,7 +101,7 @@ class Opened(NamedTuple):
     newer: Sequence[tuple[RestingOrders, dict[str, Order]]] = ()  # what quotes after it moved
 
 
-_NOTHING_OPENED: Final = Opened(_NOTHING_MATCHED)
+_NOTHING_OPENED: Final = BarOpening(_NOTHING_MATCHED)
 
 
 class BrokerSettings(Struct, frozen=True):
@@ -272,7 +272,7 @@ class PaperAccount:
         self._add(key, trades, self._match(matching.match_quote, event), sequence, event.market_ms)
         return trades
 
-    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> Opened:
+    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> BarOpening:
         """Let market orders meet the open of *bar*, and try both of its paths."""
         key = bar.instrument
         if not self.waits(key) or self._passes(bar):
@@ -281,7 +281,7 @@ class PaperAccount:
         at_open = partial(matching.match_open, is_missed=True) if is_missed else matching.match_open
         if not resting.others and not resting.is_guarded and not self._is_margined:
             # An order by signal alone: the rest of this would find nothing to do.
-            return Opened(self._match(at_open, bar))
+            return BarOpening(self._match(at_open, bar))
         trades = Matched()
         newer = [(line, line.rewind()) for line in resting.lines if is_missed and line.unmoved]
         trades.note(*self.expire(key, bar.close_time_ms - 1, unfilled=False))
@@ -290,9 +290,9 @@ class PaperAccount:
         tried = matching.try_paths(
             resting, self._executors[key], self._funds[key], bar, self._instruments[key]
         )
-        return Opened(trades, tried, newer)
+        return BarOpening(trades, tried, newer)
 
-    def follow(self, bar: Bar, opened: Opened, path: int, sequence: int) -> Matched:
+    def follow(self, bar: Bar, opened: BarOpening, path: int, sequence: int) -> Matched:
         """Let what rests meet that *path* of *bar*; return what open and path did."""
         key, trades = bar.instrument, opened.trades
         if opened.tried is not None:

@@ -15,10 +15,10 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     AccountState,
+    BarOpening,
     BrokerSettings,
     EncodedAccount,
     Intent,
-    Opened,
     PaperAccount,
 )
 from tracepaper.daemon.broker.broker import (
@@ -436,7 +436,7 @@ class HedgedBroker(Broker):
 
     def _match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> Filled:
         """Let *bar* meet both sides, on the one path that leaves both with less."""
-        opened: dict[PaperAccount, Opened] = {}
+        opened: dict[PaperAccount, BarOpening] = {}
 
         def at_open(account: PaperAccount) -> Matched:
             opened[account] = account.open_bar(bar, sequence, is_missed=is_missed)

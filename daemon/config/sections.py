@@ -49,7 +49,6 @@ from tracepaper.daemon.config.values import (
     Threshold,
     TwinName,
     address,
-    host_and_port,
     host_with_port,
     json_object,
     loopback,
@@ -511,22 +510,6 @@ class HttpSection(Section):
     ] = Field(default_factory=dict, repr=False)
     """Tokens by the label that the record names: {anna = "env:ANNA"}. Each is env:NAME,
     credential:NAME, or the text itself of at least 12 characters. No run stores them."""
-
-    @property
-    def metrics_address(self) -> tuple[str, int] | None:
-        """The address and the port of ``metrics``."""
-        if self.metrics is None:
-            return None
-        host, port = host_and_port(self.metrics)
-        return host, int(port)
-
-    @property
-    def page_address(self) -> tuple[str, int] | None:
-        """The address and the port of ``page``."""
-        if self.page is None:
-            return None
-        host, port = host_and_port(self.page)
-        return host, int(port)
 
 
 class LogSection(Section):

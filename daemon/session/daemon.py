@@ -25,6 +25,7 @@ from tracepaper.daemon.clock import Clock, Predictor, SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
+from tracepaper.daemon.config.values import host_and_port
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.client import Cooldown, FeedStart, MarketDataClient
 from tracepaper.daemon.feed.feed import LiveFeed
@@ -362,12 +363,14 @@ class Daemon:
                     page=lambda: _page(self._database, run.run_id, monitor.status),
                 )
             )
-            if (address := config.http.metrics_address) is not None:
-                url = await stack.enter_async_context(metrics_listener(*address, registry))
+            if config.http.metrics is not None:
+                host, port = host_and_port(config.http.metrics)
+                url = await stack.enter_async_context(metrics_listener(host, int(port), registry))
                 log.info("metrics served", url=url)
-            if (address := config.http.page_address) is not None:
+            if config.http.page is not None:
+                host, port = host_and_port(config.http.page)
                 url = await stack.enter_async_context(
-                    server.page_listener(*address, config.http.hosts)
+                    server.page_listener(host, int(port), config.http.hosts)
                 )
                 log.info("page served to who has a token", url=url)
             audit.lock.publish(server.url)

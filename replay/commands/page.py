@@ -91,15 +91,16 @@ def links(config: Path | None) -> list[str]:
     from urllib.parse import quote
 
     from tracepaper.daemon.config.loading import load
+    from tracepaper.daemon.config.values import host_and_port
     from tracepaper.daemon.http.entrance import tokens_of
 
     section = load(config).http
-    if section.page_address is None:
+    if section.page is None:
         raise ConfigInvalid(
             'No page is served beyond loopback; set [http] page = "0.0.0.0:9188" and tokens.'
         )
-    _, port = section.page_address
-    if port == 0:
+    _, port = host_and_port(section.page)
+    if int(port) == 0:
         raise ConfigInvalid("[http] page picks its port at each start; name one to have a link.")
     tokens = tokens_of(section)
     base = f"http://{section.hosts[0]}:{port}/#token="

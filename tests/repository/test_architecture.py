@@ -70,5 +70,13 @@ def test_what_the_last_table_places_is_there() -> None:
 def test_every_folder_of_tests_mirrors_a_package() -> None:
     folders = {path.name for path in Path(ROOT / "tests").iterdir() if path.is_dir()}
     folders -= {"data", "clients", "peers", "__pycache__"}  # two are other people's programs
-    folders -= {"campaigns", "extensions", "generators", "product", "repository", "support"}
+    folders -= {
+        "benchmarks",
+        "campaigns",
+        "extensions",
+        "generators",
+        "product",
+        "repository",
+        "support",
+    }
     assert folders <= set(PACKAGES)
