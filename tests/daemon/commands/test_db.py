@@ -70,7 +70,7 @@ def test_prune_says_from_where_the_chain_holds(
     assert 150 < until < 300
     code, out, _ = typed(capsys, "audit", "verify", "--db", path)
     assert code == 0
-    assert f"is pruned until step {until} and holds from there: {3_180 - until} steps" in out
+    assert f"is pruned until step {until} and holds from there: {3_180 - until:,} steps" in out
     code, out, _ = typed(capsys, "db", "prune", "--keep", 1, "--db", path, "--json")
     assert json.loads(out)["runs"] == [{"run_id": "r-1", "until_sequence": until, "steps": 0}]
 
