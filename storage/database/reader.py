@@ -421,7 +421,7 @@ class Reader(ReadOnly):
             named = msgspec.json.decode(content, type=_NamesModel)
             if kind == "model_change":
                 return RunModels(named.model_sha256, promoted or named.model_sha256)
-            if named.outcome is RetrainOutcome.PROMOTED:
+            if named.outcome == RetrainOutcome.PROMOTED:
                 promoted = promoted or named.candidate_sha256
         own = stored.run.model_sha256
         return RunModels(own, promoted or own)
