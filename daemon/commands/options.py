@@ -54,14 +54,14 @@ CandlesArgument = Annotated[
     typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
 ]
 SymbolOption = Annotated[
-    str | None, typer.Option("--symbol", help="The symbol, where the file name lacks it.")
+    str | None, typer.Option("--symbol", help="The symbol, if no file names it.")
 ]
 ColumnsOption = Annotated[
     list[str] | None,
     typer.Option(
         "--columns",
         metavar="FIELD=NAME",
-        help="Column of a field of the candles: close=Price; turnover= leaves it out; repeat.",
+        help="Name a column: close=Price; repeat.",
     ),
 ]
 FromOption = Annotated[

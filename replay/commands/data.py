@@ -44,7 +44,7 @@ PathsArgument = Annotated[
     typer.Argument(metavar="PATH…", help="Candle files; SYMBOL=PATH where the file name lacks it."),
 ]
 SymbolOption = Annotated[
-    str | None, typer.Option("--symbol", help="The symbol, where the file name lacks it.")
+    str | None, typer.Option("--symbol", help="The symbol, if no file names it.")
 ]
 CategoryOption = Annotated[
     Category | None, typer.Option("--category", help="The category; by default from the name.")

@@ -304,11 +304,11 @@ def demo(
     *,
     days: Annotated[
         float | None,
-        typer.Option(min=0.5, help="Market days of the bundled month to trade; by default all."),
+        typer.Option(metavar="N", min=0.5, help="Days of the bundled month; by default all."),
     ] = None,
     seconds: Annotated[
         float | None,
-        typer.Option(min=1, max=3_600, help="Wall seconds for the whole demo; 90 by default."),
+        typer.Option(metavar="S", min=1, max=3_600, help="Wall seconds in all; 90 by default."),
     ] = None,
     model: Annotated[
         str | None,
@@ -329,14 +329,15 @@ def demo(
     config: ConfigOption = None,
     bars: Annotated[
         int | None,
-        typer.Option(min=1, help="With --data or -c: end after this many decided bars."),
+        typer.Option(metavar="N", min=1, help="With --data or -c: end after N decided bars."),
     ] = None,
     speed: Annotated[
         float | None,
         typer.Option(
+            metavar="N",
             min=1,
             max=20_000,
-            help="With --data or -c: market seconds per second; 2,000 by default.",
+            help="With --data or -c: market seconds per second (2,000).",
         ),
     ] = None,
     db: Annotated[
@@ -349,8 +350,8 @@ def demo(
 ) -> None:
     """Trade a month of real candles at high speed on a local exchange, with incidents; sum up.
 
-    With --data or -c your candles or your configuration are served and traded instead, without
-    incidents, until the candles end, --bars are decided, or Ctrl-C.
+    --data or -c trade your candles or configuration instead, without incidents, until the candles
+    end, --bars are decided, or Ctrl-C.
     """
     from tracepaper.daemon.session.shutdown import exit_zero_on_signals
     from tracepaper.replay.commands.page import open_in_browser
