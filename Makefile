@@ -7,30 +7,38 @@ BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 STAMP := $(VENV)/.installed
 LOOPS := strategies/attention
-PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c $(CONSTRAINTS)
 
-.PHONY: demo test test-all dev check docs bench campaign mutants same-bits clients peers wheel golden ledger readme clean
+.PHONY: demo test test-all costs dev check docs bench campaign mutants same-bits clients peers wheel golden ledger readme clean
 
 demo: $(RUNTIME)
 	@$(BIN)/tracepaper demo
 
 # The tests run with an empty home and cache, so that what a first run makes or prints is tested. Each of two workers
 # computes on one thread: on two they spin against each other for the same two cores.
+# Without bytecode every program that a test starts would compile the package again.
 PYTEST := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_HOME -u XDG_STATE_HOME -u MPLCONFIGDIR \
+	-u PYTHONDONTWRITEBYTECODE \
 	HOME="$$home" XDG_CACHE_HOME="$$home/.cache" XDG_CONFIG_HOME="$$home/.config" OMP_NUM_THREADS=1 \
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -p no:cacheprovider
+	$(BIN)/python -m pytest -q -n 2 -p no:cacheprovider
 
-# What takes seconds; test-all adds what builds, installs, or runs the documentation and the demo. The tenth kind of a
-# thing that takes minutes is `long`: make campaign runs it.
+# tests/data/costs.tsv says what each test costs. test-all adds what takes over half a CPU second; make campaign runs
+# what takes over five.
 test: $(STAMP)
-	@$(PYTEST) -m "not slow and not long"
+	@$(PYTEST) --dist worksteal -m "not slow and not long"
 
 test-all: $(STAMP)
-	@$(PYTEST) -m "not long"
+	@$(PYTEST) --dist worksteal -m "not long"
+
+# An hour: every test once, and the table of what each costs.
+costs: $(STAMP)
+	@table=$$(mktemp) && { $(PYTEST) --dist loadfile --costs $$table || true; } && \
+	awk -F'\t' '$$1 >= 0.5' $$table | LC_ALL=C sort -t'	' -k2 > tests/data/costs.tsv; rm -f $$table
 
 dev: $(STAMP)
 
-$(RUNTIME): pyproject.toml constraints.txt setup.py deploy/torch.sh $(LOOPS)/native.c
+$(RUNTIME): pyproject.toml $(CONSTRAINTS) setup.py deploy/torch.sh $(LOOPS)/native.c
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; set PYTHON to an interpreter of 3.11 or newer."; exit 1; }
 	@echo "Installing tracepaper into $(VENV): a minute or two, mostly PyTorch."
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,7 +62,6 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/mypy tests
-	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/vulture
 
 # The pages of docs/ and the reference of every module, into build/docs/site.

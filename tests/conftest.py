@@ -3,76 +3,105 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
+from _pytest.fixtures import FixtureDef
 from hypothesis import settings
 from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import Installed, installed_with_all
 
-LONG: Final = (
-    # Kinds of networks, of checkpoints and of examples beyond the first ones.
-    re.compile(r"test_every_network\.py::.*\[(?!flash|trading)"),
-    re.compile(r"test_export\.py::test_an_onnx_file.*\[(?!flash)"),
-    re.compile(r"test_build_absurd_cards\.py::test_every_key.*\[(?!flash)"),
-    re.compile(r"test_together\.py::test_it_is_trained.*\[portfolio"),
-    re.compile(r"test_examples\.py::.*\[(?!trend)"),
-    re.compile(r"test_(judged_together|ensemble_of_two_schemas)\.py::"),
-    re.compile(r"test_further\.py::test_the_tails_follow"),
-    re.compile(r"test_pair\.py::test_a_pair_trades_thirty_thousand_bars"),
-    # What ends a demo beyond Ctrl-C.
-    re.compile(r"test_show\.py::test_(an_exchange|a_daemon)_that_dies"),
-    re.compile(r"test_show\.py::test_open_opens_the_page_that_is_named\[demo1"),
-    re.compile(r"test_product\.py::test_ctrl_c_ends_a_demo"),
-    # Clusters of Ray beyond one of two workers; attention over assets beyond the first kind.
-    re.compile(r"test_on_ray\.py::test_(a_worker|a_cell_over|a_node|a_part)"),
-    re.compile(r"test_library\.py::.*\[Diagnostics: cross-asset"),
-    # What a campaign does itself, in small.
-    re.compile(r"test_campaign_fleet\.py::test_two_daemons"),
-    # What takes half a minute and more: a demo without extras.
-    re.compile(r"test_wheel\.py::test_without_extras_the_demo"),
-    re.compile(r"test_product\.py::test_no_color"),
-)
-"""Tests of whole trainings and of the tenth kind of a thing: ``make campaign`` runs them."""
+COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
+"""CPU seconds and name of each test that takes more than ``SLOW_S``: `make costs` measures them."""
+SLOW_S: Final = 0.5
+LONG_S: Final = 5.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what is ``long``, and what asks for a PostgreSQL; begin with what takes longest.
+    """Mark by measured cost what is ``slow`` or ``long``, and what asks for a PostgreSQL.
 
-    The pages are read once, in minutes, by the worker that builds the wheel. Begun last, it would
-    work alone at the end; or the other would steal half of its tests, and read them again.
+    A module is a subject: its cheapest test is never ``long``, and is ``slow`` from six times the
+    limit on. What asks for the wheel comes first: begun last, it would work alone at the end.
     """
     items.sort(key=lambda item: "installed" not in getattr(item, "fixturenames", ()))
+    lines = COSTS.read_text(encoding="utf-8").splitlines()
+    costs = {name: float(cost) for cost, name in (line.split("\t", 1) for line in lines)}
+    cheapest: dict[Path, str] = {}
+    for item in sorted(items, key=lambda item: costs.get(item.nodeid, 0.0)):
+        cheapest.setdefault(item.path, item.nodeid)
     for item in items:
+        cost, is_only = costs.get(item.nodeid, 0.0), cheapest[item.path] == item.nodeid
+        if cost > SLOW_S * (6 if is_only else 1):
+            item.add_marker(pytest.mark.slow)
+        if cost > LONG_S and not is_only:
+            item.add_marker(pytest.mark.long)
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
-        if any(one.search(item.nodeid) for one in LONG):
-            item.add_marker(pytest.mark.long)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let `make golden` rewrite the golden files; write what each test costs into a table."""
+    """Let `make golden` rewrite the golden files, and `make costs` the table of costs."""
     parser.addoption("--rewrite-golden", action="store_true", help="rewrite tests/data/golden_*")
     parser.addoption("--costs", metavar="FILE", help="append CPU seconds and name of each test")
 
 
-def _cpu_s() -> float:
-    """Return the CPU seconds of this process and of the children that it has waited for."""
-    return sum(os.times()[:4])
+class Costs:
+    """CPU seconds of each test; a fixture that tests share counts in equal parts for its users."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tests: dict[pytest.Item, float] = {}
+        self._fixtures: dict[FixtureDef[object], float] = {}
+
+    @staticmethod
+    def _cpu_s() -> float:
+        """Return the CPU seconds of this process and of the children that it has waited for."""
+        return sum(os.times()[:4])
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Measure a test, without the fixtures that it shares with others."""
+        before, shared = self._cpu_s(), sum(self._fixtures.values())
+        done = yield
+        shared = sum(self._fixtures.values()) - shared
+        self._tests[item] = self._cpu_s() - before - shared
+        return done
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_fixture_setup(
+        self, fixturedef: FixtureDef[object]
+    ) -> Generator[None, object, object]:
+        """Measure what sets up a fixture of a module or of the session."""
+        before, inner = self._cpu_s(), sum(self._fixtures.values())
+        done = yield
+        if fixturedef.scope != "function":
+            inner = sum(self._fixtures.values()) - inner
+            cost = self._cpu_s() - before - inner
+            self._fixtures[fixturedef] = self._fixtures.get(fixturedef, 0.0) + cost
+        return done
+
+    def pytest_sessionfinish(self) -> None:
+        """Append the costs to the table."""
+        costs = dict(self._tests)
+        for fixture, cost in self._fixtures.items():
+            users = [
+                item
+                for item in costs
+                if fixture.argname in getattr(item, "fixturenames", ())
+                and item.nodeid.startswith(fixture.baseid)
+            ]
+            for item in users:
+                costs[item] += cost / len(users)
+        with self._path.open("a", encoding="utf-8") as table:
+            table.writelines(f"{cost:.2f}\t{item.nodeid}\n" for item, cost in costs.items())
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Append what the test cost, its fixtures included, to the table of ``--costs``."""
-    before = _cpu_s()
-    done = yield
-    if (path := item.config.getoption("--costs")) is not None:
-        with Path(path).open("a", encoding="utf-8") as table:
-            table.write(f"{_cpu_s() - before:.2f}\t{item.nodeid}\n")
-    return done
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the tests where ``--costs`` asks for it."""
+    if (path := config.getoption("--costs")) is not None:
+        config.pluginmanager.register(Costs(Path(path)))
 
 
 @pytest.fixture

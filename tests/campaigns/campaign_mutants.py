@@ -1,13 +1,15 @@
-"""The detection budget: fixed mutations of the product, each of which a test must find.
+"""The detection budget: mutations of the product, each of which a test should find.
 
-    python tests/campaigns/campaign_mutants.py [--only broker] [--jobs 2]
+    python tests/campaigns/campaign_mutants.py [--only broker] [--jobs 2] [--random 1000 --seed 1]
 
-``mutations.toml`` lists them by group. The tests of the groups are collected once and run once as
-they are, which says which functions each test runs and how long it takes. Then each mutation is
-made in a fork of that process, and no file changes: the tests that run its definition are run
-until one fails, near ones first; one that does not end has failed. What a test runs in another
-program is not mutated, and tests marked ``slow`` are left out. A survivor that the table does not
-know fails the command: their number cannot grow.
+``mutations.toml`` lists the fixed ones by group; ``--random`` draws others from every function of
+the product. The tests of the groups are collected once and run once as they are, which says which
+functions each test runs and how long it takes. Then each mutation is made in a fork of that
+process, and no file changes: the tests that run its definition are run until one fails, near ones
+first; one that does not end has failed. A mutation that was drawn meets only the nearest. What a
+test runs in another program is not mutated, and tests marked ``slow`` are left out. A survivor
+that the table does not know fails the command: their number cannot grow. Survivors of drawn
+mutations are printed.
 
 ``build/mutants.json`` keeps what was found with the hash of the sources that it follows from, so
 that an interrupted campaign goes on, and a new test is all that runs against the survivors.
@@ -33,10 +35,12 @@ from fnmatch import fnmatch
 from functools import cache, partial
 from itertools import accumulate, groupby, zip_longest
 from multiprocessing.connection import Connection, wait
+from operator import attrgetter
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, Final, NamedTuple
 
+import drawn_mutations
 import pytest
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -45,6 +49,8 @@ MEMORY: Final = "build/mutants.json"
 PACKAGES: Final = ("daemon", "replay", "storage", "strategies")
 FORK: Final = multiprocessing.get_context("fork")
 PROBE: Final = "__mutant_is_run__"
+NEAREST_S: Final = 20
+"""A mutation that was drawn meets its nearest tests, which take so long."""
 LONG_TEST_S: Final = 2
 """Tests that take longer are run after all others."""
 
@@ -69,8 +75,9 @@ class Mutation(NamedTuple):
 class Group(NamedTuple):
     """Mutations of one subject, and the test modules that cover it."""
 
-    tests: tuple[str, ...]  # paths below tests/, without .py
+    tests: tuple[str, ...]  # paths below tests/, without .py; empty: all
     mutations: tuple[Mutation, ...]
+    limit_s: float = float("inf")  # the nearest tests of a mutation run no longer
 
     @property
     def modules(self) -> list[str]:
@@ -401,9 +408,16 @@ class Budget:
     """Judges mutations with the tests that pytest collected, instead of running these."""
 
     def __init__(
-        self, table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Path
+        self,
+        table: Mapping[str, Group],
+        mutants: Mapping[Mutation, Mutant],
+        *,
+        jobs: int,
+        least_limit_s: float,
+        root: Path,
     ) -> None:
         self._table = table
+        self._mutants = mutants
         self._least_limit_s = least_limit_s
         self._jobs = jobs
         self._root = root
@@ -426,11 +440,7 @@ class Budget:
         return True
 
     def _judge(self, items: Sequence[pytest.Item]) -> None:
-        mutants = [
-            find(one, self._root)
-            for group in groups(self._root).values()
-            for one in group.mutations
-        ]
+        mutants = self._mutants.values()
         names = {f"{one.path}:{one.definition}" for one in mutants}
         memory = Memory(self._root / MEMORY, names, self._root)
         traced = self._traced(items, probed(mutants, self._root), memory)
@@ -474,10 +484,14 @@ class Budget:
         tasks: list[Task] = []
         chosen_by: dict[Mutation, list[str]] = {}
         for group in self._table.values():
-            own = {name: one for name, one in traced.items() if module_of(name) in group.modules}
+            own = {
+                name: one
+                for name, one in traced.items()
+                if not group.tests or module_of(name) in group.modules
+            }
             for mutation in group.mutations:
-                mutant = find(mutation, self._root)
-                tests = chosen(own, mutant, memory.finder(mutation))
+                mutant = self._mutants[mutation]
+                tests = chosen(own, mutant, memory.finder(mutation), group.limit_s)
                 known = memory.judged(mutation)
                 left = [test for test in tests if module_of(test) not in known.keys]
                 if known.found or not left:
@@ -505,13 +519,18 @@ def module_of_item(item: pytest.Item) -> str:
     return module_of(item.nodeid)
 
 
-def chosen(traced: Mapping[str, Traced], mutant: Mutant, first: str = "") -> list[str]:
+def chosen(
+    traced: Mapping[str, Traced], mutant: Mutant, first: str = "", limit_s: float = float("inf")
+) -> list[str]:
     """Return the tests that run *mutant*'s definition: near ones first, cheap modules before dear.
 
-    Where none does, as of a class body, all are returned. *first* is run before all others.
+    Where none does, as of a class body, all are returned. *first* is run before all others. The
+    nearest that end within *limit_s* are returned, but at least one.
     """
     name = f"{mutant.path}:{mutant.definition}"
-    tests = [test for test, one in traced.items() if name in one.ran] or list(traced)
+    tests = [test for test, one in traced.items() if name in one.ran]
+    if not tests and limit_s == float("inf"):
+        tests = list(traced)
     seconds: dict[str, float] = {}
     for test in tests:
         module = module_of(test)
@@ -523,16 +542,38 @@ def chosen(traced: Mapping[str, Traced], mutant: Mutant, first: str = "") -> lis
         is_long = traced[test].seconds > LONG_TEST_S
         return test != first, is_long, -len(near), seconds[module], module
 
-    return sorted(tests, key=rank)
+    ranked = sorted(tests, key=rank)
+    ends = accumulate(traced[test].seconds for test in ranked)
+    return [
+        test
+        for at, (test, end) in enumerate(zip(ranked, ends, strict=True))
+        if end <= limit_s or not at
+    ]
 
 
-def judge(table: Mapping[str, Group], jobs: int, least_limit_s: float, root: Path) -> int:
+def random_groups(
+    number: int, seed: int, root: Path
+) -> tuple[dict[str, Group], dict[Mutation, Mutant]]:
+    """Return *number* mutations drawn from every function of the product, by room."""
+    mutants = {
+        Mutation(
+            "/".join(change.path.parts[:2]) if len(change.path.parts) > 2 else change.path.parts[0],
+            f"{change.path}:{change.line} {change.definition}",
+            change.old,
+            change.new,
+        ): Mutant(change.path, change.definition, change.source)
+        for change in drawn_mutations.drawn(sources(root), number, seed)
+    }
+    table = {
+        name: Group((), tuple(of_room), NEAREST_S)
+        for name, of_room in groupby(sorted(mutants), key=attrgetter("group"))
+    }
+    return table, mutants
+
+
+def judge(table: Mapping[str, Group], budget: Budget, root: Path) -> int:
     """Judge all mutations of *table*; return 1 where it does not say which of them survive."""
-    for group in table.values():
-        for mutation in group.mutations:
-            find(mutation, root)
     modules = sorted({module for group in table.values() for module in group.modules})
-    budget = Budget(table, jobs, least_limit_s, root)
     with tempfile.TemporaryDirectory(prefix="mutants-") as place:
         os.environ["TMPDIR"] = tempfile.tempdir = place  # of forks, which do not tidy up
         options = [
@@ -583,18 +624,31 @@ def main() -> int:
         default=60,
         help="seconds within which the tests of a mutation must end, beside four times their own",
     )
+    parser.add_argument("--random", type=int, help="draw so many mutations of the whole product")
+    parser.add_argument("--seed", type=int, default=1, help="of --random")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     os.chdir(asked.root)
-    table = wanted(groups(asked.root), asked.only)
-    if not table:
-        parser.error(f"nothing in {TABLE} matches {asked.only!r}")
     try:
-        return judge(table, asked.jobs, asked.least_limit, asked.root)
+        if asked.random is None:
+            every = groups(asked.root)
+            mutants = {
+                one: find(one, asked.root) for group in every.values() for one in group.mutations
+            }
+        else:
+            every, mutants = random_groups(asked.random, asked.seed, asked.root)
+        table = wanted(every, asked.only)
+        if not table:
+            parser.error(f"nothing in {TABLE} matches {asked.only!r}")
+        budget = Budget(
+            table, mutants, jobs=asked.jobs, least_limit_s=asked.least_limit, root=asked.root
+        )
+        is_wrong = judge(table, budget, asked.root)
     except MutationLost as error:
         print(error, file=sys.stderr)
         return 1
+    return is_wrong if asked.random is None else 0
 
 
 if __name__ == "__main__":
