@@ -371,13 +371,10 @@ class Broker:
         action, target, reason = intent.action, intent.target, intent.reason
         key = bar.instrument
         orders = account.orders[key]
-        plan: Plan | None = None
-        if action in ENTRIES:
-            planned = self._enter(account, intent, bar, at_ms)
-            if isinstance(planned, str):
-                return Sent((), planned)
-            plan = planned
         before = orders.target
+        plan, refusal = self._enter(account, intent, bar, at_ms)
+        if refusal is not None:
+            action, target = Action.HOLD, before  # a refused entry leaves what stands
         if orders.order is None and target == before == account.held(key):
             sent = UNCHANGED  # as at most bars
         elif (
@@ -402,7 +399,10 @@ class Broker:
         elif orders.is_guarded and action is Action.FLAT and target == 0:
             changed = account.leave(key, f"the signal is {action.value}")
             self.save = Save.NOW
-        return sent._replace(orders=as_they_stand(sent.orders, changed)) if changed else sent
+        if changed or refusal is not None:
+            orders_now = as_they_stand(sent.orders, changed)
+            return Sent(orders_now, refusal or sent.refusal)
+        return sent
 
     def _sent_ms(self, bar: Bar, at_ms: int) -> int:
         """Return when is sent what is decided at *bar*'s close, by *at_ms*.
@@ -416,23 +416,25 @@ class Broker:
 
     def _enter(
         self, account: PaperAccount, intent: Intent, bar: Bar, at_ms: int
-    ) -> Plan | str | None:
-        """Confirm the position of an entry; return its exit orders, or why it cannot be entered."""
+    ) -> tuple[Plan | None, str | None]:
+        """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
+        if intent.action not in ENTRIES:
+            return None, None
         if intent.refusal is not None:
-            return intent.refusal
+            return None, intent.refusal
         key, signal = bar.instrument, intent.signal
-        plan: Plan | str | None = None
+        plan: Plan | None = None
         if signal is not None and (intent.is_protected or account.orders[key].is_guarded):
-            plan = account.plan(signal, bar, at_ms, self._day_ranges[key], intent.expected)
-            if isinstance(plan, str):
-                return plan
-            if account.is_protected_by(plan, key):
-                plan = None
+            planned = account.plan(signal, bar, at_ms, self._day_ranges[key], intent.expected)
+            if isinstance(planned, str):
+                return None, planned
+            if not account.is_protected_by(planned, key):
+                plan = planned
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER
         if key in self._confirms:
             account.confirm(key, bar.open_time_ms)
-        return plan
+        return plan, None
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
         """Cancel the run's orders by list: all of them, or those that could open a position."""

@@ -358,6 +358,7 @@ class OwnProtection:
                 return True
             plan = self._planned(signal, sign, bar.close, at_ms)
             if plan is None:
+                self._want(self.wanted, at_ms)
                 return True
             self._want(sign * round(self.quantity * signal.strength), at_ms)
             self._protect(plan, bar.close, at_ms)

@@ -67,7 +67,7 @@ class Told(Drawn):
 
 
 class Turning(Drawn):
-    """Turns what it holds, now and then, with every kind of protection: none is ever refused."""
+    """Turns what it holds, now and then, with every kind of protection; some is impossible."""
 
     sees_account = True
 
@@ -86,6 +86,8 @@ class Turning(Drawn):
             if rng.random() < 0.5
         }  # fmt: skip
         until = context.exact.closed_ms + 120_000 if rng.random() < 0.3 else None
+        if rng.random() < 0.2:
+            levels["stop"] = context.close * (1.01 if held < 0 else 0.99)
         return Signal(
             Action.LONG if held < 0 else Action.SHORT, "drawn", rng.choice((1.0, 0.5)),
             until=until, reenter=True, **levels,
