@@ -16,14 +16,14 @@ from wheels import Installed, installed_with_all
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
 """CPU seconds and name of each test that takes more than ``SLOW_S``: `make costs` measures them."""
 SLOW_S: Final = 0.5
-LONG_S: Final = 5.0
+LONG_S: Final = 2.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by measured cost what is ``slow`` or ``long``, and what asks for a PostgreSQL.
 
     A module is a subject: its cheapest test is never ``long``, and is ``slow`` from six times the
-    limit on. What asks for the wheel comes first: begun last, it would work alone at the end.
+    limit on. A mark in a module stands: what a page costs follows from whether it was changed. What asks for the wheel comes first: begun last, it would work alone at the end.
     """
     items.sort(key=lambda item: "installed" not in getattr(item, "fixturenames", ()))
     lines = COSTS.read_text(encoding="utf-8").splitlines()
@@ -32,7 +32,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in sorted(items, key=lambda item: costs.get(item.nodeid, 0.0)):
         cheapest.setdefault(item.path, item.nodeid)
     for item in items:
-        cost, is_only = costs.get(item.nodeid, 0.0), cheapest[item.path] == item.nodeid
+        is_only = cheapest[item.path] == item.nodeid
+        cost = 0.0 if item.get_closest_marker("slow") else costs.get(item.nodeid, 0.0)
         if cost > SLOW_S * (6 if is_only else 1):
             item.add_marker(pytest.mark.slow)
         if cost > LONG_S and not is_only:

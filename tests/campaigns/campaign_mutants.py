@@ -75,7 +75,7 @@ class Mutation(NamedTuple):
 class Group(NamedTuple):
     """Mutations of one subject, and the test modules that cover it."""
 
-    tests: tuple[str, ...]  # paths below tests/, without .py; empty: all
+    tests: tuple[str, ...]  # paths below tests/, without .py
     mutations: tuple[Mutation, ...]
     limit_s: float = float("inf")  # the nearest tests of a mutation run no longer
 
@@ -484,11 +484,7 @@ class Budget:
         tasks: list[Task] = []
         chosen_by: dict[Mutation, list[str]] = {}
         for group in self._table.values():
-            own = {
-                name: one
-                for name, one in traced.items()
-                if not group.tests or module_of(name) in group.modules
-            }
+            own = {name: one for name, one in traced.items() if module_of(name) in group.modules}
             for mutation in group.mutations:
                 mutant = self._mutants[mutation]
                 tests = chosen(own, mutant, memory.finder(mutation), group.limit_s)
@@ -565,10 +561,17 @@ def random_groups(
         for change in drawn_mutations.drawn(sources(root), number, seed)
     }
     table = {
-        name: Group((), tuple(of_room), NEAREST_S)
+        name: Group(_tests_of(name, root), tuple(of_room), NEAREST_S)
         for name, of_room in groupby(sorted(mutants), key=attrgetter("group"))
     }
     return table, mutants
+
+
+def _tests_of(room: str, root: Path) -> tuple[str, ...]:
+    """Return the test modules of the package that *room* belongs to."""
+    tests = root / "tests"
+    paths = sorted((tests / room.partition("/")[0]).rglob("test_*.py"))
+    return tuple(path.relative_to(tests).with_suffix("").as_posix() for path in paths)
 
 
 def judge(table: Mapping[str, Group], budget: Budget, root: Path) -> int:
