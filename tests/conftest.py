@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final
@@ -23,7 +24,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by measured cost what is ``slow`` or ``long``, and what asks for a PostgreSQL.
 
     A module is a subject: its cheapest test is never ``long``, and is ``slow`` from six times the
-    limit on. A mark in a module stands: what a page costs follows from whether it was changed. What asks for the wheel comes first: begun last, it would work alone at the end.
+    limit on. A mark in a module stands: what a page costs follows from whether it was changed.
+    What asks for the wheel comes first: begun last, it would work alone at the end.
     """
     items.sort(key=lambda item: "installed" not in getattr(item, "fixturenames", ()))
     lines = COSTS.read_text(encoding="utf-8").splitlines()
@@ -103,6 +105,14 @@ def pytest_configure(config: pytest.Config) -> None:
     """Measure the tests where ``--costs`` asks for it."""
     if (path := config.getoption("--costs")) is not None:
         config.pluginmanager.register(Costs(Path(path)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line each what this machine could not test."""
+    skipped = terminalreporter.stats.get("skipped", ())
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in skipped)
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"Not tested ({count}): {reason}")
 
 
 @pytest.fixture
