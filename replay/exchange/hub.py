@@ -293,7 +293,7 @@ class Hub:
         self._woken.set()
 
     def hold(self) -> None:
-        """Let time stand still until ``release``, or until candles are subscribed anew."""
+        """Let time stand still until candles are subscribed anew."""
         self.clock.hold()
         self._woken.set()
 

@@ -1,4 +1,4 @@
-"""Control calls arm, report and release, for callers on this machine alone."""
+"""Control calls arm and report, for callers on this machine alone."""
 
 from __future__ import annotations
 

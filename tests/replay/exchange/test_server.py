@@ -230,18 +230,6 @@ async def candle_frames(stream: StreamClient) -> list[Message]:
     return [f for f in await stream.drain() if f["topic"].startswith("kline")]
 
 
-async def test_a_control_call_releases_held_time() -> None:
-    settings = ExchangeSettings(candles=(candles(ROWS),), hold=True, speed=1_000.0, start=20)
-    async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
-        client = Client(exchange, session)
-        before = (await client.get("time"))["time"]
-        async with session.post(f"{exchange.control_url}/release") as response:
-            assert await response.json() == {"held": False}
-        async with deadline():
-            while (await client.get("time"))["time"] == before:
-                pass
-
-
 async def test_control_calls_hold_time_and_set_its_speed() -> None:
     settings = ExchangeSettings(candles=(candles(ROWS),), speed=1_000.0, start=20)
     async with EmbeddedExchange(settings) as exchange, ClientSession() as session:
