@@ -36,6 +36,6 @@ def logged_subscribe(hub: Hub, connection: Connection, topic: str) -> list[bytes
     return subscribe(hub, connection, topic)
 
 
-RestHandler.answer = logged_answer  # type: ignore[method-assign]
-Hub.subscribe = logged_subscribe  # type: ignore[method-assign]
+RestHandler.answer = logged_answer  # type: ignore[method-assign, assignment]
+Hub.subscribe = logged_subscribe  # type: ignore[method-assign, assignment]
 main()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.demo.playback import ShowFiles, claimed
-from tracepaper.replay.demo.show import configured
+from tracepaper.replay.demo.race import ShowFiles, claimed
+from tracepaper.replay.demo.run import configured
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
