@@ -18,8 +18,8 @@ import msgspec
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.session.supervisor import end_with_parent
-from tracepaper.replay.demo.race import SPEED_MIN, Pace, Race, ShowFiles
-from tracepaper.replay.demo.screen import Screen
+from tracepaper.replay.demo.race import SPEED_MIN, MarketPace, Race, ShowFiles
+from tracepaper.replay.demo.screen import RaceScreen
 from tracepaper.storage.database.lock import holder_of
 from tracepaper.strategies.errors import DataInvalid, FeedLost, TracepaperError
 
@@ -40,8 +40,8 @@ class Demo:
 
     served: dict[str, Any]
     files: ShowFiles
-    screen: Screen
-    pace: Pace
+    screen: RaceScreen
+    pace: MarketPace
     clock: SystemClock
     http: aiohttp.ClientSession
     until_ms: int  # where the race ends, unless an incident is not over

@@ -140,7 +140,7 @@ def planned_speed(span_ms: int, seconds: float) -> float:
     return min(SPEED_MAX, max(SPEED_MIN, span_ms / 1_000 / (seconds * SHARE_PLAYED)))
 
 
-class Pace:
+class MarketPace:
     """Market time on the exchange, and the speed that the machine keeps up with.
 
     No speed is above the planned one: the daemon's clock runs at that between two frames.

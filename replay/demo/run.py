@@ -32,8 +32,8 @@ from tracepaper.replay.demo.processes import (
     ServedExchange,
     exchange_beside,
 )
-from tracepaper.replay.demo.race import Pace, ShowFiles, claimed, planned_speed, stamp
-from tracepaper.replay.demo.screen import Screen
+from tracepaper.replay.demo.race import MarketPace, ShowFiles, claimed, planned_speed, stamp
+from tracepaper.replay.demo.screen import RaceScreen
 from tracepaper.replay.samples import DEMO_CANDLES, DEMO_CONFIG, MONTH_CANDLES
 from tracepaper.storage.checkpoints import is_checkpoint, locate
 from tracepaper.strategies.builtin import TREND
@@ -132,8 +132,8 @@ async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
         begin_ms = interval_start(served["start_ms"], interval_ms)
         if show.days is not None:
             until_ms = min(until_ms, begin_ms + round(show.days * DAY_MS))
-        pace = Pace(planned_speed(until_ms - begin_ms, show.seconds), interval_ms)
-        screen = Screen()
+        pace = MarketPace(planned_speed(until_ms - begin_ms, show.seconds), interval_ms)
+        screen = RaceScreen()
         async with aiohttp.ClientSession() as http:
             demo = Demo(served, files, screen, pace, clock, http, until_ms, show.seconds)
             try:

@@ -49,7 +49,7 @@ MARKS: Final = {
 """The accounts in the order in which they are drawn: what comes later lies above."""
 
 
-class Screen:
+class RaceScreen:
     """Redraws the race below what was announced; without a terminal each day is a line."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -21,8 +21,8 @@ from waiting import deadline
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.replay.demo.incidents import INCIDENTS, cut_the_stream
 from tracepaper.replay.demo.processes import Demo
-from tracepaper.replay.demo.race import Pace, ShowFiles
-from tracepaper.replay.demo.screen import Screen
+from tracepaper.replay.demo.race import MarketPace, ShowFiles
+from tracepaper.replay.demo.screen import RaceScreen
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import FeedLost
 from tracepaper.strategies.types.market import Gap, GapCause
@@ -43,8 +43,8 @@ async def on_stage(folder: Path) -> AsyncIterator[tuple[Demo, EmbeddedExchange, 
         demo = Demo(
             {**exchange.announcement(), "symbols": list(NAMES)},
             ShowFiles(folder / "show.db"),
-            Screen(console),
-            Pace(500.0, MINUTE),
+            RaceScreen(console),
+            MarketPace(500.0, MINUTE),
             SystemClock(),
             http,
             exchange.venue.end_ms,

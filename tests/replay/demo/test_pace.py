@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tracepaper.replay.demo.race import SPEED_MAX, SPEED_MIN, Pace, planned_speed
+from tracepaper.replay.demo.race import SPEED_MAX, SPEED_MIN, MarketPace, planned_speed
 
 QUARTER = 900_000
 MONTH = 2_000 * QUARTER
@@ -14,7 +14,7 @@ PLANNED = planned_speed(MONTH, 90.0)
 
 def seconds_of(bars_a_second: float) -> float:
     """Return how long a month takes where the machine stores at most so many bars a second."""
-    pace, now_s, stored = Pace(PLANNED, QUARTER), 1_000.0, 0.0
+    pace, now_s, stored = MarketPace(PLANNED, QUARTER), 1_000.0, 0.0
     pace.set(PLANNED, now_ms=0, now_s=now_s)
     while stored < MONTH // QUARTER and now_s < 1_000 + 1_000:
         now_s += TICK_S
@@ -43,7 +43,7 @@ def test_a_planned_speed_has_bounds(seconds: float, speed: float) -> None:
 
 
 def test_silence_slows_market_time_before_a_late_bar_can() -> None:
-    pace = Pace(PLANNED, QUARTER)
+    pace = MarketPace(PLANNED, QUARTER)
     pace.set(PLANNED, now_ms=0, now_s=10.0)
     assert pace.choose(0, now_s=10.1) == PLANNED
     assert pace.choose(0, now_s=11.0) == SPEED_MIN
@@ -52,7 +52,7 @@ def test_silence_slows_market_time_before_a_late_bar_can() -> None:
 
 
 def test_a_lag_is_measured_from_the_close_on_the_machines_clock() -> None:
-    pace = Pace(PLANNED, QUARTER)
+    pace = MarketPace(PLANNED, QUARTER)
     assert pace.market_ms(99.0) == 0
     pace.set(10.0, now_ms=0, now_s=100.0)
     pace.set(1.0, now_ms=20_000, now_s=102.0)

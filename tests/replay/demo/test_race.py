@@ -11,7 +11,7 @@ from builders import START_MS, account, bar, decision, fill, instrument, step
 from rich.console import Console
 
 from tracepaper.replay.demo.race import ACCOUNT, Race
-from tracepaper.replay.demo.screen import Screen, chart, sampled, screen, standings
+from tracepaper.replay.demo.screen import RaceScreen, chart, sampled, screen, standings
 from tracepaper.strategies.types.decisions import Position, Step, TwinStep
 from tracepaper.strategies.types.market import Gap, GapCause
 
@@ -116,7 +116,7 @@ def test_the_screen_fits_any_terminal(width: int) -> None:
 
 
 def test_without_a_terminal_each_day_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    race, lines = race_of(), Screen(Console(file=io.StringIO()))
+    race, lines = race_of(), RaceScreen(Console(file=io.StringIO()))
     minutes = 3 * 24 * 60
     for index in range(0, minutes, 30):
         race.observe(traded(index, 100_000 + index, 100_000))
