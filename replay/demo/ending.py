@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 from rich.rule import Rule
@@ -26,6 +26,8 @@ from tracepaper.replay.report.benchmarks import (
     random_twins,
     refusals,
 )
+from tracepaper.replay.report.figures import ACCOUNTS as ACCOUNT_FIGURES
+from tracepaper.replay.report.figures import COSTS, REFUSALS
 from tracepaper.replay.report.metrics import is_credible, total_return
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import AccountReport, account_report, held_alike
@@ -40,7 +42,8 @@ from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 GATES_SHOWN: Final = 4
 LOOKS_SHOWN: Final = 3
-UNITS: Final = {"gain bp": 1e-4}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -137,6 +140,12 @@ def show(console: Console, ending: Ending, database: Path, played: Played | None
         console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
+def titled(figures: Iterable[Figure[T]], titles: Mapping[str, str]) -> tuple[Figure[T], ...]:
+    """Return the figures of the report that *titles* name, under these short titles."""
+    by_key = {figure.key: figure for figure in figures}
+    return tuple(replace(by_key[key], title=title) for key, title in titles.items())
+
+
 # ---------------------------------------------------------------- money
 
 
@@ -195,26 +204,18 @@ def _beside(ending: Ending) -> str:
     )
 
 
-ACCOUNTS: Final = (
-    Figure[AccountReport]("account", "account", "text", lambda of: of.name),
-    Figure[AccountReport]("end", "equity", "money", lambda of: of.end),
-    Figure[AccountReport](
-        "return", "return", "gain percent", lambda of: of.performance.total_return
-    ),
-    Figure[AccountReport](
-        "gross", "by prices", "gain", lambda of: None if of.costs is None else of.costs.gross
-    ),
-    Figure[AccountReport](
-        "fee", "fees", "money", lambda of: None if of.costs is None else of.costs.fee
-    ),
-    Figure[AccountReport](
-        "max_drawdown", "drawdown", "percent", lambda of: of.performance.max_drawdown
-    ),
-    Figure[AccountReport](
-        "mean_exposure", "exposure", "percent",
-        lambda of: of.mean_exposure,
-    ),
-)  # fmt: skip
+ACCOUNTS: Final = titled(
+    (*ACCOUNT_FIGURES, *COSTS),
+    {
+        "account": "account",
+        "end": "equity",
+        "return": "return",
+        "gross": "by prices",
+        "fee": "fees",
+        "max_drawdown": "drawdown",
+        "mean_exposure": "exposure",
+    },
+)
 
 
 def accounts_table(ending: Ending) -> Table:
@@ -225,15 +226,6 @@ def accounts_table(ending: Ending) -> Table:
 # ---------------------------------------------------------------- gates
 
 
-def _fraction(bp: float | None) -> float | None:
-    return None if bp is None else bp * UNITS["gain bp"]
-
-
-def _difference(of: Refusal) -> tuple[float, float | None] | None:
-    difference = _fraction(of.kept_better_bp)
-    return None if difference is None else (difference, _fraction(of.error_bp))
-
-
 def _random(of: Refusal) -> str:
     if of.random_low_bp is None or of.random_high_bp is None:
         return ""
@@ -241,12 +233,17 @@ def _random(of: Refusal) -> str:
 
 
 GATES: Final = (
-    Figure[Refusal]("gate", "gate", "text", lambda of: of.gate),
-    Figure[Refusal]("signals", "signals", "count", lambda of: of.signals),
-    Figure[Refusal]("gross_bp", "made", "gain bp", lambda of: _fraction(of.gross_bp)),
-    Figure[Refusal]("kept_better_bp", "passed better by", "gain bp", _difference),
+    *titled(
+        REFUSALS,
+        {
+            "gate": "gate",
+            "signals": "signals",
+            "gross": "made",
+            "kept_better": "passed better by",
+        },
+    ),
     Figure[Refusal]("random", "random gates", "text", _random),
-    Figure[Refusal]("said", "so it", "text", lambda of: of.said),
+    *titled(REFUSALS, {"said": "so it"}),
 )
 
 
