@@ -99,9 +99,9 @@ class Demo:
         """Read the record, show it, and choose the pace, again and again."""
         while True:
             self.look()
-            if self.race.decisions and not self.is_held:
+            if self.race.decisions and not (self.is_held or self.is_cut):
                 speed = self.pace.choose(self.race.now_ms, now_s=self.clock.network_s())
-                if speed != self.pace.speed and not self.is_cut:
+                if speed != self.pace.speed:
                     await self.run_at(speed)
             await asyncio.sleep(LOOK_EVERY_S)
 
