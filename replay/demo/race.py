@@ -223,8 +223,7 @@ class ShowFiles:
     def claim(self) -> None:
         """Make the configuration's file; raise ``DataInvalid`` where one of the files exists."""
         for path in (self.database, self.config, self.changed):
-            if path.exists():
-                raise DataInvalid(f"{path} exists already; give another --db, or remove it.")
+            require_new(path)
         try:
             self.config.touch(exist_ok=False)
         except OSError as error:
@@ -232,6 +231,12 @@ class ShowFiles:
                 f"{self.config} cannot be written ({error.strerror}); go to a folder of yours, or "
                 "give --db."
             ) from None
+
+
+def require_new(path: Path) -> None:
+    """Raise ``DataInvalid`` where *path* exists: a demo goes on with no run of another's."""
+    if path.exists():
+        raise DataInvalid(f"{path} exists already; give another --db, or remove it.")
 
 
 def stamp(wall_ms: int) -> str:

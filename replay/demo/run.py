@@ -32,7 +32,14 @@ from tracepaper.replay.demo.processes import (
     ServedExchange,
     exchange_beside,
 )
-from tracepaper.replay.demo.race import MarketPace, ShowFiles, claimed, planned_speed, stamp
+from tracepaper.replay.demo.race import (
+    MarketPace,
+    ShowFiles,
+    claimed,
+    planned_speed,
+    require_new,
+    stamp,
+)
 from tracepaper.replay.demo.screen import RaceScreen
 from tracepaper.replay.samples import DEMO_CANDLES, DEMO_CONFIG, MONTH_CANDLES
 from tracepaper.storage.checkpoints import is_checkpoint, locate
@@ -240,10 +247,12 @@ class Demonstration:
 def perform_own(wanted: Demonstration) -> None:
     """Carry the demonstration out and print what happened; a signal ends it in good order.
 
-    Raises ``FeedLost``, after the summary, where its exchange ends before its time.
+    Raises ``DataInvalid`` where the database exists; ``FeedLost``, after the summary, where its
+    exchange ends before its time.
     """
     clock = SystemClock()
     database = wanted.database or Path(f"demo-{stamp(clock.wall_ms())}.db")
+    require_new(database)
     data = wanted.data or (str(DEMO_CANDLES),)
     with exchange_beside(data, wanted.speed, columns=wanted.columns) as beside:
         served = beside.served

@@ -147,7 +147,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         program.wait_until(lambda: '"event": "decision"' in program.err)
         status = run(["status", "--db", "open.db"], folder)
         halted = run(["command", "HALT", "--note", "a look", "--db", "open.db"], folder)
-        second = run(["demo", *options], folder)
+        second = run(["run", *options], folder)
         program.wait_until(lambda: '"refused_by": "operator"' in program.err)
         after = run(["status", "--db", "open.db", "--json"], folder)
         ended = program.stop(signal.SIGINT)
