@@ -234,7 +234,7 @@ class ShowFiles:
 
 
 def require_new(path: Path) -> None:
-    """Raise ``DataInvalid`` where *path* exists: a demo goes on with no run of another's."""
+    """Raise ``DataInvalid`` where *path* exists: each demo begins a new database."""
     if path.exists():
         raise DataInvalid(f"{path} exists already; give another --db, or remove it.")
 

@@ -158,7 +158,7 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
 # ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
 # ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
 # ``POST /control/hold`` stops time until candles are subscribed anew; ``POST /control/speed``
-# (``{"speed": 60}``) sets how fast it runs; ``GET /control/status`` tells time and counts.
+# (``{"speed": 60}``) sets how fast it runs.
 
 
 class _Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -182,7 +182,6 @@ class Control:
             web.get("/control/faults", self.faults),
             web.post("/control/hold", self.hold),
             web.post("/control/speed", self.speed),
-            web.get("/control/status", self.status),
         ]
 
     async def fault(self, request: web.Request) -> web.Response:
@@ -220,21 +219,6 @@ class Control:
             return _json({"error": sentence}, status=400)
         self._hub.set_speed(given.speed)
         return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
-
-    async def status(self, request: web.Request) -> web.Response:
-        """Answer market time, whether it is held or ended, and what was sent."""
-        _refuse_foreign(request)
-        hub = self._hub
-        return _json(
-            {
-                "time": hub.clock.now_ms(),
-                "held": hub.clock.held,
-                "ended": hub.clock.ended,
-                "speed": hub.clock.speed,
-                "connections": len(hub.connections),
-                "frames_sent": hub.frames_sent,
-            }
-        )
 
 
 def _refuse_foreign(request: web.Request) -> None:

@@ -217,7 +217,6 @@ class Hub:
         self.clock: Final = clock
         self.faults: Final = faults
         self.connections: Final[set[Connection]] = set()
-        self.frames_sent = 0
         self._is_released_by_any = is_released_by_any
         self._find_channel = find_channel
         self._channels: dict[Key, Channel] = {}
@@ -370,7 +369,6 @@ class Hub:
     def _deliver(self, key: Key, body: bytes) -> None:
         for connection in self._receivers(key):
             connection.send(body)
-            self.frames_sent += 1
 
     def _receivers(self, key: Key) -> list[Connection]:
         subscription = self._subscriptions.get(key)
