@@ -264,12 +264,12 @@ def gates_sentence(ending: Ending) -> str:
 
 def _judged(ending: Ending) -> list[Refusal]:
     """List the gates of judgement that refused signals, those of most signals first."""
-    found = [
+    judged = [
         of
         for of in ending.refusals
         if of.gate != ALLOWED and of.signals and GATES_KNOWN[of.gate].kind is GateKind.JUDGEMENT
     ]
-    return sorted(found, key=lambda of: -of.signals)[:GATES_SHOWN]
+    return sorted(judged, key=lambda of: -of.signals)[:GATES_SHOWN]
 
 
 def gates_table(ending: Ending) -> Table:

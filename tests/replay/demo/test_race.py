@@ -72,15 +72,15 @@ def test_a_look_at_the_database_takes_in_what_is_new_alone(tmp_path: Path) -> No
     race.look(path)
     race.look(path)
     assert race.run is not None
-    told = race_of(*steps)
+    expected = race_of(*steps)
     shown = (race.sequence, race.decisions, race.curves, race.prices, race.held, race.fill_counts)
     assert shown == (
-        told.sequence,
-        told.decisions,
-        told.curves,
-        told.prices,
-        told.held,
-        told.fill_counts,
+        expected.sequence,
+        expected.decisions,
+        expected.curves,
+        expected.prices,
+        expected.held,
+        expected.fill_counts,
     )
     race.close()
 
@@ -122,11 +122,11 @@ def test_without_a_terminal_each_day_is_one_line(capsys: pytest.CaptureFixture[s
         race.observe(traded(index, 100_000 + index, 100_000))
         lines.show(race, speed=1.0, until_ms=START_MS + minutes * 60_000, now="")
     lines.close(race)
-    told = capsys.readouterr().err.splitlines()
-    assert [line[2:12] for line in told] == [f"2023-11-{day}" for day in (14, 15, 16, 17)]
-    assert told[0].endswith("0 fills")
-    assert "this run +" in told[1]
-    assert standings(race) in told[-1]
+    days = capsys.readouterr().err.splitlines()
+    assert [line[2:12] for line in days] == [f"2023-11-{day}" for day in (14, 15, 16, 17)]
+    assert days[0].endswith("0 fills")
+    assert "this run +" in days[1]
+    assert standings(race) in days[-1]
 
 
 def test_a_line_of_prices_takes_evenly_and_ends_with_the_last() -> None:
