@@ -59,11 +59,6 @@ class SystemClock:
         self._read_s = time.monotonic()
         self._server_ms = float(server_ms)
 
-    def set_time_scale(self, time_scale: float) -> None:
-        """Let market time pass at another pace from now on; what has passed stays."""
-        self.synchronise(self.market_ms())
-        self._time_scale = time_scale
-
     async def sleep(self, seconds: float) -> None:
         """Wait *seconds* of network time."""
         await asyncio.sleep(max(0.0, seconds))

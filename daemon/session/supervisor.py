@@ -263,13 +263,18 @@ def stay_behind(
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     # The kernel kills it with the daemon; where it cannot, the end of the input does.
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
+    end_with_parent(signal.SIGKILL)
     if not reads_input:
-        threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
+        threading.Thread(target=_end_with_input, name="parent", daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
+    """Let the kernel send this process signal *number* once its parent is gone, if it can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
+
+
+def _end_with_input() -> None:
     # Standard input ends when the parent ends, however it does.
     while os.read(_STDIN, 1):
         pass

@@ -343,7 +343,7 @@ class RunWatcher:
         self._until_ms = until_ms
         self._instruments: dict[str, Instrument] = {}
         self.decided = 0
-        self._bars = 0
+        self.decisions = 0
         self._allowed = 0
         self._fills = 0
         self._refusals: Counter[str] = Counter()
@@ -367,7 +367,7 @@ class RunWatcher:
         if isinstance(bar, Bar) and self._until_ms is not None:
             self.reached_end = bar.close_time_ms >= self._until_ms
         if (decision := step.decision) is not None:
-            self._bars += 1
+            self.decisions += 1
             self._allowed += decision.allowed
             if decision.refused_by is not None:
                 self._refusals[decision.refused_by] += 1
@@ -385,7 +385,7 @@ class RunWatcher:
             log.info(
                 "ended",
                 run=self.run.run_id,
-                bars=self._bars,
+                bars=self.decisions,
                 allowed=self._allowed,
                 fills=self._fills,
                 refused=dict(self._refusals.most_common()),
@@ -399,7 +399,7 @@ class RunWatcher:
         )
         run_id = self.run.run_id
         sys.stdout.write(
-            f"Run {run_id} since this start: {count_of(self._bars, 'bar')} decided, "
+            f"Run {run_id} since this start: {count_of(self.decisions, 'bar')} decided, "
             f"{self._allowed:,} allowed, {count_of(self._fills, 'fill')}; equity {equity}.\n"
             + (f"Refused most by {refused}.\n" if refused else "")
             + (f"Left unfilled: {unfilled}.\n" if unfilled else "")

@@ -24,7 +24,7 @@ from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.months import MONTH_MS
 from tracepaper.strategies.sessions import Calendar, closes_of, month_calendar
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Source
-from tracepaper.strategies.units import WEEK_MS, interval_phase, interval_text, iso
+from tracepaper.strategies.units import MINUTE_MS, WEEK_MS, interval_phase, interval_text, iso
 
 COLUMNS: Final = ("open", "high", "low", "close", "volume")
 """Columns that every source has; some lack the turnover."""
@@ -416,7 +416,6 @@ def _sums(values: IntArray, first: IntArray, whole: IntArray) -> IntArray | None
     return sums
 
 
-DEFAULT_INTERVAL_MS: Final = 60_000
 CANDLE_NAMES: Final = frozenset(
     name for meaning in ("open", "high", "low", "close") for name in MEANINGS[meaning]
 ) - {"price", "last"}
@@ -431,19 +430,19 @@ def are_trades(table: RawTable) -> bool:
     return "price" in names and not is_candle and any(name in names for name in SIZES)
 
 
-def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: int) -> Candles:
-    """Aggregate the trades of *table* to candles.
+def to_candles(table: RawTable, symbol: str, category: Category) -> Candles:
+    """Aggregate the trades of *table* to candles of a minute.
 
-    An interval without a trade becomes a flat candle of no volume at the last price, as the
+    A minute without a trade becomes a flat candle of no volume at the last price, as the
     exchange writes it. The open is the first trade's price, while the exchange's own candles
     repeat the previous close; the notes say so. Raises ``DataInvalid``.
     """
     times, price, size = _oldest_first(table, *_trade_columns(table))
     _reject_regular(table, times)
-    bucket = times // interval_ms
+    bucket = times // MINUTE_MS
     first = _bucket_starts(bucket)
     last = np.append(first[1:], times.size) - 1
-    open_time_ms = np.arange(bucket[0], bucket[-1] + 1, dtype=np.int64) * interval_ms
+    open_time_ms = np.arange(bucket[0], bucket[-1] + 1, dtype=np.int64) * MINUTE_MS
     rows = bucket[first] - bucket[0]
     turnover, turnover_decimals = _turnover(price, size, first)
     traded = np.zeros(open_time_ms.size, dtype=np.bool_)
@@ -456,12 +455,12 @@ def to_candles(table: RawTable, symbol: str, category: Category, interval_ms: in
 
     notes = ["candles made of trades, each opens at its first trade"]
     if not traded.all():
-        notes.append(f"{int((~traded).sum())} intervals without a trade are flat")
+        notes.append(f"{int((~traded).sum())} minutes without a trade are flat")
     return Candles(
         path=str(table.path),
         category=category,
         symbol=symbol,
-        interval_ms=interval_ms,
+        interval_ms=MINUTE_MS,
         price_decimals=price.places,
         volume_decimals=size.places,
         turnover_decimals=turnover_decimals,
@@ -481,7 +480,7 @@ def _reject_regular(table: RawTable, times: IntArray) -> None:
     steps, counts = np.unique(np.diff(times), return_counts=True)
     if times.size < TRADES_LEAST or counts.max() < REGULAR_SHARE * counts.sum():
         return
-    if (step := int(steps[np.argmax(counts)])) >= DEFAULT_INTERVAL_MS:
+    if (step := int(steps[np.argmax(counts)])) >= MINUTE_MS:
         raise DataInvalid(
             f"{table.path} holds prices {interval_text(step)} apart, which are no trades: give "
             "candles, with columns open, high, low and close."

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from tracepaper.daemon.config.values import symbol_name
 from tracepaper.replay.archive.candles import (
-    DEFAULT_INTERVAL_MS,
     Candles,
     Rows,
     are_trades,
@@ -75,7 +74,6 @@ def read_candles(
     *,
     symbol: str | None = None,
     category: Category | str | None = None,
-    interval_ms: int | None = None,
     columns: Sequence[str] = (),
     strict: bool = False,
     format_name: str | None = None,
@@ -88,7 +86,7 @@ def read_candles(
     interval from the times; the kind of file from its name, else from *format_name*, a key of
     ``FORMATS``. With *sessions_for* they are laid upon an exchange's sessions (``in_sessions``).
     *columns* choose a field's column (``close=Price``) or leave it out (``turnover=``).
-    *interval_ms* is wanted for trades (default a minute) and for a file of one candle.
+    Trades become candles of a minute.
     What was converted, sorted or dropped is in ``Candles.notes``; with *strict* a drop is refused.
     An archive of ``tracepaper data`` gives the one series that the arguments mean.
 
@@ -111,7 +109,7 @@ def read_candles(
             raise ConfigInvalid(
                 f"{path} is an archive, whose fields are known; leave --columns out."
             )
-        held = read_archive(file, symbol=given or named, category=category, interval_ms=interval_ms)
+        held = read_archive(file, symbol=given or named, category=category)
         return held if sessions_for is None else in_sessions(held, sessions_for)
     table = read_table(file, format_name=format_name, columns=columns)
     reject_contracts(file, is_named=named is not None)
@@ -122,7 +120,6 @@ def read_candles(
         found_symbol,
         market,
         [*said],
-        interval_ms=interval_ms,
         strict=strict,
         sessions_for=sessions_for,
         is_named=named is not None,
@@ -152,7 +149,6 @@ def _candles(
     category: Category,
     notes: list[str],
     *,
-    interval_ms: int | None = None,
     strict: bool = False,
     sessions_for: SessionsFor | None = None,
     is_named: bool = False,
@@ -162,7 +158,7 @@ def _candles(
     notes += table.notes
     symbol = symbol or ""
     if are_trades(table):
-        return to_candles(table, symbol, category, interval_ms or DEFAULT_INTERVAL_MS)
+        return to_candles(table, symbol, category)
     found = _found(table, symbol)
     table = _without_blank(table, found, notes)
     times = _times(table, found, notes)
@@ -180,7 +176,7 @@ def _candles(
     rows = Rows(table, times, prices, volume, turnover)
     refuse_impossible(rows)
     rows = in_order(rows, notes.append, strict=strict)
-    stated = interval_ms or interval_of(table.path.name)
+    stated = interval_of(table.path.name)
     # Bars of sessions do not all have one length: what a file says of them is believed first.
     step = stated if sessions_for is not None and stated else interval_between(rows, stated)
     if are_months(rows, step):

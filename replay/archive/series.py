@@ -210,14 +210,13 @@ def read_archive(
     *,
     symbol: str | None = None,
     category: Category | str | None = None,
-    interval_ms: int | None = None,
 ) -> Candles:
     """Return the one series of the archive *path* that the arguments mean.
 
     Raises ``ConfigInvalid`` where they mean several, ``DataInvalid`` where they mean none.
     """
     with History.open(path) as history:
-        chosen = _chosen(path, history.series(), symbol, category, interval_ms)
+        chosen = _chosen(path, history.series(), symbol, category)
         bars = history.read(chosen.instrument.id, chosen.interval_ms)
         return candles_of(list(bars), chosen.instrument, path=str(path))
 
@@ -227,14 +226,11 @@ def _chosen(
     held: Sequence[Series],
     symbol: str | None,
     category: Category | str | None,
-    interval_ms: int | None,
 ) -> Series:
     found = [
         one
         for one in held
-        if symbol in (None, one.instrument.symbol)
-        and category in (None, one.instrument.category)
-        and interval_ms in (None, one.interval_ms)
+        if symbol in (None, one.instrument.symbol) and category in (None, one.instrument.category)
     ]
     if len(found) == 1:
         return found[0]

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -93,19 +93,13 @@ def _percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": statistics.median(values), "p90": cuts[89], "p99": cuts[98]}
 
 
-def live_config(
-    strategy: str,
-    symbols: Sequence[str],
-    checkpoint: str | None = None,
-    *,
-    deadline_ms: int = DEADLINE_MS,
-) -> Config:
+def live_config(strategy: str, symbols: Sequence[str], checkpoint: str | None = None) -> Config:
     """Return the configuration of a live run of *symbols* that fills by quotes."""
     sections: dict[str, dict[str, Any]] = {
         "market": {"symbols": list(symbols), "interval": "1"},
         "strategy": {"name": strategy},
         "sizing": {"mode": "fixed", "quantity": "1"},
-        "model": {"deadline_ms": deadline_ms},
+        "model": {"deadline_ms": DEADLINE_MS},
     }
     if checkpoint is not None:
         sections["model"]["checkpoint"] = checkpoint
@@ -173,18 +167,9 @@ def live_parts(
 
 
 async def decision_latencies(
-    count: int,
-    strategy: str,
-    checkpoint: str | None = None,
-    *,
-    beside: Callable[[Path], AbstractContextManager[object]] = nullcontext,
-    pause_s: float = 0.0,
+    count: int, strategy: str, checkpoint: str | None = None
 ) -> tuple[list[float], list[float]]:
-    """Return milliseconds of each decision, and of the bare commit after it.
-
-    *beside* gets the database once it has steps, and is at work meanwhile; *pause_s* is waited
-    before each decision.
-    """
+    """Return milliseconds of each decision, and of the bare commit after it."""
     config = live_config(strategy, ["BTCUSDT"], checkpoint)
     forecaster = load_forecaster(config) if needs_forecaster(config) else None
     context = 100 if forecaster is None else forecaster.context
@@ -205,19 +190,16 @@ async def decision_latencies(
             await audit.append(engine.step(bar, await predictor.predict(bar)))
         change = parts.start()
         await audit.append(engine.step(change, await predictor.predict(change)))
-        with beside(Path(folder) / "bench.db"):
-            for number, bar in enumerate(history[context:]):
-                quote = quote_of(bar)
-                await audit.append(engine.step(quote, None))
-                await asyncio.sleep(pause_s)
-                began = time.perf_counter()
-                await audit.append(engine.step(bar, await predictor.predict(bar)))
-                middle = time.perf_counter()
-                await bare.commit()
-                ended = time.perf_counter()
-                if number >= WARM_UP_STEPS:
-                    whole.append((middle - began) * 1e3)
-                    alone.append((ended - middle) * 1e3)
+        for number, bar in enumerate(history[context:]):
+            await audit.append(engine.step(quote_of(bar), None))
+            began = time.perf_counter()
+            await audit.append(engine.step(bar, await predictor.predict(bar)))
+            middle = time.perf_counter()
+            await bare.commit()
+            ended = time.perf_counter()
+            if number >= WARM_UP_STEPS:
+                whole.append((middle - began) * 1e3)
+                alone.append((ended - middle) * 1e3)
     return whole, alone
 
 

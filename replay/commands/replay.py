@@ -364,7 +364,7 @@ def demo(
                 "--days, --seconds, --model and --incidents are of the bundled month; leave them "
                 "out, or --data and -c."
             )
-        from tracepaper.replay.demo.show import Demonstration, perform_own
+        from tracepaper.replay.demo.run import Demonstration, perform_own
 
         perform_own(
             Demonstration(
@@ -384,7 +384,7 @@ def demo(
             "--columns, --bars and --speed are of a demo with --data or -c; of the bundled month "
             "give --days and --seconds."
         )
-    from tracepaper.replay.demo.show import Show, perform
+    from tracepaper.replay.demo.run import Show, perform
 
     perform(
         Show(

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,7 +15,8 @@ from rich.text import Text
 
 from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.daemon.terminal.screen import sparkline
-from tracepaper.replay.demo.playback import OWN, Race
+from tracepaper.replay.demo.race import ACCOUNT, Race
+from tracepaper.strategies.types.market import Side
 from tracepaper.strategies.units import DAY_MS
 
 CHART_ROWS: Final = 10
@@ -43,61 +44,68 @@ MARKS: Final = {
     "buy_and_hold": AccountMark("buy and hold at its own exposure", "+", "blue"),
     "random_gate": AccountMark("random gate", "x", "magenta"),
     "ungated": AccountMark("ungated", "o", "yellow"),
-    OWN: AccountMark("this run", "●", "bold green"),
+    ACCOUNT: AccountMark("this run", "●", "bold green"),
 }
 """The accounts in the order in which they are drawn: what comes later lies above."""
 
 
-class Stage(Protocol):
-    """What the show is told to; a view of its race as it goes on."""
+class RaceScreen:
+    """Redraws the race below what was announced; without a terminal each day is a line."""
 
-    def say(self, sentence: str, *, mark: str = "") -> None:
-        """Announce *sentence*; it stays."""
-        ...
-
-    def show(self, race: Race, *, speed: float, until_ms: int, now: str) -> None:
-        """Show *race* at *speed*; *now* is what is going on."""
-        ...
-
-    def close(self) -> None:
-        """Give the terminal back."""
-        ...
-
-
-def opened() -> Stage:
-    """Return a screen if stderr is a terminal, else lines."""
-    console = Terminal(stderr=True, highlight=False)
-    is_screen = console.is_terminal and not console.is_dumb_terminal
-    return RaceScreen(console) if is_screen else DayLines()
-
-
-class DayLines:
-    """Says what is announced, and each day of the race in a line."""
-
-    def __init__(self) -> None:
+    def __init__(self, console: Console | None = None) -> None:
+        """Draw on *console*, by default on standard error."""
+        console = console or Terminal(stderr=True, highlight=False)
+        is_drawn = console.is_terminal and not console.is_dumb_terminal
+        self._live = (
+            Live(console=console, auto_refresh=False, vertical_overflow="crop")
+            if is_drawn
+            else None
+        )
+        self._shown: tuple[object, ...] = ()
         self._day: int | None = None  # the one that goes on
-        self._said: int | None = None  # the last that was said
-        self._fills = 0
+        self._fills = 0  # before it
+        if self._live is not None:
+            self._live.start()
 
     def say(self, sentence: str, *, mark: str = "") -> None:
-        """Write *sentence* as a line."""
-        sys.stderr.write(f"{mark or '-'} {sentence}\n")
-        sys.stderr.flush()
+        """Print *sentence* above the race, where it stays."""
+        if self._live is None:
+            sys.stderr.write(f"{mark or '-'} {sentence}\n")
+            sys.stderr.flush()
+            return
+        styles = {"▶": "bold yellow", "✓": "bold green", "✗": "bold red"}
+        text = Text.assemble((f"{mark or ' '} ", styles.get(mark, "")), (sentence, ""))
+        self._live.console.print(text)
 
     def show(self, race: Race, *, speed: float, until_ms: int, now: str) -> None:
-        """Write a line once a day of the market is over."""
-        del speed, now
-        if self._day is None and race.now_ms:
-            self._day = race.day
-        is_over = race.now_ms >= until_ms
-        if self._day is not None and self._said != self._day and (race.day > self._day or is_over):
-            date = datetime.fromtimestamp(self._day * DAY_MS / 1_000, UTC)
-            fills = race.fill_counts[OWN] - self._fills
-            self.say(f"{date:%Y-%m-%d}: {standings(race)}; {fills} fills")
-            self._fills, self._said, self._day = race.fill_counts[OWN], self._day, race.day
+        """Redraw where something has changed; *now* is what is going on."""
+        if self._live is None:
+            if race.now_ms and race.day != self._day:
+                self._end_day(race)
+                self._day = race.day
+            return
+        size = self._live.console.size
+        shown = (race.sequence, speed, now, size)
+        if shown == self._shown:
+            return
+        self._shown = shown
+        has_room = size.height >= CHART_LINES_MIN
+        drawn = screen(race, speed, until_ms, now, width=size.width, has_chart=has_room)
+        self._live.update(drawn, refresh=True)
 
-    def close(self) -> None:
-        """Leave what was written."""
+    def _end_day(self, race: Race) -> None:
+        if self._day is not None:
+            date = datetime.fromtimestamp(self._day * DAY_MS / 1_000, UTC)
+            fills = race.fill_counts[ACCOUNT]
+            self.say(f"{date:%Y-%m-%d}: {standings(race)}; {fills - self._fills} fills")
+            self._fills = fills
+
+    def close(self, race: Race) -> None:
+        """Leave the last frame, and give the cursor back; the last day of *race* is over."""
+        if self._live is None:
+            self._end_day(race)
+        else:
+            self._live.stop()
 
 
 def standings(race: Race) -> str:
@@ -107,37 +115,6 @@ def standings(race: Race) -> str:
         for name, mark in reversed(MARKS.items())
         if name in race.curves
     )
-
-
-class RaceScreen:
-    """Redraws the race below what was announced."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._shown: tuple[object, ...] = ()
-        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
-        self._live.start()
-
-    def say(self, sentence: str, *, mark: str = "") -> None:
-        """Print *sentence* above the race, where it stays."""
-        styles = {"▶": "bold yellow", "✓": "bold green", "✗": "bold red"}
-        text = Text.assemble((f"{mark or ' '} ", styles.get(mark, "")), (sentence, ""))
-        self._live.console.print(text)
-
-    def show(self, race: Race, *, speed: float, until_ms: int, now: str) -> None:
-        """Redraw where something has changed."""
-        size = self._console.size
-        seen = (race.sequence, speed, now, size)
-        if seen == self._shown:
-            return
-        self._shown = seen
-        has_room = size.height >= CHART_LINES_MIN
-        shown = screen(race, speed, until_ms, now, width=size.width, has_chart=has_room)
-        self._live.update(shown, refresh=True)
-
-    def close(self) -> None:
-        """Leave the last frame, and give the cursor back."""
-        self._live.stop()
 
 
 def screen(
@@ -197,9 +174,8 @@ def chart(race: Race, until_ms: int, *, columns: int, rows: int = CHART_ROWS) ->
 
     Time runs to the right up to *until_ms*, so that the curves are seen to grow.
     """
-    cash = race.begun.cash if race.begun else 1.0
     points = {
-        name: [value / cash - 1.0 for value in race.curves[name]]
+        name: [value / race.cash - 1.0 for value in race.curves[name]]
         for name in MARKS
         if name in race.curves
     }
@@ -250,11 +226,13 @@ def _accounts(race: Race, width: int) -> Table:
 
 def _fills(race: Race) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
-    for fill in race.fills:
-        when = datetime.fromtimestamp(fill.close_ms / 1_000, UTC)
-        style = "green" if fill.side == "BUY" else "red"
+    for close_ms, fill in race.fills:
+        instrument = race.instruments[fill.instrument]
+        quantity = fill.quantity / 10**instrument.quantity_decimals
+        price = fill.price / 10**instrument.price_decimals
+        when = datetime.fromtimestamp(close_ms / 1_000, UTC)
         text.append(f" {when:%m-%d %H:%M} ", "dim")
-        text.append(fill.side, style)
-        text.append(f" {fill.quantity:,.5g} {fill.instrument.partition(':')[2]}")
-        text.append(f" at {fill.price:,.6g}  {fill.reason}\n", "dim")
+        text.append(fill.side.value, "green" if fill.side is Side.BUY else "red")
+        text.append(f" {quantity:,.5g} {instrument.symbol}")
+        text.append(f" at {price:,.6g}  {fill.reason}\n", "dim")
     return text

@@ -33,8 +33,6 @@ from tracepaper.replay.exchange.market import (
     funding_rate,
 )
 from tracepaper.replay.exchange.quotes import (
-    NO_RPI,
-    RPI_DEPTH,
     level_texts,
     levels,
     rest_linear,
@@ -158,8 +156,6 @@ KLINE_LIMIT: Final = Limit(200, 1000)
 INSTRUMENT_LIMIT: Final = Limit(500, 1000)
 FUNDING_LIMIT: Final = Limit(200, 200)
 BOOK_LIMIT: Final = {"linear": Limit(25, 500), "spot": Limit(1, 200)}
-FULL_LIMIT: Final = Limit(1000, 1000)
-RPI_LIMIT: Final = Limit(RPI_DEPTH, RPI_DEPTH)
 TRADE_LIMIT: Final = {"linear": Limit(500, 1000), "spot": Limit(60, 60)}
 
 CANDLE_OPTIONS: Final = ("category", "start", "end", "limit")
@@ -180,13 +176,6 @@ def system_status(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
     """Return the maintenance of the system: none."""
     del venue, query, now_ms
     return {"list": []}
-
-
-@route("/v5/announcements/index")
-def announcements(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
-    """Return the announcements: none."""
-    del venue, query, now_ms
-    return {"total": 0, "list": []}
 
 
 @route("/v5/market/kline", ("symbol", "interval"), CANDLE_OPTIONS)
@@ -322,20 +311,8 @@ def tickers(venue: Venue, query: Query, now_ms: int) -> Result | Refused:
 @route("/v5/market/orderbook", ("category", "symbol"), ("limit",))
 def orderbook(venue: Venue, query: Query, now_ms: int) -> Result:
     """Return the order book."""
-    return _book(venue, query, now_ms, BOOK_LIMIT)
-
-
-@route("/v5/market/full_orderbook", ("category", "symbol"))
-def full_orderbook(venue: Venue, query: Query, now_ms: int) -> Result:
-    """Return the order book, as many levels as the stream has."""
-    query = {name: text for name, text in query.items() if name != "limit"}
-    return _book(venue, query, now_ms, dict.fromkeys(("linear", "spot"), FULL_LIMIT))
-
-
-def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) -> Result:
-    """Return the book of a market, as deep as *limits* of its category and the query say."""
     market = market_of(venue, query, required=True)
-    limit = page_size(query, limits[market.category.value])
+    limit = page_size(query, BOOK_LIMIT[market.category.value])
     bids, asks = levels(market, max(0, market.base.row_at(now_ms)), now_ms - 1, limit)
     return {
         "s": market.symbol,
@@ -346,14 +323,6 @@ def _book(venue: Venue, query: Query, now_ms: int, limits: Mapping[str, Limit]) 
         "seq": market.sequence(now_ms),
         "cts": now_ms - 1,
     }
-
-
-@route("/v5/market/rpi_orderbook", ("symbol",), ("category", "limit"))
-def rpi_orderbook(venue: Venue, query: Query, now_ms: int) -> Result:
-    """Return the order book with the size of price-improvement orders at each level."""
-    with_category = {"category": "linear", **query}
-    answer = _book(venue, with_category, now_ms, dict.fromkeys(("linear", "spot"), RPI_LIMIT))
-    return answer | {side: [(*level, NO_RPI) for level in answer[side]] for side in ("a", "b")}
 
 
 @route("/v5/market/recent-trade", ("category", "symbol"), ("limit",))

@@ -79,10 +79,6 @@ class Pacing:
         """Return the least gap between two ticker frames: never less than one a candle."""
         return min(self._gap_ms(TICKER_FRAMES_PER_WALL_S, GRID_MS), interval_ms)
 
-    def notice_gap_ms(self, natural_ms: int) -> int:
-        """Return the least gap between two frames of a topic that comes each *natural_ms*."""
-        return self._gap_ms(TICKER_FRAMES_PER_WALL_S, natural_ms)
-
     def _gap_ms(self, frames_per_s: int, natural_ms: int) -> int:
         if self.speed <= 1:
             return natural_ms
@@ -106,19 +102,14 @@ class TopicRequest:
         return self.topic.partition(".")[0]
 
     @property
-    def rest(self) -> str:
-        """What follows the name."""
-        return self.topic.partition(".")[2]
-
-    @property
     def argument(self) -> str:
         """What stands between the name and the symbol."""
-        return self.rest.rpartition(".")[0]
+        return self.topic.partition(".")[2].rpartition(".")[0]
 
     @property
     def market(self) -> SimulatedMarket | None:
         """The market of the symbol."""
-        return self.venue.find(self.category, self.rest.rpartition(".")[2])
+        return self.venue.find(self.category, self.topic.rpartition(".")[2])
 
 
 @dataclass(frozen=True)
@@ -137,11 +128,6 @@ class Topic:
     def meaning(self) -> str:
         """What it sends, in one line."""
         return (self.function.__doc__ or "").partition("\n")[0]
-
-    @property
-    def is_of_one_symbol(self) -> bool:
-        """Whether its topics end in a symbol."""
-        return self.form.endswith("{symbol}")
 
 
 def topic(form: str) -> Callable[[Callable[[TopicRequest], Channel | None]], Topic]:

@@ -34,7 +34,7 @@ from tracepaper.replay.exchange.fault_kinds import (
 from tracepaper.replay.exchange.faults import fault_from
 from tracepaper.replay.exchange.hub import Connection, Hub, Limiter
 from tracepaper.replay.exchange.market import Venue
-from tracepaper.replay.exchange.recorded import Recording, listing
+from tracepaper.replay.exchange.recorded import Recording
 from tracepaper.replay.exchange.recorded import answer as routed_answer
 from tracepaper.strategies.errors import ConfigInvalid
 
@@ -157,9 +157,8 @@ def recorded_answer(recording: Recording, path: str, query: Query, now_ms: int) 
 #
 # ``POST /control/fault`` arms a fault (``{"kind": "drop", "topic": "kline"}``, see ``faults``),
 # ``GET /control/faults`` tells what each kind does, how often it was scheduled and fired, and when;
-# ``GET /control/surface`` lists routes, topics and faults; ``POST /control/release`` lets held time
-# run and ``POST /control/hold`` stops it; ``POST /control/speed`` (``{"speed": 60}``) sets how fast
-# it runs; ``GET /control/status`` tells time and counts.
+# ``POST /control/hold`` stops time until candles are subscribed anew; ``POST /control/speed``
+# (``{"speed": 60}``) sets how fast it runs.
 
 
 class _Speed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -181,11 +180,8 @@ class Control:
         return [
             web.post("/control/fault", self.fault),
             web.get("/control/faults", self.faults),
-            web.post("/control/release", self.release),
             web.post("/control/hold", self.hold),
             web.post("/control/speed", self.speed),
-            web.get("/control/status", self.status),
-            web.get("/control/surface", self.surface),
         ]
 
     async def fault(self, request: web.Request) -> web.Response:
@@ -203,19 +199,8 @@ class Control:
         _refuse_foreign(request)
         return _json(self._hub.faults.report())
 
-    async def surface(self, request: web.Request) -> web.Response:
-        """Answer every route, form of topic and kind of fault, with what it is."""
-        _refuse_foreign(request)
-        return _json(listing())
-
-    async def release(self, request: web.Request) -> web.Response:
-        """Let held time run."""
-        _refuse_foreign(request)
-        self._hub.release()
-        return _json({"held": self._hub.clock.held})
-
     async def hold(self, request: web.Request) -> web.Response:
-        """Let time stand still until it is released, or candles are subscribed anew."""
+        """Let time stand still until candles are subscribed anew."""
         _refuse_foreign(request)
         if self._keeps_wall_time:
             return _json({"error": WALL_TIME}, status=400)
@@ -234,21 +219,6 @@ class Control:
             return _json({"error": sentence}, status=400)
         self._hub.set_speed(given.speed)
         return _json({"speed": given.speed, "time": self._hub.clock.now_ms()})
-
-    async def status(self, request: web.Request) -> web.Response:
-        """Answer market time, whether it is held or ended, and what was sent."""
-        _refuse_foreign(request)
-        hub = self._hub
-        return _json(
-            {
-                "time": hub.clock.now_ms(),
-                "held": hub.clock.held,
-                "ended": hub.clock.ended,
-                "speed": hub.clock.speed,
-                "connections": len(hub.connections),
-                "frames_sent": hub.frames_sent,
-            }
-        )
 
 
 def _refuse_foreign(request: web.Request) -> None:

@@ -217,7 +217,6 @@ class Hub:
         self.clock: Final = clock
         self.faults: Final = faults
         self.connections: Final[set[Connection]] = set()
-        self.frames_sent = 0
         self._is_released_by_any = is_released_by_any
         self._find_channel = find_channel
         self._channels: dict[Key, Channel] = {}
@@ -293,7 +292,7 @@ class Hub:
         self._woken.set()
 
     def hold(self) -> None:
-        """Let time stand still until ``release``, or until candles are subscribed anew."""
+        """Let time stand still until candles are subscribed anew."""
         self.clock.hold()
         self._woken.set()
 
@@ -370,7 +369,6 @@ class Hub:
     def _deliver(self, key: Key, body: bytes) -> None:
         for connection in self._receivers(key):
             connection.send(body)
-            self.frames_sent += 1
 
     def _receivers(self, key: Key) -> list[Connection]:
         subscription = self._subscriptions.get(key)

@@ -247,9 +247,6 @@ def value(product: int, decimals: int) -> str:
 
 
 DEPTHS: Final = (1, 50, 200, 1000)
-RPI_DEPTH: Final = 50
-NO_RPI: Final = "0"
-"""The size of price-improvement orders at a level: nobody sends any."""
 REPEAT_MS: Final = 3_000
 STALE_MS: Final = 1_000
 FIRST_QUOTE_MS: Final = 250
@@ -276,15 +273,11 @@ def tickers(asked: TopicRequest) -> Channel | None:
 
 @topic("orderbook.{depth}.{symbol}")
 def orderbook(asked: TopicRequest) -> Channel | None:
-    """Send the order book of depth 1, 50, 200, 1000 or rpi."""
+    """Send the order book of depth 1, 50, 200 or 1000."""
     market, depth = asked.market, asked.argument
-    if market is None:
+    if market is None or not depth.isdecimal() or int(depth) not in DEPTHS:
         return None
-    if depth == "rpi":
-        return BookChannel(asked.topic, market, RPI_DEPTH, asked.pacing, extra=(NO_RPI,))
-    if depth.isdecimal() and int(depth) in DEPTHS:
-        return BookChannel(asked.topic, market, int(depth), asked.pacing)
-    return None
+    return BookChannel(asked.topic, market, int(depth), asked.pacing)
 
 
 class TickerChannel(Channel):
@@ -351,20 +344,10 @@ class TickerChannel(Channel):
 class BookChannel(Channel):
     """One book topic: depth 1 is snapshots with repeats, deeper books a snapshot and deltas."""
 
-    def __init__(
-        self,
-        topic: str,
-        market: SimulatedMarket,
-        depth: int,
-        pacing: Pacing,
-        *,
-        extra: tuple[str, ...] = (),
-    ) -> None:
-        """Make the book of *depth* levels, each with *extra* texts after price and size."""
+    def __init__(self, topic: str, market: SimulatedMarket, depth: int, pacing: Pacing) -> None:
         self.topic: Final = topic
         self._market = market
         self._depth = depth
-        self._extra = extra
         self._gap_ms = pacing.book_gap_ms(market.interval_ms)
         self._update_id = market.seed % 10_000_000 + 2
         self._bids: Levels = []
@@ -431,8 +414,8 @@ class BookChannel(Channel):
         market = self._market
         content = {
             "s": market.symbol,
-            "b": [(*level, *self._extra) for level in level_texts(market, bids)],
-            "a": [(*level, *self._extra) for level in level_texts(market, asks)],
+            "b": level_texts(market, bids),
+            "a": level_texts(market, asks),
             "u": self._update_id,
             "seq": market.sequence(at_ms),
         }

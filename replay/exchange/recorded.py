@@ -9,7 +9,7 @@ subscribes. A client that comes later is sent the last snapshot of a topic and a
 the exchange does.
 
 A new one is a function declared by ``route`` or ``topic`` in one of ``MODULES``; the server, the
-control call ``/control/surface``, the listing of the command and its page find it here.
+listing of the command and its page find it here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, is_events_file
-from tracepaper.replay.exchange import answers, channels, quotes, risk, statistics
+from tracepaper.replay.exchange import answers, channels, quotes, reference, statistics
 from tracepaper.replay.exchange.answers import CATEGORIES, Answer, Query, Route
 from tracepaper.replay.exchange.channels import Channel, Due, Frame, Topic, TopicRequest
 from tracepaper.replay.exchange.false_prices import FAULTS
@@ -40,7 +40,7 @@ from tracepaper.strategies.types.market import EXCHANGE_CATEGORIES, Category
 from tracepaper.strategies.units import MINUTE_MS
 
 ROUTE_NOT_FOUND: Final = 10017
-MODULES: Final = (answers, channels, quotes, risk, statistics)
+MODULES: Final = (answers, channels, quotes, reference, statistics)
 ROUTES: Final = {
     one.path: one for module in MODULES for one in vars(module).values() if isinstance(one, Route)
 }
@@ -141,8 +141,7 @@ class Recording:
     @property
     def symbols(self) -> list[str]:
         """The symbols of the recording, in alphabetical order."""
-        kinds = {kind.name for kind in TOPICS.values() if kind.is_of_one_symbol}
-        named = [topic for topic in self._topics if topic.partition(".")[0] in kinds]
+        named = [topic for topic in self._topics if topic.partition(".")[0] in TOPICS]
         return sorted({topic.rpartition(".")[2] for topic in named})
 
     def channel(self, category: str, topic: str) -> Channel | None:

@@ -175,7 +175,7 @@ class EmbeddedExchange:
 
     @property
     def control_url(self) -> str:
-        """The base of the control calls: ``/fault``, ``/surface``, ``/release``, ``/speed``."""
+        """The base of the control calls: ``/fault``, ``/hold``, ``/speed``."""
         return f"{self.rest_url}/control"
 
     def announcement(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Statistics and reference data: interest, ratios, volatility, deliveries, fees, coins.
+"""Histories of a market: open interest, ratios of accounts, volatility.
 
 What follows from prices and volumes is derived from them; accounts, of which candles know nothing,
-are seeded noise in a plausible range. Options and dated futures that nobody serves are empty lists.
+are seeded noise in a plausible range.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from tracepaper.daemon.bybit.messages import Refused
 from tracepaper.replay.exchange.answers import (
     BAD_CATEGORY,
     BAD_PARAMETER,
-    BAD_SYMBOL,
-    CATEGORIES,
     DERIVATIVES,
     TIME_OPTIONS,
     Answer,
@@ -30,10 +28,10 @@ from tracepaper.replay.exchange.answers import (
     route,
     window_of,
 )
-from tracepaper.replay.exchange.candles import INDEX, mix
+from tracepaper.replay.exchange.candles import mix
 from tracepaper.replay.exchange.instruments import padded
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue, open_interest
-from tracepaper.strategies.units import BASE_FEES, DAY_MS, HOUR_MS, MINUTE_MS, unscaled
+from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS, unscaled
 
 PERIODS: Final = {
     "5min": 5 * MINUTE_MS,
@@ -50,20 +48,6 @@ RATIO_DECIMALS: Final = 4
 HOURS_A_YEAR: Final = 24 * 365
 PERIOD_DAYS: Final = (7, 14, 21, 30, 60, 90, 180, 270)
 VOLATILITY_SPAN_MS: Final = 30 * DAY_MS
-FEE_GROUP: Final = "G1(Major Coins)"
-FEE_GROUP_ID: Final = "1"
-FEES: Final = {
-    "pro": [
-        *(("Pro", number, "0.00032", "0", "") for number in (1, 2, 3)),
-        *(("Pro", number, "0.00028", "0", "") for number in (4, 5, 6)),
-    ],
-    "marketMaker": [
-        ("MM", 1, "", "", "-0.000025"),
-        ("MM", 2, "", "", "-0.00005"),
-        ("MM", 3, "", "", "-0.000075"),
-    ],
-}
-COIN_DECIMALS: Final = 8
 
 Item = dict[str, Any]
 
@@ -140,35 +124,6 @@ def _history(
     return market, [item(market, each) for each in page], cursor
 
 
-@route("/v5/market/delivery-price", ("category",), ("symbol",))
-def delivery_price(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return delivery prices: dated futures that are over, at their last index."""
-    category = query.get("category", "")
-    if category not in CATEGORIES or category == "spot":
-        return BAD_CATEGORY
-    items = []
-    for (kind, symbol), market in sorted(venue.markets.items()):
-        due_ms = int(market.listing.item.get("deliveryTime", "0"))
-        row = market.base.row_at(due_ms - 1)
-        if kind == category and query.get("symbol", symbol) == symbol and 0 < due_ms <= now_ms:
-            if row < 0:
-                continue
-            price = market.marks.price(INDEX, row, int(market.base.close[row]))
-            text = unscaled(price, market.listing.price_decimals)
-            item = {"symbol": symbol, "deliveryPrice": text, "deliveryTime": str(due_ms)}
-            items.append(item)
-    return {"category": category, "nextPageCursor": "", "list": items}
-
-
-@route("/v5/market/new-delivery-price", ("category", "baseCoin"))
-def new_delivery_price(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return delivery prices of options, which nobody serves."""
-    del venue, now_ms
-    if query.get("category", "") != "option":
-        return BAD_CATEGORY
-    return {"category": "option", "list": []}
-
-
 @route(
     "/v5/market/historical-volatility",
     ("category",),
@@ -211,119 +166,3 @@ def _volatility(market: SimulatedMarket, time_ms: int, days: int) -> str | None:
     closes = table.close[first : last + 1].astype(np.float64)
     yearly = float(np.diff(np.log(closes)).std(ddof=1)) * (HOURS_A_YEAR * HOUR_MS / step_ms) ** 0.5
     return f"{yearly:.8f}"
-
-
-@route("/v5/market/index-price-components", ("indexName",))
-def index_price_components(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return the components of an index, which this exchange alone makes."""
-    name = query.get("indexName", "")
-    market = venue.find("linear", name) or venue.find("spot", name)
-    if market is None:
-        return BAD_SYMBOL
-    row = max(0, market.base.row_at(now_ms))
-    last = market.touch(row, now_ms).price
-    text = unscaled(market.marks.price(INDEX, row, last), market.listing.price_decimals)
-    component = {
-        "exchange": "Bybit",
-        "spotPair": name,
-        "equivalentPrice": text,
-        "multiplier": "1",
-        "price": text,
-        "weight": "1",
-    }
-    return {
-        "indexName": name,
-        "lastPrice": text,
-        "updateTime": str(now_ms),
-        "components": [component],
-    }
-
-
-@route("/v5/account/fee-rate", ("category",), ("symbol",))
-def fee_rate(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return the retail fee rates, with any key or none.
-
-    It is no public route, but clients that load instruments ask for it before all else.
-    """
-    del now_ms
-    category = query.get("category", "")
-    if category not in CATEGORIES:
-        return BAD_CATEGORY
-    taker, maker = BASE_FEES[category]
-    items = [
-        {
-            "symbol": symbol,
-            "baseCoin": market.listing.base_coin,
-            "takerFeeRate": taker,
-            "makerFeeRate": maker,
-        }
-        for (kind, symbol), market in sorted(venue.markets.items())
-        if kind == category and query.get("symbol", symbol) == symbol
-    ]
-    return {"list": items}
-
-
-@route("/v5/asset/coin/query-info", (), ("coin",))
-def coin_info(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return the coins of the markets, none of which can be moved.
-
-    Like the fee rates it is no public route, and asked for by clients that load instruments.
-    """
-    del now_ms
-    coins = {
-        market.listing.item[name]
-        for market in venue.markets.values()
-        for name in ("baseCoin", "quoteCoin")
-    }
-    chain = {
-        "chain": "NONE",
-        "chainType": "None",
-        "confirmation": "1",
-        "withdrawFee": "",
-        "depositMin": "0",
-        "withdrawMin": "0",
-        "minAccuracy": str(COIN_DECIMALS),
-        "chainDeposit": "0",
-        "chainWithdraw": "0",
-        "withdrawPercentageFee": "0",
-        "contractAddress": "",
-        "safeConfirmNumber": "1",
-        "withdrawMax": "0",
-    }
-    rows = [
-        {"name": coin, "coin": coin, "remainAmount": "0", "chains": [chain]}
-        for coin in sorted(coins)
-        if query.get("coin", coin) == coin
-    ]
-    return {"rows": rows}
-
-
-@route("/v5/market/fee-group-info", ("productType",), ("groupId",))
-def fee_group_info(venue: Venue, query: Query, now_ms: int) -> Answer:
-    """Return fee groups: all contracts in one, for professionals alone."""
-    if query.get("productType", "") != "contract":
-        return Refused(BAD_PARAMETER, "params error: productType is invalid")
-    symbols = [name for kind, name in sorted(venue.markets) if kind in DERIVATIVES]
-    if not symbols or query.get("groupId", FEE_GROUP_ID) != FEE_GROUP_ID:
-        return {"list": []}
-    rates = {
-        kind: [
-            {
-                "level": f"{word} {number}",
-                "takerFeeRate": taker,
-                "makerFeeRate": maker,
-                "makerRebate": rebate,
-            }
-            for word, number, taker, maker, rebate in levels
-        ]
-        for kind, levels in FEES.items()
-    }
-    group = {
-        "groupName": FEE_GROUP,
-        "weightingFactor": 1,
-        "symbolsNumbers": len(symbols),
-        "symbols": symbols,
-        "feeRates": rates,
-        "updateTime": str(now_ms // DAY_MS * DAY_MS),
-    }
-    return {"list": [group]}

@@ -261,11 +261,6 @@ def kept_forecaster(database: Path, run: Run, model_id: str) -> tuple[Path, Fore
     return folder, found
 
 
-def recompute(database: Path, run_id: str, sequence: int) -> FullAttribution:
-    """Attribute the decision bar by bar; raise ``DataInvalid`` as ``open_past``."""
-    return attribute(open_past(database, run_id, sequence))
-
-
 def attribute(past: Past) -> FullAttribution:
     """Return the attribution at full resolution, compared with the buckets that were stored."""
     found = past.forecaster.attribution(past.decided.instrument, past.bars)

@@ -29,7 +29,7 @@ class RunRow(Struct, frozen=True):
     """One run, in a list of runs."""
 
     run_id: str
-    kind: str  # live, demo or replay
+    kind: str  # live or replay
     strategy: str
     instruments: list[str]
     interval_ms: int

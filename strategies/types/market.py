@@ -46,7 +46,6 @@ class RunKind(StrEnum):
     """What drove a run."""
 
     LIVE = "live"
-    DEMO = "demo"
     REPLAY = "replay"
 
 

@@ -52,9 +52,12 @@ def client_python() -> Callable[[str], Path]:
 
 
 @contextmanager
-def exchange(category: str) -> Iterator[dict[str, Any]]:
-    """Run ``tracepaper exchange`` on the wall clock; its announcement is the value."""
-    command = [str(Path(sys.executable).with_name("tracepaper")), "exchange", "--now"]
+def exchange(category: str, calls: Path) -> Iterator[dict[str, Any]]:
+    """Run ``tracepaper exchange`` on the wall clock; its announcement is the value.
+
+    Each route and topic that is called is added to *calls*.
+    """
+    command = [sys.executable, str(HERE / "logged_exchange.py"), str(calls), "exchange", "--now"]
     command += ["--data", f"BTCUSDT={CANDLES}", "--category", category, "--until-eof"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -69,11 +72,15 @@ def exchange(category: str) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture
 def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """Return what the program of a client says of the exchange: one JSON object, its last line."""
+    """Return what the program of a client says of the exchange: one JSON object, its last line.
+
+    ``calls`` in it are the routes and topics that it called, as the exchange logged them.
+    """
 
     def played(name: str, program: str, category: str, within_s: float) -> dict[str, Any]:
         python = client_python(name)
-        with exchange(category) as said:
+        calls = tmp_path / "calls.txt"
+        with exchange(category, calls) as said:
             command = [str(python), str(HERE / "programs" / f"{program}.py")]
             with subprocess.Popen(
                 [*command, said["rest_url"], said["stream_url"], category],
@@ -90,6 +97,6 @@ def play(client_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., 
                     raise
         assert process.returncode == 0, output[-4_000:] + errors[-4_000:]
         found: dict[str, Any] = json.loads(output.strip().splitlines()[-1])
-        return found
+        return found | {"calls": set(calls.read_text(encoding="utf-8").split())}
 
     return played

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import storage_cases as cases
+from exchange_callers import CALLERS, CCXT, FREQTRADE, NAUTILUS, PRO
 from waiting import deadline_s
 
 from tracepaper.storage.database.views import VIEWS
@@ -20,11 +21,19 @@ PROGRAMS = Path(__file__).parent / "programs"
 Play = Callable[..., dict[str, Any]]
 CATEGORIES = ("linear", "spot")
 
+
+def calls_as_listed(seen: dict[str, Any], caller: str, category: str) -> bool:
+    """Whether *caller* called what the table says: all of it on linear, no more on spot."""
+    listed = {name for name, callers in CALLERS.items() if caller in callers}
+    calls: set[str] = seen["calls"]
+    return calls == listed if category == "linear" else calls <= listed
+
+
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1_800)]
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
-def test_pybit_reads_every_route_and_follows_every_topic(play: Play, category: str) -> None:
+def test_pybit_reads_the_routes_and_follows_the_topics(play: Play, category: str) -> None:
     seen = play("pybit", "with_pybit", category, 120)
     assert seen["refused"] == []
     assert min(seen["frames"].values()) > 0
@@ -33,6 +42,7 @@ def test_pybit_reads_every_route_and_follows_every_topic(play: Play, category: s
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: str) -> None:
     seen = play("ccxt", "with_ccxt", category, 120)
+    assert calls_as_listed(seen, CCXT, category)
     assert seen["markets"] == ["BTC/USDT:USDT" if category == "linear" else "BTC/USDT"]
     assert seen["late_ms"] < 5_000
     if category == "linear":
@@ -43,12 +53,14 @@ def test_ccxt_reads_markets_candles_tiers_and_histories(play: Play, category: st
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_ccxt_pro_watches_candles_trades_tickers_and_books(play: Play, category: str) -> None:
     seen = play("ccxt", "with_ccxt_pro", category, 180)
-    assert min(seen.values()) > 0
+    assert calls_as_listed(seen, PRO, category)
+    assert min(seen[name] for name in ("levels", "ticker", "trades", "candles")) > 0
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_freqtrade_enters_and_leaves_a_trade_in_a_dry_run(play: Play, category: str) -> None:
     seen = play("freqtrade", "with_freqtrade", category, 300)
+    assert calls_as_listed(seen, FREQTRADE, category)
     assert seen["closed"] >= 1
     assert seen["amount"] > 0
     assert abs(seen["open_rate"] / seen["close_rate"] - 1) < 0.05
@@ -57,6 +69,7 @@ def test_freqtrade_enters_and_leaves_a_trade_in_a_dry_run(play: Play, category: 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_nautilus_fills_an_order_in_its_sandbox(play: Play, category: str) -> None:
     seen = play("nautilus", "with_nautilus", category, 300)
+    assert calls_as_listed(seen, NAUTILUS, category)
     assert seen["quantity"] == 0.01
     assert min(seen[name] for name in ("past", "bars", "quotes", "trades")) > 0
 

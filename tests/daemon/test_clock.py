@@ -54,12 +54,3 @@ async def test_a_negative_wait_is_none() -> None:
         await asyncio.sleep(0)
     assert turns == ["waited"]
     await waiting
-
-
-def test_another_pace_keeps_what_has_passed() -> None:
-    clock = SystemClock(time_scale=1e6)
-    clock.synchronise(SERVER)
-    clock.set_time_scale(1e-6)
-    reached_ms = clock.market_ms()
-    assert reached_ms >= SERVER
-    assert clock.market_ms() - reached_ms <= 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import typer
+from exchange_callers import CALLERS
 from interface_examples import examples
 from programs import ROOT
 
@@ -55,17 +56,19 @@ def surface_page() -> str:
     """Return the page of the embedded exchange's routes, topics and faults."""
     parts = ["# Routes, topics and faults of the embedded exchange"]
     notes = {
-        "routes": "Parameters in brackets may be left out.",
-        "topics": "A client subscribes them with a symbol or coin.",
+        "routes": "Parameters in brackets may be left out. What nobody calls is not served.",
+        "topics": "A client subscribes them with a symbol.",
         "faults": "In parentheses are the parameters that a fault takes beside its kind.",
     }
     for name, entries in listing().items():
-        parts += [
-            f"## {name.capitalize()}",
-            notes[name],
-            "| | |\n|---|---|\n"
-            + "\n".join(f"| `{each}` | {_sentence(text)} |" for each, text in entries.items()),
-        ]
+        rows = ["| | |\n|---|---|"] if name == "faults" else ["| | | called by |\n|---|---|---|"]
+        for each, text in entries.items():
+            row = f"| `{each}` | {_sentence(text)} |"
+            if name != "faults":
+                key = each.split()[0] if name == "routes" else each.partition(".")[0]
+                row += f" {', '.join(CALLERS[key])} |"
+            rows.append(row)
+        parts += [f"## {name.capitalize()}", notes[name], "\n".join(rows)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -74,7 +74,7 @@ def test_the_demo_ends_by_itself_and_prints_json_alone(demo: Demo) -> None:
     assert demo.ended.code == 0, demo.ended.err[-2000:]
     assert demo.said["decisions"] >= BARS
     assert demo.said["chain"] == {"holds": True, "steps": demo.said["chain"]["steps"]}
-    assert [account["account"] for account in demo.said["accounts"]] == ["this run", "ungated twin"]
+    assert [account["account"] for account in demo.said["accounts"]] == ["this run", "ungated"]
     assert demo.said["database"] == "demo.db"
     assert demo.said["parity"]["outcome"] == "identical"
     assert demo.said["parity"]["identical"] == demo.said["decisions"]
@@ -147,7 +147,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         program.wait_until(lambda: '"event": "decision"' in program.err)
         status = run(["status", "--db", "open.db"], folder)
         halted = run(["command", "HALT", "--note", "a look", "--db", "open.db"], folder)
-        second = run(["demo", *options], folder)
+        second = run(["run", *options], folder)
         program.wait_until(lambda: '"refused_by": "operator"' in program.err)
         after = run(["status", "--db", "open.db", "--json"], folder)
         ended = program.stop(signal.SIGINT)
@@ -166,7 +166,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
 
 def test_ctrl_c_ends_a_demo_in_order_with_its_summary(story: Story) -> None:
     assert story.ended.code == 0, story.ended.err[-2000:]
-    assert re.search(r"\d+ bars decided, \d+ allowed, \d+ fills", story.ended.out)
+    assert re.search(r"\d+ decisions, \w+ ", story.ended.out)
     assert "The chain of" in story.ended.out
     assert "Traceback" not in story.ended.err
     assert asked("SELECT count(*) FROM v_runs WHERE ended_at IS NOT NULL", story.database) == [(1,)]

@@ -7,7 +7,7 @@ A name that is not here and that nothing reads is removed, or wired to a command
 # mypy: ignore-errors
 
 # Called by name: entry points, the protocols of Python and of libraries.
-evaluate, list_models, doctor, demo, notify_test
+evaluate, list_models, doctor, notify_test
 autocommit, itersize, row_factory  # attributes that psycopg reads
 __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
@@ -31,7 +31,7 @@ validation_until, calibration_until
 
 # Written whole, as documents, rows or frames of a notebook.
 state_sha256, exit_sequence, mean_profit, must_pass
-twin_equity, strategy_decisions
+twin_equity, twin_fills, strategy_decisions
 
 # Required of a body, so that one of another shape is refused.
 time_second, time_nano

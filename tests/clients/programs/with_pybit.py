@@ -1,4 +1,4 @@
-"""pybit: every public route of its market class, and the four usual topics."""
+"""pybit: the market routes that other clients call too, and the four topics."""
 
 import json
 import sys
@@ -16,17 +16,9 @@ ROUTES: dict[str, dict[str, Any]] = {
     "get_kline": one | {"interval": "1"},
     "get_instruments_info": {"category": category},
     "get_orderbook": one,
-    "get_rpi_orderbook": one | {"limit": 10},
     "get_tickers": one,
     "get_public_trade_history": one,
     "get_historical_volatility": {"category": "option"},
-    "get_insurance": {},
-    "get_option_delivery_price": {"category": "option"},
-    "get_new_delivery_price": {"category": "option", "baseCoin": "BTC"},
-    "get_price_limit": one,
-    "get_index_price_components": {"indexName": "BTCUSDT"},
-    "get_adl_alert": {"coin": "USDT"},
-    "get_fee_group_info": {"productType": "contract"},
 }
 if category == "linear":
     ROUTES |= {

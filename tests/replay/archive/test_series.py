@@ -29,10 +29,10 @@ def columns(candles: Candles) -> list[object]:
 
 
 def test_what_is_imported_reads_back_equal(tmp_path: Path) -> None:
-    archive = tmp_path / "candles.db"
     for part in (minutes(), read_candles(SAMPLES / "binance_um_BTCUSDT_1h_2019.csv.gz")):
+        archive = tmp_path / f"{part.interval_ms}.db"
         import_candles(archive, [part])
-        back = read_candles(archive, interval_ms=part.interval_ms)
+        back = read_candles(archive)
         scaled = part.rescaled(
             price_decimals=back.price_decimals,
             volume_decimals=back.volume_decimals,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tracepaper.replay.demo.playback import ShowFiles, claimed
-from tracepaper.replay.demo.show import configured
+from tracepaper.replay.demo.race import ShowFiles, claimed
+from tracepaper.replay.demo.run import Demonstration, configured, perform_own
 from tracepaper.storage.checkpoints import DEFAULT_CHECKPOINT
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -32,6 +32,13 @@ def test_what_exists_is_refused(tmp_path: Path) -> None:
     assert database.read_text() == "what I have"
     with pytest.raises(DataInvalid, match="cannot be written"):
         claimed(tmp_path / "nowhere" / "mine.db", wall_ms=NOW_MS)
+
+
+def test_a_demo_of_ones_own_data_goes_on_with_no_run(tmp_path: Path) -> None:
+    database = tmp_path / "live.db"
+    database.write_text("what I have")
+    with pytest.raises(DataInvalid, match="exists already"):
+        perform_own(Demonstration(database=database))
 
 
 def test_the_changed_copy_goes_with_all_that_lies_beside_it(tmp_path: Path) -> None:

@@ -1,35 +1,31 @@
-"""An incident ends as it should however long it takes, and market time waits for it."""
+"""An incident ends as it should however long it takes."""
 
 from __future__ import annotations
 
 import asyncio
 import io
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
+from builders import bar, decision, instrument, step
 from exchange_client import candles, walk_rows
+from msgspec import structs
 from rich.console import Console, ConsoleDimensions
 from waiting import deadline
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.replay.demo.playback import (
-    SPEED_MAX,
-    SPEED_MIN,
-    BarMessage,
-    GapMessage,
-    Pacer,
-    Race,
-    ShowFiles,
-)
-from tracepaper.replay.demo.processes import Cast
+from tracepaper.replay.demo.incidents import INCIDENTS, cut_the_stream
+from tracepaper.replay.demo.processes import Demo
+from tracepaper.replay.demo.race import MarketPace, ShowFiles
 from tracepaper.replay.demo.screen import RaceScreen
-from tracepaper.replay.demo.show import INCIDENTS, cut_the_stream, paced
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import FeedLost
+from tracepaper.strategies.types.market import Gap, GapCause
 
 MINUTE = 60_000
 BARS = 600
@@ -38,97 +34,77 @@ NAMES = ("linear:BTCUSDT", "linear:SOLUSDT")
 
 
 @asynccontextmanager
-async def on_stage(folder: Path) -> AsyncIterator[tuple[Cast, EmbeddedExchange, Console]]:
-    """Set the stage beside a real exchange; the test tells what a daemon would tell."""
+async def on_stage(folder: Path) -> AsyncIterator[tuple[Demo, EmbeddedExchange, Console]]:
+    """Begin a demo beside a real exchange; the test is its daemon."""
     served = candles(walk_rows(BARS))
     settings = ExchangeSettings(candles=(served,), speed=500.0, start=BEGUN)
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
-    stage = RaceScreen(console)
     async with EmbeddedExchange(settings) as exchange, ClientSession() as http:
-        cast = Cast(
+        demo = Demo(
             {**exchange.announcement(), "symbols": list(NAMES)},
             ShowFiles(folder / "show.db"),
-            stage,
-            Race(),
-            Pacer(exchange.venue.end_ms, 1.0, MINUTE),
+            RaceScreen(console),
+            MarketPace(500.0, MINUTE),
             SystemClock(),
             http,
-            {},
             exchange.venue.end_ms,
+            1.0,
         )
-        tell_bars(cast, exchange.clock.now_ms())
-        await cast.follow()
-        yield cast, exchange, console
-    stage.close()
+        demo.race.instruments, demo.race.cash = {name: instrument() for name in NAMES}, 100_000.0
+        store_bars(demo, exchange.clock.now_ms())
+        await demo.go_on()
+        yield demo, exchange, console
+        demo.screen.close(demo.race)
 
 
-def tell_bars(cast: Cast, close_ms: int) -> None:
-    """Tell a decided bar of each symbol."""
+def store_bars(demo: Demo, close_ms: int) -> None:
+    """Store a decided bar of each symbol."""
     for name in NAMES:
-        sequence = cast.race.sequence + 1
-        equities = {"": 100.0}
-        cast.race.observe(
-            BarMessage(sequence, name, close_ms, 1.0, True, "", 0.0, equities, (), {})
-        )
-
-
-async def follow(cast: Cast) -> None:
-    """Follow each pace at once."""
-    while True:
-        cast.followed.set()
-        await cast.clock.sleep(0.01)
+        closed = structs.replace(bar(), instrument=name, open_time_ms=close_ms - MINUTE)
+        demo.race.observe(step(closed, sequence=demo.race.sequence + 1, decided=decision()))
 
 
 async def test_a_cut_that_missed_no_bar_is_made_again_for_longer(tmp_path: Path) -> None:
-    async with on_stage(tmp_path) as (cast, exchange, _):
+    async with on_stage(tmp_path) as (demo, exchange, _):
         refusals = exchange.faults.tally("refuse")
-        incident = asyncio.create_task(cut_the_stream(cast))
-        await cast.until(lambda: refusals.scheduled == 1)
+        incident = asyncio.create_task(cut_the_stream(demo))
+        await demo.until(lambda: refusals.scheduled == 1)
         cut_ms = exchange.clock.now_ms()
         # The daemon was back before a bar closed: bars go on, and there is no gap.
-        tell_bars(cast, cut_ms + 30 * MINUTE)
-        await cast.until(lambda: refusals.scheduled == 1 + 2)
+        store_bars(demo, cut_ms + 30 * MINUTE)
+        await demo.until(lambda: refusals.scheduled == 1 + 2)
         for name in NAMES:
-            cast.race.observe(GapMessage(name, cut_ms, cut_ms + MINUTE, "disconnected", "rest"))
+            gap = Gap(name, cut_ms, cut_ms + MINUTE, GapCause.DISCONNECTED, "rest", 1, 1)
+            demo.race.observe(step(gap, sequence=demo.race.sequence + 1))
+        store_bars(demo, exchange.clock.now_ms() + 60 * MINUTE)
         async with deadline():
             await incident
-        (said,) = cast.outcomes
-        assert said.endswith("read the 2 bars that it had missed by REST; none is missing.")
+        (outcome,) = demo.outcomes
+        assert outcome.endswith("read the 2 bars that it had missed by REST; none is missing.")
 
 
-async def test_market_time_waits_for_a_long_incident_through_a_resize(tmp_path: Path) -> None:
-    async with on_stage(tmp_path) as (cast, exchange, console):
-        cast.speed, cast.pacer.ceiling = SPEED_MIN, SPEED_MAX
-        await cast.follow()
-        waits_ms = exchange.clock.now_ms() + 60 * MINUTE
-        cast.pacer.waits_ms, cast.pacer.expects_silence = waits_ms, True
-        beside = [asyncio.create_task(work) for work in (paced(cast), follow(cast))]
-        # Nothing is told: as of a daemon that takes long to connect again.
-        await cast.until(lambda: exchange.clock.now_ms() > waits_ms - 55 * MINUTE)
+async def test_the_screen_is_drawn_through_a_resize(tmp_path: Path) -> None:
+    async with on_stage(tmp_path) as (demo, _, console):
+        demo.look()
         console.size = ConsoleDimensions(40, 12)
         signal.raise_signal(signal.SIGWINCH)
-        cast.stage.show(cast.race, speed=cast.speed, until_ms=cast.until_ms, now="cut")
-        await cast.until(lambda: cast.speed < 600)
-        assert exchange.clock.now_ms() < waits_ms
-        cast.pacer.waits_ms = None  # the incident is over, and market time goes on
-        await cast.until(lambda: exchange.clock.now_ms() > waits_ms)
-        for task in beside:
-            task.cancel()
+        demo.look()
+        assert isinstance(console.file, io.StringIO)
+        assert "tracepaper demo" in console.file.getvalue()
 
 
 async def test_a_daemon_that_ends_early_is_no_end_of_the_race(tmp_path: Path) -> None:
-    async with on_stage(tmp_path) as (cast, _, _console):
-        cast.files.log.write_text("memory ran out", encoding="utf-8")
-        cast.reading = asyncio.create_task(asyncio.sleep(0))
-        await cast.reading
+    async with on_stage(tmp_path) as (demo, _, _console):
+        demo.files.log.write_text("memory ran out", encoding="utf-8")
+        demo.process = await asyncio.create_subprocess_exec(sys.executable, "-c", "")
+        await demo.process.wait()
         with pytest.raises(FeedLost, match="memory ran out"):
-            await cast.reach(0.5)
-        tell_bars(cast, cast.until_ms)
-        assert not await cast.reach(0.5)  # nothing is left in which an incident could happen
+            await demo.reach(0.5)
+        store_bars(demo, demo.until_ms)
+        await demo.reach(1.0)
 
 
 def test_incidents_follow_one_another_before_the_end() -> None:
-    ends = [0.0, *(each.until for each in INCIDENTS)]
-    assert all(
-        before <= each.at < each.until < 1 for before, each in zip(ends, INCIDENTS, strict=False)
-    )
+    places = [each.at for each in INCIDENTS]
+    assert places == sorted(places)
+    assert 0 < places[0] < places[-1] < 1

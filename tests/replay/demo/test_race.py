@@ -1,20 +1,20 @@
-"""What a process tells of its steps comes back as it was, and makes the race that is drawn."""
+"""The race is what the record holds; it is drawn, or told in a line a day."""
 
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
-import msgspec
 import pytest
-from builders import START_MS, account, bar, decision, fill, instrument, run, step
+import storage_cases as cases
+from builders import START_MS, account, bar, decision, fill, instrument, step
 from rich.console import Console
 
-from tracepaper.replay.demo.playback import OWN, Race, decode, encode, messages_of, start_message
-from tracepaper.replay.demo.screen import DayLines, chart, sampled, screen, standings
+from tracepaper.replay.demo.race import ACCOUNT, Race
+from tracepaper.replay.demo.screen import RaceScreen, chart, sampled, screen, standings
 from tracepaper.strategies.types.decisions import Position, Step, TwinStep
-from tracepaper.strategies.types.market import Command, CommandKind, Gap, GapCause, Quote
+from tracepaper.strategies.types.market import Gap, GapCause
 
-KNOWN = {"linear:BTCUSDT": instrument()}
 HOURS = 60
 LATE = decision(measures=(("late", 9e6, 6e4, False),), reason="late")
 
@@ -33,51 +33,63 @@ def traded(index: int, equity: int, twin: int, *, is_late: bool = False) -> Step
     )
 
 
-def raced() -> Race:
-    """Return a race of an hour of minutes, told line by line."""
-    race = Race()
-    race.observe(start_message(run(), pid=7, cash=100_000.0))
-    for index in range(HOURS):
-        made = traded(index, 100_000 - 10 * index, 100_000 + 5 * index, is_late=index == 9)
-        for told in messages_of(made, KNOWN):
-            race.observe(decode(encode(told)))
+def race_of(*steps: Step) -> Race:
+    """Return the race of *steps*."""
+    race = Race(instruments={"linear:BTCUSDT": instrument()}, cash=100_000.0)
+    for each in steps:
+        race.observe(each)
     return race
 
 
-def test_the_race_is_what_was_told() -> None:
+def raced() -> Race:
+    """Return a race of an hour of minutes."""
+    return race_of(
+        *(
+            traded(index, 100_000 - 10 * index, 100_000 + 5 * index, is_late=index == 9)
+            for index in range(HOURS)
+        )
+    )
+
+
+def test_the_race_adds_up_its_steps() -> None:
     race = raced()
-    assert race.decisions == race.closes == len(race.times_ms) == HOURS
+    assert race.decisions == len(race.times_ms) == HOURS
     assert race.late == 1
-    assert race.change(OWN) == pytest.approx(-0.0059)
+    assert race.change(ACCOUNT) == pytest.approx(-0.0059)
     assert race.change("ungated") == pytest.approx(0.00295)
-    assert (race.fill_counts[OWN], race.fill_counts["ungated"]) == (30, 120)
-    assert race.fills[-1].price == 101.0
-    assert (race.sequence, race.starts) == (HOURS - 1, 1)
+    assert (race.fill_counts[ACCOUNT], race.fill_counts["ungated"]) == (30, 120)
+    assert race.fills[-1][1].price == fill().price
+    assert race.sequence == HOURS - 1
+    assert race.closes_ms == {"linear:BTCUSDT": race.now_ms}
 
 
-def test_gaps_and_commands_are_told_and_quotes_are_not() -> None:
+def test_a_look_at_the_database_takes_in_what_is_new_alone(tmp_path: Path) -> None:
+    race, path = Race(), tmp_path / "run.db"
+    race.look(path)
+    assert race.run is None
+    steps = cases.plain_steps(40)
+    cases.write_run(path, steps)
+    race.look(path)
+    race.look(path)
+    assert race.run is not None
+    expected = race_of(*steps)
+    shown = (race.sequence, race.decisions, race.curves, race.prices, race.held, race.fill_counts)
+    assert shown == (
+        expected.sequence,
+        expected.decisions,
+        expected.curves,
+        expected.prices,
+        expected.held,
+        expected.fill_counts,
+    )
+    race.close()
+
+
+def test_gaps_are_kept_and_bars_before_the_first_decision_and_revisions_do_not_race() -> None:
     gap = Gap("linear:BTCUSDT", 0, 60_000, GapCause.DISCONNECTED, "rest", 1, 1)
-    race = Race()
-    quote = Quote("linear:BTCUSDT", 1, 1, 2, 1, 1, 1)
-    for event in (gap, Command(CommandKind.HALT, "", 1, 1), quote):
-        for told in messages_of(step(event, sequence=4), KNOWN):
-            race.observe(decode(encode(told)))
-    assert [one.repaired_by for one in race.gaps] == ["rest"]
-    assert [(one.kind, one.sequence) for one in race.commands] == [("HALT", 4)]
-
-
-def test_bars_before_the_first_decision_and_revisions_do_not_race() -> None:
-    race = Race()
-    for made in (step(bar()), step(bar(), decided=decision(), accepted=False)):
-        for told in messages_of(made, KNOWN):
-            race.observe(told)
+    race = race_of(step(gap), step(bar()), step(bar(), decided=decision(), accepted=False))
+    assert race.gaps == [gap]
     assert (race.decisions, race.curves, race.start_ms) == (0, {}, 0)
-
-
-def test_a_line_that_was_cut_short_is_refused() -> None:
-    (told,) = messages_of(traded(1, 1, 1), KNOWN)
-    with pytest.raises(msgspec.DecodeError):
-        decode(encode(told)[:40])
 
 
 def test_the_curves_grow_to_the_right_and_loss_lies_below_gain() -> None:
@@ -104,19 +116,17 @@ def test_the_screen_fits_any_terminal(width: int) -> None:
 
 
 def test_without_a_terminal_each_day_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    race, lines = Race(), DayLines()
-    race.observe(start_message(run(), pid=7, cash=100_000.0))
+    race, lines = race_of(), RaceScreen(Console(file=io.StringIO()))
     minutes = 3 * 24 * 60
-    until_ms = START_MS + (minutes - 29) * 60_000
     for index in range(0, minutes, 30):
-        for told in messages_of(traded(index, 100_000 + index, 100_000), KNOWN):
-            race.observe(told)
-        lines.show(race, speed=1.0, until_ms=until_ms, now="")
-    said = capsys.readouterr().err.splitlines()
-    assert [line[2:12] for line in said] == [f"2023-11-{day}" for day in (14, 15, 16, 17)]
-    assert said[0].endswith("0 fills")
-    assert "this run +" in said[1]
-    assert standings(race) in said[-1]
+        race.observe(traded(index, 100_000 + index, 100_000))
+        lines.show(race, speed=1.0, until_ms=START_MS + minutes * 60_000, now="")
+    lines.close(race)
+    days = capsys.readouterr().err.splitlines()
+    assert [line[2:12] for line in days] == [f"2023-11-{day}" for day in (14, 15, 16, 17)]
+    assert days[0].endswith("0 fills")
+    assert "this run +" in days[1]
+    assert standings(race) in days[-1]
 
 
 def test_a_line_of_prices_takes_evenly_and_ends_with_the_last() -> None:

@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 from programs import BIN, Program, run
+from waiting import until
 
-from tracepaper.replay.demo.show import configured
+from tracepaper.replay.demo.run import configured
 from tracepaper.replay.samples import DEMO_CANDLES
 
 pytestmark = pytest.mark.slow
@@ -48,7 +49,7 @@ def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None
         assert f"Incident {number} of 4" in said["announced"]
     assert said["processes"] == 2
     assert said["chain"]["holds"]
-    assert said["decisions"] == 2 * 48
+    assert said["decisions"] >= 2 * 48  # it goes on until the last incident is over
 
 
 def test_the_page_is_named_once_and_keeps_its_address_when_its_daemon_is_killed(
@@ -84,7 +85,7 @@ def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> N
     assert "What was earned or lost" in ended.out
     assert "\x1b" not in ended.out + ended.err
     log = (tmp_path / "show.log").read_text()
-    assert '"event": "view closed"' in log.splitlines()[-1]  # the daemon ended in good order
+    assert '"event": "ended"' in log.splitlines()[-1]  # the daemon ended in good order
 
 
 def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) -> None:
@@ -102,16 +103,39 @@ def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) ->
     assert "The daemon's process was killed by signal 9; its log is show.log." in ended.err
 
 
+def children_of(program: Program) -> list[str]:
+    """Return the ids of the processes that *program* started."""
+    pid = program.process.pid
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def killed_exchange(program: Program) -> None:
     """Kill the exchange's process of *program*."""
-    pid = program.process.pid
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     (exchange,) = (
         int(child)
-        for child in children
+        for child in children_of(program)
         if b"\0exchange\0" in Path(f"/proc/{child}/cmdline").read_bytes()
     )
     os.kill(exchange, signal.SIGKILL)
+
+
+def runs(pid: str) -> bool:
+    """Return whether process *pid* is there, and no zombie."""
+    try:
+        return bool(Path(f"/proc/{pid}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
+async def test_a_demo_that_is_killed_takes_exchange_and_daemon_with_it(tmp_path: Path) -> None:
+    program = Program([str(BIN / "tracepaper"), *SHORT, "--db", "show.db"], tmp_path, name="demo")
+    try:
+        program.wait_until(lambda: "The page is" in program.err)
+        children = children_of(program)
+    finally:
+        program.kill()
+    assert len(children) == 2
+    await until(lambda: not any(map(runs, children)), poll_s=0.05)
 
 
 def has_decided(database: Path) -> bool:

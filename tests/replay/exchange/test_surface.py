@@ -1,18 +1,15 @@
-"""Every public route of another client answers, and each item has the documented fields."""
+"""Every route answers with the documented fields, and is called by somebody."""
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import inspect
 import re
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pybit.market
-import pybit.unified_trading
 import pytest
+from exchange_callers import CALLERS
 from exchange_client import FIRST_MS, MINUTE, candles, serving, walk_rows
 from generated import surface_page
 
@@ -23,8 +20,6 @@ from tracepaper.replay.exchange.answers import Flat, Route
 from tracepaper.replay.exchange.channels import Topic
 from tracepaper.replay.exchange.market import SimulatedMarket, Venue
 from tracepaper.replay.exchange.recorded import ROUTES, TOPICS, answer
-from tracepaper.replay.exchange.risk import liquidations
-from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.types.market import Category
 
 HOUR = 60 * MINUTE
@@ -60,106 +55,64 @@ TRADE = "execId symbol price size side time isBlockTrade isRPITrade seq"
 TIER = (
     "id symbol riskLimitValue maintenanceMargin initialMargin isLowestRisk maxLeverage mmDeduction"
 )
-ALERT = "coin symbol balance maxBalance insurancePnlRatio pnlRatio adlTriggerThreshold adlStopRatio"
-FEES = "groupName weightingFactor symbolsNumbers symbols feeRates updateTime"
-COMPONENT = "exchange spotPair equivalentPrice multiplier price weight"
 KLINE = "symbol category list"
 BOOK = "s a b ts u seq cts"
 
-# path, pybit's method, a query, the result's fields, the fields (or the width) of an item
-DOCUMENTED: list[tuple[str, str, dict[str, str], str, str | int | None]] = [
-    ("time", "get_server_time", {}, "timeSecond timeNano", None),
-    ("kline", "get_kline", BTC | {"interval": "1"}, KLINE, 7),
-    ("mark-price-kline", "get_mark_price_kline", BTC | {"interval": "5"}, KLINE, 5),
-    ("index-price-kline", "get_index_price_kline", BTC | {"interval": "60"}, KLINE, 5),
+# path, a query, the result's fields, the fields (or the width) of an item
+DOCUMENTED: list[tuple[str, dict[str, str], str, str | int | None]] = [
+    ("time", {}, "timeSecond timeNano", None),
+    ("kline", BTC | {"interval": "1"}, KLINE, 7),
+    ("mark-price-kline", BTC | {"interval": "5"}, KLINE, 5),
+    ("index-price-kline", BTC | {"interval": "60"}, KLINE, 5),
     (
         "premium-index-price-kline",
-        "get_premium_index_price_kline",
         BTC | {"interval": "D"},
         KLINE,
         5,
     ),
     (
         "instruments-info",
-        "get_instruments_info",
         BTC,
         "category list nextPageCursor",
         LINEAR_INSTRUMENT,
     ),
     (
         "instruments-info",
-        "get_instruments_info",
         {"category": "spot"},
         "category list",
         SPOT_INSTRUMENT,
     ),
-    ("orderbook", "get_orderbook", BTC, BOOK, 2),
-    ("rpi_orderbook", "get_rpi_orderbook", BTC | {"limit": "10"}, BOOK, 3),
-    ("tickers", "get_tickers", BTC, "category list", LINEAR_TICKER),
-    ("tickers", "get_tickers", {"category": "spot"}, "category list", SPOT_TICKER),
+    ("orderbook", BTC, BOOK, 2),
+    ("tickers", BTC, "category list", LINEAR_TICKER),
+    ("tickers", {"category": "spot"}, "category list", SPOT_TICKER),
     (
         "funding/history",
-        "get_funding_rate_history",
         BTC,
         "category list",
         "symbol fundingRate fundingRateTimestamp",
     ),
-    ("recent-trade", "get_public_trade_history", BTC, "category list", TRADE),
+    ("recent-trade", BTC, "category list", TRADE),
     (
         "open-interest",
-        "get_open_interest",
         BTC | {"intervalTime": "1h"},
         "symbol category list nextPageCursor",
         "openInterest singleOpenInterest timestamp",
     ),
     (
         "historical-volatility",
-        "get_historical_volatility",
         {"category": "option"},
         "",
         "period value time",
     ),
-    (
-        "insurance",
-        "get_insurance",
-        {"coin": "USDT"},
-        "updatedTime list",
-        "coin symbols balance value",
-    ),
-    ("risk-limit", "get_risk_limit", BTC, "category list nextPageCursor", TIER),
-    (
-        "delivery-price",
-        "get_option_delivery_price",
-        {"category": "option"},
-        "category nextPageCursor list",
-        None,
-    ),
-    (
-        "new-delivery-price",
-        "get_new_delivery_price",
-        {"category": "option", "baseCoin": "BTC"},
-        "category list",
-        None,
-    ),
+    ("risk-limit", BTC, "category list nextPageCursor", TIER),
     (
         "account-ratio",
-        "get_long_short_ratio",
         BTC | {"period": "5min"},
         "list nextPageCursor",
         "symbol buyRatio sellRatio timestamp",
     ),
-    ("price-limit", "get_price_limit", BTC, "symbol buyLmt sellLmt ts", None),
-    (
-        "index-price-components",
-        "get_index_price_components",
-        {"indexName": "BTCUSDT"},
-        "indexName lastPrice updateTime components",
-        COMPONENT,
-    ),
-    ("adlAlert", "get_adl_alert", {"coin": "USDT"}, "updatedTime list", ALERT),
-    ("fee-group-info", "get_fee_group_info", {"productType": "contract"}, "list", FEES),
 ]
-IDS = [f"{path}-{query.get('category', '')}" for path, _, query, *_ in DOCUMENTED]
+IDS = [f"{path}-{query.get('category', '')}" for path, query, *_ in DOCUMENTED]
 
 
 def result_of(path: str, query: dict[str, str], now_ms: int = NOW) -> Any:
@@ -169,16 +122,16 @@ def result_of(path: str, query: dict[str, str], now_ms: int = NOW) -> Any:
     return found.result if isinstance(found, Flat) else found
 
 
-@pytest.mark.parametrize(("path", "_method", "query", "fields", "item"), DOCUMENTED, ids=IDS)
+@pytest.mark.parametrize(("path", "query", "fields", "item"), DOCUMENTED, ids=IDS)
 def test_every_route_has_the_documented_fields(
-    path: str, _method: str, query: dict[str, str], fields: str, item: str | int | None
+    path: str, query: dict[str, str], fields: str, item: str | int | None
 ) -> None:
     result = result_of(path, query)
     if fields:
         assert set(result) == set(fields.split())
     items = result
     if isinstance(result, dict):
-        items = result.get("list", result.get("components", result.get("a", [])))
+        items = result.get("list", result.get("a", []))
     assert bool(items) is (item is not None)
     for each in items:
         if isinstance(item, int):
@@ -187,17 +140,17 @@ def test_every_route_has_the_documented_fields(
             assert set(each) == set(item.split())
 
 
-def test_the_table_holds_each_route_of_pybit_once() -> None:
-    wanted = {each.value for each in pybit.market.Market}
-    assert wanted <= set(ROUTES)
-    assert {f"/v5/market/{path}" for path, *_ in DOCUMENTED} == wanted
+def test_every_route_and_topic_is_called_by_somebody() -> None:
+    assert set(CALLERS) == {*ROUTES, *TOPICS}
+    assert all(CALLERS.values())
+    market = {path.removeprefix("/v5/market/") for path in ROUTES if path.startswith("/v5/market/")}
+    assert {path for path, *_ in DOCUMENTED} == market
 
 
 @pytest.mark.parametrize("route", ROUTES.values(), ids=lambda route: route.path)
 def test_a_route_without_a_parameter_that_it_needs_is_refused(route: Any) -> None:
     full = {"category": "linear", "symbol": "BTCUSDT", "interval": "1", "limit": "5"}
-    full |= {"intervalTime": "1h", "period": "1h", "indexName": "BTCUSDT", "baseCoin": "BTC"}
-    full |= {"productType": "contract"}
+    full |= {"intervalTime": "1h", "period": "1h"}
     for name in route.required:
         assert isinstance(answer(VENUE, route.path, full | {name: ""}, NOW), Refused)
         absent = {key: text for key, text in full.items() if key != name}
@@ -208,35 +161,13 @@ def test_a_route_without_a_parameter_that_it_needs_is_refused(route: Any) -> Non
 def test_a_category_that_nobody_serves_is_an_empty_list_or_a_refusal(route: Any) -> None:
     empty = Venue([], may_be_empty=True)
     for category in ("inverse", "option", "nonsense", "spot"):
-        query = {"category": category, "baseCoin": "ETH", "productType": "contract"}
+        query = {"category": category, "baseCoin": "ETH"}
         found = answer(empty, route.path, query, NOW)
         if isinstance(found, Refused):
             assert found.code == 10001
         else:
             rows = found.result if isinstance(found, Flat) else found.get("list", [])
             assert rows == []
-
-
-async def test_pybit_reads_every_public_market_route() -> None:
-    settings = ExchangeSettings(candles=(LINEAR, SPOT), manual=True, start=2_900)
-    async with EmbeddedExchange(settings) as exchange:
-        session = pybit.unified_trading.HTTP()
-        session.endpoint = exchange.rest_url
-
-        def walk() -> dict[str, Any]:
-            return {
-                f"{method} {query}": getattr(session, method)(**query)
-                for _, method, query, _, _ in DOCUMENTED
-            }
-
-        answers = await asyncio.to_thread(walk)
-    assert {body["retCode"] for body in answers.values()} == {0}
-    public = {
-        name
-        for name, _ in inspect.getmembers(pybit.unified_trading.MarketHTTP, inspect.isfunction)
-        if name.startswith("get_")
-    }
-    assert public == {method for _, method, *_ in DOCUMENTED}
 
 
 # ---------------------------------------------------------------- values
@@ -251,12 +182,15 @@ async def test_a_route_and_a_topic_that_are_declared_once_are_found_everywhere(
 
     def echoed(asked: Any) -> Any:
         """Send the trades again."""
+        symbol = asked.topic.partition(".")[2]
         return TOPICS["publicTrade"].function(
-            dataclasses.replace(asked, topic=f"publicTrade.{asked.rest}")
+            dataclasses.replace(asked, topic=f"publicTrade.{symbol}")
         )
 
     monkeypatch.setitem(ROUTES, "/v5/market/moon", Route("/v5/market/moon", moon, ("symbol",)))
     monkeypatch.setitem(TOPICS, "echo", Topic("echo.{symbol}", echoed))
+    monkeypatch.setitem(CALLERS, "/v5/market/moon", ("wolves",))
+    monkeypatch.setitem(CALLERS, "echo", ("bats",))
     exchange_command(list_routes=True)
     printed = capsys.readouterr().out
     for line in (
@@ -265,8 +199,8 @@ async def test_a_route_and_a_topic_that_are_declared_once_are_found_everywhere(
     ):
         assert re.search(line, printed, re.MULTILINE)
     page = surface_page()
-    assert "| `/v5/market/moon symbol` | the phase of the moon |" in page
-    assert "| `echo.{symbol}` | the trades again |" in page
+    assert "| `/v5/market/moon symbol` | the phase of the moon | wolves |" in page
+    assert "| `echo.{symbol}` | the trades again | bats |" in page
     async with serving(candles(ROWS[:60]), start=10) as (exchange, client):
         assert (await client.result("moon", symbol="full"))["phase"] == "full"
         assert (await client.get("moon"))["retCode"] == 10001
@@ -274,10 +208,6 @@ async def test_a_route_and_a_topic_that_are_declared_once_are_found_everywhere(
             assert (await stream.subscribe("echo.BTCUSDT")) is not None
             await exchange.advance(MINUTE)
             assert await stream.drain()
-        async with client.session.get(f"{exchange.control_url}/surface") as response:
-            listed = await response.json()
-    assert listed["routes"]["/v5/market/moon symbol"] == "Return the phase of the moon."
-    assert listed["topics"]["echo.{symbol}"] == "Send the trades again."
 
 
 def ticker(now_ms: int = NOW) -> dict[str, Any]:
@@ -371,12 +301,9 @@ async def test_histories_page_back_to_the_first_bar_without_hole_or_repetition(
     assert seen[0] == FIRST_MS + 2_900 * MINUTE // (15 * MINUTE) * 15 * MINUTE
 
 
-def test_shares_of_accounts_sum_to_one_and_limits_enclose_the_mark() -> None:
+def test_shares_of_accounts_sum_to_one() -> None:
     for item in result_of("account-ratio", BTC | {"period": "1d"})["list"]:
         assert float(item["buyRatio"]) + float(item["sellRatio"]) == pytest.approx(1)
-    limit = result_of("price-limit", {"symbol": "BTCUSDT"})
-    assert float(limit["sellLmt"]) < float(ticker()["markPrice"]) < float(limit["buyLmt"])
-    assert result_of("price-limit", {"symbol": "BTCUSDT", "category": "spot"})["buyLmt"]
 
 
 def test_volatility_is_that_of_the_hours_before() -> None:
@@ -391,22 +318,6 @@ def test_volatility_is_that_of_the_hours_before() -> None:
     window = {"startTime": str(last - 10 * HOUR), "endTime": str(last)}
     assert len(result_of("historical-volatility", {"category": "option"} | window)) == 11
     assert result_of("historical-volatility", {"category": "option", "baseCoin": "ETH"}) == []
-
-
-def test_a_dated_future_is_delivered_at_its_last_index() -> None:
-    symbol, item = next(
-        (name, each) for name, each in recorded_instruments().items() if each["deliveryTime"] != "0"
-    )
-    due_ms = int(item["deliveryTime"])
-    future = candles(ROWS[:60], symbol=symbol, first_ms=due_ms // MINUTE * MINUTE - 60 * MINUTE)
-    venue = Venue([SimulatedMarket(future, seed=1)])
-    query = {"category": "linear"}
-    before = answer(venue, "/v5/market/delivery-price", query, due_ms - 1)
-    after = answer(venue, "/v5/market/delivery-price", query, due_ms)
-    assert isinstance(before, dict)
-    assert isinstance(after, dict)
-    assert before["list"] == []
-    assert [each["deliveryTime"] for each in after["list"]] == [str(due_ms)]
 
 
 async def test_the_volatility_body_has_its_category_beside_a_list() -> None:
@@ -429,11 +340,6 @@ async def test_the_volatility_body_has_its_category_beside_a_list() -> None:
         ("premium-index-price-kline", {"category": "inverse", "symbol": "BTCUSD", "interval": "1"}),
         ("historical-volatility", {"category": "option", "period": "8"}),
         ("historical-volatility", {"category": "option", "startTime": "1"}),
-        ("new-delivery-price", {"category": "linear", "baseCoin": "BTC"}),
-        ("delivery-price", {"category": "spot"}),
-        ("fee-group-info", {"productType": "spot"}),
-        ("index-price-components", {"indexName": "NOSUCH"}),
-        ("rpi_orderbook", {"symbol": "NOSUCH", "limit": "5"}),
     ],
 )
 def test_what_no_route_can_mean_is_refused(path: str, query: dict[str, str]) -> None:
@@ -476,116 +382,3 @@ def test_clients_that_load_instruments_find_fees_and_coins() -> None:
     assert [coin["coin"] for coin in coins] == ["BTC", "USDT"]
     assert all(coin["chains"][0]["minAccuracy"] == "8" for coin in coins)
     assert rows("/v5/asset/coin/query-info", {"coin": "ETH"}) == []
-
-
-# ------------------------------------------------------------ rarer topics
-
-TOPIC_ROWS = walk_rows(200, seed=5)
-START = 100
-
-FORMS = {
-    "priceLimit.BTCUSDT": ({"topic", "data", "ts"}, {"symbol", "buyLmt", "sellLmt"}),
-    "insurance.USDT": (
-        {"topic", "type", "ts", "data"},
-        {"coin", "symbols", "balance", "updateTime"},
-    ),
-    "adlAlert.USDT": (
-        {"topic", "type", "ts", "data"},
-        {"c", "s", "b", "mb", "i_pr", "pr", "adl_tt", "adl_sr"},
-    ),
-    "allLiquidation.BTCUSDT": ({"topic", "type", "ts", "data"}, {"T", "s", "S", "v", "p"}),
-    "orderbook.rpi.BTCUSDT": (
-        {"topic", "type", "ts", "data", "cts"},
-        {"s", "b", "a", "u", "seq"},
-    ),
-}
-
-
-@pytest.mark.parametrize("topic", FORMS)
-async def test_a_topic_has_the_documented_form(topic: str) -> None:
-    fields, item = FORMS[topic]
-    async with (
-        serving(candles(TOPIC_ROWS), start=START) as (exchange, client),
-        client.stream() as stream,
-    ):
-        assert (await stream.subscribe(topic))["success"] is True
-        await exchange.advance((2 if topic.startswith("orderbook") else 10) * MINUTE)
-        frames = await stream.drain()
-    assert len(frames) > 2
-    for frame in frames:
-        assert set(frame) == fields
-        elements = frame["data"] if isinstance(frame["data"], list) else [frame["data"]]
-        assert all(set(element) == item for element in elements)
-    assert [frame["ts"] for frame in frames] == sorted(frame["ts"] for frame in frames)
-    if topic.startswith("orderbook"):
-        levels = [level for frame in frames for level in frame["data"]["b"]]
-        assert {len(level) for level in levels} == {3}
-
-
-def topics_of_pybit() -> list[str]:
-    """Return every public topic that pybit's methods name, for BTCUSDT."""
-    source = inspect.getsource(pybit.unified_trading.WebSocket)
-    named = [
-        "".join(parts) for parts in re.findall(r'topic = f?"([^"]+)"(?: \+ "([^"]+)")?', source)
-    ]
-    filled = {"{symbol}": "BTCUSDT", "{interval}": "1", "{depth}": "50"}
-    found = []
-    for name in named:
-        topic = re.sub(r"\{\w+\}", lambda hole: filled.get(hole[0], hole[0]), name)
-        if "." in topic and "BTCUSDT" in topic:
-            found.append(topic.replace("insurance.BTCUSDT", "insurance.USDT"))
-    return found
-
-
-GONE = {"liquidation.BTCUSDT"}
-LEVERAGED = re.compile(r"\w*lt\.")
-"""Withdrawn by the exchange, which answers with the same refusal."""
-
-
-async def test_every_public_topic_of_pybit_is_accepted_but_the_withdrawn() -> None:
-    topics = topics_of_pybit()
-    assert {"kline.1.BTCUSDT", "allLiquidation.BTCUSDT", "priceLimit.BTCUSDT"} <= set(topics)
-    async with serving(candles(TOPIC_ROWS)) as (_, client), client.stream() as stream:
-        for topic in topics:
-            answer = await stream.subscribe(topic)
-            assert answer["success"] is not (topic in GONE or LEVERAGED.match(topic) is not None)
-
-
-def liquidated(market: SimulatedMarket, row: int) -> list[tuple[str, int]]:
-    return [
-        (side, market.path(row).trades[place].price) for place, side in liquidations(market, row)
-    ]
-
-
-def test_a_bar_that_runs_far_liquidates_at_its_extremes_alone() -> None:
-    rows = [
-        (1_000_000, 1_000_499, 999_501, 1_000_000, 5_000),
-        (1_000_000, 1_000_100, 998_000, 999_000, 5_000),
-        (1_000_000, 1_002_000, 999_900, 1_001_000, 5_000),
-        (1_000_000, 1_002_000, 998_000, 1_001_000, 0),
-    ]
-    market = SimulatedMarket(candles(rows, price_decimals=2), seed=1)
-    found = [liquidated(market, row) for row in range(4)]
-    assert found == [[], [("Buy", 998_000)], [("Sell", 1_002_000)], []]
-
-
-async def test_nobody_is_liquidated_on_spot() -> None:
-    data = candles(TOPIC_ROWS, category=Category.SPOT)
-    async with serving(data) as (_, client), client.stream("spot") as stream:
-        for topic in ("allLiquidation.BTCUSDT", "insurance.USDT", "adlAlert.USDT"):
-            answer = await stream.subscribe(topic)
-            assert "handler not found" in answer["ret_msg"]
-        assert (await stream.subscribe("priceLimit.BTCUSDT"))["success"] is True
-
-
-async def test_a_paced_topic_jumps_over_a_hole_with_the_others() -> None:
-    times = [FIRST_MS + place * MINUTE for place in range(100)]
-    times += [times[-1] + 50_000 * MINUTE + place * MINUTE for place in range(100)]
-    data = candles(TOPIC_ROWS, times_ms=times)
-    async with serving(data, start=98) as (exchange, client), client.stream() as stream:
-        await stream.subscribe("priceLimit.BTCUSDT")
-        await exchange.advance(3 * MINUTE)
-        await exchange.advance(MINUTE)
-        frames: list[dict[str, Any]] = await stream.drain()
-    assert len(frames) < 1_000
-    assert frames[-1]["ts"] > times[100]

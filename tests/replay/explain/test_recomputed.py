@@ -18,11 +18,11 @@ from tracepaper.replay.explain.recompute import (
     SEEDS,
     Full,
     FullAttribution,
+    attribute,
     delete,
     explain_fully,
     moves_of,
     open_past,
-    recompute,
 )
 from tracepaper.replay.explain.tables import stored_parts
 from tracepaper.storage.database.reader import Reader
@@ -185,13 +185,13 @@ def test_a_model_that_sees_its_whole_window_is_explained(tmp_path: Path) -> None
 
 def test_a_decision_before_the_warm_up_is_refused(database: Path) -> None:
     with pytest.raises(DataInvalid, match="came before its model was warm"):
-        recompute(database, explained_runs.run_id(database), CONTEXT - 1)
-    assert recompute(database, explained_runs.run_id(database), CONTEXT).l1_error < 1e-6
+        attribute(open_past(database, explained_runs.run_id(database), CONTEXT - 1))
+    assert attribute(open_past(database, explained_runs.run_id(database), CONTEXT)).l1_error < 1e-6
 
 
 def test_a_step_that_decided_nothing_is_refused(database: Path) -> None:
     with pytest.raises(DataInvalid, match=r"Step 0 of run \w+ is no decision"):
-        recompute(database, explained_runs.run_id(database), 0)
+        attribute(open_past(database, explained_runs.run_id(database), 0))
 
 
 def test_a_run_that_kept_only_its_trades_is_refused(tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_run_that_kept_only_its_trades_is_refused(tmp_path: Path) -> None:
         steps = [stored.step for stored in reader.steps(run_id)]
     acted = next(step.sequence for step in steps if step.decision is not None and step.prediction)
     with pytest.raises(DataInvalid, match="kept only the bars it traded on; replay it with"):
-        recompute(database, run_id, acted)
+        attribute(open_past(database, run_id, acted))
 
 
 def test_a_lost_or_damaged_checkpoint_is_refused(database: Path, tmp_path: Path) -> None:
@@ -210,13 +210,13 @@ def test_a_lost_or_damaged_checkpoint_is_refused(database: Path, tmp_path: Path)
     with sqlite3.connect(database) as source, sqlite3.connect(alone) as target:
         source.backup(target)
     with pytest.raises(CheckpointMismatch, match="restore the folder"):
-        recompute(alone, run_id, LAST)
+        attribute(open_past(alone, run_id, LAST))
     kept = tmp_path / "alone.db.checkpoints"
     shutil.copytree(database.with_name(database.name + ".checkpoints"), kept)
     weights = next(kept.glob("*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
     with pytest.raises(CheckpointMismatch):
-        recompute(alone, run_id, LAST)
+        attribute(open_past(alone, run_id, LAST))
 
 
 def test_the_decided_bar_is_never_among_the_heaviest(full: Full) -> None:

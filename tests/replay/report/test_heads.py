@@ -15,7 +15,7 @@ from report_cases import build_report_of
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.replay.document.charts import EdgeLayer, FlowLayer, HeatLayer
-from tracepaper.replay.explain.recompute import recompute
+from tracepaper.replay.explain.recompute import attribute, open_past
 from tracepaper.replay.report.attention_charts import (
     SCALE,
     edges_chart,
@@ -162,7 +162,7 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     further: tuple[Path, HeadReport],
 ) -> None:
     database, heads = further
-    told = recompute(database, explained_runs.run_id(database), heads.sequence)
+    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert told.largest_bucket_difference is not None
     assert told.largest_bucket_difference < 1e-5
     assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
@@ -239,7 +239,7 @@ NORM = '[model.explanation]\nmethod = "norm"\nresidual = "0.25"\n'
 def test_the_flow_is_by_the_method_that_a_stream_stores(tmp_path: Path) -> None:
     database = explained_runs.replayed(tmp_path, strategy="trend", further=NORM)
     heads = read_heads(build_report_of(database).record)
-    told = recompute(database, explained_runs.run_id(database), heads.sequence)
+    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert heads.rollout == pytest.approx(np.array(told.weights), abs=1e-6)
     assert heads.rollout[-1] < 0.5  # a quarter stays in each layer, not half
     assert heads.note == ""
@@ -251,5 +251,5 @@ def test_a_network_of_whole_windows_says_that_its_flow_is_the_usual_one(tmp_path
     heads = read_heads(build_report_of(database).record)
     kinds, *_ = head_tables(heads)
     assert "stores where it looked by norm with options of its own" in kinds.notes[1]
-    told = recompute(database, explained_runs.run_id(database), heads.sequence)
+    told = attribute(open_past(database, explained_runs.run_id(database), heads.sequence))
     assert np.abs(heads.rollout - np.array(told.weights)).max() > 1e-3

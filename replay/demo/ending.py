@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from rich.console import Console
 from rich.rule import Rule
@@ -14,15 +14,11 @@ from rich.text import Text
 
 from tracepaper.daemon.commands.options import print_json
 from tracepaper.daemon.terminal.console import Terminal
-from tracepaper.daemon.terminal.live_view import RunWatcher
 from tracepaper.replay.checks.parity import check_whole
-from tracepaper.replay.demo.playback import Race, ShowFiles
+from tracepaper.replay.demo.race import ShowFiles
 from tracepaper.replay.document.terminal import printed
-from tracepaper.replay.document.terminal import show as show_parts
 from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.explain.decision import StoredDecision, flips_of, read_stored, verdict_of
-from tracepaper.replay.explain.recompute import recompute
-from tracepaper.replay.explain.tables import attribution_parts, stored_parts
 from tracepaper.replay.report.benchmarks import (
     ALLOWED,
     RandomTwins,
@@ -30,20 +26,15 @@ from tracepaper.replay.report.benchmarks import (
     random_twins,
     refusals,
 )
+from tracepaper.replay.report.figures import ACCOUNTS as ACCOUNT_FIGURES
+from tracepaper.replay.report.figures import COSTS, REFUSALS
 from tracepaper.replay.report.metrics import is_credible, total_return
 from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import AccountReport, account_report, held_alike
-from tracepaper.replay.report.terminal import (
-    Summary,
-    decision_to_explain,
-    program_name,
-    show_summary,
-    summarise,
-)
+from tracepaper.replay.report.terminal import decision_to_explain, program_name
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades
 from tracepaper.storage.chain.walk import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.gates.gate import GATES as GATES_KNOWN
 from tracepaper.strategies.gates.gate import GateKind
@@ -51,7 +42,8 @@ from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 
 GATES_SHOWN: Final = 4
 LOOKS_SHOWN: Final = 3
-UNITS: Final = {"gain bp": 1e-4}
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -69,7 +61,7 @@ class Ending:
 
     @property
     def decisions(self) -> int:
-        """How many bars were decided; one may be stored of which the show was not told."""
+        """How many bars were decided."""
         return self.record.decisions.sequence.size
 
     @property
@@ -80,11 +72,12 @@ class Ending:
 
 @dataclass(frozen=True)
 class Played:
-    """What the show itself saw."""
+    """What the show of the bundled month saw itself."""
 
-    race: Race
     outcomes: tuple[str, ...]  # of the incidents that happened, a sentence each
+    starts: int  # of the daemon
     slowest_s: float  # longest time of this machine from a bar's close until it was stored
+    files: ShowFiles
 
 
 def read(database: Path) -> Ending:
@@ -109,20 +102,20 @@ def read(database: Path) -> Ending:
     )
 
 
-def sum_up(files: ShowFiles, played: Played, *, as_json: bool) -> None:
-    """Print the end of the show whose record is in *files*."""
-    ending = read(files.database)
+def sum_up(database: Path, played: Played | None, *, as_json: bool) -> None:
+    """Print the end of the newest run of *database*; *played* of a show of the bundled month."""
+    ending = read(database)
     if not as_json:
-        show(Terminal(highlight=False), ending, files, played)
-    sys.stderr.write("The run is replayed from its record, which takes a while.\n")
-    parity = check_whole(files.database, ending.record.run["run_id"], "parity")
+        show(Terminal(highlight=False), ending, database, played)
+        sys.stderr.write("The run is replayed from its record, which takes a while.\n")
+    parity = check_whole(database, ending.record.run["run_id"], "parity")
     if as_json:
-        print_json({**document(ending, files, played), "parity": parity})
+        print_json({**document(ending, database, played), "parity": parity})
     else:
         Terminal(highlight=False).print(parity_line(parity))
 
 
-def show(console: Console, ending: Ending, files: ShowFiles, played: Played) -> None:
+def show(console: Console, ending: Ending, database: Path, played: Played | None) -> None:
     """Print *ending* on one screen."""
     console.print(Rule("What was earned or lost", align="left", style="dim"))
     for sentence in earned(ending):
@@ -139,10 +132,18 @@ def show(console: Console, ending: Ending, files: ShowFiles, played: Played) -> 
             console.print(Text(sentence))
     console.print(Rule("Trace it", align="left", style="dim"))
     console.print(Text(traced(ending, played)))
-    kept = f"Kept: {files.database}, its configuration {files.config}, the daemon's {files.log}."
-    console.print(Text(f"{kept} Next:"))
-    for command in commands(ending, files):
+    kept = f"Kept: {database}"
+    if played is not None:
+        kept += f", its configuration {played.files.config}, the daemon's {played.files.log}"
+    console.print(Text(f"{kept}. Next:"))
+    for command in commands(ending, database):
         console.print(f"  {command}", soft_wrap=True, markup=False)
+
+
+def titled(figures: Iterable[Figure[T]], titles: Mapping[str, str]) -> tuple[Figure[T], ...]:
+    """Return the figures of the report that *titles* name, under these short titles."""
+    by_key = {figure.key: figure for figure in figures}
+    return tuple(replace(by_key[key], title=title) for key, title in titles.items())
 
 
 # ---------------------------------------------------------------- money
@@ -182,17 +183,19 @@ def _evidence(own: AccountReport) -> str:
     mean, error = own.performance.mean_day, own.performance.error_day
     if mean is None or error is None or not error:
         return "So few days say nothing about any other."
-    told = is_credible(mean, error)
+    days = f"these {own.performance.days:.0f} days"
     evidence = (
-        "which is rare by chance and still one month"
-        if told
-        else "no evidence of a profit or a loss beyond this month"
+        f"which is rare by chance and still {days} alone"
+        if is_credible(mean, error)
+        else f"no evidence of a profit or a loss beyond {days}"
     )
     return f"A day that is {mean * 1e4:+.1f} ± {error * 1e4:.1f} bp, {evidence}."
 
 
 def _beside(ending: Ending) -> str:
-    held = f"Buy and hold of both symbols, with all the money: {ending.market:+.2%}."
+    count = len(ending.record.bars)
+    symbols = "both symbols" if count == 2 else "all symbols" if count > 2 else "the symbol"
+    held = f"Buy and hold of {symbols}, with all the money: {ending.market:+.2%}."
     if ending.chance is None:
         return held
     return (
@@ -201,26 +204,18 @@ def _beside(ending: Ending) -> str:
     )
 
 
-ACCOUNTS: Final = (
-    Figure[AccountReport]("account", "account", "text", lambda of: of.name),
-    Figure[AccountReport]("end", "equity", "money", lambda of: of.end),
-    Figure[AccountReport](
-        "return", "return", "gain percent", lambda of: of.performance.total_return
-    ),
-    Figure[AccountReport](
-        "gross", "by prices", "gain", lambda of: None if of.costs is None else of.costs.gross
-    ),
-    Figure[AccountReport](
-        "fee", "fees", "money", lambda of: None if of.costs is None else of.costs.fee
-    ),
-    Figure[AccountReport](
-        "max_drawdown", "drawdown", "percent", lambda of: of.performance.max_drawdown
-    ),
-    Figure[AccountReport](
-        "mean_exposure", "exposure", "percent",
-        lambda of: of.mean_exposure,
-    ),
-)  # fmt: skip
+ACCOUNTS: Final = titled(
+    (*ACCOUNT_FIGURES, *COSTS),
+    {
+        "account": "account",
+        "end": "equity",
+        "return": "return",
+        "gross": "by prices",
+        "fee": "fees",
+        "max_drawdown": "drawdown",
+        "mean_exposure": "exposure",
+    },
+)
 
 
 def accounts_table(ending: Ending) -> Table:
@@ -231,15 +226,6 @@ def accounts_table(ending: Ending) -> Table:
 # ---------------------------------------------------------------- gates
 
 
-def _fraction(bp: float | None) -> float | None:
-    return None if bp is None else bp * UNITS["gain bp"]
-
-
-def _difference(of: Refusal) -> tuple[float, float | None] | None:
-    difference = _fraction(of.kept_better_bp)
-    return None if difference is None else (difference, _fraction(of.error_bp))
-
-
 def _random(of: Refusal) -> str:
     if of.random_low_bp is None or of.random_high_bp is None:
         return ""
@@ -247,12 +233,17 @@ def _random(of: Refusal) -> str:
 
 
 GATES: Final = (
-    Figure[Refusal]("gate", "gate", "text", lambda of: of.gate),
-    Figure[Refusal]("signals", "signals", "count", lambda of: of.signals),
-    Figure[Refusal]("gross_bp", "made", "gain bp", lambda of: _fraction(of.gross_bp)),
-    Figure[Refusal]("kept_better_bp", "passed better by", "gain bp", _difference),
+    *titled(
+        REFUSALS,
+        {
+            "gate": "gate",
+            "signals": "signals",
+            "gross": "made",
+            "kept_better": "passed better by",
+        },
+    ),
     Figure[Refusal]("random", "random gates", "text", _random),
-    Figure[Refusal]("said", "so it", "text", lambda of: of.said),
+    *titled(REFUSALS, {"said": "so it"}),
 )
 
 
@@ -273,12 +264,12 @@ def gates_sentence(ending: Ending) -> str:
 
 def _judged(ending: Ending) -> list[Refusal]:
     """List the gates of judgement that refused signals, those of most signals first."""
-    found = [
+    judged = [
         of
         for of in ending.refusals
         if of.gate != ALLOWED and of.signals and GATES_KNOWN[of.gate].kind is GateKind.JUDGEMENT
     ]
-    return sorted(found, key=lambda of: -of.signals)[:GATES_SHOWN]
+    return sorted(judged, key=lambda of: -of.signals)[:GATES_SHOWN]
 
 
 def gates_table(ending: Ending) -> Table:
@@ -318,15 +309,17 @@ def explained(stored: StoredDecision) -> Iterator[str]:
 # ---------------------------------------------------------------- what happened, and what next
 
 
-def traced(ending: Ending, played: Played) -> str:
+def traced(ending: Ending, played: Played | None) -> str:
     """Say how many incidents there were, how prompt the run was, and whether its chain holds."""
-    race, outcomes = played.race, played.outcomes
     holds = "holds" if ending.chain.holds else f"is broken: {ending.chain.problem}"
-    incidents = f"{len(outcomes)} incidents, {race.starts} processes, one run. " if outcomes else ""
     late_ones = "none late" if not ending.late else f"{ending.late} too late to trade"
+    incidents = slowest = ""
+    if played is not None:
+        slowest = f", the slowest stored {played.slowest_s * 1_000:,.0f} ms after its bar closed"
+        if outcomes := played.outcomes:
+            incidents = f"{len(outcomes)} incidents, {played.starts} processes, one run. "
     return (
-        f"{incidents}{ending.decisions:,} decisions, {late_ones}, the slowest stored "
-        f"{played.slowest_s * 1_000:,.0f} ms after its bar closed. The chain of "
+        f"{incidents}{ending.decisions:,} decisions, {late_ones}{slowest}. The chain of "
         f"{ending.chain.steps:,} steps {holds}."
     )
 
@@ -338,9 +331,9 @@ def parity_line(check: ParityCheck) -> Text:
     return Text(sentence, "" if is_well else "bold red")
 
 
-def commands(ending: Ending, files: ShowFiles) -> tuple[str, ...]:
+def commands(ending: Ending, database: Path) -> tuple[str, ...]:
     """Return the commands to go on with, which run as they stand."""
-    program, database = program_name(), files.database
+    program = program_name()
     page = f" --html {database.with_suffix('.html')}"
     sequence = ending.decision.decision["sequence"] if ending.decision else "SEQUENCE"
     return (
@@ -351,18 +344,23 @@ def commands(ending: Ending, files: ShowFiles) -> tuple[str, ...]:
     )
 
 
-def document(ending: Ending, files: ShowFiles, played: Played) -> dict[str, Any]:
+def document(ending: Ending, database: Path, played: Played | None) -> dict[str, Any]:
     """Return the end of the show as one JSON document."""
+    show_alone: dict[str, Any] = {}
+    if played is not None:
+        show_alone = {
+            "config": str(played.files.config),
+            "log": str(played.files.log),
+            "slowest_s": played.slowest_s,
+            "processes": played.starts,
+            "incidents": list(played.outcomes),
+        }
     return {
         "run_id": ending.record.run["run_id"],
-        "database": str(files.database),
-        "config": str(files.config),
-        "log": str(files.log),
+        "database": str(database),
         "decisions": ending.decisions,
         "late": ending.late,
-        "slowest_s": played.slowest_s,
-        "processes": played.race.starts,
-        "incidents": list(played.outcomes),
+        **show_alone,
         "accounts": [
             {figure.key: figure.of(account) for figure in ACCOUNTS} for account in ending.accounts
         ],
@@ -373,62 +371,4 @@ def document(ending: Ending, files: ShowFiles, played: Played) -> dict[str, Any]
             None if ending.decision is None else ending.decision.decision["sequence"]
         ),
         "chain": {"holds": ending.chain.holds, "steps": ending.chain.steps},
-    }
-
-
-# ---------------------------------------------------------------- a demo of one's own data
-
-
-def sum_up_own(watcher: RunWatcher, database: Path, *, as_json: bool) -> None:
-    """Print the end of a demo of one's own data: accounts, fills, a decision, the chain."""
-    assert watcher.run is not None
-    run_id = watcher.run.run_id
-    summary = summarise(database, run_id)
-    with Reader.open(database) as reader:
-        chain = verify_chain(reader.connection, run_id)
-    sequence = decision_to_explain(database, run_id)
-    if as_json:
-        facts = _own_document(summary, database, chain, sequence)
-        print_json({**facts, "parity": check_whole(database, run_id, "parity")})
-        return
-    console = Terminal()
-    if watcher.reached_end:
-        console.print("The candles came to their end.")
-    show_summary(console, summary)
-    if sequence is not None:
-        console.print(Rule("One decision, explained", align="left", style="dim"))
-        show_parts(console, stored_parts(read_stored(database, run_id, sequence)))
-        try:
-            show_parts(console, attribution_parts(recompute(database, run_id, sequence)))
-        except (DataInvalid, CheckpointMismatch) as error:
-            console.print(Text(str(error), "dim"))
-    console.print(Rule("Trace it", align="left", style="dim"))
-    verdict = "holds" if chain.holds else f"is broken: {chain.problem}"
-    console.print(
-        f"The chain of {chain.steps:,} steps {verdict}. The database is {database}.", markup=False
-    )
-    console.print("Next:")
-    decision = "last:SEQUENCE" if sequence is None else f"last:{sequence}"
-    question = "SELECT refused_by, count(*) AS bars FROM v_decisions GROUP BY 1"
-    for command in ("verify last", f"explain {decision} --full", f'audit sql "{question}"'):
-        line = f"  {program_name()} {command} --db {database}"
-        console.print(line, soft_wrap=True, markup=False)
-    console.print(parity_line(check_whole(database, run_id, "parity")))
-
-
-def _own_document(
-    summary: Summary, database: Path, chain: ChainReport, sequence: int | None
-) -> dict[str, Any]:
-    return {
-        "run_id": summary.run["run_id"],
-        "database": str(database),
-        "decisions": summary.decisions,
-        "allowed": summary.allowed,
-        "fills": summary.fill_count,
-        "accounts": summary.accounts,
-        "refusals": dict(summary.refusals),
-        "unfilled": dict(summary.unfilled),
-        "rejected": dict(summary.rejected),
-        "explained_sequence": sequence,
-        "chain": {"holds": chain.holds, "steps": chain.steps},
     }

@@ -1,0 +1,219 @@
+"""The incidents of a demo: announced, carried out, accounted for."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sqlite3
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from tracepaper.daemon.http.client import ask, give
+from tracepaper.replay.demo.processes import Demo
+from tracepaper.replay.demo.race import ACCOUNT, ShowFiles
+from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.database.chunks import run_span
+from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import RunViews
+from tracepaper.storage.maintenance import backup
+from tracepaper.strategies.gates.declared import operator
+from tracepaper.strategies.types.market import CommandKind, Gap
+from tracepaper.strategies.units import DAY_MS, INTERVALS
+
+ABOUT: Final = "▶"
+DONE: Final = "✓"
+WRONG: Final = "✗"
+REPAIRED_WITHIN_S: Final = 60.0
+CUT_AGAIN_BARS: Final = 2
+"""A daemon that stores a bar of each symbol so much later than a cut is back."""
+HALTED_SHARE: Final = 0.05
+"""Of the race: as long as the operator's HALT lasts."""
+BACK: Final = 100
+"""Bars before the newest: the one that is changed."""
+
+
+@dataclass(frozen=True)
+class Incident:
+    """One incident, and the share of the race after which it happens."""
+
+    at: float
+    happen: Callable[[Demo], Awaitable[None]]
+
+
+def _concluded(demo: Demo, sentence: str, *, is_well: bool) -> None:
+    demo.outcomes.append(sentence)
+    demo.say(sentence, mark=DONE if is_well else WRONG)
+
+
+async def cut_the_stream(demo: Demo) -> None:
+    """Cut every connection, refuse the next one, and wait until nothing is missing."""
+    race = demo.race
+    demo.say(
+        "Incident 1 of 4: the stream is cut without a goodbye. Watch the date at the top: bars "
+        "stop, and then come at once.",
+        mark=ABOUT,
+    )
+    await demo.pause()
+    count = len(race.gaps)
+    interval_ms = INTERVALS[demo.served["interval"]]
+
+    def repaired() -> list[Gap]:
+        return [gap for gap in race.gaps[count:] if gap.repaired_by]
+
+    demo.is_cut = True
+    refusals = 0
+    while not repaired():  # where market time is slow, the daemon may be back before a bar closes
+        refusals += 1
+        back_ms = max(race.now_ms, demo.market_ms) + CUT_AGAIN_BARS * interval_ms
+        await demo.control("fault", kind="refuse", count=refusals)
+        await demo.until(partial(race.has_passed, back_ms), within_s=REPAIRED_WITHIN_S)
+    demo.is_cut = False
+    await demo.pause()
+    bars = sum((gap.until_ms - gap.from_ms) // interval_ms for gap in repaired())
+    lost = [gap for gap in race.gaps[count:] if not gap.repaired_by]
+    _concluded(
+        demo,
+        f"The daemon connected again and read the {bars} bars that it had missed by REST; "
+        + ("none is missing." if not lost else f"{len(lost)} holes stayed."),
+        is_well=not lost,
+    )
+
+
+async def halt_and_resume(demo: Demo) -> None:
+    """Let the operator say HALT, wait, and say RESUME."""
+    race = demo.race
+    demo.say(
+        "Incident 2 of 4: the operator says HALT. Watch the newest fills: bars go on being "
+        "decided, and no order follows.",
+        mark=ABOUT,
+    )
+    await demo.pause()
+    before, fills = race.refused[operator.name], race.fill_counts[ACCOUNT]
+    halted = await _command(demo, CommandKind.HALT)
+    halted_ms = race.now_ms
+    for_ms = min(DAY_MS, round(HALTED_SHARE * (demo.until_ms - race.start_ms)))
+    await demo.until(lambda: race.now_ms >= halted_ms + for_ms)
+    resumed = await _command(demo, CommandKind.RESUME)
+    await demo.until(lambda: race.sequence >= resumed)
+    refused, filled = race.refused[operator.name] - before, race.fill_counts[ACCOUNT] - fills
+    _concluded(
+        demo,
+        f"RESUME: {refused} decisions between step {halted} and step {resumed} were refused by "
+        f"`operator`, and both words are in the record.",
+        is_well=refused > 0 and filled <= len(demo.served["symbols"]),
+    )
+
+
+async def _command(demo: Demo, kind: CommandKind) -> int:
+    """Give the daemon a command as ``tracepaper command`` does; return the step it caused."""
+    answer = await asyncio.to_thread(give, demo.files.database, kind, "the demo's operator")
+    return int(str(answer["sequence"]))
+
+
+async def kill_and_go_on(demo: Demo) -> None:
+    """Kill the daemon's process, and start another that goes on with the same run."""
+    first = demo.process
+    assert first is not None
+    demo.say(
+        f"Incident 3 of 4: process {first.pid} is killed with -9, without a goodbye. Watch the "
+        "account: it stands still, and another process goes on with it.",
+        mark=ABOUT,
+    )
+    await demo.pause()
+    await demo.hold()
+    status = await asyncio.to_thread(ask, demo.files.database, "/status")
+    os.kill(first.pid, signal.SIGKILL)
+    await first.wait()
+    acknowledged = int(str(status["sequence"]))
+    run_id, stored, equity = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
+    demo.say(
+        f"Process {first.pid} is dead, with {stored:,} steps on the disk. The market waits while "
+        "the next one starts: at this speed it would miss a day."
+    )
+    demo.look()
+    decisions = demo.race.decisions
+    await demo.start_daemon()
+    assert demo.process is not None
+    await demo.until(lambda: demo.race.decisions > decisions)
+    await demo.go_on()
+    await demo.pause()
+    account = status["account"]
+    assert isinstance(account, dict)
+    now_id, *_ = await asyncio.to_thread(_as_stored, demo.files, acknowledged)
+    is_whole = now_id == run_id and abs(float(account["equity"]) - equity) < 0.01
+    _concluded(
+        demo,
+        f"Process {demo.process.pid} goes on with the same run {run_id}: every step that was "
+        f"acknowledged is there, and the account stood at {equity:,.2f} as before."
+        if is_whole
+        else f"Process {demo.process.pid} did not go on where process {first.pid} was killed.",
+        is_well=is_whole,
+    )
+
+
+def _as_stored(files: ShowFiles, sequence: int) -> tuple[str, int, float]:
+    """Return the newest run's id, its number of steps, and its equity at *sequence*, on the disk.
+
+    A step may lie there that was not acknowledged any more.
+    """
+    with Reader.open(files.database) as reader:
+        run_id = reader.find("last")
+        (row,) = RunViews(reader.connection, run_id).rows("v_equity", sequence=sequence)
+        return run_id, reader.stored_run(run_id).step_count, float(row["equity"])
+
+
+async def change_a_tick(demo: Demo) -> None:
+    """Change one stored price by a tick in a copy, and let the check name it."""
+    demo.say(
+        "Incident 4 of 4: in a copy of the record somebody changes one stored price by one tick. "
+        "Watch whether the check finds it.",
+        mark=ABOUT,
+    )
+    await demo.pause()
+    steps, sentence, is_named = await asyncio.to_thread(_changed_and_checked, demo.files)
+    _concluded(
+        demo,
+        f"The record of {steps:,} steps holds; of the copy the check says: {sentence}",
+        is_well=is_named,
+    )
+
+
+def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
+    """Return how many steps were checked, what is said of the copy, and whether that is right.
+
+    It is where ours holds and the copy's changed step is the one that is named.
+    """
+    backup(files.database, files.changed)
+    with Reader.open(files.changed) as reader:
+        run_id = reader.find("last")
+        ours = verify_chain(reader.connection, run_id)
+        first, last = run_span(reader.stored_run(run_id).run_key)
+    with closing(sqlite3.connect(files.changed)) as copy, copy:
+        decided = (
+            "FROM steps WHERE step BETWEEN ? AND ? AND outcome IS NOT NULL AND close IS NOT NULL"
+        )
+        (count,) = copy.execute(f"SELECT count(*) {decided}", (first, last)).fetchone()
+        (step,) = copy.execute(
+            f"SELECT step {decided} ORDER BY step DESC LIMIT 1 OFFSET ?",
+            (first, last, min(BACK, count // 2)),
+        ).fetchone()
+        copy.execute("UPDATE steps SET close = close + 1 WHERE step = ?", (step,))
+    with Reader.open(files.changed) as reader:
+        problem = verify_chain(reader.connection, run_id).problem
+    files.drop_changed()
+    if problem is None:
+        return ours.steps, "nothing was changed.", False
+    return ours.steps, problem.sentence, ours.holds and problem.sequence == step - first
+
+
+INCIDENTS: Final = (
+    Incident(0.15, cut_the_stream),
+    Incident(0.35, halt_and_resume),
+    Incident(0.6, kill_and_go_on),
+    Incident(0.85, change_a_tick),
+)
+"""In the order in which they happen, each when the one before is over."""

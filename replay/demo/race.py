@@ -1,0 +1,258 @@
+"""The race that a demo shows, read from the record as it grows; its pace and its files."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tracepaper.daemon.config.loading import restore
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import DataInvalid
+from tracepaper.strategies.gates.declared import late
+from tracepaper.strategies.types.decisions import Fill, Run, Step
+from tracepaper.strategies.types.market import Bar, Gap, Instrument
+from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, iso
+
+ACCOUNT: Final = ""
+"""The run's own account among the equities; the others are its shadow accounts."""
+FILLS_KEPT: Final = 4
+
+
+@dataclass(slots=True)
+class Race:
+    """Every account's equity over market time, the newest fills, and what was late."""
+
+    run: Run | None = None
+    sequence: int = -1  # of the newest step
+    start_ms: int = 0  # close of the first decided bar
+    now_ms: int = 0  # close of the newest
+    closes_ms: dict[str, int] = field(default_factory=dict)  # of the newest of each instrument
+    prices: dict[str, list[float]] = field(default_factory=dict)
+    held: dict[str, float] = field(default_factory=dict)
+    times_ms: list[int] = field(default_factory=list)
+    curves: dict[str, list[float]] = field(default_factory=dict)  # equity at each of the times
+    fill_counts: Counter[str] = field(default_factory=Counter)  # by account
+    fills: deque[tuple[int, Fill]] = field(default_factory=lambda: deque(maxlen=FILLS_KEPT))
+    gaps: list[Gap] = field(default_factory=list)
+    decisions: int = 0
+    late: int = 0  # decisions that `late` refused
+    refused: Counter[str] = field(default_factory=Counter)
+    instruments: dict[str, Instrument] = field(default_factory=dict)
+    cash: float = 0.0  # at the start of the account, quote currency
+    _reader: Reader | None = None
+
+    @property
+    def day(self) -> int:
+        """The UTC day that the newest bar closes in, as a number."""
+        return max(0, self.now_ms - 1) // DAY_MS
+
+    def change(self, account: str) -> float:
+        """Return the return of *account* so far, as a fraction of the cash at the start."""
+        curve = self.curves.get(account)
+        return curve[-1] / self.cash - 1.0 if curve and self.cash else 0.0
+
+    def has_passed(self, time_ms: int) -> bool:
+        """Return whether a bar of each instrument is decided that closed at *time_ms* or later."""
+        return min(self.closes_ms.values()) >= time_ms
+
+    def look(self, database: Path) -> None:
+        """Take in the steps of the run in *database* that were stored since the last look."""
+        if self._reader is None:
+            try:
+                self._reader = Reader.open(database)
+            except DataInvalid:
+                return  # the daemon is about to make it
+        if self.run is None:
+            if not (run_ids := self._reader.run_ids()):
+                return
+            self.open(self._reader.run(run_ids[-1]))
+        assert self.run is not None
+        for stored in self._reader.steps(self.run.run_id, after=self.sequence):
+            self.observe(stored.step)
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+    def open(self, run: Run) -> None:
+        """Begin the race of *run*."""
+        self.run = run
+        self.instruments = {item.id: item for item in run.instruments}
+        self.cash = float(restore(run.config).account.cash)
+
+    def observe(self, step: Step) -> None:
+        """Take in the next *step*."""
+        self.sequence = step.sequence
+        match step.event:
+            case Bar() as bar if step.accepted and step.decision is not None:
+                self._observe_bar(step, bar, step.decision.refused_by or "")
+            case Gap() as gap:
+                self.gaps.append(gap)
+            case _:
+                pass
+
+    def _observe_bar(self, step: Step, bar: Bar, refused_by: str) -> None:
+        instrument, close_ms = self.instruments[bar.instrument], bar.close_time_ms
+        self.start_ms = self.start_ms or close_ms
+        self.now_ms = max(self.now_ms, close_ms)
+        self.closes_ms[bar.instrument] = close_ms
+        self.decisions += 1
+        self.late += refused_by == late.name
+        self.refused[refused_by] += 1
+        close = bar.close / 10**instrument.price_decimals
+        self.prices.setdefault(bar.instrument, []).append(close)
+        quantity = 0 if step.position is None else step.position.quantity
+        self.held[bar.instrument] = quantity / 10**instrument.quantity_decimals
+        equities = {ACCOUNT: step.account, **{twin.twin: twin.account for twin in step.twins}}
+        if not self.times_ms or close_ms > self.times_ms[-1]:
+            self.times_ms.append(close_ms)
+            for name in {**self.curves, **equities}:
+                curve = self.curves.setdefault(name, [])
+                curve.append(curve[-1] if curve else 0.0)
+        for name, account in equities.items():
+            self.curves[name][-1] = account.equity / MONEY_SCALE
+        self.fill_counts[ACCOUNT] += len(step.fills)
+        self.fill_counts.update({twin.twin: len(twin.fills) for twin in step.twins})
+        self.fills.extend((close_ms, fill) for fill in step.fills)
+
+
+# ---------------------------------------------------------------- pace
+
+SPEED_MIN: Final = 500.0
+"""Market seconds a second while a daemon starts, or catches up."""
+SPEED_MAX: Final = 30_000.0
+SHARE_PLAYED: Final = 0.9
+"""Of the seconds of a demo: for the rest market time stands still, while the daemon is started."""
+BEHIND_S: Final = 0.3
+BEHIND_INTERVALS: Final = 3.0
+"""A machine falls behind where the next bar is stored later than both after its close."""
+FASTER: Final = 1.02
+SLOWER: Final = 0.7
+MARKS_KEPT: Final = 1_000
+
+
+def planned_speed(span_ms: int, seconds: float) -> float:
+    """Return the speed at which *span_ms* of market time pass in *seconds*."""
+    return min(SPEED_MAX, max(SPEED_MIN, span_ms / 1_000 / (seconds * SHARE_PLAYED)))
+
+
+class MarketPace:
+    """Market time on the exchange, and the speed that the machine keeps up with.
+
+    No speed is above the planned one: the daemon's clock runs at that between two frames.
+    """
+
+    def __init__(self, planned: float, interval_ms: int) -> None:
+        self.planned: Final = planned
+        self.speed = SPEED_MIN
+        self.slowest_s = 0.0  # longest time from a bar's close until it was stored
+        self._interval_ms = interval_ms
+        self._ceiling = planned
+        self._is_behind = False
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS_KEPT)  # seconds, market time
+
+    def set(self, speed: float, *, now_ms: int, now_s: float) -> None:
+        """Remember that market time is *now_ms* and passes at *speed* from *now_s* on."""
+        self.speed = speed
+        self._marks.append((now_s, now_ms))
+
+    def market_ms(self, now_s: float) -> int:
+        """Return market time at *now_s*; 0 before any speed was set."""
+        if not self._marks:
+            return 0
+        from_s, from_ms = self._marks[-1]
+        return from_ms + round((now_s - from_s) * 1_000 * self.speed)
+
+    def observe(self, close_ms: int, *, now_s: float) -> None:
+        """Take in that the bar which closed at *close_ms* was stored by *now_s*."""
+        self.set(self.speed, now_ms=self.market_ms(now_s), now_s=now_s)
+        closed_s = next((at_s for at_s, at_ms in self._marks if at_ms >= close_ms), now_s)
+        self.slowest_s = max(self.slowest_s, now_s - closed_s)
+
+    def choose(self, stored_ms: int, *, now_s: float) -> float:
+        """Return the speed from here on, where the newest stored bar closed at *stored_ms*."""
+        was_behind, limit_ms = self._is_behind, float(self._interval_ms)
+        if not was_behind:
+            limit_ms = max(BEHIND_INTERVALS * limit_ms, BEHIND_S * 1_000 * self.speed)
+        waits_ms = self.market_ms(now_s) - stored_ms - self._interval_ms
+        self._is_behind = waits_ms > limit_ms
+        if self._is_behind:
+            if not was_behind:  # once for each time that it falls behind
+                self._ceiling = max(SPEED_MIN, self._ceiling * SLOWER)
+            return SPEED_MIN
+        self._ceiling = min(self.planned, self._ceiling * FASTER)
+        return self._ceiling
+
+
+# ---------------------------------------------------------------- files
+
+NAMES_MAX: Final = 100
+"""Shows that may begin in one folder within one second."""
+
+
+@dataclass(frozen=True)
+class ShowFiles:
+    """Where the show writes: the record, its configuration, the daemon's log, a changed copy."""
+
+    database: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the run can be repeated with."""
+        return self.database.with_suffix(".toml")
+
+    @property
+    def log(self) -> Path:
+        """The log lines of the daemon's processes."""
+        return self.database.with_suffix(".log")
+
+    @property
+    def changed(self) -> Path:
+        """The copy in which one value is changed; it is removed once the check has found it."""
+        return self.database.with_name(f"{self.database.stem}-changed.db")
+
+    def drop_changed(self) -> None:
+        """Remove the changed copy, and what SQLite leaves beside it."""
+        for end in ("", "-wal", "-shm"):
+            self.changed.with_name(self.changed.name + end).unlink(missing_ok=True)
+
+    def claim(self) -> None:
+        """Make the configuration's file; raise ``DataInvalid`` where one of the files exists."""
+        for path in (self.database, self.config, self.changed):
+            require_new(path)
+        try:
+            self.config.touch(exist_ok=False)
+        except OSError as error:
+            raise DataInvalid(
+                f"{self.config} cannot be written ({error.strerror}); go to a folder of yours, or "
+                "give --db."
+            ) from None
+
+
+def require_new(path: Path) -> None:
+    """Raise ``DataInvalid`` where *path* exists: each demo begins a new database."""
+    if path.exists():
+        raise DataInvalid(f"{path} exists already; give another --db, or remove it.")
+
+
+def stamp(wall_ms: int) -> str:
+    """Return a time as the names of files bear it: ``20250501-120000``."""
+    return iso(wall_ms)[:19].replace(":", "").replace("-", "").replace("T", "-")
+
+
+def claimed(database: Path | None, *, wall_ms: int) -> ShowFiles:
+    """Return the files of a new show: *database* and what lies beside it, or new names."""
+    if database is not None:
+        files = ShowFiles(database)
+        files.claim()
+        return files
+    for number in range(1, NAMES_MAX):
+        files = ShowFiles(Path(f"demo-{stamp(wall_ms)}{'' if number == 1 else f'-{number}'}.db"))
+        if not files.config.exists():
+            files.claim()
+            return files
+    raise DataInvalid(f"{NAMES_MAX} demos began in this second; wait a moment.")

@@ -1,0 +1,320 @@
+"""The demo from start to end: of the bundled month, or of data of one's own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import aiohttp
+import structlog
+
+from tracepaper.daemon.clock import SystemClock
+from tracepaper.daemon.config.loading import Config, load
+from tracepaper.daemon.config.values import NO_MODEL
+from tracepaper.daemon.session.daemon import Daemon
+from tracepaper.daemon.session.parity import OFF
+from tracepaper.daemon.session.shutdown import exit_zero_on_signals, run_loop
+from tracepaper.daemon.terminal import console as log
+from tracepaper.daemon.terminal.live_view import live_view
+from tracepaper.replay.backtest.build import fit_windows
+from tracepaper.replay.demo.ending import Played, sum_up
+from tracepaper.replay.demo.incidents import INCIDENTS
+from tracepaper.replay.demo.processes import (
+    LOOKED_AT_EVERY_S,
+    Demo,
+    ServedExchange,
+    exchange_beside,
+)
+from tracepaper.replay.demo.race import (
+    MarketPace,
+    ShowFiles,
+    claimed,
+    planned_speed,
+    require_new,
+    stamp,
+)
+from tracepaper.replay.demo.screen import RaceScreen
+from tracepaper.replay.samples import DEMO_CANDLES, DEMO_CONFIG, MONTH_CANDLES
+from tracepaper.storage.checkpoints import is_checkpoint, locate
+from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.errors import ConfigInvalid, FeedLost, TracepaperError
+from tracepaper.strategies.types.market import RunKind
+from tracepaper.strategies.units import DAY_MS, INTERVALS, interval_start
+
+SERVED_SPEED: Final = 20_000.0
+"""For which the exchange thins its frames."""
+MODEL: Final = "flash-15m"
+"""The checkpoint that the configuration names."""
+WARM_UP_BARS: Final = 700
+"""Bars of the bundled month before the first that is decided."""
+
+
+@dataclass(frozen=True)
+class Show:
+    """The options of ``tracepaper demo`` on the bundled month."""
+
+    days: float | None = None  # of market time; None is all of them
+    seconds: float = 90.0  # that the race should take
+    model: str | None = None  # bundled, or a folder; None is the configuration's
+    has_incidents: bool = True
+    database: Path | None = None
+    as_json: bool = False
+    listening: Callable[[str], None] | None = None  # told the address of the daemon's page
+
+
+def perform(show: Show) -> None:
+    """Carry *show* out and print its summary; a signal ends it in good order.
+
+    Raises ``DataInvalid`` or ``ConfigInvalid`` where it cannot begin, ``FeedLost`` where its
+    daemon ends before its time: after the summary, where anything was decided.
+    """
+    clock = SystemClock()
+    text = configured(show.model)
+    files = claimed(show.database, wall_ms=clock.wall_ms())
+    try:
+        files.config.write_text(text, encoding="utf-8")
+        demo = asyncio.run(_played(show, files, clock))
+    except BaseException:
+        _clean(files)
+        raise
+    exit_zero_on_signals()  # the loop took them; from here on it only sums up
+    if not demo.race.decisions:
+        _clean(files)
+        raise FeedLost("The demo was stopped before its first decision; start it again.")
+    files.drop_changed()
+    played = Played(tuple(demo.outcomes), demo.starts, demo.pace.slowest_s, files)
+    sum_up(files.database, played, as_json=show.as_json)
+    if demo.failure is not None:
+        raise demo.failure
+
+
+def configured(model: str | None) -> str:
+    """Return the text of the show's configuration, with *model* in place of its own.
+
+    Raises ``ConfigInvalid`` where there is no such checkpoint.
+    """
+    text = DEMO_CONFIG.read_text(encoding="utf-8")
+    if model is None:
+        # A source tree without its bundled models still has a demo, which says what it lacks.
+        model = MODEL if is_checkpoint(locate(MODEL)) else NO_MODEL
+    if model != NO_MODEL and not is_checkpoint(locate(model)):
+        raise ConfigInvalid(
+            f"--model {model} is no checkpoint; `tracepaper models` lists the bundled ones."
+        )
+    if model == NO_MODEL:
+        text = text.replace(', "sized_by_forecast"', "")  # a shadow account that needs a forecast
+    is_folder = model != NO_MODEL and locate(model) == Path(model)
+    folder = str(Path(model).resolve()) if is_folder else model
+    return re.sub(r'(?m)^checkpoint = ".*"$', lambda _: f'checkpoint = "{folder}"', text)
+
+
+def _clean(files: ShowFiles) -> None:
+    """Remove what is of no use to anybody, and say what is kept."""
+    files.drop_changed()
+    if files.database.exists():
+        kept = f"Kept: the record {files.database}, its configuration {files.config}, "
+        sys.stderr.write(f"{kept}the daemon's log {files.log}.\n")
+        return
+    files.config.unlink(missing_ok=True)
+    files.log.unlink(missing_ok=True)
+
+
+async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
+    """Play the show to its end, or until the viewer has seen enough."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    candles = [str(path) for path in MONTH_CANDLES]
+    with exchange_beside(candles, SERVED_SPEED, start=WARM_UP_BARS) as beside:
+        served = beside.served
+        interval_ms, until_ms = INTERVALS[served["interval"]], served["end_ms"]
+        begin_ms = interval_start(served["start_ms"], interval_ms)
+        if show.days is not None:
+            until_ms = min(until_ms, begin_ms + round(show.days * DAY_MS))
+        pace = MarketPace(planned_speed(until_ms - begin_ms, show.seconds), interval_ms)
+        screen = RaceScreen()
+        async with aiohttp.ClientSession() as http:
+            demo = Demo(served, files, screen, pace, clock, http, until_ms, show.seconds)
+            try:
+                await demo.hold()
+                await _raced(demo, beside, stop, show)
+            except TracepaperError as error:
+                if not demo.race.decisions:
+                    raise
+                demo.failure = error  # what was played is summed up all the same
+            finally:
+                screen.close(demo.race)
+                demo.race.close()
+    return demo
+
+
+async def _raced(demo: Demo, beside: ServedExchange, stop: asyncio.Event, show: Show) -> None:
+    """Let the script run while it is shown and paced; end the daemon in good order."""
+    works = (beside.watch(), _script(demo, show), stop.wait(), demo.watch())
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if any(task.exception() is not None for task in done):
+            # A killed process resets its connections a moment before it is seen to have ended.
+            await asyncio.sleep(LOOKED_AT_EVERY_S)
+        beside.require_alive()
+        for task in done:
+            task.result()  # what went wrong is raised here
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await demo.stop_daemon()
+        demo.look()
+
+
+def prologue(demo: Demo) -> Iterator[str]:
+    """Yield what the viewer is told before it begins."""
+    symbols = " and ".join(demo.served["symbols"])
+    days = (demo.until_ms - demo.served["start_ms"]) / DAY_MS
+    yield (
+        f"Real candles of {symbols} of May 2025 are served over Bybit's protocol on this machine: "
+        f"a week to warm up, then {days:.1f} days of trading on paper, four bars an hour."
+    )
+    config = load(demo.files.config)
+    if config.strategy.name == TREND:
+        windows = ", ".join(config.strategy.windows)
+        yield (
+            f"The strategy follows the trend of closed hours over {windows} (the shipped one looks "
+            "at 8 to 64 days, for which a month is too short), and the model's gates judge it."
+        )
+    if not config.model.is_given:
+        yield f"No checkpoint {MODEL} is bundled: no model judges."
+
+
+async def _script(demo: Demo, show: Show) -> None:
+    """Start the daemon, let each incident happen at its place, and wait for the end."""
+    race = demo.race
+    for sentence in prologue(demo):
+        demo.say(sentence)
+    await demo.start_daemon()
+    await demo.until(lambda: race.run is not None)
+    assert race.run is not None
+    assert demo.process is not None
+    demo.say(
+        f"The daemon is process {demo.process.pid}. From another terminal: "
+        f"tracepaper status --db {demo.files.database}"
+    )
+    await demo.until(lambda: demo.page_url is not None)
+    if (url := demo.page_url) is not None:
+        demo.say(f"The page is {url}/")
+        # A daemon that is killed comes back at this port, so that an open page goes on.
+        demo.port = urlsplit(url).port or 0
+        if show.listening is not None:
+            show.listening(url)
+    for warning in race.run.warnings:
+        demo.say(f"Warning: {warning}.")
+    await demo.until(lambda: race.decisions > 0)
+    await demo.go_on()
+    for incident in INCIDENTS if show.has_incidents else ():
+        await demo.reach(incident.at)
+        await incident.happen(demo)
+    await demo.reach(1.0)
+    await demo.hold()
+    demo.now = "the last bar is stored; the daemon ends"
+
+
+# ---------------------------------------------------------------- a demo of one's own data
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """The options of one ``tracepaper demo``."""
+
+    bars: int | None = None
+    speed: float = 2_000.0
+    data: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    config: Path | None = None
+    database: Path | None = None
+    as_json: bool = False
+    listening: Callable[[str], None] | None = None  # told the address of the daemon's page
+
+
+def perform_own(wanted: Demonstration) -> None:
+    """Carry the demonstration out and print what happened; a signal ends it in good order.
+
+    Raises ``DataInvalid`` where the database exists; ``FeedLost``, after the summary, where its
+    exchange ends before its time.
+    """
+    clock = SystemClock()
+    database = wanted.database or Path(f"demo-{stamp(clock.wall_ms())}.db")
+    require_new(database)
+    data = wanted.data or (str(DEMO_CANDLES),)
+    with exchange_beside(data, wanted.speed, columns=wanted.columns) as beside:
+        served = beside.served
+        config, warnings = _configured(wanted, served)
+        log.configure(level=config.log.level, output=config.log.format)
+        for sentence in warnings:
+            structlog.get_logger("demo").warning(sentence)
+        with live_view(limit=wanted.bars, until_ms=served["end_ms"], database=database) as watcher:
+            daemon = Daemon(
+                config,
+                database,
+                kind=RunKind.LIVE,
+                opened=watcher.opened,
+                watch=watcher.watch,
+                listening=wanted.listening or (lambda _url: None),
+            )
+            failure = run_loop(_run(daemon, beside))
+    exit_zero_on_signals()
+    if not watcher.decisions:
+        raise failure or FeedLost("The demo was stopped before its first decision; start it again.")
+    sum_up(database, None, as_json=wanted.as_json)
+    if failure is not None:
+        raise failure
+
+
+async def _run(daemon: Daemon, beside: ServedExchange) -> FeedLost | None:
+    """Run *daemon*, as long as its exchange lives; return what is to be said where it did not."""
+    running = asyncio.create_task(daemon.run())
+    try:
+        while not running.done():
+            beside.require_alive()
+            await asyncio.wait({running}, timeout=LOOKED_AT_EVERY_S)
+    except FeedLost as failure:
+        daemon.stop()
+        await running
+        return failure
+    return running.result()
+
+
+def _configured(wanted: Demonstration, served: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """Return the configuration, pointed at the exchange and at what it serves.
+
+    A trend whose windows nobody chose is taken over windows that fit what is still to come; the
+    second value says so.
+    """
+    config = load(
+        wanted.config,
+        {
+            "market": {
+                "category": served["categories"][0],
+                "symbols": served["symbols"],
+                "interval": served["interval"],
+            },
+            "exchange": {
+                "rest_url": served["rest_url"],
+                "stream_url": served["stream_url"],
+                "time_scale": served["speed"],
+                # This exchange answers from the same memory every time: what it lacks is lacking.
+                "certain_s": 0.5,
+            },
+            "http": {"port": 0},
+        },
+        data={"parity": {"daily_at": OFF}},  # days pass in seconds: all is replayed at the end
+    )
+    return fit_windows(config, served["end_ms"] - served["start_ms"])

@@ -1,0 +1,41 @@
+"""The embedded exchange, which adds each route and topic that is called to a file.
+
+Arguments: the file, then those of `tracepaper exchange`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from tracepaper.daemon.cli import main
+from tracepaper.replay.exchange.answers import Query
+from tracepaper.replay.exchange.handlers import RestHandler
+from tracepaper.replay.exchange.hub import Connection, Hub
+
+calls = Path(sys.argv.pop(1))
+answer, subscribe = RestHandler.answer, Hub.subscribe
+
+
+def log(name: str) -> None:
+    """Add one line."""
+    with calls.open("a", encoding="utf-8") as lines:
+        lines.write(f"{name}\n")
+
+
+def logged_answer(handler: RestHandler, path: str, query: Query, now_ms: int) -> Any:
+    """Answer as ever."""
+    log(path)
+    return answer(handler, path, query, now_ms)
+
+
+def logged_subscribe(hub: Hub, connection: Connection, topic: str) -> list[bytes]:
+    """Subscribe as ever."""
+    log(topic.partition(".")[0])
+    return subscribe(hub, connection, topic)
+
+
+RestHandler.answer = logged_answer  # type: ignore[method-assign, assignment]
+Hub.subscribe = logged_subscribe  # type: ignore[method-assign, assignment]
+main()
