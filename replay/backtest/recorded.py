@@ -49,7 +49,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import (
-    ACTING_ONLY,
     Prediction,
     PredictionTimeout,
     Run,
@@ -103,8 +102,6 @@ def open_recorded(
     """
     stored = reader.stored_run(run_id)
     run = stored.run
-    if not run.keeps_every_step:
-        raise DataInvalid(f"Run {run_id} says: {ACTING_ONLY}; replay its candles in full.")
     config = restore(run.config)
     if config.execution.model == "auto":
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")

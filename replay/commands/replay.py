@@ -70,10 +70,6 @@ def replay(
     mode: Annotated[
         str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
     ] = "scan",
-    log: Annotated[
-        str,
-        typer.Option(help="full, or acted: store trades and day ends alone (no verify then)."),
-    ] = "full",
     db: Annotated[
         Path | None,
         typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
@@ -114,7 +110,6 @@ def replay(
         events=tuple(events or ()),
         mode=mode,
         database=db,
-        log=log,
     )
     check_made = None
     if verify:

@@ -44,7 +44,7 @@ class Performance:
     Where only the ends of days are known, what needs every bar is None.
     """
 
-    bars: int | None  # steps of the equity curve
+    bars: int  # steps of the equity curve
     days: float  # that had bars; the first and the last count by their part
     total_return: float | None  # None where the equity means nothing
     mean_day: float | None  # of the simple returns of UTC days; a longer bar's is spread over it
@@ -405,13 +405,12 @@ def performance(
     interval_ms: int,
     calendar: Calendar | None = None,
     *,
-    every_bar: bool = True,
     risk_free: float = 0.0,
 ) -> Performance:
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
-    *times_ms* are closes. Without *every_bar* they are those of some bars, the last of each day
-    among them. A day is one of UTC, or a session of *calendar*. *risk_free* is a rate a year.
+    *times_ms* are closes. A day is one of UTC, or a session of *calendar*. *risk_free* is a rate
+    a year.
     """
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
@@ -423,11 +422,11 @@ def performance(
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
-    worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
+    worst = float(drawdowns(values).max(initial=0.0))
     excess = annual - rate_of_return(risk_free, a_year)
     of_ratio = sharpe_error(excess)
     return Performance(
-        bars=max(values.size - 1, 0) if every_bar else None,
+        bars=max(values.size - 1, 0),
         days=days,
         total_return=earned,
         mean_day=float(returns.mean()) / each if returns.size else None,
@@ -440,7 +439,7 @@ def performance(
         probabilistic_sharpe=probabilistic_sharpe(excess),
         sortino=sortino(excess, a_year),
         max_drawdown=worst,
-        drawdown_bars=longest_drawdown(values) if every_bar else None,
+        drawdown_bars=longest_drawdown(values),
         calmar=growth / worst if growth is not None and worst else None,
     )
 

@@ -39,9 +39,6 @@ from tracepaper.strategies.types.calibration import (
     share_of as share_of,
 )
 from tracepaper.strategies.types.decisions import (
-    ACTING_ONLY as ACTING_ONLY,
-)
-from tracepaper.strategies.types.decisions import (
     BLOCK_BARS as BLOCK_BARS,
 )
 from tracepaper.strategies.types.decisions import (

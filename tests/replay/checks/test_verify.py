@@ -42,7 +42,6 @@ from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import ACTING_ONLY
 
 BARS = 400
 
@@ -407,23 +406,6 @@ def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:
     with pytest.raises(ConfigInvalid, match="is finished"):
         resume_replay("last", [walk], (), audit, run, Tally())
     audit.close()
-
-
-def test_a_run_that_kept_only_what_traded_is_whole_but_cannot_be_rederived(
-    tmp_path: Path, walk: Candles, run: Path
-) -> None:
-    path = tmp_path / "acted.db"
-    replay = build(configured(walk), [walk], started_at_ms=1, warnings=(ACTING_ONLY,))
-    audit = SqlAuditLog.open(path)
-    run_replay(replay, audit, Tally())
-    audit.close()
-    with Reader.open(path) as reader, Reader.open(run) as whole:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        kept = [(f.side, f.quantity, f.price) for f in reader.fills(run_id)]
-        assert kept == [(f.side, f.quantity, f.price) for f in whole.fills(whole.find("last"))]
-    with pytest.raises(DataInvalid, match="cannot be re-derived"):
-        verified(path)
 
 
 @pytest.fixture(scope="module")

@@ -183,23 +183,6 @@ def test_an_account_that_lost_everything_has_no_ratios() -> None:
     assert ruined.max_drawdown == pytest.approx(1.1)
 
 
-def test_of_the_ends_of_days_alone_what_needs_every_bar_is_not_said() -> None:
-    values = np.random.default_rng(3).normal(0, 0.01, 24 * 40)
-    equity = curve(values.tolist())
-    whole = metrics.performance(closes(24 * 40, HOUR), equity, HOUR)
-    ends = metrics.day_ends(closes(24 * 40, HOUR))
-    kept = np.concatenate(([0], ends))  # the first bar, and the last of each day
-    part = metrics.performance(
-        closes(24 * 40, HOUR)[kept],
-        equity[np.concatenate(([0], kept + 1))],
-        HOUR,
-        every_bar=False,
-    )
-    assert (part.bars, part.max_drawdown, part.drawdown_bars, part.calmar) == (None,) * 4
-    same = ("days", "total_return", "mean_day", "error_day", "cagr", "sharpe", "sharpe_error")
-    assert [getattr(part, name) for name in same] == [getattr(whole, name) for name in same]
-
-
 def test_trades_and_exposure_are_counted() -> None:
     found = metrics.activity(
         exposures=[0, 0.5, 1.0, 0, 2.0],

@@ -605,3 +605,14 @@ def test_a_sweep_names_what_was_given_before_and_is_left_out_now(tmp_path: Path)
     SweepFile(state, {"space": {}, "actions": ["a split"]}).close()
     with pytest.raises(ConfigInvalid, match=r"state\.db holds a sweep with another actions"):
         SweepFile(state, {"space": {}})
+
+
+def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None:
+    file, hashes = tmp_path / "news.csv", []
+    for mood in (1, 1, 2):
+        file.write_text(f"time,mood\n1717243200000,{mood}\n", encoding="utf-8")
+        config = {**SIZED, "model": {"covariates": str(file)}}
+        space = {"sizing.quantity": ["0.1"]}
+        asked = read_request("persistence", candles, space, "return", config=config)
+        hashes.append(asked.data_sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
