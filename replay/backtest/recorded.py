@@ -56,9 +56,9 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
+    CovariatesRead,
     Depths,
     Event,
-    ExternalRead,
     FrameBar,
     Instrument,
     ModelChange,
@@ -291,7 +291,7 @@ class RecordedPredictor:
         for sequence, event, stored in rows:
             if isinstance(event, Retrained) and event.takes_over:
                 self._promote(event, is_derived=sequence >= self._run.first)
-            if isinstance(event, ExternalRead):
+            if isinstance(event, CovariatesRead):
                 require_known(covariates_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)

@@ -11,9 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config.loading import own_classes, restore
+from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.external_inputs import NewlyOpened, Outside
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -94,8 +93,6 @@ def run_events(
     engine: Engine,
     audit: SqlAuditLog,
     tally: Tally,
-    *,
-    newly_opened: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Take known *events* through *engine* into *audit*, whole wherever it stops.
 
@@ -110,7 +107,7 @@ def run_events(
     step = None
     with settled_heap():
         for count, unit in enumerate(gathered(events), start=1):
-            steps = advance(engine, unit, predictions_of(predictor, unit), newly_opened)
+            steps = advance(engine, unit, predictions_of(predictor, unit))
             append(*steps)
             for step in steps:
                 bars += type(step.event) is Bar
@@ -139,7 +136,6 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
         replay.engine,
         audit,
         tally,
-        newly_opened=NewlyOpened(*own_classes(replay.config)),
     )
 
 
@@ -301,8 +297,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),
     )
-    newly_opened = NewlyOpened(*own_classes(replay.config))
-    run_events(handed_on, way.predictor, replay.engine, audit, tally, newly_opened=newly_opened)
+    run_events(handed_on, way.predictor, replay.engine, audit, tally)
     return run_id
 
 

@@ -133,7 +133,6 @@ def _price(
 
 
 Card = dict[str, Any]
-OPENED_SHOWN: Final = 3
 MARKS_MAX: Final = 800
 """Points of a curve that are shown; figures are taken from all of them."""
 BUY_AND_HOLD: Final = "buy and hold"
@@ -215,7 +214,7 @@ class Report:
     """Everything that is shown of a run; money in quote currency, shares are fractions."""
 
     record: RunRecord
-    warnings: tuple[str, ...]  # of the run, and what this report cannot say of it
+    warnings: tuple[str, ...]  # of the run
     sentences: tuple[str, ...]  # what a reader must know before believing any of it
     accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
     marks_ms: Ints  # UTC ms of the curves' points
@@ -271,7 +270,7 @@ def build_report(
     own, divided = record.account.equity, record.holds_over_split(record.account)
     return Report(
         record=record,
-        warnings=_warnings(record),
+        warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
         sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
         accounts=(
             *(account_report(record, of, closed[of.name]) for of in ledgers),
@@ -515,18 +514,6 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
         activity=None,
         costs=None,
     )
-
-
-def _warnings(record: RunRecord) -> tuple[str, ...]:
-    """List the run's warnings, and what this report lacks."""
-    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
-    if opened := json.loads(record.run["opened"] or "[]"):
-        found.append(
-            f"The strategy opened {', '.join(opened[:OPENED_SHOWN])}"
-            f"{' and more' if len(opened) > OPENED_SHOWN else ''}; a decision that depends on it "
-            "cannot be re-derived."
-        )
-    return tuple(found)
 
 
 def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:

@@ -128,7 +128,6 @@ def as_document(
 
 
 FILLS_SHOWN: Final = 8
-OPENED_SHOWN: Final = 5
 
 
 def program_name() -> str:
@@ -336,11 +335,6 @@ def show_summary(console: Console, summary: Summary) -> None:
     head(console, title, f"{counted}, {count_of(summary.fill_count, 'fill')}\n{span}")
     warnings = [state.sentence for state in summary.states]
     warnings += [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
-    if opened := json.loads(run["opened"]):
-        shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
-        warnings.append(
-            f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
-        )
     show(console, [Paragraph(warning, "warning") for warning in warnings])
     show(console, summary_tables(summary), blank_lines=False)
     if summary.warming:

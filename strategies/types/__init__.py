@@ -153,6 +153,9 @@ from tracepaper.strategies.types.market import (
     CorporateActionKind as CorporateActionKind,
 )
 from tracepaper.strategies.types.market import (
+    CovariatesRead as CovariatesRead,
+)
+from tracepaper.strategies.types.market import (
     Depth as Depth,
 )
 from tracepaper.strategies.types.market import (
@@ -160,9 +163,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.types.market import (
     Event as Event,
-)
-from tracepaper.strategies.types.market import (
-    ExternalRead as ExternalRead,
 )
 from tracepaper.strategies.types.market import (
     FrameBar as FrameBar,

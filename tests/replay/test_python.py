@@ -343,7 +343,6 @@ def test_several_levels_of_columns_are_refused() -> None:
         ({"config": {"sizing": {"quantiti": 1}}}, "that was given: .* no key 'quantiti'"),
         ({"config": "nowhere.toml"}, "no configuration at nowhere.toml"),
         ({"start": "soon"}, "start is 'soon'"),
-        ({"log": "none"}, "write full or acted"),
         ({"strategy": Follows, "params": {"most": 3}}, "refused .* 'most'"),
         ({"strategy": "no_such_module:Mine"}, "cannot be imported"),
         ({"strategy": "__main__:Lost"}, "typed in a session or a script that is not here"),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import empyrical
@@ -11,7 +10,7 @@ from builders import MINUTE
 from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.report import BUY_AND_HOLD, Report, _warnings, build_report
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report, build_report
 from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Gap, GapCause
@@ -120,13 +119,6 @@ def test_a_warning_of_the_run_and_the_card_s_honest_sentences_are_shown(
     warned = other.warnings
     assert len(warned) == 1
     assert "trained on interval 1, and this run's is 5" in warned[0]
-
-
-def test_what_the_strategy_opened_is_a_warning(cross_report: Report) -> None:
-    record = cross_report.record
-    run = {**record.run, "opened": '["a.csv", "b.csv", "c.csv", "d.csv"]'}
-    (said,) = _warnings(replace(record, run=run))
-    assert said.startswith("The strategy opened a.csv, b.csv, c.csv and more; a decision")
 
 
 def test_gaps_are_counted_and_said(tmp_path: Path) -> None:
