@@ -45,8 +45,6 @@ NEWEST_BYTES: Final = 16 * 1024 * 1024
 """What is read of a file that goes on: many blocks, for one torn and one whole are enough."""
 FRAME: Final = "recv"
 GAP: Final = "gap"
-AHEAD_MOST_MS: Final = 600_000
-"""The most that ``exchange.ahead_ms`` can be (T13)."""
 NOT_RECORDED: Final = "outside"
 """Before the first frame of a recording, or after its last."""
 
@@ -54,8 +52,7 @@ NOT_RECORDED: Final = "outside"
 class EventsHeader(Struct, frozen=True, kw_only=True):
     """What a file holds the frames of, and whence: ``exchange``, ``loopback`` or ``frames``.
 
-    A frame that is dated more than ``ahead_ms`` after its receipt was not kept; a file of an older
-    version does not say.
+    A frame that is dated more than ``ahead_ms`` after its receipt was not kept.
     """
 
     t: str = "events"
@@ -64,7 +61,7 @@ class EventsHeader(Struct, frozen=True, kw_only=True):
     instrument: Instrument
     topics: tuple[str, ...]
     source: str
-    ahead_ms: int = AHEAD_MOST_MS
+    ahead_ms: int
 
     def words(self) -> str:
         """Return it as people read it."""

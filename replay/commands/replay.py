@@ -80,10 +80,7 @@ def replay(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Backtest on candles, or replay a recorded run's events; every decision is stored.
-
-    `backtest` is another name of this command.
-    """
+    """Backtest on candles, or replay a recorded run's events; every decision is stored."""
     try:
         from tracepaper.daemon.config.loading import with_settings
         from tracepaper.replay.backtest.request import Request, perform

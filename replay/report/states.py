@@ -63,7 +63,7 @@ _LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
 
 @dataclass(frozen=True)
 class LastingState:
-    """One state that lasts; ``refused`` is None where the run did not keep every decision."""
+    """One state that lasts; ``refused`` is None of holes."""
 
     kind: str  # limit, operator or hole
     by: str  # the gate; of holes the cause of the longest
@@ -154,10 +154,8 @@ class _Span:
             gates, what = (gate,), "decisions"
             by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
         refused = self._refused(gates, sequence)
-        count = ""
-        if refused is not None:
-            least = "at least " if self._pruned >= sequence else ""
-            count = f"; {least}{refused:,} {what} refused"
+        least = "at least " if self._pruned >= sequence else ""
+        count = f"; {least}{refused:,} {what} refused"
         idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
         sentence = (
             f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "

@@ -69,7 +69,9 @@ def send(at: int, *requests: OrderRequest | Cancel) -> Say:
 def events_file(path: Path, script: Sequence[Say], item: Instrument = BTC) -> Path:
     """Write the frames and gaps of *script* as `data record --events` would."""
     path.unlink(missing_ok=True)
-    header = EventsHeader(instrument=item, topics=(BOOK, TRADES), source="loopback")
+    header = EventsHeader(
+        instrument=item, topics=(BOOK, TRADES), source="loopback", ahead_ms=600_000
+    )
     number = 0
     with EventsWriter(path, header) as writer:
         for one in script:

@@ -47,6 +47,7 @@ def seeded_market(
         instrument=item,
         topics=(f"orderbook.50.{item.symbol}", f"publicTrade.{item.symbol}"),
         source="frames",
+        ahead_ms=600_000,
     )
     sides: list[dict[int, int]] = [{}, {}]
     shown: list[dict[int, int]] = [{}, {}]

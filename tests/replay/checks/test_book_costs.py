@@ -305,6 +305,7 @@ EVENTS = EventsHeader(
     instrument=depth_cases.BTC,
     topics=("orderbook.50.BTCUSDT", "publicTrade.BTCUSDT"),
     source="frames",
+    ahead_ms=600_000,
 )
 
 

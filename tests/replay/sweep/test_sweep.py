@@ -487,7 +487,7 @@ def test_wrong_usage_is_said_before_anything_runs(
 
 
 def test_less_is_better_where_the_figure_says_so(candles: Path) -> None:
-    found = here(candles, objective="drawdown")
+    found = here(candles, objective="max_drawdown")
     worst = [cell.figures["max_drawdown"] for cell in found.cells]
     assert found.best is not None
     assert found.best.value == min(of for of in worst if of is not None)
