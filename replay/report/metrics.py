@@ -381,7 +381,10 @@ def longest_drawdown(equity: Numbers) -> int:
     return int(np.diff(ends).max(initial=1)) - 1
 
 
-def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[Drawdown]:
+DRAWDOWNS_SHOWN: Final = 5
+
+
+def worst_drawdowns(times_ms: Numbers, equity: Numbers) -> list[Drawdown]:
     """Return the deepest stretches of *equity* under an earlier peak, the deepest first.
 
     *times_ms* has a time for every value of *equity*.
@@ -396,7 +399,7 @@ def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[D
         found.append(
             Drawdown(float(lost[deepest]), int(times[start - 1]), int(times[deepest]), back)
         )
-    return sorted(found, key=lambda one: -one.depth)[:most]
+    return sorted(found, key=lambda one: -one.depth)[:DRAWDOWNS_SHOWN]
 
 
 def performance(

@@ -152,7 +152,8 @@ def test_the_worst_drawdowns_are_apart_and_deepest_first() -> None:
     assert one.recovered_ms is None
     assert (two.depth, two.peak_ms, two.trough_ms, two.recovered_ms) == (0.25, 11, 12, 14)
     assert metrics.worst_drawdowns([1, 2, 3], [1.0, 2.0, 3.0]) == []
-    assert len(metrics.worst_drawdowns(times, equity, most=1)) == 1
+    waves = [100, 90] * 9
+    assert len(metrics.worst_drawdowns(range(18), waves)) == metrics.DRAWDOWNS_SHOWN
 
 
 def test_drawdown_is_measured_from_the_highest_equity_so_far() -> None:

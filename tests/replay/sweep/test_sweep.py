@@ -181,7 +181,7 @@ def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path)
 
 
 @pytest.mark.slow
-def test_the_deflated_ratio_counts_every_trial(days: Path, registry: Path) -> None:
+def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     earlier = here(days, {"fast": [2, 4, 8], "slow": [30, 60]}, "sharpe")
     found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
     assert found.best is not None
@@ -189,7 +189,7 @@ def test_the_deflated_ratio_counts_every_trial(days: Path, registry: Path) -> No
     assert daily.size == 40
     ratios = [np.mean(cell.daily) / np.std(cell.daily, ddof=1)
               for cell in (*earlier.cells, *found.cells)]  # fmt: skip
-    with TrialRegistry(registry) as counted:
+    with TrialRegistry() as counted:
         trials = counted.trials(found.request.data_sha256)
     assert trials.number == 8
     assert sorted(trials.sharpe_day) == pytest.approx(sorted(ratios))
