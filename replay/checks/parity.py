@@ -92,7 +92,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     """Compare two runs; both databases stay open for reading.
 
     A bar that only one of them decided is counted, and is a difference where both runs decided
-    bars before and after it; a run that kept only some of its steps has no such holes.
+    bars before and after it.
     """
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
     exact = _exact(one, two) and _scanned_alike(one, first, second)

@@ -60,8 +60,7 @@ def broken(
 def equity_chart(report: Report) -> Chart:
     """Draw equity against the other accounts and the random twins, drawdown and exposure.
 
-    Accounts that dwarf the run have a panel of their own. Of a run that kept only some bars, there
-    is the equity alone.
+    Accounts that dwarf the run have a panel of their own.
     """
     times = report.marks_ms.tolist()
     returns: list[Layer] = []

@@ -504,8 +504,8 @@ def _reserve(report: Report) -> tuple[str, ...]:
 def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, own = report.record, report.accounts[0].performance
-    bars = "" if own.bars is None else f"{count_of(own.bars, 'bar')} on "
-    said = f"Errors count blocks of five days or more: {bars}{own.days:,.1f} days. "
+    bars = count_of(own.bars, "bar")
+    said = f"Errors count blocks of five days or more: {bars} on {own.days:,.1f} days. "
     if not is_annual(own.days):
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:

@@ -484,7 +484,7 @@ def profit_factor(profits: Numbers) -> float | None:
 
 def activity(
     *,
-    exposures: Numbers | None,
+    exposures: Numbers,
     notionals: Numbers,
     equity: Numbers,
     profits: Numbers,
@@ -493,17 +493,17 @@ def activity(
 ) -> Activity:
     """Measure how much was traded.
 
-    *exposures* is what was held at each bar that could be decided by equity, not negative, or None
-    where that is not known bar by bar; *notionals* each fill's, *equity* one value a bar in the
-    same money, *profits* each closed trade's after costs.
+    *exposures* is what was held at each bar that could be decided by equity, not negative,
+    *notionals* each fill's, *equity* one value a bar in the same money, *profits* each closed
+    trade's after costs.
     """
     values = np.asarray(profits, dtype=np.float64)
-    held = None if exposures is None else np.asarray(exposures, dtype=np.float64)
-    mean = float(held.mean()) if held is not None and held.size else None
+    held = np.asarray(exposures, dtype=np.float64)
+    mean = float(held.mean()) if held.size else None
     return Activity(
-        exposure=None if held is None else exposure(held),
+        exposure=exposure(held),
         mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
-        turnover=None if held is None else turnover(notionals, equity, days, year_days),
+        turnover=turnover(notionals, equity, days, year_days),
         trades=values.size,
         hit_rate=hit_rate(values),
         profit_factor=profit_factor(values),

@@ -345,7 +345,7 @@ def _fitted_parts(
 def _stretch(
     record: RunRecord,
     closed: Sequence[ClosedTrade],
-    exposed: Floats | None,
+    exposed: Floats,
     name: str,
     from_ms: int,
     until_ms: int,
@@ -363,13 +363,13 @@ def _stretch(
     )
     if record.holds_over_split(record.account):
         figures = metrics.unknown(figures)
-    held = None if exposed is None else exposed[max(first, record.decidable_from) : end]
+    held = exposed[max(first, record.decidable_from) : end]
     return Stretch(
         name,
         from_ms,
         until_ms,
         figures,
-        None if held is None or not held.size else float(np.mean(held != 0)),
+        float(np.mean(held != 0)) if held.size else None,
         sum(from_ms < trade.exit_ms <= until_ms for trade in closed),
     )
 
@@ -426,7 +426,7 @@ def account_report(
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=None if gross is None else gross[record.decidable_from :],
+            exposures=gross[record.decidable_from :],
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -439,9 +439,9 @@ def account_report(
     )
 
 
-def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats | None) -> float | None:
+def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats) -> float | None:
     """Return the mean of the long side less the short one, in hedge mode."""
-    if net is None or len(sides_of(record, ledger)) == 1:
+    if len(sides_of(record, ledger)) == 1:
         return None
     mean = float(np.mean(net[record.decidable_from :])) if net.size else math.nan
     return mean if math.isfinite(mean) else None

@@ -198,11 +198,6 @@ def test_trades_and_exposure_are_counted() -> None:
     assert (found.trades, found.hit_rate) == (4, 0.5)
     assert found.profit_factor == pytest.approx(5.0)
     assert found.mean_profit == pytest.approx(10.0)
-    unknown = metrics.activity(
-        exposures=None, notionals=[500], equity=[1_000], profits=[1.0], days=73.0
-    )
-    assert (unknown.exposure, unknown.mean_exposure, unknown.turnover) == (None, None, None)
-    assert unknown.trades == 1
 
 
 @given(st.lists(st.floats(min_value=-0.05, max_value=0.05), min_size=1, max_size=60))
