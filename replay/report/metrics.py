@@ -39,10 +39,7 @@ Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Se
 
 @dataclass(frozen=True)
 class Performance:
-    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent.
-
-    Where only the ends of days are known, what needs every bar is None.
-    """
+    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent."""
 
     bars: int  # steps of the equity curve
     days: float  # that had bars; the first and the last count by their part
