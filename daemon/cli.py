@@ -37,8 +37,6 @@ PANELS: Final = {
     "Operate": ("status", "command", "notify", "db", "fleet", "config", "doctor"),
 }
 """The order and the headings of the help; commands of other distributions come last."""
-ALIASES: Final = {"backtest": "replay"}
-"""Other names of commands, for people who come from other programs."""
 OTHER_PANEL: Final = "Added by other packages"
 
 NEW_OBJECTS: Final = 20_000
@@ -118,10 +116,6 @@ def _open_streams() -> None:
 def _run(arguments: Sequence[str]) -> int:
     entries = _entries()
     name = next((word for word in arguments if not word.startswith("-")), "")
-    if name in ALIASES and name not in entries:
-        place = arguments.index(name)
-        name = ALIASES[name]
-        arguments = [*arguments[:place], name, *arguments[place + 1 :]]
     if name in entries:
         from tracepaper.daemon.terminal import console
 

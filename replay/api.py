@@ -90,7 +90,6 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     columns: Mapping[str, str | None] | None = None,
     depth: str | Path | Sequence[str | Path] = (),
     events: str | Path | Sequence[str | Path] = (),
-    log: str = "full",
     frames: Library | None = None,
     progress: bool | None = None,
 ) -> Backtest:
@@ -109,9 +108,8 @@ def backtest(  # noqa: PLR0913 - the options of a replay
     *actions* of splits and dividends, *frame_data* candles of higher timeframes that begin before
     the data. *columns* name a field's column, ``{"close": "Price"}``, or leave it out,
     ``{"turnover": None}``, in both. *depth* are files of order books that ``tracepaper data
-    record`` wrote, *events* those with all that happened to them. *log* is ``full`` or ``acted``.
-    *frames* are ``polars``, ``pandas`` or ``numpy``; by default those of *data*, else polars where
-    it is installed. In a
+    record`` wrote, *events* those with all that happened to them. *frames* are ``polars``,
+    ``pandas`` or ``numpy``; by default those of *data*, else polars where it is installed. In a
     notebook a bar shows how far it is, unless *progress* is False.
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
@@ -143,7 +141,6 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             frames=() if frame_data is None else data_of(frame_data, given, overrides, named),
             depth=paths_of(depth, "depth"),
             events=paths_of(events, "events"),
-            log=log,
             warnings=process_warnings(classes),
         )
         if chosen is None and params:
@@ -454,18 +451,15 @@ class Backtest:
         if figures["random_beaten"] is not None:
             share = _number(figures["random_beaten"], ".0f", 100.0)
             yield f"beats {share} % of {figures['random_twins']} random twins"
-        if record.every_bar:
-            decided = record.decisions
-            refused, unfilled = (
-                [pair for pair in Counter(column.tolist()).items() if pair[0]]
-                for column in (decided.refused_by, decided.unfilled)
-            )
-            yield from map(
-                str,
-                largest_causes(
-                    decided.sequence.size, refused, unfilled, record.instruments.values()
-                ),
-            )
+        decided = record.decisions
+        refused, unfilled = (
+            [pair for pair in Counter(column.tolist()).items() if pair[0]]
+            for column in (decided.refused_by, decided.unfilled)
+        )
+        yield from map(
+            str,
+            largest_causes(decided.sequence.size, refused, unfilled, record.instruments.values()),
+        )
         yield from (f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]"))
 
     def _repr_html_(self) -> str:

@@ -172,8 +172,8 @@ class TrialRegistry:
     A trial is one configuration of one strategy, whichever sweep made it and however often.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self.path = registry_path() if path is None else path
+    def __init__(self) -> None:
+        self.path = registry_path()
         with _explaining_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
         self._db = _open(self.path, _TRIALS_ID, "registry of trials", _TRIALS)

@@ -56,9 +56,9 @@ from tracepaper.strategies.types.market import (
     Command,
     CommandKind,
     CorporateAction,
+    CovariatesRead,
     Depths,
     Event,
-    ExternalRead,
     FrameBar,
     Funding,
     Gap,
@@ -265,7 +265,7 @@ class Engine:
                 is_part = state.history.take(event)
                 belief = state.doubt_of(event) if isinstance(event, Depths) else None
                 return self._finish(event, event.instrument, accepted=is_part, belief=belief)
-            case Closed() | RunEnd() | Prune() | ExternalRead() | Retrained() | ParityCheck():
+            case Closed() | RunEnd() | Prune() | CovariatesRead() | Retrained() | ParityCheck():
                 pass
             case _:
                 assert_never(event)

@@ -113,12 +113,10 @@ class ServerTimeReader:
         clock: Clock,
         *,
         time_scale: float = 1.0,
-        resample_s: float = RESAMPLE_S,
     ) -> None:
         self._client = client
         self._clock = clock
         self._scale_ms = 1_000 * time_scale
-        self._resample_s = resample_s
 
     async def first(self) -> int:
         """Return the time where nothing is expected yet: two answers in a row must agree."""
@@ -144,7 +142,7 @@ class ServerTimeReader:
             expected_ms=self._clock.market_ms(),
         )
         while agreeing < SAMPLES:
-            await self._client.cooldown.pause("server time", self._resample_s)
+            await self._client.cooldown.pause("server time", RESAMPLE_S)
             again = await self._ask()
             if self._is_near(again):
                 return ServerTimeReading(again.server_ms, is_jump=False)

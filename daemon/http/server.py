@@ -438,9 +438,7 @@ class HttpServer:
 
 
 @asynccontextmanager
-async def metrics_listener(
-    host: str, port: int, registry: CollectorRegistry, *, limits: ConnectionLimits | None = None
-) -> AsyncIterator[str]:
+async def metrics_listener(host: str, port: int, registry: CollectorRegistry) -> AsyncIterator[str]:
     """Serve ``/metrics`` alone on *host*, which may be any address; yield where.
 
     Nothing else is there: no status, no page, no command. Raises ``ConfigInvalid`` where the
@@ -450,7 +448,7 @@ async def metrics_listener(
     async def metrics(_request: web.Request) -> web.Response:
         return _exposed(registry)
 
-    limits = limits or ConnectionLimits()
+    limits = ConnectionLimits()
     application = web.Application(middlewares=[limits.middleware], client_max_size=1)
     application.add_routes([web.get("/metrics", metrics)])
     async with listening(application, limits, host, port, key="[http] metrics") as url:

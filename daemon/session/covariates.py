@@ -26,7 +26,6 @@ import structlog
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.storage.covariates import (
     CovariateFile,
     GrowingFile,
@@ -51,7 +50,7 @@ from tracepaper.strategies.covariates import (
     vector_scale,
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.market import ExternalRead
+from tracepaper.strategies.types.market import CovariatesRead, Event
 
 LIVE: Final = "live-"
 """What the names of journals begin with; those of files that stand are their hashes."""
@@ -375,13 +374,13 @@ class GrowingCovariates:
         """Raise ``CheckpointMismatch`` unless the lines that run *run_id* knew are there."""
         self._journal.require(head, run_id)
 
-    def newly(self) -> Sequence[Outside]:
-        """Return the head of the journal where it changed since the last call."""
+    def newly(self, at: Event) -> CovariatesRead | None:
+        """Return the head of the journal, at the time of *at*, where it changed since the last."""
         head = self._journal.head
         if head == self._reported:
-            return ()
+            return None
         self._reported = head
-        return (Outside(VECTORS, f"{self.name} {head.lines} {head.sha256}"),)
+        return CovariatesRead(self.name, head.lines, head.sha256, at.market_ms, at.seen_ms)
 
     def _new(self, growth: Growth, close_ms: int) -> list[KnownRow]:
         """Return the rows that are new at *close_ms*; raise ``DataInvalid`` where one changed."""
@@ -497,21 +496,18 @@ def covariates_of(forecaster: Forecaster | None) -> CovariateSource | None:
     return source
 
 
-def newly_known(forecaster: Forecaster | None) -> Callable[[], Sequence[Outside]]:
-    """Return a function that gives the new heads of the forecaster's journal, for run events."""
+def newly_known(forecaster: Forecaster | None) -> Callable[[Event], CovariatesRead | None]:
+    """Return a function that gives the new heads of the forecaster's journal, as run events."""
     source = covariates_of(forecaster)
-    return source.newly if isinstance(source, GrowingCovariates) else tuple
+    return source.newly if isinstance(source, GrowingCovariates) else lambda _at: None
 
 
 def require_known(
-    source: CovariateSource | None, reading: ExternalRead | None, run_id: str
+    source: CovariateSource | None, reading: CovariatesRead | None, run_id: str
 ) -> None:
     """Raise ``CheckpointMismatch`` unless *source* holds the lines that *reading* names."""
-    if reading is None or reading.what != VECTORS:
-        return
-    if isinstance(source, CovariateJournal | GrowingCovariates):
-        _, lines, sha256 = reading.name.split()
-        source.require(JournalHead(int(lines), sha256), run_id)
+    if reading is not None and isinstance(source, CovariateJournal | GrowingCovariates):
+        source.require(JournalHead(reading.lines, reading.sha256), run_id)
 
 
 def recorded_covariates(

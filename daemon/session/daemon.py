@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
-from tracepaper.daemon.config.loading import Config, own_classes
+from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.secrets import FILE_LABEL
 from tracepaper.daemon.config.several import members_of
 from tracepaper.daemon.config.values import host_and_port
@@ -49,7 +49,6 @@ from tracepaper.daemon.session.build import (
     resolved,
 )
 from tracepaper.daemon.session.covariates import newly_known
-from tracepaper.daemon.session.external_inputs import NewlyOpened
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
 from tracepaper.daemon.session.notify import Messenger, check_notify
@@ -396,7 +395,6 @@ class Daemon:
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
-            opened_by_class, known = NewlyOpened(*own_classes(config)), newly_known(forecaster)
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
             for process in behind:
                 await stack.enter_async_context(process.at_work(self._supervisor.stop))
@@ -405,7 +403,7 @@ class Daemon:
                 feed,
                 *timed,
                 watch=watch,
-                newly_opened=lambda: (*opened_by_class(), *known()),
+                newly_known=newly_known(forecaster),
                 is_behind=feed.is_behind,
             )
 

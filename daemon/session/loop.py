@@ -27,7 +27,6 @@ from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from tracepaper.daemon.clock import AuditLog, Feed, Predictor
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
@@ -35,8 +34,8 @@ from tracepaper.strategies.types.decisions import Prediction, PredictionTimeout,
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
+    CovariatesRead,
     Event,
-    ExternalRead,
     FrameBar,
     Gap,
     ModelChange,
@@ -123,18 +122,16 @@ def advance(
     engine: Engine,
     unit: Unit,
     predictions: Sequence[Prediction],
-    newly_opened: Callable[[], Sequence[Outside]],
+    newly_known: Callable[[Event], CovariatesRead | None] = lambda _at: None,
 ) -> list[Step]:
     """Return the steps that *unit* causes; they are stored together or not at all.
 
-    *newly_opened* returns the external inputs that a user's class has opened since the last call;
-    each is a step of its own, after these. Live and in replay every event goes through here.
+    *newly_known* returns how far covariates are known where that changed, which is a step of its
+    own, after these. Live and in replay every event goes through here.
     """
     steps = steps_of(engine, unit, predictions)
-    if opened := newly_opened():
-        at = steps[0].event
-        readings = [ExternalRead(item.what, item.name, at.market_ms, at.seen_ms) for item in opened]
-        steps += [engine.step(reading, None) for reading in readings]
+    if (reading := newly_known(steps[0].event)) is not None:
+        steps.append(engine.step(reading, None))
     return steps
 
 
@@ -145,7 +142,7 @@ async def drive(
     audit: AuditLog,
     *,
     watch: Callable[[Step], bool] = lambda _step: True,
-    newly_opened: Callable[[], Sequence[Outside]] = tuple,
+    newly_known: Callable[[Event], CovariatesRead | None] = lambda _at: None,
     is_behind: Callable[[], bool] = lambda: False,
 ) -> None:
     """Carry every event of a live feed through the engine; stop if it cannot be recorded.
@@ -158,7 +155,7 @@ async def drive(
     async for unit in _gathered(feed):
         if unit is not None:
             predictions = await _predict(predictor, unit)
-            steps += (new := advance(engine, unit, predictions, newly_opened))
+            steps += (new := advance(engine, unit, predictions, newly_known))
             if len(steps) < GROUP_STEPS and all(map(_may_wait, new)) and is_behind():
                 continue
         if not steps:

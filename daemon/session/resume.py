@@ -27,11 +27,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     terms_for,
 )
-from tracepaper.daemon.session.covariates import (
-    VECTORS,
-    covariates_of,
-    require_known,
-)
+from tracepaper.daemon.session.covariates import covariates_of, require_known
 from tracepaper.daemon.session.loop import BarHistory
 from tracepaper.daemon.session.models import forecaster_of_run
 from tracepaper.daemon.session.run_row import (
@@ -55,6 +51,7 @@ from tracepaper.strategies.other_symbol import RunOtherBars
 from tracepaper.strategies.types.decisions import Confirmation, FillModel, Order, Run
 from tracepaper.strategies.types.market import (
     Bar,
+    CovariatesRead,
     Instrument,
     ModelChange,
     RunKind,
@@ -172,9 +169,10 @@ def open_run(opening: Opening, audit: SqlAuditLog) -> Opened:
         if last is not None:
             models = reader.models(last.run_id)
             if continues(last, opening.config, opening.forecaster, model_sha256=models.next):
-                known = reader.newest_reading(last.run_id, VECTORS)
-                with usage_errors():
-                    require_known(covariates_of(opening.forecaster), known, last.run_id)
+                if (source := covariates_of(opening.forecaster)) is not None:
+                    known = reader.newest_of(last.run_id, CovariatesRead)
+                    with usage_errors():
+                        require_known(source, known, last.run_id)
                 return _go_on(opening, audit, reader, last, models)
         return _begin(opening, audit, reader, last)
 

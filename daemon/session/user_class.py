@@ -17,15 +17,19 @@ from contextvars import ContextVar
 from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
-from types import FunctionType, NoneType
+from types import NoneType
 from typing import Final, Generic, TypeVar, cast
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from tracepaper.daemon.engine.state import TWINS
-from tracepaper.daemon.session import external_inputs
-from tracepaper.daemon.session.user_code import ForeignCode, class_sha256, own_folder, short
+from tracepaper.daemon.session.user_code import (
+    ForeignCode,
+    class_sha256,
+    declared_files,
+    short,
+)
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -37,7 +41,7 @@ from tracepaper.strategies.api.context import (
     Volatility,
     is_protected,
 )
-from tracepaper.strategies.api.model import OWN_CLASSES, FeatureFunction, FoundClass
+from tracepaper.strategies.api.model import OWN_CLASSES, FoundClass
 from tracepaper.strategies.api.strategy import (
     PortfolioMember,
     PortfolioStrategy,
@@ -119,7 +123,6 @@ def imported(name: str, *, key: str) -> object:
     ``StrategyFailed`` where its module fails.
     """
     if (passed := _objects.get().get(name)) is not None:
-        external_inputs.belongs(name, own_folder(passed))
         return passed
     module_name, _, class_name = name.partition(":")
     if module_name == "__main__" and not hasattr(sys.modules["__main__"], class_name):
@@ -132,9 +135,6 @@ def imported(name: str, *, key: str) -> object:
     try:
         with ForeignCode(name, "when it was imported"):
             named: object = getattr(importlib.import_module(module_name), class_name)
-            code = named.function if isinstance(named, FeatureFunction) else named
-            if isinstance(code, type | FunctionType):
-                external_inputs.belongs(name, own_folder(code))
     except StrategyFailed as error:
         if isinstance(error.__cause__, SyntaxError):
             raise ConfigInvalid(str(error)) from error  # no start mends it
@@ -164,50 +164,44 @@ def make_own(name: str, options: dict[str, object], symbols: Sequence[str]) -> d
     """
     made_of = user_class(name)
     if issubclass(made_of, PortfolioStrategy):
-        portfolio = user_portfolio(made_of, options, symbols, known_as=name)
+        portfolio = user_portfolio(made_of, options, symbols)
         return {symbol: PortfolioMember(portfolio) for symbol in symbols}
-    return {symbol: user_strategy(made_of, dict(options), known_as=name) for symbol in symbols}
+    return {symbol: user_strategy(made_of, dict(options)) for symbol in symbols}
 
 
-def user_strategy(
-    made_of: type[Strategy], options: dict[str, object], *, known_as: str = ""
-) -> Strategy:
+def user_strategy(made_of: type[Strategy], options: dict[str, object]) -> Strategy:
     """Return an object of the user's class, guarded; its constructor takes *options*.
 
     They are passed as one dictionary, or as keywords, or not at all, by the constructor's signature
-    (docs/strategies.md, U1). *known_as* is its name in the configuration, under which the files
-    that it opens are recorded.
+    (docs/strategies.md, U1).
 
     Raises ``ConfigInvalid`` where it refuses them or has an impossible declaration, and
     ``StrategyFailed`` where it fails otherwise.
     """
-    strategy = _made(made_of, options, known_as)
-    with external_inputs.AttributedTo(known_as):
-        _check(strategy)
-        return _Guarded(strategy, known_as)
+    strategy = _made(made_of, options)
+    _check(strategy)
+    return _Guarded(strategy)
 
 
 def user_portfolio(
     made_of: type[PortfolioStrategy],
     options: dict[str, object],
     symbols: Sequence[str],
-    *,
-    known_as: str = "",
 ) -> PortfolioStrategy:
     """Return the one object of the user's portfolio class over *symbols*, guarded as above."""
-    portfolio = _made(made_of, options, known_as)
-    with external_inputs.AttributedTo(known_as):
-        _check(portfolio)
-        portfolio.symbols = tuple(symbols)
-        return _GuardedPortfolio(portfolio, known_as)
+    portfolio = _made(made_of, options)
+    _check(portfolio)
+    portfolio.symbols = tuple(symbols)
+    return _GuardedPortfolio(portfolio)
 
 
-def _made(made_of: type[Own], options: dict[str, object], known_as: str) -> Own:
-    with ForeignCode(made_of.__name__, "when its State was made", known_as):
+def _made(made_of: type[Own], options: dict[str, object]) -> Own:
+    declared_files(made_of).require(made_of.__name__)
+    with ForeignCode(made_of.__name__, "when its State was made"):
         check_declared(made_of.__name__, made_of.State)
     _check_decide(made_of)
     try:
-        with ForeignCode(made_of.__name__, "when it was made", known_as):
+        with ForeignCode(made_of.__name__, "when it was made"):
             return _called(made_of, options)
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
@@ -281,11 +275,11 @@ def unguarded(strategy: Strategy) -> Strategy | PortfolioStrategy:
 class _Checks(Generic[Own]):
     """Checks each answer of a user's object before it is used."""
 
-    def __init__(self, guarded: Own, known_as: str) -> None:
+    def __init__(self, guarded: Own) -> None:
         self.guarded: Own = guarded
         self._name = type(guarded).__name__
-        self._observing = ForeignCode(self._name, "in observe", known_as)
-        self._deciding = ForeignCode(self._name, "in decide", known_as, may_exit=False)
+        self._observing = ForeignCode(self._name, "in observe")
+        self._deciding = ForeignCode(self._name, "in decide", may_exit=False)
         self.gates = frozenset(guarded.gates)
         self.warmup = guarded.warmup
         self.sees_account = guarded.sees_account
@@ -461,8 +455,8 @@ class _Checks(Generic[Own]):
 class _Guarded(_Checks[Strategy], Strategy):
     """Calls the user's strategy and checks each answer before it is used."""
 
-    def __init__(self, strategy: Strategy, known_as: str) -> None:
-        super().__init__(strategy, known_as)
+    def __init__(self, strategy: Strategy) -> None:
+        super().__init__(strategy)
         self._observes = type(strategy).observe is not Strategy.observe
 
     def observe(self, bar: Bar) -> None:
@@ -483,8 +477,8 @@ class _Guarded(_Checks[Strategy], Strategy):
 class _GuardedPortfolio(_Checks[PortfolioStrategy], PortfolioStrategy):
     """Calls the user's portfolio strategy and checks each part of its answers."""
 
-    def __init__(self, portfolio: PortfolioStrategy, known_as: str) -> None:
-        super().__init__(portfolio, known_as)
+    def __init__(self, portfolio: PortfolioStrategy) -> None:
+        super().__init__(portfolio)
         self.symbols = portfolio.symbols
 
     def observe(self, bar: Bar) -> None:

@@ -20,15 +20,26 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from types import CodeType, FunctionType, ModuleType, TracebackType
+from types import CodeType, FunctionType, TracebackType
 from typing import Final, TypeVar
 
-from tracepaper.daemon.session import external_inputs
-from tracepaper.daemon.session.external_inputs import INSTALLED, ROOMS, SUFFIXES
+from tracepaper.strategies.api.files import DeclaredFiles, module_file
 from tracepaper.strategies.errors import StrategyFailed, TracepaperError
 
 Code = type | FunctionType
 """A user's class, or function."""
+
+SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
+"""Files that hold code; a name with the first of them that exists is what Python imports."""
+
+INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
+"""Names of the folders that hold installed packages."""
+
+_HERE: Final = Path(__file__).resolve().parents[2]
+ROOMS: Final = tuple(
+    f"{_HERE / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
+)
+"""Folders of tracepaper's own sources, each with its separator."""
 
 _PARSING: Final = threading.Lock()
 """Held while Python parses: that of 3.11 counts the depth of all threads' trees together."""
@@ -47,23 +58,38 @@ _DYNAMIC_CALL: Final = re.compile(r"\b(?:import_module|__import__)\(\s*\"([^\"]*
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
 
-def class_sha256(made_of: Code) -> str:
-    """Return the id of *made_of*: the SHA-256 of every source file of its own that it is made of.
+def class_sha256(made_of: Code, files: DeclaredFiles | None = None) -> str:
+    """Return the id of *made_of*: the SHA-256 of its own source files and of what it declares.
 
-    A class that was typed (in a notebook, or after ``python -c``) is hashed by its source, and
-    where not even that is kept, by its compiled code.
+    Those are the *files* of a function, and of a class its own. A class that was typed (in a
+    notebook, or after ``python -c``) is hashed by its source, and where not even that is kept, by
+    its compiled code. Raises ``ConfigInvalid`` where a declared file is not there.
     """
     digest = hashlib.sha256()
-    root = own_folder(made_of)
-    if root is None:
+    source, root = module_file(made_of), own_folder(made_of)
+    if source is None or root is None:
         digest.update(_typed_source(made_of))
-        return digest.hexdigest()
-    module = sys.modules[made_of.__module__]
-    assert module.__file__ is not None
-    for path in own_sources(Path(module.__file__), root):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    else:
+        for path in own_sources(source, root):
+            digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    declared = declared_files(made_of) if files is None else files
+    declared.require(made_of.__name__)
+    for name, path in sorted(declared.items()):
+        digest.update(f"\0{name}\0{file_sha256(path)}".encode())
     return digest.hexdigest()
+
+
+def declared_files(made_of: Code) -> DeclaredFiles:
+    """Return the files that a class declares; none of a class that cannot."""
+    files = getattr(made_of, "files", None)
+    return files if isinstance(files, DeclaredFiles) else DeclaredFiles()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def own_folder(made_of: Code) -> Path | None:
@@ -71,13 +97,9 @@ def own_folder(made_of: Code) -> Path | None:
 
     For a package it is the folder that holds the outermost package.
     """
-    module = sys.modules.get(made_of.__module__)
-    file = getattr(module, "__file__", None)
-    if not isinstance(module, ModuleType) or file is None or not Path(file).is_file():
+    if (source := module_file(made_of)) is None:
         return None
-    if "ipykernel" in Path(file).parent.name:
-        return None
-    folder = Path(file).resolve().parent
+    module, folder = sys.modules[made_of.__module__], source.parent
     depth = module.__name__.count(".") + hasattr(module, "__path__")
     for _ in range(depth if module.__name__ != "__main__" else 0):
         folder = folder.parent
@@ -345,15 +367,13 @@ class ForeignCode:
     unless *may_exit* is false.
     """
 
-    def __init__(self, name: str, doing: str, known_as: str = "", *, may_exit: bool = True) -> None:
+    def __init__(self, name: str, doing: str, *, may_exit: bool = True) -> None:
         self._name = name
         self._doing = doing
         self._passing = BaseException if may_exit else KeyboardInterrupt
-        self._watched = external_inputs.AttributedTo(known_as or name)
 
     def __enter__(self) -> None:
         """Let the user's code begin."""
-        self._watched.__enter__()
 
     def __exit__(
         self,
@@ -361,7 +381,6 @@ class ForeignCode:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._watched.__exit__()
         if error is None or isinstance(error, TracepaperError):
             return
         if not isinstance(error, Exception) and isinstance(error, self._passing):

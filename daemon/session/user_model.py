@@ -22,12 +22,12 @@ import structlog
 from numpy.typing import NDArray
 
 from tracepaper.daemon.config.loading import Config
-from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.user_class import imported, refuse_coroutines
 from tracepaper.daemon.session.user_code import (
     MEND,
     ForeignCode,
     class_sha256,
+    file_sha256,
     own_folder,
     short,
     versions_of,
@@ -72,10 +72,9 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
     name = config.model.own_class
     made_of = model_class(name)
     options = dict(config.model.options)
-    files = _files(config, made_of)
-    external_inputs.declare(files.values())
+    files = model_files(config, made_of)
     try:
-        with ForeignCode(made_of.__name__, "when it was made", name):
+        with ForeignCode(made_of.__name__, "when it was made"):
             model = made_of(options, files)
     except StrategyFailed as error:
         if not isinstance(error.__cause__, (TypeError, ValueError, KeyError)):
@@ -84,9 +83,8 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
             f"{made_of.__name__} refused [model.options] or [model] files ({error.__cause__}); "
             "correct them, and let its __init__ take both: options, files."
         ) from error
-    with external_inputs.AttributedTo(name):
-        _check(model)
-        schema, schema_id = _schema(config, model)
+    _check(model)
+    schema, schema_id = _schema(config, model)
     sources_sha256 = _sources_sha256(made_of, schema)
     card = {
         "model": {"kind": CLASS, "name": name, "weights_sha256": sources_sha256},
@@ -96,13 +94,13 @@ def load_model(config: Config, *, mode: str = "step") -> UserForecaster:
         "calibration": {},
         "measures": {"given": sorted(model.measures), "outside": model.is_outside},
         "options": {"json": json.dumps(config.settings()["model"]["options"], sort_keys=True)},
-        "files": {written: _sha256(path) for written, path in files.items()},
+        "files": {written: file_sha256(path) for written, path in files.items()},
     }
     if model.trained_until is not None:
         card["split"] = {"train_until": model.trained_until}
     identified = identity(sources_sha256, card)
     model.deadline_s = config.model.deadline_ms / 1000
-    return UserForecaster(model, schema, identified, card, known_as=name, mode=mode, config=config)
+    return UserForecaster(model, schema, identified, card, mode=mode, config=config)
 
 
 def model_class(name: str) -> type[Model]:
@@ -114,7 +112,7 @@ def model_class(name: str) -> type[Model]:
     return made_of
 
 
-def _files(config: Config, made_of: type[Model]) -> dict[str, Path]:
+def model_files(config: Config, made_of: type[Model]) -> dict[str, Path]:
     """Find ``[model] files`` beside the configuration, the class, or in the working folder."""
     is_typed = own_folder(made_of) is None  # in a session, so it has no file
     beside = None if is_typed else Path(inspect.getfile(made_of)).resolve().parent
@@ -132,26 +130,30 @@ def _files(config: Config, made_of: type[Model]) -> dict[str, Path]:
     return files
 
 
-def _schema(config: Config, model: Model) -> tuple[Schema, str]:
-    """Return the features that the configuration names, else the class, and their name."""
+def feature_function(config: Config, model: Model | type[Model]) -> FeatureFunction | None:
+    """Return the function that the configuration names as features, else the class, if one does."""
     named: Any = config.features.own_schema or model.features
-    if named is None:
-        return None, ""
     if isinstance(named, str) and ":" in named:
-        named = imported(named, key="features.schema")
+        named, name = imported(named, key="features.schema"), named
         if not isinstance(named, FeatureFunction):
             raise ConfigInvalid(
-                f"features.schema '{config.features.own_schema or model.features}' is no features; "
-                "put @tracepaper.feature_row(lookback=…) above the function."
+                f"features.schema '{name}' is no features; put "
+                "@tracepaper.feature_row(lookback=…) above the function."
             )
-    if isinstance(named, FeatureFunction):
-        if type(named.lookback) is not int or not 1 <= named.lookback <= CONTEXT_MOST:
+    return named if isinstance(named, FeatureFunction) else None
+
+
+def _schema(config: Config, model: Model) -> tuple[Schema, str]:
+    """Return the features that the configuration names, else the class, and their name."""
+    if (given := feature_function(config, model)) is not None:
+        if type(given.lookback) is not int or not 1 <= given.lookback <= CONTEXT_MOST:
             raise ConfigInvalid(
-                f"feature_row(lookback={short(named.lookback)}) is no number of bars; give a "
+                f"feature_row(lookback={short(given.lookback)}) is no number of bars; give a "
                 f"whole number from 1 to {CONTEXT_MOST:,}."
             )
-        return named, f"{named.function.__module__}:{named.function.__qualname__}"
-    return features.schema(named), str(named)
+        return given, f"{given.function.__module__}:{given.function.__qualname__}"
+    named: Any = config.features.own_schema or model.features
+    return (None, "") if named is None else (features.schema(named), str(named))
 
 
 def _check(model: Model) -> None:
@@ -211,21 +213,14 @@ def _sources_sha256(made_of: type[Model], schema: Schema) -> str:
     if isinstance(schema, FeatureFunction):
         function = schema.function
         assert isinstance(function, FunctionType)
-        digest.update(f"{schema.lookback}\0{class_sha256(function)}".encode())
+        digest.update(f"{schema.lookback}\0{class_sha256(function, schema.files)}".encode())
     return digest.hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _Past:
     """The newest bars of one instrument as columns, and their newest rows of features."""
 
-    def __init__(
-        self, context: int, schema: Schema, scale: tuple[int, int], name: str, known_as: str
-    ) -> None:
+    def __init__(self, context: int, schema: Schema, scale: tuple[int, int], name: str) -> None:
         self._context, self._schema, self._name = context, schema, name
         self._lookback = 1 if schema is None else schema.lookback
         self.held = context + self._lookback - 1
@@ -236,7 +231,7 @@ class _Past:
         self._rows: deque[Rows] = deque(maxlen=context)
         self._streams: FeatureStreams | None = None
         self._width: int | None = None
-        self._featuring = ForeignCode(name, "in its features", known_as)
+        self._featuring = ForeignCode(name, "in its features")
 
     def take(self, bar: Bar) -> None:
         """Take in *bar*, which must follow the last one, and its row of features."""
@@ -389,7 +384,6 @@ class UserForecaster:
         identified: Identity,
         card: Mapping[str, Any],
         *,
-        known_as: str,
         mode: str,
         config: Config,
     ) -> None:
@@ -408,9 +402,8 @@ class UserForecaster:
         self.threads = config.model.threads
         self.libraries = versions_of(type(model))
         self._name = type(model).__name__
-        self._known_as = known_as
         self._schema = schema
-        self._asking = ForeignCode(self._name, "in predict", known_as)
+        self._asking = ForeignCode(self._name, "in predict")
         self._scales: dict[str, tuple[int, int]] = {}
         self._past: dict[str, _Past] = {}
         self._logged = ""
@@ -449,7 +442,7 @@ class UserForecaster:
         name. The model must be warm.
         """
         inputs = self._input(self._past_of(instrument))
-        with ForeignCode(self._name, "in contributions", self._known_as):
+        with ForeignCode(self._name, "in contributions"):
             answer: Any = self.model.contributions(inputs)
         if answer is None:
             return None
@@ -515,7 +508,7 @@ class UserForecaster:
             if instrument not in self._scales:
                 raise InvariantBroken(f"The model was not told the units of {instrument}.")
             scale = self._scales[instrument]
-            past = _Past(self.model.context, self._schema, scale, self._name, self._known_as)
+            past = _Past(self.model.context, self._schema, scale, self._name)
             self._past[instrument] = past
         return past
 

@@ -49,7 +49,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import (
-    ACTING_ONLY,
     Prediction,
     PredictionTimeout,
     Run,
@@ -57,9 +56,9 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import (
     Bar,
     Closed,
+    CovariatesRead,
     Depths,
     Event,
-    ExternalRead,
     FrameBar,
     Instrument,
     ModelChange,
@@ -103,8 +102,6 @@ def open_recorded(
     """
     stored = reader.stored_run(run_id)
     run = stored.run
-    if not run.keeps_every_step:
-        raise DataInvalid(f"Run {run_id} says: {ACTING_ONLY}; replay its candles in full.")
     config = restore(run.config)
     if config.execution.model == "auto":
         raise ConfigInvalid(f"Run {run_id} does not say how its orders were filled.")
@@ -294,7 +291,7 @@ class RecordedPredictor:
         for sequence, event, stored in rows:
             if isinstance(event, Retrained) and event.takes_over:
                 self._promote(event, is_derived=sequence >= self._run.first)
-            if isinstance(event, ExternalRead):
+            if isinstance(event, CovariatesRead):
                 require_known(covariates_of(self.forecaster), event, run_id)
             if self._inline is not None or self._is_outside:
                 was_late = isinstance(stored, PredictionTimeout)

@@ -49,7 +49,6 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.covariates import kept_covariates
 from tracepaper.storage.database.lock import lock_file
 from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.decisions import ACTING_ONLY, Step
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 from tracepaper.strategies.units import MONEY_DECIMALS, count_of, unscaled
 
@@ -77,7 +76,6 @@ class Request:
     events: tuple[Path | EventsSource, ...] = ()
     mode: str = "scan"
     database: Path | None = None
-    log: str = "full"
     warnings: tuple[str, ...] = ()
 
 
@@ -93,13 +91,12 @@ class Made:
 
 @dataclass(frozen=True)
 class Watch:
-    """Who looks on: shows how far a replay is, is asked whether it shall stop, sees every step."""
+    """Who looks on: shows how far a replay is, and is asked whether it shall stop."""
 
     progress: Callable[[Replay], AbstractContextManager[Progress]] = lambda _replay: nullcontext(
         lambda _bars: None
     )
     stopped: Callable[[], bool] = lambda: False
-    observe: Callable[[Step], None] | None = None
 
 
 def perform(
@@ -118,7 +115,7 @@ def perform(
     check = None
     if check_made is not None and made.tally.finished:
         check = check_made(made.database, made.run_id)
-    _say(request, made, check, as_json=as_json)
+    _say(made, check, as_json=as_json)
     if not made.tally.finished:
         raise typer.Exit(INTERRUPTED)
     if check is not None and check.outcome is not ParityOutcome.IDENTICAL:
@@ -148,8 +145,6 @@ def carry_out(request: Request, watch: Watch | None = None) -> Made:
         )
     if request.mode not in ("scan", "step"):
         raise ConfigInvalid(f"--mode is {request.mode!r}; write scan or step.")
-    if request.log not in ("full", "acted"):
-        raise ConfigInvalid(f"--log is {request.log!r}; write full or acted.")
     began_s = clock.network_s()
     is_new, kept = not database.exists(), _kept(database)
     audit = SqlAuditLog.open(database)
@@ -181,7 +176,6 @@ def _check_recorded(run: str, request: Request) -> None:
         "--depth": request.depth,
         "--events": request.events,
         "--mode": request.mode != "scan",
-        "--log": request.log != "full",
     }
     for option, value in given.items():
         if value:
@@ -302,14 +296,14 @@ def _run(
         funding=funding,
         mode=request.mode,
         database=database,
-        warnings=(*request.warnings, *((ACTING_ONLY,) if request.log == "acted" else ())),
+        warnings=request.warnings,
         frames=frames,
         depth=depth,
         actions=actions,
         events=events,
     )
     with watch.progress(replay) as advance:
-        tally = Tally(progress=advance, stopped=watch.stopped, observe=watch.observe)
+        tally = Tally(progress=advance, stopped=watch.stopped)
         run_replay(replay, audit, tally)
     return tally, replay.run.run_id
 
@@ -367,7 +361,7 @@ def _progress(replay: Replay, *, quiet: bool) -> Iterator[Progress]:
         yield advance
 
 
-def _say(request: Request, made: Made, check: ParityCheck | None, *, as_json: bool) -> None:
+def _say(made: Made, check: ParityCheck | None, *, as_json: bool) -> None:
     database, run_id, tally, seconds = made.database, made.run_id, made.tally, made.seconds
     if as_json:
         print_json(
@@ -387,17 +381,17 @@ def _say(request: Request, made: Made, check: ParityCheck | None, *, as_json: bo
     console, program = Terminal(), program_name()
     sequence = decision_to_explain(database, run_id)
     show_summary(console, summarise(database, run_id))
-    is_whole = request.log == "full"
     if not tally.finished:
-        way = f"`tracepaper replay --resume {run_id} …` goes on" if is_whole else "start it anew"
-        console.print(f"Interrupted; {way}.", markup=False)
+        console.print(
+            f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False
+        )
     if check is not None:
         console.print(f"Parity of the run with its replay: {check.reason}.", markup=False)
     console.print(
         f"{count_of(tally.bars, 'bar')} in {seconds:,.1f} s. Next:\n"
         f"  {program} audit verify last --db {database}\n"
-        + (f"  {program} verify last --db {database}\n" if is_whole else "")
-        + f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
+        f"  {program} verify last --db {database}\n"
+        f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
         soft_wrap=True,
         markup=False,
     )

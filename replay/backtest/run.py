@@ -11,11 +11,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
-from tracepaper.daemon.config.loading import own_classes, restore
+from tracepaper.daemon.config.loading import restore
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.external_inputs import NewlyOpened, Outside
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -39,12 +36,9 @@ from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.book_features import WANTED, books_read_by
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.sessions import Calendar
-from tracepaper.strategies.types.decisions import ACTING_ONLY, Prediction, Step
+from tracepaper.strategies.types.decisions import Prediction, Step
 from tracepaper.strategies.types.market import (
     Bar,
-    BookUpdate,
     Closed,
     CorporateAction,
     Depths,
@@ -55,9 +49,7 @@ from tracepaper.strategies.types.market import (
     RunKind,
     UniverseChange,
 )
-from tracepaper.strategies.units import DAY_MS
 
-_FIRST_BARS: Final = 2
 PROGRESS_EVENTS: Final = 512
 """Events or closes after which a replay says how far it is, and asks whether it shall stop.
 
@@ -68,87 +60,13 @@ A model that steps bar by bar takes a second or two for them.
 Progress = Callable[[int], None]
 
 
-class ActingAudit:
-    """Keeps only steps in which something was traded, and what figures by day are made of.
-
-    That is: every instrument's first bar, its first two that were no warm-up (buy and hold buys at
-    the open of the second), its last of each day (UTC, or of the calendar) and before a settlement,
-    and every event that is no bar and no order book. Steps are numbered anew, so that the chain
-    over what is kept has no holes; what is left cannot be re-derived.
-    """
-
-    def __init__(self, audit: SqlAuditLog, calendar: Calendar | None) -> None:
-        self._append_now = audit.append_now
-        self._calendar = calendar
-        self._next = 0
-        self._day = -1
-        self._kept: dict[int, Step] = {}  # of this day, by their own sequence
-        self._last: dict[str, Step] = {}
-        self._decided: dict[str, int] = {}  # bars since the first that was no warm-up
-
-    def append(self, *steps: Step) -> None:
-        """Hold *steps* back until their day ends, as far as they may have to be kept."""
-        for step in steps:
-            self._consider(step)
-        if any(map(_trades, steps)):
-            for step in steps:
-                if step.state is not None:  # of a close in its last step, whoever traded
-                    self._keep(step)
-
-    def _consider(self, step: Step) -> None:
-        event = step.event
-        if isinstance(event, Closed | Depths) or (
-            isinstance(event, BookUpdate) and not _trades(step)
-        ):
-            return  # they say what is derived, and nothing here is
-        if not isinstance(event, Bar):
-            if isinstance(event, Funding | CorporateAction) and event.instrument in self._last:
-                self._keep(self._last[event.instrument])
-            self._keep(step)
-            return
-        day = (event.market_ms - 1) // DAY_MS
-        if self._calendar is not None:
-            day = self._calendar.day_of(event.open_time_ms)
-        if day > self._day:
-            self.finish()
-            self._day = day
-        if step.decision is not None:
-            self._last[event.instrument] = step
-            before = self._decided.get(event.instrument)
-            is_warm = bool(before) or step.decision.refused_by != warm.name
-            self._decided[event.instrument] = known = (before or 0) + is_warm
-            if before is None or (is_warm and known <= _FIRST_BARS):
-                self._keep(step)
-        if _trades(step):
-            self._keep(step)
-
-    def finish(self) -> None:
-        """Append what is kept of the day so far, its last bars too."""
-        for step in self._last.values():
-            self._keep(step)
-        self._last.clear()
-        for sequence in sorted(self._kept):
-            self._append_now(msgspec.structs.replace(self._kept[sequence], sequence=self._next))
-            self._next += 1
-        self._kept.clear()
-
-    def _keep(self, step: Step) -> None:
-        self._kept[step.sequence] = step
-
-
-def _trades(step: Step) -> bool:
-    return bool(step.orders or step.fills or step.ledger or step.halted) or any(
-        twin.fills for twin in step.twins
-    )
-
-
 @dataclass
 class Tally:
     """What a replay has done so far; ``equity`` in money (10⁻⁸) after its last step."""
 
     progress: Progress = lambda _bars: None
     stopped: Callable[[], bool] = lambda: False
-    observe: Callable[[Step], None] | None = None  # is shown every step, kept or not
+    observe: Callable[[Step], None] | None = None  # is shown every step
     bars: int = 0
     decisions: int = 0
     equity: int = 0
@@ -175,10 +93,6 @@ def run_events(
     engine: Engine,
     audit: SqlAuditLog,
     tally: Tally,
-    *,
-    acting_only: bool = False,
-    calendar: Calendar | None = None,
-    newly_opened: Callable[[], Sequence[Outside]] = tuple,
 ) -> None:
     """Take known *events* through *engine* into *audit*, whole wherever it stops.
 
@@ -187,14 +101,13 @@ def run_events(
     is drawn only when the one before was dealt with: what reads ahead (``ScanPredictor``) relies
     on that.
     """
-    acting = ActingAudit(audit, calendar) if acting_only else None
-    append = audit.append_now if acting is None else acting.append
+    append = audit.append_now
     observe = tally.observe
     bars = decisions = 0
     step = None
     with settled_heap():
         for count, unit in enumerate(gathered(events), start=1):
-            steps = advance(engine, unit, predictions_of(predictor, unit), newly_opened)
+            steps = advance(engine, unit, predictions_of(predictor, unit))
             append(*steps)
             for step in steps:
                 bars += type(step.event) is Bar
@@ -207,8 +120,6 @@ def run_events(
                 if tally.stopped():
                     tally.finished = False
                     break
-    if acting is not None:
-        acting.finish()
     audit.flush()
     tally.bars, tally.decisions = bars, decisions
     tally.equity = 0 if step is None else step.account.equity
@@ -225,9 +136,6 @@ def run_replay(replay: Replay, audit: SqlAuditLog, tally: Tally) -> None:
         replay.engine,
         audit,
         tally,
-        acting_only=not replay.run.keeps_every_step,
-        calendar=replay.feed.candles[0].calendar,
-        newly_opened=NewlyOpened(*own_classes(replay.config)),
     )
 
 
@@ -317,8 +225,6 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
         raise ConfigInvalid(f"Run {run_id} is a {run.kind.value} run; only a replay is resumed.")
     if has_ended:
         raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
-    if not run.keeps_every_step:
-        raise ConfigInvalid(f"Run {run_id} says: {ACTING_ONLY}; start a new replay.")
     config = restore(run.config)
     if bool(depth) != bool(config.market.depth):
         raise ConfigInvalid(
@@ -391,8 +297,7 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
             (at_ms + market.interval_ms for at_ms in resumed.last_open_ms.values()), default=0
         ),
     )
-    newly_opened = NewlyOpened(*own_classes(replay.config))
-    run_events(handed_on, way.predictor, replay.engine, audit, tally, newly_opened=newly_opened)
+    run_events(handed_on, way.predictor, replay.engine, audit, tally)
     return run_id
 
 

@@ -27,7 +27,7 @@ from tracepaper.strategies.api.context import BarContext, Percent, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.indicators import rsi
-from tracepaper.strategies.types.decisions import ACTING_ONLY, Action, Forecast, Step
+from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar
 
 if TYPE_CHECKING:
@@ -97,7 +97,6 @@ def replay_of(
     parts: Sequence[Candles],
     strategy: str,
     *,
-    warnings: tuple[str, ...] = (),
     checkpoint: Path | None = None,
     times: int = 1,
 ) -> Replay:
@@ -117,7 +116,7 @@ def replay_of(
     if times > 1:
         chosen = {**sections.pop("strategy"), "share": str(Decimal(1) / times)}
         sections["strategies"] = {f"strategy_{number}": chosen for number in range(times)}
-    return build(load(None, sections), parts, started_at_ms=0, warnings=warnings)
+    return build(load(None, sections), parts, started_at_ms=0)
 
 
 @dataclass(frozen=True)
@@ -180,8 +179,6 @@ def measure_replay(
         began = time.process_time()
         _plain_loop(closes)
         plain.append(time.process_time() - began)
-    tell("the same, keeping only steps that traded")
-    acted = _logged(replay_of([candles], "sma_cross", warnings=(ACTING_ONLY,))).size / bars
     seconds = statistics.median(one.cpu_s for one in alone)
     marks = [held_mb for _, held_mb in alone[-1].memory]
     return {
@@ -199,7 +196,6 @@ def measure_replay(
         "two_strategies_times_one": statistics.median(shared),
         "reach_two_strategies_times_one": REACH_TWO_TIMES_ONE,
         "database_bytes_per_bar": statistics.median(one.size for one in alone) / bars,
-        "database_bytes_per_bar_acted": acted,
         "rss_mb_at_a_quarter": marks[len(marks) // 4],
         "rss_mb_at_the_end": marks[-1],
     }

@@ -15,7 +15,6 @@ from typing import Any, Final
 import msgspec
 import numpy as np
 
-from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.backtest.predictors import (
     EXPLANATION_FIELDS,
     MEASURES,
@@ -27,6 +26,7 @@ from tracepaper.replay.backtest.predictors import (
     near,
     near_arrays,
 )
+from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.storage.database.chunks import StoredRun, interned
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import ANSWER_GATES, TABLES, measure_name, stored_columns
@@ -141,8 +141,8 @@ class LookaheadFinding:
     bars: int = 0  # of them replayed
     without_later: int = 0  # of them decided while no later bar existed in the process
     warmup: int = 0
-    opened: list[Outside] = field(default_factory=list)  # and not allowed
-    allowed: list[Outside] = field(default_factory=list)
+    opened: list[ExternalInput] = field(default_factory=list)  # neither declared nor allowed
+    allowed: list[ExternalInput] = field(default_factory=list)
     depends: list[str] = field(default_factory=list)  # on the date, on the absolute price
     unproved: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)  # parts for which the time did not suffice
@@ -167,13 +167,7 @@ class LookaheadFinding:
         if self.differences:
             return f"moved: {self.differences[0].sentence()}: {self.because}."
         if self.opened:
-            names = ", ".join(
-                f"{_KINDS.get(item.what, item.what)} {item.name}" for item in self.opened
-            )
-            return (
-                f"read: the strategy opened {names}; pass each that cannot tell the future with "
-                "--allow-reading."
-            )
+            return f"read: the strategy {self._reading()}."
         futures = f"{self.probes}" if self.holds else f"{self.probes} of {self.planned}"
         counted = (
             f"{self.without_later:,} of {self.given:,} bars decided without a later one, "
@@ -183,6 +177,20 @@ class LookaheadFinding:
         if self.holds:
             return f"{counted}."
         return f"not probed to the end: {counted}; give more --seconds, or fewer --bars."
+
+    def _reading(self) -> str:
+        """Say what was opened, and what to do about it."""
+        files = [item.name for item in self.opened if item.what == "file"]
+        others = [
+            f"{_KINDS.get(item.what, item.what)} {item.name}"
+            for item in self.opened
+            if item.what != "file"
+        ]
+        did = [f"reads {', '.join(files)}, which `files` does not name"] if files else []
+        did += [f"opens {', '.join(others)}"] if others else []
+        declare = "declare the files, and " if files else ""
+        excuse = "pass what cannot tell the future with --allow-reading"
+        return f"{' and '.join(did)}; {declare}{excuse}"
 
 
 _KINDS: Final = {"table": "a table in"}

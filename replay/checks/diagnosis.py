@@ -33,7 +33,8 @@ from tracepaper.replay.backtest.recorded import (
     run_in,
 )
 from tracepaper.replay.checks.compare import Difference, RowCheck
-from tracepaper.replay.checks.isolation import FreshProcesses, packed
+from tracepaper.replay.checks.external_inputs import ExternalInput, listen
+from tracepaper.replay.checks.isolation import FreshProcesses, accesses, packed
 from tracepaper.replay.checks.perturbations import HASH_SEEDS
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.chunks import StoredRun
@@ -44,7 +45,6 @@ from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import (
     Bar,
     Event,
-    ExternalRead,
     FrameBar,
     Instrument,
     InstrumentChange,
@@ -185,7 +185,8 @@ def _by_row(case: Case, row: Mapping[str, Difference]) -> tuple[Cause, str]:
         return Cause.MODEL, f"the model is not {run.model_id}, which the run names"
     if (strategy := row.get("runs.strategy_sha256")) is None:
         return Cause.RECORD, "the run's row was changed"
-    hashes = f"its source hashes to {strategy.second[:12]}, the run's to {strategy.first[:12]}"
+    now, then = strategy.second[:12], strategy.first[:12]
+    hashes = f"its source and files hash to {now}, the run's to {then}"
     who = f"the strategy {run.strategy} was changed since"
     if not case.of_steps:
         who = f"every step follows, but the strategy {run.strategy} or the run's row was changed"
@@ -219,26 +220,27 @@ def _by_strategy(case: Case) -> str:
     names = [one.field for one in case.of_steps]
     if any(name.startswith(_GIVEN) for name in names):
         return ""  # the inputs of a strategy are not its own doing
-    if fault := _by_process(case, again(remade=False)):
+    fault, opened = _by_process(case, again(remade=False))
+    if fault or not any(name.startswith(_DECIDED) for name in names):
         return fault
-    opened = [
-        event.name
-        for _, _, event, _ in case.reader.events(case.stored.run.run_id)
-        if isinstance(event, ExternalRead)
-    ]
-    if not any(name.startswith(_DECIDED) for name in names):
-        return ""
-    did = f"opened {', '.join(opened[:3])}, which may have changed since" if opened else ""
+    did = ""
+    if opened:
+        names = [item.name for item in opened[:3]]
+        did = f"opens {', '.join(names)}, which `files` does not name and which may have changed"
     if not did and case.reader.pruned(case.stored.run_key) is not None:
         did = "may keep state that its warm-up bars do not rebuild (`tracepaper recursive` tells)"
     return f"the strategy {did}, or a stored decision was changed" if did else ""
 
 
-def _by_process(case: Case, steps: Iterator[Step]) -> str:
-    """Name what of a process *steps* depend on: its seed for hashes of texts, its clock, or ""."""
+def _by_process(case: Case, steps: Iterator[Step]) -> tuple[str, Sequence[ExternalInput]]:
+    """Name what of a process *steps* depend on, and what it opened and did not declare.
+
+    The first is the seed for hashes of texts, or the clock; empty where it is neither.
+    """
     (_, _, file) = case.reader.connection.execute("PRAGMA database_list").fetchone()
     given = Path(file), case.database, case.stored.run.run_id, case.from_ms
     ours = [sha256(packed(step)).digest() for step in steps]
+    opened: Sequence[ExternalInput] = ()
     # Clocks last: under a seed by which nothing moved, they alone are another.
     for seed, jumps in (*((seed, False) for seed in HASH_SEEDS), (HASH_SEEDS[0], True)):
         with (
@@ -246,9 +248,10 @@ def _by_process(case: Case, steps: Iterator[Step]) -> str:
             FreshProcesses(hash_seed=seed) as fresh,
             fresh.child(derive_hashes, *given, len(ours), jumps=jumps) as child,
         ):
-            if child.receive() != ours:
-                return CLOCK if jumps else HASHES
-    return ""  # also for a class that was typed: no other process finds it
+            theirs, opened = child.receive()
+            if theirs != ours:
+                return CLOCK if jumps else HASHES, opened
+    return "", opened  # also for a class that was typed: no other process finds it
 
 
 def derive_hashes(
@@ -261,22 +264,23 @@ def derive_hashes(
     *,
     jumps: bool,
 ) -> None:
-    """Send the hashes of the first *count* steps of a run, derived in this process.
+    """Send the hashes of a run's first *count* steps, derived in this process, and what it opened.
 
     Where the clock *jumps*, it does so at each reading.
     """
     if jumps:
         jump_clocks()
     with Reader.open(file) as reader:
+        config = restore(reader.stored_run(run_id).run.config)
+        listen(own_classes(config))
         predictor, recorded, known = _opened(reader, database, run_id, from_ms)
         events = islice(known, count)
-        connection.send(
-            [
-                sha256(packed(step)).digest()
-                for unit in gathered(events)
-                for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
-            ]
-        )
+        hashes = [
+            sha256(packed(step)).digest()
+            for unit in gathered(events)
+            for step in steps_of(recorded.engine, unit, predictions_of(predictor, unit))
+        ]
+        connection.send((hashes, accesses(config).opened))
 
 
 def _opened(

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing.connection import Connection
+from pathlib import Path
+from types import FunctionType
 from typing import Any, Concatenate, Final, ParamSpec, Self
 
 import msgspec
@@ -29,9 +31,7 @@ from tracepaper.daemon.clock import jump_clocks
 from tracepaper.daemon.config.loading import Config, own_classes
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.several import SeveralEngine
-from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.build import build_engine, needs_forecaster
-from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.daemon.session.loop import (
     BarHistory,
     InlinePredictor,
@@ -43,14 +43,22 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.run_row import code_version, libraries
-from tracepaper.daemon.session.user_model import user_model
+from tracepaper.daemon.session.user_class import user_class
+from tracepaper.daemon.session.user_code import Code, declared_files, own_folder
+from tracepaper.daemon.session.user_model import (
+    feature_function,
+    model_class,
+    model_files,
+    user_model,
+)
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.corporate_actions import actions_until
 from tracepaper.replay.backtest.book_feed import ChangedSource
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import predictor_over
-from tracepaper.replay.checks import perturbations
+from tracepaper.replay.checks import external_inputs, perturbations
 from tracepaper.replay.checks.compare import Difference, step_differences
+from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.perturbations import (
     DerivedStep,
     Files,
@@ -231,7 +239,8 @@ BEYOND_BARS: Final = 512
 class Accesses:
     """What a child knows of the class beside its decisions."""
 
-    opened: tuple[Outside, ...]
+    opened: tuple[ExternalInput, ...]  # and not declared
+    declared: tuple[str, ...]  # paths, but for those of [model] files
     modules: tuple[str, ...]  # files of its own that Python imported
     unset: tuple[str, ...]  # variables that were asked for in an empty environment
     native: tuple[str, ...]
@@ -320,7 +329,7 @@ EngineInput = tuple[Unit, Sequence[Prediction]]
 
 def derive_whole(connection: Connection, config: Config, files: Files, mode: str) -> None:
     """Derive all steps of *files*; then, where asked to, the same once more in this process."""
-    _begin(config)
+    external_inputs.listen(own_classes(config))
     replay = _replay(config, files, mode)
     steps: list[DerivedStep] = []
     said = 0
@@ -344,7 +353,7 @@ def derive_whole(connection: Connection, config: Config, files: Files, mode: str
             replay.config,
             max(warmups),
             steps,
-            _accesses(config),
+            accesses(config),
             engine.is_portfolio,
             replay.feed.sessions,
         )
@@ -354,20 +363,20 @@ def derive_whole(connection: Connection, config: Config, files: Files, mode: str
     while (asked := connection.recv()) is not None:
         if asked == "again":
             _stepped(connection, setup.machine(), list(given_of(steps)))
-    connection.send(_accesses(config))
+    connection.send(accesses(config))
 
 
 def step_through(connection: Connection, setup: Setup, given: Sequence[EngineInput]) -> None:
     """Step through *given*, in a process that has seen nothing else."""
-    _begin(setup.config)
+    external_inputs.listen(own_classes(setup.config))
     _stepped(connection, setup.machine(), given)
     connection.recv()
-    connection.send(_accesses(setup.config))
+    connection.send(accesses(setup.config))
 
 
 def step_blindly(connection: Connection, setup: Setup) -> None:
     """Step through events that come one at a time: none is in this process before its turn."""
-    _begin(setup.config)
+    external_inputs.listen(own_classes(setup.config))
     machine = setup.machine()
     last: list[DerivedStep] = []
     while (asked := connection.recv()) is not None:
@@ -376,12 +385,12 @@ def step_blindly(connection: Connection, setup: Setup) -> None:
         else:
             last = machine.derive(*asked)
             connection.send([packed(one.step) for one in last])
-    connection.send(_accesses(setup.config))
+    connection.send(accesses(setup.config))
 
 
 def derive_probes(connection: Connection, config: Config, files: Files, mode: str) -> None:
     """Compare steps with and without the future, at every probe that comes."""
-    _begin(config)
+    external_inputs.listen(own_classes(config))
     candles = files.candles
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
     while (probe := connection.recv()) is not None:
@@ -410,7 +419,7 @@ def derive_probes(connection: Connection, config: Config, files: Files, mode: st
         with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
             steps = _steps(changed, changed_files, mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
-    connection.send(_accesses(config))
+    connection.send(accesses(config))
 
 
 # ---------------------------------------------------------------- parts
@@ -457,23 +466,29 @@ def packed(step: Step) -> bytes:
     return msgspec.msgpack.encode(step)
 
 
-def _begin(config: Config) -> None:
-    for owner in _owners(config):
-        external_inputs.claim_threads(owner)
-
-
-def _owners(config: Config) -> tuple[str, ...]:
-    """Return the names under which it is kept what the user's classes open."""
-    return own_classes(config) or (config.strategy.name,)
-
-
-def _accesses(config: Config) -> Accesses:
-    owners = _owners(config)
-    opened = (item for name in owners for item in external_inputs.opened(name))
-    modules = (one for name in owners for one in external_inputs.own_modules(name))
+def accesses(config: Config) -> Accesses:
+    """Return what the user's classes of *config* did in this process since it listens."""
+    declared: list[Path] = []
+    codes: list[Code] = []
+    named = [one.name for one in config.strategies.named.values()] or [config.strategy.name]
+    for name in named:
+        if ":" in name:
+            codes.append(made_of := user_class(name))
+            declared += declared_files(made_of).values()
+    exempt = list(declared)
+    if config.model.own_class:
+        codes.append(model := model_class(config.model.own_class))
+        exempt += model_files(config, model).values()
+        if (function := feature_function(config, model)) is not None:
+            assert isinstance(function.function, FunctionType)
+            codes.append(function.function)
+            declared += function.files.values()
+            exempt += function.files.values()
+    folders = [folder for code in codes if (folder := own_folder(code)) is not None]
     return Accesses(
-        tuple(dict.fromkeys(opened)),
-        tuple(dict.fromkeys(modules)),
+        tuple(external_inputs.opened(folders, exempt)),
+        tuple(map(str, declared)),
+        tuple(external_inputs.own_modules(folders)),
         perturbations.unset(),
         tuple(external_inputs.native_readers()),
         tuple(external_inputs.compiled_modules()),

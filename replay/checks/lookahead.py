@@ -2,7 +2,7 @@
 
 No decision may move where later bars are absent or other, where the process has seen
 nothing before, where its clocks jump or where an instrument is alone; and a user's class may open
-nothing. What peeks is named with the bar.
+nothing but its declared files. What peeks is named with the bar.
 
 The rules are docs/strategies.md, U8 to U11.
 """
@@ -22,10 +22,10 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
-from tracepaper.daemon.session.external_inputs import Outside
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import fit_windows, span_of
 from tracepaper.replay.checks.compare import Difference, LookaheadFinding
+from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import (
     Accesses,
     Child,
@@ -142,7 +142,7 @@ class _Check:
         self._until_s = self._clock.network_s() + limits.seconds
         fresh.limit_waits(lambda: max(0.0, self._until_s - self._clock.network_s()) + GRACE_S)
         self._found = LookaheadFinding("lookahead", planned=limits.probes)
-        self._opened: dict[Outside, None] = {}
+        self._opened: dict[ExternalInput, None] = {}
         self._native: set[str] = set()
         self._own = bool(own_classes(config))
 
@@ -508,6 +508,10 @@ class _Check:
                     "whether what it was allowed to open tells the future: "
                     + ", ".join(item.name for item in found.allowed)
                 )
+            if declared := self._whole.accesses.declared:
+                found.unproved.append(
+                    f"whether its declared files tell the future: {', '.join(declared)}"
+                )
             if self._native:
                 found.unproved.append(
                     f"what {', '.join(sorted(self._native))} opened: native code is not heard"
@@ -519,11 +523,11 @@ class _Check:
             if (source := source_of(module)) is None:
                 self._found.unproved.append(f"what {module} holds: it is compiled")
             elif (values := largest_table(source)) > 0:
-                self._opened[Outside("table", str(source))] = None
+                self._opened[ExternalInput("table", str(source))] = None
                 self._report(f"lookahead: a table of {values:,} values in {source}")
 
 
-def _is_allowed(item: Outside, allow: Sequence[str]) -> bool:
+def _is_allowed(item: ExternalInput, allow: Sequence[str]) -> bool:
     folders = [Path(name).resolve() for name in allow]
     inside = any(Path(item.name).is_relative_to(folder) for folder in folders)
     return item.name in allow or (item.what in {"file", "table"} and inside)

@@ -38,7 +38,7 @@ from tracepaper.storage.record.digest import scale_factor
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.sessions import Calendar, closes_of
-from tracepaper.strategies.types.decisions import ACTING_ONLY, Decision, Forecast, Run, Step
+from tracepaper.strategies.types.decisions import Decision, Forecast, Run, Step
 from tracepaper.strategies.types.market import Bar, Instrument, ParityCheck, ParityOutcome
 from tracepaper.strategies.units import DAY_MS, day_text, minute_text, unscaled, visible
 
@@ -92,7 +92,7 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
     """Compare two runs; both databases stay open for reading.
 
     A bar that only one of them decided is counted, and is a difference where both runs decided
-    bars before and after it; a run that kept only some of its steps has no such holes.
+    bars before and after it.
     """
     one, two = first.reader.run(first.run_id), second.reader.run(second.run_id)
     exact = _exact(one, two) and _scanned_alike(one, first, second)
@@ -128,9 +128,8 @@ def compare_runs(first: ComparedRun, second: ComparedRun) -> Parity:
                 _keep(found, key, [("equity", str(equities[open_ms]), str(theirs[open_ms]))])
     missed = sorted(others.keys() - seen)
     found.only_in_first, found.only_in_second = len(alone), len(missed)
-    if ACTING_ONLY not in (*one.warnings, *two.warnings):
-        _count_holes(found, seen, alone, ("decided", "missing"))
-        _count_holes(found, seen, missed, ("missing", "decided"))
+    _count_holes(found, seen, alone, ("decided", "missing"))
+    _count_holes(found, seen, missed, ("missing", "decided"))
     return found
 
 

@@ -25,7 +25,6 @@ from msgspec import Struct
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart, decode_state
-from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.loop import Unit, events_of, gathered, predictions_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_code import own_folder, own_sources
@@ -314,7 +313,6 @@ def derive_memory(
 
 
 def _replay(setting: _Setting, start: Start) -> Replay:
-    external_inputs.claim_threads(setting.config.strategy.name)
     files = setting.files
     return build(
         setting.config,

@@ -70,10 +70,6 @@ def replay(
     mode: Annotated[
         str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
     ] = "scan",
-    log: Annotated[
-        str,
-        typer.Option(help="full, or acted: store trades and day ends alone (no verify then)."),
-    ] = "full",
     db: Annotated[
         Path | None,
         typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
@@ -84,10 +80,7 @@ def replay(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Backtest on candles, or replay a recorded run's events; every decision is stored.
-
-    `backtest` is another name of this command.
-    """
+    """Backtest on candles, or replay a recorded run's events; every decision is stored."""
     try:
         from tracepaper.daemon.config.loading import with_settings
         from tracepaper.replay.backtest.request import Request, perform
@@ -114,7 +107,6 @@ def replay(
         events=tuple(events or ()),
         mode=mode,
         database=db,
-        log=log,
     )
     check_made = None
     if verify:

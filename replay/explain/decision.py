@@ -188,13 +188,9 @@ class StoredDecision:
 
         None without one, and for networks or methods to which no such row by age belongs.
         """
-        explained = json.loads(self.run["config"]).get("model", {}).get("explanation", {})
+        explained = json.loads(self.run["config"])["model"]["explanation"]
         built = self.card.get("architecture", {})
-        if (
-            not self.buckets
-            or explained.get("method") != "rollout"
-            or built.get("mask") != "window"
-        ):
+        if not self.buckets or explained["method"] != "rollout" or built.get("mask") != "window":
             return None
         return content_share(
             np.array([row["weight"] for row in self.buckets]),
@@ -284,7 +280,7 @@ def stored_decision(reader: Reader, run_id: str, sequence: int) -> StoredDecisio
             buckets,
             tuple(views.rows("v_notes", sequence=sequence)),
             orders,
-            queue_positions(reader, run_id, orders, config.get("execution", {})),
+            queue_positions(reader, run_id, orders, config["execution"]),
             _netted(views, sequence, config),
             liquidations_of(reader, views, decisions[0], config),
             _halted_by(reader, run_id, decisions[0]),

@@ -97,8 +97,8 @@ def liquidations_of(
 
     On cross margin those of the whole account, else those of that instrument.
     """
-    account = config.get("account", {})
-    if account.get("margin", "none") == "none":
+    margin = config["account"]["margin"]
+    if margin == "none":
         return ()
     stored = reader.stored_run(views.run_id)
     names = [item.id for item in stored.run.instruments]
@@ -109,7 +109,7 @@ def liquidations_of(
     steps = [sequence for (sequence,) in found]
     if not steps:
         return ()
-    is_cross = account["margin"] != "isolated"
+    is_cross = margin != "isolated"
     model = FillModel.LIQUIDATION.value
     fills = views.rows("v_fills", sequence=steps, model=model)
     parts = views.rows("v_twin_fills", sequence=steps, model=model)

@@ -206,11 +206,6 @@ def stored_forecast(run: Run, step: Step) -> Forecast:
             f"{named} asked no model, so there is nothing to recompute; choose a decision of an "
             "attention run."
         )
-    if not run.keeps_every_step:
-        raise DataInvalid(
-            f"{named} cannot be recomputed, for its run kept only the bars it traded on; replay "
-            "it with --log full."
-        )
     if isinstance(step.prediction, PredictionTimeout):
         raise DataInvalid(
             f"{named} has no forecast to take apart, for the model missed its deadline of "

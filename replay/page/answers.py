@@ -170,7 +170,7 @@ class Halt(Struct, frozen=True):
     by: str  # operator, or the gate of a limit on risk
     since_ms: int  # market time
     sequence: int  # of the step
-    refused: int | None  # since then; None where not every decision was kept
+    refused: int | None  # since then; None of holes
     idle_ms: int  # since nothing was entered
     sentence: str  # as the report says it
     word: str = ""  # HALT or FLATTEN

@@ -156,8 +156,7 @@ def _held(shown: ShownRun, sequence: int) -> ShownPosition:
     """Return the position after a step, in its event's instrument."""
     for row in shown.views.rows("v_equity", sequence=sequence):
         text = trimmed(row["quantity_text"] or "0")
-        account = json.loads(shown.views.run()["config"]).get("account", {})
-        if account.get("position_mode") != "hedge":
+        if json.loads(shown.views.run()["config"])["account"]["position_mode"] != "hedge":
             return ShownPosition(text, (text,))
         held = {
             one["side"]: trimmed(one["quantity_text"])

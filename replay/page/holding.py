@@ -271,7 +271,7 @@ def _held_by(shown: ShownRun, share: float | None) -> list[HoldingAccount]:
         return []
     left = ", of what is left of a pruned run" if shown.columns.span[0] else ""
     has_twin, found = BUY_AND_HOLD in twins(shown), []
-    if share and not has_twin and shown.columns.run.keeps_every_step:
+    if share and not has_twin:
         source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}{left}"
         found.append((HELD_ALIKE, source, share))
     name = f"{BUY_AND_HOLD} in full" if has_twin else BUY_AND_HOLD

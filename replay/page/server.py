@@ -381,11 +381,10 @@ async def serving(
     *,
     host: str,
     port: int,
-    limits: ConnectionLimits | None = None,
     fleet: FleetSource | None = None,
 ) -> AsyncIterator[str]:
     """Serve the page over recorded databases, or a fleet, on loopback; yield its address."""
-    limits = limits or ConnectionLimits()
+    limits = ConnectionLimits()
     page = Page(paths, fleet=fleet)
     page.prepare()
     application = web.Application(

@@ -389,12 +389,7 @@ class Refusal:
 
 
 def refusals(record: RunRecord) -> list[Refusal]:
-    """Return a row a gate that refused, in the order of the gates, and one of what was allowed.
-
-    None of a run that kept only some of its decisions.
-    """
-    if not record.every_bar:
-        return []
+    """Return a row a gate that refused, in the order of the gates, and one of what was allowed."""
     refused = record.decisions.refused_by
     side, gross, net = forward_returns(record)
     seen = side != 0

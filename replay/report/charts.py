@@ -60,8 +60,7 @@ def broken(
 def equity_chart(report: Report) -> Chart:
     """Draw equity against the other accounts and the random twins, drawdown and exposure.
 
-    Accounts that dwarf the run have a panel of their own. Of a run that kept only some bars, there
-    is the equity alone.
+    Accounts that dwarf the run have a panel of their own.
     """
     times = report.marks_ms.tolist()
     returns: list[Layer] = []
@@ -88,10 +87,6 @@ def equity_chart(report: Report) -> Chart:
     of_others = ChartAxis("return of accounts that went further, %", unit=" %", digits=2)
     others = [ChartPanel(beside, across, of_others, 140)] if beside else []
     title = "Equity"
-    if not report.record.every_bar:
-        panels = [ChartPanel(returns, across, of_return, 320), *others]
-        caption = "Return since the start, at the ends of days."
-        return Chart(title, caption, panels, is_aligned=True, lines_first=LINES_FIRST)
     held = LineLayer(
         "position",
         times,
@@ -230,7 +225,7 @@ def drawn_trades(report: Report, instrument: str) -> list[ClosedTrade]:
 def price_chart(report: Report, instrument: str) -> Chart | None:
     """Draw the price with its trades, over what each gate refused there; None where too short."""
     record, bars = report.record, report.record.bars[instrument]
-    if not record.every_bar or bars.close.size < 2:  # a line takes two points
+    if bars.close.size < 2:  # a line takes two points
         return None
     times, low, high, close = _stretches(bars, record.closes_of(bars.open_time_ms))
     at, (shown,) = broken(times, close, calendar=record.calendar)

@@ -110,9 +110,7 @@ def _money(report: Report, made: dict[str, Table]) -> list[Part]:
             _section("Refusals"),
             Paragraph("What the gates refused, held against what they let pass."),
             refusal_chart(report),
-            *_taken(made, "refusals",
-                    otherwise="Refusals need every bar; this run kept only some."),
-            *_taken(made, "unfilled"),
+            *_taken(made, "refusals", "unfilled"),
         ]
     )  # fmt: skip
 

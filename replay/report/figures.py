@@ -372,7 +372,7 @@ def _decided(report: Report) -> Iterator[Table]:
         yield table("refusals", title, REFUSALS, report.refusals, notes=_refusal_notes(report))
     reasons = Counter(record.decisions.unfilled.tolist())
     del reasons[""]
-    if reasons and record.every_bar:
+    if reasons:
         title = "Unfilled (no gate refused, and no order would be taken)"
         yield table("unfilled", title, UNFILLED, reasons.most_common())
     if report.attention is not None:
@@ -504,8 +504,8 @@ def _reserve(report: Report) -> tuple[str, ...]:
 def _annual(report: Report) -> tuple[str, ...]:
     """Say what the figures by day and by year are made of, and why some are missing."""
     record, own = report.record, report.accounts[0].performance
-    bars = "" if own.bars is None else f"{count_of(own.bars, 'bar')} on "
-    said = f"Errors count blocks of five days or more: {bars}{own.days:,.1f} days. "
+    bars = count_of(own.bars, "bar")
+    said = f"Errors count blocks of five days or more: {bars} on {own.days:,.1f} days. "
     if not is_annual(own.days):
         said += f"Under {DAYS_TO_ANNUALISE} days nothing is annualised (–)."
     else:
@@ -523,9 +523,7 @@ def _annual(report: Report) -> tuple[str, ...]:
     gone = [
         of.name
         for of in report.accounts
-        if of.performance.mean_day is None
-        and of.performance.total_return is not None
-        and record.every_bar
+        if of.performance.mean_day is None and of.performance.total_return is not None
     ]
     if gone:
         said += f" Where nothing was left ({', '.join(gone)}) returns mean nothing (–)."
@@ -588,7 +586,7 @@ def headline(record: RunRecord, closed: Sequence[ClosedTrade]) -> Headline:
     found["held_return"] = (
         next(iter(held.values()), None) if twin is None else metrics.total_return(twin.equity)
     )
-    drawn = random_twins(record, record.account, _LAST) if record.every_bar else None
+    drawn = random_twins(record, record.account, _LAST)
     found["random_twins"] = RANDOM_TWINS if drawn else 0
     found["random_beaten"] = drawn.beaten if drawn else None
     halted = next((of for of in stretches(record, closed) if of.name == UNTIL_HALT), None)

@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
     QueuePlace,
@@ -169,14 +167,7 @@ def queue_positions(
     stored = reader.stored_run(run_id)
     instruments = {item.id: item for item in stored.run.instruments}
     pruned = reader.pruned(stored.run_key)
-    rules = msgspec.convert(
-        {
-            name: execution[key]
-            for name, key in (("model", "queue_model"), ("exponent", "queue_exponent"))
-            if key in execution  # runs of before had no queues
-        },
-        QueueRules,
-    )
+    rules = QueueRules.named(execution["queue_model"], execution["queue_exponent"])
     found = {}
     for row in orders:
         if row["limit_price"] is None:

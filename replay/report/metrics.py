@@ -39,12 +39,9 @@ Numbers = npt.NDArray[np.float64] | npt.NDArray[np.int64] | Sequence[float] | Se
 
 @dataclass(frozen=True)
 class Performance:
-    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent.
+    """Figures of one equity curve; shares are fractions (0.1 is 10 %), never percent."""
 
-    Where only the ends of days are known, what needs every bar is None.
-    """
-
-    bars: int | None  # steps of the equity curve
+    bars: int  # steps of the equity curve
     days: float  # that had bars; the first and the last count by their part
     total_return: float | None  # None where the equity means nothing
     mean_day: float | None  # of the simple returns of UTC days; a longer bar's is spread over it
@@ -381,7 +378,10 @@ def longest_drawdown(equity: Numbers) -> int:
     return int(np.diff(ends).max(initial=1)) - 1
 
 
-def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[Drawdown]:
+DRAWDOWNS_SHOWN: Final = 5
+
+
+def worst_drawdowns(times_ms: Numbers, equity: Numbers) -> list[Drawdown]:
     """Return the deepest stretches of *equity* under an earlier peak, the deepest first.
 
     *times_ms* has a time for every value of *equity*.
@@ -396,7 +396,7 @@ def worst_drawdowns(times_ms: Numbers, equity: Numbers, most: int = 5) -> list[D
         found.append(
             Drawdown(float(lost[deepest]), int(times[start - 1]), int(times[deepest]), back)
         )
-    return sorted(found, key=lambda one: -one.depth)[:most]
+    return sorted(found, key=lambda one: -one.depth)[:DRAWDOWNS_SHOWN]
 
 
 def performance(
@@ -405,13 +405,12 @@ def performance(
     interval_ms: int,
     calendar: Calendar | None = None,
     *,
-    every_bar: bool = True,
     risk_free: float = 0.0,
 ) -> Performance:
     """Return the figures of an equity curve: a value before any trade, then one at each time.
 
-    *times_ms* are closes. Without *every_bar* they are those of some bars, the last of each day
-    among them. A day is one of UTC, or a session of *calendar*. *risk_free* is a rate a year.
+    *times_ms* are closes. A day is one of UTC, or a session of *calendar*. *risk_free* is a rate
+    a year.
     """
     values = np.asarray(equity, dtype=np.float64)
     days = days_of(times_ms, interval_ms, calendar)
@@ -423,11 +422,11 @@ def performance(
     annual = returns if is_annual(days) else np.empty(0)
     earned = total_return(values)
     growth = cagr(1.0 + earned, days, year_days(calendar)) if is_annual(days) else None
-    worst = float(drawdowns(values).max(initial=0.0)) if every_bar else None
+    worst = float(drawdowns(values).max(initial=0.0))
     excess = annual - rate_of_return(risk_free, a_year)
     of_ratio = sharpe_error(excess)
     return Performance(
-        bars=max(values.size - 1, 0) if every_bar else None,
+        bars=max(values.size - 1, 0),
         days=days,
         total_return=earned,
         mean_day=float(returns.mean()) / each if returns.size else None,
@@ -440,7 +439,7 @@ def performance(
         probabilistic_sharpe=probabilistic_sharpe(excess),
         sortino=sortino(excess, a_year),
         max_drawdown=worst,
-        drawdown_bars=longest_drawdown(values) if every_bar else None,
+        drawdown_bars=longest_drawdown(values),
         calmar=growth / worst if growth is not None and worst else None,
     )
 
@@ -482,7 +481,7 @@ def profit_factor(profits: Numbers) -> float | None:
 
 def activity(
     *,
-    exposures: Numbers | None,
+    exposures: Numbers,
     notionals: Numbers,
     equity: Numbers,
     profits: Numbers,
@@ -491,17 +490,17 @@ def activity(
 ) -> Activity:
     """Measure how much was traded.
 
-    *exposures* is what was held at each bar that could be decided by equity, not negative, or None
-    where that is not known bar by bar; *notionals* each fill's, *equity* one value a bar in the
-    same money, *profits* each closed trade's after costs.
+    *exposures* is what was held at each bar that could be decided by equity, not negative,
+    *notionals* each fill's, *equity* one value a bar in the same money, *profits* each closed
+    trade's after costs.
     """
     values = np.asarray(profits, dtype=np.float64)
-    held = None if exposures is None else np.asarray(exposures, dtype=np.float64)
-    mean = float(held.mean()) if held is not None and held.size else None
+    held = np.asarray(exposures, dtype=np.float64)
+    mean = float(held.mean()) if held.size else None
     return Activity(
-        exposure=None if held is None else exposure(held),
+        exposure=exposure(held),
         mean_exposure=mean if mean is not None and np.isfinite(mean) else None,
-        turnover=None if held is None else turnover(notionals, equity, days, year_days),
+        turnover=turnover(notionals, equity, days, year_days),
         trades=values.size,
         hit_rate=hit_rate(values),
         profit_factor=profit_factor(values),

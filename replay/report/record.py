@@ -136,7 +136,6 @@ class RunRecord:
     instruments: dict[str, Instrument]
     config: Config
     terms: ExecutionCosts
-    every_bar: bool  # False where only steps that traded, and the ends of days, are kept
     times_ms: Ints
     bars: dict[str, Bars]
     decisions: Decisions
@@ -340,7 +339,6 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             instruments=instruments,
             config=config,
             terms=costs_for(config),
-            every_bar=stored.run.keeps_every_step,
             times_ms=times,
             bars=_bars(views, decisions, interval_ms, calendar, settled, actions, instruments),
             decisions=decisions,

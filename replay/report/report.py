@@ -116,12 +116,7 @@ def _price(
     decision: Row,
     rollout: Sequence[tuple[int, int, float]],
 ) -> tuple[Ints, Floats]:
-    """Return the closes from where the decision looked, or a little before it, to the exit.
-
-    None of a run that kept only some bars: a line between them would be no price.
-    """
-    if not record.every_bar:
-        return np.empty(0, dtype=np.int64), np.empty(0)
+    """Return the closes from where the decision looked, or a little before it, to the exit."""
     bars = record.bars[trade.instrument]
     closes_ms = record.closes_of(bars.open_time_ms)
     back_ms = (
@@ -138,7 +133,6 @@ def _price(
 
 
 Card = dict[str, Any]
-OPENED_SHOWN: Final = 3
 MARKS_MAX: Final = 800
 """Points of a curve that are shown; figures are taken from all of them."""
 BUY_AND_HOLD: Final = "buy and hold"
@@ -155,11 +149,6 @@ OPENS_SENTENCE: Final = (
 )
 ROLLOUT_SENTENCE: Final = "Rollout says where attention flowed, not why the price moved."
 PAPER_SENTENCE: Final = "Paper trading only: nothing here shows that money can be earned."
-SAMPLED_SENTENCE: Final = (
-    "The run kept only steps that traded and the ends of its days (--log acted): equity, returns, "
-    "Sharpe and buy and hold by day are exact; bars, refusals, drawdowns, exposure, random twins, "
-    "prices and attention need every bar and are left out. Replay with --log full to see them."
-)
 
 
 @dataclass(frozen=True)
@@ -225,7 +214,7 @@ class Report:
     """Everything that is shown of a run; money in quote currency, shares are fractions."""
 
     record: RunRecord
-    warnings: tuple[str, ...]  # of the run, and what this report cannot say of it
+    warnings: tuple[str, ...]  # of the run
     sentences: tuple[str, ...]  # what a reader must know before believing any of it
     accounts: tuple[AccountReport, ...]  # the run's own first, buy and hold last
     marks_ms: Ints  # UTC ms of the curves' points
@@ -267,7 +256,7 @@ def build_report(
         closed = {of.name: tuple(closed_trades(record, of)) for of in ledgers}
         wanted = {trade.entry_sequence for of in closed.values() for trade in of}
         progress("reading where attention lay")
-        attention = read_attention(reader, record, wanted) if record.every_bar else None
+        attention = read_attention(reader, record, wanted)
         grouped = next((name for name, of in closed.items() if of), record.account.name)
         explained = explain_trades(reader, record, chosen(closed[grouped]), attention)
         listed = newest_listed(RunViews(reader.connection, run_id))
@@ -281,7 +270,7 @@ def build_report(
     own, divided = record.account.equity, record.holds_over_split(record.account)
     return Report(
         record=record,
-        warnings=_warnings(record),
+        warnings=tuple(f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")),
         sentences=(*_sentences(record, card), *_retrained_sentences(retrained)),
         accounts=(
             *(account_report(record, of, closed[of.name]) for of in ledgers),
@@ -294,9 +283,7 @@ def build_report(
         ),
         random=tuple(_random(record, ledgers, marks)),
         monthly=() if divided else tuple(metrics.monthly_returns(_within(record), own)),
-        drawdowns=tuple(metrics.worst_drawdowns(times, own))
-        if record.every_bar and not divided
-        else (),
+        drawdowns=() if divided else tuple(metrics.worst_drawdowns(times, own)),
         rolling=metrics.rolling_sharpe(
             record.times_ms[:0] if divided else record.times_ms,
             own[:1] if divided else own,
@@ -333,7 +320,7 @@ def stretches(record: RunRecord, closed: Sequence[ClosedTrade]) -> tuple[Stretch
     found += _fitted_parts(record.fitted, first_ms, last_ms)
     if not found:
         return ()
-    exposed = exposures(record, record.account)[1] if record.every_bar else None
+    exposed = exposures(record, record.account)[1]
     return tuple(
         _stretch(record, closed, exposed, name, since, until)
         for name, since, until in found
@@ -358,7 +345,7 @@ def _fitted_parts(
 def _stretch(
     record: RunRecord,
     closed: Sequence[ClosedTrade],
-    exposed: Floats | None,
+    exposed: Floats,
     name: str,
     from_ms: int,
     until_ms: int,
@@ -372,18 +359,17 @@ def _stretch(
         record.account.equity[first : end + 1],
         record.interval_ms,
         record.calendar,
-        every_bar=record.every_bar,
         risk_free=record.risk_free,
     )
     if record.holds_over_split(record.account):
         figures = metrics.unknown(figures)
-    held = None if exposed is None else exposed[max(first, record.decidable_from) : end]
+    held = exposed[max(first, record.decidable_from) : end]
     return Stretch(
         name,
         from_ms,
         until_ms,
         figures,
-        None if held is None or not held.size else float(np.mean(held != 0)),
+        float(np.mean(held != 0)) if held.size else None,
         sum(from_ms < trade.exit_ms <= until_ms for trade in closed),
     )
 
@@ -391,8 +377,8 @@ def _stretch(
 def _random(
     record: RunRecord, ledgers: Sequence[AccountRecord], marks: Ints
 ) -> Iterator[RandomTwins]:
-    """Yield the random twins of every account that held something; none without every bar."""
-    for of in ledgers if record.every_bar else ():
+    """Yield the random twins of every account that held something."""
+    for of in ledgers:
         if (made := random_twins(record, of, marks)) is not None:
             yield made
 
@@ -408,16 +394,9 @@ def _within(record: RunRecord) -> Ints:
 
 
 def _marks(record: RunRecord) -> Ints:
-    """Return the places in an equity curve that are shown: evenly, ends included.
-
-    Of a run that kept only some bars, from the ends of its days.
-    """
+    """Return the places in an equity curve that are shown: evenly, ends included."""
     size = record.times_ms.size + 1
-    places = np.arange(size)
-    if not record.every_bar:
-        places = np.concatenate(([0], metrics.day_ends(record.times_ms, record.calendar) + 1))
-    chosen = np.linspace(0, places.size - 1, min(places.size, MARKS_MAX)).round().astype(np.int64)
-    return places[np.unique(chosen)]
+    return np.unique(np.linspace(0, size - 1, min(size, MARKS_MAX)).round().astype(np.int64))
 
 
 def _curve(name: str, equity: Floats, marks: Ints) -> Curve:
@@ -430,13 +409,12 @@ def account_report(
 ) -> AccountReport:
     """Return the figures of an account that the run stored."""
     own = ledger is record.account
-    net, gross = exposures(record, ledger) if record.every_bar else (None, None)
+    net, gross = exposures(record, ledger)
     figures = metrics.performance(
         record.times_ms,
         ledger.equity,
         record.interval_ms,
         record.calendar,
-        every_bar=record.every_bar,
         risk_free=record.risk_free,
     )
     if record.holds_over_split(ledger):
@@ -448,7 +426,7 @@ def account_report(
         end=float(ledger.equity[-1]),
         performance=figures,
         activity=metrics.activity(
-            exposures=None if gross is None else gross[record.decidable_from :],
+            exposures=gross[record.decidable_from :],
             notionals=[fill["notional"] for fill in ledger.fills],
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
@@ -461,9 +439,9 @@ def account_report(
     )
 
 
-def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats | None) -> float | None:
+def _mean_net(record: RunRecord, ledger: AccountRecord, net: Floats) -> float | None:
     """Return the mean of the long side less the short one, in hedge mode."""
-    if net is None or len(sides_of(record, ledger)) == 1:
+    if len(sides_of(record, ledger)) == 1:
         return None
     mean = float(np.mean(net[record.decidable_from :])) if net.size else math.nan
     return mean if math.isfinite(mean) else None
@@ -506,7 +484,7 @@ def held_alike(record: RunRecord) -> list[HoldBenchmark]:
     Where the run has the twin that holds its exposure so far, that one alone stands for the first.
     """
     found = []
-    if record.every_bar and record.held_twin is None:
+    if record.held_twin is None:
         share = mean_exposure(record)
         if np.isfinite(share) and share > 0:
             source = f"computed: the run's mean exposure, {share:.2%} of the start, {BOUGHT}"
@@ -531,26 +509,11 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
             held.equity,
             record.interval_ms,
             record.calendar,
-            every_bar=record.every_bar,
             risk_free=record.risk_free,
         ),
         activity=None,
         costs=None,
     )
-
-
-def _warnings(record: RunRecord) -> tuple[str, ...]:
-    """List the run's warnings, and what this report lacks."""
-    found = [f"Warning: {text}." for text in json.loads(record.run["warnings"] or "[]")]
-    if opened := json.loads(record.run["opened"] or "[]"):
-        found.append(
-            f"The strategy opened {', '.join(opened[:OPENED_SHOWN])}"
-            f"{' and more' if len(opened) > OPENED_SHOWN else ''}; a decision that depends on it "
-            "cannot be re-derived."
-        )
-    if not record.every_bar:
-        found.append(SAMPLED_SENTENCE)
-    return tuple(found)
 
 
 def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:

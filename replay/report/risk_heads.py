@@ -43,14 +43,14 @@ class SaidAndCame:
 def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> SaidAndCame | None:
     """Return the heads' forecasts in a run beside the outcomes; None of a run without heads.
 
-    Nor of one that kept only some of its decisions. *card* is the model's, or empty.
+    *card* is the model's, or empty.
     """
     run_id = str(record.run["run_id"])
     columns = ("expected_shortfall_long", "learned_regime")
     views = RunViews(reader.connection, run_id)
     is_said = any(views.last("v_decisions", known=(name,)) is not None for name in columns)
     levels = tuple(card.get("architecture", {}).get("quantiles", ()))
-    if not record.every_bar or not (is_said or levels):
+    if not (is_said or levels):
         return None
     horizon, kept = record.config.gate.horizon, dict[int, Forecast]()
     for one in reader.steps(run_id):

@@ -63,7 +63,7 @@ _LENGTHS: Final = ((DAY_MS, "days"), (HOUR_MS, "hours"), (MINUTE_MS, "minutes"))
 
 @dataclass(frozen=True)
 class LastingState:
-    """One state that lasts; ``refused`` is None where the run did not keep every decision."""
+    """One state that lasts; ``refused`` is None of holes."""
 
     kind: str  # limit, operator or hole
     by: str  # the gate; of holes the cause of the longest
@@ -132,7 +132,7 @@ class _Span:
         stored = reader.stored_run(views.run_id)
         sessions, self._interval_ms = sessions_of(stored.run), stored.run.interval_ms
         self._calendar = None if sessions is None else Calendar(sessions, self._interval_ms)
-        self._run_key, self._counts = stored.run_key, stored.run.keeps_every_step
+        self._run_key = stored.run_key
         pruned = reader.pruned(stored.run_key)
         self._pruned = -1 if pruned is None else pruned.until_sequence
         self._last, self._now_ms, self._started_ms = last, now_ms, stored.run.period_start_ms
@@ -153,11 +153,9 @@ class _Span:
             word, note, giver = command.kind.value, command.note, command.giver
             gates, what = (gate,), "decisions"
             by = f"the operator's {word} {giver}" + (f" ({note})" if note else "")
-        refused = self._refused(gates, sequence) if self._counts else None
-        count = ""
-        if refused is not None:
-            least = "at least " if self._pruned >= sequence else ""
-            count = f"; {least}{refused:,} {what} refused"
+        refused = self._refused(gates, sequence)
+        least = "at least " if self._pruned >= sequence else ""
+        count = f"; {least}{refused:,} {what} refused"
         idle_ms = self._now_ms - max(since_ms, self._entered_ms(sequence))
         sentence = (
             f"This run is halted by {by} since {time_text(since_ms)}{count}; nothing entered for "
@@ -175,7 +173,7 @@ class _Span:
         """
         query = "SELECT gate FROM gate_sets WHERE run_key = ?"
         gates = {row[0] for row in self._connection.execute(query, (self._run_key,))}
-        if not self._counts or risk_drawdown.name not in gates or risk_halt.name in gates:
+        if risk_drawdown.name not in gates or risk_halt.name in gates:
             return None
         after = max(after, self._pruned)
         entered = self._steps("max(step)", "allowed AND action IN ({})", _ENTRIES, after)

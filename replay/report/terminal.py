@@ -26,7 +26,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
 from tracepaper.strategies.builtin import SIZE, TREND
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
+from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.types.market import Instrument, Side
 from tracepaper.strategies.units import count_of, iso
 
@@ -57,10 +57,8 @@ def show_report(
 
 
 def counted(report: Report) -> str:
-    """Count the bars decided and those allowed, where the run kept every bar."""
+    """Count the bars decided and those allowed."""
     decisions = report.record.decisions
-    if not report.record.every_bar:
-        return "bars not counted (--log acted)"
     bars = count_of(decisions.sequence.size, "bar")
     return f"{bars} decided, {int(decisions.allowed.sum()):,} allowed"
 
@@ -90,8 +88,8 @@ def as_document(
         "interval_ms": record.interval_ms,
         "from_ms": int(record.decisions.open_time_ms.min()),
         "until_ms": int(record.times_ms[-1]),
-        "decisions": int(record.decisions.sequence.size) if record.every_bar else None,
-        "allowed": int(record.decisions.allowed.sum()) if record.every_bar else None,
+        "decisions": int(record.decisions.sequence.size),
+        "allowed": int(record.decisions.allowed.sum()),
         "states": [state.document() for state in record.states],
         "warnings": report.warnings,
         "sentences": report.sentences,
@@ -101,9 +99,7 @@ def as_document(
         "curves": {
             "times_ms": report.marks_ms.tolist(),
             "equity": {curve.name: curve.equity.tolist() for curve in report.curves},
-            "drawdown": {curve.name: curve.drawdown.tolist() for curve in report.curves}
-            if record.every_bar
-            else None,
+            "drawdown": {curve.name: curve.drawdown.tolist() for curve in report.curves},
         },
         "rolling_sharpe": {
             "times_ms": rolling_ms.tolist(),
@@ -132,7 +128,6 @@ def as_document(
 
 
 FILLS_SHOWN: Final = 8
-OPENED_SHOWN: Final = 5
 
 
 def program_name() -> str:
@@ -180,11 +175,6 @@ class Summary:
     states: tuple[LastingState, ...] = ()  # what lets it look idle at its end
     warming: str = ""  # where no bar left the warm-up: how many bars it had, and needs
     instruments: tuple[Instrument, ...] = ()
-
-    @property
-    def every_bar(self) -> bool:
-        """Whether every step was kept; else bars and refusals cannot be counted."""
-        return ACTING_ONLY not in json.loads(self.run["warnings"] or "[]")
 
 
 def summarise(database: Path, run_id: str) -> Summary:
@@ -342,26 +332,18 @@ def show_summary(console: Console, summary: Summary) -> None:
     title = f"run {run['run_id']} · {run['kind']} · {run['instruments']}"
     span = f"{summary.first_iso} to {summary.last_iso}"
     counted = f"{count_of(summary.decisions, 'bar')} decided, {summary.allowed:,} allowed"
-    if not summary.every_bar:
-        counted = "only steps that traded are kept"
     head(console, title, f"{counted}, {count_of(summary.fill_count, 'fill')}\n{span}")
     warnings = [state.sentence for state in summary.states]
     warnings += [f"Warning: {warning}." for warning in json.loads(run["warnings"] or "[]")]
-    if opened := json.loads(run["opened"]):
-        shown = ", ".join(opened[:OPENED_SHOWN]) + (" and more" * (len(opened) > OPENED_SHOWN))
-        warnings.append(
-            f"The strategy opened {shown}; a decision that depends on it cannot be re-derived."
-        )
     show(console, [Paragraph(warning, "warning") for warning in warnings])
     show(console, summary_tables(summary), blank_lines=False)
-    if summary.every_bar:
-        if summary.warming:
-            show(console, [Paragraph(summary.warming)])
-        causes = largest_causes(
-            summary.decisions, summary.refusals, summary.unfilled, summary.instruments
-        )
-        # The tables name what needs no remedy.
-        show(console, [Paragraph(f"M{str(of)[1:]}.") for of in causes if of.remedy])
+    if summary.warming:
+        show(console, [Paragraph(summary.warming)])
+    causes = largest_causes(
+        summary.decisions, summary.refusals, summary.unfilled, summary.instruments
+    )
+    # The tables name what needs no remedy.
+    show(console, [Paragraph(f"M{str(of)[1:]}.") for of in causes if of.remedy])
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
@@ -373,7 +355,7 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
         figures = [figure for figure in every if several or figure.key != "instrument"]
         title = f"Fills (the last {len(summary.fills)} of {summary.fill_count})"
         yield table("fills", title, figures, summary.fills)
-    if summary.refusals and summary.every_bar:
+    if summary.refusals:
         title = "Refused (by the first gate that failed)"
         yield _counts_table("refused_by", "gate", title, summary.refusals, summary.decisions)
     if summary.unfilled:

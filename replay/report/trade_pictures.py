@@ -180,12 +180,12 @@ def check(path: Path, last: int, option: str = "--chart") -> None:
 def figure_of(report: Report, *, last: int) -> MatplotlibFigure:
     """Draw the newest *last* decided bars of the run's first instrument, with its trades.
 
-    Raises ``DataInvalid`` where the run kept only some of its steps, or has fewer than two bars.
+    Raises ``DataInvalid`` where the run has fewer than two bars.
     """
     record = report.record
     instrument = next(iter(record.bars))
     bars = record.bars[instrument]
-    if not record.every_bar or bars.close.size < BARS_LEAST:
+    if bars.close.size < BARS_LEAST:
         raise DataInvalid(f"Run {record.run['run_id']} holds no two bars in a row to draw.")
     times = record.closes_of(bars.open_time_ms)[-last:]
     close = bars.close[-last:]

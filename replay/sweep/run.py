@@ -159,12 +159,11 @@ def carry_out_sweep(
     *,
     state: Path | None,
     progress: Progress,
-    registry: Path | None = None,
 ) -> Sweep:
     """Make every run that *state* does not hold yet, by *executor*; return the whole sweep."""
     with ExitStack() as stack:
         kept = stack.enter_context(SweepFile(state, request.header()))
-        counted = stack.enter_context(TrialRegistry(registry))
+        counted = stack.enter_context(TrialRegistry())
         work = request.work
         if work.made_of is not None and is_importable(work.made_of):
             work = replace(work, made_of=None)  # each process imports it by its name

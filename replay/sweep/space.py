@@ -414,7 +414,6 @@ Objective = str | Callable[[Backtest], float]
 
 FIGURES: Final[dict[str, Form]] = {figure.key: figure.form for figure in ACCOUNTS[1:]}
 """The figures that may be an objective, by their keys in ``tracepaper report --json``."""
-ALIASES: Final = {"drawdown": "max_drawdown"}
 OF_A_YEAR: Final = frozenset(
     {"sharpe", "probabilistic_sharpe", "sortino", "cagr", "calmar", "volatility", "turnover"}
 )
@@ -430,7 +429,7 @@ def objective_of(given: object, direction: str | None) -> tuple[Objective, bool]
         raise ConfigInvalid(f"direction is {shown(direction)}; write maximize or minimize.")
     if callable(given):
         return cast("Callable[[Backtest], float]", given), direction != "minimize"
-    key = ALIASES.get(str(given), str(given))
+    key = str(given)
     if key not in FIGURES:
         raise ConfigInvalid(
             f"There is no figure {shown(given)}; choose of {', '.join(FIGURES)}, or give a "

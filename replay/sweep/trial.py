@@ -1,11 +1,6 @@
 """One trial: its request, its run, its figures.
 
-Its log keeps what acted, in a temporary file that is then removed; what figures need of every
-other bar, the random twins and the drawdown above all, is taken as the run goes (docs/python.md,
-Y14).
-
-A record that is read back from such a log lacks bars, positions and equity between trades; with
-these it is the record of the full log, as far as the figures of an account and of its sides go.
+Its log is a temporary file that is then removed (docs/python.md, Y14).
 """
 
 from __future__ import annotations
@@ -19,9 +14,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
-from tracepaper.daemon.broker.broker import SIDES
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Given, load
 from tracepaper.daemon.session.build import needs_forecaster
@@ -43,22 +35,13 @@ from tracepaper.replay.backtest.build import (
     read_market,
     span_of,
 )
-from tracepaper.replay.backtest.request import Request, Watch, carry_out
+from tracepaper.replay.backtest.request import Request, carry_out
 from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
 from tracepaper.replay.report.figures import Headline, headline
 from tracepaper.replay.report.record import (
-    AccountRecord,
-    Bars,
-    Decisions,
-    Ints,
-    RunRecord,
-    dividend_rates,
-    funding_in_bars,
-    quantity_steps,
     read_record,
-    without_dust,
 )
 from tracepaper.replay.report.trades import closed_trades
 from tracepaper.replay.sweep.space import (
@@ -79,110 +62,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.sweeps import CellKey
 from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError, shown
-from tracepaper.strategies.types.decisions import Step
-from tracepaper.strategies.types.market import Bar, Funding
-from tracepaper.strategies.units import DAY_MS, MONEY_SCALE
-
-
-class EveryBar:
-    """Takes in the steps of one run, in order."""
-
-    def __init__(self) -> None:
-        self._instruments: list[str] = []
-        self._rows: list[tuple[int, int, int, int, int, int, int]] = []
-        self._sides: dict[str, list[tuple[int, int]]] = {}  # in hedge mode, as the rows end
-        self._refused_by: list[str] = []
-        self._settled: dict[str, list[tuple[int, int]]] = {}
-        self._before: int | None = None  # the equity before the first decision
-
-    def observe(self, step: Step) -> None:
-        """Take in one step."""
-        event = step.event
-        if isinstance(event, Funding):
-            self._settled.setdefault(event.instrument, []).append((event.market_ms, event.rate))
-        if step.decision is None or step.position is None or not isinstance(event, Bar):
-            if not self._rows and step.position is not None:
-                self._before = step.account.equity
-            return
-        self._instruments.append(event.instrument)
-        self._rows.append(
-            (event.open_time_ms, event.open, event.high, event.low, event.close,
-             step.position.quantity, step.account.equity)
-        )  # fmt: skip
-        for one in step.twins:
-            if one.twin in SIDES:
-                own = self._sides.setdefault(one.twin, [])
-                own.append((one.position.quantity, one.account.equity))
-        self._refused_by.append(step.decision.refused_by or "")
-
-    def whole(self, record: RunRecord) -> RunRecord:
-        """Return *record*, read from the log, with every bar of this run's account."""
-        columns = np.array(self._rows, dtype=np.int64).T
-        opened, *prices, _, equity = columns
-        decisions = self._decisions(opened)
-        times = record.closes_of(np.unique(opened))
-        before = int(equity[0]) if self._before is None else self._before
-        bars = {}
-        for name, places in decisions.places.items():
-            known = record.instruments[name]
-            scale = 10.0**known.price_decimals
-            opens, highs, lows, ends = (part[places].astype(np.float64) / scale for part in prices)
-            times_of = opened[places]
-            settled: list[tuple[int, float]] = [*self._settled.get(name, [])]
-            settled += dividend_rates(record.actions, name, known)
-            funding = funding_in_bars(record.closes_of(times_of), settled)
-            bars[name] = Bars(places, times_of, opens, highs, lows, ends, funding)
-        sides = {name: np.array(rows).T for name, rows in self._sides.items()}
-        return replace(
-            record,
-            every_bar=True,
-            times_ms=times,
-            bars=bars,
-            decisions=decisions,
-            account=_filled(record, decisions, record.account, before / MONEY_SCALE, columns[-2:]),
-            twins=tuple(
-                _filled(record, decisions, twin, twin.equity[0], sides[twin.name])
-                if twin.name in sides
-                else twin
-                for twin in record.twins
-            ),
-        )
-
-    def _decisions(self, opened: Ints) -> Decisions:
-        size = opened.size
-        nothing, unknown = np.full(size, ""), np.full(size, np.nan)
-        refused_by = np.array(self._refused_by)
-        return Decisions(
-            sequence=np.arange(size),
-            instrument=np.array(self._instruments),
-            open_time_ms=opened,
-            action=nothing,
-            allowed=refused_by == "",
-            refused_by=refused_by,
-            unfilled=nothing,
-            regime=nothing,
-            mean_return=unknown, p_up=unknown, p_down=unknown, confidence=unknown,
-            content_free=unknown, recent_mass=unknown, older_mass=unknown, shift=unknown,
-        )  # fmt: skip
-
-
-def _filled(
-    record: RunRecord, decisions: Decisions, ledger: AccountRecord, before: float, of: Ints
-) -> AccountRecord:
-    """Return *ledger* with *of*, its quantity and its equity after each of *decisions*."""
-    quantity, equity = of
-    opened = decisions.open_time_ms
-    times = record.closes_of(np.unique(opened))
-    # Several instruments close at one time: the last of them has the whole account.
-    curve = np.empty(times.size)
-    curve[np.searchsorted(times, opened, side="right")] = equity.astype(np.float64) / MONEY_SCALE
-    steps, held = quantity_steps(record.instruments), {}
-    for name, places in decisions.places.items():
-        decimals = record.instruments[name].quantity_decimals
-        own = quantity[places].astype(np.float64) / 10.0**decimals
-        held[name] = without_dust(own, steps[name])
-    return replace(ledger, equity=np.concatenate(([before], curve)), held=held)
-
+from tracepaper.strategies.units import DAY_MS
 
 WORKER: Final = "tracepaper.replay.sweep.trial"
 WHOLE: Final = "whole"
@@ -348,8 +228,6 @@ def make(work: Work, cell: Cell) -> CellResult:
             from_text=None if cell.from_ms is None else str(cell.from_ms),
             to_text=None if cell.until_ms is None else str(cell.until_ms),
             database=database,
-            # An objective that is given the run is given all of it.
-            log="full" if is_kept else "acted",
         )
         try:
             found = _made(work, cell, request)
@@ -362,12 +240,10 @@ def make(work: Work, cell: Cell) -> CellResult:
 def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
     with known_class(work.made_of):
         wanted = replace(request, overrides=overrides_of(work, cell.point))
-        every = EveryBar()
-        made = carry_out(wanted, Watch(observe=every.observe))
+        made = carry_out(wanted)
     with Reader.open(made.database) as reader:
         record = read_record(reader, made.database, made.run_id)
         row = reader.run(made.run_id)
-    record = record if record.every_bar else every.whole(record)
     equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
     return {
         "figures": headline(record, closed_trades(record, record.account)),

@@ -49,7 +49,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import (
     Depths,
-    ExternalRead,
     FrameBar,
     Gap,
     InstrumentChange,
@@ -483,14 +482,6 @@ class Reader(ReadOnly):
             elif isinstance(event, ModelChange) and (event.warm_from or not event.model_sha256):
                 break
         return gaps[::-1]
-
-    def newest_reading(self, run_id: str, what: str) -> ExternalRead | None:
-        """Return the last reading of kind *what*, if there is one."""
-        chosen = (
-            "kind = 'reading' AND json_extract(content, '$.what') = ? ORDER BY step DESC LIMIT 1"
-        )
-        event = next(self._events(run_id, chosen, what), None)
-        return event if isinstance(event, ExternalRead) else None
 
     def newest_of(
         self, run_id: str, kind: type[_Kind], *, until: int | None = None

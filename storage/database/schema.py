@@ -131,8 +131,6 @@ Index(
     _steps.run_key,
     sqlite_where=_steps.open_time_ms.is_not(None),
 )
-# Finds a strategy's external inputs among millions of quotes.
-Index("events_reading", _events.step, sqlite_where=_events.kind == "reading")
 for _born in ("orders", "fills"):
     _of = metadata.tables[_born].c
     Index(f"{_born}_order", _of.order_id, _of.run_key)

@@ -25,7 +25,6 @@ from tracepaper.storage.record.columns import (
     TIME,
     measure_name,
 )
-from tracepaper.strategies.types.decisions import ACTING_ONLY
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -363,7 +362,7 @@ _DIVIDENDS: Final = (
     f"/ CAST('1e' || {MONEY} AS REAL)"
 )
 _BARS: Final = (
-    f"CASE WHEN instr(r.warnings, '{ACTING_ONLY}') = 0 AND NOT EXISTS (SELECT 1 FROM prunes p "
+    "CASE WHEN NOT EXISTS (SELECT 1 FROM prunes p "
     f"WHERE p.run_key = r.run_key AND {_BEGUN} | p.until_sequence >= e.step) "
     "THEN (SELECT count(*) FROM steps s "
     "WHERE s.step >= e.step AND s.step < f.step AND s.instrument = f.instrument "
@@ -415,8 +414,7 @@ V_TRADES: Final = View(
         Shown(
             "bars_held",
             _BARS,
-            "closes at which it was held; null where the log kept only steps that acted, or a "
-            "prune took some of them",
+            "closes at which it was held; null where a prune took some of them",
             "INTEGER",
         ),
         Shown("entry_reason", "e.reason", "why it was opened"),

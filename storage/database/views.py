@@ -96,13 +96,6 @@ V_RUNS: Final = View(
             *shown("r", "runs", "model_id", "model_sha256", "config_sha256", "config"),
             *shown("r", "runs", "code_version", "mode", "device", "dtype", "threads", "backend"),
             *shown("r", "runs", "torch_version", "instruction_set", "libraries", "warnings"),
-            Shown(
-                "opened",
-                "(SELECT json_group_array(json_extract(e.content, '$.name')) FROM events e "
-                "WHERE e.kind = 'reading' AND json_extract(e.content, '$.what') <> 'vectors' "
-                f"AND {_IN_RUN})",
-                "JSON array: files, addresses and programs that a user's class opened",
-            ),
         ),
         ("r", TABLES["runs"]),
     ),

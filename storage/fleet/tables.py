@@ -110,17 +110,10 @@ Table(  # one row: what ``PRAGMA user_version`` is in a file
     SqlColumn("version", BigInteger, primary_key=True, autoincrement=False),
 )
 
-# As in a file: what became of an order, and a strategy's inputs among millions of quotes.
+# As in a file: what became of an order.
 for _name in ("orders", "fills"):
     _of = metadata.tables[_name].c
     Index(f"{_name}_order", _of[DATABASE], _of.order_id, _of.step)
-_events = metadata.tables["events"].c
-Index(
-    "events_reading",
-    _events[DATABASE],
-    _events.step,
-    postgresql_where=_events.kind == "reading",
-)
 
 
 def make_tables(connection: Connection) -> None:

@@ -35,9 +35,9 @@ from tracepaper.strategies.types.market import (
     Closed,
     Command,
     CorporateAction,
+    CovariatesRead,
     Depths,
     Event,
-    ExternalRead,
     FrameBar,
     Funding,
     Gap,
@@ -94,7 +94,7 @@ INDEXED_EVENTS: Final = (
     "model_change",
     "end",
     "prune",
-    "reading",
+    "covariates",
 )
 """Kinds of events that are found by their place in their run without reading those between."""
 INDEXED_KINDS: Final = f"kind IN ({', '.join(repr(kind) for kind in INDEXED_EVENTS)})"
@@ -119,7 +119,7 @@ EVENT_TYPES: Final[Mapping[str, type[Event]]] = {
     "frame_bar": FrameBar,
     "end": RunEnd,
     "prune": Prune,
-    "reading": ExternalRead,
+    "covariates": CovariatesRead,
     "retrained": Retrained,
     "parity": ParityCheck,
     "universe": UniverseChange,

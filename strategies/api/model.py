@@ -22,6 +22,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from tracepaper.strategies.api.files import DeclaredFiles
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Explanation, Forecast
@@ -128,6 +129,8 @@ class FeatureFunction:
 
     function: Callable[[PastBars], Sequence[float] | Floats]
     lookback: int
+    files: DeclaredFiles
+    """The paths of the files that it reads, by the names that were declared."""
 
     def __call__(self, past: PastBars) -> Sequence[float] | Floats:
         """Return the row of the newest bar of *past*."""
@@ -135,10 +138,13 @@ class FeatureFunction:
 
 
 def feature_row(
-    *, lookback: int
+    *, lookback: int, files: Sequence[str] = ()
 ) -> Callable[[Callable[[PastBars], Sequence[float] | Floats]], FeatureFunction]:
-    """Declare the decorated function as features: it is given exactly the last *lookback* bars."""
-    return lambda function: FeatureFunction(function, lookback)
+    """Declare the decorated function as features: it is given exactly the last *lookback* bars.
+
+    *files* names what it reads; by its own ``files`` it has their paths.
+    """
+    return lambda function: FeatureFunction(function, lookback, DeclaredFiles.of(function, files))
 
 
 # ---------------------------------------------------------------- what becomes of an answer

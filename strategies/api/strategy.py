@@ -22,6 +22,7 @@ from tracepaper.strategies.api.context import (
     Orders,
     Signal,
 )
+from tracepaper.strategies.api.files import DeclaredFiles, declare_files
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 from tracepaper.strategies.gates.declared import plausible
@@ -237,7 +238,12 @@ class Strategy(ABC):
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
     twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    files: Any = DeclaredFiles()  # names of what it reads; each object has the paths by name
     state: Any = FreshState()  # an instance of State
+
+    def __init_subclass__(cls, **given: Any) -> None:  # noqa: ANN401 - whatever a base takes
+        super().__init_subclass__(**given)
+        declare_files(cls)
 
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Take in a closed bar in integers; called once for every bar, warm-up included."""
@@ -439,8 +445,13 @@ class PortfolioStrategy(ABC):
     needs_forecast: bool = False
     exits_freely: bool = False  # judgement gates never hold up a FLAT: it is not the model's
     twins: tuple[str, ...] = ()  # shadow accounts: "ungated" skips the judgement gates
+    files: Any = DeclaredFiles()  # names of what it reads; each object has the paths by name
     symbols: tuple[str, ...] = ()  # the run's, in their order; set before the first bar
     state: Any = FreshState()  # an instance of State
+
+    def __init_subclass__(cls, **given: Any) -> None:  # noqa: ANN401 - whatever a base takes
+        super().__init_subclass__(**given)
+        declare_files(cls)
 
     def observe(self, bar: Bar) -> None:  # noqa: B027 - a strategy without memory needs none
         """Take in a closed bar of any instrument; called once for every bar, warm-up included."""

@@ -39,9 +39,6 @@ from tracepaper.strategies.types.calibration import (
     share_of as share_of,
 )
 from tracepaper.strategies.types.decisions import (
-    ACTING_ONLY as ACTING_ONLY,
-)
-from tracepaper.strategies.types.decisions import (
     BLOCK_BARS as BLOCK_BARS,
 )
 from tracepaper.strategies.types.decisions import (
@@ -156,6 +153,9 @@ from tracepaper.strategies.types.market import (
     CorporateActionKind as CorporateActionKind,
 )
 from tracepaper.strategies.types.market import (
+    CovariatesRead as CovariatesRead,
+)
+from tracepaper.strategies.types.market import (
     Depth as Depth,
 )
 from tracepaper.strategies.types.market import (
@@ -163,9 +163,6 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.types.market import (
     Event as Event,
-)
-from tracepaper.strategies.types.market import (
-    ExternalRead as ExternalRead,
 )
 from tracepaper.strategies.types.market import (
     FrameBar as FrameBar,

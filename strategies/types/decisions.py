@@ -529,13 +529,6 @@ class Step(Struct, frozen=True, gc=False):
         return tuple([one.decided for one in self.twins if one.decided is not None])
 
 
-ACTING_ONLY: Final = (
-    "only steps that traded and the last bars of each day are kept, so this run cannot be "
-    "re-derived"
-)
-"""The warning on a run whose log was asked to be small."""
-
-
 class Run(Struct, frozen=True):
     """A run as it was opened: everything that never changes while it goes on."""
 
@@ -568,8 +561,3 @@ class Run(Struct, frozen=True):
     calendar_sha256: str | None = None  # of the sessions
     sessions: bytes | None = None  # the sessions themselves: see ``strategies/sessions.py``
     sees_account: bool = False  # its decisions depend on its fills
-
-    @property
-    def keeps_every_step(self) -> bool:
-        """Whether every step is in the record, not only those that traded and the ends of days."""
-        return ACTING_ONLY not in self.warnings

@@ -508,11 +508,12 @@ class Prune(Struct, frozen=True, gc=False):
     seen_ms: int
 
 
-class ExternalRead(Struct, frozen=True, gc=False):
-    """A user's class opened something beside its arguments: a decision may depend on it."""
+class CovariatesRead(Struct, frozen=True, gc=False):
+    """How far the file of covariates is known: later decisions may depend on these lines."""
 
-    what: str  # "file", "address" or "program"
-    name: str
+    journal: str  # the name under which they are kept beside the database
+    lines: int
+    sha256: str  # of these lines
     market_ms: int
     seen_ms: int
 
@@ -534,7 +535,7 @@ Event = (
     | FrameBar
     | RunEnd
     | Prune
-    | ExternalRead
+    | CovariatesRead
     | Retrained
     | ParityCheck
     | UniverseChange

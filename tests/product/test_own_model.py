@@ -166,7 +166,7 @@ def test_a_confidence_without_a_place_is_explained_and_shown(tmp_path: Path) -> 
 MINE: Final = """
 from tracepaper.strategies.api.model import Model, feature_row
 {top}
-@feature_row(lookback=4)
+@feature_row(lookback=4, files=({files}))
 def features(past):
     {features}
     return [past.close[-1] / past.close[0] - 1.0]
@@ -191,7 +191,8 @@ def checked(
     folder: Path, fresh: FreshProcesses, module: str, bodies: Mapping[str, str]
 ) -> LookaheadFinding:
     """Write a model with these bodies, and return what lookahead finds of it."""
-    parts = dict.fromkeys(("features", "init", "predict"), "pass") | {"top": ""} | {**bodies}
+    parts = dict.fromkeys(("features", "init", "predict"), "pass") | {"top": "", "files": ""}
+    parts |= bodies
     (folder / f"{module}.py").write_text(MINE.format(module=module, **parts), encoding="utf-8")
     (folder / f"{module}.py.csv").write_text("1", encoding="utf-8")
     given: dict[str, dict[str, Any]] = {
@@ -209,6 +210,16 @@ def checked(
 def test_an_honest_model_passes(tmp_path: Path, fresh: FreshProcesses) -> None:
     found = checked(tmp_path, fresh, "honest", {})
     assert (found.verdict, found.without_later) == ("nothing moved", 100)
+
+
+def test_what_the_features_declare_is_read_and_stays_unproved(
+    tmp_path: Path, fresh: FreshProcesses
+) -> None:
+    reads = "open(__file__ + '.csv').read()"
+    bodies = {"features": reads, "files": "'declares.py.csv',"}
+    found = checked(tmp_path, fresh, "declares", bodies)
+    assert found.verdict == "nothing moved", found.sentence()
+    assert any("whether its declared files tell the future" in said for said in found.unproved)
 
 
 @pytest.mark.parametrize(
@@ -399,8 +410,6 @@ async def test_a_service_that_fails_refuses_its_bar_and_the_record_is_checked_wi
         assert (found.differences, found.agreed) == ([], found.decisions)
         assert found.taken >= found.decisions - 1
         assert asked.asked == count  # a check asks nobody
-        opened = rows(database, "SELECT opened FROM v_runs")[0][0]
-        assert asked.url.removeprefix("http://") in json.loads(opened)
 
 
 async def test_a_changed_answer_of_a_service_is_found_by_the_chain_alone(tmp_path: Path) -> None:

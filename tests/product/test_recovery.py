@@ -232,6 +232,8 @@ from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.types import Action
 
 class Counts(Strategy):
+    files = ("counts.csv",)
+
     def __init__(self, options):
         self._held = 0
 
@@ -247,11 +249,15 @@ def counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     (tmp_path / "counts.py").write_text(COUNTS)
+    (tmp_path / "counts.csv").write_text("1")
     yield tmp_path / "counts.py"
     sys.modules.pop("counts", None)
 
 
-def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Path) -> None:
+@pytest.mark.parametrize("changed", ["counts.py", "counts.csv"])
+def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(
+    counts: Path, changed: str
+) -> None:
     given = events(30, quotes=True)
     path = counts.with_name("run.db")
     config = configured("counts:Counts", FillModel.QUOTE)
@@ -262,7 +268,8 @@ def test_a_changed_class_opens_a_new_run_that_takes_over_the_account(counts: Pat
     again = Process(path, config, FillModel.QUOTE)
     assert again.opened.resumed
     again.stop()
-    counts.write_text(COUNTS.replace("% 9", "% 8"))
+    with counts.with_name(changed).open("a") as file:
+        file.write("# other")
     sys.modules.pop("counts")
     other = Process(path, config, FillModel.QUOTE)
     other.stop()

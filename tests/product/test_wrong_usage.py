@@ -119,7 +119,6 @@ CASES = [
     ("replay --data run.db#last --to 2025-01-01", 2, "leave --to out"),
     ("replay --data run.db#last --resume last", 2, "leave --resume out"),
     ("replay --data run.db#last --mode step", 2, "leave --mode out"),
-    ("replay --data run.db#last --log acted", 2, "leave --log out"),
     ("replay --data run.db#nope", 1, "There is no run nope"),
     ("replay --data BTCUSDT.csv --category futures", 2, "write one of linear, spot, stock"),
     ("replay --data BTCUSDT.csv --mode sideways", 2, "write scan or step"),

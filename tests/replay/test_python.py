@@ -343,7 +343,6 @@ def test_several_levels_of_columns_are_refused() -> None:
         ({"config": {"sizing": {"quantiti": 1}}}, "that was given: .* no key 'quantiti'"),
         ({"config": "nowhere.toml"}, "no configuration at nowhere.toml"),
         ({"start": "soon"}, "start is 'soon'"),
-        ({"log": "none"}, "write full or acted"),
         ({"strategy": Follows, "params": {"most": 3}}, "refused .* 'most'"),
         ({"strategy": "no_such_module:Mine"}, "cannot be imported"),
         ({"strategy": "__main__:Lost"}, "typed in a session or a script that is not here"),
@@ -572,18 +571,6 @@ def test_a_period_is_bounded(candles: Path) -> None:
         assert of.decisions["refused_by"].null_count() == 60  # warm from the first bar on
     with backtest("sma_cross", candles, params=PARAMS, start=date(2025, 5, 27)) as of:
         assert of.decisions["open_time_utc"][0] == datetime(2025, 5, 27, tzinfo=UTC)
-
-
-def test_an_acted_log_says_what_it_cannot_say(candles: Path, made: Backtest) -> None:
-    with backtest("sma_cross", candles, params=PARAMS, config=SIZED, log="acted") as found:
-        assert found.summary["return"] == pytest.approx(made.summary["return"])
-        assert found.summary["random_beaten"] is None
-        assert found.summary["max_drawdown"] is None
-        assert "beats" not in repr(found)
-        *_, last = repr(found).splitlines()
-        assert last.startswith("Warning: ")
-        assert last in " ".join(found.report().text.split())
-    assert "Warning" not in repr(made)
 
 
 def test_importing_the_names_of_a_strategy_imports_no_engine() -> None:

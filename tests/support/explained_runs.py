@@ -60,7 +60,6 @@ def replayed(
     symbols: tuple[str, ...] = ("AAAUSDT",),
     mode: str = "scan",
     edge: str = "0.0001",
-    log: str = "full",
     bars: int = BARS,
     network: models.AnyConfig = SMALL,
     further: str = "",
@@ -94,7 +93,7 @@ def replayed(
     ]
     data = tuple(str(file) for file in files)
     database = folder / "run.db"
-    perform(Request(data, config=config, mode=mode, database=database, log=log), as_json=True)
+    perform(Request(data, config=config, mode=mode, database=database), as_json=True)
     return database
 
 

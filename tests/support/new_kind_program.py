@@ -191,7 +191,7 @@ def main(folder: Path) -> None:
         "folds": (*judged_on, "--folds", "combinatorial:4/2", "--ablate", "shrink=0", "--json"),
         "holdout": (*judged_on, "--holdout", f"last={date(6)}:{date(8)}", "--json"),
         "inspect": (*judged_on, "--inspect", "deletion=5"),
-        "replay": ("replay", *short, "--config", str(config), *named, "--log", "full"),
+        "replay": ("replay", *short, "--config", str(config), *named),
         "verify": ("verify", "last", *named),
         "report": ("report", "last", "--json", *named),
         "explain": ("explain", "last", *named),

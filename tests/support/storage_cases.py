@@ -50,9 +50,9 @@ from tracepaper.strategies.types.market import (
     CommandOrigin,
     CorporateAction,
     CorporateActionKind,
+    CovariatesRead,
     Depths,
     Event,
-    ExternalRead,
     FrameBar,
     Funding,
     Gap,
@@ -88,6 +88,12 @@ ORDER_LIFE = (
 )
 
 
+CONFIG = """{"account":{"margin":"none","position_mode":"one_way"},\
+"execution":{"queue_exponent":3,"queue_model":"RiskAdverseQueueModel"},"gate":{"horizon":30},\
+"model":{"explanation":{"method":"rollout"}}}"""
+"""What of a configuration the readers of a run ask for."""
+
+
 def run(run_id: str = "r-1", **changes: object) -> Run:
     """Return a replay of BTCUSDT and spot ETHUSDT in minutes."""
     fields: dict[str, object] = {
@@ -98,7 +104,7 @@ def run(run_id: str = "r-1", **changes: object) -> Run:
         "period_start_ms": START_MS,
         "instruments": (BTC, ETH),
         "interval_ms": MINUTE,
-        "config": '{"gate":{"horizon":30}}',
+        "config": CONFIG,
         "config_sha256": "ab" * 32,
         "gate_horizon": 30,
         "code_version": "0.1.0",
@@ -345,7 +351,7 @@ def other_events() -> list[Event]:
         Command(
             CommandKind.RESUME, "", **at, origin=CommandOrigin.PAGE, token="anna", user="Jos\u00e9"
         ),
-        ExternalRead("file", "/data/BTCUSDT.csv", **at),
+        CovariatesRead("news.live", 3, "ab" * 32, **at),
         retrained(**at),
         retrained(difference=None, error=None, p=None, level=None, **at),
         ParityCheck(

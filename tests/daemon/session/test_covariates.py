@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from builders import bar
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -22,7 +23,6 @@ from tracepaper.daemon.session.covariates import (
 )
 from tracepaper.strategies.covariates import CovariateColumns, CovariateScale
 from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
-from tracepaper.strategies.types.market import ExternalRead
 
 MINUTE_MS = 60_000
 START_MS = 1_717_243_200_000
@@ -168,12 +168,13 @@ def test_a_journal_that_was_cut_in_a_line_goes_on(traded: Traded) -> None:
 def test_the_run_says_how_far_vectors_were_known_and_a_changed_line_is_found(
     traded: Traded,
 ) -> None:
-    (first,) = traded.source.newly()
-    assert traded.source.newly() == ()
+    at = bar()
+    first = traded.source.newly(at)
+    assert traded.source.newly(at) is None
     traded.add(line(0.5, 2.0))
     traded.answer(1)
-    (second,) = traded.source.newly()
-    readings = [ExternalRead(one.what, one.name, close(1), close(1)) for one in (first, second)]
+    readings = [first, traded.source.newly(at)]
+    assert None not in readings
     kept = find_journal(traded.database, NAME, COLUMNS)
     for reading in readings:
         require_known(kept, reading, "run")

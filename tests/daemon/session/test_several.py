@@ -12,7 +12,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from records import check_record, rows
-from several_live import MINUTE, SPEED, Live, check_parity, trading
+from several_live import MINUTE, SPEED, check_parity, trading
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import maintenance, warming
@@ -148,12 +148,6 @@ def silence(exchange: EmbeddedExchange, *symbols: str) -> None:
 def delist(exchange: EmbeddedExchange, symbol: str) -> None:
     """Answer no question about *symbol* any more."""
     del exchange.venue.markets[Category.LINEAR, symbol]
-
-
-def closed_symbols(live: Live) -> set[str]:
-    """Return the symbols of which the record says that they are traded no more."""
-    events = [step.event for step in live.steps if isinstance(step.event, InstrumentChange)]
-    return {one.instrument.symbol for one in events if one.instrument.status == "Closed"}
 
 
 @pytest.mark.slow

@@ -244,12 +244,6 @@ def choices(path: Path) -> list[UniverseChange]:
         ]
 
 
-ROWS_OPENED = (
-    "SELECT o.sequence, o.instrument FROM v_orders o JOIN v_decisions d ON d.sequence = o.sequence "
-    "WHERE d.action IN ('LONG', 'SHORT') AND o.status = 'NEW'"
-)
-
-
 @pytest.mark.parametrize("on_leave", ["reduce", "close"])
 def test_only_what_is_chosen_opens_and_what_leaves_is_reduced_or_closed(
     tmp_path: Path, on_leave: str

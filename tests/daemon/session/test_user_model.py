@@ -17,7 +17,6 @@ from msgspec.structs import replace
 import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load, restore
-from tracepaper.daemon.session import external_inputs
 from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.user_model import UserForecaster, load_model
@@ -226,7 +225,6 @@ def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: 
     [found] = answers(first, bars(1))
     assert found is not None
     assert found.mean_return == (0.25,)
-    assert external_inputs.opened(f"{name}:Mine") == ()  # declared, and so no secret
     assert loaded().model_sha256 == first.model_sha256
     assert loaded(times=2).model_sha256 != first.model_sha256
     restored = restore(configured(name, folder, files=["weight.txt"]).canonical_json())
@@ -237,19 +235,6 @@ def test_files_are_read_beside_the_configuration_and_are_part_of_the_id(folder: 
         load_model(configured(name, folder, files=["other.txt"]))
 
 
-def test_an_undeclared_file_is_noticed(folder: Path) -> None:
-    (folder / "secret.txt").write_text("1", encoding="utf-8")
-    body = """
-    def predict(self, seen):
-        return {{"mean_return": float(open("secret.txt").read())}}
-"""
-    model = made(folder, body)
-    answers(model, bars(1))
-    assert [Path(one.name).name for one in external_inputs.opened(model.card["model"]["name"])] == [
-        "secret.txt"
-    ]
-
-
 def test_the_sources_of_class_and_features_are_part_of_the_id(folder: Path) -> None:
     name = written(folder, PLAIN)
     first = load_model(configured(name, folder)).model_sha256
@@ -257,6 +242,20 @@ def test_the_sources_of_class_and_features_are_part_of_the_id(folder: Path) -> N
     path.write_text(path.read_text("utf-8").replace("volume.sum", "volume.mean"), encoding="utf-8")
     del sys.modules[name]
     assert load_model(configured(name, folder)).model_sha256 != first
+
+
+def test_the_declared_files_of_the_features_are_part_of_the_id(folder: Path) -> None:
+    name = written(folder, PLAIN)
+    path = folder / f"{name}.py"
+    declares = path.read_text("utf-8").replace("lookback=3", "lookback=3, files=('table.csv',)")
+    path.write_text(declares, encoding="utf-8")
+    (folder / "table.csv").write_text("1", encoding="utf-8")
+    first = load_model(configured(name, folder)).model_sha256
+    (folder / "table.csv").write_text("2", encoding="utf-8")
+    assert load_model(configured(name, folder)).model_sha256 != first
+    (folder / "table.csv").unlink()
+    with pytest.raises(ConfigInvalid, match=r"\.files names table\.csv, and there is no file"):
+        load_model(configured(name, folder))
 
 
 def test_another_schema_by_the_configuration_is_another_model(folder: Path) -> None:

@@ -75,7 +75,7 @@ def test_a_replay_without_a_file_trades_the_interval_of_the_environment(
 ) -> None:
     monkeypatch.setenv("TRACEPAPER_MARKET__INTERVAL", "5")
     monkeypatch.setenv("TRACEPAPER_STRATEGY__NAME", "sma_cross")
-    assert invoke(["backtest", str(SOL), "--db", "run.db", "--json"]) == 0
+    assert invoke(["replay", str(SOL), "--db", "run.db", "--json"]) == 0
     # The file begins and ends within five minutes, which make no whole bar.
     assert json.loads(capsys.readouterr().out)["bars"] == len(sol()) // 5 - 1
 

@@ -510,19 +510,6 @@ def test_the_history_of_a_strategy_has_no_jump() -> None:
         assert 1 < volume < 1.3
 
 
-def test_a_log_of_what_acted_keeps_actions_and_figures() -> None:
-    candles()
-    actions(SPLIT, "ACME,2014-12-04,dividend,0.47")
-    assert replayed("--actions", "actions.csv", database="full.db") == 0
-    assert replayed("--actions", "actions.csv", "--log", "acted", database="acted.db") == 0
-    query = "SELECT kind, amount, balance FROM v_ledger ORDER BY sequence, ordinal"
-    assert asked("acted.db", query) == asked("full.db", query)
-    query = "SELECT content FROM v_events WHERE kind = 'corporate_action' ORDER BY sequence"
-    assert len(asked("acted.db", query)) == 2
-    assert invoke(["audit", "verify", "last", "--db", "acted.db"]) == 0
-    assert invoke(["report", "last", "--db", "acted.db", "--json"]) == 0
-
-
 @pytest.mark.parametrize("interval_ms", [HOUR_MS, DAY], ids=["hours", "days"])
 def test_buy_and_hold_of_the_page_is_that_of_the_report(interval_ms: int) -> None:
     candles(interval_ms)

@@ -22,19 +22,17 @@ from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.request import Request, perform
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.types.decisions import ACTING_ONLY, Action
+from tracepaper.strategies.types.decisions import Action
 
 HOUR_MS = 3_600_000
 SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT")
@@ -183,43 +181,6 @@ def test_a_prune_cuts_between_closes_and_the_run_goes_on(tmp_path: Path, bars: i
         restore_engine(engine, reader, resumed, None)  # its fills give its account
         assert verify_chain(reader.connection, resumed.run.run_id).holds
     audit.close()
-
-
-def test_an_acting_log_keeps_the_account_of_every_close_that_traded(tmp_path: Path) -> None:
-    data, states = candles(200), []
-    for name, warnings in (("whole", ()), ("acting", (ACTING_ONLY,))):
-        path = tmp_path / f"{name}.db"
-        audit = SqlAuditLog.open(path)
-        replay = build(
-            configured(), data, started_at_ms=0, mode="scan", database=path, warnings=warnings
-        )
-        run_replay(replay, audit, Tally())
-        audit.end(1)
-        audit.close()
-        query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step"
-        states.append(rows(path, query))
-    assert len(states[0]) > 20
-    assert states[0] == states[1]
-
-
-def test_what_an_acting_log_does_not_allow_is_not_advised(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = tmp_path / "sma.toml"
-    config.write_text('[strategy]\nname = "sma_cross"\n[sizing]\nquantity = "0.001"\n')
-    for log, is_advised in (("full", True), ("acted", False)):
-        perform(
-            Request(
-                (str(DEMO_CANDLES),),
-                config,
-                to_text="2025-05-26T08:30",
-                database=tmp_path / f"{log}.db",
-                log=log,
-            )
-        )
-        words = [line.split()[1:] for line in capsys.readouterr().out.splitlines()]
-        assert ["audit", "verify", "last"] in [line[:3] for line in words]
-        assert (["verify", "last"] in [line[:2] for line in words]) is is_advised
 
 
 FORGED = {

@@ -286,7 +286,7 @@ def test_a_table_in_a_source_is_refused_and_named(
     found = check(top=text, decide="return by(bar.close > bar.open)")
     assert (found.verdict, found.holds) == ("read", False)
     assert [item.what for item in found.opened] == ["table"]
-    assert "the strategy opened a table in " in found.sentence()
+    assert "the strategy opens a table in " in found.sentence()
     (allowed,) = (item.name for item in found.opened)
     if beside:
         assert check(allow=allowed, top=text, decide="return by(bar.close > bar.open)").holds
@@ -331,6 +331,23 @@ def test_what_is_allowed_is_not_refused_and_stays_unproved(check: Checks, allowe
     assert [Path(item.name).name for item in found.allowed] == ["hourly.csv"]
     assert "whether what it was allowed to open tells the future" in found.unproved[0]
     assert found.depends[0].startswith("it depends on the date")
+
+
+def test_a_declared_file_is_not_refused_and_stays_unproved(check: Checks) -> None:
+    path = check.folder / "hourly.csv"
+    bodies = {**JOINED, "init": JOINED["init"].replace("pathlib.Path('{}/hourly.csv')", "{}")}
+    bodies["init"] = bodies["init"].replace("{}", "self.files['hourly.csv']", 1)
+    found = check(head="files = ('hourly.csv',)", **bodies)
+    assert found.holds, found.sentence()
+    assert found.unproved == [f"whether its declared files tell the future: {path}"]
+
+
+def test_another_file_than_the_declared_one_is_refused(check: Checks) -> None:
+    bodies = {part: text.replace("{}", str(check.folder)) for part, text in JOINED.items()}
+    found = check(head="files = ('closes.npy',)", **bodies)
+    assert found.sentence().startswith(
+        f"read: the strategy reads {check.folder}/hourly.csv, which `files` does not name; "
+    )
 
 
 def test_another_file_than_the_allowed_one_is_refused(check: Checks) -> None:
@@ -734,8 +751,7 @@ def test_the_command_names_what_was_read_and_exits_1(
 ) -> None:
     assert invoke(["lookahead", "-c", "peeking.toml", *BOTH]) == 1
     said = capsys.readouterr().out
-    assert said.startswith("lookahead: read: the strategy opened file ")
-    assert f"{folder}/BTCUSDT.csv; pass each" in said
+    assert f"reads {folder}/BTCUSDT.csv, which `files` does not name; declare the files" in said
     assert "--allow-reading" in said
 
 

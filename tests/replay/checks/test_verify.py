@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import shutil
 import sqlite3
@@ -23,7 +21,6 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
-from rich.console import Console
 from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
@@ -35,14 +32,12 @@ from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
-from tracepaper.replay.report.terminal import show_summary, summarise
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.types.decisions import ACTING_ONLY
 
 BARS = 400
 
@@ -409,23 +404,6 @@ def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:
     audit.close()
 
 
-def test_a_run_that_kept_only_what_traded_is_whole_but_cannot_be_rederived(
-    tmp_path: Path, walk: Candles, run: Path
-) -> None:
-    path = tmp_path / "acted.db"
-    replay = build(configured(walk), [walk], started_at_ms=1, warnings=(ACTING_ONLY,))
-    audit = SqlAuditLog.open(path)
-    run_replay(replay, audit, Tally())
-    audit.close()
-    with Reader.open(path) as reader, Reader.open(run) as whole:
-        run_id = reader.find("last")
-        assert verify_chain(reader.connection, run_id).holds
-        kept = [(f.side, f.quantity, f.price) for f in reader.fills(run_id)]
-        assert kept == [(f.side, f.quantity, f.price) for f in whole.fills(whole.find("last"))]
-    with pytest.raises(DataInvalid, match="cannot be re-derived"):
-        verified(path)
-
-
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run of the default model over real candles: 240 decisions after its warm-up."""
@@ -508,35 +486,6 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
     assert found.steps == before
 
 
-READS = own.source(
-    observe="open('{path}').close()",
-    decide="return by(bar.close > bar.open)",
-)
-
-
-def test_what_a_class_opens_is_on_its_run_which_still_follows(
-    tmp_path: Path, walk: Candles
-) -> None:
-    table = tmp_path / "hourly.csv"
-    table.write_text("1")
-    (tmp_path / "reads_a_table.py").write_text(READS.replace("{path}", str(table)))
-    path = tmp_path / "run.db"
-    with own.importable(tmp_path):
-        run_id = replayed(path, walk, strategy={"name": "reads_a_table:Mine"})
-        assert verified(path).holds
-    with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, reader.find("last")).holds
-        (opened,) = reader.connection.execute("SELECT opened FROM v_runs").fetchone()
-        content = "SELECT content FROM v_events WHERE kind = 'reading'"
-        (said,) = reader.connection.execute(content).fetchall()
-    assert json.loads(opened) == [str(table)]
-    assert json.loads(said[0]) == {"what": "file", "name": str(table)}
-    shown = io.StringIO()
-    console = Console(file=shown, width=500)
-    show_summary(console, summarise(path, run_id))
-    assert f"The strategy opened {table};" in shown.getvalue()
-
-
 # ---------------------------------------------------------------- who is to blame
 
 RISES = own.source(decide="return by(bar.close > bar.open)")
@@ -557,7 +506,17 @@ BLAMED: dict[str, tuple[str, str, str, str]] = {
         ),
         "",
         "it changed",
-        "said.txt, which may have changed since",
+        "said.txt, which `files` does not name and which may have changed",
+    ),
+    "a file that it declares": (
+        own.source(
+            head="files = ('said.txt',)",
+            init="self.said = self.files['said.txt'].read_text()",
+            decide="return by((bar.close > bar.open) == bool(self.said))",
+        ),
+        "",
+        "it changed",
+        "was changed since: its source and files hash to",
     ),
 }
 

@@ -194,16 +194,6 @@ def test_a_step_that_decided_nothing_is_refused(database: Path) -> None:
         attribute(open_past(database, explained_runs.run_id(database), 0))
 
 
-def test_a_run_that_kept_only_its_trades_is_refused(tmp_path: Path) -> None:
-    database = explained_runs.replayed(tmp_path, log="acted")
-    with Reader.open(database) as reader:
-        run_id = reader.find("last")
-        steps = [stored.step for stored in reader.steps(run_id)]
-    acted = next(step.sequence for step in steps if step.decision is not None and step.prediction)
-    with pytest.raises(DataInvalid, match="kept only the bars it traded on; replay it with"):
-        attribute(open_past(database, run_id, acted))
-
-
 def test_a_lost_or_damaged_checkpoint_is_refused(database: Path, tmp_path: Path) -> None:
     run_id = explained_runs.run_id(database)
     alone = tmp_path / "alone.db"

@@ -91,7 +91,7 @@ def test_a_network_is_trained_replayed_and_verified(
     config, path = prepared(trained(name), tmp_path)
     capsys.readouterr()
     database = tmp_path / "run.db"
-    run = ("replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    run = ("replay", path, "-c", config, "--db", database, "--json")
     assert answered(capsys, *run)["decisions"] == BARS
     assert answered(capsys, "verify", "last", "--db", database, "--json")["exact"]
     with Reader.open(database) as reader:
@@ -114,7 +114,7 @@ def test_a_decision_says_which_time_frame_and_which_of_its_bars(
     config, path = prepared(trained(name), tmp_path)
     capsys.readouterr()
     database = tmp_path / "run.db"
-    answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    answered(capsys, "replay", path, "-c", config, "--db", database, "--json")
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
     found = answered(capsys, *asked, "--json")["full"]["attribution"]
     frames = found["frames"]
@@ -138,7 +138,7 @@ def test_a_decision_says_which_modality_and_which_bars_of_it(
     config, path = prepared(trained("trading"), tmp_path)
     capsys.readouterr()
     database = tmp_path / "run.db"
-    answered(capsys, "replay", path, "-c", config, "--db", database, "--log", "full", "--json")
+    answered(capsys, "replay", path, "-c", config, "--db", database, "--json")
     asked = ("explain", f"last:{BARS}", "--db", database, "--full")
     full = answered(capsys, *asked, "--json")["full"]
     for one in full["further"]:

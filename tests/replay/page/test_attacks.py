@@ -42,7 +42,6 @@ from tracepaper.replay.page.server import QUEUE_MAX, READERS_MAX, Page, serving
 from tracepaper.strategies.types.market import CommandKind
 
 TOKEN: Final = "only-the-owner-knows"
-MARKUP: Final = "</script><img src=x onerror=alert(1)>"
 
 # ---------------------------------------------------------------- a daemon's server
 

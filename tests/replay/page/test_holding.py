@@ -134,6 +134,7 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
             for shown in (followed, shown_of(database)):
                 shown.columns.refresh(shown.reader)
                 check(shown)
+    check_news(followed)
     held = [row["quantity"] for row in followed.views.rows("v_positions")]
     assert min(held) < 0 < max(held)
     units = followed.columns.followed["units"].bought.values()

@@ -46,14 +46,10 @@ def attention_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def full_and_acted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Report, Report]:
-    """Replay the same eight days, with funding, once with every step and once with --log acted."""
-    made = []
-    for log in ("full", "acted"):
-        folder = tmp_path_factory.mktemp(log)
-        words = ("--data", SAMPLE, "--funding", funding_file(folder), "--log", log)
-        made.append(report_of(folder, cross(), *words))
-    return made[0], made[1]
+def funded_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """Replay eight days, with funding."""
+    folder = tmp_path_factory.mktemp("funded")
+    return report_of(folder, cross(), "--data", SAMPLE, "--funding", funding_file(folder))
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,10 @@ part = st.lists(st.integers(1, 3), min_size=1, max_size=4).flatmap(
 
 
 def test_the_run_rebuilt_from_its_positions_is_the_account_it_stored(
-    cross_report: Report, pair_report: Report, full_and_acted: tuple[Report, Report]
+    cross_report: Report, pair_report: Report, funded_report: Report
 ) -> None:
     """The last of them pays funding, on what was held before each settlement."""
-    for report in (cross_report, pair_report, full_and_acted[0]):
+    for report in (cross_report, pair_report, funded_report):
         record = report.record
         equity = np.full(record.times_ms.size + 1, record.account.equity[0])
         for name, held in record.account.held.items():

@@ -6,10 +6,8 @@ from pathlib import Path
 
 import pytest
 from report_cases import document, typed
-from rich.console import Console
 
 from tracepaper.replay.report.report import Report
-from tracepaper.replay.report.terminal import show_summary, summarise
 
 
 def test_the_terminal_names_accounts_costs_and_refusals(
@@ -23,21 +21,6 @@ def test_the_terminal_names_accounts_costs_and_refusals(
     assert "more to know before believing any of it: --notes" in out
     unfolded = typed(capsys, "report", "last", "--db", attention_database, "--notes")[1]
     assert "predicted no momentum" in " ".join(unfolded.split())
-
-
-def test_a_run_of_acting_steps_counts_no_bars_and_no_refusals(
-    full_and_acted: tuple[Report, Report], capsys: pytest.CaptureFixture[str]
-) -> None:
-    database = full_and_acted[1].record.database
-    _, out, _ = typed(capsys, "report", "last", "--db", database)
-    assert "bars not counted (--log acted)" in out
-    assert "Refused" not in out
-    assert "Worst drawdowns" not in out
-    show_summary(Console(), summarise(database, full_and_acted[1].record.run["run_id"]))
-    out = capsys.readouterr().out
-    assert "bars decided" not in out
-    assert "Refused" not in out
-    assert "792 fills" in out
 
 
 def test_json_is_one_document_with_the_same_figures(

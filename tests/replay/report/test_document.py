@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import empyrical
@@ -8,13 +7,10 @@ import numpy as np
 import pytest
 import storage_cases as cases
 from builders import MINUTE
-from pages import charts_of
-from report_cases import BTC, SAMPLE, STRICT, build_report_of, cross, replayed, report_of
+from report_cases import BTC, STRICT, build_report_of, cross, replayed
 
-from tracepaper.replay.report.document import report_document
 from tracepaper.replay.report.figures import tables
-from tracepaper.replay.report.report import BUY_AND_HOLD, Report, _warnings, build_report
-from tracepaper.replay.report.terminal import as_document
+from tracepaper.replay.report.report import BUY_AND_HOLD, Report, build_report
 from tracepaper.storage.database.reader import resolve
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Gap, GapCause
@@ -125,13 +121,6 @@ def test_a_warning_of_the_run_and_the_card_s_honest_sentences_are_shown(
     assert "trained on interval 1, and this run's is 5" in warned[0]
 
 
-def test_what_the_strategy_opened_is_a_warning(cross_report: Report) -> None:
-    record = cross_report.record
-    run = {**record.run, "opened": '["a.csv", "b.csv", "c.csv", "d.csv"]'}
-    (said,) = _warnings(replace(record, run=run))
-    assert said.startswith("The strategy opened a.csv, b.csv, c.csv and more; a decision")
-
-
 def test_gaps_are_counted_and_said(tmp_path: Path) -> None:
     steps = cases.plain_steps(40)
     last = steps[-1].event
@@ -165,90 +154,3 @@ def test_a_report_leaves_its_database_as_it_was(tmp_path: Path) -> None:
     located = resolve(database, "last")
     build_report_of(database, located.run_id)
     assert database.read_bytes() == before
-
-
-# ---------------------------------------------------------------- runs with --log acted
-
-
-def test_a_run_of_acting_steps_has_the_figures_by_day_of_the_whole_one(
-    full_and_acted: tuple[Report, Report],
-) -> None:
-    full, acted = full_and_acted
-    assert acted.record.times_ms.size < full.record.times_ms.size / 4
-    for name in ("this run", BUY_AND_HOLD):
-        one, two = (
-            next(of for of in report.accounts if of.name == name) for report in (full, acted)
-        )
-        assert one.end == pytest.approx(two.end, rel=1e-12)
-        assert one.performance.sharpe is two.performance.sharpe is None  # under thirty days
-        assert one.performance.error_day is two.performance.error_day is None  # under ten
-        by_day = ("days", "total_return", "mean_day", "volatility_day")
-        assert [getattr(one.performance, figure) for figure in by_day] == pytest.approx(
-            [getattr(two.performance, figure) for figure in by_day], rel=1e-9
-        )
-    assert full.accounts[0].performance.days > 8
-    assert full.record.account.funding_paid != 0
-    assert acted.accounts[0].costs == full.accounts[0].costs
-    assert np.array(acted.monthly) == pytest.approx(np.array(full.monthly))
-    figures = ("side", "profit", "entry_ms", "exit_ms", "fees")
-    trades = [
-        [[getattr(of, figure) for figure in figures] for of in report.own_trades]
-        for report in full_and_acted
-    ]
-    assert trades[0] == trades[1]
-
-
-def test_acting_steps_hold_the_bars_at_which_buy_and_hold_begins(tmp_path: Path) -> None:
-    ends, config = [], cross(long_only=True).replace("slow = 20", "slow = 60")
-    for log in ("full", "acted"):
-        (tmp_path / log).mkdir()
-        made = report_of(tmp_path / log, config, "--data", BTC, "--log", log)
-        first = made.record.warm_from["linear:BTCUSDT"]
-        assert made.record.decisions.action[first] == "FLAT"  # no trade keeps it
-        ends.append([made.accounts[-1].end, made.accounts[-1].performance.mean_day])
-    assert ends[1] == pytest.approx(ends[0], rel=1e-12)
-
-
-def test_what_needs_every_bar_is_refused_by_name_and_never_wrong(
-    full_and_acted: tuple[Report, Report],
-) -> None:
-    full, acted = full_and_acted
-    assert any(
-        "(--log acted)" in said and "refusals" in said and "drawdowns" in said
-        for said in acted.warnings
-    )
-    own = acted.accounts[0]
-    assert own.activity is not None
-    assert (own.performance.bars, own.performance.max_drawdown) == (None, None)
-    assert (own.activity.exposure, own.activity.mean_exposure) == (None, None)
-    assert (acted.random, acted.refusals, acted.drawdowns) == ((), (), ())
-    missing = tables(full).keys() - tables(acted).keys()
-    assert missing >= {"random_twins", "refusals", "drawdowns"}
-    whole, part = as_document(full), as_document(acted)
-    assert (part["decisions"], part["allowed"], part["curves"]["drawdown"]) == (None,) * 3
-    # What both say is the same.
-    same = ("from_ms", "until_ms", "costs", "months", "trade_groups", "holding_times")
-    assert [part[name] for name in same] == [whole[name] for name in same]
-    shown = dict(zip(acted.marks_ms.tolist(), acted.curves[0].equity.tolist(), strict=True))
-    times = full.record.times_ms.tolist()
-    known = dict(zip(times, full.record.account.equity[1:].tolist(), strict=True))
-    assert all(known.get(time, 1_000_000.0) == equity for time, equity in shown.items())
-
-
-@pytest.mark.slow
-def test_a_twin_s_fills_are_kept_among_the_acting_steps(
-    attention_report: Report, tmp_path: Path
-) -> None:
-    words = ("--data", SAMPLE, "--to", "2025-06-01T00:53:00Z", "--log", "acted")
-    acted = report_of(tmp_path, STRICT, *words)
-    (whole,), (part,) = attention_report.record.twins, acted.record.twins
-    assert [fill["price_text"] for fill in part.fills] == [
-        fill["price_text"] for fill in whole.fills
-    ]
-    assert part.equity[-1] == whole.equity[-1]
-    assert len(acted.trades["ungated"]) == len(attention_report.trades["ungated"]) > 0
-    assert acted.attention is None
-    assert all(not of.rollout and not of.closes.size for of in acted.explained)
-    document = report_document(acted)
-    assert [chart.title for chart in charts_of(document)] == ["Equity", "Spread"]
-    assert len(charts_of(document)[0].panels) == 1  # no drawdown, no position

@@ -60,15 +60,3 @@ def test_a_png_is_drawn_and_anything_else_refused(
     assert png.read_bytes().startswith(b"\x89PNG")
     assert invoke(["report", "last", "--db", str(run), "--chart", "chart.gif"]) == 2
     assert "name a .png or .svg file" in capsys.readouterr().err
-
-
-def test_a_run_that_kept_only_what_traded_is_not_drawn(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    database = tmp_path / "run.db"
-    given = ["--data", str(CANDLES), "--to", "2025-05-26T12:00", "--db", str(database)]
-    assert invoke(["replay", "-c", str(RSI), *given, "--log", "acted"]) == 0
-    chart = ["--chart", str(tmp_path / "chart.svg")]
-    assert invoke(["report", "last", "--db", str(database), *chart]) == 1
-    assert "no two bars in a row" in capsys.readouterr().err
-    assert not (tmp_path / "chart.svg").exists()

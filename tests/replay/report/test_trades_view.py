@@ -75,7 +75,6 @@ CASES: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "pair": ("persistence", [BTC, SOL], {"config": SIZED, "end": "2025-05-04T20:00"}),
     "spot": (Protected, {"BTCUSDT": BTC}, {"config": {**SIZED, "market": {"category": "spot"}},
                                            "end": "2025-05-04T18:00"}),
-    "acted": ("sma_cross", BTC, {"config": SIZED, "log": "acted"}),
 }  # fmt: skip
 
 
@@ -84,7 +83,6 @@ def run(request: pytest.FixtureRequest) -> Iterator[Backtest]:
     strategy, data, more = CASES[request.param]
     params = {"fast": 5, "slow": 20} if strategy == "sma_cross" else None
     with backtest(strategy, data, params=params, **more) as made:
-        made.case = request.param  # type: ignore[attr-defined]
         yield made
 
 
@@ -147,10 +145,7 @@ def test_what_it_earned_is_gross_less_costs_and_funding(run: Backtest) -> None:
         left = row["gross"] - row["costs"] - row["funding"]
         assert row["net"] == pytest.approx(left, abs=1e-9)
         assert row["costs"] >= row["fees"] - 1e-6 >= -1e-6
-        if run.case == "acted":  # type: ignore[attr-defined]
-            assert row["bars_held"] is None
-        else:
-            assert row["bars_held"] == row["closed_ms"] // 60_000 - row["opened_ms"] // 60_000
+        assert row["bars_held"] == row["closed_ms"] // 60_000 - row["opened_ms"] // 60_000
 
 
 def test_funding_is_that_of_the_time_it_was_held(tmp_path: Any) -> None:

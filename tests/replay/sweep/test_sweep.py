@@ -181,7 +181,7 @@ def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path)
 
 
 @pytest.mark.slow
-def test_the_deflated_ratio_counts_every_trial(days: Path, registry: Path) -> None:
+def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     earlier = here(days, {"fast": [2, 4, 8], "slow": [30, 60]}, "sharpe")
     found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
     assert found.best is not None
@@ -189,7 +189,7 @@ def test_the_deflated_ratio_counts_every_trial(days: Path, registry: Path) -> No
     assert daily.size == 40
     ratios = [np.mean(cell.daily) / np.std(cell.daily, ddof=1)
               for cell in (*earlier.cells, *found.cells)]  # fmt: skip
-    with TrialRegistry(registry) as counted:
+    with TrialRegistry() as counted:
         trials = counted.trials(found.request.data_sha256)
     assert trials.number == 8
     assert sorted(trials.sharpe_day) == pytest.approx(sorted(ratios))
@@ -487,7 +487,7 @@ def test_wrong_usage_is_said_before_anything_runs(
 
 
 def test_less_is_better_where_the_figure_says_so(candles: Path) -> None:
-    found = here(candles, objective="drawdown")
+    found = here(candles, objective="max_drawdown")
     worst = [cell.figures["max_drawdown"] for cell in found.cells]
     assert found.best is not None
     assert found.best.value == min(of for of in worst if of is not None)
@@ -605,3 +605,14 @@ def test_a_sweep_names_what_was_given_before_and_is_left_out_now(tmp_path: Path)
     SweepFile(state, {"space": {}, "actions": ["a split"]}).close()
     with pytest.raises(ConfigInvalid, match=r"state\.db holds a sweep with another actions"):
         SweepFile(state, {"space": {}})
+
+
+def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None:
+    file, hashes = tmp_path / "news.csv", []
+    for mood in (1, 1, 2):
+        file.write_text(f"time,mood\n1717243200000,{mood}\n", encoding="utf-8")
+        config = {**SIZED, "model": {"covariates": str(file)}}
+        space = {"sizing.quantity": ["0.1"]}
+        asked = read_request("persistence", candles, space, "return", config=config)
+        hashes.append(asked.data_sha256)
+    assert hashes[0] == hashes[1] != hashes[2]

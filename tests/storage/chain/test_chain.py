@@ -21,7 +21,7 @@ from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import TABLES, stored_columns
 from tracepaper.storage.record.rows import RUN_TABLES, SHAPE_UNITS, SPARSE_TABLES, step_key
 from tracepaper.strategies.types.decisions import GateSet, Position, Step, TwinStep
-from tracepaper.strategies.types.market import ExternalRead
+from tracepaper.strategies.types.market import CovariatesRead
 
 STEPS = cases.rich_steps()
 FIRST_BAR = len(cases.other_events())  # the bars come after one event of every other kind
@@ -371,7 +371,7 @@ def test_a_rewritten_chain_is_found_only_by_a_head_kept_elsewhere(path: Path) ->
 
 
 def test_a_step_of_neither_bar_nor_event_is_found_in_a_rewritten_chain(path: Path) -> None:
-    reading = next(step.sequence for step in STEPS if isinstance(step.event, ExternalRead))
+    reading = next(step.sequence for step in STEPS if isinstance(step.event, CovariatesRead))
     without = SHAPE_UNITS["events"]
     tamper(
         path,

@@ -138,5 +138,5 @@ def test_a_view_that_reads_other_runs_is_found(
 def test_the_server_has_the_indexes_of_a_file(postgres: Cluster, fleet_url: str) -> None:
     names = "SELECT indexname FROM pg_indexes WHERE schemaname = 'tracepaper' ORDER BY 1"
     whole = postgres.sql(fleet_url, names)
-    indexes = {"orders_order", "fills_order", "events_reading"}
+    indexes = {"orders_order", "fills_order"}
     assert indexes <= {name for (name,) in whole}

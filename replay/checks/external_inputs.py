@@ -1,9 +1,7 @@
-"""External inputs of a user's class: the files, addresses and programs that it opens.
+"""Hears what a user's class opens beside its arguments: files, addresses and programs.
 
-A hook sees the audit event that Python raises for each. Native code, such as that of polars, raises
-none.
-
-The rule is docs/identity.md, I16.
+A hook in the process of a check sees the audit event that Python raises for each. Native code, such
+as that of polars, raises none.
 """
 
 from __future__ import annotations
@@ -21,16 +19,19 @@ import traceback
 import warnings
 import zipfile
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
 from msgspec import Struct
 
+from tracepaper.daemon.session.user_code import INSTALLED, ROOMS, SUFFIXES
+
 NAMES_KEPT: Final = 200
-"""Names kept of one class; by then a class that opens a new file at every bar is known as such."""
+"""Names kept; by then a class that opens a new file at every bar is known as such."""
 
 NATIVE_READERS: Final = (
     "polars", "pyarrow", "duckdb", "h5py", "tables", "netCDF4", "lmdb", "lxml", "cv2", "torch",
@@ -39,15 +40,10 @@ NATIVE_READERS: Final = (
 )  # fmt: skip
 """Packages whose compiled code opens files or addresses by itself, unseen by the hook."""
 
-SUFFIXES: Final = (".py", ".so", ".pyd", ".pyc")
-"""Files that hold code; a name with the first of them that exists is what Python imports."""
-
-INSTALLED: Final = frozenset({"site-packages", "dist-packages"})
-"""Names of the folders that hold installed packages."""
-
 _HARMLESS: Final = frozenset({os.devnull, "/dev/urandom", "/dev/random"})
 _MACHINE: Final = ("/proc/", "/sys/")
 _CODE: Final = frozenset(SUFFIXES)
+_OURS: Final = "tracepaper"
 _WRITING: Final = os.O_WRONLY | os.O_RDWR
 _METADATA: Final = frozenset(
     str(path) for path in Path(importlib.metadata.__file__).parent.glob("*.py")
@@ -58,14 +54,9 @@ _SHOWN_BY: Final = frozenset(
 )
 """Modules that read a line of a source, and those that show it with a warning or an error."""
 _COMPILED: Final = tuple(importlib.machinery.EXTENSION_SUFFIXES)
-_HERE: Final = Path(__file__).resolve().parents[2]
-ROOMS: Final = tuple(
-    f"{_HERE / package}{os.sep}" for package in ("daemon", "replay", "storage", "strategies")
-)
-"""Folders of tracepaper's own sources, each with its separator."""
 
 
-class Outside(Struct, frozen=True):
+class ExternalInput(Struct, frozen=True):
     """One thing that was opened: ``what`` is ``file``, ``address`` or ``program``."""
 
     what: str
@@ -73,112 +64,50 @@ class Outside(Struct, frozen=True):
 
 
 class _Local(threading.local):
-    """The strategy whose code runs in this thread; empty where tracepaper's own does."""
+    """Whether this thread is in the hook, whose own look-ups are no news."""
 
-    owner = ""
     busy = False
 
 
 _local: Final = _Local()
-_opened: Final[dict[str, dict[Outside, None]]] = {}
-_sources: Final[dict[str, dict[Outside, None]]] = {}
+_opened: Final[dict[ExternalInput, None]] = {}
+_sources: Final[dict[ExternalInput, None]] = {}
 """What Python's import system opened; a file that is read as data is in ``_opened``."""
-_folders: Final[dict[str, str]] = {}
-_watching: Final[list[bool]] = []
-_claimed: Final[list[str]] = []
+_written: Final[set[ExternalInput]] = set()
 _attaching: Final[set[str]] = set()
-_written: Final[set[Outside]] = set()
-_declared: Final[set[str]] = set()
+_modules: Final[set[str]] = set()
+_packages: Final[set[str]] = set()
+"""The modules of the classes, and the outermost packages of those that are not tracepaper's."""
 
 
-class AttributedTo:
-    """Attributes what this thread opens meanwhile to *owner*, a strategy's name."""
-
-    def __init__(self, owner: str) -> None:
-        self._owner = owner
-        self._before = ""
-        watch()
-
-    def __enter__(self) -> None:
-        """Let the user's code begin."""
-        self._before, _local.owner = _local.owner, self._owner
-
-    def __exit__(self, *_error: object) -> None:
-        """Go back to who ran before."""
-        _local.owner = self._before
-
-
-def watch() -> None:
-    """Add the hook, once; Python cannot take one away again."""
-    if not _watching:
-        _watching.append(True)
+def listen(owners: Collection[str]) -> None:
+    """Hear from now on, in this process, what the classes *owners* (``module:Class``) open."""
+    is_first = not _modules
+    for owner in owners:
+        module = owner.partition(":")[0]
+        _modules.add(module)
+        _packages.update({module.partition(".")[0]} - {_OURS})
+    if is_first and _modules:  # Python cannot take a hook away again
         sys.addaudithook(_on_audit_event)
 
 
-def belongs(owner: str, folder: Path | None) -> None:
-    """Remember the folder of *owner*'s sources: they are exempt, and known in other threads."""
-    if folder is not None:
-        _folders[owner] = str(folder)
+def opened(folders: Collection[Path], declared: Collection[Path]) -> Sequence[ExternalInput]:
+    """Return what was opened, in order; *folders* hold the classes' own sources.
 
-
-def declare(paths: Iterable[Path]) -> None:
-    """Exempt *paths*: files that the configuration names, whose content is part of an id."""
-    _declared.update(str(path) for path in paths)
-
-
-def claim_threads(owner: str) -> None:
-    """Attribute to *owner* what a thread opens whose stack holds no known frame.
-
-    For a process that has no threads of its own; a daemon's resolve names, say.
+    A *declared* file is none of it, unless the class writes it.
     """
-    _claimed.append(owner)
-
-
-def opened(owner: str) -> Sequence[Outside]:
-    """Return the external inputs that the class *owner* has opened in this process, in order."""
-    # Copied at once: another thread of the same class may add to it meanwhile.
-    own, sources = set(own_modules(owner)), tuple(_sources.get(owner, ()))
-    elsewhere = [item for item in sources if item.name not in own]
-    # A file that the configuration names is no input, unless the class writes it.
-    read = [
-        item
-        for item in tuple(_opened.get(owner, ()))
-        if item.name not in _declared or item in _written
-    ]
+    # Copied at once: another thread of the class may add to it meanwhile.
+    own, exempt = set(own_modules(folders)), {str(path) for path in declared}
+    elsewhere = [item for item in tuple(_sources) if item.name not in own]
+    read = [item for item in tuple(_opened) if item.name not in exempt or item in _written]
     return tuple(dict.fromkeys((*elsewhere, *read)))
 
 
-def own_modules(owner: str) -> Sequence[str]:
-    """Return the files, sources or compiled, that Python imported from the folder of *owner*."""
-    if (folder := _folders.get(owner)) is None:
-        return ()
-    inside = folder + os.sep
-    names = [item.name for item in tuple(_sources.get(owner, ()))]
+def own_modules(folders: Collection[Path]) -> Sequence[str]:
+    """Return the files, sources or compiled, that Python imported from *folders*."""
+    inside = tuple(f"{folder}{os.sep}" for folder in folders)
+    names = [item.name for item in tuple(_sources)]
     return [name for name in names if name.startswith(inside) and Path(name).suffix in _CODE]
-
-
-class NewlyOpened:
-    """A function of no arguments: what the classes *owners* have opened since the call before."""
-
-    def __init__(self, *owners: str) -> None:
-        self._owners = owners
-        self._counted = 0
-        self._returned: set[Outside] = set()
-
-    def __call__(self) -> Sequence[Outside]:
-        """Return the new external inputs, in order."""
-        count = 0
-        for owner in self._owners:
-            for table in (_opened, _sources):
-                if (own := table.get(owner)) is not None:
-                    count += len(own)
-        if count == self._counted:
-            return ()
-        self._counted = count
-        inputs = [item for owner in self._owners for item in opened(owner)]
-        new = [item for item in dict.fromkeys(inputs) if item not in self._returned]
-        self._returned.update(new)
-        return new
 
 
 def native_readers() -> list[str]:
@@ -206,47 +135,53 @@ def _on_audit_event(event: str, arguments: tuple[Any, ...]) -> None:
         return
     _local.busy = True
     try:
-        owner = _local.owner or _owner_of_thread()
-        if owner:
-            item = read(arguments)
-            if item is not None and not _is_opened_by_package(event, item):
-                is_module = event == "open" and _is_module_import()
-                if not is_module or not item.name.startswith(ROOMS):
-                    inputs = (_sources if is_module else _opened).setdefault(owner, {})
-                    if len(inputs) < NAMES_KEPT:
-                        inputs[item] = None
-                if event == "open" and arguments[2] & _WRITING:
-                    _written.add(item)
+        frame = sys._getframe(1)  # noqa: SLF001 - who asked for it
+        is_module = event == "open" and _is_module_import(frame)
+        if not is_module and not _is_for_user(frame):
+            return
+        item = read(arguments)
+        if item is None or _is_opened_by_package(event, item, frame):
+            return
+        if not is_module or not item.name.startswith(ROOMS):
+            inputs = _sources if is_module else _opened
+            if len(inputs) < NAMES_KEPT:
+                inputs[item] = None
+        if event == "open" and arguments[2] & _WRITING:
+            _written.add(item)
     finally:
         _local.busy = False
 
 
-def _owner_of_thread() -> str:
-    """Return the owner of the nearest known frame; empty in the main thread and for our code."""
-    if threading.get_ident() == threading.main_thread().ident:
-        return ""
-    frame = sys._getframe(1)  # noqa: SLF001 - the only way to a thread's own stack
+def _is_for_user(frame: FrameType) -> bool:
+    """Return whether a user's code is on the stack, or this is a thread that the code started.
+
+    Only a class starts threads in the process of a check.
+    """
+    if threading.get_ident() != threading.main_thread().ident:
+        return True
+    exempt = ("<", *ROOMS, *_installed(len(sys.path)))
+    for each in _outwards(frame):
+        module = str(each.f_globals.get("__name__"))
+        # An installed class lies among packages, and one of our examples among ours.
+        if module in _modules or module.partition(".")[0] in _packages:
+            return True
+        if not each.f_code.co_filename.startswith(exempt):
+            return True
+    return False
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
-        file = frame.f_code.co_filename
-        # Ours and installed code may lie below the class's folder: beside a `.venv`, say.
-        if file.startswith(ROOMS):
-            if file != __file__:
-                return ""
-        elif not file.startswith(_installed(len(sys.path))):
-            for owner, folder in _folders.items():
-                if file.startswith(folder + os.sep):
-                    return owner
-        frame = frame.f_back  # type: ignore[assignment]
-    return _claimed[-1] if _claimed else ""
+        yield frame
+        frame = frame.f_back
 
 
-def _is_opened_by_package(event: str, item: Outside) -> bool:
+def _is_opened_by_package(event: str, item: ExternalInput, frame: FrameType) -> bool:
     """Return whether *item* is installed, or Python's import or a package opens it for itself."""
     if item.what == "file" and (
         item.name in _HARMLESS or item.name.startswith(_installed(len(sys.path)))
     ):
         return True
-    frame = sys._getframe(2)  # noqa: SLF001 - who asked for it
     if event == "ctypes.dlopen":
         while frame.f_back is not None and "/ctypes/" in frame.f_code.co_filename:
             frame = frame.f_back
@@ -261,16 +196,14 @@ def _is_opened_by_package(event: str, item: Outside) -> bool:
     return event != "open" or ".pyc." in Path(item.name).name
 
 
-def _is_module_import() -> bool:
+def _is_module_import(frame: FrameType) -> bool:
     """Return whether Python loads a module; a loader's ``get_data`` alone reads any file."""
-    frame: FrameType | None = sys._getframe(2)  # noqa: SLF001 - who asked for it
-    names = []
-    for _ in ("get_data", "get_code"):
-        if frame is None or not frame.f_code.co_filename.startswith("<frozen importlib"):
-            return False
-        names.append(frame.f_code.co_name)
-        frame = frame.f_back
-    return names == ["get_data", "get_code"]
+    loading = [
+        each.f_code.co_name
+        for each in islice(_outwards(frame), 2)
+        if each.f_code.co_filename.startswith("<frozen importlib")
+    ]
+    return loading == ["get_data", "get_code"]
 
 
 def _prints_source_line(frame: FrameType | None) -> bool:
@@ -292,7 +225,7 @@ def _looks_up_version(frame: FrameType | None) -> bool:
     return False
 
 
-def _examines_machine(frame: FrameType | None, item: Outside) -> bool:
+def _examines_machine(frame: FrameType | None, item: ExternalInput) -> bool:
     """Return whether an installed package examines the machine while it is imported.
 
     psutil reads the columns of ``/proc/stat``; scikit-learn imports joblib, which imports psutil.
@@ -304,23 +237,23 @@ def _examines_machine(frame: FrameType | None, item: Outside) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith("<frozen importlib")
 
 
-def _file(path: object) -> Outside | None:
+def _file(path: object) -> ExternalInput | None:
     if path is None:
-        return Outside("file", os.getcwd())  # noqa: PTH109 - an audit event must not raise others
+        return ExternalInput("file", os.getcwd())  # noqa: PTH109 - raises no audit event
     if isinstance(path, int):
         try:
             path = os.readlink(f"/proc/self/fd/{path}")  # noqa: PTH115 - likewise
         except OSError:
             path = f"file descriptor {path}"
-        return Outside("file", path)
+        return ExternalInput("file", path)
     try:
         text = os.fsdecode(path)  # type: ignore[arg-type]
     except TypeError:
         text = str(path)
-    return Outside("file", os.path.realpath(text))
+    return ExternalInput("file", os.path.realpath(text))
 
 
-def _database(arguments: tuple[Any, ...]) -> Outside | None:
+def _database(arguments: tuple[Any, ...]) -> ExternalInput | None:
     text = os.fsdecode(arguments[0])
     if text in ("", ":memory:"):
         _attaching.add("sqlite3")  # its ATTACH raises no event
@@ -328,23 +261,23 @@ def _database(arguments: tuple[Any, ...]) -> Outside | None:
     return _file(text.removeprefix("file:").partition("?")[0])
 
 
-def _address(address: object) -> Outside | None:
+def _address(address: object) -> ExternalInput | None:
     match address:
         case None:
             return None
         case (host, port, *_):
-            return Outside("address", f"{_text(host)}:{_text(port)}")
+            return ExternalInput("address", f"{_text(host)}:{_text(port)}")
         case _:
-            return Outside("address", _text(address))
+            return ExternalInput("address", _text(address))
 
 
-def _program(*words: object) -> Outside:
+def _program(*words: object) -> ExternalInput:
     for word in words:
         if isinstance(word, (list, tuple)) and word:
-            return Outside("program", _text(word[0]))
+            return ExternalInput("program", _text(word[0]))
         if word:
-            return Outside("program", _text(word))
-    return Outside("program", "a copy of this process")
+            return ExternalInput("program", _text(word))
+    return ExternalInput("program", "a copy of this process")
 
 
 def _text(value: object) -> str:
@@ -353,11 +286,11 @@ def _text(value: object) -> str:
     return str(value)
 
 
-def _second_as_address(arguments: tuple[Any, ...]) -> Outside | None:
+def _second_as_address(arguments: tuple[Any, ...]) -> ExternalInput | None:
     return _address(arguments[1])
 
 
-_EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
+_EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], ExternalInput | None]]] = {
     **dict.fromkeys(
         (
             "open", "os.listdir", "os.scandir", "os.remove", "os.rename", "os.link", "os.symlink",
@@ -365,12 +298,14 @@ _EVENTS: Final[Mapping[str, Callable[[tuple[Any, ...]], Outside | None]]] = {
         ),
         lambda given: _file(given[0]),
     ),
-    "builtins.input": lambda _: Outside("file", "standard input"),
+    "builtins.input": lambda _: ExternalInput("file", "standard input"),
     "sqlite3.connect": _database,
     "mmap.__new__": lambda given: None if given[0] < 0 else _file(given[0]),
     "sqlite3.load_extension": lambda given: _file(given[1]),
     "ctypes.dlopen": lambda given: (
-        _program("ctypes.CDLL(None)") if given[0] is None else Outside("file", _text(given[0]))
+        _program("ctypes.CDLL(None)")
+        if given[0] is None
+        else ExternalInput("file", _text(given[0]))
     ),
     "socket.connect": _second_as_address,
     "socket.bind": _second_as_address,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
-import sys
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
@@ -13,22 +13,39 @@ import own_strategies as own
 import pytest
 from builders import bar, instrument
 
-from tracepaper.daemon.session import external_inputs
-from tracepaper.daemon.session.user_class import make_own, user_class
-from tracepaper.strategies.api.context import BarContext
+from tracepaper.daemon.config.loading import load
+from tracepaper.replay.checks.external_inputs import NAMES_KEPT
+from tracepaper.replay.checks.isolation import FreshProcesses, Setup, step_through
 
 _NUMBERS = count()
 
 
-def opened(folder: Path, **bodies: str) -> list[tuple[str, str]]:
-    """Return what a class of these bodies opens until it has decided once."""
-    name = f"heard_{next(_NUMBERS)}"
-    (folder / f"{name}.py").write_text(own.source(**bodies))
-    with own.importable(folder):
-        strategy = make_own(f"{name}:Mine", {}, ["BTCUSDT"])["BTCUSDT"]
-        strategy.observe(bar())
-        strategy.decide(BarContext.of([bar()], instrument()))
-    return [(item.what, item.name) for item in external_inputs.opened(f"{name}:Mine")]
+class Heard:
+    """Hears what a class opens in a process of its own, until it has decided once."""
+
+    def __init__(self, fresh: FreshProcesses) -> None:
+        self._fresh = fresh
+
+    def __call__(self, folder: Path, **bodies: str) -> list[tuple[str, str]]:
+        name = f"heard_{next(_NUMBERS)}"
+        (folder / f"{name}.py").write_text(own.source(**bodies))
+        of_bars = {"execution": {"model": "next_open"}}
+        config = load(None, {"strategy": {"name": f"{name}:Mine"}, **of_bars})
+        setup = Setup(config, (instrument(),), 0, "step", None)
+        with (
+            own.importable(folder),
+            self._fresh.child(step_through, setup, [(bar(), [None])]) as child,
+        ):
+            child.receive()
+            child.send(None)
+            accesses = child.ask(None)
+        return [(item.what, item.name) for item in accesses.opened]
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Heard]:
+    with FreshProcesses() as fresh:
+        yield Heard(fresh)
 
 
 @pytest.fixture
@@ -62,7 +79,7 @@ READS = [
 
 
 @pytest.mark.parametrize("where", ["top", "init", "observe", "decide"])
-def test_a_file_is_heard_wherever_the_class_opens_it(data: Path, where: str) -> None:
+def test_a_file_is_heard_wherever_the_class_opens_it(opened: Heard, data: Path, where: str) -> None:
     bodies = {where: f"open('{data}/mine.csv').close()"}
     if where == "decide":
         bodies[where] += "\nreturn by(True)"
@@ -71,20 +88,19 @@ def test_a_file_is_heard_wherever_the_class_opens_it(data: Path, where: str) -> 
 
 @pytest.mark.parametrize(("line", "name"), READS)
 def test_every_way_to_read_is_heard(
-    data: Path, monkeypatch: pytest.MonkeyPatch, line: str, name: str
+    opened: Heard, data: Path, monkeypatch: pytest.MonkeyPatch, line: str, name: str
 ) -> None:
     monkeypatch.chdir(data)
     found = opened(data, observe=line.replace("{}", str(data)))
     assert ("file", str(data / name)) in found
 
 
-def test_a_mapped_file_is_named_although_it_was_opened_by_others(data: Path) -> None:
-    with (data / "mine.csv").open() as file:
-        line = f"import mmap; mmap.mmap({file.fileno()}, 0, access=mmap.ACCESS_READ)"
-        assert opened(data, observe=line) == [("file", f"{data}/mine.csv")]
+def test_a_mapped_file_is_named_although_no_name_opened_it(opened: Heard, tmp_path: Path) -> None:
+    line = "import mmap, os; fd = os.memfd_create('mine'); os.write(fd, b'1'); mmap.mmap(fd, 1)"
+    assert opened(tmp_path, observe=line) == [("file", "/memfd:mine (deleted)")]
 
 
-def test_an_address_is_heard(tmp_path: Path) -> None:
+def test_an_address_is_heard(opened: Heard, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         line = f"import socket; socket.create_connection(('127.0.0.1', {port})).close()"
@@ -99,11 +115,11 @@ def test_an_address_is_heard(tmp_path: Path) -> None:
         ("import os; os.waitpid(os.posix_spawn('/bin/true', ['true'], {}), 0)", "/bin/true"),
     ],
 )
-def test_a_program_is_heard(tmp_path: Path, line: str, name: str) -> None:
+def test_a_program_is_heard(opened: Heard, tmp_path: Path, line: str, name: str) -> None:
     assert ("program", name) in opened(tmp_path, observe=line)
 
 
-def test_what_a_thread_of_the_class_opens_is_heard(data: Path) -> None:
+def test_what_a_thread_of_the_class_opens_is_heard(opened: Heard, data: Path) -> None:
     found = opened(
         data,
         top=f"import threading\ndef read():\n    open('{data}/mine.csv').close()",
@@ -112,22 +128,8 @@ def test_what_a_thread_of_the_class_opens_is_heard(data: Path) -> None:
     assert found == [("file", f"{data}/mine.csv")]
 
 
-def test_a_thread_of_ours_is_not_the_class_although_we_lie_in_its_folder(data: Path) -> None:
-    found = opened(
-        data,
-        top=(
-            f"import threading\nfrom tracepaper.daemon.session import external_inputs as outside\n"
-            f"outside.belongs('around', outside._HERE)\n"
-            f"def read():\n    open('{data}/mine.csv').close()"
-        ),
-        observe="t = threading.Thread(target=read)\nt.start()\nt.join()",
-    )
-    assert found == [("file", f"{data}/mine.csv")]
-    assert external_inputs.opened("around") == ()
-
-
 def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    opened: Heard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     packages = tmp_path / "site-packages"
     packages.mkdir()
@@ -142,7 +144,7 @@ def test_what_a_package_asks_of_the_machine_while_it_is_imported_is_exempt(
     assert opened(tmp_path, observe="import my_machine") == [stat]
 
 
-def test_a_library_loaded_by_hand_is_heard(tmp_path: Path) -> None:
+def test_a_library_loaded_by_hand_is_heard(opened: Heard, tmp_path: Path) -> None:
     found = opened(tmp_path, init="import ctypes; ctypes.CDLL('libc.so.6')")
     assert ("file", "libc.so.6") in found
 
@@ -169,37 +171,19 @@ def helper(tmp_path: Path) -> Path:
     ],
 )
 def test_what_python_packages_and_the_class_itself_are_made_of_is_exempt(
-    helper: Path, bodies: dict[str, str]
+    opened: Heard, helper: Path, bodies: dict[str, str]
 ) -> None:
     assert opened(helper, **bodies) == []
 
 
-def test_what_we_open_ourselves_is_not_the_class(data: Path) -> None:
-    name = "quiet"
-    (data / "quiet.py").write_text(own.source())
-    with own.importable(data):
-        make_own("quiet:Mine", {}, ["BTCUSDT"])["BTCUSDT"].observe(bar())
-        (data / "mine.csv").read_text()
-    assert external_inputs.opened(f"{name}:Mine") == ()
-
-
-def test_a_class_that_opens_without_end_is_not_remembered_without_end(tmp_path: Path) -> None:
-    found = opened(tmp_path, observe=f"for n in range(999): open(f'{tmp_path}/{{n}}', 'w').close()")
-    assert 100 < len(found) <= external_inputs.NAMES_KEPT
-
-
-def test_python_may_write_compiled_code_beside_the_class(
-    helper: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_class_that_opens_without_end_is_not_remembered_without_end(
+    opened: Heard, tmp_path: Path
 ) -> None:
-    (helper / "compiled.py").write_text(own.source(top="import my_helper"))
-    monkeypatch.syspath_prepend(helper)
-    monkeypatch.setattr(sys, "dont_write_bytecode", False)
-    user_class("compiled:Mine")
-    assert list(helper.glob("__pycache__/compiled.*.pyc"))
-    assert external_inputs.opened("compiled:Mine") == ()
+    found = opened(tmp_path, observe=f"for n in range(999): open(f'{tmp_path}/{{n}}', 'w').close()")
+    assert 100 < len(found) <= NAMES_KEPT
 
 
-def test_a_module_from_elsewhere_is_heard(helper: Path, tmp_path: Path) -> None:
+def test_a_module_from_elsewhere_is_heard(opened: Heard, helper: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (helper / "my_helper.py").rename(elsewhere / "far_helper.py")
@@ -208,3 +192,34 @@ def test_a_module_from_elsewhere_is_heard(helper: Path, tmp_path: Path) -> None:
     with own.importable(elsewhere):
         found = opened(folder, top="import far_helper")
     assert "far_helper.py" in [Path(name).name for _, name in found]
+
+
+def test_python_may_write_compiled_code_beside_the_class(opened: Heard, helper: Path) -> None:
+    """The flag of a process is not its children's, so the class says it."""
+    top = "import sys; sys.dont_write_bytecode = False; import my_helper"
+    assert opened(helper, top=top) == []
+    assert list(helper.glob("__pycache__/my_helper.*.pyc"))
+
+
+def test_an_installed_class_is_heard_although_packages_are_exempt(
+    opened: Heard, data: Path
+) -> None:
+    packages = data / "site-packages"
+    packages.mkdir()
+    with own.importable(packages):
+        found = opened(packages, observe=f"open('{data}/mine.csv').close()")
+    assert found == [("file", f"{data}/mine.csv")]
+
+
+def test_what_it_opens_by_ours_is_heard(opened: Heard, data: Path) -> None:
+    top = "from tracepaper.daemon.session.user_code import file_sha256\nfrom pathlib import Path"
+    found = opened(data, top=top, observe=f"file_sha256(Path('{data}/mine.csv'))")
+    assert found == [("file", f"{data}/mine.csv")]
+
+
+def test_a_declared_file_is_exempt_unless_it_is_written(opened: Heard, data: Path) -> None:
+    reads = "open(self.files['mine.csv']).close()"
+    assert opened(data, head="files = ('mine.csv',)", init=reads) == []
+    writes = "open(self.files['mine.csv'], 'a').close()"
+    found = opened(data, head="files = ('mine.csv',)", init=writes)
+    assert found == [("file", f"{data}/mine.csv")]
