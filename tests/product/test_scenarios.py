@@ -1,0 +1,235 @@
+"""Every law of a run, asked of every feature: a table of scenarios and laws."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Collection, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forging import audited, forged, unequal
+from killed_replays import killed, resumed
+from recordings import copied, record
+from records import check_record, rows, run_again
+from scenarios import SCENARIOS, Scenario
+
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage import maintenance
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import TracepaperError
+
+LEFT_OUT = {"run_id", "sequence", "ordinal", "order_id", "digest", "head", "seen_ms", "seen_iso"}
+"""What tells one record from another of the same run: a start is a step too."""
+VIEWS = {
+    "v_bars": "market_ms",
+    "v_gaps": "market_ms",
+    "v_events": "market_ms",
+    "v_decisions": "open_time_ms",
+    "v_gates": "",
+    "v_explanations": "",
+    "v_notes": "open_time_ms",
+    "v_strategy_decisions": "open_time_ms",
+    "v_orders": "",
+    "v_fills": "filled_ms",
+    "v_trades": "",
+    "v_ledger": "market_ms",
+    "v_equity": "market_ms",
+    "v_positions": "market_ms",
+    "v_twin_fills": "filled_ms",
+    "v_twin_equity": "market_ms",
+}
+"""Views of a run, and the column of their time; without one a row belongs to a step."""
+
+
+def shown(
+    path: Path, *, from_ms: int = 0, until_ms: int = 2**62, views: Collection[str] = tuple(VIEWS)
+) -> dict[str, list[Any]]:
+    """Return what the *views* of a record show of a span of time, whatever step it is stored by."""
+    found: dict[str, list[Any]] = {}
+    with closing(sqlite3.connect(path)) as database:
+        for view in views:
+            names = [row[1] for row in database.execute(f"PRAGMA table_info({view})")]
+            kept = [
+                f"v.{name}"
+                for name in names
+                if name not in LEFT_OUT and not name.endswith(("_sequence", "_iso"))
+            ]
+            time = f"v.{VIEWS[view]}" if VIEWS[view] else "e.market_ms"
+            query = (
+                f"SELECT {', '.join(kept)} FROM {view} v JOIN v_events e USING (run_id, sequence) "
+                f"WHERE e.kind NOT IN ('model_change', 'end', 'prune') AND {time} >= {from_ms} "
+                f"AND {time} < {until_ms}"
+            )
+            found[view] = sorted(database.execute(query).fetchall(), key=repr)
+    return found
+
+
+def state(path: Path) -> list[Any]:
+    """Return what the newest stored state declares and owns."""
+    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step DESC LIMIT 1"
+    found = decode_state(rows(path, query)[0][0])
+    books = found.account.books
+    return [
+        found.declared, found.account.cash,
+        {key: (book.holding, book.protection) for key, book in books.items()},
+    ]  # fmt: skip
+
+
+def assert_same(one: Path, other: Path, **span: Any) -> None:
+    first, second = shown(one, **span), shown(other, **span)
+    for view, expected in first.items():
+        assert second[view] == expected, view
+
+
+@pytest.fixture(params=SCENARIOS)
+def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    found = SCENARIOS[request.param]
+    if found.day_ms != maintenance.DAY_MS:  # a short run may be pruned: none asks for a day's range
+        monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
+        monkeypatch.setattr(maintenance, "DAY_MS", found.day_ms)
+    return found
+
+
+def prune(path: Path, keep_days: int) -> maintenance.Pruning:
+    reach = partial(recorded_reach, path)
+    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5, reach=reach)[-1]
+
+
+# ---------------------------------------------------------------- the laws
+
+
+def test_what_it_shows_is_derived_from_its_record(scenario: Scenario) -> None:
+    path = scenario.recorded()
+    for query in scenario.shows:
+        assert rows(path, query)[0][0], query
+    [(decisions,)] = rows(path, "SELECT count(*) FROM v_decisions")
+    assert check_record(path) == decisions
+
+
+def test_any_bar_can_be_the_first_that_is_derived(scenario: Scenario) -> None:
+    path = scenario.recorded()
+    times = [at for (at,) in rows(path, "SELECT DISTINCT open_time_ms FROM v_decisions ORDER BY 1")]
+    with Reader.open(path) as reader:
+        for part in (0.1, 0.5, 0.95):
+            at_ms = times[round(len(times) * part)]
+            found = verify_run(reader, path, reader.find("last"), from_ms=at_ms)
+            assert found.holds, found.differences[:3]
+            assert found.from_ms == at_ms
+
+
+def test_fed_again_it_decides_the_same(scenario: Scenario, tmp_path: Path) -> None:
+    path, again = scenario.recorded(), tmp_path / "again.db"
+    found = run_again(path, again)
+    assert found.differences == []
+    assert found.identical == found.compared > 0
+    assert_same(path, again)
+
+
+def test_killed_at_a_step_and_resumed_it_is_as_if_it_had_not_been(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    whole = scenario.recorded()
+    expected, ended = shown(whole), state(whole)
+    made = [copied(cut, tmp_path / cut.name) for cut in scenario.killed()]
+    assert made
+    for cut in made:
+        resumed(cut, scenario.candles(), **scenario.files())
+        found = shown(cut)
+        for view, rows_of in expected.items():
+            assert found[view] == rows_of, (cut.name, view)
+        assert state(cut) == ended
+    check_record(made[len(made) // 2])
+
+
+def test_killed_amid_a_group_of_steps_it_goes_on_behind_a_whole_close(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candles, files = scenario.candles(), scenario.files()
+    cut = killed(
+        lambda path: build(
+            scenario.config(), candles, started_at_ms=0, database=path, **scenario.files()
+        ),
+        tmp_path,
+        monkeypatch,
+        bars=round(0.9 * sum(map(len, candles))),
+        every=1,
+    )
+    resumed(cut, candles, **files)
+    assert_same(scenario.recorded(), cut)
+
+
+def test_what_a_prune_keeps_is_derived_and_fed_again(scenario: Scenario, tmp_path: Path) -> None:
+    whole = scenario.recorded()
+    path, again = copied(whole, tmp_path / "pruned.db"), tmp_path / "again.db"
+    assert prune(path, scenario.keep_days).steps > 0
+    assert check_record(path) > 0
+    [(until,)] = rows(path, "SELECT until_sequence FROM prunes")
+    [(from_ms,)] = rows(whole, f"SELECT max(market_ms) + 1 FROM v_events WHERE sequence <= {until}")
+    assert_same(whole, path, from_ms=from_ms, views=set(VIEWS) - {"v_trades"})
+    assert run_again(path, again).holds
+    check_record(again)
+
+
+def test_pruned_it_goes_on_as_if_it_had_kept_all(scenario: Scenario, tmp_path: Path) -> None:
+    whole, cut = scenario.recorded(), copied(scenario.killed()[-1], tmp_path / "cut.db")
+    SqlAuditLog.open(cut).close()
+    assert prune(cut, scenario.keep_days).steps > 0
+    [(from_ms,)] = rows(cut, "SELECT max(market_ms) + 1 FROM v_events")
+    resumed(cut, scenario.candles(), **scenario.files())
+    assert_same(whole, cut, from_ms=from_ms, views=set(VIEWS) - {"v_trades"})
+    assert state(cut) == state(whole)
+    assert check_record(cut) > 0
+
+
+def test_whatever_is_forged_in_it_is_found(scenario: Scenario, tmp_path: Path) -> None:
+    path = scenario.recorded()
+    for statement in scenario.forged:
+        changed = forged(path, tmp_path / "forged.db", statement)
+        assert is_found(changed, path), statement
+
+
+def is_found(path: Path, database: Path) -> bool:
+    """Return whether rows contradict each other, or the derivation."""
+    try:
+        return not audited(path) or bool(unequal(path, database))
+    except TracepaperError:
+        return True  # one sentence
+
+
+def other_from(candles: Sequence[Candles], from_ms: int) -> list[Candles]:
+    """Return *candles* with other prices from a time on."""
+    found = []
+    for one in candles:
+        factor = np.where(one.open_time_ms >= from_ms, 21, 20)
+        prices = {
+            name: getattr(one, name) * factor // 20 for name in ("open", "high", "low", "close")
+        }
+        found.append(replace(one, **prices))
+    return found
+
+
+def test_no_later_bar_moves_what_came_before(scenario: Scenario, tmp_path: Path) -> None:
+    path, candles = scenario.recorded(), scenario.candles()
+    times = candles[0].open_time_ms
+    at = scenario.early + (len(times) - scenario.early) * 2 // 3
+    from_ms = int(times[at])
+    short = [slice_candles(one, one.open_time_ms < from_ms) for one in candles]
+    views = set(VIEWS) - {"v_orders"}  # which shows what became of them
+    expected = shown(path, until_ms=from_ms, views=views)
+    assert expected["v_decisions"]
+    for name, data in (("short", short), ("other", other_from(candles, from_ms))):
+        record(tmp_path / f"{name}.db", scenario.config(), data, **scenario.files())
+        found = shown(tmp_path / f"{name}.db", until_ms=from_ms, views=views)
+        for view, rows_of in expected.items():
+            assert found[view] == rows_of, (name, view)
