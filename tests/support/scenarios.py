@@ -59,9 +59,18 @@ class Scenario:
     day_ms: int = DAY_MS  # what a prune takes for a day
     keep_days: int = 1
     early: int = 0  # bars that are warm-up in any run
+    mode: str = "scan"
+    is_dear: bool = False  # then some laws are not asked of it
+    is_close: bool = False  # a start moves the last bits of what its model says
+    again: tuple[str, ...] = ()  # kinds of events that a start repeats
+    unlike: str = ""  # what a run lacks that begins at the cut of a pruned one
 
     def config(self) -> Config:
         return load(None, dict(self.sections()))
+
+    def options(self) -> dict[str, Any]:
+        """Return what ``build`` takes besides the configuration and the candles."""
+        return {"mode": self.mode, **self.files()}
 
     def recorded(self) -> Path:
         """Return the database of its run, which is only read."""
@@ -75,12 +84,19 @@ class Scenario:
             return made
         newest = [rows(cut, "SELECT kind FROM v_events ORDER BY sequence DESC") for cut in made]
         at = [place for place, kinds in enumerate(newest) if kinds[:1] == [(self.around,)]]
-        wanted = {place + by for place in at[-2:] for by in (-1, 0, 1)}
+        wanted = {place + by for place in at[-1:] for by in (-1, 0, 1)}
         return [cut for place, cut in enumerate(made) if place in wanted]
 
     def _made(self) -> Path:
         config, candles, files = self.config(), self.candles(), self.files()
-        key = config.canonical_json(), candles, sorted(files.items()), self.kills, self.around
+        key = (
+            config.canonical_json(),
+            candles,
+            sorted(files.items()),
+            self.mode,
+            self.kills,
+            self.around,
+        )
         return recordings.stored(key, self._run)
 
     def _run(self, folder: Path) -> None:
@@ -101,7 +117,7 @@ class Scenario:
                     shutil.copy(f"{whole}{suffix}", f"{cut}{suffix}")
 
         log = SqlAuditLog.open(whole, group_steps=1)
-        replay = build(self.config(), candles, started_at_ms=0, database=whole, **self.files())
+        replay = build(self.config(), candles, started_at_ms=0, database=whole, **self.options())
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(running, "PROGRESS_EVENTS", 1)
             running.run_replay(replay, log, running.Tally(progress=copy))
@@ -225,7 +241,7 @@ def _books(folder: Path) -> None:
         depth_cases.walk(
             count, seed=seed, every_ms=BOOKS_MS, first_ms=first_ms + minute * MINUTE_MS
         )
-        for seed, count, minute in ((1, 840, -2), (2, 96, 72))
+        for seed, count, minute in ((1, 624, -2), (2, 312, 54))
     ]
     depth_cases.write(folder / "btc.depth", walks[0], of=of)
     depth_cases.write(folder / "btc.depth", walks[1], of=of, cause="disconnected")
@@ -345,7 +361,7 @@ SCENARIOS: dict[str, Scenario] = {
             sizing={"mode": "fixed", "quantity": "0.5"},
             execution={"slippage_bp": "1"},
         ),
-        candles=lambda: [made_candles(walk_rows(BARS, seed=2), interval_ms=HOUR_MS)],
+        candles=lambda: [made_candles(walk_rows(120, seed=2), interval_ms=HOUR_MS)],
         shows=_counts(
             *(
                 f"v_orders WHERE role = '{role}' AND status = 'FILLED'"
@@ -485,7 +501,6 @@ SCENARIOS: dict[str, Scenario] = {
         shows=_counts("v_gaps", "v_decisions WHERE refused_by = 'gap'"),
         forged=("UPDATE events SET market_ms = market_ms + 1 WHERE kind = 'gap'",),
         day_ms=4 * HOUR_MS,
-        keep_days=1,
     ),
     "bars by themselves": Scenario(
         sections=_sections(
@@ -494,8 +509,7 @@ SCENARIOS: dict[str, Scenario] = {
         candles=_walk(SHORT, *THREE[:2]),
         shows=("SELECT count(*) = 0 FROM v_events WHERE kind = 'closed'",),
         forged=(f"UPDATE fills SET price = price + 1 {LATEST}",),
-        day_ms=10 * HOUR_MS,
-        keep_days=1,
+        day_ms=4 * HOUR_MS,
     ),
     "universe": Scenario(
         sections=_sections(
@@ -511,7 +525,7 @@ SCENARIOS: dict[str, Scenario] = {
             "AND content LIKE '%AAA%'"),
         ),
         day_ms=4 * HOUR_MS,
-        keep_days=1,
+        unlike="the choice before the cut",
     ),
     "several strategies": Scenario(
         sections=_several(),
@@ -585,7 +599,6 @@ SCENARIOS: dict[str, Scenario] = {
             "UPDATE answers SET note = json_set(note, '$.quarters', 1) WHERE note IS NOT NULL",
         ),
         day_ms=60 * MINUTE_MS,
-        keep_days=1,
     ),
     "trend": Scenario(
         sections=_sections(
@@ -611,7 +624,7 @@ SCENARIOS: dict[str, Scenario] = {
             ("UPDATE events SET content = replace(content, '7', '8') "
             "WHERE kind = 'corporate_action' AND content LIKE '%split%'"),
         ),
-        keep_days=5,
+        unlike="bars before the cut as a split left them",
     ),
     "order books": Scenario(
         sections=_by_books,
@@ -626,6 +639,7 @@ SCENARIOS: dict[str, Scenario] = {
             "DELETE FROM events WHERE step = (SELECT max(step) FROM events WHERE kind = 'depth')",
         ),
         day_ms=4 * MINUTE_MS,
+        again=("depth",),
     ),
     "events of a book": Scenario(
         sections=_sections(
@@ -639,11 +653,10 @@ SCENARIOS: dict[str, Scenario] = {
         shows=_counts("v_fills WHERE liquidity = 'MAKER'", "v_fills WHERE liquidity = 'TAKER'"),
         forged=(
             f"UPDATE fills SET price = price + 1 {LATEST}",
-            ("UPDATE events SET content = json_set(content, '$.cause', 'sequence') "
-            "WHERE kind = 'book' AND json_extract(content, '$.cause') = 'disconnected'"),
+            ("UPDATE events SET content = json_set(content, '$.is_sampled', json('true')) "
+            "WHERE kind = 'book'"),
         ),
         day_ms=4 * MINUTE_MS,
-        keep_days=1,
     ),
     "a model with gates": Scenario(
         sections=_by_model,
@@ -655,20 +668,22 @@ SCENARIOS: dict[str, Scenario] = {
         forged=(
             "UPDATE answers SET mean_return = 0.01",
             "UPDATE answers SET recent_mass = 0.5",
-            "UPDATE answers SET model_id = NULL",
         ),
         early=explained_runs.CONTEXT,
         day_ms=4 * MINUTE_MS,
+        mode="step",
+        is_close=True,
     ),
     "a portfolio": Scenario(
         sections=_by_portfolio,
-        candles=_learnable(models.TOGETHER_CONTEXT + 50, *models.TOGETHER),
+        candles=_learnable(models.TOGETHER_CONTEXT + 25, *models.TOGETHER),
         shows=_counts("v_fills", "v_notes WHERE name = 'weight'"),
         forged=(
             "UPDATE answers SET note = json_set(note, '$.weight', 0.25) WHERE note IS NOT NULL",
         ),
         early=models.TOGETHER_CONTEXT,
-        kills=(0.97,),
+        kills=(0.98,),
+        is_dear=True,
         day_ms=4 * MINUTE_MS,
     ),
 }  # fmt: skip
