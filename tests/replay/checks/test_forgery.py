@@ -27,14 +27,13 @@ from forging import (
     verified,
 )
 from msgspec.structs import replace
+from recordings import record
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
-from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import open_recorded
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
@@ -85,11 +84,7 @@ def replayed(path: Path, bars: int) -> Path:
     paid = FundingRates(
         "builder", "BTCUSDT", np.array(times[8:25:8]), np.array([1_000_000, -2_000_000, 500_000])
     )
-    replay = build(config, [given], started_at_ms=1, funding=[paid], database=path)
-    log = SqlAuditLog.open(path)
-    run_replay(replay, log, Tally())
-    log.end(2)
-    log.close()
+    record(path, config, [given], started_at_ms=1, funding=[paid])
     return path
 
 
