@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bar, instrument
-from killed_replays import killed_and_resumed
 from learning import DAY_BARS, START_MS, choose, learnable, write_csv
 from recordings import record
 from records import rows
@@ -397,20 +396,6 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     assert held_at(path, int(times[594])) == {"BBBUSDT has no bar at this close"}
     (after,) = held_at(path, int(times[599]))
     assert after.startswith("BBBUSDT lacks one of the last ")
-
-
-def test_killed_it_goes_on_as_if_it_had_not_been(
-    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, candles = configured(trained("portfolio"), "portfolio"), data()
-    through = tmp_path / "through.db"
-    record(through, config, candles)
-    cut = killed_and_resumed(config, candles, tmp_path, monkeypatch, bars=1_750)
-    query = "SELECT open_time_ms, instrument, decision_sha256 FROM v_decisions ORDER BY 1, 2"
-    assert rows(cut, query) == rows(through, query)
-    query = "SELECT side, quantity, price, filled_ms FROM v_fills ORDER BY filled_ms, instrument"
-    assert len(rows(cut, query)) > 3
-    assert rows(cut, query) == rows(through, query)
 
 
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
