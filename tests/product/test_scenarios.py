@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from forging import audited, forged, unequal
 from killed_replays import killed, resumed
+from recorded_strategies import Peeks
 from recordings import copied, record
 from records import check_record, rows, run_again
 from scenarios import SCENARIOS, Scenario
@@ -258,17 +259,40 @@ def other_from(candles: Sequence[Candles], from_ms: int) -> list[Candles]:
     return found
 
 
-def test_no_later_bar_moves_what_came_before(scenario: Scenario, tmp_path: Path) -> None:
-    path, candles = scenario.recorded(), scenario.candles()
-    times = candles[0].open_time_ms
-    at = scenario.early + (len(times) - scenario.early) * 2 // 3
-    from_ms = int(times[at])
+def moved(
+    scenario: Scenario, folder: Path, hand: Callable[[Sequence[Candles]], None] = lambda _data: None
+) -> list[str]:
+    """Return the views in which another future, or none, moves what came before.
+
+    *hand* is called with the candles of each run before it.
+    """
+    candles, views = scenario.candles(), set(VIEWS) - {"v_orders"}  # which show what became of them
+    hand(candles)
+    times, path = candles[0].open_time_ms, scenario.recorded()
+    from_ms = int(times[scenario.early + (len(times) - scenario.early) * 2 // 3])
     short = [slice_candles(one, one.open_time_ms < from_ms) for one in candles]
-    views = set(VIEWS) - {"v_orders"}  # which shows what became of them
     expected = shown(path, until_ms=from_ms, views=views)
     assert expected["v_decisions"]
+    found = []
     for name, data in (("short", short), ("other", other_from(candles, from_ms))):
-        record(tmp_path / f"{name}.db", scenario.config(), data, **scenario.options())
-        found = shown(tmp_path / f"{name}.db", until_ms=from_ms, views=views)
-        for view, rows_of in expected.items():
-            assert found[view] == rows_of, (name, view)
+        hand(data)
+        record(folder / f"{name}.db", scenario.config(), data, **scenario.options())
+        seen = shown(folder / f"{name}.db", until_ms=from_ms, views=views)
+        found += [f"{name} {view}" for view in views if seen[view] != expected[view]]
+    return found
+
+
+def test_no_later_bar_moves_what_came_before(scenario: Scenario, tmp_path: Path) -> None:
+    assert moved(scenario, tmp_path) == []
+
+
+def test_a_strategy_that_was_handed_the_future_breaks_that_law(tmp_path: Path) -> None:
+    peeks = replace(
+        SCENARIOS["crossing"],
+        sections=lambda: {
+            "market": {"symbols": ["BTCUSDT"], "interval": "60"},
+            "strategy": {"name": "recorded_strategies:Peeks"},
+        },
+        files=dict,
+    )
+    assert {"short v_decisions", "other v_decisions"} <= {*moved(peeks, tmp_path, Peeks.hand)}

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from msgspec import Struct
 
+from tracepaper.replay.archive import Candles
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -211,3 +212,23 @@ class Counting(Pair):
             )
             for symbol, signal in answers.items()
         }
+
+
+class Peeks(Strategy):
+    """Was handed all candles, and buys before they rise: what a check must find."""
+
+    closes: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    @classmethod
+    def hand(cls, candles: Sequence[Candles]) -> None:
+        """Hand it the closes of all *candles*."""
+        times, closes = candles[0].open_time_ms.tolist(), candles[0].close.tolist()
+        cls.closes = list(zip(times, closes, strict=True))
+
+    def decide(self, context: BarContext) -> Signal:
+        later = [close for at, close in self.closes if at > context.exact.open_time_ms]
+        rises = any(close > context.exact.close for close in later[4:5])
+        return Signal(Action.LONG if rises else Action.FLAT, "it will rise")
