@@ -56,13 +56,12 @@ def stored(key: object, make: Callable[[Path], object]) -> Path:
     """
     folder = Path(_STORE.name) / sha256(pickle.dumps(key)).hexdigest()[:16]
     if not folder.exists():
-        making = Path(tempfile.mkdtemp(dir=_STORE.name))
+        folder.mkdir()
         try:
-            make(making)
+            make(folder)
         except BaseException:
-            shutil.rmtree(making)
+            shutil.rmtree(folder)
             raise
-        making.rename(folder)
     return folder
 
 

@@ -34,9 +34,9 @@ AT = "step = (SELECT max(step) - 3 FROM answers)"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run() -> Path:
     """Return a run of a small model, with its checkpoint beside it."""
-    return explained_runs.replayed(tmp_path_factory.mktemp("rederived"))
+    return explained_runs.recorded()
 
 
 def copied(run: Path, target: Path, *statements: str) -> Path:

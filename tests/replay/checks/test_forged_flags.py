@@ -76,8 +76,8 @@ def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("modelled"))
+def modelled() -> Path:
+    return explained_runs.recorded()
 
 
 FLAGS = [

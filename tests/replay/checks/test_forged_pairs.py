@@ -78,8 +78,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("pairs-model"))
+def modelled() -> Path:
+    return explained_runs.recorded()
 
 
 def first(path: Path, column: str) -> str:

@@ -91,7 +91,7 @@ def replayed(path: Path, bars: int) -> Path:
 @pytest.fixture(scope="module")
 def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of a small model with trades and twins, and its checkpoint beside it."""
-    return explained_runs.replayed(tmp_path_factory.mktemp("forgery-model"))
+    return explained_runs.recorded()
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +203,7 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
 
 @pytest.mark.slow
 def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
-    run = explained_runs.replayed(tmp_path, mode="step")
+    run = explained_runs.recorded(mode="step")
     where = "WHERE step = (SELECT max(step) FROM answers)"
     path = forged(run, tmp_path / "late.db", f"UPDATE answers SET late_deadline_ms = 7 {where}")
     assert "answers.late_deadline_ms" in unequal(path, run)

@@ -350,8 +350,6 @@ def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refus
     ("gate", "keys"),
     [
         ("confidence", {"confidence": "q0.5", "confidence_by": "entropy"}),
-        ("collapsed", {"collapse": "q0.5"}),
-        ("shifted", {"shift": "q0.5"}),
         ("regime", {"regimes": ("MOMENTUM", "MIXED")}),
     ],
 )
