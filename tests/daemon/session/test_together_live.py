@@ -184,7 +184,8 @@ async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_pa
         closes = [await live.close_bar(set(TOGETHER)) for _ in range(lacking + TOGETHER_EVERY)]
     check_parity(path, tmp_path)
     said = why(path, closes[1])  # the first may come before there are quotes
-    short = f"BBBUSDT has {TOGETHER_CONTEXT - lacking + 2} of the {TOGETHER_CONTEXT} bars that are looked back on"
+    held = TOGETHER_CONTEXT - lacking + 2
+    short = f"BBBUSDT has {held} of the {TOGETHER_CONTEXT} bars that are looked back on"
     assert ("AAAUSDT", "HOLD", "finite", short) in said
     assert ("BBBUSDT", "HOLD", "warm", None) in said
     known = {at for at, _ in weights(path)}

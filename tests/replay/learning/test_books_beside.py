@@ -53,7 +53,7 @@ from tracepaper.strategies.types.market import Bar, Depths
 pytestmark = pytest.mark.slow
 
 SHORT = 640
-MANY = 6_000  # bars: more than four days
+MANY = 12_000  # bars: more than seven days
 HOLE = (600, 605)  # bars without a book
 CSV = f"bybit_linear_{SYMBOL}_1m.csv.gz"
 CONFIG: dict[str, dict[str, Any]] = {
@@ -476,7 +476,7 @@ def test_a_card_that_does_not_say_its_books_is_refused(
 # ---------------------------------------------------------------- learnt
 
 
-def test_of_four_days_it_learns_the_levels_that_tell_and_is_judged(
+def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     tmp_path: Path, say: Say
 ) -> None:
     """With books the forecast volatility follows their lean; without them it can only in part."""
@@ -499,7 +499,7 @@ def test_of_four_days_it_learns_the_levels_that_tell_and_is_judged(
         said = candle_estimator(found.card).load(found.card, found.tensors).answers(data, Part.TEST)
         (segment,), shortest = data.segments, said.forecasts[0]
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
-        assert len(places) == len(shortest.keys) > 500
+        assert len(places) == len(shortest.keys) > 1_000
         forecast = np.log(shortest.scale * shortest.unit)
         followed[name] = float(np.corrcoef(forecast, leans(MANY)[places])[0, 1])
     assert followed["with"] > 0.8
