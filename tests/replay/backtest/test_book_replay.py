@@ -15,7 +15,7 @@ from depth_cases import FIRST_MS, header, walk, write
 from killed_replays import Killed, resumed
 from queue_cases import Say, book, gap, played, send, shows, trade
 from recordings import run_into
-from records import check_record, rows, run_again
+from records import check_record, rows
 from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import Config, load
@@ -97,18 +97,6 @@ def test_a_book_fills_makers_and_takers_and_all_follow_from_the_record(
         check_record(whole)  # by the database alone
     finally:
         shutil.move(market.events.with_suffix(".away"), market.events)
-
-
-def test_the_same_again_is_the_same_and_so_is_a_recorded_run_fed_again(
-    tmp_path: Path, whole: Path, market: SeededMarket
-) -> None:
-    path, again = tmp_path / "a.db", tmp_path / "again.db"
-    replayed(path, market)
-    assert rows(path, FILLS) == rows(whole, FILLS)
-    found = run_again(path, again)
-    assert (found.compared, found.identical, found.differences) == (30, 30, [])
-    assert rows(again, FILLS) == rows(path, FILLS)
-    check_record(again)
 
 
 UPDATES = "SELECT market_ms, content FROM v_events WHERE kind = 'book' ORDER BY 1"

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -286,31 +283,6 @@ def test_a_fraction_of_a_share_is_paid_out() -> None:
         assert net == pytest.approx(made)
         assert run.trades["profit"][0] == pytest.approx(made)
         assert run.verify().holds
-
-
-def test_a_run_is_verified_from_a_later_bar_and_after_a_prune() -> None:
-    candles()
-    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-11-20,dividend,0.1")
-    assert replayed("--actions", "actions.csv") == 0
-    assert invoke(["verify", "last", "--db", "run.db", "--from", "2014-12-03T16:00:00Z"]) == 0
-    assert invoke(["verify", "last", "--db", "run.db", "--from", "2014-12-03T14:30:00Z"]) == 0
-    shutil.copy("run.db", "pruned.db")
-    assert invoke(["db", "prune", "--db", "pruned.db", "--keep", "12"]) == 0
-    assert invoke(["audit", "verify", "last", "--db", "pruned.db"]) == 0
-    assert invoke(["verify", "last", "--db", "pruned.db"]) == 0
-    with closing(sqlite3.connect("pruned.db")) as connection:
-        connection.execute("DELETE FROM ledger WHERE kind = 'dividend'")
-        connection.commit()
-    assert invoke(["audit", "verify", "last", "--db", "pruned.db"]) != 0
-
-
-def test_a_recorded_run_is_fed_again_with_its_actions() -> None:
-    candles()
-    actions(SPLIT)
-    assert replayed("--actions", "actions.csv") == 0
-    assert invoke(["replay", "run.db#last", "--db", "again.db", "--json"]) == 0
-    query = "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
-    assert asked("again.db", query) == asked("run.db", query)
 
 
 def test_the_average_of_a_strategy_sees_no_jump() -> None:

@@ -291,9 +291,8 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["scan", "step"])
-def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+def test_a_models_run_in_one_pass_that_was_interrupted_is_rederived_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tracepaper.replay.backtest import run as backtest
 
@@ -315,11 +314,7 @@ def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
         regime={"momentum": "0.6", "mean_reversion": "0.3"},
     )
     path = tmp_path / "run.db"
-    replay = build(config, [bars], started_at_ms=1, mode=way, database=path)
-    audit = SqlAuditLog.open(path)
-    tally = Tally(stopped=lambda: tally.bars >= 400)
-    run_replay(replay, audit, tally)
-    audit.close()
+    record(path, config, [bars], stop_after=400)
     audit = SqlAuditLog.open(path)
     resume_replay("last", [bars], (), audit, path, Tally())
     audit.end(9)
