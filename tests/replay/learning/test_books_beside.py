@@ -483,7 +483,7 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
     write_csv(candles(MANY), tmp_path)
     write_books(tmp_path / "books.depth", MANY, every_ms=MINUTE_MS, source="exchange")
     (tmp_path / "recipe.toml").write_text(RECIPE, "utf-8")
-    more = ("training.steps=120", "training.batch=8", "training.learning_rate=0.003")
+    more = ("training.steps=200", "training.batch=8", "training.learning_rate=0.003")
     words = trained(tmp_path, "with", *choose(*more))
     code, _, err = say(*words)
     assert code == 0, err
