@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +12,8 @@ import hedged_cases
 import pytest
 from fed_daemon import MINUTE, Process
 from fleet_cases import assert_same, of_command
-from forging import rechain, verified
 from postgres_server import Cluster
-from records import check_record, rows, run_again
+from records import check_record, rows
 from several_strategies import TOLD, configured
 
 from tracepaper.daemon.config.loading import Config
@@ -24,8 +21,6 @@ from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.storage import maintenance
-from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.views import VIEWS
 from tracepaper.storage.fleet.follow import ship_once
 from tracepaper.storage.fleet.pull import pull
@@ -143,17 +138,6 @@ def test_what_a_prune_keeps_is_derived_and_the_run_goes_on_as_if_it_had_kept_all
     assert check_record(path) >= DAY
 
 
-def test_what_a_prune_keeps_is_run_again_with_equal_decisions(
-    recorded: dict[str, Path], kind: str, tmp_path: Path
-) -> None:
-    path, again = Path(shutil.copy(recorded[kind], tmp_path / "a.db")), tmp_path / "again.db"
-    prune(path)
-    same = run_again(path, again)
-    assert same.holds, same.differences[:3]
-    assert same.identical == verified(path).decisions
-    check_record(again)
-
-
 def test_a_backup_is_the_record(recorded: dict[str, Path], kind: str, tmp_path: Path) -> None:
     copy = tmp_path / "copy.db"
     maintenance.backup(recorded[kind], copy)
@@ -195,46 +179,3 @@ def test_what_is_shipped_is_the_record(
     pull(fleet_url, tmp_path / "pruned.db")
     assert_same(path, tmp_path / "pruned.db")
     assert check_record(tmp_path / "pruned.db") >= DAY
-
-
-FORGED = {
-    "several": [
-        "UPDATE twin_fills SET fee = fee + 1 WHERE model <> 'crossed' AND book = 1",
-        "DELETE FROM twin_fills WHERE model = 'crossed' AND book = 1",
-    ],
-    "hedged": [
-        "UPDATE fills SET position_side = 'SHORT' WHERE position_side = 'LONG'",
-        "UPDATE twin_fills SET fee = fee + 1 WHERE book = 1",
-        "UPDATE holdings SET realized_pnl = realized_pnl + 1 WHERE twin = 'SHORT'",
-        "UPDATE ledger SET position_side = 'SHORT' WHERE position_side = 'LONG' AND kind = 'fee'",
-        "DELETE FROM fills WHERE position_side = 'SHORT'",
-    ],
-}
-
-
-DERIVED = [
-    ("several", "UPDATE twin_steps SET decided = json_set(decided, '$[2]', 7) WHERE decided != ''"),
-    ("several", "UPDATE holdings SET cash = cash + 1 WHERE twin = 'b'"),
-]
-"""What the derivation alone finds, which is then made once more in another process."""
-
-
-@pytest.mark.parametrize(
-    ("kind", "statement"),
-    [
-        *((kind, statement) for kind, every in FORGED.items() for statement in every),
-        *(pytest.param(*one, marks=pytest.mark.long) for one in DERIVED),
-    ],
-)
-def test_what_is_forged_in_a_pruned_record_is_found(
-    recorded: dict[str, Path], kind: str, statement: str, tmp_path: Path
-) -> None:
-    path = Path(shutil.copy(recorded[kind], tmp_path / "a.db"))
-    prune(path)
-    with closing(sqlite3.connect(path)) as database:
-        assert database.execute(statement).rowcount > 0
-        database.commit()
-    rechain(path)
-    with Reader.open(path) as reader:
-        problem = audit(reader.connection, reader.find("last")).problem
-    assert problem is not None or not verified(path).holds

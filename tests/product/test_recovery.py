@@ -134,7 +134,7 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
     expected = essence(whole.steps)
     assert sum(len(step.fills) for step in whole.steps) >= 3
     per_bar = 2 if quotes else 1
-    for cut in range((WARM + 1) * per_bar, len(given), 7 * per_bar):
+    for cut in range((WARM + 1) * per_bar, len(given), 11 * per_bar):
         path = tmp_path / f"cut-{cut}.db"
         first = Process(path, config, execution)
         first.live(given[:cut])
@@ -167,7 +167,7 @@ def test_confirmations_that_no_state_was_stored_for_are_read_back(
     confirmed = [step for step in whole.steps if any(twin.confirmed for twin in step.twins)]
     unsaved = [step for step in confirmed if step.state is None]
     assert len(unsaved) > 10
-    for cut in range(WARM + 2, len(given), 5):
+    for cut in range(WARM + 2, len(given), 15):
         first = Process(tmp_path / f"{cut}.db", config, FillModel.NEXT_OPEN)
         first.live(given[:cut])
         first.stop()

@@ -165,8 +165,8 @@ def test_it_is_refused_in_one_sentence_and_leaves_nothing(
     }
 
 
-@pytest.mark.parametrize("part", [0.3, 0.5, 0.7, 0.9])
-def test_a_damaged_page_is_said_by_every_question_or_hurts_none(
+@pytest.mark.parametrize("part", [0.3, 0.9])
+def test_a_damaged_page_is_said_by_every_question(
     place: Path, capsys: pytest.CaptureFixture[str], part: float
 ) -> None:
     with sqlite3.connect(place / "run.db") as db:
@@ -175,7 +175,6 @@ def test_a_damaged_page_is_said_by_every_question_or_hurts_none(
     page = int(len(content) * part) // 4096 * 4096
     content[page : page + 4096] = b"\xa5" * 4096
     (place / "hurt.db").write_bytes(content)
-    failed = 0
     for question in (
         "audit verify last",
         "verify last",
@@ -189,10 +188,7 @@ def test_a_damaged_page_is_said_by_every_question_or_hurts_none(
         code, lines = said(
             capsys, f"{question} --db {'new' if '--data' in question else 'hurt'}.db"
         )
-        assert code in (0, 1), (question, lines)
-        assert code == 0 or len(lines) <= 1, (question, lines)
-        failed += code
-    assert failed
+        assert (code, len(lines)) == (1, 1), (question, lines)
 
 
 FAILS_AT_ONCE = """

@@ -78,6 +78,21 @@ def walk_rows(length: int, *, seed: int = 1, start: int = 651_142) -> list[Row]:
     return rows
 
 
+def wild_rows(length: int, *, seed: int, start: int = 10_000) -> list[Row]:
+    """Return bars of some percent, now and then one that moves by up to a fifth."""
+    rng, price = random.Random(seed), start
+    rows: list[Row] = []
+    for _ in range(length):
+        opened = price
+        jump = rng.choice((-1, 1)) * rng.randint(0, 2_000) if rng.random() < 0.08 else 0
+        close = max(opened + rng.randint(-250, 250) + jump * opened // 10_000, 500)
+        high = max(opened, close) + rng.randint(0, 100)
+        low = max(min(opened, close) - rng.randint(0, 100), 400)
+        rows.append((opened, high, low, close, 5_000 + rng.randint(0, 500)))
+        price = close
+    return rows
+
+
 class StreamClient:
     """One connection; data frames are kept as (text, parsed or None) in order of arrival."""
 

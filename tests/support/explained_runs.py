@@ -7,6 +7,7 @@ from typing import Any
 
 import learning
 import models
+import recordings
 
 from tracepaper.replay.backtest.request import Request, perform
 from tracepaper.storage import checkpoints
@@ -95,6 +96,12 @@ def replayed(
     database = folder / "run.db"
     perform(Request(data, config=config, mode=mode, database=database), as_json=True)
     return database
+
+
+def recorded(**options: Any) -> Path:
+    """Return the database of such a replay, made once for equal options, to be read alone."""
+    key = "explained", sorted(options.items())
+    return recordings.stored(key, lambda folder: replayed(folder, **options)) / "run.db"
 
 
 def run_id(database: Path) -> str:

@@ -55,7 +55,8 @@ def killed(
 def resumed(path: Path, candles: Sequence[Candles], **files: Any) -> str:
     """Resume the newest backtest of a database, over *candles* and *files*; return its id."""
     log = SqlAuditLog.open(path)
-    run_id = resume_replay("last", candles, (), log, path, Tally(), **files)
+    funding = files.pop("funding", ())
+    run_id = resume_replay("last", candles, funding, log, path, Tally(), **files)
     log.end(1)
     log.close()
     return run_id

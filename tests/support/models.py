@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from tracepaper.storage.checkpoints import save
+from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.networks.architecture import Network, network_kinds
+from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.networks.lstm import LstmConfig
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
 from tracepaper.strategies.networks.multimodal import TradingConfig
@@ -77,3 +82,38 @@ def forecaster(
     made = build(card(config, **calibration), network(config, seed=seed).state_dict(), mode=path)
     assert isinstance(made, StreamingForecaster)
     return made
+
+
+TOGETHER = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
+TOGETHER_CONTEXT = 519
+TOGETHER_EVERY = 3
+
+
+def together(folder: Path, kind: str = "portfolio") -> Path:
+    """Write a checkpoint of *kind* over three symbols, its weights drawn by chance."""
+    torch.manual_seed(7)
+    known = schema("v1")
+    config = CrossAssetConfig(
+        symbols=TOGETHER, features=len(known.names), dim=8, layers=1, heads=2, window=8,
+        horizons=(3, 5), allocation=kind == "portfolio", every=TOGETHER_EVERY,
+    )  # fmt: skip
+    made = CrossAssetNetwork(config)
+    for name, parameter in made.named_parameters():
+        if name.startswith(("allocate", "relative")):
+            torch.nn.init.normal_(parameter, std=1.0)
+    hundredths = [place / 100 for place in range(1, 100)]
+    measured = ("confidence", "collapsed", "shift", "recent_mass")
+    described = {
+        "model": {"kind": kind, "name": kind},
+        "architecture": listed(config),
+        "features": {"schema_id": known.schema_id},
+        "market": {"interval": "1"},
+        "calibration": {
+            "horizon": TOGETHER_EVERY,
+            "slope": 1.0,
+            "quantiles": {name: [0.1 * one for one in hundredths] for name in measured[:2]}
+            | dict.fromkeys(measured[2:], hundredths),
+        },
+    }
+    save(folder, made.state_dict(), described)
+    return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,6 @@ from exchange_client import candles as made_candles
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.storage.audit import SqlAuditLog
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT")
 HOUR_MS = 3_600_000
@@ -51,12 +47,3 @@ def configured(symbols: Sequence[str] = SYMBOLS, **sections: dict[str, Any]) -> 
     for name, section in sections.items():
         given[name] = {**given.get(name, {}), **section}
     return load(None, given)
-
-
-def replayed(path: Path, config: Config, data: list[Candles], **options: Any) -> str:
-    audit = SqlAuditLog.open(path)
-    replay = build(config, data, started_at_ms=0, database=path, **options)
-    run_replay(replay, audit, Tally())
-    audit.end(1)
-    audit.close()
-    return replay.run.run_id

@@ -1,8 +1,29 @@
 """Strategies of runs that tests record and cut."""
 
-from tracepaper.strategies.api.context import BarContext, Percent, Signal, Volatility
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from msgspec import Struct
+
+from tracepaper.replay.archive import Candles
+from tracepaper.strategies.api.context import (
+    BarContext,
+    Cancel,
+    OrderRequest,
+    Orders,
+    Percent,
+    Signal,
+    Volatility,
+    buy,
+    sell,
+)
 from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.examples.pair import Pair
 from tracepaper.strategies.types import Action
+from tracepaper.strategies.units import to_tick
 
 SIDES = (Action.LONG, Action.LONG, Action.SHORT, Action.HOLD, Action.SHORT, Action.FLAT)
 
@@ -60,3 +81,154 @@ class Imbalance(Strategy):
             return Signal(Action.HOLD, "too few books")
         bid, ask = books.size[:, :, 0].sum(axis=0).tolist()
         return Signal(Action.LONG if bid > ask else Action.FLAT, "as the books stand")
+
+
+class Rolls(Strategy):
+    """Signals and orders by dice that follow from the bar and the fills, some under a stop."""
+
+    warmup = 2
+    sees_account = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        assert context.account is not None
+        place = ord(context.symbol[0]) + 10 * len(context.account.fills)
+        roll = random.Random(context.exact.open_time_ms // 1_000 + place).random()
+        if roll < 0.5:
+            return Signal(Action.HOLD, "dice")
+        if roll < 0.6:
+            return Orders((buy(1, limit=round(context.close * 0.99, 1)),), "dice")
+        action = (Action.LONG, Action.SHORT, Action.LONG, Action.FLAT)[int(roll * 1_000) % 4]
+        stop = Percent(30) if roll > 0.9 and action is not Action.FLAT else None
+        return Signal(action, "dice", stop=stop)
+
+
+class Scatter(Strategy):
+    """Orders of every kind, as the close says: a function of the last bar alone."""
+
+    warmup = 1
+    twins = ("ungated",)
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        turn = context.exact.close // 10 % 6
+        near, far = round(context.close * 0.9995, 1), round(context.close * 1.0005, 1)
+        requests: tuple[OrderRequest | Cancel, ...]
+        match turn:
+            case 0:
+                return Signal(Action.HOLD, "waits")
+            case 1:
+                requests = buy(0.01, limit=near, tag="low"), sell(0.01, limit=far, tag="high")
+            case 2:
+                requests = (buy(0.01), sell(1, stop=near, reduce_only=True, tag="stop"))
+            case 3:
+                requests = sell(0.02, limit=far, reduce_only=True), buy(0.01, stop=far, tag="up")
+            case 4:
+                requests = Cancel("low"), sell(0.01, limit=far, post_only=True, tag="high")
+            case _:
+                requests = (
+                    Cancel(),
+                    sell(0.01, stop=near, limit=near, until=context.time + 180_000),
+                )
+        return Orders(requests, f"turn {turn}")
+
+
+class Quoter(Strategy):
+    """Quote both sides of the close, take now and then, and stop out of what is held."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._away = float(str(options.get("away", 0.3)))
+
+    def decide(self, context: BarContext) -> Orders:
+        assert context.account is not None
+        close, held = float(context.history.close[-1]), context.account.position.quantity
+        item = context.instrument
+        asked = [
+            buy(1.5, limit=to_tick(close - self._away, item), tag="bid"),
+            sell(1.5, limit=to_tick(close + self._away, item), tag="ask"),
+        ]
+        if held > 3:
+            asked.append(sell(held, reduce_only=True, tag="out"))
+        if held < -3:
+            asked.append(buy(-held, reduce_only=True, tag="out"))
+        return Orders(tuple(asked), "quotes")
+
+
+class Framed(Strategy):
+    """Long above the mean of the quarters of an hour, where the fives rose."""
+
+    warmup = 3
+    frames = ("5", "15")
+    frames_warmup = {"15": 4}  # noqa: RUF012 - as a user writes it
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    def decide(self, context: BarContext) -> Signal:
+        fives, quarters = context.timeframe("5"), context.timeframe("15")
+        above = context.close > quarters.close.mean() and fives.close[-1] > fives.open[0]
+        note = {"fives": float(fives.close.sum()), "quarters": float(quarters.close.sum())}
+        return Signal(Action.LONG if above else Action.FLAT, "as the quarters say", note=note)
+
+
+class Openings(Struct):
+    """What ``Counting`` declares."""
+
+    count: int = 0
+    is_open: bool = False
+    bars: int = 0
+
+
+class Counting(Pair):
+    """Leave out every third opening, by a count that is kept."""
+
+    State = Openings
+    state: Openings
+
+    def observe(self, bar: object) -> None:
+        self.state.bars += 1
+
+    def decide(self, contexts: Mapping[str, BarContext]) -> Mapping[str, Signal]:
+        answers = super().decide(contexts)
+        actions = {signal.action for signal in answers.values()}
+        if Action.LONG in actions and not self.state.is_open:
+            self.state.is_open = True
+            self.state.count += 1
+        elif Action.FLAT in actions:
+            self.state.is_open = False
+        note: dict[str, Any] = {"opened": self.state.count, "bars": self.state.bars}
+        is_out = self.state.count % 3 == 0
+        return {
+            symbol: Signal(
+                Action.FLAT if is_out else signal.action,
+                "left out" if is_out else signal.reason,
+                note=note,
+            )
+            for symbol, signal in answers.items()
+        }
+
+
+class Peeks(Strategy):
+    """Was handed all candles, and buys before they rise: what a check must find."""
+
+    closes: ClassVar[list[tuple[int, int]]] = []
+
+    def __init__(self, options: dict[str, object]) -> None:
+        self._options = options
+
+    @classmethod
+    def hand(cls, candles: Sequence[Candles]) -> None:
+        """Hand it the closes of all *candles*."""
+        times, closes = candles[0].open_time_ms.tolist(), candles[0].close.tolist()
+        cls.closes = list(zip(times, closes, strict=True))
+
+    def decide(self, context: BarContext) -> Signal:
+        later = [close for at, close in self.closes if at > context.exact.open_time_ms]
+        rises = any(close > context.exact.close for close in later[4:5])
+        return Signal(Action.LONG if rises else Action.FLAT, "it will rise")

@@ -25,7 +25,6 @@ SYMBOLS = ("BTCUSDT", "ETHUSDT")
 MINUTE_MS = 60_000
 WARM = 100
 CRASH = WARM + 4
-MOMENTS = ("before it is written", "before its commit", "after its commit")
 MODULE = """
 import os
 import signal
@@ -54,7 +53,6 @@ def end(moment):
 def append(log, *steps):
     fills = [fill for step in steps for fill in step.fills]
     SEEN.extend(fill for fill in fills if fill.model is FillModel.LIQUIDATION)
-    end("before it is written")
     APPENDS(log, *steps)
     end("after its commit")
 
@@ -110,8 +108,9 @@ def toml(section: dict[str, Any], name: str = "") -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("strategies", [ONE, SEVERAL], ids=["one", "several"])
+@pytest.mark.parametrize(
+    ("strategies", "moment"), [(ONE, "before its commit"), (SEVERAL, "after its commit")]
+)
 async def test_a_daemon_killed_amid_a_liquidation_loses_and_repeats_nothing(
     tmp_path: Path, strategies: dict[str, Any], moment: str
 ) -> None:
@@ -167,7 +166,7 @@ async def test_a_daemon_killed_amid_a_liquidation_loses_and_repeats_nothing(
         finally:
             daemon.end()
         stored = taken(path)
-        assert len(stored) == (len(SYMBOLS) if moment == MOMENTS[2] else 0)
+        assert len(stored) == (len(SYMBOLS) if moment == "after its commit" else 0)
         await until(lambda: not exchange.hub.connections)
         daemon = started("second")
         try:

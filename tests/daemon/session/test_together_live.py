@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from learning import learnable
+from models import TOGETHER, TOGETHER_CONTEXT, TOGETHER_EVERY, together
 from records import rows
 from several_live import SPEED, check_parity, trading
 from waiting import deadline_s
@@ -23,54 +23,17 @@ from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.checkpoints import save
-from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.cross_asset import TogetherForecaster
-from tracepaper.strategies.networks.cross_asset import CrossAssetConfig, CrossAssetNetwork
-from tracepaper.strategies.networks.keys import listed
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Category
 
-SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
-CONTEXT = 519
-EVERY = 3
-
-
-def written(folder: Path, kind: str) -> Path:
-    """Write a checkpoint of *kind* that looks back on 519 bars, its weights drawn by chance."""
-    torch.manual_seed(7)
-    known = schema("v1")
-    config = CrossAssetConfig(
-        symbols=SYMBOLS, features=len(known.names), dim=8, layers=1, heads=2, window=8,
-        horizons=(3, 5), allocation=kind == "portfolio", every=EVERY,
-    )  # fmt: skip
-    network = CrossAssetNetwork(config)
-    for name, parameter in network.named_parameters():
-        if name.startswith(("allocate", "relative")):
-            torch.nn.init.normal_(parameter, std=1.0)
-    hundredths = [place / 100 for place in range(1, 100)]
-    measured = ("confidence", "collapsed", "shift", "recent_mass")
-    card = {
-        "model": {"kind": kind, "name": kind},
-        "architecture": listed(config),
-        "features": {"schema_id": known.schema_id},
-        "market": {"interval": "1"},
-        "calibration": {
-            "horizon": EVERY,
-            "slope": 1.0,
-            "quantiles": {name: [0.1 * one for one in hundredths] for name in measured[:2]}
-            | dict.fromkeys(measured[2:], hundredths),
-        },
-    }
-    save(folder, network.state_dict(), card)
-    return folder
 
 
 def data(*, shorter: int = 0) -> list[Candles]:
     """Return the candles of all symbols; of the second without the *shorter* first ones."""
-    found = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(SYMBOLS)]
+    found = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]
     found[1] = slice_candles(found[1], slice(shorter, None))
     return found
 
@@ -79,7 +42,7 @@ def sections(folder: Path, kind: str, **more: Mapping[str, Any]) -> dict[str, An
     found: dict[str, Any] = {
         "strategy": {"name": kind, "twins": ("random_gate",)},
         "model": {"checkpoint": str(folder), "deadline_ms": 60_000},
-        "market": {"symbols": SYMBOLS, "gather_ms": 40},
+        "market": {"symbols": TOGETHER, "gather_ms": 40},
         "sizing": {"mode": "equity"},
         "exchange": {"certain_s": 0.1},
     }
@@ -123,20 +86,20 @@ def cut(path: Path, copy: Path) -> Path:
 async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_does(
     kind: str, tmp_path: Path
 ) -> None:
-    folder, candles = written(tmp_path / kind, kind), data()
+    folder, candles = together(tmp_path / kind, kind), data()
     given, killed = sections(folder, kind), tmp_path / "killed.db"
     async with serving(candles) as exchange:
         async with trading(exchange, tmp_path / "first.db", **given) as live:
             await live.listening(9)
             for _ in range(7):
-                await live.close_bar(set(SYMBOLS))
+                await live.close_bar(set(TOGETHER))
             cut(tmp_path / "first.db", killed)
-            await live.close_bar(set(SYMBOLS))
+            await live.close_bar(set(TOGETHER))
         for bars in (6, 5):  # a kill, then a restart in good order
             async with trading(exchange, killed, **given) as live:
                 await live.listening(9)
                 for _ in range(bars):
-                    await live.close_bar(set(SYMBOLS))
+                    await live.close_bar(set(TOGETHER))
     check_parity(killed, tmp_path)
     assert rows(killed, "SELECT count(DISTINCT run_id) FROM v_runs") == [(1,)]
     assert rows(killed, "SELECT count(*) FROM v_fills")[0][0] > 3
@@ -154,18 +117,18 @@ async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_do
 async def test_a_close_that_a_bar_misses_holds_all_and_is_followed_when_it_came(
     tmp_path: Path,
 ) -> None:
-    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "late.db"
+    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "late.db"
     async with (
         serving(data()) as exchange,
         trading(exchange, path, **sections(folder, "portfolio")) as live,
     ):
         await live.listening(9)
-        await live.close_bar(set(SYMBOLS))
+        await live.close_bar(set(TOGETHER))
         exchange.arm("missing_close", topic="kline.1.BBBUSDT")
         missed, then = [await live.close_bar(OTHERS) for _ in range(2)]
         both = missed, then  # the second closes before REST has answered about the first
         await live.until(lambda: all("BBBUSDT" in live.decided(at) for at in both))
-        after = [await live.close_bar(set(SYMBOLS)) for _ in range(EVERY + 1)]
+        after = [await live.close_bar(set(TOGETHER)) for _ in range(TOGETHER_EVERY + 1)]
     check_parity(path, tmp_path)
     missing = "BBBUSDT has no bar at this close"
     late = "a bar came after the others of its close"
@@ -174,7 +137,7 @@ async def test_a_close_that_a_bar_misses_holds_all_and_is_followed_when_it_came(
         ("BBBUSDT", "HOLD", "late", late),
         ("CCCUSDT", "HOLD", "finite", missing),
     }
-    decided = [at for at in after if (at // 60_000 + 1) % EVERY == 0]
+    decided = [at for at in after if (at // 60_000 + 1) % TOGETHER_EVERY == 0]
     assert decided
     assert {at for at, _ in weights(path)} >= set(decided)
 
@@ -192,17 +155,17 @@ async def test_while_a_symbol_is_halted_all_hold_with_one_sentence(
 ) -> None:
     monkeypatch.setattr(maintenance, "FILTERS_AGAIN_S", 0.05)
     monkeypatch.setattr(maintenance, "SILENT_BARS", 1)
-    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "halted.db"
+    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "halted.db"
     async with (
         serving(data()) as exchange,
         trading(exchange, path, **sections(folder, "portfolio")) as live,
     ):
         await live.listening(9)
-        for _ in range(EVERY):
-            await live.close_bar(set(SYMBOLS))
+        for _ in range(TOGETHER_EVERY):
+            await live.close_bar(set(TOGETHER))
         before = weights(path)
         silence(exchange, "BBBUSDT")
-        held = [await live.close_bar(OTHERS) for _ in range(2 * EVERY)]
+        held = [await live.close_bar(OTHERS) for _ in range(2 * TOGETHER_EVERY)]
     check_parity(path, tmp_path)
     for at in held:
         said = {one[1:] for one in why(path, at) if one[0] in OTHERS}
@@ -211,17 +174,18 @@ async def test_while_a_symbol_is_halted_all_hold_with_one_sentence(
 
 
 async def test_a_symbol_with_less_of_a_past_holds_all_until_it_has_enough(tmp_path: Path) -> None:
-    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "young.db"
+    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "young.db"
     lacking = 4
     async with (
-        serving(data(shorter=60), start=CONTEXT - lacking) as exchange,
+        serving(data(shorter=60), start=TOGETHER_CONTEXT - lacking) as exchange,
         trading(exchange, path, **sections(folder, "portfolio")) as live,
     ):
         await live.listening(9)
-        closes = [await live.close_bar(set(SYMBOLS)) for _ in range(lacking + EVERY)]
+        closes = [await live.close_bar(set(TOGETHER)) for _ in range(lacking + TOGETHER_EVERY)]
     check_parity(path, tmp_path)
     said = why(path, closes[1])  # the first may come before there are quotes
-    short = f"BBBUSDT has {CONTEXT - lacking + 2} of the {CONTEXT} bars that are looked back on"
+    held = TOGETHER_CONTEXT - lacking + 2
+    short = f"BBBUSDT has {held} of the {TOGETHER_CONTEXT} bars that are looked back on"
     assert ("AAAUSDT", "HOLD", "finite", short) in said
     assert ("BBBUSDT", "HOLD", "warm", None) in said
     known = {at for at, _ in weights(path)}
@@ -235,25 +199,25 @@ async def test_an_answer_that_comes_too_late_holds_all(
     released, answer = threading.Event(), TogetherForecaster.predict_many
 
     def stuck(own: TogetherForecaster, bars: Sequence[Bar]) -> list[Forecast | None]:
-        if len(bars) == len(SYMBOLS) and bars[0].open_time_ms == slow[0]:
+        if len(bars) == len(TOGETHER) and bars[0].open_time_ms == slow[0]:
             released.wait(deadline_s())
         return answer(own, bars)
 
     slow = [-1]
     monkeypatch.setattr(TogetherForecaster, "predict_many", stuck)
-    folder, path = written(tmp_path / "portfolio", "portfolio"), tmp_path / "slow.db"
+    folder, path = together(tmp_path / "portfolio", "portfolio"), tmp_path / "slow.db"
     given = sections(folder, "portfolio", model={"deadline_ms": 1_000})
     async with (
         serving(data()) as exchange,
         trading(exchange, path, **given) as live,
     ):
         await live.listening(9)
-        for _ in range(EVERY):
-            last = await live.close_bar(set(SYMBOLS))
+        for _ in range(TOGETHER_EVERY):
+            last = await live.close_bar(set(TOGETHER))
         slow[0] = last + 60_000
-        await live.close_bar(set(SYMBOLS))
+        await live.close_bar(set(TOGETHER))
         released.set()
-        after = [await live.close_bar(set(SYMBOLS)) for _ in range(EVERY)]
+        after = [await live.close_bar(set(TOGETHER)) for _ in range(TOGETHER_EVERY)]
     monkeypatch.setattr(TogetherForecaster, "predict_many", answer)
     check_parity(path, tmp_path)
     assert {one[1:3] for one in why(path, slow[0])} == {("HOLD", "deadline")}

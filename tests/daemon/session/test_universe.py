@@ -14,6 +14,7 @@ from builders import MINUTE, START_MS, bar, instrument
 from bybit_server import SteppedClock
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
+from recordings import record
 from records import check_record, rows
 from several_live import SPEED, check_parity, trading
 from storage_cases import undecided
@@ -38,10 +39,7 @@ from tracepaper.daemon.session.universe import (
 )
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.columns import IntArray
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.market import Category, Event, RunKind, UniverseChange
@@ -226,12 +224,7 @@ def replayed(
             **more,
         },
     )
-    replay = build(config, candles, until_ms=until_ms, started_at_ms=0)
-    audit = SqlAuditLog.open(path)
-    try:
-        run_replay(replay, audit, Tally())
-    finally:
-        audit.close()
+    record(path, config, candles, until_ms=until_ms)
 
 
 def choices(path: Path) -> list[UniverseChange]:

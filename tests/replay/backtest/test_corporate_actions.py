@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import sqlite3
 from collections.abc import Sequence
-from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,12 +21,9 @@ from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.api import backtest
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.corporate_actions import read_actions
-from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build, configuration, read_market
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.page import holding
 from tracepaper.replay.report.report import held_alike
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import Orders, Signal, buy
 from tracepaper.strategies.api.strategy import Strategy
@@ -289,67 +283,6 @@ def test_a_fraction_of_a_share_is_paid_out() -> None:
         assert net == pytest.approx(made)
         assert run.trades["profit"][0] == pytest.approx(made)
         assert run.verify().holds
-
-
-@pytest.mark.parametrize("every", [1, 133, 151, 153, 170, None])
-def test_a_replay_that_was_killed_goes_on_as_if_it_had_not_been(
-    every: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    at = candles()
-    is_between = every is None
-    if every is None:  # between the split and its bar: the start and a dividend are events too
-        every = opens("2014-11-03", "2014-12-31", HOUR_MS).index(at) + 3
-    Path("shares.toml").write_text(BY_VOLATILITY)
-    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-12-02,dividend,0.1")
-    assert replayed("--actions", "actions.csv", database="whole.db") == 0
-    monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
-    market = read_market(load(Path("shares.toml")).market, ["ACME=acme.csv"])
-    replay = build(
-        configuration(Path("shares.toml"), market),
-        market,
-        started_at_ms=0,
-        actions=read_actions(Path("actions.csv")),
-    )
-    audit = SqlAuditLog.open(Path("part.db"))
-    run_replay(replay, audit, Tally(stopped=lambda: True))
-    audit.close()
-    query = "SELECT kind FROM v_events ORDER BY sequence DESC LIMIT 1"
-    assert (asked("part.db", query) == [("corporate_action",)]) is is_between
-    resumed = replayed(
-        "--actions", "actions.csv", "--resume", replay.run.run_id, database="part.db"
-    )
-    assert resumed == 0
-    query = "SELECT decision_sha256, target_quantity, window_sha256 FROM v_decisions ORDER BY 1"
-    assert asked("part.db", query) == asked("whole.db", query)
-    query = "SELECT kind, amount, balance FROM v_ledger ORDER BY sequence, ordinal"
-    assert asked("part.db", query) == asked("whole.db", query)
-    assert invoke(["verify", "last", "--db", "part.db"]) == 0
-    assert invoke(["audit", "verify", "last", "--db", "part.db"]) == 0
-
-
-def test_a_run_is_verified_from_a_later_bar_and_after_a_prune() -> None:
-    candles()
-    actions(SPLIT, "ACME,2014-12-04,dividend,0.47", "ACME,2014-11-20,dividend,0.1")
-    assert replayed("--actions", "actions.csv") == 0
-    assert invoke(["verify", "last", "--db", "run.db", "--from", "2014-12-03T16:00:00Z"]) == 0
-    assert invoke(["verify", "last", "--db", "run.db", "--from", "2014-12-03T14:30:00Z"]) == 0
-    shutil.copy("run.db", "pruned.db")
-    assert invoke(["db", "prune", "--db", "pruned.db", "--keep", "12"]) == 0
-    assert invoke(["audit", "verify", "last", "--db", "pruned.db"]) == 0
-    assert invoke(["verify", "last", "--db", "pruned.db"]) == 0
-    with closing(sqlite3.connect("pruned.db")) as connection:
-        connection.execute("DELETE FROM ledger WHERE kind = 'dividend'")
-        connection.commit()
-    assert invoke(["audit", "verify", "last", "--db", "pruned.db"]) != 0
-
-
-def test_a_recorded_run_is_fed_again_with_its_actions() -> None:
-    candles()
-    actions(SPLIT)
-    assert replayed("--actions", "actions.csv") == 0
-    assert invoke(["replay", "run.db#last", "--db", "again.db", "--json"]) == 0
-    query = "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
-    assert asked("again.db", query) == asked("run.db", query)
 
 
 def test_the_average_of_a_strategy_sees_no_jump() -> None:

@@ -7,7 +7,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,26 +17,20 @@ import torch
 from depth_cases import FIRST_MS, header, trained, walk, write
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from forging import rechain
-from killed_replays import killed, resumed
-from records import check_record, rows, run_again
+from recordings import run_into
+from records import check_record, rows
 
 from tracepaper.daemon.config.loading import load
-from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.models import make_orderbook
-from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.explain.document import explain_decision
-from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -125,12 +118,7 @@ def built(
 
 
 def replayed(path: Path, books: Path, checkpoint: Path, **keys: Any) -> str:
-    audit = SqlAuditLog.open(path)
-    replay = built(path, [read_depth(books)], checkpoint, **keys)
-    run_replay(replay, audit, Tally())
-    audit.end(1)
-    audit.close()
-    return replay.run.run_id
+    return run_into(path, built(path, [read_depth(books)], checkpoint, **keys))
 
 
 def events(path: Path) -> list[Depths]:
@@ -293,42 +281,6 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
         build(load(None, given), candles(), started_at_ms=0)
 
 
-def test_a_run_is_fed_its_own_books_and_decides_the_same(
-    tmp_path: Path, books: Path, checkpoint: Path
-) -> None:
-    path, again = tmp_path / "a.db", tmp_path / "again.db"
-    replayed(path, books, checkpoint)
-    found = run_again(path, again)
-    assert (found.compared, found.identical, found.differences) == (BARS, BARS, [])
-    check_record(again)
-
-
-@pytest.mark.parametrize("after", [3, 9, 17])
-def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    books: Path,
-    checkpoint: Path,
-    after: int,
-) -> None:
-    whole = tmp_path / "whole.db"
-    replayed(whole, books, checkpoint)
-    cut = killed(
-        lambda path: built(path, [read_depth(books)], checkpoint),
-        tmp_path,
-        monkeypatch,
-        bars=after - 1,
-        every=1,
-        group_steps=1,
-    )
-    run_id = resumed(cut, candles(), depth=[read_depth(books)])
-    assert reasons(cut) == reasons(whole)
-    with Reader.open(whole) as one, Reader.open(cut) as two:
-        found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
-    assert (found.compared, found.differences) == (BARS, [])
-    check_record(cut)
-
-
 def test_a_book_after_the_close_moves_no_decision(
     tmp_path: Path, books: Path, checkpoint: Path
 ) -> None:
@@ -355,30 +307,6 @@ def test_a_book_after_the_close_moves_no_decision(
     assert [a == b for a, b in zip(one, three, strict=True)] == [True] * 4 + [False] * 2
 
 
-def test_a_changed_book_breaks_the_chain_and_forged_anew_the_derivation(
-    tmp_path: Path, books: Path, checkpoint: Path
-) -> None:
-    path = tmp_path / "a.db"
-    run_id = replayed(path, books, checkpoint)
-    found = events(path)
-    one, two = found[5], found[6]
-    with closing(sqlite3.connect(path)) as database:
-        (key,) = database.execute(
-            "SELECT step FROM events WHERE kind = 'depth' AND market_ms = ?", (one.market_ms,)
-        ).fetchone()
-        assert one.count == two.count
-        database.execute("UPDATE events SET books = ? WHERE step = ?", (two.books, key))
-        database.commit()
-    with Reader.open(path) as reader:
-        broken = verify_chain(reader.connection, run_id).problem
-        assert broken is not None
-        assert broken.tables == ("steps", "events")
-    rechain(path)
-    with Reader.open(path) as reader:
-        assert verify_chain(reader.connection, run_id).holds
-        assert verify_run(reader, path, run_id).differences != []
-
-
 def test_a_prune_drops_books_with_their_bars(tmp_path: Path, books: Path, checkpoint: Path) -> None:
     path = tmp_path / "a.db"
     stamped = candles(4_000)
@@ -388,25 +316,6 @@ def test_a_prune_drops_books_with_their_bars(tmp_path: Path, books: Path, checkp
     assert not events(path)
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, reader.find("last")).holds
-
-
-def test_a_prune_keeps_the_books_that_its_first_decision_looks_at(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)  # shorter than a day
-    monkeypatch.setattr(maintenance, "DAY_MS", 4 * MINUTE_MS)
-    late, path = tmp_path / "late.depth", tmp_path / "a.db"
-    write(late, walk(5_000, first_ms=FIRST_MS + 6 * MINUTE_MS))
-    run_id = replayed(path, late, checkpoint, data=candles(90))
-    before = len(events(path))
-    (pruned,) = prune(path, keep_days=1, pruned_at_ms=5, reach=partial(recorded_reach, path))
-    assert pruned.steps > 5
-    assert 0 < len(events(path)) < before
-    with Reader.open(path) as reader:
-        found = verify_run(reader, path, run_id)
-    assert found.holds, found.differences[:3]
-    assert found.exact
-    assert 4 <= found.decisions < 30
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import own_strategies as own
 import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
-from killed_replays import killed_and_resumed
+from recordings import record
 from records import check_record, rows, run_again
 
 from tracepaper.daemon.cli import invoke
@@ -79,14 +79,7 @@ def configured(*symbols: str, **sections: dict[str, Any]) -> Config:
 
 def replayed(path: Path, config: Config, data: Sequence[Candles], **options: Any) -> str:
     SEEN.clear()
-    audit = SqlAuditLog.open(path)
-    try:
-        replay = build(config, data, started_at_ms=0, database=path, **options)
-        run_replay(replay, audit, Tally())
-        audit.end(1)
-    finally:
-        audit.close()
-    return replay.run.run_id
+    return record(path, config, data, **options)
 
 
 DECIDED = "SELECT open_time_ms, action, decision_sha256, window_sha256 FROM v_decisions ORDER BY 1"
@@ -133,16 +126,6 @@ def test_a_period_is_warmed_by_as_many_bars_as_the_frames_want(tmp_path: Path) -
     later = {at: sha256 for at, _, sha256, _ in rows(path, DECIDED)}
     assert len(later) == 400 - 187
     assert later.items() <= decided.items()
-
-
-def test_a_cut_replay_hands_on_the_same_bars(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, through = [walk()], tmp_path / "through.db"
-    replayed(through, configured(), data)
-    cut = killed_and_resumed(configured(), data, tmp_path, monkeypatch, bars=210)
-    check_record(cut)
-    assert rows(cut, DECIDED) == rows(through, DECIDED)
 
 
 def hours_before(data: Candles, count: int, length: int = 15) -> tuple[Candles, Candles]:
@@ -244,13 +227,6 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
     config = configured(market={"symbols": ["BTCUSDT"], "interval": "15"})
     with pytest.raises(ConfigInvalid, match=r"frames name '5', which bars of market\.interval 15"):
         replayed(tmp_path / "a.db", config, [walk()])
-
-
-def test_frames_are_the_same_from_a_later_start_on() -> None:
-    with FreshProcesses() as fresh:
-        found = recursive(configured(), Files([walk()]), fresh, probes=3, warmup=75)
-    assert found.holds, found.sentence()
-    assert found.compared > 300
 
 
 def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:

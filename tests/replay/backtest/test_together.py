@@ -13,7 +13,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
-from killed_replays import killed, resumed
+from recordings import record
 from records import check_record, rows
 from storage_cases import prune
 
@@ -60,12 +60,7 @@ def configured(**sections: dict[str, Any]) -> Config:
 def replayed(
     path: Path, data: list[Candles], mode: str = "scan", **sections: dict[str, Any]
 ) -> str:
-    audit = SqlAuditLog.open(path)
-    replay = build(configured(**sections), data, started_at_ms=0, mode=mode, database=path)
-    run_replay(replay, audit, Tally())
-    audit.end(1)
-    audit.close()
-    return replay.run.run_id
+    return record(path, configured(**sections), data, mode=mode)
 
 
 def test_each_close_is_a_group_of_steps_that_verify_derives_again(tmp_path: Path) -> None:
@@ -116,33 +111,6 @@ def test_without_gathering_each_bar_is_by_itself_and_decides_the_same(tmp_path: 
     assert (found.compared, found.identical) == (600, 600)
 
 
-@pytest.mark.parametrize("group_steps", [1, 2, 3, 5, 98])
-def test_a_replay_killed_anywhere_goes_on_at_a_whole_close(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, group_steps: int
-) -> None:
-    whole, data = tmp_path / "whole.db", candles(120)
-    replayed(whole, data)
-    cut = killed(
-        lambda path: build(configured(), data, started_at_ms=0, database=path),
-        tmp_path,
-        monkeypatch,
-        bars=200,
-        group_steps=group_steps,  # of a commit, if it may be
-    )
-    [(steps,)] = rows(cut, "SELECT step_count FROM runs")
-    assert steps > 150
-    assert steps % 4 == 1  # the start, and whole closes
-    resumed(cut, data)
-    check_record(cut)
-    query = (
-        "SELECT instrument, open_time_ms, decision_sha256, window_sha256 FROM v_decisions "
-        "ORDER BY open_time_ms, instrument"
-    )
-    assert rows(cut, query) == rows(whole, query)
-    query = "SELECT equity FROM v_equity ORDER BY market_ms DESC LIMIT 1"
-    assert rows(cut, query) == rows(whole, query)
-
-
 class Turning(Strategy):
     """Turns every instrument at the same closes, and confirms at every other one."""
 
@@ -156,7 +124,7 @@ class Turning(Strategy):
         return Signal(Action.LONG if rises else Action.SHORT, "it turns")
 
 
-@pytest.mark.parametrize("bars", range(41, 65, 4))
+@pytest.mark.parametrize("bars", [41, 53])
 def test_a_prune_cuts_between_closes_and_the_run_goes_on(tmp_path: Path, bars: int) -> None:
     path = tmp_path / "a.db"
     data = [

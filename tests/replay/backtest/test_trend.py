@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
-from killed_replays import killed_and_resumed
+from recordings import record
 from records import check_record, rows
 from report_cases import SAMPLE, build_report_of
 
@@ -22,12 +21,10 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import INTERVALS, interval_start
 
@@ -54,22 +51,11 @@ def configured(interval: str = "15", **sections: dict[str, Any]) -> Config:
     return load(None, given)
 
 
-def replayed(path: Path, config: Config, data: Sequence[Candles], **options: Any) -> str:
-    audit = SqlAuditLog.open(path)
-    try:
-        replay = build(config, data, started_at_ms=0, database=path, **options)
-        run_replay(replay, audit, Tally())
-        audit.end(1)
-    finally:
-        audit.close()
-    return replay.run.run_id
-
-
 def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
     quarters = walk()
     first_ms = int(quarters.open_time_ms[0])
-    replayed(tmp_path / "quarters.db", configured(), [quarters])
-    replayed(tmp_path / "hours.db", configured("60"), [resample(quarters, HOUR)])
+    record(tmp_path / "quarters.db", configured(), [quarters])
+    record(tmp_path / "hours.db", configured("60"), [resample(quarters, HOUR)])
     warm_ms = first_ms + 25 * HOUR
     one = rows(tmp_path / "quarters.db", NOTED, interval=QUARTER, warm_ms=warm_ms)
     two = rows(tmp_path / "hours.db", NOTED, interval=HOUR, warm_ms=warm_ms)
@@ -79,25 +65,14 @@ def test_quarters_and_hours_of_one_market_are_one_trend(tmp_path: Path) -> None:
     check_record(tmp_path / "hours.db")
 
 
-def test_a_cut_replay_decides_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, through = [walk()], tmp_path / "through.db"
-    replayed(through, configured(), data)
-    cut = killed_and_resumed(configured(), data, tmp_path, monkeypatch, bars=310)
-    check_record(cut)
-    assert rows(cut, DECIDED) == rows(through, DECIDED)
-    fills = "SELECT side, quantity_text, price_text FROM v_fills ORDER BY sequence"
-    assert rows(cut, fills) == rows(through, fills)
-    assert len(rows(cut, fills)) > 20
-
-
 def test_hours_from_a_file_warm_it_and_change_no_later_decision(tmp_path: Path) -> None:
     data = walk()
     hours = replace(resample(data, HOUR), path="hours")
     late = slice_candles(data, slice(203, len(data)))
     cold, warm, whole = (tmp_path / f"{name}.db" for name in ("cold", "warm", "whole"))
-    replayed(cold, configured(), [late])
-    replayed(warm, configured(), [late], frames=[hours])
-    replayed(whole, configured(), [data])
+    record(cold, configured(), [late])
+    record(warm, configured(), [late], frames=[hours])
+    record(whole, configured(), [data])
     noted = "SELECT open_time_ms, name, number FROM v_notes ORDER BY 1, 2"
     first_ms = int(late.open_time_ms[0])
     slow, quick, all_along = (rows(path, noted) for path in (cold, warm, whole))
@@ -138,7 +113,7 @@ def test_the_usual_windows_fit_the_candles_and_stay_with_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, again = tmp_path / "a.db", tmp_path / "again.db"
-    run_id = replayed(path, unsaid(), [walk()])  # 6.25 days
+    run_id = record(path, unsaid(), [walk()])  # 6.25 days
     assert windows(path) == ["6h", "12h", "1d", "2d"]
     assert rows(path, "SELECT count(*) > 10 FROM v_fills") == [(1,)]
     check_record(path)
@@ -167,7 +142,7 @@ def test_why_windows_are_others_is_said(
     length_ms = INTERVALS[interval]
     first_ms = interval_start(1_748_244_720_000, length_ms)
     data = made_candles(walk_rows(count), interval_ms=length_ms, first_ms=first_ms)
-    replayed(path, configured(interval, strategy={"name": "trend"}), [data])
+    record(path, configured(interval, strategy={"name": "trend"}), [data])
     [(said,)] = rows(path, "SELECT warnings FROM runs")
     assert words in said
     assert ("every bar is held" in said) == (count < 12)
@@ -177,9 +152,9 @@ def test_why_windows_are_others_is_said(
 def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path) -> None:
     data = walk()
     middle = int(data.open_time_ms[450])
-    replayed(tmp_path / "late.db", unsaid(), [data], from_ms=middle)
-    replayed(tmp_path / "early.db", unsaid(), [data], until_ms=middle)
-    replayed(tmp_path / "two.db", unsaid(), [slice_candles(data, slice(0, 300)),
+    record(tmp_path / "late.db", unsaid(), [data], from_ms=middle)
+    record(tmp_path / "early.db", unsaid(), [data], until_ms=middle)
+    record(tmp_path / "two.db", unsaid(), [slice_candles(data, slice(0, 300)),
                                              slice_candles(data, slice(300, 600))])  # fmt: skip
     for name in ("late", "early", "two"):
         assert windows(tmp_path / f"{name}.db") == ["6h", "12h", "1d", "2d"]
@@ -188,7 +163,7 @@ def test_windows_follow_from_all_candles_and_not_from_the_period(tmp_path: Path)
 @pytest.mark.parametrize("chosen", [USUAL, FITTING])
 def test_windows_that_somebody_chose_stay(tmp_path: Path, chosen: tuple[str, ...]) -> None:
     path = tmp_path / "a.db"
-    replayed(path, unsaid(trend_windows=list(chosen)), [walk()])
+    record(path, unsaid(trend_windows=list(chosen)), [walk()])
     assert windows(path) == list(chosen)
     assert rows(path, "SELECT warnings FROM runs") == [("[]",)]
 
@@ -197,8 +172,8 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
     tmp_path: Path,
 ) -> None:
     data = walk()
-    replayed(tmp_path / "a.db", unsaid(), [data], frames=[replace(resample(data, HOUR), path="h")])
-    replayed(tmp_path / "b.db", unsaid(name="sma_cross", fast=3, slow=7), [data])
+    record(tmp_path / "a.db", unsaid(), [data], frames=[replace(resample(data, HOUR), path="h")])
+    record(tmp_path / "b.db", unsaid(name="sma_cross", fast=3, slow=7), [data])
     for name in ("a", "b"):
         assert windows(tmp_path / f"{name}.db") == list(USUAL)
         assert rows(tmp_path / f"{name}.db", "SELECT warnings FROM runs") == [("[]",)]
@@ -229,7 +204,7 @@ def test_the_report_judges_the_trends_own_side(tmp_path: Path) -> None:
         strategy={"name": "trend", "trend_windows": ["4h"], "long_only": False},
         gate={"horizon": 8},
     )
-    run_id = replayed(path, config, [walk()])
+    run_id = record(path, config, [walk()])
     report = build_report_of(path, run_id)
     sides = dict(rows(path, "SELECT open_time_ms, number FROM v_notes WHERE name = 'trend'"))
     opens = dict(rows(path, "SELECT open_time_ms, open FROM v_bars"))
@@ -247,7 +222,7 @@ def test_explain_says_what_the_trend_was_made_of(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    replayed(tmp_path / "a.db", configured(), [walk(300)])
+    record(tmp_path / "a.db", configured(), [walk(300)])
     ((sequence, at),) = rows(
         tmp_path / "a.db",
         "SELECT sequence, open_time_ms FROM v_decisions WHERE action = 'LONG' LIMIT 1",

@@ -13,11 +13,6 @@ from programs import ROOT
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.api import backtest
-from tracepaper.replay.archive import read_candles
-from tracepaper.replay.backtest import run as running
-from tracepaper.replay.backtest.build import build, configuration
-from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.storage.audit import SqlAuditLog
 
 SOL = ROOT / "tests" / "data" / "candles" / "binance_um_SOLUSDT_1m_2025-05.csv.gz"
 TWINS = """
@@ -68,22 +63,6 @@ def test_every_twin_is_in_the_record_the_summary_and_the_report(
     assert invoke(["report", "last", "--db", "run.db", "--json"]) == 0
     accounts = {one["account"]: one for one in json.loads(capsys.readouterr().out)["accounts"]}
     assert {"buy_and_hold", "random_gate"} <= accounts.keys()
-
-
-def test_a_run_that_was_stopped_goes_on_with_its_twins_to_the_bit(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    replayed("whole.db")
-    monkeypatch.setattr(running, "PROGRESS_EVENTS", 777)
-    candles = [read_candles(SOL)]
-    replay = build(configuration(Path("twins.toml"), candles), candles, started_at_ms=0)
-    audit = SqlAuditLog.open(Path("part.db"))
-    run_replay(replay, audit, Tally(stopped=lambda: True))
-    audit.close()
-    replayed("part.db", "--resume", replay.run.run_id)
-    assert asked("part.db", FILLED) == asked("whole.db", FILLED)
-    assert asked("part.db", EQUITY) == asked("whole.db", EQUITY)
-    assert invoke(["verify", "last", "--db", "part.db"]) == 0
 
 
 def test_a_twin_that_does_not_exist_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,7 @@ from depth_cases import delta, header, packed, snapshot
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from msgspec import structs
+from recordings import record
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
@@ -56,11 +57,7 @@ def replayed(path: Path, walks: Sequence[Candles], **execution: Any) -> None:
         "sizing": {"mode": "fixed", "quantity": "2"},
         "execution": {"taker_fee": "0", "latency_ms": 100, **execution},
     }  # fmt: skip
-    replay = build(load(None, given), list(walks), started_at_ms=1, database=path)
-    audit = SqlAuditLog.open(path)
-    run_replay(replay, audit, Tally())
-    audit.end(2)
-    audit.close()
+    record(path, load(None, given), list(walks), started_at_ms=1)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
-from pair_cases import cointegrated
+from recordings import copied, recorded
 from records import run_again
 
 from tracepaper.daemon.cli import invoke
@@ -25,14 +25,9 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.replay.checks.diagnosis import Cause
-from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage import maintenance
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.chain.trades import check_trades
@@ -59,11 +54,6 @@ KINDS: dict[str, dict[str, Any]] = {
         "sizing": {"mode": "fixed", "quantity": "0.5"},
         "execution": {"slippage_bp": "1"},
     },
-    "margin": {
-        "strategy": {"name": "recorded_strategies:Turns", "options": {"bars": 1_500}},
-        "sizing": {"mode": "equity", "fraction": "90"},
-        "account": {"cash": "100000", "margin": "isolated", "leverage": "100"},
-    },
     "orders that rest": {
         "strategy": {
             "name": "tracepaper.strategies.examples.grid:Grid",
@@ -71,58 +61,26 @@ KINDS: dict[str, dict[str, Any]] = {
         },
         "execution": {"fees": {"BTCUSDT": {"taker": "0.0011", "maker": "-0.0001"}}},
     },
-    "declared state": {
-        "strategy": {
-            "name": "tracepaper.strategies.examples.rsi_reversion:RsiReversion",
-            "options": {"pause": 5, "low": 45},
-        },
-        "risk": {"max_daily_trades": 4},
-    },
-    "several symbols": {
-        "market": {"symbols": ["AAAUSDT", "BBBUSDT"]},
-        "strategy": {"name": "recorded_strategies:Protected", "options": {"bars": 420}},
-        "sizing": {"mode": "notional", "notional": "20000"},
-        "risk": {"max_daily_trades": 3},
-    },
     "spot": {
         "market": {"category": "spot"},
         "strategy": {"name": "sma_cross", "fast": 3, "slow": 7},
         "sizing": {"mode": "equity", "fraction": "0.5"},
     },
-    "a pair": {
-        "market": {"symbols": ["AAAUSDT", "BBBUSDT"]},
-        "strategy": {
-            "name": "tracepaper.strategies.examples.pair:Pair",
-            "options": {"window": 48},
-        },
-        "sizing": {"mode": "notional", "notional": "1000"},
-    },
 }
 
 
 def data_of(kind: str) -> list[Candles]:
-    market = KINDS[kind].get("market", {})
-    if "symbols" in market:
-        return cointegrated(HOURS, interval_ms=HOUR)
-    category = Category(market.get("category", "linear"))
+    category = Category(KINDS[kind].get("market", {}).get("category", "linear"))
     return [made_candles(walk_rows(HOURS), interval_ms=HOUR, category=category)]
 
 
-def replayed(path: Path, kind: str, stop_after: int | None = None) -> str:
+def replayed(path: Path, kind: str) -> str:
     """Replay the *kind* of run into *path*; return its id."""
     sections = KINDS[kind]
     market = {"symbols": ["BTCUSDT"], "interval": "60", **sections.get("market", {})}
-    config = load(None, {**sections, "market": market})
-    replay = build(config, data_of(kind), started_at_ms=1, database=path)
-    log = SqlAuditLog.open(path)
-    tally = Tally()
-    if stop_after is not None:
-        tally = Tally(stopped=lambda: tally.bars >= stop_after)
-    run_replay(replay, log, tally)
-    if tally.finished:
-        log.end(2)
-    log.close()
-    return replay.run.run_id
+    made = recorded(load(None, {**sections, "market": market}), data_of(kind), started_at_ms=1)
+    with Reader.open(copied(made, path)) as reader:
+        return reader.find("last")
 
 
 def verified(path: Path, from_ms: int | None = None) -> Verification:
@@ -159,18 +117,6 @@ def forge(path: Path, *statements: str) -> None:
     rechain(path)
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def run(tmp_path: Path, kind: str) -> Path:
-    path = tmp_path / "run.db"
-    replayed(path, kind)
-    return path
-
-
 def test_a_prune_of_nothing_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     run_id = replayed(path, "crossing")
@@ -179,81 +125,6 @@ def test_a_prune_of_nothing_changes_nothing(tmp_path: Path) -> None:
     assert prune(path, 11) == Pruning(run_id, -1, 0)  # ten days are stored
     assert path.read_bytes() == before
     assert verified(path).holds
-
-
-def test_what_a_prune_keeps_is_derived_bit_for_bit(run: Path) -> None:
-    times = opened(run)
-    pruned = prune(run, 3)
-    assert pruned.steps > 50
-    assert not audited(run)
-    found = verified(run)
-    assert found.holds, found.differences[:3]
-    assert found.exact
-    assert found.decisions == found.agreed
-    # All of the days that are to be kept, and nothing was asked of what is gone.
-    assert found.from_ms is not None
-    assert found.from_ms <= times[-1] - 3 * 24 * HOUR + HOUR
-    assert found.state_step is not None
-    assert found.chained > 0
-
-
-def test_any_bar_of_a_run_can_be_the_first_to_be_compared(run: Path) -> None:
-    times = opened(run)
-    for at in times[3 :: len(times) // 9]:
-        found = verified(run, from_ms=at)
-        assert found.holds, (at, found.differences[:3])
-        assert found.exact
-        assert found.from_ms == at
-    with pytest.raises(DataInvalid, match="has no bar at that time or later"):
-        verified(run, from_ms=times[-1] + HOUR)
-
-
-def test_a_run_goes_on_after_a_prune_and_is_pruned_again(
-    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tracepaper.replay.backtest import run as backtest
-
-    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 8)
-    whole, path = tmp_path / "whole.db", tmp_path / "run.db"
-    replayed(whole, kind)
-    several = len(data_of(kind))
-    run_id = replayed(path, kind, stop_after=170 * several)
-    first = prune(path, 2)
-    assert first.steps > 20
-    log = SqlAuditLog.open(path)
-    resume_replay(run_id, data_of(kind), (), log, path, Tally())
-    log.end(9)
-    log.close()
-    assert verified(path).holds
-    second = prune(path, 2, days=1)
-    assert second.until_sequence > first.until_sequence
-    assert not audited(path)
-    found = verified(path)
-    assert found.holds, found.differences[:3]
-    assert found.decisions >= 48 * several
-    with Reader.open(whole) as one, Reader.open(path) as two:
-        same = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
-    assert same.holds, same.differences[:3]
-    assert same.equity_differing == 0
-
-
-def test_a_pruned_run_is_fed_again_from_its_cut_on(run: Path, tmp_path: Path) -> None:
-    prune(run, 3)
-    kept, again = verified(run), tmp_path / "again.db"
-    log = SqlAuditLog.open(again)
-    second = rerun_recorded(f"{run}#last", log, again, Tally(), started_at_ms=0)
-    log.end(2)
-    log.close()
-    with Reader.open(run) as one, Reader.open(again) as two:
-        first = one.find("last")
-        same = compare_runs(ComparedRun(one, first), ComparedRun(two, second))
-        assert two.run(second).parent_run_id == first
-    assert same.holds, same.differences[:3]
-    assert same.identical == kept.decisions
-    assert not audited(again)
-    found = verified(again)
-    assert found.holds, found.differences[:3]
-    assert found.decisions == kept.decisions
 
 
 # ---------------------------------------------------------------- models, books, quotes, starts
@@ -267,20 +138,15 @@ def short_days(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_days")
-@pytest.mark.parametrize("mode", ["step", "scan"])
-def test_a_model_is_asked_anew_from_a_context_before(tmp_path: Path, mode: str) -> None:
-    bars = 3 * explained_runs.CONTEXT
-    path = explained_runs.replayed(tmp_path, mode=mode, bars=bars)
+def test_a_model_in_one_pass_is_asked_anew_from_a_context_before(tmp_path: Path) -> None:
+    path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
     pruned = prune(path, 3)
     assert pruned.steps > 100
     assert not audited(path)
     found = verified(path)
     assert found.holds, found.differences[:3]
     assert found.decisions >= 12
-    # One bar after the other its bits are the same; a pass over many begins elsewhere.
-    assert found.exact is (mode == "step")
-    if mode == "step":
-        assert found.decisions == found.agreed
+    assert not found.exact  # a pass over many begins elsewhere
     again = tmp_path / "again.db"
     same = run_again(path, again)
     assert same.holds, same.differences[:3]
@@ -457,7 +323,7 @@ def test_an_order_or_a_fill_that_contradicts_itself_is_found(
 
 @pytest.mark.usefixtures("short_days")
 def test_the_fills_of_a_pruned_shadow_account_are_held_to_its_positions(tmp_path: Path) -> None:
-    path = explained_runs.replayed(tmp_path, mode="step", bars=3 * explained_runs.CONTEXT)
+    path = explained_runs.replayed(tmp_path, bars=3 * explained_runs.CONTEXT)
     (done,) = maintenance.prune(path, keep_days=3, pruned_at_ms=5, reach=lambda _run: Lookback({}))
     assert not audited(path)
     shadow = f"UPDATE twin_fills SET notional = notional + 1 WHERE step <= {done.until_sequence}"
@@ -556,7 +422,7 @@ retention.prune(path, keep_days=3, pruned_at_ms=5)
 def test_a_prune_that_is_killed_was_not_or_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "run.db"
     replayed(path, "stops")
-    for before in ("DELETE FROM steps", "INSERT OR REPLACE INTO prunes", "COMMIT", "VACUUM"):
+    for before in ("COMMIT", "VACUUM"):
         copy = Path(shutil.copy(path, tmp_path / f"{before.split()[0]}.db"))
         words = [sys.executable, "-c", KILLED, str(copy), before]
         assert subprocess.run(words, check=False).returncode == -signal.SIGKILL

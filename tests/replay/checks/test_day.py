@@ -16,15 +16,13 @@ import pytest
 from exchange_client import FIRST_MS, walk_rows
 from exchange_client import candles as made_candles
 from forging import rechain
+from recordings import record
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import check_span, last_day
 from tracepaper.storage import maintenance
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MINUTE_MS
@@ -45,11 +43,7 @@ def replayed(path: Path, **sections: dict[str, Any]) -> None:
         "sizing": {"mode": "fixed", "quantity": "1"},
         **sections,
     }
-    replay = build(load(None, given), [walk], started_at_ms=1, database=path)
-    audit = SqlAuditLog.open(path)
-    run_replay(replay, audit, Tally())
-    audit.end(2)
-    audit.close()
+    record(path, load(None, given), [walk], started_at_ms=1)
 
 
 @pytest.fixture(scope="module")

@@ -18,17 +18,16 @@ from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import audited, rechain, verified
 from msgspec.structs import replace
+from recordings import run_into
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.backtest.universe import choices
 from tracepaper.replay.checks.universe import _Seen as Seen
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import SOURCE_CODES
 from tracepaper.strategies.types.market import Bar, Event, Source, UniverseChange
@@ -93,11 +92,8 @@ def replayed(
         },
     )
     replay = build(config, candles, started_at_ms=0, from_ms=from_ms)
-    audit = SqlAuditLog.open(path)
     feed: Any = ForgedFeed(replay.feed, forge, place)
-    run_replay(with_fields(replay, feed=feed), audit, Tally())
-    audit.end(0)
-    audit.close()
+    run_into(path, with_fields(replay, feed=feed))
     return path
 
 

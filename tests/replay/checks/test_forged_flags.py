@@ -11,14 +11,12 @@ from typing import Any
 import explained_runs
 import pytest
 from forging import audited, believed, forged, unequal
+from recordings import record
 from seeded_events import SeededMarket, seeded_market
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.book_feed import EventsSource
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, run_replay
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import FLAG, TABLES
 from tracepaper.strategies.api.context import BarContext, Orders, buy, sell
@@ -66,14 +64,7 @@ def replayed(path: Path, market: SeededMarket, strategy: type[Strategy]) -> Path
         "execution": {"model": "book"},
     }
     candles = [read_candles(str(market.candles), category="linear")]
-    replay = build(
-        load(None, sections), candles, started_at_ms=1, database=path,
-        events=[EventsSource(market.events)],
-    )  # fmt: skip
-    log = SqlAuditLog.open(path)
-    run_replay(replay, log, Tally())
-    log.end(2)
-    log.close()
+    record(path, load(None, sections), candles, events=[EventsSource(market.events)])
     assert believed(path)
     return path
 
@@ -85,8 +76,8 @@ def booked(market: SeededMarket, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("modelled"))
+def modelled() -> Path:
+    return explained_runs.recorded()
 
 
 FLAGS = [

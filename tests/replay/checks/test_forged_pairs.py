@@ -27,16 +27,14 @@ from forging import (
     plantings,
     verified,
 )
+from recordings import record
 from records import rows
 from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import read_depth
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.verify import TAKEN_AS_TOLD
-from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.order_book import books_in, packed_books
 from tracepaper.strategies.types.market import Depths
@@ -63,10 +61,7 @@ def recorded(path: Path, candles: list[Candles], depth: Any = (), **given: Any) 
             **given,
         },
     )
-    log = SqlAuditLog.open(path)
-    run_replay(build(config, candles, started_at_ms=1, database=path, depth=depth), log, Tally())
-    log.end(2)
-    log.close()
+    record(path, config, candles, started_at_ms=1, depth=depth)
     return path
 
 
@@ -83,8 +78,8 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("pairs-model"))
+def modelled() -> Path:
+    return explained_runs.recorded()
 
 
 def first(path: Path, column: str) -> str:

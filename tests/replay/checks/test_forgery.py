@@ -27,14 +27,13 @@ from forging import (
     verified,
 )
 from msgspec.structs import replace
+from recordings import record
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import Restart, decode_state
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.archive import FundingRates
-from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.recorded import open_recorded
-from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.verify import OUTSIDE, TAKEN_AS_TOLD
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
@@ -85,18 +84,14 @@ def replayed(path: Path, bars: int) -> Path:
     paid = FundingRates(
         "builder", "BTCUSDT", np.array(times[8:25:8]), np.array([1_000_000, -2_000_000, 500_000])
     )
-    replay = build(config, [given], started_at_ms=1, funding=[paid], database=path)
-    log = SqlAuditLog.open(path)
-    run_replay(replay, log, Tally())
-    log.end(2)
-    log.close()
+    record(path, config, [given], started_at_ms=1, funding=[paid])
     return path
 
 
 @pytest.fixture(scope="module")
 def modelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a run of a small model with trades and twins, and its checkpoint beside it."""
-    return explained_runs.replayed(tmp_path_factory.mktemp("forgery-model"))
+    return explained_runs.recorded()
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +203,7 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
 
 @pytest.mark.slow
 def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
-    run = explained_runs.replayed(tmp_path, mode="step")
+    run = explained_runs.recorded(mode="step")
     where = "WHERE step = (SELECT max(step) FROM answers)"
     path = forged(run, tmp_path / "late.db", f"UPDATE answers SET late_deadline_ms = 7 {where}")
     assert "answers.late_deadline_ms" in unequal(path, run)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -21,14 +20,13 @@ import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from forging import rechain
+from recordings import copied, record, recorded
 from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
-from tracepaper.replay.backtest.build import build
-from tracepaper.replay.backtest.recorded import rerun_recorded
-from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
+from tracepaper.replay.backtest.run import Tally, resume_replay
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
@@ -62,16 +60,7 @@ def replayed(
     path: Path, candles: Candles, *, stop_after: int | None = None, **sections: dict[str, Any]
 ) -> str:
     """Replay *candles* into *path*; return the run's id."""
-    replay = build(configured(candles, **sections), [candles], started_at_ms=1, database=path)
-    audit = SqlAuditLog.open(path)
-    tally = Tally()
-    if stop_after is not None:
-        tally = Tally(stopped=lambda: tally.bars >= stop_after)
-    run_replay(replay, audit, tally)
-    if tally.finished:
-        audit.end(2)
-    audit.close()
-    return replay.run.run_id
+    return record(path, configured(candles, **sections), [candles], stop_after=stop_after)
 
 
 def verified(path: Path, wanted: str = "last", **options: Any) -> Verification:
@@ -91,9 +80,7 @@ def walk() -> Candles:
 
 @pytest.fixture
 def run(tmp_path: Path, walk: Candles) -> Path:
-    path = tmp_path / "run.db"
-    replayed(path, walk)
-    return path
+    return copied(recorded(configured(walk), [walk]), tmp_path / "run.db")
 
 
 def test_every_decision_of_a_run_follows_from_its_record(run: Path) -> None:
@@ -177,18 +164,6 @@ def test_what_cannot_be_read_is_a_sentence_and_no_agreement(
         raw.execute(forged)
     with pytest.raises(DataInvalid, match=said):
         verified(run)
-
-
-def test_parity_of_a_run_with_its_own_record_is_whole(tmp_path: Path, run: Path) -> None:
-    again = tmp_path / "again.db"
-    audit = SqlAuditLog.open(again)
-    rerun_recorded(f"{run}#last", audit, again, Tally(), started_at_ms=3)
-    audit.close()
-    found = compared(run, again)
-    assert found.holds
-    assert found.exact
-    assert (found.compared, found.identical) == (BARS, BARS)
-    assert found.fills_compared
 
 
 @pytest.mark.parametrize("column", ["mode", "device", "dtype", "backend"])
@@ -291,55 +266,6 @@ def test_parity_does_not_hold_over_a_bar_that_one_run_lacks_in_the_middle(
     )
 
 
-def test_an_interrupted_replay_goes_on_as_if_it_never_stopped(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, walk: Candles, run: Path
-) -> None:
-    from tracepaper.replay.backtest import run as backtest
-
-    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 64)
-    path = tmp_path / "broken.db"
-    replayed(path, walk, stop_after=150)
-    with Reader.open(path) as reader:
-        assert reader.ended_at_ms(reader.find("last")) is None
-    audit = SqlAuditLog.open(path)
-    resume_replay("last", [walk], (), audit, path, Tally())
-    audit.end(9)
-    audit.close()
-    found = compared(run, path)
-    assert found.holds
-    assert found.identical == BARS
-    assert verified(path).exact
-    with sqlite3.connect(path) as raw:
-        raw.execute(
-            "UPDATE events SET content = json_set(content, '$.libraries', 'others') "
-            "WHERE step = (SELECT max(step) FROM events WHERE kind = 'model_change')"
-        )
-    second = verified(path)
-    # No library computes what it decides, so that none loosens a bit.
-    assert (second.holds, second.exact, second.elsewhere) == (True, True, "")
-
-
-def test_a_run_goes_on_after_a_prune_with_the_account_that_it_had(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from tracepaper.replay.backtest import run as backtest
-
-    monkeypatch.setattr(backtest, "PROGRESS_EVENTS", 8)
-    hours = made_candles(walk_rows(200), interval_ms=3_600_000)
-    market = {"symbols": [hours.symbol], "interval": "60", "category": hours.category.value}
-    whole, pruned = tmp_path / "whole.db", tmp_path / "pruned.db"
-    replayed(whole, hours, market=market)
-    run_id = replayed(pruned, hours, stop_after=150, market=market)
-    assert prune(pruned, keep_days=3, pruned_at_ms=5)[0].steps > 50
-    audit = SqlAuditLog.open(pruned)
-    resume_replay(run_id, [hours], (), audit, pruned, Tally())
-    audit.close()
-    found = compared(whole, pruned)
-    assert found.holds, found.differences[:3]
-    assert found.identical > 60
-    assert found.equity_differing == 0
-
-
 def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,9 +285,8 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", ["scan", "step"])
-def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+def test_a_models_run_in_one_pass_that_was_interrupted_is_rederived_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tracepaper.replay.backtest import run as backtest
 
@@ -383,11 +308,7 @@ def test_a_models_run_that_was_interrupted_is_rederived_bit_for_bit(
         regime={"momentum": "0.6", "mean_reversion": "0.3"},
     )
     path = tmp_path / "run.db"
-    replay = build(config, [bars], started_at_ms=1, mode=way, database=path)
-    audit = SqlAuditLog.open(path)
-    tally = Tally(stopped=lambda: tally.bars >= 400)
-    run_replay(replay, audit, tally)
-    audit.close()
+    record(path, config, [bars], stop_after=400)
     audit = SqlAuditLog.open(path)
     resume_replay("last", [bars], (), audit, path, Tally())
     audit.end(9)
@@ -423,32 +344,21 @@ def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) ->
     assert found.agreed == found.decisions == 5_100
 
 
-@pytest.mark.slow
-def test_one_pass_and_bar_by_bar_decide_alike(tmp_path: Path, explained: Path) -> None:
-    path = tmp_path / "step.db"
-    candles = slice_candles(read_candles(DEMO_CANDLES), slice(0, 5_100))
-    config = configured(candles, strategy={"name": "attention"})
-    replay = build(config, [candles], started_at_ms=1, mode="step", database=path)
-    audit = SqlAuditLog.open(path)
-    run_replay(replay, audit, Tally())
-    audit.close()
-    found = compared(explained, path)
+def test_one_pass_and_bar_by_bar_decide_alike() -> None:
+    found = compared(explained_runs.recorded(), explained_runs.recorded(mode="step"))
     assert not found.exact
     assert found.holds, found.differences[:3]
-    assert found.identical + found.within_tolerance == 5_100
+    assert found.identical + found.within_tolerance == explained_runs.BARS
 
 
 def test_a_swapped_checkpoint_is_refused_by_its_hash(tmp_path: Path, explained: Path) -> None:
-    copied = tmp_path / explained.name
-    shutil.copy(explained, copied)
-    kept = explained.with_name(explained.name + ".checkpoints")
-    shutil.copytree(kept, copied.with_name(copied.name + ".checkpoints"))
-    (weights,) = copied.parent.rglob("weights.safetensors")
+    path = copied(explained, tmp_path / explained.name)
+    (weights,) = path.parent.rglob("weights.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     with pytest.raises(Exception, match="SHA-256"):
-        verified(copied)
+        verified(path)
 
 
 class GrowingReader(Reader):
@@ -543,7 +453,6 @@ def test_a_strategy_that_decides_otherwise_is_to_blame(
 
 
 BY_HASH = {
-    "the hash of a text": "return by(hash(f'{bar.open_time_ms}') % 2 == 0)",
     "the order of a set": "return by(next(iter({f'{bar.close} +', f'{bar.close} -'}))[-1] == '+')",
 }
 IN_ANOTHER_PROCESS = """

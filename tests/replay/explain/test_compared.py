@@ -26,8 +26,8 @@ from tracepaper.strategies.errors import DataInvalid
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("compared"))
+def database() -> Path:
+    return explained_runs.recorded()
 
 
 def past(database: Path, sequence: int = LAST) -> Past:

@@ -33,8 +33,8 @@ from tracepaper.strategies.networks.flash import FlashConfig
 
 
 @pytest.fixture(scope="module")
-def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return explained_runs.replayed(tmp_path_factory.mktemp("full"))
+def database() -> Path:
+    return explained_runs.recorded()
 
 
 @pytest.fixture(scope="module")

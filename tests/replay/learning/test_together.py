@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from builders import bar, instrument
-from killed_replays import killed_and_resumed
 from learning import DAY_BARS, START_MS, choose, learnable, write_csv
-from pair_cases import replayed
+from recordings import record
 from records import rows
 
 from tracepaper.daemon.cli import invoke
@@ -184,7 +183,7 @@ def test_it_is_trained_traded_verified_and_judged_again(
     said = [one for one in card["honesty"]["sentences"] if "LightGBM" not in one]
     assert again["sentences"] == [*said, *card["training"]["not_used"]]
     path = tmp_path / "run.db"
-    run_id = replayed(path, configured(folder, kind), data())
+    run_id = record(path, configured(folder, kind), data())
     with Reader.open(path) as reader:
         assert verify_run(reader, path, run_id).differences == []
     counted = rows(path, "SELECT count(DISTINCT sequence) FROM v_notes WHERE name = 'weight'")
@@ -197,7 +196,7 @@ def test_weights_of_a_close_are_traded_together_and_noted(
     trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     path = tmp_path / "run.db"
-    replayed(path, configured(trained("portfolio"), "portfolio"), data())
+    record(path, configured(trained("portfolio"), "portfolio"), data())
     found = rows(
         path,
         "SELECT open_time_ms, count(*), sum(abs(number)) FROM v_notes WHERE name = 'weight' "
@@ -214,7 +213,7 @@ def test_weights_of_a_close_are_traded_together_and_noted(
     assert {count for _, count, _ in shares} == {3}
     assert all(total == pytest.approx(1.0, abs=1e-6) for _, _, total in shares)
     long = tmp_path / "long.db"
-    replayed(long, configured(trained("portfolio"), "portfolio", long_only=True, every=30), data())
+    record(long, configured(trained("portfolio"), "portfolio", long_only=True, every=30), data())
     least = rows(long, "SELECT min(number), count(*) FROM v_notes WHERE name = 'weight'")
     assert least[0][0] >= 0.0
     assert 0 < least[0][1] < 3 * len(found)
@@ -229,7 +228,7 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
     options: dict[str, Any] = {"rule": "minimum", "shrink": shrink, "cost": 0}
     at_once = {"sizing": {"mode": "equity", "rebalance": 0}}
     config = configured(folder, "crossasset", sections=at_once, **options)
-    run_id = replayed(path, config, data())
+    run_id = record(path, config, data())
     checked = 0
     with Reader.open(path) as reader:
         assert verify_run(reader, path, run_id).differences == []
@@ -261,7 +260,7 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
     alone = tmp_path / "alone.db"
     options["shrink"] = 1
     config = configured(folder, "crossasset", sections=at_once, **options)
-    replayed(alone, config, data())
+    record(alone, config, data())
     fills = "SELECT filled_ms, instrument, quantity, price FROM v_twin_fills WHERE twin = '{}'"
     of_twin = rows(path, fills.format("uncorrelated"))
     assert len(of_twin) > 10
@@ -340,19 +339,17 @@ def test_a_rule_without_correlations_and_its_shadow_account_without_it_are_refus
     folder = trained("portfolio")
     config = configured(folder, "portfolio", rule="minimum")
     with pytest.raises(ConfigInvalid, match="train one with factors = 1 or more"):
-        replayed(tmp_path / "run.db", config, data(10))
+        record(tmp_path / "run.db", config, data(10))
     twins = {"name": "portfolio", "twins": ("uncorrelated",)}
     config = configured(folder, "portfolio", sections={"strategy": twins})
     with pytest.raises(ConfigInvalid, match="uncorrelated would be ungated"):
-        replayed(tmp_path / "other.db", config, data(10))
+        record(tmp_path / "other.db", config, data(10))
 
 
 @pytest.mark.parametrize(
     ("gate", "keys"),
     [
         ("confidence", {"confidence": "q0.5", "confidence_by": "entropy"}),
-        ("collapsed", {"collapse": "q0.5"}),
-        ("shifted", {"shift": "q0.5"}),
         ("regime", {"regimes": ("MOMENTUM", "MIXED")}),
     ],
 )
@@ -361,7 +358,7 @@ def test_a_symbol_that_a_gate_refuses_keeps_its_weight_alone(
 ) -> None:
     config = configured(trained("portfolio"), "portfolio", sections={"gate": keys})
     path = tmp_path / "run.db"
-    replayed(path, config, data())
+    record(path, config, data())
     query = (
         "SELECT d.instrument, d.action, d.refused_by, d.target_quantity, n.number FROM v_decisions "
         "d LEFT JOIN v_notes n ON n.run_id = d.run_id AND n.sequence = d.sequence AND n.name = "
@@ -388,7 +385,7 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     first, second, third = data()
     kept = np.delete(np.arange(BARS), 594)  # its bar would close at a whole number of five
     path = tmp_path / "missing.db"
-    replayed(
+    record(
         path,
         configured(trained("portfolio"), "portfolio"),
         [first, slice_candles(second, kept), third],
@@ -397,20 +394,6 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
     assert held_at(path, int(times[594])) == {"BBBUSDT has no bar at this close"}
     (after,) = held_at(path, int(times[599]))
     assert after.startswith("BBBUSDT lacks one of the last ")
-
-
-def test_killed_it_goes_on_as_if_it_had_not_been(
-    trained: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config, candles = configured(trained("portfolio"), "portfolio"), data()
-    through = tmp_path / "through.db"
-    replayed(through, config, candles)
-    cut = killed_and_resumed(config, candles, tmp_path, monkeypatch, bars=1_750)
-    query = "SELECT open_time_ms, instrument, decision_sha256 FROM v_decisions ORDER BY 1, 2"
-    assert rows(cut, query) == rows(through, query)
-    query = "SELECT side, quantity, price, filled_ms FROM v_fills ORDER BY filled_ms, instrument"
-    assert len(rows(cut, query)) > 3
-    assert rows(cut, query) == rows(through, query)
 
 
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
@@ -425,7 +408,7 @@ def test_a_decision_says_which_asset_and_which_of_its_bars(
     trained: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "run.db"
-    replayed(path, configured(trained("portfolio"), "portfolio"), data())
+    record(path, configured(trained("portfolio"), "portfolio"), data())
     asked = rows(path, "SELECT sequence FROM v_notes WHERE name = 'weight' ORDER BY 1 DESC")
     sequence = asked[1][0]
     capsys.readouterr()
@@ -480,7 +463,7 @@ def test_a_run_is_verified_by_the_checkpoint_kept_beside_it_and_by_no_other(
     folder = tmp_path / "own"
     save(folder, own.tensors, own.card)
     path = tmp_path / "run.db"
-    replayed(path, configured(folder, "portfolio"), data())
+    record(path, configured(folder, "portfolio"), data())
     shutil.rmtree(folder)
     sequence = rows(path, "SELECT max(sequence) FROM v_notes")[0][0]
     assert answered(capsys, "verify", "last", "--db", path)["holds"]
@@ -509,7 +492,7 @@ def test_a_feature_that_is_not_finite_holds_all(
     spoiled = times[599]
     monkeypatch.setattr(FeatureStreams, "step", broken)
     path = tmp_path / "nan.db"
-    replayed(path, configured(trained("portfolio"), "portfolio"), candles)
+    record(path, configured(trained("portfolio"), "portfolio"), candles)
     query = (
         "SELECT g.passed, count(*) FROM v_gates g JOIN v_decisions d USING (run_id, sequence) "
         "WHERE g.gate = 'finite' AND d.open_time_ms = {} GROUP BY 1"
@@ -536,7 +519,7 @@ def test_an_option_or_a_symbol_that_is_none_is_named(
 ) -> None:
     config = configured(trained("portfolio"), "portfolio", symbols=symbols, **options)
     with pytest.raises(ConfigInvalid, match=sentence):
-        replayed(tmp_path / "run.db", config, data(10))
+        record(tmp_path / "run.db", config, data(10))
 
 
 def test_what_a_checkpoint_of_several_is_no_answer_to_is_refused_in_one_sentence(

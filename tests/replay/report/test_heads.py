@@ -176,6 +176,7 @@ def test_the_heads_of_every_network_end_in_the_rollout_that_was_stored(
     assert not heads.half
 
 
+@pytest.mark.parametrize("further", ["full", "trading"], indirect=True)
 def test_heads_are_shown_in_the_terminal_as_json_and_on_the_page(
     further: tuple[Path, HeadReport], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from builders import instrument
 from learning import learnable
 from msgspec import structs
 from pages import said_in
-from pair_cases import replayed
+from recordings import record
 from torch import Tensor
 
 from tracepaper.daemon.cli import invoke
@@ -112,7 +112,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path,
             },
         )
         path = folder.parent / "run.db"
-        return path, replayed(path, config, data)
+        return path, record(path, config, data)
 
     return of
 

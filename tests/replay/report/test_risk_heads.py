@@ -111,7 +111,7 @@ def test_the_report_says_what_heads_said_and_what_came(
 def test_a_run_without_heads_has_none_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = reported(explained_runs.replayed(tmp_path), capsys)
+    found = reported(explained_runs.recorded(), capsys)
     assert not found.keys() & set(KEYS)
 
 

@@ -277,13 +277,11 @@ sweep("sma_cross", {data!r}, {space!r}, "return", config={config!r}, executor=Ki
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "named", [{}, {"sampler": "random", "trials": 9, "seed": 5}], ids=["grid", "random"]
-)
 def test_after_a_kill_it_goes_on_and_ends_as_if_it_had_never_stopped(
-    named: dict[str, Any], candles: Path, tmp_path: Path
+    candles: Path, tmp_path: Path
 ) -> None:
-    space = SPACE if not named else {"fast": (2, 9), "slow": (12, 50)}
+    named: dict[str, Any] = {"sampler": "random", "trials": 9, "seed": 5}
+    space = {"fast": (2, 9), "slow": (12, 50)}
     text = KILLED.format(data=str(candles), space=space, config=SIZED, named=named)
     killed = subprocess.run(
         [sys.executable, "-c", text],

@@ -1,0 +1,298 @@
+"""Every law of a run, asked of every feature: a table of scenarios and laws."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Collection, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from forging import audited, forged, unequal
+from killed_replays import killed, resumed
+from recorded_strategies import Peeks
+from recordings import copied, record
+from records import check_record, rows, run_again
+from scenarios import SCENARIOS, Scenario
+
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.engine.state import decode_state
+from tracepaper.daemon.session.resume import recorded_reach
+from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.checks.verify import verify_run
+from tracepaper.storage import maintenance
+from tracepaper.storage.audit import SqlAuditLog
+from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.errors import TracepaperError
+
+LEFT_OUT = {"run_id", "sequence", "ordinal", "order_id", "digest", "head", "seen_ms", "seen_iso"}
+"""What tells one record from another of the same run: a start is a step too."""
+VIEWS = {
+    "v_bars": "market_ms",
+    "v_gaps": "market_ms",
+    "v_events": "market_ms",
+    "v_decisions": "open_time_ms",
+    "v_gates": "",
+    "v_explanations": "",
+    "v_notes": "open_time_ms",
+    "v_strategy_decisions": "open_time_ms",
+    "v_orders": "",
+    "v_fills": "filled_ms",
+    "v_trades": "",
+    "v_ledger": "market_ms",
+    "v_equity": "market_ms",
+    "v_positions": "market_ms",
+    "v_twin_fills": "filled_ms",
+    "v_twin_equity": "market_ms",
+}
+"""Views of a run, and the column of their time; without one a row belongs to a step."""
+
+
+def shown(
+    path: Path,
+    *,
+    from_ms: int = 0,
+    until_ms: int = 2**62,
+    views: Collection[str] = tuple(VIEWS),
+    again: Collection[str] = (),
+) -> dict[str, list[Any]]:
+    """Return what *views* of a record show of a span of time, whatever step it is stored by.
+
+    Events of the kinds *again* are left out.
+    """
+    kinds = ", ".join(map(repr, ("model_change", "end", "prune", *again)))
+    found: dict[str, list[Any]] = {}
+    with closing(sqlite3.connect(path)) as database:
+        for view in views:
+            names = [row[1] for row in database.execute(f"PRAGMA table_info({view})")]
+            kept = [
+                f"v.{name}"
+                for name in names
+                if name not in LEFT_OUT and not name.endswith(("_sequence", "_iso"))
+            ]
+            time = f"v.{VIEWS[view]}" if VIEWS[view] else "e.market_ms"
+            query = (
+                f"SELECT {', '.join(kept)} FROM {view} v JOIN v_events e USING (run_id, sequence) "
+                f"WHERE e.kind NOT IN ({kinds}) AND {time} >= {from_ms} "
+                f"AND {time} < {until_ms}"
+            )
+            found[view] = sorted(database.execute(query).fetchall(), key=repr)
+    return found
+
+
+def state(path: Path) -> list[Any]:
+    """Return what the newest stored state declares and owns."""
+    query = "SELECT state FROM states WHERE state IS NOT NULL ORDER BY step DESC LIMIT 1"
+    found = decode_state(rows(path, query)[0][0])
+    books = found.account.books
+    return [
+        found.declared, found.account.cash,
+        {key: (book.holding, book.protection) for key, book in books.items()},
+    ]  # fmt: skip
+
+
+def assert_same(one: Path, other: Path, views: Collection[str] = tuple(VIEWS), **span: Any) -> None:
+    first, second = (shown(path, views=views, **span) for path in (one, other))
+    for view, expected in first.items():
+        assert second[view] == expected, (other.name, view)
+
+
+def assert_goes_on(scenario: Scenario, path: Path, from_ms: int = 0) -> None:
+    """Assert that a run that was started again is the whole run, from a time on."""
+    whole, views = scenario.recorded(), set(VIEWS)
+    if scenario.is_close:
+        views = {"v_bars", "v_events", "v_orders", "v_fills", "v_ledger", "v_equity"}
+    if from_ms:
+        views -= {"v_trades"}  # which say what was before
+    assert_same(whole, path, views, from_ms=from_ms, again=scenario.again)
+    assert state(path) == state(whole)
+    query = (
+        "SELECT open_time_ms, instrument, action, refused_by, target_quantity_text, reason "
+        f"FROM v_decisions WHERE open_time_ms >= {from_ms} ORDER BY 1, 2"
+    )
+    assert rows(path, query) == rows(whole, query)
+
+
+CHEAP = pytest.mark.parametrize(
+    "scenario", [name for name, one in SCENARIOS.items() if not one.is_dear], indirect=True
+)
+"""Of a law that is not asked of dear scenarios."""
+
+
+@pytest.fixture(params=SCENARIOS)
+def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scenario:
+    found = SCENARIOS[request.param]
+    if found.day_ms != maintenance.DAY_MS:  # a short run may be pruned: none asks for a day's range
+        monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
+        monkeypatch.setattr(maintenance, "DAY_MS", found.day_ms)
+    return found
+
+
+def prune(path: Path, keep_days: int) -> maintenance.Pruning:
+    reach = partial(recorded_reach, path)
+    return maintenance.prune(path, keep_days=keep_days, pruned_at_ms=5, reach=reach)[-1]
+
+
+# ---------------------------------------------------------------- the laws
+
+
+def test_what_it_shows_is_derived_from_its_record(scenario: Scenario) -> None:
+    path = scenario.recorded()
+    for query in scenario.shows:
+        assert rows(path, query)[0][0], query
+    [(decisions,)] = rows(path, "SELECT count(*) FROM v_decisions")
+    assert check_record(path) == decisions
+
+
+@CHEAP
+def test_any_bar_can_be_the_first_that_is_derived(scenario: Scenario) -> None:
+    path = scenario.recorded()
+    times = [at for (at,) in rows(path, "SELECT DISTINCT open_time_ms FROM v_decisions ORDER BY 1")]
+    with Reader.open(path) as reader:
+        for part in (0.1, 0.5, 0.95):
+            at_ms = times[round(len(times) * part)]
+            found = verify_run(reader, path, reader.find("last"), from_ms=at_ms)
+            assert found.holds, found.differences[:3]
+            assert found.from_ms == at_ms
+
+
+@CHEAP
+def test_fed_again_it_decides_the_same(scenario: Scenario, tmp_path: Path) -> None:
+    path, again = scenario.recorded(), tmp_path / "again.db"
+    found = run_again(path, again)
+    assert found.differences == []
+    assert found.identical == found.compared > 0
+    assert_same(path, again)
+
+
+def test_killed_at_a_step_and_resumed_it_is_as_if_it_had_not_been(
+    scenario: Scenario, tmp_path: Path
+) -> None:
+    made = [copied(cut, tmp_path / cut.name) for cut in scenario.killed()]
+    assert made
+    for cut in made:
+        resumed(cut, scenario.candles(), **scenario.files())
+        assert_goes_on(scenario, cut)
+    check_record(cut)
+
+
+@CHEAP
+def test_killed_amid_a_group_of_steps_it_goes_on_behind_a_whole_close(
+    scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    candles, files = scenario.candles(), scenario.files()
+    cut = killed(
+        lambda path: build(
+            scenario.config(), candles, started_at_ms=0, database=path, **scenario.options()
+        ),
+        tmp_path,
+        monkeypatch,
+        bars=round(0.9 * sum(map(len, candles))),
+        every=1,
+    )
+    resumed(cut, candles, **files)
+    assert_goes_on(scenario, cut)
+
+
+def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> None:
+    whole, path = scenario.recorded(), tmp_path / "pruned.db"
+    assert prune(copied(whole, path), scenario.keep_days).steps > 0
+    assert check_record(path) > 0
+    [(until,)] = rows(path, "SELECT until_sequence FROM prunes")
+    [(from_ms,)] = rows(whole, f"SELECT max(market_ms) + 1 FROM v_events WHERE sequence <= {until}")
+    assert_same(whole, path, from_ms=from_ms, views=set(VIEWS) - {"v_trades"})
+
+
+@CHEAP
+def test_what_a_prune_keeps_is_fed_again(
+    scenario: Scenario, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if scenario.unlike:
+        why = f"it lacks {scenario.unlike}"
+        request.applymarker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=why))
+    path, again = copied(scenario.recorded(), tmp_path / "pruned.db"), tmp_path / "again.db"
+    prune(path, scenario.keep_days)
+    found = run_again(path, again)
+    assert found.holds, found.differences[:3]
+    check_record(again)
+
+
+def test_pruned_it_goes_on_as_if_it_had_kept_all(scenario: Scenario, tmp_path: Path) -> None:
+    cut = copied(scenario.killed()[-1], tmp_path / "cut.db")
+    SqlAuditLog.open(cut).close()
+    assert prune(cut, scenario.keep_days).steps > 0
+    [(from_ms,)] = rows(cut, "SELECT max(market_ms) + 1 FROM v_events")
+    resumed(cut, scenario.candles(), **scenario.files())
+    assert_goes_on(scenario, cut, from_ms)
+    assert check_record(cut) > 0
+
+
+def test_whatever_is_forged_in_it_is_found(scenario: Scenario, tmp_path: Path) -> None:
+    path = scenario.recorded()
+    for statement in scenario.forged:
+        changed = forged(path, tmp_path / "forged.db", statement)
+        assert is_found(changed, path), statement
+
+
+def is_found(path: Path, database: Path) -> bool:
+    """Return whether rows contradict each other, or the derivation."""
+    try:
+        return not audited(path) or bool(unequal(path, database))
+    except TracepaperError:
+        return True  # one sentence
+
+
+def other_from(candles: Sequence[Candles], from_ms: int) -> list[Candles]:
+    """Return *candles* with other prices from a time on."""
+    found = []
+    for one in candles:
+        factor = np.where(one.open_time_ms >= from_ms, 21, 20)
+        prices = {
+            name: getattr(one, name) * factor // 20 for name in ("open", "high", "low", "close")
+        }
+        found.append(replace(one, **prices))
+    return found
+
+
+def moved(
+    scenario: Scenario, folder: Path, hand: Callable[[Sequence[Candles]], None] = lambda _data: None
+) -> list[str]:
+    """Return the views in which another future, or none, moves what came before.
+
+    *hand* is called with the candles of each run before it.
+    """
+    candles, views = scenario.candles(), set(VIEWS) - {"v_orders"}  # which show what became of them
+    hand(candles)
+    times, path = candles[0].open_time_ms, scenario.recorded()
+    from_ms = int(times[scenario.early + (len(times) - scenario.early) * 2 // 3])
+    short = [slice_candles(one, one.open_time_ms < from_ms) for one in candles]
+    expected = shown(path, until_ms=from_ms, views=views)
+    assert expected["v_decisions"]
+    found = []
+    for name, data in (("short", short), ("other", other_from(candles, from_ms))):
+        hand(data)
+        record(folder / f"{name}.db", scenario.config(), data, **scenario.options())
+        seen = shown(folder / f"{name}.db", until_ms=from_ms, views=views)
+        found += [f"{name} {view}" for view in views if seen[view] != expected[view]]
+    return found
+
+
+def test_no_later_bar_moves_what_came_before(scenario: Scenario, tmp_path: Path) -> None:
+    assert moved(scenario, tmp_path) == []
+
+
+def test_a_strategy_that_was_handed_the_future_breaks_that_law(tmp_path: Path) -> None:
+    peeks = replace(
+        SCENARIOS["crossing"],
+        sections=lambda: {
+            "market": {"symbols": ["BTCUSDT"], "interval": "60"},
+            "strategy": {"name": "recorded_strategies:Peeks"},
+        },
+        files=dict,
+    )
+    assert {"short v_decisions", "other v_decisions"} <= {*moved(peeks, tmp_path, Peeks.hand)}

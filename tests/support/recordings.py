@@ -1,0 +1,86 @@
+"""Backtests that tests record: each is made once in this process, and copied to be written to."""
+
+from __future__ import annotations
+
+import pickle
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.storage.audit import SqlAuditLog
+
+_STORE = tempfile.TemporaryDirectory(prefix="recordings-")
+"""It goes with the process."""
+
+
+def run_into(path: Path, replay: Replay, tally: Tally | None = None) -> str:
+    """Run *replay* into the database at *path*, and end it unless *tally* stopped it."""
+    tally = Tally() if tally is None else tally
+    audit = SqlAuditLog.open(path)
+    try:
+        run_replay(replay, audit, tally)
+        if tally.finished:
+            audit.end(1)
+    finally:
+        audit.close()
+    return replay.run.run_id
+
+
+def record(
+    path: Path,
+    config: Config,
+    candles: Sequence[Candles],
+    *,
+    stop_after: int | None = None,
+    **options: Any,
+) -> str:
+    """Replay *candles* into *path*, until *stop_after* bars where it is given; return the run."""
+    tally = Tally()
+    if stop_after is not None:
+        tally = Tally(stopped=lambda: tally.bars >= stop_after)
+    replay = build(config, candles, **{"started_at_ms": 0, "database": path, **options})
+    return run_into(path, replay, tally)
+
+
+def stored(key: object, make: Callable[[Path], object]) -> Path:
+    """Return the folder that *make* filled for this *key*, which is pickled: one for equal keys.
+
+    It is read by other tests too: who writes to it takes a copy.
+    """
+    folder = Path(_STORE.name) / sha256(pickle.dumps(key)).hexdigest()[:16]
+    if not folder.exists():
+        folder.mkdir()
+        try:
+            make(folder)
+        except BaseException:
+            shutil.rmtree(folder)
+            raise
+    return folder
+
+
+def recorded(config: Config, candles: Sequence[Candles], **options: Any) -> Path:
+    """Return the database of such a replay, made once for equal configurations, data and options.
+
+    Its strategy is code that no test changes.
+    """
+    key = config.canonical_json(), list(candles), sorted(options.items())
+    return stored(key, lambda folder: record(folder / "run.db", config, candles, **options)) / (
+        "run.db"
+    )
+
+
+def copied(database: Path, target: Path) -> Path:
+    """Copy a database to the path *target*, with what belongs beside it; return the path."""
+    for suffix in ("", "-wal"):
+        if (path := Path(f"{database}{suffix}")).exists():
+            shutil.copy(path, f"{target}{suffix}")
+    for beside in database.parent.glob(f"{database.name}.*/"):
+        shutil.copytree(beside, target.with_name(beside.name.replace(database.name, target.name)))
+    return target
