@@ -46,7 +46,7 @@ from tracepaper.strategies.api.model import (
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.features import rows as features
-from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams
+from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams, schema_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
@@ -151,7 +151,8 @@ def _schema(config: Config, model: Model) -> tuple[Schema, str]:
                 f"whole number from 1 to {CONTEXT_MOST:,}."
             )
         return named, f"{named.function.__module__}:{named.function.__qualname__}"
-    return features.schema(named), str(named)
+    found = schema_of(str(named), config.market.interval_ms)
+    return found, found.schema_id
 
 
 def _check(model: Model) -> None:

@@ -49,7 +49,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 """The keys of each section that are chosen; to those of training come what fits is fitted with."""
-SCHEMA: Final = "v1"
+SCHEMA: Final = "v2"
 DROPOUT: Final = 0.1
 THREADS: Final = 2
 DEFAULT_KIND: Final = "flash"

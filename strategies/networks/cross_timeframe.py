@@ -67,7 +67,7 @@ class CrossConfig(keys.ReadKeys):
     Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 2
     heads: keys.Heads = 4

@@ -73,7 +73,7 @@ class FlashConfig(keys.ReadKeys):
     much that of a bar scales the scores of the bar as a key.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 4
     heads: keys.Heads = 4

@@ -75,7 +75,7 @@ class InformerConfig(keys.WindowKeys):
     ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 3
     heads: keys.Heads = 4

@@ -52,7 +52,7 @@ class LinearConfig(keys.WindowKeys):
     ``seed`` draws the random features: it belongs to the function that was learned.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 4
     heads: keys.Heads = 4

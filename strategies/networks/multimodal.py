@@ -60,7 +60,7 @@ class TradingConfig(keys.WindowKeys):
     the features tell it when a network is trained. Without it all are of the first modality.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 3
     heads: keys.Heads = 4

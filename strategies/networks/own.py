@@ -92,7 +92,7 @@ class OwnConfig(keys.WindowKeys):
     ``source_sha256`` is that of the class's source files: another class is another function.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 2
     heads: keys.Heads = 4

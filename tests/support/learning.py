@@ -99,7 +99,7 @@ def learnable(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int 
 
 def segment(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 0) -> Segment:
     """Return ``learnable`` candles as one segment."""
-    found = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v1"))
+    found = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v2-1m"))
     return found[0]
 
 

@@ -59,7 +59,7 @@ def card(config: AnyConfig = SMALL, **calibration: Any) -> dict[str, Any]:
     return {
         "model": {"kind": kind_of(config), "id": "0123456789ab", "sha256": "01" * 32},
         "architecture": architecture,
-        "features": {"schema_id": "v1"},
+        "features": {"schema_id": "v2-1m"},
         "market": {"interval": "1"},
         "calibration": calibration,
     }

@@ -41,7 +41,7 @@ EVERY = 3
 def written(folder: Path, kind: str) -> Path:
     """Write a checkpoint of *kind* that looks back on 519 bars, its weights drawn by chance."""
     torch.manual_seed(7)
-    known = schema("v1")
+    known = schema("v2-1m")
     config = CrossAssetConfig(
         symbols=SYMBOLS, features=len(known.names), dim=8, layers=1, heads=2, window=8,
         horizons=(3, 5), allocation=kind == "portfolio", every=EVERY,

@@ -90,7 +90,7 @@ class Planted(Network):
 
 
 def material_of(known: Segment) -> Dataset:
-    return Dataset([], [known], split(1.5, 1.8, 2.4), schema("v1"), HORIZONS)
+    return Dataset([], [known], split(1.5, 1.8, 2.4), schema("v2-1m"), HORIZONS)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +192,7 @@ def test_a_window_that_matters_is_missed_when_it_is_cut(
 
 
 def test_the_column_that_is_used_is_found_and_no_other(leaking: Dataset) -> None:
-    few = replace(leaking, schema=schema("v1"))
+    few = replace(leaking, schema=schema("v2-1m"))
     [found] = feature_permutation(Subject(few, HORIZON, knowing()), 400)
     assert found.records()[0]["feature"] in {"return_1", "all of return"}
     used = cells(found, feature="return_1")

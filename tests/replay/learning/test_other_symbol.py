@@ -48,7 +48,7 @@ from tracepaper.strategies.types.market import Bar, Event
 pytestmark = pytest.mark.slow
 
 SHORT = 640
-FIRST = 511 + WINDOW - 1  # the first bar that is answered
+FIRST = 479 + WINDOW - 1  # the first bar that is answered
 HOLE = range(610, 613)  # bars of the leader that are missing
 CSV = {symbol: f"bybit_linear_{symbol}_1m.csv.gz" for symbol in (LED, LEADER)}
 

@@ -359,12 +359,12 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     joined = CovariateColumns(
         CovariateScale(("mood",), (0.0,), (1.0,)), FixedCovariates("", {"": rows})
     )
-    (segment,) = joined_to(segments_of(hours, schema("v1")), joined)
+    (segment,) = joined_to(segments_of(hours, schema("v2-1m")), joined)
     first, own = segment.first, segment.values[segment.first :]
     known = np.searchsorted(at, hours.closes_ms[first:], side="right")
     assert own[:, 30] == pytest.approx(known / 100)
     assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
-    wide, bars = with_covariates(schema("v1"), joined), bars_of(hours)
+    wide, bars = with_covariates(schema("v2-1m"), joined), bars_of(hours)
     assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
     streams = FeatureStreams(wide)
     stepped = np.concatenate([streams.step([one]).values for one in bars])

@@ -423,7 +423,7 @@ def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name
     with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
         build(card, tensors, backend=name, way=other)
     assert build(card, tensors, backend=name, way=usual).backend == name
-    x = torch.randn(1, 200, 30, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(1, 200, 78, generator=torch.Generator().manual_seed(3))
     positions = np.arange(29_000_017, 29_000_217)[None]
     found = []
     for backend in (name, TILES):

@@ -22,7 +22,7 @@ from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
 BARS = builders.bars(900, seed=5)
-SCHEMA = rows.schema("v1")
+SCHEMA = rows.schema("v2-1m")
 WINDOW = 150
 CONTEXT = WINDOW + SCHEMA.lookback - 1
 WINDOW_BARS = builders.bars(CONTEXT + 5, seed=5)

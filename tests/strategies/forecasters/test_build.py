@@ -26,7 +26,7 @@ QUANTILES = [x / 100 for x in range(1, 100)]
 def test_the_network_is_the_one_that_was_stored() -> None:
     net = models.network()
     again = restore(models.card(), net.state_dict())
-    x = torch.ones(1, 60, 30)
+    x = torch.ones(1, 60, 78)
     assert torch.equal(again(x).mean, net(x).mean)
     assert not again.training
 
@@ -123,7 +123,7 @@ def test_an_unknown_feature_schema_is_refused() -> None:
 
 def test_a_network_for_other_features_is_refused() -> None:
     config = replace(models.SMALL, features=7)
-    with pytest.raises(CheckpointMismatch, match="have 30 columns, but the network takes 7"):
+    with pytest.raises(CheckpointMismatch, match="have 78 columns, but the network takes 7"):
         build(models.card(config), models.network(config).state_dict())
 
 

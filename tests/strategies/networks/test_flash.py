@@ -29,7 +29,7 @@ FORMS = [
 
 def rows(time: int, *, batch: int = 1, seed: int = 1) -> Tensor:
     source = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, time, 30, generator=source)
+    return torch.randn(batch, time, 78, generator=source)
 
 
 def present(outputs: Outputs) -> list[Tensor]:
@@ -141,7 +141,7 @@ def test_a_gates_column_follows_from_the_features_name() -> None:
         FlashNetwork(replace(models.SMALL, volatility_gate="sigma_level"))
     forms: list[dict[str, Any]] = [
         {"volatility_column": 2},
-        {"volatility_gate": "x", "volatility_column": 30},
+        {"volatility_gate": "x", "volatility_column": 78},
     ]
     for form in forms:
         with pytest.raises(ConfigInvalid, match="name the feature: volatility_gate"):

@@ -133,7 +133,7 @@ def test_a_head_is_a_field_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> Non
 class EchoConfig:
     """The smallest architecture that there is."""
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 8
     layers: keys.Layers = 1
     window: keys.Window = 20
