@@ -59,7 +59,6 @@ class LinearConfig(keys.WindowKeys):
     window: keys.Window = 1088
     horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    time_of_week: keys.TimeOfWeek = False
     clock: keys.Clock = ()
     interval_minutes: keys.IntervalMinutes = 1
     mlp_ratio: keys.MlpRatio = 4.0

@@ -89,7 +89,7 @@ class TradingConfig(keys.WindowKeys):
         Meta(
             description="Group of levels of each feature of an order book; the schema tells.",
             max_length=4_096,
-            extra_json_schema={**keys.DERIVED, **keys.NEWER},
+            extra_json_schema=keys.DERIVED,
         ),
     ] = ()
     horizons: keys.Horizons = (5, 30, 240)
@@ -110,7 +110,6 @@ class TradingConfig(keys.WindowKeys):
         bool,
         Meta(
             description="Also learn the largest rise, by which a short may lose on the way.",
-            extra_json_schema=keys.NEWER,
         ),
     ] = False
     regimes: Annotated[

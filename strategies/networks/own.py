@@ -101,7 +101,6 @@ class OwnConfig(keys.WindowKeys):
     ] = 128
     horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    time_of_week: keys.TimeOfWeek = False
     clock: keys.Clock = ()
     interval_minutes: keys.IntervalMinutes = 1
     mlp_ratio: keys.MlpRatio = 4.0

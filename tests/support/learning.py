@@ -31,9 +31,8 @@ WINDOW = 24
 FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
     "volatile": {"kind": "flash", "layers": 2, "volatility_gate": "sigma_level"},
-    "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
+    "classic": {"kind": "flash", "mask": "full", "clock": ["week"], "gated": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
-    "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
     "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
     "generative": {

@@ -19,7 +19,7 @@ FORMS = [
     {"encoding": "alibi"},
     {"encoding": "sinusoidal", "norm": "post"},
     {"encoding": "learned", "mlp": "gated"},
-    {"encoding": "none", "time_of_week": True},
+    {"encoding": "none", "clock": ("week",)},
     {"encoding": "mixture", "clock": ("sessions", "funding")},
     {"encoding": "context", "gated": True},
     {"volatility_gate": "sigma_level", "volatility_column": 5},
@@ -90,7 +90,7 @@ def test_absolute_encodings_repeat_with_the_window(encoding: str) -> None:
 
 
 def test_the_time_of_week_repeats_after_a_week() -> None:
-    config = replace(models.SMALL, encoding="none", time_of_week=True, interval_minutes=5)
+    config = replace(models.SMALL, encoding="none", clock=("week",), interval_minutes=5)
     net = models.network(config)
     x, start = rows(30), torch.arange(30)
     torch.testing.assert_close(net(x, start + 2_016).mean, net(x, start).mean)

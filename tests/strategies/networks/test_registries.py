@@ -71,7 +71,7 @@ def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_rollout_backend_is_one_entry() -> None:
-    made = RolloutBackend("slow", rollout_kernels.BACKENDS["reference"].push)
+    made = RolloutBackend("slow", rollout_kernels.BACKENDS["tiles"].push)
     query, key, _ = tensors()
     sums = kernels.attend(query, key, key, Mask.causal()).logsumexp
     given = ([query], [key], [sums], [39], Mask.causal())
