@@ -260,12 +260,10 @@ def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: st
         check_layers(*case(Mask.causal(), dtype=kind)[:3])[0]
         for kind in (torch.float32, torch.float64)
     )
-    assert rollout_kernels.choose(single, Mask.causal()) == name
-    assert rollout_kernels.choose(double, Mask.causal()) == "tiles"
+    assert rollout_kernels.choose(single) == name
+    assert rollout_kernels.choose(double) == "tiles"
     learnt = single._replace(query=single.query.clone().requires_grad_())
-    assert (
-        rollout_kernels.choose(learnt, Mask.causal()) == "tiles"
-    )  # a gradient flows through torch alone
+    assert rollout_kernels.choose(learnt) == "tiles"  # a gradient flows through torch alone
     queries, keys, sums, matrices, mask = case(Mask.causal())
     exact = rollout_rows(queries, keys, sums, [39], mask, backend=name).weights
     torch.testing.assert_close(exact, reference.rollout(matrices, mask)[:, [39]])
