@@ -34,12 +34,12 @@ from tracepaper.strategies.types.market import Bar, Category
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
-CONTEXT = 519
+CONTEXT = 487
 EVERY = 3
 
 
 def written(folder: Path, kind: str) -> Path:
-    """Write a checkpoint of *kind* that looks back on 519 bars, its weights drawn by chance."""
+    """Write a checkpoint of *kind* that looks back on 487 bars, its weights drawn by chance."""
     torch.manual_seed(7)
     known = schema("v2-1m")
     config = CrossAssetConfig(

@@ -242,7 +242,7 @@ def test_what_cannot_be_had_is_one_sentence(
         return " ".join(capsys.readouterr().err.split())
 
     assert "not with 'forest'" in refused(*CHOSEN, *choose("ensemble.kind=forest"))
-    assert "no part of" in refused(
+    assert "tree-5m are not of bars of 15m; choose tree" in refused(
         *CHOSEN, *choose("ensemble.kind=tree", "ensemble.schema_id=tree-5m")
     )
     both = str(folder / "both")

@@ -139,7 +139,7 @@ def test_the_card_has_both_symbols_and_the_columns_of_the_other(folder: Path) ->
     assert card["architecture"]["other_symbol"] == LEADER
     assert card["market"]["symbols"] == [LED, LEADER]
     names = card["features"]["names"]
-    assert names[30:] == [f"other_{name}" for name in names[:30]]
+    assert names[78:] == [f"other_{name}" for name in names[:78]]
     assert card["figures"]["30"]["bars"] <= COUNT  # the leader's own bars are not judged
 
 
