@@ -75,7 +75,8 @@ def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
     config.write_text(
         f'[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
         f'[model]\ncheckpoint = "{out}"\nthreads = 1\n'
-        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n',
+        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n'
+        '[regime]\nmomentum = "0.9"\nmean_reversion = "0.1"\n',
         encoding="utf-8",
     )
     return config, write_csv(learnable(BARS), folder)
