@@ -519,9 +519,9 @@ else:
     FeatureSchemaName = _with_key(
         "FeatureSchemaName",
         "schema",
-        rf"^v1$|{MODULE_CLASS.pattern}",
+        rf"^(v2|tree)$|{MODULE_CLASS.pattern}",
         "tree:features",
-        "v1, or a function of your own as module:function; if absent, what the class declares.",
+        "v2 or tree, or a function of your own as module:function; if absent, the class's.",
     )
 
 

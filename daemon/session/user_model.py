@@ -46,7 +46,7 @@ from tracepaper.strategies.api.model import (
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, InvariantBroken, StrategyFailed
 from tracepaper.strategies.features import rows as features
-from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams
+from tracepaper.strategies.features.rows import FeatureSchema, FeatureStreams, schema_of
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
@@ -152,8 +152,11 @@ def _schema(config: Config, model: Model) -> tuple[Schema, str]:
                 f"whole number from 1 to {CONTEXT_MOST:,}."
             )
         return given, f"{given.function.__module__}:{given.function.__qualname__}"
-    named: Any = config.features.own_schema or model.features
-    return (None, "") if named is None else (features.schema(named), str(named))
+    named = config.features.own_schema or model.features
+    if named is None:
+        return None, ""
+    found = schema_of(str(named), config.market.interval_ms)
+    return found, found.schema_id
 
 
 def _check(model: Model) -> None:

@@ -263,8 +263,6 @@ def _start() -> int:
     return status_kib("VmRSS")
 
 
-SPARSE: Final = Mask.sparse(64, last=2, stride=16, first=1)
-"""The blocks that are measured: local, strided and first ones."""
 POOLED: Final = 256
 """Means of keys and values that ``Linformer`` attends over, at most."""
 BARS_A_KEY: Final = 4
@@ -324,22 +322,6 @@ class Linear:
             )
         ]
         return float(torch.stack(far).mean())
-
-
-class SparseBlocks:
-    """The flash kernel over blocks of the past."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._inputs = inputs
-        self._sums = self.forward()
-
-    def forward(self) -> list[Tensor]:
-        """Attend in every layer; return the logsumexps."""
-        return workloads.forward(self._inputs, SPARSE)
-
-    def explain(self) -> Tensor:
-        """Return the last row's exact rollout; its entropies are computed as well."""
-        return workloads.explain(self._inputs, self._sums, SPARSE, "tiles")
 
 
 class ChunkedCausal:
@@ -472,7 +454,6 @@ class MeasuredMechanism(NamedTuple):
 MECHANISMS: Final = {
     "linear, elu": MeasuredMechanism(partial(Linear, mask=Mask.causal(), feature_map="elu")),
     "linear, random": MeasuredMechanism(partial(Linear, mask=Mask.causal(), feature_map="random")),
-    "blocks": MeasuredMechanism(SparseBlocks),
     "cross": MeasuredMechanism(CrossStreams),
     "probsparse": MeasuredMechanism(SparseQueries),
     "linformer, not causal": MeasuredMechanism(Linformer),

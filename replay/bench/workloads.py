@@ -36,8 +36,6 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 MANY_ROWS: Final = 256
 """Decisions that share one backward pass in the bench."""
-SCHEMA: Final = "v1"
-"""Features of a network over many assets."""
 _SEED: Final = 20_240_501
 _LAYERS: Final = 2
 _CPU_KERNEL: Final = "_scaled_dot_product_flash_attention_for_cpu"

@@ -364,6 +364,8 @@ def _class(
     from tracepaper.daemon.session.user_model import load_model
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.evaluation.user_class import split_at
+    from tracepaper.strategies.features.rows import interval_of
+    from tracepaper.strategies.units import interval_text
 
     given = load(file, {"model": {"class": name}})
     forecaster = load_model(given, mode="scan")
@@ -374,6 +376,13 @@ def _class(
         columns=request.columns,
         intervals=() if interval_ms is None else (interval_ms,),
     )
+    schema = forecaster.card["features"]["schema_id"]
+    if interval_of(schema) not in (0, material.interval_ms):
+        bars = interval_text(material.interval_ms)
+        raise ConfigInvalid(
+            f"{name} sees features {schema}, and the candles are bars of {bars}; write "
+            f"--set market.interval={bars}."
+        )
     return forecaster, material, given.gate.horizon
 
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
-from typing import TYPE_CHECKING, Any, Final, Self, TypedDict
+from typing import TYPE_CHECKING, Any, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,17 +61,18 @@ from tracepaper.strategies.covariates import (
     CovariateColumns,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features.rolling import REACHES
-from tracepaper.strategies.features.rows import FeatureSchema, schema, with_covariates
+from tracepaper.strategies.features.rows import (
+    FeatureSchema,
+    interval_of,
+    schema_of,
+    with_covariates,
+)
 from tracepaper.strategies.units import DAY_MS, INTERVALS, bars_in, interval_text, time_of
 
 if TYPE_CHECKING:
     from tracepaper.replay.learning.panel import Panel
     from tracepaper.replay.learning.splits import Fold
 
-
-FAMILIES: Final = ("v2", "tree")
-"""Schemas that are known by this and an interval, such as ``v2-15m``."""
 
 Horizons = tuple[int, ...] | str
 """Bars, or text with bars and times by commas, such as ``5m,30m,4h``."""
@@ -117,7 +118,7 @@ class Dataset:
         paths: Sequence[str],
         split: Callable[[Sequence[Segment]], Split],
         horizons: Horizons,
-        schema_id: str = "v1",
+        schema_id: str = "v2",
         *,
         intervals: Sequence[int] = (),
         calendar: str | None = None,
@@ -137,7 +138,7 @@ class Dataset:
         else of the first file. Features and labels are kept in *arrays*. Raises ``ConfigInvalid``
         and ``DataInvalid`` for what cannot be learnt from.
         """
-        own = _interval_of(schema_id)
+        own = interval_of(schema_id)
         wanted = tuple(intervals) or ((own,) if own else ())
         files = read_files(paths, wanted, calendar=calendar, columns=columns)
         schemas = _schemas(schema_id, tuple(files.candles))
@@ -418,46 +419,17 @@ def reading(features: Mapping[str, Any]) -> ReadAs:
 
 def own_interval(schema_id: str, intervals: Sequence[int]) -> int:
     """Return the interval that a model is made for; 0 where only the data say."""
-    return intervals[0] if intervals else _interval_of(schema_id)
-
-
-def _interval_of(schema_id: str) -> int:
-    """Return the interval, in milliseconds, that a schema's name ends in; 0 for none."""
-    family, _, text = schema_id.partition("-")
-    reach = REACHES.get(text) if family in FAMILIES else None
-    return 0 if reach is None else reach.interval_ms
-
-
-def full_id(schema_id: str, interval_ms: int) -> str:
-    """Return the id of a schema, of a family such as ``v2`` that of bars of *interval_ms*.
-
-    Raises ``ConfigInvalid`` for a family where no interval is known.
-    """
-    if schema_id not in FAMILIES:
-        return schema_id
-    if not interval_ms:
-        raise ConfigInvalid(
-            f"Features {schema_id} need an interval: name one, such as 15m, or {schema_id}-15m."
-        )
-    return f"{schema_id}-{interval_text(interval_ms)}"
+    return intervals[0] if intervals else interval_of(schema_id)
 
 
 def _schemas(schema_id: str, intervals: tuple[int, ...]) -> dict[int, FeatureSchema]:
-    """Return the schema of each interval; raise ``ConfigInvalid`` where one is of another."""
-    family, own = schema_id.partition("-")[0], _interval_of(schema_id)
-    if own and own not in intervals[:1]:
-        raise ConfigInvalid(
-            f"The schema {schema_id} is of another interval than bars of "
-            f"{interval_text(intervals[0])}; choose {family}-{interval_text(intervals[0])}."
-        )
-    if family in FAMILIES:
-        return {one: schema(full_id(family, one)) for one in intervals}
-    if len(intervals) > 1:
-        raise ConfigInvalid(
-            f"The windows of the schema {schema_id} are bars, which mean another time at each "
-            "interval; learn from several intervals with v2 or tree."
-        )
-    return dict.fromkeys(intervals, schema(schema_id))
+    """Return the schema of each interval; raise ``ConfigInvalid`` where the first is of another."""
+    main_ms, *further = intervals
+    family = schema_id.partition("-")[0]
+    return {
+        main_ms: schema_of(schema_id, main_ms),
+        **{interval_ms: schema_of(family, interval_ms) for interval_ms in further},
+    }
 
 
 def intervals_of(texts: str | Iterable[str] | None) -> tuple[int, ...]:

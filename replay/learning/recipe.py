@@ -49,7 +49,7 @@ _SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
 }
 """The keys of each section that are chosen; to those of training come what fits is fitted with."""
-SCHEMA: Final = "v1"
+SCHEMA: Final = "v2"
 DROPOUT: Final = 0.1
 THREADS: Final = 2
 DEFAULT_KIND: Final = "flash"
@@ -123,20 +123,11 @@ class Recipe:
 
 _LUCK: Final = ("seed", "threads", "device", "explained_bars", "baselines")
 """Keys of ``[training]`` that make no other recipe."""
-_NEWER: Final[Mapping[str, Mapping[str, Any]]] = {"training": {"entropy_weight": 0.0}}
-"""By section the keys, at values that change nothing, which older recipes do not have.
-
-A key that is new enters here, so that the hashes of all recipes before it hold.
-"""
 
 
 def _that_count(name: str, section: Mapping[str, Any]) -> dict[str, Any]:
-    newer, luck = _NEWER.get(name, {}), _LUCK if name == "training" else ()
-    return {
-        key: value
-        for key, value in section.items()
-        if key not in luck and not (key in newer and value == newer[key])
-    }
+    luck = _LUCK if name == "training" else ()
+    return {key: value for key, value in section.items() if key not in luck}
 
 
 def _digest(text: str) -> str:

@@ -49,7 +49,7 @@ class _Model:
 @dataclass(frozen=True)
 class _Features:
     schema_id: Annotated[
-        str, Meta(description="Feature schema: v1, or v2 or tree for the interval's.")
+        str, Meta(description="Feature schema: v2 or tree of the interval, or one such as v2-15m.")
     ] = SCHEMA
     intervals: Annotated[
         tuple[str, ...],

@@ -38,7 +38,7 @@ from tracepaper.replay.learning.array_cache import (
     code_key,
 )
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, shown
-from tracepaper.strategies.features import rolling, rows, v1, v2
+from tracepaper.strategies.features import rolling, rows, v2
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.features.rows import Columns, FeatureSchema, compute
 from tracepaper.strategies.units import DAY_MS
@@ -186,7 +186,7 @@ def candles_key(candles: Candles) -> bytes:
 
 @cache_once
 def _code_of_features() -> bytes:
-    return code_key((rows, rolling, v1, v2))
+    return code_key((rows, rolling, v2))
 
 
 # --- the split

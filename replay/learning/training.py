@@ -40,6 +40,7 @@ from tracepaper.replay.learning.stored_baselines import (
 )
 from tracepaper.storage.checkpoints import Checkpoint, is_checkpoint, load, save
 from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rows import schema_of
 from tracepaper.strategies.units import DAY_MS, duration, interval_text
 
 
@@ -154,10 +155,14 @@ def _is_whole(recipe: Recipe, folder: Path, data: Any) -> bool:  # noqa: ANN401 
     if not (is_checkpoint(folder) and isinstance(data, Dataset)):
         return False
     card = load(folder).card
+
+    def full(key: str, value: object) -> object:
+        return schema_of(str(value), data.interval_ms).schema_id if key == "schema_id" else value
+
     # What the recipe leaves open follows from the data.
     told, chosen = recipe_of(card).document(), recipe.document()
     return card["data"] == cards.data_section(data.sources) and all(
-        told.get(section, {}).get(key) == value
+        told.get(section, {}).get(key) == full(key, value)
         for section, table in chosen.items()
         for key, value in table.items()
         if value is not None and key != "name"

@@ -152,10 +152,7 @@ class At:
 
 
 class RowLayout:
-    """Which columns of a table a row fills: what is null is neither hashed nor inserted.
-
-    So the rows of an older database, which lacks a column, have the hashes that they had.
-    """
+    """Which columns of a table a row fills: what is null is neither hashed nor inserted."""
 
     __slots__ = ("columns", "is_whole", "present", "sha256", "table")
 

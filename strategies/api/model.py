@@ -80,7 +80,7 @@ class Model:
     """
 
     features: ClassVar[str | FeatureFunction | None] = None
-    """``"v1"``, ``"module:function"``, such a function itself, or None for bars alone."""
+    """``"v2"`` or ``"tree"``, ``"module:function"``, such a function, or None for bars alone."""
     context: int = 1
     """Bars, and rows of features, that one answer is given."""
     horizons: tuple[int, ...] = (30,)

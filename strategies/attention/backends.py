@@ -22,8 +22,6 @@ from tracepaper.strategies.attention.flash import (
     Pass,
     WholeAttention,
     flash_package,
-    flex_attend,
-    flex_runs,
     laid_out,
 )
 from tracepaper.strategies.errors import AttentionInvalid
@@ -141,86 +139,8 @@ class CudaEfficient:
         return grads[0], grads[1], grads[2]
 
 
-class CudaCudnn:
-    """cuDNN's flash kernel for CUDA: float16 and bfloat16, head dim a multiple of 8 up to 128."""
-
-    name = "cudnn"
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
-    ) -> Pass:
-        """Attend; some versions return the logsumexp with a last dimension of one."""
-        output, logsumexp, *_ = _ATEN._scaled_dot_product_cudnn_attention(
-            *map(laid_out, (query, key, value)), None, True, 0.0, causal, scale=scale
-        )
-        return Pass(output, logsumexp.reshape(query.shape[:3]))
-
-    def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the three gradients."""
-        unused = torch.zeros((), dtype=torch.int64, device=gradient.device)  # no dropout, no seed
-        times = (inputs[0].shape[2], inputs[1].shape[2])
-        return _ATEN._scaled_dot_product_cudnn_attention_backward(
-            *map(laid_out, (gradient, *inputs, result.output)),
-            result.logsumexp[..., None].contiguous(),
-            unused,
-            unused,
-            None,
-            None,
-            None,
-            *times,
-            0.0,
-            causal,
-            scale=scale,
-        )
-
-
-class Reference:
-    """The materialised matrix: the oracle, for a few thousand bars at most."""
-
-    name = "reference"
-
-    def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, *, causal: bool, scale: float
-    ) -> Pass:
-        """Attend with an N x N array of scores."""
-        scores = dense_scores(query, key, causal=causal, scale=scale)
-        logsumexp = torch.logsumexp(scores, dim=-1)
-        probabilities = torch.exp(scores - logsumexp[..., None])
-        return Pass((probabilities @ value.to(scores.dtype)).to(query.dtype), logsumexp)
-
-    def backward(
-        self,
-        gradient: Tensor,
-        inputs: tuple[Tensor, Tensor, Tensor],
-        result: Pass,
-        *,
-        causal: bool,
-        scale: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the three gradients by the softmax's closed form."""
-        query, key, value = inputs
-        scores = dense_scores(query, key, causal=causal, scale=scale)
-        probabilities = torch.exp(scores - result.logsumexp[..., None])
-        wide = gradient.to(scores.dtype)
-        delta = (wide * result.output.to(scores.dtype)).sum(-1, keepdim=True)
-        slope = probabilities * (wide @ value.to(scores.dtype).mT - delta) * scale
-        return (
-            (slope @ key.to(scores.dtype)).to(query.dtype),
-            (slope.mT @ query.to(scores.dtype)).to(key.dtype),
-            (probabilities.mT @ wide).to(value.dtype),
-        )
-
-
 class Chunked:
-    """The reference's formulas over some queries at a time, in linear memory: any type, anywhere.
+    """The plain formulas over some queries at a time, in linear memory: any type, anywhere.
 
     What float64 runs by on CUDA, where no flash kernel takes it. With *seen* [batch or 1, query]
     each query sees so many leading keys of any number; one that sees none reads 0, and its
@@ -308,16 +228,6 @@ def _finite(logsumexp: Tensor) -> Tensor:
     return logsumexp.masked_fill(torch.isneginf(logsumexp), 0.0)
 
 
-def dense_scores(query: Tensor, key: Tensor, *, causal: bool, scale: float) -> Tensor:
-    """Return the scaled scores [batch, head, time, time], at least float32, masked by -inf."""
-    wide = torch.promote_types(query.dtype, torch.float32)
-    scores = scale * (query.to(wide) @ key.to(wide).mT)
-    if causal:
-        future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
-        scores = scores.masked_fill(future, float("-inf"))
-    return scores
-
-
 @dataclass(frozen=True, slots=True)
 class Backend:
     """One way to attend, known by its name wherever backends are listed, chosen or refused.
@@ -334,7 +244,6 @@ class Backend:
     is_half: bool = False  # takes float16 and bfloat16 alone
     is_aligned: bool = True  # on CUDA its head dim is a multiple of 8, and padded to that
     takes_float64_on_cuda: bool = False
-    takes_blocks: bool = True  # masks that show blocks of the past
     dim_most: int | None = None  # entries of a head on CUDA
     generation: tuple[int, int] = (0, 0)  # CUDA's compute capability, at least
 
@@ -358,7 +267,6 @@ class Backend:
 
 AMPERE: Final = (8, 0)
 _FLASH_DIM_MOST: Final = 256
-_CUDNN_DIM_MOST: Final = 128
 _ANY_GENERATION: Final = (99, 0)
 
 
@@ -404,12 +312,6 @@ def _sdpa(device: torch.device, dtype: torch.dtype, dim: int) -> Kernel:
     raise _no_kernel("sdpa", device)
 
 
-def _cudnn(device: torch.device, _dtype: torch.dtype, _dim: int) -> Kernel:
-    if device.type != "cuda":
-        raise _no_kernel("cudnn", device)
-    return CudaCudnn()
-
-
 def _no_kernel(backend: str, device: torch.device) -> AttentionInvalid:
     return AttentionInvalid(
         f"No {backend} kernel runs on {device.type}; move the tensors to cpu or cuda, or ask for "
@@ -424,7 +326,6 @@ register(
         whole=FlashPackage.attend,
         is_automatic=True,
         is_half=True,
-        takes_blocks=False,
         dim_most=_FLASH_DIM_MOST,
         generation=AMPERE,
     )
@@ -439,30 +340,10 @@ register(
 )
 register(
     Backend(
-        "cudnn",
-        runs_on=lambda device: device.type == "cuda" and torch.backends.cudnn.is_available(),
-        kernel=_cudnn,
-        is_half=True,
-        dim_most=_CUDNN_DIM_MOST,
-        generation=AMPERE,
-    )
-)
-register(Backend("flex", runs_on=flex_runs, whole=flex_attend))
-register(
-    Backend(
         "chunked",
         runs_on=lambda _: True,
         kernel=lambda *_: Chunked(),
         is_automatic=True,
-        is_aligned=False,
-        takes_float64_on_cuda=True,
-    )
-)
-register(
-    Backend(
-        "reference",
-        runs_on=lambda _: True,
-        kernel=lambda *_: Reference(),
         is_aligned=False,
         takes_float64_on_cuda=True,
     )

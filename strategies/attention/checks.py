@@ -73,8 +73,7 @@ def check_mask(mask: object) -> None:
     if not isinstance(mask, Mask):
         kind = "None" if mask is None else f"a {type(mask).__name__}"
         raise AttentionInvalid(
-            f"The mask is {kind}; give Mask.full(), Mask.causal(), Mask.window(bars) or "
-            "Mask.sparse(bars)."
+            f"The mask is {kind}; give Mask.full(), Mask.causal() or Mask.window(bars)."
         )
 
 

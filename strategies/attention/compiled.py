@@ -98,9 +98,9 @@ def takes(tensor: Tensor) -> bool:
     return is_plain and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
-def choose(layer: Layer, mask: Mask) -> str | None:
+def choose(layer: Layer) -> str | None:
     """Return the fastest object where there is one that takes *layer*, None where there is none."""
-    if not found() or not mask.is_band or layer.logsumexp.dtype != torch.float32:
+    if not found() or layer.logsumexp.dtype != torch.float32:
         return None
     given = (layer.query, layer.key, layer.logsumexp)
     return available()[0] if all(takes(tensor) for tensor in given) else None
@@ -237,5 +237,3 @@ def _distances(mask: Mask, time: int) -> tuple[int, int]:
             return 0, time
         case MaskKind.WINDOW:
             return 0, min(mask.window_bars - 1, time)
-        case MaskKind.BLOCKS:
-            raise AttentionInvalid("Compiled loops know no blocks; choose auto or tiles.")

@@ -63,7 +63,7 @@ def row_entropy(
     given = check_layer(query, key, logsumexp, scale=scale)
     layer = restate(given, mask)
     time = query.shape[2]
-    loops = _loops(layer, mask, backend)
+    loops = _loops(layer, backend)
     if rows is None and loops is not None:
         mass, entropy = compiled.row_masses(layer, mask, loops)
         check_mass(mass, mass.new_ones(len(mass), time), mass_tolerance(layer))
@@ -83,7 +83,7 @@ def row_entropy(
     return entropy.clamp_min(0.0).to(given.logsumexp.dtype)
 
 
-def _loops(layer: Layer, mask: Mask, backend: str) -> str | None:
+def _loops(layer: Layer, backend: str) -> str | None:
     """Return the compiled loops that *backend* asks for and that take *layer*; None for torch."""
     if backend not in ("auto", "tiles", *compiled.NAMES):
         raise AttentionInvalid(
@@ -95,7 +95,7 @@ def _loops(layer: Layer, mask: Mask, backend: str) -> str | None:
             f"{backend} cannot run on {layer.query.device}; install a C compiler and then "
             "tracepaper again, or choose auto."
         )
-    fastest = None if backend == "tiles" else compiled.choose(layer, mask)
+    fastest = None if backend == "tiles" else compiled.choose(layer)
     return fastest if fastest is None or backend == "auto" else backend
 
 
@@ -152,11 +152,6 @@ def visible_counts(time: int, mask: Mask, rows: Sequence[int] | Tensor | None = 
             return at + 1
         case MaskKind.WINDOW:
             return (at + 1).clamp_max(mask.window_bars)
-        case MaskKind.BLOCKS:
-            block = at // mask.blocks.bars
-            counts = [len(mask.blocks.earlier(one)) for one in range(int(block.amax()) + 1)]
-            whole = mask.blocks.bars * torch.tensor(counts, device="cpu")[block]
-            return at % mask.blocks.bars + 1 + whole
 
 
 def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:

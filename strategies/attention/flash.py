@@ -1,11 +1,11 @@
-"""FlashAttention and FlexAttention: square passes that return logsumexp, and their gradients."""
+"""FlashAttention, of torch and as a package: passes that return logsumexp, and gradients."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
@@ -164,7 +164,7 @@ def flash_package() -> ModuleType | None:
     return None
 
 
-# --- packages: FlashAttention 2 to 4, and flex
+# --- the packages: FlashAttention 2 to 4
 
 
 class FlashPackage:
@@ -211,52 +211,6 @@ def flash_options(function: Callable[..., Any], mask: Mask, scale: float) -> dic
         "return_attn_probs": True,
     }
     return {name: value for name, value in options.items() if name in declared}
-
-
-def flex_runs(device: torch.device) -> bool:
-    """Return whether flex attention is compiled, not materialised, on *device*."""
-    return device.type == "cuda"
-
-
-@cache
-def _flex() -> Any:  # noqa: ANN401
-    from torch.nn.attention.flex_attention import flex_attention
-
-    # One compilation serves all lengths; a static one would be made anew for each.
-    return torch.compile(flex_attention, dynamic=True)
-
-
-@lru_cache(maxsize=16)  # a mask's blocks are small, but a run may see thousands of lengths
-def _block_mask(mask: Mask, times: tuple[int, int], device: str) -> Any:  # noqa: ANN401
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        if mask.kind is MaskKind.BLOCKS:
-            return mask.blocks.shows(query, key)
-        past = key <= query
-        return past & (query - key < mask.window_bars) if mask.kind is MaskKind.WINDOW else past
-
-    return create_block_mask(visible, None, None, *times, device=device)
-
-
-def flex_attend(
-    query: Tensor, key: Tensor, value: Tensor, mask: Mask, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return output and natural logsumexp by ``flex_attention``, compiled for this mask."""
-    blocks = None
-    if mask.kind is not MaskKind.FULL:
-        times = (query.shape[2], key.shape[2])
-        blocks = _block_mask(mask, times, str(query.device))
-    from torch.nn.attention import flex_attention as flex
-
-    options: dict[str, Any] = {"block_mask": blocks, "scale": scale}
-    if hasattr(flex, "AuxRequest"):  # PyTorch 2.9 and later
-        output, auxiliary = _flex()(
-            query, key, value, **options, return_aux=flex.AuxRequest(lse=True)
-        )
-        return output, auxiliary.lse.detach()
-    output, logsumexp = _flex()(query, key, value, **options, return_lse=True)
-    return output, logsumexp.detach()
 
 
 # --- the registry

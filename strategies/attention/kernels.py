@@ -1,11 +1,6 @@
 """``attend``: one call for every mask and backend, exact, with logsumexp, never N x N.
 
-A window or blocks of the past are made of square passes.
-
-Causal windows and blocks are made of square passes (``cuts``). A kernel that knows windows itself
-(``window_forward`` and ``window_backward``) is asked directly.
-
-The rule is docs/attention.md, A3.
+A kernel that knows windows itself (``window_forward`` and ``window_backward``) is asked directly.
 
 A causal window is made of two square causal passes: no mask, no wasted band, exact gradients. Cut
 time into blocks of the window's length W. A query sees its own block causally, and of the block
@@ -15,10 +10,7 @@ causal passes, merged by their logsumexp; peak memory is that of a few copies of
 gradient of each part is the kernel's own, handed the *merged* output and logsumexp: it rebuilds
 ``P = exp(s - logsumexp)``, so the parts add up to the whole.
 
-A mask of blocks is made alike: one causal pass over all blocks at once, and for each block a full
-pass over the earlier ones that it sees; what none sees is never computed.
-
-The rules are docs/attention.md, A3 and A33.
+The rule is docs/attention.md, A3.
 """
 
 from __future__ import annotations
@@ -26,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import wraps
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor
@@ -44,11 +36,6 @@ from tracepaper.strategies.attention.checks import (
 from tracepaper.strategies.attention.flash import ALIGNED, Pass
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tracepaper.strategies.attention.masks import Blocks
 
 _BATCH_MOST: Final = 65_535
 """Elements of a batch that one call takes: CUDA counts them along an axis of the grid."""
@@ -193,74 +180,6 @@ def window_backward(
     return cuts.join(grads[0]), cuts.join(grads[1]), cuts.join(grads[2])
 
 
-def blocks_forward(
-    kernel: Kernel, query: Tensor, key: Tensor, value: Tensor, *, blocks: Blocks, scale: float
-) -> tuple[Tensor, Tensor]:
-    """Return output [batch, head, time, dim] and logsumexp [batch, head, time]."""
-    batch, heads, time, _ = query.shape
-    cuts = _Cuts(batch, heads, time, blocks.bars, -(-time // blocks.bars))
-    wide = [cuts.cut(x).flatten(0, 1) for x in (query, key, value)]
-    own = _forward(kernel, wide[0], wide[1], wide[2], causal=True, scale=scale)
-    output = cuts.join(own.output.unflatten(0, (batch, -1)))
-    logsumexp = cuts.join(own.logsumexp.unflatten(0, (batch, -1))[..., None]).squeeze(-1)
-    for rows, runs in _pasts(blocks, time):
-        past = kernel.forward(
-            query[:, :, rows], _taken(key, runs), _taken(value, runs), causal=False, scale=scale
-        )
-        _add(output[:, :, rows], logsumexp[:, :, rows], past.output, past.logsumexp)
-    return output, logsumexp
-
-
-def blocks_backward(
-    kernel: Kernel,
-    gradient: Tensor,
-    inputs: tuple[Tensor, Tensor, Tensor],
-    result: tuple[Tensor, Tensor],
-    *,
-    blocks: Blocks,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of query, key and value; *result* is what the forward returned."""
-    query, key, value = inputs
-    batch, heads, time, _ = query.shape
-    cuts = _Cuts(batch, heads, time, blocks.bars, -(-time // blocks.bars))
-    wide = [cuts.cut(x).flatten(0, 1) for x in (gradient, *inputs, result[0], result[1][..., None])]
-    own = _backward(
-        kernel,
-        wide[0],
-        (wide[1], wide[2], wide[3]),
-        Pass(wide[4], wide[5].squeeze(-1)),
-        causal=True,
-        scale=scale,
-    )
-    to_query, to_key, to_value = (cuts.join(x.unflatten(0, (batch, -1))) for x in own)
-    for rows, runs in _pasts(blocks, time):
-        seen = (query[:, :, rows], _taken(key, runs), _taken(value, runs))
-        merged = Pass(result[0][:, :, rows], result[1][:, :, rows])
-        back = kernel.backward(gradient[:, :, rows], seen, merged, causal=False, scale=scale)
-        to_query[:, :, rows] += back[0]
-        start = 0
-        for run in runs:
-            part = slice(start, start + run.stop - run.start)
-            to_key[:, :, run] += back[1][:, :, part]
-            to_value[:, :, run] += back[2][:, :, part]
-            start = part.stop
-    return to_query, to_key, to_value
-
-
-def _pasts(blocks: Blocks, time: int) -> Iterator[tuple[slice, list[slice]]]:
-    """Yield the bars of each block, and of the earlier ones that it sees, where there are any."""
-    for number, start in enumerate(range(0, time, blocks.bars)):
-        if runs := blocks.runs(number):
-            yield slice(start, min(start + blocks.bars, time)), runs
-
-
-def _taken(x: Tensor, runs: list[slice]) -> Tensor:
-    """Return the bars *runs* of *x* [batch, head, time, dim], a view where they are one."""
-    parts = [x[:, :, run] for run in runs]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
 class _Once(torch.autograd.Function):
     """A gradient as it is, bound to what it was computed from, so that a second one is an error."""
 
@@ -336,29 +255,6 @@ class _WindowAttention(torch.autograd.Function):
         return (*grads, None, None, None)
 
 
-class _BlockAttention(torch.autograd.Function):
-    """``blocks_forward`` with its gradient; the logsumexp carries none."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, *options: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Attend; *options* are the kernel, the blocks and the scale."""
-        kernel, blocks, scale = options
-        found = blocks_forward(kernel, query, key, value, blocks=blocks, scale=scale)
-        return _kept(ctx, (query, key, value), found, options)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of query, key and value; the logsumexp's own is left out."""
-        query, key, value, output, logsumexp = ctx.saved_tensors
-        kernel, blocks, scale = ctx.options
-        inputs, result = (query, key, value), (output, logsumexp)
-        grads = blocks_backward(kernel, grad_outputs[0], inputs, result, blocks=blocks, scale=scale)
-        return (*grads, None, None, None)
-
-
 def _kept(
     ctx: Any,
     inputs: tuple[Tensor, Tensor, Tensor],
@@ -400,15 +296,10 @@ class _SquareAttention(torch.autograd.Function):
 window_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _WindowAttention.apply
 """Differentiable ``(query, key, value, kernel, window, scale) -> output, logsumexp``."""
 
-block_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _BlockAttention.apply
-"""Differentiable ``(query, key, value, kernel, blocks, scale) -> output, logsumexp``."""
-
 square_attention: Final[Callable[..., tuple[Tensor, Tensor]]] = _SquareAttention.apply
 """Differentiable ``(query, key, value, kernel, causal, scale) -> output, logsumexp``."""
 
 _RANK: Final = 4
-_ANY: Final = Mask.causal()
-"""The mask where none is asked for: every backend takes it."""
 
 
 class Attention(NamedTuple):
@@ -424,9 +315,7 @@ def available(device: torch.device | str = "cpu") -> tuple[str, ...]:
     return tuple(name for name, backend in BACKENDS.items() if backend.runs_on(place))
 
 
-def choose(
-    device: torch.device | str, dtype: torch.dtype, mask: Mask = _ANY, dim: int | None = None
-) -> str:
+def choose(device: torch.device | str, dtype: torch.dtype, dim: int | None = None) -> str:
     """Return the backend that ``auto`` stands for; named in the log, ``doctor`` and the audit.
 
     *dim* is that of a head, where it is known: some kernels take no wide ones.
@@ -435,9 +324,7 @@ def choose(
     return next(
         name
         for name in available(place)
-        if BACKENDS[name].is_automatic
-        and BACKENDS[name].takes(place, dtype, dim)
-        and (mask.is_band or BACKENDS[name].takes_blocks)
+        if BACKENDS[name].is_automatic and BACKENDS[name].takes(place, dtype, dim)
     )
 
 
@@ -461,7 +348,7 @@ def attend(
 
     Shapes are [batch, head, time, dim], the value's dim its own; *scale* defaults to
     ``1 / sqrt(dim)``. Memory is linear
-    in time for every backend but ``reference``. *checked* looks for non-finite inputs, which
+    in time. *checked* looks for non-finite inputs, which
     costs one pass over them (and a synchronisation on CUDA). Raises ``AttentionInvalid`` for
     tensors, masks and backends that do not fit together, and where numbers overflow.
     """
@@ -491,7 +378,7 @@ def _attend(
     """Attend by *backend* or what it stands for, the head dim padded where its kernel asks that."""
     mask = _simplify(mask, query.shape[2])
     dim, width = query.shape[-1], value.shape[-1]
-    name = resolve(backend, query.device, query.dtype, mask, max(dim, width))
+    name = resolve(backend, query.device, query.dtype, max(dim, width))
     common = max(dim, width)
     if query.device.type == "cuda" and BACKENDS[name].is_aligned:
         common += -common % ALIGNED
@@ -512,17 +399,13 @@ def _run(
     kernel = kernel_for(name, query.device, query.dtype, query.shape[-1])
     if mask.kind is MaskKind.WINDOW:
         return Attention(*window_attention(query, key, value, kernel, mask.window_bars, factor))
-    if mask.kind is MaskKind.BLOCKS:
-        return Attention(*block_attention(query, key, value, kernel, mask.blocks, factor))
     causal = mask.kind is MaskKind.CAUSAL
     return Attention(*square_attention(query, key, value, kernel, causal, factor))
 
 
 def _simplify(mask: Mask, time: int) -> Mask:
-    """Return the causal mask for a window as long as the sequence, or blocks that show all."""
+    """Return the causal mask for a window as long as the sequence."""
     if mask.kind is MaskKind.WINDOW and mask.window_bars >= time:
-        return Mask.causal()
-    if mask.kind is MaskKind.BLOCKS and mask.blocks.shows_all(time):
         return Mask.causal()
     return mask
 
@@ -531,7 +414,6 @@ def resolve(
     backend: str,
     device: torch.device | str,
     dtype: torch.dtype,
-    mask: Mask = _ANY,
     dim: int | None = None,
 ) -> str:
     """Return the backend that runs where *backend* is asked for; ``auto`` chooses one.
@@ -541,7 +423,7 @@ def resolve(
     """
     device = torch.device(device)
     if backend == "auto":
-        return choose(device, dtype, mask, dim)
+        return choose(device, dtype, dim)
     names = available(device)
     if backend not in BACKENDS:
         raise AttentionInvalid(
@@ -566,10 +448,6 @@ def resolve(
         wide = "" if dim is None else f" with heads of {dim}"
         raise AttentionInvalid(
             f"{backend} takes no {dtype}{wide} on this device; choose auto or chunked."
-        )
-    if not mask.is_band and not BACKENDS[backend].takes_blocks:
-        raise AttentionInvalid(
-            f"The attention backend {backend} knows no blocks; choose auto or sdpa."
         )
     return backend
 

@@ -29,12 +29,6 @@ def visible(time: int, mask: Mask, *, device: torch.device | None = None) -> Ten
             return key <= query
         case MaskKind.WINDOW:
             return (key <= query) & (query - key < mask.window_bars)
-        case MaskKind.BLOCKS:
-            own, other = (place // mask.blocks.bars for place in (query, key))
-            seen = (own - other <= mask.blocks.last) | (other < mask.blocks.first)
-            if mask.blocks.stride:
-                seen |= (own - other) % mask.blocks.stride == 0
-            return seen & (key <= query)
 
 
 def attention_matrix(

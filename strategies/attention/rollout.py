@@ -431,7 +431,7 @@ def _reach(mask: Mask, depth: int, time: int) -> int | None:
     match mask.kind:
         case MaskKind.FULL:
             return None if depth else 0
-        case MaskKind.CAUSAL | MaskKind.BLOCKS:
+        case MaskKind.CAUSAL:
             return time if depth else 0
         case MaskKind.WINDOW:
             return depth * (mask.window_bars - 1)
@@ -451,7 +451,7 @@ def _mean_step_of_all_rows(
     batch, heads, time, _ = layer.query.shape
     shares = (1.0 - residual_weight) * shares.to(values.dtype)
     tolerance = mass_tolerance(layer)
-    if (loops := compiled.choose(layer, mask) if backend == "auto" else None) is not None:
+    if (loops := compiled.choose(layer) if backend == "auto" else None) is not None:
         made, masses = compiled.bucket_rows(layer, values, mask, shares, residual_weight, loops)
         check_mass(masses, masses.new_ones(batch, time), tolerance)
         return made
@@ -462,7 +462,7 @@ def _mean_step_of_all_rows(
         for element in range(batch):
             pairs = slice(element * heads, (element + 1) * heads)
             mass = values.new_zeros(heads, block.size())
-            for start, stop in key_tiles(block, mask, TILE_BARS):
+            for start, stop in key_tiles(block, TILE_BARS):
                 entries = tile_probabilities(
                     laid.queries[pairs, rows],
                     laid.keys_by_dim[pairs, :, start:stop],

@@ -12,13 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from functools import cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention import compiled, reference, triton_rollout
-from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention import compiled, triton_rollout
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.tiles import (
     FADE,
@@ -69,8 +68,6 @@ class RolloutBackend(NamedTuple):
     refusal: str = "choose auto"  # what to do where it cannot run
 
 
-_BANDS_ALONE: Final = ("flash", "triton")
-"""Those that follow rows of keys that lie side by side."""
 BACKENDS: Final[dict[str, RolloutBackend]] = {}
 """Every way by its name."""
 
@@ -83,14 +80,12 @@ def register(backend: RolloutBackend) -> RolloutBackend:
     return backend
 
 
-def choose(layer: Layer, mask: Mask) -> str:
+def choose(layer: Layer) -> str:
     """Return the backend that ``auto`` stands for with *layer*'s device, type and head dim."""
-    if not mask.is_band:
-        return "tiles"
     if layer.query.device.type == "cuda":
         runs = triton_rollout.is_available() and triton_rollout.takes(layer)
         return "triton" if runs else "tiles"
-    return compiled.choose(layer, mask) or "tiles"
+    return compiled.choose(layer) or "tiles"
 
 
 def check_backend(backend: str, device: torch.device) -> str:
@@ -125,14 +120,12 @@ def push(
     ``weights`` is [batch, row, time], ``shares`` [head]; ``kept`` (boolean [time]) names the only
     positions where a weight is not zero.
     """
-    name = choose(layer, mask) if backend == "auto" else backend
+    name = choose(layer) if backend == "auto" else backend
     if backend == "auto" and name == "triton":
         # What a device cannot hold is known when its kernel is asked.
         with suppress(AttentionInvalid):
             return BACKENDS[name].push(layer, weights, mask, shares, kept)
         name = "tiles"
-    if not mask.is_band and name in _BANDS_ALONE:
-        raise AttentionInvalid(f"The rollout backend {name} knows no blocks; choose auto or tiles.")
     return BACKENDS[name].push(layer, weights, mask, shares, kept)
 
 
@@ -142,23 +135,13 @@ def _by_head(product: Tensor, shares: Tensor) -> Product:
     return Product(fused, product.sum(dim=-1))
 
 
-def _push_tiles(backend: str) -> Push:
-    """Return the push by tiles: a product a head for few rows, fused heads for many."""
-
-    def tiles(
-        layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
-    ) -> Product:
-        if weights.shape[1] > ROWS_A_HEAD_MAX:
-            return _push_fused(layer, weights, mask, shares=shares, kept=kept)
-        return _by_head(_push_heads(layer, weights, mask, backend=backend, kept=kept), shares)
-
-    return tiles
-
-
-def _push_flash(
-    layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, _kept: Tensor | None
+def _push_tiles(
+    layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
 ) -> Product:
-    return _by_head(_push_swapped(layer, weights, mask), shares)
+    """Push by tiles: a product a head for few rows, fused heads for many."""
+    if weights.shape[1] > ROWS_A_HEAD_MAX:
+        return _push_fused(layer, weights, mask, shares=shares, kept=kept)
+    return _by_head(_push_heads(layer, weights, mask, kept=kept), shares)
 
 
 def _push_triton(
@@ -173,24 +156,14 @@ def _push_native(name: str) -> Push:
     def loops(
         layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, kept: Tensor | None
     ) -> Product:
-        if weights.shape[1] > ROWS_A_HEAD_MAX or compiled.choose(layer, mask) is None:
+        if weights.shape[1] > ROWS_A_HEAD_MAX or compiled.choose(layer) is None:
             return BACKENDS["tiles"].push(layer, weights, mask, shares, kept)
         return _by_head(compiled.push_rows(layer, weights, mask, name), shares)
 
     return loops
 
 
-def _push_dense(
-    layer: Layer, weights: Tensor, mask: Mask, shares: Tensor, _kept: Tensor | None
-) -> Product:
-    query, key = layer.query.to(weights.dtype), layer.key.to(weights.dtype)
-    matrix = reference.attention_matrix(query, key, mask, scale=layer.scale)
-    return _by_head(weights[:, None] @ matrix, shares)
-
-
-register(RolloutBackend("tiles", _push_tiles("tiles")))
-register(RolloutBackend("compiled", _push_tiles("compiled")))  # the same through torch.compile
-register(RolloutBackend("flash", _push_flash))  # read off a flash kernel's logsumexp
+register(RolloutBackend("tiles", _push_tiles))
 register(
     RolloutBackend(
         "triton",
@@ -208,64 +181,33 @@ for own in compiled.NAMES:
             refusal="install a C compiler and then tracepaper again, or choose auto",
         )
     )
-register(RolloutBackend("reference", _push_dense))  # the oracle
 
 
-def _push_heads(
-    layer: Layer, weights: Tensor, mask: Mask, *, backend: str, kept: Tensor | None
-) -> Tensor:
+def _push_heads(layer: Layer, weights: Tensor, mask: Mask, *, kept: Tensor | None) -> Tensor:
     """Return each head's product [batch, head, row, time], a tile at a time."""
     batch, heads, time, _ = layer.query.shape
     laid = operand(layer)
     by_pair = weights.repeat_interleave(heads, dim=0)  # [batch * head, row, time]
     result = torch.zeros_like(by_pair)
-    tile = _compiled_tile() if backend == "compiled" and weights.shape[1] == 1 else _tile
     for block in row_blocks(time, mask, rows_a_block=tile_rows(mask), kept=kept):
         rows = Operand(
             block.take(laid.queries, 1), laid.keys_by_dim, block.take(laid.minus_logsumexp, 1)
         )
         block_weights = block.take(by_pair, 2)
-        for start, stop in key_tiles(block, mask, TILE_BARS):
-            # An uneven tile would be compiled anew, so only the common shape is.
-            common = stop - start == TILE_BARS and block.size() == tile_rows(mask)
+        for start, stop in key_tiles(block, TILE_BARS):
             whole = is_whole(block, mask, start, stop)
-            product = tile if whole and common else _hiding_tile(block, mask, start)
             group = max(1, GROUP_ENTRIES // (block.size() * (stop - start)))
             for first in range(0, len(by_pair), group):
                 pairs = slice(first, first + group)
-                result[pairs, :, start:stop] += product(
+                entries = tile_probabilities(
                     rows.queries[pairs],
                     rows.keys_by_dim[pairs, :, start:stop],
                     rows.minus_logsumexp[pairs],
-                    block_weights[pairs],
                 )
+                if not whole:
+                    hide_(entries, block, mask, start)
+                result[pairs, :, start:stop] += torch.bmm(block_weights[pairs], entries)
     return result.view(batch, heads, -1, time)
-
-
-def _tile(queries: Tensor, keys_by_dim: Tensor, minus_logsumexp: Tensor, weights: Tensor) -> Tensor:
-    """Return one tile's share of the product: [pair, row, key]."""
-    return torch.bmm(weights, tile_probabilities(queries, keys_by_dim, minus_logsumexp))
-
-
-def _hiding_tile(
-    block: RowBlock, mask: Mask, key_start: int
-) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    def tile(queries: Tensor, keys: Tensor, minus_logsumexp: Tensor, weights: Tensor) -> Tensor:
-        entries = tile_probabilities(queries, keys, minus_logsumexp)
-        return torch.bmm(weights, hide_(entries, block, mask, key_start))
-
-    return tile
-
-
-@cache
-def _compiled_tile() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the tile of one row with exp, weight and sum in one loop; compiled at first use."""
-
-    def tile(queries: Tensor, keys: Tensor, minus_logsumexp: Tensor, weights: Tensor) -> Tensor:
-        entries = (torch.bmm(queries, keys) + minus_logsumexp).exp2()
-        return (entries * weights.transpose(1, 2)).sum(dim=1, keepdim=True)
-
-    return torch.compile(tile, dynamic=False)
 
 
 def _push_fused(
@@ -283,7 +225,7 @@ def _push_fused(
             minus_logsumexp = block.take(laid.minus_logsumexp[pairs], 1)
             block_weights = block.take(weights[element], 1)  # [row, bar]
             row_sums = queries.new_zeros(heads, block.size())
-            for start, stop in key_tiles(block, mask, TILE_BARS):
+            for start, stop in key_tiles(block, TILE_BARS):
                 keys = laid.keys_by_dim[pairs, :, start:stop]
                 entries = tile_probabilities(queries, keys, minus_logsumexp)
                 if not is_whole(block, mask, start, stop):
@@ -293,33 +235,6 @@ def _push_fused(
                 fused[element, :, start:stop].addmm_(block_weights, mean)
             mass[element].addmm_(row_sums, block_weights.T)
     return Product(fused, mass)
-
-
-def _push_swapped(layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
-    """Read the product off a flash kernel's logsumexp, with query and key in each other's place.
-
-    ``(wᵀA)_j = exp(LSE_i(scale·k_j·q_i + ln w_i - lse_i))``: the bias is one more head dimension,
-    and time runs backwards so that a causal kernel sees the rows that saw the key.
-    """
-    tiny = torch.finfo(weights.dtype).tiny
-    # Kernels of a device want a dim that is a multiple of 8; zeros add nothing to a product.
-    spare = -(layer.key.shape[3] + 1) % 8 if layer.key.is_cuda else 0
-    keys = torch.nn.functional.pad(layer.key.to(weights.dtype), (0, 1), value=1.0)
-    keys = torch.nn.functional.pad(keys, (0, spare))
-    columns = []
-    for row in weights.unbind(dim=1):
-        # ln 0 is -inf, which a kernel turns into NaN where all that a key meets is.
-        bias = row.clamp_min(tiny).log()[:, None] - layer.logsumexp  # [batch, head, time]
-        queries = torch.cat([layer.query.to(bias.dtype), bias[..., None] / layer.scale], dim=-1)
-        queries = torch.nn.functional.pad(queries, (0, spare))
-        swapped = (keys, queries, queries)
-        if mask.kind is not MaskKind.FULL:
-            swapped = (keys.flip(2), queries.flip(2), queries.flip(2))
-        logsumexp = attend(*swapped, mask, scale=layer.scale).logsumexp
-        if mask.kind is not MaskKind.FULL:
-            logsumexp = logsumexp.flip(2)
-        columns.append(logsumexp.exp())
-    return torch.stack(columns, dim=2)  # [batch, head, row, time]
 
 
 # --- transitions that need whole rows
@@ -349,8 +264,7 @@ def stripes(layer: Layer, mask: Mask, *, kept: Tensor | None = None) -> Iterator
     batch, heads, time, _ = layer.query.shape
     laid = operand(layer)
     tolerance = mass_tolerance(layer)
-    # Rows are held from the first key that is seen to the last: blocks between them as well.
-    widest = max(1, visible_pairs(time, mask if mask.is_band else Mask.causal()) // time)
+    widest = max(1, visible_pairs(time, mask) // time)
     rows_a_block = max(1, min(time, STRIPE_ENTRIES // (heads * 2 * widest)))
     if mask.kind is MaskKind.WINDOW:
         # So many rows see as many keys more than one does.

@@ -9,7 +9,6 @@ half says how far rounding may move a product of rows, and restates a layer wher
 from __future__ import annotations
 
 import math
-from itertools import pairwise
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -56,12 +55,7 @@ class RowBlock(NamedTuple):
 
 
 def tile_rows(mask: Mask) -> int:
-    """Return how many rows a tile should have: fewer where a narrow window wastes the rest.
-
-    Whole blocks where these are smaller, so that what none of its rows sees is left out.
-    """
-    if mask.kind is MaskKind.BLOCKS and mask.blocks.bars < TILE_BARS:
-        return mask.blocks.bars * -(-TILE_BARS_MIN // mask.blocks.bars)
+    """Return how many rows a tile should have: fewer where a narrow window wastes the rest."""
     if mask.kind is not MaskKind.WINDOW or mask.window_bars >= TILE_BARS:
         return TILE_BARS
     return max(TILE_BARS_MIN, 1 << (mask.window_bars - 1).bit_length())
@@ -76,22 +70,6 @@ def key_span(mask: Mask, start: int, stop: int, time: int) -> tuple[int, int]:
             return 0, stop
         case MaskKind.WINDOW:
             return max(0, start - mask.window_bars + 1), stop
-        case MaskKind.BLOCKS:
-            return _block_runs(mask, start, stop)[0].start, stop
-
-
-def _block_runs(mask: Mask, start: int, stop: int) -> list[slice]:
-    """Return the keys that any of the rows ``start`` … ``stop - 1`` sees, ascending and apart."""
-    bars = mask.blocks.bars
-    own = range(start // bars, (stop - 1) // bars + 1)
-    seen = {(run.start, run.stop) for block in own for run in mask.blocks.runs(block)}
-    found: list[slice] = []
-    for first, last in sorted({*seen, (own[0] * bars, stop)}):
-        if found and first <= found[-1].stop:
-            found[-1] = slice(found[-1].start, max(found[-1].stop, last))
-        else:
-            found.append(slice(first, last))
-    return found
 
 
 def row_blocks(
@@ -113,20 +91,13 @@ def row_blocks(
             yield RowBlock(first, last + 1, *key_span(mask, first, last + 1, time), rows)
 
 
-def key_tiles(block: RowBlock, mask: Mask, keys_a_tile: int) -> Iterator[tuple[int, int]]:
-    """Cut a block's keys at multiples of ``keys_a_tile``, so that tiles meet on a fixed grid.
-
-    Blocks that none of its rows sees are left out.
-    """
-    runs = [slice(block.key_start, block.key_stop)]
-    if mask.kind is MaskKind.BLOCKS:
-        runs = _block_runs(mask, block.start, block.stop)
-    for run in runs:
-        start = run.start
-        while start < run.stop:
-            stop = min((start // keys_a_tile + 1) * keys_a_tile, run.stop)
-            yield start, stop
-            start = stop
+def key_tiles(block: RowBlock, keys_a_tile: int) -> Iterator[tuple[int, int]]:
+    """Cut a block's keys at multiples of ``keys_a_tile``, so that tiles meet on a fixed grid."""
+    start = block.key_start
+    while start < block.key_stop:
+        stop = min((start // keys_a_tile + 1) * keys_a_tile, block.key_stop)
+        yield start, stop
+        start = stop
 
 
 def is_whole(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> bool:
@@ -135,13 +106,6 @@ def is_whole(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> bool
         return True
     if key_stop - 1 > block.start:
         return False
-    if mask.kind is MaskKind.BLOCKS:
-        rows, keys = (
-            torch.arange(start - start % mask.blocks.bars, stop, mask.blocks.bars)
-            for start, stop in ((block.start, block.stop), (key_start, key_stop))
-        )
-        # The first row of each block stands for it: keys lie before the first row of all.
-        return bool(mask.blocks.shows(rows[:, None].clamp_min(block.start), keys).all())
     return mask.kind is MaskKind.CAUSAL or key_start > block.stop - 1 - mask.window_bars
 
 
@@ -155,8 +119,6 @@ def hidden_pairs(
     if rows is None:
         rows = torch.arange(block.start, block.stop, device=device)
     keys = torch.arange(key_start, key_stop, device=device)
-    if mask.kind is MaskKind.BLOCKS:
-        return ~mask.blocks.shows(rows[:, None], keys)
     distance = rows[:, None] - keys
     hidden = distance < 0
     if mask.kind is MaskKind.WINDOW:
@@ -191,14 +153,6 @@ def visible_pairs(time: int, mask: Mask) -> int:
     """Return how many (query, key) pairs the mask shows in *time* bars."""
     if mask.kind is MaskKind.FULL:
         return time * time
-    if mask.kind is MaskKind.BLOCKS:
-        ends = [*range(mask.blocks.bars, time, mask.blocks.bars), time]
-        sizes = [last - first for first, last in pairwise((0, *ends))]
-        # The last row of a block sees as much as its first, and the block.
-        return sum(
-            size * mask.visible(last - 1, time) - size * (size - 1) // 2
-            for last, size in zip(ends, sizes, strict=True)
-        )
     window = time if mask.kind is MaskKind.CAUSAL else min(mask.window_bars, time)
     return window * (window + 1) // 2 + (time - window) * window
 

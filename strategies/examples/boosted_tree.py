@@ -14,9 +14,9 @@ from tracepaper.strategies.api.model import Model
 
 
 class BoostedTree(Model):
-    """Mean return over 30 bars, from the features ``v1`` of the closed bar alone."""
+    """Mean return over 30 bars, from the features ``v2`` of the closed bar alone."""
 
-    features = "v1"
+    features = "v2"
     horizons = (30,)
     measures = ("mean_return",)
     trained_until = "2025-05-30T11:32"  # the first 6,000 bars of the bundled candles

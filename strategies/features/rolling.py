@@ -1,21 +1,19 @@
 """Sums and maxima over the last rows, equal bit for bit in a batch and row by row.
 
-A ``FeatureRecipe`` is what a set of features is to the code that computes it.
-
 A running total never forgets its rounding errors, so its memory is endless. Here a window of
 2m rows is the sum of two windows of m rows, the older one added to the newer one, and a window of
 any other length that of its powers of two, the largest newest: every value depends on exactly the
 rows of its window, in one fixed order of additions, however the rows arrive. Rows of zero sum to
 exactly zero, so a flat market has no variance.
 
-A recipe says what a bar contributes by itself, over which windows that is added up, and how rows
-follow; ``features`` keeps the windows. So a set of features holds formulas and no state.
+``v2.FeatureRecipe`` says what a bar contributes by itself, over which windows that is added up, and
+how rows follow; ``rows`` keeps the windows. So a set of features holds formulas and no state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,59 +214,6 @@ class FeatureParts(NamedTuple):
     open_time_ms: NDArray[np.int64]
 
 
-class FeatureRecipe(Protocol):
-    """A set of features as formulas; all arrays are [row, time]."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the features, in their order."""
-        ...
-
-    @property
-    def lookback(self) -> int:
-        """The bars that one row depends on."""
-        ...
-
-    base: int  # rows of ``base_rows``
-    close: int  # which of them is the close
-    close_lags: tuple[int, ...]
-    sums: Wanted  # of the base rows
-    far: Wanted
-    far_rows: int
-    channel: Wanted  # of extremes
-    z_scores: Wanted  # of the inputs
-
-    def base_rows(
-        self, high: Array, low: Array, close: Array, volume: Array, before: Array
-    ) -> Array:
-        """Return the quantities of each bar; *before* is [2, time]: close and return before it."""
-        ...
-
-    def sigma_of(self, sums: Mapping[Window, Array]) -> Array:
-        """Return the volatility of one bar, which scales targets and forecasts."""
-        ...
-
-    def standardised_inputs(
-        self, high: Array, low: Array, sums: Mapping[Window, Array], sigma: Array
-    ) -> Array:
-        """Return the three rows that become z-scores, and their squares."""
-        ...
-
-    def rows(self, made: FeatureParts) -> NDArray[np.float32]:
-        """Return [feature, time] rows, scaled and clipped."""
-        ...
-
-
-class AnySet(Protocol):
-    """The features of one schema."""
-
-    schema_id: str
-
-    def recipe(self) -> FeatureRecipe:
-        """Return them as they are computed."""
-        ...
-
-
 # --- times to bars
 
 
@@ -306,4 +251,4 @@ REACHES: Final = {
     "4h": Reach(4 * HOUR_MS, 4 * DAY_MS, 20 * DAY_MS, 60 * DAY_MS),
     "1d": Reach(DAY_MS, 20 * DAY_MS, 60 * DAY_MS, 120 * DAY_MS),
 }
-"""What every schema of the family reaches, by the text of its interval."""
+"""What every schema reaches, by the text of its interval."""

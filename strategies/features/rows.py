@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 
 from tracepaper.strategies.covariates import CovariateColumns
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid, shown
-from tracepaper.strategies.features import v1, v2
 from tracepaper.strategies.features.rolling import (
-    AnySet,
+    REACHES,
     Array,
     FeatureParts,
-    FeatureRecipe,
     Ids,
     Wanted,
     Window,
     Windows,
     lagged,
 )
+from tracepaper.strategies.features.v2 import FAMILIES, FeatureRecipe, is_part
 from tracepaper.strategies.types.market import Bar
+from tracepaper.strategies.units import interval_text
 
 _BLOCK_ROWS: Final = 16_384  # rows computed at once: bounds memory and stays in the cache
 
@@ -107,19 +107,43 @@ class FeatureBlock:
     first: int
 
 
-SETS: Final[dict[str, AnySet]] = {v1.V1.schema_id: v1.V1, **v2.SETS}
-"""Every set of features by the id of its schema."""
+def schema_ids() -> tuple[str, ...]:
+    """Return the name of every schema: a family's, of each interval."""
+    return tuple(f"{family}-{interval}" for family in FAMILIES for interval in REACHES)
 
 
-def schema(schema_id: str = "v1") -> FeatureSchema:
-    """Return the schema of that name; raise ``ConfigInvalid`` for an unknown one."""
-    if (found := SETS.get(schema_id)) is None:
-        known = ", ".join(sorted(SETS))
+def schema(schema_id: str) -> FeatureSchema:
+    """Return the schema of that name, such as v2-1m; raise ``ConfigInvalid`` for an unknown one."""
+    family, _, interval = schema_id.partition("-")
+    if family not in FAMILIES or interval not in REACHES:
         raise ConfigInvalid(
-            f"No feature schema is called {shown(schema_id)}; choose one of: {known}."
+            f"No feature schema is called {shown(schema_id)}; choose one of: "
+            f"{', '.join(schema_ids())}."
         )
-    recipe = found.recipe()
+    recipe = FeatureRecipe(REACHES[interval], tuple(FAMILIES[family]))
     return FeatureSchema(schema_id, recipe.names, recipe.lookback, recipe)
+
+
+def interval_of(name: str) -> int:
+    """Return the interval, in milliseconds, that the schema *name* is of; 0 for a family's name."""
+    reach = REACHES.get(name.partition("-")[2])
+    return 0 if reach is None else reach.interval_ms
+
+
+def schema_of(name: str, interval_ms: int) -> FeatureSchema:
+    """Return the schema *name* of bars of *interval_ms*: of a family such as v2 the interval's.
+
+    Raises ``ConfigInvalid`` for an unknown one and for one of another interval.
+    """
+    family, _, interval = name.partition("-")
+    if family in FAMILIES and not interval:
+        return schema(f"{family}-{interval_text(interval_ms)}")
+    found = schema(name)
+    if found.recipe.reach.interval_ms != interval_ms:
+        raise ConfigInvalid(
+            f"The features {name} are not of bars of {interval_text(interval_ms)}; choose {family}."
+        )
+    return found
 
 
 def with_covariates(schema: FeatureSchema, covariates: CovariateColumns) -> FeatureSchema:
@@ -135,7 +159,7 @@ def wider(one: FeatureSchema, other: FeatureSchema) -> FeatureSchema:
     if one.schema_id == other.schema_id:
         return one
     narrow, wide = sorted((one, other), key=lambda schema: len(schema.names))
-    if not v2.is_part(narrow.recipe, wide.recipe):
+    if not is_part(narrow.recipe, wide.recipe):
         raise ConfigInvalid(
             f"The features {shown(narrow.schema_id)} are no part of {shown(wide.schema_id)}; "
             "choose two of one interval, such as v2-1m and tree-1m, or the same for both."
@@ -233,7 +257,7 @@ def _stages(recipe: FeatureRecipe, columns: Columns, span: slice) -> _Stages:
     )
     sums = recipe.sums.of(base, np.add)
     sigma = recipe.sigma_of(sums)
-    inputs = recipe.standardised_inputs(high, low, sums, sigma)
+    inputs = recipe.standardised_inputs(sums, sigma)
     return _Stages(base, np.array([high, -low]), inputs, sums, sigma)
 
 
@@ -329,7 +353,7 @@ class FeatureStreams:
         base = recipe.base_rows(high, low, close, table.volume, before)
         sums = self._sums.read(at, recipe.sums, self._sums.step(at, base))
         sigma = recipe.sigma_of(sums)
-        inputs = recipe.standardised_inputs(high, low, sums, sigma)
+        inputs = recipe.standardised_inputs(sums, sigma)
         self._before[at] = np.array([close, np.log(close / before[0])]).T
         self._counts[at] += 1
         made = FeatureParts(

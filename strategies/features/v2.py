@@ -7,14 +7,21 @@ ladder in bars stands beside the times, since nothing is shorter than a bar. The
 column too. ``tree-…`` has the columns of ``v2-…``, in every bit, and then realised variance and the
 same hour of earlier days over times that no network's context has room for.
 
-Stages as in ``v1``: what a bar says by itself, window sums, features, three of them as
-z-scores. The close before stands for the open, which on some exchanges is no traded price.
+Three stages, each of finite memory:
+
+1. ``base_rows``: what one bar (with the one before it) says by itself;
+2. window sums and extremes of those (``rolling``);
+3. the features, one function each, three of them as z-scores over the long window.
+
+The close before stands for the open, which on some exchanges is no traded price; neither turnover
+nor funding is used, which many archives lack. The same code serves a batch and a single bar, so
+both agree in every bit.
 
 Sources: Parkinson 1980 and Garman and Klass 1980 (range), Barndorff-Nielsen and Shephard 2004
 (bipower variation), Barndorff-Nielsen, Kinnebrock and Shephard 2010 (semivariance), Corsi 2009
 (variance over several times), Bollerslev, Patton and Quaedvlieg 2016 (quarticity).
 
-The rules are docs/models.md, L18 to L21.
+The rules are docs/models.md, L3, L4 and L18 to L21.
 """
 
 from __future__ import annotations
@@ -26,15 +33,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracepaper.strategies.features.rolling import (
-    REACHES,
     Array,
     FeatureParts,
     Reach,
     Wanted,
     Window,
 )
-from tracepaper.strategies.features.v1 import CLIP, HOUR, SIGMA_FLOOR, TINY, WEEKDAY, standardised
 from tracepaper.strategies.units import DAY_MS, MINUTE_MS, UNITS_MS
+
+CLIP: Final = 5.0
+SIGMA_FLOOR: Final = 1e-5
+"""Least volatility of one bar (0.1 basis points): a flat market has no scale of its own."""
+SPREAD_FLOOR: Final = 0.01
+"""Least standard deviation in a z-score: a series that hardly moves is no signal."""
+TINY: Final = 1e-300
+
+_MINUTES: Final = np.arange(1440) * (2.0 * np.pi / 1440)
+_DAYS: Final = np.arange(7) * (2.0 * np.pi / 7)
+# Tables, since the last bit of a vectorised sine may depend on its place in the vector.
+HOUR: Final[Array] = np.array([np.sin(_MINUTES), np.cos(_MINUTES)])
+WEEKDAY: Final[Array] = np.array([np.sin(_DAYS), np.cos(_DAYS)])
 
 # Rows of ``base_rows``.
 SQUARE, RANGE_SQUARE, GARMAN_KLASS, RISING_SQUARE, BIPOWER, QUARTIC = range(6)
@@ -77,6 +95,14 @@ def base_rows(high: Array, low: Array, close: Array, volume: Array, before: Arra
             returned * before[1],
         ]
     )
+
+
+def standardised(inputs: Array, sums: Array, size: int) -> Array:
+    """Return [3, time] z-scores of the newest rows of *inputs* within their *sums* of *size*."""
+    mean = sums[:3] / size
+    variance = sums[3:] / size - mean * mean
+    spread = np.sqrt(np.maximum(variance, SPREAD_FLOOR * SPREAD_FLOOR))
+    return (inputs[:3] - mean) / spread
 
 
 class Known(NamedTuple):
@@ -139,7 +165,10 @@ FAR: Final = Kind(lambda reach: reach.bars(reach.far_ms), "far")
 
 
 class FeatureColumn(NamedTuple):
-    """One column: its name, a gain as in ``v1``, and what it is a function of."""
+    """One column: its name, what it is a function of, and a gain.
+
+    The gain is the power of two that brings its spread to about one.
+    """
 
     name: str
     gain: float
@@ -429,21 +458,8 @@ def same_hour(of: Known, *windows: Window) -> Array:
 # --- of an interval
 
 
-class IntervalSet:
-    """The features of one interval; a ``rolling.AnySet``."""
-
-    def __init__(self, schema_id: str, reach: Reach, columns: list[FeatureColumn]) -> None:
-        self.schema_id = schema_id
-        self.reach = reach
-        self.columns = columns
-
-    def recipe(self) -> V2Recipe:
-        """Return them as they are computed."""
-        return V2Recipe(self.reach, tuple(self.columns))
-
-
-class V2Recipe:
-    """*columns* over the windows that *reach* has room for; a ``rolling.FeatureRecipe``."""
+class FeatureRecipe:
+    """*columns* over the windows that *reach* has room for; all arrays are [row, time]."""
 
     base = BASE_ROWS
     close = CLOSE
@@ -477,11 +493,8 @@ class V2Recipe:
         )
         return np.sqrt(np.maximum(0.5 * short + 0.5 * long, SIGMA_FLOOR * SIGMA_FLOOR))
 
-    def standardised_inputs(
-        self, high: Array, low: Array, sums: Mapping[Window, Array], sigma: Array
-    ) -> Array:
+    def standardised_inputs(self, sums: Mapping[Window, Array], sigma: Array) -> Array:
         """Return [6, time]: the three rows that become z-scores, and their squares."""
-        del high, low  # the range is that of ``base_rows``
         usual = sums[Window(self.reach.long)][VOLUME] / float(self.reach.long)
         spread = np.sqrt(sums[BAR][RANGE_SQUARE] / _PARKINSON)
         rows = np.array(
@@ -522,14 +535,9 @@ class V2Recipe:
         )
 
 
-def is_part(narrow: object, wide: object) -> bool:
-    """Return whether *narrow* is a recipe whose columns are the first of *wide*, in every bit."""
-    return (
-        isinstance(narrow, V2Recipe)
-        and isinstance(wide, V2Recipe)
-        and narrow.reach == wide.reach
-        and narrow.columns == wide.columns[: len(narrow.columns)]
-    )
+def is_part(narrow: FeatureRecipe, wide: FeatureRecipe) -> bool:
+    """Return whether the columns of *narrow* are the first of *wide*, in every bit."""
+    return narrow.reach == wide.reach and narrow.columns == wide.columns[: len(narrow.columns)]
 
 
 def _log_volatility(
@@ -544,9 +552,5 @@ def _log_volatility(
     return dict(zip(sums, logs, strict=True))
 
 
-SETS: Final = {
-    f"{family}-{text}": IntervalSet(f"{family}-{text}", reach, columns)
-    for family, columns in (("v2", COLUMNS), ("tree", [*COLUMNS, *FURTHER]))
-    for text, reach in REACHES.items()
-}
-"""Every set of the family by the id of its schema."""
+FAMILIES: Final[dict[str, list[FeatureColumn]]] = {"v2": COLUMNS, "tree": [*COLUMNS, *FURTHER]}
+"""The columns of every family of schemas, one of each interval: v2 is v2-1m, v2-5m and others."""

@@ -19,7 +19,6 @@ from torch.overrides import TorchFunctionMode
 from tracepaper.strategies.api.model import KINDS, DataSource, ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
-from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.memory import (
     Shape,
     forward_bytes,
@@ -274,9 +273,9 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     """Return the name of what attends when *wanted* is asked for: ``auto`` or a name.
 
     A stream attends by ``tiles`` of its own, or by compiled loops where they are built, and an
-    informer by ``probsparse``; a network over whole windows by one of the kernels; ``flash_attn``
-    and ``cudnn`` multiply in bfloat16. Raises ``ConfigInvalid`` for a device that is not there, and
-    that or ``AttentionInvalid`` for a name that cannot be had.
+    informer by ``probsparse``; a network over whole windows by one of the kernels, of which
+    ``flash_attn`` multiplies in bfloat16. Raises ``ConfigInvalid`` for a device that is not there,
+    and that or ``AttentionInvalid`` for a name that cannot be had.
     """
     require_device(device)
     named = known_kind(card)
@@ -288,10 +287,9 @@ def choose_backend(card: Mapping[str, Any], wanted: str, *, device: str) -> str:
     own = kind.backend(config)
     if own is None:
         dtype = torch.bfloat16 if kernels.is_half(wanted) else torch.float32
-        sees: Mask = getattr(config, "sees", Mask.full())
         heads = getattr(config, "heads", None)
         return kernels.resolve(
-            wanted, device, dtype, sees, None if heads is None else config.dim // heads
+            wanted, device, dtype, None if heads is None else config.dim // heads
         )
     streams: Any = config
     return _own_backend(wanted, stream_backends(streams, device) if own == TILES else (own,))

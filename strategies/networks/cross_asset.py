@@ -62,7 +62,7 @@ class CrossAssetConfig:
             extra_json_schema=keys.DERIVED,
         ),
     ] = ()
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 2
     heads: keys.Heads = 4

@@ -45,7 +45,7 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     WatchedBlocks,
 )
-from tracepaper.strategies.networks.encodings import Phases, clock_codes, turns
+from tracepaper.strategies.networks.encodings import Phases, clock_code, turns
 from tracepaper.strategies.networks.flash import Block, FlashConfig
 from tracepaper.strategies.networks.keys import WINDOW_MAX
 from tracepaper.strategies.networks.multi_timeframe import (
@@ -67,7 +67,7 @@ class CrossConfig(keys.ReadKeys):
     Of one-minute bars the defaults are 96 minutes and the last 64 quarters of an hour.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 2
     heads: keys.Heads = 4
@@ -96,7 +96,6 @@ class CrossConfig(keys.ReadKeys):
         str,
         Meta(
             description="A symbol whose closed bars are asked in place of the own slower ones.",
-            extra_json_schema=keys.NEWER,
         ),
     ] = ""
 
@@ -255,9 +254,7 @@ class CrossNetwork(Network):
         wide = config.columns[0].stop
         self.embed = nn.Linear(wide, config.dim)
         self.embed_slower = nn.Linear(2 * wide, config.dim)
-        _, self.clock = clock_codes(
-            config.dim, config.interval_minutes, time_of_week=False, clock=config.clock
-        )
+        self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
         self.layers = nn.ModuleList(CrossLayer(trunk, depth) for depth in range(config.layers))
         self.norm = nn.LayerNorm(config.dim)
         self.heads = Heads(

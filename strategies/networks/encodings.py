@@ -486,9 +486,6 @@ class ClockCode(nn.Module):
         return self.project(columns.to(self.project.weight.dtype))
 
 
-def clock_codes(
-    dim: int, interval_minutes: int, *, time_of_week: bool, clock: Sequence[str]
-) -> tuple[ClockCode | None, ClockCode | None]:
-    """Return the codes of the week and of the clocks that an architecture names, None for none."""
-    week = ClockCode(("week",), dim, interval_minutes) if time_of_week else None
-    return week, ClockCode(clock, dim, interval_minutes) if clock else None
+def clock_code(dim: int, interval_minutes: int, clock: Sequence[str]) -> ClockCode | None:
+    """Return the code of the clocks that an architecture names, None for none."""
+    return ClockCode(clock, dim, interval_minutes) if clock else None

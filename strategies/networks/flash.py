@@ -4,8 +4,7 @@ Read top to bottom: configuration, a block, the network. Each bar sees itself an
 bars before it in every layer, so a new bar can be computed from cached keys and values, and the
 answer depends on ``layers * (window - 1) + 1`` bars: the receptive field. The same code with
 ``mask = "full"`` is the classic form over a window that ends now, and with ``mask = "causal"`` that
-of a decoder, in which no bar of that window sees a later one; with ``mask = "blocks"`` each sees
-some blocks of the earlier ones.
+of a decoder, in which no bar of that window sees a later one.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ from tracepaper.strategies.networks.encodings import (
     Phases,
     Sizes,
     check_clocks,
-    clock_codes,
+    clock_code,
     rotate,
 )
 from tracepaper.strategies.networks.keys import WINDOW_MAX, nearest
@@ -51,16 +50,14 @@ from tracepaper.strategies.networks.keys import WINDOW_MAX, nearest
 _CHOICES: Final = {
     "mlp": ("gelu", "gated"),
     "norm": ("pre", "post"),
-    "mask": ("window", "causal", "full", "blocks"),
+    "mask": ("window", "causal", "full"),
 }
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
 _MASKS: Final[dict[str, Callable[[FlashConfig], Mask]]] = {
     "window": lambda config: Mask.window(config.window),
     "causal": lambda _: Mask.causal(),
     "full": lambda _: Mask.full(),
-    "blocks": lambda config: _mask_of(config.blocks),
 }
-_BLOCKS: Final = 4
 _FEW_ROWS: Final = 16
 _RATES: Final = ("dropout", "stochastic_depth")
 
@@ -73,14 +70,13 @@ class FlashConfig(keys.ReadKeys):
     much that of a bar scales the scores of the bar as a key.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 4
     heads: keys.Heads = 4
     window: keys.Window = 1088
     horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    time_of_week: keys.TimeOfWeek = False
     clock: keys.Clock = ()
     interval_minutes: keys.IntervalMinutes = 1
     gated: Annotated[
@@ -105,14 +101,8 @@ class FlashConfig(keys.ReadKeys):
     norm: keys.Norm = "pre"
     mask: Annotated[
         str,
-        Meta(description="Mask: window, which streams; over whole windows causal, full or blocks."),
+        Meta(description="Mask: window, which streams; over whole windows causal or full."),
     ] = "window"
-    blocks: Annotated[
-        tuple[Annotated[int, Meta(ge=0, le=keys.WINDOW_MAX)], ...],
-        Meta(
-            description="Mask blocks: bars of a block, then the last, each n-th and the first seen."
-        ),
-    ] = (64, 2, 4, 1)
     dropout: keys.Dropout = 0.0
     stochastic_depth: Annotated[
         float, Meta(ge=0, lt=1, description="Share of layers to skip while training.")
@@ -142,7 +132,6 @@ class FlashConfig(keys.ReadKeys):
             if broken:
                 raise ConfigInvalid(f"architecture.{sentence}.")
         check_clocks(self.clock)
-        _mask_of(self.blocks)
 
     def _rules(self) -> tuple[tuple[bool, str], ...]:
         """Return the rules that join fields: whether each is broken, and what to do then."""
@@ -169,10 +158,6 @@ class FlashConfig(keys.ReadKeys):
                 f"volatility_column is {self.volatility_column}; name the feature: volatility_gate",
             ),
             (
-                self.mask == "blocks" and self.encoding == "alibi",
-                "encoding alibi knows what a bar sees by its age alone; use rope with blocks",
-            ),
-            (
                 any(a >= b for a, b in pairwise((0.0, *self.quantiles, 1.0))),
                 "quantiles must ascend between 0 and 1",
             ),
@@ -192,17 +177,6 @@ class FlashConfig(keys.ReadKeys):
     def receptive_field(self) -> int:
         """How many rows one answer depends on."""
         return self.layers * (self.window - 1) + 1 if self.mask == "window" else self.window
-
-
-def _mask_of(blocks: Sequence[int]) -> Mask:
-    """Return the mask of a card's ``blocks``; raise ``ConfigInvalid`` where there is none."""
-    if len(blocks) != _BLOCKS or blocks[0] < 1 or min(blocks) < 0:
-        raise ConfigInvalid(
-            f"architecture.blocks is {shown(list(blocks))}; give the bars of one, at least 1, and "
-            "how many of the last, which stride and how many of the first, at least 0."
-        )
-    bars, last, stride, first = blocks
-    return Mask.sparse(bars, last=last, stride=stride, first=first)
 
 
 class Projected(NamedTuple):
@@ -339,12 +313,7 @@ class FlashNetwork(Network):
         self.mask = config.sees
         self.embed = nn.Linear(config.features, config.dim)
         self.encoding = ENCODINGS[config.encoding](Sizes(config.dim, config.heads, config.window))
-        self.week, self.clock = clock_codes(
-            config.dim,
-            config.interval_minutes,
-            time_of_week=config.time_of_week,
-            clock=config.clock,
-        )
+        self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
         self.blocks = nn.ModuleList(Block(config, depth) for depth in range(config.layers))
         self.norm = nn.LayerNorm(config.dim) if config.norm == "pre" else nn.Identity()
         self.heads = Heads(
@@ -414,9 +383,8 @@ class FlashNetwork(Network):
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
         """Return the first state [batch, time, dim] and the phases of *positions* [.., time]."""
         state = self.encoding.enter(self.embed(x), positions)
-        for code in (self.week, self.clock):
-            if code is not None:
-                state = state + code(positions)
+        if self.clock is not None:
+            state = state + self.clock(positions)
         # Differences alone matter to phases, and those of consecutive bars are alike in every row.
         phases = self.encoding.phases(positions if positions.ndim == 1 else positions[0])
         if self.config.volatility_gate:

@@ -54,7 +54,7 @@ from tracepaper.strategies.networks.architecture import (
     Outputs,
     WatchedBlocks,
 )
-from tracepaper.strategies.networks.encodings import check_clocks, clock_codes, sinusoidal_table
+from tracepaper.strategies.networks.encodings import check_clocks, clock_code, sinusoidal_table
 from tracepaper.strategies.networks.informer_decoder import (
     Decoder,
     DecoderReads,
@@ -75,7 +75,7 @@ class InformerConfig(keys.WindowKeys):
     ``seed`` draws the keys that queries sample: it belongs to the function that was learned.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 3
     heads: keys.Heads = 4
@@ -85,7 +85,6 @@ class InformerConfig(keys.WindowKeys):
         int, Meta(ge=1, le=20, description="Sampling factor of queries and keys.")
     ] = 5
     distil: Annotated[bool, Meta(description="Halve the sequence between layers.")] = True
-    time_of_week: keys.TimeOfWeek = False
     clock: keys.Clock = ()
     interval_minutes: keys.IntervalMinutes = 1
     mlp_ratio: keys.MlpRatio = 4.0
@@ -99,7 +98,6 @@ class InformerConfig(keys.WindowKeys):
             ge=0,
             le=64,
             description="Layers of the decoder; 0: the encoder answers.",
-            extra_json_schema=keys.NEWER,
         ),
     ] = 0
     start_token: Annotated[
@@ -108,7 +106,6 @@ class InformerConfig(keys.WindowKeys):
             ge=0,
             le=keys.WINDOW_MAX,
             description="Last bars that the decoder is given.",
-            extra_json_schema=keys.NEWER,
         ),
     ] = 0
 
@@ -253,12 +250,7 @@ class InformerNetwork(Network):
         # Set here alone, so that a narrower type than the base's is safe.
         self.config = config  # pyright: ignore[reportIncompatibleVariableOverride]
         self.embed = nn.Linear(config.features, config.dim)
-        self.week, self.clock = clock_codes(
-            config.dim,
-            config.interval_minutes,
-            time_of_week=config.time_of_week,
-            clock=config.clock,
-        )
+        self.clock = clock_code(config.dim, config.interval_minutes, config.clock)
         self.blocks = nn.ModuleList(SparseBlock(config) for _ in range(config.layers))
         halvings = config.layers - 1 if config.distil else 0
         self.distillings = nn.ModuleList(Distilling(config.dim) for _ in range(halvings))
@@ -458,10 +450,7 @@ class InformerNetwork(Network):
 
     def _timed(self, state: Tensor, positions: Tensor) -> Tensor:
         """Return *state* with what the clocks say at *positions*."""
-        for code in (self.week, self.clock):
-            if code is not None:
-                state = state + code(positions)
-        return state
+        return state if self.clock is None else state + self.clock(positions)
 
     def _layer(self, depth: int, state: Tensor, stages: list[Stage] | None) -> Tensor:
         """Run block *depth*, and halve time before it unless it is the first.

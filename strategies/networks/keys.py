@@ -20,8 +20,6 @@ ITEMS_MAX: Final = 64
 """Entries of a list, where its key declares no other number."""
 DERIVED: Final = {"readOnly": True}
 """Of a key that training sets from the data; the word is JSON Schema's."""
-NEWER: Final = {"x-newer": True}
-"""Of a key that older recipes and cards lack: at its default none has it, so that they stay."""
 
 # Beyond its range a number is a slip, and would fill the memory or hang.
 Features = Annotated[
@@ -51,9 +49,6 @@ Horizons = Annotated[
     Meta(description="Forecast horizons, in bars; `--set` takes times too: 5m,30m,4h."),
 ]
 Encoding = Annotated[str, Meta(description="Position encoding; ? lists all.")]
-TimeOfWeek = Annotated[
-    bool, Meta(description="Add the time of the week to each bar; clock has it as week.")
-]
 Clock = Annotated[tuple[str, ...], Meta(description="Time features to add; ? lists all.")]
 MlpRatio = Annotated[
     float, Meta(ge=0.01, le=64, description="Width of a layer's MLP, as a multiple of dim.")
@@ -83,7 +78,6 @@ class Key(NamedTuple):
     items_max: int | None  # None: no list
     text: str
     derived: bool  # training sets it from the data; no one chooses it
-    newer: bool  # left out where it is at its default
 
 
 WHOLE, NUMBER, FLAG, TEXT = "whole number", "number", "true or false", "text"
@@ -127,7 +121,6 @@ def _key(field: inspect.Field) -> Key:
         items_max,
         str(about.get("description", "")),
         derived=bool(about.get("readOnly")),
-        newer=bool(about.get("x-newer")),
     )
 
 
@@ -156,8 +149,7 @@ def checked_section(made_of: type[Any], section: Mapping[str, Any]) -> dict[str,
     keys = keys_of(made_of)
     if unknown := sorted(set(section) - set(keys)):
         raise ConfigInvalid(
-            f"architecture.{unknown[0]} is unknown{nearest(unknown[0], keys)}; remove it or use a "
-            "newer version."
+            f"architecture.{unknown[0]} is unknown{nearest(unknown[0], keys)}; remove it."
         )
     return {name: checked(keys[name], value) for name, value in section.items()}
 
@@ -187,17 +179,8 @@ class WindowKeys(ReadKeys):
 
 
 def listed(config: Any) -> dict[str, Any]:  # noqa: ANN401 - any dataclass of keys
-    """Return the fields of an architecture, tuples as lists, as a card holds it.
-
-    All of them, but a newer one (``NEWER``) at its default.
-    """
-    known = keys_of(type(config))
+    """Return the fields of an architecture, tuples as lists, as a card holds it."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
-    values = {
-        name: value
-        for name, value in values.items()
-        if not (known[name].newer and value == known[name].default)
-    }
     return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 

@@ -52,14 +52,13 @@ class LinearConfig(keys.WindowKeys):
     ``seed`` draws the random features: it belongs to the function that was learned.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 4
     heads: keys.Heads = 4
     window: keys.Window = 1088
     horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    time_of_week: keys.TimeOfWeek = False
     clock: keys.Clock = ()
     interval_minutes: keys.IntervalMinutes = 1
     mlp_ratio: keys.MlpRatio = 4.0

@@ -28,7 +28,7 @@ _POSITIVE: Final = ("features", "dim", "layers", "window")
 class LstmConfig(keys.WindowKeys):
     """The architecture; it is stored in a model's card as ``[architecture]``."""
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 1
     window: keys.Window = 64

@@ -46,7 +46,7 @@ class MultiscaleConfig(keys.ReadKeys):
     each are seen: of one-minute bars the defaults are 1, 5, 15, 60 and 240 minutes.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 3
     heads: keys.Heads = 4

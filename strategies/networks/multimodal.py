@@ -60,7 +60,7 @@ class TradingConfig(keys.WindowKeys):
     the features tell it when a network is trained. Without it all are of the first modality.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 32
     layers: keys.Layers = 3
     heads: keys.Heads = 4
@@ -89,7 +89,7 @@ class TradingConfig(keys.WindowKeys):
         Meta(
             description="Group of levels of each feature of an order book; the schema tells.",
             max_length=4_096,
-            extra_json_schema={**keys.DERIVED, **keys.NEWER},
+            extra_json_schema=keys.DERIVED,
         ),
     ] = ()
     horizons: keys.Horizons = (5, 30, 240)
@@ -110,7 +110,6 @@ class TradingConfig(keys.WindowKeys):
         bool,
         Meta(
             description="Also learn the largest rise, by which a short may lose on the way.",
-            extra_json_schema=keys.NEWER,
         ),
     ] = False
     regimes: Annotated[

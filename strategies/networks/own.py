@@ -92,7 +92,7 @@ class OwnConfig(keys.WindowKeys):
     ``source_sha256`` is that of the class's source files: another class is another function.
     """
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 64
     layers: keys.Layers = 2
     heads: keys.Heads = 4
@@ -101,7 +101,6 @@ class OwnConfig(keys.WindowKeys):
     ] = 128
     horizons: keys.Horizons = (5, 30, 240)
     encoding: keys.Encoding = "rope"
-    time_of_week: keys.TimeOfWeek = False
     clock: keys.Clock = ()
     interval_minutes: keys.IntervalMinutes = 1
     mlp_ratio: keys.MlpRatio = 4.0

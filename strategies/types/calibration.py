@@ -138,7 +138,7 @@ class GateCoverage(Struct, frozen=True, forbid_unknown_fields=True):
 
     share: float
     thresholds: dict[str, float]  # of those gates, by name
-    regimes: tuple[str, ...] = ("MOMENTUM", "MIXED")  # those of ``gate.regimes``; as older cards
+    regimes: tuple[str, ...]  # those of ``gate.regimes``
 
     def __post_init__(self) -> None:
         """Refuse what is no share; raises ``ValueError``."""

@@ -106,7 +106,7 @@ def registered_names() -> dict[str, Iterable[str]]:
         ],
         "Diagnostics": [*BASELINES, *Rule],
         "Plots": charts(),
-        "Calls": [*attention.__all__, *(set(rollout_kernels.BACKENDS) - {"reference"})],
+        "Calls": [*attention.__all__, *rollout_kernels.BACKENDS],
     }
 
 

@@ -132,7 +132,7 @@ def test_report_and_doctor_know_a_class(folder: Path, capsys: pytest.CaptureFixt
     assert "MOMENTUM" not in said_in(page)
     capsys.readouterr()
     invoke(["doctor", "-c", str(EXAMPLES / "boosted_tree.toml")])
-    assert "mean_return, from 512 bars" in capsys.readouterr().out
+    assert "mean_return, from 480 bars" in capsys.readouterr().out
     invoke(["models", str(folder / "replay.db.checkpoints")])
     assert "boosted_tree:BoostedTree" in capsys.readouterr().out
 

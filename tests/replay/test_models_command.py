@@ -217,7 +217,7 @@ def judged(folder: Path, qlike: list[float], signs: list[float], **more: object)
     """Write a checkpoint whose card holds figures of these beside persistence at 30 bars."""
     card = {**models.card(horizon=30), "honesty": {"sentences": []}, **more}
     other = {"qlike": {"model": [0.1, 0.01], "ewma": [0.9, 0.01]}}
-    card["features"] = {"schema_id": "v1", "lookback": 20}
+    card["features"] = {"schema_id": "v2-1m", "lookback": 20}
     card["figures"] = {
         "5": other,
         "30": {

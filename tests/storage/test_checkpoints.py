@@ -32,7 +32,7 @@ def card() -> dict[str, Any]:
     return {
         "model": {"kind": "flash", "name": "tiny"},
         "architecture": {"dim": 8, "horizons": [5, 30]},
-        "features": {"schema_id": "v1"},
+        "features": {"schema_id": "v2-1m"},
         "market": {"interval": "1"},
         "calibration": {"content_free": 0.0, "slope": {"5": 0.5}},
     }

@@ -136,8 +136,11 @@ def test_a_cell_is_left_only_for_one_that_is_nearer_by_the_hysteresis() -> None:
 
 
 def test_a_coverage_counts_for_its_very_thresholds() -> None:
-    known = (GateCoverage(0.25, {"confidence": 0.5}), GateCoverage(0.75, {"confidence": 0.01}))
     two, every = ("MIXED", "MOMENTUM"), ("MOMENTUM", "MIXED", "MEAN_REVERSION")
+    known = tuple(
+        GateCoverage(share, {"confidence": least}, two)
+        for share, least in ((0.25, 0.5), (0.75, 0.01))
+    )
     assert share_of(known, {"confidence": 0.5}, two) == 0.25
     assert share_of(known, {"confidence": 0.5, "edge": 1.0}, two) is None
     assert share_of(known, {"confidence": 0.5}, every) is None
@@ -150,7 +153,7 @@ def changed(name: str, **values: object) -> dict[str, Any]:
         "quantiles": {"confidence": list(QUANTILES["confidence"])},
         "confidence": msgspec.to_builtins(FITTED),
         "regimes": msgspec.to_builtins(CELLS),
-        "coverage": [{"share": 0.5, "thresholds": {"confidence": 0.5}}],
+        "coverage": [{"share": 0.5, "thresholds": {"confidence": 0.5}, "regimes": ["MIXED"]}],
     }
     if name == "coverage":
         whole["coverage"][0] |= values
@@ -171,7 +174,7 @@ def test_a_card_gives_back_what_it_was_given() -> None:
     found = build(changed(""), models.network().state_dict()).calibration
     assert found is not None
     assert (found.confidence, found.cells) == (FITTED, CELLS)
-    assert found.coverage == (GateCoverage(0.5, {"confidence": 0.5}),)
+    assert found.coverage == (GateCoverage(0.5, {"confidence": 0.5}, ("MIXED",)),)
 
 
 @pytest.mark.parametrize(("name", "values", "said"), [

@@ -91,11 +91,13 @@ def test_features_of_an_archive_and_bar_by_bar_are_equal_with_covariates() -> No
     ]
     at = np.arange(3, 560, 11) * MINUTE_MS + 17
     rows = rows_of(at, np.random.default_rng(1).normal(size=(len(at), 2)))
-    wide = with_covariates(schema("v1"), CovariateColumns(SCALE, FixedCovariates("", {"": rows})))
+    wide = with_covariates(
+        schema("v2-1m"), CovariateColumns(SCALE, FixedCovariates("", {"": rows}))
+    )
     assert wide.names[-3:] == ("vector_mood", "vector_heat", AGE)
     whole = compute(wide, columns(bars))
-    plain = compute(schema("v1"), columns(bars))
-    assert np.array_equal(whole.values[:, :30], plain.values, equal_nan=True)
+    plain = compute(schema("v2-1m"), columns(bars))
+    assert np.array_equal(whole.values[:, :78], plain.values, equal_nan=True)
     streams = FeatureStreams(wide)
     stepped = np.concatenate([streams.step([one]).values for one in bars])
     assert np.array_equal(stepped[whole.first :], whole.values[whole.first :])

@@ -24,12 +24,12 @@ from tracepaper.strategies.other_symbol import (
 from tracepaper.strategies.types.market import Bar, Closed, Event
 
 COUNT = 540
-V1 = schema("v1")
+SCHEMA = schema("v2-1m")
 LAST = COUNT - 1
 
 
 def shown(events: Iterable[Event]) -> RunOtherBars:
-    source = RunOtherBars(LEADER, "v1")
+    source = RunOtherBars(LEADER, "v2-1m")
     for event in events:
         source.see(event)
     return source
@@ -45,19 +45,22 @@ def knows(source: RunOtherBars, place: int, symbol: str = LED) -> bool:
 
 def test_the_row_of_a_bar_is_the_feature_row_of_the_others_bar_of_its_close() -> None:
     source = shown(closes(COUNT))
-    leader = compute(V1, columns(bars_of(candles(LEADER, COUNT))))
+    leader = compute(SCHEMA, columns(bars_of(candles(LEADER, COUNT))))
     times = np.concatenate([close_of(place) for place in (LAST - 20, LAST)])
-    found = OtherColumns.of(V1.names, source).at(LED, times, 60_000)
+    found = OtherColumns.of(SCHEMA.names, source).at(LED, times, 60_000)
     assert np.array_equal(found, leader.values[[LAST - 20, LAST]])
-    known = KnownOtherBars(LEADER, V1.names, times, leader.values[[LAST - 20, LAST]])
-    assert np.array_equal(OtherColumns.of(V1.names, known).at(LED, times, 60_000), found)
+    known = KnownOtherBars(LEADER, SCHEMA.names, times, leader.values[[LAST - 20, LAST]])
+    assert np.array_equal(OtherColumns.of(SCHEMA.names, known).at(LED, times, 60_000), found)
     assert np.isnan(known.at(LED, times + 1).values).all()
     assert np.isnan(known.at(LEADER, times).values).all()
 
 
 def test_its_first_rows_and_the_rows_of_the_symbol_itself_are_unknown() -> None:
     source = shown(closes(COUNT))
-    assert [knows(source, place) for place in (V1.lookback - 2, V1.lookback - 1)] == [False, True]
+    assert [knows(source, place) for place in (SCHEMA.lookback - 2, SCHEMA.lookback - 1)] == [
+        False,
+        True,
+    ]
     assert not knows(source, LAST, LEADER)
     assert not knows(source, LAST, "CCCUSDT")  # nothing of it has come
 
@@ -105,8 +108,8 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
 ) -> None:
     events = list(closes(COUNT, lacks=lacks, late=late))
     own = [event for event in events if isinstance(event, Bar) and LED in event.instrument]
-    source = RunOtherBars(LEADER, "v1")
-    wide = with_covariates(V1, OtherColumns.of(V1.names, source))
+    source = RunOtherBars(LEADER, "v2-1m")
+    wide = with_covariates(SCHEMA, OtherColumns.of(SCHEMA.names, source))
     step = FeatureWindow(20, wide)
     sigmas: list[float] = []
     asking: Bar | None = None
@@ -123,13 +126,13 @@ def test_a_window_taken_at_once_is_that_of_bars_taken_one_by_one(
                 sigmas.append(step.take(asking))
                 asking = None
     scan, warmed = FeatureWindow(20, wide), FeatureWindow(20, wide)
-    assert np.array_equal(list(scan.take_all(own)), sigmas[-len(own) + V1.lookback - 1 :],
+    assert np.array_equal(list(scan.take_all(own)), sigmas[-len(own) + SCHEMA.lookback - 1 :],
                           equal_nan=True)  # fmt: skip
-    assert len(list(warmed.take_all(own[-(19 + V1.lookback) :]))) == 20
+    assert len(list(warmed.take_all(own[-(19 + SCHEMA.lookback) :]))) == 20
     assert np.array_equal(scan.rows.view(), step.rows.view())
     assert np.array_equal(warmed.rows.view(), step.rows.view())
     row = scan.rows.view()[530 - COUNT]
-    assert bool((row[len(V1.names) : -1] == 0).all()) == (530 in lacks and not late)
+    assert bool((row[len(SCHEMA.names) : -1] == 0).all()) == (530 in lacks and not late)
     assert np.isnan(sigmas[-20:]).sum() == refused
 
 
@@ -139,4 +142,4 @@ def test_a_card_that_names_no_text_and_a_source_of_something_else_are_refused() 
     with pytest.raises(CheckpointMismatch, match="must name a symbol"):
         other_of({"architecture": {"other_symbol": 3}})
     with pytest.raises(ConfigInvalid, match="leave --covariates and --depth out"):
-        asked(V1, FixedCovariates("", {}))
+        asked(SCHEMA, FixedCovariates("", {}))

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from tracepaper.daemon.session.models import SIZED_BY
 from tracepaper.strategies.book_features import PREFIX, BookReading
-from tracepaper.strategies.features.rows import SETS, schema
+from tracepaper.strategies.features.rows import schema, schema_ids
 from tracepaper.strategies.forecasters.outputs import forecasts
 from tracepaper.strategies.gates.gate import GATES, Gate, ThresholdKey
 from tracepaper.strategies.networks.architecture import HEADS, Heads, Outputs
@@ -59,7 +59,7 @@ def _moved(part: torch.Tensor) -> torch.Tensor:
 
 def modalities(known: Mapping[str, tuple[str, ...]]) -> list[str]:
     """Name the modalities of which no feature schema, covariate or order book has a column."""
-    columns = [name for one in SETS for name in schema(one).names] + ["vector_mood"]
+    columns = [name for one in schema_ids() for name in schema(one).names] + ["vector_mood"]
     columns += [PREFIX + name for name in BookReading(levels=1, every_ms=1).columns]
     of = {next(m for m, begins in known.items() if one.startswith(begins)) for one in columns}
     return [name for name in known if name not in of]

@@ -16,7 +16,7 @@ from tracepaper.strategies.features import rows
 from tracepaper.strategies.networks.flash import FlashConfig
 
 SMALL = FlashConfig(dim=16, layers=2, heads=2, window=40, horizons=(5, 30))
-CONTEXT = 2 * 39 + rows.schema("v1").lookback
+CONTEXT = 2 * 39 + rows.schema("v2-1m").lookback
 BARS = CONTEXT + 80
 LAST = BARS  # sequence 0 is the model's start, then one bar a step
 

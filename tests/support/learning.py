@@ -31,9 +31,8 @@ WINDOW = 24
 FORMS: dict[str, dict[str, Any]] = {
     "flash": {"kind": "flash", "layers": 2},
     "volatile": {"kind": "flash", "layers": 2, "volatility_gate": "sigma_level"},
-    "classic": {"kind": "flash", "mask": "full", "time_of_week": True, "gated": True},
+    "classic": {"kind": "flash", "mask": "full", "clock": ["week"], "gated": True},
     "decoder": {"kind": "flash", "mask": "causal", "encoding": "alibi", "norm": "post"},
-    "blocks": {"kind": "flash", "layers": 2, "mask": "blocks", "blocks": [4, 1, 3, 1]},
     "clocked": {"kind": "flash", "encoding": "context", "clock": ["sessions", "month", "halving"]},
     "informer": {"kind": "informer", "layers": 2, "factor": 2},
     "generative": {
@@ -99,7 +98,7 @@ def learnable(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int 
 
 def segment(count: int, *, seed: int = 0, symbol: str = "AAAUSDT", start: int = 0) -> Segment:
     """Return ``learnable`` candles as one segment."""
-    found = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v1"))
+    found = segments_of(learnable(count, seed=seed, symbol=symbol, start=start), schema("v2-1m"))
     return found[0]
 
 

@@ -64,7 +64,7 @@ def card(config: AnyConfig = SMALL, **calibration: Any) -> dict[str, Any]:
     return {
         "model": {"kind": kind_of(config), "id": "0123456789ab", "sha256": "01" * 32},
         "architecture": architecture,
-        "features": {"schema_id": "v1"},
+        "features": {"schema_id": "v2-1m"},
         "market": {"interval": "1"},
         "calibration": calibration,
     }
@@ -92,7 +92,7 @@ TOGETHER_EVERY = 3
 def together(folder: Path, kind: str = "portfolio") -> Path:
     """Write a checkpoint of *kind* over three symbols, its weights drawn by chance."""
     torch.manual_seed(7)
-    known = schema("v1")
+    known = schema("v2-1m")
     config = CrossAssetConfig(
         symbols=TOGETHER, features=len(known.names), dim=8, layers=1, heads=2, window=8,
         horizons=(3, 5), allocation=kind == "portfolio", every=TOGETHER_EVERY,

@@ -32,7 +32,7 @@ from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Retrained, RunKind
 
 CONFIG = replace(models.SMALL, layers=1, window=16)
-CONTEXT = 16 + 512 - 1
+CONTEXT = 16 + 480 - 1
 NOTHING: dict[str, Any] = {"bars": 0, "days": 0, "difference": None, "error": None, "p": None}
 ANSWERS = """
 import os, pathlib, signal, sys, time

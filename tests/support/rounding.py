@@ -26,13 +26,12 @@ def gamma(roundings: float, dtype: torch.dtype) -> float:
     return error / (1.0 - error)
 
 
-def entry_roundings(*, dim: int, keys: int, score: float, bias: float = 0.0) -> float:
+def entry_roundings(*, dim: int, keys: int, score: float) -> float:
     """Return the roundings of an entry ``exp(score - logsumexp)`` of an attention matrix.
 
     An exponential makes a relative error of what was an absolute one, so what rounds in a score up
     to *score* counts by that size. The score is one sum over *dim*, scaled, to base 2 and less the
-    logsumexp, which was formed of such scores in a sum over *keys*; *bias* is what else the
-    exponent adds.
+    logsumexp, which was formed of such scores in a sum over *keys*.
     """
-    largest = score + math.log(keys) + bias
+    largest = score + math.log(keys)
     return 2 * (dim + 4) * score + 4 * largest + keys + 4 * FUNCTION

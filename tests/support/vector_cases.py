@@ -12,8 +12,8 @@ from tracepaper.storage import checkpoints
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.multimodal import TradingConfig, by_names
 
-NAMES = (*schema("v1").names, "vector_mood", "vector_age")
-CONTEXT = 512 + 8
+NAMES = (*schema("v2-1m").names, "vector_mood", "vector_age")
+CONTEXT = 480 + 8
 """Bars that it is warmed with."""
 
 

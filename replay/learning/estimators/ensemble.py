@@ -19,7 +19,7 @@ from torch import Tensor
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.dataset import Dataset, full_id
+from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
     Answers,
     CandleEstimator,
@@ -51,7 +51,7 @@ from tracepaper.replay.learning.evaluation.gates import (
 from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.evaluation.user_class import NORMAL, OF_MODEL, figures_of
 from tracepaper.replay.learning.inspection.model import Mix
-from tracepaper.replay.learning.recipe import Recipe
+from tracepaper.replay.learning.recipe import SCHEMA, Recipe
 from tracepaper.replay.learning.splits import Part, iso, split_by
 from tracepaper.replay.learning.statistics import (
     VARIANCE_FLOOR,
@@ -67,7 +67,7 @@ from tracepaper.replay.report.metrics import is_credible
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.features.rows import schema, wider
+from tracepaper.strategies.features.rows import schema, schema_of, wider
 from tracepaper.strategies.forecasters.build import HALVES, known_kind, part_of, tensors_of
 from tracepaper.strategies.forecasters.tabular import (
     ENSEMBLE,
@@ -99,7 +99,7 @@ class EnsembleKeys:
     """``[ensemble]``: the kind of the model of rows, and its feature schema."""
 
     kind: str = "tree"
-    schema_id: str = "v1"
+    schema_id: str = SCHEMA
 
 
 class EnsembleEstimator(CandleEstimator):
@@ -160,7 +160,7 @@ class EnsembleEstimator(CandleEstimator):
             )
         split = split_by(recipe.split, recipe.horizons)
         own = self._read(network, request, network.schema_id, split)
-        both = (schema(full_id(one.schema_id, own.interval_ms)) for one in (network, rows))
+        both = (schema_of(one.schema_id, own.interval_ms) for one in (network, rows))
         wide = wider(*both).schema_id
         if wide == own.schema.schema_id:
             return own

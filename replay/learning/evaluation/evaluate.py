@@ -398,20 +398,15 @@ def compared_with(judgement: SpanJudgement, loss: str, horizon: int) -> dict[str
 def on_same_bars(
     one: HorizonForecasts, other: HorizonForecasts
 ) -> tuple[HorizonForecasts, HorizonForecasts]:
-    """Return both models' own forecasts of the bars of both, in the units and labels of *one*."""
+    """Return both models' own forecasts of the bars of both, with the labels of *one*."""
     _, at, place = np.intersect1d(one.keys, other.keys, return_indices=True)
-    ratio = other.unit[place] / one.unit[at]
-    mine = _alone(one, at, np.ones(len(at)))
-    theirs = _alone(other, place, ratio)
+    mine, theirs = _alone(one, at), _alone(other, place)
     labels = ("keys", "days", "value", "classes", "variance", "unit")
     return mine, replace(theirs, **{name: getattr(mine, name) for name in labels})
 
 
-def _alone(
-    one: HorizonForecasts, rows: NDArray[np.int64], ratio: NDArray[np.float64]
-) -> HorizonForecasts:
-    """Return the model's own forecasts of *rows*, in units that are *ratio* times as large."""
-    mean, variance = one.mean[rows] * ratio, one.variances[OWN][rows] * ratio**2
+def _alone(one: HorizonForecasts, rows: NDArray[np.int64]) -> HorizonForecasts:
+    """Return the model's own forecasts of *rows*."""
     return replace(
         one,
         keys=one.keys[rows],
@@ -420,11 +415,11 @@ def _alone(
         classes=one.classes[rows],
         variance=one.variance[rows],
         unit=one.unit[rows],
-        mean=mean,
-        scale=one.scale[rows] * ratio,
+        mean=one.mean[rows],
+        scale=one.scale[rows],
         dof=one.dof[rows],
         logits=one.logits[rows],
-        means={OWN: mean},
-        variances={OWN: variance},
-        quantiles={level: of[rows] * ratio for level, of in one.quantiles.items()},
+        means={OWN: one.mean[rows]},
+        variances={OWN: one.variances[OWN][rows]},
+        quantiles={level: of[rows] for level, of in one.quantiles.items()},
     )

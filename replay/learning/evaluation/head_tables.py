@@ -522,5 +522,5 @@ def ranks_of_both(
         said = found.mean if across is None else across.relative[found.horizon]
         order = np.argsort(found.keys)
         rows = order[np.searchsorted(found.keys, mine.keys, sorter=order)]
-        ranks.append(close_ranks(mine, (said * found.unit)[rows] / mine.unit))
+        ranks.append(close_ranks(mine, said[rows]))
     return ranks[0], ranks[1]

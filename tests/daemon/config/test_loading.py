@@ -239,7 +239,7 @@ OTHER: dict[str, dict[str, object]] = {
     "exchange": {"ping_s": 3.0},
     "strategy": {"fast": 3},
     "model": {"threads": 2},
-    "features": {"schema": "v1"},
+    "features": {"schema": "v2"},
     "gate": {"edge": "2"},
     "regime": {"hysteresis": "0.2"},
     "sizing": {"quantity": "2"},

@@ -72,7 +72,7 @@ def test_a_run_without_a_model_attends_by_nothing() -> None:
     assert run.backend == start_event(None, warm_from=(), market_ms=1).backend == ""
 
 
-@pytest.mark.parametrize("backend", ["flash_attn", "sdpa", "reference"])
+@pytest.mark.parametrize("backend", ["flash_attn", "sdpa"])
 def test_a_backend_that_the_checkpoint_cannot_use_is_refused(backend: str) -> None:
     config = Config(model=ModelSection(backend=backend))
     for ask in (models.load_forecaster, models.chosen_backend):

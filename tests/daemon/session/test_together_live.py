@@ -29,8 +29,6 @@ from tracepaper.strategies.types.market import Bar, Category
 
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
-
-
 def data(*, shorter: int = 0) -> list[Candles]:
     """Return the candles of all symbols; of the second without the *shorter* first ones."""
     found = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]

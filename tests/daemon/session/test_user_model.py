@@ -92,11 +92,11 @@ def test_it_answers_once_its_whole_past_is_known(folder: Path) -> None:
     assert first[2].model_id == model.model_id
 
 
-@pytest.mark.parametrize("schema", ["{module}:features", "v1"])
+@pytest.mark.parametrize("schema", ["{module}:features", "v2"])
 def test_warmed_stepped_and_scanned_it_answers_alike(folder: Path, schema: str) -> None:
     body = ROWS.replace("{module}:features", schema)
     whole = made(folder, body)
-    given = bars(560 if schema == "v1" else 40)
+    given = bars(560 if schema == "v2" else 40)
     stepped = answers(whole, given)
     warmed = made(folder, body)
     warmed.warm(BTC, given[:-5])
@@ -262,9 +262,14 @@ def test_another_schema_by_the_configuration_is_another_model(folder: Path) -> N
     name = written(folder, PLAIN)
     given = {"model": {"class": f"{name}:Mine"}}
     own = load_model(load(None, given))
-    v1 = load_model(load(None, {**given, "features": {"schema": "v1"}}))
-    assert (own.context, v1.context) == (3, 512)
-    assert own.model_id != v1.model_id
+    minutes, hours = (
+        load_model(
+            load(None, {**given, "features": {"schema": "v2"}, "market": {"interval": text}})
+        )
+        for text in ("1m", "1h")
+    )
+    assert (own.context, minutes.context, hours.context) == (3, 480, 240)
+    assert len({own.model_id, minutes.model_id, hours.model_id}) == 3
 
 
 def test_thresholds_fall_to_plain_numbers_or_ask_for_one(folder: Path) -> None:
@@ -402,7 +407,7 @@ def test_torch_and_onnx_serve(folder: Path) -> None:
 
 
 def test_a_checkpoint_sees_what_its_card_says() -> None:
-    for asked in ("mine:features", "v1"):
+    for asked in ("mine:features", "v2"):
         said = rf"schema = '{asked}' is for a class of your own, and the checkpoint sees tree-1m"
         with pytest.raises(ConfigInvalid, match=said):
             load_forecaster(load(None, {"features": {"schema": asked}}))

@@ -247,7 +247,7 @@ async def test_what_an_account_holds_is_valued_by_its_past_before_the_first_deci
 class Reads(FixedForecaster):
     """A model that reads the bars of another symbol of the run."""
 
-    vectors = RunOtherBars("M00USDT", "v1")
+    vectors = RunOtherBars("M00USDT", "v2-1m")
 
 
 @pytest.mark.parametrize(("model", "first"), [(FixedForecaster, 50), (Reads, 60)])

@@ -75,7 +75,7 @@ def test_a_bar_of_whole_windows_is_measured_beside_its_network(tmp_path: Path) -
     config = InformerConfig(dim=8, layers=2, heads=2, window=24, factor=2)
     folder = checkpoint(tmp_path, "informer", config, InformerNetwork(config).state_dict())
     figures = measure_windows(folder, 40)
-    assert figures["network"] == "2 layers, window 24, width 8, 30 features"
+    assert figures["network"] == "2 layers, window 24, width 8, 78 features"
     for name in ("network_forward", "network_explained", "dense_forward", "dense_explained"):
         assert figures[f"bar_to_{name}"] == figures["bar_ms"] / figures[f"{name}_ms"] > 0
 

@@ -77,7 +77,7 @@ def test_contributions_add_up_by_feature_and_by_bar(full: Full) -> None:
     by_feature = sum(move.all_bars for move in moves.features)
     assert by_feature == pytest.approx(sum(moves.by_bar))
     assert by_feature - moved == pytest.approx(moves.gap)
-    assert abs(moves.gap) < 0.01 * abs(moved)
+    assert abs(moves.gap) < 0.05 * abs(moved)
     assert sum(move.decided_bar for move in moves.features) == pytest.approx(moves.by_bar[-1])
     assert moves.rank_correlation is not None
     assert -1.0 <= moves.rank_correlation <= 1.0

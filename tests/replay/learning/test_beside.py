@@ -1,4 +1,4 @@
-"""``evaluate --compare``: other models on the same bars, by the units and labels of the first."""
+"""``evaluate --compare``: other models on the same bars, by the labels of the first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +25,6 @@ from tracepaper.replay.learning.evaluation.evaluate import (
     SpanJudgement,
     compared_with,
     judge_checkpoint,
-    on_same_bars,
 )
 from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
 from tracepaper.replay.learning.evaluation.tables import tables_across, tables_of
@@ -73,9 +71,15 @@ def quiet(_: object) -> None:
     """Say nothing."""
 
 
-def glm(folder: Path, candles: str, schema_id: str, parts: Split = SPLIT, **more: Any) -> Path:
+def glm(
+    folder: Path,
+    candles: str,
+    parts: Split = SPLIT,
+    *,
+    schema_id: str = "v2-1m",
+    horizons: tuple[int, ...] = HORIZONS,
+) -> Path:
     """Train a glm on features of that schema; return its folder."""
-    horizons = more.pop("horizons", HORIZONS)
     material = Dataset.read([candles], lambda _: parts, horizons, schema_id)
     document = {
         "model": {"kind": "glm", "name": folder.name},
@@ -103,13 +107,13 @@ def candles(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def first(folder: Path, candles: str) -> Path:
-    return glm(folder / "first", candles, "v1")
+    return glm(folder / "first", candles)
 
 
 @pytest.fixture(scope="module")
-def wide(folder: Path, candles: str) -> Path:
-    """Return a model whose features have another unit of return."""
-    return glm(folder / "wide", candles, "v2-1m")
+def other(folder: Path, candles: str) -> Path:
+    """Return a model of fewer bars of training."""
+    return glm(folder / "other", candles, split(3, 4.6, 5.3))
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +134,9 @@ def network(folder: Path, candles: str) -> Path:
     return folder / "net"
 
 
-def judged(path: Path, candles: str, schema_id: str, span: NamedSpan) -> SpanJudgement:
+def judged(path: Path, candles: str, span: NamedSpan) -> SpanJudgement:
     found = load(path)
-    material = Dataset.read([candles], lambda _: SPLIT, HORIZONS, schema_id)
+    material = Dataset.read([candles], lambda _: SPLIT, HORIZONS)
     return judge_checkpoint(found.card, found.tensors, material, span, bars=600)
 
 
@@ -142,7 +146,7 @@ def at(one: SpanJudgement, horizon: int) -> HorizonForecasts:
 
 def test_models_of_every_kind_are_held_to_the_same_bars(
     first: Path,
-    wide: Path,
+    other: Path,
     network: Path,
     candles: str,
     tmp_path: Path,
@@ -151,7 +155,7 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
     page = tmp_path / "page.html"
     words = ["evaluate", str(network), "--data", candles, "--holdout", AS_TEXT, "--json"]
     words += [*choose("evaluation.threads=1", "evaluation.explained_bars=600"), "--html", str(page)]
-    others = [str(first), str(wide), "beside_mine:Mine"]
+    others = [str(first), str(other), "beside_mine:Mine"]
     for name in others:
         words += ["--compare", name]
     assert invoke(words) == 0
@@ -175,22 +179,20 @@ def test_models_of_every_kind_are_held_to_the_same_bars(
 
 
 def test_the_difference_is_that_of_losses_in_log_returns(
-    first: Path, wide: Path, candles: str, capsys: pytest.CaptureFixture[str]
+    first: Path, other: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """By the definition, from each model judged alone."""
-    words = ["evaluate", str(first), "--data", candles, "--compare", str(wide), "--json"]
+    words = ["evaluate", str(first), "--data", candles, "--compare", str(other), "--json"]
     dates = ["--from", iso(TEN_DAYS.from_ms or 0), "--to", iso(TEN_DAYS.until_ms or 0)]
     assert invoke([*words, *dates]) == 0
     tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
-    alone = [judged(path, candles, schema, TEN_DAYS) for path, schema in
-             ((first, "v1"), (wide, "v2-1m"))]  # fmt: skip
+    alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
     for horizon in HORIZONS:
-        one, other = (at(each, horizon) for each in alone)
-        assert not np.allclose(one.unit[-500:], other.unit[-500:])
-        keys = sorted(set(one.keys.tolist()) & set(other.keys.tolist()))
+        one, rival = (at(each, horizon) for each in alone)
+        keys = sorted(set(one.keys.tolist()) & set(rival.keys.tolist()))
         forecast = [
             dict(zip(each.keys.tolist(), each.variances[OWN] * each.unit**2, strict=True))
-            for each in (one, other)
+            for each in (one, rival)
         ]
         real = dict(zip(one.keys.tolist(), one.variance * one.unit**2, strict=True))
         unit = dict(zip(one.keys.tolist(), one.unit**2, strict=True))
@@ -212,22 +214,12 @@ def test_the_difference_is_that_of_losses_in_log_returns(
 def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     first: Path, candles: str
 ) -> None:
-    one = judged(first, candles, "v1", SPANS[0])
+    one = judged(first, candles, SPANS[0])
     oracle = {
         each.horizon: replace(each, variances={OWN: np.maximum(each.variance, 0.01)})
         for each in one.horizons
     }
-    # Scaled by another unit it says the same.
-    same = {
-        each.horizon: replace(
-            each,
-            unit=2.0 * each.unit,
-            mean=each.mean / 2.0,
-            variances={OWN: each.variances[OWN] / 4.0},
-            variance=each.variance / 4.0,
-        )
-        for each in one.horizons
-    }
+    same = {each.horizon: each for each in one.horizons}
     given = one.judged.given
     beside = (Rival("oracle", oracle, given), Rival("same", same, given))
     planted = replace(one, beside=beside)
@@ -237,8 +229,6 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     alone = compared_with(replace(one, beside=beside[:1]), "qlike", 30)["oracle"]
     values = holm([alone.p, found["same"].p])
     assert found["oracle"].p == pytest.approx(values[0])
-    pair = on_same_bars(at(one, 30), same[30])
-    np.testing.assert_allclose(pair[0].scale, pair[1].scale / 2.0)
     kept = {table.key for table in tables_of(planted)}
     assert {"beside_qlike_5", "beside_sign_30"} <= kept
     assert not any(key.startswith("beside") for key in (t.key for t in tables_of(one)))
@@ -253,9 +243,9 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    later = glm(folder / "later", candles, "v1", split(4, 5, 7))
-    far = glm(folder / "far", candles, "v1", horizons=(7,))
-    slow = glm(folder / "slow", candles, "v2-15m", horizons=(2,))
+    later = glm(folder / "later", candles, split(4, 5, 7))
+    far = glm(folder / "far", candles, horizons=(7,))
+    slow = glm(folder / "slow", candles, schema_id="v2-15m", horizons=(2,))
     whole = ["--from", iso(SPANS[0].from_ms or 0)]
     cases = [
         (["--compare", str(first)], "is a model that is judged already"),

@@ -233,7 +233,7 @@ def test_bars_without_a_book_are_refused_and_the_others_answered(database: Path,
     code, out, err = say("audit", "sql", asked, "--db", database, "--json")
     assert code == 0, err
     found = {row["refused_by"]: row["n"] for row in json.loads(out)}
-    assert (found["warm"], found["finite"]) == (527, HOLE[1] - HOLE[0])
+    assert (found["warm"], found["finite"]) == (495, HOLE[1] - HOLE[0])
 
 
 def test_a_run_whose_books_begin_late_is_sampled_where_there_is_none(

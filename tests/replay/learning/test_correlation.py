@@ -160,7 +160,7 @@ def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
     holed = judged(material(tmp_path / "hole", together(0.5), missing=gap))
     # Bars whose horizon crosses it, the bar itself, and those after it without their features.
     lost = len(whole.days) - len(holed.days)
-    assert lost == 30 + 1 + schema("v1").lookback - 1
+    assert lost == 30 + 1 + schema("v2-1m").lookback - 1
 
 
 def test_one_symbol_has_no_correlation(tmp_path: Path) -> None:

@@ -133,14 +133,13 @@ def test_other_candles_horizons_or_features_are_kept_apart(
 def test_a_schema_names_the_interval(paths: list[str]) -> None:
     material = Dataset.read(paths[:1], lambda _: SPLIT, "1h", "v2-15m")
     assert (material.interval_ms, material.horizons) == (FIFTEEN, (4,))
-    assert Dataset.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v1"
+    assert Dataset.read(paths[:1], lambda _: SPLIT, (5, 30)).schema.schema_id == "v2-1m"
 
 
 @pytest.mark.parametrize(
     ("schema_id", "intervals", "horizons", "sentence"),
     [
-        ("v2-5m", (FIFTEEN,), "1h", "another interval than bars of 15m; choose v2-15m"),
-        ("v1", (FIFTEEN, FIVE), "1h", "windows of the schema v1 are bars"),
+        ("v2-5m", (FIFTEEN,), "1h", "features v2-5m are not of bars of 15m; choose v2"),
         ("v2", (FIFTEEN,), "20m", "no whole number of bars of 15m"),
         ("v2", (FIFTEEN,), "soon", "neither a time nor bars"),
         ("v2", (FIFTEEN,), "1h,", "neither a time nor bars"),

@@ -63,7 +63,7 @@ def made(folder: Path) -> Checkpoint:
 def bars() -> list[Bar]:
     """Return the candles of 15 minutes."""
     minutes = learnable(22 * DAY_BARS)
-    [segment] = segments_of(minutes, schema("v1"))
+    [segment] = segments_of(minutes, schema("v2-1m"))
     whole = bars_of(segment, 0, len(segment))
     step = 15
     return [
@@ -106,7 +106,7 @@ def test_the_wider_schema_holds_the_other_from_its_first_bar_on(bars: list[Bar])
     assert wider(NARROW, WIDE) is WIDE
     assert wider(WIDE, NARROW) is WIDE
     assert wider(NARROW, NARROW) is NARROW
-    for stranger in ("v1", "v2-5m", "tree-1h"):
+    for stranger in ("v2-5m", "tree-1h"):
         with pytest.raises(ConfigInvalid, match="no part of"):
             wider(NARROW, schema(stranger))
     table = columns(bars[: WIDE.lookback + 40])
@@ -242,7 +242,9 @@ def test_what_cannot_be_had_is_one_sentence(
         return " ".join(capsys.readouterr().err.split())
 
     assert "not with 'forest'" in refused(*CHOSEN, *choose("ensemble.kind=forest"))
-    assert "no part of" in refused(*CHOSEN, *choose("ensemble.kind=tree", "ensemble.schema_id=v1"))
+    assert "tree-5m are not of bars of 15m; choose tree" in refused(
+        *CHOSEN, *choose("ensemble.kind=tree", "ensemble.schema_id=tree-5m")
+    )
     both = str(folder / "both")
     assert "are two folders, of a network and of a tree or glm" in refused(
         *choose(f"ensemble.members={both}")

@@ -31,7 +31,7 @@ from tracepaper.strategies.types.decisions import Forecast
 pytestmark = pytest.mark.slow
 
 DAYS = 6
-BARS = 2 * WINDOW + schema("v1").lookback + 20
+BARS = 2 * WINDOW + schema("v2-1m").lookback + 20
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,8 @@ def prepared(out: Path, folder: Path) -> tuple[Path, Path]:
     config.write_text(
         f'[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
         f'[model]\ncheckpoint = "{out}"\nthreads = 1\n'
-        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n',
+        '[gate]\nhorizon = 30\ndirection = "0.3"\nedge = "0.001"\n'
+        '[regime]\nmomentum = "0.9"\nmean_reversion = "0.1"\n',
         encoding="utf-8",
     )
     return config, write_csv(learnable(BARS), folder)
@@ -227,12 +228,12 @@ def test_what_a_modality_is_worth_is_asked_as_any_change_of_a_recipe(
 ) -> None:
     card = load(trained("trading")).card
     assert card["architecture"]["modalities"] == ["price", "time"]
-    other = derived(recipe_of(ablated(card, "modalities=volume")), schema("v1"), 60_000)
+    other = derived(recipe_of(ablated(card, "modalities=volume")), schema("v2-1m"), 60_000)
     assert isinstance(other.architecture, TradingConfig)
     assert other.architecture.modalities == ("volume",)
     assert TradingNetwork(other.architecture).fusion.names == ("volume",)
     with pytest.raises(ConfigInvalid, match="No feature is of the modality vectors"):
-        derived(recipe_of(ablated(card, "modalities=vectors")), schema("v1"), 60_000)
+        derived(recipe_of(ablated(card, "modalities=vectors")), schema("v2-1m"), 60_000)
 
 
 def test_correlations_of_several_symbols_are_judged_beside_ewma(

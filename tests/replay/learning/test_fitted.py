@@ -94,9 +94,12 @@ def test_trees_and_the_gamma_regression_bite(made: Checkpoint) -> None:
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        (("v0", "5 30"), "is of .?features v0, horizons 5 30: .* and the checkpoint of .*v1"),
-        (("v1", "5 60"), "is of .?features v1, horizons 5 60: .* and the checkpoint of .*5 30"),
-        (("v1", "5 30"), "holds other, which the card does not name"),
+        (("v0", "5 30"), "is of .?features v0, horizons 5 30: .* and the checkpoint of .*v2-1m"),
+        (
+            ("v2-1m", "5 60"),
+            "is of .?features v2-1m, horizons 5 60: .* and the checkpoint of .*5 30",
+        ),
+        (("v2-1m", "5 30"), "holds other, which the card does not name"),
         (b"not at all", "is no safetensors file"),
     ],
 )

@@ -241,7 +241,7 @@ def material(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> TradingNetwork:
-    names = schema("v1").names
+    names = schema("v2-1m").names
     section = {"dim": 16, "heads": 2, "layers": 2, "window": 33, "horizons": [5], "regimes": 2}
     section["runup"] = True
     # Without the time of the day, of which there are too few days to learn anything true.
@@ -420,7 +420,7 @@ def test_windows_and_chunks_carry_the_labels_of_every_step(material: Dataset) ->
 def test_the_quantiles_of_a_head_are_judged_by_the_levels_of_its_network(
     material: Dataset,
 ) -> None:
-    names, levels = schema("v1").names, (0.1, 0.5, 0.9)
+    names, levels = schema("v2-1m").names, (0.1, 0.5, 0.9)
     section = {"dim": 16, "heads": 2, "layers": 2, "window": 33, "horizons": [5]}
     config = TradingConfig.read(
         {**section, "features": len(names), **by_names({}, names), "quantiles": list(levels)}

@@ -161,7 +161,7 @@ def test_a_value_is_read_as_the_recipe_writes_it(checkpoint: Path) -> None:
     card = load(checkpoint).card
     told = {
         "clock=week,funding": ("clock", ["week", "funding"]),
-        "time_of_week=true": ("time_of_week", True),
+        "gated=true": ("gated", True),
         "encoding=alibi": ("encoding", "alibi"),
         "window=8": ("window", 8),
         "architecture.dropout=0.3": ("dropout", 0.3),

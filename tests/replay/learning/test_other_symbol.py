@@ -48,7 +48,7 @@ from tracepaper.strategies.types.market import Bar, Event
 pytestmark = pytest.mark.slow
 
 SHORT = 640
-FIRST = 511 + WINDOW - 1  # the first bar that is answered
+FIRST = 479 + WINDOW - 1  # the first bar that is answered
 HOLE = range(610, 613)  # bars of the leader that are missing
 CSV = {symbol: f"bybit_linear_{symbol}_1m.csv.gz" for symbol in (LED, LEADER)}
 
@@ -131,7 +131,7 @@ def test_the_card_has_both_symbols_and_the_columns_of_the_other(folder: Path) ->
     assert card["architecture"]["other_symbol"] == LEADER
     assert card["market"]["symbols"] == [LED, LEADER]
     names = card["features"]["names"]
-    assert names[30:] == [f"other_{name}" for name in names[:30]]
+    assert names[78:] == [f"other_{name}" for name in names[:78]]
     assert card["figures"]["30"]["bars"] <= COUNT  # the leader's own bars are not judged
 
 

@@ -106,3 +106,18 @@ def test_a_model_trained_on_all_of_it_has_nothing_to_be_judged_on(
     with importable(tmp_path):
         assert invoke(["evaluate", "oracle_late:Mine", "--data", str(waves)]) != 0
     assert "no bar of the span untouched whose outcome is known" in capsys.readouterr().err
+
+
+def test_features_of_another_interval_than_the_candles_are_refused(
+    tmp_path: Path, waves: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = ORACLE.format(**{**MEAN, "more": 'features = "v2"'})
+    (tmp_path / "oracle_wide.py").write_text(text, encoding="utf-8")
+    words = ["evaluate", "oracle_wide:Mine", "--data", str(waves), "--set", "market.interval=5m"]
+    with importable(tmp_path):
+        assert invoke(words) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "sees features v2-5m, and the candles are bars of 1m; write --set market.interval=1m"
+        in said
+    )

@@ -100,7 +100,7 @@ def test_the_card_says_what_was_done_with_what(made: Checkpoint) -> None:
     assert card["model"]["kind"] == "flash"
     assert card["model"]["id"] == made.id
     assert card["architecture"]["horizons"] == list(HORIZONS)
-    assert card["features"]["schema_id"] == "v1"
+    assert card["features"]["schema_id"] == "v2-1m"
     symbols, horizons = ["AAAUSDT", "BBBUSDT"], ["5m", "30m"]
     assert card["market"] == {"interval": "1", "symbols": symbols, "horizons": horizons}
     assert [file["bars"] for file in card["data"]["files"]] == [DAYS * DAY_BARS] * 2

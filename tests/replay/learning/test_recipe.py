@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from learning import choose, derived
+from learning import FORMS, choose, derived
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.recipe import over, read_recipe
+from tracepaper.replay.learning.recipe import Recipe, over, read_recipe
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
@@ -23,9 +23,7 @@ def test_a_printed_recipe_reads_back(kind: str) -> None:
     made = recipe_of({"model": {"kind": kind}, "training": {"steps": 7, "learning_rate": 1}})
     assert recipe_of(tomllib.loads(made.text())) == made
     known = keys_of(type(network_kinds()[kind].read({})))
-    assert set(made.document()["architecture"]) == {
-        name for name, key in known.items() if not key.newer
-    }
+    assert set(made.document()["architecture"]) == set(known)
     assert made.document()["architecture"]["dropout"] == 0.1
 
 
@@ -82,7 +80,7 @@ def test_a_row_model_has_a_recipe_of_its_own(capsys: pytest.CaptureFixture[str])
 
 
 def test_a_network_is_made_for_its_rows_and_its_interval() -> None:
-    made = recipe_of({"architecture": {"time_of_week": True}})
+    made = recipe_of({"architecture": {"gated": True}})
     fitted = derived(made, schema("v2-15m"), 900_000)
     section = fitted.document()["architecture"]
     assert (section["features"], section["interval_minutes"]) == (78, 15)
@@ -96,3 +94,36 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "half.toml").write_text("[model")
     with pytest.raises(ConfigInvalid, match="is not TOML"):
         read_recipe(tmp_path / "half.toml")
+
+
+# ---------------------------------------------------------------- its hash
+
+
+@pytest.mark.parametrize("name", [*FORMS, "crossasset", "portfolio", "tree", "glm"])
+def test_repeats_of_a_recipe_have_its_hash_and_no_other_recipe_has(name: str) -> None:
+    form = FORMS.get(name, {"kind": name})
+    section = {key: value for key, value in form.items() if key != "kind"}
+    of = {"model": {"kind": form["kind"]}, "architecture": section}
+    own = recipe_of(of).hash
+    assert recipe_of({**of, "training": {"seed": 7, "threads": 1}}).hash == own
+    assert recipe_of({**of, "training": {"learning_rate": 0.125}}).hash != own
+    assert recipe_of({**of, "features": {"schema_id": "tree-1m"}}).hash != own
+
+
+def test_an_ensemble_has_the_hash_that_its_card_has() -> None:
+    both = recipe_of({"model": {"kind": "flash"}, "ensemble": {"kind": "tree"}})
+    card = {
+        "model": {"kind": "ensemble"},
+        "parts": dict(zip(("network", "rows"), (m.document() for m in both.members), strict=True)),
+    }
+    assert recipe_of(card).hash == both.hash
+
+
+def test_a_whole_number_for_a_number_is_the_same_recipe() -> None:
+    def of(ratio: float, dropout: float) -> Recipe:
+        return recipe_of({"architecture": {"mlp_ratio": ratio, "dropout": dropout}})
+
+    assert of(4, 0) == of(4.0, 0.0)
+    assert of(4, 0).text() == of(4.0, 0.0).text()
+    assert of(4, 0).hash == of(4.0, 0.0).hash
+    assert of(3, 0).hash != of(4, 0).hash

@@ -147,7 +147,7 @@ def test_a_later_setting_wins_and_the_kind_says_which_keys_there_are() -> None:
         ("layers=999", "architecture.layers must be a whole number from 1 to 256."),
         ("layers=two", "architecture.layers must be a whole number"),
         ("gated=yes", "architecture.gated must be true or false."),
-        ("blocks=1,x", "architecture.blocks must be a whole number from 0 to 65536."),
+        ("quantiles=0.1,x", "architecture.quantiles must be a number"),
         ("training.explained_bars=3", "explained_bars must be a whole number, at least 500."),
         ("training.length=63", "training.length must be a whole number, at least 64."),
         ("model.kind=flush", "no kind of model called 'flush', the nearest is flash"),

@@ -88,8 +88,8 @@ def test_one_bar_and_many_are_answered_alike_in_every_bit(
     stepped, scanned = forecaster_of(checkpoint), forecaster_of(checkpoint, mode="scan")
     one = [stepped.step(bar) for bar in bars]
     assert one == scanned.scan(bars)
-    assert one[510] is None
-    first = one[511]
+    assert one[478] is None
+    first = one[479]
     assert first is not None
     assert first.p_up == ()
     assert first.explanation is None
@@ -98,7 +98,7 @@ def test_one_bar_and_many_are_answered_alike_in_every_bit(
     fresh = forecaster_of(checkpoint)
     fresh.warm(bars[0].instrument, bars[100:699])
     assert fresh.step(bars[699]) == one[699]
-    assert (fresh.context, fresh.measures, fresh.causal) == (512, ROW_MEASURES, True)
+    assert (fresh.context, fresh.measures, fresh.causal) == (480, ROW_MEASURES, True)
 
 
 def test_it_learns_what_the_candles_hold(checkpoint: Checkpoint) -> None:
@@ -192,7 +192,7 @@ def test_it_is_replayed_verified_and_taken_apart(
     shown = invoke("explain", "last:600", "--full", "--db", str(database))
     assert "Added by each feature, over 30 bars" in shown
     assert made["tree"].id in invoke("models", str(folder / "tree"))
-    assert "context 512 bars" in invoke("models", str(folder / "tree"))
+    assert "context 480 bars" in invoke("models", str(folder / "tree"))
 
 
 def test_a_row_model_is_examined_by_column_and_interval(
@@ -235,7 +235,7 @@ def test_a_row_model_is_examined_by_column_and_interval(
 def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) -> None:
     tensors = dict(made["tree"].tensors)
     tensors["feature"] = tensors["feature"] + 30
-    with pytest.raises(CheckpointMismatch, match="beyond the 30"):
+    with pytest.raises(CheckpointMismatch, match="beyond the 78"):
         build(made["tree"].card, save(tmp_path / "made", tensors, made["tree"].card).tensors)
     weights = tmp_path / "made" / "weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")

@@ -18,7 +18,7 @@ from tracepaper.replay.learning.splits import segments_of
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.sessions import opens_later
 
-SCHEMA = schema("v1")
+SCHEMA = schema("v2-1m")
 HALF_HOUR = 30 * 60_000
 
 
@@ -33,9 +33,9 @@ def test_a_hole_ends_a_segment_and_no_feature_looks_over_it() -> None:
 
 
 def test_a_part_too_short_for_a_row_is_left_out() -> None:
-    rows = np.delete(np.arange(1_200), [511])
+    rows = np.delete(np.arange(1_200), [479])
     segments = segments_of(slice_candles(learnable(1_200), rows), SCHEMA)
-    assert [len(segment) for segment in segments] == [688]
+    assert [len(segment) for segment in segments] == [720]
 
 
 def test_a_night_between_sessions_is_no_hole_and_a_missing_bar_is(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def test_what_is_learnt_begins_with_the_first_bar_that_has_a_vector(folder: Path
     assert own.first == FIRST  # whose close is the first at or after the first row's time
     known = np.searchsorted(AT, own.close_time_ms[FIRST:], side="right") - 1
     assert (
-        np.diff(own.values[FIRST:, 30]).astype(bool).tolist()
+        np.diff(own.values[FIRST:, 78]).astype(bool).tolist()
         == np.diff(known).astype(bool).tolist()
     )
     assert np.isnan(own.values[FIRST - 1]).all()
@@ -212,7 +212,7 @@ def test_bars_before_the_first_vector_are_refused_as_not_finite(replayed: Path, 
     code, out, err = say("audit", "sql", asked, "--db", replayed, "--json")
     assert code == 0, err
     found = {row["refused_by"]: row["n"] for row in json.loads(out)}
-    assert found == {"finite": FIRST - 527, "warm": 527}
+    assert found == {"finite": FIRST - 495, "warm": 495}
 
 
 def test_the_full_explanation_has_the_share_of_the_vectors(replayed: Path, say: Say) -> None:
@@ -359,13 +359,13 @@ def test_a_bar_that_a_sessions_end_cuts_short_has_no_row_of_later(tmp_path: Path
     joined = CovariateColumns(
         CovariateScale(("mood",), (0.0,), (1.0,)), FixedCovariates("", {"": rows})
     )
-    (segment,) = joined_to(segments_of(hours, schema("v1")), joined)
+    (segment,) = joined_to(segments_of(hours, schema("v2-1h")), joined)
     first, own = segment.first, segment.values[segment.first :]
     known = np.searchsorted(at, hours.closes_ms[first:], side="right")
-    assert own[:, 30] == pytest.approx(known / 100)
+    assert own[:, 78] == pytest.approx(known / 100)
     assert set(np.flatnonzero(np.diff(known)) + first) <= set(evening)
-    wide, bars = with_covariates(schema("v1"), joined), bars_of(hours)
+    wide, bars = with_covariates(schema("v2-1h"), joined), bars_of(hours)
     assert np.array_equal(compute(wide, columns(bars)).values[first:], own)
     streams = FeatureStreams(wide)
     stepped = np.concatenate([streams.step([one]).values for one in bars])
-    assert np.array_equal(stepped[first:, 30:], own[:, 30:])
+    assert np.array_equal(stepped[first:, 78:], own[:, 78:])

@@ -64,7 +64,7 @@ def test_a_fold_is_standardised_by_what_it_learns_from_alone(candles: str, tmp_p
     )
     (own,) = material.segments
     assert own.values.shape[1] == len(material.schema.names)
-    given = own.values[own.first :, 30]
+    given = own.values[own.first :, 78]
     assert np.abs(given[own.close_time_ms[own.first :] < LEARNT].mean()) < 0.2  # not the card's
 
 

@@ -73,7 +73,7 @@ def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
     """Write a network whose states are its assets' embeddings and whose look is planted."""
     torch.manual_seed(0)
     config = CrossAssetConfig(
-        symbols=SYMBOLS, features=len(schema("v1").names), dim=8, layers=1, heads=2, window=16,
+        symbols=SYMBOLS, features=len(schema("v2-1m").names), dim=8, layers=1, heads=2, window=16,
         horizons=(5, 30), every=5,
     )  # fmt: skip
     weights = dict(CrossAssetNetwork(config).state_dict())
@@ -86,7 +86,7 @@ def planted(folder: Path, plant: Callable[[dict[str, Tensor]], None]) -> Path:
     card = {
         "model": {"kind": "crossasset", "name": "planted"},
         "architecture": listed(config),
-        "features": {"schema_id": "v1"},
+        "features": {"schema_id": "v2-1m"},
         "market": {"interval": "1"},
         "calibration": {"horizon": 5, "quantiles": _quantiles()},
     }

@@ -22,9 +22,8 @@ TOLERANCES = {
     torch.float16: 4e-3,
     torch.bfloat16: 3e-2,
 }
-BLOCKS = Mask.sparse(48, last=1, stride=4, first=1)
-MASKS = (Mask.full(), Mask.causal(), Mask.window(100), BLOCKS)
-BACKENDS = ("auto", "sdpa", "cudnn", "flash_attn", "flex", "chunked")
+MASKS = (Mask.full(), Mask.causal(), Mask.window(100))
+BACKENDS = ("auto", "sdpa", "flash_attn", "chunked")
 
 
 @pytest.mark.parametrize("mask", [*MASKS, Mask.window(1)])
@@ -36,7 +35,7 @@ def test_attention_with_its_gradients_equals_the_definition(
     backend: str, dtype: torch.dtype, dim: int, time: int, mask: Mask
 ) -> None:
     try:
-        resolve(backend, "cuda", dtype, mask)
+        resolve(backend, "cuda", dtype)
     except AttentionInvalid:
         assert backend != "auto"
         return  # the refusals have tests of their own
@@ -64,7 +63,7 @@ def test_attention_takes_any_strides(
     layout: str, backend: str, dtype: torch.dtype, dim: int, mask: Mask
 ) -> None:
     try:
-        resolve(backend, "cuda", dtype, mask)
+        resolve(backend, "cuda", dtype)
     except AttentionInvalid:
         return  # the refusals have tests of their own
     lay, generator = LAYOUTS[layout], torch.Generator().manual_seed(dim)
@@ -159,5 +158,5 @@ def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: M
 
 def test_every_backend_of_the_device_is_named() -> None:
     names = available("cuda")
-    assert names[-1] == "reference"
-    assert {"sdpa", "chunked", "flex"} <= set(names)
+    assert names[-1] == "chunked"
+    assert "sdpa" in names

@@ -22,7 +22,7 @@ from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 
 BARS = builders.bars(900, seed=5)
-SCHEMA = rows.schema("v1")
+SCHEMA = rows.schema("v2-1m")
 WINDOW = 150
 CONTEXT = WINDOW + SCHEMA.lookback - 1
 WINDOW_BARS = builders.bars(CONTEXT + 5, seed=5)
@@ -48,7 +48,7 @@ def elsewhere() -> Iterator[None]:
 @pytest.mark.usefixtures("elsewhere")
 def test_a_stream_makes_every_tensor_where_its_weights_are(encoding: str) -> None:
     with torch.device("cpu"):
-        made = models.forecaster(replace(models.SMALL, encoding=encoding, time_of_week=True))
+        made = models.forecaster(replace(models.SMALL, encoding=encoding, clock=("week",)))
     made.warm("linear:BTCUSDT", BARS[:700])
     assert made.step(BARS[700]) is not None
     assert made.scan(BARS[701:800])[-1] is not None
@@ -136,9 +136,7 @@ def test_a_network_over_whole_windows_takes_the_flash_package_in_half_numbers(
 ) -> None:
     config = FlashConfig(dim=16, layers=1, heads=2, window=50, mask="full")
     card, tensors = models.card(config), models.network(config).state_dict()
-    monkeypatch.setattr(
-        kernels, "available", lambda _: ("flash_attn", "sdpa", "chunked", "reference")
-    )
+    monkeypatch.setattr(kernels, "available", lambda _: ("flash_attn", "sdpa", "chunked"))
     assert build(card, tensors, backend="flash_attn").dtype == "bfloat16"
     assert build(card, tensors, backend="sdpa").dtype == "float32"
     stream = models.card()

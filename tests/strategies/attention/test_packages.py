@@ -10,10 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
 
-from tracepaper.strategies.attention import flash
-from tracepaper.strategies.attention.flash import FlashPackage, flash_package, flex_attend
+from tracepaper.strategies.attention.flash import FlashPackage, flash_package
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
@@ -190,14 +188,3 @@ def test_the_flash_package_sees_each_mask_as_we_do(installed: ModuleType, mask: 
 def test_without_the_package_there_is_none() -> None:
     flash_package.cache_clear()
     assert flash_package() is None
-
-
-@pytest.mark.parametrize("mask", MASKS)
-def test_flex_sees_each_mask_as_we_do(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The uncompiled form: the same masks and the same logsumexp, on any machine."""
-    monkeypatch.setattr(flash, "_flex", lambda: flex_attention)
-    query, key, value = inputs()
-    output, logsumexp = flex_attend(query, key, value, mask, 0.3)
-    wanted = attend(query, key, value, mask, scale=0.3)
-    torch.testing.assert_close(output, wanted.output)
-    torch.testing.assert_close(logsumexp, wanted.logsumexp)

@@ -105,9 +105,6 @@ def test_a_row_that_is_not_there_is_refused(name: str, wrong: list[Any]) -> None
 @pytest.mark.parametrize("wrong", [2.5, True, "7", None, math.nan, 7.0, torch.tensor(2.5)])
 def test_a_mask_of_parts_of_bars_is_refused(wrong: Any) -> None:
     refused(lambda: Mask.window(wrong), "A window's bars must be whole numbers")
-    for name in ("bars", "last", "stride", "first"):
-        sizes = {"bars": 4, name: wrong}
-        refused(partial(Mask.sparse, **sizes), "Blocks' bars.* must be whole numbers")
 
 
 def test_a_whole_number_of_any_kind_is_a_window() -> None:
@@ -177,7 +174,7 @@ def test_what_is_not_asked_for_may_have_any_logsumexp() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.window(3)])
-@pytest.mark.parametrize("backend", ["sdpa", "chunked", "reference"])
+@pytest.mark.parametrize("backend", ["sdpa", "chunked"])
 def test_products_that_overflow_are_refused(
     backend: str, mask: Mask, sign: float, dtype: torch.dtype
 ) -> None:

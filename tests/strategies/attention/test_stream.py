@@ -30,7 +30,7 @@ ENCODINGS = ["rope", "alibi", "sinusoidal", "learned", "none"]
 
 
 def rows(time: int, *, seed: int = 1) -> Tensor:
-    return torch.randn(time, 30, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(time, 78, generator=torch.Generator().manual_seed(seed))
 
 
 def feed(

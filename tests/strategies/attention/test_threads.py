@@ -21,7 +21,6 @@ ROWS = [0, 299, 599]
 MASKS = {
     "causal": Mask.causal(),
     "window": Mask.window(100),
-    "blocks": Mask.sparse(48, last=1, stride=4, first=1),
 }
 
 

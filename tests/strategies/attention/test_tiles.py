@@ -34,7 +34,7 @@ def test_tiles_cover_what_the_mask_shows_once(
     for block in row_blocks(time, mask, rows_a_block=rows_a_block, kept=kept):
         rows = torch.arange(block.start, block.stop) if block.rows is None else block.rows
         assert block.size() == len(rows)
-        for start, stop in key_tiles(block, mask, keys_a_tile):
+        for start, stop in key_tiles(block, keys_a_tile):
             tile = torch.ones(2, len(rows), stop - start)
             whole = is_whole(block, mask, start, stop)
             hidden = hide_(tile.clone(), block, mask, start)
@@ -55,7 +55,7 @@ def test_a_windows_tiles_keep_to_its_band() -> None:
     computed = sum(
         block.size() * (stop - start)
         for block in row_blocks(time, mask, rows_a_block=tile_rows(mask))
-        for start, stop in key_tiles(block, mask, 256)
+        for start, stop in key_tiles(block, 256)
     )
     assert computed < 3.5 * visible_pairs(time, mask)
 

@@ -80,4 +80,4 @@ def test_auto_takes_the_kernel_only_where_it_runs(
     monkeypatch.setattr(compiled, "found", dict)  # these would take it before torch does
     query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim), dtype=dtype)
     layer: Any = SimpleNamespace(query=query, logsumexp=SimpleNamespace(dtype=dtype))
-    assert rollout_kernels.choose(layer, Mask.causal()) == chosen
+    assert rollout_kernels.choose(layer) == chosen

@@ -148,8 +148,8 @@ def test_older_bars_than_the_context_do_not_count() -> None:
 
 
 def test_too_few_bars_are_refused() -> None:
-    with pytest.raises(DataInvalid, match=r"looks back on 659 bars, not 658"):
-        Probe(models.forecaster(), BARS[-658:], horizon=HORIZON)
+    with pytest.raises(DataInvalid, match=r"looks back on 627 bars, not 626"):
+        Probe(models.forecaster(), BARS[-626:], horizon=HORIZON)
 
 
 def test_a_decided_bar_without_finite_features_is_refused() -> None:

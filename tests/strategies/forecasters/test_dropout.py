@@ -74,7 +74,7 @@ def test_the_spread_is_the_deviation_of_the_means_of_masks_drawn_by_the_bars_tim
     bars = builders.bars(made.context, seed=8)
     answer = [made.step(bar) for bar in bars][-1]
     assert answer is not None
-    schema, network = rows.schema("v1"), made.model.network  # type: ignore[attr-defined]
+    schema, network = rows.schema("v2-1m"), made.model.network  # type: ignore[attr-defined]
     assert isinstance(network, Network)
     assert not any(module.training for module in network.modules())
     block = rows.compute(schema, rows.columns(bars))

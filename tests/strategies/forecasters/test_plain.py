@@ -21,12 +21,12 @@ from tracepaper.strategies.types.market import Bar
 
 NAME = "linear:BTCUSDT"
 WINDOW = 40
-CONTEXT = WINDOW + rows.schema("v1").lookback - 1
+CONTEXT = WINDOW + rows.schema("v2-1m").lookback - 1
 BARS = builders.bars(CONTEXT + 60, seed=5)
 CARD = {
     "model": {"kind": "lstm", "id": "0123456789ab"},
     "architecture": {"dim": 12, "layers": 2, "window": WINDOW},
-    "features": {"schema_id": "v1"},
+    "features": {"schema_id": "v2-1m"},
 }
 
 

@@ -59,7 +59,7 @@ def test_it_is_a_forecaster() -> None:
     assert made.causal
     assert (made.device, made.dtype, made.mode, made.threads) == ("cpu", "float32", "step", 1)
     assert made.horizons == (5, 30, 240)
-    assert made.context == 3 * 49 + 1 + features.schema("v1").lookback - 1
+    assert made.context == 3 * 49 + 1 + features.schema("v2-1m").lookback - 1
 
 
 def test_the_first_forecast_comes_with_the_last_bar_of_the_context(

@@ -76,7 +76,7 @@ def test_a_group_of_nobody_is_answered_with_nothing() -> None:
 
 @pytest.mark.parametrize("encoding", ["rope", "alibi", "sinusoidal", "learned"])
 def test_instruments_of_different_ages_are_stepped_as_if_alone(encoding: str) -> None:
-    config = replace(models.SMALL, encoding=encoding, window=40, time_of_week=True)
+    config = replace(models.SMALL, encoding=encoding, window=40, clock=("week",))
     alone, together = warmed(AGES, config), warmed(AGES, config)
     found: list[Forecast | None] = []
     wanted: list[Forecast | None] = []

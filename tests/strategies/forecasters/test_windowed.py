@@ -31,7 +31,7 @@ from tracepaper.strategies.types.market import Bar
 torch.set_num_threads(1)
 NAME = "linear:BTCUSDT"
 WINDOW = 150
-SCHEMA = rows.schema("v1")
+SCHEMA = rows.schema("v2-1m")
 CONTEXT = WINDOW + SCHEMA.lookback - 1
 BARS = builders.bars(CONTEXT + 70, seed=5)
 KINDS = ("informer", "full")
@@ -147,7 +147,7 @@ def test_the_explanation_accounts_for_all_of_the_attention(kind: str) -> None:
 def test_the_full_forms_row_equals_the_stored_matrices() -> None:
     made = network("full").eval()
     assert isinstance(made, FlashNetwork)
-    x = torch.randn(1, WINDOW, 30, generator=torch.Generator().manual_seed(1))
+    x = torch.randn(1, WINDOW, 78, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(10**6, 10**6 + WINDOW)
     with torch.inference_mode():
         seen = made.look(x, positions)

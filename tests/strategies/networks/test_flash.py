@@ -19,7 +19,7 @@ FORMS = [
     {"encoding": "alibi"},
     {"encoding": "sinusoidal", "norm": "post"},
     {"encoding": "learned", "mlp": "gated"},
-    {"encoding": "none", "time_of_week": True},
+    {"encoding": "none", "clock": ("week",)},
     {"encoding": "mixture", "clock": ("sessions", "funding")},
     {"encoding": "context", "gated": True},
     {"volatility_gate": "sigma_level", "volatility_column": 5},
@@ -29,7 +29,7 @@ FORMS = [
 
 def rows(time: int, *, batch: int = 1, seed: int = 1) -> Tensor:
     source = torch.Generator().manual_seed(seed)
-    return torch.randn(batch, time, 30, generator=source)
+    return torch.randn(batch, time, 78, generator=source)
 
 
 def present(outputs: Outputs) -> list[Tensor]:
@@ -90,7 +90,7 @@ def test_absolute_encodings_repeat_with_the_window(encoding: str) -> None:
 
 
 def test_the_time_of_week_repeats_after_a_week() -> None:
-    config = replace(models.SMALL, encoding="none", time_of_week=True, interval_minutes=5)
+    config = replace(models.SMALL, encoding="none", clock=("week",), interval_minutes=5)
     net = models.network(config)
     x, start = rows(30), torch.arange(30)
     torch.testing.assert_close(net(x, start + 2_016).mean, net(x, start).mean)
@@ -141,7 +141,7 @@ def test_a_gates_column_follows_from_the_features_name() -> None:
         FlashNetwork(replace(models.SMALL, volatility_gate="sigma_level"))
     forms: list[dict[str, Any]] = [
         {"volatility_column": 2},
-        {"volatility_gate": "x", "volatility_column": 30},
+        {"volatility_gate": "x", "volatility_column": 78},
     ]
     for form in forms:
         with pytest.raises(ConfigInvalid, match="name the feature: volatility_gate"):

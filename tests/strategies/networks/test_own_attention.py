@@ -175,7 +175,8 @@ def replayed(folder: Path, name: str, database: Path) -> Path:
     config = database.with_suffix(".toml")
     config.write_text(
         '[market]\nsymbols = ["AAAUSDT"]\n[strategy]\nname = "attention"\n'
-        f'[model]\ncheckpoint = "{folder / name}"\nthreads = 1\n[gate]\nhorizon = 30\n',
+        f'[model]\ncheckpoint = "{folder / name}"\nthreads = 1\n[gate]\nhorizon = 30\n'
+        '[regime]\nmomentum = "0.9"\nmean_reversion = "0.1"\n',
         encoding="utf-8",
     )
     candles = next(folder.glob("*.csv.gz"))

@@ -71,7 +71,7 @@ def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_rollout_backend_is_one_entry() -> None:
-    made = RolloutBackend("slow", rollout_kernels.BACKENDS["reference"].push)
+    made = RolloutBackend("slow", rollout_kernels.BACKENDS["tiles"].push)
     query, key, _ = tensors()
     sums = kernels.attend(query, key, key, Mask.causal()).logsumexp
     given = ([query], [key], [sums], [39], Mask.causal())
@@ -133,7 +133,7 @@ def test_a_head_is_a_field_and_its_entry(monkeypatch: pytest.MonkeyPatch) -> Non
 class EchoConfig:
     """The smallest architecture that there is."""
 
-    features: keys.Features = 30
+    features: keys.Features = 78
     dim: keys.Dim = 8
     layers: keys.Layers = 1
     window: keys.Window = 20

@@ -47,7 +47,7 @@ WAYS = {
 
 
 def rows(time: int, *, seed: int = 1) -> Tensor:
-    return torch.randn(time, 30, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(time, 78, generator=torch.Generator().manual_seed(seed))
 
 
 def bucketed(
