@@ -65,7 +65,6 @@ def universe(folder: Path) -> tuple[campaign.Case, Path]:
     raise AssertionError("no seed draws a universe alone that trades")
 
 
-@pytest.mark.slow
 def test_the_checker_finds_fills_outside_and_choices_twice(tmp_path: Path) -> None:
     case, path = universe(tmp_path)
     check_universe(path, case.name)
@@ -84,7 +83,6 @@ def test_the_checker_finds_fills_outside_and_choices_twice(tmp_path: Path) -> No
             check_universe(forged, case.name)
 
 
-@pytest.mark.slow
 def test_the_checker_finds_parts_that_do_not_add_up(tmp_path: Path) -> None:
     place = tmp_path / "parts"
     place.mkdir()
@@ -115,7 +113,6 @@ def test_the_checker_finds_parts_that_do_not_add_up(tmp_path: Path) -> None:
         campaign.check_account(case, path)
 
 
-@pytest.mark.slow
 def test_the_checker_finds_sides_that_do_not_add_up_and_fees_of_another_rate(
     tmp_path: Path,
 ) -> None:

@@ -104,7 +104,7 @@ def test_two_files_whose_tables_differ_are_found(
         campaign_fleet.compare_tables(other, shipped)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_daemons_lose_and_repeat_nothing_when_all_is_killed(postgres: Cluster) -> None:
     found = campaign_fleet.play(
         1, daemons=2, symbols=5, bars=25, speed=240, kills=5, cluster=postgres

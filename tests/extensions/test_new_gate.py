@@ -13,8 +13,6 @@ from waiting import deadline_s
 
 NEW = ("calm", "certain")
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

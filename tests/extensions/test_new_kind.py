@@ -15,8 +15,6 @@ from tracepaper.strategies.api.model import KINDS, ModelKind, register
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.forecasters.build import model_kinds
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

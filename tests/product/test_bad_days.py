@@ -50,8 +50,6 @@ from tracepaper.strategies.forecasters.tabular import EnsembleForecaster
 from tracepaper.strategies.types.decisions import Action, Forecast, Step
 from tracepaper.strategies.types.market import Bar, Gap, GapCause, ModelChange, RunKind
 
-pytestmark = pytest.mark.slow
-
 
 def candle(**changes: Any) -> dict[str, Any]:
     """Return a closing frame of the next minute with some fields changed."""

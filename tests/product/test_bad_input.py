@@ -88,7 +88,6 @@ def grid(context: BarContext) -> Orders:
     return Orders((Cancel(), *lower), "grid")
 
 
-@pytest.mark.slow
 def test_a_step_of_more_rows_than_its_shape_counts_is_recorded_and_held_to_its_hash(
     tmp_path: Path,
 ) -> None:

@@ -33,7 +33,6 @@ CONDITIONS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("condition", CONDITIONS)
 def test_no_command_ends_in_a_traceback(condition: str, tmp_path: Path) -> None:
     rows = [

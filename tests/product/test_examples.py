@@ -10,8 +10,6 @@ from typing import Any, Final, NamedTuple
 import pytest
 from programs import ROOT, run
 
-pytestmark = pytest.mark.slow
-
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
 LIVE_BARS: Final = 150
 LIVE_UNTIL: Final = "2025-06-01T02:00"  # the exchange begins with its bar 7,250, on 31 May

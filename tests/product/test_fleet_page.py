@@ -36,7 +36,6 @@ def server(postgres: Cluster, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     return postgres.empty().rpartition("/")[2]
 
 
-@pytest.mark.slow
 def test_the_page_does_what_it_says(
     postgres: Cluster, server: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -82,7 +81,6 @@ def test_the_page_does_what_it_says(
         postgres.sql(postgres.url(server), f"DROP OWNED BY {role}", f"DROP ROLE {role}")
 
 
-@pytest.mark.slow
 def test_the_readme_does_what_it_says(
     postgres: Cluster, server: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -41,8 +41,6 @@ from tracepaper.strategies.networks.cross_asset import CrossAssetConfig
 from tracepaper.strategies.networks.encodings import CLOCKS, ENCODINGS, Encoding
 from tracepaper.strategies.order_book import KIND
 
-pytestmark = pytest.mark.slow
-
 PAGE: Final = (ROOT / "docs" / "library.md").read_text("utf-8")
 SMALL: Final = {"dim": 8, "layers": 2, "heads": 2, "window": 16}
 """Sizes of the networks that are trained here, where a network has them."""

@@ -164,6 +164,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
         program.kill()
 
 
+@pytest.mark.long
 def test_ctrl_c_ends_a_demo_in_order_with_its_summary(story: Story) -> None:
     assert story.ended.code == 0, story.ended.err[-2000:]
     assert re.search(r"\d+ decisions, \w+ ", story.ended.out)
@@ -321,6 +322,7 @@ def on_a_terminal(arguments: list[str], extra: dict[str, str]) -> str:
     return written
 
 
+@pytest.mark.long
 def test_no_color_is_honoured_on_a_terminal(demo: Demo) -> None:
     coloured = re.compile(r"\x1b\[(?:\d+;)*(?:3[1-8]|9[1-7])[;m]")
     command = ["explain", f"last:{demo.said['explained_sequence']}", "--db", str(demo.database)]

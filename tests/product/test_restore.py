@@ -58,7 +58,6 @@ def shell(script: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
 def test_what_the_night_copied_is_restored_and_verified(tmp_path: Path) -> None:
     lib, backups = tmp_path / "lib", tmp_path / "backups"
     for folder in (lib, backups, tmp_path / "made"):

@@ -21,8 +21,6 @@ from tracepaper.replay.report.charts import price_chart
 from tracepaper.replay.report.report import build_report
 from tracepaper.storage.database.reader import Reader
 
-pytestmark = pytest.mark.slow
-
 EXAMPLE = "tracepaper.strategies.examples.rsi_reversion:RsiReversion"
 OPTIONS = {"bars": 3, "low": 40, "high": 60, "stop": 0.03, "losses": 2, "pause": 6}
 BARS = 200

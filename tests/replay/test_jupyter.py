@@ -19,8 +19,6 @@ from tracepaper.replay.api import Backtest
 from tracepaper.replay.samples import MONTH_CANDLES
 from tracepaper.storage.database.reader import resolve
 
-pytestmark = pytest.mark.slow
-
 RISING: Final = """\
 class Rising(Strategy):
     warmup = 2

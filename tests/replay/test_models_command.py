@@ -168,7 +168,6 @@ def test_a_network_without_attention_has_no_maps(tmp_path: Path) -> None:
         tracepaper.open_checkpoint(str(tmp_path / "b")).attention("nowhere.csv")
 
 
-@pytest.mark.slow
 def test_a_network_is_exported_and_answers_elsewhere(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,7 +188,6 @@ def test_the_page_is_shown_within_a_notebook_and_written_elsewhere(
         page.write(tmp_path / "missing" / "run.html")
 
 
-@pytest.mark.slow
 def test_the_chart_is_that_of_the_command(made: Backtest, tmp_path: Path) -> None:
     of_call, of_command = tmp_path / "call.svg", tmp_path / "command.svg"
     assert "closed trades" in made.report(chart=of_call, last=300).text.lower()
@@ -418,7 +417,6 @@ for of in (Typed, made(text)):
 """
 
 
-@pytest.mark.slow
 def test_a_typed_class_runs_here_and_is_refused_elsewhere(candles: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", TYPED.replace("CANDLES", repr(str(candles)))],

@@ -123,7 +123,6 @@ def test_a_broken_link_or_reference_is_an_error(tmp_path: Path) -> None:
     assert "page does not exist" in documentation.complaints(tmp_path)
 
 
-@pytest.mark.slow
 def test_the_site_is_built_without_a_warning_and_holds_every_public_call(tmp_path: Path) -> None:
     documentation.staged(tmp_path)
     assert documentation.complaints(tmp_path) == ""

@@ -17,8 +17,6 @@ from typing import Final
 import pytest
 from programs import ROOT
 
-pytestmark = pytest.mark.slow
-
 PINNED: Final = next(
     line.strip().partition("==")[2]
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()

@@ -104,6 +104,7 @@ def test_without_extras_it_trades_explains_and_verifies_the_samples(plain: Insta
         assert (done.returncode, done.stderr.partition("The page is")[0]) == (0, ""), command
 
 
+@pytest.mark.long
 def test_without_extras_the_demo_proposes_what_runs(plain: Installed) -> None:
     shown = plain.run("demo", "--days", "0.5", "--seconds", "5", "--no-incidents", "--db", "d.db")
     assert shown.returncode == 0, shown.stderr

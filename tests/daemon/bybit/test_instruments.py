@@ -47,7 +47,6 @@ def test_exact_equals_the_decimal_whatever_zeros_follow(
     assert exact(text, decimals) == int(value.scaleb(decimals))
 
 
-@pytest.mark.slow
 @given(text=st.text(max_size=45), decimals=st.integers(0, 10))
 def test_exact_reads_a_plain_number_or_refuses(text: str, decimals: int) -> None:
     try:

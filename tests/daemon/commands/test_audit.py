@@ -247,7 +247,6 @@ def test_one_operation_without_end_is_ended_at_the_limit(
     assert err.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_ctrl_c_ends_one_operation_too(path: Path) -> None:
     words = [sys.executable, "-m", "tracepaper.daemon.cli", "audit", "sql", ONE_OPERATION]
     with subprocess.Popen(

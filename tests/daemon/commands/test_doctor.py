@@ -163,7 +163,6 @@ def test_a_configuration_that_cannot_be_used_ends_with_two(
     assert "has no key 'x'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_zone_of_the_machine_changes_no_verdict(tmp_path: Path) -> None:
     code = (
         "from tracepaper.daemon.session.diagnostics import diagnose\n"

@@ -289,7 +289,6 @@ def test_a_stored_configuration_that_is_damaged_is_refused() -> None:
         restore("[]")
 
 
-@pytest.mark.slow
 @given(st.decimals(min_value="0.00000001", max_value=46_116_860_184, places=8))
 def test_an_amount_survives_the_canonical_text(amount: Decimal) -> None:
     config = load(None, {"account": {"cash": str(amount)}})

@@ -91,7 +91,6 @@ def test_config_show_prints_what_is_set(capsys: pytest.CaptureFixture[str]) -> N
     assert shown["config_sha256"] == load(None, {"strategy": {"fast": 4}}).sha256()
 
 
-@pytest.mark.slow
 def test_a_replay_and_a_sweep_run_by_what_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -83,7 +83,6 @@ PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "where", "name", "plant"),
     PLANTED,

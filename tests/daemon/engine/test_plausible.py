@@ -450,7 +450,6 @@ frames = st.lists(
 )
 
 
-@pytest.mark.slow
 @given(frames=frames)
 def test_what_a_feed_asks_moves_no_step(frames: list[tuple[str, int, int]]) -> None:
     questioned, silent = (held(machine(STOPPED, margin=True)) for _ in range(2))

@@ -34,7 +34,6 @@ CANDLES = Path(__file__).parents[3] / "replay/samples/binance_um_BTCUSDT_1m_2025
 EXAMPLES = 10_000
 
 
-@pytest.mark.slow
 def test_no_bar_of_ten_thousand_examples_is_without_its_reason() -> None:
     ends: dict[str, int] = {}
     for seed in range(EXAMPLES):

@@ -236,7 +236,6 @@ class Rests(Strategy):
 """
 
 
-@pytest.mark.slow
 async def test_a_killed_daemon_goes_on_from_the_back_of_the_queue(tmp_path: Path) -> None:
     (tmp_path / "rests_live.py").write_text(STRATEGY)
     path = tmp_path / "live.db"

@@ -118,7 +118,6 @@ async def test_a_start_without_the_file_is_refused(tmp_path: Path) -> None:
                 await running.close_bars(1)
 
 
-@pytest.mark.slow
 async def test_killed_while_rows_come_it_goes_on_by_the_same_rows(
     tmp_path: Path, file: Path
 ) -> None:

@@ -319,7 +319,6 @@ def shown(monitor: Monitor) -> str:
 # ---------------------------------------------------------------- the real process
 
 
-@pytest.mark.slow
 async def test_the_day_of_a_daemon_is_identical_to_its_replay(tmp_path: Path) -> None:
     """The day has a restart and a command; the process is the one that a daemon starts."""
     database = tmp_path / "run.db"

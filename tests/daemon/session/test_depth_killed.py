@@ -12,7 +12,6 @@ from typing import Any
 
 import book_modality_cases as cases
 import own_strategies as own
-import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from learning import write_csv
@@ -110,7 +109,6 @@ async def trade(daemon: Program, exchange: EmbeddedExchange, path: Path, minutes
         await until(partial(_has, path, wanted))
 
 
-@pytest.mark.slow
 async def test_a_killed_daemon_goes_on_behind_a_gap(tmp_path: Path) -> None:
     data = made_candles(walk_rows(400), symbol="BTCUSDT")
     served = ExchangeSettings(candles=(data,), manual=True, start=200, speed=SPEED)
@@ -151,7 +149,6 @@ async def test_a_killed_daemon_goes_on_behind_a_gap(tmp_path: Path) -> None:
     assert max(ahead for (ahead,) in noted) <= 0
 
 
-@pytest.mark.slow
 async def test_a_network_that_reads_books_answers_from_the_first_bar_after_a_kill(
     tmp_path: Path,
 ) -> None:

@@ -98,7 +98,6 @@ async def test_a_run_of_several_connections_closes_as_one_and_is_the_same_in_rep
     check_parity(path, tmp_path)
 
 
-@pytest.mark.slow
 async def test_two_hundred_symbols_close_together_and_are_the_same_in_replay(
     tmp_path: Path,
 ) -> None:

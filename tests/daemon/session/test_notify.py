@@ -361,7 +361,6 @@ async def test_what_a_plugin_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch
         await sender.close()
 
 
-@pytest.mark.slow
 async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
     """One message at all of them at once takes one time limit; the process then begins anew."""
     clock = SystemClock()
@@ -387,7 +386,6 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
     assert "hello <b>& all" in found.mails[0] or "hello &lt;b&gt;" in found.mails[0]
 
 
-@pytest.mark.slow
 async def test_no_temper_of_a_receiver_delays_a_decision(tmp_path: Path) -> None:
     """Bars are decided and stored, and the stop is in order, while a message is under way."""
     async with receivers(*TEMPERS) as found, ScriptedServer() as server:
@@ -413,7 +411,6 @@ def given_up(lines: Sequence[Mapping[str, Any]]) -> int:
     return sum(line["event"] == "notice given up" for line in lines)
 
 
-@pytest.mark.slow
 async def test_a_secret_of_a_notice_is_nowhere_but_at_its_receiver(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

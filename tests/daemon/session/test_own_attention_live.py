@@ -25,8 +25,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import AttentionInvalid, StrategyFailed
 from tracepaper.strategies.forecasters.build import build
 
-pytestmark = pytest.mark.slow
-
 MINUTE_MS = 60_000
 TURNS = 12
 TOPICS = 3  # candles, quotes and marks

@@ -110,7 +110,6 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_could_not_start_is_refused_in_one_sentence(
     place: Path, capsys: pytest.CaptureFixture[str], case: str
@@ -215,7 +214,6 @@ def test_a_class_that_ends_its_process_does_not_end_the_check(
     assert "leaver:Mine ends the process that imports or makes it" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -220,7 +220,6 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
 # ---------------------------------------------------------------- kill and resume
 
 
-@pytest.mark.slow
 async def test_a_killed_daemon_goes_on_in_its_files_behind_a_gap(tmp_path: Path) -> None:
     path = tmp_path / "events" / "BTCUSDT.events"
     async with venue() as exchange:

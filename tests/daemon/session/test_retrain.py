@@ -130,7 +130,6 @@ async def test_without_the_key_the_configured_model_decides_again(planted: Plant
 # ---------------------------------------------------------------- what is not promoted
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("part", "tests", "refused"),
     [(slice(0, 6), [1, 2, 3, 0, 0, 0], 3), (slice(6, None), [0, 0, 1, 2, 3], 0)],

@@ -105,7 +105,6 @@ class Pairs(Strategy):
         return Signal(Action.FLAT, "as they say")
 
 
-@pytest.mark.slow
 async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
     tmp_path: Path,
 ) -> None:
@@ -150,7 +149,6 @@ def delist(exchange: EmbeddedExchange, symbol: str) -> None:
     del exchange.venue.markets[Category.LINEAR, symbol]
 
 
-@pytest.mark.slow
 async def test_of_fifty_symbols_one_that_stalls_halts_or_is_gone_harms_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

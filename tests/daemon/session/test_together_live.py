@@ -29,6 +29,8 @@ from tracepaper.strategies.types.market import Bar, Category
 
 OTHERS = {"AAAUSDT", "CCCUSDT"}
 BARS, START = 620, 560
+
+
 def data(*, shorter: int = 0) -> list[Candles]:
     """Return the candles of all symbols; of the second without the *shorter* first ones."""
     found = [learnable(BARS, seed=at, symbol=symbol) for at, symbol in enumerate(TOGETHER)]
@@ -79,7 +81,6 @@ def cut(path: Path, copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["crossasset", "portfolio"])
 async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_does(
     kind: str, tmp_path: Path

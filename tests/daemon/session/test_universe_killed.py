@@ -6,7 +6,6 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import pytest
 from exchange_client import candles as made_candles
 from exchange_client import walk_rows
 from killed_daemons import CANDLES, KilledDaemon
@@ -43,7 +42,6 @@ port = 0
 """
 
 
-@pytest.mark.slow
 async def test_a_daemon_that_is_killed_at_any_moment_of_a_choice_goes_on_with_it(
     tmp_path: Path,
 ) -> None:

@@ -433,7 +433,6 @@ async def test_a_lost_connection_is_a_gap(tmp_path: Path) -> None:
     assert gap.cause == "disconnected"
 
 
-@pytest.mark.slow
 async def test_a_killed_recorder_goes_on_behind_a_gap(tmp_path: Path) -> None:
     out = tmp_path / "a.events"
     async with serving(candles(walk_rows(60)), start=3) as (exchange, _):

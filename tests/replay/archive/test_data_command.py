@@ -103,7 +103,6 @@ async def fetched(tmp_path: Path, *arguments: str) -> tuple[int, list[int]]:
     return one["bars"], read_candles(archive).open_time_ms.tolist()
 
 
-@pytest.mark.slow
 async def test_fetch_fills_an_archive_and_goes_on_where_it_ended(tmp_path: Path) -> None:
     middle = iso(FIRST_MS + 100 * MINUTE)
     bars, times = await fetched(tmp_path, "--from", iso(FIRST_MS), "--to", middle)

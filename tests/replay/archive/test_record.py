@@ -250,7 +250,6 @@ def test_what_no_file_holds_is_refused(change: dict[str, int], sentence: str) ->
         DepthRequest(**{**plain, **change})
 
 
-@pytest.mark.slow
 async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
     out = tmp_path / "a.depth"
     async with serving(candles(walk_rows(60)), start=3) as (exchange, _):
@@ -274,7 +273,6 @@ async def test_a_kill_loses_at_most_the_last_block(tmp_path: Path) -> None:
     assert begun_ms - 1_000 <= (found.first_ms or 0) < begun_ms + 11_000
 
 
-@pytest.mark.slow
 async def test_a_stop_ends_in_order_and_what_goes_on_begins_behind_a_gap(tmp_path: Path) -> None:
     out = tmp_path / "a.depth"
     async with serving(candles(walk_rows(60)), start=3) as (exchange, client):

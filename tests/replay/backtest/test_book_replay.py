@@ -392,7 +392,6 @@ def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Pa
 # ---------------------------------------------------------------- lookahead
 
 
-@pytest.mark.slow
 def test_lookahead_takes_the_future_of_the_book_away(tmp_path: Path) -> None:
     market = seeded_market(tmp_path, minutes=80, every_ms=3_000)
     candles = [read_candles(str(market.candles), category="linear")]

@@ -446,7 +446,6 @@ def test_nothing_moves_where_the_future_is_taken_away(
     assert found.compared > 90
 
 
-@pytest.mark.slow
 def test_nothing_moves_where_the_past_is_cut_off(
     tmp_path: Path, checkpoint: Path, fresh: FreshProcesses
 ) -> None:

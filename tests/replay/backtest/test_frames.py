@@ -264,7 +264,6 @@ class Mine(Strategy):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("when", "holds"),
     [
@@ -297,7 +296,6 @@ def test_candles_of_the_frame_warm_every_later_start() -> None:
             assert found.compared > 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("when", "holds"), [("False", True), ("self._count == 4", False)])
 def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     tmp_path: Path, when: str, holds: bool
@@ -321,7 +319,6 @@ def write(path: Path, data: Candles) -> None:
     path.write_text("\n".join(("open_time,open,high,low,close,volume", *lines, "")))
 
 
-@pytest.mark.slow
 def test_both_checks_take_candles_of_the_frame_from_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -32,6 +32,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_a_pair_trades_thirty_thousand_bars_and_verify_says_yes(whole: Path) -> None:
     assert check_record(whole) == 2 * CLOSES
     sides = [sides.split() for _, sides in rows(whole, OPENED)]

@@ -18,8 +18,6 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 
-pytestmark = pytest.mark.slow
-
 COUNTING = """
 from msgspec import Struct
 from tracepaper.strategies.examples.pair import Pair

@@ -368,7 +368,6 @@ def test_a_check_of_a_file_speaks_of_sessions(capsys: pytest.CaptureFixture[str]
     assert f"{holes}: 2014-11-28T14:30:00Z to 2014-12-01T14:30:00Z" in said
 
 
-@pytest.mark.slow
 def test_nothing_looks_ahead_in_sessions() -> None:
     write(Path("acme.csv"), opens("2014-10-20", "2014-12-31", HOUR_MS))
     assert invoke(["lookahead", "--data", "ACME=acme.csv", "-c", "shares.toml"]) == 0
@@ -490,7 +489,6 @@ class Days(Strategy):
 """
 
 
-@pytest.mark.slow
 def test_days_and_weeks_are_made_of_session_bars(capsys: pytest.CaptureFixture[str]) -> None:
     Path("days.py").write_text(DAYS)
     text = SHARES.replace('"sma_cross"\nfast = 3\nslow = 7\nlong_only = false', '"days:Days"')

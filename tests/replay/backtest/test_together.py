@@ -208,7 +208,6 @@ def test_a_record_that_lost_a_bar_of_a_close_is_refused(tmp_path: Path) -> None:
             verify_run(reader, path, run_id)
 
 
-@pytest.mark.slow
 def test_the_model_answers_a_close_in_one_batch_and_verify_repeats_its_bits(tmp_path: Path) -> None:
     batched, single, scanned = (tmp_path / f"{name}.db" for name in ("b", "s", "c"))
     data = candles(640)

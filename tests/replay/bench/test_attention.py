@@ -34,8 +34,6 @@ from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataIn
 from tracepaper.strategies.networks.flash import FlashConfig
 from tracepaper.strategies.networks.stream import CHUNK_BARS
 
-pytestmark = pytest.mark.slow
-
 SETTING = workloads.Setting(layers=2, heads=2, head_dim=8)
 
 

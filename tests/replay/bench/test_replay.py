@@ -80,7 +80,6 @@ def test_a_bar_of_whole_windows_is_measured_beside_its_network(tmp_path: Path) -
         assert figures[f"bar_to_{name}"] == figures["bar_ms"] / figures[f"{name}_ms"] > 0
 
 
-@pytest.mark.slow
 def test_the_bundled_ensemble_of_whole_windows_is_measured_by_its_name() -> None:
     figures = measure_windows(Path("informer-1m"), 12)
     assert figures["network"] == "3 layers, window 512, width 48, 78 features"

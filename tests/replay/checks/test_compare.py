@@ -101,7 +101,6 @@ def test_each_part_of_the_environment_counts(run: Path, tmp_path: Path, name: st
     assert name in found.elsewhere
 
 
-@pytest.mark.slow
 def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path) -> None:
     folder = built(tmp_path)
     with loops_of(folder) as available:
@@ -121,7 +120,6 @@ def test_a_run_by_loops_is_repeated_by_them_and_near_them_without(tmp_path: Path
         assert found.tolerated > 0
 
 
-@pytest.mark.slow
 def test_a_run_by_tiles_is_repeated_by_tiles_where_loops_are(tmp_path: Path) -> None:
     folder = built(tmp_path)
     with loops_of(tmp_path / "none"):

@@ -39,8 +39,6 @@ from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import iso
 
-pytestmark = pytest.mark.slow
-
 HOUR = 3_600_000
 HOURS = 240
 KINDS: dict[str, dict[str, Any]] = {

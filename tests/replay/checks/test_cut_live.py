@@ -33,8 +33,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.types.market import ModelChange
 
-pytestmark = pytest.mark.slow
-
 OFF = {"edge": "0", "confidence": "0", "collapse": "0", "shift": "1", "direction": "0"}
 EVERY = ["MOMENTUM", "MIXED", "MEAN_REVERSION"]
 LATE = 560

@@ -164,7 +164,6 @@ def test_a_changed_threshold_is_the_configurations_fault(run: Path) -> None:
     assert len(found.reason) < 800
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("decide", "cause"),
     [
@@ -207,7 +206,6 @@ def test_a_pruned_day_says_so_and_those_that_are_left_are_replayed(run: Path) ->
     assert day(run, 3).compared == 20
 
 
-@pytest.mark.slow
 def test_a_changed_model_is_a_reason(tmp_path: Path) -> None:
     path = explained_runs.replayed(tmp_path, mode="step")
     with Reader.open(path) as reader:

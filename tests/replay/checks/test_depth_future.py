@@ -160,7 +160,6 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
     assert any(difference is not None for _, difference in found)
 
 
-@pytest.mark.slow
 def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:
     (whole,) = depth
     at_ms = int(whole.times[700])

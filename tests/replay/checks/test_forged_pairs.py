@@ -39,8 +39,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.order_book import books_in, packed_books
 from tracepaper.strategies.types.market import Depths
 
-pytestmark = pytest.mark.slow
-
 CROSS = {"name": "sma_cross", "fast": 3, "slow": 7, "long_only": False}
 LOOKS = own.source(
     head="books = 3",

@@ -124,7 +124,6 @@ def test_what_is_not_forged_is_believed(plain: Path, modelled: Path, tmp_path: P
     assert rechained.read_bytes() == plain.read_bytes() or believed(rechained)
 
 
-@pytest.mark.slow
 def test_a_forgery_in_any_column_is_found_but_for_those_that_are_listed(
     plain: Path, pruned: Path, tmp_path: Path
 ) -> None:
@@ -201,7 +200,6 @@ def test_a_forgery_that_changes_how_the_rest_is_read_is_found(
     assert not believed(path, modelled)
 
 
-@pytest.mark.slow
 def test_a_forged_deadline_is_found_where_a_model_was_late(tmp_path: Path) -> None:
     run = explained_runs.recorded(mode="step")
     where = "WHERE step = (SELECT max(step) FROM answers)"
@@ -285,7 +283,6 @@ def test_a_running_hash_that_lies_is_found(plain: Path, tmp_path: Path) -> None:
     assert not audited(path)
 
 
-@pytest.mark.slow
 def test_rows_of_a_model_that_were_moved_are_found(modelled: Path, tmp_path: Path) -> None:
     for column in sorted(KEYS):
         if column.split(".")[0] in OF_A_MODEL:

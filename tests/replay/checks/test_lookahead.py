@@ -755,7 +755,6 @@ def test_the_command_names_what_was_read_and_exits_1(
     assert "--allow-reading" in said
 
 
-@pytest.mark.slow
 def test_the_command_that_did_not_probe_all_exits_1(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -768,7 +767,6 @@ def test_the_command_that_did_not_probe_all_exits_1(
     assert json.loads(capsys.readouterr().out)["holds"] is False
 
 
-@pytest.mark.slow
 def test_the_command_says_as_json_what_was_allowed_over_all_data(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -781,7 +779,6 @@ def test_the_command_says_as_json_what_was_allowed_over_all_data(
     assert "whether what it was allowed to open tells the future" in said["unproved"][0]
 
 
-@pytest.mark.slow
 def test_the_command_says_which_bars_were_left_out(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -123,7 +123,6 @@ def test_the_whole_check_holds_and_moves_the_rows_with_the_bars(
     assert found.depends == []
 
 
-@pytest.mark.slow
 def test_rows_are_corrupted_cut_off_or_moved_as_it_is_said(tmp_path: Path, walk: Candles) -> None:
     given = config(tmp_path, walk)
     at = int(walk.open_time_ms[9]) + 1_000  # that of the fourth row

@@ -397,7 +397,6 @@ def test_symbols_that_have_no_time_in_common_are_refused(
         )
 
 
-@pytest.mark.slow
 def test_too_little_data_is_refused_with_a_sentence(walk: Candles, fresh: FreshProcesses) -> None:
     with pytest.raises(DataInvalid, match="give more data"):
         recursive(configured("persistence"), Files([walk]), fresh, probes=1, warmup=300)

@@ -284,7 +284,6 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
     audit.close()
 
 
-@pytest.mark.slow
 def test_a_models_run_in_one_pass_that_was_interrupted_is_rederived_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +335,6 @@ def explained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.slow
 def test_a_run_of_the_default_model_is_rederived_bit_for_bit(explained: Path) -> None:
     found = verified(explained)
     assert found.holds
@@ -431,7 +429,6 @@ BLAMED: dict[str, tuple[str, str, str, str]] = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BLAMED)
 def test_a_strategy_that_decides_otherwise_is_to_blame(
     tmp_path: Path, walk: Candles, name: str
@@ -461,7 +458,6 @@ invoke(["replay", "-c", "hashes.toml", "--data", "BTCUSDT=walk.csv", "--db", "ru
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", BY_HASH)
 def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
     tmp_path: Path, walk: Candles, name: str
@@ -485,7 +481,6 @@ def test_a_strategy_that_decides_by_hashes_of_texts_is_to_blame(
     assert "by the hash of a text, or by the order of a set of texts" in found.likely_cause
 
 
-@pytest.mark.slow
 def test_a_changed_decision_of_an_honest_class_is_the_record(tmp_path: Path, walk: Candles) -> None:
     (tmp_path / "honest.py").write_text(RISES)
     path = tmp_path / "run.db"

@@ -88,6 +88,7 @@ def test_ctrl_c_ends_it_with_the_summary_of_what_was_played(tmp_path: Path) -> N
     assert '"event": "ended"' in log.splitlines()[-1]  # the daemon ended in good order
 
 
+@pytest.mark.long
 def test_a_daemon_that_dies_in_an_incident_leaves_the_summary(tmp_path: Path) -> None:
     command = [str(BIN / "tracepaper"), *SHORT, "--db", "show.db"]
     program = Program(command, tmp_path, name="demo")
@@ -151,6 +152,7 @@ def has_decided(database: Path) -> bool:
 OWN = ["demo", "--data", str(DEMO_CANDLES), "--speed", "600"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("demo", [["demo", "--model", "none"], OWN])
 def test_an_exchange_that_dies_leaves_the_summary_and_one_sentence(
     demo: list[str], tmp_path: Path

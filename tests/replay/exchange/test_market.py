@@ -26,7 +26,6 @@ FILES = (
 )
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_every_bar_of_real_data_is_reproduced_by_its_trades(name: str) -> None:
     market = SimulatedMarket(read_candles(DATA / name), seed=3)

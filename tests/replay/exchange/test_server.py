@@ -260,7 +260,6 @@ async def test_the_pace_of_the_wall_clock_is_not_changed() -> None:
                 assert "--now" in (await answer.json())["error"]
 
 
-@pytest.mark.slow
 async def test_a_seeded_schedule_makes_every_kind_fire_while_a_client_runs() -> None:
     settings = ExchangeSettings(
         candles=(candles(walk_rows(2_000)),),

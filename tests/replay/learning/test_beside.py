@@ -36,8 +36,6 @@ from tracepaper.replay.learning.statistics import difference, holm
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load
 
-pytestmark = pytest.mark.slow
-
 DAY_MS = DAY_BARS * 60_000
 SPLIT = split(4, 4.6, 5.3)
 SPANS = [

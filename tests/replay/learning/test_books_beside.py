@@ -50,8 +50,6 @@ from tracepaper.strategies.forecasters.build import build as forecaster_of
 from tracepaper.strategies.order_book import Books, packed_books
 from tracepaper.strategies.types.market import Bar, Depths
 
-pytestmark = pytest.mark.slow
-
 SHORT = 640
 MANY = 12_000  # bars: more than seven days
 HOLE = (600, 605)  # bars without a book

@@ -114,7 +114,6 @@ def ensemble_of(checkpoint: Checkpoint, mode: str = "step") -> EnsembleForecaste
     return found
 
 
-@pytest.mark.slow
 def test_it_mixes_what_both_halves_say_and_keeps_it(
     made: Checkpoint, folder: Path, material: Dataset
 ) -> None:

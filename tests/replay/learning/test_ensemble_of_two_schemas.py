@@ -26,7 +26,7 @@ from tracepaper.strategies.forecasters.tabular import EnsembleForecaster, halves
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 NARROW, WIDE = schema("v2-15m"), schema("tree-15m")
 WINDOW, LAYERS = 16, 2

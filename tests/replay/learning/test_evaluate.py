@@ -173,7 +173,6 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(
     assert told.count("\n") == 1
 
 
-@pytest.mark.slow
 def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
     glm: Path, candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,7 +216,6 @@ def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) 
     assert {"Fold 1 of 2.", "Fold 2 of 2.", "2 of 2 done."} <= set(said)
 
 
-@pytest.mark.slow
 def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
 ) -> None:

@@ -101,6 +101,7 @@ def test_a_network_is_trained_replayed_and_verified(
     assert (forecast.explanation is None) == (FORMS[name]["kind"] == "lstm")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "frames_seen"),
     [("multiscale", [(1, 6), (3, 4), (12, 2)]), ("cross", [(1, 9), (4, 5)])],

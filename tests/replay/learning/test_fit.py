@@ -132,7 +132,6 @@ def test_a_fit_that_was_cut_off_ends_as_if_it_had_not_been(tmp_path: Path, kind:
         assert torch.equal(rest.best[name], tensor)
 
 
-@pytest.mark.slow
 def test_a_process_killed_while_it_saves_leaves_a_whole_state(tmp_path: Path) -> None:
     made = fit(tmp_path)
     made.save()

@@ -278,6 +278,7 @@ def wild(one: AuxiliaryForecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 
 
+@pytest.mark.long
 def test_the_tails_follow_a_planted_volatility(judged: AuxiliaryForecasts) -> None:
     tails, is_wild = judged.said["tails"], wild(judged)
     five = tails[:, 0, 1, 0]

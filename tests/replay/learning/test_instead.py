@@ -67,7 +67,6 @@ def checkpoint(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> P
     return folder
 
 
-@pytest.mark.slow
 def test_a_change_is_fitted_anew_and_stands_beside_the_recipe_as_it_is(
     checkpoint: Path, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -42,8 +42,6 @@ from tracepaper.strategies.order_book import books_of
 from tracepaper.strategies.types.market import Depth
 from tracepaper.strategies.units import DAY_MS
 
-pytestmark = pytest.mark.slow
-
 WHOLE, UNTOUCHED = 20, 40
 """Days that are recorded from end to end, and days after them."""
 PACE_MS = 3_600_000

@@ -58,7 +58,7 @@ from tracepaper.strategies.forecasters.cross_asset import TogetherModel
 from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.networks.flash import FlashConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 6

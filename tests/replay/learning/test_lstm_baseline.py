@@ -104,7 +104,6 @@ def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted
                 )
 
 
-@pytest.mark.slow
 def test_a_command_fits_it_and_any_candles_are_judged_beside_it(
     candles: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

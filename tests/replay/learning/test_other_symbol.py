@@ -45,8 +45,6 @@ from tracepaper.strategies.forecasters.build import build as forecaster_of
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Event
 
-pytestmark = pytest.mark.slow
-
 SHORT = 640
 FIRST = 479 + WINDOW - 1  # the first bar that is answered
 HOLE = range(610, 613)  # bars of the leader that are missing

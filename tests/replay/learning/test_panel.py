@@ -227,7 +227,6 @@ def led_by_volatility(bars: int) -> list[Candles]:
     return found
 
 
-@pytest.mark.slow
 def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> None:
     found = aligned(led_by_volatility(DAYS * DAY_BARS), tmp_path)
     recipe = recipe_of(

@@ -162,7 +162,6 @@ def test_a_forecaster_is_built_from_it_and_judged_by_its_quantiles(
     assert 0.02 < float(np.mean(np.array(seen) >= threshold)) < 0.98
 
 
-@pytest.mark.slow
 def test_an_unfinished_training_is_taken_up(
     made: Checkpoint, folder: Path, paths: list[str]
 ) -> None:
@@ -219,7 +218,6 @@ def run(command: Any, *arguments: str) -> str:
     return result.stdout
 
 
-@pytest.mark.slow
 def test_the_commands_train_judge_and_list(folder: Path, paths: list[str]) -> None:
     data = [word for path in paths for word in ("--data", path)]
     out = folder / "by-command"
@@ -336,7 +334,6 @@ def test_several_seeds_give_several_checkpoints_and_their_spread(
     assert deviation == pytest.approx(abs(first - second) / 2**0.5, abs=1e-5)
 
 
-@pytest.mark.slow
 def test_a_study_of_seeds_is_the_same_in_processes_and_goes_on_with_what_is_whole(
     folder: Path, paths: list[str]
 ) -> None:

@@ -145,7 +145,6 @@ def test_the_command_prints_what_a_daemon_would_do(
     assert said["reason"] == ""
 
 
-@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_nothing_of_the_training_is_left(
     folder: Path,
     asked: Retraining,

@@ -243,7 +243,6 @@ def test_changed_trees_are_refused(made: dict[str, Checkpoint], tmp_path: Path) 
         load(tmp_path / "made")
 
 
-@pytest.mark.slow
 def test_seeds_of_a_tree_compare_each_other_on_their_cards(candles: str, tmp_path: Path) -> None:
     """A regression draws nothing by a seed, so its cards compare nothing."""
     found = {}

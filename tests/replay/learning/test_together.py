@@ -34,8 +34,6 @@ from tracepaper.strategies.features.rows import FeatureRows, FeatureStreams
 from tracepaper.strategies.types.decisions import Forecast, HeadForecasts
 from tracepaper.strategies.types.market import Bar
 
-pytestmark = pytest.mark.slow
-
 SYMBOLS = ("AAAUSDT", "BBBUSDT", "CCCUSDT")
 DAYS = 4
 BARS = 640

@@ -45,8 +45,6 @@ from tracepaper.strategies.features.rows import (
     with_covariates,
 )
 
-pytestmark = pytest.mark.slow
-
 COUNT = 2_600
 FIRST = 700  # the first bar that any vector is known at
 ENDS = (1_500, 1_800, 2_200)

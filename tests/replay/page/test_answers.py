@@ -329,7 +329,6 @@ def test_a_limit_that_halts_the_run_is_named(
     assert (None if held is None else held.by) == records.health(found).halted_by == by
 
 
-@pytest.mark.slow
 def test_the_model_says_again_what_each_feature_added_and_where_each_head_looked(
     tmp_path: Path,
 ) -> None:

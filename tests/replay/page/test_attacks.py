@@ -598,7 +598,6 @@ def every_answer(database: Path, run: str) -> dict[str, str]:
     return refused
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -640,7 +639,6 @@ def flipped_pages(folder: Path, good: Path) -> Path:
     return folder / "flipped.db"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("made", [a_folder, flipped_pages])
 async def test_a_file_that_is_no_database_is_named_and_hides_no_other(
     tmp_path: Path,
@@ -663,7 +661,6 @@ async def test_a_file_that_is_no_database_is_named_and_hides_no_other(
         assert run in {row["run_id"] for row in found["runs"]}
 
 
-@pytest.mark.slow
 async def test_a_pruned_record_is_answered(
     tmp_path: Path, client: aiohttp.ClientSession, cross_database: Path
 ) -> None:
@@ -673,7 +670,6 @@ async def test_a_pruned_record_is_answered(
         await every_address(client, url, run)
 
 
-@pytest.mark.slow
 async def test_a_locked_database_refuses_and_answers_when_it_is_free(
     tmp_path: Path, client: aiohttp.ClientSession, cross_database: Path
 ) -> None:
@@ -738,7 +734,6 @@ def shown_in_browser(database: Path) -> Iterator[tuple[PageOfBrowser, str, list[
         program.kill()
 
 
-@pytest.mark.slow
 def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_database: Path) -> None:
     word = json.dumps({"kind": "HALT", "note": PLANT})
     database = copied(
@@ -761,7 +756,6 @@ def test_markup_in_a_record_is_text_in_every_place(tmp_path: Path, cross_databas
         assert said == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("wrong_ms", [-9_007_199_254_740_000])
 def test_a_clock_that_was_wrong_leaves_a_page_that_can_be_read(
     tmp_path: Path, cross_database: Path, wrong_ms: int
@@ -794,7 +788,6 @@ def fifty(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return replayed(folder, cross(symbols=symbols), *given)
 
 
-@pytest.mark.slow
 async def test_every_address_answers_of_fifty_symbols(
     client: aiohttp.ClientSession, fifty: Path
 ) -> None:
@@ -808,7 +801,6 @@ async def test_every_address_answers_of_fifty_symbols(
         assert len(found["instruments"]) == 50
 
 
-@pytest.mark.slow
 def test_fifty_symbols_are_shown_in_every_place(fifty: Path) -> None:
     run = shown_of(fifty).run_id
     with shown_in_browser(fifty) as (page, url, said):
@@ -824,7 +816,6 @@ def test_fifty_symbols_are_shown_in_every_place(fifty: Path) -> None:
         assert said == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("forged", "verdict"),
     [

@@ -103,7 +103,6 @@ def test_the_decisions_that_matter_are_whole(held: dict[str, Any], cross_databas
     assert {f"{path}/decisions/{sequence}" for sequence in wanted} <= held.keys()
 
 
-@pytest.mark.slow
 def test_full_holds_every_decision_in_blocks(cross_database: Path) -> None:
     shown = shown_of(cross_database)
     made = contents_of(cross_database, shown.run_id, full=True)
@@ -183,7 +182,6 @@ def test_a_page_names_no_host_but_the_charts_makers_and_markup_languages(
     assert "www.tradingview.com" in hosts
 
 
-@pytest.mark.slow
 def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
     pruned = replayed(tmp_path, cross(), "--data", SAMPLE, "--to", "2025-05-29")
     prune(pruned, keep_days=1, pruned_at_ms=0)
@@ -227,7 +225,6 @@ assert "torch" not in sys.modules
 """
 
 
-@pytest.mark.slow
 def test_a_page_is_written_without_pytorch(cross_database: Path, tmp_path: Path) -> None:
     words = ["-c", LOADS, str(cross_database), str(tmp_path / "page.html")]
     subprocess.run([sys.executable, *words], check=True, capture_output=True)

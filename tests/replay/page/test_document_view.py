@@ -42,7 +42,6 @@ from tracepaper.replay.page.export import write_document_page
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.slow
 
 EVIL: Final = '<img src=x onerror="alert(1)">'
 TIMES: Final = [1_748_736_000_000 + 3_600_000 * hour for hour in range(48)]

@@ -21,7 +21,6 @@ from tracepaper.replay.notebook import RunPage
 from tracepaper.replay.page import contents
 from tracepaper.replay.page.export import run_page, write_page
 
-pytestmark = pytest.mark.slow
 WIDE: Final = {"width": 1440, "height": 900}
 PHONE: Final = {"width": 390, "height": 844}
 PLACES: Final = ("account", "gates", "health", "model", "report", "compare")

@@ -24,7 +24,6 @@ from tracepaper.storage.fleet.follow import ship_once
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.slow
 expect.set_options(timeout=1_000 * deadline_s(30))
 
 WIDE: Final = {"width": 1440, "height": 900}

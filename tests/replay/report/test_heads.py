@@ -43,8 +43,6 @@ from tracepaper.strategies.networks.informer import InformerConfig
 from tracepaper.strategies.networks.multi_timeframe import MultiscaleConfig
 from tracepaper.strategies.networks.multimodal import TradingConfig
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def heads(attention_report: Report) -> HeadReport:

@@ -19,8 +19,6 @@ from tracepaper.replay.report.heads import read_heads
 from tracepaper.replay.report.report import Report
 from tracepaper.replay.report.trade_pictures import trade_chart
 
-pytestmark = pytest.mark.slow
-
 EVIL = '</script><img src="https://evil.example/x" onerror="alert(1)">'
 
 

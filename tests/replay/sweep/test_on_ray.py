@@ -155,6 +155,7 @@ def test_what_goes_wrong_in_a_cell_is_named_and_the_others_go_on(sweeping: Sweep
     )
 
 
+@pytest.mark.long
 def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
     """Where nothing is said, Ray gives a worker one; a local process has one a core."""
     asked: Any = {"strategy": "threads:Threads", "space": {"number": [1, 2]}, "jobs": 1}
@@ -163,6 +164,7 @@ def test_a_worker_has_the_threads_of_the_driver(sweeping: Sweeping) -> None:
     assert [cell[3]["trades"] > 0 for cell in found].count(True) == (os.cpu_count() in {1, 2})
 
 
+@pytest.mark.long
 def test_a_cell_over_its_memory_is_named(sweeping: Sweeping) -> None:
     memory = psutil.virtual_memory()
     most = (memory.total - memory.available + 3 * 2**30) / memory.total
@@ -290,6 +292,7 @@ def cluster() -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.mark.long
 def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster: Nodes) -> None:
     space = {"fast": list(range(2, 22)), "slow": [30, 40]}
     cluster.ask("{}")
@@ -305,6 +308,7 @@ def test_a_node_that_goes_in_mid_sweep_loses_no_cell(sweeping: Sweeping, cluster
     assert json.loads(out.splitlines()[-1]) == sweeping.cells(space=space, on="local", jobs=2)
 
 
+@pytest.mark.long
 def test_a_node_that_joins_in_mid_sweep_is_used(sweeping: Sweeping, cluster: Nodes) -> None:
     go, one, other = (sweeping.folder / name for name in ("go", "one", "other"))
     ways = ["well", f"waits for {go}", f"meets {one} {other}", f"meets {other} {one}"]
@@ -324,6 +328,7 @@ def test_a_node_that_joins_in_mid_sweep_is_used(sweeping: Sweeping, cluster: Nod
     assert [error for _, _, error, *_ in json.loads(out.splitlines()[-1])] == [""] * 4
 
 
+@pytest.mark.long
 def test_a_worker_of_another_version_is_refused(sweeping: Sweeping, cluster: Nodes) -> None:
     other = sweeping.folder / "other"
     skipped = shutil.ignore_patterns("*.pyc", "__pycache__", "samples", "assets", "models")
@@ -442,6 +447,7 @@ def program(text: str, folder: Path) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.long
 def test_a_part_that_is_lost_is_named_after_the_others(tmp_path: Path) -> None:
     (tmp_path / "parts_of_it.py").write_text(SQUARED)
     *said, error, kept = program(PARTS, tmp_path)

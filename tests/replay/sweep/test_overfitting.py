@@ -14,8 +14,6 @@ import tracepaper
 from tracepaper.replay.report.metrics import is_annual, overfitting_probability
 from tracepaper.replay.sweep.views import luck
 
-pytestmark = pytest.mark.slow
-
 DAYS = 120
 
 

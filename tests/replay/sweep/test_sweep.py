@@ -76,7 +76,6 @@ def test_a_cell_is_the_replay_of_its_point(nine: Sweep, candles: Path) -> None:
         assert 0 <= (cell.figures["random_beaten"] or 0) <= 1
 
 
-@pytest.mark.slow
 def test_the_best_is_made_again_whole(nine: Sweep, tmp_path: Path) -> None:
     best = nine.best
     assert best is not None
@@ -180,7 +179,6 @@ def test_the_registry_counts_a_configuration_once_over_all_sweeps(candles: Path)
     assert "3 configurations were tried" in repr(more)
 
 
-@pytest.mark.slow
 def test_the_deflated_ratio_counts_every_trial(days: Path) -> None:
     earlier = here(days, {"fast": [2, 4, 8], "slow": [30, 60]}, "sharpe")
     found = here(days, {"fast": [3, 5], "slow": [30]}, "sharpe")
@@ -219,7 +217,6 @@ def test_luck_counts_trials_without_a_ratio_and_needs_two_that_have_one(days: Pa
     assert (one.best_by_chance, one.deflated_sharpe) == (None, None)
 
 
-@pytest.mark.slow
 def test_windows_choose_on_train_and_report_on_test(days: Path) -> None:
     found = here(days, {"fast": [2, 8], "slow": [30, 60]}, windows="20d/8d")
     spans = found.request.spans
@@ -418,7 +415,6 @@ class Typed(Strategy):
         return Signal(Action.LONG, "always")
 
 
-@pytest.mark.slow
 def test_a_class_that_only_this_process_has_runs_here_under_its_limit(
     candles: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,7 +494,6 @@ def test_keys_of_the_configuration_are_axes_too(candles: Path) -> None:
     assert ends[2] == pytest.approx(3 * (ends[0] or 0), rel=1e-3)
 
 
-@pytest.mark.slow
 def test_tpe_draws_where_it_was_good(candles: Path) -> None:
     named = {"sampler": "tpe", "trials": 14, "seed": 2}
     found = here(candles, {"fast": (2, 40), "slow": [60]}, "trades", direction="minimize", **named)
@@ -548,7 +543,6 @@ def command(folder: Path, *words: str) -> Any:
     return run(("sweep", *words), folder, extra)
 
 
-@pytest.mark.slow
 def test_the_command_sweeps_and_the_same_command_goes_on(
     nine: Sweep, candles: Path, tmp_path: Path
 ) -> None:
@@ -564,7 +558,6 @@ def test_the_command_sweeps_and_the_same_command_goes_on(
     assert again.err == ""
 
 
-@pytest.mark.slow
 def test_the_command_fails_where_every_run_does_or_nothing_is_named(
     candles: Path, tmp_path: Path
 ) -> None:
@@ -581,7 +574,6 @@ def test_sweep_is_a_name_of_the_package() -> None:
     assert tracepaper.sweep is sweep
 
 
-@pytest.mark.slow
 def test_every_cell_takes_the_windows_that_fit_and_the_sweep_says_so(days: Path) -> None:
     given: Any = {"model": {"checkpoint": "none"}}
     space = {"trend_volatility": [0.2, 0.4]}

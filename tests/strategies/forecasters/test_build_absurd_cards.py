@@ -86,7 +86,7 @@ def changed(card: dict[str, Any], place: tuple[str, ...], value: object) -> dict
     return made
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["flash", *OTHERS])
 def test_every_key_of_a_card_takes_no_absurd_value_badly(kind: str) -> None:
     card, tensors = cards()[kind]

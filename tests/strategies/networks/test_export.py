@@ -95,7 +95,7 @@ def test_a_torch_file_answers_as_the_network_and_holds_its_card(tmp_path: Path) 
     assert require_agreement(list(wanted.values()), list(found.values()), "test") < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["informer", "decoder", "full", "window", "trading"])
 def test_an_onnx_file_answers_as_the_network(kind: str, tmp_path: Path) -> None:
     made, example = network(kind)
