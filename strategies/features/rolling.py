@@ -249,6 +249,9 @@ REACHES: Final = {
     "1h": Reach(HOUR_MS, DAY_MS, 5 * DAY_MS, 20 * DAY_MS),
     "2h": Reach(2 * HOUR_MS, 2 * DAY_MS, 10 * DAY_MS, 40 * DAY_MS),
     "4h": Reach(4 * HOUR_MS, 4 * DAY_MS, 20 * DAY_MS, 60 * DAY_MS),
+    "6h": Reach(6 * HOUR_MS, 6 * DAY_MS, 30 * DAY_MS, 90 * DAY_MS),
+    "12h": Reach(12 * HOUR_MS, 10 * DAY_MS, 40 * DAY_MS, 90 * DAY_MS),
     "1d": Reach(DAY_MS, 20 * DAY_MS, 60 * DAY_MS, 120 * DAY_MS),
+    "1w": Reach(7 * DAY_MS, 140 * DAY_MS, 420 * DAY_MS, 840 * DAY_MS),
 }
 """What every schema reaches, by the text of its interval."""
