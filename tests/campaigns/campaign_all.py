@@ -31,7 +31,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "alarms": ("promtool", "test", "rules", "deploy/tracepaper.rules.test.yml"),
     "image": (*_PYTHON, "tests/campaigns/campaign_image.py"),
     "long": (*_PYTHON, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-m", "long"),
-    "pyright": (str(Path(sys.executable).with_name("pyright")), "--pythonpath", sys.executable),
+    "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
     "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
