@@ -321,7 +321,7 @@ class Quarters(Turns):
     """Looks at quarters of an hour as well."""
 
     frames = ("15",)
-    frames_warmup = {"15": 34}  # noqa: RUF012 - as a user writes it
+    frames_warmup = {"15": 32}  # noqa: RUF012 - as a user writes it
 
 
 async def test_the_whole_past_comes_where_rest_answers_late_at_a_restart(
