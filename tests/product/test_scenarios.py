@@ -29,6 +29,7 @@ from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import TracepaperError
+from tracepaper.strategies.units import DAY_MS
 
 LEFT_OUT = {"run_id", "sequence", "ordinal", "order_id", "digest", "head", "seen_ms", "seen_iso"}
 """What tells one record from another of the same run: a start is a step too."""
@@ -127,7 +128,7 @@ CHEAP = pytest.mark.parametrize(
 @pytest.fixture(params=SCENARIOS)
 def scenario(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Scenario:
     found = SCENARIOS[request.param]
-    if found.day_ms != maintenance.DAY_MS:  # a short run may be pruned: none asks for a day's range
+    if found.day_ms != DAY_MS:  # a short run may be pruned: none asks for a day's range
         monkeypatch.setattr(Engine, "range_bars_of", lambda _engine, _key: 1)
         monkeypatch.setattr(maintenance, "DAY_MS", found.day_ms)
     return found
@@ -270,7 +271,7 @@ def moved(
     hand(candles)
     times, path = candles[0].open_time_ms, scenario.recorded()
     from_ms = int(times[scenario.early + (len(times) - scenario.early) * 2 // 3])
-    short = [slice_candles(one, one.open_time_ms < from_ms) for one in candles]
+    short = [slice_candles(one, np.flatnonzero(one.open_time_ms < from_ms)) for one in candles]
     expected = shown(path, until_ms=from_ms, views=views)
     assert expected["v_decisions"]
     found = []
