@@ -242,6 +242,18 @@ COMMANDS: Final = [line for line in LINES if "tracepaper " in line.shown_by]
 CALLS: Final = [line for line in LINES if "tracepaper " not in line.shown_by]
 
 
+def needed(command: str) -> list[str]:
+    """Return the commands of the page that make what *command* reads, and *command* last."""
+    read = set(re.findall(r"[\w.]+", command))
+    before = [line.shown_by for line in COMMANDS]
+    made = [
+        one
+        for one in before[: before.index(command)]
+        if read & set(re.findall(r"(?:--out|tracepaper replay .*--db) ([\w.]+)", one))
+    ]
+    return list(dict.fromkeys([*(each for one in made for each in needed(one)), command]))
+
+
 @pytest.mark.parametrize("line", COMMANDS, ids=lambda line: f"{line.section}: {line.names}")
 def test_a_command_shows_what_it_stands_beside(
     line: Line,
@@ -251,9 +263,10 @@ def test_a_command_shows_what_it_stands_beside(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert place.is_dir()
-    if line.shown_by not in done:
-        code = run(line.shown_by, monkeypatch)
-        done[line.shown_by] = (code, *capsys.readouterr())
+    for command in needed(line.shown_by):
+        if command not in done:
+            code = run(command, monkeypatch)
+            done[command] = (code, *capsys.readouterr())
     code, out, err = done[line.shown_by]
     assert code == 0, err[-500:]
     assert out
