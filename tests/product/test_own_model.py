@@ -458,7 +458,7 @@ def test_the_forest_of_the_page_is_fitted_replayed_and_verified(tmp_path: Path) 
 async def test_an_equal_model_goes_on_and_another_opens_a_run(tmp_path: Path) -> None:
     module, database = tmp_path / "going_on.py", tmp_path / "run.db"
     parts = dict.fromkeys(("features", "init", "predict"), "pass")
-    text = MINE.format(module="going_on", top="", **parts)
+    text = MINE.format(module="going_on", top="", files="", **parts)
     sections: dict[str, dict[str, Any]] = {
         "strategy": {"name": "attention"},
         "model": {"class": "going_on:Mine"},
