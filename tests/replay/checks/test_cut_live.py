@@ -170,8 +170,11 @@ FORGED = {
         "who said it": f"UPDATE answers SET model_id = NULL WHERE step = {LAST}",
         "what the model looked at": f"UPDATE answers SET recent_mass = 0.5 WHERE step = {LAST}",
         "another promoted model": (
-            "UPDATE events SET content = replace(content, 'candidate_sha256\":\"8', "
-            "'candidate_sha256\":\"9') WHERE kind = 'retrained' AND content LIKE '%promoted%'"
+            "UPDATE events SET content = substr(content, 1, instr(content, 'didate_sha256') + 15) "
+            "|| substr('123456789abcdef0', instr('0123456789abcdef', "
+            "substr(content, instr(content, 'didate_sha256') + 16, 1)), 1) "
+            "|| substr(content, instr(content, 'didate_sha256') + 17) "
+            "WHERE kind = 'retrained' AND content LIKE '%promoted%'"
         ),
         "a promotion that was refused": (
             "UPDATE events SET content = replace(content, '\"promoted\"', '\"refused\"') "
