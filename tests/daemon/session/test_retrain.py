@@ -156,7 +156,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
         (lambda: planted.answers("os.kill(os.getpid(), 9)"), "failed", "was ended by SIGKILL"),
         (lambda: planted.answers("print('{}')"), "failed", "its answer is no judgement"),
         (lambda: planted.judges(running_sha256="0" * 64), "failed", "another model than the one"),
-        (lambda: planted.judges(**elsewhere), "failed", "context 531 differs from the running"),
+        (lambda: planted.judges(**elsewhere), "failed", "context 499 differs from the running"),
         (lambda: planted.judges(candidate_sha256="0" * 64), "failed", "not the model that was"),
         (lambda: planted.judges(candidate="nowhere"), "failed", "cannot be promoted: nowhere"),
     ][part]
