@@ -341,8 +341,6 @@ class SqlAuditLog:
                 position=None,
                 account=last.account,
                 twins=(),
-                window_sha256=None,
-                decision_sha256=None,
                 state=None,
             )
         )

@@ -11,7 +11,6 @@ import zlib
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Final
 
 import numpy as np
@@ -94,14 +93,6 @@ class OrderBookHistory:
         if first == held:
             return None
         return found.part(max(held - self.length, first), held)
-
-    def digest(self, close_ms: int) -> bytes:
-        """Return the hash of what :meth:`until` returns."""
-        books = self.until(close_ms)
-        if books is None:
-            return sha256(b"").digest()
-        arrays = (books.seen_ms, books.market_ms, books.price, books.size)
-        return sha256(b"".join(array.tobytes() for array in arrays)).digest()
 
 
 SIDES: Final = ("bid", "ask")

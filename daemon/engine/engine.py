@@ -562,8 +562,7 @@ class Engine:
         return Step(
             sequence, event, accepted, decided.decision, decided.prediction,
             as_they_stand(filled.orders, decided.orders) if decided.orders else filled.orders,
-            filled.fills, position, account, twins, decided.window_sha256, decided.decision_sha256,
-            state, entries, belief, halted,
+            filled.fills, position, account, twins, state, entries, belief, halted,
         )  # fmt: skip
 
     def state(self) -> EngineState:

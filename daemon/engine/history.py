@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
-from hashlib import sha256
+from collections.abc import Iterator
 from typing import Final
 
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker.execution import RANGE_BARS, DayRange
 from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
-from tracepaper.storage.record.digest import WindowHash
 from tracepaper.strategies.api.context import BarRecord
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import Strategy, remembered
@@ -74,11 +72,9 @@ class InstrumentHistory:
         "_splits",
         "_strategy_needs",
         "_tick",
-        "_window",
         "_writes_record",
         "bars",
         "books",
-        "canonical",
         "day_range",
         "frames",
         "knows_bars",
@@ -89,7 +85,6 @@ class InstrumentHistory:
         "reach",
         "record",
         "remembered",
-        "window_sha256",
     )
 
     def __init__(
@@ -130,12 +125,6 @@ class InstrumentHistory:
         self._recent: deque[Bar] | None = None
         if instrument.category is Category.STOCK:
             self._recent = deque(maxlen=self.reach)
-        self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
-        self.canonical = b""  # the newest bar, as it is hashed
-        self.window_sha256: Callable[[], bytes] = self._window.digest
-        """Return the hash of all that the decision at the newest bar depends on."""
-        if self.frames or self.books is not None:
-            self.window_sha256 = self._whole_window_sha256
         # What gates ask about the newest bar.
         self.plausibility = Plausibility() if judges_bars else None
         self.missing_bars, self.plausible = 0, 0.0
@@ -153,13 +142,10 @@ class InstrumentHistory:
         assert self._recent is not None
         bars = [adjusted_bar(action, bar) for bar in self._recent]
         self._recent.clear()
-        instrument, _, settings = self._of
         self.last_bar, self.bars, self.knows_bars = None, 0, False
         self.record.clear()
         self.frames = self._new_frames()
         self._splits = SplitWatch()
-        self._window = WindowHash(instrument, settings.interval_ms, self.remembered)
-        self.window_sha256 = self._whole_window_sha256 if self.frames else self._window.digest
         if self.plausibility is not None:
             self.plausibility = Plausibility()
         for bar in bars:
@@ -179,7 +165,6 @@ class InstrumentHistory:
         """
         whole._parts.append(self)
         self.plausibility, self.day_range = whole.plausibility, whole.day_range
-        self.window_sha256 = bytes  # that of the whole is stored
 
     def observe(self, bar: Bar) -> None:
         """Take in the next closed bar."""
@@ -199,7 +184,6 @@ class InstrumentHistory:
         if self.frames:
             for frame in self.frames.values():
                 frame.add(bar)
-        self.canonical = self._window.push(bar)
         if self._recent is not None:
             self._recent.append(bar)
         self.last_bar = bar
@@ -210,7 +194,7 @@ class InstrumentHistory:
     def observe_part(self, bar: Bar, whole: InstrumentHistory) -> None:
         """Take in *bar* as far as it is not that of the *whole*, which was shown it first."""
         self.last_bar, self.missing_bars = bar, whole.missing_bars
-        self.plausible, self.canonical = whole.plausible, whole.canonical
+        self.plausible = whole.plausible
         if self._writes_record:
             self.record.append(bar)
         if self.frames:
@@ -296,15 +280,6 @@ class InstrumentHistory:
         for bar in reversed(self.day_range.last(YARDSTICK_MEMORY)):
             yardstick.add(bar, self._tick)
         return yardstick.doubled_median
-
-    def _whole_window_sha256(self) -> bytes:
-        window = self._window.digest()
-        if self.frames:
-            parts = (frame.bars.sha256 for frame in self.frames.values())
-            window = sha256(window + b"".join(parts)).digest()
-        if self.books is not None and self.last_bar is not None:
-            window = sha256(window + self.books.digest(self.last_bar.close_time_ms)).digest()
-        return window
 
     # ------------------------------------------------------------ what a start has to feed again
 

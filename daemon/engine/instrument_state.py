@@ -22,7 +22,6 @@ from tracepaper.daemon.engine.state import (
     EngineSettings,
     ModelTerms,
 )
-from tracepaper.storage.record.digest import DecisionHash
 from tracepaper.strategies.api.context import (
     AccountView,
     BarContext,
@@ -47,7 +46,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Bar, CorporateAction, Depths, Instrument, Quote, Side
 
-_NO_ORDERS: Final = Orders((), "")
 _COLD: Final = Signal(Action.HOLD, "fewer bars than the warm-up")
 
 
@@ -73,9 +71,7 @@ class InstrumentState:
         "_sizes_by_bars",
         "_standing",
         "_wants_protection",
-        "allowed_orders",
         "belief",
-        "decision_hash",
         "declared",
         "gates",
         "history",
@@ -120,7 +116,6 @@ class InstrumentState:
         self._wants_protection = (
             False  # it asks for a stop, a target or a time limit, or [exits] do
         )
-        self.allowed_orders = _NO_ORDERS  # what gates let through of the newest list
         self.intent: Intent | Orders | None = None  # of the newest decision; None: a gate holds it
         self._standing: int | None = None  # the target before it
         self._context: BarContext | None = None  # what a portfolio was asked about this close with
@@ -144,7 +139,6 @@ class InstrumentState:
         # What a refused SHORT says: nothing is sold short that is paid for in full.
         self._never_short = instrument.category.value if instrument.category.is_cash else ""
         self._cash, self._flat_on_refusal = settings.broker.cash, settings.flat_on_refusal
-        self.decision_hash = DecisionHash(instrument)
 
     # ------------------------------------------------------------ a start, a model, new filters
 
@@ -288,10 +282,9 @@ class InstrumentState:
         action, reason = Action.ORDERS, orders.reason if refused is None else refusal(refused)
         target: int | None = None
         if isinstance(asked, Orders):
-            self.allowed_orders = self.intent = asked
+            self.intent = asked
         else:
             action, target, reason = asked.action, asked.target, asked.reason
-            self.allowed_orders = _NO_ORDERS
             self.intent = None if action is Action.HOLD else asked
         outcome = self.outcomes.of(
             action, reason, refused, passed, None, self.regimes, gates.evaluator
@@ -370,13 +363,9 @@ class InstrumentState:
 
         *sent* is what its intent came to; None where a gate held it.
         """
-        requests = self.allowed_orders.requests if decision.target_quantity is None else ()
         if sent is not None and decision.target_quantity is not None:
             decision = self.unfilled(decision, sent.refusal)
-        history = self.history
-        decided = self.decision_hash.digest(history.canonical, prediction, decision, requests)
-        orders = () if sent is None else sent.orders
-        return Decided(decision, prediction, orders, history.window_sha256(), decided)
+        return Decided(decision, prediction, () if sent is None else sent.orders)
 
     def unfilled(self, decision: Decision, refusal: str | None) -> Decision:
         """Return *decision* with the reason why its target is neither reached nor ordered."""

@@ -29,7 +29,6 @@ from tracepaper.daemon.engine.strategy_members import (
     Netted,
     StrategyMember,
 )
-from tracepaper.storage.record.digest import several_digest
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.sizing import Sizer
 from tracepaper.strategies.api.strategy import DeclaredState, Strategy
@@ -40,7 +39,6 @@ from tracepaper.strategies.types.decisions import (
     Decision,
     FillModel,
     GateSet,
-    Order,
     Prediction,
     SinceDecided,
     Step,
@@ -57,7 +55,7 @@ class _Asked:
     """One strategy on one instrument: what is asked of it at each bar, and what it decided last."""
 
     __slots__ = (
-        "account", "content", "decided", "decision", "intent", "member", "name", "part", "state"
+        "account", "decided", "decision", "intent", "member", "name", "part", "state"
     )  # fmt: skip
 
     def __init__(self, member: StrategyMember, state: InstrumentState, part: SubAccount) -> None:
@@ -66,12 +64,11 @@ class _Asked:
         self.decision: Decision | None = None
         self.intent: Intent | None = None
         self.decided: StrategyDecision | None = None  # as the newest step keeps it
-        self.content = b""  # and as it is hashed
 
     def keep(self, decision: Decision, own: Decision, places: Mapping[GateSet, int]) -> None:
         """Take what was decided, beside the account's *own* decision, for the step.
 
-        What is as it was is the same object: nothing of it is hashed or stored anew.
+        What is as it was is the same object: nothing of it is stored anew.
         """
         outcome, last = decision.outcome, self.decided
         measures: tuple[tuple[str, float | None], ...] = ()
@@ -94,7 +91,6 @@ class _Asked:
             measures,
             decision.note,
         )
-        self.content = self.state.decision_hash.content(self.decided)
 
 
 def _others(decision: Decision, own: Decision) -> tuple[tuple[str, float | None], ...]:
@@ -120,7 +116,6 @@ class _Quiet(NamedTuple):
     intents: list[Intent | None]  # the objects themselves: a repeated decision asks for the same
     confirmed: list[bool]  # whether the position of each was, for another horizon
     enters: bool  # whether any asks for one
-    contents: list[bytes]  # what the account's hash has of each
 
 
 class SeveralEngine(Engine):
@@ -305,7 +300,6 @@ class SeveralEngine(Engine):
                 or decision.target_quantity != last.target_quantity
             ):
                 one.keep(decision, net, self._places)
-                quiet.contents[:] = [it.content for it in asked]
         if quiet.enters:
             self.save = self.save or Save.LATER
         own = self.states[key].settle(net, prediction, None)
@@ -315,8 +309,7 @@ class SeveralEngine(Engine):
                 for one, confirmed in zip(asked, quiet.confirmed, strict=True)
             ]
         )
-        decided = _netted(own, (), quiet.contents)
-        return self._finish(bar, key, NOTHING_FILLED, decided, twins, saves=saves)
+        return self._finish(bar, key, NOTHING_FILLED, own, twins, saves=saves)
 
     def _net(self, bar: Bar, at_ms: int) -> None:
         """Net what the strategies said of *bar*, and propose that to the broker."""
@@ -398,16 +391,15 @@ class SeveralEngine(Engine):
                     one.decided,
                 )
             )
-        contents = [one.content for one in asked]
         if filled is not NOTHING_FILLED or sent:
             self._quiet.clear()
         elif broker.is_reached:
             enters = any(one.intent is not None and one.intent.is_entry for one in asked)
             intents = [one.intent for one in asked]
-            self._quiet[key] = _Quiet(intents, confirms, enters, contents)
+            self._quiet[key] = _Quiet(intents, confirms, enters)
         else:
             self._quiet.pop(key, None)
-        decided = _netted(decided, sent, contents)
+        decided = replace(decided, orders=sent)
         return self._finish(bar, key, filled, decided, tuple(twins), saves=saves)
 
     def _settled(self, one: _Asked, net: Decision) -> Decision:
@@ -457,13 +449,6 @@ class SeveralEngine(Engine):
                     f"the strategies' parts of {key} add up to {parts}, and the account holds "
                     f"{broker.own.held(key)}; run `tracepaper audit verify` and restore a backup"
                 )
-
-
-def _netted(own: Decided, orders: tuple[Order, ...], contents: Sequence[bytes]) -> Decided:
-    """Return what the account decided by its *own*, with a hash that covers *contents* too."""
-    assert own.decision_sha256 is not None
-    digest = several_digest(own.decision_sha256, contents)
-    return Decided(own.decision, own.prediction, orders, own.window_sha256, digest)
 
 
 def _answer(net: int, reasons: Sequence[str]) -> Signal:

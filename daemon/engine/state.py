@@ -198,8 +198,6 @@ class Decided(Struct, frozen=True, gc=False):
     decision: Decision | None = None
     prediction: Prediction = None
     orders: tuple[Order, ...] = ()  # born or changed by it
-    window_sha256: bytes | None = None
-    decision_sha256: bytes | None = None
 
 
 NOT_DECIDED: Final = Decided()

@@ -40,13 +40,11 @@ from tracepaper.storage.record.decode import (
     StoredRows,
     heads_of,
 )
-from tracepaper.storage.record.digest import decision_digest
 from tracepaper.storage.record.encode import StepEncoder
 from tracepaper.storage.record.rows import SHAPE_UNITS, sequence_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
-from tracepaper.strategies.types.market import Bar
 
 
 @dataclass(frozen=True)
@@ -253,7 +251,6 @@ class RowCheck:
         self._encoder = StepEncoder(stored.run, stored.run_key, gate_sets)
         self._interned = interned(reader.connection, stored.run_key)
         self._decoder = StepDecoder(stored.run, self._interned)
-        self._instruments = {item.id: item for item in stored.run.instruments}
 
     def stored(self, rows: StoredRows) -> Step:
         """Return the step that *rows* hold."""
@@ -269,23 +266,7 @@ class RowCheck:
         kept = [
             one for one in found if not is_rounding(one, answers, member_shape=self.member_shape)
         ]
-        if len(kept) < len(found):
-            # The hash is of the numbers as they were rounded there: it is held to those.
-            kept = [one for one in kept if one[0] != "steps.decision_sha256"]
-            kept += self._own_hash(rows)
         return Compared(tuple(kept), rounded=len(kept) < len(found))
-
-    def _own_hash(self, rows: StoredRows) -> Iterator[Unequal]:
-        """Check the hash of a decision on rounded numbers against the numbers stored beside it."""
-        step = self.stored(rows)
-        if step.decision is None or not isinstance(step.event, Bar):
-            return
-        instrument = self._instruments[step.event.instrument]
-        own = decision_digest(
-            step.event, step.prediction, step.decision, instrument, step.strategies
-        )
-        if own != step.decision_sha256:
-            yield "steps.decision_sha256", step.decision_sha256, own
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
         self._encoder.forget()  # so that every row is made, and none is named by another step

@@ -78,7 +78,6 @@ _CAUSES: Final = (
         "the weights, or a bar in the model's window, were changed",
         _OF_FORECAST,
     ),
-    ("a stored bar was changed", ("window_sha256",)),
     (
         "a stored fill, order or account value was changed",
         ("account", "position", "fills", "orders", "ledger", "twins", "state", "halted"),
@@ -87,7 +86,7 @@ _CAUSES: Final = (
 """The causes that the fields of the first differing step show, the surest first."""
 
 _DECIDED: Final = ("action", "target_quantity", "reason", "allowed", "refused_by")
-_GIVEN: Final = ("event", "accepted", "window_sha256", "bars.", "events.")
+_GIVEN: Final = ("event", "accepted", "bars.", "events.")
 _OF_MODEL: Final = ("runs.model_id", "runs.model_sha256")
 _OF_CONFIG: Final = ("runs.config", "runs.config_sha256", "runs.strategy", "runs.interval_ms")
 

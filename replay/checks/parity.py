@@ -1,11 +1,11 @@
 """``parity``: agreement of two runs, or of a day and its replay; settlements and published rates.
 
-Decisions are aligned by instrument and open time and compared by ``decision_sha256`` where both
-runs went the same way over the same kind of device; elsewhere, and where bars were batched, whose
-groups may differ, field by field within 1e-4. Equity is compared once a close, when the last of its
-bars is decided. What only time explains (a late bar, a stale quote, a missed deadline) is counted
-apart. Runs whose decisions depend on fills are compared, where these were filled by other models,
-up to the first fill that differs.
+Decisions are aligned by instrument and open time and compared by what identifies them, exactly
+where both runs went the same way over the same kind of device; elsewhere, and where bars were
+batched, whose groups may differ, field by field within 1e-4. Equity is compared once a close, when
+the last of its bars is decided. What only time explains (a late bar, a stale quote, a missed
+deadline) is counted apart. Runs whose decisions depend on fills are compared, where these were
+filled by other models, up to the first fill that differs.
 
 The rules are docs/identity.md, I6, docs/operations.md, O21 to O24, and docs/money.md, M19 and M26.
 """
@@ -30,11 +30,11 @@ from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.archive.series import FundingRates
 from tracepaper.replay.backtest.predictors import Environment, measures_agree, predictions_agree
 from tracepaper.replay.checks.compare import Difference, decision_differences, forecast_differences
+from tracepaper.replay.checks.identity import decision_identity, scale_factor
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.checks import CheckedRun, StoredCheck, store_check
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
-from tracepaper.storage.record.digest import scale_factor
 from tracepaper.strategies.errors import DataInvalid, TracepaperError
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.sessions import Calendar, closes_of
@@ -57,7 +57,7 @@ class Parity:
 
     first: str
     second: str
-    exact: bool  # whether hashes were compared, rather than fields within the tolerance
+    exact: bool  # whether every bit was compared, rather than fields within the tolerance
     compared: int = 0
     identical: int = 0
     within_tolerance: int = 0
@@ -268,7 +268,7 @@ def _judge(
     assert two.decision is not None
     scale = first_scales[key[0]], second_scales[key[0]]
     found.compared += 1
-    if one.decision_sha256 == two.decision_sha256:
+    if decision_identity(one, scale[0]) == decision_identity(two, scale[1]):
         found.identical += 1
     elif timing := _only_timing(one.decision, two.decision, *scale):
         found.timing[timing] = found.timing.get(timing, 0) + 1
@@ -367,7 +367,19 @@ def _fields(
                     for target, scale in wanted
                 ]
                 found.append((name, texts[0], texts[1]))
-    return found or [("decision_sha256", str(one.decision_sha256), str(two.decision_sha256))]
+    return found or _identity_fields(one, two, first, second)
+
+
+def _identity_fields(
+    one: Step, two: Step, first: Instrument, second: Instrument
+) -> list[tuple[str, str, str]]:
+    """Return which parts of the identities of two decisions differ."""
+    mine, theirs = decision_identity(one, first), decision_identity(two, second)
+    return [
+        (name, str(a), str(b))
+        for name, a, b in zip(mine._fields, mine, theirs, strict=True)
+        if a != b
+    ]
 
 
 def _same_fills(one: Step, two: Step, first: Instrument, second: Instrument) -> bool:

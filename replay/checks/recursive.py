@@ -41,7 +41,6 @@ from tracepaper.replay.checks.isolation import (
     first_difference,
 )
 from tracepaper.replay.checks.perturbations import DerivedStep, Files, of_each_strategy
-from tracepaper.storage.record.digest import requests_sha256
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
 from tracepaper.strategies.corporate_actions import adjusted_bar
@@ -576,7 +575,7 @@ def _at_threshold(a: Decision, b: Decision) -> bool:
 def _shown(signal: Signal | Orders) -> str:
     if isinstance(signal, Signal):
         return signal.action.value
-    return f"{len(signal.requests)} requests, SHA-256 {requests_sha256(signal.requests)[:12]}"
+    return f"{len(signal.requests)} requests, {_text(signal.requests)}"
 
 
 def difference_of(one: DerivedStep, two: DerivedStep) -> Difference:

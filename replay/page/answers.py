@@ -405,7 +405,7 @@ class Decision(Struct, frozen=True):
     notes: dict[str, Any]
     orders: list[OrderPath]
     model_id: str
-    hashes: dict[str, str]  # window_sha256, decision_sha256, digest
+    hashes: dict[str, str]  # decision_sha256, digest
     previous: int | None  # sequences of the decisions beside it, of the same instrument
     following: int | None
 
@@ -416,8 +416,6 @@ class Derived(Struct, frozen=True):
     sequence: int
     same: bool
     seconds: float
-    stored_sha256: str
-    derived_sha256: str
     field: str = ""  # the first that differs
     stored: str = ""
     derived: str = ""

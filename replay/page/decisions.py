@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.replay.checks.identity import decision_sha256
 from tracepaper.replay.explain.decision import (
     Flips,
     GateMargin,
@@ -111,7 +112,12 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         },
         orders=paths,
         model_id=row["model_id"] or stored.run["model_id"] or "",
-        hashes={name: row[name] or "" for name in ("window_sha256", "decision_sha256", "digest")},
+        hashes={
+            "decision_sha256": decision_sha256(
+                shown.reader.step(shown.run_id, sequence).step, item
+            ).hex(),
+            "digest": row["digest"],
+        },
         previous=beside[True],
         following=beside[False],
     )

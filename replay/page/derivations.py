@@ -56,14 +56,11 @@ def verify_decision(shown: ShownRun, sequence: int, report: Report) -> answers.D
     )
     seconds = time.perf_counter() - began
     same = found.holds
-    stored = row["decision_sha256"] or ""
     first = found.differences[0] if found.differences else None
     return answers.Derived(
         sequence=sequence,
         same=same,
         seconds=seconds,
-        stored_sha256=stored,
-        derived_sha256=stored if same and not found.tolerated else "",
         field="" if first is None else first.field,
         stored="" if first is None else first.first,
         derived="" if first is None else first.second,

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from tracepaper.replay.checks.identity import counts
 from tracepaper.replay.page import answers
 from tracepaper.replay.page.databases import Refusing, ShownRun
 from tracepaper.replay.page.runs import halt, newest_parity
@@ -306,6 +307,7 @@ _GATES: Final = "gates"
 def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
     """Return where two runs decided the same bars differently."""
     one, two = _decided(left), _decided(right)
+    gates = _judged(left), _judged(right)
     common, differing = 0, []
     counts = dict.fromkeys((*_FIELDS, _GATES), 0)
     for name in np.intersect1d(one["instrument"], two["instrument"]):
@@ -316,8 +318,9 @@ def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
         own, other = own[at], other[beside]
         common += times.size
         found = np.stack([_differs(one[field][own], two[field][other]) for field in _FIELDS], 1)
-        alone = _differs(one["decision_sha256"][own], two["decision_sha256"][other])
-        found = np.column_stack([found, alone & ~found.any(axis=1)])
+        pairs = zip(one["sequence"][own].tolist(), two["sequence"][other].tolist(), strict=True)
+        judged = np.array([gates[0].get(a) != gates[1].get(b) for a, b in pairs], dtype=bool)
+        found = np.column_stack([found, judged & ~found.any(axis=1)])
         for field, count in zip(counts, found.sum(axis=0).tolist(), strict=True):
             counts[field] += count
         differing += [
@@ -345,8 +348,18 @@ def compare(left: ShownRun, right: ShownRun) -> answers.Comparison:
 
 def _decided(shown: ShownRun) -> dict[str, Any]:
     """Read the compared fields of every decision, as columns."""
-    kinds = {"sequence": "i", "instrument": "s", "open_time_ms": "i", "decision_sha256": "s"}
+    kinds = {"sequence": "i", "instrument": "s", "open_time_ms": "i"}
     return view_arrays(shown.views, "v_decisions", {**kinds, **_FIELDS})
+
+
+def _judged(shown: ShownRun) -> dict[int, list[tuple[Any, ...]]]:
+    """Read gate, measure and threshold of every gate that counts, by the decision's sequence."""
+    judged: dict[int, list[tuple[Any, ...]]] = {}
+    for batch in shown.views.batches("v_gates", ("sequence", "gate", "measure", "threshold")):
+        for sequence, gate, *measured in zip(*batch, strict=True):
+            if counts(gate):
+                judged.setdefault(sequence, []).append((gate, *measured))
+    return judged
 
 
 def _differs(one: Any, two: Any) -> npt.NDArray[np.bool_]:  # noqa: ANN401 - any column

@@ -160,7 +160,7 @@ _ALLOWED: Final = frozenset(
 
 DECISIONS: Final = (
     "SELECT sequence, open_time_iso, instrument, action, refused_by, reason, mean_return, "
-    "confidence, regime, target_quantity_text AS target_quantity, decision_sha256 "
+    "confidence, regime, target_quantity_text AS target_quantity "
     "FROM v_decisions WHERE run_id = :run ORDER BY sequence DESC LIMIT :limit"
 )
 TRADES: Final = (

@@ -276,7 +276,7 @@ V_DECISIONS: Final = View(
             *shown("s", "steps", "target_quantity"),
             *shown("o", "outcomes", "reason", "unfilled_reason"),
             *shown("a", "answers", "late_deadline_ms", "model_id"),
-            *shown("s", "steps", "window_sha256", "decision_sha256", "digest"),
+            *shown("s", "steps", "digest"),
         ),
         ("s", (column for column in TABLES["steps"] if column.name not in BAR_COLUMNS)),
         ("o", TABLES["outcomes"]),

@@ -282,8 +282,6 @@ _BAR = (
 _STEPS = _made(
     _key("step"),
     _whole("shape"),  # see ``rows.Shape``
-    _blob("window_sha256", "hash of the bars it saw", HASH, null=True),
-    _blob("decision_sha256", "what parity compares", HASH, null=True),
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
     _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
     *_measures(STEP_GATES),

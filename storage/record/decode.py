@@ -196,8 +196,6 @@ class StepDecoder:
                 self._twin(row, rows.sparse.get("twin_fills", ()))
                 for row in rows.sparse.get("twin_steps", ())
             ),
-            window_sha256=core[STEP.window_sha256],
-            decision_sha256=core[STEP.decision_sha256],
             state=rows.state,
             ledger=tuple(self._entry(row) for row in rows.sparse.get("ledger", ())),
             belief=None if event_row is None else event_row[EVENT.belief],

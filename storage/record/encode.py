@@ -166,8 +166,7 @@ class StepEncoder:
         noted = () if decision.note is None else read_values("answers", step)
         judged = self.outcomes.judged_before(decision)
         marked = self._holdings.unchanged((0, place), position, step.account)
-        window, decided = step.window_sha256, step.decision_sha256
-        if judged is None or marked is None or window is None or decided is None:
+        if judged is None or marked is None:
             return None
         plan, outcome, measures = judged
         if marked.equity is not None or not plan.is_dense or None in measures:
@@ -188,8 +187,8 @@ class StepEncoder:
         of_row, prefix = plan.plain(absent, filled, marks)
         # The driver binds a bytearray in a fraction of what bytes cost it.
         values: Row = (
-            key, (_NOTED if noted else _BARE) + len(twins) * _TWIN, bytearray(window),
-            bytearray(decided), outcome, decision.target_quantity, *measures, place, *prices,
+            key, (_NOTED if noted else _BARE) + len(twins) * _TWIN, outcome,
+            decision.target_quantity, *measures, place, *prices,
             market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
             SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
         )  # fmt: skip
@@ -282,7 +281,7 @@ class StepEncoder:
         decision = step.decision
         shape = shape_of(tuple([table for table, _ in sparse])) | step.accepted
         core: Row = (
-            key, shape, step.window_sha256, step.decision_sha256,
+            key, shape,
             None if judged is None else judged.outcome,
             None if decision is None else decision.target_quantity,
             *(NO_MEASURES if judged is None else judged.step_measures), *bar,

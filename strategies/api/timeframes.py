@@ -8,10 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
-
-import msgspec
 
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.months import MONTH_MS, month_of, month_start
@@ -112,13 +109,12 @@ class TimeframeBars:
     the bars closed. A bar with a hole in it is missing, so times may jump.
     """
 
-    __slots__ = ("_columns", "_digest", "_instrument", "_rows")
+    __slots__ = ("_columns", "_instrument", "_rows")
 
     def __init__(self, rows: tuple[Row, ...], instrument: Instrument) -> None:
         self._rows = rows
         self._instrument = instrument
         self._columns: dict[int, npt.NDArray[Any]] = {}
-        self._digest = b""
 
     def __len__(self) -> int:
         """Return the number of bars: fewer than were asked for where there are none, or holes."""
@@ -158,13 +154,6 @@ class TimeframeBars:
     def newest(self) -> Row | None:
         """The newest bar in exact integers; None without one."""
         return self._rows[-1] if self._rows else None
-
-    @property
-    def sha256(self) -> bytes:
-        """The hash of all its bars."""
-        if not self._digest:
-            self._digest = sha256(msgspec.msgpack.encode(self._rows)).digest()
-        return self._digest
 
     def _column(self, place: int) -> npt.NDArray[Any]:
         """Return a column over bytes that nobody can write; made when it is first read."""

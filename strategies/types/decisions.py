@@ -516,8 +516,6 @@ class Step(Struct, frozen=True, gc=False):
     position: Position | None  # of the event's instrument; None where the event has none
     account: Account
     twins: tuple[TwinStep, ...]
-    window_sha256: bytes | None
-    decision_sha256: bytes | None
     state: bytes | None  # the engine's carried state (msgpack), None when unchanged
     ledger: tuple[LedgerEntry, ...] = ()  # what moved the account's cash since the step before
     belief: str | None = None  # on what a price that jumped was believed, or why it was not

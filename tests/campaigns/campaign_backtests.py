@@ -386,7 +386,7 @@ def stored(database: Path) -> int:
 
 ALIKE: Final = {
     "decisions": "SELECT instrument, open_time_ms, action, reason, allowed, refused_by, "
-    "target_quantity, decision_sha256 FROM v_decisions ORDER BY sequence",
+    "target_quantity FROM v_decisions ORDER BY sequence",
     "fills": "SELECT instrument, filled_ms, side, quantity_text, price_text, fee_text, reason "
     "FROM v_fills ORDER BY sequence, ordinal",
     "parts": "SELECT twin, instrument, filled_ms, side, quantity_text, price_text FROM "

@@ -2,7 +2,7 @@
 
     python tests/campaigns/campaign_live.py [--bars 2000]
 
-Once with ``sma_cross`` 3/7, once with the default model: every ``decision_sha256`` must agree, the
+Once with ``sma_cross`` 3/7, once with the default model: every decision must agree, the
 first must have at least 20 fills, and the run must follow from its record. Imports nothing of ours.
 """
 

@@ -66,7 +66,6 @@ def essence(steps: list[Step]) -> list[Any]:
     """Return all that a restart must not change: everything but ids."""
     return [
         (
-            step.decision_sha256,
             step.decision,
             [
                 (o.position_side, o.side, o.quantity, o.filled, o.status, o.reason, o.tag)

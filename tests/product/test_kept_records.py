@@ -93,7 +93,7 @@ def essence(steps: list[Step]) -> list[Any]:
     """Return all of a run that a prune must not change: everything but ids."""
     return [
         (
-            step.decision_sha256, step.decision, step.strategies, step.position, step.account,
+            step.decision, step.strategies, step.position, step.account,
             [(o.side, o.position_side, o.quantity, o.filled, o.status, o.tag) for o in step.orders],
             [(f.side, f.position_side, f.quantity, f.price, f.fee) for f in step.fills],
             [(t.twin, t.position, t.account, t.confirmed) for t in step.twins],

@@ -75,7 +75,7 @@ def essence(steps: list[Step]) -> list[Any]:
     """Return all of a run that a restart must not change: everything but ids."""
     return [
         (
-            step.decision_sha256, step.decision, step.strategies,
+            step.decision, step.strategies,
             [(o.side, o.quantity, o.filled, o.status, o.reason, o.tag) for o in step.orders],
             [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],
             step.account,

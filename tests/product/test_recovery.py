@@ -101,7 +101,6 @@ def essence(steps: list[Step]) -> list[Any]:
     """Return what a restart must not change: decisions, orders, fills, accounts; not ids."""
     return [
         (
-            step.decision_sha256,
             step.decision,
             [(o.side, o.quantity, o.filled, o.status, o.reason) for o in step.orders],
             [(f.side, f.quantity, f.price, f.fee, f.filled_ms) for f in step.fills],

@@ -22,6 +22,7 @@ import pytest
 from own_strategies import importable
 from pages import said_in
 from programs import ROOT, environment, run
+from records import decision_hashes
 from stock_files import HOUR_MS, opens, write
 from waiting import deadline_s
 
@@ -68,11 +69,6 @@ class Follows(Strategy):
         return Signal(Action.LONG if self._moved > self._least else Action.FLAT, "it rose or not")
 
 
-def hashes(of: Backtest) -> list[str]:
-    found: list[str] = of.decisions["decision_sha256"].to_list()
-    return found
-
-
 def test_the_command_and_the_function_decide_alike(made: Backtest, candles: Path) -> None:
     config = made.database.parent / "sma.toml"
     config.write_text(
@@ -82,8 +78,7 @@ def test_the_command_and_the_function_decide_alike(made: Backtest, candles: Path
     other = made.database.parent / "command.db"
     given = ("replay", "--data", str(candles), "-c", str(config), "--db", str(other), "--json")
     said = json.loads(run(given, made.database.parent).out)
-    of_command = tracepaper.open_run(said["run_id"], other).decisions()
-    assert of_command["decision_sha256"].to_list() == hashes(made)
+    assert decision_hashes(other) == decision_hashes(made.database)
     assert said["decisions"] == BARS
     with Reader.open(other) as one, Reader.open(made.database) as two:
         rows = [reader.run(reader.find("last")).config_sha256 for reader in (one, two)]
@@ -240,7 +235,7 @@ def test_a_decision_is_explained_by_its_sequence_or_from_the_end(made: Backtest)
 )  # fmt: skip
 def test_a_frame_is_read_as_its_file_is(frame: Any, made: Backtest) -> None:
     with backtest("sma_cross", {"BTCUSDT": frame}, params=PARAMS, config=SIZED) as found:
-        assert hashes(found) == hashes(made)
+        assert decision_hashes(found.database) == decision_hashes(made.database)
 
 
 def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path) -> None:
@@ -250,7 +245,7 @@ def test_a_frame_of_shares_is_laid_upon_its_sessions_as_a_file_is(tmp_path: Path
     given: dict[str, Any] = {"params": {"fast": 3, "slow": 7}, "config": config}
     with backtest("sma_cross", f"ACME={shares}", **given) as of_file:
         with backtest("sma_cross", {"ACME": pl.read_csv(shares)}, **given) as of_frame:
-            assert hashes(of_frame) == hashes(of_file)
+            assert decision_hashes(of_frame.database) == decision_hashes(of_file.database)
             assert of_frame.summary == of_file.summary
         assert of_file.decisions["refused_by"].drop_nulls().unique().to_list() == ["warm"]
 
@@ -265,7 +260,7 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
     given: Any = {"params": PARAMS, "config": SIZED, "columns": columns}
     for data in (path, {"BTCUSDT": other}):
         with backtest("sma_cross", data, **given) as found:
-            assert hashes(found) == hashes(made)
+            assert decision_hashes(found.database) == decision_hashes(made.database)
             with Reader.open(found.database) as reader:
                 assert "by --columns" in " ".join(reader.run(found.run_id).warnings)
     with pytest.raises(ConfigInvalid, match="read already"):
@@ -283,7 +278,7 @@ def test_a_column_is_chosen_alike_in_a_file_a_frame_and_the_command(
 def test_a_frame_takes_the_configured_symbol(made: Backtest) -> None:
     config = {**SIZED, "market": {"symbols": "BTCUSDT"}}
     with backtest("sma_cross", CSV, params=PARAMS, config=config) as found:
-        assert hashes(found) == hashes(made)
+        assert decision_hashes(found.database) == decision_hashes(made.database)
 
 
 def test_candles_and_several_symbols(candles: Path) -> None:
@@ -469,7 +464,7 @@ def test_several_strategies_are_those_of_the_configuration(candles: Path) -> Non
         assert found.verify().holds
         stored = several_of(f"{__name__}:Follows", **options)
         with backtest(None, candles, config={**SIZED, "strategies": stored}) as named:
-            assert hashes(named) == hashes(found)
+            assert decision_hashes(named.database) == decision_hashes(found.database)
             assert named.frames.run["config_sha256"] == found.frames.run["config_sha256"]
         accounts = [row["account"] for row in found.report().document["accounts"]]
         assert accounts[1:3] == ["crossing", "own"]
@@ -522,12 +517,12 @@ def test_a_class_that_was_handed_over_is_forgotten_afterwards() -> None:
 
 
 def test_it_runs_inside_a_running_event_loop(candles: Path, made: Backtest) -> None:
-    async def cell() -> list[str]:
+    async def cell() -> list[tuple[int, str]]:
         with backtest("sma_cross", candles, params=PARAMS, config=SIZED) as found:
             assert found.verify(sample=10).holds
-            return hashes(found)
+            return decision_hashes(found.database)
 
-    assert asyncio.run(cell()) == hashes(made)
+    assert asyncio.run(cell()) == decision_hashes(made.database)
 
 
 def test_its_file_lives_with_the_result(candles: Path) -> None:

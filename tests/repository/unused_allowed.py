@@ -51,7 +51,7 @@ has_zero, is_step, is_filled, has_points, palette, lines_first
 # Answers of the HTTP interface, read by the page and by other people's tools.
 ended_ms, average_price_text, liquidation_price, decision_sequence, quantity_text
 last_refusal, last_fill, first_sequence, last_sequence, comes_ms, half_within_ms
-held_before_text, held_after_text, target_text, stored_sha256, derived_sha256, random_mean
+held_before_text, held_after_text, target_text, random_mean
 p50, p90, p99, bar_s, quote_s, is_live, parity_due_ms, feeds, latencies, happening, formula
 
 # What libraries read: the command's name, the charset of an answer.

@@ -70,7 +70,7 @@ async def test_warm_up_bars_are_committed_with_the_first_decision(tmp_path: Path
     log = SqlAuditLog.open(tmp_path / "a.db")
     log.begin(cases.run())
     warming = [
-        replace(step, decision=None, decision_sha256=None, orders=(), fills=(), state=None)
+        replace(step, decision=None, orders=(), fills=(), state=None)
         for step in cases.plain_steps(4)
     ]
     for step in warming:
@@ -124,7 +124,7 @@ async def test_a_bar_that_fills_an_order_is_committed_at_once(tmp_path: Path) ->
     log = SqlAuditLog.open(tmp_path / "a.db")
     log.begin(cases.run())
     warm = cases.undecided(0, CHANGE)
-    steps = [replace(s, decision=None, decision_sha256=None) for s in cases.plain_steps(13)[1:]]
+    steps = [replace(s, decision=None) for s in cases.plain_steps(13)[1:]]
     await log.append(warm)
     for step in steps:
         await log.append(step)

@@ -248,8 +248,6 @@ def step(
         account() if of is None else of,
         twins,
         None,
-        None,
-        None,
     )
 
 

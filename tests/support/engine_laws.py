@@ -42,6 +42,7 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import (
+    Decision,
     Fill,
     FillModel,
     Liquidity,
@@ -516,7 +517,7 @@ class Laws(RuleBasedStateMachine):
         self.index = 0
         self.at_ms = START_MS
         self.close = dict.fromkeys(self.keys, 10_000)
-        self.hashes: list[str] = []
+        self.decisions: list[Decision] = []
         self.is_whole = False  # whether the last event broke no law
         for event in self.lives.started(START_MS):
             self.feed(event)
@@ -531,8 +532,8 @@ class Laws(RuleBasedStateMachine):
         self.lives.log.append_now(*both[0])
         for step, plain in zip(*both, strict=True):
             assert replace(step, state=None) == replace(plain, state=None), "a kill left its mark"
-            if step.decision_sha256 is not None:
-                self.hashes.append(step.decision_sha256.hex())
+            if step.decision is not None:
+                self.decisions.append(step.decision)
             self.book.learn(step)
             self._mark(step)
         self.book.settle_up(self.lives.engine, both[0][-1].event)
@@ -724,10 +725,8 @@ class Laws(RuleBasedStateMachine):
         with Reader.open(self.lives.path) as reader:
             run_id = self.lives.opened.run.run_id
             assert audit(reader.connection, run_id).holds, "the chain or the ledger broke"
-            stored = reader.connection.execute(
-                "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
-            ).fetchall()
-            assert [one for (one,) in stored] == self.hashes, "other decisions were stored"
+            stored = [one.step.decision for one in reader.steps(run_id)]
+            assert [one for one in stored if one] == self.decisions, "other decisions were stored"
             found = verify_run(reader, self.lives.path, run_id)
             assert found.differences == [], found.differences[:1]
 

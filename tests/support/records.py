@@ -9,18 +9,32 @@ from typing import Any
 
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally
+from tracepaper.replay.checks.identity import decision_sha256
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
+from tracepaper.strategies.types.market import Bar
 
 
 def rows(path: Path | str, query: str, **values: Any) -> list[tuple[Any, ...]]:
     """Return all rows of *query*."""
     with closing(sqlite3.connect(path)) as database:
         return database.execute(query, values).fetchall()
+
+
+def decision_hashes(path: Path | str, wanted: str = "last") -> list[tuple[int, str]]:
+    """Return the open time and the hash of the identity of every decision, in order."""
+    with Reader.open(Path(path)) as reader:
+        run_id = reader.find(wanted)
+        instruments = {one.id: one for one in reader.run(run_id).instruments}
+        return [
+            (bar.open_time_ms, decision_sha256(step, instruments[bar.instrument]).hex())
+            for step in (stored.step for stored in reader.steps(run_id))
+            if step.decision is not None and isinstance(bar := step.event, Bar)
+        ]
 
 
 def check_record(path: Path, wanted: str = "last") -> int:

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from tracepaper.storage import maintenance
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Lookback
-from tracepaper.storage.record.digest import decision_digest
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -140,7 +139,6 @@ def decided(
     state: bytes | None = None,
     ledger: tuple[LedgerEntry, ...] = (),
 ) -> Step:
-    of = BTC if event.instrument == BTC.id else ETH
     return Step(
         number,
         event,
@@ -152,8 +150,6 @@ def decided(
         position=position,
         account=account,
         twins=twins,
-        window_sha256=hashed(f"window {number}"),
-        decision_sha256=decision_digest(event, prediction, decision, of),
         state=state,
         ledger=ledger,
     )
@@ -405,8 +401,6 @@ def undecided(number: int, event: Event, *, accepted: bool = True) -> Step:
         position=OURS if hasattr(event, "instrument") and not is_first else None,
         account=ACCOUNT,
         twins=(),
-        window_sha256=None,
-        decision_sha256=None,
         state=b"opened" if is_first else None,
         ledger=(OPENED,) if is_first else (),
     )
@@ -626,8 +620,6 @@ steps = st.builds(
     position=st.none() | positions,
     account=accounts | linear_accounts,
     twins=st.lists(twin_steps, max_size=2).map(tuple),
-    window_sha256=st.none() | hashes,
-    decision_sha256=st.none() | hashes,
     state=st.none() | st.binary(max_size=8),
     ledger=st.lists(
         st.builds(

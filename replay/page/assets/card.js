@@ -339,8 +339,7 @@ function Verify({ decision, verify }) {
               ? "Derives this decision again from the record, now."
               : derived.same
                 ? html`<b class="accent">✓ Same</b> · Derived again from the record in ${seconds(derived.seconds)}: the same decision${derived.tolerance ? `; floats within tolerances, since ${derived.tolerance}` : ", to the last bit"}.`
-                : html`<b>✗ Differs</b> first at <i>${derived.field}</i>: stored ${derived.stored}, derived ${derived.derived}. ${derived.culprit}
-                    <code>${derived.stored_sha256.slice(0, 12)} ≠ ${derived.derived_sha256.slice(0, 12)}</code>`}
+                : html`<b>✗ Differs</b> first at <i>${derived.field}</i>: stored ${derived.stored}, derived ${derived.derived}. ${derived.culprit}`}
     </p>
   </div>`;
 }

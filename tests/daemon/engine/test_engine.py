@@ -352,7 +352,7 @@ def test_a_revision_is_kept_as_evidence_and_changes_nothing() -> None:
     got = steps_of(machine, [*history[:8], revised, *history[8:]])
     assert not got[8].accepted
     assert got[8].decision is None
-    assert [s.decision_sha256 for s in got if s.accepted] == [s.decision_sha256 for s in plain]
+    assert [s.decision for s in got if s.accepted] == [s.decision for s in plain]
 
 
 def test_spot_never_sells_short() -> None:

@@ -10,7 +10,6 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.state import Restart
 from tracepaper.daemon.session.build import build_engine
-from tracepaper.storage.record.digest import DecisionHash, canonical_bar
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -203,32 +202,6 @@ def test_on_spot_a_sale_by_list_may_only_reduce() -> None:
     (order,) = machine.step(bar(10_000, instrument_id="spot:BTCUSDT"), None).orders
     assert order.reduce_only
     assert order.status is OrderStatus.REJECTED
-
-
-# ---------------------------------------------------------------- what a list is hashed by
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        buy(1.5, limit=100), sell(1, limit=100), buy(1, limit=101), buy(1, limit=100, tag="a"),
-        buy(1, limit=100, until=5), buy(1, limit=100, post_only=True), buy(1, stop=100),
-        buy(1, limit=100, reduce_only=True), Cancel(),
-    ],
-)  # fmt: skip
-def test_all_that_a_request_asks_for_counts_and_its_reason_does_not(
-    other: OrderRequest | Cancel,
-) -> None:
-    decided = step(engine(listed(buy(1))), 0).decision
-    assert decided is not None
-    canonical = canonical_bar(bar(10_000), instrument())
-
-    def digest(request: OrderRequest | Cancel) -> bytes:
-        return DecisionHash(instrument()).digest(canonical, None, decided, (request,))
-
-    one = digest(buy(1, limit=100))
-    assert digest(buy(1.0, limit=100.0, reason="another")) == one
-    assert digest(other) != one
 
 
 # ---------------------------------------------------------------- what a feed has to hand on

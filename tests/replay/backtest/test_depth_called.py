@@ -99,7 +99,7 @@ def test_the_typed_command_and_the_call_make_the_same_run(
         )
     assert told["bars"] == BARS
     assert typed(place, "parity", "a.db#last", "b.db#last") == 0
-    assert list(made.decisions["window_sha256"]) == list(again.decisions["window_sha256"])
+    assert list(made.decisions["action"]) == list(again.decisions["action"])
     assert set(made.decisions["action"]) == {"LONG", "FLAT"}
     noted = made.frames.notes()
     last = [
@@ -191,11 +191,11 @@ def test_a_stopped_run_goes_on_with_its_books_alone(
     assert typed(place, *REPLAY, "--resume", "last", *depth, "--db", "a.db") == 0
     assert typed(place, "verify", "last", "--db", "a.db") == 0
     assert typed(place, *REPLAY, *depth, "--db", "whole.db") == 0
-    query = "SELECT window_sha256, reason FROM v_decisions ORDER BY sequence"
+    query = "SELECT name, number, text FROM v_notes ORDER BY sequence, name"
     with closing(sqlite3.connect("a.db")) as one, closing(sqlite3.connect("whole.db")) as two:
         resumed = one.execute(query).fetchall()
         assert resumed == two.execute(query).fetchall()
-        assert len(resumed) == BARS
+        assert len(resumed) >= BARS
 
 
 def of_another_symbol(place: Path) -> None:

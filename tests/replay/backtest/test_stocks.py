@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from forging import rechain
 from msgspec.structs import replace
+from records import decision_hashes
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
@@ -269,8 +270,7 @@ def test_a_replay_goes_on_by_its_own_sessions_whatever_the_package_says_later(
     assert invoke([*again, "--resume", run_id, "--db", "part.db"]) == 0
     assert asked("part.db", "SELECT count(*) FROM v_decisions") == [(len(times),)]
     assert refused("part.db") == refused("whole.db") == []
-    query = "SELECT decision_sha256, target_quantity FROM v_decisions ORDER BY sequence"
-    assert asked("part.db", query) == asked("whole.db", query)
+    assert decision_hashes("part.db") == decision_hashes("whole.db")
     assert invoke(["verify", "last", "--db", "part.db"]) == 0
     # A new run asks the package, and finds that the session of 27 November is missing.
     assert invoke([*again, "--db", "new.db"]) == 0
@@ -354,8 +354,7 @@ def test_an_archive_gives_back_shares_as_they_were_read(
     assert invoke(called) == 0
     assert "0 holes" in capsys.readouterr().out
     assert invoke(["replay", "archive.db", "-c", "shares.toml", "--db", "two.db", "--json"]) == 0
-    query = "SELECT decision_sha256 FROM v_decisions ORDER BY sequence"
-    assert asked("two.db", query) == asked("run.db", query)
+    assert decision_hashes("two.db") == decision_hashes("run.db")
 
 
 def test_a_check_of_a_file_speaks_of_sessions(capsys: pytest.CaptureFixture[str]) -> None:

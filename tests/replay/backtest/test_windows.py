@@ -7,7 +7,7 @@ from pathlib import Path
 import explained_runs
 import pytest
 from models import AnyConfig
-from records import rows
+from records import decision_hashes, rows
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import restore
@@ -22,7 +22,6 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.networks.informer import InformerConfig
 
 WINDOWED = InformerConfig(dim=16, layers=3, heads=2, window=70, horizons=(5, 30))
-DECIDED = "SELECT open_time_ms, decision_sha256 FROM v_decisions ORDER BY sequence"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +35,7 @@ def test_a_scan_of_whole_windows_decides_what_its_steps_decide_to_the_bit(
     stepped = explained_runs.replayed(tmp_path, network=WINDOWED, mode="step")
     assert rows(scanned, "SELECT mode FROM v_runs") == [("scan",)]
     assert rows(stepped, "SELECT mode FROM v_runs") == [("step",)]
-    assert rows(scanned, DECIDED) == rows(stepped, DECIDED)
+    assert decision_hashes(scanned) == decision_hashes(stepped)
     assert invoke(["parity", f"{scanned}#last", f"{stepped}#last"]) == 0
     for database in (scanned, stepped):
         assert invoke(["verify", "last", "--db", str(database)]) == 0
@@ -49,7 +48,7 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     monkeypatch.setattr(running, "PROGRESS_EVENTS", 611)
     monkeypatch.setattr(predictors, "CHUNK_EVENTS", 8)
     whole = explained_runs.replayed(tmp_path, network=network)
-    wanted = rows(whole, DECIDED)[:-20]
+    wanted = decision_hashes(whole)[:-20]
     end_ms = wanted[-1][0] + 60_000
     [data] = tmp_path.glob("*AAAUSDT*")
     with Reader.open(whole) as reader:
@@ -61,12 +60,12 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     )
     run_replay(replay, audit, Tally(stopped=lambda: True))
     audit.close()
-    assert 600 < len(rows(cut, DECIDED)) < len(wanted)
+    assert 600 < len(decision_hashes(cut)) < len(wanted)
     again = ["replay", "-c", str(tmp_path / "config.toml"), "--data", str(data)]
     assert invoke([*again, "--db", str(cut), "--to", str(end_ms), "--resume", "last"]) == 0
-    assert [at for at, _ in rows(cut, DECIDED)] == [at for at, _ in wanted]
+    assert [at for at, _ in decision_hashes(cut)] == [at for at, _ in wanted]
     if network is WINDOWED:
-        assert rows(cut, DECIDED) == wanted
+        assert decision_hashes(cut) == wanted
     assert invoke(["verify", "last", "--db", str(cut)]) == 0
     with Reader.open(whole) as one, Reader.open(cut) as other:
         first, second = (ComparedRun(reader, reader.find("last")) for reader in (one, other))

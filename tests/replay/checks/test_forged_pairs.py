@@ -295,7 +295,7 @@ def test_forged_vectors_are_found(vectored: Path, tmp_path: Path) -> None:
         f"(SELECT libraries FROM runs)) WHERE step = {start}",
     )
     assert not believed(made, vectored)
-    for column in ("answers.mean_return", "answers.entropy", "steps.window_sha256"):
+    for column in ("answers.mean_return", "answers.entropy"):
         assert not believed(
             forged(vectored, tmp_path / "one.db", first(vectored, column)), vectored
         )

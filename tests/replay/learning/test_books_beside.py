@@ -105,12 +105,11 @@ def database(folder: Path) -> Path:
 
 def answers(database: Path, say: Say) -> dict[int, Any]:
     """Return what the model said at each bar, by its place."""
-    asked = "select open_time_ms, mean_return, window_sha256 from v_decisions order by sequence"
+    asked = "select open_time_ms, mean_return from v_decisions order by sequence"
     code, out, err = say("audit", "sql", asked, "--db", database, "--json")
     assert code == 0, err
     return {
-        (row["open_time_ms"] - START_MS) // MINUTE_MS: (row["mean_return"], row["window_sha256"])
-        for row in json.loads(out)
+        (row["open_time_ms"] - START_MS) // MINUTE_MS: row["mean_return"] for row in json.loads(out)
     }
 
 

@@ -39,7 +39,7 @@ PROMISED = {
     "source seen_ms",
     "v_decisions": "run_id sequence instrument open_time_ms action allowed refused_by "
     "mean_return stdev_return p_down p_flat p_up confidence regime recent_mass "
-    "target_quantity reason model_id window_sha256 decision_sha256 digest",
+    "target_quantity reason model_id digest",
     "v_gates": "run_id sequence gate measure threshold passed",
     "v_explanations": "run_id sequence bucket from_open_time_ms until_open_time_ms weight",
     "v_trades": "run_id sequence instrument side quantity opened_ms closed_ms entry_price "
@@ -211,12 +211,10 @@ def test_decisions_tell_forecast_and_reason(database: sqlite3.Connection) -> Non
     rows = of_run(database, "v_decisions", "rich")
     for row, step in zip(rows, steps, strict=True):
         assert step.decision is not None
-        assert step.decision_sha256 is not None
         assert row["sequence"] == step.sequence
         assert row["action"] == step.decision.action
         assert row["refused_by"] == step.decision.refused_by
         assert row["regime"] == step.decision.regime
-        assert row["decision_sha256"] == step.decision_sha256.hex()
         assert len(row["digest"]) == 64
         if isinstance(step.prediction, Forecast):
             at = step.prediction.horizons.index(30)

@@ -141,7 +141,6 @@ def test_what_is_handed_on_follows_from_the_last_bars_alone(
     for bar in known[:cut][-frames_reach({"5": wanted}, MINUTE) :]:
         again.add(bar)
     assert shown(frame) == shown(again)
-    assert frame.bars.sha256 == again.bars.sha256
     for bar in known[cut:]:
         frame.add(bar)
         again.add(bar)

@@ -1,0 +1,163 @@
+"""What identifies a decision wherever the same inputs were judged the same way; pure.
+
+Prices and quantities are integers of 10⁻¹⁸, whatever the scale of their instrument, and a float
+that is not finite is null. Left out is what only time or the account explains: the gates of timing
+and risk, hence which gate refused; ids, sequence, reason, regime, source and the times seen.
+
+The rules are docs/identity.md, I2 and I3.
+"""
+
+from __future__ import annotations
+
+from hashlib import sha256
+from typing import Final, NamedTuple
+
+import msgspec
+
+from tracepaper.storage.record.digest import all_finite, finite
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.gates.gate import GATES, GateKind
+from tracepaper.strategies.types.decisions import (
+    DecisionOutcome,
+    Forecast,
+    GateSet,
+    Prediction,
+    PredictionTimeout,
+    Step,
+    StrategyDecision,
+)
+from tracepaper.strategies.types.market import Bar, Instrument
+
+CANONICAL_DECIMALS: Final = 18
+
+_Measures = tuple[tuple[str, float, float | None], ...]
+"""Of each gate that counts its name, its threshold and what it measured."""
+
+
+class Verdict(NamedTuple):
+    """What gates and strategy made of a bar."""
+
+    action: str
+    target: str | None  # null where orders are listed
+    gates: _Measures
+    passed: tuple[bool, ...]  # of each of these gates
+
+
+class DecisionIdentity(NamedTuple):
+    """All that two equal decisions on an instrument have in common."""
+
+    bar: tuple[str, ...]  # open time and OHLCV
+    forecast: object
+    verdict: Verdict
+    orders: tuple[object, ...]  # that a decision by list gave birth to
+    strategies: tuple[tuple[str, Verdict], ...]  # where several share the account
+
+
+def scale_factor(decimals: int) -> int:
+    """Return the factor from 10^-*decimals* to the canonical scale; raise beyond 18 decimals."""
+    if not 0 <= decimals <= CANONICAL_DECIMALS:
+        raise InvariantBroken(
+            f"A number has {decimals} decimals; decisions are compared at 0 to "
+            f"{CANONICAL_DECIMALS}."
+        )
+    return int(10 ** (CANONICAL_DECIMALS - decimals))
+
+
+def decision_identity(step: Step, instrument: Instrument) -> DecisionIdentity:
+    """Return the identity of the decision of *step*, on a bar of *instrument*."""
+    decision, bar = step.decision, step.event
+    assert decision is not None
+    assert isinstance(bar, Bar)
+    price = scale_factor(instrument.price_decimals)
+    volume = scale_factor(instrument.volume_decimals)
+    quantity = scale_factor(instrument.quantity_decimals)
+    prices = (bar.open, bar.high, bar.low, bar.close)
+    outcome, target = decision.outcome, decision.target_quantity
+    measures = dict(zip(outcome.gate_set.gates, decision.measures, strict=True))
+    return DecisionIdentity(
+        (str(bar.open_time_ms), *(str(one * price) for one in prices), str(bar.volume * volume)),
+        _forecast(step.prediction),
+        _verdict(outcome, target, measures, quantity),
+        () if target is not None else _born(step, price, quantity),
+        tuple([(one.strategy, _of_strategy(one, measures, quantity)) for one in step.strategies]),
+    )
+
+
+def decision_sha256(step: Step, instrument: Instrument) -> bytes:
+    """Return the SHA-256 of the decision's identity: 32 bytes."""
+    return sha256(msgspec.msgpack.encode(decision_identity(step, instrument))).digest()
+
+
+def _verdict(
+    outcome: DecisionOutcome,
+    target: int | None,
+    measures: dict[str, float | None],
+    quantity: int,
+) -> Verdict:
+    places = _counted(outcome.gate_set)
+    gates, thresholds = outcome.gate_set.gates, outcome.gate_set.thresholds
+    return Verdict(
+        outcome.action.value,
+        None if target is None else str(target * quantity),
+        tuple([(gates[at], thresholds[at], finite(measures[gates[at]])) for at in places]),
+        tuple([bool(outcome.passed >> at & 1) for at in places]),
+    )
+
+
+def _of_strategy(
+    decided: StrategyDecision, measures: dict[str, float | None], quantity: int
+) -> Verdict:
+    """Return the verdict of one strategy; a measure that it does not hold is the account's."""
+    return _verdict(
+        decided.outcome, decided.target_quantity, measures | dict(decided.measures), quantity
+    )
+
+
+def _counted(gate_set: GateSet) -> list[int]:
+    return [place for place, name in enumerate(gate_set.gates) if counts(name)]
+
+
+def counts(gate: str) -> bool:
+    """Return whether a gate belongs to a decision's identity: neither of timing nor of risk."""
+    return not GATES[gate].is_timing and GATES[gate].kind is not GateKind.RISK
+
+
+def _forecast(prediction: Prediction) -> object:
+    """Return what *prediction* says: neither the model's id nor a deadline."""
+    match prediction:
+        case None:
+            return None
+        case PredictionTimeout():
+            return "late"
+        case Forecast(explanation=explanation):
+            columns = (
+                prediction.mean_return, prediction.stdev_return, prediction.p_down,
+                prediction.p_flat, prediction.p_up, prediction.volatility,
+            )  # fmt: skip
+            explained = (
+                None
+                if explanation is None
+                else tuple(
+                    [
+                        value if isinstance(value, bytes) else finite(value)
+                        for value in msgspec.structs.astuple(explanation)
+                    ]
+                )
+            )
+            return (prediction.horizons, *(all_finite(column) for column in columns), explained)
+
+
+def _born(step: Step, price: int, quantity: int) -> tuple[object, ...]:
+    """Return the terms of the orders that *step* gave birth to: no id, and no reason."""
+    born = f"{step.sequence}-"
+    return tuple(
+        [
+            (
+                order.kind, order.role, order.side, str(order.quantity * quantity),
+                *(None if at is None else str(at * price) for at in (order.price, order.trigger)),
+                order.post_only, order.reduce_only, order.until_ms, order.tag, order.position_side,
+            )
+            for order in step.orders
+            if order.order_id.startswith(born)
+        ]
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""What identifies a decision, and what only time and account explain."""
+
+from __future__ import annotations
+
+from math import inf, nan
+
+import builders
+import pytest
+import storage_cases as cases
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from tracepaper.replay.checks.identity import (
+    DecisionIdentity,
+    decision_identity,
+    scale_factor,
+)
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.gates.gate import gate_order
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Decision,
+    DecisionOutcome,
+    Forecast,
+    GateSet,
+    Position,
+    PredictionTimeout,
+    Regime,
+)
+from tracepaper.strategies.types.market import Bar, Instrument, Source
+
+BAR = builders.bar(1_000_010, volume=12_340)
+ANSWER = cases.model_forecast(3)
+DECISION = cases.model_decision(3, ANSWER)
+
+
+def identity(
+    bar: Bar = BAR,
+    prediction: Forecast | PredictionTimeout | None = ANSWER,
+    decision: Decision = DECISION,
+    instrument: Instrument = cases.BTC,
+) -> DecisionIdentity:
+    step = cases.decided(
+        0, bar, prediction=prediction, decision=decision, position=Position(), account=cases.ACCOUNT
+    )
+    return decision_identity(step, instrument)
+
+
+# ---------------------------------------------------------------- decisions
+
+
+def test_equal_numbers_of_other_decimals_have_the_same_identity() -> None:
+    """65114.20 with two decimals equals 65114.2 with one, and a target of 1.000 equals 1."""
+    two = replace(cases.BTC, price_decimals=2, volume_decimals=3, quantity_decimals=3)
+    one = replace(cases.BTC, price_decimals=1, volume_decimals=2, quantity_decimals=0)
+    bar = Bar("x", 0, 60_000, 6511420, 6511430, 6511410, 6511420, 1230, None, 1, 1, Source.REST)
+    coarse = replace(bar, open=651142, high=651143, low=651141, close=651142, volume=123)
+    wanted = builders.altered(DECISION, target_quantity=1_000)
+    assert identity(bar, None, wanted, two) == identity(
+        coarse, None, replace(wanted, target_quantity=1), one
+    )
+
+
+@pytest.mark.parametrize("field", ["open_time_ms", "open", "high", "low", "close", "volume"])
+def test_a_decision_covers_each_value_of_its_bar(field: str) -> None:
+    assert identity(replace(BAR, **{field: getattr(BAR, field) + 1})) != identity()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("turnover", 5), ("market_ms", 1), ("seen_ms", 9), ("source", Source.ARCHIVE)],
+)
+def test_a_decision_ignores_where_and_when_its_bar_was_seen(field: str, value: object) -> None:
+    assert identity(replace(BAR, **{field: value})) == identity()
+
+
+@pytest.mark.parametrize(
+    "field", ["mean_return", "stdev_return", "p_down", "p_flat", "p_up", "volatility"]
+)
+@pytest.mark.parametrize("horizon", [0, 1])
+def test_a_decision_covers_every_number_of_its_forecast(field: str, horizon: int) -> None:
+    column = list(getattr(ANSWER, field))
+    column[horizon] += 1e-15
+    assert identity(prediction=replace(ANSWER, **{field: tuple(column)})) != identity()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("confidence", 0.1),
+        ("content_free", 0.1),
+        ("recent_mass", 0.1),
+        ("older_mass", 0.1),
+        ("shift", None),
+        ("l1_error", 0.1),
+        ("entropy", b"1234"),
+        ("buckets", b"1234"),
+    ],
+)
+def test_a_decision_covers_its_explanation(field: str, value: object) -> None:
+    assert ANSWER.explanation is not None
+    explained = replace(ANSWER.explanation, **{field: value})
+    assert identity(prediction=replace(ANSWER, explanation=explained)) != identity()
+    assert identity(prediction=replace(ANSWER, explanation=None)) != identity()
+
+
+def test_a_decision_ignores_the_models_id() -> None:
+    assert identity(prediction=replace(ANSWER, model_id="another")) == identity()
+
+
+def test_late_none_and_a_forecast_differ_but_the_deadline_does_not_count() -> None:
+    seen = {
+        identity(prediction=prediction)
+        for prediction in (None, ANSWER, PredictionTimeout(1), PredictionTimeout(2))
+    }
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize("gate", list(gate_order()))
+def test_measures_count_but_for_timing_and_risk(gate: str) -> None:
+    place = list(gate_order()).index(gate)
+    measures = list(DECISION.measures)
+    measures[place] = 123.5
+    changed = identity(decision=builders.altered(DECISION, measures=tuple(measures))) != identity()
+    left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
+    assert changed is not left_out
+
+
+@pytest.mark.parametrize("gate", list(gate_order()))
+def test_verdicts_count_but_for_timing_and_risk(gate: str) -> None:
+    flipped = DECISION.passed ^ (1 << list(gate_order()).index(gate))
+    changed = identity(decision=builders.altered(DECISION, passed=flipped)) != identity()
+    left_out = gate in {"late", "stale", "tradable", "deadline"} or gate.startswith("risk.")
+    assert changed is not left_out
+
+
+def test_gates_that_do_not_count_may_be_declared_or_not() -> None:
+    """Live declares ``stale``, a replay without quotes does not: the decision is the same."""
+    small = GateSet(("operator", "warm", "gap"), (1.0, 100.0, 0.0))
+    large = GateSet(
+        ("operator", "warm", "late", "gap", "stale", "risk.notional"),
+        (1.0, 100.0, 60_000.0, 0.0, 60_000.0, 5.0),
+    )
+    outcome = DecisionOutcome(Action.LONG, "", True, None, small, 0b111, Regime.UNKNOWN)
+    one = Decision(outcome, 5, (1.0, 120.0, 0.0))
+    other = builders.altered(
+        one,
+        gate_set=large,
+        measures=(1.0, 120.0, 3.0, 0.0, 17.0, 1.0),
+        passed=0b111111,
+        refused_by="risk.notional",
+        allowed=False,
+        reason="another",
+    )
+    assert identity(decision=one) == identity(decision=other)
+
+
+def test_thresholds_count() -> None:
+    moved = GateSet(DECISION.gate_set.gates, tuple(t + 1 for t in DECISION.gate_set.thresholds))
+    assert identity(decision=builders.altered(DECISION, gate_set=moved)) != identity()
+
+
+def test_action_and_target_count() -> None:
+    assert identity(decision=builders.altered(DECISION, action=Action.FLAT)) != identity()
+    assert identity(decision=builders.altered(DECISION, target_quantity=-1)) != identity()
+    assert identity(decision=builders.altered(DECISION, target_quantity=1)) != identity(
+        decision=builders.altered(DECISION, target_quantity=-1)
+    )
+
+
+def test_minus_zero_is_zero_and_what_is_not_finite_is_null() -> None:
+    def of(number: float) -> DecisionIdentity:
+        return identity(prediction=replace(ANSWER, mean_return=(number, 0.0)))
+
+    assert of(-0.0) == of(0.0)
+    assert of(nan) == of(inf) == of(-inf)
+    assert of(nan) != of(0.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**12), st.integers(0, 7), st.integers(0, 7))
+def test_the_canonical_number_depends_on_its_value_alone(
+    units: int, decimals: int, more: int
+) -> None:
+    coarse = replace(cases.BTC, price_decimals=decimals, volume_decimals=decimals)
+    fine = replace(cases.BTC, price_decimals=decimals + more, volume_decimals=decimals + more)
+    bar = replace(BAR, open=units, high=units, low=units, close=units, volume=units)
+    finer = units * 10**more
+    same = replace(BAR, open=finer, high=finer, low=finer, close=finer, volume=finer)
+    assert identity(bar, instrument=coarse).bar == identity(same, instrument=fine).bar
+
+
+def test_more_decimals_than_can_be_compared_are_refused() -> None:
+    with pytest.raises(InvariantBroken, match="19 decimals"):
+        scale_factor(19)
