@@ -48,6 +48,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
+from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import newly_known
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
 from tracepaper.daemon.session.messenger import Messenger, check_notify
@@ -67,7 +68,6 @@ from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
     preflight_engine,
-    refuse_replayed,
     refuse_size,
     usage_errors,
     warm_up_of,
@@ -132,6 +132,7 @@ class Daemon:
         listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
     ) -> None:
+        refuse_combination(traits_of(config, live=True))
         execution = live_execution(config)
         self._config = resolved(config, execution)
         self._execution = execution
@@ -155,7 +156,6 @@ class Daemon:
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
-        refuse_replayed(self._config)
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:

@@ -268,7 +268,7 @@ def test_all_judgements_together_spend_no_more_than_alpha() -> None:
     [
         (
             {"strategy": {"name": "sma_cross"}, "model": {"retrain": "7d"}},
-            "the strategy sma_cross trades none; take it out",
+            "the strategy trades none; take it out",
         ),
         (
             {"model": {"retrain": "7d", "class": "boosted_tree:BoostedTree"}},
@@ -290,10 +290,8 @@ def test_what_cannot_be_retrained_is_refused_before_the_run(
     given = {**planted.sections, **sections}
     given["model"] = {**planted.sections["model"], **sections["model"]}
     config = load(None, given)
-    is_loaded = needs_forecaster(config) and not config.model.own_class
-    model = load_forecaster(config) if is_loaded else None
     with pytest.raises(ConfigInvalid, match=re.escape(sentence)):
-        preflight_engine(config, model)
+        preflight_engine(config, load_forecaster(config) if needs_forecaster(config) else None)
 
 
 # ---------------------------------------------------------------- the record
