@@ -301,7 +301,7 @@ def notify_test(
     Exit code 1 where an address has not taken it.
     """
     from tracepaper.daemon.config.loading import load, with_settings
-    from tracepaper.daemon.session.notify import send_test
+    from tracepaper.daemon.session.messenger import send_test
     from tracepaper.daemon.session.shutdown import run_loop
 
     deliveries = run_loop(send_test(load(with_settings(config, settings)).notify))

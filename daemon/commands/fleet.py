@@ -145,6 +145,7 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
     import threading
 
     from tracepaper.daemon.clock import SystemClock
+    from tracepaper.daemon.session.child import frame_of
     from tracepaper.storage.fleet.follow import Follower
     from tracepaper.storage.fleet.server import shown
 
@@ -162,10 +163,8 @@ def _follow(path: Path, url: str, option: str, *, service: bool) -> None:
         nonlocal said, steps
         steps = progress.steps
         if service:
-            import msgspec
-
             with suppress(OSError):  # the daemon has ended, and its last steps are shipped still
-                os.write(1, msgspec.json.encode(progress) + b"\n")
+                os.write(1, frame_of(progress))
         elif progress.error != said:
             said = progress.error
             say(said or "Shipping goes on.", err=True)

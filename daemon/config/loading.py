@@ -46,7 +46,7 @@ from tracepaper.daemon.config.sections import (
     StorageSection,
     StrategySection,
 )
-from tracepaper.daemon.config.several import StrategiesSection, fault_of_share, refuse_account
+from tracepaper.daemon.config.several import StrategiesSection, fault_of_share
 from tracepaper.daemon.config.values import (
     ExitsSection,
     Section,
@@ -250,9 +250,7 @@ def load_with_origins(
     config, origins = _merge([(DATA, data), *sources], file=sources[0][0])
     config = _with_model_defaults(config, origins)
     # Checked here and not by the sections: a stored run that says so is still read.
-    named = config.strategies
-    refuse_account(config.account, config.market, config.strategy, named, origins)
-    if named.named and (both := [at for at in origins if at[0] == "strategy"]):
+    if config.strategies.named and (both := [at for at in origins if at[0] == "strategy"]):
         raise ConfigInvalid(
             f"{origins[both[0]]} gives [strategy], and [strategies] names several; leave one out."
         )

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from tracepaper.daemon.config.sections import (
-    AccountSection,
     GateSection,
     SizingSection,
     StrategySection,
@@ -27,15 +26,12 @@ from tracepaper.daemon.config.values import (
     allowed,
     json_object,
 )
-from tracepaper.strategies.errors import ConfigInvalid
-from tracepaper.strategies.types.market import Category
 from tracepaper.strategies.units import RATE_DECIMALS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from tracepaper.daemon.config.loading import Config
-    from tracepaper.daemon.config.market import MarketSection
 
 _NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,30}")
 STRATEGIES_MOST: Final = 20
@@ -206,49 +202,6 @@ def shares_of(config: Config) -> dict[str, int]:
     return {
         name: int(one.share.scaleb(RATE_DECIMALS)) for name, one in config.strategies.named.items()
     }
-
-
-def refuse_account(
-    account: AccountSection,
-    market: MarketSection,
-    strategy: StrategySection,
-    strategies: StrategiesSection,
-    origins: Mapping[tuple[str, str], str],
-) -> None:
-    """Raise ``ConfigInvalid`` where [account] asks for what the rest does not take.
-
-    *origins* say where each key was given.
-    """
-    category = market.category
-    is_linear = category == Category.LINEAR.value
-    if account.margin != "none" and not is_linear:
-        raise ConfigInvalid(
-            f'{origins["account", "margin"]}: [account] margin = "{account.margin}" is for '
-            f'linear positions, and category "{category}" is paid in full; take it out, or set '
-            'market.category to "linear".'
-        )
-    if account.position_mode == "one_way":
-        return
-    place = f'{origins["account", "position_mode"]}: [account] position_mode = "hedge"'
-    if not is_linear or market.asset == "stock":
-        what = "shares are" if market.asset == "stock" else f'category "{category}" is'
-        raise ConfigInvalid(
-            f"{place} is for linear positions, and {what} paid in full; take it out, or set "
-            'market.category to "linear".'
-        )
-    if account.margin not in {"none", "isolated"}:  # where one position answers for another
-        raise ConfigInvalid(
-            f"{place} has no cross margin yet; set account.margin to isolated or none."
-        )
-    if strategies.named:
-        raise ConfigInvalid(
-            f"{place} is for one strategy, and [strategies] names several; take it out, or trade "
-            "by [strategy]."
-        )
-    if strategy.twins:
-        raise ConfigInvalid(
-            f"{place} has no shadow accounts, and [strategy] twins names some; take them out."
-        )
 
 
 def fault_of_share(first: Mapping[str, Any], place: str, key: str) -> str:

@@ -1,8 +1,7 @@
-"""The process that sends notices: messages on standard input, outcomes on its output.
+"""The process that sends notices: addresses first, then messages, each with an answer an address.
 
-The first line of input names the addresses, each further one is a message; the answers to a message
-are a line for each address. Secrets are read here, and leave in no answer. A process of its own is
-ended where an address hangs, and its work takes nothing from the interpreter that decides.
+Secrets are read here, and leave in no answer. A process of its own is ended where an address hangs,
+and its work takes nothing from the interpreter that decides.
 """
 
 from __future__ import annotations
@@ -11,20 +10,17 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
-from typing import BinaryIO, Final
+from collections.abc import Callable
+from typing import Final
 
-import msgspec
-from msgspec import Struct
+from msgspec import Struct, convert
 
 from tracepaper.daemon.config.secrets import is_reference, read_secret, without
-from tracepaper.daemon.session.supervisor import stay_behind
+from tracepaper.daemon.session.child import frame_of, messages_of, stay_behind, take_output
 from tracepaper.strategies.errors import ConfigInvalid
 
 NICE: Final = 10
 ERROR_MOST: Final = 300
-READY: Final = b"ready"
-"""The first line of output, once the addresses are read."""
 
 
 class Message(Struct, frozen=True):
@@ -76,35 +72,22 @@ def _always(error: str) -> Send:
     return lambda _message: error
 
 
-def serve(addresses: Sequence[str], out: BinaryIO) -> None:
-    """Send each message of standard input to all *addresses* at once, until the input ends.
-
-    What became of it is written to *out*.
-    """
-    senders = {address: sender(address) for address in addresses}
-    lock = threading.Lock()
-
-    def deliver(address: str, message: Message) -> None:
-        answer = msgspec.json.encode(Delivery(address, senders[address](message)))
-        with lock:
-            out.write(answer + b"\n")
-            out.flush()
-
-    out.write(READY + b"\n")
-    out.flush()
-    for line in sys.stdin.buffer:
-        message = msgspec.json.decode(line, type=Message)
-        for address in addresses:
-            threading.Thread(target=deliver, args=(address, message), daemon=True).start()
-
-
 def main() -> None:
-    """Serve this process's input."""
+    """Send each message of standard input to all addresses at once, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the daemon's
     stay_behind(nice=NICE, reads_input=True)
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a plugin prints is no answer
-    serve(msgspec.json.decode(sys.stdin.buffer.readline() or b"[]", type=list[str]), out)
+    output = take_output()  # what a plugin prints is no answer
+    messages = messages_of(sys.stdin.buffer)
+    senders = {address: sender(address) for address in convert(next(messages, ()), list[str])}
+    output.write(frame_of(None))
+
+    def deliver(address: str, message: Message) -> None:
+        output.write(frame_of(Delivery(address, senders[address](message))))
+
+    for given in messages:
+        message = convert(given, Message)
+        for address in senders:
+            threading.Thread(target=deliver, args=(address, message), daemon=True).start()
     os._exit(0)  # a thread that hangs is not waited for
 
 

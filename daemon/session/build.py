@@ -26,12 +26,12 @@ from tracepaper.daemon.engine.state import (
     EngineSettings,
     ModelTerms,
 )
+from tracepaper.daemon.session.combinations import Trait, refuse_combination, traits_of
 from tracepaper.daemon.session.models import (
     make_orderbook,
     make_together,
     refuse_by_confidence,
     refuse_equal_twins,
-    refuse_keys_of_shares,
     refuse_limits,
     refuse_sizing,
 )
@@ -86,10 +86,12 @@ from tracepaper.strategies.units import (
 def needs_forecaster(config: Config) -> bool:
     """Return whether the configured strategy uses a model's forecasts.
 
-    Raises ``ConfigInvalid`` where it needs a model and there is none, and where covariates are
-    given without a model that is asked.
+    Every run asks this first: raises ``ConfigInvalid`` where no run takes the configuration, and
+    where the strategy needs a model and there is none.
     """
+    traits = traits_of(config)
     if config.strategies.named:
+        refuse_combination(traits)
         return any(needs_forecaster(own) for own in members_of(config).values())
     name, has_model = config.strategy.name, config.model.is_given
     needed = ASKS.get(name) in (DataSource.BARS, DataSource.CLOSES)
@@ -100,11 +102,7 @@ def needs_forecaster(config: Config) -> bool:
         )
     # Without a model ``trend`` sizes by closed bars, and has no gates of a prediction.
     needed = needed or (name == TREND and has_model)
-    if config.model.covariates is not None and not needed:
-        raise ConfigInvalid(
-            f"[model] covariates are for a model, and strategy.name '{name}' asks none here; take "
-            "them out."
-        )
+    refuse_combination(traits if needed else traits | {Trait.ASKS_NONE})
     return needed
 
 
@@ -205,11 +203,6 @@ def _trend(config: Config, forecaster: Forecaster | None, symbol: str) -> TrendS
         raise ConfigInvalid(
             f"strategy.twins {SIZED_BY_FORECAST} needs a model that gives volatility; name one, or "
             "leave it out."
-        )
-    if config.sizing.mode == "volatility" and sized_by is not SizedBy.CONSTANT:
-        raise ConfigInvalid(
-            "sizing.mode 'volatility' would size a trend by volatility a second time; choose "
-            "another mode, or strategy.trend_sized_by constant."
         )
     costs = fees_of_symbols(config).get(symbol, costs_for(config))
     return TrendStrategy(
@@ -426,7 +419,6 @@ def build_engine(
             build_engine, execution=execution, period_start_ms=period_start_ms, sessions=sessions
         )
         return build_several(config, instruments, given, forecaster, build, needs_forecaster)
-    refuse_keys_of_shares(config)
     if (own := user_model(forecaster)) is not None:
         own.scale(instruments)
     refuse_sizing(config, forecaster)

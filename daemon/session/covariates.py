@@ -49,7 +49,7 @@ from tracepaper.strategies.covariates import (
     takes_vectors,
     vector_scale,
 )
-from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, DataInvalid
+from tracepaper.strategies.errors import CheckpointMismatch, DataInvalid
 from tracepaper.strategies.types.market import CovariatesRead, Event
 
 LIVE: Final = "live-"
@@ -422,21 +422,6 @@ class GrowingCovariates:
                 f"{self._file.path} has other values at {iso(int(known.time_ms[differ][0]))} than "
                 "when that row was read; a file that is traded by may only grow, so restore it."
             )
-
-
-def refuse_covariates(config: Config) -> None:
-    """Refuse ``[model] covariates`` with a class or a retraining, which cannot use them."""
-    if config.model.covariates is None:
-        return
-    if config.model.own_class:
-        raise ConfigInvalid(
-            "[model] covariates are a checkpoint's; take them out, and name the file of a class by "
-            "[model] files."
-        )
-    if config.model.retrain is not None:
-        raise ConfigInvalid(
-            "A model with [model] covariates is not retrained in service; take out [model] retrain."
-        )
 
 
 def covariates_path(config: Config, written: str) -> Path:

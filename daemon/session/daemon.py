@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from msgspec.structs import replace
+from msgspec.structs import asdict, replace
 
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.clock import Clock, Predictor, SystemClock
@@ -48,11 +48,13 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
+from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import newly_known
 from tracepaper.daemon.session.loop import NoModel, Worker, WorkerPredictor, drive
+from tracepaper.daemon.session.messenger import Messenger, check_notify
 from tracepaper.daemon.session.models import load_forecaster, recorded_forecaster, warnings_for
-from tracepaper.daemon.session.notify import Messenger, check_notify
 from tracepaper.daemon.session.parity import OFF, DailyParity
+from tracepaper.daemon.session.recorder import Recorder, check_recording, folder_of
 from tracepaper.daemon.session.resume import (
     Opened,
     Opening,
@@ -66,13 +68,12 @@ from tracepaper.daemon.session.run_row import (
     in_stages,
     live_execution,
     preflight_engine,
-    refuse_replayed,
     refuse_size,
     usage_errors,
     warm_up_of,
 )
+from tracepaper.daemon.session.shipper import Shipper
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
-from tracepaper.daemon.session.sidecars import Shipping, check_recording, recording_of
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
     known_candidates,
@@ -131,6 +132,7 @@ class Daemon:
         listening: Callable[[str], None] = lambda _url: None,
         clock: Clock | None = None,
     ) -> None:
+        refuse_combination(traits_of(config, live=True))
         execution = live_execution(config)
         self._config = resolved(config, execution)
         self._execution = execution
@@ -154,7 +156,6 @@ class Daemon:
 
         Raises ``ConfigInvalid``, ``AuditUnwritable`` and the other fatal errors as they are.
         """
-        refuse_replayed(self._config)
         audit = SqlAuditLog.open(self._database)
         audit.report_waits(self._declare_blocked)
         try:
@@ -341,11 +342,9 @@ class Daemon:
             )
             monitor.retraining = retrainer
             monitor.parity = parity = self._daily_parity(run, feed)
-            processes = (
-                *(retrainer, parity, self._messenger(run, engine, monitor)),
-                *(self._shipping(monitor), recording_of(config, self._clock, monitor), universe),
-            )
-            behind = [process for process in processes if process is not None]
+            messenger = self._messenger(run, engine, monitor)
+            shipper, recorder = self._shipper(monitor), self._recorder(monitor)
+            watchers = [each for each in (retrainer, parity, messenger, universe) if each]
             warm_at = partial(self._warm_at, engine, feed)
             monitor.warm_at = warm_at
             token = write_token(self._database)
@@ -389,15 +388,16 @@ class Daemon:
                 if isinstance(step.event, ModelChange):
                     self._supervisor.ready()
                     _log_warming(feed, warm_at, run, config, step.event.market_ms)
-                for process in behind:
-                    process.observe(step)
+                for watcher in watchers:
+                    watcher.observe(step)
                 if (waiting := self._submitted.pop(id(step.event), None)) and not waiting.done():
                     waiting.set_result(step.sequence)
                 return self._watch(step) and not self._supervisor.stopping.is_set()
 
             timed = monitor.predicting(predictor), engine, monitor.committing(audit)
-            for process in behind:
-                await stack.enter_async_context(process.at_work(self._supervisor.stop))
+            for each in (*watchers, shipper, recorder):
+                if each is not None:
+                    await stack.enter_async_context(each.at_work(self._supervisor.stop))
             stack.push(self._supervisor.keep_failure)
             await drive(
                 feed,
@@ -439,13 +439,21 @@ class Daemon:
         submit = partial(self._submit, feed)
         return DailyParity(section, self._database, run, submit, self._clock)
 
-    def _shipping(self, monitor: Monitor) -> Shipping | None:
-        """Make the process that ships to a fleet, watched by *monitor*; None without an address."""
+    def _shipper(self, monitor: Monitor) -> Shipper | None:
+        """Return what ships to a fleet, watched by *monitor*; None without an address."""
         if (url := self._config.storage.ship_to) is None:
             return None
-        shipping = Shipping(url, self._database, self._clock)
-        monitor.shipping = lambda: shipping.progress
-        return shipping
+        shipper = Shipper(url, self._database, self._clock)
+        monitor.shipping = lambda: shipper.progress
+        return shipper
+
+    def _recorder(self, monitor: Monitor) -> Recorder | None:
+        """Return what records events, watched by *monitor*; None without a folder."""
+        if (folder := folder_of(self._config)) is None:
+            return None
+        recorder = Recorder(self._config, folder, self._clock)
+        monitor.recording = lambda: asdict(recorder.progress)
+        return recorder
 
     def _messenger(self, run: Run, engine: Engine, monitor: Monitor) -> Messenger | None:
         """Return a sender of notices, counted by *monitor*; None without an address."""

@@ -168,7 +168,7 @@ def _configuration(config: Config) -> Finding:
 
 def _notify(config: Config) -> Finding:
     """Warn of an address that cannot be read here: a service has credentials that a shell lacks."""
-    from tracepaper.daemon.session.notify import check_notify
+    from tracepaper.daemon.session.messenger import check_notify
 
     try:
         check_notify(config.notify)

@@ -15,15 +15,15 @@ import structlog
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.sections import ExplanationSection
 from tracepaper.daemon.config.several import strategy_name
-from tracepaper.daemon.config.values import ASKS, BUILT_IN, STOCK
+from tracepaper.daemon.config.values import ASKS, BUILT_IN
 from tracepaper.daemon.engine.state import FULL_SIZE, WITHOUT
+from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import (
     VECTORS,
     configured_covariates,
     covariates_kept_as,
     kept_covariates_of,
     recorded_covariates,
-    refuse_covariates,
 )
 from tracepaper.daemon.session.user_model import load_model, user_model
 from tracepaper.storage import checkpoints
@@ -116,31 +116,6 @@ def refuse_other_strategy(config: Config, card: Mapping[str, Any]) -> None:
         )
 
 
-def _refuse_of_a_close(config: Config, card: Mapping[str, Any], kind: str) -> None:
-    """Raise ``ConfigInvalid`` for what no model of all symbols of a close has."""
-    chosen = config.model
-    if config.market.calendar is not None:
-        raise ConfigInvalid(
-            f"A {kind} checkpoint counts every interval of the clock; take market.calendar out."
-        )
-    trained = str(card["market"].get("interval", ""))
-    if trained != config.market.interval:
-        raise ConfigInvalid(
-            f"The {kind} checkpoint was trained on interval {trained}, and market.interval "
-            f"is {config.market.interval}; make them one."
-        )
-    for key, given, usual in (
-        ("backend", chosen.backend, "auto"),
-        ("device", chosen.device.replace("cpu", "auto"), "auto"),
-        ("explanation", chosen.explanation, ExplanationSection()),
-    ):
-        if given != usual:
-            raise ConfigInvalid(
-                f"A {kind} checkpoint runs on the processor and is explained by the usual "
-                f"rollout; take model.{key} out."
-            )
-
-
 def make_together(
     config: Config, forecaster: Forecaster | None, horizon_index: int
 ) -> CrossAssetStrategy:
@@ -223,7 +198,7 @@ def load_forecaster(
     Steps are ``batched`` where the bars of one close are dealt with together. What the model is,
     is kept beside the database *beside*; *live*, covariates are read again as they grow.
     """
-    refuse_covariates(config)
+    refuse_combination(traits_of(config))
     if config.model.own_class:
         model = load_model(config, mode=mode)
         if beside is not None:
@@ -232,7 +207,7 @@ def load_forecaster(
     if mode == "step" and config.market.closes_together:
         mode = "batched"
     checkpoint = load_checkpoint(config, beside=beside)
-    _refuse_beside(config, checkpoint.card)
+    refuse_combination(traits_of(config, checkpoint.card))
     source = configured_covariates(config, checkpoint.card, beside=beside, growing=live)
     return _built(checkpoint, config, mode, source)
 
@@ -339,8 +314,12 @@ def _built(
     _require_other(config, checkpoint.card)
     kind = known_kind(checkpoint.card)
     serves_close = kind is not None and kind.source is DataSource.CLOSES
-    if kind is not None and serves_close:
-        _refuse_of_a_close(config, checkpoint.card, kind.name)
+    trained = str(checkpoint.card["market"].get("interval", ""))
+    if kind is not None and serves_close and trained != config.market.interval:
+        raise ConfigInvalid(
+            f"The {kind.name} checkpoint was trained on interval {trained}, and market.interval "
+            f"is {config.market.interval}; make them one."
+        )
     return build(
         checkpoint.card,
         checkpoint.tensors,
@@ -372,26 +351,6 @@ def _say_once() -> Callable[[str], None]:
     return say
 
 
-def _refuse_beside(config: Config, card: Mapping[str, Any]) -> None:
-    """Raise ``ConfigInvalid`` for what no model has that reads books or another symbol."""
-    if other_of(card) and config.model.retrain is not None:
-        raise ConfigInvalid(
-            "A model that asks another symbol is not retrained in service; take out [model] "
-            "retrain."
-        )
-    if reading_of(card) is None:
-        return
-    if config.model.covariates is not None:
-        raise ConfigInvalid(
-            "The checkpoint was trained with order books, which [market] depth gives; take out "
-            "[model] covariates."
-        )
-    if config.model.retrain is not None:
-        raise ConfigInvalid(
-            "A model that reads order books is not retrained in service; take out [model] retrain."
-        )
-
-
 def _require_books(config: Config, card: Mapping[str, Any]) -> None:
     """Raise ``ConfigInvalid`` where the run has not the order books that *card*'s model reads."""
     reading, market = reading_of(card), config.market
@@ -420,11 +379,6 @@ def _require_other(config: Config, card: Mapping[str, Any]) -> None:
         raise ConfigInvalid(
             f"The checkpoint asks the closed bars of {symbol} for another symbol, and the run has "
             "none; add one to market.symbols, in a replay by --data."
-        )
-    if not market.closes_together:
-        raise ConfigInvalid(
-            f"The checkpoint asks the bar of {symbol} of the same close, and market.gather_ms = 0 "
-            "decides each bar alone; set it above 0."
         )
 
 
@@ -488,31 +442,8 @@ def _text(path: Path) -> str:
         return ""
 
 
-def refuse_keys_of_shares(config: Config) -> None:
-    """Refuse keys of shares where crypto is traded: they would change nothing."""
-    if config.market.asset == STOCK:
-        return
-    keys = {
-        "market.calendar": config.market.calendar is not None,
-        "market.fractional": config.market.fractional,
-        "execution.fee_per_share": config.execution.fee_per_share is not None,
-        "execution.fee_minimum": bool(config.execution.fee_minimum),
-    }
-    for key, is_given in keys.items():
-        if is_given:
-            raise ConfigInvalid(
-                f'{key} is for shares; take it out, or set market.asset to "stock".'
-            )
-
-
 def refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
     """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
-    has_stop = ":" in config.strategy.name or config.exits.has_stop
-    if config.sizing.mode == "risk" and not has_stop:
-        raise ConfigInvalid(
-            f"sizing.mode 'risk' sizes by the stop of each signal, and {config.strategy.name} "
-            "gives none; set [exits] stop_loss, choose another mode, or a class of your own."
-        )
     mode, by_closes = config.sizing.mode, ""
     wanted = SIZED_BY.get(mode, frozenset())
     if mode == "volatility" and config.sizing.volatility == "forecast":

@@ -20,7 +20,7 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
-from tracepaper.daemon.session.supervisor import answer_behind, working
+from tracepaper.daemon.session.child import Child, ChildFailed, Limits, working
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
@@ -110,23 +110,15 @@ class DailyParity:
         limit = self._section.time_limit
         command = (
             *(*PROGRAM, self._run.run_id, "--day", day_text(from_ms)),
-            *("--db", str(self._database), "--service", "--json"),
+            *("--db", str(self._database), "--service"),
         )
+        limits = Limits((time_of(limit) or 0) / 1000, f"parity.time_limit, {limit}")
         try:
-            answered = await answer_behind(command, limit_s=(time_of(limit) or 0) / 1000)
-        except TimeoutError:
-            return unchecked(from_ms, until_ms, f"it took longer than parity.time_limit, {limit}")
-        except (OSError, RuntimeError) as error:  # for want of memory, descriptors or threads
-            return unchecked(from_ms, until_ms, f"no process could begin ({error})")
-        if answered.code:
-            return unchecked(from_ms, until_ms, answered.cause("replay"))
-        # A class of the user's may print as well, before the answer.
-        *_, line = answered.answer.strip().split(b"\n")
-        try:
-            found = msgspec.json.decode(line, type=ParityCheck)
-        except msgspec.MsgspecError:
-            return unchecked(from_ms, until_ms, "the answer of its process is no result")
-        return msgspec.structs.replace(found, from_ms=from_ms, until_ms=until_ms)
+            async with Child("replay", command, limits) as child:
+                result = await child.ask(ParityCheck)
+        except ChildFailed as error:
+            return unchecked(from_ms, until_ms, str(error))
+        return msgspec.structs.replace(result, from_ms=from_ms, until_ms=until_ms)
 
 
 def unchecked(from_ms: int, until_ms: int, reason: str) -> ParityCheck:

@@ -9,7 +9,6 @@ The rules are docs/operations.md, O11 to O19.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -17,7 +16,6 @@ from contextlib import AbstractAsyncContextManager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, NamedTuple
 
-import msgspec
 import structlog
 from msgspec import Struct
 
@@ -25,10 +23,10 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import terms_for
+from tracepaper.daemon.session.child import Child, ChildFailed, Limits, working
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.run_row import start_event
-from tracepaper.daemon.session.supervisor import ProcessEnd, answer_behind, working
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
@@ -180,14 +178,9 @@ LOG_FILE: Final = "log.txt"
 MARK_FILE: Final = "began"
 """Holds the market time at which the training under way began."""
 REFUSED: Final = "refused"
-_TAIL_BYTES: Final = 4_096
 _JUDGED: Final = frozenset({RetrainOutcome.PROMOTED, RetrainOutcome.REFUSED})
 
 log = structlog.get_logger("retrain")
-
-
-class TrainingFailed(Exception):
-    """The training process ended without a judgement, for the reason in the text."""
 
 
 class Service(NamedTuple):
@@ -294,7 +287,7 @@ class Retrainer:
         try:
             judged = await self._judge(began_ms)
             event, candidate = await self._decide(judged, began_ms)
-        except TrainingFailed as error:
+        except ChildFailed as error:
             event, candidate = self._event(RetrainOutcome.FAILED, str(error), began_ms), None
             await self._worker.submit(tidy, self._folder)
         finally:
@@ -323,7 +316,7 @@ class Retrainer:
         Engine and predictor know a promoted model from here on.
         """
         if judged.running_sha256 != self.running.model_sha256:
-            raise TrainingFailed("the training judged another model than the one that decides")
+            raise ChildFailed("the training judged another model than the one that decides")
         if not judged.is_judged:
             return self._event(RetrainOutcome.SKIPPED, judged.reason, began_ms, judged), None
         alpha, test = float(self._config.retrain.alpha), self._tests + 1
@@ -403,48 +396,31 @@ class Retrainer:
     # ------------------------------------------------------------ the process that trains
 
     async def _judge(self, began_ms: int) -> CandidateJudgement:
-        """Train and judge in a process of its own; raise ``TrainingFailed`` where it breaks off."""
+        """Train and judge in a process of its own; raise ``ChildFailed`` where it breaks off."""
         command = (
             *(*PROGRAM, self._run.run_id),
             *("--db", str(self._database), "--config", str(self._folder / CONFIG_FILE)),
-            *("--folder", str(self._folder), "--to", str(began_ms), "--service", "--json"),
+            *("--folder", str(self._folder), "--to", str(began_ms), "--service"),
         )
         limit = self._config.retrain.time_limit
+        limits = Limits((time_of(limit) or 0) / 1000, f"retrain.time_limit, {limit}")
+        environment = {"OMP_NUM_THREADS": str(self._config.retrain.threads)}
         try:
-            # A disk may stall, so the worker reads and writes files, not the loop that decides.
+            # A disk may stall, so the worker opens and writes files, not the loop that decides.
             with await self._worker.submit(self._begin_folder, began_ms) as log_file:
-                answered = await answer_behind(
-                    command,
-                    limit_s=(time_of(limit) or 0) / 1000,
-                    environment={"OMP_NUM_THREADS": str(self._config.retrain.threads)},
-                    log_file=log_file,
-                )
-        except TimeoutError:
-            raise TrainingFailed(f"it took longer than retrain.time_limit, {limit}") from None
+                child = Child("training", command, limits, errors=log_file, environment=environment)
+                async with child:
+                    return await child.ask(CandidateJudgement)
         except OSError as error:
             reason = f"it could not begin in {self._folder} ({_reason(error)})"
-            raise TrainingFailed(reason) from None
-        if answered.code:
-            raise TrainingFailed(await self._worker.submit(self._cause, answered))
-        try:
-            return msgspec.json.decode(answered.answer, type=CandidateJudgement)
-        except msgspec.MsgspecError:
-            raise TrainingFailed(f"its answer is no judgement; see {LOG_FILE}") from None
+            raise ChildFailed(reason) from None
 
     def _begin_folder(self, began_ms: int) -> BinaryIO:
         """Write the configuration and the mark of a training; return its open log file."""
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / MARK_FILE).write_text(str(began_ms), encoding="ascii")
         (self._folder / CONFIG_FILE).write_text(render(self._config), encoding="utf-8")
-        return (self._folder / LOG_FILE).open("wb")
-
-    def _cause(self, answered: ProcessEnd) -> str:
-        """Return why the process ended, by its exit code and the last line of its log."""
-        errors = b""
-        with suppress(OSError), (self._folder / LOG_FILE).open("rb") as log_file:
-            log_file.seek(max(log_file.seek(0, os.SEEK_END) - _TAIL_BYTES, 0))
-            errors = log_file.read()
-        return answered._replace(errors=errors).cause("training")
+        return (self._folder / LOG_FILE).open("w+b")
 
 
 def _first_start_ms(database: Path, run: Run, symbols: Sequence[str]) -> int:

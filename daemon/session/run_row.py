@@ -25,7 +25,7 @@ from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.bybit.messages import LotSizeFilter
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.several import members_of, strategy_name
-from tracepaper.daemon.config.values import ASKS, STOCK, plain
+from tracepaper.daemon.config.values import ASKS, plain
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.feed.warming import WarmUp, warm_up
 from tracepaper.daemon.session.build import (
@@ -35,6 +35,7 @@ from tracepaper.daemon.session.build import (
     needs_forecaster,
     resolved,
 )
+from tracepaper.daemon.session.combinations import refuse_combination, traits_of
 from tracepaper.daemon.session.covariates import covariates_kept_as, kept_covariates_of
 from tracepaper.daemon.session.models import (
     checkpoint_sha256,
@@ -297,39 +298,10 @@ def refuse_class_that_exits(config: Config) -> None:
             )
 
 
-def refuse_replayed(config: Config) -> None:
-    """Refuse in a live run what comes from candle files alone: shares, and bars of months."""
-    if config.market.interval_ms == MONTH_MS:
-        raise ConfigInvalid(
-            'market.interval = "M" is for replays, since a daemon of months decides once a month; '
-            "set another interval, or replay candles by `tracepaper replay --data FILE`."
-        )
-    if config.market.asset == STOCK:
-        raise ConfigInvalid(
-            'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
-            "replay --data FILE`, or leave the key out."
-        )
-
-
-def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
-    """Refuse ``model.retrain`` without a model that can be trained, or with a missing file."""
+def refuse_retraining(config: Config) -> None:
+    """Refuse ``model.retrain`` with a file that is missing."""
     if config.model.retrain is None:
         return
-    if config.model.own_class:
-        raise ConfigInvalid(
-            "[model] retrain trains checkpoints, and [model] class names a class of your own; "
-            "leave one of them out."
-        )
-    if forecaster is None:
-        raise ConfigInvalid(
-            f"[model] retrain trains a model, and the strategy {config.strategy.name} trades none; "
-            "take it out."
-        )
-    if ASKS.get(config.strategy.name) is DataSource.CLOSES:
-        raise ConfigInvalid(
-            f"[model] retrain trains models of single symbols, and {config.strategy.name} trades "
-            "all of them together; take it out, and train by `tracepaper train`."
-        )
     recipe = config.retrain.recipe
     for name in (*(() if recipe is None else (recipe,)), *config.retrain.data):
         if not Path(name.rpartition("=")[2]).is_file():
@@ -337,23 +309,9 @@ def _refuse_retraining(config: Config, forecaster: Forecaster | None) -> None:
 
 
 def live_execution(config: Config) -> FillModel:
-    """Return the fill model of a live run; raise ``ConfigInvalid`` where a book fills none."""
-    model = config.execution.model
-    if model != "book":
-        return FillModel.NEXT_OPEN if model == "next_open" else FillModel.QUOTE
-    for is_so, what in (
-        (bool(config.strategies.named), "several strategies; trade by [strategy]"),
-        (config.account.margin not in {"none", "isolated"},
-         "an account on cross margin; set account.margin to isolated or none"),
-        (config.market.universe is not None, "a universe; take out [market.universe]"),
-        (len(config.market.symbols) > 1, "several symbols; start a daemon for each"),
-    ):  # fmt: skip
-        if is_so:
-            raise ConfigInvalid(
-                f"execution.model 'book' fills no orders of {what}, or set execution.model = "
-                '"quote".'
-            )
-    return FillModel.BOOK
+    """Return the fill model of a live run, which has quotes in place of the paths of bars."""
+    models = {"book": FillModel.BOOK, "next_open": FillModel.NEXT_OPEN}
+    return models.get(config.execution.model, FillModel.QUOTE)
 
 
 def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategies:
@@ -361,7 +319,8 @@ def preflight_engine(config: Config, forecaster: Forecaster | None) -> Strategie
 
     Returns the strategies that were made, for the run to use: a user's class is made once.
     """
-    _refuse_retraining(config, forecaster)
+    refuse_combination(traits_of(config, live=True))
+    refuse_retraining(config)
     execution = live_execution(config)
     config = resolved(config, execution)
     instruments = [_stand_in(config, symbol) for symbol in config.market.symbols]

@@ -1,25 +1,20 @@
 """Runs services under signals and systemd's watchdog until an orderly stop.
 
-The rules are docs/operations.md, O3, O4, O14 and O22.
+The rules are docs/operations.md, O3 and O4.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import os
-import resource
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, Final, NamedTuple
+from typing import Any, Final
 
 import structlog
 
@@ -228,149 +223,3 @@ def _first(group: BaseExceptionGroup[TracepaperError]) -> TracepaperError:
     """Return the first error of a group, however deep it lies."""
     first = group.exceptions[0]
     return _first(first) if isinstance(first, BaseExceptionGroup) else first
-
-
-# ---------------------------------------------------------------- a process behind the daemon
-
-IDLE_NICE: Final = 19
-"""The niceness at which the process takes only what the machine has left."""
-ENDED: Final = 3
-"""The exit code of a process whose daemon is gone."""
-_OOM_FIRST: Final = "1000"
-_MIB: Final = 1 << 20
-_STDIN: Final = 0
-_PR_SET_PDEATHSIG: Final = 1
-
-
-def stay_behind(
-    *, nice: int = IDLE_NICE, memory_mb: int | None = None, reads_input: bool = False
-) -> None:
-    """Limit this process, and end it as soon as its standard input is closed.
-
-    A limit that the machine does not allow is left out. A process that *reads_input* itself ends by
-    itself where that does.
-    """
-    with contextlib.suppress(OSError):
-        os.nice(nice - os.nice(0))
-    if nice == IDLE_NICE and hasattr(os, "SCHED_IDLE"):
-        with contextlib.suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    # Among the processes that share the daemon's memory limit, this is to be killed first.
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text(_OOM_FIRST, encoding="ascii")
-    if memory_mb is not None:
-        limit = memory_mb * _MIB
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    # The kernel kills it with the daemon; where it cannot, the end of the input does.
-    end_with_parent(signal.SIGKILL)
-    if not reads_input:
-        threading.Thread(target=_end_with_input, name="parent", daemon=True).start()
-
-
-def end_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
-    """Let the kernel send this process signal *number* once its parent is gone, if it can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(number))
-
-
-def _end_with_input() -> None:
-    # Standard input ends when the parent ends, however it does.
-    while os.read(_STDIN, 1):
-        pass
-    os._exit(ENDED)
-
-
-END_WITHIN_S: Final = 2.0
-"""Wall seconds to wait for the end of a killed process: an orderly stop has seven in all."""
-ANSWER_MAX: Final = 1 << 20
-"""Bytes of an answer in memory: what a process behind the daemon answers has some hundreds."""
-
-
-class ProcessEnd(NamedTuple):
-    """The end of a process behind the daemon."""
-
-    code: int
-    answer: bytes  # its standard output
-    errors: bytes  # its standard error, where no file takes that
-
-    def cause(self, what: str) -> str:
-        """Say why *what* ended without an answer, by exit code and the last line of its errors."""
-        if self.code < 0:
-            name = signal.Signals(-self.code).name
-            return f"the {what} process was ended by {name}; the machine may lack memory"
-        lines = map(str.strip, reversed(self.errors.decode(errors="replace").split("\n")))
-        last = next(filter(None, lines), "it said nothing")
-        return f"the {what} ended with {self.code}: {last.rstrip('.')}"
-
-
-async def answer_behind(
-    command: Sequence[str],
-    *,
-    limit_s: float,
-    environment: Mapping[str, str] | None = None,
-    log_file: BinaryIO | None = None,
-) -> ProcessEnd:
-    """Run *command*, which calls ``stay_behind``, with this process's import path.
-
-    It ends with this process, however this one ends: it watches its standard input. *log_file*
-    takes its standard error. Raises ``OSError`` where it cannot begin, and ``TimeoutError`` where
-    it takes longer than *limit_s*.
-    """
-    process = await asyncio.create_subprocess_exec(
-        *command,
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=log_file or asyncio.subprocess.PIPE,
-        env={**os.environ, **(environment or {}), "PYTHONPATH": import_path()},
-        limit=ANSWER_MAX,
-    )
-    streams = [stream for stream in (process.stdout, process.stderr) if stream is not None]
-    try:
-        async with asyncio.timeout(limit_s):
-            said = await asyncio.gather(*(stream.read() for stream in streams))
-            return ProcessEnd(await process.wait(), said[0], b"".join(said[1:]))
-    finally:
-        await end(process)
-
-
-def import_path() -> str:
-    """Return the import path of this process, as ``PYTHONPATH`` has it."""
-    return os.pathsep.join(place for place in sys.path if place)
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Kill *process*, if it still runs, and wait a moment for its end.
-
-    On a busy machine a process of idle priority gets no time even to die, so its priority is
-    raised.
-    """
-    if process.returncode is not None:
-        return
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(process.pid, os.SCHED_OTHER, os.sched_param(0))
-    process.kill()
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(END_WITHIN_S):
-            await process.wait()
-
-
-@asynccontextmanager
-async def working(
-    work: Coroutine[None, None, None], name: str, failed: Callable[[], object]
-) -> AsyncIterator[None]:
-    """Do *work* in the background of the block; call *failed* where an error ends it."""
-
-    def ended(task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            failed()
-
-    task = asyncio.create_task(work, name=name)
-    task.add_done_callback(ended)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
-    if not task.cancelled() and (error := task.exception()) is not None:
-        raise error

@@ -23,7 +23,7 @@ from tracepaper.daemon.feed.universe import (
     next_choice_ms,
     nothing_chosen,
 )
-from tracepaper.daemon.session.supervisor import working
+from tracepaper.daemon.session.child import working
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import Step

@@ -200,7 +200,7 @@ def parity(
         _beside_books(located(first, None if "#" in first else database_path(db)), books, json)
         return
     if service:
-        from tracepaper.daemon.session.supervisor import stay_behind
+        from tracepaper.daemon.session.child import stay_behind
 
         stay_behind()  # before what takes seconds to import
     from tracepaper.replay.checks.parity import ComparedRun, compare_runs
@@ -240,14 +240,14 @@ def _beside_books(place: Located, books: Sequence[Path], json: bool) -> None:  #
 
 def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> None:  # noqa: FBT001 - options
     """Replay one day of a run from its record, and say whether it is the same."""
-    import msgspec
-
+    from tracepaper.daemon.session.child import frame_of, take_output
     from tracepaper.replay.archive.columns import instant
     from tracepaper.replay.checks.parity import check_span, keep_check, last_day
     from tracepaper.storage.checks import CheckedRun
     from tracepaper.storage.database.reader import Reader
     from tracepaper.strategies.types.market import ParityOutcome
 
+    output = take_output() if service else None  # a class of the user's may print as well
     with Reader.open(place.path) as reader:
         from_ms = last_day(reader, place.run_id) if day is None else instant(day)
         if from_ms is not None and from_ms % DAY_MS:
@@ -255,15 +255,15 @@ def _replay_day(place: Located, day: str | None, service: bool, json: bool) -> N
         until_ms = None if from_ms is None else from_ms + DAY_MS
         checked = CheckedRun.of(reader, place.run_id)
         found = check_span(reader, place.path, place.run_id, from_ms=from_ms, until_ms=until_ms)
-    if not service:  # the daemon stores what it asked for as an event
-        keep_check(place.path, checked, "parity", found)
-    if service:
-        sys.stdout.write(f"{msgspec.json.encode(found).decode()}\n")
-    elif json:
+    if output is not None:  # the daemon stores the result as an event
+        output.write(frame_of(found))
+        return
+    keep_check(place.path, checked, "parity", found)
+    if json:
         print_json(found)
     else:
         say(f"{found.reason}.")
-    if not service and found.outcome is not ParityOutcome.IDENTICAL:
+    if found.outcome is not ParityOutcome.IDENTICAL:
         raise typer.Exit(1)
 
 

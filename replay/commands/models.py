@@ -313,17 +313,20 @@ def retrain(
 
     given = load(config)
     if service:
-        from tracepaper.daemon.session.supervisor import stay_behind
+        from tracepaper.daemon.session.child import frame_of, stay_behind, take_output
 
         stay_behind(nice=given.retrain.nice, memory_mb=given.retrain.memory_mb)
+        output = take_output()
     database = database_path(db, config)
     asked, number = _asked(given, database, run, candidate, against, to, folder, test)
     found = _found(asked, number, float(given.retrain.alpha))
-    if json:
+    if service:
+        output.write(frame_of(found))
+    elif json:
         print_json(found)
-        return
-    for sentence in _sentences(found, float(given.retrain.alpha)):
-        typer.echo(sentence)
+    else:
+        for sentence in _sentences(found, float(given.retrain.alpha)):
+            typer.echo(sentence)
 
 
 def _asked(

@@ -22,8 +22,8 @@ from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.config.sections import ExchangeSection
+from tracepaper.daemon.session.recorder import NICE, file_of
 from tracepaper.daemon.session.shutdown import run_loop
-from tracepaper.daemon.session.sidecars import NICE, file_of
 from tracepaper.replay.archive.download import record_live
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import time_of

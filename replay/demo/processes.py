@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 
 from tracepaper.daemon.clock import SystemClock
-from tracepaper.daemon.session.supervisor import end_with_parent
+from tracepaper.daemon.session.child import end_with_parent
 from tracepaper.replay.demo.race import SPEED_MIN, MarketPace, Race, ShowFiles
 from tracepaper.replay.demo.screen import RaceScreen
 from tracepaper.storage.database.lock import holder_of

@@ -15,6 +15,7 @@ from programs import ROOT
 
 from tracepaper.daemon.cli import PANELS
 from tracepaper.daemon.config.loading import example
+from tracepaper.daemon.session.combinations import COMBINATIONS, Trait
 from tracepaper.replay.exchange.recorded import listing
 from tracepaper.replay.page import interface
 from tracepaper.storage.database.views import documentation
@@ -90,6 +91,18 @@ def decisions_page() -> str:
     return f"{before}{head}\n{rows}{blank}{after}"
 
 
+def combinations_page() -> str:
+    """Return the page of the configuration, with the table of what does not go together."""
+    page = ROOT / "docs" / "configuration.md"
+    before, _, rest = page.read_text(encoding="utf-8").partition("| together |")
+    _, blank, after = rest.partition("\n\n")
+    rows = "\n".join(
+        f"| {', '.join(trait.value for trait in Trait if trait in row.traits)} | {row.sentence} |"
+        for row in COMBINATIONS
+    )
+    return f"{before}| together | why not, and what to do |\n|---|---|\n{rows}{blank}{after}"
+
+
 def _gate_row(gate: Gate) -> str:
     """Return the row of *gate* in docs/decisions.md, G7."""
     sign, threshold, key = "≥" if gate.at_least else "≤", gate.threshold, ""
@@ -155,6 +168,7 @@ def _row(parameter: Any, context: Any) -> str:
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
     ROOT / "docs" / "commands.md": commands_page,
+    ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,
     ROOT / "docs" / "http.md": http_page,
     ROOT / "docs" / "surface.md": surface_page,

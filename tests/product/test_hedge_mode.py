@@ -23,7 +23,7 @@ from several_strategies import DRAWN as DRAWN_SIGNALS
 from tracepaper.daemon.config.loading import Config, load, restore
 from tracepaper.daemon.engine.hedged import HedgedEngine
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.session.build import margin_rules, resolved
+from tracepaper.daemon.session.build import margin_rules, needs_forecaster, resolved
 from tracepaper.daemon.session.notices import Notices
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -380,7 +380,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("given", "said"), BAD)
 def test_what_hedge_mode_does_not_take_is_one_sentence(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigInvalid) as refused:
-        load(None, given)
+        needs_forecaster(load(None, given))
     assert said in str(refused.value)
     assert str(refused.value).count("\n") == 0
 

@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session.build import build_engine, make_strategies, needs_forecaster
+from tracepaper.daemon.session.build import build_engine, needs_forecaster
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.sizing import NoTradeBand, VolatilityKind, WindowedVolatility
 from tracepaper.strategies.builtin import ClosesVolatility, SizedBy, TrendStrategy, windows_within
@@ -270,7 +270,7 @@ def test_vectors_are_refused_where_no_model_is_asked(name: str, checkpoint: str)
 def test_a_size_by_volatility_is_not_made_smaller_twice() -> None:
     config = configured(model={"checkpoint": "none"}, sizing={"mode": "volatility"})
     with pytest.raises(ConfigInvalid, match="volatility a second time"):
-        make_strategies(config, None)
+        needs_forecaster(config)
 
 
 def model(volatility: float | None = 0.005, *, confidence: float = 0.2) -> FixedForecaster:

@@ -168,10 +168,6 @@ def test_a_table_within_a_section_is_read_whole_and_decides_the_run(
             '[model]\nclass = "mine:Mine"\ndropout_passes = 8',
             "[model] dropout_passes is a checkpoint's; take it out for a class",
         ),
-        (
-            '[market]\ncategory = "spot"\n[account]\nmargin = "isolated"',
-            'margin = "isolated" is for linear positions, and category "spot" is paid in full',
-        ),
         ("x = = 1", "is not TOML"),
     ],
 )

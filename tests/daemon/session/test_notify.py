@@ -6,9 +6,7 @@ What sends is the real process where a test says so; else a program that a test 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import os
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -34,9 +32,9 @@ from tracepaper.daemon.config.notify import KINDS, WORDINGS
 from tracepaper.daemon.http.client import ask
 from tracepaper.daemon.http.metrics import registry_of
 from tracepaper.daemon.http.monitor import Monitor
-from tracepaper.daemon.session import notify
+from tracepaper.daemon.session import messenger as messenger_module
 from tracepaper.daemon.session.apprise_worker import Message
-from tracepaper.daemon.session.notify import (
+from tracepaper.daemon.session.messenger import (
     BODY_MOST,
     LINES_MOST,
     QUEUE_MOST,
@@ -52,17 +50,25 @@ from tracepaper.strategies.types.market import Command, CommandKind
 HELLO = Message("tracepaper: test", "hello <b>& all")
 SECRET = "hunter2Hunter2hunter2"
 ANSWERS = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, struct, sys, time
+import msgspec.msgpack as msgpack
 here = pathlib.Path(__file__).parent
-names = json.loads(sys.stdin.readline())
-print("ready", flush=True)
-for line in sys.stdin:
+def read():
+    while head := sys.stdin.buffer.read(4):
+        yield msgpack.decode(sys.stdin.buffer.read(*struct.unpack("<I", head)))
+def write(value):
+    data = msgpack.encode(value)
+    os.write(1, struct.pack("<I", len(data)) + data)
+messages = read()
+names = next(messages)
+write("ready")
+for message in messages:
     with (here / "sent.txt").open("a") as sent:
-        sent.write(line)
+        sent.write(json.dumps(message) + "\\n")
     for name in names:
         answer = {"address": name, "error": ""}
         exec((here / "answer.py").read_text())
-        print(json.dumps(answer), flush=True)
+        write(answer)
 """
 
 
@@ -87,7 +93,7 @@ class Planted:
 def planted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Planted:
     found = Planted(tmp_path)
     command = sys.executable, "-S", str(tmp_path / "program.py")
-    monkeypatch.setattr(notify, "PROGRAM", command)
+    monkeypatch.setattr(messenger_module, "PROGRAM", command)
     return found
 
 
@@ -196,7 +202,7 @@ def test_the_queue_is_bounded_and_says_what_it_dropped() -> None:
 async def test_what_is_not_sent_by_the_end_is_counted(
     planted: Planted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "END_S", 0.05)
+    monkeypatch.setattr(messenger_module, "END_S", 0.05)
     planted.answers("time.sleep(60)")
     with capture_logs() as lines:
         async with working(messenger()) as found:
@@ -215,23 +221,6 @@ async def test_the_notice_of_the_last_step_is_sent(planted: Planted) -> None:
         found.observe(command("the last"))
     assert "the last" in planted.sent()[-1]["body"]
     assert found.counts == {"sent": 1, "failed": 0, "dropped": 0}
-
-
-async def test_a_fault_is_followed_by_a_pause_that_grows_until_work_goes_well() -> None:
-    clock, calls = JumpClock(), 0
-
-    async def work() -> None:
-        nonlocal calls
-        calls += 1
-        if calls == 12:
-            raise asyncio.CancelledError
-        if calls != 3:
-            raise RuntimeError("planted")
-
-    with capture_logs() as lines, contextlib.suppress(asyncio.CancelledError):
-        await notify._for_ever(work, clock)  # noqa: SLF001
-    assert clock.slept == [1, 2, 1, 2, 4, 8, 16, 32, 64, 128]
-    assert len(lines) == 10
 
 
 async def test_the_limit_lets_a_burst_through_and_then_one_a_share_of_a_minute() -> None:
@@ -268,9 +257,9 @@ async def test_a_lost_feed_is_noticed_without_any_step(planted: Planted) -> None
 
 FAULTS: dict[str, tuple[str, str]] = {
     "hangs": ("time.sleep(60)", "it took longer than notify.timeout_s, 0.5 s"),
-    "dies": ("os.kill(os.getpid(), 9)", "the process that sends ended (it closed its output)"),
-    "answers another thing": ("answer = []", "the process that sends ended (Expected `object`"),
-    "answers nothing": ("print(); continue", "the process that sends ended ("),
+    "dies": ("os.kill(os.getpid(), 9)", "the sending process was ended by SIGKILL; the machine"),
+    "answers another thing": ("answer = []", "the answer of the sending process is no result"),
+    "answers nothing": ("sys.exit(1)", "the sending ended with 1: it said nothing"),
 }
 
 
@@ -298,24 +287,10 @@ async def test_one_address_that_hangs_takes_nothing_from_the_other(planted: Plan
         await sender.close()
 
 
-async def test_a_process_that_ended_meanwhile_costs_no_message(planted: Planted) -> None:
-    planted.answers("here.joinpath('pid').write_text(str(os.getpid()))")
-    sender = Sender(["json://a"], limit_s=5)
-    try:
-        await sender.send(HELLO)
-        pid = int((planted.folder / "pid").read_text())
-        process = await sender._at_work()  # noqa: SLF001
-        os.kill(pid, 9)
-        await process.wait()
-        assert [found.error for found in await sender.send(HELLO)] == [""]
-    finally:
-        await sender.close()
-
-
 async def test_without_a_process_a_message_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notify, "PROGRAM", (str(tmp_path / "missing"),))
+    monkeypatch.setattr(messenger_module, "PROGRAM", (str(tmp_path / "missing"),))
     with capture_logs() as lines:
         async with working(messenger()) as found:
             found.observe(command("x"))
@@ -353,7 +328,7 @@ apprise_worker.main()
 
 
 async def test_what_a_plugin_prints_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "PROGRAM", (sys.executable, "-c", PRINTING))
+    monkeypatch.setattr(messenger_module, "PROGRAM", (sys.executable, "-c", PRINTING))
     sender = Sender(["json://127.0.0.1:9/x"], limit_s=deadline_s(30))
     try:
         assert [each.error for each in await sender.send(HELLO)] == [""]
@@ -368,7 +343,8 @@ async def test_each_temper_of_webhook_and_mail_server_is_met() -> None:
         addresses = list(found.address.values())
         sender = Sender(addresses, limit_s=6.0)
         try:
-            await sender._at_work()  # noqa: SLF001 - its start is no part of the limit
+            async with sender._child.exchange():  # noqa: SLF001 - its start is no part of the limit
+                pass
             begun_s = clock.network_s()
             delivered = {each.address: each.error for each in await sender.send(HELLO)}
             took_s = clock.network_s() - begun_s

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -28,7 +29,7 @@ from waiting import until
 from tracepaper.daemon.bybit.order_book import DepthRequest
 from tracepaper.daemon.config.loading import load, restore
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import sidecars
+from tracepaper.daemon.session import child, recorder
 from tracepaper.replay.archive.book_events import EventsFile, events_quality
 from tracepaper.replay.archive.members import EVENTS_MARK, MemberWriter
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
@@ -117,16 +118,16 @@ async def test_a_daemon_keeps_what_the_command_by_hand_keeps(tmp_path: Path) -> 
 async def test_a_lost_connection_and_a_killed_process_are_gaps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidecars, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(child, "PAUSE_S", (0.01, 0.1))
     begun: list[int] = []
-    begin: Any = asyncio.create_subprocess_exec
+    popen: Any = subprocess.Popen
 
-    async def remembered(*words: Any, **options: Any) -> Any:
-        process = await begin(*words, **options)
+    def remembered(*words: Any, **options: Any) -> Any:
+        process = popen(*words, **options)
         begun.append(process.pid)
         return process
 
-    monkeypatch.setattr(asyncio, "create_subprocess_exec", remembered)
+    monkeypatch.setattr(subprocess, "Popen", remembered)
     path = tmp_path / "BTCUSDT.events"
     async with (
         venue() as exchange,
@@ -161,8 +162,8 @@ async def test_a_lost_connection_and_a_killed_process_are_gaps(
 async def test_a_full_disk_ends_no_run_and_tears_no_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *sidecars.RECORD_PROGRAM)
-    monkeypatch.setattr(sidecars, "RECORD_PROGRAM", small)
+    small = ("bash", "-c", 'ulimit -f 100; exec "$@"', "-", *recorder.PROGRAM)
+    monkeypatch.setattr(recorder, "PROGRAM", small)
     async with (
         venue() as exchange,
         trading(exchange, tmp_path / "live.db", **sections(tmp_path)) as live,
@@ -212,7 +213,7 @@ async def test_a_folder_that_takes_no_file_is_one_sentence_at_the_start(tmp_path
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, before[1]))
     try:
         with pytest.raises(ConfigInvalid, match=r"\(File too large\)"):
-            sidecars.check_recording(load({"market": {"record_events": str(tmp_path)}}))
+            recorder.check_recording(load({"market": {"record_events": str(tmp_path)}}))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
@@ -263,8 +264,8 @@ def test_recorded_events_decide_nothing() -> None:
 
 def test_the_folder_is_beside_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "run.toml").write_text('[market]\nrecord_events = "events"\n')
-    assert sidecars.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
-    assert sidecars.folder_of(load({})) is None
+    assert recorder.folder_of(load(tmp_path / "run.toml")) == tmp_path / "events"
+    assert recorder.folder_of(load({})) is None
 
 
 def test_several_symbols_of_a_session_are_a_file_each(tmp_path: Path) -> None:

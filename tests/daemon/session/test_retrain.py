@@ -26,11 +26,11 @@ from waiting import deadline, deadline_s
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import retraining
 from tracepaper.daemon.session.build import needs_forecaster
+from tracepaper.daemon.session.child import ENDED
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.daemon.session.models import load_forecaster
 from tracepaper.daemon.session.retraining import CandidateJudgement, level_of, verdict
 from tracepaper.daemon.session.run_row import preflight_engine
-from tracepaper.daemon.session.supervisor import ENDED
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.integrity import audit
@@ -130,6 +130,9 @@ async def test_without_the_key_the_configured_model_decides_again(planted: Plant
 # ---------------------------------------------------------------- what is not promoted
 
 
+NO_ANSWER = "os.write(1, bytes((1, 0, 0, 0, 192)))"  # the message nil
+
+
 @pytest.mark.parametrize(
     ("part", "tests", "refused"),
     [(slice(0, 6), [1, 2, 3, 0, 0, 0], 3), (slice(6, None), [0, 0, 1, 2, 3], 0)],
@@ -154,7 +157,7 @@ async def test_what_is_not_better_or_breaks_off_is_an_event_and_changes_nothing(
         (lambda: planted.judges(reason="BTCUSDT has 3 bars", **NOTHING), "skipped", "has 3 bars"),
         (lambda: planted.answers(broken), "failed", "ended with 1: The loss is NaN"),
         (lambda: planted.answers("os.kill(os.getpid(), 9)"), "failed", "was ended by SIGKILL"),
-        (lambda: planted.answers("print('{}')"), "failed", "its answer is no judgement"),
+        (lambda: planted.answers(NO_ANSWER), "failed", "training process is no result"),
         (lambda: planted.judges(running_sha256="0" * 64), "failed", "another model than the one"),
         (lambda: planted.judges(**elsewhere), "failed", "context 499 differs from the running"),
         (lambda: planted.judges(candidate_sha256="0" * 64), "failed", "not the model that was"),
@@ -225,7 +228,7 @@ async def test_it_ends_with_its_daemon_and_at_its_limit_and_the_next_start_says_
 def test_what_trains_yields_and_ends_when_its_input_is_closed() -> None:
     code = (
         "import os, time\n"
-        "from tracepaper.daemon.session.supervisor import stay_behind\n"
+        "from tracepaper.daemon.session.child import stay_behind\n"
         "stay_behind(memory_mb=512)\n"
         "import resource\n"
         "print(os.nice(0), os.sched_getscheduler(0) == os.SCHED_IDLE,\n"
@@ -265,7 +268,7 @@ def test_all_judgements_together_spend_no_more_than_alpha() -> None:
     [
         (
             {"strategy": {"name": "sma_cross"}, "model": {"retrain": "7d"}},
-            "the strategy sma_cross trades none; take it out",
+            "the strategy trades none; take it out",
         ),
         (
             {"model": {"retrain": "7d", "class": "boosted_tree:BoostedTree"}},
@@ -287,10 +290,8 @@ def test_what_cannot_be_retrained_is_refused_before_the_run(
     given = {**planted.sections, **sections}
     given["model"] = {**planted.sections["model"], **sections["model"]}
     config = load(None, given)
-    is_loaded = needs_forecaster(config) and not config.model.own_class
-    model = load_forecaster(config) if is_loaded else None
     with pytest.raises(ConfigInvalid, match=re.escape(sentence)):
-        preflight_engine(config, model)
+        preflight_engine(config, load_forecaster(config) if needs_forecaster(config) else None)
 
 
 # ---------------------------------------------------------------- the record

@@ -21,7 +21,7 @@ from waiting import until
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.http.client import ask
-from tracepaper.daemon.session import sidecars
+from tracepaper.daemon.session import child, shipper
 from tracepaper.storage.fleet.overview import overview
 from tracepaper.storage.fleet.pull import pull
 
@@ -78,7 +78,7 @@ async def test_a_daemon_ships_every_step_and_its_end(
 async def test_a_shipper_that_is_killed_is_begun_again(
     tmp_path: Path, fleet_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sidecars, "PAUSE_S", (0.01, 0.1))
+    monkeypatch.setattr(child, "PAUSE_S", (0.01, 0.1))
     path, back = tmp_path / "run.db", tmp_path / "back.db"
     begun: list[int] = []
     popen: Any = subprocess.Popen
@@ -110,16 +110,16 @@ async def test_a_shipper_that_is_killed_is_begun_again(
     assert_same(path, back)
 
 
-async def test_a_line_without_an_end_is_a_fault_like_any_other(
+async def test_a_message_without_an_end_is_a_fault_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     endless = (sys.executable, "-c", "import sys; sys.stdout.write('x' * 200_000 + '\\n')")
-    monkeypatch.setattr(sidecars, "SHIP_PROGRAM", endless)
-    monkeypatch.setattr(sidecars, "PAUSE_S", (0.05, 0.1))
-    shipper = sidecars.Shipping("postgresql:///fleet", tmp_path / "a.db", SystemClock())
-    async with shipper.at_work(lambda: None):
-        await until(lambda: shipper.progress.errors >= 2, poll_s=0.05)
-    assert shipper.progress.error == "its process wrote a line of more than 65,536 bytes"
+    monkeypatch.setattr(shipper, "PROGRAM", endless)
+    monkeypatch.setattr(child, "PAUSE_S", (0.05, 0.1))
+    ships = shipper.Shipper("postgresql:///fleet", tmp_path / "a.db", SystemClock())
+    async with ships.at_work(pytest.fail):
+        await until(lambda: ships.progress.errors >= 2, poll_s=0.05)
+    assert ships.progress.error == "the answer of the shipping process is no result"
 
 
 async def test_without_a_server_the_daemon_decides_as_ever(

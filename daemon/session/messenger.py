@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Final
 
-import msgspec
 import structlog
 
 from tracepaper.daemon.clock import Clock
@@ -24,8 +24,8 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import is_reference, read_secret
 from tracepaper.daemon.session.apprise_worker import Delivery, Message
+from tracepaper.daemon.session.child import Child, ChildFailed, Limits, keep, working
 from tracepaper.daemon.session.notices import Notice, Notices
-from tracepaper.daemon.session.supervisor import end, import_path, working
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
 from tracepaper.strategies.types.decisions import Run, Step
@@ -33,8 +33,6 @@ from tracepaper.strategies.units import minute_text
 
 PROGRAM = (sys.executable, "-m", "tracepaper.daemon.session.apprise_worker")
 """The process that sends."""
-START_S: Final = 30.0
-"""Wall seconds that the process may take to begin, before the limit of a message."""
 QUEUE_MOST: Final = 256
 """Notices that wait; a further one is dropped and counted."""
 LINES_MOST: Final = 20
@@ -45,8 +43,6 @@ URGENT: Final = frozenset({"limits", "halt", "stops", "feed"})
 FEED_EVERY_S: Final = 5.0
 END_S: Final = 10.0
 """Wall seconds for what waits at the daemon's end, within those of an orderly stop."""
-FAULT_S: Final = (1.0, 300.0)
-"""The first and the longest pause after a fault; each further one doubles it."""
 MINUTE_S: Final = 60.0
 NEEDED_BY: Final = "[notify] addresses"
 
@@ -64,68 +60,38 @@ def check_notify(section: NotifySection, environment: Mapping[str, str] = os.env
 
 
 class Sender:
-    """The process that sends to *addresses*; started with the first message, and after each end."""
+    """The process that sends to *addresses*; begun with the first message, and after each end."""
 
     def __init__(self, addresses: Sequence[str], *, limit_s: float) -> None:
         self._addresses = tuple(addresses)
-        self._limit_s = limit_s
-        self._process: asyncio.subprocess.Process | None = None
+        self._child = Child(
+            "sending",
+            PROGRAM,
+            Limits(limit_s, f"notify.timeout_s, {limit_s:g} s"),
+            opening=self._addresses,
+            errors=subprocess.DEVNULL,  # a plugin may print a secret
+        )
 
     async def send(self, message: Message) -> list[Delivery]:
         """Send *message*; return what became of it at each address, in their order.
 
         An address that has not answered in time is given up, and the process ended.
         """
-        found: dict[str, Delivery] = {}
-        error = f"it took longer than notify.timeout_s, {self._limit_s:g} s"
+        deliveries: dict[str, Delivery] = {}
+        error = ""
         try:
-            process = await self._at_work()
-            async with asyncio.timeout(self._limit_s):
-                assert process.stdin is not None
-                process.stdin.write(msgspec.json.encode(message) + b"\n")
-                while len(found) < len(self._addresses):
-                    answer = msgspec.json.decode(await _line_of(process), type=Delivery)
-                    found[answer.address] = answer
-        except TimeoutError:
-            await self.close()
-        except (OSError, ValueError) as fault:
-            error = f"the process that sends ended ({fault})"
-            await self.close()
-        return [found.get(name, Delivery(name, error)) for name in self._addresses]
-
-    async def _at_work(self) -> asyncio.subprocess.Process:
-        """Return the process, which is begun where there is none; it has read the addresses."""
-        process = self._process
-        if process is not None and process.returncode is None:
-            return process
-        process = self._process = await asyncio.create_subprocess_exec(
-            *PROGRAM,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": import_path()},
-        )
-        assert process.stdin is not None
-        process.stdin.write(msgspec.json.encode(self._addresses) + b"\n")
-        try:
-            async with asyncio.timeout(START_S):
-                await _line_of(process)
-        except TimeoutError:
-            raise OSError(f"it was not ready within {START_S:g} s") from None
-        return process
+            async with self._child.exchange():
+                self._child.write(message)
+                while len(deliveries) < len(self._addresses):
+                    delivery = await self._child.read(Delivery)
+                    deliveries[delivery.address] = delivery
+        except ChildFailed as fault:
+            error = str(fault)
+        return [deliveries.get(name, Delivery(name, error)) for name in self._addresses]
 
     async def close(self) -> None:
         """End the process, whatever it waits for."""
-        process, self._process = self._process, None
-        if process is not None:
-            await end(process)
-
-
-async def _line_of(process: asyncio.subprocess.Process) -> bytes:
-    assert process.stdout is not None
-    if not (line := await process.stdout.readline()):
-        raise OSError("it closed its output")
-    return line
+        await self._child.stop()
 
 
 class Messenger:
@@ -175,15 +141,12 @@ class Messenger:
             self._has_notices.set()
 
     @asynccontextmanager
-    async def at_work(self, _failed: Callable[[], object]) -> AsyncIterator[None]:
-        """Send in the background of the block; what waits at its end has a bounded time.
-
-        No error ends that, so nobody is told that it failed.
-        """
-        sending = asyncio.create_task(_for_ever(self._send, self._clock), name="notify")
-        watching = _for_ever(self._watch_feed, self._clock)
+    async def at_work(self, failed: Callable[[], object]) -> AsyncIterator[None]:
+        """Send in the background of the block; what waits at its end has a bounded time."""
+        sending = asyncio.create_task(keep(self._send, self._clock, _log_fault), name="notify")
+        watching = keep(self._watch_feed, self._clock, _log_fault)
         try:
-            async with working(watching, "notify feed", _nothing):
+            async with working(watching, "notify feed", failed):
                 yield
         finally:
             before = self.counts["dropped"]
@@ -296,20 +259,5 @@ async def send_test(section: NotifySection) -> list[Delivery]:
         await sender.close()
 
 
-async def _for_ever(work: Callable[[], Awaitable[None]], clock: Clock) -> None:
-    """Do *work* again and again; a fault of it is logged, and followed by a pause that grows."""
-    first_s, longest_s = FAULT_S
-    pause_s = first_s
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("notices", pause_s=pause_s)
-            await clock.sleep(pause_s)
-            pause_s = min(2 * pause_s, longest_s)
-        else:
-            pause_s = first_s
-
-
-def _nothing() -> None:
-    """Leave the run as it is."""
+def _log_fault(error: Exception, pause_s: float) -> None:
+    log.error("notices", pause_s=pause_s, exc_info=error)

@@ -1,0 +1,292 @@
+"""The combinations of settings that no run takes: each a row with the one sentence that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.config.sections import ExplanationSection
+from tracepaper.daemon.config.values import ASKS, STOCK
+from tracepaper.strategies.api.model import DataSource
+from tracepaper.strategies.book_features import reading_of
+from tracepaper.strategies.builtin import TREND
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.months import MONTH_MS
+from tracepaper.strategies.other_symbol import other_of
+from tracepaper.strategies.types.market import Category
+
+
+class Trait(StrEnum):
+    """What a run is or has, in the words of the documentation."""
+
+    LIVE = "a daemon"
+    SPOT = '`market.category = "spot"`'
+    SHARES = '`market.asset = "stock"`'
+    CRYPTO = '`market.asset = "crypto"`'
+    MONTHS = '`market.interval = "M"`'
+    UNIVERSE = "`[market.universe]`"
+    SYMBOLS = "several symbols"
+    BARS_ALONE = "`market.gather_ms = 0`"
+    CALENDAR = "`market.calendar`"
+    FRACTIONAL = "`market.fractional`"
+    FEE_PER_SHARE = "`execution.fee_per_share`"
+    FEE_MINIMUM = "`execution.fee_minimum`"
+    BOOK_FILLS = '`execution.model = "book"`'
+    MARGIN = "`account.margin`"
+    CROSS = "cross margin"
+    HEDGE = '`account.position_mode = "hedge"`'
+    SEVERAL = "`[strategies]`"
+    TWINS = "`strategy.twins`"
+    SIZED_TREND = "`trend` sized by volatility"
+    SIZED_BY_VOLATILITY = '`sizing.mode = "volatility"`'
+    SIZED_BY_STOP = '`sizing.mode = "risk"`'
+    NO_STOP = "a built-in strategy without a stop in `[exits]`"
+    ASKS_NONE = "a strategy that asks no model"
+    ASKS_CLOSES = "a strategy that trades all symbols of a close by a model"
+    OWN_CLASS = "`model.class`"
+    RETRAIN = "`model.retrain`"
+    COVARIATES = "`model.covariates`"
+    BACKEND = "`model.backend`"
+    DEVICE = "`model.device`"
+    EXPLANATION = "`[model.explanation]`"
+    READS_BOOKS = "a checkpoint that reads order books"
+    READS_OTHER = "a checkpoint that reads another symbol"
+    READS_CLOSES = "a checkpoint that answers for all symbols of a close"
+
+
+class Combination(NamedTuple):
+    """Traits that no run has together, and why, with what to do."""
+
+    traits: frozenset[Trait]
+    sentence: str
+
+
+_FOR_SHARES = 'is for shares; take it out, or set market.asset to "stock".'
+_NOT_OF_A_BOOK = 'or set execution.model = "quote".'
+_OF_THE_PROCESSOR = (
+    "A checkpoint that answers for all symbols of a close runs on the processor and is explained "
+    "by the usual rollout; take"
+)
+
+
+def _row(traits: set[Trait], sentence: str) -> Combination:
+    return Combination(frozenset(traits), sentence)
+
+
+COMBINATIONS: Final = (
+    _row(
+        {Trait.LIVE, Trait.MONTHS},
+        'market.interval = "M" is for replays, since a daemon of months decides once a month; '
+        "set another interval, or replay candles by `tracepaper replay --data FILE`.",
+    ),
+    _row(
+        {Trait.LIVE, Trait.SHARES},
+        'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
+        "replay --data FILE`, or leave the key out.",
+    ),
+    _row(
+        {Trait.LIVE, Trait.BOOK_FILLS, Trait.SEVERAL},
+        "execution.model 'book' fills no orders of several strategies; trade by [strategy], "
+        + _NOT_OF_A_BOOK,
+    ),
+    _row(
+        {Trait.LIVE, Trait.BOOK_FILLS, Trait.CROSS},
+        "execution.model 'book' fills no orders of an account on cross margin; set "
+        f"account.margin to isolated or none, {_NOT_OF_A_BOOK}",
+    ),
+    _row(
+        {Trait.LIVE, Trait.BOOK_FILLS, Trait.UNIVERSE},
+        "execution.model 'book' fills no orders of a universe; take out [market.universe], "
+        + _NOT_OF_A_BOOK,
+    ),
+    _row(
+        {Trait.LIVE, Trait.BOOK_FILLS, Trait.SYMBOLS},
+        "execution.model 'book' fills no orders of several symbols; start a daemon for each, "
+        + _NOT_OF_A_BOOK,
+    ),
+    _row(
+        {Trait.BOOK_FILLS, Trait.HEDGE},
+        "execution.model 'book' fills no orders of an account in hedge mode; set "
+        f'account.position_mode to "one_way", {_NOT_OF_A_BOOK}',
+    ),
+    _row(
+        {Trait.SEVERAL, Trait.SHARES},
+        "[strategies] share no account of shares, whose splits and dividends have no parts; trade "
+        "them by [strategy].",
+    ),
+    _row(
+        {Trait.SEVERAL, Trait.UNIVERSE},
+        "[strategies] have no universe yet; take out [market.universe], or trade by [strategy].",
+    ),
+    _row(
+        {Trait.SEVERAL, Trait.RETRAIN},
+        "[model] retrain changes the model of one strategy, and [strategies] names several; take "
+        "it out.",
+    ),
+    _row(
+        {Trait.MARGIN, Trait.SPOT},
+        '[account] margin is for linear positions, and category "spot" is paid in full; take '
+        'it out, or set market.category to "linear".',
+    ),
+    _row(
+        {Trait.MARGIN, Trait.SHARES},
+        "[account] margin is for linear positions, and shares are paid in full; take it out.",
+    ),
+    _row(
+        {Trait.HEDGE, Trait.SPOT},
+        '[account] position_mode = "hedge" is for linear positions, and category "spot" is '
+        'paid in full; take it out, or set market.category to "linear".',
+    ),
+    _row(
+        {Trait.HEDGE, Trait.SHARES},
+        '[account] position_mode = "hedge" is for linear positions, and shares are paid in '
+        "full; take it out.",
+    ),
+    _row(
+        {Trait.HEDGE, Trait.CROSS},
+        '[account] position_mode = "hedge" has no cross margin yet; set account.margin to '
+        "isolated or none.",
+    ),
+    _row(
+        {Trait.HEDGE, Trait.SEVERAL},
+        '[account] position_mode = "hedge" is for one strategy, and [strategies] names '
+        "several; take it out, or trade by [strategy].",
+    ),
+    _row(
+        {Trait.HEDGE, Trait.TWINS},
+        '[account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names '
+        "some; take them out.",
+    ),
+    _row({Trait.CRYPTO, Trait.CALENDAR}, f"market.calendar {_FOR_SHARES}"),
+    _row({Trait.CRYPTO, Trait.FRACTIONAL}, f"market.fractional {_FOR_SHARES}"),
+    _row({Trait.CRYPTO, Trait.FEE_PER_SHARE}, f"execution.fee_per_share {_FOR_SHARES}"),
+    _row({Trait.CRYPTO, Trait.FEE_MINIMUM}, f"execution.fee_minimum {_FOR_SHARES}"),
+    _row(
+        {Trait.SIZED_BY_STOP, Trait.NO_STOP},
+        "sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy gives "
+        "none; set [exits] stop_loss, choose another mode, or a class of your own.",
+    ),
+    _row(
+        {Trait.SIZED_BY_VOLATILITY, Trait.SIZED_TREND},
+        "sizing.mode 'volatility' would size a trend by volatility a second time; choose "
+        "another mode, or strategy.trend_sized_by constant.",
+    ),
+    _row(
+        {Trait.COVARIATES, Trait.ASKS_NONE},
+        "[model] covariates are for a model, and the strategy asks none here; take them out.",
+    ),
+    _row(
+        {Trait.COVARIATES, Trait.OWN_CLASS},
+        "[model] covariates are a checkpoint's; take them out, and name the file of a class by "
+        "[model] files.",
+    ),
+    _row(
+        {Trait.COVARIATES, Trait.READS_BOOKS},
+        "The checkpoint was trained with order books, which [market] depth gives; take out "
+        "[model] covariates.",
+    ),
+    _row(
+        {Trait.RETRAIN, Trait.ASKS_NONE},
+        "[model] retrain trains a model, and the strategy trades none; take it out.",
+    ),
+    _row(
+        {Trait.RETRAIN, Trait.OWN_CLASS},
+        "[model] retrain trains checkpoints, and [model] class names a class of your own; "
+        "leave one of them out.",
+    ),
+    _row(
+        {Trait.RETRAIN, Trait.COVARIATES},
+        "A model with [model] covariates is not retrained in service; take out [model] retrain.",
+    ),
+    _row(
+        {Trait.RETRAIN, Trait.ASKS_CLOSES},
+        "[model] retrain trains models of single symbols, and the strategy trades all of them "
+        "together; take it out, and train by `tracepaper train`.",
+    ),
+    _row(
+        {Trait.RETRAIN, Trait.READS_BOOKS},
+        "A model that reads order books is not retrained in service; take out [model] retrain.",
+    ),
+    _row(
+        {Trait.RETRAIN, Trait.READS_OTHER},
+        "A model that reads another symbol is not retrained in service; take out [model] retrain.",
+    ),
+    _row(
+        {Trait.READS_OTHER, Trait.BARS_ALONE},
+        "The checkpoint reads the bar of another symbol of the same close, and "
+        "market.gather_ms = 0 decides each bar alone; set it above 0.",
+    ),
+    _row(
+        {Trait.READS_CLOSES, Trait.CALENDAR},
+        "A checkpoint that answers for all symbols of a close counts every interval of the "
+        "clock; take market.calendar out.",
+    ),
+    _row({Trait.READS_CLOSES, Trait.BACKEND}, f"{_OF_THE_PROCESSOR} model.backend out."),
+    _row({Trait.READS_CLOSES, Trait.DEVICE}, f"{_OF_THE_PROCESSOR} model.device out."),
+    _row({Trait.READS_CLOSES, Trait.EXPLANATION}, f"{_OF_THE_PROCESSOR} model.explanation out."),
+)
+"""The first row whose traits a run has is what it is told."""
+
+
+def traits_of(
+    config: Config, card: Mapping[str, Any] | None = None, *, live: bool = False
+) -> frozenset[Trait]:
+    """Return the traits of a run of *config*, by the checkpoint of *card* where that is read.
+
+    Those of a strategy are left out where there are several, each with a configuration of its own.
+    """
+    market, account, model, costs = config.market, config.account, config.model, config.execution
+    has = {
+        Trait.LIVE: live,
+        Trait.SPOT: market.category == Category.SPOT.value,
+        Trait.SHARES: market.asset == STOCK,
+        Trait.CRYPTO: market.asset != STOCK,
+        Trait.MONTHS: market.interval_ms == MONTH_MS,
+        Trait.UNIVERSE: market.universe is not None,
+        Trait.SYMBOLS: len(market.symbols) > 1,
+        Trait.BARS_ALONE: market.gather_ms == 0,
+        Trait.CALENDAR: market.calendar is not None,
+        Trait.FRACTIONAL: market.fractional,
+        Trait.FEE_PER_SHARE: costs.fee_per_share is not None,
+        Trait.FEE_MINIMUM: bool(costs.fee_minimum),
+        Trait.BOOK_FILLS: costs.model == "book",
+        Trait.MARGIN: account.margin != "none",
+        Trait.CROSS: account.margin == "cross",
+        Trait.HEDGE: account.position_mode == "hedge",
+        Trait.SEVERAL: bool(config.strategies.named),
+        Trait.OWN_CLASS: bool(model.own_class),
+        Trait.RETRAIN: model.retrain is not None,
+        Trait.COVARIATES: model.covariates is not None,
+        Trait.BACKEND: model.backend != "auto",
+        Trait.DEVICE: model.device not in {"auto", "cpu"},
+        Trait.EXPLANATION: model.explanation != ExplanationSection(),
+    }
+    if not config.strategies.named:
+        chosen, mode = config.strategy, config.sizing.mode
+        has |= {
+            Trait.TWINS: bool(chosen.twins),
+            Trait.SIZED_TREND: chosen.name == TREND and chosen.trend_sized_by != "constant",
+            Trait.SIZED_BY_VOLATILITY: mode == "volatility",
+            Trait.SIZED_BY_STOP: mode == "risk",
+            Trait.NO_STOP: ":" not in chosen.name and not config.exits.has_stop,
+            Trait.ASKS_CLOSES: ASKS.get(chosen.name) is DataSource.CLOSES,
+        }
+    if card is not None:
+        from tracepaper.strategies.forecasters.build import known_kind
+
+        kind = known_kind(card)
+        has |= {
+            Trait.READS_BOOKS: reading_of(card) is not None,
+            Trait.READS_OTHER: bool(other_of(card)),
+            Trait.READS_CLOSES: kind is not None and kind.source is DataSource.CLOSES,
+        }
+    return frozenset(trait for trait, is_so in has.items() if is_so)
+
+
+def refuse_combination(traits: frozenset[Trait]) -> None:
+    """Raise ``ConfigInvalid`` with the sentence of the first row whose traits are all there."""
+    for row in COMBINATIONS:
+        if row.traits <= traits:
+            raise ConfigInvalid(row.sentence)

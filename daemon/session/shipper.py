@@ -1,0 +1,63 @@
+"""``Shipper``: ships a run's file to a fleet, in a process of its own.
+
+It outlives the daemon by the seconds that its last steps take. The rules are docs/fleet.md, F7.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Final
+
+import structlog
+from msgspec.structs import replace
+
+from tracepaper.daemon.clock import Clock
+from tracepaper.daemon.session.child import Child, Limits, keep, working
+from tracepaper.storage.fleet.server import ShipProgress
+
+PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
+"""The process that ships: the command that does the same by hand."""
+
+log = structlog.get_logger("shipping")
+
+
+class Shipper:
+    """Keeps the process at work, and has the newest ``progress`` of it."""
+
+    def __init__(self, url: str, database: Path, clock: Clock) -> None:
+        self.progress = ShipProgress()
+        self._clock = clock
+        command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
+        self._child = Child("shipping", command, Limits(end_s=None))
+
+    def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
+        """Ship in the background of the block."""
+        return working(keep(self._ship, self._clock, self._failed), "shipping", failed)
+
+    async def _ship(self) -> None:
+        before = self.progress
+
+        def take(progress: ShipProgress) -> None:
+            """Keep *progress*; counts go on over the restarts of the process."""
+            if progress.error and progress.error != self.progress.error:
+                log.warning("shipping", error=progress.error)
+            elif self.progress.error and not progress.error:
+                log.info("shipping goes on")
+            self.progress = replace(
+                progress,
+                steps=before.steps + progress.steps,
+                errors=before.errors + progress.errors,
+                holes=before.holes + progress.holes,
+            )
+
+        await self._child.follow(ShipProgress, take)
+
+    def _failed(self, error: Exception, pause_s: float) -> None:
+        progress = self.progress
+        self.progress = replace(
+            progress, error=progress.error or str(error), errors=progress.errors + 1
+        )
+        log.warning("shipping ended", error=str(error), pause_s=pause_s)

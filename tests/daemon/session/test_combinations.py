@@ -1,0 +1,149 @@
+"""All pairs of what a run is or has: each is refused by its sentence, or builds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from generated import combinations_page
+from pydantic import ValidationError
+
+from tracepaper.daemon.config.loading import Config
+from tracepaper.daemon.session.build import needs_forecaster
+from tracepaper.daemon.session.combinations import (
+    COMBINATIONS,
+    Trait,
+    refuse_combination,
+    traits_of,
+)
+from tracepaper.daemon.session.run_row import preflight_engine
+from tracepaper.strategies.errors import ConfigInvalid
+
+SETTINGS: Final[Mapping[Trait, dict[str, Any]]] = {
+    Trait.LIVE: {},
+    Trait.SPOT: {"market.category": "spot"},
+    Trait.SHARES: {"market.asset": "stock"},
+    Trait.CRYPTO: {"market.asset": "crypto"},
+    Trait.MONTHS: {"market.interval": "M"},
+    Trait.UNIVERSE: {"market.universe": {"top": 1}},
+    Trait.SYMBOLS: {"market.symbols": ["AAA", "BBB"]},
+    Trait.BARS_ALONE: {"market.gather_ms": 0},
+    Trait.CALENDAR: {"market.calendar": "XNAS"},
+    Trait.FRACTIONAL: {"market.fractional": True},
+    Trait.FEE_PER_SHARE: {"execution.fee_per_share": "0.005"},
+    Trait.FEE_MINIMUM: {"execution.fee_minimum": "1"},
+    Trait.BOOK_FILLS: {"execution.model": "book"},
+    Trait.MARGIN: {"account.margin": "isolated"},
+    Trait.CROSS: {"account.margin": "cross"},
+    Trait.HEDGE: {"account.position_mode": "hedge"},
+    Trait.SEVERAL: {
+        f"strategies.{name}": {"name": "sma_cross", "share": "0.5"} for name in ("a", "b")
+    },
+    Trait.TWINS: {"strategy.twins": ["ungated"]},
+    Trait.SIZED_TREND: {"strategy.name": "trend", "strategy.trend_sized_by": "ewma"},
+    Trait.SIZED_BY_VOLATILITY: {"sizing.mode": "volatility", "sizing.volatility": "ewma"},
+    Trait.SIZED_BY_STOP: {"sizing.mode": "risk"},
+    Trait.NO_STOP: {"strategy.name": "sma_cross"},
+    Trait.ASKS_NONE: {"strategy.name": "sma_cross"},
+    Trait.ASKS_CLOSES: {"strategy.name": "crossasset", "model.checkpoint": "mine"},
+    Trait.OWN_CLASS: {"model.class": "mine:Mine"},
+    Trait.RETRAIN: {"model.retrain": "7d"},
+    Trait.COVARIATES: {"model.covariates": "news.csv"},
+    Trait.BACKEND: {"model.backend": "tiles"},
+    Trait.DEVICE: {"model.device": "cuda"},
+    Trait.EXPLANATION: {"model.explanation": {"method": "norm"}},
+    Trait.READS_BOOKS: {},
+    Trait.READS_OTHER: {},
+    Trait.READS_CLOSES: {},
+}
+"""Of each trait the keys that give it to a run that has none."""
+OF_A_CARD = {Trait.READS_BOOKS, Trait.READS_OTHER, Trait.READS_CLOSES}
+OF_A_MODEL = OF_A_CARD | {
+    Trait.ASKS_CLOSES,
+    Trait.OWN_CLASS,
+    Trait.RETRAIN,
+    Trait.COVARIATES,
+    Trait.BACKEND,
+    Trait.DEVICE,
+    Trait.EXPLANATION,
+}
+PAIRS = list(combinations(Trait, 2))
+
+
+def configured(*traits: Trait) -> Config | None:
+    """Return a run that has *traits*; None where one key would have to be two things."""
+    given: dict[str, dict[str, Any]] = {
+        "strategy": {"name": "sma_cross"},
+        "model": {"checkpoint": "none"},
+        "market": {"symbols": ["AAA"]},
+    }
+    keys: dict[str, Any] = {}
+    for trait in traits:
+        for key, value in SETTINGS[trait].items():
+            if keys.setdefault(key, value) != value:
+                return None
+    if Trait.SEVERAL in traits:
+        del given["strategy"]
+        if any(key.startswith(("strategy.", "sizing.")) for key in keys):
+            return None  # they are each strategy's
+    for key, value in keys.items():
+        section, _, name = key.partition(".")
+        given.setdefault(section, {})[name] = value
+    try:
+        return Config.model_validate(given)  # as `load` does, in a tenth of its time
+    except ValidationError:  # a section alone refuses it
+        return None
+
+
+@cache
+def pairs() -> list[tuple[Trait, Trait, Config]]:
+    made = ((first, second, configured(first, second)) for first, second in PAIRS)
+    return [(first, second, config) for first, second, config in made if config is not None]
+
+
+def test_each_trait_is_read_from_its_keys() -> None:
+    for trait in set(Trait) - OF_A_CARD - {Trait.ASKS_NONE, Trait.LIVE}:
+        config = configured(trait)
+        assert config is not None, trait
+        assert trait in traits_of(config), trait
+    assert len(pairs()) > 0.8 * len(PAIRS)
+
+
+def test_each_row_is_reached_and_says_what_to_do() -> None:
+    for number, row in enumerate(COMBINATIONS):
+        with pytest.raises(ConfigInvalid) as refused:
+            refuse_combination(row.traits)
+        assert str(refused.value) == row.sentence
+        assert not [other for other in COMBINATIONS[:number] if other.traits <= row.traits]
+        assert row.sentence.endswith(".")
+        for trait in row.traits:  # none of them is refused without the others
+            refuse_combination(row.traits - {trait})
+
+
+def test_a_pair_is_refused_by_its_row_or_is_built() -> None:
+    """What no row refuses is built, where that takes no model; as a daemon and as a replay."""
+    built = 0
+    for first, second, config in pairs():
+        pair = {first, second}
+        for live in (True, False) if Trait.LIVE not in pair else (True,):
+            traits = traits_of(config, live=live) | (pair & (OF_A_CARD | {Trait.ASKS_NONE}))
+            assert pair <= traits, pair
+            if rows := [row for row in COMBINATIONS if row.traits <= traits]:
+                with pytest.raises(ConfigInvalid) as refused:
+                    refuse_combination(traits)
+                assert str(refused.value) == rows[0].sentence
+            elif not pair & OF_A_MODEL:
+                assert not needs_forecaster(config)
+                if live:
+                    preflight_engine(config, None)
+                    built += 1
+    assert built > 50
+
+
+def test_the_table_of_the_documentation_is_of_these_rows() -> None:
+    page = (Path(__file__).parents[3] / "docs/configuration.md").read_text(encoding="utf-8")
+    assert page == combinations_page()
