@@ -16,16 +16,17 @@ from wheels import Installed, installed_with_all
 
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
 """CPU seconds and name of each test that takes more than ``SLOW_S``: `make costs` measures them."""
-SLOW_S: Final = 0.5
-LONG_S: Final = 2.0
+SLOW_S: Final = 0.25
+LONG_S: Final = 1.0
+ONLY: Final = 4.0
+"""So many times the limit may the cheapest test of a module take: a module is a subject."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by measured cost what is ``slow`` or ``long``, and what asks for a PostgreSQL.
 
-    A module is a subject: its cheapest test is never ``long``, and is ``slow`` from six times the
-    limit on. A mark in a module stands: what a page costs follows from whether it was changed.
-    What asks for the wheel comes first: begun last, it would work alone at the end.
+    A mark in a module stands: what a page costs follows from whether it was changed. What asks for
+    the wheel comes first: begun last, it would work alone at the end.
     """
     items.sort(key=lambda item: "installed" not in getattr(item, "fixturenames", ()))
     lines = COSTS.read_text(encoding="utf-8").splitlines()
@@ -34,12 +35,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in sorted(items, key=lambda item: costs.get(item.nodeid, 0.0)):
         cheapest.setdefault(item.path, item.nodeid)
     for item in items:
-        is_only = cheapest[item.path] == item.nodeid
+        times = ONLY if cheapest[item.path] == item.nodeid else 1.0
         cost = 0.0 if item.get_closest_marker("slow") else costs.get(item.nodeid, 0.0)
-        if cost > SLOW_S * (6 if is_only else 1):
-            item.add_marker(pytest.mark.slow)
-        if cost > LONG_S and not is_only:
-            item.add_marker(pytest.mark.long)
+        for mark, limit in (("slow", SLOW_S), ("long", LONG_S)):
+            if cost > limit * times:
+                item.add_marker(mark)
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
 
