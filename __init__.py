@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.api import backtest as backtest
     from tracepaper.replay.dataframes import open_run as open_run
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
+    from tracepaper.replay.samples import samples as samples
     from tracepaper.replay.sweep.run import sweep as sweep
     from tracepaper.strategies.api.context import BarContext as BarContext
     from tracepaper.strategies.api.context import Cancel as Cancel
@@ -54,6 +55,7 @@ _HOMES = {
     "feature_row": "strategies.api.model",
     "open_checkpoint": "replay.learning.inspection.model",
     "open_run": "replay.dataframes",
+    "samples": "replay.samples",
     "sell": "strategies.api.context",
     "sweep": "replay.sweep.run",
 }
@@ -80,6 +82,7 @@ __all__ = [
     "feature_row",
     "open_checkpoint",
     "open_run",
+    "samples",
     "sell",
     "sweep",
 ]

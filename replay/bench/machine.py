@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def machine_line() -> str:
-    """Describe the machine in one line, as deploy/FIGURES.md has it beside each figure.
+    """Describe the machine in one line, as every ``tracepaper bench`` prints it.
 
     The load is that of the last 1, 5 and 15 minutes; a measurement adds its own.
     """

@@ -19,6 +19,18 @@ DEMO_CONFIG: Final = Path(__file__).with_name("demo.toml")
 """The configuration of ``tracepaper demo``."""
 
 
+def samples(symbol: str, interval: str = "1m") -> Path:
+    """Return the file of bundled candles of *symbol* at *interval*: data for a first backtest.
+
+    Raises ``DataInvalid`` for any that is not bundled, and names those that are.
+    """
+    files = {tuple(path.name.split("_")[2:4]): path for path in (DEMO_CANDLES, *MONTH_CANDLES)}
+    if (symbol, interval) not in files:
+        known = ", ".join(" ".join(name) for name in files)
+        raise DataInvalid(f"There are no candles of {symbol} {interval}; choose of {known}.")
+    return files[symbol, interval]
+
+
 def bundled() -> list[Path]:
     """Return every file to copy: candles, frames, covariates, configurations of the examples."""
     own = Path(__file__).parent

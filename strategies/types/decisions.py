@@ -503,7 +503,7 @@ class TwinStep(Struct, frozen=True, gc=False):
 class Step(Struct, frozen=True, gc=False):
     """Everything that one event caused; the unit of audit.
 
-    The chain's ``digest`` is added by the log when it stores the step (DECISIONS 5).
+    The chain's ``digest`` is added by the log when it stores the step.
     """
 
     sequence: int

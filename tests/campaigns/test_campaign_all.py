@@ -97,8 +97,3 @@ def test_with_uncommitted_changes_nothing_is_kept(
     monkeypatch.setattr(sys, "argv", ["campaign_all.py", "--only", "good"])
     assert campaign_all.main() == 0
     assert campaign_all.passed() == {}
-
-
-def test_the_figures_name_each_commit_that_was_passed() -> None:
-    figures = (campaign_all.ROOT / "deploy" / "FIGURES.md").read_text(encoding="utf-8")
-    assert all(one["commit"] in figures for one in campaign_all.passed().values())

@@ -23,7 +23,8 @@ PAGES: Final = (
     ("Start", "README.md"),
     ("Rules", "docs/*.md"),
     ("Operation", "deploy/*.md"),
-    ("Code", "[ACD]*.md"),
+    ("Code", "[AC]*.md"),
+    ("Decisions", "docs/decisions_log/*.md"),
 )
 """Sections of the site, and the pages of each; ``docs/index.md`` is the first of its section."""
 BESIDE: Final = (

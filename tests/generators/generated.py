@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -165,11 +166,55 @@ def _row(parameter: Any, context: Any) -> str:
     return f"| {shown} | {default} | {' '.join((parameter.help or '').split())} |"
 
 
+SUBJECTS: Final = (
+    "structure",
+    "record",
+    "market data",
+    "account",
+    "checks",
+    "models",
+    "interfaces",
+)
+"""Of the decisions, in the order of the index."""
+LOG: Final = ROOT / "docs" / "decisions_log"
+STATUS: Final = re.compile(r"# (.+)\n\nStatus: (accepted|under review) · (.+)\n")
+
+
+def decisions_log_index() -> str:
+    """Return the index of the decisions that hold, by subject.
+
+    Raises ``ValueError`` of a page that begins otherwise than with title, status and subject.
+    """
+    rows: dict[str, list[str]] = {subject: [] for subject in SUBJECTS}
+    for page in sorted(LOG.glob("*.md")):
+        if page.name == "index.md":
+            continue
+        begin = STATUS.match(page.read_text(encoding="utf-8"))
+        if begin is None or begin[3] not in rows:
+            raise ValueError(f"{page.name}: begin with title, status and one of {SUBJECTS}.")
+        rows[begin[3]].append(f"| [{begin[1]}]({page.name}) | {begin[2]} |")
+    parts = [
+        "# Decisions",
+        (
+            "Why tracepaper is as it is: one page a decision, with its context and consequence. "
+            "`docs/` says what the product does, ARCHITECTURE.md how the code is divided."
+        ),
+        (
+            "A new decision is a new file, in the form of the others. One that no longer holds is "
+            "rewritten or removed; git keeps it. `make golden` writes this page."
+        ),
+    ]
+    for subject, lines in rows.items():
+        parts += [f"## {subject.capitalize()}", "\n".join(["| | status |", "|---|---|", *lines])]
+    return "\n\n".join(parts) + "\n"
+
+
 GENERATED: Final[Mapping[Path, Callable[[], str]]] = {
     ROOT / "deploy" / "config.example.toml": example,
     ROOT / "docs" / "commands.md": commands_page,
     ROOT / "docs" / "configuration.md": combinations_page,
     ROOT / "docs" / "decisions.md": decisions_page,
+    LOG / "index.md": decisions_log_index,
     ROOT / "docs" / "http.md": http_page,
     ROOT / "docs" / "surface.md": surface_page,
     ROOT / "docs" / "views.md": views_page,

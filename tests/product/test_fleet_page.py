@@ -1,4 +1,4 @@
-"""docs/fleet.md and the README as they stand there, against a real PostgreSQL."""
+"""docs/fleet.md as it stands there, against a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from postgres_server import Cluster
-from readme import DOCS, README, SAMPLE, blocks, commands
+from readme import DOCS, SAMPLE, blocks, commands
 from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
@@ -79,16 +79,3 @@ def test_the_page_does_what_it_says(
     writer.close()
     for role in PASSWORDS:
         postgres.sql(postgres.url(server), f"DROP OWNED BY {role}", f"DROP ROLE {role}")
-
-
-def test_the_readme_does_what_it_says(
-    postgres: Cluster, server: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = f"replay --data {SAMPLE} --set strategy.name=sma_cross --db run.db"
-    assert invoke(made.split()) == 0
-    [block] = [one for one in blocks(README.read_text("utf-8")) if one.language == "bash"]
-    for line in commands(block):
-        capsys.readouterr()
-        words = line.replace("postgresql:///fleet", postgres.url(server))
-        assert invoke(shlex.split(words, comments=True)[1:]) == 0, line
-    assert "12,000 of 12,000 decisions follow from the record" in capsys.readouterr().out

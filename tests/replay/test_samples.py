@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from programs import ROOT
 
+import tracepaper
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.samples import DEMO_CANDLES, bundled
+from tracepaper.strategies.errors import DataInvalid
 
 
 def test_every_file_is_copied_with_its_source_and_again_without_complaint(
@@ -50,3 +52,10 @@ def test_whatever_the_pages_name_below_samples_is_bundled() -> None:
     }
     assert found > {DEMO_CANDLES.name, "allocation.toml", "vectors.csv"}
     assert found - names == set()
+
+
+def test_candles_for_a_first_backtest_are_named_by_symbol_and_interval() -> None:
+    assert tracepaper.samples("BTCUSDT") == DEMO_CANDLES
+    assert tracepaper.samples("SOLUSDT", "15m").exists()
+    with pytest.raises(DataInvalid, match="no candles of SOLUSDT 1m; choose of BTCUSDT 1m, "):
+        tracepaper.samples("SOLUSDT")

@@ -16,18 +16,17 @@ PLACES = {
     "A column": ("storage.record.columns",),
     "A figure or a table of the report": ("replay.report.figures",),
     "A key of the configuration": ("daemon.config.sections",),
-    "A kind of candle file": ("replay.archive.formats", "replay.archive.layouts"),
-    "A route, a topic or a fault of the exchange": (
+    "A route or a fault of the exchange": (
         "replay.exchange.answers",
         "replay.exchange.fault_kinds",
     ),
-    "A feature, a label, a loss, a baseline": ("strategies.features.v2", "replay.learning.losses"),
-    "A backend, an encoding, a network, a kind of model": (
+    "A loss": ("replay.learning.losses",),
+    "A backend, an encoding": (
         "strategies.attention.backends",
         "strategies.networks.encodings",
     ),
 }
-NEWCOMERS = {"V3", "my_kernel"}
+NEWCOMERS = {"my_kernel"}
 """What the reader is to write himself."""
 
 

@@ -33,7 +33,7 @@ EVERY: Final = Counter(rule for found in RULES.values() for rule in found)
 
 def sources() -> list[Path]:
     folders = ("daemon", "replay", "storage", "strategies", "tests")
-    others = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("deploy/*.md")]
+    others = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/*.md")]
     return [*(path for name in folders for path in (ROOT / name).rglob("*.py")), *others]
 
 

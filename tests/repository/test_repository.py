@@ -27,7 +27,7 @@ POINTER = re.compile(
     r"|\b([A-Z]{5,}),? (?:point|section|rule)s? \d"
 )
 TOLD_IN = {".py", ".md", ".toml", ".yml", ".service", "Makefile", "Dockerfile"}
-PAGES = ("*.md", "*/*.md", "replay/*/*.md")
+PAGES = ("*.md", "*/*.md", "docs/*/*.md", "replay/*/*.md")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 IN_THE_REPOSITORY = re.compile(
     r"(?<![\w/.])((?:daemon|replay|storage|strategies|tests|deploy|docs)/[\w./-]+\.[a-z]+)\b"
@@ -203,7 +203,6 @@ def test_nothing_sends_its_reader_to_a_document_that_is_not_here() -> None:
         name: lost
         for name in tracked()
         if Path(name).suffix in TOLD_IN or Path(name).name in TOLD_IN
-        if name not in {"CHANGELOG.md", "DECISIONS.md"}  # they tell of what once was
         if (ROOT / name).is_file()
         if lost_pointers(ROOT / name, (ROOT / name).read_text(encoding="utf-8"))  # few, and quick
         if (lost := lost_pointers(ROOT / name, spoken(ROOT / name)))
@@ -231,12 +230,6 @@ def test_a_public_class_name_has_one_meaning() -> None:
         if path != ROOT / "replay" / "page" / "answers.py"
     ]
     assert classes_named_twice(modules) == {}
-
-
-def test_the_numbers_of_decisions_rise() -> None:
-    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
-    numbers = [int(number) for number in re.findall(r"^## (\d+)\. ", text, re.MULTILINE)]
-    assert numbers == sorted(set(numbers)), "give the new entry the next number"
 
 
 def test_the_package_ships_its_types() -> None:

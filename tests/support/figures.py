@@ -1,4 +1,4 @@
-"""How deploy/FIGURES.md says what a figure was measured on."""
+"""How a measurement says what it was measured on."""
 
 from __future__ import annotations
 
