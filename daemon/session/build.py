@@ -33,7 +33,6 @@ from tracepaper.daemon.session.models import (
     refuse_by_confidence,
     refuse_equal_twins,
     refuse_limits,
-    refuse_sizing,
 )
 from tracepaper.daemon.session.several import build_several, each_of, netted
 from tracepaper.daemon.session.user_class import make_own, user_class
@@ -421,7 +420,6 @@ def build_engine(
         return build_several(config, instruments, given, forecaster, build, needs_forecaster)
     if (own := user_model(forecaster)) is not None:
         own.scale(instruments)
-    refuse_sizing(config, forecaster)
     refuse_limits(config, forecaster)
     if strategies is None:
         horizon_index(config, forecaster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, Final, NamedTuple
@@ -63,171 +64,114 @@ class Combination(NamedTuple):
     sentence: str
 
 
-_FOR_SHARES = 'is for shares; take it out, or set market.asset to "stock".'
-_NOT_OF_A_BOOK = 'or set execution.model = "quote".'
-_OF_THE_PROCESSOR = (
-    "A checkpoint that answers for all symbols of a close runs on the processor and is explained "
-    "by the usual rollout; take"
+TABLE: Final = """
+LIVE + MONTHS
+    market.interval = "M" is for replays, since a daemon of months decides once a month; set another
+    interval, or replay candles by `tracepaper replay --data FILE`.
+LIVE + SHARES
+    market.asset = "stock" has no exchange here; trade its candle files by `tracepaper replay --data
+    FILE`, or leave the key out.
+LIVE + BOOK_FILLS + SEVERAL
+    execution.model 'book' fills no orders of several strategies; trade by [strategy], or set
+    execution.model = "quote".
+LIVE + BOOK_FILLS + CROSS
+    execution.model 'book' fills no orders of an account on cross margin; set account.margin to
+    isolated or none, or set execution.model = "quote".
+LIVE + UNIVERSE + BOOK_FILLS
+    execution.model 'book' fills no orders of a universe; take out [market.universe], or set
+    execution.model = "quote".
+LIVE + SYMBOLS + BOOK_FILLS
+    execution.model 'book' fills no orders of several symbols; start a daemon for each, or set
+    execution.model = "quote".
+BOOK_FILLS + HEDGE
+    execution.model 'book' fills no orders of an account in hedge mode; set account.position_mode to
+    "one_way", or set execution.model = "quote".
+SHARES + SEVERAL
+    [strategies] share no account of shares, whose splits and dividends have no parts; trade them by
+    [strategy].
+UNIVERSE + SEVERAL
+    [strategies] have no universe yet; take out [market.universe], or trade by [strategy].
+SEVERAL + RETRAIN
+    [model] retrain changes the model of one strategy, and [strategies] names several; take it out.
+SPOT + MARGIN
+    [account] margin is for linear positions, and category "spot" is paid in full; take it out, or
+    set market.category to "linear".
+SHARES + MARGIN
+    [account] margin is for linear positions, and shares are paid in full; take it out.
+SPOT + HEDGE
+    [account] position_mode = "hedge" is for linear positions, and category "spot" is paid in full;
+    take it out, or set market.category to "linear".
+SHARES + HEDGE
+    [account] position_mode = "hedge" is for linear positions, and shares are paid in full; take it
+    out.
+CROSS + HEDGE
+    [account] position_mode = "hedge" has no cross margin yet; set account.margin to isolated or
+    none.
+HEDGE + SEVERAL
+    [account] position_mode = "hedge" is for one strategy, and [strategies] names several; take it
+    out, or trade by [strategy].
+HEDGE + TWINS
+    [account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names some; take
+    them out.
+CRYPTO + CALENDAR
+    market.calendar is for shares; take it out, or set market.asset to "stock".
+CRYPTO + FRACTIONAL
+    market.fractional is for shares; take it out, or set market.asset to "stock".
+CRYPTO + FEE_PER_SHARE
+    execution.fee_per_share is for shares; take it out, or set market.asset to "stock".
+CRYPTO + FEE_MINIMUM
+    execution.fee_minimum is for shares; take it out, or set market.asset to "stock".
+SIZED_BY_STOP + NO_STOP
+    sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy gives none; set
+    [exits] stop_loss, choose another mode, or a class of your own.
+SIZED_TREND + SIZED_BY_VOLATILITY
+    sizing.mode 'volatility' would size a trend by volatility a second time; choose another mode, or
+    strategy.trend_sized_by constant.
+ASKS_NONE + COVARIATES
+    [model] covariates are for a model, and the strategy asks none here; take them out.
+OWN_CLASS + COVARIATES
+    [model] covariates are a checkpoint's; take them out, and name the file of a class by [model]
+    files.
+COVARIATES + READS_BOOKS
+    The checkpoint was trained with order books, which [market] depth gives; take out [model]
+    covariates.
+ASKS_NONE + RETRAIN
+    [model] retrain trains a model, and the strategy trades none; take it out.
+OWN_CLASS + RETRAIN
+    [model] retrain trains checkpoints, and [model] class names a class of your own; leave one of
+    them out.
+RETRAIN + COVARIATES
+    A model with [model] covariates is not retrained in service; take out [model] retrain.
+ASKS_CLOSES + RETRAIN
+    [model] retrain trains models of single symbols, and the strategy trades all of them together;
+    take it out, and train by `tracepaper train`.
+RETRAIN + READS_BOOKS
+    A model that reads order books is not retrained in service; take out [model] retrain.
+RETRAIN + READS_OTHER
+    A model that reads another symbol is not retrained in service; take out [model] retrain.
+BARS_ALONE + READS_OTHER
+    The checkpoint reads the bar of another symbol of the same close, and market.gather_ms = 0
+    decides each bar alone; set it above 0.
+CALENDAR + READS_CLOSES
+    A checkpoint that answers for all symbols of a close counts every interval of the clock; take
+    market.calendar out.
+BACKEND + READS_CLOSES
+    A checkpoint that answers for all symbols of a close runs on the processor and is explained by
+    the usual rollout; take model.backend out.
+DEVICE + READS_CLOSES
+    A checkpoint that answers for all symbols of a close runs on the processor and is explained by
+    the usual rollout; take model.device out.
+EXPLANATION + READS_CLOSES
+    A checkpoint that answers for all symbols of a close runs on the processor and is explained by
+    the usual rollout; take model.explanation out.
+"""
+"""The traits of each row, and below them its sentence; of several rows the first one is said."""
+
+
+COMBINATIONS: Final = tuple(
+    Combination(frozenset(Trait[name] for name in names.split(" + ")), " ".join(words.split()))
+    for names, words in re.findall(r"^(\S.*)\n((?: .*\n)+)", TABLE, re.MULTILINE)
 )
-
-
-def _row(traits: set[Trait], sentence: str) -> Combination:
-    return Combination(frozenset(traits), sentence)
-
-
-COMBINATIONS: Final = (
-    _row(
-        {Trait.LIVE, Trait.MONTHS},
-        'market.interval = "M" is for replays, since a daemon of months decides once a month; '
-        "set another interval, or replay candles by `tracepaper replay --data FILE`.",
-    ),
-    _row(
-        {Trait.LIVE, Trait.SHARES},
-        'market.asset = "stock" has no exchange here; trade its candle files by `tracepaper '
-        "replay --data FILE`, or leave the key out.",
-    ),
-    _row(
-        {Trait.LIVE, Trait.BOOK_FILLS, Trait.SEVERAL},
-        "execution.model 'book' fills no orders of several strategies; trade by [strategy], "
-        + _NOT_OF_A_BOOK,
-    ),
-    _row(
-        {Trait.LIVE, Trait.BOOK_FILLS, Trait.CROSS},
-        "execution.model 'book' fills no orders of an account on cross margin; set "
-        f"account.margin to isolated or none, {_NOT_OF_A_BOOK}",
-    ),
-    _row(
-        {Trait.LIVE, Trait.BOOK_FILLS, Trait.UNIVERSE},
-        "execution.model 'book' fills no orders of a universe; take out [market.universe], "
-        + _NOT_OF_A_BOOK,
-    ),
-    _row(
-        {Trait.LIVE, Trait.BOOK_FILLS, Trait.SYMBOLS},
-        "execution.model 'book' fills no orders of several symbols; start a daemon for each, "
-        + _NOT_OF_A_BOOK,
-    ),
-    _row(
-        {Trait.BOOK_FILLS, Trait.HEDGE},
-        "execution.model 'book' fills no orders of an account in hedge mode; set "
-        f'account.position_mode to "one_way", {_NOT_OF_A_BOOK}',
-    ),
-    _row(
-        {Trait.SEVERAL, Trait.SHARES},
-        "[strategies] share no account of shares, whose splits and dividends have no parts; trade "
-        "them by [strategy].",
-    ),
-    _row(
-        {Trait.SEVERAL, Trait.UNIVERSE},
-        "[strategies] have no universe yet; take out [market.universe], or trade by [strategy].",
-    ),
-    _row(
-        {Trait.SEVERAL, Trait.RETRAIN},
-        "[model] retrain changes the model of one strategy, and [strategies] names several; take "
-        "it out.",
-    ),
-    _row(
-        {Trait.MARGIN, Trait.SPOT},
-        '[account] margin is for linear positions, and category "spot" is paid in full; take '
-        'it out, or set market.category to "linear".',
-    ),
-    _row(
-        {Trait.MARGIN, Trait.SHARES},
-        "[account] margin is for linear positions, and shares are paid in full; take it out.",
-    ),
-    _row(
-        {Trait.HEDGE, Trait.SPOT},
-        '[account] position_mode = "hedge" is for linear positions, and category "spot" is '
-        'paid in full; take it out, or set market.category to "linear".',
-    ),
-    _row(
-        {Trait.HEDGE, Trait.SHARES},
-        '[account] position_mode = "hedge" is for linear positions, and shares are paid in '
-        "full; take it out.",
-    ),
-    _row(
-        {Trait.HEDGE, Trait.CROSS},
-        '[account] position_mode = "hedge" has no cross margin yet; set account.margin to '
-        "isolated or none.",
-    ),
-    _row(
-        {Trait.HEDGE, Trait.SEVERAL},
-        '[account] position_mode = "hedge" is for one strategy, and [strategies] names '
-        "several; take it out, or trade by [strategy].",
-    ),
-    _row(
-        {Trait.HEDGE, Trait.TWINS},
-        '[account] position_mode = "hedge" has no shadow accounts, and [strategy] twins names '
-        "some; take them out.",
-    ),
-    _row({Trait.CRYPTO, Trait.CALENDAR}, f"market.calendar {_FOR_SHARES}"),
-    _row({Trait.CRYPTO, Trait.FRACTIONAL}, f"market.fractional {_FOR_SHARES}"),
-    _row({Trait.CRYPTO, Trait.FEE_PER_SHARE}, f"execution.fee_per_share {_FOR_SHARES}"),
-    _row({Trait.CRYPTO, Trait.FEE_MINIMUM}, f"execution.fee_minimum {_FOR_SHARES}"),
-    _row(
-        {Trait.SIZED_BY_STOP, Trait.NO_STOP},
-        "sizing.mode 'risk' sizes by the stop of each signal, and a built-in strategy gives "
-        "none; set [exits] stop_loss, choose another mode, or a class of your own.",
-    ),
-    _row(
-        {Trait.SIZED_BY_VOLATILITY, Trait.SIZED_TREND},
-        "sizing.mode 'volatility' would size a trend by volatility a second time; choose "
-        "another mode, or strategy.trend_sized_by constant.",
-    ),
-    _row(
-        {Trait.COVARIATES, Trait.ASKS_NONE},
-        "[model] covariates are for a model, and the strategy asks none here; take them out.",
-    ),
-    _row(
-        {Trait.COVARIATES, Trait.OWN_CLASS},
-        "[model] covariates are a checkpoint's; take them out, and name the file of a class by "
-        "[model] files.",
-    ),
-    _row(
-        {Trait.COVARIATES, Trait.READS_BOOKS},
-        "The checkpoint was trained with order books, which [market] depth gives; take out "
-        "[model] covariates.",
-    ),
-    _row(
-        {Trait.RETRAIN, Trait.ASKS_NONE},
-        "[model] retrain trains a model, and the strategy trades none; take it out.",
-    ),
-    _row(
-        {Trait.RETRAIN, Trait.OWN_CLASS},
-        "[model] retrain trains checkpoints, and [model] class names a class of your own; "
-        "leave one of them out.",
-    ),
-    _row(
-        {Trait.RETRAIN, Trait.COVARIATES},
-        "A model with [model] covariates is not retrained in service; take out [model] retrain.",
-    ),
-    _row(
-        {Trait.RETRAIN, Trait.ASKS_CLOSES},
-        "[model] retrain trains models of single symbols, and the strategy trades all of them "
-        "together; take it out, and train by `tracepaper train`.",
-    ),
-    _row(
-        {Trait.RETRAIN, Trait.READS_BOOKS},
-        "A model that reads order books is not retrained in service; take out [model] retrain.",
-    ),
-    _row(
-        {Trait.RETRAIN, Trait.READS_OTHER},
-        "A model that reads another symbol is not retrained in service; take out [model] retrain.",
-    ),
-    _row(
-        {Trait.READS_OTHER, Trait.BARS_ALONE},
-        "The checkpoint reads the bar of another symbol of the same close, and "
-        "market.gather_ms = 0 decides each bar alone; set it above 0.",
-    ),
-    _row(
-        {Trait.READS_CLOSES, Trait.CALENDAR},
-        "A checkpoint that answers for all symbols of a close counts every interval of the "
-        "clock; take market.calendar out.",
-    ),
-    _row({Trait.READS_CLOSES, Trait.BACKEND}, f"{_OF_THE_PROCESSOR} model.backend out."),
-    _row({Trait.READS_CLOSES, Trait.DEVICE}, f"{_OF_THE_PROCESSOR} model.device out."),
-    _row({Trait.READS_CLOSES, Trait.EXPLANATION}, f"{_OF_THE_PROCESSOR} model.explanation out."),
-)
-"""The first row whose traits a run has is what it is told."""
 
 
 def traits_of(

@@ -442,34 +442,22 @@ def _text(path: Path) -> str:
         return ""
 
 
-def refuse_sizing(config: Config, forecaster: Forecaster | None) -> None:
-    """Refuse a sizing that needs outputs which the model, or the strategy, does not give."""
-    mode, by_closes = config.sizing.mode, ""
-    wanted = SIZED_BY.get(mode, frozenset())
-    if mode == "volatility" and config.sizing.volatility == "forecast":
-        wanted, by_closes = frozenset({"volatility"}), ", or sizing.volatility ewma"
-    given = frozenset() if forecaster is None else forecaster.measures
-    if missing := sorted(wanted - given):
-        of_model = "the model, which does not give it"
-        if forecaster is None:  # each size would be 0
-            of_model = f"a model, and {config.strategy.name} asks none here"
-        raise ConfigInvalid(
-            f"sizing.mode '{mode}' needs {' and '.join(missing)} of {of_model}; choose another "
-            f"mode{by_closes}."
-        )
-
-
 def refuse_limits(config: Config, forecaster: Forecaster | None) -> None:
-    """Refuse a limit on what the network's auxiliary heads say where it has no such head."""
+    """Refuse a size or a limit that needs outputs which the strategy's model does not give."""
     given: frozenset[str] = frozenset() if forecaster is None else forecaster.measures
     wanted = {key_of(GATES[name]): GATES[name].needs for name in limits(config.model_dump())}
     if config.gate.learned_regimes:
         wanted["gate.learned_regimes"] = learned_regime.needs
+    if not config.strategies.named:  # of several each has its own
+        mode, by_forecast = config.sizing.mode, config.sizing.volatility == "forecast"
+        wanted[f"sizing.mode '{mode}'"] = SIZED_BY.get(mode, frozenset())
+        if mode == "volatility" and by_forecast:
+            wanted["sizing.volatility 'forecast'"] = frozenset({"volatility"})
     for key, needs in wanted.items():
         if missing := sorted(needs - given):
             raise ConfigInvalid(
                 f"{key} needs {' and '.join(missing)} of the model, which {strategy_name(config)} "
-                "is not given; take a checkpoint of the kind trading, or take the key out."
+                "is not given; take a checkpoint that gives it, or change the key."
             )
 
 

@@ -6,7 +6,7 @@ The rule is docs/identity.md, I15.
 from __future__ import annotations
 
 import ast
-import fnmatch
+import glob
 import hashlib
 import importlib
 import importlib.metadata
@@ -48,12 +48,6 @@ _PARSES: Final = 100
 """After so many that were disturbed the next one's error is let through."""
 
 _Parsed = TypeVar("_Parsed", ast.Module, str)
-
-_IMPORT: Final = re.compile(
-    r"^[ \t]*(?:from[ ](\.*)([\w.]*)[ ]import[ ](\([^)]*\)|[^\n#]*)|import[ ]([^\n#]*))",
-    re.MULTILINE,
-)
-_DYNAMIC_CALL: Final = re.compile(r"\b(?:import_module|__import__)\(\s*\"([^\"]*)\"")
 
 _DYNAMIC: Final = frozenset({"import_module", "__import__"})
 
@@ -110,105 +104,47 @@ def own_sources(start: Path, root: Path) -> list[Path]:
     """Return *start* and every file under *root* that it imports, directly or not, sorted."""
     sources: set[Path] = set()
     waiting = [start.resolve()]
-    files = _Files(root)
     while waiting:
         path = waiting.pop()
         if path in sources:
             continue
         sources.add(path)
         if path.suffix == ".py":
-            waiting += _imported(path, files)
+            waiting += _imported(path, root)
     return sorted(sources)
 
 
-def _imported(path: Path, files: _Files) -> Iterator[Path]:
+def _imported(path: Path, root: Path) -> Iterator[Path]:
     """Yield the files below a root that the source at *path* names in an import.
 
     For an installed package only its own files: its folder also holds other packages.
     """
-    root = files.root
+    if str(path).startswith(ROOMS):
+        return  # all of tracepaper is in the code version (docs/identity.md, I13)
     package = path.parent.relative_to(root).parts
     alone = package[:1] or (path.stem,)
     try:
-        names = dict.fromkeys(_imports(path, package))
+        names = dict.fromkeys(names_of(parsed(path), package))
     except (SyntaxError, ValueError):
         return  # Python cannot import it either, so it brings nothing more
     for name in names:
         if root.name not in INSTALLED or name[:1] == alone:
-            yield from files.of(name)
+            yield from _files_of(root, name)
 
 
-class _Files:
-    """The files below *root* that hold modules, by the modules' names; each folder is read once."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self._folders: dict[tuple[str, ...], frozenset[str]] = {}
-        self._of_name: dict[tuple[str, ...], list[Path]] = {}
-
-    def of(self, name: tuple[str, ...]) -> list[Path]:
-        """Return the files of the module *name* and of the packages around it."""
-        if name not in self._of_name:
-            files: list[Path] = []
-            if name:
-                files = self.of(name[:-1]) + self._files(name, "__init__")
-                files += self._files(name[:-1], name[-1])
-            self._of_name[name] = files
-        return self._of_name[name]
-
-    def _files(self, folder: tuple[str, ...], stem: str) -> list[Path]:
-        """Return the first kind of source file of *stem* in *folder*, else its compiled files."""
-        listed = self._listed(folder)
-        for suffix in SUFFIXES:
-            if stem + suffix in listed:
-                path = self.root.joinpath(*folder, stem + suffix)
-                if path.is_file():
-                    return [path]
-        compiled = [name for name in listed if name.endswith(".so")]
-        matching = fnmatch.filter(compiled, f"{stem}.*.so") if compiled else []
-        return [self.root.joinpath(*folder, name) for name in matching]
-
-    def _listed(self, folder: tuple[str, ...]) -> frozenset[str]:
-        if folder not in self._folders:
-            # Most names are of no module, so a folder that its parent lacks is not listed.
-            names: Iterable[str] = ()
-            if not folder or folder[-1] in self._listed(folder[:-1]):
-                path = self.root.joinpath(*folder)
-                names = os.listdir(path) if path.is_dir() else ()  # noqa: PTH208 - names alone
-            self._folders[folder] = frozenset(names)
-        return self._folders[folder]
-
-
-def _imports(path: Path, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield every module that the source at *path* may import, as its parts below the root."""
-    if str(path).startswith(ROOMS):
-        return written_imports(path.read_bytes(), package)
-    return names_of(parsed(path), package)
-
-
-def written_imports(source: bytes, package: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Yield the result of :func:`names_of` for a source of tracepaper's own, without parsing it.
-
-    That is fifty times as fast; it relies on the format of our sources, and tests compare the two.
-    """
-    text, counted, outside_text = source.decode(), 0, True
-    for match in _IMPORT.finditer(text):
-        outside_text ^= bool(text.count('"""', counted, match.start()) % 2)
-        counted = match.start()
-        if not outside_text:
-            continue
-        dots, module, names, modules = match.groups()
-        if modules is not None:
-            yield from (tuple(name.split()[0].split(".")) for name in modules.split(","))
-            continue
-        base = package[: len(package) - len(dots) + 1] if dots else ()
-        base += tuple(module.split(".")) if module else ()
-        yield base
-        listed = re.sub(r"#.*", "", names).strip("() \n").split(",")
-        yield from ((*base, name.split()[0]) for name in listed if name.strip())
-    if any(f"{name}(" in text for name in _DYNAMIC):
-        for name in _DYNAMIC_CALL.findall(text):
-            yield tuple(part for part in name.split(".") if part)
+def _files_of(root: Path, name: tuple[str, ...]) -> Iterator[Path]:
+    """Yield the files below *root* of the module *name*, and of the packages around it."""
+    if any(os.sep in part for part in name):
+        return  # a dynamic import may have any text, and no module has that name
+    for depth, part in enumerate(name):
+        folder = root.joinpath(*name[:depth])
+        for stem in (folder / part / "__init__", folder / part):
+            # Python takes the first kind that there is, else a library built for its version.
+            files = (f"{stem}{suffix}" for suffix in SUFFIXES)
+            if (first := next(filter(os.path.isfile, files), None)) is not None:
+                yield Path(first)
+            else:
+                yield from stem.parent.glob(f"{glob.escape(stem.name)}.*.so")
 
 
 def parsed(path: Path) -> ast.Module:
@@ -273,7 +209,7 @@ def packages_of(made_of: type) -> list[str]:
     names: set[str] = set()
     for path in own_sources(Path(inspect.getfile(made_of)).resolve(), root):
         if path.suffix == ".py":
-            names |= {name[0] for name in _imports(path, ()) if name}
+            names |= {name[0] for name in names_of(parsed(path), ()) if name}
     own = {path.stem for path in root.iterdir()} if root.name not in INSTALLED else set()
     return sorted(names - sys.stdlib_module_names - own - {"tracepaper"})
 

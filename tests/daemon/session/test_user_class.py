@@ -7,7 +7,6 @@ import gc
 import importlib
 import inspect
 import math
-import shutil
 import sys
 import threading
 from asyncio import CancelledError
@@ -29,7 +28,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session import user_code
 from tracepaper.daemon.session.run_row import strategy_sha256
 from tracepaper.daemon.session.user_class import REASON_LONGEST, user_class, user_strategy
-from tracepaper.daemon.session.user_code import class_sha256, has_source, names_of, written_imports
+from tracepaper.daemon.session.user_code import class_sha256, has_source
 from tracepaper.strategies.api.context import (
     BarContext,
     Cancel,
@@ -478,37 +477,6 @@ def test_the_id_does_not_depend_on_where_the_folder_lies(hashed: Hashed, tmp_pat
     sys.path[0] = str(moved)
     importlib.invalidate_caches()
     assert hashed() == before
-
-
-@pytest.mark.parametrize("room", ["daemon", "replay", "storage", "strategies"])
-def test_what_our_sources_import_is_read_as_python_parses_it(room: str) -> None:
-    """All of them: a source that is laid out otherwise would change the ids of our strategies."""
-    for path in (ROOT / room).rglob("*.py"):
-        source, package = path.read_bytes(), path.parent.relative_to(ROOT).parts
-        parsed = set(names_of(ast.parse(source), package))
-        assert set(written_imports(source, package)) == parsed, path
-
-
-def test_a_strategy_of_the_package_is_hashed_without_parsing_the_package(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Laid out as it is installed, `import tracepaper` reaches most of the package."""
-    package = tmp_path / "tracepaper"
-    for room in ("daemon", "replay", "storage", "strategies"):
-        shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("*.gz", "*.pyc"))
-    shutil.copy(ROOT / "__init__.py", package)
-    monkeypatch.setattr(user_code, "ROOMS", tuple(f"{one}/" for one in package.iterdir()))
-    parsed: list[bytes] = []
-    parse = ast.parse
-
-    def counted(source: bytes) -> ast.Module:
-        parsed.append(source)
-        return parse(source)
-
-    monkeypatch.setattr(ast, "parse", counted)
-    start = package / "strategies" / "examples" / "trend.py"
-    assert len(user_code.own_sources(start, tmp_path)) > 200
-    assert parsed == [(package / "__init__.py").read_bytes()]
 
 
 @pytest.mark.parametrize("other", ["x + 2", "y + 1", "-x"])
