@@ -1,4 +1,4 @@
-"""``Child``: the one life cycle of a process beside the daemon, and what such a process needs.
+"""``ChildProcess``: the life cycle of a process beside the daemon, and what it needs.
 
 Messages both ways are msgpack behind their length. No decision waits for such a process, no fault
 of it ends a run, and it ends with the daemon, however that ends. The rules are docs/operations.md,
@@ -55,7 +55,7 @@ class ChildFailed(Exception):
     """A process could not begin, ended, hung or wrote nonsense: one sentence without full stop."""
 
 
-class Limits(NamedTuple):
+class TimeLimits(NamedTuple):
     """Wall seconds that a process has."""
 
     answer_s: float | None = None
@@ -66,7 +66,7 @@ class Limits(NamedTuple):
     """To end once its input is closed, before it is killed; None leaves it alone."""
 
 
-class Child:
+class ChildProcess:
     """A process of *command* that is begun when it is first needed, and after each end.
 
     *name* says in sentences what it does. *opening* is sent to each new process, which answers it
@@ -78,7 +78,7 @@ class Child:
         self,
         name: str,
         command: Sequence[str],
-        limits: Limits,
+        limits: TimeLimits,
         *,
         opening: object = None,
         errors: int | BinaryIO = subprocess.PIPE,
@@ -380,7 +380,7 @@ def take_output() -> BinaryIO:
 
 
 def frame_of(message: object) -> bytes:
-    """Return *message* behind its length, as ``Child`` reads it."""
+    """Return *message* behind its length, as ``ChildProcess`` reads it."""
     data = msgspec.msgpack.encode(message)
     return LENGTH.pack(len(data)) + data
 

@@ -72,7 +72,7 @@ from tracepaper.daemon.session.run_row import (
     usage_errors,
     warm_up_of,
 )
-from tracepaper.daemon.session.shipper import Shipper
+from tracepaper.daemon.session.shipper import ShippingProcess
 from tracepaper.daemon.session.shutdown import MODEL_THREAD
 from tracepaper.daemon.session.supervisor import Supervisor
 from tracepaper.daemon.session.universe import (
@@ -439,11 +439,11 @@ class Daemon:
         submit = partial(self._submit, feed)
         return DailyParity(section, self._database, run, submit, self._clock)
 
-    def _shipper(self, monitor: Monitor) -> Shipper | None:
+    def _shipper(self, monitor: Monitor) -> ShippingProcess | None:
         """Return what ships to a fleet, watched by *monitor*; None without an address."""
         if (url := self._config.storage.ship_to) is None:
             return None
-        shipper = Shipper(url, self._database, self._clock)
+        shipper = ShippingProcess(url, self._database, self._clock)
         monitor.shipping = lambda: shipper.progress
         return shipper
 

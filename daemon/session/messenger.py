@@ -24,7 +24,7 @@ from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.notify import NotifySection
 from tracepaper.daemon.config.secrets import is_reference, read_secret
 from tracepaper.daemon.session.apprise_worker import Delivery, Message
-from tracepaper.daemon.session.child import Child, ChildFailed, Limits, keep, working
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits, keep, working
 from tracepaper.daemon.session.notices import Notice, Notices
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
@@ -64,10 +64,10 @@ class Sender:
 
     def __init__(self, addresses: Sequence[str], *, limit_s: float) -> None:
         self._addresses = tuple(addresses)
-        self._child = Child(
+        self._child = ChildProcess(
             "sending",
             PROGRAM,
-            Limits(limit_s, f"notify.timeout_s, {limit_s:g} s"),
+            TimeLimits(limit_s, f"notify.timeout_s, {limit_s:g} s"),
             opening=self._addresses,
             errors=subprocess.DEVNULL,  # a plugin may print a secret
         )

@@ -20,7 +20,7 @@ import structlog
 
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.sections import ParitySection
-from tracepaper.daemon.session.child import Child, ChildFailed, Limits, working
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits, working
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Run, Step
 from tracepaper.strategies.types.market import Bar, Event, ParityCheck, ParityOutcome
@@ -112,9 +112,9 @@ class DailyParity:
             *(*PROGRAM, self._run.run_id, "--day", day_text(from_ms)),
             *("--db", str(self._database), "--service"),
         )
-        limits = Limits((time_of(limit) or 0) / 1000, f"parity.time_limit, {limit}")
+        limits = TimeLimits((time_of(limit) or 0) / 1000, f"parity.time_limit, {limit}")
         try:
-            async with Child("replay", command, limits) as child:
+            async with ChildProcess("replay", command, limits) as child:
                 result = await child.ask(ParityCheck)
         except ChildFailed as error:
             return unchecked(from_ms, until_ms, str(error))

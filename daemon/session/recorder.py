@@ -19,7 +19,7 @@ import structlog
 from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.feed.live_book import LEVELS
-from tracepaper.daemon.session.child import END_S, WELL_S, Child, Limits, keep, working
+from tracepaper.daemon.session.child import END_S, WELL_S, ChildProcess, TimeLimits, keep, working
 from tracepaper.strategies.errors import ConfigInvalid
 
 PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "data", "record")
@@ -78,7 +78,7 @@ class Recorder:
             *("--category", market.category, "--depth", str(market.depth or LEVELS)),
             *("--service", msgspec.json.encode(config.settings()["exchange"]).decode()),
         )
-        self._child = Child("recording", command, Limits(end_s=END_S))
+        self._child = ChildProcess("recording", command, TimeLimits(end_s=END_S))
         self._clock = clock
         self._progress = RecordingProgress()
         self._begun_s: float | None = None  # network time; None while no process is at work

@@ -23,7 +23,7 @@ from tracepaper.daemon.clock import Clock
 from tracepaper.daemon.config.loading import Config, render
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import terms_for
-from tracepaper.daemon.session.child import Child, ChildFailed, Limits, working
+from tracepaper.daemon.session.child import ChildFailed, ChildProcess, TimeLimits, working
 from tracepaper.daemon.session.loop import Worker, WorkerPredictor
 from tracepaper.daemon.session.models import forecaster_of
 from tracepaper.daemon.session.run_row import start_event
@@ -403,12 +403,14 @@ class Retrainer:
             *("--folder", str(self._folder), "--to", str(began_ms), "--service"),
         )
         limit = self._config.retrain.time_limit
-        limits = Limits((time_of(limit) or 0) / 1000, f"retrain.time_limit, {limit}")
+        limits = TimeLimits((time_of(limit) or 0) / 1000, f"retrain.time_limit, {limit}")
         environment = {"OMP_NUM_THREADS": str(self._config.retrain.threads)}
         try:
             # A disk may stall, so the worker opens and writes files, not the loop that decides.
             with await self._worker.submit(self._begin_folder, began_ms) as log_file:
-                child = Child("training", command, limits, errors=log_file, environment=environment)
+                child = ChildProcess(
+                    "training", command, limits, errors=log_file, environment=environment
+                )
                 async with child:
                     return await child.ask(CandidateJudgement)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""``Shipper``: ships a run's file to a fleet, in a process of its own.
+"""``ShippingProcess``: ships a run's file to a fleet, in a process of its own.
 
 It outlives the daemon by the seconds that its last steps take. The rules are docs/fleet.md, F7.
 """
@@ -15,7 +15,7 @@ import structlog
 from msgspec.structs import replace
 
 from tracepaper.daemon.clock import Clock
-from tracepaper.daemon.session.child import Child, Limits, keep, working
+from tracepaper.daemon.session.child import ChildProcess, TimeLimits, keep, working
 from tracepaper.storage.fleet.server import ShipProgress
 
 PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
@@ -24,14 +24,14 @@ PROGRAM: Final = (sys.executable, "-m", "tracepaper.daemon.cli", "db", "ship")
 log = structlog.get_logger("shipping")
 
 
-class Shipper:
+class ShippingProcess:
     """Keeps the process at work, and has the newest ``progress`` of it."""
 
     def __init__(self, url: str, database: Path, clock: Clock) -> None:
         self.progress = ShipProgress()
         self._clock = clock
         command = (*PROGRAM, "--service", "--to", url, "--db", str(database))
-        self._child = Child("shipping", command, Limits(end_s=None))
+        self._child = ChildProcess("shipping", command, TimeLimits(end_s=None))
 
     def at_work(self, failed: Callable[[], object]) -> AbstractAsyncContextManager[None]:
         """Ship in the background of the block."""

@@ -52,7 +52,7 @@ from tracepaper.replay.backtest.book_feed import (
 )
 from tracepaper.replay.backtest.feed import ArchiveFeed
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.tracks import Lookback, with_depth
+from tracepaper.replay.backtest.tracks import DataLookback, with_depth
 from tracepaper.replay.backtest.universe import choices, list_warnings
 from tracepaper.storage.checkpoints import fitted_spans
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
@@ -298,7 +298,7 @@ def build(
         until_ms=until_ms,
         warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
         closes_together=config.market.closes_together,
-        lookback=Lookback(_frames_read(config, strategies, data), books_read, market.depth),
+        lookback=DataLookback(_frames_read(config, strategies, data), books_read, market.depth),
         chosen=lambda known, at_ms: (
             () if rule is None else choices(rule, known, instruments, start_ms=at_ms, names=names)
         ),

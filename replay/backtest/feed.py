@@ -16,7 +16,7 @@ import numpy as np
 from tracepaper.replay.archive import Candles, merge_candles, slice_candles
 from tracepaper.replay.archive.corporate_actions import place_actions
 from tracepaper.replay.backtest.market_data import MarketData
-from tracepaper.replay.backtest.tracks import BATCH_BARS, Bars, Lookback, Track, aligned
+from tracepaper.replay.backtest.tracks import BATCH_BARS, BarSpan, DataLookback, Track, aligned
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.sessions import Sessions
 from tracepaper.strategies.types.market import (
@@ -30,7 +30,7 @@ from tracepaper.strategies.types.market import (
 )
 from tracepaper.strategies.units import iso
 
-_BARS_ALONE: Final = Lookback()
+_BARS_ALONE: Final = DataLookback()
 _AFTER_BARS: Final = frozenset({Funding, CorporateAction, UniverseChange})
 """Kinds of events that come after the bars that close at their time."""
 
@@ -43,7 +43,7 @@ class ArchiveFeed:
     archive's bar is seen at its close, which with a calendar is that of its session at the latest:
     ``market_ms = seen_ms``.
 
-    Bars that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
+    BarSpan that open in [*from_ms*, *until_ms*) are the period; of each instrument the last
     *warmup_bars* before it are fed first. *instruments* give the scales: at least as many
     decimals as the candles have. With *closes_together* the bars of one close follow a ``Closed``.
 
@@ -68,7 +68,7 @@ class ArchiveFeed:
         until_ms: int | None = None,
         warmup_bars: int = 0,
         closes_together: bool = False,
-        lookback: Lookback = _BARS_ALONE,
+        lookback: DataLookback = _BARS_ALONE,
         chosen: Callable[[Sequence[Candles], int], Sequence[UniverseChange]] = lambda _all, _at: (),
     ) -> None:
         joined = merge_candles(data.candles)
@@ -86,13 +86,13 @@ class ArchiveFeed:
         self.period_start_ms: int = (
             min(start for start in starts if start is not None) if from_ms is None else from_ms
         )
-        """Bars that open before this are warm-up."""
+        """BarSpan that open before this are warm-up."""
         self.bar_count: int = sum(len(part) for part in self.candles)
         whole = {part.instrument: aligned(part, traded) for part in joined}
         self.actions = place_actions(data.actions, whole)
         """The splits and dividends, each before the bar that opens at its time."""
         self._tracks = data.tracks(
-            Bars(self.candles, whole, traded, self.period_start_ms, lookback, self.actions)
+            BarSpan(self.candles, whole, traded, self.period_start_ms, lookback, self.actions)
         )
         end_ms = max(int(part.closes_ms[-1]) for part in self.candles)
         choices = chosen([*whole.values()], self.period_start_ms)

@@ -17,8 +17,8 @@ from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor
 from tracepaper.replay.backtest.book_feed import FillSource
 from tracepaper.replay.backtest.run_spec import RunSpec
-from tracepaper.replay.backtest.sources import SOURCES, Cutoff, Reading, Source
-from tracepaper.replay.backtest.tracks import Bars, Track
+from tracepaper.replay.backtest.sources import SOURCES, Cutoff, MarketSource, Reading
+from tracepaper.replay.backtest.tracks import BarSpan, Track
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class MarketData:
         data: dict[str, Any] = {one.name: tuple(getattr(self, one.name)) for one in fields(self)}
         return replace(spec, columns=(), **data)
 
-    def _changed(self, change: Callable[[Source, Sequence[Any]], Sequence[Any]]) -> Self:
+    def _changed(self, change: Callable[[MarketSource, Sequence[Any]], Sequence[Any]]) -> Self:
         changed: dict[str, Any] = {
             field: change(source, getattr(self, field)) for field, source in SOURCES.items()
         }
@@ -100,7 +100,7 @@ class MarketData:
         """Return it with all prices times *factor*."""
         return self._changed(lambda source, given: [source.scale(one, factor) for one in given])
 
-    def tracks(self, bars: Bars) -> list[Track]:
+    def tracks(self, bars: BarSpan) -> list[Track]:
         """Return the events of every source, laid between *bars*."""
         of_each = (source.tracks(getattr(self, field), bars) for field, source in SOURCES.items())
         return list(chain.from_iterable(of_each))

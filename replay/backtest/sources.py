@@ -32,7 +32,7 @@ from tracepaper.replay.archive.sessions import (
 from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource
 from tracepaper.replay.backtest.run_spec import CandleInput, NamedFrame, RunSpec
 from tracepaper.replay.backtest.tracks import (
-    Bars,
+    BarSpan,
     Track,
     action_tracks,
     candle_tracks,
@@ -65,11 +65,11 @@ class Cutoff(NamedTuple):
     cut: bool  # whether the rest is left out; else nonsense stands in its place
 
 
-class Source(NamedTuple):
+class MarketSource(NamedTuple):
     """One source of data; ``shift``, ``scale`` and ``digest`` are of one item of it."""
 
     read: Callable[[Sequence[Any], Reading], Sequence[Any]]  # files, or what was read already
-    tracks: Callable[[Sequence[Any], Bars], list[Track]]
+    tracks: Callable[[Sequence[Any], BarSpan], list[Track]]
     until: Callable[[Sequence[Any], Cutoff], Sequence[Any]]
     shift: Callable[[Any, int], Any]  # weeks
     scale: Callable[[Any, int], Any]  # all prices times so much
@@ -218,8 +218,8 @@ def _dearer_books(recorded: DepthSource, factor: int) -> RecordedDepth:
     return replace(whole, books=replace(whole.books, price=whole.books.price * factor))
 
 
-SOURCES: Final[Mapping[str, Source]] = {
-    "frames": Source(
+SOURCES: Final[Mapping[str, MarketSource]] = {
+    "frames": MarketSource(
         read=lambda given, reading: [_candles(item, reading, None) for item in given],
         tracks=frame_tracks,
         until=_frames_until,
@@ -227,7 +227,7 @@ SOURCES: Final[Mapping[str, Source]] = {
         scale=_dearer_candles,
         digest=_candles_sha256,
     ),
-    "depth": Source(
+    "depth": MarketSource(
         read=_read_depth,
         tracks=depth_tracks,
         until=_depth_until,
@@ -235,7 +235,7 @@ SOURCES: Final[Mapping[str, Source]] = {
         scale=_dearer_books,
         digest=lambda books: books.sha256,
     ),
-    "candles": Source(
+    "candles": MarketSource(
         read=_read_candles,
         tracks=candle_tracks,
         until=_candles_until,
@@ -243,7 +243,7 @@ SOURCES: Final[Mapping[str, Source]] = {
         scale=_dearer_candles,
         digest=_candles_sha256,
     ),
-    "funding": Source(
+    "funding": MarketSource(
         read=_read_funding,
         tracks=funding_tracks,
         until=lambda given, cutoff: [one.select(one.time_ms <= cutoff.close_ms) for one in given],
@@ -251,7 +251,7 @@ SOURCES: Final[Mapping[str, Source]] = {
         scale=lambda rates, _factor: rates,
         digest=_funding_sha256,
     ),
-    "actions": Source(
+    "actions": MarketSource(
         read=_read_actions,
         tracks=action_tracks,
         # Later ones are left out of every future: none of them is known before its bar.
@@ -260,7 +260,7 @@ SOURCES: Final[Mapping[str, Source]] = {
         scale=lambda row, factor: row if row.is_split else row._replace(value=row.value * factor),
         digest=lambda row: hashlib.sha256(repr(row[1:]).encode()).hexdigest(),  # not its place
     ),
-    "events": Source(
+    "events": MarketSource(
         read=lambda given, _reading: [
             EventsSource(item) if isinstance(item, Path) else item for item in given
         ],

@@ -37,7 +37,7 @@ from tracepaper.strategies.units import interval_start, iso
 
 SECOND_MS: Final = 1_000
 BATCH_BARS: Final = 16_384
-"""Bars built at once: enough to be fast, few enough that a year stays small in memory."""
+"""BarSpan built at once: enough to be fast, few enough that a year stays small in memory."""
 
 
 class Track(NamedTuple):
@@ -47,7 +47,7 @@ class Track(NamedTuple):
     events: Callable[[], Iterator[Event]]
 
 
-class Lookback(NamedTuple):
+class DataLookback(NamedTuple):
     """How far back strategy and model look on what stands beside the bars."""
 
     frames: Mapping[int, int] = MappingProxyType({})  # by length in milliseconds: how many candles
@@ -56,18 +56,18 @@ class Lookback(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Bars:
+class BarSpan:
     """The bars of a run, between which the events of other sources come."""
 
     candles: tuple[Candles, ...]  # of the period with its warm-up, as the instruments count
     whole: Mapping[str, Candles]  # by instrument: all that was given
     instruments: Mapping[str, Instrument]
     from_ms: int  # the start of the period
-    lookback: Lookback
+    lookback: DataLookback
     actions: PlacedActions
 
 
-def candle_tracks(_given: Sequence[Candles], bars: Bars) -> list[Track]:
+def candle_tracks(_given: Sequence[Candles], bars: BarSpan) -> list[Track]:
     """Return the bars of each instrument, and the gaps between them."""
     return [Track(_times_of(part), partial(_bars, part)) for part in bars.candles]
 
@@ -118,7 +118,7 @@ class DepthTrack:
             )
 
 
-def depth_tracks(given: Sequence[DepthSource], bars: Bars) -> list[Track]:
+def depth_tracks(given: Sequence[DepthSource], bars: BarSpan) -> list[Track]:
     """Return the order books, those until a bar's close before that bar."""
     closes_ms = {part.instrument: part.closes_ms for part in bars.candles}
     interval_ms = bars.candles[0].interval_ms
@@ -141,7 +141,7 @@ def depth_track(
     instrument: Instrument,
     closes_ms: Integers,
     interval_ms: int,
-    lookback: Lookback,
+    lookback: DataLookback,
 ) -> DepthTrack:
     """Cut the books of *recorded* at each of *closes_ms*; later ones are dropped.
 
@@ -306,7 +306,7 @@ def aligned(candles: Candles, known: Mapping[str, Instrument]) -> Candles:
     return scaled
 
 
-def frame_tracks(given: Sequence[Candles], bars: Bars) -> list[Track]:
+def frame_tracks(given: Sequence[Candles], bars: BarSpan) -> list[Track]:
     """Return the candles of higher timeframes that the instrument's own bars do not reach.
 
     They come before the bars: what closed with a bar is known when it is decided.
@@ -345,7 +345,7 @@ def refuse_contradiction(higher: Candles, bars: Candles) -> None:
             )
 
 
-def funding_tracks(given: Sequence[FundingRates], bars: Bars) -> list[Track]:
+def funding_tracks(given: Sequence[FundingRates], bars: BarSpan) -> list[Track]:
     """Return the settlements that fall into the period, per instrument."""
     tracks: list[Track] = []
     for part in bars.candles:
@@ -376,7 +376,7 @@ def _after_the_bar(times_ms: IntArray, candles: Candles) -> IntArray:
     return np.where(is_inside, closes[at], times_ms)
 
 
-def action_tracks(_given: Sequence[ActionRow], bars: Bars) -> list[Track]:
+def action_tracks(_given: Sequence[ActionRow], bars: BarSpan) -> list[Track]:
     """Return the splits and dividends between two bars, per instrument."""
     tracks: list[Track] = []
     for part in bars.candles:

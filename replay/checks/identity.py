@@ -34,7 +34,7 @@ _Measures = tuple[tuple[str, float, float | None], ...]
 """Of each gate that counts its name, its threshold and what it measured."""
 
 
-class Verdict(NamedTuple):
+class GateOutcome(NamedTuple):
     """What gates and strategy made of a bar."""
 
     action: str
@@ -48,9 +48,9 @@ class DecisionIdentity(NamedTuple):
 
     bar: tuple[str, ...]  # open time and OHLCV
     forecast: object
-    verdict: Verdict
+    verdict: GateOutcome
     orders: tuple[object, ...]  # that a decision by list gave birth to
-    strategies: tuple[tuple[str, Verdict], ...]  # where several share the account
+    strategies: tuple[tuple[str, GateOutcome], ...]  # where several share the account
 
 
 def scale_factor(decimals: int) -> int:
@@ -93,10 +93,10 @@ def _verdict(
     target: int | None,
     measures: dict[str, float | None],
     quantity: int,
-) -> Verdict:
+) -> GateOutcome:
     places = _counted(outcome.gate_set)
     gates, thresholds = outcome.gate_set.gates, outcome.gate_set.thresholds
-    return Verdict(
+    return GateOutcome(
         outcome.action.value,
         None if target is None else str(target * quantity),
         tuple([(gates[at], thresholds[at], finite(measures[gates[at]])) for at in places]),
@@ -106,7 +106,7 @@ def _verdict(
 
 def _of_strategy(
     decided: StrategyDecision, measures: dict[str, float | None], quantity: int
-) -> Verdict:
+) -> GateOutcome:
     """Return the verdict of one strategy; a measure that it does not hold is the account's."""
     return _verdict(
         decided.outcome, decided.target_quantity, measures | dict(decided.measures), quantity

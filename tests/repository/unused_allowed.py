@@ -12,6 +12,8 @@ autocommit, itersize, row_factory  # attributes that psycopg reads
 __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
 best_run  # of a sweep, from Python
+frame_data  # an argument of backtest and sweep, handed on by name
+__annotations__  # typer reads them
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic
 writeable  # an attribute that numpy reads

@@ -22,9 +22,9 @@ from waiting import deadline_s, until
 from tracepaper.daemon.session.child import (
     MESSAGE_BYTES,
     TAIL_BYTES,
-    Child,
     ChildFailed,
-    Limits,
+    ChildProcess,
+    TimeLimits,
     frame_of,
     keep,
 )
@@ -50,7 +50,7 @@ while head := read(4):
 """
 
 
-LIMITS = Limits(deadline_s(30), "a.key")
+LIMITS = TimeLimits(deadline_s(30), "a.key")
 
 
 class Planted:
@@ -64,9 +64,9 @@ class Planted:
     def before(self, code: str) -> None:
         self._code.write_text(code, encoding="utf-8")
 
-    def child(self, limits: Limits = LIMITS, **options: Any) -> Child:
+    def child(self, limits: TimeLimits = LIMITS, **options: Any) -> ChildProcess:
         command = sys.executable, "-S", str(self.program), str(self._code)
-        return Child("echo", command, limits, **options)
+        return ChildProcess("echo", command, limits, **options)
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def planted(tmp_path: Path) -> Planted:
     return Planted(tmp_path)
 
 
-async def reason(child: Child, message: object = Answer("x")) -> str:
+async def reason(child: ChildProcess, message: object = Answer("x")) -> str:
     with pytest.raises(ChildFailed) as failed:
         await child.ask(Answer, message)
     return str(failed.value)
@@ -118,7 +118,7 @@ async def test_what_breaks_off_is_one_sentence_and_begins_anew(
     code, sentence = FAULTS[name]
     monkeypatch.setattr("tracepaper.daemon.session.child.END_S", 0.5)
     planted.before(code)
-    limits = Limits(0.5, "a.key, 1") if name == "hangs" else LIMITS
+    limits = TimeLimits(0.5, "a.key, 1") if name == "hangs" else LIMITS
     async with planted.child(limits) as child:
         assert (await reason(child)).startswith(sentence)
         planted.before("")
@@ -154,14 +154,14 @@ def state_of(pid: int) -> str:
 
 async def test_a_message_that_nobody_reads_is_a_fault(planted: Planted) -> None:
     planted.before("time.sleep(60)")
-    async with planted.child(Limits(0.2, "a.key, 0.2")) as child:
+    async with planted.child(TimeLimits(0.2, "a.key, 0.2")) as child:
         assert await reason(child, Answer("x" * 900_000)) == (
             "the echo process does not read its input"
         )
 
 
 async def test_a_program_that_is_missing_is_a_fault(tmp_path: Path) -> None:
-    async with Child("echo", (str(tmp_path / "none"),), Limits()) as child:
+    async with ChildProcess("echo", (str(tmp_path / "none"),), TimeLimits()) as child:
         assert (await reason(child)).startswith("the echo process could not begin ([Errno 2]")
 
 
@@ -188,10 +188,10 @@ async def test_its_errors_go_to_a_file_where_there_is_one(planted: Planted, tmp_
 
 
 ENDS = {
-    "its input ends it": (Limits(), "", ""),
-    "it has time to end": (Limits(end_s=30.0), "", "x"),
-    "it does not end in time": (Limits(end_s=0.1), "time.sleep(60)", ""),
-    "it is left alone": (Limits(end_s=None), "", "x"),
+    "its input ends it": (TimeLimits(), "", ""),
+    "it has time to end": (TimeLimits(end_s=30.0), "", "x"),
+    "it does not end in time": (TimeLimits(end_s=0.1), "time.sleep(60)", ""),
+    "it is left alone": (TimeLimits(end_s=None), "", "x"),
 }
 
 
@@ -245,7 +245,7 @@ async def test_what_a_process_prints_is_no_message() -> None:
         "print('a word', flush=True)\n"
         "output.write(frame_of('an answer'))\n"
     )
-    async with Child("echo", (sys.executable, "-c", code), LIMITS) as child:
+    async with ChildProcess("echo", (sys.executable, "-c", code), LIMITS) as child:
         assert await child.ask(str) == "an answer"
 
 

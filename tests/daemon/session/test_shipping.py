@@ -116,7 +116,7 @@ async def test_a_message_without_an_end_is_a_fault_like_any_other(
     endless = (sys.executable, "-c", "import sys; sys.stdout.write('x' * 200_000 + '\\n')")
     monkeypatch.setattr(shipper, "PROGRAM", endless)
     monkeypatch.setattr(child, "PAUSE_S", (0.05, 0.1))
-    ships = shipper.Shipper("postgresql:///fleet", tmp_path / "a.db", SystemClock())
+    ships = shipper.ShippingProcess("postgresql:///fleet", tmp_path / "a.db", SystemClock())
     async with ships.at_work(pytest.fail):
         await until(lambda: ships.progress.errors >= 2, poll_s=0.05)
     assert ships.progress.error == "the answer of the shipping process is no result"

@@ -79,7 +79,7 @@ def test_a_spec_is_written_as_the_options_that_make_it() -> None:
 
 
 def test_an_argument_that_cannot_be_meant_is_named() -> None:
-    given = dict.fromkeys(python_arguments(Consumer.BACKTEST), ())
+    given: dict[str, object] = dict.fromkeys(python_arguments(Consumer.BACKTEST), ())
     given |= {"data": "a.csv", "start": None, "end": None, "config": None, "db": None}
     assert spec_of(Consumer.BACKTEST, given).candles == ("a.csv",)
     for name in ("funding", "data", "columns", "start", "config"):
