@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from datetime import date
-from functools import cached_property, partial
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -37,20 +37,16 @@ from tracepaper.daemon.config.loading import Sections
 from tracepaper.daemon.session.user_class import known_class
 from tracepaper.daemon.session.user_code import has_source
 from tracepaper.replay import notebook
-from tracepaper.replay.arguments import (
+from tracepaper.replay.backtest.make import make_run
+from tracepaper.replay.backtest.run import Watch
+from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, spec_of
+from tracepaper.replay.backtest.strategy_keys import (
     NO_SOURCE,
-    columns_of,
-    configured,
-    data_of,
-    moment_of,
     named_strategies,
-    paths_of,
     process_warnings,
     strategy_keys,
     strategy_name,
 )
-from tracepaper.replay.backtest.build import Replay
-from tracepaper.replay.backtest.request import Made, Request, Watch, carry_out
 from tracepaper.replay.dataframes import Library, RunFrames, frames_for, open_run
 from tracepaper.replay.notebook import Picture, RunPage, Text, text_of
 from tracepaper.replay.report import BARS_DRAWN
@@ -114,6 +110,7 @@ def backtest(  # noqa: PLR0913 - the options of a replay
 
     Raises ``ConfigInvalid``, ``DataInvalid`` or ``StrategyFailed``, each in one sentence.
     """
+    spec = spec_of(Consumer.BACKTEST, locals())
     library = frames_for(data, frames)
     with ExitStack() as known:
         classes: tuple[type, ...] = ()
@@ -121,33 +118,23 @@ def backtest(  # noqa: PLR0913 - the options of a replay
             classes = (strategy,)
             strategy = known.enter_context(known_class(strategy))
         chosen = strategy_name(strategy)
-        given = configured(config)
-        overrides = {} if chosen is None else {"strategy": strategy_keys(chosen, params, given)}
+        overrides = (
+            {} if chosen is None else {"strategy": strategy_keys(chosen, params, spec.given)}
+        )
         if strategies is not None:
             if chosen is not None:
                 raise ConfigInvalid("Give one strategy, or several as strategies; leave one out.")
             overrides["strategies"], classes = named_strategies(strategies, known)
-        named = columns_of(columns)
-        request = Request(
-            data=data_of(data, given, overrides, named),
-            config=given,
-            overrides=overrides,
-            caller=CALLER,
-            columns=named,
-            from_text=moment_of(start, "start"),
-            to_text=moment_of(end, "end"),
-            funding=paths_of(funding, "funding"),
-            actions=paths_of(actions, "actions"),
-            frames=() if frame_data is None else data_of(frame_data, given, overrides, named),
-            depth=paths_of(depth, "depth"),
-            events=paths_of(events, "events"),
-            warnings=process_warnings(classes),
-        )
         if chosen is None and params:
             raise ConfigInvalid("params are options of a strategy; name it as the first argument.")
         with notebook.progress("bars", wanted=progress) as advance:
-            watch = Watch(progress=lambda replay: nullcontext(partial(_tell, advance, replay)))
-            run = Backtest.made(request, classes, None if db is None else Path(db), watch, library)
+            watch = Watch(
+                lambda replay: nullcontext(lambda bars: advance(bars, replay.feed.bar_count))
+            )
+            called = replace(
+                spec, overrides=overrides, caller=CALLER, warnings=process_warnings(classes)
+            )
+            run = Backtest.made(called, classes, watch, library)
         for one in classes:
             if not has_source(one):
                 warnings.warn(f"{NO_SOURCE.format(one.__name__)}.", stacklevel=2)
@@ -183,22 +170,21 @@ class Backtest:
     @classmethod
     def made(
         cls,
-        request: Request,
+        spec: RunSpec,
         classes: tuple[type, ...],
-        database: Path | None,
         watch: Watch | None = None,
-        frames: Library | None = None,
+        library: Library | None = None,
     ) -> Backtest:
-        """Make the run of *request* in *database*, or in a file that lives with the result."""
-        folder = None if database else Path(tempfile.mkdtemp(prefix="tracepaper-"))
-        path = database or Path(f"{folder}") / "run.db"
+        """Make the run of *spec* in its database, or in a file that lives with the result."""
+        folder = None if spec.database else Path(tempfile.mkdtemp(prefix="tracepaper-"))
+        path = spec.database or Path(f"{folder}") / "run.db"
         try:
-            made: Made = carry_out(replace(request, database=path), watch)
+            run = make_run(replace(spec, database=path), watch)
         except BaseException:
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-        return cls(made.database, made.run_id, classes, folder=folder, frames=frames)
+        return cls(run.database, run.run_id, classes, folder=folder, frames=library)
 
     # ------------------------------------------------------------ frames
 
@@ -468,10 +454,6 @@ class Backtest:
         first, *rest = map(escape, self._lines())
         rows = "".join(f"<li>{line}</li>" for line in rest)
         return f"<p><b>{first}</b></p><ul>{rows}</ul>"
-
-
-def _tell(advance: notebook.Advance, replay: Replay, bars: int) -> None:
-    advance(bars, replay.feed.bar_count)
 
 
 # ---------------------------------------------------------------- text

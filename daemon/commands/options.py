@@ -49,10 +49,6 @@ JsonOption = Annotated[
     typer.Option("--json", help="Print one JSON document on stdout and nothing else."),
 ]
 
-CandlesArgument = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[PATH]...", help="Candles, as by --data."),
-]
 SymbolOption = Annotated[
     str | None, typer.Option("--symbol", help="The symbol, if no file names it.")
 ]
@@ -70,37 +66,12 @@ FromOption = Annotated[
 ToOption = Annotated[
     str | None, typer.Option("--to", metavar="T", help="End, exclusive: ISO time or UTC ms.")
 ]
-FundingOption = Annotated[
-    list[Path] | None,
-    typer.Option("--funding", metavar="FILE", help="Settled funding rates, CSV; repeat."),
-]
-ActionsOption = Annotated[
-    list[Path] | None,
-    typer.Option("--actions", metavar="FILE", help="Splits and dividends, CSV; repeat."),
-]
 DepthOption = Annotated[
     list[Path] | None,
     typer.Option(
         "--depth",
         metavar="FILE",
         help="Recorded order books; repeat.",
-    ),
-]
-
-EventsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--events",
-        metavar="FILE",
-        help="Recorded events of a book; repeat.",
-    ),
-]
-FrameDataOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--frame-data",
-        metavar="PATH",
-        help="Candles of a higher timeframe from before the data; repeat.",
     ),
 ]
 

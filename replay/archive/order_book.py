@@ -10,6 +10,7 @@ The rules are docs/orderbook.md, D1 to D5.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -302,6 +303,19 @@ class RecordedDepth:
         """What divides every price and every size."""
         return units_of(self.books)
 
+    @property
+    def sha256(self) -> str:
+        """The hash of the header and the books."""
+        digest = hashlib.sha256(msgspec.json.encode((self.header, self.causes)))
+        books = self.books
+        for column in (self.starts, books.seen_ms, books.market_ms, books.price, books.size):
+            digest.update(column.tobytes())
+        return digest.hexdigest()
+
+    def loaded(self) -> RecordedDepth:
+        """Return it."""
+        return self
+
     def part(self, start: int, stop: int) -> Books:
         """Return the books from *start* until *stop*."""
         return self.books.part(start, stop)
@@ -322,26 +336,7 @@ class RecordedDepth:
 
 def read_depth(path: Path) -> RecordedDepth:
     """Read a file of books whole; raise ``DataInvalid`` where it holds none or is damaged."""
-    file = DepthFile(path)
-    parts: list[Books] = []
-    starts: list[int] = []
-    causes: list[str] = []
-    count = 0
-    for block in file.blocks():
-        if block.cause or not parts:
-            starts.append(count)
-            causes.append(block.cause)
-        parts.append(block.books)
-        count += len(block.books)
-    if not parts:
-        raise DataInvalid(f"{path} holds no books yet; record some by `tracepaper data record`.")
-    return RecordedDepth(
-        file.header,
-        joined(parts),
-        np.array(starts, dtype=np.int64),
-        tuple(causes),
-        file.torn_sentence(),
-    )
+    return StoredDepth(path).loaded()
 
 
 class StoredDepth:
@@ -386,6 +381,11 @@ class StoredDepth:
     def sha256(self) -> str:
         """The hash of the whole file."""
         return self._file.sha256
+
+    def loaded(self) -> RecordedDepth:
+        """Return all of it in memory."""
+        books = self.part(0, len(self.times))
+        return RecordedDepth(self.header, books, self.starts, self.causes, self.torn)
 
     def part(self, start: int, stop: int) -> Books:
         """Return the books from *start* until *stop*; forwards each block is unpacked once."""

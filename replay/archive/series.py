@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracepaper.daemon.bybit.instruments import recorded_instruments
 from tracepaper.daemon.config.values import symbol_name
@@ -354,6 +355,13 @@ class FundingRates:
     def instrument(self) -> str:
         """The instrument's id, ``linear:BTCUSDT``; only linear contracts have funding here."""
         return f"{Category.LINEAR.value}:{self.symbol}"
+
+    def select(self, rows: NDArray[np.bool_]) -> FundingRates:
+        """Return the settlements for which *rows* is true."""
+        interval_ms = None if self.interval_ms is None else self.interval_ms[rows]
+        return FundingRates(
+            self.path, self.symbol, self.time_ms[rows], self.rate[rows], interval_ms
+        )
 
     def __len__(self) -> int:
         return int(self.time_ms.size)

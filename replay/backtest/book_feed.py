@@ -16,7 +16,7 @@ from tracepaper.daemon.bybit.book_frames import frame_of
 from tracepaper.daemon.feed.book_follower import SILENT, BookFollower, ReadFrame, Silence, Watch
 from tracepaper.replay.archive.book_events import EventsFile
 from tracepaper.replay.archive.order_book import DepthSource
-from tracepaper.replay.backtest.feed import Scale, scale_of
+from tracepaper.replay.backtest.tracks import Scale, scale_of
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import (

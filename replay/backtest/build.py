@@ -40,25 +40,19 @@ from tracepaper.daemon.session.run_row import describe_run, refuse_size
 from tracepaper.daemon.session.universe import list_of
 from tracepaper.daemon.session.user_class import unguarded
 from tracepaper.daemon.session.user_model import user_model
-from tracepaper.replay.archive import Candles, FundingRates, read_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import merge_candles, resample
-from tracepaper.replay.archive.corporate_actions import ActionRow
-from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.series import archive_instrument, split_sentences
-from tracepaper.replay.archive.sessions import (
-    SessionsFor,
-    common_sessions,
-    counted_by,
-    in_sessions,
-    sessions_named,
-)
+from tracepaper.replay.archive.sessions import in_sessions, sessions_named
 from tracepaper.replay.backtest.book_feed import (
     BookFeed,
     FillSource,
     SampledSource,
     refuse_books,
 )
-from tracepaper.replay.backtest.feed import ArchiveFeed, depth_track, with_depth
+from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.tracks import Lookback, with_depth
 from tracepaper.replay.backtest.universe import choices, list_warnings
 from tracepaper.storage.checkpoints import fitted_spans
 from tracepaper.strategies.api.strategy import Forecaster, PortfolioStrategy, Strategy
@@ -112,56 +106,17 @@ class Replay:
         return found
 
 
-def sessions_of(market: MarketSection) -> SessionsFor | None:
-    """Return the sessions of *market*; None where every interval counts."""
-    if market.asset != STOCK or market.calendar is None:
-        return None
-    return sessions_named(market.calendar)
-
-
-def read_market(
-    market: MarketSection,
-    given: Sequence[str | Candles],
-    *,
-    symbol: str | None = None,
-    category: str | None = None,
-    columns: Sequence[str] = (),
-    sessions_for: SessionsFor | None = None,
-) -> list[Candles]:
-    """Return the candles of each of *given*, paths or candles, as *market* says how to read them.
-
-    Shares are laid upon the sessions of its calendar, or of *sessions_for* where that is given.
-    Raises as ``read_candles`` does.
-    """
-    if market.asset == STOCK:
-        category = Category.STOCK
-        sessions_for = sessions_for or sessions_of(market)
-    candles = [
-        read_candles(
-            item, symbol=symbol, category=category, columns=columns, sessions_for=sessions_for
-        )
-        if isinstance(item, str)
-        else item
-        for item in given
-    ]
-    if sessions_for is None:
-        return candles
-    sessions = common_sessions(candles, sessions_for)
-    return [counted_by(part, sessions) for part in candles]
-
-
 def configuration(
     given: Given,
     candles: Sequence[Candles],
     overrides: Sections = NOTHING,
     *,
-    category: str | None = None,
     caller: str = COMMAND_LINE,
 ) -> Config:
     """Return the configuration for *candles*, from a file or sections and what wins over them.
 
-    Symbols, category and interval come from the data where neither these, the environment nor
-    the command line (*category*) names them. Raises ``ConfigInvalid`` where what is configured
+    Symbols, category and interval come from the data where neither these nor the environment names
+    them. Raises ``ConfigInvalid`` where what is configured
     is not what the data hold, and says which source configured it.
     """
     first = candles[0]
@@ -171,9 +126,6 @@ def configuration(
     }
     if first.interval_ms in INTERVAL_NAMES:
         from_data["interval"] = INTERVAL_NAMES[first.interval_ms]
-    if category is not None:
-        market = {**overrides.get("market", {}), "category": category}
-        overrides = {**overrides, "market": market}
     config, origins = load_with_origins(given, overrides, data={"market": from_data}, caller=caller)
     if ("market", "interval") not in origins:
         raise ConfigInvalid(
@@ -275,61 +227,59 @@ def _fitted(candles: Candles, config: Config) -> Candles:
     return resample(replace(candles, category=Category(market.category)), market.interval_ms)
 
 
-def build(  # noqa: PLR0913 - the options of a replay
+def build(
     config: Config,
-    candles: Sequence[Candles],
+    data: MarketData,
     *,
     started_at_ms: int,
     from_ms: int | None = None,
     until_ms: int | None = None,
-    funding: Sequence[FundingRates] = (),
     mode: str = "scan",
     database: Path | None = None,
     warnings: tuple[str, ...] = (),
-    frames: Sequence[Candles] = (),
-    depth: Sequence[DepthSource] = (),
-    actions: Sequence[ActionRow] = (),
-    events: Sequence[FillSource] = (),
 ) -> Replay:
-    """Put a backtest over *candles* together; times are UTC milliseconds of market time.
+    """Put a backtest over *data* together; times are UTC milliseconds of market time.
 
     *mode* is how the model goes over the bars, ``scan`` or ``step``; a checkpoint that is used
-    is kept beside *database*. Candles are aggregated to the configured interval; *frames* are
-    candles of higher timeframes from before them, *depth* the order books of some symbols, and
-    *events* all that happened to them, by which orders are then filled.
-    A trend whose windows nobody chose is taken over windows that fit the candles, unless *frames*
-    reach back further. Raises
-    ``ConfigInvalid`` or ``DataInvalid`` with one sentence where it cannot be done.
+    is kept beside *database*. Candles are aggregated to the configured interval.
+    A trend whose windows nobody chose is taken over windows that fit the candles, unless those of
+    higher timeframes reach back further. Raises ``ConfigInvalid`` or ``DataInvalid`` with one
+    sentence where it cannot be done.
     """
     if config.execution.model == "quote":
         raise ConfigInvalid(
             "execution.model 'quote' needs quotes, which candle files lack; use next_open."
         )
-    sources: Sequence[FillSource] = _sources(config, events, depth)
+    sources = _fill_sources(config, data)
     execution = FillModel.BOOK if sources else FillModel.NEXT_OPEN
-    if actions and config.market.asset != STOCK:
+    if data.actions and config.market.asset != STOCK:
         raise ConfigInvalid(
             f"--actions are of shares, and the run trades {config.market.category}; leave it out, "
             'or set market.asset = "stock".'
         )
-    market = with_depth(config.market, depth)
-    if market.depth and not depth:
+    market = with_depth(config.market, data.depth)
+    if market.depth and not data.depth:
         raise ConfigInvalid(
             f"market.depth is {market.depth}, and candles hold no order books; give recorded ones "
             "by --depth, or set it to 0."
         )
     config = config.model_copy(update={"market": market})
     fitted: tuple[str, ...] = ()
-    if not frames:
-        config, fitted = fit_windows(config, span_of(candles))
+    if not data.frames:
+        config, fitted = fit_windows(config, span_of(data.candles))
     config = resolved(config, execution)
-    read_as = [f"{Path(of.path).name}: {note}" for of in (*candles, *frames) for note in of.notes]
-    candles = [_fitted(part, config) for part in candles]
-    frames = [replace(part, category=Category(config.market.category)) for part in frames]
-    instruments = _instruments(
-        [*candles, *frames], config.market, shared=bool(config.strategies.named)
+    files = (*data.candles, *data.frames)
+    read_as = [f"{Path(part.path).name}: {note}" for part in files for note in part.notes]
+    category = Category(config.market.category)
+    data = replace(
+        data,
+        candles=[_fitted(part, config) for part in data.candles],
+        frames=[replace(part, category=category) for part in data.frames],
     )
-    for part in candles:
+    instruments = _instruments(
+        [*data.candles, *data.frames], config.market, shared=bool(config.strategies.named)
+    )
+    for part in data.candles:
         (item,) = (item for item in instruments if item.symbol == part.symbol)
         refuse_size(config, item, Decimal(int(part.open[0])).scaleb(-part.price_decimals))
     forecaster = None
@@ -337,37 +287,24 @@ def build(  # noqa: PLR0913 - the options of a replay
         forecaster = load_forecaster(config, beside=database, mode=mode)
     strategies = make_strategies(config, forecaster)
     rule, names = config.market.universe, list_of(config)
+    books_read = max(
+        WANTED if books_read_by(forecaster) else 0,
+        *(strategy.books for strategy in strategies.values()),
+    )
     feed = ArchiveFeed(
-        candles,
+        data,
         instruments,
         from_ms=from_ms,
         until_ms=until_ms,
         warmup_bars=warmup_bars(strategies, config) if from_ms is not None else 0,
-        funding=funding,
-        actions=actions,
         closes_together=config.market.closes_together,
-        frames=_frames(config, strategies, frames),
+        lookback=Lookback(_frames_read(config, strategies, data), books_read, market.depth),
         chosen=lambda known, at_ms: (
             () if rule is None else choices(rule, known, instruments, start_ms=at_ms, names=names)
         ),
-        depth=lambda closes_ms: [
-            depth_track(
-                one,
-                item,
-                config.market,
-                closes_ms[item.id],
-                wanted=max(
-                    WANTED if books_read_by(forecaster) else 0,
-                    *(strategy.books for strategy in strategies.values()),
-                ),
-            )
-            for one in depth
-            for item in instruments
-            if item.id == one.header.instrument and item.id in closes_ms
-        ],
     )
     if feed.actions.splits:
-        _refuse_split(config, strategies, frames, has_model=forecaster is not None)
+        _refuse_split(config, strategies, data, has_model=forecaster is not None)
     books, missing = None, tuple[str, ...]()
     if sources:
         times = (feed.period_start_ms, max(int(part.closes_ms[-1]) for part in feed.candles))
@@ -392,7 +329,7 @@ def build(  # noqa: PLR0913 - the options of a replay
         period_start_ms=feed.period_start_ms,
         warnings=(
             *warnings,
-            *(one.torn.rstrip(".") for one in (*depth, *events) if one.torn),
+            *(one.torn.rstrip(".") for one in (*data.depth, *data.events) if one.torn),
             *missing,
             *fitted,
             *chain.from_iterable(
@@ -436,32 +373,30 @@ def fitted_on(card: Mapping[str, Any], candles: Sequence[Candles], from_ms: int)
     return (said,)
 
 
-def _sources(
-    config: Config, events: Sequence[FillSource], depth: Sequence[DepthSource]
-) -> Sequence[FillSource]:
+def _fill_sources(config: Config, data: MarketData) -> Sequence[FillSource]:
     """Return the books that fill orders; none where bars do."""
     by_book = config.execution.model == "book"
-    if config.account.margin not in {"none", "isolated"} and (events or by_book):
+    if config.account.margin not in {"none", "isolated"} and (data.events or by_book):
         raise ConfigInvalid(
             "Order books fill no orders of an account on cross margin; set account.margin to "
             "isolated or none, or leave --events out and execution.model at next_open."
         )
     if by_book:
-        if not events and not depth:
+        if not data.events and not data.depth:
             raise ConfigInvalid(
                 "execution.model 'book' needs recorded order books: give --events FILE of "
                 "`tracepaper data record --events`, or --depth FILE for orders that take at once."
             )
-        return events or [SampledSource(one) for one in depth]
-    if events and config.execution.model == "next_open":
+        return data.events or [SampledSource(one) for one in data.depth]
+    if data.events and config.execution.model == "next_open":
         raise ConfigInvalid(
             "--events fill orders, and execution.model is next_open; leave one of them out."
         )
-    return events
+    return data.events
 
 
 def _refuse_split(
-    config: Config, strategies: Strategies, frames: Sequence[Candles], *, has_model: bool
+    config: Config, strategies: Strategies, data: MarketData, *, has_model: bool
 ) -> None:
     """Refuse a split where something would see the bars before it as a fall or a rise."""
     if has_model:
@@ -469,10 +404,10 @@ def _refuse_split(
             "--actions names a split within the data, and a model's features are not adjusted to "
             "one; give adjusted candles and no such line, or a strategy without a model."
         )
-    if frames:
+    if data.frames:
         raise ConfigInvalid(
-            f"--actions names a split within the data, and {frames[0].path} is not adjusted to it; "
-            "leave --frame-data out."
+            f"--actions names a split within the data, and {data.frames[0].path} is not adjusted "
+            "to it; leave --frame-data out."
         )
     for own in map(unguarded, strategies.values()):
         base = PortfolioStrategy if isinstance(own, PortfolioStrategy) else Strategy
@@ -484,19 +419,17 @@ def _refuse_split(
             )
 
 
-def _frames(
-    config: Config, strategies: Strategies, frames: Sequence[Candles]
-) -> list[tuple[Candles, int]]:
-    """Pair the candles of higher timeframes with the number of bars wanted; refuse unused ones."""
+def _frames_read(config: Config, strategies: Strategies, data: MarketData) -> dict[int, int]:
+    """Return how many candles of each length of *data* are looked back on; refuse unused ones."""
     wanted: dict[str, int] = {}
     for strategy in strategies.values():
         wanted |= frame_bars(strategy)
-    if frames and config.market.calendar is not None:
+    if data.frames and config.market.calendar is not None:
         raise ConfigInvalid(
-            f"{frames[0].path} cannot be used with market.calendar, whose frames are made of the "
-            "run's own session bars; give bars from further back."
+            f"{data.frames[0].path} cannot be used with market.calendar, whose frames are made of "
+            "the run's own session bars; give bars from further back."
         )
-    for part in frames:
+    for part in data.frames:
         if part.symbol not in config.market.symbols:
             raise ConfigInvalid(
                 f"{part.path} holds {part.symbol}, which the run does not trade; leave it out."
@@ -508,11 +441,7 @@ def _frames(
                 f"{'frames ' + ', '.join(wanted) if wanted else 'no frames'}; leave it out, or add "
                 "the frame."
             )
-    return [
-        (part, wanted[INTERVAL_NAMES[length_ms]])
-        for length_ms in sorted({part.interval_ms for part in frames})
-        for part in merge_candles([one for one in frames if one.interval_ms == length_ms])
-    ]
+    return {part.interval_ms: wanted[INTERVAL_NAMES[part.interval_ms]] for part in data.frames}
 
 
 def _instruments(

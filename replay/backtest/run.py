@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -23,12 +23,9 @@ from tracepaper.daemon.session.loop import (
 )
 from tracepaper.daemon.session.resume import recall_events, restore_engine
 from tracepaper.daemon.session.run_row import continues, sessions_of, start_event
-from tracepaper.replay.archive import Candles, FundingRates
-from tracepaper.replay.archive.corporate_actions import ActionRow
-from tracepaper.replay.archive.order_book import DepthSource
 from tracepaper.replay.archive.sessions import SessionsFor, reaching
-from tracepaper.replay.backtest.book_feed import FillSource
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.storage.audit import Resumed, SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -71,6 +68,16 @@ class Tally:
     decisions: int = 0
     equity: int = 0
     finished: bool = True
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who looks on: shows how far a replay is, and is asked whether it shall stop."""
+
+    progress: Callable[[Replay], AbstractContextManager[Progress]] = lambda _replay: nullcontext(
+        lambda _bars: None
+    )
+    stopped: Callable[[], bool] = lambda: False
 
 
 @contextmanager
@@ -198,21 +205,16 @@ def sessions_before(database: Path, wanted: str) -> SessionsFor | None:
     return None if sessions is None else partial(reaching, sessions)
 
 
-def resume_replay(  # noqa: PLR0913 - the options of a replay
+def resume_replay(
     wanted: str,
-    candles: Sequence[Candles],
-    funding: Sequence[FundingRates],
+    data: MarketData,
     audit: SqlAuditLog,
     database: Path,
     tally: Tally,
     *,
-    frames: Sequence[Candles] = (),
-    depth: Sequence[DepthSource] = (),
-    actions: Sequence[ActionRow] = (),
-    events: Sequence[FillSource] = (),
     until_ms: int | None = None,
 ) -> str:
-    """Go on with the replay *wanted* over the same candles, until *until_ms*; return its run id.
+    """Go on with the replay *wanted* over the same *data*, until *until_ms*; return its run id.
 
     Raises ``ConfigInvalid`` where it is no replay, is finished, or was made by other code.
     """
@@ -226,25 +228,20 @@ def resume_replay(  # noqa: PLR0913 - the options of a replay
     if has_ended:
         raise ConfigInvalid(f"Run {run_id} is finished; start a new replay.")
     config = restore(run.config)
-    if bool(depth) != bool(config.market.depth):
+    if bool(data.depth) != bool(config.market.depth):
         raise ConfigInvalid(
             f"Run {run_id} was made without order books; leave --depth out."
-            if depth
+            if data.depth
             else f"Run {run_id} was made with order books; give the same --depth."
         )
     replay = build(
         config,
-        candles,
+        data,
         started_at_ms=run.started_at_ms,
         from_ms=None if not stored.step_count else run.period_start_ms,
         until_ms=until_ms,
-        funding=funding,
         mode=run.mode or "scan",
         database=database,
-        frames=frames,
-        depth=depth,
-        actions=actions,
-        events=events,
     )
     if not continues(run, replay.config, replay.forecaster, model_sha256=run.model_sha256):
         raise ConfigInvalid(

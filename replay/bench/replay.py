@@ -18,6 +18,7 @@ from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
 from tracepaper.replay.archive.columns import IntArray
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import CHUNK_EVENTS
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.bench.machine import machine_line, resident_mb
@@ -116,7 +117,7 @@ def replay_of(
     if times > 1:
         chosen = {**sections.pop("strategy"), "share": str(Decimal(1) / times)}
         sections["strategies"] = {f"strategy_{number}": chosen for number in range(times)}
-    return build(load(None, sections), parts, started_at_ms=0)
+    return build(load(None, sections), MarketData(parts), started_at_ms=0)
 
 
 @dataclass(frozen=True)

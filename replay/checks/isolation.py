@@ -16,7 +16,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -51,20 +51,16 @@ from tracepaper.daemon.session.user_model import (
     model_files,
     user_model,
 )
-from tracepaper.replay.archive import Candles, slice_candles
-from tracepaper.replay.archive.corporate_actions import actions_until
-from tracepaper.replay.backtest.book_feed import ChangedSource
+from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks import external_inputs, perturbations
 from tracepaper.replay.checks.compare import Difference, step_differences
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.perturbations import (
     DerivedStep,
-    Files,
     FutureProbe,
-    corrupted,
-    later_taken,
     replaced_covariates,
     without_later,
 )
@@ -327,10 +323,10 @@ EngineInput = tuple[Unit, Sequence[Prediction]]
 # ---------------------------------------------------------------- jobs
 
 
-def derive_whole(connection: Connection, config: Config, files: Files, mode: str) -> None:
-    """Derive all steps of *files*; then, where asked to, the same once more in this process."""
+def derive_whole(connection: Connection, config: Config, data: MarketData, mode: str) -> None:
+    """Derive all steps of *data*; then, where asked to, the same once more in this process."""
     external_inputs.listen(own_classes(config))
-    replay = _replay(config, files, mode)
+    replay = _replay(config, data, mode)
     steps: list[DerivedStep] = []
     said = 0
     for together in derived(replay):
@@ -343,7 +339,7 @@ def derive_whole(connection: Connection, config: Config, files: Files, mode: str
     engine = replay.engine
     # Bars of higher timeframes that come from files need none of the instrument's own.
     warmups = [
-        remembered(engine.strategy_of(item.id)) if files.frames else engine.warmup_of(item.id)
+        remembered(engine.strategy_of(item.id)) if data.frames else engine.warmup_of(item.id)
         for item in replay.instruments
     ]
     connection.send(
@@ -388,36 +384,25 @@ def step_blindly(connection: Connection, setup: Setup) -> None:
     connection.send(accesses(setup.config))
 
 
-def derive_probes(connection: Connection, config: Config, files: Files, mode: str) -> None:
+def derive_probes(connection: Connection, config: Config, data: MarketData, mode: str) -> None:
     """Compare steps with and without the future, at every probe that comes."""
     external_inputs.listen(own_classes(config))
-    candles = files.candles
+    data = replace(data, depth=[one.loaded() for one in data.depth])
     bases: dict[int, list[Step]] = {}  # of the bars from a time on, to the end
+    beyond_ms = BEYOND_BARS * data.candles[0].interval_ms
     while (probe := connection.recv()) is not None:
         assert isinstance(probe, FutureProbe)
+        until_ms = probe.at_ms + beyond_ms
         if probe.from_ms not in bases:
             bases.clear()
-            is_whole = all(part.open_time_ms[0] >= probe.from_ms for part in candles)
-            until = None if is_whole else probe.at_ms
-            window = files._replace(candles=_window(candles, probe.from_ms, until))
+            is_whole = all(part.open_time_ms[0] >= probe.from_ms for part in data.candles)
+            window = data.opening(probe.from_ms, None if is_whole else until_ms)
             bases[probe.from_ms] = _steps(config, window, mode)
         base = bases[probe.from_ms]
-        future = _window(candles, probe.from_ms, probe.at_ms)
-        if probe.cut:
-            future = _cut(future, probe.from_ms, probe.at_ms)
-        else:
-            future = [corrupted(part, part.open_time_ms > probe.at_ms) for part in future]
-        opened = [part for part in candles if probe.at_ms in part.open_time_ms]
-        close_ms = max(
-            int(part.closes_ms[np.searchsorted(part.open_time_ms, probe.at_ms)]) for part in opened
-        )
-        books = [later_taken(one, close_ms, cut=probe.cut) for one in files.depth]
-        # Later ones are cut off with every future: none of them is known before its bar.
-        known = actions_until(files.actions, candles, probe.at_ms)
-        events = [ChangedSource(one, known_ms=close_ms, cut=probe.cut) for one in files.events]
-        changed_files = files._replace(candles=future, depth=books, actions=known, events=events)
+        future = data.until(probe.at_ms, cut=probe.cut).opening(probe.from_ms, until_ms)
+        close_ms = data.close_of(probe.at_ms)
         with replaced_covariates(config, without_later(close_ms, cut=probe.cut)) as changed:
-            steps = _steps(changed, changed_files, mode)
+            steps = _steps(changed, future, mode)
         connection.send(_first_moved(base, steps, probe.at_ms))
     connection.send(accesses(config))
 
@@ -503,52 +488,24 @@ def _stepped(connection: Connection, machine: Machine, given: Iterable[EngineInp
         connection.send(taken[asked])
 
 
-def _replay(config: Config, files: Files, mode: str) -> Replay:
-    """Return the replay of *files*, warmed by the candles of frames that begin before its bars.
+def _replay(config: Config, data: MarketData, mode: str) -> Replay:
+    """Return the replay of *data*, warmed by the candles of frames that begin before its bars.
 
     Later ones say what the bars add up to, and would tell a bar of the future.
     """
-    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in files.candles}
-    frames = [
-        slice_candles(
-            part, slice(0, int(np.searchsorted(part.open_time_ms, first_ms[part.symbol])))
-        )
-        for part in files.frames
+    first_ms = {part.symbol: int(part.open_time_ms[0]) for part in data.candles}
+    before = [
+        slice_candles(part, np.flatnonzero(part.open_time_ms < first_ms[part.symbol]))
+        for part in data.frames
         if part.symbol in first_ms
     ]
-    kept = [part for part in frames if len(part)]
-    return build(
-        config,
-        files.candles,
-        started_at_ms=0,
-        mode=mode,
-        frames=kept,
-        depth=files.depth,
-        actions=files.actions,
-        events=files.events,
-    )
+    kept = replace(data, frames=[part for part in before if len(part)])
+    return build(config, kept, started_at_ms=0, mode=mode)
 
 
-def _steps(config: Config, files: Files, mode: str) -> list[Step]:
-    steps = chain.from_iterable(derived(_replay(config, files, mode)))
+def _steps(config: Config, data: MarketData, mode: str) -> list[Step]:
+    steps = chain.from_iterable(derived(_replay(config, data, mode)))
     return [one.step for one in steps if isinstance(one.step.event, Bar)]
-
-
-def _cut(candles: Sequence[Candles], from_ms: int, until_ms: int | None) -> Sequence[Candles]:
-    kept = []
-    for part in candles:
-        first = int(np.searchsorted(part.open_time_ms, from_ms))
-        last = len(part)
-        if until_ms is not None:
-            last = int(np.searchsorted(part.open_time_ms, until_ms, side="right"))
-        kept.append(slice_candles(part, slice(first, last)))
-    return [part for part in kept if len(part)]
-
-
-def _window(candles: Sequence[Candles], from_ms: int, at_ms: int | None) -> Sequence[Candles]:
-    """Return the bars from *from_ms* until some after *at_ms*."""
-    until = None if at_ms is None else at_ms + BEYOND_BARS * candles[0].interval_ms
-    return _cut(candles, from_ms, until)
 
 
 def _first_moved(

@@ -22,8 +22,9 @@ import numpy as np
 
 from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import Config, own_classes
-from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import fit_windows, span_of
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference, LookaheadFinding
 from tracepaper.replay.checks.external_inputs import ExternalInput
 from tracepaper.replay.checks.isolation import (
@@ -45,13 +46,10 @@ from tracepaper.replay.checks.perturbations import (
     HASH_SEEDS,
     PRICE_FACTOR,
     DerivedStep,
-    Files,
     FutureProbe,
     Surroundings,
-    dearer,
     first_false_frame,
     largest_table,
-    later,
     link,
     moved_by,
     replaced_covariates,
@@ -97,7 +95,7 @@ class Limits:
 
 def lookahead(
     config: Config,
-    files: Files,
+    data: MarketData,
     fresh: FreshProcesses,
     limits: Limits | None = None,
     *,
@@ -105,15 +103,17 @@ def lookahead(
     allow: Sequence[str] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> LookaheadFinding:
-    """Look for whatever a decision over *files* depends on beside its own past bars.
+    """Look for whatever a decision over *data* depends on beside its own past bars.
 
     *allow* names files, folders, addresses or programs that the class may open. Raises
     ``ConfigInvalid`` where the candles are too few to decide anything.
     """
-    if not files.frames:
+    if not data.frames:
         # A cut future changes them no more.
-        config, _ = fit_windows(config, span_of(files.candles))
-    return _Check(config, files, fresh, limits or Limits(), mode, report).run(allow)
+        config, shortened = fit_windows(config, span_of(data.candles))
+        for sentence in shortened:
+            report(f"Warning: {sentence}.")
+    return _Check(config, data, fresh, limits or Limits(), mode, report).run(allow)
 
 
 class _TimeOver(Exception):
@@ -126,14 +126,14 @@ class _Check:
     def __init__(
         self,
         config: Config,
-        files: Files,
+        data: MarketData,
         fresh: FreshProcesses,
         limits: Limits,
         mode: str,
         report: Callable[[str], None],
     ) -> None:
         self._config, self._fresh = config, fresh
-        self._files = self._replayed = files  # of these the candles that the time sufficed for
+        self._data = self._replayed = data  # of these the candles that the time sufficed for
         # What a user's model says is derived again bar by bar, so that all of it is bit-equal.
         self._mode = "step" if config.model.own_class else mode
         self._weeks = weeks_later(config.market.interval_ms)
@@ -149,7 +149,7 @@ class _Check:
     def run(self, allow: Sequence[str]) -> LookaheadFinding:
         """Do all of it, or as much as the time allows."""
         found = self._found
-        with self._fresh.child(derive_whole, self._config, self._files, self._mode) as child:
+        with self._fresh.child(derive_whole, self._config, self._data, self._mode) as child:
             try:
                 self._whole = self._replay_whole(child)
             except Overdue:
@@ -190,7 +190,7 @@ class _Check:
     def _replay_whole(self, child: Child) -> Whole:
         """Replay everything, for at most a sixth of the time; all parts are compared with it."""
         found, stopped = self._found, False
-        total = sum(len(part) for part in self._files.candles)
+        total = sum(len(part) for part in self._data.candles)
         until_s = self._clock.network_s() + self._limits.seconds / 6
         while isinstance(whole := child.receive(), int):
             self._report(f"lookahead: {min(whole, total):,} of {total:,} bars replayed")
@@ -209,11 +209,7 @@ class _Check:
             )
         if stopped:
             last_ms = bars[-1].open_time_ms
-            kept = [
-                slice_candles(part, slice(0, int(np.searchsorted(part.open_time_ms, last_ms))))
-                for part in self._files.candles
-            ]
-            self._replayed = self._files._replace(candles=kept)
+            self._replayed = self._data.opening(0, last_ms - 1)
             found.unfinished.append("a replay of all bars")
             found.unproved.append(
                 f"the last {total - len(bars):,} of {total:,} bars: the time did not suffice"
@@ -342,7 +338,7 @@ class _Check:
         """Hand on the bars of each close in the opposite order of their symbols."""
         if len(self._whole.instruments) < 2:  # two have an order
             return
-        reverse = self._replayed._replace(candles=self._replayed.candles[::-1])
+        reverse = replace(self._replayed, candles=self._replayed.candles[::-1])
         with self._fresh.child(derive_whole, self._config, reverse, self._mode) as child:
             while isinstance(whole := child.receive(), int):
                 self._check_time()
@@ -400,7 +396,7 @@ class _Check:
         found = self._found
         probes = _spread(self._replayed.candles, self._limits, self._whole.warmup)
         found.planned = len(probes)
-        with self._fresh.child(derive_probes, self._config, self._files, self._mode) as child:
+        with self._fresh.child(derive_probes, self._config, self._data, self._mode) as child:
             for number, probe in enumerate(probes):
                 if number:
                     self._check_time()
@@ -421,17 +417,19 @@ class _Check:
     def _later(self) -> None:
         """Move the whole series in time; what then differs depends on the date."""
         with replaced_covariates(self._config, moved_by(self._weeks * WEEK_MS)) as config:
-            self._compare_moved(later(self._replayed), "on the date", same_judgement, config)
+            self._compare_moved(
+                self._replayed.shifted(self._weeks), "on the date", same_judgement, config
+            )
 
     def _dearer(self) -> None:
         """Multiply all prices; whose signal then differs depends on the absolute price."""
         self._compare_moved(
-            dearer(self._replayed), "on the absolute price", same_signal, self._config
+            self._replayed.scaled(PRICE_FACTOR), "on the absolute price", same_signal, self._config
         )
 
     def _compare_moved(
         self,
-        moved: Files,
+        moved: MarketData,
         on: str,
         same: Callable[[DerivedStep, DerivedStep], bool],
         config: Config,

@@ -12,12 +12,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass
 from functools import wraps
 from importlib.util import source_from_cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from msgspec import structs
@@ -27,9 +26,7 @@ from tracepaper.daemon.session.covariates import covariates_path
 from tracepaper.daemon.session.user_code import parsed
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.candles import resample
-from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
-from tracepaper.replay.archive.order_book import RecordedDepth
-from tracepaper.replay.backtest.book_feed import ChangedSource, EventsSource, FillSource
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.storage.covariates import SYMBOL, TIME, read_covariates
 from tracepaper.strategies.api.context import Orders, Signal
@@ -37,11 +34,10 @@ from tracepaper.strategies.api.timeframes import Row, grid_of
 from tracepaper.strategies.covariates import ALL_SYMBOLS, CovariateRows, rows_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.months import MONTH_MS
-from tracepaper.strategies.order_book import Books
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.types.decisions import Decision, Prediction, Step, StrategyDecision
 from tracepaper.strategies.types.market import Bar, Instrument
-from tracepaper.strategies.units import INTERVAL_NAMES, WEEK_MS
+from tracepaper.strategies.units import INTERVAL_NAMES
 
 _NONSENSE: Final = -40.0
 """Later numbers are multiplied by it, and stand so much lower."""
@@ -262,68 +258,12 @@ class FutureProbe:
     cut: bool
 
 
-class Files(NamedTuple):
-    """What a check replays."""
-
-    candles: Sequence[Candles]
-    frames: Sequence[Candles] = ()  # of higher timeframes, from before *candles*
-    depth: Sequence[RecordedDepth] = ()  # order books; none later than a last bar's close is read
-    actions: Sequence[ActionRow] = ()  # splits and dividends
-    events: Sequence[FillSource] = ()  # of order books that fill orders
-
-
-def files_of(
-    candles: Sequence[Candles],
-    frames: Sequence[Candles],
-    depth: Sequence[RecordedDepth],
-    actions: Sequence[Path] | None,
-    events: Sequence[Path] | None,
-) -> Files:
-    """Return the files that a check replays, *actions* and *events* read from theirs.
-
-    Raises ``DataInvalid`` for a file that is none.
-    """
-    sources = [EventsSource(path) for path in events or ()]
-    return Files(candles, frames, depth, read_actions(*(actions or ())), sources)
-
-
-def corrupted(candles: Candles, later: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Candles:
-    """Return *candles* with nonsense where *later*: prices tenfold, volumes gone."""
-    factor = np.where(later, 10, 1)
-    return replace(
-        candles,
-        open=candles.open * factor,
-        high=candles.high * factor * np.where(later, 2, 1),
-        low=candles.low,
-        close=candles.close * factor,
-        volume=np.where(later, 0, candles.volume),
-    )
-
-
-def later_taken(recorded: RecordedDepth, close_ms: int, *, cut: bool) -> RecordedDepth:
-    """Return *recorded* without the books after *close_ms*, or with nonsense in their place.
-
-    Prices are tenfold then, and a thousand times as much is asked.
-    """
-    books = recorded.books
-    known = int(np.searchsorted(books.seen_ms, close_ms, side="right"))
-    if cut:
-        starts = recorded.starts[recorded.starts < known]
-        kept, causes = books.part(0, known), recorded.causes[: len(starts)]
-        return replace(recorded, books=kept, starts=starts, causes=causes)
-    price, size = books.price.copy(), books.size.copy()
-    price[known:] *= 10
-    size[known:, 1] *= 1_000
-    return replace(recorded, books=replace(books, price=price, size=size))
-
-
 WEEKS_LATER: Final = 64
 """A week is no whole number of 64-bar blocks; 64 weeks are, and a date is another one."""
 MONTHS_LATER: Final = 1_461
 """Weeks of 28 years, after which every month begins on its date and lasts as long again."""
 
 PRICE_FACTOR: Final = 10
-_PRICES: Final = ("open", "high", "low", "close")
 
 
 def weeks_later(interval_ms: int) -> int:
@@ -331,54 +271,8 @@ def weeks_later(interval_ms: int) -> int:
     return MONTHS_LATER if interval_ms == MONTH_MS else WEEKS_LATER
 
 
-def later(files: Files) -> Files:
-    """Return *files* so many weeks later."""
-    weeks = weeks_later(files.candles[0].interval_ms)
-    later_ms = weeks * WEEK_MS
-
-    def moved(books: Books) -> Books:
-        seen_ms, market_ms = books.seen_ms + later_ms, books.market_ms + later_ms
-        return replace(books, seen_ms=seen_ms, market_ms=market_ms)
-
-    moved_actions = [
-        one._replace(ex_date=one.ex_date + timedelta(weeks=weeks)) for one in files.actions
-    ]
-    changed = _changed(files, lambda part: part.later(weeks), moved)
-    events = [ChangedSource(one, later_ms=later_ms) for one in files.events]
-    return changed._replace(actions=moved_actions, events=events)
-
-
-def dearer(files: Files) -> Files:
-    """Return *files* with all prices times ``PRICE_FACTOR``."""
-
-    def multiplied(part: Candles) -> Candles:
-        prices = {name: getattr(part, name) * PRICE_FACTOR for name in _PRICES}
-        turnover = None if part.turnover is None else part.turnover * PRICE_FACTOR
-        return replace(part, **prices, turnover=turnover)
-
-    dividends = [
-        one if one.is_split else one._replace(value=one.value * PRICE_FACTOR)
-        for one in files.actions
-    ]
-    changed = _changed(
-        files, multiplied, lambda books: replace(books, price=books.price * PRICE_FACTOR)
-    )
-    events = [ChangedSource(one, price_factor=PRICE_FACTOR) for one in files.events]
-    return changed._replace(actions=dividends, events=events)
-
-
-def _changed(
-    files: Files, change: Callable[[Candles], Candles], change_books: Callable[[Books], Books]
-) -> Files:
-    return Files(
-        [*map(change, files.candles)],
-        [*map(change, files.frames)],
-        [replace(one, books=change_books(one.books)) for one in files.depth],
-    )
-
-
 def first_false_frame(
-    files: Files, instruments: Sequence[Instrument], steps: Sequence[DerivedStep]
+    data: MarketData, instruments: Sequence[Instrument], steps: Sequence[DerivedStep]
 ) -> tuple[int, Difference | None]:
     """Compare the bars of higher timeframes with the closed ones of the whole file.
 
@@ -390,9 +284,9 @@ def first_false_frame(
         part.instrument: _ClosedFrames(
             part,
             scales[part.instrument],
-            [one for one in files.frames if one.symbol == part.symbol],
+            [one for one in data.frames if one.symbol == part.symbol],
         )
-        for part in files.candles
+        for part in data.candles
     }
     compared = 0
     for one in steps:
@@ -412,8 +306,8 @@ def first_false_frame(
 class _ClosedFrames:
     """The closed bars of higher timeframes that a file's candles make, and those before it."""
 
-    def __init__(self, candles: Candles, instrument: Instrument, frames: Sequence[Candles]) -> None:
-        self._candles, *self._before = [part.aligned(instrument) for part in (candles, *frames)]
+    def __init__(self, candles: Candles, instrument: Instrument, before: Sequence[Candles]) -> None:
+        self._candles, *self._before = [part.aligned(instrument) for part in (candles, *before)]
         self._made: dict[int, list[Row]] = {}
         self._at: dict[int, int] = {}
         self._calendars: dict[int, Calendar] = {}

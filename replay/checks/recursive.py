@@ -31,6 +31,7 @@ from tracepaper.daemon.session.user_code import own_folder, own_sources
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import SHARES, near_measure, predictions_agree
 from tracepaper.replay.backtest.run import predictor_over
 from tracepaper.replay.checks.compare import Difference, decision_differences
@@ -40,7 +41,7 @@ from tracepaper.replay.checks.isolation import (
     derived,
     first_difference,
 )
-from tracepaper.replay.checks.perturbations import DerivedStep, Files, of_each_strategy
+from tracepaper.replay.checks.perturbations import DerivedStep, of_each_strategy
 from tracepaper.storage.record.digest import requests_sha256
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.api.strategy import PortfolioStrategy, Strategy
@@ -270,7 +271,7 @@ class _Setting(NamedTuple):
     """What every derivation of a check is made of."""
 
     config: Config
-    files: Files
+    data: MarketData
     mode: str
 
 
@@ -313,17 +314,8 @@ def derive_memory(
 
 
 def _replay(setting: _Setting, start: Start) -> Replay:
-    files = setting.files
     return build(
-        setting.config,
-        files.candles,
-        started_at_ms=0,
-        mode=setting.mode,
-        from_ms=start.from_ms,
-        frames=files.frames,
-        depth=files.depth,
-        actions=files.actions,
-        events=files.events,
+        setting.config, setting.data, started_at_ms=0, mode=setting.mode, from_ms=start.from_ms
     )
 
 
@@ -352,7 +344,7 @@ def _resumed(
     restart.restore(state, next_sequence=standing.sequence, since=standing.since)
     for frame_bar in standing.frame_bars:
         restart.recall_frame(frame_bar)
-    for bar in _earlier(replay, setting.files.candles):
+    for bar in _earlier(replay, setting.data.candles):
         restart.recall_range(bar)
     before: list[Bar] | None = []
     for unit, predictions in _units(replay):
@@ -435,7 +427,7 @@ def _is_decided(one: DerivedStep) -> bool:
 
 def recursive(
     config: Config,
-    files: Files,
+    data: MarketData,
     fresh: FreshProcesses,
     *,
     probes: int,
@@ -449,7 +441,7 @@ def recursive(
     state, nothing may differ. Of the candles of higher timeframes a later start is handed those
     that the full run took in. Of several instruments all start at the time of a bar of the first.
     """
-    found, candles = RecursiveFinding(), files.candles
+    found, candles = RecursiveFinding(), data.candles
     for part in candles:
         if len(part) - warmup < 2:  # one bar to start later by, one to compare
             raise DataInvalid(
@@ -464,7 +456,7 @@ def recursive(
             f"After the first bar of {candles[0].path} too few bars of the others follow for the "
             f"warm-up of {warmup}; give candles of one time."
         )
-    setting = _Setting(config, files, mode)
+    setting = _Setting(config, data, mode)
     rows = sorted({max(1, round(room * (turn + 1) / (probes + 1))) for turn in range(probes)})
     starts = [
         max(

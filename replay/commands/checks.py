@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from tracepaper.daemon.commands.options import (
-    ActionsOption,
     ColumnsOption,
     ConfigOption,
     DatabaseOption,
     DepthOption,
-    EventsOption,
     FromOption,
     JsonOption,
     SetOption,
@@ -25,15 +23,15 @@ from tracepaper.daemon.commands.options import (
     reads_record,
     say,
 )
+from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import DAY_MS, RATE_DECIMALS, count_of, iso, unscaled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracepaper.daemon.config.loading import Config, Given
-    from tracepaper.replay.archive import Candles
-    from tracepaper.replay.archive.order_book import RecordedDepth
+    from tracepaper.daemon.config.loading import Config
+    from tracepaper.replay.backtest.market_data import MarketData
     from tracepaper.replay.checks.compare import LookaheadFinding
     from tracepaper.replay.checks.parity import FundingCheck, Parity
     from tracepaper.replay.checks.slippage import SlippageFindings
@@ -300,24 +298,12 @@ def _unproved(found: Parity) -> str:
 
 
 MOST_BARS = 100_000
-DataOption = Annotated[
-    list[str],
-    typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
-]
-FrameOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="PATH", help="Candles of a higher timeframe that begin before the data; repeat."
-    ),
-]
-ModeOption = Annotated[
-    str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
-]
 
 
+@command(Consumer.LOOKAHEAD)
 def lookahead(
-    data: DataOption,
     *,
+    spec: RunSpec,
     probes: Annotated[
         int, typer.Option(min=1, help="Points at which the future is changed or cut off.")
     ] = 12,
@@ -335,36 +321,27 @@ def lookahead(
         int | None,
         typer.Option(min=10, help=f"Bars of each file to use; by default up to {MOST_BARS:,}."),
     ] = None,
-    frame_data: FrameOption = None,
-    columns: ColumnsOption = None,
-    depth: DepthOption = None,
-    events: EventsOption = None,
-    actions: ActionsOption = None,
-    mode: ModeOption = "scan",
-    config: ConfigOption = None,
-    settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check for lookahead bias: hide the future; exit 0 only if no decision changes."""
-    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import Limits
     from tracepaper.replay.checks.lookahead import lookahead as check
-    from tracepaper.replay.checks.perturbations import files_of
 
-    given, candles = _given(data, columns, with_settings(config, settings))
+    config, data = _read(spec)
     most = bars or MOST_BARS
-    left = sum(max(0, len(part) - most) for part in candles)
-    looked_at = _first(candles, most)
-    given, books = _with_books(given, looked_at, depth)
-    if not frame_data:
-        given = _fitted(given, looked_at)
-    files = files_of(looked_at, _frames(frame_data, columns), books, actions, events)
-    with FreshProcesses(*_preloaded(given)) as fresh:
+    left = sum(max(0, len(part) - most) for part in data.candles)
+    data = data.first(most)
+    with FreshProcesses(*_preloaded(config)) as fresh:
         found = check(
-            given, files, fresh, Limits(probes, seconds), mode=mode, allow=allow_reading or (),
+            config,
+            data,
+            fresh,
+            Limits(probes, seconds),
+            mode=spec.mode,
+            allow=allow_reading or (),
             report=_report,
-        )  # fmt: skip
+        )
     if left:
         found.unproved.append(f"the {left:,} bars after the first {most:,}; give --bars")
     if json:
@@ -375,56 +352,48 @@ def lookahead(
         raise typer.Exit(1)
 
 
+@command(Consumer.RECURSIVE)
 def recursive(
-    data: DataOption,
     *,
+    spec: RunSpec,
     probes: Annotated[int, typer.Option(min=1, help="How many later starts to try.")] = 4,
     bars: Annotated[
         int | None, typer.Option(min=10, help="Bars of the data to use; by default enough.")
     ] = None,
-    frame_data: FrameOption = None,
-    columns: ColumnsOption = None,
-    depth: DepthOption = None,
-    events: EventsOption = None,
-    actions: ActionsOption = None,
-    mode: ModeOption = "scan",
-    config: ConfigOption = None,
-    settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Check the warm-up: start later; exit 1 if a decision after the warm-up differs."""
-    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.session.build import make_strategies, needs_forecaster, warmup_bars
     from tracepaper.daemon.session.models import load_forecaster
+    from tracepaper.replay.backtest.build import fit_windows, span_of
     from tracepaper.replay.checks.isolation import FreshProcesses
     from tracepaper.replay.checks.lookahead import MODEL
-    from tracepaper.replay.checks.perturbations import files_of
     from tracepaper.replay.checks.recursive import recursive as check
 
-    given, candles = _given(data, columns, with_settings(config, settings))
-    given, books = _with_books(given, candles, depth)
-    if not frame_data:
-        given = _fitted(given, candles)
-    forecaster = load_forecaster(given) if needs_forecaster(given) else None
-    strategies = make_strategies(given, forecaster)
-    frames = _frames(frame_data, columns)
-    sessions = None if candles[0].calendar is None else candles[0].calendar.sessions
-    warmup = warmup_bars(strategies, given, sessions=sessions, makes_frames=not frames)
-    wanted = min(*map(len, candles), bars or 2 * warmup + 1_000)
+    config, data = _read(spec)
+    if not data.frames:
+        config, shortened = fit_windows(config, span_of(data.candles))
+        for sentence in shortened:
+            _report(f"Warning: {sentence}.")
+    forecaster = load_forecaster(config) if needs_forecaster(config) else None
+    strategies = make_strategies(config, forecaster)
+    calendar = data.candles[0].calendar
+    sessions = None if calendar is None else calendar.sessions
+    warmup = warmup_bars(strategies, config, sessions=sessions, makes_frames=not data.frames)
+    wanted = min(*map(len, data.candles), bars or 2 * warmup + 1_000)
     if wanted <= warmup:
         # Nothing would differ, for nothing would be decided.
         raise ConfigInvalid(
             f"The strategy is warm after {warmup:,} bars, and {wanted:,} are looked at; give more."
         )
-    candles = _first(candles, wanted)
     with FreshProcesses(*((MODEL,) if forecaster is not None else ())) as fresh:
         found = check(
-            given,
-            files_of(candles, frames, books, actions, events),
+            config,
+            data.first(wanted),
             fresh,
             probes=probes,
             warmup=warmup,
-            mode=mode,
+            mode=spec.mode,
             report=_report,
         )
     if json:
@@ -441,7 +410,7 @@ def recursive(
         raise typer.Exit(1)
 
 
-def _preloaded(given: Config) -> list[str]:
+def _preloaded(config: Config) -> list[str]:
     """Return the slow packages that the model needs, to be loaded once for all processes."""
     from tracepaper.daemon.config.values import ASKS
     from tracepaper.daemon.session.build import needs_forecaster
@@ -449,58 +418,24 @@ def _preloaded(given: Config) -> list[str]:
     from tracepaper.daemon.session.user_model import model_class
     from tracepaper.replay.checks.lookahead import MODEL
 
-    if name := given.model.own_class:
+    if name := config.model.own_class:
         return packages_of(model_class(name))
-    asks_torch = needs_forecaster(given) or given.strategy.name in ASKS
+    asks_torch = needs_forecaster(config) or config.strategy.name in ASKS
     return [MODEL] if asks_torch else []
 
 
-def _given(
-    data: Sequence[str], columns: Sequence[str] | None, file: Given
-) -> tuple[Config, list[Candles]]:
-    """Return the configuration for *data*, and their candles aggregated to its interval."""
-    from tracepaper.daemon.config.loading import load
+def _read(spec: RunSpec) -> tuple[Config, MarketData]:
+    """Return the data of *spec*, aggregated to the interval of their configuration, and this."""
     from tracepaper.replay.archive.candles import resample
-    from tracepaper.replay.backtest.build import configuration, read_market
+    from tracepaper.replay.backtest.build import configuration
+    from tracepaper.replay.backtest.market_data import MarketData
+    from tracepaper.replay.backtest.tracks import with_depth
 
-    candles = read_market(load(file).market, data, columns=columns or ())
-    given = configuration(file, candles)
-    return given, [resample(part, given.market.interval_ms) for part in candles]
-
-
-def _fitted(given: Config, candles: Sequence[Candles]) -> Config:
-    """Return *given* with the windows that a replay of *candles* takes, and say which."""
-    from tracepaper.replay.backtest.build import fit_windows, span_of
-
-    fitted, said = fit_windows(given, span_of(candles))
-    for sentence in said:
-        _report(f"Warning: {sentence}.")
-    return fitted
-
-
-def _frames(paths: Sequence[str] | None, columns: Sequence[str] | None) -> list[Candles]:
-    from tracepaper.replay.archive import read_candles
-
-    return [read_candles(path, columns=columns or ()) for path in paths or ()]
-
-
-def _with_books(
-    given: Config, candles: Sequence[Candles], paths: Sequence[Path] | None
-) -> tuple[Config, list[RecordedDepth]]:
-    """Return *given* with the levels and the pace of the books of *paths*, and these."""
-    from tracepaper.replay.archive.order_book import read_depth
-    from tracepaper.replay.backtest.feed import refuse_elsewhere, with_depth
-
-    books = [read_depth(path) for path in paths or ()]
-    given = given.model_copy(update={"market": with_depth(given.market, books)})
-    refuse_elsewhere(books, candles)
-    return given, books
-
-
-def _first(candles: Sequence[Candles], most: int) -> list[Candles]:
-    from tracepaper.replay.archive import slice_candles
-
-    return [slice_candles(part, slice(0, most)) for part in candles]
+    data = MarketData.read(spec)
+    config = configuration(spec.given, data.candles)
+    candles = [resample(part, config.market.interval_ms) for part in data.candles]
+    market = with_depth(config.market, data.depth)
+    return config.model_copy(update={"market": market}), replace(data, candles=candles)
 
 
 def _print(found: LookaheadFinding) -> None:

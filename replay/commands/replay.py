@@ -2,122 +2,175 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
 
-from tracepaper.daemon.commands.options import (
-    ActionsOption,
-    CandlesArgument,
-    ColumnsOption,
-    ConfigOption,
-    DepthOption,
-    EventsOption,
-    FrameDataOption,
-    FromOption,
-    FundingOption,
-    JsonOption,
-    SetOption,
-    SymbolOption,
-    ToOption,
-    print_json,
-)
+from tracepaper.daemon.commands.options import ColumnsOption, ConfigOption, JsonOption, print_json
+from tracepaper.replay.backtest.run_spec import Consumer, RunSpec, command
 from tracepaper.replay.commands.train import OnOption
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.types.market import Category
+from tracepaper.strategies.types.market import Category, ParityOutcome
+from tracepaper.strategies.units import MONEY_DECIMALS, count_of, unscaled
 
 if TYPE_CHECKING:
     from tracepaper.replay.api import Backtest
+    from tracepaper.replay.backtest.build import Replay
+    from tracepaper.replay.backtest.make import MadeRun
     from tracepaper.replay.exchange.faults import FaultPlan
     from tracepaper.replay.sweep.space import Objective
+    from tracepaper.strategies.types.market import ParityCheck
+
+INTERRUPTED: Final = 130
 
 
+@command(Consumer.REPLAY)
 def replay(
-    files: CandlesArgument = None,
     *,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="Candles (PATH or SYMBOL=PATH), or FILE.db#RUN for a run's own events; repeat.",
-        ),
-    ] = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
-    symbol: SymbolOption = None,
-    category: Annotated[
-        str | None, typer.Option(help="linear or spot, where the file name lacks it.")
-    ] = None,
-    columns: ColumnsOption = None,
-    from_: FromOption = None,
-    to: ToOption = None,
-    resume: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Continue an interrupted replay.")
-    ] = None,
-    funding: FundingOption = None,
-    actions: ActionsOption = None,
-    frame_data: FrameDataOption = None,
-    depth: DepthOption = None,
-    events: EventsOption = None,
-    mode: Annotated[
-        str, typer.Option(help="How the model reads the bars: scan (one pass) or step.")
-    ] = "scan",
-    db: Annotated[
-        Path | None,
-        typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
-    ] = None,
+    spec: RunSpec,
     verify: Annotated[
         bool,
         typer.Option("--verify", help="Derive the run again at its end, and store the result."),
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Backtest on candles, or replay a recorded run's events; every decision is stored."""
+    """Backtest on candles, or replay a recorded run's events; every decision is stored.
+
+    --data FILE.db#RUN names a run instead of candles.
+    """
     try:
-        from tracepaper.daemon.config.loading import with_settings
-        from tracepaper.replay.backtest.request import Request, perform
+        from tracepaper.replay.backtest.make import make_run
+        from tracepaper.replay.backtest.run import Watch
     except KeyboardInterrupt:  # loading takes a second or two
         typer.echo("Interrupted before the replay began; nothing of it is stored.", err=True)
         raise
 
-    given = (*(files or ()), *(data or ()))
-    if not given:
-        raise ConfigInvalid("Give candles: tracepaper replay PATH, or --data PATH for each file.")
-    request = Request(
-        data=given,
-        config=with_settings(config, settings),
-        symbol=symbol,
-        category=category,
-        columns=tuple(columns or ()),
-        from_text=from_,
-        to_text=to,
-        resume=resume,
-        funding=tuple(funding or ()),
-        actions=tuple(actions or ()),
-        frames=tuple(frame_data or ()),
-        depth=tuple(depth or ()),
-        events=tuple(events or ()),
-        mode=mode,
-        database=db,
-    )
-    check_made = None
-    if verify:
+    @contextmanager
+    def bars_done(replay: Replay) -> Iterator[Callable[[int], None]]:
+        with _progress("bars", quiet=json or not sys.stderr.isatty()) as advance:
+            yield lambda bars: advance(bars, replay.feed.bar_count, None)
+
+    with _interruptible() as stopped:
+        run = make_run(spec, Watch(bars_done, stopped))
+    check = None
+    if verify and run.tally.finished:
         from tracepaper.replay.checks.parity import check_whole
 
-        check_made = partial(check_whole, kind="verify")
-    perform(request, as_json=json, check_made=check_made)
+        check = check_whole(run.database, run.run_id, kind="verify")
+    _show_run(run, check, as_json=json)
+    if not run.tally.finished:
+        raise typer.Exit(INTERRUPTED)
+    if check is not None and check.outcome is not ParityOutcome.IDENTICAL:
+        raise typer.Exit(1)
 
 
+@contextmanager
+def _interruptible() -> Iterator[Callable[[], bool]]:
+    """Turn the first Ctrl-C into a question that the loop asks; the second one interrupts."""
+    interrupted = False
+
+    def remember(_signal: int, _frame: object) -> None:
+        nonlocal interrupted
+        if interrupted:
+            raise KeyboardInterrupt
+        interrupted = True
+
+    before = signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, str | None], None]]:
+    """Show how many of all *what* are done, with a note, on a terminal; nothing elsewhere.
+
+    The note is how many are done in a second where none is told.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    if quiet:
+        yield lambda _done, _of, _note: None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None, note="")
+
+        def advance(done: int, of: int, note: str | None) -> None:
+            speed = bar.tasks[0].speed
+            rate = f"{speed:,.0f} {what}/s" if speed else ""
+            bar.update(task, completed=done, total=of, note=rate if note is None else note)
+
+        yield advance
+
+
+def _show_run(run: MadeRun, check: ParityCheck | None, *, as_json: bool) -> None:
+    from tracepaper.daemon.terminal.console import Terminal
+    from tracepaper.replay.report.terminal import (
+        decision_to_explain,
+        program_name,
+        show_summary,
+        summarise,
+    )
+
+    database, run_id, tally = run.database, run.run_id, run.tally
+    if as_json:
+        print_json(
+            {
+                "run_id": run_id,
+                "database": str(database),
+                "bars": tally.bars,
+                "decisions": tally.decisions,
+                "equity": float(unscaled(tally.equity, MONEY_DECIMALS)),
+                "equity_text": unscaled(tally.equity, MONEY_DECIMALS),
+                "seconds": round(run.seconds, 3),
+                "finished": tally.finished,
+                **({} if check is None else {"parity": check}),
+            }
+        )
+        return
+    console, program = Terminal(), program_name()
+    sequence = decision_to_explain(database, run_id)
+    show_summary(console, summarise(database, run_id))
+    if not tally.finished:
+        console.print(
+            f"Interrupted; `tracepaper replay --resume {run_id} …` goes on.", markup=False
+        )
+    if check is not None:
+        console.print(f"Parity of the run with its replay: {check.reason}.", markup=False)
+    console.print(
+        f"{count_of(tally.bars, 'bar')} in {run.seconds:,.1f} s. Next:\n"
+        f"  {program} audit verify last --db {database}\n"
+        f"  {program} verify last --db {database}\n"
+        f"  {program} explain last:{0 if sequence is None else sequence} --db {database}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@command(Consumer.SWEEP)
 def sweep(
-    files: CandlesArgument = None,
     *,
     space: Annotated[
         list[str],
@@ -126,10 +179,6 @@ def sweep(
             help="Values 5,10,20, 5..50:5 or 0.1..10:log of an option or section.key; repeat.",
         ),
     ],
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="PATH", help="Candles: PATH or SYMBOL=PATH; repeat."),
-    ] = None,
     objective: Annotated[
         str,
         typer.Option(
@@ -170,68 +219,51 @@ def sweep(
         Path | None,
         typer.Option(metavar="FILE", help="Where its results are kept."),
     ] = None,
-    from_: FromOption = None,
-    to: ToOption = None,
-    symbol: SymbolOption = None,
-    columns: ColumnsOption = None,
-    funding: FundingOption = None,
-    actions: ActionsOption = None,
-    frame_data: FrameDataOption = None,
-    depth: DepthOption = None,
-    events: EventsOption = None,
+    spec: RunSpec,
     html: Annotated[
         Path | None,
         typer.Option("--html", metavar="FILE", help="Write a self-contained page."),
     ] = None,
-    config: ConfigOption = None,
-    settings: SetOption = None,
     json: JsonOption = False,
 ) -> None:
     """Try many configurations on the same candles; estimate how much of the best is luck.
 
     The same command continues an interrupted sweep. Exit code 1 if every run failed.
     """
-    from tracepaper.daemon.config.loading import with_settings
     from tracepaper.daemon.terminal.console import Terminal
     from tracepaper.replay.sweep.run import carry_out_sweep, executor_for
     from tracepaper.replay.sweep.space import axis_of_text
-    from tracepaper.replay.sweep.trial import read_request, state_beside
+    from tracepaper.replay.sweep.trial import Search, read_request, state_beside
     from tracepaper.replay.sweep.views import show_sweep
 
-    given = [*(files or ()), *(data or ())]
     require("ray", "--on ray", on == "ray")
     require("optuna", f"--sampler {sampler}", sampler in {"random", "tpe"})
-    if not given:
-        raise ConfigInvalid("Give candles: tracepaper sweep PATH, or --data PATH for each file.")
     axes = [axis_of_text(text) for text in space]
     if len({axis.name for axis in axes}) < len(axes):
         raise ConfigInvalid("--space names an option twice; give all its values at once.")
     request = read_request(
-        strategy,
-        given,
+        spec,
         {axis.name: axis for axis in axes},
         _objective(objective),
-        config=with_settings(config, settings),
-        sampler=sampler,
-        trials=trials,
-        seed=seed,
-        windows=walk,
-        direction=direction,
-        limit_s=limit,
-        start=from_,
-        end=to,
-        symbol=symbol,
-        columns=tuple(columns or ()),
-        funding=tuple(funding or ()),
-        actions=tuple(actions or ()),
-        frame_data=frame_data,
-        depth=tuple(depth or ()),
-        events=tuple(events or ()),
+        Search(
+            sampler=sampler,
+            trials=trials,
+            seed=seed,
+            windows=walk,
+            direction=direction,
+            limit_s=limit,
+        ),
+        strategy=strategy,
     )
     kept = state or state_beside(request)
-    with _progress(quiet=json or not sys.stderr.isatty()) as progress:
+    with _progress("runs", quiet=json or not sys.stderr.isatty()) as advance:
         found = carry_out_sweep(
-            request, executor_for(request, jobs, on), state=kept, progress=progress
+            request,
+            executor_for(request, jobs, on),
+            state=kept,
+            progress=lambda done, of, best: advance(
+                done, of, "" if best is None else f"best {best:.4g}"
+            ),
         )
     if html is not None:
         found.report(html=html)
@@ -258,38 +290,6 @@ def _objective(text: str) -> Objective:
     if not callable(found):
         raise ConfigInvalid(f"--objective {text} is no function; name one as module:function.")
     return cast("Callable[[Backtest], float]", found)
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[Callable[[int, int, float | None], None]]:
-    """Show runs, the time left and the best so far on a terminal; nothing elsewhere."""
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    if quiet:
-        yield lambda _done, _of, _best: None
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[best]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("runs", total=None, best="")
-
-        def advance(done: int, of: int, best: float | None) -> None:
-            said = "" if best is None else f"best {best:.4g}"
-            bar.update(task, completed=done, total=of, best=said)
-
-        yield advance
 
 
 def demo(

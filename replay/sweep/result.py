@@ -6,7 +6,7 @@ import base64
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from importlib import import_module
@@ -15,8 +15,11 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.config.loading import WithSettings, load_with_origins
-from tracepaper.replay.api import Backtest, backtest
+from tracepaper.daemon.config.loading import WithSettings
+from tracepaper.daemon.session.user_class import known_class
+from tracepaper.replay.api import Backtest
+from tracepaper.replay.backtest.run_spec import flags_of
+from tracepaper.replay.backtest.strategy_keys import process_warnings
 from tracepaper.replay.dataframes import Kind, Library, frame_of, frames_for
 from tracepaper.replay.notebook import Picture
 from tracepaper.replay.report import metrics
@@ -170,36 +173,31 @@ class SweepResult:
         if best is None:
             raise DataInvalid(f"No run of this sweep succeeded; the first says: {self.first_error}")
         work = self.request.work
-        overrides = overrides_of(work, best.point)
-        strategy = overrides.pop("strategy", {})
-        keys = {name: value for name, value in strategy.items() if name != "name"}
-        options = strategy.get("options", keys)
-        return backtest(
-            work.made_of or work.strategy,
-            list(work.candles),
-            params=options if work.strategy is not None else None,
-            config=_with_overrides(work.config, overrides),
-            db=db,
-            start=self.request.start,
-            end=self.request.end,
-            funding=self.request.funding,
-            actions=self.request.actions,
-            frame_data=list(work.frames) or None,
-            depth=self.request.depth,
-            events=self.request.events,
-            frames=self.request.library,
-        )
+        classes = () if work.made_of is None else (work.made_of,)
+        with known_class(work.made_of):
+            spec = replace(
+                work.spec,
+                overrides=overrides_of(work, best.point),
+                database=None if db is None else Path(db),
+                warnings=process_warnings(classes),
+            )
+            return Backtest.made(spec, classes, library=self.request.library)
 
     @property
     def command(self) -> str | None:
         """The command that makes the best cell's run with its whole record; None for a frame."""
-        request, best = self.request, self.best
-        work = request.work
+        spec, work, best = self.request.spec, self.request.work, self.best
         # A command line can name files, but neither frames nor a class of this process.
-        if best is None or request.paths is None or work.frames or work.made_of is not None:
+        inputs = (*spec.candles, *spec.frames)
+        if (
+            best is None
+            or work.made_of is not None
+            or not all(isinstance(one, str) for one in inputs)
+        ):
             return None
-        file = work.config.file if isinstance(work.config, WithSettings) else work.config
-        config = work.config.settings if isinstance(work.config, WithSettings) else work.config
+        given = spec.given
+        file = given.file if isinstance(given, WithSettings) else given
+        config = given.settings if isinstance(given, WithSettings) else given
         tables: dict[str, dict[str, Any]] = {}
         if isinstance(config, Mapping):
             tables = {name: dict(table) for name, table in config.items()}
@@ -210,21 +208,11 @@ class SweepResult:
             for section, table in tables.items()
             for key, value in table.items()
         ]
-        words += ["tracepaper", "replay", *map(shlex.quote, request.paths)]
+        words += ["tracepaper", "replay", *(shlex.quote(str(one)) for one in spec.candles)]
         if isinstance(file, Path):
             words += ["-c", shlex.quote(str(file))]
-        for option, moment in (("--from", request.start), ("--to", request.end)):
-            words += [option, moment] if moment else []
-        repeated: tuple[tuple[str, Sequence[object]], ...] = (
-            ("--columns", request.columns),
-            ("--funding", request.funding),
-            ("--actions", request.actions),
-            ("--depth", request.depth),
-            ("--events", request.events),
-        )
-        for option, values in repeated:
-            for value in values:
-                words += [option, shlex.quote(str(value))]
+        for flag, value in flags_of(spec):
+            words += [flag, shlex.quote(value)]
         return " ".join([*words, "--db", "best.db"])
 
     @property
@@ -374,7 +362,7 @@ class SweepResult:
             "strategy": self.request.work.strategy,
             "objective": self.objective,
             "direction": "maximize" if self.maximize else "minimize",
-            "sampler": self.request.sampler,
+            "sampler": self.request.search.sampler,
             "days": self.request.days,
             "warnings": list(self.request.warnings),
             "cells": [_document(cell) for cell in self.cells],
@@ -429,23 +417,6 @@ def _document(cell: CellResult) -> dict[str, Any]:
         "value": cell.value, "error": cell.error or None, "figures": cell.figures,
         "seconds": cell.seconds,
     }  # fmt: skip
-
-
-def _with_overrides(config: Any, overrides: Mapping[str, Mapping[str, Any]]) -> Any:  # noqa: ANN401
-    """Return the sections of *config* with *overrides* over them; *config* itself without any."""
-    if not overrides:
-        return config
-    if isinstance(config, Mapping):
-        sections = {name: dict(table) for name, table in config.items()}
-    else:
-        loaded, origins = load_with_origins(config)
-        document = loaded.settings()
-        sections = {}
-        for section, key in origins:
-            sections.setdefault(section, {})[key] = document[section][key]
-    for name, table in overrides.items():
-        sections.setdefault(name, {}).update(table)
-    return sections
 
 
 def _environment_text(value: object) -> str:

@@ -20,7 +20,8 @@ from tracepaper.daemon.session.user_class import is_importable, known_class
 from tracepaper.daemon.session.user_code import ForeignCode
 from tracepaper.replay import notebook
 from tracepaper.replay.api import Backtest
-from tracepaper.replay.arguments import columns_of, paths_of, strategy_name
+from tracepaper.replay.backtest.run_spec import Consumer, spec_of
+from tracepaper.replay.backtest.strategy_keys import strategy_name
 from tracepaper.replay.dataframes import Library, frames_for
 from tracepaper.replay.document.values import as_document
 from tracepaper.replay.notebook import text_of
@@ -35,6 +36,7 @@ from tracepaper.replay.sweep.trial import (
     WHOLE,
     Cell,
     CellResult,
+    Search,
     SweepRequest,
     Work,
     kept_database,
@@ -112,18 +114,18 @@ def sweep(  # noqa: PLR0913 - the options of a sweep
     Raises ``ConfigInvalid`` or ``DataInvalid`` where nothing can be tried. What goes wrong in one
     run is that cell's ``error``.
     """
+    spec = spec_of(Consumer.PYTHON_SWEEP, locals())
     made_of = strategy if isinstance(strategy, type) else None
     with known_class(made_of) as name:
         request = read_request(
-            name or strategy_name(strategy), data, space, objective,
-            made_of=made_of, params=params, config=config, sampler=sampler, trials=trials,
-            seed=seed, windows=windows, direction=direction, limit_s=limit_s, start=start, end=end,
-            funding=paths_of(funding, "funding"), actions=paths_of(actions, "actions"),
-            frame_data=frame_data,
-            columns=columns_of(columns),
-            depth=paths_of(depth, "depth"),
-            events=paths_of(events, "events"),
-        )  # fmt: skip
+            spec,
+            space,
+            objective,
+            Search(sampler, trials, seed, windows, direction, limit_s),
+            strategy=name or strategy_name(strategy),
+            params=params,
+            made_of=made_of,
+        )
     told, wanted = (progress, False) if callable(progress) else (None, progress)
     with notebook.progress("runs", wanted=wanted) as advance:
         return carry_out_sweep(
@@ -170,7 +172,7 @@ def carry_out_sweep(
         if not isinstance(request.objective, str):
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="tracepaper-sweep-"))
             work = replace(work, kept_in=Path(folder))
-        executor.open(work, request.limit_s)
+        executor.open(work, request.search.limit_s)
         stack.callback(executor.close)
         made = _Maker(request, work, executor, kept, counted, progress)
         cells = made.all()
@@ -227,13 +229,13 @@ class _Maker:
         return sorted(self._found.values(), key=lambda of: (of.span, order[of.part], of.number))
 
     def _sampler(self, place: int) -> Sampler:
-        request = self._request
+        request, search = self._request, self._request.search
         return sampler_of(
-            request.sampler,
+            search.sampler,
             request.axes,
-            trials=request.trials,
+            trials=search.trials,
             # Every window tries the same points; TPE learns in each of its own.
-            seed=request.seed + (place if request.sampler == "tpe" else 0),
+            seed=search.seed + (place if search.sampler == "tpe" else 0),
             maximize=request.maximize,
         )
 
@@ -297,7 +299,7 @@ class _Maker:
         classes = () if made_of is None else (made_of,)
         name, database = self._request.objective_name, kept_database(self._work, raw)
         try:
-            with limited(self._request.limit_s), ForeignCode(name, "as the objective"):
+            with limited(self._request.search.limit_s), ForeignCode(name, "as the objective"):
                 value: Any = of(Backtest(database, raw.run_id, classes))
         finally:
             for left in database.parent.glob(f"{database.name}*"):

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,20 +22,11 @@ from tracepaper.daemon.session.models import card_of
 from tracepaper.daemon.session.run_row import code_version
 from tracepaper.daemon.session.user_class import known_class, user_class
 from tracepaper.daemon.session.user_code import class_sha256
-from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
-from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.archive.corporate_actions import ActionRow, read_actions
-from tracepaper.replay.archive.order_book import StoredDepth
-from tracepaper.replay.arguments import configured, data_of, moment_of, plain_values, strategy_keys
-from tracepaper.replay.backtest.book_feed import EventsSource
-from tracepaper.replay.backtest.build import (
-    configuration,
-    fit_windows,
-    fitted_on,
-    read_market,
-    span_of,
-)
-from tracepaper.replay.backtest.request import Request, carry_out
+from tracepaper.replay.backtest.build import configuration, fit_windows, fitted_on, span_of
+from tracepaper.replay.backtest.make import make_run
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.run_spec import RunSpec
+from tracepaper.replay.backtest.strategy_keys import plain_values, strategy_keys
 from tracepaper.replay.checks.lookahead import MODEL
 from tracepaper.replay.dataframes import Library
 from tracepaper.replay.report import metrics
@@ -60,7 +51,6 @@ from tracepaper.storage.checkpoints import files_of, hold, is_checkpoint, locate
 from tracepaper.storage.covariates import file_bytes
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.sweeps import CellKey
-from tracepaper.strategies.builtin import TREND
 from tracepaper.strategies.errors import ConfigInvalid, TracepaperError, shown
 from tracepaper.strategies.units import DAY_MS
 
@@ -69,6 +59,8 @@ WHOLE: Final = "whole"
 TRAIN: Final = "train"
 TEST: Final = "test"
 CALLER: Final = "the point"
+LIMIT_S: Final = 600.0
+"""Seconds that one run may take unless another limit is given."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +69,7 @@ class Work:
 
     strategy: str | None  # None for the configured one
     params: Mapping[str, Any]
-    config: Given
-    candles: tuple[Candles, ...]
-    funding: tuple[FundingRates, ...] = ()
-    actions: tuple[ActionRow, ...] = ()
-    frames: tuple[Candles, ...] = ()
-    depth: tuple[StoredDepth, ...] = ()
-    events: tuple[EventsSource, ...] = ()
+    spec: RunSpec  # of each of them, with what was read of its files
     made_of: type | None = None  # a class that only this process knows
     kept_in: Path | None = None  # where records wait for the objective that reads them
     tried_checkpoints: tuple[str, ...] = ()  # of the points
@@ -97,7 +83,7 @@ class Work:
 
     def packed(self) -> Work:
         """Return it with the checkpoint that it names, and the configuration that is meant."""
-        config = load(self.config)
+        config = load(self.spec.given)
         options = {**config.strategy.options, **self.params}
         named = (config.model.checkpoint, options.get("checkpoint"), *self.tried_checkpoints)
         folders = [Path(one) for one in named if isinstance(one, str) and locate(one) == Path(one)]
@@ -111,7 +97,7 @@ class Work:
         hold(self.checkpoints)
         if self.strategy is not None and ":" in self.strategy:
             user_class(self.strategy)
-        config = load(self.config)
+        config = load(self.spec.given)
         if config.sha256() != self.configured:
             raise ConfigInvalid(
                 "it reads another configuration; put the file where every node reads it, or give "
@@ -203,7 +189,7 @@ def overrides_of(work: Work, point: Point) -> dict[str, dict[str, Any]]:
     if work.strategy is not None:
         sections["strategy"] = {
             **sections.get("strategy", {}),
-            **strategy_keys(work.strategy, params, work.config),
+            **strategy_keys(work.strategy, params, work.spec.given),
         }
     elif params:
         sections["strategy"] = {**sections.get("strategy", {}), **params}
@@ -216,34 +202,26 @@ def make(work: Work, cell: Cell) -> CellResult:
     with tempfile.TemporaryDirectory(prefix="tracepaper-sweep-") as folder:
         is_kept = work.kept_in is not None
         database = kept_database(work, cell) if is_kept else Path(folder) / "run.db"
-        request = Request(
-            data=work.candles,
-            config=work.config,
-            funding=work.funding,
-            actions=work.actions,
-            frames=work.frames,
-            depth=work.depth,
-            events=work.events,
-            caller=CALLER,
-            from_text=None if cell.from_ms is None else str(cell.from_ms),
-            to_text=None if cell.until_ms is None else str(cell.until_ms),
+        spec = replace(
+            work.spec,
+            start=None if cell.from_ms is None else str(cell.from_ms),
+            end=None if cell.until_ms is None else str(cell.until_ms),
             database=database,
         )
         try:
-            found = _made(work, cell, request)
+            found = _made(work, cell, spec)
         except TracepaperError as error:
             return CellResult(*cell[:4], error=str(error))
     seconds = round(SystemClock().network_s() - began_s, 3)
     return CellResult(*cell[:4], **found, seconds=seconds)
 
 
-def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
+def _made(work: Work, cell: Cell, spec: RunSpec) -> dict[str, Any]:
     with known_class(work.made_of):
-        wanted = replace(request, overrides=overrides_of(work, cell.point))
-        made = carry_out(wanted)
-    with Reader.open(made.database) as reader:
-        record = read_record(reader, made.database, made.run_id)
-        row = reader.run(made.run_id)
+        run = make_run(replace(spec, overrides=overrides_of(work, cell.point)))
+    with Reader.open(run.database) as reader:
+        record = read_record(reader, run.database, run.run_id)
+        row = reader.run(run.run_id)
     equity = record.account.equity[: 1 if record.holds_over_split(record.account) else None]
     return {
         "figures": headline(record, closed_trades(record, record.account)),
@@ -251,7 +229,7 @@ def _made(work: Work, cell: Cell, request: Request) -> dict[str, Any]:
         "config_sha256": row.config_sha256,
         "strategy_sha256": row.strategy_sha256,
         "model_sha256": row.model_sha256,
-        "run_id": "" if work.kept_in is None else made.run_id,
+        "run_id": "" if work.kept_in is None else run.run_id,
     }
 
 
@@ -261,8 +239,16 @@ def kept_database(work: Work, cell: Cell | CellResult) -> Path:
     return work.kept_in / f"{cell.span}-{cell.part}-{cell.number}.db"
 
 
-LIMIT_S: Final = 600.0
-"""Seconds that one run may take unless another limit is given."""
+@dataclass(frozen=True)
+class Search:
+    """How a sweep looks for its points, and over which spans; arguments of ``sweep``."""
+
+    sampler: str = "grid"
+    trials: int | None = None
+    seed: int = 0
+    windows: Any = None  # two lengths, as text or numbers
+    direction: str | None = None
+    limit_s: float | None = LIMIT_S
 
 
 @dataclass(frozen=True)
@@ -270,24 +256,16 @@ class SweepRequest:
     """What one sweep is to try; the arguments of ``tracepaper.sweep``, read."""
 
     work: Work
-    paths: tuple[str, ...] | None  # of the data, where all of them are paths
+    spec: RunSpec  # as it was given, by the names of its files
+    symbols: tuple[str, ...]
     axes: tuple[Axis, ...]
     objective: Objective
     maximize: bool
-    sampler: str
-    trials: int | None
-    seed: int
+    search: Search
     spans: tuple[Span, ...]
     days: float
-    limit_s: float | None
-    start: str | None = None
-    end: str | None = None
-    columns: tuple[str, ...] = ()
-    funding: tuple[Path, ...] = ()
-    actions: tuple[Path, ...] = ()
-    depth: tuple[Path, ...] = ()
-    events: tuple[Path, ...] = ()
-    data_sha256: str = ""
+    sources: Mapping[str, str]  # the hash of each source of data
+    data_sha256: str  # of the candles and the user's vectors: what trials are counted by
     warnings: tuple[str, ...] = ()  # what every run of it is told
     library: Library | None = None  # of the frames that the result makes
 
@@ -299,26 +277,24 @@ class SweepRequest:
 
     def header(self) -> dict[str, Any]:
         """Return all that decides every cell: a sweep goes on only with an equal one."""
-        of, events = self.work.strategy, [one.sha256 for one in self.work.events]
+        of = self.work.strategy
         own = of is not None and ":" in of
         with known_class(self.work.made_of):
             made_of = class_sha256(user_class(str(of))) if own else ""
         return {
             "strategy": of or "",
             "source_of_the_class": made_of,
+            **self.sources,
             "data": self.data_sha256,
             "space": {axis.name: axis.document() for axis in self.axes},
             "params": dict(self.work.params),
-            "configuration": load(self.work.config).settings(),
+            "configuration": load(self.work.spec.given).settings(),
             "objective": self.objective_name,
             "direction": "maximize" if self.maximize else "minimize",
-            "sampler": self.sampler,
-            "seed": self.seed,
+            "sampler": self.search.sampler,
+            "seed": self.search.seed,
             "spans": [list(span) for span in self.spans],
             "code": code_version(),
-            "depth": [one.sha256 for one in self.work.depth],
-            **({"events": events} if events else {}),
-            **({"actions": _texts_of(self.work.actions)} if self.work.actions else {}),
         }
 
 
@@ -337,81 +313,48 @@ def check_several(
     )
 
 
-def read_request(  # noqa: PLR0913 - the options of a sweep
-    strategy: str | None,
-    data: Any,  # noqa: ANN401 - as backtest takes it
+def read_request(
+    spec: RunSpec,
     space: object,
     objective: Objective,
+    search: Search = Search(),
     *,
-    made_of: type | None = None,
+    strategy: str | None = None,
     params: Mapping[str, Any] | None = None,
-    config: str | Given = None,
-    sampler: str = "grid",
-    trials: int | None = None,
-    seed: int = 0,
-    windows: Any = None,  # noqa: ANN401 - two lengths
-    direction: str | None = None,
-    limit_s: float | None = LIMIT_S,
-    start: Any = None,  # noqa: ANN401 - a moment
-    end: Any = None,  # noqa: ANN401 - a moment
-    symbol: str | None = None,
-    columns: tuple[str, ...] = (),
-    funding: tuple[Path, ...] = (),
-    actions: tuple[Path, ...] = (),
-    frame_data: Any = None,  # noqa: ANN401 - as data
-    depth: tuple[Path, ...] = (),
-    events: tuple[Path, ...] = (),
+    made_of: type | None = None,
 ) -> SweepRequest:
     """Return the sweep that is meant; raise ``ConfigInvalid`` or ``DataInvalid``."""
     axes = space_of(space)
-    objective, maximize = objective_of(objective, direction)
-    if type(seed) is not int:
-        raise ConfigInvalid(f"seed is {shown(seed)}; give a whole number.")
-    if limit_s is not None and not 0 < limit_s < math.inf:
-        raise ConfigInvalid(f"limit_s is {shown(limit_s)}; give seconds above 0, or None.")
-    sampler_of(sampler, axes, trials=trials, seed=seed, maximize=maximize)
-    given = configured(config)
-    own = load(given)
-    market = own.market
-    if own.strategies.named:
+    objective, maximize = objective_of(objective, search.direction)
+    if type(search.seed) is not int:
+        raise ConfigInvalid(f"seed is {shown(search.seed)}; give a whole number.")
+    if search.limit_s is not None and not 0 < search.limit_s < math.inf:
+        raise ConfigInvalid(f"limit_s is {shown(search.limit_s)}; give seconds above 0, or None.")
+    sampler_of(search.sampler, axes, trials=search.trials, seed=search.seed, maximize=maximize)
+    given = spec.given
+    configured = load(given)
+    if configured.strategies.named:
         check_several([axis.name for axis in axes], strategy, params)
-    items = data_of(data, given, columns=columns)
-    candles = tuple(read_market(market, items, symbol=symbol, columns=columns))
-    begin, until = (moment_of(value, said) for value, said in ((start, "start"), (end, "end")))
-    first, last = bounds(
-        candles,
-        None if begin is None else instant(begin),
-        None if until is None else instant(until),
-    )
-    spans = [Span(None if begin is None else first, None if until is None else last)]
+    data = MarketData.read(spec)
+    first, last = bounds(data.candles, spec.from_ms, spec.until_ms)
+    spans = [Span(None if spec.from_ms is None else first, None if spec.until_ms is None else last)]
     days = (last - first) / DAY_MS
-    if windows is not None:
-        spans = walk(windows, first, last)
+    if search.windows is not None:
+        spans = walk(search.windows, first, last)
         days = min((span.until_ms or 0) - (span.from_ms or 0) for span in spans) / DAY_MS
     if isinstance(objective, str) and objective in OF_A_YEAR and not metrics.is_annual(days):
         raise ConfigInvalid(
             f"{objective} is a figure of a year, which takes {metrics.DAYS_TO_ANNUALISE} days; "
-            f"{'a window trains on' if windows is not None else 'the data have'} {days:.1f}: "
-            "choose return or mean_day as the objective."
+            f"{'a window trains on' if search.windows is not None else 'the data have'} "
+            f"{days:.1f}: choose return or mean_day as the objective."
         )
+    sources = data.sha256()
+    counted_by = hashlib.sha256(_vectors(given) + sources.pop("candles").encode()).hexdigest()
     return SweepRequest(
         work=Work(
             strategy=strategy,
             params=plain_values(dict(params or {}), "params"),
-            config=given,
-            candles=candles,
-            funding=tuple(read_funding(path, symbol=symbol) for path in funding),
-            actions=read_actions(*actions),
-            frames=()
-            if frame_data is None
-            else tuple(
-                read_candles(item, symbol=symbol, columns=columns)
-                if isinstance(item, str)
-                else item
-                for item in data_of(frame_data, given, columns=columns)
-            ),
-            depth=tuple(map(StoredDepth, depth)),
-            events=tuple(map(EventsSource, events)),
+            spec=data.within(replace(spec, caller=CALLER)),
             made_of=made_of,
             tried_checkpoints=tuple(
                 str(value)
@@ -420,83 +363,49 @@ def read_request(  # noqa: PLR0913 - the options of a sweep
                 for value in axis.values
             ),
         ),
-        paths=tuple(map(str, items)) if all(isinstance(item, str) for item in items) else None,
+        spec=spec,
+        symbols=tuple(dict.fromkeys(part.symbol for part in data.candles)),
         axes=axes,
         objective=objective,
         maximize=maximize,
-        sampler=sampler,
-        trials=trials,
-        seed=seed,
+        search=search,
         spans=tuple(spans),
         days=days,
-        limit_s=limit_s,
-        start=begin,
-        end=until,
-        columns=columns,
-        funding=funding,
-        actions=actions,
-        depth=depth,
-        events=events,
-        data_sha256=data_sha256(candles, _vectors(given)),
-        warnings=(
-            *(
-                ()
-                if frame_data is not None or _chooses_windows([axis.name for axis in axes], params)
-                else _fitted(strategy, given, candles)
-            ),
-            *_seen_by_model(strategy, given, candles, first),
+        sources=sources,
+        data_sha256=counted_by,
+        warnings=_warnings(
+            spec,
+            strategy,
+            data,
+            first,
+            has_windows=bool(data.frames)
+            or "trend_windows" in {*(one.name.rpartition(".")[2] for one in axes), *(params or {})},
         ),
     )
 
 
-def _texts_of(actions: Sequence[ActionRow]) -> list[str]:
-    """Write each of *actions* as one text: whatever of it moves a run."""
-    return [f"{one.symbol} {one.ex_date} {one.kind} {one.value}" for one in actions]
-
-
-def _chooses_windows(axes: Iterable[str], params: Mapping[str, Any] | None) -> bool:
-    return "trend_windows" in {*(name.rpartition(".")[2] for name in axes), *(params or {})}
-
-
-def _fitted(strategy: str | None, given: Given, candles: Sequence[Candles]) -> tuple[str, ...]:
-    """List the warnings of runs that shorten their windows because the candles are few."""
-    named = {} if strategy is None else {"strategy": {"name": strategy}}
-    if (strategy or load(given).strategy.name) != TREND:
-        return ()
-    return fit_windows(configuration(given, candles, named), span_of(candles))[1]
-
-
-def _seen_by_model(
-    strategy: str | None, given: Given, candles: Sequence[Candles], first_ms: int
+def _warnings(
+    spec: RunSpec, strategy: str | None, data: MarketData, first_ms: int, *, has_windows: bool
 ) -> tuple[str, ...]:
-    """List the warning that the checkpoint was fitted on some of the sweep's bars."""
+    """List what every run is told: windows shortened for few candles, bars that a model has seen.
+
+    *has_windows* says that nobody needs to shorten them.
+    """
     named = {} if strategy is None else {"strategy": {"name": strategy}}
     try:
-        config = configuration(given, candles, named)
+        config = configuration(spec.given, data.candles, named)
+        shortened = () if has_windows else fit_windows(config, span_of(data.candles))[1]
         if config.model.own_class or not config.model.is_given or not needs_forecaster(config):
-            return ()
+            return shortened
     except ConfigInvalid:  # as it stands without a cell's values: each cell says it of its own
         return ()
-    return fitted_on(card_of(config, None), candles, first_ms)
+    return (*shortened, *fitted_on(card_of(config, None), data.candles, first_ms))
 
 
 def _vectors(given: Given) -> bytes:
     config = load(given)
     written = config.model.covariates
     return b"" if written is None else file_bytes(covariates_path(config, written))
-
-
-def data_sha256(candles: tuple[Candles, ...], vectors: bytes = b"") -> str:
-    """Return the hash of what *candles* hold: instruments, times, prices and volumes.
-
-    A user's *vectors* are data as well.
-    """
-    digest = hashlib.sha256(vectors)
-    for part in sorted(candles, key=lambda one: (one.symbol, int(one.open_time_ms[0]))):
-        digest.update(f"{part.symbol} {part.interval_ms} {part.price_decimals}".encode())
-        for column in (part.open_time_ms, part.open, part.high, part.low, part.close, part.volume):
-            digest.update(column.tobytes())
-    return digest.hexdigest()
 
 
 def state_beside(request: SweepRequest) -> Path:

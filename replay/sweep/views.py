@@ -51,7 +51,7 @@ def show_sweep(console: Console, sweep: SweepResult) -> None:
 def _parts(sweep: SweepResult) -> Iterator[Part]:
     request = sweep.request
     strategy = request.work.strategy or "the configured strategy"
-    symbols = ", ".join(dict.fromkeys(part.symbol for part in request.work.candles))
+    symbols = ", ".join(request.symbols)
     count, failed = len(sweep.cells), sum(bool(cell.error) for cell in sweep.cells)
     runs = count_of(count, "run") + (f", {failed:,} of them failed" if failed else "")
     made = "" if sweep.made == count else f" ({sweep.made:,} made now)"

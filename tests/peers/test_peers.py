@@ -25,6 +25,7 @@ import pytest
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -54,7 +55,9 @@ class Ours:
         )
         path = folder / "ours.db"
         log = SqlAuditLog.open(path)
-        run_replay(build(config, [candles], started_at_ms=1, database=path), log, Tally())
+        run_replay(
+            build(config, MarketData([candles]), started_at_ms=1, database=path), log, Tally()
+        )
         log.close()
         with Reader.open(path) as reader:
             views = RunViews(reader.connection, reader.find("last"))

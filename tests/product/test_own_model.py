@@ -26,10 +26,10 @@ from waiting import deadline_s
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.reader import Reader
@@ -204,7 +204,7 @@ def checked(
     }
     with importable(folder):
         candles = made_candles(walk_rows(100))
-        return lookahead(load(None, given), Files([candles]), fresh, Limits(probes=2))
+        return lookahead(load(None, given), MarketData([candles]), fresh, Limits(probes=2))
 
 
 def test_an_honest_model_passes(tmp_path: Path, fresh: FreshProcesses) -> None:

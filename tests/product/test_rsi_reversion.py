@@ -13,9 +13,9 @@ from recordings import recorded
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.report.charts import price_chart
 from tracepaper.replay.report.report import build_report
@@ -44,9 +44,9 @@ def whole(walk: Candles) -> Path:
 
 def test_nothing_of_it_depends_on_later_bars_or_on_undeclared_state(walk: Candles) -> None:
     with FreshProcesses() as fresh:
-        seen = lookahead(configured(), Files([walk]), fresh, Limits(probes=2))
+        seen = lookahead(configured(), MarketData([walk]), fresh, Limits(probes=2))
         assert seen.holds, seen.sentence()
-        started = recursive(configured(), Files([walk]), fresh, probes=3, warmup=60)
+        started = recursive(configured(), MarketData([walk]), fresh, probes=3, warmup=60)
         assert started.holds, started.sentence()
 
 

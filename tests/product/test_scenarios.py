@@ -177,7 +177,7 @@ def test_killed_at_a_step_and_resumed_it_is_as_if_it_had_not_been(
     made = [copied(cut, tmp_path / cut.name) for cut in scenario.killed()]
     assert made
     for cut in made:
-        resumed(cut, scenario.candles(), **scenario.files())
+        resumed(cut, scenario.data())
         assert_goes_on(scenario, cut)
     check_record(cut)
 
@@ -186,17 +186,17 @@ def test_killed_at_a_step_and_resumed_it_is_as_if_it_had_not_been(
 def test_killed_amid_a_group_of_steps_it_goes_on_behind_a_whole_close(
     scenario: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    candles, files = scenario.candles(), scenario.files()
+    data = scenario.data()
     cut = killed(
         lambda path: build(
-            scenario.config(), candles, started_at_ms=0, database=path, **scenario.options()
+            scenario.config(), data, started_at_ms=0, database=path, mode=scenario.mode
         ),
         tmp_path,
         monkeypatch,
-        bars=round(0.9 * sum(map(len, candles))),
+        bars=round(0.9 * sum(map(len, data.candles))),
         every=1,
     )
-    resumed(cut, candles, **files)
+    resumed(cut, data)
     assert_goes_on(scenario, cut)
 
 
@@ -228,7 +228,7 @@ def test_pruned_it_goes_on_as_if_it_had_kept_all(scenario: Scenario, tmp_path: P
     SqlAuditLog.open(cut).close()
     assert prune(cut, scenario.keep_days).steps > 0
     [(from_ms,)] = rows(cut, "SELECT max(market_ms) + 1 FROM v_events")
-    resumed(cut, scenario.candles(), **scenario.files())
+    resumed(cut, scenario.data())
     assert_goes_on(scenario, cut, from_ms)
     assert check_record(cut) > 0
 
@@ -277,7 +277,8 @@ def moved(
     found = []
     for name, data in (("short", short), ("other", other_from(candles, from_ms))):
         hand(data)
-        record(folder / f"{name}.db", scenario.config(), data, **scenario.options())
+        options = {"mode": scenario.mode, **scenario.files()}
+        record(folder / f"{name}.db", scenario.config(), data, **options)
         seen = shown(folder / f"{name}.db", until_ms=from_ms, views=views)
         found += [f"{name} {view}" for view in views if seen[view] != expected[view]]
     return found

@@ -226,14 +226,14 @@ class Interrupting(MetaPathFinder):
     """Ctrl-C while the modules of a replay are loaded."""
 
     def find_spec(self, fullname: str, path: object, target: object = None) -> None:
-        if fullname == "tracepaper.replay.backtest.request":
+        if fullname == "tracepaper.replay.backtest.make":
             raise KeyboardInterrupt
 
 
 def test_a_replay_that_is_stopped_before_it_begins_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.request", raising=False)
+    monkeypatch.delitem(sys.modules, "tracepaper.replay.backtest.make", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Interrupting(), *sys.meta_path])
     assert invoke(["replay", "any.csv", "--db", str(tmp_path / "run.db")]) == 130
     told = capsys.readouterr()

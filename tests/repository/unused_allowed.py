@@ -11,6 +11,8 @@ evaluate, list_models, doctor, notify_test
 autocommit, itersize, row_factory  # attributes that psycopg reads
 __getattr__, __dir__, __instancecheck__, __subclasscheck__, __call__
 _repr_html_  # notebooks
+__annotations__  # typer reads those of a command
+frame_data  # an argument of backtest and sweep, which hand all of theirs on by name
 best_run  # of a sweep, from Python
 collect  # prometheus_client asks for the metrics
 model_config  # pydantic

@@ -9,7 +9,8 @@ import learning
 import models
 import recordings
 
-from tracepaper.replay.backtest.request import Request, perform
+from tracepaper.replay.backtest.make import make_run
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.features import rows
@@ -94,7 +95,7 @@ def replayed(
     ]
     data = tuple(str(file) for file in files)
     database = folder / "run.db"
-    perform(Request(data, config=config, mode=mode, database=database), as_json=True)
+    make_run(RunSpec(candles=data, config=config, mode=mode, database=database))
     return database
 
 

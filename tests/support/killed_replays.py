@@ -5,13 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, resume_replay, run_replay
 from tracepaper.storage.audit import SqlAuditLog
 
@@ -52,11 +52,10 @@ def killed(
     return cut
 
 
-def resumed(path: Path, candles: Sequence[Candles], **files: Any) -> str:
-    """Resume the newest backtest of a database, over *candles* and *files*; return its id."""
+def resumed(path: Path, data: MarketData) -> str:
+    """Resume the newest backtest of a database, over *data*; return its id."""
     log = SqlAuditLog.open(path)
-    funding = files.pop("funding", ())
-    run_id = resume_replay("last", candles, funding, log, path, Tally(), **files)
+    run_id = resume_replay("last", data, log, path, Tally())
     log.end(1)
     log.close()
     return run_id
@@ -72,10 +71,10 @@ def killed_and_resumed(
 ) -> Path:
     """Kill a backtest behind *bars* events, resume it from a copy; return the copy's database."""
     cut = killed(
-        lambda path: build(config, candles, started_at_ms=0, database=path),
+        lambda path: build(config, MarketData(candles), started_at_ms=0, database=path),
         folder,
         patch,
         bars=bars,
     )
-    resumed(cut, candles)
+    resumed(cut, MarketData(candles))
     return cut

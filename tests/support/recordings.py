@@ -13,7 +13,9 @@ from typing import Any
 from tracepaper.daemon.config.loading import Config
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.backtest.sources import SOURCES
 from tracepaper.storage.audit import SqlAuditLog
 
 _STORE = tempfile.TemporaryDirectory(prefix="recordings-")
@@ -41,11 +43,16 @@ def record(
     stop_after: int | None = None,
     **options: Any,
 ) -> str:
-    """Replay *candles* into *path*, until *stop_after* bars where it is given; return the run."""
+    """Replay *candles* into *path*, until *stop_after* bars where it is given; return the run.
+
+    *options* are those of ``build``, and what is fed beside the candles.
+    """
     tally = Tally()
     if stop_after is not None:
         tally = Tally(stopped=lambda: tally.bars >= stop_after)
-    replay = build(config, candles, **{"started_at_ms": 0, "database": path, **options})
+    sources = {name: options.pop(name) for name in SOURCES.keys() & options}
+    data = MarketData(candles, **sources)
+    replay = build(config, data, **{"started_at_ms": 0, "database": path, **options})
     return run_into(path, replay, tally)
 
 

@@ -32,7 +32,9 @@ from tracepaper.replay.archive.corporate_actions import read_actions
 from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.book_feed import EventsSource
-from tracepaper.replay.backtest.build import build, read_market
+from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.networks.order_book import OrderBookConfig
 from tracepaper.strategies.types.market import Category
@@ -51,7 +53,7 @@ class Scenario:
 
     sections: Callable[[], Sections]
     candles: Callable[[], list[Candles]]
-    files: Callable[[], dict[str, Any]] = dict  # what ``build`` takes besides
+    files: Callable[[], dict[str, Any]] = dict  # what is fed beside the candles
     shows: tuple[str, ...] = ()  # of each query the first value is true
     forged: tuple[str, ...]  # statements that change rows
     kills: tuple[float, ...] = (0.4, 0.9)  # parts of its bars
@@ -68,9 +70,9 @@ class Scenario:
     def config(self) -> Config:
         return load(None, dict(self.sections()))
 
-    def options(self) -> dict[str, Any]:
-        """Return what ``build`` takes besides the configuration and the candles."""
-        return {"mode": self.mode, **self.files()}
+    def data(self) -> MarketData:
+        """Return the market that it is fed."""
+        return MarketData(self.candles(), **self.files())
 
     def recorded(self) -> Path:
         """Return the database of its run, which is only read."""
@@ -101,8 +103,8 @@ class Scenario:
 
     def _run(self, folder: Path) -> None:
         """Run it into *folder*, with copies of what another process would find at its kills."""
-        whole, candles = folder / "run.db", self.candles()
-        bars = sum(map(len, candles))
+        whole = folder / "run.db"
+        bars = sum(map(len, self.candles()))
         left = sorted(self.kills) if not self.around else []
         places = counted()
 
@@ -117,7 +119,7 @@ class Scenario:
                     shutil.copy(f"{whole}{suffix}", f"{cut}{suffix}")
 
         log = SqlAuditLog.open(whole, group_steps=1)
-        replay = build(self.config(), candles, started_at_ms=0, database=whole, **self.options())
+        replay = build(self.config(), self.data(), started_at_ms=0, database=whole, mode=self.mode)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(running, "PROGRESS_EVENTS", 1)
             running.run_replay(replay, log, running.Tally(progress=copy))
@@ -222,7 +224,8 @@ SHARES: Sections = {
 
 def _of_shares() -> list[Candles]:
     folder = recordings.stored("shares", _shares)
-    return read_market(load(None, dict(SHARES)).market, [f"ACME={folder / 'acme.csv'}"])
+    spec = RunSpec(candles=(f"ACME={folder / 'acme.csv'}",), config=dict(SHARES))
+    return list(MarketData.read(spec).candles)
 
 
 def _actions() -> dict[str, Any]:

@@ -19,6 +19,7 @@ from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events, run_replay
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
@@ -89,10 +90,9 @@ def configured(response_ms: int, latency_ms: int) -> Config:
 
 
 def built(path: Path, market: SeededMarket, response_ms: int, latency_ms: int = 300) -> Replay:
-    return build(
-        configured(response_ms, latency_ms), [read_candles(str(market.candles), category="linear")],
-        started_at_ms=1, database=path, events=[EventsSource(market.events)],
-    )  # fmt: skip
+    candles = [read_candles(str(market.candles), category="linear")]
+    data = MarketData(candles, events=[EventsSource(market.events)])
+    return build(configured(response_ms, latency_ms), data, started_at_ms=1, database=path)
 
 
 def as_they_come(

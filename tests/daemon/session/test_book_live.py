@@ -23,6 +23,7 @@ from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.backtest.book_feed import EventsSource
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
@@ -121,10 +122,12 @@ async def test_a_replay_of_the_recorded_events_fills_what_the_daemon_filled(
     del given["market"]["record_events"]
     replay = build(
         load(None, given),
-        [read_candles(str(candles), category="linear")],
+        MarketData(
+            [read_candles(str(candles), category="linear")],
+            events=[EventsSource(folder / f"{SYMBOL}.events")],
+        ),
         started_at_ms=1,
         database=again,
-        events=[EventsSource(folder / f"{SYMBOL}.events")],
     )
     log = SqlAuditLog.open(again)
     run_replay(replay, log, Tally())

@@ -18,6 +18,7 @@ from several_live import trading
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive.order_book import StoredDepth
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
@@ -87,7 +88,9 @@ def test_each_symbol_of_a_replay_sees_its_own_books(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     audit = SqlAuditLog.open(path)
     config = load(None, sections())
-    run_replay(build(config, data, started_at_ms=0, database=path, depth=depth), audit, Tally())
+    run_replay(
+        build(config, MarketData(data, depth=depth), started_at_ms=0, database=path), audit, Tally()
+    )
     audit.end(1)
     audit.close()
     assert noted(path, "age") == {"BTCUSDT": [0.0] * BARS, "ETHUSDT": [-1.0] * BARS}

@@ -20,6 +20,7 @@ from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.daemon.feed import maintenance
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.storage.audit import SqlAuditLog
@@ -106,7 +107,7 @@ async def test_killed_and_started_again_it_decides_as_a_replay_of_the_candles_do
     path = tmp_path / "archive.db"
     audit = SqlAuditLog.open(path)
     config = load_config(None, given)
-    run_replay(build(config, candles, started_at_ms=0, database=path), audit, Tally())
+    run_replay(build(config, MarketData(candles), started_at_ms=0, database=path), audit, Tally())
     audit.close()
     live_said, said = weights(killed), weights(path)
     assert len(live_said) >= 3 * 5

@@ -10,7 +10,7 @@ import pytest
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive import read_candles, read_funding, read_many
 from tracepaper.replay.archive.layouts import split_argument
-from tracepaper.replay.backtest.request import names_a_run
+from tracepaper.replay.backtest.run_spec import names_a_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 

@@ -10,6 +10,7 @@ from tracepaper.replay.archive import Candles, merge_candles, read_candles, slic
 from tracepaper.replay.archive.download import wanted_spans
 from tracepaper.replay.archive.series import archive_instrument, held, import_candles
 from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
 SAMPLES = Path(__file__).parents[2] / "data" / "candles"
@@ -46,8 +47,8 @@ def test_a_feed_of_the_archive_is_the_feed_of_the_file(tmp_path: Path) -> None:
     part = minutes([*range(100), *range(140, 300)])
     import_candles(archive, [part])
     instrument = archive_instrument(part)
-    from_file = list(ArchiveFeed([part], [instrument]).events())
-    from_archive = list(ArchiveFeed([read_candles(archive)], [instrument]).events())
+    from_file = list(ArchiveFeed(MarketData([part]), [instrument]).events())
+    from_archive = list(ArchiveFeed(MarketData([read_candles(archive)]), [instrument]).events())
     assert from_archive == from_file
 
 

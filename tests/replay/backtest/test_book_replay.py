@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ from seeded_events import MINUTE_MS, SeededMarket, seeded_market
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import read_candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsWriter
-from tracepaper.replay.archive.order_book import StoredDepth
-from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource
+from tracepaper.replay.archive.order_book import DepthSource, StoredDepth
+from tracepaper.replay.backtest.book_feed import BookFeed, ChangedSource, EventsSource, FillSource
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.strategies.api.context import buy
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -58,12 +58,21 @@ def configured(**execution: Any) -> Config:
     )
 
 
-def built(path: Path, market: SeededMarket, config: Config | None = None, **keys: Any) -> Replay:
-    keys.setdefault("events", [EventsSource(market.events)])
-    return build(
-        config or configured(), [read_candles(str(market.candles), category="linear")],
-        started_at_ms=1, database=path, **keys,
-    )  # fmt: skip
+def built(
+    path: Path,
+    market: SeededMarket,
+    config: Config | None = None,
+    *,
+    events: Sequence[FillSource] | None = None,
+    depth: Sequence[DepthSource] = (),
+    **keys: Any,
+) -> Replay:
+    data = MarketData(
+        [read_candles(str(market.candles), category="linear")],
+        events=[EventsSource(market.events)] if events is None else events,
+        depth=depth,
+    )
+    return build(config or configured(), data, started_at_ms=1, database=path, **keys)
 
 
 def replayed(path: Path, market: SeededMarket, config: Config | None = None, **keys: Any) -> str:
@@ -124,7 +133,7 @@ def killed_and_resumed(
         run_replay(built(running, market), log, Tally(progress=kill))
     log.close()
     candles = [read_candles(str(market.candles), category="linear")]
-    resumed(cut, candles, events=[EventsSource(market.events)])
+    resumed(cut, MarketData(candles, events=[EventsSource(market.events)]))
     return cut
 
 
@@ -395,7 +404,7 @@ def test_a_daemon_of_several_symbols_says_that_it_has_no_such_model(tmp_path: Pa
 def test_lookahead_takes_the_future_of_the_book_away(tmp_path: Path) -> None:
     market = seeded_market(tmp_path, minutes=80, every_ms=3_000)
     candles = [read_candles(str(market.candles), category="linear")]
-    files = Files(candles, events=[EventsSource(market.events)])
+    files = MarketData(candles, events=[EventsSource(market.events)])
     with FreshProcesses(__name__) as fresh:
         found = lookahead(configured(), files, fresh, Limits(probes=2))
     assert found.differences == [], found.sentence()

@@ -55,7 +55,7 @@ def test_the_file_wins_over_the_data_and_the_environment_over_the_file(
 
 def test_the_command_line_wins_over_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRACEPAPER_MARKET__CATEGORY", "linear")
-    assert configuration(None, [sol()], category="spot").market.category == "spot"
+    assert configuration(None, [sol()], {"market": {"category": "spot"}}).market.category == "spot"
 
 
 @pytest.mark.parametrize(

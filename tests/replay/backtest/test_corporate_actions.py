@@ -16,12 +16,13 @@ from report_cases import build_report_of
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.state import decode_state
 from tracepaper.replay.api import backtest
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.corporate_actions import read_actions
-from tracepaper.replay.backtest.build import build, configuration, read_market
+from tracepaper.replay.backtest.build import build, configuration
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.page import holding
 from tracepaper.replay.report.report import held_alike
 from tracepaper.storage.database.reader import Reader
@@ -492,16 +493,15 @@ def test_a_split_that_is_suspected_soon_after_one_is_judged_by_what_a_start_woul
     times = opens("2014-11-03", "2014-12-31", DAY)
     shares = [7.0 if row < 2 else 1.0 if row < 3 else 0.5 for row in range(len(times))]
     write(Path("acme.csv"), times, prices=shares.__getitem__, volumes=lambda row: 7 / shares[row])
-    given = configuration(Path("shares.toml"), read := read_market(
-        load(Path("shares.toml")).market, ["ACME=acme.csv"]
-    ))  # fmt: skip
-    bars = bars_of(read[0])
+    data = MarketData.read(RunSpec(candles=("ACME=acme.csv",), config=Path("shares.toml")))
+    given = configuration(Path("shares.toml"), data.candles)
+    bars = bars_of(data.candles[0])
     split = CorporateAction(
         "stock:ACME", CorporateActionKind.SPLIT, 7, 1, 0, bars[1].close, times[2], times[2]
     )
 
     def plausible(*known: Bar | CorporateAction) -> float:
-        history = build(given, read, started_at_ms=1).engine.states["stock:ACME"].history
+        history = build(given, data, started_at_ms=1).engine.states["stock:ACME"].history
         for one in known:
             history.adjust(one) if isinstance(one, CorporateAction) else history.observe(one)
         return history.plausible

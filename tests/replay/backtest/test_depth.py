@@ -25,10 +25,10 @@ from tracepaper.daemon.session.models import make_orderbook
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
 from tracepaper.replay.backtest.build import Replay, build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.explain.document import explain_decision
 from tracepaper.storage.audit import SqlAuditLog
@@ -113,7 +113,11 @@ def built(
         },
     )
     return build(
-        config, data or candles(), started_at_ms=0, database=path, depth=recorded, from_ms=from_ms
+        config,
+        MarketData(data or candles(), depth=recorded),
+        started_at_ms=0,
+        database=path,
+        from_ms=from_ms,
     )
 
 
@@ -263,7 +267,9 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
     }
     path, depth = tmp_path / "a.db", [read_depth(books)]
     audit = SqlAuditLog.open(path)
-    replay = build(load(None, given), candles(), started_at_ms=0, database=path, depth=depth)
+    replay = build(
+        load(None, given), MarketData(candles(), depth=depth), started_at_ms=0, database=path
+    )
     run_replay(replay, audit, Tally())
     audit.end(1)
     audit.close()
@@ -278,7 +284,7 @@ def test_a_class_of_ones_own_sees_the_books_that_it_declares(tmp_path: Path, boo
     assert bid == wanted.size[row - 9 : row + 1, 0, 0].sum()
     check_record(path)
     with pytest.raises(ConfigInvalid, match=r"reads order books, and market.depth is 0"):
-        build(load(None, given), candles(), started_at_ms=0)
+        build(load(None, given), MarketData(candles()), started_at_ms=0)
 
 
 def test_a_book_after_the_close_moves_no_decision(
@@ -440,7 +446,7 @@ def test_nothing_moves_where_the_future_is_taken_away(
 ) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    found = lookahead(config, Files(data, depth=depth), fresh, Limits(probes=2))
+    found = lookahead(config, MarketData(data, depth=depth), fresh, Limits(probes=2))
     assert found.differences == [], found.sentence()
     assert (found.probes, found.depends) == (2, [])
     assert found.compared > 90
@@ -451,6 +457,6 @@ def test_nothing_moves_where_the_past_is_cut_off(
 ) -> None:
     depth, data = after_the_warm_up(tmp_path), candles(90)
     config = built(tmp_path / "a.db", depth, checkpoint, data=data).config
-    found = recursive(config, Files(data, depth=depth), fresh, probes=2, warmup=60)
+    found = recursive(config, MarketData(data, depth=depth), fresh, probes=2, warmup=60)
     assert found.holds, found.sentence()
     assert found.compared > 20

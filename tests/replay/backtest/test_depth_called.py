@@ -22,7 +22,9 @@ from msgspec import structs
 from tracepaper import ConfigInvalid, DataInvalid, backtest, sweep
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.archive.order_book import DepthFile, StoredDepth, read_depth
-from tracepaper.replay.backtest.request import Request, Watch, carry_out
+from tracepaper.replay.backtest.make import make_run
+from tracepaper.replay.backtest.run import Watch
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.sweep.executor import InThisProcess
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Depth
@@ -174,15 +176,15 @@ def test_a_stopped_run_goes_on_with_its_books_alone(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("tracepaper.replay.backtest.run.PROGRESS_EVENTS", 1)
-    given: dict[str, Any] = {"data": ("BTCUSDT-1m.csv",), "config": Path("run.toml")}
+    given: dict[str, Any] = {"candles": ("BTCUSDT-1m.csv",), "config": Path("run.toml")}
     with own.importable(place):
-        whole = Request(depth=(Path("btc.depth"),), database=place / "a.db", **given)
-        made = carry_out(whole, stopped_after(30))
+        whole = RunSpec(depth=(Path("btc.depth"),), database=place / "a.db", **given)
+        made = make_run(whole, stopped_after(30))
         assert not made.tally.finished
-        plain = Request(
+        plain = RunSpec(
             **given | {"config": {"strategy": {"name": "sma_cross"}}}, database=place / "plain.db"
         )
-        assert not carry_out(plain, stopped_after(30)).tally.finished
+        assert not make_run(plain, stopped_after(30)).tally.finished
     assert typed(place, *REPLAY, "--resume", "last", "--db", "a.db") == 2
     assert "was made with order books; give the same --depth." in capsys.readouterr().err
     depth = ("--depth", "btc.depth")

@@ -4,6 +4,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from hypothesis import strategies as st
 from tracepaper.replay.archive import Candles, FundingRates, read_candles, read_funding
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.series import archive_instrument
-from tracepaper.replay.backtest.feed import BATCH_BARS, SECOND_MS, ArchiveFeed
+from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.tracks import BATCH_BARS, SECOND_MS
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.types.market import Bar, Category, Event, Funding, Gap, GapCause, Source
 
@@ -44,9 +47,10 @@ def candles(indexes: Sequence[int], symbol: str = "BTCUSDT", interval_ms: int = 
     )
 
 
-def feed(*parts: Candles, **options: object) -> ArchiveFeed:
+def feed(*parts: Candles, **options: Any) -> ArchiveFeed:
     instruments = [archive_instrument(part) for part in parts]
-    return ArchiveFeed(parts, instruments, **options)  # type: ignore[arg-type]
+    funding = options.pop("funding", ())
+    return ArchiveFeed(MarketData(parts, funding=funding), instruments, **options)
 
 
 def bars(events: Sequence[Event]) -> list[Bar]:
@@ -163,16 +167,16 @@ def test_mixed_intervals_and_unknown_instruments_are_refused() -> None:
     with pytest.raises(DataInvalid, match="give one interval to one run"):
         feed(candles([0, 1]), candles([0, 1], "ETHUSDT", 5 * MINUTE))
     with pytest.raises(DataInvalid, match="not among the run's instruments"):
-        ArchiveFeed([candles([0, 1])], [archive_instrument(candles([0], "ETHUSDT"))])
+        ArchiveFeed(MarketData([candles([0, 1])]), [archive_instrument(candles([0], "ETHUSDT"))])
     with pytest.raises(DataInvalid, match="No candles were given"):
-        ArchiveFeed([], [])
+        ArchiveFeed(MarketData([]), [])
 
 
 def test_candles_finer_than_the_instrument_are_refused() -> None:
     part = candles([0, 1])
     finer = part.rescaled(volume_decimals=2)
     with pytest.raises(DataInvalid, match="more decimals than the instrument"):
-        ArchiveFeed([finer], [archive_instrument(part)])
+        ArchiveFeed(MarketData([finer]), [archive_instrument(part)])
 
 
 def test_a_settlement_follows_the_bars_that_close_with_it() -> None:

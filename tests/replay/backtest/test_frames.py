@@ -23,11 +23,11 @@ from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import bars_of, resample
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.walk import verify_chain
@@ -170,14 +170,14 @@ def test_after_a_prune_only_what_own_bars_do_not_reach_is_lacking(
     quarters, late = hours_before(data, 187)
     late, to_come = slice_candles(late, slice(0, 4_000)), slice_candles(late, slice(4_000, None))
     audit = SqlAuditLog.open(path)
-    replay = build(config, [late], started_at_ms=0, database=path, frames=[quarters])
+    replay = build(config, MarketData([late], frames=[quarters]), started_at_ms=0, database=path)
     run_replay(replay, audit, Tally())
     audit.close()
     before = replay.engine.frames_of("linear:BTCUSDT")
     (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
     assert pruned.steps > 1_000
     audit = SqlAuditLog.open(path)
-    engine = build(config, [late], started_at_ms=0, database=path).engine
+    engine = build(config, MarketData([late]), started_at_ms=0, database=path).engine
     with Reader.open(path) as reader:
         restore_engine(engine, reader, audit.resume(reader.find("last")), None)
         assert verify_chain(reader.connection, reader.find("last")).holds
@@ -231,7 +231,7 @@ def test_frames_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> Non
 
 def looked(config: Config, data: Sequence[Candles]) -> LookaheadFinding:
     with FreshProcesses() as fresh:
-        return lookahead(config, Files(data), fresh, Limits(probes=2))
+        return lookahead(config, MarketData(data), fresh, Limits(probes=2))
 
 
 EARLY = """
@@ -290,7 +290,9 @@ def test_candles_of_the_frame_warm_every_later_start() -> None:
     soon = slice_candles(late, slice(0, 24))  # starts before and after the first candle closes
     with FreshProcesses() as fresh:
         for part, probes in ((late, 1), (soon, 2)):
-            found = recursive(configured(), Files([part], frames), fresh, probes=probes, warmup=1)
+            found = recursive(
+                configured(), MarketData([part], frames=frames), fresh, probes=probes, warmup=1
+            )
             assert found.holds, found.sentence()
             assert found.probes == probes
             assert found.compared > 20
@@ -304,7 +306,7 @@ def test_lookahead_holds_candles_of_the_frame_to_their_closes(
     fives, late = hours_before(walk(200), 67, 5)
     with own.importable(tmp_path), FreshProcesses() as fresh:
         config = configured(strategy={"name": "early:Mine"})
-        found = lookahead(config, Files([late], [fives]), fresh, Limits(probes=4))
+        found = lookahead(config, MarketData([late], frames=[fives]), fresh, Limits(probes=4))
     assert found.holds is holds, found.sentence()
     if holds:
         assert found.unproved == []

@@ -20,6 +20,7 @@ from tracepaper.replay.archive.candles import resample, slice_candles
 from tracepaper.replay.archive.series import quality
 from tracepaper.replay.archive.sessions import sessions_named
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.exchange.market import SimulatedMarket
 from tracepaper.replay.report.metrics import days_in_year, days_of
@@ -197,7 +198,7 @@ def test_a_run_that_was_cut_goes_on_to_the_same_end(
     }
     part = slice_candles(whole, slice(0, 40))
     audit = SqlAuditLog.open(path)
-    replay = build(load(None, given), [part], started_at_ms=1, database=path)
+    replay = build(load(None, given), MarketData([part]), started_at_ms=1, database=path)
     run_replay(replay, audit, Tally())
     audit.close()
     words = ["--data", str(months), "--db", str(path), "--json"]

@@ -14,8 +14,8 @@ from recordings import record
 from records import rows
 
 from tracepaper.daemon.config.loading import Config
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 
 COUNTING = """
@@ -93,7 +93,7 @@ def test_a_later_start_is_handed_it_and_what_is_not_declared_is_named(
 ) -> None:
     counting.write_text(text)
     with FreshProcesses() as fresh:
-        found = recursive(own_pair(), Files(cointegrated(400)), fresh, probes=3, warmup=60)
+        found = recursive(own_pair(), MarketData(cointegrated(400)), fresh, probes=3, warmup=60)
     assert found.holds is holds, found.sentence() if found.differences else ""
     if not holds:
         assert "self.other (" in found.sentence()

@@ -14,6 +14,7 @@ from fakes import FixedForecaster
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.backtest import predictors
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.backtest.run import Tally, run_events
 from tracepaper.storage.audit import SqlAuditLog
@@ -25,7 +26,9 @@ def test_an_event_is_drawn_only_when_the_one_before_was_dealt_with(tmp_path: Pat
     audit = SqlAuditLog.open(tmp_path / "run.db")
     candles = made_candles(walk_rows(300))
     replay = build(
-        load(None, {"market": {"symbols": [candles.symbol]}}), [candles], started_at_ms=0
+        load(None, {"market": {"symbols": [candles.symbol]}}),
+        MarketData([candles]),
+        started_at_ms=0,
     )
     predicted: list[Event] = []
 

@@ -17,13 +17,14 @@ from msgspec.structs import replace
 from stock_files import HOUR_MS, date_alone, moment, opens, write
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.api import backtest
 from tracepaper.replay.archive import sessions as package
 from tracepaper.replay.backtest import run as running
-from tracepaper.replay.backtest.build import build, configuration, read_market
+from tracepaper.replay.backtest.build import build, configuration
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.report.charts import broken
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
@@ -250,8 +251,8 @@ def _without_thanksgiving(name: str, first: int, last: int) -> Sessions:
 def interrupted(monkeypatch: pytest.MonkeyPatch, *, every: int = 16) -> str:
     """Stop a replay of ``acme.csv`` after *every* events, in ``part.db``; return its run."""
     monkeypatch.setattr(running, "PROGRESS_EVENTS", every)
-    candles = read_market(load(Path("shares.toml")).market, ["ACME=acme.csv"])
-    replay = build(configuration(Path("shares.toml"), candles), candles, started_at_ms=0)
+    data = MarketData.read(RunSpec(candles=("ACME=acme.csv",), config=Path("shares.toml")))
+    replay = build(configuration(Path("shares.toml"), data.candles), data, started_at_ms=0)
     audit = SqlAuditLog.open(Path("part.db"))
     run_replay(replay, audit, Tally(stopped=lambda: True))
     audit.close()

@@ -21,6 +21,7 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.daemon.session.resume import restore_engine
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.recorded import rerun_recorded
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.diagnosis import Cause
@@ -136,14 +137,14 @@ def test_a_prune_cuts_between_closes_and_the_run_goes_on(tmp_path: Path, bars: i
         market={"interval": "60"},
     )
     audit = SqlAuditLog.open(path)
-    run_replay(build(config, data, started_at_ms=0, database=path), audit, Tally())
+    run_replay(build(config, MarketData(data), started_at_ms=0, database=path), audit, Tally())
     audit.close()
     (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)
     until = pruned.until_sequence
     assert until % 4 == 0  # the start, and whole closes
     assert until > 0
     audit = SqlAuditLog.open(path)
-    engine = build(config, data, started_at_ms=0, database=path).engine
+    engine = build(config, MarketData(data), started_at_ms=0, database=path).engine
     with Reader.open(path) as reader:
         resumed = audit.resume(reader.find("last"))
         restore_engine(engine, reader, resumed, None)  # its fills give its account

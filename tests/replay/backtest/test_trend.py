@@ -21,9 +21,9 @@ from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.archive.candles import resample
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.units import INTERVALS, interval_start
@@ -88,9 +88,9 @@ def test_nothing_that_it_decides_depends_on_the_future_or_on_an_older_past() -> 
     data = walk(260)
     config = configured(strategy={"name": "trend", "trend_windows": ["2h", "6h"]})
     with FreshProcesses() as fresh:
-        found = lookahead(config, Files([data]), fresh, Limits(probes=2))
+        found = lookahead(config, MarketData([data]), fresh, Limits(probes=2))
         assert found.holds, found.sentence()
-        later = recursive(config, Files([data]), fresh, probes=2, warmup=32)
+        later = recursive(config, MarketData([data]), fresh, probes=2, warmup=32)
     assert later.holds, later.sentence()
     assert later.compared > 200
 
@@ -181,7 +181,7 @@ def test_candles_of_a_higher_frame_and_another_strategy_leave_the_usual_windows(
 
 def test_a_cut_future_leaves_the_windows_of_a_check() -> None:
     with FreshProcesses() as fresh:
-        found = lookahead(unsaid(), Files([walk(200)]), fresh, Limits(probes=2))
+        found = lookahead(unsaid(), MarketData([walk(200)]), fresh, Limits(probes=2))
     assert found.holds, found.sentence()
     assert found.without_later == 200
 
@@ -246,4 +246,4 @@ def test_explain_says_what_the_trend_was_made_of(
 def test_windows_that_the_interval_cannot_make_are_refused(tmp_path: Path) -> None:
     data = resample(walk(), 4 * HOUR)
     with pytest.raises(ConfigInvalid, match="has 4h, and closes of 4h make windows of 8h to"):
-        build(configured("240"), [data], started_at_ms=0, database=tmp_path / "a.db")
+        build(configured("240"), MarketData([data]), started_at_ms=0, database=tmp_path / "a.db")

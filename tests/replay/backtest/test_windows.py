@@ -15,6 +15,7 @@ from tracepaper.replay.archive.read import read_candles
 from tracepaper.replay.backtest import predictors
 from tracepaper.replay.backtest import run as running
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.storage.audit import SqlAuditLog
@@ -57,7 +58,12 @@ def test_interrupted_it_goes_on_to_the_end_that_is_named(
     cut = tmp_path / "cut.db"
     audit = SqlAuditLog.open(cut)
     replay = build(
-        config, [read_candles(data)], started_at_ms=0, until_ms=end_ms, database=cut, mode="scan"
+        config,
+        MarketData([read_candles(data)]),
+        started_at_ms=0,
+        until_ms=end_ms,
+        database=cut,
+        mode="scan",
     )
     run_replay(replay, audit, Tally(stopped=lambda: True))
     audit.close()

@@ -25,6 +25,7 @@ from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.book_events import EventsFile, EventsHeader, EventsWriter
 from tracepaper.replay.archive.order_book import DepthWriter
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.book_costs import BookLevels
 from tracepaper.storage.audit import SqlAuditLog
@@ -274,7 +275,7 @@ def test_limits_and_stops_are_counted_apart(
         "sizing": {"mode": "fixed", "quantity": "2"},
         "exits": {"stop_loss": "0.05%"},
     }
-    replay = build(load(None, given), [walk], started_at_ms=1, database=path)
+    replay = build(load(None, given), MarketData([walk]), started_at_ms=1, database=path)
     audit = SqlAuditLog.open(path)
     run_replay(replay, audit, Tally())
     audit.close()

@@ -19,11 +19,13 @@ from exchange_client import walk_rows
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.archive.order_book import RecordedDepth, read_depth
-from tracepaper.replay.backtest.feed import depth_track
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.replay.backtest.sources import SOURCES, Cutoff
+from tracepaper.replay.backtest.tracks import depth_track
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses, derive_probes
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files, FutureProbe, later_taken
+from tracepaper.replay.checks.perturbations import FutureProbe
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.strategies.order_book import check_books
 
@@ -88,7 +90,9 @@ def looked(
 ) -> LookaheadFinding:
     candles, depth = given
     with own.importable(folder):
-        return lookahead(config, Files(candles, depth=depth), fresh, Limits(probes=2, **limits))
+        return lookahead(
+            config, MarketData(candles, depth=depth), fresh, Limits(probes=2, **limits)
+        )
 
 
 def test_who_sees_the_books_that_are_handed_on_passes(
@@ -99,7 +103,7 @@ def test_who_sees_the_books_that_are_handed_on_passes(
     assert (found.differences, found.depends) == ([], []), found.sentence()
     assert (found.without_later, found.probes) == (120, 2)
     with own.importable(tmp_path):
-        later = recursive(config, Files(candles, depth=depth), fresh, probes=2, warmup=60)
+        later = recursive(config, MarketData(candles, depth=depth), fresh, probes=2, warmup=60)
     assert later.holds, later.sentence()
     assert later.compared > 20
 
@@ -118,10 +122,10 @@ def test_who_looks_for_later_books_is_found(
     assert found.differences
 
 
-def probed(config: Config, files: Files, *probes: FutureProbe) -> list[Any]:
+def probed(config: Config, data: MarketData, *probes: FutureProbe) -> list[Any]:
     """Return what the job says of *probes*, done in this process."""
     ours, theirs = Pipe()
-    job = Thread(target=derive_probes, args=(theirs, config, files, "step"))
+    job = Thread(target=derive_probes, args=(theirs, config, data, "step"))
     job.start()
     found = []
     for probe in (*probes, None):
@@ -141,11 +145,11 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
 ) -> None:
     """Planted: books of the next half a minute are dated back to the bar's close."""
     config = written(tmp_path, f"early_{cut}", FAIR)
-    files = Files(candles, (), depth)
+    data = MarketData(candles, depth=depth)
     first_ms = int(candles[0].open_time_ms[0])
     probes = [FutureProbe(first_ms, first_ms + bar * MINUTE_MS, cut) for bar in (80, 90, 100)]
     with own.importable(tmp_path):
-        honest = probed(config, files, *probes)
+        honest = probed(config, data, *probes)
         assert [difference for _, difference in honest] == [None, None, None]
 
         def early(recorded: RecordedDepth, *given: Any, **named: Any) -> Any:
@@ -155,20 +159,27 @@ def test_a_feed_that_hands_books_on_too_early_is_found(
             )
             return depth_track(replace(recorded, books=back), *given, **named)
 
-        monkeypatch.setattr("tracepaper.replay.backtest.build.depth_track", early)
-        found = probed(config, files, *probes)
+        monkeypatch.setattr("tracepaper.replay.backtest.tracks.depth_track", early)
+        found = probed(config, data, *probes)
     assert any(difference is not None for _, difference in found)
 
 
 def test_the_later_books_are_gone_or_others(depth: list[RecordedDepth]) -> None:
     (whole,) = depth
+    until = SOURCES["depth"].until
+
+    def known(close_ms: int, *, cut: bool) -> RecordedDepth:
+        [found] = until([whole], Cutoff(0, close_ms, (), cut))
+        assert isinstance(found, RecordedDepth)
+        return found
+
     at_ms = int(whole.times[700])
-    cut = later_taken(whole, at_ms, cut=True)
+    cut = known(at_ms, cut=True)
     assert cut.times.tolist() == whole.times[:701].tolist()
     assert cut.starts.tolist() == [0]
-    other = later_taken(whole, at_ms, cut=False)
+    other = known(at_ms, cut=False)
     check_books(other.books, "what is taken for later books")
     same = (other.books.price == whole.books.price).all(axis=(1, 2))
     assert np.flatnonzero(~same).tolist() == list(range(701, len(whole.books)))
-    none = later_taken(whole, 0, cut=True)
+    none = known(0, cut=True)
     assert (len(none.books), none.starts.tolist(), none.causes) == (0, [], ())

@@ -25,6 +25,7 @@ from tracepaper.daemon.config.market import UniverseRule
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
 from tracepaper.replay.backtest.feed import ArchiveFeed
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.universe import choices
 from tracepaper.replay.checks.universe import _Seen as Seen
 from tracepaper.replay.checks.verify import verify_run
@@ -91,7 +92,7 @@ def replayed(
             "sizing": {"mode": "notional", "notional": "1000"},
         },
     )
-    replay = build(config, candles, started_at_ms=0, from_ms=from_ms)
+    replay = build(config, MarketData(candles), started_at_ms=0, from_ms=from_ms)
     feed: Any = ForgedFeed(replay.feed, forge, place)
     run_into(path, with_fields(replay, feed=feed))
     return path

@@ -15,6 +15,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import FundingRates
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import check_funding
 from tracepaper.replay.report.report import build_report
@@ -52,7 +53,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = whole.time_ms != MISSING
     first = FundingRates("a", "BTCUSDT", whole.time_ms[kept], whole.rate[kept])
     again = FundingRates("b", "BTCUSDT", whole.time_ms[5:6], whole.rate[5:6])
-    replay = build(config, [given], started_at_ms=1, funding=[first, again], database=path)
+    replay = build(
+        config, MarketData([given], funding=[first, again]), started_at_ms=1, database=path
+    )
     log = SqlAuditLog.open(path)
     run_replay(replay, log, Tally())
     log.end(2)

@@ -19,11 +19,11 @@ from exchange_client import walk_rows
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks import lookahead as lookahead_module
 from tracepaper.replay.checks.compare import LookaheadFinding
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
 
 _NUMBERS = count()
@@ -78,7 +78,7 @@ class Checks:
         given = candles or (self._walk,)
         config = configured({"name": f"{name}:Mine"}, *given)
         with own.importable(self.folder):
-            return lookahead(config, Files(given), self._fresh, self.limits, allow=[allow])
+            return lookahead(config, MarketData(given), self._fresh, self.limits, allow=[allow])
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ FAIR: dict[str, dict[str, str]] = {
 def test_a_strategy_of_ours_passes(
     strategy: dict[str, Any], walk: Candles, fresh: FreshProcesses
 ) -> None:
-    found = lookahead(configured(strategy), Files([walk]), fresh, Limits(probes=6))
+    found = lookahead(configured(strategy), MarketData([walk]), fresh, Limits(probes=6))
     assert found.holds, found.differences
     assert found.verdict == "nothing moved"
     assert (found.probes, found.bars, found.without_later) == (6, 160, 160)
@@ -625,7 +625,7 @@ def test_a_portfolio_may_not_depend_on_the_order_in_which_its_symbols_come(
     (tmp_path / "own_portfolio.py").write_text(PORTFOLIO.format(first=first))
     config = configured({"name": "own_portfolio:Mine"}, walk, other)
     with own.importable(tmp_path):
-        found = lookahead(config, Files([walk, other]), fresh, FEW)
+        found = lookahead(config, MarketData([walk, other]), fresh, FEW)
     assert found.holds is (not because)
     assert because in found.because
 
@@ -650,7 +650,7 @@ def test_what_a_decision_depends_on_is_named_and_not_refused(
 
 
 def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk: Candles) -> None:
-    found = lookahead(configured(HONEST[0]), Files([walk]), fresh, Limits(seconds=0.0))
+    found = lookahead(configured(HONEST[0]), MarketData([walk]), fresh, Limits(seconds=0.0))
     assert not found.holds
     assert found.without_later == 0
     assert len(found.unproved) == 10
@@ -666,7 +666,7 @@ def test_what_the_time_does_not_suffice_for_is_said(fresh: FreshProcesses, walk:
 
 def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: FreshProcesses) -> None:
     long = made_candles(walk_rows(2_000))
-    found = lookahead(configured(HONEST[0]), Files([long]), fresh, Limits(seconds=0.0))
+    found = lookahead(configured(HONEST[0]), MarketData([long]), fresh, Limits(seconds=0.0))
     assert found.bars <= found.given == 2_000
     assert found.verdict == "nothing moved so far"
     assert not found.holds
@@ -678,7 +678,7 @@ def test_bars_that_the_replay_did_not_reach_in_time_count_as_given(fresh: FreshP
 def test_too_little_data_is_refused_with_a_sentence(fresh: FreshProcesses, walk: Candles) -> None:
     far = {"name": "sma_cross", "fast": 5, "slow": 400}
     with pytest.raises(ConfigInvalid, match="warm after 400 bars, and 160 are looked at; give"):
-        lookahead(configured(far), Files([walk]), fresh, FEW)
+        lookahead(configured(far), MarketData([walk]), fresh, FEW)
 
 
 @pytest.mark.parametrize(

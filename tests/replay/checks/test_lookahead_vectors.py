@@ -17,11 +17,11 @@ from vector_cases import CONTEXT, sections
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.compare import Difference
 from tracepaper.replay.checks.isolation import FreshProcesses, derive_probes
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.perturbations import (
-    Files,
     FutureProbe,
     moved_by,
     replaced_covariates,
@@ -67,7 +67,7 @@ def probed(config: Config, walk: Candles) -> list[Difference]:
     for place, cut in zip(PROBES, (False, True), strict=True):
         ours.send(FutureProbe(0, int(walk.open_time_ms[place]), cut))
     ours.send(None)
-    derive_probes(theirs, config, Files([walk]), "scan")
+    derive_probes(theirs, config, MarketData([walk]), "scan")
     found = [ours.recv() for _ in PROBES]
     assert all(compared > 0 for compared, _ in found)
     return [difference for _, difference in found if difference is not None]
@@ -118,7 +118,7 @@ def test_a_strategy_that_finds_the_file_in_memory_is_found(tmp_path: Path, walk:
 def test_the_whole_check_holds_and_moves_the_rows_with_the_bars(
     tmp_path: Path, walk: Candles, fresh: FreshProcesses
 ) -> None:
-    found = lookahead(config(tmp_path, walk), Files([walk]), fresh, Limits(probes=1))
+    found = lookahead(config(tmp_path, walk), MarketData([walk]), fresh, Limits(probes=1))
     assert found.holds, found.differences
     assert found.depends == []
 

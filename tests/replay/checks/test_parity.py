@@ -14,6 +14,7 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.parity import Parity
 from tracepaper.storage.audit import SqlAuditLog
@@ -36,7 +37,9 @@ def test_runs_of_no_common_bar_are_said_to_be_not_compared(
         candles = slice_candles(made_candles(walk_rows(600)), slice(start, start + 50))
         config = load(None, {"strategy": {"name": "sma_cross", "fast": 3, "slow": 7}})
         log = SqlAuditLog.open(path)
-        run_replay(build(config, [candles], started_at_ms=1, database=path), log, Tally())
+        run_replay(
+            build(config, MarketData([candles]), started_at_ms=1, database=path), log, Tally()
+        )
         log.close()
     assert invoke(["parity", *(f"{path}#last" for path in paths)]) == 1
     said = capsys.readouterr().out

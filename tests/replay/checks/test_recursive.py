@@ -15,8 +15,8 @@ from exchange_client import walk_rows
 
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.recursive import RecursiveFinding, recursive
 from tracepaper.strategies.errors import DataInvalid
 
@@ -52,7 +52,7 @@ class Starts:
         (self._folder / f"{name}.py").write_text(own.source(**bodies))
         config = configured(f"{name}:Mine", **sections)
         with own.importable(self._folder):
-            return recursive(config, Files([self._walk]), self._fresh, probes=4, warmup=60)
+            return recursive(config, MarketData([self._walk]), self._fresh, probes=4, warmup=60)
 
 
 @pytest.fixture
@@ -292,7 +292,7 @@ def test_a_later_start_knows_the_range_of_a_day_before_its_warm_up(
     (tmp_path / "ranged.py").write_text(text)
     with own.importable(tmp_path):
         config = configured("ranged:Mine", market={"symbols": ["BTCUSDT"], "interval": "15"})
-        said = recursive(config, Files([quarters]), fresh, probes=4, warmup=60)
+        said = recursive(config, MarketData([quarters]), fresh, probes=4, warmup=60)
     assert said.holds, said.differences
 
 
@@ -360,7 +360,7 @@ def test_what_the_account_alone_explains_is_no_difference(found: Starts, name: s
 
 @pytest.mark.parametrize("name", ["sma_cross", "persistence"])
 def test_a_strategy_of_ours_passes(walk: Candles, fresh: FreshProcesses, name: str) -> None:
-    assert recursive(configured(name), Files([walk]), fresh, probes=4, warmup=60).holds
+    assert recursive(configured(name), MarketData([walk]), fresh, probes=4, warmup=60).holds
 
 
 @pytest.fixture(scope="module")
@@ -377,13 +377,15 @@ SYMBOLS = {"market": {"symbols": ["BTCUSDT", "ETHUSDT"]}}
 def test_several_symbols_start_later_at_one_time(
     tmp_path: Path, walks: list[Candles], fresh: FreshProcesses
 ) -> None:
-    said = recursive(configured("sma_cross", **SYMBOLS), Files(walks), fresh, probes=4, warmup=60)
+    said = recursive(
+        configured("sma_cross", **SYMBOLS), MarketData(walks), fresh, probes=4, warmup=60
+    )
     assert said.holds
     assert (said.probes, said.compared > 400) == (4, True)
     (tmp_path / "counts.py").write_text(own.source(**REMEMBERS["a count of all bars"]))
     with own.importable(tmp_path):
         config = configured("counts:Mine", **SYMBOLS)
-        assert not recursive(config, Files(walks), fresh, probes=4, warmup=60).holds
+        assert not recursive(config, MarketData(walks), fresh, probes=4, warmup=60).holds
 
 
 def test_symbols_that_have_no_time_in_common_are_refused(
@@ -393,10 +395,10 @@ def test_symbols_that_have_no_time_in_common_are_refused(
     later = replace(one, open_time_ms=one.open_time_ms + 10**9)
     with pytest.raises(DataInvalid, match="of one time"):
         recursive(
-            configured("sma_cross", **SYMBOLS), Files([later, two]), fresh, probes=4, warmup=60
+            configured("sma_cross", **SYMBOLS), MarketData([later, two]), fresh, probes=4, warmup=60
         )
 
 
 def test_too_little_data_is_refused_with_a_sentence(walk: Candles, fresh: FreshProcesses) -> None:
     with pytest.raises(DataInvalid, match="give more data"):
-        recursive(configured("persistence"), Files([walk]), fresh, probes=1, warmup=300)
+        recursive(configured("persistence"), MarketData([walk]), fresh, probes=1, warmup=300)

@@ -16,11 +16,11 @@ from forging import forged, verified
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.checks.diagnosis import DRAWS, Cause
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.database.reader import Reader
 
@@ -55,7 +55,7 @@ def configured(other: dict[str, Any], candles: list[Candles]) -> Config:
 def recorded(path: Path, other: dict[str, Any], candles: list[Candles]) -> Path:
     log = SqlAuditLog.open(path)
     config = configured(other, candles)
-    run_replay(build(config, candles, started_at_ms=1, database=path), log, Tally())
+    run_replay(build(config, MarketData(candles), started_at_ms=1, database=path), log, Tally())
     log.end(2)
     log.close()
     return path
@@ -63,7 +63,7 @@ def recorded(path: Path, other: dict[str, Any], candles: list[Candles]) -> Path:
 
 def test_what_the_account_became_by_another_symbol_is_no_lookahead(fresh: FreshProcesses) -> None:
     config = configured({**CROSS, "slow": 11}, PAIR)
-    found = lookahead(config, Files(PAIR), fresh, Limits(probes=2))
+    found = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
     assert found.differences == []
     assert not found.because
 
@@ -82,7 +82,7 @@ def test_a_leak_of_one_of_several_strategies_is_found(
     (tmp_path / "own_shared.py").write_text(own.source(**SHARED))
     config = configured({"name": "own_shared:Mine"}, PAIR)
     with own.importable(tmp_path):
-        found = lookahead(config, Files(PAIR), fresh, Limits(probes=2))
+        found = lookahead(config, MarketData(PAIR), fresh, Limits(probes=2))
     assert found.differences
 
 

@@ -26,6 +26,7 @@ from storage_cases import prune
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import Config, load
 from tracepaper.replay.archive import Candles, read_candles, slice_candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, resume_replay
 from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
@@ -280,7 +281,7 @@ def test_a_run_that_was_pruned_to_fewer_bars_than_decide_does_not_go_on(
     prune(path, keep_days=1, pruned_at_ms=5)
     audit = SqlAuditLog.open(path)
     with pytest.raises(DataInvalid, match=r"pruned to 27 bars .* depend on 61; start a new replay"):
-        resume_replay(run_id, [hours], (), audit, path, Tally())
+        resume_replay(run_id, MarketData([hours]), audit, path, Tally())
     audit.close()
 
 
@@ -309,7 +310,7 @@ def test_a_models_run_in_one_pass_that_was_interrupted_is_rederived_bit_for_bit(
     path = tmp_path / "run.db"
     record(path, config, [bars], stop_after=400)
     audit = SqlAuditLog.open(path)
-    resume_replay("last", [bars], (), audit, path, Tally())
+    resume_replay("last", MarketData([bars]), audit, path, Tally())
     audit.end(9)
     audit.close()
     found = verified(path)
@@ -320,7 +321,7 @@ def test_a_models_run_in_one_pass_that_was_interrupted_is_rederived_bit_for_bit(
 def test_a_finished_replay_is_not_resumed(walk: Candles, run: Path) -> None:
     audit = SqlAuditLog.open(run)
     with pytest.raises(ConfigInvalid, match="is finished"):
-        resume_replay("last", [walk], (), audit, run, Tally())
+        resume_replay("last", MarketData([walk]), audit, run, Tally())
     audit.close()
 
 
@@ -382,7 +383,7 @@ def test_a_run_that_grows_meanwhile_is_verified_as_far_as_it_was(
 
     def grow() -> None:
         audit = SqlAuditLog.open(path)
-        resume_replay(run_id, [walk], [], audit, path, Tally())
+        resume_replay(run_id, MarketData([walk]), audit, path, Tally())
         audit.close()
 
     with GrowingReader.open(path) as reader:

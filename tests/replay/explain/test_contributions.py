@@ -10,7 +10,8 @@ import pytest
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.models import BASE, LightGBM, tree_shap
-from tracepaper.replay.backtest.request import Request, perform
+from tracepaper.replay.backtest.make import make_run
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.explain.attribution import contributed
 from tracepaper.replay.explain.recompute import open_any
 from tracepaper.storage.database.reader import Reader
@@ -64,7 +65,7 @@ def test_contributions_are_shown_and_have_to_sum_to_the_forecast(
     data = learning.write_csv(learning.learnable(40, seed=0, symbol="AAAUSDT"), tmp_path)
     database = tmp_path / "run.db"
     config = tmp_path / "config.toml"
-    perform(Request((str(data),), config=config, database=database), as_json=True)
+    make_run(RunSpec(candles=(str(data),), config=config, database=database))
     with Reader.open(database) as reader:
         run_id = reader.find("last")
     past = open_any(database, run_id, 40)

@@ -36,6 +36,7 @@ from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.archive.candles import bars_of
 from tracepaper.replay.archive.order_book import read_depth
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.dataset import Dataset
@@ -263,18 +264,17 @@ def test_a_run_is_fed_its_own_books_and_decides_the_same(database: Path, tmp_pat
 def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
     folder: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
-    data, books = [slice_candles(candles(COUNT), slice(0, SHORT))], folder / "books.depth"
+    bars, books = slice_candles(candles(COUNT), slice(0, SHORT)), folder / "books.depth"
+    data = MarketData([bars], depth=[read_depth(books)])
     cut = killed(
-        lambda path: build(
-            config(folder), data, started_at_ms=0, database=path, depth=[read_depth(books)]
-        ),
+        lambda path: build(config(folder), data, started_at_ms=0, database=path),
         tmp_path,
         monkeypatch,
         bars=after - 1,
         every=1,
         group_steps=1,
     )
-    run_id = resumed(cut, data, depth=[read_depth(books)])
+    run_id = resumed(cut, data)
     with Reader.open(database) as one, Reader.open(cut) as two:
         found = compare_runs(ComparedRun(one, one.find("last")), ComparedRun(two, run_id))
     assert (found.compared, found.differences) == (SHORT, [])

@@ -14,9 +14,9 @@ from learning import DAY_BARS, FORMS, WINDOW, choose, derived, learnable, recipe
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import read_candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.learning.card import experimental
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.evaluation.walk_forward import ablated
@@ -274,7 +274,7 @@ def test_no_future_moves_a_network_that_was_trained(
     config, path = prepared(trained(name), tmp_path)
     with FreshProcesses(MODEL) as fresh:
         given = read_candles(str(path))
-        found = lookahead(load_config(config), Files([given]), fresh, Limits(probes=1))
+        found = lookahead(load_config(config), MarketData([given]), fresh, Limits(probes=1))
     assert found.verdict == "nothing moved"
     assert found.probes == 1
 

@@ -33,6 +33,7 @@ from tracepaper.daemon.session.loop import (
 from tracepaper.daemon.session.run_row import start_event
 from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.predictors import ScanPredictor
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
@@ -160,7 +161,7 @@ async def test_the_live_loop_decides_as_the_replay(
     """The model in its worker thread, fed one event after the other; verify derives it again."""
     path = tmp_path / "live.db"
     audit = SqlAuditLog.open(path)
-    replay = build(config(folder), both(), started_at_ms=0, database=path, mode="step")
+    replay = build(config(folder), MarketData(both()), started_at_ms=0, database=path, mode="step")
     model = replay.forecaster
     assert model is not None
     history = BarHistory([item.id for item in replay.instruments], context=model.context)
@@ -209,14 +210,14 @@ def test_a_replay_killed_anywhere_goes_on_as_if_it_had_not_been(
     folder: Path, database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     cut = killed(
-        lambda path: build(config(folder), both(), started_at_ms=0, database=path),
+        lambda path: build(config(folder), MarketData(both()), started_at_ms=0, database=path),
         tmp_path,
         monkeypatch,
         bars=after - 1,
         every=1,
         group_steps=1,
     )
-    resumed(cut, both())
+    resumed(cut, MarketData(both()))
     assert compared(database, cut) == 2 * SHORT - len(HOLE)
     check(cut)
 

@@ -20,9 +20,9 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import NOTHING, Config
 from tracepaper.daemon.config.loading import load as load_config
 from tracepaper.replay.archive import Candles, slice_candles
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
-from tracepaper.replay.checks.perturbations import Files
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.splits import iso
 from tracepaper.storage.checkpoints import kept_folder, load, save
@@ -397,7 +397,10 @@ def test_a_close_that_a_symbol_misses_holds_all_with_one_sentence(
 def test_no_later_bar_and_no_order_of_symbols_moves_it(trained: Callable[..., Path]) -> None:
     with FreshProcesses() as fresh:
         found = lookahead(
-            configured(trained("portfolio"), "portfolio"), Files(data()), fresh, Limits(probes=1)
+            configured(trained("portfolio"), "portfolio"),
+            MarketData(data()),
+            fresh,
+            Limits(probes=1),
         )
     assert found.holds, found.because
 

@@ -23,6 +23,7 @@ from tracepaper.daemon.session.build import build_engine
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.api import Backtest
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, predictor_over, run_events
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.page import records, runs
@@ -59,7 +60,7 @@ def ran(
     kept = [place for place in range(240 + len(lacking)) if place not in lacking]
     times_ms = [FIRST_MS + place * HOUR for place in kept]
     candles = [made_candles(walk_rows(240), interval_ms=HOUR, times_ms=times_ms)]
-    replay = build(load(None, sections), candles, started_at_ms=1, database=path)
+    replay = build(load(None, sections), MarketData(candles), started_at_ms=1, database=path)
     log, way = SqlAuditLog.open(path), predictor_over(replay)
 
     def events() -> Iterator[Event]:

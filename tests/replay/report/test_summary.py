@@ -17,6 +17,7 @@ from rich.console import Console
 from tracepaper.daemon.config.loading import load
 from tracepaper.replay.api import backtest
 from tracepaper.replay.backtest.build import build
+from tracepaper.replay.backtest.market_data import MarketData
 from tracepaper.replay.backtest.run import Tally, run_replay
 from tracepaper.replay.report.figures import tables
 from tracepaper.replay.report.report import build_report
@@ -113,7 +114,7 @@ def test_what_no_strategy_has_a_share_of_has_a_row(
     path, candles = tmp_path / "run.db", made_candles(walk_rows(200))
     audit = SqlAuditLog.open(path)
     try:
-        replay = build(load(None, config), [candles], started_at_ms=0)
+        replay = build(load(None, config), MarketData([candles]), started_at_ms=0)
         run_replay(replay, audit, Tally())
     finally:
         audit.close()

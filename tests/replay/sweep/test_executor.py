@@ -17,6 +17,7 @@ from own_strategies import importable
 
 from tracepaper import Action, Signal, Strategy, sweep
 from tracepaper.daemon.session.run_row import code_version
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.sweep.executor import (
     InThisProcess,
     LocalProcesses,
@@ -98,7 +99,8 @@ def packed(candles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wo
     for path in checkpoints.files_of(checkpoints.locate("flash-1m")):
         shutil.copy(path, mine)
     given = {"model": {"checkpoint": str(mine)}, "sizing": {"mode": "fixed", "quantity": "0.1"}}
-    made = read_request("sma_cross", candles, {"fast": [3]}, "return", config=given).work.packed()
+    spec = RunSpec(candles=(str(candles),), config=given)
+    made = read_request(spec, {"fast": [3]}, "return", strategy="sma_cross").work.packed()
     shutil.rmtree(mine)
     return made
 
@@ -146,7 +148,8 @@ def test_a_worker_without_the_covariates_says_so(candles: Path, tmp_path: Path) 
     file = tmp_path / "rates.csv"
     file.write_text("time,rate\n2025-05-01T00:00:00Z,0.5\n", encoding="utf-8")
     config = {"model": {"covariates": str(file)}, "sizing": {"mode": "fixed", "quantity": "0.1"}}
-    made = read_request("sma_cross", candles, {"fast": [3]}, "return", config=config).work.packed()
+    spec = RunSpec(candles=(str(candles),), config=config)
+    made = read_request(spec, {"fast": [3]}, "return", strategy="sma_cross").work.packed()
     assert over_there(made)[1] == ""
     file.unlink()
     said = f"it has no {file}; put the file where every node reads it."

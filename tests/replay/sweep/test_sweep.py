@@ -31,6 +31,7 @@ from tracepaper import (
     backtest,
     sweep,
 )
+from tracepaper.replay.backtest.run_spec import RunSpec
 from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.report import metrics
 from tracepaper.replay.sweep.executor import InThisProcess, LocalProcesses, serve
@@ -394,7 +395,8 @@ def test_a_cell_that_goes_wrong_says_so_and_the_others_go_on(candles: Path, tmp_
 def test_a_process_whose_sweep_was_killed_ends_by_itself(candles: Path, tmp_path: Path) -> None:
     (tmp_path / "odd.py").write_text(ODD)
     with importable(tmp_path), FreshProcesses() as fresh:
-        work = read_request("odd:Odd", candles, {"how": ["blocks"]}, "return").work
+        spec = RunSpec(candles=(str(candles),))
+        work = read_request(spec, {"how": ["blocks"]}, "return", strategy="odd:Odd").work
         with fresh.child(serve) as child:
             assert child.receive() > 0
             child.send((work, 1.5))
@@ -603,6 +605,7 @@ def test_a_file_of_vectors_is_of_the_data(candles: Path, tmp_path: Path) -> None
         file.write_text(f"time,mood\n1717243200000,{mood}\n", encoding="utf-8")
         config = {**SIZED, "model": {"covariates": str(file)}}
         space = {"sizing.quantity": ["0.1"]}
-        asked = read_request("persistence", candles, space, "return", config=config)
+        spec = RunSpec(candles=(str(candles),), config=config)
+        asked = read_request(spec, space, "return", strategy="persistence")
         hashes.append(asked.data_sha256)
     assert hashes[0] == hashes[1] != hashes[2]

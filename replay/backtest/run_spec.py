@@ -1,0 +1,405 @@
+"""What a run takes, declared once: ``MarketSpec`` and ``RunSpec``.
+
+From a field follow the option of every command that takes it, the argument of ``backtest`` and
+``sweep``, and the refusal where a run could only ignore it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from datetime import UTC, date, datetime
+from enum import Flag, auto
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeAlias, get_args, get_origin
+
+import typer
+
+from tracepaper.daemon.commands.options import (
+    ColumnsOption,
+    ConfigOption,
+    DepthOption,
+    FromOption,
+    SetOption,
+    SymbolOption,
+    ToOption,
+)
+from tracepaper.strategies.errors import ConfigInvalid, shown
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.config.loading import Given, Sections
+    from tracepaper.replay.archive import Candles, FundingRates
+    from tracepaper.replay.archive.corporate_actions import ActionRow
+    from tracepaper.replay.archive.order_book import DepthSource
+    from tracepaper.replay.backtest.book_feed import FillSource
+
+
+class NamedFrame(NamedTuple):
+    """A frame of polars or pandas, or a dictionary of columns, and the symbol that it has."""
+
+    symbol: str | None
+    frame: Any
+
+
+CandleInput: TypeAlias = "str | Candles | NamedFrame"
+"""A path or ``SYMBOL=PATH``, candles, or a frame."""
+
+
+class Consumer(Flag):
+    """Who takes a field."""
+
+    REPLAY = auto()
+    SWEEP = auto()
+    LOOKAHEAD = auto()
+    RECURSIVE = auto()
+    BACKTEST = auto()
+    PYTHON_SWEEP = auto()
+    RESUME = auto()
+    RECORDED = auto()  # --data FILE.db#RUN
+
+
+CHECKS: Final = Consumer.LOOKAHEAD | Consumer.RECURSIVE
+PYTHON: Final = Consumer.BACKTEST | Consumer.PYTHON_SWEEP
+RUNS: Final = Consumer.REPLAY | Consumer.SWEEP | Consumer.RESUME
+ALL: Final = RUNS | CHECKS | PYTHON
+
+
+def _paths(value: object, name: str) -> tuple[Path, ...]:
+    values: Sequence[object] = value if isinstance(value, (list, tuple)) else [value]
+    paths = tuple(Path(path) for path in values if isinstance(path, (str, Path)))
+    if len(paths) < len(values):
+        raise ConfigInvalid(
+            f"{name} is {shown(value)}; give the path of a file, or a list of them."
+        )
+    return paths
+
+
+def _inputs(value: object, name: str) -> tuple[CandleInput, ...]:
+    inputs = () if value is None else tuple(_flat(value, None))
+    if not inputs and name == "data":
+        raise ConfigInvalid("There are no data; give a path, a frame, or several.")
+    for item in inputs:
+        if isinstance(item, str) and names_a_run(item):
+            raise ConfigInvalid(
+                f"{item} is a run, which is replayed with its own strategy; use `tracepaper replay "
+                f"--data {item}`."
+            )
+    return inputs
+
+
+def _flat(value: Any, symbol: str | None) -> Iterator[CandleInput]:  # noqa: ANN401 - a user's
+    from tracepaper.replay.archive import Candles
+    from tracepaper.replay.archive.read import is_frame
+
+    if isinstance(value, (str, Path)):
+        yield str(value) if symbol is None else f"{symbol}={value}"
+    elif isinstance(value, Candles):
+        yield value
+    elif is_frame(value):
+        yield NamedFrame(symbol, value)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(item, str(name))
+    elif isinstance(value, Sequence):
+        for item in value:
+            yield from _flat(item, symbol)
+    else:
+        raise ConfigInvalid(
+            f"data is {shown(value)}; give a path, a frame, a dictionary of columns, or several."
+        )
+
+
+def _columns(value: object, _name: str) -> tuple[str, ...]:
+    """Return a dictionary of columns as ``--columns`` takes it; None leaves a field out."""
+    if value is None or (isinstance(value, tuple) and not value):
+        return ()
+    if not isinstance(value, Mapping):
+        raise ConfigInvalid(
+            f'columns is {shown(value)}; give a dictionary such as {{"close": "Price"}}, with None '
+            "for a field that is left out."
+        )
+    return tuple(f"{name}={'' if column is None else column}" for name, column in value.items())
+
+
+def _moment(value: Any, name: str) -> str | None:  # noqa: ANN401 - a user's
+    """Return *value* as the text of a time on the command line; without a zone it is UTC."""
+    from tracepaper.replay.archive.columns import instant
+
+    if value is None:
+        return None
+    if isinstance(value, datetime):
+        moment = value if value.tzinfo else value.replace(tzinfo=UTC)
+        return str(round(moment.timestamp() * 1000))
+    try:
+        return str(instant(value.isoformat() if isinstance(value, date) else str(value)))
+    except ConfigInvalid:
+        raise ConfigInvalid(
+            f"{name} is {shown(value)}; give an ISO time such as 2025-06-01, UTC milliseconds "
+            "or a date."
+        ) from None
+
+
+def _configured(value: object, name: str) -> Path | Sections | None:
+    if isinstance(value, str):
+        return Path(value)
+    if value is None or isinstance(value, (Path, Mapping)):
+        return value
+    raise ConfigInvalid(
+        f"{name} is {shown(value)}; give a TOML file, or a dictionary of sections such as "
+        '{"account": {"cash": "10000"}}.'
+    )
+
+
+def option(
+    kind: object,
+    consumers: Consumer,
+    convert: Callable[[Any, str], object] | None = None,
+    *,
+    argument: str = "",
+    default: object = None,
+) -> Any:  # noqa: ANN401 - a field of any type
+    """Return a field of a spec.
+
+    *kind* is the option's type, annotated with its ``typer.Option``; *convert* makes its value of
+    the *argument* of a Python call, by default of the field's name.
+    """
+    if any(get_origin(part) is list for part in get_args(get_args(kind)[0])):
+        default = ()
+    declared = {"kind": kind, "consumers": consumers, "convert": convert, "argument": argument}
+    return field(default=default, metadata=declared)
+
+
+def _text(flag: str, metavar: str | None, text: str) -> object:
+    return Annotated[str | None, typer.Option(flag, metavar=metavar, help=text)]
+
+
+def _texts(flag: str, text: str) -> object:
+    return Annotated[list[str] | None, typer.Option(flag, metavar="PATH", help=text)]
+
+
+def _files(flag: str, text: str) -> object:
+    return Annotated[list[Path] | None, typer.Option(flag, metavar="FILE", help=text)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarketSpec:
+    """What a run is fed: the names of files, or what was read of them."""
+
+    candles: tuple[CandleInput, ...] = option(
+        _texts("--data", "Candles: PATH or SYMBOL=PATH; repeat."),
+        ALL | Consumer.RECORDED,
+        _inputs,
+        argument="data",
+    )
+    symbol: str | None = option(SymbolOption, RUNS)
+    category: str | None = option(
+        _text("--category", None, "linear or spot, where the file name lacks it."),
+        Consumer.REPLAY | Consumer.RESUME,
+    )
+    columns: tuple[str, ...] = option(ColumnsOption, ALL, _columns)
+    funding: tuple[Path | FundingRates, ...] = option(
+        _files("--funding", "Settled funding rates, CSV; repeat."), RUNS | PYTHON, _paths
+    )
+    actions: tuple[Path | ActionRow, ...] = option(
+        _files("--actions", "Splits and dividends, CSV; repeat."), ALL, _paths
+    )
+    frames: tuple[CandleInput, ...] = option(
+        _texts("--frame-data", "Candles of a higher timeframe from before the data; repeat."),
+        ALL,
+        _inputs,
+        argument="frame_data",
+    )
+    depth: tuple[Path | DepthSource, ...] = option(DepthOption, ALL, _paths)
+    events: tuple[Path | FillSource, ...] = option(
+        _files("--events", "Recorded events of a book; repeat."), ALL, _paths
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSpec(MarketSpec):
+    """All that one run takes; *overrides* are keys of the configuration that win over all."""
+
+    start: str | None = option(FromOption, RUNS | PYTHON, _moment)
+    end: str | None = option(ToOption, RUNS | PYTHON, _moment)
+    config: Path | Sections | None = option(  # noqa: RUF009 - a field
+        ConfigOption, ALL, _configured
+    )
+    settings: tuple[str, ...] = option(SetOption, (ALL & ~Consumer.RESUME) & ~PYTHON)
+    resume: str | None = option(
+        _text("--resume", "RUN", "Continue an interrupted replay."),
+        Consumer.REPLAY | Consumer.RESUME,
+    )
+    mode: str = option(
+        Annotated[
+            str,
+            typer.Option("--mode", help="How the model reads the bars: scan (one pass) or step."),
+        ],
+        Consumer.REPLAY | Consumer.RESUME | CHECKS,
+        default="scan",
+    )
+    database: Path | None = option(  # noqa: RUF009 - a field
+        Annotated[
+            Path | None,
+            typer.Option("--db", metavar="FILE", help="By default a new file, replay-TIME.db."),
+        ],
+        Consumer.REPLAY | Consumer.RESUME | Consumer.RECORDED | Consumer.BACKTEST,
+        lambda value, _name: None if value is None else Path(str(value)),
+        argument="db",
+    )
+    overrides: Sections = field(default_factory=dict)
+    caller: str = "the command line"  # who set these, in an error
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> Given:
+        """The configuration with what ``--set`` lays over its file."""
+        from tracepaper.daemon.config.loading import with_settings
+
+        if not self.settings:
+            return self.config
+        assert not isinstance(self.config, Mapping), "only a command has settings"
+        return with_settings(self.config, self.settings)
+
+    @property
+    def sections(self) -> Sections:
+        """The overrides, with the category that was asked for."""
+        if self.category is None:
+            return self.overrides
+        market = {**self.overrides.get("market", {}), "category": self.category}
+        return {**self.overrides, "market": market}
+
+    @property
+    def from_ms(self) -> int | None:
+        """When its period begins, UTC milliseconds."""
+        return _time(self.start, "--from")
+
+    @property
+    def until_ms(self) -> int | None:
+        """When its period ends, excluded."""
+        return _time(self.end, "--to")
+
+
+def _time(text: str | None, flag: str) -> int | None:
+    from tracepaper.replay.archive.columns import instant
+
+    if text is None:
+        return None
+    try:
+        return instant(text)
+    except ConfigInvalid:
+        raise ConfigInvalid(
+            f"{flag} is {text!r}; write an ISO time such as 2025-06-01 or UTC milliseconds."
+        ) from None
+
+
+def names_a_run(item: str) -> bool:
+    """Return whether *item* is ``FILE.db#RUN``; files and ``SYMBOL=PATH`` may hold a ``#`` too."""
+    file, mark, _ = item.rpartition("#")
+    return bool(mark) and not Path(item).exists() and ("=" not in file or Path(file).exists())
+
+
+# ---------------------------------------------------------------- who takes what
+
+
+def _options(consumers: Consumer) -> list[Field[Any]]:
+    """Return the fields that are declared as options and that one of *consumers* takes."""
+    declared = (one for one in fields(RunSpec) if one.metadata)
+    return [one for one in declared if one.metadata["consumers"] & consumers]
+
+
+def _flag(one: Field[Any]) -> str:
+    """Return the long name of its option, which typer keeps in the place of a default."""
+    return str(get_args(one.metadata["kind"])[1].default)
+
+
+def python_arguments(consumer: Consumer) -> dict[str, Field[Any]]:
+    """Return the fields that a Python call takes, by the names of its arguments."""
+    return {one.metadata["argument"] or one.name: one for one in _options(consumer)}
+
+
+def spec_of(consumer: Consumer, given: Mapping[str, object]) -> RunSpec:
+    """Return the spec of a Python call, whose arguments are *given* by their names.
+
+    Raises ``ConfigInvalid`` that names an argument which cannot be meant.
+    """
+    taken = python_arguments(consumer)
+    return RunSpec(
+        **{one.name: one.metadata["convert"](given[name], name) for name, one in taken.items()}
+    )
+
+
+def flags_of(spec: RunSpec) -> Iterator[tuple[str, str]]:
+    """Yield the option and the value of whatever *spec* gives ``replay`` beside candles."""
+    for one in _options(Consumer.REPLAY):
+        value = getattr(spec, one.name)
+        if one.name not in {"candles", "config", "settings"} and value != one.default:
+            for each in value if isinstance(value, tuple) else (value,):
+                yield _flag(one), str(each)
+
+
+def refuse_unused(spec: RunSpec, consumer: Consumer, subject: str) -> None:
+    """Refuse what *consumer* could only ignore; *subject* begins the sentence."""
+    for one in _options(~consumer):
+        if not one.metadata["consumers"] & consumer and getattr(spec, one.name) != one.default:
+            raise ConfigInvalid(f"{subject}; leave {_flag(one)} out.")
+
+
+# ---------------------------------------------------------------- commands
+
+
+def _parameters(consumer: Consumer) -> Iterator[inspect.Parameter]:
+    for one in _options(consumer):
+        kind, info = get_args(one.metadata["kind"])
+        default = None if one.default == () else one.default
+        if one.name == "candles" and consumer in CHECKS:
+            kind, default = list[str], inspect.Parameter.empty
+        yield _parameter(one.name, Annotated[kind, info], default)
+
+
+def _parameter(name: str, annotation: object, default: object) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def command(consumer: Consumer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Make a function of a ``spec`` and options of its own a command with the options of both.
+
+    Those of the spec stand in its place.
+    """
+
+    def of(work: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        if consumer not in CHECKS:
+            argument = typer.Argument(metavar="[PATH]...", help="Candles, as by --data.")
+            parameters.append(_parameter("files", Annotated[list[str] | None, argument], None))
+        for one in inspect.signature(work, eval_str=True).parameters.values():
+            if one.name == "spec":
+                parameters += _parameters(consumer)
+            else:
+                parameters.append(_parameter(one.name, one.annotation, one.default))
+        names = [one.name for one in _options(consumer)]
+
+        def run(files: Sequence[str] | None = None, **given: Any) -> None:  # noqa: ANN401 - options
+            values = {name: given.pop(name) for name in names}
+            values = {
+                name: tuple(value or ()) if _is_repeated(name) else value
+                for name, value in values.items()
+            }
+            values["candles"] = (*(files or ()), *values["candles"])
+            if not values["candles"]:
+                raise ConfigInvalid(
+                    f"Give candles: tracepaper {work.__name__} PATH, or --data PATH for each file."
+                )
+            work(spec=RunSpec(**values), **given)
+
+        run.__name__, run.__doc__, run.__module__ = work.__name__, work.__doc__, work.__module__
+        run.__annotations__ = {one.name: one.annotation for one in parameters}
+        setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - typer reads it
+        return run
+
+    return of
+
+
+def _is_repeated(name: str) -> bool:
+    return RunSpec.__dataclass_fields__[name].default == ()

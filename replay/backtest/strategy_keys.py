@@ -1,0 +1,106 @@
+"""Strategies as Python names them, as keys of the configuration."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Final
+
+from tracepaper.daemon.config.loading import Given, load
+from tracepaper.daemon.config.values import ASKS
+from tracepaper.daemon.session.user_class import is_importable, known_class
+from tracepaper.daemon.session.user_code import has_source
+from tracepaper.strategies.api.model import DataSource
+from tracepaper.strategies.errors import ConfigInvalid, shown
+
+NOT_IMPORTABLE: Final = (
+    "no other process can import the class {}: to verify this run there, or to look ahead, put it "
+    "into a module of its own"
+)
+NO_SOURCE: Final = (
+    "Python keeps no source of the class {}, so its id is that of its compiled code, which "
+    "another Python compiles otherwise; put it into a file"
+)
+
+
+def strategy_name(strategy: object) -> str | None:
+    """Return the name of a strategy that is no class; raise ``ConfigInvalid`` where it is none."""
+    if strategy is None or isinstance(strategy, str):
+        return strategy
+    raise ConfigInvalid(
+        f"strategy is {shown(strategy)}; give a name, module:Class, or the class itself, and its "
+        "options as params."
+    )
+
+
+def strategy_keys(name: str, params: Mapping[str, Any] | None, config: Given) -> dict[str, Any]:
+    """Return the keys of ``[strategy]`` that mean *name* with *params* over the configured ones."""
+    if params is not None and not isinstance(params, Mapping):
+        raise ConfigInvalid(f"params is {shown(params)}; give a dictionary of options.")
+    options = plain_values(dict(params or {}), "params")
+    has_options = ":" in name or ASKS.get(name) in (DataSource.CLOSES, DataSource.ORDER_BOOKS)
+    if not has_options:
+        return {**options, "name": name}
+    configured = load(config).strategy
+    if configured.name == name:
+        options = {**configured.options, **options}
+    return {"name": name, "options": options}
+
+
+def named_strategies(
+    strategies: Mapping[str, Mapping[str, Any]], known: ExitStack
+) -> tuple[dict[str, Any], tuple[type, ...]]:
+    """Return the section ``[strategies]`` that *strategies* mean, and the classes in it.
+
+    A ``name`` may be a class, which is *known* by its name until that closes.
+    """
+    if not isinstance(strategies, Mapping) or not all(
+        isinstance(keys, Mapping) for label, keys in strategies.items() if label != "reset"
+    ):
+        raise ConfigInvalid(
+            f"strategies is {shown(strategies)}; give the keys of each [strategies.NAME], such as "
+            '{"calm": {"share": "0.5", "name": "trend"}, "quick": {"share": "0.5", "name": Own}}.'
+        )
+    section: dict[str, Any] = {}
+    classes = []
+    for label, keys in strategies.items():
+        if label == "reset":
+            section[label] = keys
+            continue
+        name = keys.get("name")
+        if isinstance(name, type):
+            classes.append(name)
+            name = known.enter_context(known_class(name))
+        own = dict(keys) if name is None else {**keys, "name": name}
+        section[label] = plain_values(own, f"strategies[{label!r}]")
+    return section, tuple(dict.fromkeys(classes))
+
+
+def plain_values(value: dict[str, Any], argument: str) -> dict[str, Any]:
+    """Return *value* as it is stored, in JSON; *argument* names it in errors."""
+
+    def from_numpy(other: object) -> object:
+        is_number = getattr(other, "ndim", None) == 0
+        convert = getattr(other, "item" if is_number else "tolist", None)
+        if convert is None:
+            raise TypeError(f"{shown(other)} cannot be stored")
+        return convert()
+
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(value, default=from_numpy, allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigInvalid(
+            f"{argument}: {error}; give finite numbers, texts, lists and dictionaries of them."
+        ) from None
+    return plain
+
+
+def process_warnings(classes: Sequence[type]) -> tuple[str, ...]:
+    """Return the run's warnings of *classes* that only this process knows."""
+    return tuple(
+        form.format(one.__name__)
+        for one in classes
+        if not is_importable(one)
+        for form in ((NOT_IMPORTABLE,) if has_source(one) else (NOT_IMPORTABLE, NO_SOURCE))
+    )

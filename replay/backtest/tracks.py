@@ -1,0 +1,388 @@
+"""The events of each source of data, as tracks that a feed merges by their times.
+
+The rule of order books is docs/orderbook.md, D15.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, pairwise
+from types import MappingProxyType
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.daemon.config.market import MarketSection
+from tracepaper.replay.archive import Candles, FundingRates, merge_candles, slice_candles
+from tracepaper.replay.archive.candles import Span, bars_of, resample
+from tracepaper.replay.archive.columns import IntArray
+from tracepaper.replay.archive.corporate_actions import ActionRow, PlacedActions
+from tracepaper.replay.archive.order_book import DepthSource
+from tracepaper.replay.archive.series import missing_settlements
+from tracepaper.strategies.api.timeframes import frame_bar_of
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.order_book import BLOCK_BOOKS, Integers, packed_books
+from tracepaper.strategies.types.market import (
+    Bar,
+    Depths,
+    Event,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+)
+from tracepaper.strategies.units import interval_start, iso
+
+SECOND_MS: Final = 1_000
+BATCH_BARS: Final = 16_384
+"""Bars built at once: enough to be fast, few enough that a year stays small in memory."""
+
+
+class Track(NamedTuple):
+    """The events of one instrument: their times in feed order, and what yields them anew."""
+
+    times: IntArray
+    events: Callable[[], Iterator[Event]]
+
+
+class Lookback(NamedTuple):
+    """How far back strategy and model look on what stands beside the bars."""
+
+    frames: Mapping[int, int] = MappingProxyType({})  # by length in milliseconds: how many candles
+    books: int = 0
+    levels: int = 0  # of a side of each book
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The bars of a run, between which the events of other sources come."""
+
+    candles: tuple[Candles, ...]  # of the period with its warm-up, as the instruments count
+    whole: Mapping[str, Candles]  # by instrument: all that was given
+    instruments: Mapping[str, Instrument]
+    from_ms: int  # the start of the period
+    lookback: Lookback
+    actions: PlacedActions
+
+
+def candle_tracks(_given: Sequence[Candles], bars: Bars) -> list[Track]:
+    """Return the bars of each instrument, and the gaps between them."""
+    return [Track(_times_of(part), partial(_bars, part)) for part in bars.candles]
+
+
+BEGUN: Final = "stopped"
+"""Why the first books of a feed go on from none."""
+
+
+class Scale(NamedTuple):
+    """What numbers of one scale are multiplied by, or divided by, to be those of another."""
+
+    times: int = 1
+    over: int = 1
+
+    def of(self, numbers: Integers) -> Integers:
+        """Return *numbers* in the other scale."""
+        return numbers * self.times // self.over
+
+    def one(self, number: int) -> int:
+        """Return *number* in the other scale."""
+        return number * self.times // self.over
+
+
+@dataclass(frozen=True, eq=False)
+class DepthTrack:
+    """The books of one instrument as a feed hands them on: event *i* holds ``cuts[i]``."""
+
+    source: DepthSource
+    levels: int
+    price: Scale
+    size: Scale
+    cuts: Sequence[tuple[int, int, str]]  # first book, the one after the last, and the cause
+
+    @property
+    def times(self) -> Integers:
+        """The time of each event, that of its newest book."""
+        return self.source.times[[stop - 1 for _, stop, _ in self.cuts]]
+
+    def events(self) -> Iterator[Depths]:
+        """Yield the events; each is read and packed when it is drawn."""
+        header = self.source.header
+        for start, stop, cause in self.cuts:
+            read = self.source.part(start, stop).shallower(self.levels)
+            books = replace(read, price=self.price.of(read.price), size=self.size.of(read.size))
+            at_ms = int(books.seen_ms[-1])
+            yield packed_books(
+                header.instrument, books, every_ms=header.every_ms, cause=cause, seen_ms=at_ms
+            )
+
+
+def depth_tracks(given: Sequence[DepthSource], bars: Bars) -> list[Track]:
+    """Return the order books, those until a bar's close before that bar."""
+    closes_ms = {part.instrument: part.closes_ms for part in bars.candles}
+    interval_ms = bars.candles[0].interval_ms
+    cut = [
+        depth_track(
+            recorded,
+            bars.instruments[recorded.header.instrument],
+            closes_ms[recorded.header.instrument],
+            interval_ms,
+            bars.lookback,
+        )
+        for recorded in given
+        if recorded.header.instrument in closes_ms
+    ]
+    return [Track(one.times, one.events) for one in cut if one.cuts]
+
+
+def depth_track(
+    recorded: DepthSource,
+    instrument: Instrument,
+    closes_ms: Integers,
+    interval_ms: int,
+    lookback: Lookback,
+) -> DepthTrack:
+    """Cut the books of *recorded* at each of *closes_ms*; later ones are dropped.
+
+    It begins as many books before the first bar as *lookback* says.
+
+    Raises ``DataInvalid`` where the instrument cannot count its prices and sizes exactly.
+    """
+    header, times, units = recorded.header, recorded.times, recorded.units
+    begin_ms = int(closes_ms[0]) - interval_ms - lookback.books * header.every_ms
+    begin = int(np.searchsorted(times, begin_ms, side="right"))
+    stop = int(np.searchsorted(times, closes_ms[-1], side="right"))
+    of_bar = np.searchsorted(closes_ms, times[:stop])  # the bar before which each is handed on
+    bounds = {int(start) for start in recorded.starts if begin < start < stop}
+    causes = dict(zip(recorded.starts.tolist(), recorded.causes, strict=True))
+    bounds |= {cut for cut in (np.flatnonzero(np.diff(of_bar)) + 1).tolist() if cut > begin}
+    cuts: list[tuple[int, int, str]] = []
+    edges = [begin, *sorted(bounds), stop] if begin < stop else []
+    for first, last in pairwise(edges):
+        for start in range(first, last, BLOCK_BOOKS):
+            cause = causes.get(start, "") or (BEGUN if start == begin else "")
+            cuts.append((start, min(start + BLOCK_BOOKS, last), cause))
+    return DepthTrack(
+        recorded,
+        lookback.levels,
+        scale_of(units.price, header.price_decimals, instrument.price_decimals, "prices"),
+        scale_of(units.size, header.quantity_decimals, instrument.quantity_decimals, "sizes"),
+        cuts,
+    )
+
+
+def scale_of(unit: int, decimals: int, wanted: int, what: str, option: str = "--depth") -> Scale:
+    """Return how multiples of *unit* of 10^-*decimals* become integers of 10^-*wanted*, exactly."""
+    if wanted >= decimals:
+        return Scale(times=10 ** (wanted - decimals))
+    coarser = 10 ** (decimals - wanted)
+    if unit % coarser:
+        raise DataInvalid(
+            f"The {what} of {option} need {decimals} decimals, and the candles' instrument has "
+            f"{wanted}; give candles that were not rounded."
+        )
+    return Scale(over=coarser)
+
+
+def refuse_elsewhere(
+    books: Sequence[DepthSource],
+    candles: Sequence[Candles],
+    from_ms: int | None = None,
+    until_ms: int | None = None,
+) -> None:
+    """Raise ``DataInvalid`` for books of which none stood so within the candles of the period."""
+    for one in books:
+        for part in candles:
+            if part.instrument != one.header.instrument or not len(part):
+                continue
+            begin_ms = max(int(part.open_time_ms[0]), from_ms or 0)
+            end_ms = int(part.closes_ms[-1])
+            end_ms = end_ms if until_ms is None else min(end_ms, until_ms)
+            first, last = np.searchsorted(one.times, (begin_ms, end_ms), side="right").tolist()
+            if begin_ms < end_ms and first == last:
+                raise DataInvalid(
+                    f"--depth holds books of {part.instrument} from {iso(int(one.times[0]))} to "
+                    f"{iso(int(one.times[-1]))}, and the bars are of {iso(begin_ms)} to "
+                    f"{iso(end_ms)}; give books and candles of one time."
+                )
+
+
+def with_depth(market: MarketSection, books: Sequence[DepthSource]) -> MarketSection:
+    """Return *market* with levels and pace of *books* where it names none.
+
+    Raises ``ConfigInvalid`` where a file has fewer levels, another pace or another symbol than
+    it names, or where two files are of one symbol.
+    """
+    named: set[str] = set()
+    for one in books:
+        header = one.header
+        category, _, symbol = header.instrument.partition(":")
+        if category != market.category or symbol not in market.symbols:
+            raise ConfigInvalid(
+                f"--depth holds books of {header.instrument}, and the run trades "
+                f"{market.category}:{', '.join(market.symbols)}; leave it out."
+            )
+        if symbol in named:
+            raise ConfigInvalid(f"--depth names two files of {symbol}; give one a symbol.")
+        named.add(symbol)
+    if not books:
+        return market
+    if not market.depth:
+        first = books[0].header
+        market = market.model_copy(update={"depth": first.levels, "depth_every_ms": first.every_ms})
+    for one in books:
+        header = one.header
+        if header.levels < market.depth or header.every_ms != market.depth_every_ms:
+            raise ConfigInvalid(
+                f"--depth holds {header.words()}, and the run reads {market.depth} levels each "
+                f"{market.depth_every_ms:,} ms; set market.depth and market.depth_every_ms to "
+                "what was recorded."
+            )
+    return market
+
+
+def _bars(candles: Candles) -> Iterator[Event]:
+    """Return the bars, made in batches, each hole as a Gap before the bar that shows it."""
+    holes = dict(zip((after for _, after in candles.gaps), candles.gaps, strict=True))
+    starts = range(0, len(candles), BATCH_BARS)
+    batches = (bars_of(slice_candles(candles, slice(at, at + BATCH_BARS))) for at in starts)
+    if holes:
+        return chain.from_iterable(_with_gaps(bars, holes) for bars in batches)
+    return chain.from_iterable(batches)
+
+
+def _frame_bars(candles: Candles) -> Iterator[Event]:
+    return (frame_bar_of(bar, seen_ms=bar.close_time_ms) for bar in bars_of(candles))
+
+
+def _with_gaps(bars: Iterable[Bar], holes: Mapping[int, Span]) -> Iterator[Event]:
+    """Yield *bars*; *holes* are by the open time of the bar after them."""
+    for bar in bars:
+        if hole := holes.get(bar.open_time_ms):
+            at = bar.market_ms
+            yield Gap(bar.instrument, *hole, GapCause.ARCHIVE, "", market_ms=at, seen_ms=at)
+        yield bar
+
+
+def _settlements(
+    settled: FundingRates, missing: Mapping[int, int], times_ms: IntArray
+) -> Iterator[Event]:
+    """Yield the settlements, and a gap where one was due and is not in the file."""
+    rates = dict(zip(settled.time_ms.tolist(), settled.rate.tolist(), strict=True))
+    for at in times_ms.tolist():
+        if at in rates:
+            yield Funding(settled.instrument, rates[at], market_ms=at, seen_ms=at)
+        else:
+            yield Gap(settled.instrument, at, missing[at], GapCause.FUNDING, "", at, at)
+
+
+def _times_of(candles: Candles) -> IntArray:
+    """Return the time of every bar and gap of *candles*, in order: the close of its bar."""
+    closes = candles.closes_ms
+    after_hole = np.flatnonzero(candles.steps != 1) + 1
+    return np.insert(closes, after_hole, closes[after_hole])
+
+
+def aligned(candles: Candles, known: Mapping[str, Instrument]) -> Candles:
+    """Return *candles* at the decimals of their instrument."""
+    instrument = known.get(candles.instrument)
+    if instrument is None:
+        raise DataInvalid(
+            f"{candles.path} holds {candles.instrument}, which is not among the run's "
+            f"instruments ({', '.join(known)}): leave it out or add the symbol."
+        )
+    scaled = candles.aligned(instrument)
+    finer = (
+        scaled.price_decimals > instrument.price_decimals
+        or scaled.volume_decimals > instrument.volume_decimals
+        or scaled.turnover_decimals > instrument.turnover_decimals
+    )
+    if finer:
+        raise DataInvalid(
+            f"{candles.path} has more decimals than the instrument {instrument.id}: "
+            "take the instrument from the data."
+        )
+    return scaled
+
+
+def frame_tracks(given: Sequence[Candles], bars: Bars) -> list[Track]:
+    """Return the candles of higher timeframes that the instrument's own bars do not reach.
+
+    They come before the bars: what closed with a bar is known when it is decided.
+    """
+    first_ms = {part.instrument: int(part.open_time_ms[0]) for part in bars.candles}
+    tracks: list[Track] = []
+    for length_ms in sorted({part.interval_ms for part in given}):
+        for merged in merge_candles([part for part in given if part.interval_ms == length_ms]):
+            part = aligned(merged, bars.instruments)
+            refuse_contradiction(part, bars.whole[part.instrument])
+            if (begun_ms := first_ms.get(part.instrument)) is None:
+                continue
+            wanted_ms = bars.lookback.frames[length_ms] * length_ms
+            from_ms = interval_start(begun_ms, length_ms) - wanted_ms
+            inside = (part.open_time_ms >= from_ms) & (part.open_time_ms < begun_ms)
+            if inside.any():
+                cut = slice_candles(part, np.flatnonzero(inside))
+                tracks.append(Track(cut.closes_ms, partial(_frame_bars, cut)))
+    return tracks
+
+
+def refuse_contradiction(higher: Candles, bars: Candles) -> None:
+    """Refuse candles of a higher timeframe that contradict *bars*, of which they are made."""
+    first_ms = interval_start(int(bars.open_time_ms[0]), higher.interval_ms)
+    if bars.until_ms - first_ms < 2 * higher.interval_ms:
+        return  # no candle of the frame is whole for certain
+    made = resample(bars, higher.interval_ms)
+    _, one, two = np.intersect1d(higher.open_time_ms, made.open_time_ms, return_indices=True)
+    for name in ("open", "high", "low", "close", "volume"):
+        said, sums = getattr(higher, name)[one], getattr(made, name)[two]
+        if (wrong := np.flatnonzero(said != sums)).size:
+            at = iso(int(higher.open_time_ms[one][wrong[0]]))
+            raise DataInvalid(
+                f"{higher.path} contradicts {bars.path} in {name} of the {higher.symbol} candle of "
+                f"{at} that its bars add up to: leave it out, or mend one of them."
+            )
+
+
+def funding_tracks(given: Sequence[FundingRates], bars: Bars) -> list[Track]:
+    """Return the settlements that fall into the period, per instrument."""
+    tracks: list[Track] = []
+    for part in bars.candles:
+        for rates in given:
+            if rates.instrument != part.instrument:
+                continue
+            inside = (rates.time_ms > bars.from_ms) & (rates.time_ms <= part.until_ms)
+            if inside.any():
+                first_ms = max(bars.from_ms, int(part.open_time_ms[0]))
+                missing = dict(missing_settlements(rates, first_ms, part.until_ms))
+                settled = rates.select(inside)
+                times = np.union1d(settled.time_ms, np.array([*missing], dtype=np.int64))
+                known_ms = _after_the_bar(times, part)
+                tracks.append(Track(known_ms, partial(_settlements, settled, missing, times)))
+    return tracks
+
+
+def _after_the_bar(times_ms: IntArray, candles: Candles) -> IntArray:
+    """Return *times_ms*, of those inside a bar of *candles* the close of that bar.
+
+    A bar fills orders at its open once it is closed. What is dated inside it must find the position
+    that these fills made, so it comes after the bar. Exchanges stamp a settlement some milliseconds
+    late: the second counts.
+    """
+    opens, closes = candles.open_time_ms, candles.closes_ms
+    at = np.searchsorted(opens, times_ms, side="right") - 1
+    is_inside = (at >= 0) & (times_ms >= opens[at] + SECOND_MS) & (times_ms < closes[at])
+    return np.where(is_inside, closes[at], times_ms)
+
+
+def action_tracks(_given: Sequence[ActionRow], bars: Bars) -> list[Track]:
+    """Return the splits and dividends between two bars, per instrument."""
+    tracks: list[Track] = []
+    for part in bars.candles:
+        first_ms, last_ms = part.open_time_ms[[0, -1]].tolist()
+        placed = bars.actions.events.get(part.instrument, ())
+        if inside := [event for event in placed if first_ms < event.market_ms <= last_ms]:
+            times = np.array([event.market_ms for event in inside], dtype=np.int64)
+            tracks.append(Track(times, partial(iter, inside)))
+    return tracks

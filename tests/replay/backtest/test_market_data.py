@@ -1,0 +1,109 @@
+"""Laws of every source of data: what is later, moved, dearer, or something else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from depth_cases import FIRST_MS, header, walk
+from exchange_client import candles as made_candles
+from exchange_client import walk_rows
+
+from tracepaper.replay.archive import FundingRates
+from tracepaper.replay.archive.candles import resample
+from tracepaper.replay.archive.corporate_actions import ActionRow
+from tracepaper.replay.archive.order_book import RecordedDepth
+from tracepaper.replay.backtest.market_data import MarketData
+from tracepaper.strategies.order_book import books_of
+from tracepaper.strategies.types.market import CorporateActionKind
+from tracepaper.strategies.units import MINUTE_MS, WEEK_MS
+
+BARS = 60
+AT = 40
+"""The bar that is decided."""
+
+
+@pytest.fixture(scope="module")
+def data() -> MarketData:
+    start_ms = FIRST_MS - FIRST_MS % (5 * MINUTE_MS)
+    candles = made_candles(walk_rows(BARS, seed=1), symbol="BTCUSDT", interval_ms=MINUTE_MS)
+    candles = replace(candles, open_time_ms=start_ms + np.arange(BARS) * MINUTE_MS)
+    times = candles.open_time_ms[5::10]
+    of = header()
+    books = books_of(list(walk(60 * BARS, first_ms=start_ms)), of.levels)
+    splits = [
+        ActionRow("a:1", "BTCUSDT", date(2000 + 30 * later, 1, 1), CorporateActionKind.DIVIDEND,
+                  Fraction(1, 2))
+        for later in range(2)
+    ]  # fmt: skip
+    return MarketData(
+        (candles,),
+        funding=(FundingRates("rates", "BTCUSDT", times, np.arange(times.size)),),
+        actions=tuple(splits),
+        frames=(resample(candles, 5 * MINUTE_MS),),
+        depth=(RecordedDepth(of, books, np.array([0]), ("",), ""),),
+    )
+
+
+def times_of(data: MarketData) -> list[Sequence[int]]:
+    """Return the times of all that is known by itself: bars by their opens."""
+    return [
+        data.candles[0].open_time_ms.tolist(),
+        data.funding[0].time_ms.tolist(),
+        data.frames[0].closes_ms.tolist(),
+        data.depth[0].times.tolist(),
+        [one.ex_date.toordinal() for one in data.actions],
+    ]
+
+
+def test_what_is_cut_holds_nothing_later_and_all_that_was_known(data: MarketData) -> None:
+    at_ms = int(data.candles[0].open_time_ms[AT])
+    close_ms = at_ms + MINUTE_MS
+    cut, whole = data.until(at_ms, cut=True), times_of(data)
+    limits = (at_ms, close_ms, close_ms, close_ms, date(2020, 1, 1).toordinal())
+    assert times_of(cut) == [
+        [one for one in known if one <= limit] for known, limit in zip(whole, limits, strict=True)
+    ]
+    assert all(len(kept) < len(known) for kept, known in zip(times_of(cut), whole, strict=True))
+
+
+def test_nonsense_stands_in_place_of_later_bars_and_books_alone(data: MarketData) -> None:
+    at_ms = int(data.candles[0].open_time_ms[AT])
+    other = data.until(at_ms, cut=False)
+    same = other.candles[0].close == data.candles[0].close
+    assert np.flatnonzero(~same).tolist() == list(range(AT + 1, BARS))
+    first, second = (one.depth[0].loaded().books.price for one in (data, other))
+    is_other = (first != second).any(axis=(1, 2))
+    assert is_other.tolist() == (data.depth[0].times > at_ms + MINUTE_MS).tolist()
+
+
+def test_weeks_later_all_times_are_and_nothing_else(data: MarketData) -> None:
+    moved = data.shifted(3)
+    by = (*[3 * WEEK_MS] * 4, 21)
+    assert times_of(moved) == [
+        [one + later for one in times] for times, later in zip(times_of(data), by, strict=True)
+    ]
+    assert moved.candles[0].close.tolist() == data.candles[0].close.tolist()
+
+
+def test_prices_are_multiplied_and_rates_are_not(data: MarketData) -> None:
+    dear = data.scaled(10)
+    assert dear.candles[0].high.tolist() == (10 * data.candles[0].high).tolist()
+    assert dear.frames[0].open.tolist() == (10 * data.frames[0].open).tolist()
+    assert dear.actions[0].value == 10 * data.actions[0].value
+    assert dear.funding[0].rate.tolist() == data.funding[0].rate.tolist()
+    assert (dear.depth[0].loaded().books.price == 10 * data.depth[0].loaded().books.price).all()
+
+
+@pytest.mark.parametrize("field", ["candles", "funding", "actions", "frames", "depth"])
+def test_each_source_has_a_hash_of_its_own(data: MarketData, field: str) -> None:
+    moved: dict[str, Any] = {field: getattr(data.shifted(1), field)}
+    first, second = data.sha256(), replace(data, **moved).sha256()
+    assert [name for name in first if first[name] != second[name]] == [field]
+    left_out: dict[str, Any] = {field: ()}
+    assert field not in replace(data, **left_out).sha256()
