@@ -2,7 +2,8 @@
 
 A taker walks the levels of the far side. A limit that rests has a place in the queue of its price:
 trades at the price fill it once what is ahead is gone, and so does a far side that stands at its
-price or beyond. What a taker took stays taken until a frame sets that level again.
+price or beyond. What a taker took stays taken until a frame sets that level again. A cancellation
+of a limit by list takes the latency on its way: until then it can be filled.
 
 The rules are docs/money.md, M61 to M77.
 """
@@ -10,7 +11,7 @@ The rules are docs/money.md, M61 to M77.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tracepaper.daemon.broker.book_fills import (
     UNKNOWN,
@@ -25,18 +26,20 @@ from tracepaper.daemon.broker.book_fills import (
     reaches,
     walked,
 )
-from tracepaper.daemon.broker.execution import Executor
 from tracepaper.daemon.broker.matching import (
     WOULD_TAKE,
-    Funds,
     MarketPass,
     Matched,
     matters_from,
     touched,
 )
-from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders
+from tracepaper.daemon.broker.orders import Moment, OrderEvent, RestingOrders, after
+from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.types.decisions import FillModel, Order, OrderRole, OrderStatus
-from tracepaper.strategies.types.market import BookUpdate, Instrument, Quote, Side
+from tracepaper.strategies.types.market import BookUpdate, Quote, Side
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.matching import Funds
 
 NO_QUEUE: Final = (
     "a resting limit needs recorded events (--events), and these sampled books serve orders that "
@@ -44,19 +47,60 @@ NO_QUEUE: Final = (
 )
 
 
+class LateCancels(RestingOrders):
+    """Resting orders whose cancellation by a strategy arrives at the exchange later."""
+
+    leaving: frozenset[str] = frozenset()  # ids of orders whose cancellation is on its way
+    _sent: Moment | None = None
+
+    def send(
+        self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment
+    ) -> tuple[Order, ...]:
+        """Do what a list asks for; what it cancels goes on resting for the latency."""
+        self._sent = now
+        try:
+            return super().send(requests, reason, now)
+        finally:
+            self._sent = None
+
+    def withdraw(self, tag: str, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
+        """Cancel by list: at once by the operator's command, else after the latency."""
+        now = self._sent
+        if now is None or not self._latency.fixed_ms:
+            return super().withdraw(tag, reason, opening_only=opening_only)
+        changed = []
+        for order in self._listed():
+            if not tag or order.tag == tag:
+                arrives_ms = now.at_ms + self._latency.fixed_ms
+                until_ms = min(arrives_ms, order.until_ms or arrives_ms)
+                self.leaving |= {order.order_id}
+                changed.append(
+                    self.note(after(order, OrderEvent.REPLACE, until_ms=until_ms, reason=reason))
+                )
+        return tuple(changed)
+
+    def note(self, order: Order) -> Order:
+        """Take *order* as it now stands, resting or ended, and return it."""
+        noted = super().note(order)
+        if self.leaving:
+            self.leaving &= {one.order_id for one in self.orders}
+        return noted
+
+    def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
+        """Return *order* as it ends by *event*, for that *reason* or that of its cancellation."""
+        if event is OrderEvent.EXPIRE and order.order_id in self.leaving:
+            reason = order.reason
+        return super().end(order, reason, event)
+
+    def _listed(self) -> list[Order]:
+        return [one for one in super()._listed() if one.order_id not in self.leaving]
+
+
 class _BookPass(MarketPass):
     """The resting orders, while one update of the book passes them."""
 
-    def __init__(
-        self,
-        resting: RestingOrders,
-        executor: Executor,
-        funds: Funds,
-        queues: Queues,
-        *,
-        is_cash: bool,
-    ) -> None:
-        super().__init__(resting, executor, funds, is_cash=is_cash)
+    def __init__(self, funds: Funds, queues: Queues) -> None:
+        super().__init__(funds)
         self._is_quote = True  # what it moves or triggers, it moves at once
         self._queues = queues
 
@@ -67,17 +111,17 @@ class _BookPass(MarketPass):
             (self._traded if move.is_trade else self._changed)(move)
         queues.frame = update.frame
         if update.cause:
-            for waiting in self._resting.orders:
+            for waiting in self._orders:
                 if waiting.order_id in queues.places:  # nobody knows what went on: to the back
                     self._join(waiting, moved)
-        for seen in self._resting.orders:
-            order = self._resting.find(seen.order_id)  # a fill before it may have changed it
+        for seen in self._orders:
+            order = self._find(seen.order_id)  # a fill before it may have changed it
             if order is None or update.market_ms < order.eligible_ms:
                 continue
             if order.role is not OrderRole.LIQUIDATION:  # which the mark price decides
                 self._meet(order, update, moved)
         self._trail(moved.bids[0].price, moved.asks[0].price)
-        queues.keep({order.order_id for order in self._resting.orders})
+        queues.keep({order.order_id for order in self._orders})
         if moved.is_whole:
             for side, levels in ((Side.BUY, moved.bids), (Side.SELL, moved.asks)):
                 queues.taken.forget_renewed(side, levels)
@@ -98,7 +142,7 @@ class _BookPass(MarketPass):
             self._join(order, moved)
         if reaches(order.side, order.price, far):
             self._take(order, levels, moved, update.market_ms, is_maker=rests)
-        left = self._resting.find(order.order_id)
+        left = self._find(order.order_id)
         if order.price is None or rests or left is None:
             return
         if update.is_sampled:
@@ -132,7 +176,7 @@ class _BookPass(MarketPass):
         side = other(order.side)
         wanted = order.quantity - order.filled
         for level, part in walked(tuple(levels), taken, order.side, wanted, order.price):
-            now = self._resting.find(order.order_id)
+            now = self._find(order.order_id)
             if now is None:
                 return
             quantity = min(part, now.quantity - now.filled)
@@ -162,7 +206,7 @@ class _BookPass(MarketPass):
     def _changed(self, move: Move) -> None:
         """Let the level of a price show another size."""
         places = self._queues.places
-        for order in self._resting.orders:
+        for order in self._orders:
             place = places.get(order.order_id)
             if place is not None and (order.side, order.price) == (move.side, move.price):
                 places[order.order_id] = after_change(place, move.size, self._queues.rules)
@@ -170,8 +214,8 @@ class _BookPass(MarketPass):
     def _traded(self, move: Move) -> None:
         """Let a taker of the other side trade at a price, or through it: its size fills once."""
         used, places = 0, self._queues.places
-        for seen in sorted(self._resting.orders, key=_best_first):
-            place, order = places.get(seen.order_id), self._resting.find(seen.order_id)
+        for seen in sorted(self._orders, key=_best_first):
+            place, order = places.get(seen.order_id), self._find(seen.order_id)
             if place is None or order is None or order.side is move.side:
                 continue
             if order.price is None or not reaches(order.side, order.price, move.price):
@@ -205,17 +249,9 @@ def rests_as_limit(order: Order) -> bool:
     return arrived and order.price is not None and not is_waiting_stop(order)
 
 
-def match_update(
-    resting: RestingOrders,
-    executor: Executor,
-    funds: Funds,
-    queues: Queues,
-    update: BookUpdate,
-    moved: BookMoves,
-    instrument: Instrument,
-) -> Matched:
+def match_update(funds: Funds, queues: Queues, update: BookUpdate, moved: BookMoves) -> Matched:
     """Apply *update*, which holds *moved*, to the resting orders and return their fills."""
-    market = _BookPass(resting, executor, funds, queues, is_cash=instrument.category.is_cash)
+    market = _BookPass(funds, queues)
     market.match(update, moved)
     return market.trades
 

@@ -1,8 +1,8 @@
-"""``Broker``: the run's account and its shadow accounts, and what events and intents do to them.
+"""``Broker``: every account of a run, and what events and intents do to them.
 
 The engine shows it each event and hands it each intent, and learns what was filled and which orders
-changed. Ledger, resting orders, exit orders and matching are its own. A shadow account is another
-account at the same broker: every event meets both alike.
+changed. Accounts, resting orders, exit orders and matching are its own. A shadow account is another
+account at the same broker: every event meets all alike.
 
 The rules are docs/money.md, M6 to M21, and docs/decisions.md, G18.
 """
@@ -18,21 +18,22 @@ from msgspec.structs import replace
 
 from tracepaper.daemon.broker.account import (
     ENTRIES,
-    AccountState,
+    SIDES,
     BrokerSettings,
-    EncodedAccount,
     Intent,
+    Ownership,
     PaperAccount,
-    as_they_stand,
+    SideIntents,
 )
-from tracepaper.daemon.broker.book_account import BookAccount, BookWatch
+from tracepaper.daemon.broker.book import AccountState, Book, EncodedAccount, Holdings, requests_of
 from tracepaper.daemon.broker.book_fills import moves_in
-from tracepaper.daemon.broker.cross_account import CrossAccount
+from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
 from tracepaper.daemon.broker.exit_plans import Plan
-from tracepaper.daemon.broker.ledger import Booked
-from tracepaper.daemon.broker.matching import Matched, matters_from, touched
-from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent
+from tracepaper.daemon.broker.line import NOTHING_MATCHED, Line
+from tracepaper.daemon.broker.matching import Booked, Matched, matters_from
+from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, Sent, as_they_stand
+from tracepaper.daemon.broker.router import Router
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.corporate_actions import adjusted_price
 from tracepaper.strategies.errors import ConfigInvalid, StrategyFailed
@@ -43,7 +44,6 @@ from tracepaper.strategies.types.decisions import (
     FillModel,
     Order,
     Position,
-    PositionSide,
 )
 from tracepaper.strategies.types.market import (
     BY_REST,
@@ -56,6 +56,7 @@ from tracepaper.strategies.types.market import (
     Mark,
     Quote,
 )
+from tracepaper.strategies.units import MONEY_DECIMALS
 
 
 class Save(IntEnum):
@@ -66,7 +67,6 @@ class Save(IntEnum):
     NOW = 2  # by this step; within a close, by its last one
 
 
-SIDES: Final = tuple(PositionSide)
 ONE_WAY: Final = (
     "The strategy names a position_side, and the account is in one-way mode; set "
     'account.position_mode to "hedge", or name none.'
@@ -114,13 +114,18 @@ class Broker:
         shadows: Iterable[str] = (),
         reports_fills: Iterable[str] = (),
         confirms: Collection[str] = (),
+        is_hedged: bool = False,
+        owners: Mapping[str, Ownership] | None = None,
     ) -> None:
         """Open the run's account, and one for each name of *shadows*.
 
+        The run's has two sides where it *is_hedged*, and shares where it has *owners*, by name.
         Whoever sees the bars feeds *day_ranges*, by which exit orders are placed. Fills of the
         instruments *reports_fills* wait for their next decision. An entry on one of *confirms*
-        lets its position stand for another horizon.
+        lets its position stand for another horizon. Raises ``ConfigInvalid`` for what hedge mode
+        or several owners do not take.
         """
+        _check(instruments, settings, is_hedged=is_hedged, is_shared=bool(owners))
         self.settings = settings
         self._by_quotes = settings.execution is FillModel.QUOTE
         self._by_book = settings.execution is FillModel.BOOK
@@ -130,33 +135,44 @@ class Broker:
         self._newest: dict[str, int] = {}  # those that the feed asked of, and no event brought yet
         # What moves prices by their range is fed only where it is asked for.
         self._ranges = {item.id: TrueRange() for item in instruments if settings.costs.ranges}
-        opens = partial(CrossAccount, marked=self._marked) if self.is_cross else PaperAccount
-        if self._by_book:
-            opens = BookAccount
-        self.own = opens(instruments, settings, ranges=self._ranges, keeps_ledger=True)
-        self.own.ledger.fills = {key: [] for key in reports_fills}
-        self.shadows = {
-            name: opens(instruments, settings, ranges=self._ranges) for name in sorted(shadows)
+        opens = partial(
+            PaperAccount,
+            instruments,
+            ranges=self._ranges,
+            marked=self._marked,
+            sides=SIDES if is_hedged else (None,),
+        )
+        self.own = opens(
+            replace(settings, exits=None) if owners else settings,
+            keeps_ledger=True,
+            reports_fills=reports_fills,
+            owners=owners,
+        )
+        self.shadows = {name: opens(settings) for name in sorted(shadows)}
+        self.beside: dict[str, Holdings] = {
+            **{side.value: book for side, book in self.own.sides.items()},
+            **self.own.owners,
+            **self.shadows,
         }
+        """What steps show beside the run's account: its sides or owners, and shadow accounts."""
+        self.router = Router(self.own)
         self._day_ranges = day_ranges
         self._confirms = frozenset(confirms)
-        self._show_events_to(self.own, *self.shadows.values())
+        self._accounts = (self.own, *self.shadows.values())
+        # Of each instrument every line: at most bars nothing rests in any of them.
+        self._lines: dict[str, tuple[Line, ...]] = {
+            item.id: tuple(
+                book.lines[item.id] for account in self._accounts for book in account.every_book
+            )
+            for item in instruments
+        }
         self._missed_until_ms: dict[str, int] = {}  # bars before that time came without quotes
         self.save = Save.NO
-
-    def _show_events_to(self, *accounts: PaperAccount) -> None:
-        """Let every event meet *accounts* from now on."""
-        self._accounts = accounts
-        self._ledgers = tuple(account.ledger for account in accounts)
-        # Of each instrument that of every account: at most bars nothing rests in any of them.
-        self._resting = {
-            key: tuple(account.orders[key] for account in accounts) for key in self.own.orders
-        }
 
     def positions(self, instrument: str) -> dict[str | None, Position]:
         """Return the position of every account in *instrument*, the run's without a name."""
         positions: dict[str | None, Position] = {None: self.own.position(instrument)}
-        for name, account in self.shadows.items():
+        for name, account in self.beside.items():
             positions[name] = account.position(instrument)
         return positions
 
@@ -175,21 +191,22 @@ class Broker:
         if self._by_quotes or self._by_book:
             filled = self._on_bar_of_quotes(bar, sequence)
         else:
-            for resting in self._resting[key]:
+            for line in self._lines[key]:
+                resting = line.orders
                 if (
                     resting.order is not None
                     or resting.others
                     or resting.is_guarded
                     or self.is_cross
                 ):
-                    filled = self._match_bar(bar, sequence)
+                    filled = self._match(lambda account: account.match_bar(bar, sequence))
                     break
         mark = self._marked.pop(key, None)
         if mark is None:
             self._newest.pop(key, None)
             mark = bar.close
-            for ledger in self._ledgers:
-                ledger.mark(key, mark)
+            for line in self._lines[key]:
+                line.mark_to(mark)
         if self._is_on_margin and (is_last or not self.is_cross):
             liquidated = self._liquidate(key, mark, bar.close_time_ms, sequence)
             filled = filled.followed_by(liquidated)
@@ -202,29 +219,22 @@ class Broker:
         key = bar.instrument
         expired = self.expire(key, bar.market_ms)
         if bar.open_time_ms >= self._missed_until_ms.get(key, 0):
-            for account in self._accounts:
-                if account.on_quoted_bar(key):
+            for line in self._lines[key]:
+                if line.orders.unmoved:  # no bar before it is missed any more
+                    line.orders.unmoved = ()
+                    line.is_stale = True
                     self.save = Save.NOW
             return expired
-        filled = self._match_bar(bar, sequence, is_missed=True)
-        return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
-
-    def _match_bar(self, bar: Bar, sequence: int, *, is_missed: bool = False) -> Filled:
-        """Let *bar* meet every account; it *is_missed* where its quotes did not come."""
-        return self._match(
-            lambda account: account.match(bar, sequence, is_missed=is_missed),
-            bar.instrument,
-            sequence,
-            while_down=is_missed,
+        filled = self._match(
+            lambda account: account.match_bar(bar, sequence, is_missed=True), while_down=True
         )
+        return filled._replace(orders=as_they_stand(expired.orders, filled.orders))
 
     def on_quote(self, quote: Quote, sequence: int) -> Filled:
         """Fill what rests by *quote*, where quotes fill orders."""
         if not self._by_quotes:
             return NOTHING_FILLED
-        return self._match(
-            lambda account: account.match(quote, sequence), quote.instrument, sequence
-        )
+        return self._match(lambda account: account.match_quote(quote, sequence))
 
     def on_book(self, update: BookUpdate, sequence: int) -> Filled:
         """Fill what rests by *update* of an order book, where books fill orders."""
@@ -232,15 +242,7 @@ class Broker:
             return NOTHING_FILLED
         self.save = Save.NOW  # places in queues
         moved = moves_in(update)
-        return self._match(
-            lambda account: (
-                account.match_book(update, moved, sequence)
-                if isinstance(account, BookAccount)
-                else Matched()
-            ),
-            update.instrument,
-            sequence,
-        )
+        return self._match(lambda account: account.match_book(update, moved, sequence))
 
     def on_mark(self, mark: Mark, sequence: int) -> Filled:
         """Value what is held by *mark*, and liquidate what it has reached."""
@@ -254,18 +256,19 @@ class Broker:
         for account in self._accounts:
             account.pay_funding(key, funding.rate)
         changed = [
-            account.set_liquidation_price(key, sequence, funding.market_ms)
+            account.set_liquidation_prices(key, sequence, funding.market_ms)
             for account in self._accounts
         ]
         if self.is_cross:
-            price = self.own.ledger.price(key)
-            return self._liquidate(key, price, funding.market_ms, sequence)
+            return self._liquidate(key, self._lines[key][0].mark, funding.market_ms, sequence)
         return Filled(orders=changed[0]) if changed[0] else NOTHING_FILLED
 
     def on_action(self, action: CorporateAction) -> tuple[Order, ...]:
         """Book a split or a dividend in every account; return the run's orders that it changes."""
         self.save = Save.NOW
-        changed = [account.apply_action(action) for account in self._accounts]
+        changed = [
+            account.line(action.instrument).apply_action(action) for account in self._accounts
+        ]
         self.adjust(action)
         return changed[0]
 
@@ -284,70 +287,83 @@ class Broker:
             self._missed_until_ms[gap.instrument] = gap.until_ms
 
     def on_signal(self, instrument: str, signal: Signal) -> None:
-        """Let whoever waits for another signal on *instrument* learn the newest one."""
-        if signal.position_side is not None:
+        """Let whoever waits for another signal on *instrument* learn the newest one.
+
+        An account of several owners has no signal: each learns its own by :meth:`hear`.
+        """
+        if self.own.owners:
+            return
+        if signal.position_side is not None and not self.own.sides:
             raise StrategyFailed(ONE_WAY)
-        for resting in self._resting[instrument]:
-            if resting.is_guarded:
-                break
-        else:
-            return  # as at most bars
-        for account in self._accounts:
-            if account.on_signal(instrument, signal.action):
+        for line in self._lines[instrument]:
+            if line.orders.is_guarded and line.hear(signal.action):
                 self.save = Save.NOW
+
+    def hear(self, owner: str, instrument: str, signal: Signal) -> None:
+        """Let the share of *owner* learn its strategy's newest *signal*."""
+        if self.own.owners[owner].lines[instrument].hear(signal.action):
+            self.save = Save.NOW
 
     def expire(self, instrument: str, market_ms: int) -> Filled:
         """Cancel what no quote filled in time, where quotes fill orders."""
         if not (self._by_quotes or self._by_book):
             return NOTHING_FILLED
-        expired = [account.expire(instrument, market_ms) for account in self._accounts]
-        if any(expired):
-            self.save = Save.NOW
-        return Filled(orders=expired[0]) if expired[0] else NOTHING_FILLED
+        expired: tuple[Order, ...] = ()
+        for line in self._lines[instrument]:
+            if ended := line.expire(market_ms):
+                self.save = Save.NOW
+                if line.book.account is self.own:
+                    expired += ended
+        return Filled(orders=expired) if expired else NOTHING_FILLED
 
     def change(self, instrument: Instrument) -> None:
         """Use the exchange's new filters for orders and prices from now on."""
-        for account in self._accounts:
-            account.change(instrument)
+        for line in self._lines[instrument.id]:
+            line.change(instrument)
 
     def _liquidate(self, instrument: str, mark: int, at_ms: int, sequence: int) -> Filled:
         """Liquidate in every account what *mark* has reached the liquidation price of."""
         if not self._is_on_margin:
             return NOTHING_FILLED
-        return self._match(
-            lambda account: account.match_mark(instrument, mark, sequence, at_ms),
-            instrument,
-            sequence,
-        )
+        if not self.is_cross:
+            for line in self._lines[instrument]:
+                if line.holding.quantity:
+                    break
+            else:
+                return NOTHING_FILLED  # as at most marks
+        return self._match(lambda account: account.match_mark(instrument, mark, sequence, at_ms))
 
     def _match(
-        self,
-        match: Callable[[PaperAccount], Matched],
-        instrument: str,  # noqa: ARG002 - a broker whose account is shared asks for both
-        sequence: int,  # noqa: ARG002
-        *,
-        while_down: bool = False,
+        self, match: Callable[[PaperAccount], Matched], *, while_down: bool = False
     ) -> Filled:
-        """Let one event of *instrument* meet every account; *while_down* marks the fills."""
+        """Let one event meet every account; *while_down* marks the fills."""
         matched = match(self.own)
-        orders = matched.orders
-        if orders or matched.ended_plan:
-            self.save = Save.NOW
-        shadows = {}
+        beside: dict[str, tuple[Fill, ...]] = {}
         for name, account in self.shadows.items():
             of_shadow = match(account)
             if of_shadow.orders or of_shadow.ended_plan:
                 self.save = Save.NOW
             if of_shadow.fills:
-                shadows[name] = _marked(of_shadow.fills, while_down=while_down)
-        if not orders and not shadows:
+                beside[name] = _marked(of_shadow.fills, while_down=while_down)
+        if matched is NOTHING_MATCHED and not beside:
+            return NOTHING_FILLED
+        orders = matched.orders
+        if orders or matched.ended_plan:
+            self.save = Save.NOW
+        if not orders and not beside:
             return NOTHING_FILLED
         fills = _marked(matched.fills, while_down=while_down)
-        return Filled(fills, orders, shadows, tuple(matched.booked))
+        for fill in fills:
+            if fill.position_side is not None:
+                beside[fill.position_side] = (*beside.get(fill.position_side, ()), fill)
+        for part in matched.parts:
+            of_owner = _marked([part.fill], while_down=while_down)
+            beside[part.share.owner] = beside.get(part.share.owner, ()) + of_owner
+        return Filled(fills, orders, beside, tuple(matched.booked))
 
     # ------------------------------------------------------------ what is asked for
 
-    def submit(  # noqa: C901 - one case a kind of intent
+    def submit(
         self,
         intent: Intent | Orders,
         bar: Bar,
@@ -361,43 +377,94 @@ class Broker:
         Of a list, what the exchange would refuse is among the orders, REJECTED.
         """
         account = self.own if shadow is None else self.shadows[shadow]
-        at_ms = self._sent_ms(bar, at_ms)
-        if isinstance(intent, Orders):
+        ask = partial(self._ask, bar=bar, sequence=sequence, at_ms=self._sent_ms(bar, at_ms))
+        if account.sides:
+            return self._ask_sides(account, intent, ask, bar.instrument)
+        if not account.owners:
             _refuse_sides(intent)
-            listed = account.send(intent, bar, sequence=sequence, at_ms=at_ms)
-            if listed:
-                self.save = Save.NOW
-            return Sent(listed, None)
+            return ask(account.line(bar.instrument), intent)
+        assert isinstance(intent, Intent)
+        router = self.router
+        sent = router.submit(
+            bar.instrument, intent, ask, confirms=bool(self._confirms),
+            sequence=sequence, at_ms=at_ms,
+        )  # fmt: skip
+        if router.has_crossed:
+            self.save = Save.NOW
+        if router.is_reached and (intent.is_entry or any(one.is_entry for one in router.intents)):
+            self.save = self.save or _LATER
+        return sent
+
+    @staticmethod
+    def _ask_sides(
+        account: PaperAccount,
+        intent: Intent | Orders,
+        ask: Callable[[Line, Intent | Orders], Sent],
+        instrument: str,
+    ) -> Sent:
+        """Ask each side of *account* for its part of *intent*."""
+        changed: tuple[Order, ...] = ()
+        refusals = []
+        for side, book in account.sides.items():
+            asked: Intent | Orders | None = intent
+            if isinstance(intent, Orders):
+                asked = replace(intent, requests=requests_of(intent, side))
+            elif isinstance(intent, SideIntents):
+                asked = intent.sides[side]
+            if asked is None:
+                continue
+            sent = ask(book.lines[instrument], asked)
+            changed += sent.orders
+            if sent.refusal is not None:
+                refusals.append(f"{side}: {sent.refusal}")
+        if not changed and not refusals:
+            return UNCHANGED
+        return Sent(changed, "; ".join(refusals) or None)
+
+    def _ask(
+        self, line: Line, intent: Intent | Orders, bar: Bar, *, sequence: int, at_ms: int
+    ) -> Sent:
+        """Ask *line* for what was decided at *bar*'s close."""
+        if isinstance(intent, Intent):
+            return self._ask_target(line, intent, bar, sequence=sequence, at_ms=at_ms)
+        listed = line.send(intent, bar, sequence=sequence, at_ms=at_ms)
+        if listed:
+            self.save = Save.NOW
+        return Sent(listed, None)
+
+    def _ask_target(
+        self, line: Line, intent: Intent, bar: Bar, *, sequence: int, at_ms: int
+    ) -> Sent:
+        """Ask *line* for a target, and for the protection of an entry."""
         action, target, reason = intent.action, intent.target, intent.reason
-        key = bar.instrument
-        orders = account.orders[key]
+        orders = line.orders
         before = orders.target
-        plan, refusal = self._enter(account, intent, bar, at_ms)
+        plan, refusal = self._enter(line, intent, bar, at_ms)
         if refusal is not None:
             action, target = Action.HOLD, before  # a refused entry leaves what stands
-        if orders.order is None and target == before == account.held(key):
+        if orders.order is None and target == before == line.held:
             sent = UNCHANGED  # as at most bars
         elif (
             orders.shortfall
             and target == before
             and action is Action.HOLD
-            and not orders.is_reached(target, account.held(key))
+            and not orders.is_reached(target, line.held)
         ):
             sent = Sent((), orders.shortfall)
         else:
             if target == before and action is Action.HOLD:
                 reason = orders.reason  # a target that HOLD leaves standing keeps its own
-            now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, account.held(key))
-            sent = account.submit(key, target, reason, now, order_id=orders.next_id(sequence))
+            now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, line.held)
+            sent = line.submit(target, reason, now)
             if sent.orders or before != target:
                 self.save = Save.NOW
         changed: tuple[Order, ...] = ()
-        is_refused = sent.refusal and orders.order is None and not account.held(key)
+        is_refused = sent.refusal and orders.order is None and not line.held
         if plan is not None and target and not is_refused:
-            changed = account.protect(plan, bar, sequence=sequence, at_ms=at_ms)
+            changed = line.protect(plan, bar, sequence=sequence, at_ms=at_ms)
             self.save = Save.NOW
         elif orders.is_guarded and action is Action.FLAT and target == 0:
-            changed = account.leave(key, f"the signal is {action.value}")
+            changed = line.leave(f"the signal is {action.value}")
             self.save = Save.NOW
         if changed or refusal is not None:
             orders_now = as_they_stand(sent.orders, changed)
@@ -415,32 +482,55 @@ class Broker:
         return max(bar.closed_ms, at_ms - self.settings.latency.fixed_ms)
 
     def _enter(
-        self, account: PaperAccount, intent: Intent, bar: Bar, at_ms: int
+        self, line: Line, intent: Intent, bar: Bar, at_ms: int
     ) -> tuple[Plan | None, str | None]:
         """Confirm the position of an entry; return its exit orders and why it cannot be entered."""
-        if intent.action not in ENTRIES:
-            return None, None
-        if intent.refusal is not None:
-            return None, intent.refusal
-        key, signal = bar.instrument, intent.signal
-        plan: Plan | None = None
-        if signal is not None and (intent.is_protected or account.orders[key].is_guarded):
-            planned = account.plan(signal, bar, at_ms, self._day_ranges[key], intent.expected)
-            if isinstance(planned, str):
-                return None, planned
-            if not account.is_protected_by(planned, key):
-                plan = planned
+        plan, refusal = self._planned(line, intent, bar, at_ms)
+        if intent.action not in ENTRIES or refusal is not None:
+            return None, refusal
         # Not at once: the step says in a bit that a position was confirmed.
         self.save = self.save or _LATER
-        if key in self._confirms:
-            account.confirm(key, bar.open_time_ms)
+        if line.key in self._confirms:
+            line.confirm(bar.open_time_ms)
+        if plan is not None and line.is_protected_by(plan):
+            plan = None
         return plan, None
+
+    def _planned(
+        self, line: Line, intent: Intent, bar: Bar, at_ms: int
+    ) -> tuple[Plan | None, str | None]:
+        """Return the exit orders that an entry asks for, and why it cannot be entered."""
+        if intent.action not in ENTRIES or intent.refusal is not None:
+            return None, intent.refusal if intent.action in ENTRIES else None
+        signal = intent.signal
+        if signal is None or not (intent.is_protected or line.orders.is_guarded):
+            return None, None
+        planned = line.plan(signal, bar, at_ms, self._day_ranges[line.key], intent.expected)
+        return (None, planned) if isinstance(planned, str) else (planned, None)
+
+    def refusal_of(self, owner: str, intent: Intent, bar: Bar, at_ms: int) -> str | None:
+        """Return why *owner* cannot enter as *intent* asks; None where it can, or exits."""
+        line = self.own.owners[owner].lines[bar.instrument]
+        return self._planned(line, intent, bar, at_ms)[1]
+
+    def cross(self, instrument: str, price: int, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Let opposing shares cross at *price*; return the orders that this changes."""
+        changed = self.router.cross(instrument, price, sequence=sequence, at_ms=at_ms)
+        if self.router.has_crossed:
+            self.save = Save.NOW
+        return changed
+
+    def share_out(self) -> None:
+        """Give each owner its share of the account's equity anew."""
+        self.own.share_out()
+        self.save = Save.NOW
 
     def cancel(self, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
         """Cancel the run's orders by list: all of them, or those that could open a position."""
         orders: tuple[Order, ...] = ()
-        for key in self.own.orders:
-            orders += self.own.withdraw(key, reason, opening_only=opening_only)
+        for book in self.own.books:
+            for line in book.lines.values():
+                orders += line.withdraw(reason, opening_only=opening_only)
         if orders:
             self.save = Save.NOW
         return orders
@@ -448,19 +538,22 @@ class Broker:
     def flatten(self, closes: Mapping[str, int], *, sequence: int, at_ms: int) -> tuple[Order, ...]:
         """Close what the run holds, by the operator's command.
 
-        *closes* are the newest ones of the instruments that have any.
+        *closes* are the newest ones of the instruments that have any. Opposing shares cross at the
+        next close.
         """
         orders: tuple[Order, ...] = ()
-        for ordinal, key in enumerate(self.own.orders):
-            if (close := closes.get(key)) is None:
-                continue
-            self.save = Save.NOW
-            orders += self.own.leave(key, FLATTEN)
-            now = Moment(sequence, at_ms, 0, close, self.own.held(key))
-            order_id = f"{sequence}-{ordinal}"
-            orders += self.own.submit(
-                key, 0, FLATTEN, now, order_id=order_id, by_command=True
-            ).orders
+        for owner in self.own.owners.values():
+            for key in closes:
+                orders += owner.lines[key].leave(FLATTEN)
+                owner.lines[key].want(0, FLATTEN)
+        for book in self.own.books:
+            for key, line in book.lines.items():
+                if (close := closes.get(key)) is None:
+                    continue
+                self.save = Save.NOW
+                orders += line.leave(FLATTEN)
+                now = Moment(sequence, at_ms, 0, close, line.held)
+                orders += line.submit(0, FLATTEN, now, by_command=True).orders
         return orders
 
     # ------------------------------------------------------------ what the feed asks
@@ -475,40 +568,35 @@ class Broker:
         key = quote.instrument
         times = [
             from_ms
-            for account in self._accounts
-            for order in account.orders[key].orders
-            if (from_ms := matters_from(order, quote, account.orders[key].trail)) is not None
+            for line in self._lines[key]
+            for order in line.orders.orders
+            if (from_ms := matters_from(order, quote, line.orders.trail)) is not None
         ]
-        due = [account.matters_from(quote) for account in self._accounts]
+        due = [line.due_from(quote) for line in self._lines[key]]
         return min(times + [from_ms for from_ms in due if from_ms is not None], default=None)
 
     def watch(self, instrument: str) -> BookWatch:
         """Return the part of the order book of *instrument* that can change an order now."""
-        return BookWatch(
-            [one for one in self._accounts if isinstance(one, BookAccount)], instrument
-        )
+        return BookWatch(self._lines[instrument])
 
     def frames_read(self) -> dict[str, int]:
         """Return how many frames of each instrument's book the accounts know of."""
         read: dict[str, int] = {}
-        for account in self._accounts:  # a new shadow account knows of none
-            if isinstance(account, BookAccount):
-                for key, queues in account.queues.items():
-                    read[key] = max(read.get(key, 0), queues.frame)
+        for key, lines in self._lines.items():  # a new shadow account knows of none
+            frames = [line.queues.frame for line in lines if line.queues is not None]
+            if frames:
+                read[key] = max(frames)
         return read
 
     def liquidates(self, mark: Mark) -> bool:
         """Return whether *mark* takes a position away, of the run's account or a shadow account."""
         if not self._is_on_margin:
             return False
+        prices = {mark.instrument: mark.price}
         if self.is_cross:
-            self._newest[mark.instrument] = mark.price
-            return any(
-                isinstance(account, CrossAccount) and account.is_called_at(self._newest)
-                for account in self._accounts
-            )
-        bounds = (account.orders[mark.instrument].liquidation for account in self._accounts)
-        return any(order is not None and touched(order, mark.price) for order in bounds)
+            self._newest.update(prices)
+            prices = self._newest
+        return any(account.policy.is_reached(mark.instrument, prices) for account in self._accounts)
 
     # ------------------------------------------------------------ values, and what a start needs
 
@@ -520,8 +608,8 @@ class Broker:
 
     def mark_at_close(self, instrument: str, close: int) -> None:
         """Value what is held of *instrument* at its newest *close*."""
-        for ledger in self._ledgers:
-            ledger.mark(instrument, close)
+        for line in self._lines[instrument]:
+            line.mark_to(close)
 
     def warm_up(self, bar: Bar) -> None:
         """Let *bar* value what no mark price has; it fills nothing, since accounts are younger."""
@@ -545,27 +633,32 @@ class Broker:
     def is_engaged(self, instrument: str) -> bool:
         """Return whether any account holds *instrument*, has a target, or orders that rest."""
         return any(
-            account.held(instrument) or account.target(instrument) or rests.rests
-            for account, rests in zip(self._accounts, self._resting[instrument], strict=True)
+            line.held or line.orders.target or line.orders.rests for line in self._lines[instrument]
         )
 
     def fills_since_decided(self, instrument: str) -> tuple[Fill, ...]:
         """Return the run's fills that the next decision on *instrument* will be told of."""
-        return tuple(self.own.ledger.fills.get(instrument, ()))
+        return tuple(self.own.fills.get(instrument, ()))
 
     def state(self) -> tuple[AccountState, dict[str, AccountState]]:
-        """Return what must survive a restart: of the run's account, and of the shadow accounts."""
-        return self.own.state(), {name: one.state() for name, one in self.shadows.items()}
+        """Return what must survive a restart: of the run's account, and of those beside it."""
+        return self.own.state(), {name: one.state() for name, one in self._stored.items()}
 
     def encoded_state(self) -> tuple[EncodedAccount, dict[str, EncodedAccount]]:
         """Return what decodes as :meth:`state`, of which most is known already."""
-        shadows = {name: account.encoded_state() for name, account in self.shadows.items()}
-        return self.own.encoded_state(), shadows
+        beside = {name: one.encoded_state() for name, one in self._stored.items()}
+        return self.own.encoded_state(), beside
+
+    @property
+    def _stored(self) -> dict[str, Book | PaperAccount]:
+        """What has a state beside that of the run's account."""
+        sides = {side.value: book for side, book in self.own.sides.items()}
+        return {**sides, **self.own.owners, **self.shadows}
 
     def restore(
         self,
         own: AccountState,
-        shadows: Mapping[str, AccountState],
+        beside: Mapping[str, AccountState],
         *,
         confirmed: Iterable[Confirmation] = (),
         fills: Mapping[str, Sequence[Fill]] = {},
@@ -576,37 +669,58 @@ class Broker:
         *confirmed* are the positions that were confirmed since, oldest first; *fills* those that
         decisions have not been told of.
         """
-        self.own.restore(own, taken_over=taken_over)
-        for name, state in shadows.items():
-            if name in self.shadows:  # another run may have had other ones
-                self.shadows[name].restore(state)
-            elif name in SIDES:
-                refuse_switch(state)
+        self.own.restore(own, beside, taken_over=taken_over)
+        for name, shadow in self.shadows.items():
+            if name in beside:  # another run may have had other ones
+                shadow.restore(beside[name], {})
         self.save = Save.NO
         for one in confirmed:
             self.save = Save.LATER
-            account = self.own if one.twin is None else self.shadows.get(one.twin)
+            account = self.own if one.twin is None else self.beside.get(one.twin)
             if account is not None and one.instrument in self._confirms:
                 account.confirm(one.instrument, one.open_time_ms)
-        known = self.own.ledger.fills
+        known = self.own.fills
         known.update({key: list(given) for key, given in fills.items() if key in known})
 
 
-def _refuse_sides(asked: Orders) -> None:
-    if any(getattr(one, "position_side", None) for one in asked.requests):
+def _check(
+    instruments: Iterable[Instrument],
+    settings: BrokerSettings,
+    *,
+    is_hedged: bool,
+    is_shared: bool,
+) -> None:
+    """Raise ``ConfigInvalid`` for what hedge mode or several owners do not take."""
+    by_book = settings.execution is FillModel.BOOK
+    for item in instruments:
+        if is_hedged and item.quote_coin == "USDC":
+            raise ConfigInvalid(
+                f"{item.id} is settled in USDC, whose contracts the exchange has in one-way "
+                'mode alone; set account.position_mode to "one_way".'
+            )
+        if is_shared and item.price_decimals + item.quantity_decimals > MONEY_DECIMALS:
+            raise ConfigInvalid(
+                f"{item.id} counts price times quantity in more than {MONEY_DECIMALS} "
+                "decimals, which no two strategies can share exactly; trade it by [strategy]."
+            )
+    if is_hedged and by_book:
+        raise ConfigInvalid(
+            "Order books fill no orders of an account in hedge mode; set account.position_mode "
+            'to "one_way", or leave --events out and execution.model at next_open.'
+        )
+    if is_shared and by_book:
+        raise ConfigInvalid(
+            "Order books fill no orders of several strategies; trade by [strategy], or leave "
+            "--events out and execution.model at next_open."
+        )
+    assert not (is_hedged and settings.is_cross)
+
+
+def _refuse_sides(asked: Intent | Orders) -> None:
+    if isinstance(asked, Orders) and any(
+        getattr(one, "position_side", None) for one in asked.requests
+    ):
         raise StrategyFailed(ONE_WAY)
-
-
-def refuse_switch(*accounts: AccountState) -> None:
-    """Raise ``ConfigInvalid`` where *accounts* of another position mode hold or order anything."""
-    for account in accounts:
-        for key, book in account.books.items():
-            if book.holding.quantity or book.orders.order is not None or book.orders.others:
-                raise ConfigInvalid(
-                    f"The newest run in this database holds or orders {key} in another position "
-                    "mode, and the exchange switches account.position_mode without positions and "
-                    "orders alone; close them in that mode (FLATTEN), or take another database."
-                )
 
 
 def _marked(fills: Sequence[Fill], *, while_down: bool) -> tuple[Fill, ...]:

@@ -359,4 +359,5 @@ class Executor:
             model,
             order.reason,
             filled_ms,
+            position_side=order.position_side,
         )

@@ -29,7 +29,7 @@ from tracepaper.daemon.broker.exit_plans import (
     Planner,
     nearest,
 )
-from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.orders import PROTECTIVE, OrderEvent, RestingOrders, after, kind_of
 from tracepaper.daemon.broker.rules import Bounds
 from tracepaper.strategies.api.context import Signal
 from tracepaper.strategies.errors import InvariantBroken
@@ -64,7 +64,6 @@ class Protector:
     ) -> None:
         """Protect what signals enter; *exits* are those of the configuration, if it names any."""
         self._resting = resting
-        self._instrument = instrument.id
         self.exits = exits
         self.planner = Planner(instrument, exits)
         self._state = ProtectionState()
@@ -157,11 +156,7 @@ class Protector:
         quantity = self._resting.closable(held)
         if not quantity or role not in PROTECTIVE:
             raise InvariantBroken(f"{role} cannot protect a position of {held}")
-        kind = OrderKind.MARKET
-        if trigger is not None:
-            kind = OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
-        elif price is not None:
-            kind = OrderKind.LIMIT
+        kind = kind_of(price, trigger)
         armed = self._resting.protective(role)
         side = Side.SELL if held > 0 else Side.BUY
         rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
@@ -184,30 +179,17 @@ class Protector:
                     amended = after(amended, OrderEvent.ACCEPT)
                 return (self._resting.note(amended),)
         replaced = () if armed is None else (self._resting.end(armed, "replaced"),)
-        order = Order(
-            self._resting.next_id(sequence),
-            self._instrument,
-            side,
-            quantity,
-            0,
-            OrderStatus.NEW,
-            reason,
-            at_ms,
-            at_ms,
-            kind,
-            role,
-            price,
-            trigger,
-            reduce_only=True,
-            tag=self._resting.tag,
-        )
+        order = self._resting.exit_order(
+            sequence, held, role=role, reason=reason, at_ms=at_ms, quantity=quantity,
+            price=price, trigger=trigger,
+        )  # fmt: skip
         if rests:
             order = after(order, OrderEvent.ACCEPT)
         self._resting.others += (order,)
         return (*replaced, order)
 
     def set_liquidation_price(
-        self, bounds: Bounds | None, held: int, *, order_id: str, at_ms: int
+        self, bounds: Bounds | None, held: int, *, sequence: int, at_ms: int
     ) -> tuple[Order, ...]:
         """Let the exchange's own order stand where the position *held* is liquidated.
 
@@ -223,10 +205,9 @@ class Protector:
             amended = self._resting.amend_liquidation(bounds, held)
             return () if amended is None else (amended,)
         ended = () if armed is None else (self._resting.end(armed, "the position has turned"),)
-        order = Order(
-            order_id, self._instrument, side, quantity, 0, OrderStatus.NEW,
-            bounds.reason, at_ms, at_ms, OrderKind.STOP_LIMIT, OrderRole.LIQUIDATION,
-            bounds.bankruptcy, bounds.liquidation, reduce_only=True,
+        order = self._resting.exit_order(
+            sequence, held, role=OrderRole.LIQUIDATION, reason=bounds.reason, at_ms=at_ms,
+            quantity=quantity, price=bounds.bankruptcy, trigger=bounds.liquidation,
         )  # fmt: skip
         order = after(order, OrderEvent.ACCEPT)
         self._resting.others += (order,)

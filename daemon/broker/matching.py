@@ -8,21 +8,25 @@ the side at which it would be filled, and is then a market order, or a limit, at
 Bars. Nobody knows in which order a bar's prices came. Both paths are tried, open-high-low-close
 and open-low-high-close, and the one that leaves the account with less at the close is believed.
 
+Shares. Where several strategies share a position, one event meets its net order and the protection
+of every share in one pass. A fill of a share's order is one of the position too; a fill of the
+position's own order is apportioned to the shares at once.
+
 The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import Executor
-from tracepaper.daemon.broker.ledger import Booked, LedgerFunds, Liquidated, MarginCalls
-from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
-from tracepaper.daemon.broker.rules import NO_CASH, Bounds
+from tracepaper.daemon.broker.apportion import apportion
+from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after, urgency
+from tracepaper.daemon.broker.rules import NO_CASH
+from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,
     FillModel,
@@ -32,45 +36,44 @@ from tracepaper.strategies.types.decisions import (
     OrderStatus,
     Position,
 )
-from tracepaper.strategies.types.market import Bar, Instrument, Quote, Side
+from tracepaper.strategies.types.market import Bar, Quote, Side
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.line import Line, Trial
+
+    Funds: TypeAlias = Line | Trial
+    """What a fill moves: a line of a book, or a copy of one to try fills on."""
 
 WOULD_TAKE: Final = "post-only, and it would have taken"
 LIQUIDATED_FIRST: Final = "the position was liquidated first"
 
 
-class Funds(Protocol):
-    """What a fill moves."""
+class Booked(NamedTuple):
+    """A fill, its order after it, and the position before and after it."""
 
-    @property
-    def calls(self) -> MarginCalls | None:
-        """On cross margin, what calls the account."""
+    fill: Fill
+    order: Order
+    before: Position
+    after: Position
+
+
+class MarginCalls(Protocol):
+    """When prices of one instrument call an account on cross margin, and what follows."""
+
+    def at(self, start: int, end: int) -> int | None:
+        """Return the first price on the way from *start* to *end* that calls it, if one does."""
         ...
 
-    @property
-    def held(self) -> int:
-        """The position, signed."""
+    def is_called_within(self, bar: Bar) -> bool:
+        """Return whether the account is called at one end of *bar*."""
         ...
 
-    @property
-    def position(self) -> Position:
-        """The position, at its mark."""
+    def liquidate(self, price: int, at_ms: int) -> Matched:
+        """Liquidate it with the instrument at *price*."""
         ...
 
-    @property
-    def cash(self) -> int:
-        """Money, in quote currency."""
-        ...
-
-    def apply_fill(self, fill: Fill) -> Bounds | None:
-        """Book *fill*; return where the position is then liquidated, None where it cannot be."""
-        ...
-
-    def reduction(self, mark: int) -> tuple[int, int] | None:
-        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
-        ...
-
-    def refusal(self, fill: Fill) -> str | None:
-        """Return why the account cannot bear *fill*, or None."""
+    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+        """Return the liquidation in place of *fill*, a close that costs more than there is."""
         ...
 
 
@@ -78,12 +81,21 @@ _DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
 """Roles of the orders that decisions send."""
 
 
+class PartFill(NamedTuple):
+    """What the fill of an *order* moved in the share of one owner."""
+
+    share: Funds
+    fill: Fill
+    order: Order  # as the fill left it
+
+
 class Matched:
-    """What an event did to the orders of one instrument in one account."""
+    """What an event did to the orders of an account."""
 
     def __init__(self) -> None:
         self.fills: list[Fill] = []
         self.booked: list[Booked] = []  # of each fill
+        self.parts: list[PartFill] = []  # of each fill, by share
         self.ended_plan = False  # a plan that no order stood for is over
         self._orders: dict[str, Order] = {}
 
@@ -97,33 +109,47 @@ class Matched:
         for order in changed:
             self._orders[order.order_id] = order
 
-    def take(self, liquidated: Liquidated) -> None:
-        """Learn what the exchange *liquidated*."""
-        fills, booked, orders = liquidated
-        self.fills += fills
-        self.booked += booked
-        self.note(*orders)
-
     def add(self, later: Matched) -> None:
         """Learn what the same event did *later*."""
         self.fills += later.fills
         self.booked += later.booked
+        self.parts += later.parts
+        self.ended_plan |= later.ended_plan
         self._orders.update(later._orders)
 
 
 class MarketPass:
-    """The resting orders, while one event passes them."""
+    """The resting orders of a position and of its shares, while one event passes them."""
 
-    def __init__(
-        self, resting: RestingOrders, executor: Executor, funds: Funds, *, is_cash: bool
-    ) -> None:
+    def __init__(self, funds: Funds) -> None:
+        """Let events pass the position *funds*: a line of a book, or a trial of one."""
         self.trades = Matched()
-        self._resting = resting
-        self._executor = executor
         self._funds = funds
-        self._is_cash = is_cash
+        self._resting = funds.orders
+        self._executor = funds.executor
+        self._is_cash = funds.is_cash
         self._younger: set[str] = set()  # than the bar that passes: ids of orders
         self._is_quote = False  # what passes
+
+    @property
+    def _orders(self) -> tuple[Order, ...]:
+        """Every order that rests, in the order in which they meet the market."""
+        if not self._funds.shares:
+            return self._resting.orders
+        first = () if self._resting.order is None else (self._resting.order,)
+        others = (one for line in lines_of(self._funds) for one in line.orders.others)
+        return tuple(sorted((*first, *others), key=urgency))
+
+    def _line_of(self, order_id: str) -> Funds:
+        """Return the share in which the order with that id rests, else the position."""
+        for share in self._funds.shares:
+            if any(one.order_id == order_id for one in share.orders.others):
+                return share
+        return self._funds
+
+    def _find(self, order_id: str) -> Order | None:
+        """Return the resting order with that id, if there is one."""
+        return self._line_of(order_id).orders.find(order_id)
 
     # ------------------------------------------------------------ quotes
 
@@ -131,8 +157,8 @@ class MarketPass:
         """Let every order that has reached the exchange meet *quote*; its sizes are shared."""
         self._is_quote = True
         left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
-        for seen in self._resting.orders:
-            order = self._resting.find(seen.order_id)  # a fill before it may have changed it
+        for seen in self._orders:
+            order = self._find(seen.order_id)  # a fill before it may have changed it
             if order is None or quote.market_ms < order.eligible_ms:
                 continue
             if order.role is OrderRole.LIQUIDATION:
@@ -171,11 +197,11 @@ class MarketPass:
         Where quotes fill orders and those of the bar were missed, what a decision sent waits on.
         """
         self.match_mark(bar.open, bar.open_time_ms)
-        for seen in self._resting.orders:
+        for seen in self._orders:
             if is_missed and seen.role in _DECIDED:
                 continue
             if seen.kind is OrderKind.MARKET and not _is_younger(seen, bar):
-                order = self._resting.find(seen.order_id)
+                order = self._find(seen.order_id)
                 if order is not None:
                     order = self._accepted(order)
                     self._apply_fill(order, self._executor.at_open(order, bar))
@@ -191,7 +217,7 @@ class MarketPass:
         """Liquidate an account on cross margin where the way to *end* calls it; return where."""
         if (calls := self._funds.calls) is None or (at := calls.at(start, end)) is None:
             return None
-        self.trades.take(calls.liquidate(at, at_ms))
+        self.trades.add(calls.liquidate(at, at_ms))
         return at
 
     def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
@@ -221,7 +247,7 @@ class MarketPass:
         What came to rest only after the bar had opened meets nothing: quotes bore it, and the bar
         is one that is missed and comes late.
         """
-        self._younger = {one.order_id for one in self._resting.orders if _is_younger(one, bar)}
+        self._younger = {one.order_id for one in self._orders if _is_younger(one, bar)}
         self._open(bar)
         self._trail(bar.open, bar.open)
         for start, end in pairwise(path):
@@ -245,8 +271,8 @@ class MarketPass:
         through on its way to the open.
         """
         price, at_ms = bar.open, bar.open_time_ms
-        for seen in self._resting.orders:
-            order = self._resting.find(seen.order_id)
+        for seen in self._orders:
+            order = self._find(seen.order_id)
             if order is None or order.kind is OrderKind.MARKET or _waits(order, at_ms):
                 continue
             if order.order_id in self._younger:
@@ -268,7 +294,7 @@ class MarketPass:
     def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
         """Return the order that is met first on the way from *start* to *end*, and where."""
         first: tuple[tuple[int, bool], Order, int] | None = None
-        for order in self._resting.orders:
+        for order in self._orders:
             at = _price_met(order, start, end)
             if at is None or _waits(order, opened_ms) or order.order_id in self._younger:
                 continue
@@ -298,15 +324,15 @@ class MarketPass:
 
     def _trail(self, bid: int, ask: int) -> None:
         """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
-        for line in self._resting.lines:
-            if line.trail:
-                self._trail_by(line, bid, ask)
+        for line in lines_of(self._funds):
+            if line.orders.trail:
+                self._trail_by(line.orders, bid, ask)
 
-    def _trail_by(self, line: RestingOrders, bid: int, ask: int) -> None:
-        order = line.protective(OrderRole.TRAILING)
+    def _trail_by(self, resting: RestingOrders, bid: int, ask: int) -> None:
+        order = resting.protective(OrderRole.TRAILING)
         if order is None or order.order_id in self._younger:
             return
-        if moved := _trailed(order, bid, ask, line.trail):
+        if moved := _trailed(order, bid, ask, resting.trail):
             tick = self._executor.tick
             trigger = moved // tick * tick if order.side is Side.SELL else -(-moved // tick) * tick
             if trigger != order.trigger:
@@ -325,15 +351,15 @@ class MarketPass:
         """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
         if not self._is_quote:
             return self._noted(moved)
-        self.trades.note(self._resting.move(order, moved))
+        self.trades.note(self._line_of(order.order_id).orders.move(order, moved))
         return moved
 
     def _noted(self, order: Order) -> Order:
-        self.trades.note(self._resting.note(order))
+        self.trades.note(self._line_of(order.order_id).orders.note(order))
         return order
 
     def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
-        self.trades.note(self._resting.end(order, reason, event))
+        self.trades.note(self._line_of(order.order_id).orders.end(order, reason, event))
 
     def _apply_fill(self, order: Order, fill: Fill) -> bool:
         """Book *fill* of *order*; return False where the account could not bear it."""
@@ -350,23 +376,68 @@ class MarketPass:
         if (calls := self._funds.calls) is not None and (
             ruin := calls.ruined_by(fill, fill.filled_ms)
         ) is not None:
-            self.trades.take(ruin)
-            if (left := self._resting.find(order.order_id)) is not None:
+            self.trades.add(ruin)
+            if (left := self._find(order.order_id)) is not None:
                 self._end(left, LIQUIDATED_FIRST)
             return False
-        before = self._funds.position
-        bounds = self._funds.apply_fill(fill)
-        changed = self._resting.apply_fill(fill, self._funds.held)
+        filled = self.book(fill)
+        if refusal is not None:
+            self._end_short(filled, refusal)
+        return True
+
+    def book(self, fill: Fill) -> Order:
+        """Book *fill* of an order that rests, in position and shares; return the order after it."""
+        funds, line = self._funds, self._line_of(fill.order_id)
+        before = funds.position
+        bounds = line.apply_fill(fill)
+        changed = line.orders.apply_fill(fill, line.held)
+        order = changed[0]
+        if line is not funds:
+            self.trades.parts.append(PartFill(line, fill, order))
+            self._resting.target = sum(one.orders.target for one in funds.shares)
+            changed += (*self._resting.resize(funds.held), *self._resting.serve(funds.held))
+        elif funds.shares:
+            changed += self._apportioned(fill, order)
         self.trades.fills.append(fill)
-        self.trades.booked.append(Booked(fill, changed[0], before, self._funds.position))
+        self.trades.booked.append(Booked(fill, order, before, funds.position))
         self.trades.note(*changed)
         if bounds is not None:
             # What is left of the event meets the position as it is now.
-            amended = self._resting.amend_liquidation(bounds, self._funds.held)
+            amended = self._resting.amend_liquidation(bounds, funds.held)
             self.trades.note(*(() if amended is None else (amended,)))
-        if refusal is not None:
-            self._end_short(changed[0], refusal)
-        return True
+        return order
+
+    def _apportioned(self, fill: Fill, order: Order) -> tuple[Order, ...]:
+        """Give each share its part of *fill* of the position's own *order*.
+
+        It goes by what each still wants in that direction, else by what each holds on the other
+        side. Where the order only reduces, by liquidation say, nobody wants more than is left.
+        Returns the protection that this changes.
+        """
+        shares: Sequence[Funds] = self._funds.shares
+        sign = 1 if fill.side is Side.BUY else -1
+        weights = [max(sign * (one.orders.target - one.held), 0) for one in shares]
+        if order.reduce_only or not any(weights):
+            weights = [max(-sign * one.held, 0) for one in shares]
+        if not any(weights):  # on spot the fee of a buy may leave a step more than was wanted
+            weights = [max(sign * one.held, 0) for one in shares]
+        if not any(weights):
+            raise InvariantBroken(f"a fill of {fill.instrument} that no strategy asked for")
+        quantities = apportion(fill.quantity, weights)
+        fees, of_base = apportion(fill.fee, quantities), apportion(fill.fee_base, quantities)
+        changed: tuple[Order, ...] = ()
+        for share, quantity, fee, fee_base in zip(shares, quantities, fees, of_base, strict=True):
+            if quantity:
+                notional = self._executor.notional(fill.price, quantity)
+                part = replace(
+                    fill, quantity=quantity, notional=notional, fee=fee, fee_base=fee_base
+                )
+                share.post(part)
+                changed += tuple(share.orders.resize(share.held))
+                self.trades.parts.append(PartFill(share, part, order))
+            if order.reduce_only:
+                share.orders.target, share.orders.reason = share.held, "liquidated"
+        return changed
 
     def _refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None."""
@@ -405,7 +476,7 @@ class MarketPass:
         if not (fill.price < bound.price if sells else fill.price > bound.price):
             return False
         self._take_over(bound, fill.reference_price, fill.filled_ms)
-        if (left := self._resting.find(order.order_id)) is not None:
+        if (left := self._find(order.order_id)) is not None:
             self._end(left, LIQUIDATED_FIRST)
         return True
 
@@ -490,29 +561,24 @@ def _price_met(order: Order, start: int, end: int) -> int | None:
 # ---------------------------------------------------------------- one event
 
 
-def match_quote(
-    resting: RestingOrders, executor: Executor, funds: Funds, quote: Quote, instrument: Instrument
-) -> Matched:
+def lines_of(funds: Funds) -> tuple[Funds, ...]:
+    """Return what meets the market together: a position, and its shares."""
+    return (funds, *funds.shares)
+
+
+def match_quote(funds: Funds, quote: Quote) -> Matched:
     """Return what *quote* did to the resting orders."""
-    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market = MarketPass(funds)
     market.match_quote(quote)
     return market.trades
 
 
-def match_open(
-    resting: RestingOrders,
-    executor: Executor,
-    funds: Funds,
-    bar: Bar,
-    instrument: Instrument,
-    *,
-    is_missed: bool = False,
-) -> Matched:
+def match_open(funds: Funds, bar: Bar, *, is_missed: bool) -> Matched:
     """Return what the open of *bar* did to the market orders that rest.
 
     It *is_missed* where quotes fill orders and those of the bar did not come.
     """
-    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market = MarketPass(funds)
     market.match_open(bar, is_missed=is_missed)
     return market.trades
 
@@ -521,22 +587,21 @@ Tried = tuple[int, int]
 """What an account would have at a bar's close after its first path, and after its second."""
 
 
-def try_paths(
-    resting: RestingOrders, executor: Executor, funds: LedgerFunds, bar: Bar, instrument: Instrument
-) -> Tried | None:
+def try_paths(line: Line, bar: Bar) -> Tried | None:
     """Return what each path of *bar* would leave; None where none meets anything that rests."""
+    lines = lines_of(line)
     if not any(
-        _may_meet(order, bar, line.trail) for line in resting.lines for order in line.others
-    ) and (funds.calls is None or not funds.calls.is_called_within(bar)):
+        _may_meet(order, bar, one.orders.trail) for one in lines for order in one.orders.others
+    ) and (line.calls is None or not line.calls.is_called_within(bar)):
         return None
+    resting = [(one.orders, one.orders.state()) for one in lines]
     left = []
     for path in _paths(bar):
-        trial = funds.trial()
-        with resting.tried():
-            MarketPass(resting, executor, trial, is_cash=instrument.category.is_cash).walk(
-                bar, path
-            )
-        left.append(trial.equity(executor.notional(bar.close, trial.held)))
+        trial = line.trial()
+        MarketPass(trial).walk(bar, path)
+        left.append(trial.equity(line.notional(bar.close, trial.held)))
+        for orders, state in resting:
+            orders.restore(state)
     return left[0], left[1]
 
 
@@ -546,17 +611,9 @@ def worse_path(*tried: Tried | None) -> int:
     return 0 if first <= second else 1
 
 
-def match_path(
-    resting: RestingOrders,
-    executor: Executor,
-    funds: LedgerFunds,
-    bar: Bar,
-    instrument: Instrument,
-    *,
-    path: int,
-) -> Matched:
+def match_path(funds: Funds, bar: Bar, path: int) -> Matched:
     """Return what the *path* of *bar* with that number did to the limits and stops that rest."""
-    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market = MarketPass(funds)
     market.walk(bar, _paths(bar)[path])
     return market.trades
 
@@ -565,11 +622,9 @@ def _paths(bar: Bar) -> tuple[tuple[int, int, int, int], tuple[int, int, int, in
     return (bar.open, bar.high, bar.low, bar.close), (bar.open, bar.low, bar.high, bar.close)
 
 
-def match_mark(
-    resting: RestingOrders, executor: Executor, funds: Funds, mark: int, at_ms: int
-) -> Matched:
+def match_mark(funds: Funds, mark: int, at_ms: int) -> Matched:
     """Return what a mark price did to the position of *funds*."""
-    market = MarketPass(resting, executor, funds, is_cash=False)
+    market = MarketPass(funds)
     market.match_mark(mark, at_ms)
     return market.trades
 

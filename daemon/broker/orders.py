@@ -1,4 +1,4 @@
-"""Resting orders of one instrument in one account: the order state table, netting, lists.
+"""Resting orders of one instrument in one book: the order state table, netting, lists.
 
 There is at most one order by signal, since a new target nets with it. Orders by list and exit
 orders are in ``others``, in order of birth. A fill of a reduce-only order makes what is then held
@@ -10,7 +10,6 @@ The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from enum import StrEnum
 from hashlib import sha256
 from math import log
@@ -23,7 +22,14 @@ from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.rules import Bounds, Filters, MarginRules
 from tracepaper.strategies.api.context import Cancel, OrderRequest
 from tracepaper.strategies.errors import InvariantBroken
-from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
+from tracepaper.strategies.types.decisions import (
+    Fill,
+    Order,
+    OrderKind,
+    OrderRole,
+    OrderStatus,
+    PositionSide,
+)
 from tracepaper.strategies.types.market import Category, CommandKind, Instrument, Side
 from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE
 
@@ -87,7 +93,8 @@ def after(order: Order, event: OrderEvent, **changed: object) -> Order:
 class Latency(Struct, frozen=True):
     """From a decision to the exchange, in milliseconds: a constant and an exponential draw.
 
-    A draw is a function of (seed, instrument, open time of the bar that decided, ordinal).
+    A draw is a function of (seed, instrument, open time of the bar that decided, ordinal). The
+    ordinal counts the orders that a step bears for the instrument in one book.
     """
 
     fixed_ms: int
@@ -139,10 +146,31 @@ class Moment(NamedTuple):
     cash: int = MONEY_LIMIT  # what a spot buy can be paid from
 
 
-class RestingOrders:
-    """The resting orders of one instrument in one account."""
+class OrderIds:
+    """Names the orders of one account: by the number of their step, and a count within it.
 
-    tag = ""  # of the protective orders: the strategy that they protect, where several share it
+    Counts are kept by step, since the steps of a close interleave: every bar of it fills orders
+    before the first of them is decided.
+    """
+
+    def __init__(self) -> None:
+        self._counts: dict[int, int] = {}
+
+    def next(self, sequence: int) -> str:
+        """Return the id of the next order that step *sequence* bears."""
+        count = self._counts.get(sequence, 0)
+        if not count and len(self._counts) >= _STEPS_COUNTED:
+            del self._counts[next(iter(self._counts))]
+        self._counts[sequence] = count + 1
+        return f"{sequence}-{count}"
+
+
+_STEPS_COUNTED: Final = 4_096
+"""More steps than a close has bars: one for each symbol of a venue."""
+
+
+class RestingOrders:
+    """The resting orders of one instrument in one book: of a position, or of an owner's share."""
 
     def __init__(
         self,
@@ -151,14 +179,23 @@ class RestingOrders:
         *,
         latency: Latency,
         fill_within_ms: int = FILL_WITHIN_MS,
-        margin: MarginRules | None = None,
+        ids: OrderIds | None = None,
+        side: PositionSide | None = None,
+        owner: str = "",
+        net: RestingOrders | None = None,
     ) -> None:
-        self._filters = Filters(instrument, costs, margin)
+        """Hold orders of one *side* in hedge mode, or of one *owner* of a shared account.
+
+        *ids* are the account's. *net* are the orders of the position that an owner has a share of.
+        """
+        self._filters = Filters(instrument, costs)
         self._spot = instrument.category is Category.SPOT
         self._is_cash = instrument.category.is_cash
         self._costs = costs
         self._latency = latency
         self._fill_within_ms = fill_within_ms
+        self._ids = ids or OrderIds()
+        self._side, self._owner, self._net = side, owner, net
         self.order: Order | None = None
         self.others: tuple[Order, ...] = ()
         # Those that quotes moved or triggered, as they stood at the newest bar that was not missed.
@@ -169,7 +206,7 @@ class RestingOrders:
         self.reason = ""  # of the target
         self.shortfall = ""  # why less than the target was ordered or filled
         self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
-        self._born = (-1, 0)  # sequence of the step that names orders now, and how many it has
+        self._born = (-1, 0)  # the step that bears orders here now, and how many it has borne
 
     @property
     def rests(self) -> bool:
@@ -188,17 +225,19 @@ class RestingOrders:
             return signalled
         return tuple(sorted((*signalled, *self.others), key=urgency))
 
-    @property
-    def lines(self) -> tuple[RestingOrders, ...]:
-        """What meets the market together: this, and the parts of those who share the account."""
-        return (self,)
+    def is_awaited(self, held: int) -> bool:
+        """Return whether an order by signal rests that leads on from the position *held*.
 
-    def is_awaited(self, held: int) -> bool:  # noqa: ARG002 - a part of an account waits for a part
-        """Return whether an order by signal rests that leads on from the position *held*."""
-        return self.order is not None
+        For a share that is the net order, where it moves the position as the share wants.
+        """
+        if self._net is None:
+            return self.order is not None
+        if (rest := self._net.order) is None:
+            return False
+        return self.target > held if rest.side is Side.BUY else self.target < held
 
     def change(self, instrument: Instrument, margin: MarginRules | None = None) -> None:
-        """Use the exchange's new filters; what rests was accepted under the old ones."""
+        """Use filters of the exchange and rules of *margin*; what rests was accepted before."""
         self._filters = Filters(instrument, self._costs, margin)
 
     def state(self) -> OrdersState:
@@ -219,22 +258,11 @@ class RestingOrders:
         self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
         self.unmoved, self.shortfall = state.unmoved, state.shortfall
 
-    @contextmanager
-    def tried(self) -> Iterator[None]:
-        """Let all that rests stand afterwards as it stands now."""
-        before = self.state()
-        yield
-        self.restore(before)
-
-    def next_id(self, sequence: int, first: int = 0) -> str:
-        """Return the id of the next order that step *sequence* bears for this instrument.
-
-        Its ordinal counts from *first*.
-        """
+    def next_id(self, sequence: int) -> str:
+        """Return the id of the next order that step *sequence* bears here."""
         last, count = self._born
-        ordinal = count if last == sequence else 0
-        self._born = sequence, ordinal + 1
-        return f"{sequence}-{first + ordinal}"
+        self._born = sequence, count + 1 if last == sequence else 1
+        return self._ids.next(sequence)
 
     def find(self, order_id: str) -> Order | None:
         """Return the resting order with that id, if there is one."""
@@ -309,7 +337,7 @@ class RestingOrders:
             bought = fill.side is Side.BUY
             self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
         if self.others:
-            changed += self._resized(held)
+            changed += self.resize(held)
         return tuple(changed)
 
     def _closed_first(self, order: Order, held: int) -> tuple[Order, ...]:
@@ -325,6 +353,13 @@ class RestingOrders:
             self.target = held
         return self._shrunk(needed)
 
+    def serve(self, held: int) -> tuple[Order, ...]:
+        """Return the order by signal where less is left of it, now that all shares hold *held*."""
+        if self.order is None:
+            return ()
+        sign = 1 if self.order.side is Side.BUY else -1
+        return self._shrunk(self._quantity_of(sign * max(sign * (self.target - held), 0)))
+
     def _shrunk(self, needed: int) -> tuple[Order, ...]:
         """Return the order by signal where that changes because no more than *needed* is left."""
         if (rest := self.order) is None or needed >= rest.quantity - rest.filled:
@@ -333,7 +368,7 @@ class RestingOrders:
             return (self.end(rest, "another order closed the position first"),)
         return (self.note(after(rest, OrderEvent.REPLACE, quantity=rest.filled + needed)),)
 
-    def _resized(self, held: int) -> Iterator[Order]:
+    def resize(self, held: int) -> Iterator[Order]:
         """Shrink what may only close to *held*, and cancel what it leaves nothing to close."""
         for order in self.others:
             if not order.reduce_only:
@@ -370,9 +405,7 @@ class RestingOrders:
 
     # ------------------------------------------------------------ by signal
 
-    def submit(
-        self, target: int, reason: str, now: Moment, *, order_id: str, by_command: bool = False
-    ) -> Sent:
+    def submit(self, target: int, reason: str, now: Moment, *, by_command: bool = False) -> Sent:
         """Make position plus resting order reach *target*, where the exchange would take an order.
 
         A reversal is one order. An order for more than the account covers is cut to that. Nothing
@@ -394,7 +427,7 @@ class RestingOrders:
             return Sent(changed, None)
         needed = target - held
         role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
-        placed, filters = self._placed(needed, order_id, reason, now, role), self._filters
+        placed, filters = self._placed(needed, reason, now, role), self._filters
         refusal = filters.refusal(placed, price, reduces=target == 0)
         refusal = refusal or filters.tier_refusal(held, target, price)
         takes, why = refusal is None, refusal
@@ -443,12 +476,10 @@ class RestingOrders:
             quantity = -(-gross // step) * step
         return self._filters.whole(quantity)
 
-    def _placed(
-        self, needed: int, order_id: str, reason: str, now: Moment, role: OrderRole
-    ) -> Order:
+    def _placed(self, needed: int, reason: str, now: Moment, role: OrderRole) -> Order:
         """Return the new order for *needed* (signed), before the exchange has seen it."""
         return Order(
-            order_id,
+            self.next_id(now.sequence),
             self._filters.instrument.id,
             _side(needed),
             self._quantity_of(needed),
@@ -456,15 +487,14 @@ class RestingOrders:
             OrderStatus.NEW,
             reason,
             now.at_ms,
-            now.at_ms + self._latency_of(order_id, now.opened_ms),
+            now.at_ms + self._latency_at(now.opened_ms),
             role=role,
+            position_side=self._side,
         )
 
-    def _latency_of(self, order_id: str, opened_ms: int) -> int:
-        if not self._latency.mean_jitter_ms:
-            return self._latency.fixed_ms
-        ordinal = int(order_id.partition("-")[2])
-        return self._latency.of(self._filters.instrument.id, opened_ms, ordinal)
+    def _latency_at(self, opened_ms: int) -> int:
+        """Return the latency of the order that was named last."""
+        return self._latency.of(self._filters.instrument.id, opened_ms, self._born[1] - 1)
 
     # ------------------------------------------------------------ by list
 
@@ -519,9 +549,8 @@ class RestingOrders:
         # What is paid in full is not sold short.
         reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
         closing = self._closing(request.side, now.held)
-        order_id = self.next_id(now.sequence)
         order = Order(
-            order_id,
+            self.next_id(now.sequence),
             self._filters.instrument.id,
             request.side,
             min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
@@ -529,7 +558,7 @@ class RestingOrders:
             OrderStatus.NEW,
             request.reason or reason,
             now.at_ms,
-            now.at_ms + self._latency_of(order_id, now.opened_ms),
+            now.at_ms + self._latency_at(now.opened_ms),
             request.kind,
             OrderRole.LIST,
             terms.price,
@@ -538,6 +567,7 @@ class RestingOrders:
             reduce_only,
             request.until,
             request.tag,
+            position_side=self._side,
         )
         if terms.refusal is not None:
             return order, terms.refusal
@@ -613,6 +643,27 @@ class RestingOrders:
             return None
         return next((one for one in self.others if one.role is OrderRole.LIQUIDATION), None)
 
+    def exit_order(
+        self,
+        sequence: int,
+        held: int,
+        *,
+        role: OrderRole,
+        reason: str,
+        at_ms: int,
+        quantity: int,
+        price: int | None = None,
+        trigger: int | None = None,
+    ) -> Order:
+        """Return a new order that closes *quantity* of *held*, before the exchange has seen it."""
+        tag = self._owner if role in PROTECTIVE else ""
+        return Order(
+            self.next_id(sequence), self._filters.instrument.id,
+            Side.SELL if held > 0 else Side.BUY, quantity, 0, OrderStatus.NEW, reason, at_ms, at_ms,
+            kind_of(price, trigger), role, price, trigger, reduce_only=True, tag=tag,
+            position_side=self._side,
+        )  # fmt: skip
+
     def amend_liquidation(self, bounds: Bounds, held: int) -> Order | None:
         """Move the exchange's own order with the position *held*; return it where it changed."""
         armed, side = self.liquidation, Side.SELL if held > 0 else Side.BUY
@@ -642,6 +693,13 @@ def _side(needed: int) -> Side:
     return Side.BUY if needed > 0 else Side.SELL
 
 
+def kind_of(price: int | None, trigger: int | None) -> OrderKind:
+    """Return the kind of an order with that limit and that stop price."""
+    if trigger is not None:
+        return OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
+    return OrderKind.MARKET if price is None else OrderKind.LIMIT
+
+
 def _tighter(one: Order, other: Order) -> int | None:
     """Return the trigger of *one* or of *other*, two states of an order, that is met first."""
     if one.trigger is None or other.trigger is None:
@@ -669,3 +727,10 @@ def _terms_of(order: Order) -> tuple[object, ...]:
         order.reduce_only,
         order.until_ms,
     )
+
+
+def as_they_stand(before: tuple[Order, ...], after: tuple[Order, ...]) -> tuple[Order, ...]:
+    """Return each order once, as it stood *after* where it changed again."""
+    if not before:
+        return after
+    return tuple({order.order_id: order for order in (*before, *after)}.values())

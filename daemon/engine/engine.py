@@ -9,14 +9,14 @@ The rules are docs/time.md, T2, and docs/decisions.md, G13 to G18.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, assert_never
 
 import msgspec
 
-from tracepaper.daemon.broker.account import as_they_stand
+from tracepaper.daemon.broker.account import Ownership
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save
-from tracepaper.daemon.broker.orders import Sent
+from tracepaper.daemon.broker.orders import Sent, as_they_stand
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.price_checks import PLAIN, Price, Prices
 from tracepaper.daemon.engine.risk import RiskWatch
@@ -92,8 +92,7 @@ class Engine:
     """The pure heart: the same events and predictions always cause the same steps."""
 
     state_type: type[InstrumentState] = InstrumentState
-    broker_type: type[Broker] = Broker
-    shows_sides = False  # whether a step holds both sides of its instrument, changed or not
+    is_hedged = False  # a step then holds both sides of its instrument, changed or not
 
     def __init__(
         self,
@@ -102,7 +101,15 @@ class Engine:
         sizers: Mapping[str, Sizer],
         gates: Mapping[str, GateEvaluator],
         settings: EngineSettings,
+        *,
+        owners: Mapping[str, Ownership] | None = None,
+        confirms: Collection[str] = (),
     ) -> None:
+        """Take what decides on each instrument, by id.
+
+        *owners* share the account, and let their positions stand for another horizon on the
+        instruments *confirms*.
+        """
         self.risk = RiskWatch(
             settings.risk,
             flattens=settings.flatten_on_breach,
@@ -111,10 +118,10 @@ class Engine:
         )
         self._portfolio = portfolio_of(strategies.values())
         # One object has one state, whose owner is the run.
-        owners = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
+        declared = {key: DeclaredState.of(strategy) for key, strategy in strategies.items()}
         if self._portfolio is not None:
-            owners = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
-        self.declared = {key: one for key, one in owners.items() if one is not None}
+            declared = {OF_THE_RUN: DeclaredState.of(self._portfolio)}
+        self.declared = {key: one for key, one in declared.items() if one is not None}
         self._declared_by_all = self.declared.get(OF_THE_RUN)
         self.states = {
             item.id: self.state_type(
@@ -133,13 +140,18 @@ class Engine:
             {item.id: strategies[item.id] for item in instruments}, settings.passing
         )
         seen = [key for key, strategy in strategies.items() if strategy.sees_account]
-        self.broker = self.broker_type(
+        self.broker = Broker(
             instruments,
             settings.broker,
             {key: state.history.day_range for key, state in self.states.items()},
             shadows=self.shadows.names,
             reports_fills=seen,
-            confirms=[key for key, one in strategies.items() if one.horizon is not None],
+            confirms=[
+                *confirms,
+                *(key for key, of in strategies.items() if of.horizon is not None),
+            ],
+            is_hedged=self.is_hedged,
+            owners=owners,
         )
         self.sees_account = bool(seen) or any(sizer.sees_account for sizer in sizers.values())
         """Whether decisions depend on fills: of a strategy that sees the account, or by size."""
@@ -394,7 +406,7 @@ class Engine:
     ) -> Step:
         """Return the step of *bar*; *confirmed* names the twins whose position it confirmed."""
         twins: tuple[TwinStep, ...] = ()
-        if self.broker.shadows:
+        if self.broker.beside:
             twins = self.shadows.steps(
                 self.broker, bar.instrument, filled.shadows, confirmed,
                 self._observed.get(bar.instrument),
@@ -540,7 +552,7 @@ class Engine:
         position, account, entries = broker.own.report(instrument)
         if self._observed and instrument is not None:
             position = self._observed[instrument][None]
-        if not twins and instrument is not None and (filled.shadows or self.shows_sides):
+        if not twins and instrument is not None and (filled.shadows or self.is_hedged):
             twins = self.shadows.steps(broker, instrument, filled.shadows)
         sequence = self.sequence
         state: bytes | None = None

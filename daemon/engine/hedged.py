@@ -8,20 +8,13 @@ The rules are docs/money.md, M93 to M96.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent, PaperAccount
+from tracepaper.daemon.broker.account import OPENS, Intent, intents, side_of
+from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.broker import Filled
-from tracepaper.daemon.broker.hedged import (
-    OPENS,
-    HedgedAccount,
-    HedgedBroker,
-    intents,
-    side_of,
-)
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState
 from tracepaper.daemon.engine.state import INTEGRITY, Decided, EngineSettings
@@ -34,7 +27,6 @@ from tracepaper.strategies.types.decisions import (
     Action,
     Forecast,
     PositionSide,
-    Prediction,
     Step,
 )
 from tracepaper.strategies.types.market import Bar, Instrument
@@ -54,13 +46,6 @@ class HedgedState(InstrumentState):
     def __init__(self, *given: object, **named: object) -> None:
         super().__init__(*given, **named)  # type: ignore[arg-type]
         self._repeats = False  # a decision follows from both sides' targets
-
-    def _look(
-        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
-    ) -> BarContext:
-        if isinstance(account, HedgedAccount):
-            account.bars_since = partial(self.history.bars_held, bar=bar)
-        return super()._look(bar, prediction, account, is_finite=is_finite)
 
     def _signal(self, context: BarContext) -> Signal | Orders:
         """Return the strategy's answer; orders that close a side may only reduce it."""
@@ -83,20 +68,20 @@ class HedgedState(InstrumentState):
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        account: PaperAccount,
+        account: Holdings,
         *,
         is_full: bool = False,
     ) -> int:
         """Return the quantity that *signal* asks for of its side; else the sum of both targets."""
         side = side_of(signal.action)
-        if isinstance(account, HedgedAccount):
+        if account.sides:
             if signal.action is Action.FLAT:
                 return self._left(signal, bar, account)
             account = account if side is None else account.sides[side]
         return super()._target(signal, bar, forecast, account, is_full=is_full)
 
     @staticmethod
-    def _left(signal: Signal, bar: Bar, account: HedgedAccount) -> int:
+    def _left(signal: Signal, bar: Bar, account: Holdings) -> int:
         """Return the targets that a FLAT signal leaves standing."""
         return sum(
             one.target(bar.instrument)
@@ -105,10 +90,9 @@ class HedgedState(InstrumentState):
         )
 
     def _see_target(
-        self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
+        self, bar: Bar, target: int, account: Holdings, *, reduces: bool | None = None
     ) -> None:
         """Measure limits: of a symbol both sides count, without signs."""
-        assert isinstance(account, HedgedAccount)
         signal, key = self.signal, bar.instrument
         size = abs(target)
         if isinstance(signal, Signal):
@@ -135,7 +119,7 @@ class HedgedState(InstrumentState):
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        account: PaperAccount,
+        account: Holdings,
         refused: str | None,
         *,
         is_full: bool = False,
@@ -144,7 +128,6 @@ class HedgedState(InstrumentState):
 
         What has outlived its horizon is closed wherever the inputs could be believed.
         """
-        assert isinstance(account, HedgedAccount)
         named = side_of(signal.action)
         judged = account if named is None else account.sides[named]
         intent = super().follow(signal, bar, forecast, judged, refused, is_full=is_full)
@@ -176,7 +159,7 @@ class HedgedState(InstrumentState):
             intent = intent._replace(target=left)
         return intents(intent, sides)
 
-    def _expired(self, bar: Bar, account: PaperAccount) -> bool:  # noqa: ARG002
+    def _expired(self, bar: Bar, account: Holdings) -> bool:  # noqa: ARG002
         """Return False: :meth:`follow` asks of each side."""
         return False
 
@@ -185,9 +168,7 @@ class HedgedEngine(Engine):
     """The engine of a run in hedge mode; it has no shadow accounts."""
 
     state_type = HedgedState
-    broker_type = HedgedBroker
-    broker: HedgedBroker
-    shows_sides = True
+    is_hedged = True
 
     def __init__(
         self,
@@ -212,7 +193,7 @@ class HedgedEngine(Engine):
         """Return the step of *bar*, with the sides whose positions it confirmed."""
         confirmed = [
             side.value
-            for side, account in self.broker.sides.items()
+            for side, account in self.broker.own.sides.items()
             if account.confirmed_ms(bar.instrument) == bar.open_time_ms
         ]
         return super()._conclude(bar, filled, decided, confirmed, saves=saves)

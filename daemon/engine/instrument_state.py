@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from math import nan
 from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent, PaperAccount, is_entry
+from tracepaper.daemon.broker.account import Intent, is_entry
+from tracepaper.daemon.broker.book import Holdings
 from tracepaper.daemon.broker.exit_plans import Expected
 from tracepaper.daemon.broker.orders import Sent
 from tracepaper.daemon.broker.rules import below_step
@@ -199,7 +201,7 @@ class InstrumentState:
         self.strategy.observe(bar)
 
     def ask_with(
-        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
+        self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
         """Return what a portfolio is asked about the close of *bar* with, before :meth:`decide`."""
         self._context = self._look(bar, prediction, account, is_finite=is_finite)
@@ -209,7 +211,7 @@ class InstrumentState:
         self,
         bar: Bar,
         prediction: Prediction,
-        account: PaperAccount,
+        account: Holdings,
         *,
         is_running: bool,
         is_finite: bool | None,
@@ -267,7 +269,7 @@ class InstrumentState:
         )
         return decision
 
-    def _decide_list(self, orders: Orders, bar: Bar, account: PaperAccount) -> Decision:
+    def _decide_list(self, orders: Orders, bar: Bar, account: Holdings) -> Decision:
         """Decide where the strategy asks for a list of orders.
 
         What a gate refuses that is not of integrity still lets through what can only reduce.
@@ -293,7 +295,7 @@ class InstrumentState:
         return decision
 
     def allowed_of(
-        self, orders: Orders, bar: Bar, account: PaperAccount, refused: str | None
+        self, orders: Orders, bar: Bar, account: Holdings, refused: str | None
     ) -> Orders | Intent:
         """Return *orders* as far as gate *refused* allows them, or the intent in their place."""
         if refused is None:
@@ -309,7 +311,7 @@ class InstrumentState:
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        account: PaperAccount,
+        account: Holdings,
         refused: str | None,
         *,
         is_full: bool = False,
@@ -343,7 +345,7 @@ class InstrumentState:
         expected = None if self._exits is None else self._expected(forecast)
         return Intent(action, target, reason, signal, self._wants_protection, no_size, expected)
 
-    def hold(self, bar: Bar, account: PaperAccount, exposure: float) -> Intent:
+    def hold(self, bar: Bar, account: Holdings, exposure: float) -> Intent:
         """Return what a shadow account is asked for that holds *exposure* of its first cash, long.
 
         A standing quantity stays unless the new one differs by more than ``sizing.rebalance``.
@@ -392,7 +394,7 @@ class InstrumentState:
     # ------------------------------------------------------------ the steps of that line
 
     def _look(
-        self, bar: Bar, prediction: Prediction, account: PaperAccount, *, is_finite: bool | None
+        self, bar: Bar, prediction: Prediction, account: Holdings, *, is_finite: bool | None
     ) -> BarContext:
         """Return what the strategy may know at the close of *bar*; the regime follows it."""
         forecast = prediction if isinstance(prediction, Forecast) else None
@@ -403,8 +405,7 @@ class InstrumentState:
         if self._sees_account:
             # *bar* has filled, marked and been observed. No other bar of its close is decided yet,
             # or what was decided changed nothing that is shown here.
-            bars_held = history.bars_held(account.opened_ms(bar.instrument), bar)
-            seen = account.view(self.instrument, bars_held=bars_held)
+            seen = account.view(self.instrument, bars_since=partial(history.bars_held, bar=bar))
         frames = {name: frame.bars for name, frame in history.frames.items()}
         regime, verdict = self.regimes.regime, self.outcomes.verdict
         return BarContext(
@@ -429,7 +430,7 @@ class InstrumentState:
         signal: Signal,
         bar: Bar,
         forecast: Forecast | None,
-        account: PaperAccount,
+        account: Holdings,
         *,
         is_full: bool = False,
     ) -> int:
@@ -456,7 +457,7 @@ class InstrumentState:
         return account.affordable(bar.instrument, target, bar.close)
 
     def _see_target(
-        self, bar: Bar, target: int, account: PaperAccount, *, reduces: bool | None = None
+        self, bar: Bar, target: int, account: Holdings, *, reduces: bool | None = None
     ) -> None:
         notional = self.value_of(bar.close, target)
         self.gates.see_target(
@@ -472,7 +473,7 @@ class InstrumentState:
         mean, stdev, volatility = (column[at] if column else nan for column in columns)
         return Expected(mean * slope, stdev, volatility)
 
-    def _expired(self, bar: Bar, account: PaperAccount) -> bool:
+    def _expired(self, bar: Bar, account: Holdings) -> bool:
         """Return whether the standing target has outlived the horizon of its forecast."""
         horizon, key = self.strategy.horizon, bar.instrument
         if horizon is None or account.target(key) == 0:

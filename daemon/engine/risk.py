@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.ledger import Booked
+from tracepaper.daemon.broker.matching import Booked
 from tracepaper.strategies.gates.declared import (
     risk_cooldown,
     risk_daily_loss,
@@ -44,7 +44,7 @@ from tracepaper.strategies.types.market import Bar, Instrument, Quote
 from tracepaper.strategies.units import DAY_MS, HOUR_MS, MONEY_SCALE
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.broker.account import PaperAccount
+    from tracepaper.daemon.broker.book import Holdings
     from tracepaper.daemon.engine.history import InstrumentHistory, RegimeTracker
     from tracepaper.daemon.engine.state import EngineSettings, ModelTerms
 
@@ -319,7 +319,7 @@ class GateJudgement:
         self,
         bar: Bar,
         target: int,
-        account: PaperAccount,
+        account: Holdings,
         history: InstrumentHistory,
         quote: Quote | None,
         notional: int,

@@ -15,10 +15,10 @@ from typing import Any, Final, NamedTuple, cast
 import msgspec
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import Intent
+from tracepaper.daemon.broker.account import Intent, Ownership
+from tracepaper.daemon.broker.book import Book
 from tracepaper.daemon.broker.broker import NOTHING_FILLED, Filled, Save
-from tracepaper.daemon.broker.divided import DividedBroker, Proposal
-from tracepaper.daemon.broker.sub_accounts import SubAccount
+from tracepaper.daemon.broker.router import Proposal
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.engine.instrument_state import InstrumentState, checked
 from tracepaper.daemon.engine.state import Decided, EngineSettings, EngineState, PartsState
@@ -58,7 +58,7 @@ class _Asked:
         "account", "decided", "decision", "intent", "member", "name", "part", "state"
     )  # fmt: skip
 
-    def __init__(self, member: StrategyMember, state: InstrumentState, part: SubAccount) -> None:
+    def __init__(self, member: StrategyMember, state: InstrumentState, part: Book) -> None:
         self.member, self.name, self.state, self.part = member, member.name, state, part
         self.account = part.balance()  # at the bar in hand
         self.decision: Decision | None = None
@@ -121,8 +121,6 @@ class _Quiet(NamedTuple):
 class SeveralEngine(Engine):
     """The engine of a run in which several strategies share the account."""
 
-    broker: DividedBroker
-
     def __init__(
         self,
         instruments: Sequence[Instrument],
@@ -144,9 +142,27 @@ class SeveralEngine(Engine):
             item.id: NetSizer(item, self._nets[item.id].remembers) for item in instruments
         }
         self.members: list[StrategyMember] = []
-        super().__init__(instruments, nets, self._net_sizers, gates, settings)
-        day_ranges = {key: state.history.day_range for key, state in self.states.items()}
-        self.broker = DividedBroker(instruments, settings.broker, day_ranges)
+        every = [
+            (name, key, state.strategy)
+            for name, alone in engines.items()
+            for key, state in alone.states.items()
+        ]
+        super().__init__(
+            instruments,
+            nets,
+            self._net_sizers,
+            gates,
+            settings,
+            owners={
+                name: Ownership(
+                    alone.broker.settings,
+                    shares[name],
+                    [key for of, key, one in every if of == name and one.sees_account],
+                )
+                for name, alone in engines.items()
+            },
+            confirms=[key for _, key, one in every if one.horizon is not None],
+        )
         self._by_quotes = settings.broker.execution is FillModel.QUOTE
         self._reset, self._shared_out = reset, -1
         self._quiet: dict[str, _Quiet] = {}
@@ -173,25 +189,13 @@ class SeveralEngine(Engine):
             if of:
                 one = cast("DeclaredState", DeclaredStates(of))
                 self.declared[key] = self.states[key].declared = one
-        every = [
-            (member.name, key, state.strategy)
-            for member in self.members
-            for key, state in member.states.items()
-        ]
-        self.broker.divide(
-            instruments,
-            {name: alone.broker.settings for name, alone in engines.items()},
-            shares,
-            reports_fills={
-                name: [key for of, key, one in every if of == name and one.sees_account]
-                for name in engines
-            },
-            confirms=[key for _, key, one in every if one.horizon is not None],
-        )
         self.sees_account = True  # a strategy without equity is closed
         self._places = {one: place for place, one in enumerate(self.gate_sets)}
         self._asked = {
-            key: [_Asked(one, one.states[key], self.broker.parts[one.name]) for one in self.members]
+            key: [
+                _Asked(one, one.states[key], self.broker.own.owners[one.name])
+                for one in self.members
+            ]
             for key in self.states
         }
 
@@ -216,7 +220,7 @@ class SeveralEngine(Engine):
                 parts={
                     member.name: SinceDecided(
                         member.states[key].outcomes.verdict,
-                        tuple(self.broker.parts[member.name].ledger.fills.get(key, ())),
+                        tuple(self.broker.own.owners[member.name].fills.get(key, ())),
                     )
                     for member in self.members
                 },
@@ -333,7 +337,7 @@ class SeveralEngine(Engine):
             net += target
         self._nets[key].answer = _answer(net, reasons)
         self._net_sizers[key].net = net
-        broker.propose(Proposal(intents, net, price))
+        broker.router.propose(Proposal(intents, net, price))
 
     def _crossing_price(self, bar: Bar, state: InstrumentState) -> int:
         """Return the mid of the newest quote where quotes fill orders, else the close of *bar*."""
@@ -372,11 +376,11 @@ class SeveralEngine(Engine):
         if decision.refused_by is not None:  # what a command left opposing crosses still
             price = self._crossing_price(bar, self.states[key])
             sent += broker.cross(key, price, sequence=self.sequence, at_ms=bar.market_ms)
-        shadows, crossed = filled.shadows, broker.take_crossed()
+        shadows, crossed = filled.shadows, broker.router.take_crossed()
         twins, confirms = [], []
         for one in asked:
             one.keep(self._settled(one, decision), decision, self._places)
-            to, intent = broker.sent.get(one.name), one.intent
+            to, intent = broker.router.sent.get(one.name), one.intent
             confirms.append(
                 intent is not None and intent.is_entry and to is not None and to.refusal is None
             )
@@ -393,7 +397,7 @@ class SeveralEngine(Engine):
             )
         if filled is not NOTHING_FILLED or sent:
             self._quiet.clear()
-        elif broker.is_reached:
+        elif broker.router.is_reached:
             enters = any(one.intent is not None and one.intent.is_entry for one in asked)
             intents = [one.intent for one in asked]
             self._quiet[key] = _Quiet(intents, confirms, enters)
@@ -404,7 +408,7 @@ class SeveralEngine(Engine):
 
     def _settled(self, one: _Asked, net: Decision) -> Decision:
         """Return the decision of *one* strategy, with why its target is not asked for."""
-        decision, sent = one.decision, self.broker.sent.get(one.name)
+        decision, sent = one.decision, self.broker.router.sent.get(one.name)
         assert decision is not None
         if sent is not None:
             return one.state.unfilled(decision, sent.refusal)
@@ -420,7 +424,7 @@ class SeveralEngine(Engine):
 
     def state(self) -> EngineState:
         """Return the state that must survive a restart."""
-        parts = PartsState(self.broker.reserve, self.set_aside, self._shared_out)
+        parts = PartsState(self.broker.own.reserve, self.set_aside, self._shared_out)
         return replace(super().state(), parts=parts)
 
     def _encoded_state(self) -> bytes:
@@ -429,25 +433,25 @@ class SeveralEngine(Engine):
 
     def take_up(self, state: EngineState, since: Mapping[str, SinceDecided]) -> None:
         """Take up what a restart brings; raise ``InvariantBroken`` where parts do not add up."""
-        broker = self.broker
+        own = self.broker.own
         stored: Any = state.parts
-        if stored is not None and state.twins.keys() == broker.parts.keys():
-            broker.reserve, self._shared_out = stored.reserve, stored.shared_out
+        if stored is not None and state.twins.keys() == own.owners.keys():
+            own.reserve, self._shared_out = stored.reserve, stored.shared_out
             for member in self.members:
                 member.know(set_aside=stored.set_aside.get(member.name, ""))
         for key, known in since.items():
             for member in self.members:
                 if (its := known.parts.get(member.name)) is not None:
                     member.states[key].outcomes.restored = its.verdict
-                    fills = broker.parts[member.name].ledger.fills
+                    fills = own.owners[member.name].fills
                     if key in fills:
                         fills[key] = list(its.fills)
         for key in self.states:
-            parts = sum(part.held(key) for part in broker.parts.values())
-            if parts != broker.own.held(key):
+            parts = sum(part.held(key) for part in own.owners.values())
+            if parts != own.held(key):
                 raise InvariantBroken(
                     f"the strategies' parts of {key} add up to {parts}, and the account holds "
-                    f"{broker.own.held(key)}; run `tracepaper audit verify` and restore a backup"
+                    f"{own.held(key)}; run `tracepaper audit verify` and restore a backup"
                 )
 
 

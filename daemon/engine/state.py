@@ -23,8 +23,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, BrokerSettings, Intent, PaperAccount
-from tracepaper.daemon.broker.broker import SIDES, Broker, Save
+from tracepaper.daemon.broker.account import SIDES, BrokerSettings, Intent
+from tracepaper.daemon.broker.book import AccountState, Holdings
+from tracepaper.daemon.broker.broker import Broker, Save
 from tracepaper.daemon.engine.price_checks import AGREE_WITHIN_MS, USUAL_RANGES, Price
 from tracepaper.daemon.engine.risk import RiskState
 from tracepaper.strategies.api.context import Orders, Signal
@@ -353,11 +354,11 @@ class Shadows:
                 TwinStep(
                     name,
                     positions[name] if positions else account.position(instrument),
-                    account.ledger.account(),
+                    account.subtotal(),
                     fills.get(name, ()) if fills else (),
                     name in confirmed,
                 )
-                for name, account in broker.shadows.items()
+                for name, account in broker.beside.items()
             ]
         )
 
@@ -366,7 +367,7 @@ def _bound(
     state: InstrumentState,
     bar: Bar,
     forecast: Forecast | None,
-    account: PaperAccount,
+    account: Holdings,
     refused: str | None,
     *,
     is_full: bool,

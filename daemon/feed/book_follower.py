@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
-from tracepaper.daemon.broker.book_account import BookWatch
 from tracepaper.daemon.broker.book_fills import BookLevel, BookMoves, Move, packed_moves
+from tracepaper.daemon.broker.book_watch import BookWatch
 from tracepaper.strategies.order_book import SILENT_MS
 from tracepaper.strategies.types.market import BookUpdate, Quote, Side
 

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 
 import msgspec
 
-from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.clock import AuditLog, Clock, Predictor
 from tracepaper.storage.fleet.server import ShipProgress

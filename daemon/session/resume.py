@@ -13,8 +13,8 @@ import msgspec
 import structlog
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState
-from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.account import posting_account
+from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.config.loading import Config, restore
 from tracepaper.daemon.config.several import strategy_name
 from tracepaper.daemon.engine.engine import Engine
@@ -488,21 +488,19 @@ def check_fills(
     """
     books = sides_of(state) or {None: state.account}
     before = sides_of(opened) or {None: opened.account}
-    ledgers = {side: Ledger(0, {item.id: item for item in run.instruments}) for side in books}
-    for side, ledger in ledgers.items():
-        ledger.restore(0, before[side].holdings if side in before else {})
+    posted = {side: posting_account(run.instruments, before.get(side)) for side in books}
     for sequence, action in actions_of(reader.connection, run, until=until):
         if sequence > after:
             for fill in reader.fills(run.run_id, after=after, until=sequence):
-                ledgers[fill.position_side].apply_fill(fill)
-            ledgers[None].apply_action(action)
+                posted[fill.position_side].line(fill.instrument).post(fill)
+            posted[None].line(action.instrument).apply_action(action)
             after = sequence
     for fill in reader.fills(run.run_id, after=after, until=until):
-        ledgers[fill.position_side].apply_fill(fill)
-    cash, funding = opened.account.cash + sum(one.cash for one in ledgers.values()), 0
+        posted[fill.position_side].line(fill.instrument).post(fill)
+    cash, funding = opened.account.cash + sum(one.cash for one in posted.values()), 0
     held = [(side, *one) for side, book in books.items() for one in book.holdings.items()]
     for side, key, holding in held:
-        added = ledgers[side].holdings[key]
+        added = posted[side].line(key).holding
         funding += holding.funding_paid - added.funding_paid
         is_equal = (
             added.quantity == holding.quantity

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.text import Text
 
-from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import RESERVE, TWINS, account_title, reserve_of
 from tracepaper.strategies.gates.declared import operator, risk_halt
 from tracepaper.strategies.gates.gate import GATES, measured, unit_beside, verdict

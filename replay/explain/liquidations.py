@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tracepaper.daemon.broker.broker import SIDES
-from tracepaper.daemon.broker.cross_account import CALLED
+from tracepaper.daemon.broker.account import SIDES
+from tracepaper.daemon.broker.margin import CALLED
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
-from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.session.run_row import sessions_of
 from tracepaper.replay.page.cells import (
     TIME,

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.engine.state import TWINS
 from tracepaper.replay.page import answers, holding
 from tracepaper.replay.page.cells import TIME, Block, Floats, filled, numbers_of, words_of

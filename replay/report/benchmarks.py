@@ -34,7 +34,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.replay.report.metrics import blocks_of, mean_error
 from tracepaper.replay.report.record import AccountRecord, Bars, Decisions, Floats, Ints, RunRecord
 from tracepaper.strategies.builtin import TREND

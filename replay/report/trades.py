@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from tracepaper.daemon.broker.broker import SIDES
+from tracepaper.daemon.broker.account import SIDES
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_orders import waits_after
 from tracepaper.daemon.broker.exit_plans import NO_VOLATILITY

@@ -34,6 +34,7 @@ PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "pyright": (*_PYTHON, "-m", "pyright", "--pythonpath", sys.executable),
     "pythons": (*_PYTHON, "tests/campaigns/campaign_pythons.py"),
     "processors": (*_PYTHON, "tests/campaigns/campaign_processors.py"),
+    "lockstep": (*_PYTHON, "tests/campaigns/campaign_lockstep.py"),
     "laws": (*_ENGINE, "--examples", "0", "--laws", "300"),
     **{
         f"engine_{first // CHUNK}": (
@@ -96,7 +97,7 @@ def git(*words: str) -> str:
 
 def run(part: str) -> tuple[int, str]:
     """Run *part*, show what it says, and return its exit code and its last line."""
-    environment = os.environ | {"PYTHONPATH": "tests/support"}
+    environment = os.environ | {"PYTHONPATH": "tests/support:tests/peers/broker_before"}
     last = ""
     with subprocess.Popen(
         PARTS[part], cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True

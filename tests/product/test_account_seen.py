@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_recovery import Process, configured, events
 
-from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.account import posting_account
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
 from tracepaper.daemon.session.build import build_engine
@@ -176,7 +176,7 @@ def test_all_instruments_of_a_close_see_the_same_account(name: str) -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(-3, 3).filter(bool), min_size=1, max_size=12))
 def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list[int]) -> None:
-    ledger = Ledger(10**16, {"linear:BTCUSDT": instrument()})
+    ledger = posting_account([instrument()]).line("linear:BTCUSDT")
     held, opened = 0, 0
     for at, change in enumerate(changes, 1):
         after = held + change
@@ -185,13 +185,13 @@ def test_a_position_is_as_old_as_the_fill_that_opened_or_turned_it(changes: list
         elif held * after <= 0:
             opened = at
         held = after
-        ledger.apply_fill(
+        ledger.post(
             Fill(
                 "0-0", "linear:BTCUSDT", Side.BUY if change > 0 else Side.SELL, abs(change), 100,
                 100, abs(change) * 10**5, 0, 0, Liquidity.TAKER, FillModel.QUOTE, "", at,
             )
         )  # fmt: skip
-        assert ledger.holding("linear:BTCUSDT").opened_ms == opened
+        assert ledger.holding.opened_ms == opened
 
 
 # ---------------------------------------------------------------- restarts and other models

@@ -260,8 +260,7 @@ def test_the_mode_is_switched_without_positions_and_orders_alone(tmp_path: Path)
         given = events(1, 60)
         for at, event in enumerate(given):
             first.feed(event)
-            accounts = getattr(engine.broker, "sides", {"": engine.broker.own}).values()
-            if at > 10 and any(one.held(ITEM.id) for one in accounts):
+            if at > 10 and any(book.held(ITEM.id) for book in engine.broker.own.books):
                 break
         first.stop()
         with pytest.raises(ConfigInvalid, match="in another position mode, and the exchange"):
@@ -287,11 +286,11 @@ def test_a_flat_account_is_taken_over_with_its_cash_alone(tmp_path: Path) -> Non
     engine = second.opened.engine
     assert isinstance(engine, HedgedEngine)
     assert second.opened.run.parent_run_id == first.opened.run.run_id
-    assert engine.broker.own.ledger.cash == cash
-    assert sum(one.ledger.cash for one in engine.broker.sides.values()) == cash
+    assert engine.broker.own.cash == cash
+    assert sum(book.cash for book in engine.broker.own.books) == cash
     second.stop()
     third = Process(path, before, FillModel.NEXT_OPEN)  # and back, flat
-    assert third.opened.engine.broker.own.ledger.cash == cash
+    assert third.opened.engine.broker.own.cash == cash
     third.audit.close()
 
 

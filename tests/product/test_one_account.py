@@ -186,12 +186,12 @@ def test_an_account_of_one_strategy_is_taken_over_by_shares(tmp_path: Path) -> N
     engine = second.opened.engine
     assert isinstance(engine, SeveralEngine)
     assert second.opened.run.parent_run_id == first.opened.run.run_id
-    assert [part.held("linear:BTCUSDT") for part in engine.broker.parts.values()] != [0, 0, 0]
+    assert [part.held("linear:BTCUSDT") for part in engine.broker.own.owners.values()] != [0, 0, 0]
     broker = engine.broker
-    cash = sum(part.ledger.cash for part in broker.parts.values()) + broker.reserve
+    cash = sum(part.cash for part in broker.own.owners.values()) + broker.own.reserve
     assert cash == first.steps[-1].account.cash
     second.opened.engine.step(given[stop], None)
-    assert sum(part.held("linear:BTCUSDT") for part in broker.parts.values()) == (
+    assert sum(part.held("linear:BTCUSDT") for part in broker.own.owners.values()) == (
         broker.own.held("linear:BTCUSDT")
     )
     second.audit.close()

@@ -541,8 +541,7 @@ class Laws(RuleBasedStateMachine):
 
     def _mark(self, step: Step) -> None:
         for key in self.keys:
-            ledger = self.plain.broker.own.ledger
-            self.book.marks[key] = ledger._lines[key].mark  # noqa: SLF001
+            self.book.marks[key] = self.plain.broker.own.line(key).mark
         assert step.account.equity == self._equity() or not isinstance(step.event, Quote)
 
     def _equity(self) -> int:

@@ -270,9 +270,8 @@ def check_laws(steps: list[Step]) -> None:
 
 def check_state(engine: HedgedEngine) -> None:
     """Assert that no resting order of a side could close more than it holds."""
-    for side, account in engine.broker.sides.items():
-        for key, resting in account.orders.items():
-            left = account.held(key)
-            for order in resting.orders:
+    for side, book in engine.broker.own.sides.items():
+        for line in book.lines.values():
+            for order in line.orders.orders:
                 closes = (order.side is Side.SELL) == (side is LONG)
-                assert not closes or order.quantity - order.filled <= abs(left)
+                assert not closes or order.quantity - order.filled <= abs(line.held)

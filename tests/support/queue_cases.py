@@ -11,7 +11,6 @@ from builders import bar, instrument
 from msgspec import structs
 
 from tracepaper.daemon.broker.account import BrokerSettings
-from tracepaper.daemon.broker.book_account import BookAccount
 from tracepaper.daemon.broker.book_fills import QueueModel, QueuePlace, QueueRules
 from tracepaper.daemon.broker.broker import Broker
 from tracepaper.daemon.broker.execution import ExecutionCosts
@@ -157,9 +156,9 @@ class Played:
     @property
     def places(self) -> list[QueuePlace]:
         """Return the places of the account's limits, as they are in the end."""
-        account = self.broker.own
-        assert isinstance(account, BookAccount)
-        return [*account.queues[KEY].places.values()]
+        queues = self.broker.own.line(KEY).queues
+        assert queues is not None
+        return [*queues.places.values()]
 
     @property
     def rows(self) -> list[tuple[int, str, int, int, str]]:

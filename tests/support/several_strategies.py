@@ -182,16 +182,18 @@ class OwnParts:
 def check_sums(engine: SeveralEngine) -> None:
     """Assert that the sub-accounts and the reserve are the account, to the last unit."""
     broker = engine.broker
-    own, parts = broker.own.balance(), [part.balance() for part in broker.parts.values()]
-    assert sum(part.equity for part in parts) + broker.reserve == own.equity
+    own, parts = broker.own.balance(), [part.balance() for part in broker.own.owners.values()]
+    assert sum(part.equity for part in parts) + broker.own.reserve == own.equity
     assert sum(part.fees_paid for part in parts) == own.fees_paid
     assert sum(part.funding_paid for part in parts) == own.funding_paid
     assert sum(p.realized_pnl + p.unrealized_pnl for p in parts) == (
         own.realized_pnl + own.unrealized_pnl
     )
     for key in engine.states:
-        assert sum(part.held(key) for part in broker.parts.values()) == broker.own.held(key)
-        assert sum(part.target(key) for part in broker.parts.values()) == broker.own.target(key)
+        assert sum(part.held(key) for part in broker.own.owners.values()) == broker.own.held(key)
+        assert sum(part.target(key) for part in broker.own.owners.values()) == broker.own.target(
+            key
+        )
 
 
 def fills_of(step: Step) -> list[tuple[str, Fill]]:

@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from msgspec import msgpack
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import AccountState, BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.book import AccountState, Book
 from tracepaper.daemon.broker.execution import ExecutionCosts, Executor
-from tracepaper.daemon.broker.ledger import Holding, Ledger
-from tracepaper.daemon.broker.orders import Latency, Moment
+from tracepaper.daemon.broker.line import BookState, Holding
+from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
@@ -31,9 +32,9 @@ def fill(signed: int, price: int, category: Category = Category.LINEAR) -> Fill:
     return Executor(item, TERMS).at_open(order, bar(open_=price, instrument_id=item.id))
 
 
-def account(category: Category = Category.LINEAR) -> tuple[str, Ledger]:
+def account(category: Category = Category.LINEAR) -> tuple[str, Book]:
     item = instrument(category=category)
-    return item.id, Ledger(START, {item.id: item})
+    return item.id, PaperAccount([item], SETTINGS).books[0]
 
 
 TRADES = st.lists(
@@ -48,9 +49,9 @@ def test_linear_cash_is_start_plus_realised_less_fees(
     key, ledger = account()
     fills = [fill(signed, price) for signed, price in trades]
     for item in fills:
-        ledger.apply_fill(item)
-    ledger.mark(key, mark)
-    position, total = ledger.position(key), ledger.account()
+        ledger.lines[key].post(item)
+    ledger.lines[key].mark_to(mark)
+    position, total = ledger.position(key), ledger.balance()
     assert position.quantity == sum(signed for signed, _ in trades)
     assert total.cash == START + total.realized_pnl - total.fees_paid
     assert total.equity == total.cash + total.unrealized_pnl
@@ -66,12 +67,12 @@ def test_spot_equity_is_cash_plus_base_at_the_mark(
 ) -> None:
     key, ledger = account(Category.SPOT)
     for signed, price in trades:
-        held = ledger.holdings[key].quantity
+        held = ledger.held(key)
         wanted = max(signed, -held)
         if wanted:
-            ledger.apply_fill(fill(wanted, price, Category.SPOT))
-    ledger.mark(key, mark)
-    position, total = ledger.position(key), ledger.account()
+            ledger.lines[key].post(fill(wanted, price, Category.SPOT))
+    ledger.lines[key].mark_to(mark)
+    position, total = ledger.position(key), ledger.balance()
     assert total.equity == total.cash + mark * position.quantity * 10**3
     assert total.cash == (START + total.realized_pnl - total.fees_paid - position.entry_notional)
 
@@ -95,26 +96,26 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
         instrument("BTCUSDT"), instrument("ETHUSDT"), instrument("BTCUSDT", Category.SPOT)
     ]  # fmt: skip
     instruments = {item.id: item for item in items}
-    ledger = Ledger(START, instruments)
+    ledger = PaperAccount(items, SETTINGS).books[0]
     for kind, place, signed, price in changes:
         item = items[place]
         if kind == "mark":
-            ledger.mark(item.id, price)
+            ledger.lines[item.id].mark_to(price)
         elif kind == "fund":
-            ledger.pay_funding(item.id, signed * 10**4)
+            ledger.lines[item.id].pay_funding(signed * 10**4)
         elif kind == "restart":
             marks = dict.fromkeys(instruments, price)
-            ledger, before = Ledger(START, instruments), ledger
-            ledger.restore(before.cash, before.holdings)
+            ledger, before = PaperAccount(items, SETTINGS).books[0], ledger
+            ledger.restore(before.state())
             for key, mark in marks.items():
-                ledger.mark(key, mark)
+                ledger.lines[key].mark_to(mark)
         else:
             spot = item.category is Category.SPOT
             wanted = max(signed, -ledger.held(item.id)) if spot else signed
             if wanted:
                 made = fill(wanted, price, item.category)
-                ledger.apply_fill(replace(made, instrument=item.id))
-        total = ledger.account()
+                ledger.lines[item.id].post(replace(made, instrument=item.id))
+        total = ledger.balance()
         positions = {key: ledger.position(key) for key in instruments}
         for name in ("realized_pnl", "unrealized_pnl", "fees_paid", "funding_paid"):
             assert getattr(total, name) == sum(getattr(one, name) for one in positions.values())
@@ -125,11 +126,11 @@ def test_the_account_is_the_sum_of_its_positions_however_it_came_to_them(
 def test_a_restored_account_encodes_what_it_took_over() -> None:
     item = instrument()
     first, second = (PaperAccount([item], SETTINGS) for _ in range(2))
-    first.submit(item.id, 5, "why", Moment(1, 0, 0, 10_000, 0), order_id="1-0")
+    first.line(item.id).submit(5, "why", Moment(1, 0, 0, 10_000, 0))
     for one in (first, second):
         encoded = msgpack.encode(one.encoded_state())
         assert msgpack.decode(encoded, type=AccountState) == one.state()
-    second.restore(msgpack.decode(msgpack.encode(first.state()), type=AccountState))
+    second.restore(msgpack.decode(msgpack.encode(first.state()), type=AccountState), {})
     assert msgpack.encode(second.encoded_state()) == msgpack.encode(first.encoded_state())
 
 
@@ -147,25 +148,26 @@ def test_what_is_taken_over_without_margin_binds_no_more_than_there_is(
     cash: int, bound: int
 ) -> None:
     item = instrument()
-    rules = MarginRules(item, 1_000, 0)
-    ledger = Ledger(0, {item.id: item}, margin={item.id: rules})
-    ledger.restore(cash, {item.id: Holding(1_000, 100 * 10**8)}, taken_over=True)
-    assert ledger.holding(item.id).margin == bound * 10**8
+    settings = replace(SETTINGS, costs=ExecutionCosts(taker_fee=0), leverage=1_000)
+    ledger = PaperAccount([item], settings)
+    held = BookState(Holding(1_000, 100 * 10**8), OrdersState())
+    ledger.restore(AccountState(cash, {item.id: held}), {}, taken_over=True)
+    assert ledger.position(item.id).margin == bound * 10**8
     assert ledger.available == cash - bound * 10**8
 
 
 def test_a_partial_close_takes_its_share_of_the_entry() -> None:
     key, ledger = account()
-    ledger.apply_fill(fill(3, 10_000))
-    ledger.apply_fill(fill(-1, 10_000))
+    ledger.lines[key].post(fill(3, 10_000))
+    ledger.lines[key].post(fill(-1, 10_000))
     assert ledger.position(key).entry_notional == 2 * 10_000 * 10**3
     assert ledger.position(key).realized_pnl == 0
 
 
 def test_a_reversal_closes_all_and_opens_the_rest() -> None:
     key, ledger = account()
-    ledger.apply_fill(fill(1_000, 10_000))
-    ledger.apply_fill(fill(-3_000, 11_000))
+    ledger.lines[key].post(fill(1_000, 10_000))
+    ledger.lines[key].post(fill(-3_000, 11_000))
     position = ledger.position(key)
     assert position.quantity == -2_000
     assert Decimal(position.realized_pnl).scaleb(-8) == 10
@@ -175,26 +177,26 @@ def test_a_reversal_closes_all_and_opens_the_rest() -> None:
 def test_longs_pay_positive_funding_and_shorts_receive_it() -> None:
     for signed, expected in ((1_000, "0.01"), (-1_000, "-0.01")):
         key, ledger = account()
-        ledger.apply_fill(fill(signed, 10_000))
-        ledger.mark(key, 10_000)
+        ledger.lines[key].post(fill(signed, 10_000))
+        ledger.lines[key].mark_to(10_000)
         cash = ledger.cash
-        paid = ledger.pay_funding(key, 1_000_000)  # 0.0001
+        paid = ledger.lines[key].pay_funding(1_000_000)  # 0.0001
         assert Decimal(paid).scaleb(-8) == Decimal(expected)
         assert ledger.cash == cash - paid
-        assert ledger.account().funding_paid == paid
+        assert ledger.balance().funding_paid == paid
 
 
 def test_the_fee_of_a_buy_on_spot_is_missing_from_what_is_held() -> None:
     key, ledger = account(Category.SPOT)
     bought = replace(fill(1_000, 10_000, Category.SPOT), fee_base=3)
-    ledger.apply_fill(bought)
+    ledger.lines[key].post(bought)
     assert ledger.held(key) == 997
 
 
 def test_selling_more_than_is_held_on_spot_is_a_bug() -> None:
-    _, ledger = account(Category.SPOT)
+    key, ledger = account(Category.SPOT)
     with pytest.raises(InvariantBroken, match="sold 5 of 0"):
-        ledger.apply_fill(fill(-5, 10_000, Category.SPOT))
+        ledger.lines[key].post(fill(-5, 10_000, Category.SPOT))
 
 
 @pytest.mark.parametrize(("missing", "said"), [(0, None), (1, "the available balance")])
@@ -204,18 +206,19 @@ def test_a_balance_that_is_exactly_the_margin_and_the_fee_bears_the_fill(
     item, entry = instrument(), fill(1_000, 10_000)
     rules = MarginRules(item, 1_000, TERMS.taker_fee)
     cash = rules.required(entry.notional) + entry.fee - missing
-    refusal = Ledger(cash, {item.id: item}, margin={item.id: rules}).refusal(entry)
+    settings = replace(SETTINGS, cash=cash, leverage=1_000)
+    refusal = PaperAccount([item], settings).line(item.id).refusal(entry)
     assert refusal is None if said is None else (refusal or "").startswith(said)
 
 
 def test_an_account_that_outgrows_64_bits_ends_with_advice() -> None:
     key, ledger = account()
-    ledger.apply_fill(fill(10**8, 10**6))
-    ledger.mark(key, 10**8)
+    ledger.lines[key].post(fill(10**8, 10**6))
+    ledger.lines[key].mark_to(10**8)
     with pytest.raises(
         ConfigInvalid, match=r"^The account came to \d+.*beyond 92,233,720,368; start"
     ):
-        ledger.account()
+        ledger.balance()
 
 
 def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> None:
@@ -223,11 +226,12 @@ def test_an_account_in_rupiah_buys_bitcoins_and_pays_rates_of_ten_decimals() -> 
     item, price = instrument(price_decimals=0), 1_700_000_000
     terms = ExecutionCosts(taker_fee=5_500_001)
     paper = PaperAccount([item], BrokerSettings(FillModel.NEXT_OPEN, terms, cash, Latency(0)))
-    paper.submit(item.id, 10_000, "why", Moment(1, 0, 0, price, 0), order_id="1-0")
-    (bought,) = paper.match(bar(open_=price, instrument_id=item.id), 1).fills
+    line = paper.line(item.id)
+    line.submit(10_000, "why", Moment(1, 0, 0, price, 0))
+    (bought,) = paper.match_bar(bar(open_=price, instrument_id=item.id), 1).fills
     assert Decimal(bought.notional).scaleb(-8) == 17_000_000_000
     assert Decimal(bought.fee).scaleb(-8) == Decimal("9350001.7")
-    paper.ledger.mark(item.id, 1_800_000_000)
-    assert Decimal(paper.pay_funding(item.id, 1)).scaleb(-8) == Decimal("1.8")
-    equity = Decimal(paper.ledger.account().equity).scaleb(-8)
+    line.mark_to(1_800_000_000)
+    assert Decimal(line.pay_funding(1)).scaleb(-8) == Decimal("1.8")
+    equity = Decimal(paper.balance().equity).scaleb(-8)
     assert equity == 21_000_000_000 - Decimal("9350003.5")

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.execution import DayRange, TrueRange
-from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.execution import DayRange, ExecutionCosts, TrueRange
+from tracepaper.daemon.broker.orders import Latency
 from tracepaper.strategies.api.sizing import VolatilityKind, WindowedVolatility
 from tracepaper.strategies.corporate_actions import adjusted_bar, adjusted_price
 from tracepaper.strategies.types.decisions import Fill, FillModel, Liquidity
@@ -60,6 +61,11 @@ def fill(side: Side, quantity: int, price: int, decimals: int, fee: int) -> Fill
     return Fill(**{name: known[name] for name in Fill.__struct_fields__ if name in known})
 
 
+def opened(decimals: int) -> PaperAccount:
+    settings = BrokerSettings(FillModel.NEXT_OPEN, ExecutionCosts(0), CASH, Latency(0))
+    return PaperAccount([share(decimals)], settings, keeps_ledger=True)
+
+
 def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 1) -> Any:
     return CorporateAction("stock:ACME", CorporateActionKind(kind), new, old, amount, close, 9, 9)
 
@@ -67,27 +73,27 @@ def action(kind: str, new: int = 1, old: int = 1, amount: int = 0, close: int = 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.sampled_from([0, 3]), st.lists(MOVES, max_size=14))
 def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any]) -> None:
-    ledger = Ledger(CASH, {"stock:ACME": share(decimals)}, keeps_entries=True)
+    ledger = opened(decimals)
     scale = 10**decimals
     own = OwnAccount(Fraction(CASH, UNIT), Fraction(1, scale))
     for what, size, price in moves:
         held, fee = ledger.held("stock:ACME"), UNIT + 1
         at = Fraction(price, 100)
         if what == "buy":
-            ledger.apply_fill(fill(Side.BUY, size * 7, price, decimals, fee))
+            ledger.line("stock:ACME").post(fill(Side.BUY, size * 7, price, decimals, fee))
             own.buy(Fraction(size * 7, scale), at, Fraction(fee, UNIT))
         elif what == "sell" and held:
             sold = max(held * size // 100, 1)
-            ledger.apply_fill(fill(Side.SELL, sold, price, decimals, fee))
+            ledger.line("stock:ACME").post(fill(Side.SELL, sold, price, decimals, fee))
             own.sell(Fraction(sold, scale), at, Fraction(fee, UNIT))
         elif what == "split":
-            ledger.apply_action(action("split", size[0], size[1], close=price))
+            ledger.line("stock:ACME").apply_action(action("split", size[0], size[1], close=price))
             own.split(Fraction(*size), at)
         elif what == "dividend":
-            ledger.apply_action(action("dividend", amount=size, close=price))
+            ledger.line("stock:ACME").apply_action(action("dividend", amount=size, close=price))
             own.dividend(Fraction(size, RATE))
-        ledger.mark("stock:ACME", price)
-        account, position = ledger.account(), ledger.position("stock:ACME")
+        ledger.line("stock:ACME").mark_to(price)
+        account, position = ledger.balance(), ledger.position("stock:ACME")
         assert Fraction(position.quantity, scale) == own.quantity
         assert Fraction(position.entry_notional, UNIT) == own.entry
         assert Fraction(account.cash, UNIT) == own.cash
@@ -104,24 +110,24 @@ def test_any_sequence_leaves_what_fractions_leave(decimals: int, moves: list[Any
 
 
 def test_seven_for_one_by_hand() -> None:
-    ledger = Ledger(CASH, {"stock:ACME": share(0)}, keeps_entries=True)
-    ledger.apply_fill(fill(Side.BUY, 10, 64_500, 0, 0))
-    ledger.mark("stock:ACME", 64_557)
-    before = ledger.account()
-    ledger.apply_action(action("split", 7, 1, close=64_557))
+    ledger = opened(0)
+    ledger.line("stock:ACME").post(fill(Side.BUY, 10, 64_500, 0, 0))
+    ledger.line("stock:ACME").mark_to(64_557)
+    before = ledger.balance()
+    ledger.line("stock:ACME").apply_action(action("split", 7, 1, close=64_557))
     position = ledger.position("stock:ACME")
     assert (position.quantity, position.entry_notional) == (70, 6_450 * UNIT)
     assert adjusted_price(action("split", 7, 1), 64_557) == 9_222  # 92.2243
-    assert ledger.account().cash == before.cash
-    assert ledger.account().equity == before.cash + 70 * 9_222 * UNIT // 100
-    ledger.apply_action(action("dividend", amount=47 * RATE // 100, close=9_222))
-    assert ledger.account().cash == before.cash + 70 * 47 * UNIT // 100
+    assert ledger.balance().cash == before.cash
+    assert ledger.balance().equity == before.cash + 70 * 9_222 * UNIT // 100
+    ledger.line("stock:ACME").apply_action(action("dividend", amount=47 * RATE // 100, close=9_222))
+    assert ledger.balance().cash == before.cash + 70 * 47 * UNIT // 100
 
 
 def test_a_fraction_is_paid_at_the_close_before_adjusted_and_the_rest_keeps_its_cost() -> None:
-    ledger = Ledger(CASH, {"stock:ACME": share(0)}, keeps_entries=True)
-    ledger.apply_fill(fill(Side.BUY, 25, 1_000, 0, 0))
-    ledger.apply_action(action("split", 1, 10, close=1_200))
+    ledger = opened(0)
+    ledger.line("stock:ACME").post(fill(Side.BUY, 25, 1_000, 0, 0))
+    ledger.line("stock:ACME").apply_action(action("split", 1, 10, close=1_200))
     position = ledger.position("stock:ACME")
     # 2.5 shares at 120.00: two stay, half a share is 60.00, of which 50.00 was its cost.
     assert (position.quantity, position.entry_notional) == (2, 200 * UNIT)

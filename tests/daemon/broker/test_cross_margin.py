@@ -14,8 +14,8 @@ from own_cross import OwnCross, Resting, Taken, Tier
 
 from tracepaper.daemon.broker.account import Intent
 from tracepaper.daemon.broker.broker import Broker, Filled
-from tracepaper.daemon.broker.cross_account import CALLED
 from tracepaper.daemon.broker.cross_margin import CrossLine, is_called, loss_of
+from tracepaper.daemon.broker.margin import CALLED
 from tracepaper.daemon.broker.rules import NO_MARGIN, MarginRules
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.engine.engine import Engine
@@ -264,7 +264,7 @@ def test_a_bar_calls_along_its_path_and_a_nearer_stop_comes_first() -> None:
     late.enter(BTC, 2_000)
     late.send(BTC, sell(2, stop=850, reduce_only=True))
     assert taken(late.bar(BTC, 99_000, **shape)) == [found]
-    assert not late.broker.own.orders[BTC].rests, "the stop ends with its position"
+    assert not late.broker.own.line(BTC).orders.rests, "the stop ends with its position"
 
 
 def test_bars_of_one_close_value_everything_before_the_account_is_asked() -> None:
@@ -541,11 +541,11 @@ class Twice:
         assert account.balance().cash == own.cash * 10**8
         assert account.balance().equity == own.balance() * 10**8
         for key in KEYS:
-            held, holding = own.of(key), account.ledger.holding(key)
+            held, holding = own.of(key), account.line(key).holding
             assert holding.quantity == held.quantity * 1_000
             assert holding.entry_notional == held.entry * 10**8
             assert holding.margin == 0, "no position has a margin of its own"
-            resting = {one.order_id for one in account.orders[key].orders}
+            resting = {one.order_id for one in account.line(key).orders.orders}
             assert resting == {name for name, one in own.orders.items() if one.symbol == key}
 
     def restart(self) -> None:

@@ -224,7 +224,7 @@ def test_a_signal_that_takes_its_exit_back_keeps_the_exits() -> None:
     said = {0: long(), 2: FLAT, 3: long()}
     events = [*flat_bars(1), asked(10_000, 1), *flat_bars(4)[1:]]
     engine, _ = at_quotes(said, events, exits={"stop_loss": "2%"})
-    assert engine.broker.own.protectors[KEY].state.following is None
+    assert engine.broker.own.line(KEY).protector.state.following is None
     assert [order.role for order in others(engine)] == [OrderRole.STOP]
 
 
@@ -310,7 +310,7 @@ def test_a_reversal_starts_its_own_age() -> None:
     engine = machine({0: long(), 1: FLAT}, exits={"time_limit": "3m"})
     flat = taken(engine, flat_bars(6))
     assert [held(step) for step in flat] == [0, 1_000, 0, 0, 0, 0]
-    assert engine.broker.own.protectors[KEY].state == ProtectionState()
+    assert engine.broker.own.line(KEY).protector.state == ProtectionState()
 
 
 def test_quotes_are_asked_for_from_the_time_at_which_the_target_or_the_position_changes() -> None:
@@ -346,8 +346,8 @@ def test_an_entry_that_no_quote_filled_has_no_age() -> None:
     events: list[Any] = [*flat_bars(1), bar(10_000, index=1)]
     engine, steps = at_quotes({0: long()}, events, exits={"time_limit": "1m"})
     assert steps[1].orders[0].status is OrderStatus.CANCELED
-    assert engine.broker.own.protectors[KEY].is_active
-    assert engine.broker.own.matters_from(asked(10_000, 90)) is None
+    assert engine.broker.own.line(KEY).protector.is_active
+    assert engine.broker.own.line(KEY).due_from(asked(10_000, 90)) is None
 
 
 def test_exits_survive_a_restart_at_any_bar() -> None:

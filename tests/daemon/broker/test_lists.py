@@ -11,6 +11,7 @@ from msgspec.structs import replace
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
 from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import RESTING_MOST, Latency, Moment
 from tracepaper.strategies.api.context import Cancel, OrderRequest, Orders, buy, sell
 from tracepaper.strategies.types.decisions import (
@@ -39,35 +40,39 @@ class Desk:
         self.sequence = 0
 
     @property
-    def held(self) -> int:
-        return self.account.ledger.held(self.item.id)
+    def line(self) -> Line:
+        return self.account.line(self.item.id)
 
-    def aim(self, target: int, at_ms: int, *, order_id: str) -> tuple[Order, ...]:
+    @property
+    def held(self) -> int:
+        return self.account.held(self.item.id)
+
+    def aim(self, target: int, at_ms: int) -> tuple[Order, ...]:
         """Ask for *target* as a signal does."""
         now = Moment(0, at_ms, 0, CLOSE, self.held)
-        return self.account.submit(self.item.id, target, "why", now, order_id=order_id).orders
+        return self.line.submit(target, "why", now).orders
 
     @property
     def resting(self) -> tuple[Order, ...]:
-        return self.account.orders[self.item.id].orders
+        return self.line.orders.orders
 
     def send(self, *requests: OrderRequest | Cancel, close: int = CLOSE) -> tuple[Order, ...]:
         self.sequence += 1
         seen = bar(close, instrument_id=self.item.id)
         orders = Orders(requests, "listed")
-        return self.account.send(orders, seen, sequence=self.sequence, at_ms=seen.close_time_ms)
+        return self.line.send(orders, seen, sequence=self.sequence, at_ms=seen.close_time_ms)
 
     def arm(self, role: OrderRole, **given: Any) -> Any:
-        held = self.account.ledger.held(self.item.id)
-        return self.account.protectors[self.item.id].place_protection(role, held, **given)
+        held = self.account.held(self.item.id)
+        return self.line.protector.place_protection(role, held, **given)
 
     def quote(self, bid: int, ask: int, *, size: int = 10_000, after_ms: int = 100) -> Any:
         at_ms = START_MS + 60_000 + after_ms
         seen = quote(bid, ask, size=size, at_ms=at_ms, instrument_id=self.item.id)
-        return self.account.match(seen, 2)
+        return self.account.match_quote(seen, 2)
 
     def bar(self, open_: int, high: int, low: int, close: int) -> Any:
-        return self.account.match(self.next_bar(open_, high, low, close), 2)
+        return self.account.match_bar(self.next_bar(open_, high, low, close), 2)
 
     def next_bar(self, open_: int, high: int, low: int, close: int) -> Bar:
         self.sequence += 1
@@ -286,7 +291,8 @@ def test_a_stop_limit_that_a_quote_triggered_takes_no_price_of_a_missed_bar_befo
         assert resting.triggered
         # The bar of those quotes comes late: it opened at 100, before they did.
         late = desk.next_bar(10_000, 10_570, 10_000, 10_560)
-        met = desk.account.match(replace(late, open_time_ms=START_MS + 60_000), is_missed=is_missed)
+        late = replace(late, open_time_ms=START_MS + 60_000)
+        met = desk.account.match_bar(late, 2, is_missed=is_missed)
         assert [fill.price for fill in met.fills] == prices
 
 
@@ -320,7 +326,7 @@ def test_an_order_is_over_at_its_time_and_a_market_order_when_no_quote_came() ->
 def test_spot_cash_is_asked_again_at_the_fill() -> None:
     desk = Desk(category=Category.SPOT, cash=1_000)
     desk.send(buy(9, limit=100), buy(1))
-    desk.account.ledger.cash = 500 * 10**8
+    desk.account.books[0].cash = 500 * 10**8
     assert (OrderStatus.CANCELED, "cash does not cover it") in reasons(
         desk.quote(9_990, 10_000).orders
     )
@@ -370,7 +376,7 @@ def test_a_gap_fills_what_had_rested_at_its_own_price_and_a_stop_at_the_open() -
     desk.send(buy(1, limit=99, tag="low"), buy(1, stop=101, tag="high"))
     desk.bar(10_000, 10_010, 9_990, 10_000)  # both have arrived, and rest
     opened = desk.next_bar(9_800, 9_850, 9_750, 9_800)
-    (through,) = desk.account.match(opened, 2).fills
+    (through,) = desk.account.match_bar(opened, 2).fills
     assert (through.price, through.liquidity) == (9_900, Liquidity.MAKER)
     assert (through.reference_price, through.filled_ms) == (9_900, opened.open_time_ms)
     (stopped,) = desk.bar(10_200, 10_250, 10_150, 10_200).fills
@@ -515,11 +521,11 @@ def test_an_order_that_may_only_reduce_does_not_grow_with_the_position() -> None
 
 def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_it() -> None:
     desk = Desk()
-    broker = desk.account.orders[desk.item.id]
+    broker = desk.line.orders
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
     desk.arm(OrderRole.STOP, trigger=9_900, sequence=5, at_ms=START_MS, reason="stop 1 %")
-    desk.aim(-1_000, START_MS + 60_000, order_id="9-0")
+    desk.aim(-1_000, START_MS + 60_000)
     desk.quote(9_950, 9_960, size=400)
     assert (desk.held, broker.others[0].quantity) == (600, 600)
     desk.quote(9_890, 9_900, size=600)  # the stop closes all that is held
@@ -531,20 +537,19 @@ def test_a_reversal_that_was_filled_in_part_goes_on_with_what_a_stop_leaves_of_i
 
 def test_what_lists_fill_moves_the_target_that_a_signal_left() -> None:
     desk = Desk()
-    broker = desk.account.orders[desk.item.id]
+    broker = desk.line.orders
     desk.send(buy(1))
     desk.quote(9_990, 10_000)
     assert (broker.target, desk.held) == (1_000, 1_000)
-    assert desk.aim(broker.target, 0, order_id="9-0") == ()
+    assert desk.aim(broker.target, 0) == ()
 
 
 def test_a_protective_order_is_armed_once_amended_in_place_and_cancels_what_it_makes_wrong() -> (
     None
 ):
     desk = Desk()
-    key = desk.item.id
-    broker = desk.account.orders[key]
-    desk.aim(2_000, START_MS + 60_000, order_id="1-0")
+    broker = desk.line.orders
+    desk.aim(2_000, START_MS + 60_000)
     desk.quote(9_990, 10_000, size=1_000)
     stop: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "stop 1 %"}
     (armed,) = desk.arm(OrderRole.STOP, trigger=9_900, **stop)
@@ -584,24 +589,23 @@ def test_a_trailing_stop_follows_at_whole_ticks_and_no_nearer_than_asked() -> No
         desk.quote(9_990, 10_000)
         first = 9_900 if signed > 0 else 10_100
         desk.arm(OrderRole.TRAILING, trigger=first, sequence=5, at_ms=START_MS, reason="why")
-        desk.account.orders[desk.item.id].trail = 100
+        desk.line.orders.trail = 100
         desk.quote(bid, ask)  # of a tick that the exchange no longer has
         assert [order.trigger for order in desk.resting] == [trigger]
 
 
 def test_disarming_cancels_the_named_roles() -> None:
     desk = Desk()
-    key = desk.item.id
     desk.send(sell(1))
     desk.quote(9_990, 10_000)
     given: dict[str, Any] = {"sequence": 5, "at_ms": START_MS, "reason": "why"}
     desk.arm(OrderRole.TRAILING, trigger=10_100, **given)
     desk.arm(OrderRole.UNTIL, **given)
-    assert reasons(desk.account.protectors[key].cancel_protection("over", [OrderRole.UNTIL])) == [
+    assert reasons(desk.line.protector.cancel_protection("over", [OrderRole.UNTIL])) == [
         (OrderStatus.CANCELED, "over")
     ]
     assert [order.role for order in desk.resting] == [OrderRole.TRAILING]
-    assert len(desk.account.protectors[key].cancel_protection("all over")) == 1
+    assert len(desk.line.protector.cancel_protection("all over")) == 1
 
 
 def test_state_with_resting_orders_survives_a_restart() -> None:
@@ -609,7 +613,7 @@ def test_state_with_resting_orders_survives_a_restart() -> None:
     desk.send(buy(1, limit=99, tag="a", post_only=True, until=2 * START_MS), buy(1, stop=101))
     desk.quote(9_990, 10_000)
     again = Desk()
-    again.account.restore(desk.account.state())
+    again.account.restore(desk.account.state(), {})
     assert again.resting == desk.resting
     assert again.account.state() == desk.account.state()
 

@@ -15,13 +15,12 @@ from msgspec.structs import replace
 from own_ledger import OwnLedger
 
 from tracepaper.daemon.broker.account import (
-    AccountState,
-    BookState,
     BrokerSettings,
     PaperAccount,
 )
+from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
-from tracepaper.daemon.broker.ledger import Holding, Ledger
+from tracepaper.daemon.broker.line import BookState, Holding
 from tracepaper.daemon.broker.orders import Latency, Moment, OrdersState
 from tracepaper.daemon.broker.rules import MarginRules, tiers_of
 from tracepaper.daemon.config.loading import load
@@ -272,7 +271,7 @@ def taken_over(*items: Instrument, cash: int = 1_000) -> PaperAccount:
     )
     held = BookState(Holding(1_000, 1_000 * MONEY_SCALE), OrdersState())
     books = {one.id: held for one in items}
-    account.restore(AccountState(cash * MONEY_SCALE, books), taken_over=True)
+    account.restore(AccountState(cash * MONEY_SCALE, books), {}, taken_over=True)
     return account
 
 
@@ -281,40 +280,40 @@ def test_a_mark_price_liquidates_a_position_that_was_taken_over() -> None:
     assert account.match_mark(KEY, 90_501, 7, START_MS).fills == []
     account = taken_over(item())
     (fill,) = account.match_mark(KEY, 90_400, 7, START_MS).fills
-    assert (fill.price, account.ledger.held(KEY)) == (90_000, 0)
+    assert (fill.price, account.held(KEY)) == (90_000, 0)
 
 
 def test_an_order_that_closes_at_the_bankruptcy_price_is_filled_there() -> None:
     account = taken_over(item())
-    account.set_liquidation_price(KEY, 7, START_MS)
+    account.set_liquidation_prices(KEY, 7, START_MS)
     now = Moment(8, START_MS, 0, 95_000, account.held(KEY))
-    account.submit(KEY, 0, "out", now, order_id="8-0")
-    (fill,) = account.match(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
-    assert (fill.price, fill.model, account.ledger.held(KEY)) == (90_000, FillModel.QUOTE, 0)
+    account.line(KEY).submit(0, "out", now)
+    (fill,) = account.match_quote(quote(90_000, 90_010, at_ms=START_MS + 1), 9).fills
+    assert (fill.price, fill.model, account.held(KEY)) == (90_000, FillModel.QUOTE, 0)
 
 
 def test_a_reversal_may_use_the_margin_that_it_frees() -> None:
     account = taken_over(item(), cash=105)
-    account.ledger.mark(KEY, 100_000)
+    account.line(KEY).mark_to(100_000)
     now = Moment(8, START_MS, 0, 100_000, account.held(KEY))
-    assert account.submit(KEY, 2_000, "go", now, order_id="8-0").refusal is not None
-    assert account.submit(KEY, -1_000, "go", now, order_id="8-0").refusal is None
+    assert account.line(KEY).submit(2_000, "go", now).refusal is not None
+    assert account.line(KEY).submit(-1_000, "go", now).refusal is None
 
 
 def test_a_reversal_needs_margin_for_the_whole_of_its_new_side() -> None:
     account = taken_over(item(), cash=105)
-    account.ledger.mark(KEY, 100_000)
+    account.line(KEY).mark_to(100_000)
     now = Moment(8, START_MS, 0, 100_000, account.held(KEY))
-    assert account.submit(KEY, -2_000, "go", now, order_id="8-0").refusal is not None
+    assert account.line(KEY).submit(-2_000, "go", now).refusal is not None
 
 
 def test_a_target_that_is_not_reached_counts_to_the_gross_of_the_others() -> None:
     first, second = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(first, second)
-    account.ledger.mark(second.id, 100_000)
+    account.line(second.id).mark_to(100_000)
     assert account.gross_of_others(first.id) == 1_000 * MONEY_SCALE
     now = Moment(8, START_MS, 0, 100_000, account.held(second.id))
-    account.submit(second.id, 2_000, "more", now, order_id="8-0")
+    account.line(second.id).submit(2_000, "more", now)
     assert account.gross_of_others(first.id) == 2_000 * MONEY_SCALE
 
 
@@ -322,7 +321,7 @@ def test_the_exchanges_own_orders_of_one_step_have_ids_of_their_own() -> None:
     items = item(), replace(instrument("ETHUSDT"), tick_size=1)
     account = taken_over(*items)
     orders = [
-        order for one in items for order in account.set_liquidation_price(one.id, 7, START_MS)
+        order for one in items for order in account.set_liquidation_prices(one.id, 7, START_MS)
     ]
     assert len({order.order_id for order in orders}) == len(items)
 
@@ -433,13 +432,18 @@ def test_a_balance_below_zero_counts_as_none_where_funding_is_paid(
     rate: int, paid: int, left: int
 ) -> None:
     """An account of before margin was taken over with less cash than its position needs."""
-    ledger = Ledger(0, {KEY: item()}, margin={KEY: MarginRules(item(risk_tiers=TIERS), 1_000, FEE)})
+    settings = BrokerSettings(
+        FillModel.NEXT_OPEN, ExecutionCosts(FEE), 0, Latency(0), leverage=1_000
+    )
+    ledger = PaperAccount([item(risk_tiers=TIERS)], settings)
     unit = MONEY_SCALE
-    ledger.restore(98 * unit, {KEY: Holding(1_000, 1_000 * unit, margin=100 * unit)})
-    ledger.mark(KEY, 100_000)  # worth 1,000
+    held = BookState(Holding(1_000, 1_000 * unit, margin=100 * unit), OrdersState())
+    ledger.restore(AccountState(98 * unit, {KEY: held}), {})
+    line = ledger.line(KEY)
+    line.mark_to(100_000)  # worth 1,000
     assert ledger.available == -2 * unit
-    assert ledger.pay_funding(KEY, rate * RATE_SCALE // 1_000) == paid * unit
-    assert ledger.holding(KEY).margin == left * unit
+    assert line.pay_funding(rate * RATE_SCALE // 1_000) == paid * unit
+    assert line.holding.margin == left * unit
     assert ledger.cash == (98 - paid) * unit
 
 

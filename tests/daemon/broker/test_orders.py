@@ -33,7 +33,7 @@ def sent(
     broker: RestingOrders, target: int, held: int = 0, *, price: int = 10_000, **more: Any
 ) -> Sent:
     now = Moment(7, 1_000, 0, price, held)
-    return broker.submit(target, "why", now, order_id="7-0", **more)
+    return broker.submit(target, "why", now, **more)
 
 
 def submit(
@@ -149,7 +149,7 @@ def test_an_order_that_no_quote_filled_in_time_is_canceled_with_that_reason() ->
 
 def test_an_order_of_the_operator_waits_as_long_as_it_takes() -> None:
     broker = opened()
-    broker.submit(0, FLATTEN, Moment(7, 0, 0, 1, 500), order_id="7-0", by_command=True)
+    broker.submit(0, FLATTEN, Moment(7, 0, 0, 1, 500), by_command=True)
     assert broker.expire(10**9) == ()
     assert broker.order is not None
 
@@ -212,7 +212,7 @@ def test_a_spot_buy_beyond_the_cash_is_cut_and_a_sale_is_not() -> None:
 
     def submitted(target: int, *, held: int, cash: int) -> Sent:
         now = Moment(1, 0, 0, 10_000, held, cash * 10**8)
-        return broker.submit(target, "why", now, order_id="1-0")
+        return broker.submit(target, "why", now)
 
     assert submitted(1_000, held=0, cash=0) == Sent((), "cash does not cover it")
     (cut,), why = submitted(1_000, held=0, cash=99)

@@ -13,7 +13,8 @@ from msgspec import msgpack
 from msgspec.structs import replace
 
 from tracepaper.daemon.broker import matching
-from tracepaper.daemon.broker.account import AccountState, BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+from tracepaper.daemon.broker.book import AccountState
 from tracepaper.daemon.broker.execution import ExecutionCosts
 from tracepaper.daemon.broker.exit_orders import Protector
 from tracepaper.daemon.broker.orders import PROTECTIVE, Latency, Moment, OrdersState, RestingOrders
@@ -73,7 +74,7 @@ class Machine:
 
     @property
     def broker(self) -> RestingOrders:
-        return self.account.orders[self.item.id]
+        return self.account.line(self.item.id).orders
 
     # ------------------------------------------------------------ what is asked for
 
@@ -100,7 +101,8 @@ class Machine:
         requests = [self._request() for _ in range(self.rng.randint(1, 4))]
         seen = bar(self.close, index=self.index, instrument_id=self.item.id)
         given = Orders(tuple(requests), "listed")
-        self._learn(self.account.send(given, seen, sequence=self.sequence, at_ms=self.at_ms), ())
+        line = self.account.line(self.item.id)
+        self._learn(line.send(given, seen, sequence=self.sequence, at_ms=self.at_ms), ())
 
     def signal(self) -> None:
         self.sequence += 1
@@ -108,10 +110,7 @@ class Machine:
         if self.category is Category.SPOT:
             wanted = max(wanted, 0)
         now = Moment(self.sequence, self.at_ms, 0, self.close, self.account.held(self.item.id))
-        order_id = self.broker.next_id(self.sequence)
-        sent = self.account.submit(
-            self.item.id, wanted - wanted % 2, "signal", now, order_id=order_id
-        )
+        sent = self.account.line(self.item.id).submit(wanted - wanted % 2, "signal", now)
         self._learn(sent.orders, ())
 
     def arm(self) -> None:
@@ -137,7 +136,7 @@ class Machine:
     def _exits(self) -> Protector:
         """Return the exit orders, of which the account does not hear when a test places them."""
         self.account.confirm(self.item.id, 0)  # so it encodes its state anew
-        return self.account.protectors[self.item.id]
+        return self.account.line(self.item.id).protector
 
     def kill(self) -> None:
         self.met["a kill with orders"] += self.broker.rests
@@ -145,7 +144,7 @@ class Machine:
         carried = msgpack.decode(stored, type=AccountState)
         assert carried == self.account.state()
         self.account = self._opened()
-        self.account.restore(carried)
+        self.account.restore(carried, {})
 
     # ------------------------------------------------------------ what the market does
 
@@ -160,7 +159,7 @@ class Machine:
             seen.instrument, at_bid, 2 * sizes[0], at_ask, 2 * sizes[1], self.at_ms, self.at_ms
         )
         self.close = at_bid
-        met = self.account.match(seen, 1)
+        met = self.account.match_quote(seen, 1)
         left = {Side.BUY: seen.ask_size, Side.SELL: seen.bid_size}
         for fill in met.fills:
             far = seen.ask if fill.side is Side.BUY else seen.bid
@@ -192,7 +191,7 @@ class Machine:
             index=self.index,
             instrument_id=self.item.id,
         )
-        met = self.account.match(seen, 1)
+        met = self.account.match_bar(seen, 1)
         for fill in met.fills:
             self._in_bar(fill, seen)
         self.close, self.at_ms = seen.close, seen.close_time_ms
@@ -258,12 +257,12 @@ class Machine:
             assert price is None or (price > 0 and price % item.tick_size == 0)
 
     def the_account_is_the_sum_of_its_fills(self) -> None:
-        ledger = self.account.ledger
-        assert ledger.held(self.item.id) == self.held
+        line = self.account.line(self.item.id)
+        assert line.held == self.held
         assert self.category is not Category.SPOT or self.held >= 0, "spot went short"
-        entry = ledger.holding(self.item.id).entry_notional
+        entry = line.holding.entry_notional
         own = self.cash if self.category is Category.SPOT else self.cash + entry
-        assert ledger.cash == own, "cash"
+        assert self.account.cash == own, "cash"
 
     def what_rests_is_what_was_shown(self) -> None:
         resting = {order.order_id: order for order in self.broker.orders}
@@ -404,7 +403,7 @@ def _keeps_what_ended(self: RestingOrders, order: Order) -> Order:
 
 
 PLANTED = [
-    (RestingOrders, "_resized", _looks_at_nothing),
+    (RestingOrders, "resize", _looks_at_nothing),
     (matching, "_is_through", _maker_at_its_price),
     (Latency, "of", _at_once),
     (RestingOrders, "restore", _forgets),

@@ -45,7 +45,7 @@ KEY = "stock:ACME"
 
 def order(of: PaperAccount, target: int, price: int, number: int) -> str | None:
     now = Moment(number, 0, 0, price, of.held(KEY))
-    sent = of.submit(KEY, target, "why", now, order_id=f"{number}-0")
+    sent = of.line(KEY).submit(target, "why", now)
     return sent.refusal
 
 
@@ -73,7 +73,7 @@ def test_every_cent_equals_an_independent_decimal_ledger(
         price = Decimal(cents).scaleb(-2)
         if order(paper, target, cents, number) is not None:
             continue
-        filled = paper.match(bar(open_=cents, instrument_id=KEY), 1)
+        filled = paper.match_bar(bar(open_=cents, instrument_id=KEY), 1)
         wanted = Decimal(target).scaleb(-decimals)
         if not filled.fills:
             assert wanted == shares
@@ -101,16 +101,16 @@ def test_every_cent_equals_an_independent_decimal_ledger(
             realized += -traded * price - share
         cash -= traded * price + fee
         shares, paid = shares + traded, paid + fee
-        held = paper.ledger.holding(KEY)
+        held = paper.line(KEY).holding
         assert Decimal(held.quantity).scaleb(-decimals) == shares >= 0
         assert money(held.entry_notional) == entry
         assert money(held.realized_pnl) == realized
         assert money(held.fees_paid) == paid
-        assert money(paper.ledger.cash) == cash
+        assert money(paper.cash) == cash
         # Nothing holds up a way out: the least fee of a sale may be more than it brings.
         assert cash >= (0 if traded > 0 else -minimum)
-    paper.ledger.mark(KEY, mark)
-    total = paper.ledger.account()
+    paper.line(KEY).mark_to(mark)
+    total = paper.balance()
     assert money(total.equity) == cash + shares * Decimal(mark).scaleb(-2)
 
 
@@ -123,9 +123,9 @@ def test_a_buy_needs_cash_for_its_fee_as_well() -> None:
 def test_a_gap_leaves_a_buy_of_shares_with_what_cash_covers_with_its_fee() -> None:
     paper = account(costs(minimum="1"))
     assert order(paper, 999, 100_00, 1) is None
-    met = paper.match(bar(125_00, open_=125_00, instrument_id=KEY), 1)
+    met = paper.match_bar(bar(125_00, open_=125_00, instrument_id=KEY), 1)
     assert [fill.quantity for fill in met.fills] == [799]  # 800 leave nothing for the fee
-    assert money(paper.ledger.cash) == 100_000 - 799 * 125 - 1
+    assert money(paper.cash) == 100_000 - 799 * 125 - 1
 
 
 def test_the_first_part_of_an_order_pays_the_least_fee() -> None:
@@ -143,5 +143,5 @@ def test_a_fee_by_the_share_is_a_price() -> None:
 def test_no_funding_is_settled_on_shares() -> None:
     paper = account(costs())
     assert order(paper, 10, 100_00, 1) is None
-    paper.match(bar(open_=100_00, instrument_id=KEY), 1)
-    assert paper.pay_funding(KEY, 10**8) == 0
+    paper.match_bar(bar(open_=100_00, instrument_id=KEY), 1)
+    assert paper.line(KEY).pay_funding(10**8) == 0

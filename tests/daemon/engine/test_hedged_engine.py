@@ -363,9 +363,9 @@ def test_a_fill_that_would_turn_a_side_is_a_bug_that_ends_the_run() -> None:
     engine = scripted({"1": ["LONG"]})
     steps = run(engine, list(bars(4)))
     (fill,) = [fill for step in steps for fill in step.fills]
-    ledger = engine.broker.sides[SHORT].ledger
+    line = engine.broker.own.sides[SHORT].lines[KEY]
     with pytest.raises(InvariantBroken, match="closed more of linear:BTCUSDT than its SHORT side"):
-        ledger.apply_fill(fill)
+        line.post(fill)
 
 
 @pytest.mark.parametrize(

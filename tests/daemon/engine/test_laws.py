@@ -10,7 +10,7 @@ from engine_laws import WORLDS, World, examine
 
 from tracepaper.daemon.broker import matching
 from tracepaper.daemon.broker.account import PaperAccount
-from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import Latency, OrdersState, RestingOrders
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.engine.engine import Engine
@@ -29,11 +29,11 @@ def test_the_laws_hold_whatever_comes(world: World) -> None:
 
 
 def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
-    def apply_fill(self: Ledger, fill: Fill) -> None:
+    def post(self: Line, fill: Fill) -> None:
         honest(self, fill)
-        self.cash -= 1
+        self.book.cash -= 1
 
-    return apply_fill
+    return post
 
 
 def _only_beyond(honest: Callable[..., bool]) -> Callable[..., bool]:
@@ -71,11 +71,11 @@ def _no_mark(_honest: Callable[..., Any]) -> Callable[..., matching.Matched]:
 
 
 PLANTED: list[tuple[World, Any, str, Callable[..., Any]]] = [
-    (SPOT_BY_BARS, Ledger, "apply_fill", _loses_a_unit),
+    (SPOT_BY_BARS, Line, "post", _loses_a_unit),
     (MARGIN_BY_BARS, matching, "touched", _only_beyond),
     (TWO_BY_QUOTES, RestingOrders, "restore", _forgets),
     (MARGIN_BY_QUOTES, Latency, "of", _at_once),
-    (MARGIN_BY_QUOTES, RestingOrders, "_resized", _nothing),
+    (MARGIN_BY_QUOTES, RestingOrders, "resize", _nothing),
     (SPOT_BY_BARS, matching, "_cost", _free),
     (SPOT_BY_BARS, Filters, "refusal", _never),
     (TWO_BY_QUOTES, PaperAccount, "match_mark", _no_mark),

@@ -79,7 +79,7 @@ class OwnCrossParts:
     """Independent code: what each strategy has of both symbols, by fills and settlements alone."""
 
     def __init__(self, engine: SeveralEngine) -> None:
-        cash = {name: part.ledger.cash for name, part in engine.broker.parts.items()}
+        cash = {name: part.cash for name, part in engine.broker.own.owners.items()}
         nothing = dict.fromkeys(cash, 0)
         self.cash = {name: Fraction(money) for name, money in cash.items()}
         self.of = {item.id: OwnParts(item, nothing) for item in items()}
@@ -122,7 +122,7 @@ def run(engine: SeveralEngine, events: list[Event]) -> tuple[list[Step], Seen]:
     """Step through *events*; the parts are the account, an own ledger agrees, shares follow."""
     own, seen, steps, paid = OwnCrossParts(engine), Seen(), [], 0
     own.marks = {}
-    names = list(engine.broker.parts)
+    names = list(engine.broker.own.owners)
     marked: set[str] = set()
     for event in events:
         before = {key: {n: own.of[key].held[n] for n in names} for key in own.of}
@@ -158,7 +158,7 @@ def run(engine: SeveralEngine, events: list[Event]) -> tuple[list[Step], Seen]:
             marked.discard(event.instrument)
         own.take(step, step.account.funding_paid - paid)
         paid = step.account.funding_paid
-        for name, part in engine.broker.parts.items():
+        for name, part in engine.broker.own.owners.items():
             for key, of in own.of.items():
                 assert of.held[name] == part.held(key)
             assert own.equity(name) == part.balance().equity
@@ -212,14 +212,14 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     broker = engine.broker
     for one in flat(2):
         engine.step(one, None)
-    taken = broker.parts["a"].held(KEY)
-    assert (broker.parts["b"].held(KEY), broker.own.held(KEY)) == (-taken, 0)
+    taken = broker.own.owners["a"].held(KEY)
+    assert (broker.own.owners["b"].held(KEY), broker.own.held(KEY)) == (-taken, 0)
     broker.share_out()
-    broker.parts["b"].want(KEY, -taken // 4, "less")  # of what crosses, a half is bought
-    broker.own.agree(KEY)
+    broker.own.owners["b"].lines[KEY].want(-taken // 4, "less")  # of what crosses, a half is bought
+    broker.own.line(KEY).agree()
     for one in flat(4)[2:]:
         engine.step(one, None)
-    long, short = (broker.parts[name].held(KEY) for name in ("a", "b"))
+    long, short = (broker.own.owners[name].held(KEY) for name in ("a", "b"))
     net = broker.own.held(KEY)
     assert short < 0 < net < long
     at_ms = START_MS + 4 * MINUTE
@@ -228,7 +228,7 @@ def test_only_the_liquidated_side_is_taken_and_what_is_left_is_closed_by_the_nex
     assert broker.own.held(KEY) == 0
     assert [fill.quantity for fill in filled.fills] == [net]
     assert list(filled.shadows) == ["a"]  # b stands on the other side
-    assert (broker.parts["a"].held(KEY), broker.parts["b"].held(KEY)) == (long - net, short)
+    assert [owner.held(KEY) for owner in broker.own.owners.values()] == [long - net, short]
     step = engine.step(bar(40_000, index=4, instrument_id=KEY), None)
     check_sums(engine)
     assert {one.strategy: one.outcome.reason for one in step.strategies}["a"] == NO_EQUITY
@@ -242,8 +242,9 @@ def test_a_close_that_would_cost_more_than_there_is_takes_the_account_over() -> 
     engine.step(bar(100_000, index=0, instrument_id=KEY), None)
     at_ms = START_MS + 70_000
     engine.step(quote(99_990, 100_010, at_ms=at_ms, instrument_id=KEY), None)
-    assert all(part.held(KEY) > 0 for part in broker.parts.values())
-    (stop,) = (one for one in broker.parts["a"].orders[KEY].orders if one.role is OrderRole.STOP)
+    assert all(part.held(KEY) > 0 for part in broker.own.owners.values())
+    stop = broker.own.owners["a"].lines[KEY].orders.protective(OrderRole.STOP)
+    assert stop is not None
     filled = broker.on_quote(quote(40_000, 40_020, at_ms=at_ms + 1, instrument_id=KEY), 50)
     check_sums(engine)
     assert broker.own.held(KEY) == 0

@@ -83,7 +83,7 @@ def walk(seed: int, count: int = 120, *, quotes: bool = False) -> list[Event]:
 
 def run(engine: SeveralEngine, events: list[Event], cash: list[int]) -> list[Step]:
     """Step through *events*; at every step the parts are the account, and an own ledger agrees."""
-    names = list(engine.broker.parts)
+    names = list(engine.broker.own.owners)
     own = OwnParts(ITEM, dict(zip(names, cash, strict=True)))
     steps = []
     paid = mark = 0
@@ -101,7 +101,7 @@ def run(engine: SeveralEngine, events: list[Event], cash: list[int]) -> list[Ste
             mark, is_marked = event.price, True
         elif isinstance(event, Bar):
             mark, is_marked = mark if is_marked else event.close, False
-        for name, part in engine.broker.parts.items():
+        for name, part in engine.broker.own.owners.items():
             assert own.held[name] == part.held(ITEM.id)
             if mark:
                 assert own.equity(name, mark) == part.balance().equity
@@ -144,7 +144,7 @@ def test_the_parts_are_the_account_at_every_step(seed: int, quotes: bool, margin
     engine = built(config, execution)
     events = walk(seed, quotes=quotes)
     steps = run(engine, events, [50_000 * 10**8, 30_000 * 10**8, 10_000 * 10**8])
-    assert engine.broker.reserve == 10_000 * 10**8
+    assert engine.broker.own.reserve == 10_000 * 10**8
     if margin:
         assert all(step.account.cash >= (step.position or _NONE).margin for step in steps)
     _check_net(steps)
@@ -233,7 +233,7 @@ def test_a_strategy_that_fails_is_set_aside_and_closed_and_the_rest_goes_on() ->
     assert r"\ud800\x00" in failed[0].outcome.reason  # what no text can hold is escaped
     assert "at several_strategies.py:" in failed[0].outcome.reason
     assert {one.target_quantity for one in failed} == {0}
-    assert engine.broker.parts["b"].held(ITEM.id) == 0
+    assert engine.broker.own.owners["b"].held(ITEM.id) == 0
     assert any(one["a"].target_quantity for one in told[41:])
     assert engine.state().parts is not None
     assert list(engine.state().parts.set_aside) == ["b"]  # type: ignore[union-attr]
@@ -249,12 +249,12 @@ def test_a_strategy_without_equity_is_closed() -> None:
     for event in walk(5, 400):
         engine.step(event, None)
         check_sums(engine)
-    empty = [name for name, one in engine.broker.parts.items() if one.balance().equity <= 0]
+    empty = [name for name, one in engine.broker.own.owners.items() if one.balance().equity <= 0]
     assert empty
     for member in engine.members:
         if member.name in empty:
             assert member.closed == NO_EQUITY
-            assert engine.broker.parts[member.name].held(ITEM.id) == 0
+            assert engine.broker.own.owners[member.name].held(ITEM.id) == 0
 
 
 @pytest.mark.parametrize("reset", ["day", "week", "month"])
@@ -269,15 +269,15 @@ def test_shares_are_given_anew_at_the_first_close_of_a_period(reset: str) -> Non
         events.append(_moved(bar, moved))
     given_anew = 0
     for event in events:
-        before = [part.ledger.cash for part in engine.broker.parts.values()]
+        before = [part.cash for part in engine.broker.own.owners.values()]
         step = engine.step(event, None)
         check_sums(engine)
         if event is events[60]:
             given_anew += 1
             total = step.account.equity
-            shares = [part.balance().equity for part in engine.broker.parts.values()]
+            shares = [part.balance().equity for part in engine.broker.own.owners.values()]
             assert [abs(5 * total // 10 - shares[0]), abs(3 * total // 10 - shares[1])] <= [1, 1]
-            assert before != [part.ledger.cash for part in engine.broker.parts.values()]
+            assert before != [part.cash for part in engine.broker.own.owners.values()]
     assert given_anew == 1
 
 
@@ -292,7 +292,7 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
     at = 0
     for at, event in enumerate(events):
         engine.step(event, None)
-        held = [part.held(ITEM.id) for part in engine.broker.parts.values()]
+        held = [part.held(ITEM.id) for part in engine.broker.own.owners.values()]
         if at > 20 and min(held) < 0 < max(held) and sum(held) != 0:
             break
     now = events[at].market_ms
@@ -308,7 +308,7 @@ def test_flatten_closes_the_account_and_what_opposes_crosses_at_the_next_close()
     }
     assert {fill.side.value for _, fill in of_net} == {side}
     assert crossed_in(step)
-    assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]
+    assert [part.held(ITEM.id) for part in engine.broker.own.owners.values()] == [0, 0, 0]
     assert engine.broker.own.held(ITEM.id) == 0
 
 
@@ -327,7 +327,7 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     engine.step(quote(close - 5, close + 5, at_ms=at_ms - 10), None)
     engine.step(first, None)
     engine.step(quote(close - 5, close + 5, size=1_001, at_ms=at_ms + 10), None)
-    a, b = engine.broker.parts.values()
+    a, b = engine.broker.own.owners.values()
     assert (a.held(ITEM.id), b.held(ITEM.id)) == (501, 500)  # of an odd quantity, a comes first
     low = close * 98 // 100
     none_to_buy = replace(quote(low, low + 10, at_ms=at_ms + 20), ask_size=0)
@@ -337,7 +337,7 @@ def test_a_stop_that_comes_before_its_entry_is_whole_leaves_what_others_wait_for
     assert {(one.tag, one.status) for one in stops} == {("a", OrderStatus.FILLED)}
     assert (a.held(ITEM.id), a.target(ITEM.id)) == (0, 0)
     (rest,) = (one for one in step.orders if one.role is OrderRole.SIGNAL)
-    assert rest.quantity - rest.filled == b.open_part(ITEM.id) > 0
+    assert rest.quantity - rest.filled == b.target(ITEM.id) - b.held(ITEM.id) > 0
     engine.step(second, None)
     assert engine.broker.own.target(ITEM.id) == b.target(ITEM.id)
 
@@ -352,7 +352,8 @@ def test_a_breach_that_flattens_closes_every_part() -> None:
         if step.decision is not None and engine.risk.state.breach:
             halted += 1
             if halted > 2:
-                assert [part.held(ITEM.id) for part in engine.broker.parts.values()] == [0, 0, 0]
+                owners = engine.broker.own.owners.values()
+                assert [owner.held(ITEM.id) for owner in owners] == [0, 0, 0]
     assert halted > 3
 
 
@@ -377,14 +378,14 @@ def test_each_strategy_sees_its_own_part_and_size() -> None:
         for one in step.strategies:
             if one.strategy in held and one.note is not None:
                 note = one.note
-                part = engine.broker.parts[one.strategy]
+                part = engine.broker.own.owners[one.strategy]
                 crossed = sum(
                     fill.quantity * (1 if fill.side.value == "BUY" else -1)
                     for name, fill in crossed_in(step) if name == one.strategy
                 )  # fmt: skip
                 assert note["held"] == (part.held(ITEM.id) - crossed) / 1_000
-    first = engine.broker.parts["a"].balance().equity
-    assert first != engine.broker.parts["b"].balance().equity
+    first = engine.broker.own.owners["a"].balance().equity
+    assert first != engine.broker.own.owners["b"].balance().equity
 
 
 def test_spot_parts_pay_their_fee_in_base() -> None:
@@ -392,9 +393,9 @@ def test_spot_parts_pay_their_fee_in_base() -> None:
     for bar in bars(150, seed=6, instrument_id="spot:BTCUSDT"):
         step = engine.step(bar, None)
         broker = engine.broker
-        own, parts = broker.own.balance(), [part.balance() for part in broker.parts.values()]
-        assert sum(part.equity for part in parts) + broker.reserve == own.equity
-        held = [part.held("spot:BTCUSDT") for part in broker.parts.values()]
+        own, parts = broker.own.balance(), [part.balance() for part in broker.own.owners.values()]
+        assert sum(part.equity for part in parts) + broker.own.reserve == own.equity
+        held = [part.held("spot:BTCUSDT") for part in broker.own.owners.values()]
         assert sum(held) == broker.own.held("spot:BTCUSDT")
         assert min(held) >= 0
     assert step.account.fees_paid > 0

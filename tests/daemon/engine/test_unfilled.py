@@ -12,7 +12,7 @@ from builders import MINUTE, START_MS, bar, instrument, quote
 from campaign_engine import Refuted, examined
 
 from tracepaper import backtest
-from tracepaper.daemon.broker.ledger import Ledger
+from tracepaper.daemon.broker.line import Line
 from tracepaper.daemon.broker.orders import UNCHANGED, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Filters
 from tracepaper.daemon.config.loading import load
@@ -77,11 +77,11 @@ def _says_nothing(_honest: Callable[..., Any]) -> Callable[..., Decision]:
 
 
 def _loses_a_unit(honest: Callable[..., None]) -> Callable[..., None]:
-    def apply_fill(self: Ledger, fill: Any) -> None:
+    def post(self: Line, fill: Any) -> None:
         honest(self, fill)
-        self.cash -= 1
+        self.book.cash -= 1
 
-    return apply_fill
+    return post
 
 
 PLANTED = [
@@ -90,7 +90,7 @@ PLANTED = [
     (Filters, "refusal", _never),
     (RestingOrders, "expire", _nothing),
     (InstrumentState, "unfilled", _says_nothing),
-    (Ledger, "apply_fill", _loses_a_unit),
+    (Line, "post", _loses_a_unit),
 ]
 
 

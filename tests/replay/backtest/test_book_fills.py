@@ -345,7 +345,7 @@ def test_what_no_event_holds_changes_nothing(
     path = tmp_path / "drawn.events"
     few = played(path, script, **keys)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("tracepaper.daemon.broker.book_account.BookWatch.acts", lambda *_: True)
+        patched.setattr("tracepaper.daemon.broker.book_watch.BookWatch.acts", lambda *_: True)
         every = played(path, script, **keys)
     assert len(few.updates) <= len(every.updates)
     assert few.rows == every.rows

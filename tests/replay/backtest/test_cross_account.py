@@ -10,7 +10,7 @@ from recordings import record
 from records import check_record, rows
 from scenarios import SCENARIOS
 
-from tracepaper.daemon.broker.cross_account import CALLED
+from tracepaper.daemon.broker.margin import CALLED
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 

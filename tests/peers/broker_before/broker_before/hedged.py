@@ -13,15 +13,8 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import (
-    AccountState,
-    BarOpening,
-    BrokerSettings,
-    EncodedAccount,
-    Intent,
-    PaperAccount,
-)
-from tracepaper.daemon.broker.broker import (
+from broker_before.account import AccountState, BarOpening, EncodedAccount, PaperAccount
+from broker_before.broker import (
     NOTHING_FILLED,
     SIDES,
     Broker,
@@ -30,10 +23,11 @@ from tracepaper.daemon.broker.broker import (
     _marked,
     refuse_switch,
 )
+from broker_before.ledger import Ledger, LedgerFunds
+from broker_before.matching import Matched, worse_path
+from broker_before.orders import FLATTEN, UNCHANGED, Moment, RestingOrders, Sent
+from tracepaper.daemon.broker.account import BrokerSettings, Intent, SideIntents
 from tracepaper.daemon.broker.execution import DayRange, TrueRange
-from tracepaper.daemon.broker.ledger import Ledger, LedgerFunds
-from tracepaper.daemon.broker.matching import Matched, worse_path
-from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Moment, RestingOrders, Sent
 from tracepaper.daemon.broker.rules import Bounds, MarginRules
 from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
 from tracepaper.strategies.api.context import account_view as view_of
@@ -58,24 +52,6 @@ OPENS: Final = {PositionSide.LONG: Side.BUY, PositionSide.SHORT: Side.SELL}
 _OF_ACTION: Final = {Action.LONG: PositionSide.LONG, Action.SHORT: PositionSide.SHORT}
 _SHORTS_FIRST: Final = 1_000_000
 """The first ordinal of orders of the short side: in one step both sides bear some."""
-
-
-def side_of(action: Action) -> PositionSide | None:
-    """Return the side that *action* opens or changes; None where it is of both."""
-    return _OF_ACTION.get(action)
-
-
-class SideIntents(Intent):
-    """What each side is asked for at a bar's close; the decision's own fields are of both."""
-
-    sides: Mapping[PositionSide, Intent | None]  # None: a gate holds it
-
-
-def intents(whole: Intent, sides: Mapping[PositionSide, Intent | None]) -> SideIntents:
-    """Return the intents of both sides, beside those of the *whole* decision."""
-    made = SideIntents(*whole)
-    made.sides = sides
-    return made
 
 
 class CommonCash(Ledger):
@@ -241,7 +217,7 @@ class SideAccount(PaperAccount):
         """Return the notional at the marks of all of this side but *instrument*."""
         return super().gross_of_others(instrument)
 
-    def _spendable(self, instrument: str, *, is_reversal: bool = False) -> int:  # noqa: ARG002
+    def _spendable(self, instrument: str, *, is_reversal: bool = False) -> int:
         return self.ledger.available
 
     def tagged(self, orders: Iterable[Order]) -> tuple[Order, ...]:
@@ -279,7 +255,7 @@ class HedgedAccount(PaperAccount):
         """Return the sum of both sides' targets, reached or not."""
         return sum(account.target(instrument) for account in self.sides.values())
 
-    def confirmed_ms(self, instrument: str) -> int:  # noqa: ARG002
+    def confirmed_ms(self, instrument: str) -> int:
         """Return 0: each side is confirmed by itself."""
         return 0
 
@@ -306,7 +282,7 @@ class HedgedAccount(PaperAccount):
         opened = (account.opened_ms(instrument) for account in self.sides.values())
         return min(filter(None, opened), default=0)
 
-    def view(self, instrument: Instrument, *, bars_held: int) -> AccountView:
+    def view(self, instrument: Instrument, *, bars_since: Callable[[int], int]) -> AccountView:
         """Return the view that a strategy has of the account; its fills are no news after that."""
         key = instrument.id
         told, self.ledger.fills[key] = self.ledger.fills[key], []
@@ -321,7 +297,7 @@ class HedgedAccount(PaperAccount):
                 instrument,
                 position=account.position(key),
                 opened_ms=account.opened_ms(key),
-                bars_held=self.bars_since(account.opened_ms(key)),
+                bars_held=bars_since(account.opened_ms(key)),
                 orders=(),
                 fills=(),
                 account=balance,
@@ -332,7 +308,7 @@ class HedgedAccount(PaperAccount):
             instrument,
             position=self.position(key),
             opened_ms=self.opened_ms(key),
-            bars_held=bars_held,
+            bars_held=bars_since(self.opened_ms(key)),
             orders=orders,
             fills=told,
             account=balance,
@@ -407,8 +383,8 @@ class HedgedBroker(Broker):
     def _match(
         self,
         match: Callable[[PaperAccount], Matched],
-        instrument: str,  # noqa: ARG002 - a broker whose account is shared asks for both
-        sequence: int,  # noqa: ARG002
+        instrument: str,
+        sequence: int,
         *,
         while_down: bool = False,
     ) -> Filled:
@@ -521,7 +497,7 @@ class HedgedBroker(Broker):
         *,
         sequence: int,
         at_ms: int,
-        shadow: str | None = None,  # noqa: ARG002 - there are no shadow accounts
+        shadow: str | None = None,
     ) -> Sent:
         """Ask each side for its part of what was decided at *bar*'s close."""
         changed: tuple[Order, ...] = ()

@@ -13,7 +13,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from typing import Final
 
-from tracepaper.daemon.broker.account import LIQUIDATIONS_FROM, BrokerSettings, PaperAccount
+from broker_before.account import LIQUIDATIONS_FROM, PaperAccount
+from broker_before.ledger import (
+    Booked,
+    Holding,
+    LedgerFunds,
+    Liquidated,
+    MarginCalls,
+    TrialFunds,
+)
+from broker_before.matching import Matched
+from broker_before.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.daemon.broker.cross_margin import (
     CrossLine,
     balance_of,
@@ -23,16 +34,6 @@ from tracepaper.daemon.broker.cross_margin import (
     takeover_order,
 )
 from tracepaper.daemon.broker.execution import TrueRange
-from tracepaper.daemon.broker.ledger import (
-    Booked,
-    Holding,
-    LedgerFunds,
-    Liquidated,
-    MarginCalls,
-    TrialFunds,
-)
-from tracepaper.daemon.broker.matching import Matched
-from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
 from tracepaper.daemon.broker.rules import MarginRules
 from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
 from tracepaper.strategies.types.market import Bar, Category, Instrument, Quote, Side

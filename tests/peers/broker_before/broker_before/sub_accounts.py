@@ -16,18 +16,19 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
-from tracepaper.daemon.broker.cross_account import CrossAccount
-from tracepaper.daemon.broker.exit_orders import Protector
-from tracepaper.daemon.broker.ledger import LedgerFunds, TrialFunds
-from tracepaper.daemon.broker.matching import Matched
-from tracepaper.daemon.broker.orders import (
+from broker_before.account import PaperAccount
+from broker_before.cross_account import CrossAccount
+from broker_before.exit_orders import Protector
+from broker_before.ledger import LedgerFunds, TrialFunds
+from broker_before.matching import Matched
+from broker_before.orders import (
     UNCHANGED,
     Moment,
     RestingOrders,
     Sent,
     urgency,
 )
+from tracepaper.daemon.broker.account import BrokerSettings
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.types.decisions import Fill, Order
 from tracepaper.strategies.types.market import Bar, Instrument, Side
@@ -97,10 +98,10 @@ class VirtualOrders(RestingOrders):
         self,
         target: int,
         reason: str,
-        now: Moment,  # noqa: ARG002 - the account's order is sent at that moment
+        now: Moment,
         *,
-        order_id: str,  # noqa: ARG002 - and has an id of its own
-        by_command: bool = False,  # noqa: ARG002
+        order_id: str,
+        by_command: bool = False,
     ) -> Sent:
         """Take *target*; the account's net order leads there."""
         if target != self.target:

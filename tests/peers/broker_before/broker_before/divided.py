@@ -10,22 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from tracepaper.daemon.broker.account import (
-    ENTRIES,
-    AccountState,
-    BrokerSettings,
-    Intent,
-    PaperAccount,
-    as_they_stand,
-)
-from tracepaper.daemon.broker.broker import NOTHING_FILLED, Broker, Filled, Save, _marked
-from tracepaper.daemon.broker.matching import Matched
-from tracepaper.daemon.broker.orders import FLATTEN, UNCHANGED, Sent
-from tracepaper.daemon.broker.sub_accounts import (
+from broker_before.account import AccountState, PaperAccount, as_they_stand
+from broker_before.broker import NOTHING_FILLED, Broker, Filled, Save, _marked
+from broker_before.matching import Matched
+from broker_before.orders import FLATTEN, UNCHANGED, Sent
+from broker_before.sub_accounts import (
     SharedAccount,
     SharedCrossAccount,
     SubAccount,
@@ -33,6 +25,8 @@ from tracepaper.daemon.broker.sub_accounts import (
     crossed,
     funding_parts,
 )
+from tracepaper.daemon.broker.account import ENTRIES, BrokerSettings, Intent
+from tracepaper.daemon.broker.router import Proposal
 from tracepaper.strategies.api.context import Orders, Signal
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.types.decisions import (
@@ -46,14 +40,6 @@ from tracepaper.strategies.types.decisions import (
 )
 from tracepaper.strategies.types.market import Bar, Funding, Instrument, Side
 from tracepaper.strategies.units import MONEY_DECIMALS, RATE_SCALE, Notional
-
-
-class Proposal(NamedTuple):
-    """What the strategies ask for at a bar's close, and at what price opposing parts cross."""
-
-    intents: Mapping[str, Intent]  # of those that no gate holds, by name
-    target: int  # all of them together
-    price: int
 
 
 class DividedBroker(Broker):
@@ -117,8 +103,8 @@ class DividedBroker(Broker):
     def _match(
         self,
         match: Callable[[PaperAccount], Matched],
-        instrument: str,  # noqa: ARG002
-        sequence: int,  # noqa: ARG002
+        instrument: str,
+        sequence: int,
         *,
         while_down: bool = False,
     ) -> Filled:
@@ -186,7 +172,7 @@ class DividedBroker(Broker):
         *,
         sequence: int,
         at_ms: int,
-        shadow: str | None = None,  # noqa: ARG002 - the account's alone is asked for
+        shadow: str | None = None,
     ) -> Sent:
         """Ask the account for the net of what was proposed, and each part for its own."""
         proposal = self._proposal

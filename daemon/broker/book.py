@@ -1,0 +1,343 @@
+"""``Book``: the lines of one side of an account, or of one owner's share in it.
+
+An account in one-way mode has one book of positions, in hedge mode one for each side. Where several
+strategies share the account, each has a book of shares besides. ``Holdings`` is what a decision may
+ask of an account, a side or an owner.
+
+The rules are docs/money.md, M16 to M21 and M90 to M102, and docs/one_account.md, J12 to J20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.execution import DayRange
+from tracepaper.daemon.broker.exit_plans import Expected
+from tracepaper.daemon.broker.line import BookState, Holding, Line
+from tracepaper.strategies.api.context import AccountView, Cancel, OrderRequest, Orders, Signal
+from tracepaper.strategies.api.context import account_view as view_of
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.types.decisions import (
+    Account,
+    Fill,
+    LedgerEntry,
+    LedgerKind,
+    Position,
+    PositionSide,
+)
+from tracepaper.strategies.types.market import Bar, Instrument
+from tracepaper.strategies.units import MONEY_DECIMALS, MONEY_LIMIT, MONEY_MAX, unscaled
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.account import BrokerSettings, PaperAccount
+
+EncodedAccount = tuple[int, dict[str, msgspec.Raw]]
+"""What decodes as an ``AccountState``."""
+
+
+class AccountState(Struct, frozen=True, array_like=True):
+    """What a book carries from step to step; of an account with two sides, its cash alone."""
+
+    cash: int
+    books: dict[str, BookState]
+
+    @property
+    def holdings(self) -> dict[str, Holding]:
+        """What is held of each instrument."""
+        return {key: line.holding for key, line in self.books.items()}
+
+
+class Holdings:
+    """What a decision may ask of an account, a side or an owner: sums over its books."""
+
+    books: Sequence[Book]
+    sides: Mapping[PositionSide, Book] = {}
+    """Of an account in hedge mode, its two books."""
+    fills: dict[str, list[Fill]]
+    """Fills since the last decision, of each instrument whose strategy sees them."""
+
+    def lines_of(self, instrument: str) -> list[Line]:
+        """Return the line of *instrument* in each book."""
+        return [book.lines[instrument] for book in self.books]
+
+    def held(self, instrument: str) -> int:
+        """Return the signed quantity that is held of *instrument*."""
+        return sum(line.holding.quantity for line in self.lines_of(instrument))
+
+    def target(self, instrument: str) -> int:
+        """Return the target of *instrument* that was decided last, reached or not."""
+        return sum(line.orders.target for line in self.lines_of(instrument))
+
+    def position(self, instrument: str) -> Position:
+        """Return the position in *instrument* at the newest mark."""
+        return _summed(Position, [line.position for line in self.lines_of(instrument)])
+
+    def confirmed_ms(self, instrument: str) -> int:
+        """Return the open time of the bar that last confirmed the position; 0 where none did.
+
+        And 0 where there are two sides: each is confirmed by itself.
+        """
+        lines = self.lines_of(instrument)
+        return lines[0].orders.confirmed_ms if len(lines) == 1 else 0
+
+    def confirm(self, instrument: str, open_time_ms: int) -> None:
+        """Let the position stand for another horizon from the bar at *open_time_ms* on."""
+        lines = self.lines_of(instrument)
+        if len(lines) == 1:
+            lines[0].confirm(open_time_ms)
+
+    def opened_ms(self, instrument: str) -> int:
+        """Return the market time of the fill that opened the position; 0 where there is none.
+
+        Of two sides, that of the older one.
+        """
+        opened = (line.holding.opened_ms for line in self.lines_of(instrument))
+        return min(filter(None, opened), default=0)
+
+    def balance(self) -> Account:
+        """Return the account by which sizes and limits go; raise where 64 bits do not hold it."""
+        return self.subtotal()
+
+    def subtotal(self) -> Account:
+        """Return the cash and the results of these books alone."""
+        return _summed(Account, [book.subtotal() for book in self.books])
+
+    def reach(self, instrument: str, asked: Orders) -> tuple[int, bool]:
+        """Return the largest position that *asked* could lead to: see ``RestingOrders.reach``.
+
+        Those of two sides are added up. And whether all of it can only reduce.
+        """
+        lines = self.lines_of(instrument)
+        found = [line.orders.reach(requests_of(asked, line.book.side), line.held) for line in lines]
+        return sum(most for most, _ in found), all(reduces for _, reduces in found)
+
+    def stop_distance(
+        self, signal: Signal, bar: Bar, day_range: DayRange, expected: Expected | None
+    ) -> int:
+        """Return how far from the close of *bar* the nearest stop of *signal* would be."""
+        planner = self.lines_of(bar.instrument)[0].protector.planner
+        return planner.distance(signal, bar.close, day_range, expected)
+
+    def affordable(self, instrument: str, target: int, price: int) -> int:
+        """Return *target* of *instrument*, or as much of it as the account covers at *price*."""
+        line = self.lines_of(instrument)[0]
+        held = line.held
+        funds = line.book.account.spendable(line, is_reversal=target * held < 0)
+        return line.orders.affordable(target, held, price, funds)
+
+    def is_short(self, instrument: str) -> bool:
+        """Return whether a position was cut to what the account could bear."""
+        line = self.lines_of(instrument)[0]
+        return bool(line.orders.shortfall and line.held)
+
+    def gross_of_others(self, instrument: str) -> int:
+        """Return the notional at the marks of all other positions, without signs.
+
+        Of a side, the other side of *instrument* is one of them. A target that is not reached yet
+        counts where it is larger than what is held.
+        """
+        return sum(
+            line.value(max(abs(line.held), abs(line.orders.target)))
+            for book in self._counted_books
+            for key, line in book.lines.items()
+            if key != instrument or book not in self.books
+        )
+
+    @property
+    def _counted_books(self) -> Iterable[Book]:
+        return self.books
+
+    def view(self, instrument: Instrument, *, bars_since: Callable[[int], int]) -> AccountView:
+        """Return what a strategy sees of the account; its fills are no news after that.
+
+        *bars_since* counts the closes since a market time. Of two sides, each is shown besides.
+        """
+        key = instrument.id
+        fills, self.fills[key] = self.fills[key], []
+        lines, balance = self.lines_of(key), self.balance()
+        opened_ms = self.opened_ms(key)
+        view = view_of(
+            instrument,
+            position=self.position(key),
+            opened_ms=opened_ms,
+            bars_held=bars_since(opened_ms),
+            orders=[order for line in lines for order in line.orders.orders],
+            fills=fills,
+            account=balance,
+        )
+        if len(lines) == 1:
+            return view
+        long, short = (
+            view_of(
+                instrument,
+                position=line.position,
+                opened_ms=line.holding.opened_ms,
+                bars_held=bars_since(line.holding.opened_ms),
+                orders=(),
+                fills=(),
+                account=balance,
+            ).position
+            for line in lines
+        )
+        return replace(view, long=long, short=short)
+
+
+class Book(Holdings):
+    """The lines of one side of an account, or of one owner's share in it, and their sums.
+
+    The sums are kept as they change, so that a step costs the same with one instrument and with a
+    hundred.
+    """
+
+    def __init__(
+        self,
+        account: PaperAccount,
+        instruments: Iterable[Instrument],
+        settings: BrokerSettings,
+        *,
+        side: PositionSide | None = None,
+        owner: str = "",
+        whole: Book | None = None,
+    ) -> None:
+        """Open a book of positions, or of the share that *owner* has of those in *whole*."""
+        self.account, self.settings, self.side, self.owner = account, settings, side, owner
+        self.books = (self,)
+        self.sign = {None: 0, PositionSide.LONG: 1, PositionSide.SHORT: -1}[side]
+        self.cash = settings.cash
+        self.realized = self.unrealized = self.fees = self.funding = 0
+        self.bound = 0  # by the margins of its positions
+        self.paid_entries = 0  # entry notional of what was paid in full and is held
+        self.fills = account.fills if whole is None else {}
+        self._whole = whole
+        self._balance: Account | None = None
+        self.lines: dict[str, Line] = {
+            item.id: Line(self, item, None if whole is None else whole.lines[item.id])
+            for item in instruments
+        }
+        self._encoded = dict.fromkeys(self.lines, msgspec.Raw())
+        if whole is not None:
+            for key, line in self.lines.items():
+                whole.lines[key].shares.append(line)
+
+    def move(
+        self, kind: LedgerKind, amount: int, instrument: str, order_id: str | None = None
+    ) -> None:
+        """Move the cash by *amount*, and of a position the account's: nothing else in a step does.
+
+        A movement of the run's account is an entry in its ledger.
+        """
+        if not amount:
+            return
+        self.cash += amount
+        if self._whole is not None:
+            return
+        account = self.account
+        account.cash += amount
+        if account.entries is not None:
+            account.entries.append(
+                LedgerEntry(kind, amount, account.cash, instrument, order_id, self.side)
+            )
+
+    def transfer(self, amount: int) -> None:
+        """Take *amount* in, signed, from another owner's book of the same account."""
+        self.cash += amount
+        self.forget_balance()
+
+    def forget_balance(self) -> None:
+        """Compute the balance anew when it is asked for."""
+        self._balance = None
+
+    # A decision asks for these at every bar: no list of one line is made for them.
+
+    def held(self, instrument: str) -> int:
+        """Return the signed quantity that is held of *instrument*."""
+        return self.lines[instrument].holding.quantity
+
+    def target(self, instrument: str) -> int:
+        """Return the target of *instrument* that was decided last, reached or not."""
+        return self.lines[instrument].orders.target
+
+    def position(self, instrument: str) -> Position:
+        """Return the position in *instrument* at the newest mark."""
+        return self.lines[instrument].position
+
+    def balance(self) -> Account:
+        """Return the account by which sizes and limits go: of a side, the whole account."""
+        return self.account.balance() if self.side is not None else self.subtotal()
+
+    def subtotal(self) -> Account:
+        """Return the cash and the results of this book alone."""
+        balance = self._balance
+        if balance is None:
+            equity = self.cash + self.paid_entries + self.unrealized
+            balance = self._balance = Account(
+                self.cash, equity, self.realized, self.unrealized, self.fees, self.funding
+            )
+            if abs(equity) > MONEY_LIMIT or abs(self.cash) > MONEY_LIMIT:
+                self._balance = None
+                check_range(balance)
+        return balance
+
+    @property
+    def _counted_books(self) -> Iterable[Book]:
+        return self.account.books if self._whole is None else self.books
+
+    # ------------------------------------------------------------ what survives a restart
+
+    def state(self) -> AccountState:
+        """Return the state that must survive a restart."""
+        return AccountState(self.cash, {key: line.state() for key, line in self.lines.items()})
+
+    def encoded_state(self) -> EncodedAccount:
+        """Return what decodes as :meth:`state`, made anew only where it has changed."""
+        for key, line in self.lines.items():
+            if line.is_stale:
+                self._encoded[key] = msgspec.Raw(msgspec.msgpack.encode(line.state()))
+                line.is_stale = False
+        return self.cash, self._encoded
+
+    def restore(self, state: AccountState) -> None:
+        """Take over what survived a restart."""
+        self.cash = state.cash
+        for key, line in state.books.items():
+            self.lines[key].restore(line)
+        self.forget_balance()
+
+
+def check_range(account: Account) -> Account:
+    """Return *account*; raise ``ConfigInvalid`` where 64 bits do not hold it."""
+    if abs(account.equity) > MONEY_LIMIT or abs(account.cash) > MONEY_LIMIT:
+        raise ConfigInvalid(
+            f"The account came to {unscaled(account.equity, MONEY_DECIMALS)}, beyond "
+            f"{MONEY_MAX:,}; start a new one with less account.cash or a smaller [sizing]."
+        )
+    return account
+
+
+def requests_of(asked: Orders, side: PositionSide | None) -> tuple[OrderRequest | Cancel, ...]:
+    """Return the requests of a list for *side*; those that take orders back are of both.
+
+    In one-way mode all of them.
+    """
+    if side is None:
+        return asked.requests
+    return tuple(
+        request
+        for request in asked.requests
+        if isinstance(request, Cancel) or request.position_side is side
+    )
+
+
+T = TypeVar("T", Position, Account)
+
+
+def _summed(of: type[T], parts: Sequence[T]) -> T:
+    """Return the sum of *parts*, field by field."""
+    if len(parts) == 1:
+        return parts[0]
+    return of(*(sum(getattr(one, name) for one in parts) for name in of.__struct_fields__))

@@ -1,0 +1,720 @@
+"""``Line``: one instrument in one book, in exact integers.
+
+A line is a position of the exchange, or the share of it that one owner holds. It has what is held,
+the orders that rest and their protection, and it posts what fills, settlements and splits move.
+
+Linear: cash = start + realized - fees - funding; equity = cash + unrealized. Spot and shares: cash
+is the quote balance, start + realized - fees - entry notional of what is held; equity = cash + what
+is held at the mark. A position keeps its entry notional, since an average price is no decimal.
+
+The rules are docs/money.md, M6 to M21, and docs/one_account.md, J12 to J20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from msgspec import Struct
+
+from tracepaper.daemon.broker import matching, splits
+from tracepaper.daemon.broker.book_fills import BookMoves, Queues, QueueState
+from tracepaper.daemon.broker.book_matching import LateCancels, match_update
+from tracepaper.daemon.broker.execution import DayRange, Executor
+from tracepaper.daemon.broker.exit_orders import ProtectionState, Protector
+from tracepaper.daemon.broker.exit_plans import Expected, HeldPosition, Plan
+from tracepaper.daemon.broker.matching import MarginCalls, Matched, Tried
+from tracepaper.daemon.broker.orders import UNCHANGED, Moment, OrdersState, RestingOrders, Sent
+from tracepaper.daemon.broker.rules import Bounds, MarginRules
+from tracepaper.strategies.api.context import Orders, Signal
+from tracepaper.strategies.corporate_actions import ShareTerms, adjusted_price, entitlement
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import (
+    Action,
+    Fill,
+    FillModel,
+    LedgerKind,
+    Liquidity,
+    Order,
+    Position,
+)
+from tracepaper.strategies.types.market import (
+    Bar,
+    BookUpdate,
+    CorporateAction,
+    Instrument,
+    Quote,
+    Side,
+)
+from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE, divide_half_even
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.book import Book
+
+
+class Holding(Struct, gc=False, array_like=True):
+    """What a book holds of one instrument; mutable, owned by its line."""
+
+    quantity: int = 0
+    entry_notional: int = 0
+    realized_pnl: int = 0
+    fees_paid: int = 0
+    funding_paid: int = 0
+    opened_ms: int = 0  # market time of the fill that opened the position; 0 where there is none
+    margin: int = 0  # what it binds of the cash, where it is isolated
+
+    def trade(self, signed: int, notional: int, rules: MarginRules | None) -> int:
+        """Buy or sell *signed* of a derivative for *notional*; return the profit of what closes."""
+        sign = 1 if signed > 0 else -1
+        realized = 0
+        opened, opened_notional = signed, sign * notional
+        if self.quantity * signed < 0:
+            closed = min(abs(signed), abs(self.quantity))
+            share = divide_half_even(notional * closed, abs(signed))
+            self.margin = self.margin * (abs(self.quantity) - closed) // abs(self.quantity)
+            realized = self.close(closed, -sign * share)
+            opened = sign * (abs(signed) - closed)
+            opened_notional = sign * (notional - share)
+        self.quantity += opened
+        self.entry_notional += opened_notional
+        if rules is not None and opened_notional:
+            self.margin += rules.required(opened_notional)
+        return realized
+
+    def close(self, closed: int, proceeds: int) -> int:
+        """Take *closed* (unsigned) out; return the profit on *proceeds* (signed)."""
+        entry = divide_half_even(self.entry_notional * closed, abs(self.quantity))
+        self.quantity -= closed if self.quantity > 0 else -closed
+        self.entry_notional -= entry
+        return proceeds - entry
+
+    def bounds(self, rules: MarginRules | None) -> Bounds | None:
+        """Return where it is liquidated; None where it cannot be."""
+        if rules is None or not self.quantity:
+            return None
+        return rules.bounds(self.entry_notional, self.quantity, self.margin)
+
+    def reduction(self, rules: MarginRules | None, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark*, which calls it, reduces it, and to which tier; None by all."""
+        if rules is None or not self.quantity:
+            return None
+        return rules.reduction(self.entry_notional, self.quantity, self.margin, mark)
+
+
+class BookState(Struct, frozen=True, array_like=True):
+    """What a line carries from step to step."""
+
+    holding: Holding
+    orders: OrdersState
+    protection: ProtectionState = ProtectionState()
+    queues: QueueState | None = None  # None where no order book fills orders
+
+
+class BarOpening(NamedTuple):
+    """What the open of a bar did to a line, before it follows one of the bar's paths."""
+
+    trades: Matched
+    tried: Tried | None = None  # None where nothing that rests is met by either path
+    newer: Sequence[tuple[Line, dict[str, Order]]] = ()  # what quotes after it moved
+
+
+NOTHING_MATCHED: Final = Matched()
+NOTHING_OPENED: Final = BarOpening(NOTHING_MATCHED)
+
+
+def signed_quantity(fill: Fill) -> int:
+    """Return the quantity of *fill*, below 0 where it sells."""
+    return fill.quantity if fill.side is Side.BUY else -fill.quantity
+
+
+class Line:
+    """One instrument in one book."""
+
+    __slots__ = (
+        "binds", "book", "calls", "executor", "holding", "is_cash", "is_plain", "is_stale", "item",
+        "key", "margin", "mark", "notional", "orders", "owner", "position", "protector", "queues",
+        "shares", "terms", "whole",
+    )  # fmt: skip
+
+    def __init__(self, book: Book, item: Instrument, whole: Line | None = None) -> None:
+        """Open the line of *item* in *book*; of a share, *whole* is the position's."""
+        account, settings = book.account, book.settings
+        self.book, self.key, self.owner = book, item.id, book.owner
+        self.whole = whole
+        self.shares: list[Line] = []
+        self.is_cash = item.category.is_cash
+        self.terms = ShareTerms.of(item)
+        self.notional = self.terms.notional
+        self.holding = Holding()
+        self.mark = 0  # 0 before the first price
+        self.position = Position()  # the holding, valued at the mark
+        self.margin: MarginRules | None = None  # what orders of a position are judged by
+        self.binds: MarginRules | None = None  # what an isolated position binds and is called by
+        by_book = settings.queue if account.is_filled_by_books else None
+        self.queues = None if by_book is None else Queues(by_book)
+        self.orders: RestingOrders = (RestingOrders if by_book is None else LateCancels)(
+            item,
+            settings.costs_for(self.key),
+            latency=settings.latency,
+            fill_within_ms=settings.fill_within_ms,
+            ids=account.ids,
+            side=book.side,
+            owner=book.owner,
+            net=None if whole is None else whole.orders,
+        )
+        self.protector = Protector(self.orders, item, settings.exits)
+        self.is_stale = True  # what it carries has changed since it was encoded
+        self.calls: MarginCalls | None = None
+        self.change(item)
+
+    def change(self, item: Instrument) -> None:
+        """Use the exchange's new filters and risk tiers for orders and prices from now on."""
+        self.item, account = item, self.book.account
+        if self.whole is None:
+            self.margin = account.policy.rules(item) or self.margin
+            self.binds = self.margin if account.policy.is_isolated else None
+            self.calls = account.policy.calls(self)
+        self.is_plain = self.whole is None and self.margin is None
+        self.orders.change(item, self.margin)
+        self.protector.change(item)
+        costs = self.book.settings.costs_for(self.key)
+        self.executor = Executor(item, costs, account.ranges.get(self.key))
+
+    # ------------------------------------------------------------ what it holds, and its worth
+
+    @property
+    def held(self) -> int:
+        """The quantity, signed."""
+        return self.holding.quantity
+
+    @property
+    def cash(self) -> int:
+        """The cash of its book."""
+        return self.book.cash
+
+    @property
+    def entry_price(self) -> int:
+        """The average price at which what is held was entered; 0 where nothing is."""
+        held = self.holding
+        if not held.quantity:
+            return 0
+        unit = abs(held.quantity) * self.notional.multiplier
+        return divide_half_even(abs(held.entry_notional) * self.notional.divisor, unit)
+
+    def value(self, quantity: int) -> int:
+        """Return the money of *quantity* at the newest mark."""
+        return self.notional(self.mark, quantity)
+
+    def mark_to(self, price: int) -> None:
+        """Value it at *price* from now on."""
+        if self.mark != price:
+            self.mark = price
+            if self.holding.quantity:
+                self._revalue()
+
+    def _revalue(self) -> None:
+        """Value what is held at the mark."""
+        holding = self.holding
+        unrealized = 0
+        if holding.quantity:
+            unrealized = self.notional(self.mark, holding.quantity) - holding.entry_notional
+        self.book.unrealized += unrealized - self.position.unrealized_pnl
+        self.position = Position(
+            holding.quantity,
+            holding.entry_notional,
+            holding.realized_pnl,
+            unrealized,
+            holding.fees_paid,
+            holding.funding_paid,
+            holding.margin,
+        )
+        self.book.forget_balance()
+
+    def _post_holding(self) -> None:
+        """Add to the sums of the book how what is held has changed, and value it."""
+        self.is_stale = True
+        holding, before, book = self.holding, self.position, self.book
+        self._revalue()
+        book.realized += holding.realized_pnl - before.realized_pnl
+        book.fees += holding.fees_paid - before.fees_paid
+        book.funding += holding.funding_paid - before.funding_paid
+        book.bound += holding.margin - before.margin
+        if self.is_cash:
+            book.paid_entries += holding.entry_notional - before.entry_notional
+
+    # ------------------------------------------------------------ what moves money
+
+    def apply_fill(self, fill: Fill) -> Bounds | None:
+        """Post *fill* here and, of a share, in its position too.
+
+        Returns where the position is then liquidated, None where it cannot be.
+        """
+        position = self if self.whole is None else self.whole
+        position.post(fill)
+        if position is not self:
+            self.post(fill)
+        return position.holding.bounds(position.binds)
+
+    def post(self, fill: Fill) -> None:
+        """Post *fill* in this line alone: on what is held, the cash and the fees."""
+        holding, book = self.holding, self.book
+        before = holding.quantity
+        fee_kind = LedgerKind.FEE
+        if self.is_cash:
+            kind, amount = self._trade_cash(fill)
+        else:
+            kind = LedgerKind.REALIZED
+            amount = holding.trade(signed_quantity(fill), fill.notional, self.binds)
+            holding.realized_pnl += amount
+            if fill.model is FillModel.LIQUIDATION:
+                fee_kind = LedgerKind.LIQUIDATION_FEE
+        holding.fees_paid += fill.fee
+        book.move(kind, amount, self.key, fill.order_id)
+        book.move(fee_kind, -fill.fee, self.key, fill.order_id)
+        if before * holding.quantity <= 0:
+            holding.opened_ms = fill.filled_ms if holding.quantity else 0
+        if holding.quantity * book.sign < 0:
+            raise InvariantBroken(
+                f"order {fill.order_id} closed more of {self.key} than its {book.side} side held"
+            )
+        if self.key in book.fills:
+            book.fills[self.key].append(fill)
+        self._post_holding()
+
+    def _trade_cash(self, fill: Fill) -> tuple[LedgerKind, int]:
+        """Buy or sell what is paid in full; return what that is in the ledger, and its cash."""
+        holding = self.holding
+        if fill.side is Side.BUY:
+            # The fee of a buy on spot is paid in base: that share of what was bought is a cost at
+            # once. Of shares it is paid in their currency.
+            fee = divide_half_even(fill.notional * fill.fee_base, fill.quantity)
+            holding.quantity += fill.quantity - fill.fee_base
+            holding.entry_notional += fill.notional - fee
+            holding.fees_paid += fee
+            return LedgerKind.BOUGHT, -fill.notional
+        if fill.quantity > holding.quantity:
+            raise InvariantBroken(f"sold {fill.quantity} of {holding.quantity} held")
+        holding.realized_pnl += holding.close(fill.quantity, fill.notional)
+        return LedgerKind.SOLD, fill.notional
+
+    def pay_funding(self, rate: int) -> int:
+        """Settle funding of *rate* (10⁻¹⁰ of the value at the mark); return what was paid.
+
+        What the available balance does not cover is taken from the position's margin, and no more
+        than that.
+        """
+        holding = self.holding
+        if not holding.quantity or self.is_cash:
+            return 0
+        paid = divide_half_even(self.value(holding.quantity) * rate, RATE_SCALE)
+        if self.binds is not None:
+            available = max(self.book.account.available, 0)
+            paid = min(paid, available + holding.margin)
+            holding.margin -= max(paid - available, 0)
+        self.post_funding(paid)
+        return paid
+
+    def post_funding(self, paid: int) -> None:
+        """Post *paid* as funding of what is held."""
+        self.holding.funding_paid += paid
+        self.book.move(LedgerKind.FUNDING, -paid, self.key)
+        self._post_holding()
+
+    def apply_action(self, action: CorporateAction) -> tuple[Order, ...]:
+        """Post a split or a dividend on what the close before it left; return changed orders.
+
+        Cash in lieu and dividends count as realized profit. After a split the mark is that close,
+        adjusted.
+        """
+        holding = self.holding
+        before = holding.quantity
+        made = entitlement(action, before, holding.entry_notional, self.terms)
+        holding.quantity = made.quantity
+        holding.entry_notional -= made.entry
+        holding.realized_pnl += made.paid - made.entry
+        if not made.quantity:
+            holding.opened_ms = 0
+        kind = LedgerKind.CASH_IN_LIEU if action.is_split else LedgerKind.DIVIDEND
+        self.book.move(kind, made.paid, self.key)
+        if action.is_split:
+            self.mark = adjusted_price(action, action.close)
+        self._post_holding()
+        if not action.is_split:
+            return ()
+        return splits.adjust_orders(
+            self.orders, self.protector, self.item, action, before, self.held
+        )
+
+    # ------------------------------------------------------------ margin, as a pass asks for it
+
+    def trial(self) -> Trial:
+        """Return a copy of cash and position, and of the shares, to try fills on."""
+        return Trial(self)
+
+    def refusal(self, fill: Fill) -> str | None:
+        """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
+        return self.book.account.policy.refusal(self, fill)
+
+    def reduction(self, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
+        return self.holding.reduction(self.binds, mark)
+
+    def set_liquidation_price(self, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Put the exchange's own order where it liquidates; return it where it changed."""
+        if self.binds is None:
+            return ()
+        changed = self.protector.set_liquidation_price(
+            self.holding.bounds(self.binds), self.held, sequence=sequence, at_ms=at_ms
+        )
+        self.is_stale |= bool(changed)
+        return changed
+
+    # ------------------------------------------------------------ what the market does
+
+    @property
+    def waits(self) -> bool:
+        """Whether anything rests here or in a share, or has a time at which it is closed."""
+        if self.orders.rests or self.protector.is_active:
+            return True
+        if self.calls is not None and self.held:
+            return True  # a bar may call the account
+        for share in self.shares:  # noqa: SIM110 - at every bar; a generator costs more
+            if share.waits:
+                return True
+        return False
+
+    def match_quote(self, quote: Quote, sequence: int) -> Matched:
+        """Let what rests meet *quote*."""
+        if not self.waits:
+            return NOTHING_MATCHED
+        trades = Matched()
+        trades.note(*self.expire(quote.market_ms))
+        self._end_due(trades, quote.market_ms, (quote.bid, quote.ask), sequence)
+        self._take(trades, matching.match_quote(self, quote), sequence, quote.market_ms)
+        return trades
+
+    def match_book(self, update: BookUpdate, moved: BookMoves, sequence: int) -> Matched:
+        """Let what rests meet *update* of an order book, which holds *moved*."""
+        assert self.queues is not None
+        self.is_stale = True  # places in queues
+        trades, at_ms = Matched(), update.market_ms
+        trades.note(*self.expire(at_ms))
+        self._end_due(trades, at_ms, (moved.bids[0].price, moved.asks[0].price), sequence)
+        self._take(trades, match_update(self, self.queues, update, moved), sequence, at_ms)
+        return trades
+
+    def open_bar(self, bar: Bar, sequence: int, *, is_missed: bool) -> BarOpening:
+        """Let market orders meet the open of *bar*, and try both of its paths.
+
+        A bar *is_missed* where quotes fill orders and those of the bar did not come. An order whose
+        time ends inside a bar meets none of it. What the fill of an entry arms in step *sequence*
+        may be met inside the same bar, and what it opens on margin be liquidated.
+        """
+        if not self.waits or self._is_passed_by(bar):
+            return NOTHING_OPENED
+        orders = self.orders
+        trades = Matched()
+        if self.is_plain and not self.shares and not orders.others and not orders.is_guarded:
+            # An order by signal alone: the rest of this would find nothing to do.
+            trades.add(matching.match_open(self, bar, is_missed=is_missed))
+            self.is_stale = True
+            return BarOpening(trades)
+        newer = [
+            (one, one.orders.rewind()) for one in self._lines if is_missed and one.orders.unmoved
+        ]
+        trades.note(*self.expire(bar.close_time_ms - 1, unfilled=False))
+        self._end_due(trades, bar.open_time_ms, (bar.open, bar.open), sequence)
+        opened = matching.match_open(self, bar, is_missed=is_missed)
+        self._take(trades, opened, sequence, bar.open_time_ms)
+        return BarOpening(trades, matching.try_paths(self, bar), newer)
+
+    def follow(self, bar: Bar, opened: BarOpening, path: int, sequence: int) -> Matched:
+        """Let what rests meet that *path* of *bar*; return what the path did after the open."""
+        if opened.tried is None and not opened.newer:  # as at most bars
+            return NOTHING_MATCHED
+        trades = Matched()
+        if opened.tried is not None:
+            on_path = matching.match_path(self, bar, path)
+            self._take(trades, on_path, sequence, bar.close_time_ms)
+        for line, moved in opened.newer:
+            resumed = line.orders.resume(moved, bar.open_time_ms)
+            changed = {order.order_id for order in (*opened.trades.orders, *trades.orders)}
+            trades.note(*(order for order in resumed if order.order_id in changed))
+            line.is_stale = True
+        return trades
+
+    @property
+    def _lines(self) -> tuple[Line, ...]:
+        return (self, *self.shares)
+
+    def _is_passed_by(self, bar: Bar) -> bool:
+        """Return whether *bar* leaves all that rests as it is, and calls no account."""
+        for line in self._lines:
+            if line.protector.is_timed or not matching.passes(line.orders, bar):
+                return False
+        return self.calls is None or not self.calls.is_called_within(bar)
+
+    def expire(self, market_ms: int, *, unfilled: bool = True) -> tuple[Order, ...]:
+        """Return the orders whose time is over, CANCELED: see :meth:`RestingOrders.expire`."""
+        expired = self.orders.expire(market_ms, unfilled=unfilled)
+        self.is_stale |= bool(expired)
+        return expired
+
+    def _end_due(
+        self, trades: Matched, market_ms: int, market: tuple[int, int], sequence: int
+    ) -> None:
+        """Add to *trades* the orders that change because a position's time or age is reached.
+
+        The *market* is its bid and its ask.
+        """
+        for line in self._lines:
+            protector = line.protector
+            if not protector.is_timed:
+                continue
+            before, held = protector.state, line.held
+            orders = protector.act_if_due(
+                market_ms,
+                held,
+                line.entry_price,
+                line.holding.opened_ms,
+                market[0] if held > 0 else market[1],
+                sequence=sequence,
+            )
+            trades.note(*orders)
+            if orders or protector.state is not before:
+                trades.ended_plan |= not orders
+                line.is_stale = True
+        if self.shares:
+            self.agree()
+
+    def _take(self, trades: Matched, matched: Matched, sequence: int, at_ms: int) -> None:
+        """Add to *trades* what was *matched*, and what protection and margin make of its fills."""
+        self.protect_fills(trades, matched, sequence)
+        if matched.fills and self.binds is not None:
+            trades.note(*self.set_liquidation_price(sequence, at_ms))
+
+    def protect_fills(self, trades: Matched, matched: Matched, sequence: int) -> None:
+        """Add to *trades* what was *matched*, and what its fills arm or end."""
+        if matched.orders:
+            for line in self._lines:
+                line.is_stale = True
+        trades.add(matched)
+        if not matched.fills:
+            return
+        if not self.shares:
+            ids = {fill.order_id for fill in matched.fills}
+            filled = [order for order in matched.orders if order.order_id in ids]
+            trades.note(*self.arm(matched.fills, filled, sequence))
+        for share in self.shares:
+            parts = [one for one in matched.parts if one.share.owner == share.owner]
+            if parts:
+                orders = {one.order.order_id: one.order for one in parts}
+                fills = [one.fill for one in parts]
+                trades.note(*share.arm(fills, list(orders.values()), sequence))
+
+    def arm(
+        self, fills: Sequence[Fill], filled: Sequence[Order], sequence: int
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because *fills* of the orders *filled* arm or end them."""
+        # Whoever takes meets the market; a limit that had rested was met on its way.
+        taken = (fill.reference_price for fill in fills if fill.liquidity is Liquidity.TAKER)
+        return self.protector.after(
+            filled,
+            self.held,
+            self.entry_price,
+            next(taken, fills[-1].reference_price),
+            sequence=sequence,
+            at_ms=fills[-1].filled_ms,
+        )
+
+    def take_part(self, part: Fill, order: Order, sequence: int) -> tuple[Order, ...]:
+        """Post *part*, which filled *order* at once; return the protection that this changes."""
+        self.post(part)
+        changed = Matched()
+        changed.note(*self.orders.resize(self.held))
+        changed.note(*self.arm([part], [order], sequence))
+        return changed.orders
+
+    def agree(self) -> None:
+        """Want what the shares want together."""
+        self.orders.target = sum(share.orders.target for share in self.shares)
+        self.is_stale = True
+
+    # ------------------------------------------------------------ what is asked for
+
+    def submit(self, target: int, reason: str, now: Moment, *, by_command: bool = False) -> Sent:
+        """Ask for *target*, from what is held; a share is led there by the position's order."""
+        self.is_stale = True
+        if self.whole is not None:
+            if target != self.orders.target:
+                self.want(target, reason)
+            return UNCHANGED
+        cash = self.book.account.spendable(self, is_reversal=target * now.held < 0)
+        return self.orders.submit(target, reason, now._replace(cash=cash), by_command=by_command)
+
+    def want(self, target: int, reason: str) -> None:
+        """Have *target* wanted, for that *reason*; nothing is ordered."""
+        self.orders.target, self.orders.reason = target, reason
+        self.is_stale = True
+
+    def send(self, orders: Orders, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Ask for the list of *orders*, which were decided at the close of *bar*."""
+        self.is_stale = True
+        cash = self.book.account.spendable(self, is_reversal=False)
+        now = Moment(sequence, at_ms, bar.open_time_ms, bar.close, self.held, cash)
+        return self.orders.send(orders.requests, orders.reason, now)
+
+    def withdraw(self, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
+        """Cancel what rests by list: all of it, or what could open a position."""
+        self.is_stale = True
+        return self.orders.withdraw("", reason, opening_only=opening_only)
+
+    def confirm(self, open_time_ms: int) -> None:
+        """Let the position stand for another horizon from the bar at *open_time_ms* on."""
+        self.orders.confirmed_ms = open_time_ms
+        self.is_stale = True
+
+    def plan(
+        self,
+        signal: Signal,
+        bar: Bar,
+        at_ms: int,
+        day_range: DayRange,
+        expected: Expected | None = None,
+    ) -> Plan | str:
+        """Return how the entry that *signal* asks for at the close of *bar* would be protected.
+
+        Or why it cannot be entered: its protection is impossible, or it waits for another signal.
+        """
+        protector = self.protector
+        if (refusal := protector.refusal(signal)) is not None:
+            return refusal
+        sign = 1 if signal.action is Action.LONG else -1
+        entry, held = bar.close, None
+        if self.held * sign > 0:
+            entry = self.entry_price
+            held = HeldPosition(protector.state.plan, at_ms - self.holding.opened_ms)
+        return protector.planner.plan(
+            signal, bar.close, entry, at_ms, day_range, expected=expected, held=held
+        )
+
+    def protect(self, plan: Plan, bar: Bar, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Protect by *plan* what is held, or will be; see ``Protector``."""
+        self.is_stale = True
+        return self.protector.follow(
+            plan, self.held, self.entry_price, bar.close, sequence=sequence, at_ms=at_ms
+        )
+
+    def is_protected_by(self, plan: Plan) -> bool:
+        """Return whether [exits] gave this very *plan* before; nothing changes then.
+
+        False without [exits]: a repeated signal stores the state, as it always has.
+        """
+        state = self.protector.state
+        return self.book.settings.exits is not None and (
+            (state.plan, state.closed, state.following) == (plan, 0, None)
+        )
+
+    def leave(self, reason: str) -> tuple[Order, ...]:
+        """Protect the position until what is held of it is closed: see ``Protector``."""
+        if not self.protector.is_active:
+            return ()
+        self.is_stale = True
+        return self.protector.leave(self.held, reason)
+
+    def hear(self, action: Action) -> bool:
+        """Learn the strategy's newest signal; return whether that ends a wait for another one."""
+        changed = self.orders.is_guarded and self.protector.on_signal(action)
+        self.is_stale |= changed
+        return changed
+
+    def due_from(self, quote: Quote) -> int | None:
+        """Return the market time from which *quote* closes or moves what is due by then."""
+        if not self.protector.is_timed:  # as at most quotes
+            return None
+        return self.protector.matters_from(quote, self.entry_price, self.holding.opened_ms)
+
+    # ------------------------------------------------------------ what survives a restart
+
+    def state(self) -> BookState:
+        """Return the state that must survive a restart."""
+        queues = None
+        if self.queues is not None and isinstance(self.orders, LateCancels):
+            queues = self.queues.state(sorted(self.orders.leaving))
+        return BookState(self.holding, self.orders.state(), self.protector.state, queues)
+
+    def restore(self, state: BookState) -> None:
+        """Take over what survived a restart; marks follow with the bars that are fed again."""
+        self.hold(state.holding)
+        self.orders.restore(state.orders)
+        self.protector.state = state.protection
+        if state.queues is not None and isinstance(self.orders, LateCancels):
+            assert self.queues is not None
+            self.queues.restore(state.queues)
+            self.orders.leaving = frozenset(state.queues.leaving)
+
+    def hold(self, holding: Holding) -> None:
+        """Hold what *holding* says, of another account perhaps, whose margin was another."""
+        held = self.holding = copy(holding)
+        if self.binds is None:
+            held.margin = 0
+        elif held.quantity and not held.margin:  # taken over from a run without margin
+            needed = self.binds.required(held.entry_notional)
+            held.margin = max(min(needed, self.book.account.available), 0)
+        self._post_holding()
+
+
+class Trial:
+    """What fills of one instrument would do to a line; it bears every one."""
+
+    position = Position()  # of which nobody asks
+
+    def __init__(self, line: Line, whole: Trial | None = None) -> None:
+        self.cash = line.cash
+        self.holding = copy(line.holding)
+        self.line, self.owner, self.orders = line, line.owner, line.orders
+        self.executor, self.is_cash = line.executor, line.is_cash
+        self.is_over = False  # the account was called: no path leaves less
+        self._whole = whole
+        self.shares = [Trial(share, self) for share in line.shares]
+        self.calls = None if whole is not None else line.book.account.policy.calls(self)
+
+    @property
+    def held(self) -> int:
+        """The quantity, signed."""
+        return self.holding.quantity
+
+    def apply_fill(self, fill: Fill) -> Bounds | None:
+        """Book *fill*; return where the position is then liquidated, None where it cannot be."""
+        position = self if self._whole is None else self._whole
+        position.post(fill)
+        if position is not self:
+            self.post(fill)
+        return position.holding.bounds(position.line.binds)
+
+    def post(self, fill: Fill) -> None:
+        """Book *fill* here alone."""
+        holding = self.holding
+        if not self.is_cash:
+            realized = holding.trade(signed_quantity(fill), fill.notional, self.line.binds)
+            self.cash += realized - fill.fee
+        elif fill.side is Side.BUY:
+            holding.quantity += fill.quantity - fill.fee_base
+            self.cash -= fill.notional + fill.fee
+        else:
+            holding.quantity -= fill.quantity
+            self.cash += fill.notional - fill.fee
+
+    def reduction(self, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
+        return self.holding.reduction(self.line.binds, mark)
+
+    def refusal(self, fill: Fill) -> None:
+        """Bear *fill*."""
+
+    def equity(self, value: int) -> int:
+        """Return the equity with the position at *value*, signed; the least once it was called."""
+        if self.is_over:
+            return -MONEY_LIMIT
+        return self.cash + value - (0 if self.is_cash else self.holding.entry_notional)

@@ -1,0 +1,433 @@
+"""Margin policies of an account: none, isolated by position, or cross: one balance for all.
+
+Isolated: each position binds its margin, and the exchange's own order rests where it is liquidated.
+Cross: no order of the exchange rests. The account is asked at each price that values it whether its
+maintenance ratio has reached 100 %, and the orders of its liquidation begin and end in that step.
+
+The rules are docs/money.md, M22 to M60.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from copy import copy
+from typing import TYPE_CHECKING, Final
+
+from tracepaper.daemon.broker import matching
+from tracepaper.daemon.broker.cross_margin import (
+    CrossLine,
+    balance_of,
+    is_called,
+    loss_of,
+    reductions,
+    takeover_order,
+)
+from tracepaper.daemon.broker.line import (
+    NOTHING_MATCHED,
+    Holding,
+    Line,
+    Trial,
+    signed_quantity,
+)
+from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, Matched, touched
+from tracepaper.daemon.broker.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.rules import MarginRules
+from tracepaper.strategies.types.decisions import Fill, Order, OrderRole
+from tracepaper.strategies.types.market import Bar, Category, Instrument, Side
+from tracepaper.strategies.units import divide_half_even
+
+if TYPE_CHECKING:
+    from tracepaper.daemon.broker.account import PaperAccount
+
+CALLED: Final = "the account's maintenance ratio reached 100 %"
+NOT_COVERED: Final = "the available balance did not cover its margin at that price"
+
+
+class MarginPolicy:
+    """What the positions of an account bind, and when the exchange takes them away.
+
+    By itself it is that of an account without margin: nothing is bound or taken away.
+    """
+
+    is_isolated = False
+
+    def __init__(self, account: PaperAccount) -> None:
+        self._account = account
+
+    def rules(self, item: Instrument) -> MarginRules | None:  # noqa: ARG002
+        """Return the margin rules of *item*; None where it is traded without margin."""
+        return None
+
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:  # noqa: ARG002
+        """Return what an order of the position *line* may be paid from."""
+        return self._account.cash
+
+    def refusal(self, line: Line, fill: Fill) -> str | None:  # noqa: ARG002
+        """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
+        return None
+
+    def calls(self, line: Line | Trial) -> MarginCalls | None:  # noqa: ARG002
+        """Return when prices of the position *line* call the account; None but on cross margin."""
+        return None
+
+    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> Matched:  # noqa: ARG002
+        """Liquidate what the *mark* price of the position *line* takes away."""
+        return NOTHING_MATCHED
+
+    def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
+        """Return whether the newest of *prices*, that of *instrument*, takes a position away."""
+        return False
+
+    def _rules(self, item: Instrument, *, is_cross: bool) -> MarginRules:
+        settings = self._account.settings
+        assert settings.leverage is not None
+        fee = settings.costs_for(item.id).taker_fee
+        return MarginRules(item, settings.leverage, fee, is_cross=is_cross)
+
+
+class IsolatedMargin(MarginPolicy):
+    """Each linear position has a margin of its own, and a price at which it is liquidated."""
+
+    is_isolated = True
+
+    def rules(self, item: Instrument) -> MarginRules | None:
+        """Return the margin rules of *item*; None where it is paid in full."""
+        return self._rules(item, is_cross=False) if item.category is Category.LINEAR else None
+
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:
+        """Return the cash that no position binds; a reversal frees what its own one does."""
+        if line.binds is None:
+            return self._account.cash
+        available = self._account.available
+        if is_reversal and line.book.side is None:  # a side never turns
+            available += line.position.margin + line.position.unrealized_pnl
+        return available
+
+    def refusal(self, line: Line, fill: Fill) -> str | None:
+        """Return why the available balance cannot bear *fill*, or None."""
+        if line.binds is None:
+            return None
+        held, sign = line.held, 1 if fill.side is Side.BUY else -1
+        closed = min(abs(held), fill.quantity) if held * sign < 0 else 0
+        opened = fill.quantity - closed
+        if not opened:
+            return None
+        share = divide_half_even(fill.notional * opened, fill.quantity)
+        available = self._account.available - fill.fee
+        if closed:
+            proceeds = -sign * (fill.notional - share)
+            available += line.holding.margin + proceeds - line.holding.entry_notional
+        margin = line.binds.required(sign * share)
+        if margin > available:
+            return NOT_COVERED
+        lost = sign * (share - line.notional(fill.reference_price, opened))
+        return (
+            "its price was worse than the market's by more than its margin"
+            if lost > margin
+            else None
+        )
+
+    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> Matched:
+        """Liquidate the position of *line* where *mark* has reached that price."""
+        if not line.held:
+            return NOTHING_MATCHED
+        made = Matched()
+        if line.orders.liquidation is None:  # taken over
+            made.note(*line.set_liquidation_price(sequence, at_ms))
+        line.protect_fills(made, matching.match_mark(line, mark, at_ms), sequence)
+        line.is_stale |= bool(made.orders)
+        return made
+
+    def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:
+        """Return whether the price of *instrument* reaches the liquidation price of a position."""
+        bounds = (line.orders.liquidation for line in self._account.lines_of(instrument))
+        return any(order is not None and touched(order, prices[instrument]) for order in bounds)
+
+
+class CrossMargin(MarginPolicy):
+    """Cash and unrealized results of the account are the margin of all positions."""
+
+    def rules(self, item: Instrument) -> MarginRules:
+        """Return the margin rules of *item*."""
+        assert item.category is Category.LINEAR
+        return self._rules(item, is_cross=True)
+
+    # ------------------------------------------------------------ what it is worth and needs
+
+    @property
+    def _positions(self) -> dict[str, Line]:
+        (book,) = self._account.books
+        return book.lines
+
+    def values(
+        self, prices: Mapping[str, int] = {}, trial: tuple[str, Holding] | None = None
+    ) -> dict[str, CrossLine] | None:
+        """Return the quantity held or ordered of each instrument, at *prices* where they say one.
+
+        A *trial* holds something else of one. None where something is held that no price has
+        valued yet: so the account of another run, before its first bars.
+        """
+        values = {}
+        for key, line in self._positions.items():
+            holding = line.holding
+            if trial is not None and trial[0] == key:
+                holding = trial[1]
+            if not holding.quantity and not line.orders.rests:
+                continue
+            price = prices.get(key) or line.mark
+            if not price:
+                if holding.quantity:
+                    return None
+                continue
+            assert line.margin is not None
+            values[key] = CrossLine(
+                line.margin,
+                holding.quantity,
+                holding.entry_notional,
+                line.notional(price, holding.quantity),
+                line.notional(price, _exposure(line.orders, holding.quantity)),
+            )
+        return values
+
+    def spendable(self, line: Line, *, is_reversal: bool) -> int:
+        """Return the margin balance that no position and no order of another instrument binds.
+
+        A reversal frees what the position of *line* binds.
+        """
+        values = self.values()
+        if values is None:
+            return 0
+        bound = sum(one.initial for key, one in values.items() if key != line.key)
+        if (of_line := values.get(line.key)) is not None and not is_reversal:
+            bound += of_line.rules.required(of_line.value)
+        return balance_of(self._account.cash, values) - bound
+
+    def is_called_at(self, prices: Mapping[str, int] = {}) -> bool:
+        """Return whether the account is liquidated at *prices*, and the newest of the others."""
+        values = self.values(prices)
+        return values is not None and is_called(self._account.cash, values)
+
+    def is_reached(self, instrument: str, prices: Mapping[str, int]) -> bool:  # noqa: ARG002
+        """Return whether *prices* call the account."""
+        return self.is_called_at(prices)
+
+    def follows_path(self, instrument: str) -> bool:
+        """Whether bars of *instrument* call the account: no mark price came since the last one."""
+        return instrument not in self._account.marked
+
+    def after_fill(self, line: Line, fill: Fill) -> tuple[int, dict[str, CrossLine]] | None:
+        """Return balance and values after *fill* of *line*, at the price that it met."""
+        holding = copy(line.holding)
+        moved = holding.trade(signed_quantity(fill), fill.notional, None) - fill.fee
+        values = self.values({line.key: fill.reference_price}, (line.key, holding))
+        return None if values is None else (balance_of(self._account.cash + moved, values), values)
+
+    def refusal(self, line: Line, fill: Fill) -> str | None:
+        """Return why the balance cannot bear *fill*, or None: what only closes is always borne."""
+        held, left = line.held, line.held + signed_quantity(fill)
+        if abs(left) <= abs(held) and held * left >= 0:
+            return None
+        if (found := self.after_fill(line, fill)) is None:
+            return None
+        balance, values = found
+        of_line = values[line.key]
+        needed = of_line.rules.required(of_line.value)
+        needed += sum(one.initial for key, one in values.items() if key != line.key)
+        return None if needed <= balance else NOT_COVERED
+
+    def calls(self, line: Line | Trial) -> MarginCalls:
+        """Return when a path of prices of *line* calls the account; a trial then is over."""
+        return _LineCalls(self, line) if isinstance(line, Line) else _TrialCalls(self, line)
+
+    # ------------------------------------------------------------ liquidation
+
+    def match_mark(self, line: Line, mark: int, sequence: int, at_ms: int) -> Matched:  # noqa: ARG002
+        """Liquidate the account where it is called with *line* at *mark*."""
+        if not self.is_called_at({line.key: mark}):
+            return NOTHING_MATCHED
+        return self.liquidate(line, mark, at_ms)
+
+    def liquidate(self, line: Line, price: int, at_ms: int, *, is_ruin: bool = False) -> Matched:
+        """Take the steps of a liquidation with *line* at *price*, and as few as do.
+
+        A *is_ruin* is one by a close that would cost more than there is: all is taken over.
+        """
+        made, before, positions = Matched(), line.mark, self._positions
+        line.mark_to(price)
+        for one in positions.values():
+            one.is_stale = True
+            made.note(*_cancelled(one.orders, one.held))
+        if is_ruin or self.is_called_at():
+            values = self.values()
+            assert values is not None
+            steps = {key: positions[key].item.quantity_step for key in values}
+            found = []
+            if not is_ruin:
+                found = reductions(self._account.cash, values, steps, self._reduced)
+            for step in found:
+                reduced = positions[step.instrument]
+                what = f"reduced to risk tier {step.tier}"
+                self._close(reduced, self._ordered(reduced, step.quantity, what, at_ms), made)
+            if not found:
+                self._take_over(made, at_ms)
+        line.mark_to(before)
+        return made
+
+    def _take_over(self, made: Matched, at_ms: int) -> None:
+        """Let the exchange's engine take every position over, where the balance is used up."""
+        for key in takeover_order(self.values() or {}):
+            values, line = self.values() or {}, self._positions[key]
+            value = values[key]
+            loss = loss_of(key, self._account.cash, values)
+            price = value.rules.bankruptcy(abs(value.value), value.held, loss)
+            order = self._ordered(line, abs(value.held), "taken over", at_ms, price=price)
+            self._close(line, order, made)
+
+    def _ordered(
+        self, line: Line, quantity: int, what: str, at_ms: int, price: int | None = None
+    ) -> Order:
+        """Return the exchange's own order: at the market, or at the bankruptcy *price*."""
+        return line.orders.exit_order(
+            self._account.sequence,
+            line.held,
+            role=OrderRole.LIQUIDATION,
+            reason=f"{CALLED}: {what}",
+            at_ms=at_ms,
+            quantity=quantity,
+            price=price,
+        )
+
+    def _reduced(self, key: str, value: CrossLine, quantity: int) -> tuple[CrossLine, int]:
+        """Return *value* after *quantity* of it was closed at the market, and the cash it moves."""
+        line = self._positions[key]
+        order = self._ordered(line, quantity, "", 0)
+        fill, holding = line.executor.reduced(order, line.mark, 0), copy(line.holding)
+        realized = holding.trade(signed_quantity(fill), fill.notional, None)
+        money = line.notional(line.mark, holding.quantity)
+        smaller = value._replace(
+            held=holding.quantity, entry=holding.entry_notional, value=money, exposed=money
+        )
+        return smaller, realized - fill.fee
+
+    def _close(self, line: Line, order: Order, made: Matched) -> None:
+        """Fill the exchange's own *order*, and add to *made* what exit orders make of that."""
+        order, market = after(order, OrderEvent.ACCEPT), MarketPass(line)
+        line.orders.others += (order,)
+        fills = line.executor.reduced if order.price is None else line.executor.liquidated
+        market.book(fills(order, line.mark, order.created_ms))
+        line.protect_fills(made, market.trades, self._account.sequence)
+
+
+class _Calls(ABC):
+    """Implements ``MarginCalls``: when a path of prices of one instrument calls the account."""
+
+    def __init__(self, policy: CrossMargin, line: Line) -> None:
+        self._policy, self._line = policy, line
+
+    @abstractmethod
+    def _is_at(self, price: int) -> bool:
+        """Return whether the account is called with the instrument at *price*."""
+
+    def is_called_within(self, bar: Bar) -> bool:
+        """Return whether the account is called at one end of *bar*."""
+        follows = self._policy.follows_path(self._line.key)
+        return follows and (self._is_at(bar.low) or self._is_at(bar.high))
+
+    def at(self, start: int, end: int) -> int | None:
+        """Return the first price on the way from *start* to *end* that calls the account.
+
+        None where *end* does not: between whole ticks the margin is not looked at.
+        """
+        if not self._policy.follows_path(self._line.key) or not self._is_at(end):
+            return None
+        if self._is_at(start):
+            return start
+        tick = self._line.item.tick_size
+        near, far = 0, -(-abs(end - start) // tick)  # ticks from the start: not called, called
+        way = tick if end > start else -tick
+        while far - near > 1:
+            middle = (near + far) // 2
+            if self._is_at(start + middle * way):
+                far = middle
+            else:
+                near = middle
+        return end if far * tick >= abs(end - start) else start + far * way
+
+
+class _LineCalls(_Calls):
+    """When prices of a position's line call the account."""
+
+    def _is_at(self, price: int) -> bool:
+        return self._policy.is_called_at({self._line.key: price})
+
+    def liquidate(self, price: int, at_ms: int) -> Matched:
+        """Liquidate with the instrument at *price*."""
+        return self._policy.liquidate(self._line, price, at_ms)
+
+    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+        """Return the liquidation in place of *fill*, a close that costs more than there is."""
+        found = self._policy.after_fill(self._line, fill)
+        if found is None or found[0] >= 0:
+            return None
+        return self._policy.liquidate(self._line, fill.reference_price, at_ms, is_ruin=True)
+
+
+class _TrialCalls(_Calls):
+    """When prices of a trial's line would call the account."""
+
+    def __init__(self, policy: CrossMargin, trial: Trial) -> None:
+        super().__init__(policy, trial.line)
+        self._trial = trial
+
+    def _is_at(self, price: int) -> bool:
+        trial, key = self._trial, self._line.key
+        if trial.is_over:
+            return False
+        values = self._policy.values({key: price}, (key, trial.holding))
+        return values is not None and is_called(trial.cash, values)
+
+    def liquidate(self, price: int, at_ms: int) -> Matched:
+        """End the trial: a path that calls the account leaves less than any other."""
+        del price, at_ms
+        self._trial.is_over = True
+        return NOTHING_MATCHED
+
+    def ruined_by(self, fill: Fill, at_ms: int) -> Matched | None:
+        """Bear *fill*."""
+        del fill, at_ms
+        return None
+
+
+def _exposure(resting: RestingOrders, held: int) -> int:
+    """Return the largest position, signed, that *held* and what rests could lead to.
+
+    All buys are filled, or all sells; what may only reduce counts for none.
+    """
+    if not resting.rests:
+        return held
+    most, least = held, held
+    for order in resting.orders:
+        if not order.reduce_only:
+            left = order.quantity - order.filled
+            if order.side is Side.BUY:
+                most += left
+            else:
+                least -= left
+    if abs(most) == abs(least):
+        return held or most
+    return max(most, least, key=abs)
+
+
+def _cancelled(resting: RestingOrders, held: int) -> Iterator[Order]:
+    """Cancel all that may do more than reduce the position *held*."""
+    for order in resting.orders:
+        only_closes = order is resting.order and 0 <= _left(held, order) * held <= held * held
+        if not order.reduce_only and not (held and only_closes):
+            yield resting.end(order, CALLED)
+
+
+def _left(held: int, order: Order) -> int:
+    """Return the quantity left of *held* after *order*."""
+    open_ = order.quantity - order.filled
+    return held + (open_ if order.side is Side.BUY else -open_)

@@ -1,0 +1,38 @@
+"""Today's broker beside the one before accounts were books: every step of both is equal.
+
+    make campaign ONLY=lockstep
+
+A history is one seed: an account, its strategies, and what the market does. Of each five one is of
+cross margin, where quotes jump by so much that closes would ruin the account.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+
+from lockstep import Lockstep
+
+FOCUSED_EACH = 5
+
+
+def main() -> None:
+    """Play as many histories as asked, and say what they reached."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--histories", type=int, default=300)
+    parser.add_argument("--from-seed", type=int, default=0)
+    given = parser.parse_args()
+    reached: Counter[str] = Counter()
+    for seed in range(given.from_seed, given.from_seed + given.histories):
+        try:
+            both = Lockstep(seed, is_focused=seed % FOCUSED_EACH == FOCUSED_EACH - 1)
+        except Exception as error:
+            error.add_note(f"seed {seed}")
+            raise
+        reached += both.counted
+    counts = ", ".join(f"{count:,} {name}" for name, count in sorted(reached.items()))
+    print(f"{given.histories:,} histories without a difference: {counts}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,490 @@
+"""Exit orders: from a signal's stop, target, trailing stop and time limit to resting orders.
+
+A signal that passed its gates leaves a :class:`Plan` in each account that follows it. The orders of
+the plan are placed in the event of its entry's fill, and again with every later fill; they stay
+sized to the position. Where a signal wants the position closed or turned around, the plan stays
+until that is filled: only then the next one takes its place. What is left when protection closes
+the position is the side that has to wait.
+
+``place_protection`` sets the one protective order of a role (STOP, TARGET, TRAILING or UNTIL) for
+the position as it is; placing the role again amends that order in place, and leaves it where
+nothing differs. All of them are reduce-only and sized to the position, and so one cancels the
+other: whatever fill shrinks the position shrinks them, and the fill that closes it cancels them.
+
+The rules are docs/protection.md, E11 to E22.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Final
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from broker_before.orders import PROTECTIVE, OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.exit_plans import (
+    Exits,
+    Level,
+    Plan,
+    Planner,
+    nearest,
+)
+from tracepaper.daemon.broker.rules import Bounds
+from tracepaper.strategies.api.context import Signal
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import Action, Order, OrderKind, OrderRole, OrderStatus
+from tracepaper.strategies.types.market import Instrument, Quote, Side
+
+
+class ProtectionState(Struct, frozen=True, array_like=True):
+    """What is carried of the protection of one instrument in one account."""
+
+    plan: Plan | None = None
+    trail: int = 0  # how far the trailing stop that is armed follows; 0 where none is
+    closed: int = 0  # the side that protection closed and that waits for another signal; or 0
+    closed_by: OrderRole | None = None  # what the order was for that did
+    following: Plan | None = None  # takes the plan's place once the position it protects is closed
+
+
+def waits_after(role: OrderRole) -> str:
+    """Return why an entry waits that an order for *role* closed."""
+    return f"closed by its {role.words}; it enters again after another signal"
+
+
+NOTHING_FOLLOWS: Final = Plan(0)
+"""Follows a plan whose position is to be closed and not turned around."""
+
+
+class Protector:
+    """The protection of one instrument in one account."""
+
+    def __init__(
+        self, resting: RestingOrders, instrument: Instrument, exits: Exits | None = None
+    ) -> None:
+        """Protect what signals enter; *exits* are those of the configuration, if it names any."""
+        self._resting = resting
+        self._instrument = instrument.id
+        self.exits = exits
+        self.planner = Planner(instrument, exits)
+        self._state = ProtectionState()
+
+    def change(self, instrument: Instrument) -> None:
+        """Use the exchange's new filters for what is armed from now on."""
+        self.planner = Planner(instrument, self.exits)
+
+    @property
+    def state(self) -> ProtectionState:
+        """What must survive a restart."""
+        return self._state
+
+    @state.setter
+    def state(self, state: ProtectionState) -> None:
+        self._state = state
+        self._resting.trail = state.trail
+        self._resting.is_guarded = state.plan is not None or state.closed != 0
+
+    @property
+    def is_active(self) -> bool:
+        """Whether there is a plan, for a position or for an entry that rests."""
+        return self._state.plan is not None
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the plan ends or changes at a time."""
+        plan = self._state.plan
+        return plan is not None and (plan.until_ms is not None or self._is_timed)
+
+    @property
+    def _is_timed(self) -> bool:
+        return self.exits is not None and bool(self.exits.roi or self.exits.time_limit_ms)
+
+    def matters_from(self, quote: Quote, entry: int, opened_ms: int) -> int | None:
+        """Return the market time from which *quote* closes or moves what is due by then.
+
+        The position was opened at *opened_ms* (0 where there is none) for the price *entry*.
+        """
+        plan = self._state.plan
+        if plan is None:
+            return None
+        due = [] if plan.until_ms is None else [plan.until_ms]
+        if self.exits is not None and opened_ms:
+            age_ms = self.exits.next_age_ms(plan, entry)
+            due += [] if age_ms is None else [opened_ms + age_ms]
+        first = min(due, default=None)
+        return None if first is None or quote.market_ms < first else first
+
+    # ------------------------------------------------------------ the same signal waits
+
+    def on_signal(self, action: Action) -> bool:
+        """Learn what the strategy signals; return whether that ends a wait."""
+        closed = self._state.closed
+        if not closed or (action is not Action.FLAT and _sign(action) * closed >= 0):
+            return False
+        self.state = replace(self._state, closed=0, closed_by=None)
+        return True
+
+    def refusal(self, signal: Signal) -> str | None:
+        """Return why *signal*, an entry, has to wait for another one before it; None if not."""
+        if not self._state.closed or signal.reenter or _sign(signal.action) != self._state.closed:
+            return None
+        if self.exits is not None and self.exits.reenter:
+            return None
+        assert self._state.closed_by is not None
+        return waits_after(self._state.closed_by)
+
+    # ------------------------------------------------------------ what rests
+
+    def place_protection(
+        self,
+        role: OrderRole,
+        held: int,
+        *,
+        sequence: int,
+        at_ms: int,
+        reason: str,
+        trigger: int | None = None,
+        price: int | None = None,
+        market: int | None = None,
+    ) -> tuple[Order, ...]:
+        """Protect the position *held* (signed, not zero) by one order of *role*.
+
+        With *trigger* alone it is a stop, with *price* alone a limit, with neither a market order;
+        both are in the instrument's integers and must be whole ticks. It is at the exchange
+        already: no latency counts, and a limit that the *market* has not reached rests at once.
+        One whose new price it has reached is sent anew, and takes. Returns what is new or changed.
+        """
+        quantity = self._resting.closable(held)
+        if not quantity or role not in PROTECTIVE:
+            raise InvariantBroken(f"{role} cannot protect a position of {held}")
+        kind = OrderKind.MARKET
+        if trigger is not None:
+            kind = OrderKind.STOP if price is None else OrderKind.STOP_LIMIT
+        elif price is not None:
+            kind = OrderKind.LIMIT
+        armed = self._resting.protective(role)
+        side = Side.SELL if held > 0 else Side.BUY
+        rests = kind is OrderKind.LIMIT and _is_ahead(side, price, market)
+        if armed is not None and (armed.side, armed.kind) == (side, kind):
+            whole = armed.filled + quantity
+            if armed.triggered:
+                trigger, price, reason = armed.trigger, armed.price, armed.reason
+            if (armed.quantity, armed.trigger, armed.price) == (whole, trigger, price):
+                return ()
+            if rests or price == armed.price:
+                amended = after(
+                    armed,
+                    OrderEvent.REPLACE,
+                    quantity=whole,
+                    trigger=trigger,
+                    price=price,
+                    reason=reason,
+                )
+                if rests and amended.status is OrderStatus.NEW:
+                    amended = after(amended, OrderEvent.ACCEPT)
+                return (self._resting.note(amended),)
+        replaced = () if armed is None else (self._resting.end(armed, "replaced"),)
+        order = Order(
+            self._resting.next_id(sequence),
+            self._instrument,
+            side,
+            quantity,
+            0,
+            OrderStatus.NEW,
+            reason,
+            at_ms,
+            at_ms,
+            kind,
+            role,
+            price,
+            trigger,
+            reduce_only=True,
+            tag=self._resting.tag,
+        )
+        if rests:
+            order = after(order, OrderEvent.ACCEPT)
+        self._resting.others += (order,)
+        return (*replaced, order)
+
+    def set_liquidation_price(
+        self, bounds: Bounds | None, held: int, *, order_id: str, at_ms: int
+    ) -> tuple[Order, ...]:
+        """Let the exchange's own order stand where the position *held* is liquidated.
+
+        It is touched as a stop is, and then closes the position at the bankruptcy price, whatever
+        the market is. None where nothing is held. Returns the order where it is new or amended.
+        """
+        armed = self._resting.liquidation
+        quantity = self._resting.closable(held)
+        if bounds is None or not quantity:
+            return () if armed is None else (self._resting.end(armed, "nothing is held"),)
+        side = Side.SELL if held > 0 else Side.BUY
+        if armed is not None and armed.side is side:
+            amended = self._resting.amend_liquidation(bounds, held)
+            return () if amended is None else (amended,)
+        ended = () if armed is None else (self._resting.end(armed, "the position has turned"),)
+        order = Order(
+            order_id, self._instrument, side, quantity, 0, OrderStatus.NEW,
+            bounds.reason, at_ms, at_ms, OrderKind.STOP_LIMIT, OrderRole.LIQUIDATION,
+            bounds.bankruptcy, bounds.liquidation, reduce_only=True,
+        )  # fmt: skip
+        order = after(order, OrderEvent.ACCEPT)
+        self._resting.others += (order,)
+        return (*ended, order)
+
+    def cancel_protection(
+        self, reason: str, roles: Collection[OrderRole] = PROTECTIVE
+    ) -> tuple[Order, ...]:
+        """Cancel the protective orders of *roles* for that *reason*."""
+        return tuple(
+            self._resting.end(one, reason) for one in self._resting.others if one.role in roles
+        )
+
+    # ------------------------------------------------------------ arming
+
+    def follow(
+        self, plan: Plan, held: int, entry: int, price: int, *, sequence: int, at_ms: int
+    ) -> tuple[Order, ...]:
+        """Protect by *plan* what is *held* since *entry* or will be; it replaces the plan before.
+
+        What the plan does not name is taken away, but a trailing stop follows on. A plan of the
+        other side waits until what is held is closed. *price* is the newest close.
+        """
+        before = self._state.plan
+        if before is not None and before.sign != plan.sign and before.sign * held > 0:
+            self.state = replace(self._state, following=plan)
+            return ()
+        is_nearer = True
+        if before is not None and before.sign == plan.sign:
+            is_nearer = self._is_nearer(plan.trailing, before.trailing, entry)
+            if not is_nearer:
+                plan = replace(plan, trailing=before.trailing)
+        self.state = replace(
+            self._state,
+            plan=None if plan.is_empty and not self._is_timed else plan,
+            closed=0,
+            closed_by=None,
+            following=None,
+        )
+        if held * plan.sign <= 0:
+            return ()
+        return self._place(
+            plan, held, entry, price, sequence=sequence, at_ms=at_ms, is_nearer=is_nearer
+        )
+
+    def _is_nearer(self, named: Level | None, before: Level | None, entry: int) -> bool:
+        """Return whether the trailing stop *named* by a repeated signal replaces the one *before*.
+
+        It does where it follows at less; one that is not armed yet is replaced by any.
+        """
+        if named is None or before is None:
+            return named is not None
+        is_armed = self._resting.protective(OrderRole.TRAILING) is not None
+        return not is_armed or self._whole(named.distance(entry)) < self._state.trail
+
+    def after(
+        self,
+        filled: Sequence[Order],
+        held: int,
+        entry: int,
+        market: int,
+        *,
+        sequence: int,
+        at_ms: int,
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because those of *filled* were, which left *held*.
+
+        *market* is the price that the newest of them met.
+        """
+        state = self._state
+        plan = state.plan
+        if plan is None:
+            return ()
+        closing = next((order for order in filled if order.role in PROTECTIVE), None)
+        if closing is not None and state.following is None:
+            self.state = replace(state, closed=plan.sign, closed_by=closing.role)
+        is_by_signal = any(order.role is OrderRole.SIGNAL for order in filled)
+        is_held = held * plan.sign > 0 and self._resting.closable(held) > 0
+        if not is_held and (state.following is not None or not is_by_signal):
+            # Nothing to cancel: the fill that closed the position ended what was to close it.
+            plan = state.following
+            if plan is not None and (
+                plan == NOTHING_FOLLOWS or (plan.is_empty and not self._is_timed)
+            ):
+                plan = None
+            self.state = replace(self._state, plan=plan, trail=0, following=None)
+            if plan is None:
+                return ()
+        elif not is_by_signal:
+            return ()
+        if held * plan.sign <= 0:
+            return ()
+        return self._place(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+
+    def leave(self, held: int, reason: str) -> tuple[Order, ...]:
+        """Protect what is *held* until it is closed, and nothing after that.
+
+        Returns the orders that this cancels, for that *reason*: all where nothing is held.
+        """
+        plan = self._state.plan
+        if plan is None or plan.sign * held <= 0 or not self._resting.closable(held):
+            return self.release(reason)
+        if self._state.following != NOTHING_FOLLOWS:
+            self.state = replace(self._state, following=NOTHING_FOLLOWS)
+        return ()
+
+    def release(self, reason: str) -> tuple[Order, ...]:
+        """Protect nothing any more; return the orders that this cancels."""
+        if self._state.plan is None:
+            return ()
+        self.state = replace(self._state, plan=None, trail=0, following=None)
+        return self.cancel_protection(reason)
+
+    def act_if_due(
+        self,
+        market_ms: int,
+        held: int,
+        entry: int,
+        opened_ms: int,
+        market: int,
+        *,
+        sequence: int,
+    ) -> tuple[Order, ...]:
+        """Return the orders that change because of the time, now that the market is at *market*.
+
+        What is *held* since *opened_ms* at the price *entry* is closed where its time is over, and
+        has the target by minimal_roi of its age.
+        """
+        plan = self._state.plan
+        if plan is None:
+            return ()
+        is_over = plan.until_ms is not None and market_ms >= plan.until_ms
+        if held * plan.sign <= 0 or not self._resting.closable(held):
+            if is_over and not self._resting.is_awaited(
+                held
+            ):  # it was never entered, and is not wanted
+                self._resting.target = held
+                self.state = replace(self._state, plan=None, following=None)
+            return ()
+        reason, target = ("until" if is_over else ""), plan.target
+        if self.exits is not None:
+            age_ms = market_ms - opened_ms
+            if not is_over and 0 < self.exits.time_limit_ms <= age_ms:
+                reason = self.exits.limit_words
+            target = nearest((target, self.exits.roi_at(age_ms)), entry, plan.sign)
+        if reason:
+            return self._close(held, reason, sequence=sequence, at_ms=market_ms)
+        if target is plan.target:
+            return ()
+        plan = replace(plan, target=target)
+        self.state = replace(self._state, plan=plan)
+        return self._place_target(plan, held, entry, market, sequence=sequence, at_ms=market_ms)
+
+    def _close(self, held: int, reason: str, *, sequence: int, at_ms: int) -> tuple[Order, ...]:
+        """Arm the order that closes what is *held* because its time is over."""
+        return self.place_protection(
+            OrderRole.UNTIL, held, sequence=sequence, at_ms=at_ms, reason=reason
+        )
+
+    def _place_target(
+        self, plan: Plan, held: int, entry: int, market: int, *, sequence: int, at_ms: int
+    ) -> tuple[Order, ...]:
+        if plan.target is None:
+            return ()
+        return self.place_protection(
+            OrderRole.TARGET,
+            held,
+            sequence=sequence,
+            at_ms=at_ms,
+            reason=plan.target.words,
+            price=self._whole(plan.target.at(entry, plan.sign)),
+            market=market,
+        )
+
+    def _place(
+        self,
+        plan: Plan,
+        held: int,
+        entry: int,
+        market: int,
+        *,
+        sequence: int,
+        at_ms: int,
+        is_nearer: bool | None = None,
+    ) -> tuple[Order, ...]:
+        """Arm all of *plan* for what is *held* since *entry*, now that the market is at *market*.
+
+        A trailing stop that is armed goes on; one that *is_nearer* follows the market from here,
+        and one that is armed with its entry (None) begins at that.
+        """
+        if not self._resting.closable(held):
+            return ()
+        changed: tuple[Order, ...] = ()
+        unwanted = []
+        closing = self._resting.protective(OrderRole.UNTIL)
+        is_over = plan.until_ms is not None and at_ms >= plan.until_ms
+        limit = None if self.exits is None else self.exits.limit_words
+        if closing is not None and (is_over or closing.reason == limit):
+            changed += self._close(held, closing.reason, sequence=sequence, at_ms=at_ms)
+        elif not is_over:
+            unwanted.append(OrderRole.UNTIL)
+        if plan.stop is None:
+            unwanted.append(OrderRole.STOP)
+        else:
+            changed += self.place_protection(
+                OrderRole.STOP,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.stop.words,
+                trigger=self._whole(plan.stop.at(entry, -plan.sign)),
+            )
+        if plan.target is None:
+            unwanted.append(OrderRole.TARGET)
+        changed += self._place_target(plan, held, entry, market, sequence=sequence, at_ms=at_ms)
+        if plan.trailing is not None:
+            armed = self._resting.protective(OrderRole.TRAILING)
+            trigger = None if armed is None else armed.trigger
+            if trigger is None or is_nearer:
+                distance = self._whole(plan.trailing.distance(entry))
+                self._set_trail(distance)
+                basis = entry if is_nearer is None else market
+                trigger = self._tightest(plan.sign, self._whole(basis - plan.sign * distance))
+            changed += self.place_protection(
+                OrderRole.TRAILING,
+                held,
+                sequence=sequence,
+                at_ms=at_ms,
+                reason=plan.trailing.words,
+                trigger=trigger,
+            )
+        if unwanted:
+            changed += self.cancel_protection("the signal no longer asks for it", unwanted)
+        return changed
+
+    def _tightest(self, sign: int, trigger: int) -> int:
+        """Return *trigger*, or where the trailing stop stands already if that is tighter."""
+        armed = self._resting.protective(OrderRole.TRAILING)
+        if armed is None or armed.trigger is None:
+            return trigger
+        return max(armed.trigger, trigger) if sign > 0 else min(armed.trigger, trigger)
+
+    def _whole(self, price: int) -> int:
+        return self.planner.whole(price)
+
+    def _set_trail(self, distance: int) -> None:
+        if self._state.trail != distance:
+            self.state = replace(self._state, trail=distance)
+
+
+def _is_ahead(side: Side, price: int | None, market: int | None) -> bool:
+    """Return whether the *market* has not reached a limit at *price* yet."""
+    if price is None or market is None:
+        return False
+    return price > market if side is Side.SELL else price < market
+
+
+def _sign(action: Action) -> int:
+    if action is Action.LONG:
+        return 1
+    return -1 if action is Action.SHORT else 0

@@ -1,0 +1,620 @@
+"""When orders and stops are triggered and filled: at a quote, an open, along a bar's path.
+
+Quotes. An order meets the first quote after its latency. A limit that the far side already
+reaches takes there; else it rests, and is filled as maker once the far side stands strictly
+through its price: whoever waited at that price before it was served first. A stop is touched by
+the side at which it would be filled, and is then a market order, or a limit, at once.
+
+Bars. Nobody knows in which order a bar's prices came. Both paths are tried, open-high-low-close
+and open-low-high-close, and the one that leaves the account with less at the close is believed.
+
+The rules are docs/money.md, M11 to M14, and docs/orders.md, B2 to B4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Final, Protocol
+
+from msgspec.structs import replace
+
+from broker_before.ledger import Booked, LedgerFunds, Liquidated, MarginCalls
+from broker_before.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.execution import Executor
+from tracepaper.daemon.broker.rules import NO_CASH, Bounds
+from tracepaper.strategies.types.decisions import (
+    Fill,
+    FillModel,
+    Order,
+    OrderKind,
+    OrderRole,
+    OrderStatus,
+    Position,
+)
+from tracepaper.strategies.types.market import Bar, Instrument, Quote, Side
+
+WOULD_TAKE: Final = "post-only, and it would have taken"
+LIQUIDATED_FIRST: Final = "the position was liquidated first"
+
+
+class Funds(Protocol):
+    """What a fill moves."""
+
+    @property
+    def calls(self) -> MarginCalls | None:
+        """On cross margin, what calls the account."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """The position, signed."""
+        ...
+
+    @property
+    def position(self) -> Position:
+        """The position, at its mark."""
+        ...
+
+    @property
+    def cash(self) -> int:
+        """Money, in quote currency."""
+        ...
+
+    def apply_fill(self, fill: Fill) -> Bounds | None:
+        """Book *fill*; return where the position is then liquidated, None where it cannot be."""
+        ...
+
+    def reduction(self, mark: int) -> tuple[int, int] | None:
+        """Return by how much *mark* reduces what it calls, and to which tier; None by all."""
+        ...
+
+    def refusal(self, fill: Fill) -> str | None:
+        """Return why the account cannot bear *fill*, or None."""
+        ...
+
+
+_DECIDED: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
+"""Roles of the orders that decisions send."""
+
+
+class Matched:
+    """What an event did to the orders of one instrument in one account."""
+
+    def __init__(self) -> None:
+        self.fills: list[Fill] = []
+        self.booked: list[Booked] = []  # of each fill
+        self.ended_plan = False  # a plan that no order stood for is over
+        self._orders: dict[str, Order] = {}
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Every order that changed, as it stands now."""
+        return tuple(self._orders.values())
+
+    def note(self, *changed: Order) -> None:
+        """Learn that orders *changed*."""
+        for order in changed:
+            self._orders[order.order_id] = order
+
+    def take(self, liquidated: Liquidated) -> None:
+        """Learn what the exchange *liquidated*."""
+        fills, booked, orders = liquidated
+        self.fills += fills
+        self.booked += booked
+        self.note(*orders)
+
+    def add(self, later: Matched) -> None:
+        """Learn what the same event did *later*."""
+        self.fills += later.fills
+        self.booked += later.booked
+        self._orders.update(later._orders)
+
+
+class MarketPass:
+    """The resting orders, while one event passes them."""
+
+    def __init__(
+        self, resting: RestingOrders, executor: Executor, funds: Funds, *, is_cash: bool
+    ) -> None:
+        self.trades = Matched()
+        self._resting = resting
+        self._executor = executor
+        self._funds = funds
+        self._is_cash = is_cash
+        self._younger: set[str] = set()  # than the bar that passes: ids of orders
+        self._is_quote = False  # what passes
+
+    # ------------------------------------------------------------ quotes
+
+    def match_quote(self, quote: Quote) -> None:
+        """Let every order that has reached the exchange meet *quote*; its sizes are shared."""
+        self._is_quote = True
+        left = {Side.BUY: quote.ask_size, Side.SELL: quote.bid_size}
+        for seen in self._resting.orders:
+            order = self._resting.find(seen.order_id)  # a fill before it may have changed it
+            if order is None or quote.market_ms < order.eligible_ms:
+                continue
+            if order.role is OrderRole.LIQUIDATION:
+                continue  # the mark price decides
+            far = quote.ask if order.side is Side.BUY else quote.bid
+            arrives = order.status is OrderStatus.NEW
+            if arrives and order.post_only and _reaches(order, far):
+                self._end(order, WOULD_TAKE, OrderEvent.REJECT)
+                continue
+            order = self._accepted(order)
+            if _is_waiting_stop(order):
+                if not touched(order, far):
+                    continue
+                order, arrives = self._triggered(order), True
+            if not _is_limit(order) or (arrives and _reaches(order, far)):
+                fill = self._executor.at_quote(order, quote, left[order.side])
+            elif not arrives and _is_through(order, far):
+                fill = self._made_at_quote(order, quote, left[order.side])
+            else:
+                continue
+            if fill is not None and self._apply_fill(order, fill):
+                left[order.side] = max(left[order.side] - fill.quantity, 0)
+        self._trail(quote.bid, quote.ask)
+
+    def _made_at_quote(self, order: Order, quote: Quote, available: int) -> Fill | None:
+        quantity = min(order.quantity - order.filled, available)
+        if quantity <= 0:
+            return None
+        return self._executor.made(order, quantity, FillModel.QUOTE, quote.market_ms)
+
+    # ------------------------------------------------------------ bars
+
+    def match_open(self, bar: Bar, *, is_missed: bool) -> None:
+        """Fill every market order at the open of *bar*; a position that it liquidates is gone.
+
+        Where quotes fill orders and those of the bar were missed, what a decision sent waits on.
+        """
+        self.match_mark(bar.open, bar.open_time_ms)
+        for seen in self._resting.orders:
+            if is_missed and seen.role in _DECIDED:
+                continue
+            if seen.kind is OrderKind.MARKET and not _is_younger(seen, bar):
+                order = self._resting.find(seen.order_id)
+                if order is not None:
+                    order = self._accepted(order)
+                    self._apply_fill(order, self._executor.at_open(order, bar))
+
+    def match_mark(self, mark: int, at_ms: int) -> None:
+        """Liquidate the position, or the account, where *mark* has reached that price."""
+        self._called(mark, mark, at_ms)
+        order = self._resting.liquidation
+        if order is not None and touched(order, mark):
+            self._liquidate(order, mark, at_ms)
+
+    def _called(self, start: int, end: int, at_ms: int) -> int | None:
+        """Liquidate an account on cross margin where the way to *end* calls it; return where."""
+        if (calls := self._funds.calls) is None or (at := calls.at(start, end)) is None:
+            return None
+        self.trades.take(calls.liquidate(at, at_ms))
+        return at
+
+    def _liquidate(self, order: Order, mark: int, at_ms: int) -> None:
+        """Reduce the position at *mark* to a lower risk tier, or let all of it be taken over."""
+        if (reduction := self._funds.reduction(mark)) is not None:
+            quantity, tier = reduction
+            reduced = replace(order, reason=f"{order.reason}: reduced to risk tier {tier}")
+            whole = self._executor.reduced(reduced, mark, at_ms)
+            assert order.price is not None
+            if (
+                whole.price >= order.price
+                if order.side is Side.SELL
+                else whole.price <= order.price
+            ):
+                reduced = self._triggered(reduced)
+                self._apply_fill(reduced, self._executor.part(reduced, whole, quantity))
+                return
+        self._take_over(order, mark, at_ms)
+
+    def _take_over(self, order: Order, mark: int, at_ms: int) -> None:
+        order = self._triggered(order)
+        self._apply_fill(order, self._executor.liquidated(order, mark, at_ms))
+
+    def walk(self, bar: Bar, path: Iterable[int]) -> None:
+        """Let limits and stops meet the open of *bar*, then every price between those of *path*.
+
+        What came to rest only after the bar had opened meets nothing: quotes bore it, and the bar
+        is one that is missed and comes late.
+        """
+        self._younger = {one.order_id for one in self._resting.orders if _is_younger(one, bar)}
+        self._open(bar)
+        self._trail(bar.open, bar.open)
+        for start, end in pairwise(path):
+            at = start
+            while True:
+                first = self._next(at, end, bar.open_time_ms)
+                called = self._called(at, end if first is None else first[1], bar.close_time_ms - 1)
+                if called is not None:
+                    at = called
+                elif first is not None:
+                    order, at = first
+                    self._match(order, at, bar.close_time_ms - 1)
+                else:
+                    break
+            self._trail(end, end)
+
+    def _open(self, bar: Bar) -> None:
+        """Let orders reach the exchange at *bar*'s open, and those act whose price it passed.
+
+        What arrives there takes; what had rested is filled at its own price, which the market went
+        through on its way to the open.
+        """
+        price, at_ms = bar.open, bar.open_time_ms
+        for seen in self._resting.orders:
+            order = self._resting.find(seen.order_id)
+            if order is None or order.kind is OrderKind.MARKET or _waits(order, at_ms):
+                continue
+            if order.order_id in self._younger:
+                continue
+            far = self._executor.far_side(price, order.side)
+            arrives = order.status is OrderStatus.NEW
+            if arrives and order.post_only and _reaches(order, far):
+                self._end(order, WOULD_TAKE, OrderEvent.REJECT)
+                continue
+            order = self._accepted(order)
+            if _is_waiting_stop(order):
+                if touched(order, price):
+                    self._match(order, price, at_ms)
+            elif (arrives and _reaches(order, far)) or (order.triggered and not _is_limit(order)):
+                self._apply_fill(order, self._executor.on_path(order, price, at_ms))
+            elif not arrives and _is_through(order, price):
+                self._make(order, at_ms)
+
+    def _next(self, start: int, end: int, opened_ms: int) -> tuple[Order, int] | None:
+        """Return the order that is met first on the way from *start* to *end*, and where."""
+        first: tuple[tuple[int, bool], Order, int] | None = None
+        for order in self._resting.orders:
+            at = _price_met(order, start, end)
+            if at is None or _waits(order, opened_ms) or order.order_id in self._younger:
+                continue
+            rank = (abs(at - start), _is_limit(order))
+            if first is None or rank < first[0]:
+                first = rank, order, at
+        return None if first is None else (first[1], first[2])
+
+    def _match(self, order: Order, price: int, at_ms: int) -> None:
+        """Fill the limit that the path went through, or let the stop that it touched fire."""
+        if order.role is OrderRole.LIQUIDATION:
+            self._liquidate(order, price, at_ms)
+            return
+        if not _is_waiting_stop(order):
+            self._make(order, at_ms)
+            return
+        order = self._triggered(order)
+        if not _is_limit(order) or _reaches(order, self._executor.far_side(price, order.side)):
+            self._apply_fill(order, self._executor.on_path(order, price, at_ms))
+
+    def _make(self, order: Order, at_ms: int) -> None:
+        """Fill a limit that had rested."""
+        quantity = order.quantity - order.filled
+        self._apply_fill(order, self._executor.made(order, quantity, FillModel.BAR_PATH, at_ms))
+
+    # ------------------------------------------------------------ what both do
+
+    def _trail(self, bid: int, ask: int) -> None:
+        """Let a trailing stop follow the market, which stands at *bid* and *ask*; never back."""
+        for line in self._resting.lines:
+            if line.trail:
+                self._trail_by(line, bid, ask)
+
+    def _trail_by(self, line: RestingOrders, bid: int, ask: int) -> None:
+        order = line.protective(OrderRole.TRAILING)
+        if order is None or order.order_id in self._younger:
+            return
+        if moved := _trailed(order, bid, ask, line.trail):
+            tick = self._executor.tick
+            trigger = moved // tick * tick if order.side is Side.SELL else -(-moved // tick) * tick
+            if trigger != order.trigger:
+                self._moved(order, after(order, OrderEvent.REPLACE, trigger=trigger))
+
+    def _accepted(self, order: Order) -> Order:
+        """Return *order* as one that has reached the exchange."""
+        if order.status is not OrderStatus.NEW:
+            return order
+        return self._noted(after(order, OrderEvent.ACCEPT))
+
+    def _triggered(self, order: Order) -> Order:
+        return self._moved(order, after(order, OrderEvent.TRIGGER, triggered=True))
+
+    def _moved(self, order: Order, moved: Order) -> Order:
+        """Take *order* as it was *moved* or triggered; a quote may be newer than bars to come."""
+        if not self._is_quote:
+            return self._noted(moved)
+        self.trades.note(self._resting.move(order, moved))
+        return moved
+
+    def _noted(self, order: Order) -> Order:
+        self.trades.note(self._resting.note(order))
+        return order
+
+    def _end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> None:
+        self.trades.note(self._resting.end(order, reason, event))
+
+    def _apply_fill(self, order: Order, fill: Fill) -> bool:
+        """Book *fill* of *order*; return False where the account could not bear it."""
+        if self._is_beyond_bankruptcy(order, fill):
+            return False
+        if (refusal := self._refusal(fill)) is not None:
+            affordable = None
+            if order.role is not OrderRole.LIST:
+                affordable = self._affordable(order, fill)
+            if affordable is None:
+                self._end_short(order, refusal)
+                return False
+            fill = affordable
+        if (calls := self._funds.calls) is not None and (
+            ruin := calls.ruined_by(fill, fill.filled_ms)
+        ) is not None:
+            self.trades.take(ruin)
+            if (left := self._resting.find(order.order_id)) is not None:
+                self._end(left, LIQUIDATED_FIRST)
+            return False
+        before = self._funds.position
+        bounds = self._funds.apply_fill(fill)
+        changed = self._resting.apply_fill(fill, self._funds.held)
+        self.trades.fills.append(fill)
+        self.trades.booked.append(Booked(fill, changed[0], before, self._funds.position))
+        self.trades.note(*changed)
+        if bounds is not None:
+            # What is left of the event meets the position as it is now.
+            amended = self._resting.amend_liquidation(bounds, self._funds.held)
+            self.trades.note(*(() if amended is None else (amended,)))
+        if refusal is not None:
+            self._end_short(changed[0], refusal)
+        return True
+
+    def _refusal(self, fill: Fill) -> str | None:
+        """Return why the account cannot bear *fill*, or None."""
+        if self._is_cash and fill.side is Side.BUY and _cost(fill) > self._funds.cash:
+            return NO_CASH
+        return self._funds.refusal(fill)
+
+    def _end_short(self, order: Order, refusal: str) -> None:
+        """End *order*, which the account cannot bear; nothing asks again for what is missing."""
+        self._end(order, refusal)
+        if order.role is OrderRole.SIGNAL:
+            self._resting.shortfall = refusal
+
+    def _affordable(self, order: Order, fill: Fill) -> Fill | None:
+        """Return as much of *fill* of *order* as the account bears in whole steps, if any."""
+        step = self._executor.step
+        fewest, most = 0, fill.quantity // step
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            if self._refusal(self._executor.part(order, fill, middle * step)) is None:
+                fewest = middle
+            else:
+                most = middle - 1
+        return self._executor.part(order, fill, fewest * step) if fewest else None
+
+    def _is_beyond_bankruptcy(self, order: Order, fill: Fill) -> bool:
+        """Return whether the position was liquidated instead: *fill* would lose more than it has.
+
+        The exchange lets nobody close at a price beyond the bankruptcy price.
+        """
+        bound = self._resting.liquidation
+        if bound is None or order.role is OrderRole.LIQUIDATION or fill.side is not bound.side:
+            return False
+        assert bound.price is not None
+        sells = fill.side is Side.SELL
+        if not (fill.price < bound.price if sells else fill.price > bound.price):
+            return False
+        self._take_over(bound, fill.reference_price, fill.filled_ms)
+        if (left := self._resting.find(order.order_id)) is not None:
+            self._end(left, LIQUIDATED_FIRST)
+        return True
+
+
+# ---------------------------------------------------------------- an order and a price
+
+
+def _cost(fill: Fill) -> int:
+    """Return the cash that *fill*, a buy that is paid in full, takes."""
+    return fill.notional + fill.fee
+
+
+def _is_limit(order: Order) -> bool:
+    """Return whether *order* works as a limit now, or will once it is triggered."""
+    return order.price is not None
+
+
+def _is_waiting_stop(order: Order) -> bool:
+    return order.trigger is not None and not order.triggered
+
+
+def _reaches(order: Order, far: int) -> bool:
+    """Return whether the limit *order* could take where the far side stands at *far*."""
+    if order.price is None or _is_waiting_stop(order):
+        return False
+    return order.price >= far if order.side is Side.BUY else order.price <= far
+
+
+def _is_through(order: Order, far: int) -> bool:
+    """Return whether *far* lies strictly beyond the price of the limit *order*."""
+    if order.price is None:
+        return False
+    return far < order.price if order.side is Side.BUY else far > order.price
+
+
+def touched(order: Order, far: int) -> bool:
+    """Return whether *far* has reached the trigger of the stop *order*."""
+    assert order.trigger is not None
+    return far >= order.trigger if order.side is Side.BUY else far <= order.trigger
+
+
+def _is_younger(order: Order, bar: Bar) -> bool:
+    """Return whether *order* came to rest inside *bar*, by a quote's fill or a command.
+
+    What a decision sent came to rest at the close before, however long that took to be known.
+    """
+    return order.role not in _DECIDED and order.created_ms > bar.open_time_ms
+
+
+def _waits(order: Order, opened_ms: int) -> bool:
+    """Return whether *order* is a target of a position that was entered inside the bar.
+
+    Nobody knows whether the price was there before or after.
+    """
+    return order.role is OrderRole.TARGET and order.created_ms > opened_ms
+
+
+def _trailed(order: Order, bid: int, ask: int, trail: int) -> int | None:
+    """Return where the trailing stop *order* would move to; None where it would not."""
+    if order.role is not OrderRole.TRAILING or order.triggered or order.trigger is None:
+        return None
+    if order.side is Side.SELL:
+        return bid - trail if bid - trail > order.trigger else None
+    return ask + trail if ask + trail < order.trigger else None
+
+
+def _price_met(order: Order, start: int, end: int) -> int | None:
+    """Return where the way from *start* to *end* meets *order*; None where it does not.
+
+    A stop is met where it is touched, a limit only where the way goes on beyond its price.
+    """
+    if _is_waiting_stop(order):
+        at, reaches = order.trigger, touched(order, end)
+    else:
+        at, reaches = order.price, _is_through(order, end)
+    if at is None or not reaches:
+        return None
+    ahead = start <= at <= end if end >= start else end <= at <= start
+    return at if ahead else None
+
+
+# ---------------------------------------------------------------- one event
+
+
+def match_quote(
+    resting: RestingOrders, executor: Executor, funds: Funds, quote: Quote, instrument: Instrument
+) -> Matched:
+    """Return what *quote* did to the resting orders."""
+    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market.match_quote(quote)
+    return market.trades
+
+
+def match_open(
+    resting: RestingOrders,
+    executor: Executor,
+    funds: Funds,
+    bar: Bar,
+    instrument: Instrument,
+    *,
+    is_missed: bool = False,
+) -> Matched:
+    """Return what the open of *bar* did to the market orders that rest.
+
+    It *is_missed* where quotes fill orders and those of the bar did not come.
+    """
+    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market.match_open(bar, is_missed=is_missed)
+    return market.trades
+
+
+Tried = tuple[int, int]
+"""What an account would have at a bar's close after its first path, and after its second."""
+
+
+def try_paths(
+    resting: RestingOrders, executor: Executor, funds: LedgerFunds, bar: Bar, instrument: Instrument
+) -> Tried | None:
+    """Return what each path of *bar* would leave; None where none meets anything that rests."""
+    if not any(
+        _may_meet(order, bar, line.trail) for line in resting.lines for order in line.others
+    ) and (funds.calls is None or not funds.calls.is_called_within(bar)):
+        return None
+    left = []
+    for path in _paths(bar):
+        trial = funds.trial()
+        with resting.tried():
+            MarketPass(resting, executor, trial, is_cash=instrument.category.is_cash).walk(
+                bar, path
+            )
+        left.append(trial.equity(executor.notional(bar.close, trial.held)))
+    return left[0], left[1]
+
+
+def worse_path(*tried: Tried | None) -> int:
+    """Return the number of the path that leaves less in all, the first where both leave as much."""
+    first, second = (sum(one[path] for one in tried if one is not None) for path in (0, 1))
+    return 0 if first <= second else 1
+
+
+def match_path(
+    resting: RestingOrders,
+    executor: Executor,
+    funds: LedgerFunds,
+    bar: Bar,
+    instrument: Instrument,
+    *,
+    path: int,
+) -> Matched:
+    """Return what the *path* of *bar* with that number did to the limits and stops that rest."""
+    market = MarketPass(resting, executor, funds, is_cash=instrument.category.is_cash)
+    market.walk(bar, _paths(bar)[path])
+    return market.trades
+
+
+def _paths(bar: Bar) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+    return (bar.open, bar.high, bar.low, bar.close), (bar.open, bar.low, bar.high, bar.close)
+
+
+def match_mark(
+    resting: RestingOrders, executor: Executor, funds: Funds, mark: int, at_ms: int
+) -> Matched:
+    """Return what a mark price did to the position of *funds*."""
+    market = MarketPass(resting, executor, funds, is_cash=False)
+    market.match_mark(mark, at_ms)
+    return market.trades
+
+
+def matters_from(order: Order, quote: Quote, trail: int = 0) -> int | None:
+    """Return the market time from which a quote such as *quote* can change the resting *order*.
+
+    None where it cannot: it does not reach a stop, or does not stand beyond a limit that rests.
+    A trailing stop follows by *trail*.
+    """
+    if order.role is OrderRole.LIQUIDATION:
+        return None
+    if order.until_ms is not None and quote.market_ms >= order.until_ms:
+        return order.until_ms
+    far = quote.ask if order.side is Side.BUY else quote.bid
+    if order.status is OrderStatus.NEW:
+        return order.eligible_ms
+    if _is_waiting_stop(order):
+        moves = trail and _trailed(order, quote.bid, quote.ask, trail) is not None
+        return order.eligible_ms if moves or touched(order, far) else None
+    return order.eligible_ms if not _is_limit(order) or _is_through(order, far) else None
+
+
+def passes(resting: RestingOrders, bar: Bar) -> bool:
+    """Return whether *bar* leaves all that rests as it is, as at most bars under a stop.
+
+    What has a time at which it ends may end inside any bar.
+    """
+    if resting.order is not None:
+        return False
+    for order in resting.others:
+        if order.kind is OrderKind.MARKET or order.until_ms is not None:
+            return False
+        if _may_meet(order, bar, resting.trail):
+            return False
+    return True
+
+
+def _may_meet(order: Order, bar: Bar, trail: int) -> bool:
+    """Return whether *bar* can change *order*: it has to arrive, or is reached."""
+    if order.kind is OrderKind.MARKET:
+        return False
+    if order.status is OrderStatus.NEW or (order.triggered and not _is_limit(order)):
+        return True
+    if trail and _trailed(order, bar.high, bar.low, trail) is not None:
+        return True
+    best = bar.high if (order.side is Side.BUY) is _is_waiting_stop(order) else bar.low
+    return touched(order, best) if _is_waiting_stop(order) else _is_through(order, best)

@@ -1,0 +1,672 @@
+"""Resting orders of one instrument in one account: the order state table, netting, lists.
+
+There is at most one order by signal, since a new target nets with it. Orders by list and exit
+orders are in ``others``, in order of birth. A fill of a reduce-only order makes what is then held
+the target, and cancels the order by signal, which was for another position.
+
+The rules are docs/money.md, M6 to M9, and docs/orders.md, B1 and B2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from enum import StrEnum
+from hashlib import sha256
+from math import log
+from typing import Final, NamedTuple
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.execution import ExecutionCosts
+from tracepaper.daemon.broker.rules import Bounds, Filters, MarginRules
+from tracepaper.strategies.api.context import Cancel, OrderRequest
+from tracepaper.strategies.errors import InvariantBroken
+from tracepaper.strategies.types.decisions import Fill, Order, OrderKind, OrderRole, OrderStatus
+from tracepaper.strategies.types.market import Category, CommandKind, Instrument, Side
+from tracepaper.strategies.units import MONEY_LIMIT, RATE_SCALE
+
+FILL_WITHIN_MS: Final = 10_000
+FLATTEN: Final = CommandKind.FLATTEN.value
+"""The reason of an order by the operator's command: it waits for a quote as long as it takes."""
+RESTING_MOST: Final = 200
+"""Orders by list that rest at a time."""
+PROTECTIVE: Final = frozenset(
+    {OrderRole.STOP, OrderRole.TARGET, OrderRole.TRAILING, OrderRole.UNTIL}
+)
+
+
+class OrderEvent(StrEnum):
+    """What can happen to an order."""
+
+    ACCEPT = "accept"  # it reached the exchange, and rests
+    REJECT = "reject"
+    REPLACE = "replace"  # amended in place
+    TRIGGER = "trigger"  # a stop's price was touched
+    FILL_PART = "fill_part"
+    FILL_REST = "fill_rest"
+    CANCEL = "cancel"
+    EXPIRE = "expire"
+
+
+NEXT: Final = {
+    (OrderStatus.NEW, OrderEvent.ACCEPT): OrderStatus.ACCEPTED,
+    (OrderStatus.NEW, OrderEvent.REJECT): OrderStatus.REJECTED,
+    (OrderStatus.NEW, OrderEvent.REPLACE): OrderStatus.NEW,
+    (OrderStatus.NEW, OrderEvent.CANCEL): OrderStatus.CANCELED,
+    (OrderStatus.NEW, OrderEvent.EXPIRE): OrderStatus.CANCELED,
+    (OrderStatus.ACCEPTED, OrderEvent.REPLACE): OrderStatus.ACCEPTED,
+    (OrderStatus.ACCEPTED, OrderEvent.TRIGGER): OrderStatus.ACCEPTED,
+    (OrderStatus.ACCEPTED, OrderEvent.FILL_PART): OrderStatus.PARTIALLY_FILLED,
+    (OrderStatus.ACCEPTED, OrderEvent.FILL_REST): OrderStatus.FILLED,
+    (OrderStatus.ACCEPTED, OrderEvent.CANCEL): OrderStatus.CANCELED,
+    (OrderStatus.ACCEPTED, OrderEvent.EXPIRE): OrderStatus.CANCELED,
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.REPLACE): OrderStatus.PARTIALLY_FILLED,
+    # The exchange's own order, at the next risk tier:
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.TRIGGER): OrderStatus.PARTIALLY_FILLED,
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.FILL_PART): OrderStatus.PARTIALLY_FILLED,
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.FILL_REST): OrderStatus.FILLED,
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.CANCEL): OrderStatus.CANCELED,
+    (OrderStatus.PARTIALLY_FILLED, OrderEvent.EXPIRE): OrderStatus.CANCELED,
+}
+
+
+def advance(status: OrderStatus, event: OrderEvent) -> OrderStatus:
+    """Return the status after *event*; an unlisted pair is a bug, not a case."""
+    if (after := NEXT.get((status, event))) is None:
+        raise InvariantBroken(f"an order that is {status} cannot {event}")
+    return after
+
+
+def after(order: Order, event: OrderEvent, **changed: object) -> Order:
+    """Return *order* after *event*, with what else *changed*."""
+    return replace(order, status=advance(order.status, event), **changed)
+
+
+class Latency(Struct, frozen=True):
+    """From a decision to the exchange, in milliseconds: a constant and an exponential draw.
+
+    A draw is a function of (seed, instrument, open time of the bar that decided, ordinal).
+    """
+
+    fixed_ms: int
+    mean_jitter_ms: int = 0
+    seed: int = 0
+
+    def of(self, instrument: str, opened_ms: int, ordinal: int) -> int:
+        """Return the latency of one order."""
+        if not self.mean_jitter_ms:
+            return self.fixed_ms
+        named = f"{self.seed}|{instrument}|{opened_ms}|{ordinal}".encode()
+        share = int.from_bytes(sha256(named).digest()[:6], "big") / 2**48
+        return self.fixed_ms + int(-log(1.0 - share) * self.mean_jitter_ms)
+
+
+class OrdersState(Struct, frozen=True, array_like=True):
+    """What the resting orders of an instrument carry from step to step."""
+
+    target: int = 0
+    reason: str = ""
+    confirmed_ms: int = 0
+    order: Order | None = None
+    others: tuple[Order, ...] = ()
+    unmoved: tuple[Order, ...] = ()
+    shortfall: str = ""
+
+
+class Sent(NamedTuple):
+    """What a target came to: orders that changed, and why none could be sent where one should.
+
+    A refusal is computed anew each time that the target is repeated: it is no order and no trade.
+    """
+
+    orders: tuple[Order, ...]
+    refusal: str | None
+
+
+UNCHANGED: Final = Sent((), None)
+
+
+class Moment(NamedTuple):
+    """When something is decided, and what is known of the account then."""
+
+    sequence: int  # of the step
+    at_ms: int  # market time
+    opened_ms: int  # open time of the bar that decided
+    price: int  # the newest close, for what depends on the notional
+    held: int  # signed
+    cash: int = MONEY_LIMIT  # what a spot buy can be paid from
+
+
+class RestingOrders:
+    """The resting orders of one instrument in one account."""
+
+    tag = ""  # of the protective orders: the strategy that they protect, where several share it
+
+    def __init__(
+        self,
+        instrument: Instrument,
+        costs: ExecutionCosts,
+        *,
+        latency: Latency,
+        fill_within_ms: int = FILL_WITHIN_MS,
+        margin: MarginRules | None = None,
+    ) -> None:
+        self._filters = Filters(instrument, costs, margin)
+        self._spot = instrument.category is Category.SPOT
+        self._is_cash = instrument.category.is_cash
+        self._costs = costs
+        self._latency = latency
+        self._fill_within_ms = fill_within_ms
+        self.order: Order | None = None
+        self.others: tuple[Order, ...] = ()
+        # Those that quotes moved or triggered, as they stood at the newest bar that was not missed.
+        self.unmoved: tuple[Order, ...] = ()
+        self.trail = 0  # how far the trailing stop follows the price; 0 where none is armed
+        self.is_guarded = False  # protection is planned, or a side waits for another signal
+        self.target = 0  # the target last decided, whether or not it could be reached
+        self.reason = ""  # of the target
+        self.shortfall = ""  # why less than the target was ordered or filled
+        self.confirmed_ms = 0  # open time of the bar whose decision was last allowed
+        # Of each step how many orders it has borne here. It was of the newest alone, and a close
+        # on cross margin, whose steps interleave, gave two orders one id.
+        self._born: dict[int, int] = {}
+
+    @property
+    def rests(self) -> bool:
+        """Whether any order rests."""
+        return self.order is not None or bool(self.others)
+
+    @property
+    def orders(self) -> tuple[Order, ...]:
+        """Every order that rests, in the order in which they meet the market.
+
+        Protection comes before all others, but a target comes last: what the account fears is
+        looked at before what it hopes for.
+        """
+        signalled = () if self.order is None else (self.order,)
+        if not self.others:
+            return signalled
+        return tuple(sorted((*signalled, *self.others), key=urgency))
+
+    @property
+    def lines(self) -> tuple[RestingOrders, ...]:
+        """What meets the market together: this, and the parts of those who share the account."""
+        return (self,)
+
+    def is_awaited(self, held: int) -> bool:
+        """Return whether an order by signal rests that leads on from the position *held*."""
+        return self.order is not None
+
+    def change(self, instrument: Instrument, margin: MarginRules | None = None) -> None:
+        """Use the exchange's new filters; what rests was accepted under the old ones."""
+        self._filters = Filters(instrument, self._costs, margin)
+
+    def state(self) -> OrdersState:
+        """Return what must survive a restart."""
+        return OrdersState(
+            self.target,
+            self.reason,
+            self.confirmed_ms,
+            self.order,
+            self.others,
+            self.unmoved,
+            self.shortfall,
+        )
+
+    def restore(self, state: OrdersState) -> None:
+        """Take over what survived a restart."""
+        self.target, self.reason = state.target, state.reason
+        self.confirmed_ms, self.order, self.others = state.confirmed_ms, state.order, state.others
+        self.unmoved, self.shortfall = state.unmoved, state.shortfall
+
+    @contextmanager
+    def tried(self) -> Iterator[None]:
+        """Let all that rests stand afterwards as it stands now."""
+        before = self.state()
+        yield
+        self.restore(before)
+
+    def next_id(self, sequence: int, first: int = 0) -> str:
+        """Return the id of the next order that step *sequence* bears for this instrument.
+
+        Its ordinal counts from *first*.
+        """
+        ordinal = self._born.get(sequence, 0)
+        self._born[sequence] = ordinal + 1
+        return f"{sequence}-{first + ordinal}"
+
+    def find(self, order_id: str) -> Order | None:
+        """Return the resting order with that id, if there is one."""
+        if (order := self.order) is not None and order.order_id == order_id:
+            return order
+        return next((one for one in self.others if one.order_id == order_id), None)
+
+    # ------------------------------------------------------------ what happens to orders
+
+    def note(self, order: Order) -> Order:
+        """Take *order* as it now stands, resting or ended, and return it."""
+        ended = order.status in _ENDED
+        if self.order is not None and order.order_id == self.order.order_id:
+            self.order = None if ended else order
+        else:
+            kept = [one if one.order_id != order.order_id else order for one in self.others]
+            self.others = tuple(one for one in kept if one.status not in _ENDED)
+        if self.unmoved:
+            self.unmoved = tuple(one for one in self.unmoved if one.order_id != order.order_id)
+        return order
+
+    def move(self, order: Order, moved: Order) -> Order:
+        """Take *order* as a quote *moved* or triggered it; what it was is kept: :meth:`rewind`."""
+        first = next((one for one in self.unmoved if one.order_id == order.order_id), order)
+        self.note(moved)
+        self.unmoved += (first,)
+        return moved
+
+    def rewind(self) -> dict[str, Order]:
+        """Let all stand as they did before quotes moved them; return those, as they are, by id.
+
+        A bar that was missed may come after quotes that are newer than it.
+        """
+        old = {one.order_id: one for one in self.unmoved}
+        newer = {one.order_id: one for one in self.others if one.order_id in old}
+        self.others = tuple(old.get(one.order_id, one) for one in self.others)
+        self.unmoved = ()
+        return newer
+
+    def resume(self, newer: Mapping[str, Order], opened_ms: int) -> tuple[Order, ...]:
+        """Undo :meth:`rewind` after the bar that opened at *opened_ms*; return what still rests.
+
+        A trailing stop stands where the bar or the quotes have moved it, whichever is tighter.
+        """
+        resumed = []
+        for order in self.others:
+            if (later := newer.get(order.order_id)) is None:
+                continue
+            later = replace(later, quantity=order.quantity, trigger=_tighter(order, later))
+            self.note(later)
+            resumed.append(later)
+            if order.created_ms <= opened_ms:  # else the bar told nothing of it
+                self.unmoved += (order,)
+        return tuple(resumed)
+
+    def end(self, order: Order, reason: str, event: OrderEvent = OrderEvent.CANCEL) -> Order:
+        """Return *order* as it ends by *event*, for that *reason*."""
+        return self.note(after(order, event, reason=reason))
+
+    def apply_fill(self, fill: Fill, held: int) -> tuple[Order, ...]:
+        """Book *fill*, which left *held*; return every order that it changed, the filled first."""
+        order = self.find(fill.order_id)
+        if order is None:
+            raise InvariantBroken(f"a fill of {fill.order_id}, which does not rest")
+        filled = order.filled + fill.quantity
+        event = OrderEvent.FILL_REST if filled == order.quantity else OrderEvent.FILL_PART
+        of_signal = order is self.order
+        changed = [self.note(after(order, event, filled=filled))]
+        if not of_signal and order.reduce_only:
+            changed += self._closed_first(order, held)
+        elif not of_signal:
+            bought = fill.side is Side.BUY
+            self.target += fill.quantity - fill.fee_base if bought else -fill.quantity
+        if self.others:
+            changed += self._resized(held)
+        return tuple(changed)
+
+    def _closed_first(self, order: Order, held: int) -> tuple[Order, ...]:
+        """Return what becomes of the order by signal, now that *order* has reduced to *held*.
+
+        It was for another position. But where protection came before an order that turns the
+        position around, what is left of that goes on.
+        """
+        beyond = self.target if order.side is Side.BUY else -self.target
+        turns = order.role in PROTECTIVE and beyond > 0
+        needed = self._filters.whole(abs(self.target - held)) if turns else 0
+        if not needed:
+            self.target = held
+        return self._shrunk(needed)
+
+    def _shrunk(self, needed: int) -> tuple[Order, ...]:
+        """Return the order by signal where that changes because no more than *needed* is left."""
+        if (rest := self.order) is None or needed >= rest.quantity - rest.filled:
+            return ()
+        if not needed:
+            return (self.end(rest, "another order closed the position first"),)
+        return (self.note(after(rest, OrderEvent.REPLACE, quantity=rest.filled + needed)),)
+
+    def _resized(self, held: int) -> Iterator[Order]:
+        """Shrink what may only close to *held*, and cancel what it leaves nothing to close."""
+        for order in self.others:
+            if not order.reduce_only:
+                continue
+            most = self._closing(order.side, held)
+            if most == 0:
+                yield self.end(order, "the position that it was to close is gone")
+            elif order.quantity - order.filled > most:
+                yield self.note(after(order, OrderEvent.REPLACE, quantity=order.filled + most))
+
+    def _closing(self, side: Side, held: int) -> int:
+        """Return how much of *held* an order of that *side* can close, in whole steps."""
+        closes = held < 0 if side is Side.BUY else held > 0
+        return self._filters.whole(abs(held)) if closes else 0
+
+    def expire(self, market_ms: int, *, unfilled: bool = True) -> tuple[Order, ...]:
+        """Return as CANCELED whose time is over and, where *unfilled*, what no quote filled."""
+        if self.order is None and not self.others:
+            return ()
+        return tuple(self._expired(market_ms, unfilled=unfilled))
+
+    def _expired(self, market_ms: int, *, unfilled: bool) -> Iterator[Order]:
+        for order in self.orders:
+            if order.until_ms is not None and market_ms >= order.until_ms:
+                yield self.end(order, "its time is over", OrderEvent.EXPIRE)
+            elif (
+                unfilled
+                and order.kind is OrderKind.MARKET
+                and order.role in _OF_A_MOMENT
+                and market_ms - order.eligible_ms > self._fill_within_ms
+            ):
+                within = f"no quote filled it within {self._fill_within_ms:,} ms"
+                yield self.end(order, within, OrderEvent.EXPIRE)
+
+    # ------------------------------------------------------------ by signal
+
+    def submit(
+        self, target: int, reason: str, now: Moment, *, order_id: str, by_command: bool = False
+    ) -> Sent:
+        """Make position plus resting order reach *target*, where the exchange would take an order.
+
+        A reversal is one order. An order for more than the account covers is cut to that. Nothing
+        asks again for what was cut, or it would be a hidden limit order. What is refused
+        *by_command* has no decision to say so: its order is kept, REJECTED.
+        """
+        held, price, cash = now.held, now.price, now.cash
+        resting_leads_there = self.order is not None and target == self.target
+        if target != self.target:
+            self.target, self.reason, self.shortfall = target, reason, ""
+        if resting_leads_there:
+            return UNCHANGED
+        if self.shortfall and target * held > 0 and not self.is_reached(target, held):
+            return Sent((), self.shortfall)
+        changed: tuple[Order, ...] = ()
+        if (order := self.order) is not None:
+            changed = (self.end(order, "another target"),)
+        if self.is_reached(target, held):
+            return Sent(changed, None)
+        needed = target - held
+        role = OrderRole.COMMAND if by_command else OrderRole.SIGNAL
+        placed, filters = self._placed(needed, order_id, reason, now, role), self._filters
+        refusal = filters.refusal(placed, price, reduces=target == 0)
+        refusal = refusal or filters.tier_refusal(held, target, price)
+        takes, why = refusal is None, refusal
+        if takes:
+            covered = filters.affordable(placed.side, placed.quantity, held, price, cash)
+            if covered < placed.quantity:
+                closes = target * held < 0 and covered == abs(held)
+                placed, why = replace(placed, quantity=covered), filters.no_funds
+                takes = filters.refusal(placed, price, reduces=closes) is None
+        self.shortfall = why or ""
+        if takes:
+            self.order = after(placed, OrderEvent.ACCEPT)
+            return Sent((*changed, self.order), why)
+        if by_command:
+            changed += (after(placed, OrderEvent.REJECT, reason=why),)
+        return Sent(changed, why)
+
+    def is_reached(self, target: int, held: int) -> bool:
+        """Return whether *held* is *target*; on spot within one step: a fee is paid in base."""
+        near = self._filters.instrument.quantity_step if self._spot else 0
+        return abs(target - held) <= near
+
+    def affordable(self, target: int, held: int, price: int, funds: int) -> int:
+        """Return *target*, or as much of it as *funds* cover from *held*, the market at *price*.
+
+        *funds* is cash, on margin what no position binds.
+        """
+        side, quantity = _side(target - held), self._quantity_of(target - held)
+        covered = self._filters.affordable(side, quantity, held, price, funds)
+        return target if covered == quantity else self._led_to(side, covered, held)
+
+    def _led_to(self, side: Side, quantity: int, held: int) -> int:
+        """Return the position to which a market order of *quantity* leads from *held*."""
+        if side is Side.SELL:
+            return held - quantity
+        rate = RATE_SCALE - (self._costs.taker_fee if self._spot else 0)
+        return held + self._filters.whole(quantity * rate // RATE_SCALE)
+
+    def _quantity_of(self, needed: int) -> int:
+        """Return the quantity of a market order that moves a position by *needed*, signed."""
+        quantity = abs(needed)
+        if self._spot and needed > 0:
+            # What is left after the fee, which is paid in base, has to be *needed*.
+            step = self._filters.instrument.quantity_step
+            gross = -(-quantity * RATE_SCALE // (RATE_SCALE - self._costs.taker_fee))
+            quantity = -(-gross // step) * step
+        return self._filters.whole(quantity)
+
+    def _placed(
+        self, needed: int, order_id: str, reason: str, now: Moment, role: OrderRole
+    ) -> Order:
+        """Return the new order for *needed* (signed), before the exchange has seen it."""
+        return Order(
+            order_id,
+            self._filters.instrument.id,
+            _side(needed),
+            self._quantity_of(needed),
+            0,
+            OrderStatus.NEW,
+            reason,
+            now.at_ms,
+            now.at_ms + self._latency_of(order_id, now.opened_ms),
+            role=role,
+        )
+
+    def _latency_of(self, order_id: str, opened_ms: int) -> int:
+        if not self._latency.mean_jitter_ms:
+            return self._latency.fixed_ms
+        ordinal = int(order_id.partition("-")[2])
+        return self._latency.of(self._filters.instrument.id, opened_ms, ordinal)
+
+    # ------------------------------------------------------------ by list
+
+    def send(
+        self, requests: Iterable[OrderRequest | Cancel], reason: str, now: Moment
+    ) -> tuple[Order, ...]:
+        """Do what a list asks for, in its order; return the orders that it changed, once each.
+
+        What the exchange would refuse is kept, REJECTED, with the reason; a refused replacement
+        leaves what rests.
+        """
+        changed: dict[str, Order] = {}
+        for request in requests:
+            if isinstance(request, Cancel):
+                ended = self.withdraw(request.tag, "canceled by the strategy")
+            else:
+                ended = self._ask(request, reason, now)
+            changed.update({order.order_id: order for order in ended})
+        return tuple(changed.values())
+
+    def withdraw(self, tag: str, reason: str, *, opening_only: bool = False) -> tuple[Order, ...]:
+        """Cancel the orders by list with that *tag*, all of them where it is empty."""
+        return tuple(
+            self.end(order, reason)
+            for order in self.others
+            if order.role is OrderRole.LIST
+            and (not tag or order.tag == tag)
+            and not (opening_only and order.reduce_only)
+        )
+
+    def _ask(self, request: OrderRequest, reason: str, now: Moment) -> tuple[Order, ...]:
+        order, refusal = self._requested(request, reason, now)
+        if refusal is not None:
+            return (after(order, OrderEvent.REJECT, reason=refusal),)
+        replaced: tuple[Order, ...] = ()
+        if request.tag:
+            same = [one for one in self._listed() if one.tag == request.tag]
+            if any(_terms_of(one) == _terms_of(order) for one in same):
+                return ()
+            replaced = self.withdraw(request.tag, "replaced")
+        self.others += (order,)
+        return (*replaced, order)
+
+    def _listed(self) -> list[Order]:
+        return [one for one in self.others if one.role is OrderRole.LIST]
+
+    def _requested(
+        self, request: OrderRequest, reason: str, now: Moment
+    ) -> tuple[Order, str | None]:
+        """Return the order of *request*, and why the exchange would refuse it, if it would."""
+        terms = self._filters.terms(request)
+        # What is paid in full is not sold short.
+        reduce_only = request.reduce_only or (self._is_cash and request.side is Side.SELL)
+        closing = self._closing(request.side, now.held)
+        order_id = self.next_id(now.sequence)
+        order = Order(
+            order_id,
+            self._filters.instrument.id,
+            request.side,
+            min(terms.quantity, closing) if reduce_only and closing else terms.quantity,
+            0,
+            OrderStatus.NEW,
+            request.reason or reason,
+            now.at_ms,
+            now.at_ms + self._latency_of(order_id, now.opened_ms),
+            request.kind,
+            OrderRole.LIST,
+            terms.price,
+            terms.trigger,
+            request.post_only,
+            reduce_only,
+            request.until,
+            request.tag,
+        )
+        if terms.refusal is not None:
+            return order, terms.refusal
+        if reduce_only and not closing:
+            return order, "it may only reduce, and there is no position for it to close"
+        if request.until is not None and request.until <= now.at_ms:
+            return order, "its time is over already"
+        listed = [one for one in self._listed() if not request.tag or one.tag != request.tag]
+        if len(listed) >= RESTING_MOST:
+            return order, f"{RESTING_MOST} orders by list rest already"
+        price = order.price or order.trigger or now.price
+        cash = now.cash - self._reserved(listed, now.price) if self._is_cash else now.cash
+        filters, held = self._filters, now.held
+        refusal = filters.stop_refusal(order, now.price)
+        refusal = refusal or filters.refusal(order, price, reduces=reduce_only)
+        if refusal is None and not reduce_only:
+            signed = order.quantity if order.side is Side.BUY else -order.quantity
+            refusal = filters.tier_refusal(held, held + signed, price)
+            funds = cash - self._bound_beside(order, listed, now)
+            if refusal is None and not filters.covers(
+                order.side, order.quantity, held, price, funds
+            ):
+                refusal = filters.no_funds
+        return order, refusal
+
+    def _bound_beside(self, order: Order, listed: Iterable[Order], now: Moment) -> int:
+        """Return the margin that the other orders by list on the side of *order* would bind."""
+        return sum(
+            self._filters.margin(
+                one.quantity - one.filled, one.price or one.trigger or now.price, one.side
+            )
+            for one in listed
+            if not one.reduce_only and one.side is order.side
+        )
+
+    def _reserved(self, listed: Iterable[Order], price: int) -> int:
+        """Return what the resting buys among *listed* would cost."""
+        return sum(
+            self._filters.notional(one.price or one.trigger or price, one.quantity - one.filled)
+            for one in listed
+            if one.side is Side.BUY
+        )
+
+    def reach(self, requests: Iterable[OrderRequest | Cancel], held: int) -> tuple[int, bool]:
+        """Return the largest position that *requests* and what rests could lead to, unsigned.
+
+        And whether all of *requests* can only reduce. The larger side counts: all buys, or all
+        sells, are filled.
+        """
+        sides = {Side.BUY: 0, Side.SELL: 0}
+        only_reduces = True
+        requests = tuple(requests)
+        replaced = {one.tag for one in requests if one.tag}
+        all_go = any(isinstance(one, Cancel) and not one.tag for one in requests)
+        for one in () if all_go else self._listed():
+            if not one.reduce_only and one.tag not in replaced:
+                sides[one.side] += one.quantity - one.filled
+        for request in requests:
+            if isinstance(request, Cancel) or request.reduce_only:
+                continue
+            if self._is_cash and request.side is Side.SELL:
+                continue
+            only_reduces = False
+            sides[request.side] += self._filters.terms(request).quantity
+        return max(abs(held + sides[Side.BUY]), abs(held - sides[Side.SELL])), only_reduces
+
+    # ------------------------------------------------------------ exit orders
+
+    @property
+    def liquidation(self) -> Order | None:
+        """The exchange's own order, which takes the position away; None without margin."""
+        if not self.others:
+            return None
+        return next((one for one in self.others if one.role is OrderRole.LIQUIDATION), None)
+
+    def amend_liquidation(self, bounds: Bounds, held: int) -> Order | None:
+        """Move the exchange's own order with the position *held*; return it where it changed."""
+        armed, side = self.liquidation, Side.SELL if held > 0 else Side.BUY
+        if armed is None or armed.side is not side or not (quantity := self.closable(held)):
+            return None
+        amended = replace(
+            armed, quantity=armed.filled + quantity, trigger=bounds.liquidation,
+            price=bounds.bankruptcy, reason=bounds.reason, triggered=False,
+        )  # fmt: skip
+        return None if amended == armed else self.note(after(amended, OrderEvent.REPLACE))
+
+    def protective(self, role: OrderRole) -> Order | None:
+        """Return the protective order of *role*, if there is one."""
+        return next((one for one in self.others if one.role is role), None)
+
+    def closable(self, held: int) -> int:
+        """Return how much of *held* can be closed, unsigned: dust cannot."""
+        return self._filters.whole(abs(held))
+
+
+_ENDED: Final = frozenset({OrderStatus.FILLED, OrderStatus.CANCELED, OrderStatus.REJECTED})
+_OF_A_MOMENT: Final = frozenset({OrderRole.SIGNAL, OrderRole.LIST})
+"""Roles whose market orders are given up where no quote fills them in time."""
+
+
+def _side(needed: int) -> Side:
+    return Side.BUY if needed > 0 else Side.SELL
+
+
+def _tighter(one: Order, other: Order) -> int | None:
+    """Return the trigger of *one* or of *other*, two states of an order, that is met first."""
+    if one.trigger is None or other.trigger is None:
+        return other.trigger
+    tightest = max if one.side is Side.SELL else min
+    return tightest(one.trigger, other.trigger)
+
+
+def urgency(order: Order) -> int:
+    """Return the place of *order* among those that meet the market: 0 is the first."""
+    if order.role is OrderRole.TARGET:
+        return 2
+    return 0 if order.role in PROTECTIVE or order.role is OrderRole.LIQUIDATION else 1
+
+
+def _terms_of(order: Order) -> tuple[object, ...]:
+    """Return what a repeated request must share with the order that rests to leave it there."""
+    return (
+        order.side,
+        order.kind,
+        order.quantity,
+        order.price,
+        order.trigger,
+        order.post_only,
+        order.reduce_only,
+        order.until_ms,
+    )

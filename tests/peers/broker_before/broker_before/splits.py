@@ -1,0 +1,98 @@
+"""What a split does to the orders of an account: targets, resting orders and exit orders.
+
+The rules are docs/stocks.md, K19 and K20.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec.structs import replace
+
+from broker_before.exit_orders import ProtectionState, Protector
+from broker_before.orders import OrderEvent, RestingOrders, after
+from tracepaper.daemon.broker.exit_plans import Level, Plan
+from tracepaper.strategies.corporate_actions import adjusted_price, whole_steps
+from tracepaper.strategies.types.decisions import Order, OrderRole
+from tracepaper.strategies.types.market import CorporateAction, Instrument
+from tracepaper.strategies.units import divide_half_even
+
+SPLIT: Final = "split"
+"""The reason of an order that a split cancels."""
+
+
+def adjust_orders(
+    resting: RestingOrders,
+    protector: Protector,
+    instrument: Instrument,
+    action: CorporateAction,
+    before: int,
+    held: int,
+) -> tuple[Order, ...]:
+    """Adjust what rests to a split that made *held* of *before*; return the orders that it changes.
+
+    The order by signal leads to the adjusted target. Exit orders keep their place at the adjusted
+    prices. Orders by list are canceled.
+    """
+    if resting.target == before:
+        resting.target = held
+    else:
+        resting.target = whole_steps(action, resting.target, instrument.quantity_step)
+    changed: list[Order] = []
+    if (order := resting.order) is not None:
+        needed = abs(resting.target - held)
+        if needed:
+            quantity = order.filled + needed
+            changed.append(resting.note(after(order, OrderEvent.REPLACE, quantity=quantity)))
+        else:
+            changed.append(resting.end(order, SPLIT))
+    closable = resting.closable(held)
+    for order in resting.others:
+        if order.role is OrderRole.LIST or not closable:
+            changed.append(resting.end(order, SPLIT))
+            continue
+        amended = after(
+            order,
+            OrderEvent.REPLACE,
+            quantity=order.filled + closable,
+            price=_price(action, order.price, instrument.tick_size),
+            trigger=_price(action, order.trigger, instrument.tick_size),
+        )
+        changed.append(resting.note(amended))
+    protector.state = _protection(protector.state, action, instrument.tick_size)
+    return tuple(changed)
+
+
+def _protection(state: ProtectionState, action: CorporateAction, tick: int) -> ProtectionState:
+    trail = _price(action, state.trail, tick) if state.trail else 0
+    return replace(
+        state,
+        plan=_plan(state.plan, action),
+        trail=trail or 0,
+        following=_plan(state.following, action),
+    )
+
+
+def _plan(plan: Plan | None, action: CorporateAction) -> Plan | None:
+    if plan is None:
+        return None
+    return replace(
+        plan,
+        stop=_level(plan.stop, action),
+        target=_level(plan.target, action),
+        trailing=_level(plan.trailing, action),
+    )
+
+
+def _level(level: Level | None, action: CorporateAction) -> Level | None:
+    """Adjust a price or a distance; a share of the entry price stays one."""
+    if level is None or level.is_share:
+        return level
+    return replace(level, value=adjusted_price(action, level.value))
+
+
+def _price(action: CorporateAction, price: int | None, tick: int) -> int | None:
+    """Adjust *price* to the nearest tick, the even one in the middle; at least one tick."""
+    if price is None:
+        return None
+    return max(divide_half_even(price * action.old, action.new * tick), 1) * tick

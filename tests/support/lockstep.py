@@ -1,0 +1,426 @@
+"""Random histories through today's broker beside the one before accounts were books.
+
+Both serve the same engine, and every step of both must be equal but for the names of orders. Now
+and then today's broker is opened anew from what it carries.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import broker_before
+import msgspec
+from builders import MINUTE, bar, instrument, quote
+from msgspec.structs import replace
+
+from tracepaper.daemon.broker.book import AccountState
+from tracepaper.daemon.broker.broker import Broker
+from tracepaper.daemon.config.loading import load
+from tracepaper.daemon.engine import engine as engine_module
+from tracepaper.daemon.engine.engine import Engine
+from tracepaper.daemon.session.build import build_engine, resolved
+from tracepaper.strategies.api.context import (
+    BarContext,
+    Cancel,
+    OrderRequest,
+    Orders,
+    Percent,
+    Signal,
+    buy,
+    sell,
+)
+from tracepaper.strategies.api.strategy import Strategy
+from tracepaper.strategies.types.decisions import Action, FillModel, PositionSide, Step
+from tracepaper.strategies.types.market import (
+    Bar,
+    Category,
+    Closed,
+    Command,
+    CommandKind,
+    CorporateAction,
+    CorporateActionKind,
+    Funding,
+    Gap,
+    GapCause,
+    Instrument,
+    InstrumentChange,
+    Mark,
+    Quote,
+    RiskTier,
+)
+from tracepaper.strategies.units import MONEY_SCALE
+
+TIERS = (
+    RiskTier(20_000 * MONEY_SCALE, 50_000_000, 10_000, 0),
+    RiskTier(60_000 * MONEY_SCALE, 100_000_000, 5_000, 100 * MONEY_SCALE),
+    RiskTier(0, 200_000_000, 3_000, 700 * MONEY_SCALE),
+)
+SIDES = (PositionSide.LONG, PositionSide.SHORT)
+RESTARTS = 0.03  # of the steps
+FIELDS = (
+    "sequence", "event", "accepted", "decision", "prediction", "position", "account",
+    "window_sha256", "decision_sha256", "belief", "halted",
+)  # fmt: skip
+
+
+class Drawn(Strategy):
+    """Signals of all kinds, protected now and then, and lists of orders."""
+
+    sees_account = True
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        self.seed, self.quiet = options["seed"], options["quiet"]
+        self.lists, self.hedge = options["lists"], options["hedge"]
+        self.twins, self.horizon = tuple(options.get("twins", ())), options.get("horizon")
+
+    def decide(self, context: BarContext) -> Signal | Orders:
+        """Draw an answer, by the bar's volume."""
+        seen, quiet = context.account, self.quiet
+        assert seen is not None
+        note = {
+            "held": seen.position.quantity, "equity": seen.equity, "fills": float(len(seen.fills)),
+            "orders": float(len(seen.orders)), "bars": float(seen.position.bars_held),
+        }  # fmt: skip
+        rng = random.Random(context.exact.volume * 31 + self.seed)
+        roll = rng.random()
+        if roll < quiet:
+            return Signal(Action.HOLD, "hold", note=note)
+        side = rng.choice((*SIDES, None)) if self.hedge else None
+        if roll < quiet + 0.1:
+            return Signal(Action.FLAT, "leave", position_side=side, note=note)
+        if roll < quiet + 0.3 and self.lists:
+            return Orders(tuple(self._listed(rng, context.close)), "list", note=note)
+        ends = context.exact.closed_ms + 7 * MINUTE
+        return Signal(
+            rng.choice((Action.LONG, Action.SHORT)),
+            "drawn",
+            rng.choice((1.0, 0.5, 0.3)),
+            stop=Percent(rng.choice((0.1, 0.4, 1))) if rng.random() < 0.5 else None,
+            target=Percent(rng.choice((0.2, 0.5))) if rng.random() < 0.4 else None,
+            trailing=Percent(0.3) if rng.random() < 0.3 else None,
+            until=ends if rng.random() < 0.2 else None,
+            reenter=rng.random() < 0.7,
+            note=note,
+        )
+
+    def _listed(self, rng: random.Random, close: float) -> Iterator[OrderRequest | Cancel]:
+        for _ in range(rng.randint(1, 3)):
+            named: dict[str, Any] = {"tag": rng.choice(("", "a", "b"))}
+            if self.hedge:
+                named["position_side"] = rng.choice(SIDES)
+            if rng.random() < 0.3:
+                named["reduce_only"] = True
+            limit = round(close * (1 + rng.uniform(-0.003, 0.003)), 1)
+            size = rng.choice((0.4, 1.1, 2.5))
+            yield rng.choice((buy, sell))(size, limit if rng.random() < 0.6 else None, **named)
+        if rng.random() < 0.2:
+            yield Cancel(rng.choice(("", "a")))
+
+
+class Close(NamedTuple):
+    """A close whose bars are observed together."""
+
+    bars: tuple[Bar, ...]
+
+
+class Case(NamedTuple):
+    """What is traded, and how."""
+
+    name: str
+    given: dict[str, Any]
+    items: list[Instrument]
+    model: FillModel
+    category: str
+
+    @property
+    def by_quotes(self) -> bool:
+        """Whether quotes fill its orders."""
+        return self.model is FillModel.QUOTE
+
+
+def drawn_case(rng: random.Random, *, is_focused: bool) -> Case:
+    """Draw a configuration; one that *is_focused* is of cross margin, and its quotes jump."""
+    shape = rng.choice(("one", "several") if is_focused else ("one", "one", "hedge", "several"))
+    category = "linear"
+    if not is_focused and shape != "hedge" and rng.random() < 0.15:
+        category = "stock" if shape == "one" and rng.random() < 0.4 else "spot"
+    margins = ["none", "isolated", "isolated"] + (["cross", "cross"] if shape != "hedge" else [])
+    margin = "none" if category != "linear" else "cross" if is_focused else rng.choice(margins)
+    by_quotes = is_focused or rng.random() < 0.4
+    symbols = ["BTCUSDT", "ETHUSDT"][: rng.randint(1, 2)]
+    lists = shape != "several" and rng.random() < 0.6
+
+    def options(seed: int, **named: Any) -> dict[str, Any]:
+        quiet = rng.choice((0.2, 0.4, 0.8))
+        return {"seed": seed, "lists": lists, "hedge": shape == "hedge", "quiet": quiet, **named}
+
+    account: dict[str, Any] = {"cash": rng.choice(("3000", "20000", "100000")), "margin": margin}
+    fractions = ["0.6"] if margin == "none" else ["1", "3", "6"]
+    if margin != "none":
+        account["leverage"] = rng.choice(("5", "20", "30"))
+    if margin == "cross":
+        account |= {"cash": rng.choice(("3000", "4000")), "leverage": "30"}
+        fractions = ["8", "12", "18"]
+    if shape == "hedge":
+        account["position_mode"] = "hedge"
+    notionals = ["30000", "60000"] if margin == "cross" else ["5000", "40000"]
+    given: dict[str, Any] = {
+        "market": {"symbols": symbols, "category": "linear" if category == "linear" else "spot"},
+        "account": account,
+        "execution": {"plausible": 1_000},
+        "sizing": rng.choice(
+            (
+                {"mode": "equity", "fraction": rng.choice(fractions)},
+                {"mode": "notional", "notional": rng.choice(notionals)},
+            )
+        ),
+    }
+    drawn = "lockstep:Drawn"
+    if shape == "several":
+        shares = rng.choice((("0.4", "0.3", "0.1", "0.2"), ("0.25",) * 4))
+        given["strategies"] = {
+            f"s{number}": {"name": drawn, "share": shares[number], "options": options(number)}
+            for number in range(rng.randint(2, 4))
+        }
+        given["strategies"]["reset"] = rng.choice(("never", "day"))
+    else:
+        horizon = rng.choice((None, 5))
+        given["strategy"] = {
+            "name": drawn,
+            "options": options(rng.randint(0, 99), horizon=horizon),
+        }
+        if shape == "one" and (count := rng.randint(0, 2)):
+            given["strategy"]["twins"] = ["ungated", "buy_and_hold"][:count]
+    if rng.random() < 0.4:
+        given["exits"] = rng.choice(
+            (
+                {"stop_loss": "0.5%"},
+                {"stop_loss": "1%", "trailing": "0.4%"},
+                {"take_profit": "0.6%"},
+            )
+        )
+    tiers = TIERS if category == "linear" else ()
+    items = [
+        replace(
+            instrument(symbol=symbol, tick_size=1, category=Category(category)), risk_tiers=tiers
+        )
+        for symbol in symbols
+    ]
+    model = FillModel.QUOTE if by_quotes else FillModel.NEXT_OPEN
+    return Case(f"{shape} {margin} {category} {model}", given, items, model, category)
+
+
+def drawn_events(rng: random.Random, case: Case, *, is_focused: bool) -> list[Any]:
+    """Draw a history for *case*: bars, quotes, marks, settlements, gaps, filters and commands."""
+    count = rng.randint(20, 60) if is_focused else rng.randint(60, 200)
+    is_wild = rng.random() < 0.7
+    prices, events = {item.id: 100_000 for item in case.items}, list[Any]()
+    for at in range(count):
+        is_missed = case.by_quotes and rng.random() < 0.08
+        for key, opened in prices.items():
+            jump = rng.randint(-700, 700)
+            if is_focused and rng.random() < 0.15:
+                jump = rng.randint(-60, 60) * 150
+            elif is_wild and not is_focused and rng.random() < 0.1:
+                jump = rng.randint(-160, 160) * 100
+            close = prices[key] = max(opened + jump, 20_000)
+            one = bar(
+                close, index=at, instrument_id=key, open_=opened,
+                high=max(opened, close) + rng.randint(0, 300),
+                low=min(opened, close) - rng.randint(0, 300),
+                volume=5_000 + rng.randint(0, 99_999),
+            )  # fmt: skip
+            until_ms = one.open_time_ms + MINUTE
+            if is_missed:
+                events.append(
+                    Gap(key, one.open_time_ms, until_ms, GapCause.DOWN, "rest", until_ms, until_ms)
+                )
+            events += _quotes(rng, case, one, is_missed=is_missed, is_focused=is_focused)
+            if case.category == "linear" and rng.random() < 0.3:
+                at_ms, off = until_ms - 500, rng.randint(-4_000, 4_000) * is_wild
+                events.append(Mark(key, (opened + close) // 2 + off, at_ms, at_ms))
+            events.append(one)
+            if case.category == "linear" and at % 16 == 15:
+                rate = rng.randint(-9, 9) * 10**6
+                events.append(Funding(key, rate, one.close_time_ms, one.close_time_ms))
+        events += _changes(rng, case, one.closed_ms)
+    if case.category == "stock":
+        _add_actions(rng, events)
+    elif len(case.items) == 2 and not case.by_quotes and rng.random() < 0.5:
+        return list(_by_close(events))
+    return events
+
+
+def _quotes(
+    rng: random.Random, case: Case, one: Bar, *, is_missed: bool, is_focused: bool
+) -> Iterator[Quote]:
+    """Draw the quotes of a bar, where they fill; of one that is missed, some newer than it."""
+    if not case.by_quotes:
+        return
+    for ms in (MINUTE + 100, MINUTE + 900) if is_missed else (1_000, 20_000, 59_000):
+        price, size = one.close + rng.randint(-600, 600), 20_000
+        if not is_missed:
+            on_way = one.open + (one.close - one.open) * ms // MINUTE
+            price = one.close if is_focused else on_way
+            size = 200_000 if is_focused else rng.choice((300, 2_000, 20_000))
+        seen = quote(price - 5, price + 5, at_ms=one.open_time_ms + ms, size=size)
+        yield replace(seen, instrument=one.instrument)
+
+
+def _changes(rng: random.Random, case: Case, at_ms: int) -> Iterator[Any]:
+    """Draw other filters now and then, and commands."""
+    if rng.random() < 0.02 and case.category != "stock":
+        item = replace(
+            rng.choice(case.items),
+            tick_size=rng.choice((1, 10, 100)),
+            quantity_step=rng.choice((1, 5, 10)),
+        )
+        yield InstrumentChange(item, at_ms, at_ms)
+    if rng.random() < 0.02:
+        for kind in (rng.choice(list(CommandKind)), CommandKind.RESUME):
+            yield Command(kind, "drawn", at_ms, at_ms)
+
+
+def _add_actions(rng: random.Random, events: list[Any]) -> None:
+    for at in sorted(rng.sample(range(20, len(events)), 3), reverse=True):
+        last = next(one for one in reversed(events[:at]) if isinstance(one, Bar))
+        is_split, at_ms = rng.random() < 0.6, last.close_time_ms + 1
+        kind = CorporateActionKind("split" if is_split else "dividend")
+        new, amount = (rng.choice((2, 3)), 0) if is_split else (1, 10**10)
+        action = CorporateAction(last.instrument, kind, new, 1, amount, last.close, at_ms, at_ms)
+        events.insert(events.index(last) + 1, action)
+
+
+def _by_close(events: Sequence[Any]) -> Iterator[Any]:
+    """Yield *events* with every two bars as one close."""
+    bars = list[Bar]()
+    for event in events:
+        if not isinstance(event, Bar):
+            yield event
+            continue
+        bars.append(event)
+        if len(bars) == 2:
+            yield Close(tuple(bars))
+            bars.clear()
+
+
+class Names:
+    """A bijection between the ids of both brokers' orders."""
+
+    def __init__(self) -> None:
+        self._to: dict[str, str] = {}
+        self._back: dict[str, str] = {}
+
+    def are_equal(self, what: str, before: Sequence[Any], now: Sequence[Any]) -> None:
+        """Check that rows are equal but for the names of their orders."""
+        assert len(before) == len(now), (what, before, now)
+        for one, other in zip(before, now, strict=True):
+            is_named = one.order_id is not None
+            assert is_named is (other.order_id is not None), (what, one, other)
+            if is_named:
+                assert self._to.setdefault(one.order_id, other.order_id) == other.order_id, what
+                assert self._back.setdefault(other.order_id, one.order_id) == one.order_id, what
+            assert replace(one, order_id="") == replace(other, order_id=""), (what, one, other)
+
+
+class Lockstep:
+    """Two engines, and what they did alike."""
+
+    def __init__(self, seed: int, *, is_focused: bool = False, most: int | None = None) -> None:
+        """Play the history of *seed*, or its first events, *most* of them."""
+        self._rng = random.Random(seed)
+        self.case = drawn_case(self._rng, is_focused=is_focused)
+        self.counted: Counter[str] = Counter()
+        self._before, self._now = self._engine(broker_before.opened), self._engine(_Broker)
+        self._names: dict[str, Names] = {}
+        for event in drawn_events(self._rng, self.case, is_focused=is_focused)[:most]:
+            self._step(event)
+
+    def _engine(self, broker: Any) -> Engine:
+        kept = vars(engine_module)["Broker"]
+        vars(engine_module)["Broker"] = broker
+        try:
+            config = resolved(load(None, self.case.given), self.case.model)
+            return build_engine(
+                config, self.case.items, execution=self.case.model, period_start_ms=0,
+                forecaster=None,
+            )  # fmt: skip
+        finally:
+            vars(engine_module)["Broker"] = kept
+
+    def _step(self, event: Any) -> None:
+        before, now = self._before, self._now
+        if isinstance(event, Close):
+            bars = event.bars
+            closed = Closed(bars[0].open_time_ms, 2, (), bars[0].closed_ms, bars[0].closed_ms)
+            steps = (engine.close(closed, bars, [None, None]) for engine in (before, now))
+            for one, other in zip(*steps, strict=True):
+                self._compare(one, other)
+            return
+        if isinstance(event, Quote):
+            assert before.broker.quote_from_ms(event) == now.broker.quote_from_ms(event)
+        if isinstance(event, Mark):
+            assert before.broker.liquidates(event) == now.broker.liquidates(event)
+        self._compare(before.step(event, None), now.step(event, None))
+        if self._rng.random() < RESTARTS:
+            _reopen(now)
+            self.counted["restarts"] += 1
+
+    def _compare(self, before: Step, now: Step) -> None:
+        for name in FIELDS:
+            assert getattr(before, name) == getattr(now, name), (
+                name,
+                getattr(before, name),
+                getattr(now, name),
+            )
+        assert (before.state is None) is (now.state is None), "state"
+        of_run = self._names.setdefault("", Names())
+        for name in ("orders", "fills", "ledger"):
+            of_run.are_equal(name, getattr(before, name), getattr(now, name))
+        assert len(before.twins) == len(now.twins)
+        shadows = self._now.broker.shadows
+        for one, other in zip(before.twins, now.twins, strict=True):
+            names = self._names.setdefault(one.twin, Names()) if one.twin in shadows else of_run
+            names.are_equal("twin", one.fills, other.fills)
+            assert replace(one, fills=()) == replace(other, fills=()), (one, other)
+        self.counted["steps"] += 1
+        self.counted["orders"] += len(now.orders)
+        self.counted["fills"] += len(now.fills)
+        for fill in (*now.fills, *(fill for twin in now.twins for fill in twin.fills)):
+            self.counted[fill.model] += 1
+
+
+class _Broker(Broker):
+    """Today's broker, which knows how it was opened."""
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self.opened_with = given, named
+
+
+def _reopen(engine: Engine) -> None:
+    """Put a fresh broker in *engine*, opened from what its own carries, and from prices."""
+    old = engine.broker
+    assert isinstance(old, _Broker)
+    given, named = old.opened_with
+    new = _Broker(*given, **named)
+    for line in old.own.books[0].lines.values():
+        new.change(line.item)
+    carried = msgspec.msgpack.encode(old.encoded_state())
+    own, beside = msgspec.msgpack.decode(carried, type=tuple[AccountState, dict[str, AccountState]])
+    new.restore(own, beside, fills=old.own.fills)
+    new.own.reserve, new.save = old.own.reserve, old.save
+    for name, owner in new.own.owners.items():
+        owner.fills.update(old.own.owners[name].fills)
+    for attribute in ("_marked", "_newest", "_missed_until_ms"):
+        getattr(new, attribute).update(getattr(old, attribute))
+    for key, lines in vars(new)["_lines"].items():
+        for line, before in zip(lines, vars(old)["_lines"][key], strict=True):
+            line.mark_to(before.mark)
+    engine.broker = new
+    for rows in vars(engine).get("_asked", {}).values():
+        for row in rows:
+            row.part = new.own.owners[row.name]
