@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from tracepaper.replay.document.values import Table
     from tracepaper.replay.learning.dataset import Dataset
     from tracepaper.replay.learning.estimator import DataRequest, Each
-    from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement
-    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
+    from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
+    from tracepaper.replay.learning.judge.order_books import BookCheckpoint
     from tracepaper.replay.learning.openings import NamedSpan
     from tracepaper.replay.learning.supplied import FilesBeside, SuppliedBooks
     from tracepaper.storage.checkpoints import Checkpoint
@@ -246,12 +246,11 @@ class _Judged(NamedTuple):
 
 def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
     from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.learning.evaluation.output import (
+    from tracepaper.replay.learning.judge.output import (
         as_document,
         judgement_document,
         show,
     )
-    from tracepaper.replay.learning.evaluation.tables import tables_across, tables_of
 
     model_id, every = judged.model_id, judged.every
     if html is not None:
@@ -267,7 +266,7 @@ def _print(judged: _Judged, html: Path | None, *, as_json: bool) -> None:
         )
         return
     console = for_tables()
-    show(console, every, tables_of, [*tables_across(every), *judged.findings])
+    show(console, every, judged.findings)
     if html is not None:
         typer.echo(f"The page is {html}.")
 
@@ -325,10 +324,9 @@ def _of_checkpoint(
     bars: int | None,
 ) -> _Judged:
     from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
-    from tracepaper.replay.learning.evaluation.evaluate import judge_checkpoint
     from tracepaper.replay.learning.inspection.examination import examined
     from tracepaper.replay.learning.inspection.model import Subject
-    from tracepaper.replay.learning.openings import counted
+    from tracepaper.replay.learning.judge.judge import counted, judge_checkpoint
 
     supplied = vectors.read()
     folder, found = _loaded(name, threads, supplied)
@@ -346,8 +344,7 @@ def _of_checkpoint(
 
 def _of_class(name: str, request: DataRequest, file: Given, spans: Sequence[NamedSpan]) -> _Judged:
     """Judge the user's class *name*, as *file* configures it."""
-    from tracepaper.replay.learning.evaluation.evaluate import judge_class
-    from tracepaper.replay.learning.openings import counted
+    from tracepaper.replay.learning.judge.judge import counted, judge_class
 
     forecaster, material, horizon = _class(name, request, file)
     every = [judge_class(forecaster, material, span, horizon=horizon) for span in spans]
@@ -363,7 +360,7 @@ def _class(
     from tracepaper.daemon.config.loading import load
     from tracepaper.daemon.session.user_model import load_model
     from tracepaper.replay.learning.dataset import Dataset
-    from tracepaper.replay.learning.evaluation.user_class import split_at
+    from tracepaper.replay.learning.judge.user_class import split_at
     from tracepaper.strategies.features.rows import interval_of
     from tracepaper.strategies.units import interval_text
 
@@ -400,12 +397,12 @@ def _with_rival(
 
     from tracepaper.daemon.config.values import MODULE_CLASS
     from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
-    from tracepaper.replay.learning.evaluation.evaluate import (
+    from tracepaper.replay.learning.judge.judge import (
+        counted,
         require_interval,
         rival_checkpoint,
         rival_class,
     )
-    from tracepaper.replay.learning.openings import counted
     from tracepaper.replay.learning.stored_baselines import (
         unfitted,
     )
@@ -425,10 +422,7 @@ def _with_rival(
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     require_interval(name, material, judged.interval_ms)
     rivals = [ask(one) for one in judged.every]
-    every = [
-        replace(one, beside=(*one.beside, rival))
-        for one, rival in zip(judged.every, rivals, strict=True)
-    ]
+    every = [one.compared_with(rival) for one, rival in zip(judged.every, rivals, strict=True)]
     opened = counted(every, folder, recipe, own)
     every = [
         replace(one, openings=before.openings)
@@ -471,9 +465,9 @@ def _evaluate_books(
 
     A model that is called untrained stays so, and gets no figure, whatever *data* are.
     """
-    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint, asked_of_books
-    from tracepaper.replay.learning.evaluation.walk_forward import ablated
     from tracepaper.replay.learning.fit import use_threads
+    from tracepaper.replay.learning.judge.folds import ablated
+    from tracepaper.replay.learning.judge.order_books import BookCheckpoint, asked_of_books
 
     use_threads(threads)
     model = BookCheckpoint.read(name)
@@ -502,35 +496,18 @@ def _judge_books(
     model: BookCheckpoint, data: Sequence[str], asked: _BooksAsked, *, as_json: bool
 ) -> None:
     """Judge *model* on each span, and others beside it; each counts as an opening."""
-    from tracepaper.daemon.terminal.console import for_tables
-    from tracepaper.replay.document.values import TitledParts
-    from tracepaper.replay.learning.evaluation.order_books import (
-        judge_books,
-        tables_across_books,
-        tables_of_books,
-        with_rival,
-    )
-    from tracepaper.replay.learning.evaluation.output import books_document, show
-    from tracepaper.replay.learning.openings import counted
+    from tracepaper.replay.learning.judge.judge import counted
+    from tracepaper.replay.learning.judge.order_books import book_rival, judge_books
 
     material = model.material(data)
     every = [judge_books(model, material, span) for span in asked.spans]
     others = []
     for name in asked.beside:
-        every, rival = with_rival(every, model, name, data)
+        every, rival = book_rival(every, model, name, data)
         others.append(rival)
     for rival in others:
         counted(every, rival.folder, rival.recipe, rival.model_id)
     every = counted(every, model.folder, model.recipe, model.model_id)
-    if asked.html is not None:
-        made = [table for one in every for table in tables_of_books(one)]
-        title = f"Judgement of {model.model_id}"
-        parts = (*tables_across_books(every), *made)
-        write_page(TitledParts(title, parts), asked.html)
-    if as_json:
-        beside = [{"name": one.name, "id": one.model_id} for one in others]
-        print_json({**books_document(model.model_id, every), "beside": beside})
-        return
-    show(for_tables(), every, tables_of_books, tables_across_books(every))
-    if asked.html is not None:
-        typer.echo(f"The page is {asked.html}.")
+    beside = tuple((one.name, one.model_id) for one in others)
+    found = _Judged(model.model_id, model.recipe, material.header.every_ms, every, beside=beside)
+    _print(found, asked.html, as_json=as_json)

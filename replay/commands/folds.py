@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.document.values import Table, TitledParts
     from tracepaper.replay.learning.estimator import DataRequest, Each
-    from tracepaper.replay.learning.evaluation.order_books import BookCheckpoint
+    from tracepaper.replay.learning.judge.order_books import BookCheckpoint
     from tracepaper.storage.checkpoints import Checkpoint
 
 
@@ -26,7 +26,7 @@ def each_on(on: str | None, jobs: int | None) -> Each:
 
     if on is None and jobs is None:
         return one_by_one
-    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.evaluation.walk_forward",))
+    return Spread(executor_on(on, jobs), ("tracepaper.replay.learning.judge.folds",))
 
 
 class Folds(NamedTuple):
@@ -50,7 +50,7 @@ def folds_of_bars(
 
     from tracepaper.replay.learning.estimator import read_candles_of, recipe_of
     from tracepaper.replay.learning.estimators.ensemble import with_narrow
-    from tracepaper.replay.learning.evaluation.walk_forward import (
+    from tracepaper.replay.learning.judge.folds import (
         ablated,
         ablation_tables,
         refit,
@@ -89,7 +89,7 @@ def folds_of_books(
     """Fit the recipe of *model* anew on folds, and that of each of *cards*, by its change."""
     from rich.console import Console
 
-    from tracepaper.replay.learning.evaluation.order_books import (
+    from tracepaper.replay.learning.judge.order_books import (
         book_fold_tables,
         chosen_for,
         refit_books,

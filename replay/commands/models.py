@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tracepaper.daemon.config.loading import Config
     from tracepaper.daemon.session.retraining import CandidateJudgement
     from tracepaper.replay.document.values import Part
-    from tracepaper.replay.learning.evaluation.retraining import Retraining
+    from tracepaper.replay.learning.retraining import Retraining
     from tracepaper.strategies.networks.checks import NetworkCheck
 
 
@@ -347,7 +347,7 @@ def _asked(
         tests_of,
     )
     from tracepaper.replay.archive.columns import instant
-    from tracepaper.replay.learning.evaluation.retraining import Retraining
+    from tracepaper.replay.learning.retraining import Retraining
     from tracepaper.storage.checkpoints import ID_DIGITS, find_kept
     from tracepaper.storage.database.reader import Reader
 
@@ -383,7 +383,7 @@ def _found(asked: Retraining, number: int, alpha: float) -> CandidateJudgement:
     from msgspec.structs import replace
 
     from tracepaper.daemon.session.retraining import level_of
-    from tracepaper.replay.learning.evaluation.retraining import retrain as trained
+    from tracepaper.replay.learning.retraining import retrain as trained
 
     found = trained(asked, say=lambda text: typer.echo(text, err=True))
     if not found.is_judged:

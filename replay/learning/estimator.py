@@ -22,8 +22,8 @@ from tracepaper.replay.learning.array_cache import (
     ArrayCache,
 )
 from tracepaper.replay.learning.dataset import Dataset, intervals_of, reading
-from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
 from tracepaper.replay.learning.fit import Fit, FitOptions, Observe
+from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.recipe import (
     DEFAULT_KIND,
     SCHEMA,
@@ -55,12 +55,9 @@ from tracepaper.strategies.networks.keys import checked_section, listed
 from tracepaper.strategies.other_symbol import OTHER
 
 if TYPE_CHECKING:
-    from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
-    from tracepaper.replay.learning.evaluation.explained import (
-        JudgedPart,
-    )
-    from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
     from tracepaper.replay.learning.inspection.model import Mix
+    from tracepaper.replay.learning.judge.explained import Judgement
+    from tracepaper.replay.learning.judge.forecasts import Forecasts
     from tracepaper.strategies.forecasters.tabular import TrainedRows
     from tracepaper.strategies.networks.architecture import Network
 
@@ -134,14 +131,6 @@ class DataRequest(NamedTuple):
     arrays: ArrayCache = IN_MEMORY
     covariates: CovariateFile | SuppliedBooks | None = None
     columns: Sequence[str] = ()
-
-
-class Answers(NamedTuple):
-    """What a model said of one part of its data, beside every baseline."""
-
-    forecasts: list[HorizonForecasts]
-    measures: frozenset[str]  # those that the model gives
-    across: AcrossAssets | None = None  # of one that answers for all symbols of a close
 
 
 @dataclass(frozen=True)
@@ -408,16 +397,21 @@ class CandleModel(Fitted[Dataset]):
         return self
 
     @abstractmethod
-    def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what it says of *part*."""
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
+        """Return its forecasts of *part*, beside every baseline."""
 
-    def calibrated_forecasts(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
         """Forecast *part* by the scales of the calibration slice: by default as ``answers``."""
-        return self.answers(data, part).forecasts
+        return self.answers(data, part)
+
+    def held(self, data: Dataset) -> Forecasts | None:
+        """Return what weights made of the test part: its own and every rule's; None without any."""
+        del data
+        return None
 
     @abstractmethod
-    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
-        """Return what it said of the test part and its figures; *bars* are explained for gates."""
+    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
+        """Return its forecasts of the test part and figures; *bars* are explained for gates."""
 
     def tails(self, data: Dataset) -> dict[str, Any]:
         """Return ``[calibration.tails]``: the card's, or that of the slice where it is at hand."""

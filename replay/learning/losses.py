@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
+from tracepaper.replay.learning.predict import Fields, predict, thinned
 from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Samples
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.report.metrics import mean_error
@@ -352,18 +352,18 @@ def head_scores(
     return losses, (_means(known, weights) - losses) / _noise(known, weights, days)
 
 
-def outputs_of(found: Predictions) -> Outputs:
-    """Return predictions [time, ..] as a network's outputs [1, time, ..]."""
+def outputs_of(fields: Fields) -> Outputs:
+    """Return fields [time, ..] as a network's outputs [1, time, ..]."""
 
-    def tensor(array: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(array)[None]
+    def tensor(name: str) -> Tensor:
+        return torch.from_numpy(fields[name])[None]
 
     return Outputs(
-        mean=tensor(found.mean),
-        log_scale=torch.log(tensor(found.scale)),
-        dof=tensor(found.dof),
-        direction_logits=tensor(found.logits),
-        log_variance=torch.log(tensor(found.variance)),
+        mean=tensor("mean"),
+        log_scale=torch.log(tensor("scale")),
+        dof=tensor("dof"),
+        direction_logits=tensor("logits"),
+        log_variance=torch.log(tensor("variance")),
         allocation=None,
         quantiles=None,
     )

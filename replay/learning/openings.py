@@ -12,22 +12,15 @@ from __future__ import annotations
 
 import tempfile
 import tomllib
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
-from tracepaper.replay.document.values import Figure, Table, table
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.replay.learning.splits import date_ms, iso
 from tracepaper.storage.checkpoints import BUNDLED, dump
 from tracepaper.storage.sweeps import registry_path
 from tracepaper.strategies.errors import ConfigInvalid, shown
-from tracepaper.strategies.units import DAY_MS
 
 FILE_NAME: Final = "openings.toml"
 
@@ -157,90 +150,6 @@ def opened_by_training(folder: Path, card: Mapping[str, Any], data: Untouched) -
     recipe = recipe_of(card).hash
     new = SpanOpening(recipe, str(card["model"]["id"]), symbols, from_ms, until_ms)
     return opened(openings_path(folder), new)[1]
-
-
-@dataclass(frozen=True)
-class JudgedSpan(ABC):
-    """What one span says of a model."""
-
-    span: NamedSpan
-    symbols: tuple[str, ...]
-    openings: int = field(default=1, kw_only=True)
-    """Recipes that were judged on the span, this one among them."""
-    missing: tuple[str, ...] = field(default=(), kw_only=True)
-    """Sentences about what could not be compared, or counted."""
-
-    @property
-    @abstractmethod
-    def row_days(self) -> Sequence[NDArray[np.int64]]:
-        """The calendar day of each row that was judged, by horizon."""
-
-    @property
-    @abstractmethod
-    def figures(self) -> dict[str, Any]:
-        """The figures of each horizon, as a card holds them."""
-
-    @property
-    @abstractmethod
-    def sentences(self) -> list[str]:
-        """What an honest reader must know."""
-
-    @property
-    def days(self) -> int:
-        """How many calendar days were judged."""
-        return len(np.unique(np.concatenate(self.row_days)))
-
-    @property
-    def from_ms(self) -> int:
-        """The midnight of the first day judged."""
-        return int(min(days.min() for days in self.row_days)) * DAY_MS
-
-    @property
-    def until_ms(self) -> int:
-        """The midnight after the last day judged."""
-        return (int(max(days.max() for days in self.row_days)) + 1) * DAY_MS
-
-    @property
-    def heading(self) -> str:
-        """What was judged, from when until when."""
-        return (
-            f"{self.span.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
-            f"{iso(self.until_ms)[:10]}, {self.days} days"
-        )
-
-
-AnyJudged = TypeVar("AnyJudged", bound=JudgedSpan)
-
-
-def counted(
-    every: Sequence[AnyJudged], folder: Path | None, recipe: str, model_id: str
-) -> list[AnyJudged]:
-    """Return the judgements with how many recipes opened each span, and keep these openings.
-
-    *folder* holds the checkpoint; None is a class of one's own.
-    """
-    found = []
-    for one in every:
-        new = SpanOpening(recipe, model_id, one.symbols, one.from_ms, one.until_ms)
-        count, said = opened(openings_path(folder), new)
-        missing = (*one.missing, *([said] if said else []))
-        found.append(replace(one, openings=count, missing=missing))
-    return found
-
-
-def spans_table(every: Sequence[JudgedSpan], rows: str, *more: Figure[JudgedSpan]) -> Table:
-    """Return the spans that were judged, with their *rows* and how many recipes opened each."""
-    columns: list[Figure[JudgedSpan]] = [
-        Figure("span", "span", "text", lambda one: one.span.name),
-        Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),
-        Figure("until", "until", "text", lambda one: iso(one.until_ms)[:10]),
-        Figure("days", "days", "count", lambda one: one.days),
-        Figure(rows, rows, "count", lambda one: len(one.row_days[0])),
-        *more,
-        Figure("openings", "opened by", "count", lambda one: one.openings),
-    ]
-    note = "Opened by: how many recipes were judged on the span."
-    return table("spans", "What was judged", columns, every, notes=[note])
 
 
 class Untouched(Protocol):

@@ -8,10 +8,11 @@ The rules are docs/several.md, P23 and P26.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -21,8 +22,7 @@ from torch import Tensor, is_tensor
 
 from tracepaper.replay.archive import slice_candles
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.evaluation.correlation import LEAST_BARS
-from tracepaper.replay.learning.evaluation.forecasts import Predictions, predictions_of
+from tracepaper.replay.learning.predict import Fields, fields_of, joined
 from tracepaper.replay.learning.samples import (
     LABELS,
     RETURN_LIMIT,
@@ -33,7 +33,6 @@ from tracepaper.replay.learning.samples import (
 from tracepaper.replay.learning.splits import Part, Segment, Split
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.networks.architecture import Outputs
 from tracepaper.strategies.networks.cross_asset import JOINT, CrossAssetNetwork, CrossOutputs
 
 Ids = NDArray[np.int64]
@@ -43,6 +42,8 @@ _ROWS_AT_ONCE: Final = 2_048
 """Bars that are answered in one pass; bounds memory."""
 LEAST: Final = 2
 """Symbols of a network over several."""
+LEAST_BARS: Final = 5
+"""Horizons of fewer bars have no correlation: two or three returns have none to speak of."""
 
 
 @dataclass(frozen=True)
@@ -266,41 +267,40 @@ def _unused(own: dict[str, list[Segment]], panels: Sequence[Panel]) -> tuple[str
 # ---------------------------------------------------------------- what a network says of it
 
 
-class CrossPredictions(NamedTuple):
-    """What a network says of some bars of a panel, as arrays; in units of σ √h."""
+class PanelFields(NamedTuple):
+    """What a network answers at some bars of a panel, as arrays; in units of σ √h."""
 
     rows: Ids
-    each: tuple[Predictions, ...]  # one an asset: [row, horizon]
-    relative: Rows  # [asset, row, horizon]
-    allocation: Rows | None  # [asset, row]
-    loadings: Rows | None = None  # [asset, row, horizon, factor]
+    each: tuple[Fields, ...]  # one an asset, with its relative return: [row, horizon, ..]
+    heads: Mapping[str, Rows]
+    """relative [asset, row, horizon]; where it has them allocation [asset, row] and loadings
+    [asset, row, horizon, factor]."""
 
 
-def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> CrossPredictions:
-    """Return what *network* says at *rows*, ascending, each of its receptive field alone.
+def predicted(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> PanelFields:
+    """Return the fields of *network* at *rows*, ascending, each of its receptive field alone.
 
     Raises ``DataInvalid`` where there is no row.
     """
     if not len(rows):
         raise DataInvalid("There is no close to forecast; give longer candles.")
     network.eval()
-    answered = _by_window if network.config.attention == JOINT else _by_row
+    answer = _by_window if network.config.attention == JOINT else _by_row
     with torch.inference_mode():
-        parts = list(answered(network, panel, rows))
-    allocation = None
-    if parts[0].allocation is not None:
-        allocation = _array(*[p.allocation[0] for p in parts if p.allocation is not None])
-    loadings = None
-    if parts[0].loadings is not None:
-        loadings = _array(*[p.loadings[0] for p in parts if p.loadings is not None])
-    assets = range(len(panel.segments))
-    return CrossPredictions(
-        rows,
-        tuple(_predictions([part.each for part in parts], asset) for asset in assets),
-        _array(*[part.relative[0] for part in parts]),
-        allocation,
-        loadings,
+        parts = list(answer(network, panel, rows))
+    heads = {}
+    for name in ("relative", "allocation", "loadings"):
+        of = [given[0] for part in parts if (given := getattr(part, name)) is not None]
+        if of:
+            heads[name] = torch.cat(of, dim=1).float().numpy()
+    each = tuple(
+        {
+            **joined([fields_of(part.each.map(itemgetter((0, asset)))) for part in parts]),
+            "relative": heads["relative"][asset],
+        }
+        for asset in range(len(panel.segments))
     )
+    return PanelFields(rows, each, heads)
 
 
 def _by_row(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[CrossOutputs]:
@@ -325,22 +325,6 @@ def _by_window(network: CrossAssetNetwork, panel: Panel, rows: Ids) -> Iterator[
     for row in rows.tolist():
         x = torch.from_numpy(panel.rows(row - window + 1, row + 1))[None]
         yield network(x, assets, panel.positions(row - window + 1, row + 1))
-
-
-def _array(*parts: Tensor) -> Rows:
-    """Return tensors [asset, row, ..] one after the other as one array."""
-    found: Rows = torch.cat(parts, dim=1).float().numpy()
-    return found
-
-
-def _predictions(parts: Sequence[Outputs], asset: int) -> Predictions:
-    """Return what is said of one asset, row after row."""
-    return predictions_of(
-        Outputs._make(
-            None if column[0] is None else torch.cat([part[0, asset] for part in column])
-            for column in zip(*parts, strict=True)
-        )
-    )
 
 
 # ---------------------------------------------------------------- batches

@@ -102,9 +102,9 @@ class Segment:
 
     @property
     def keys(self) -> NDArray[np.int64]:
-        """Each bar's own number, across symbols: its place in time beside its symbol's checksum."""
-        symbol = crc32(self.candles.symbol.encode())
-        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + symbol
+        """Each bar's own number: its place in time beside its instrument's checksum."""
+        asset = crc32(self.candles.instrument.encode())
+        found: NDArray[np.int64] = (self.open_time_ms // self.interval_ms << SYMBOL_BITS) + asset
         return found
 
     @property

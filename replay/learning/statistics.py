@@ -13,20 +13,18 @@ The rules are docs/models.md, L14 and L45.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaln, softmax, stdtr, stdtrit
+from scipy.special import betaln, stdtr, stdtrit
 
-from tracepaper.replay.report.honesty import COMMONER, LEVEL, PAIRED
+from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.replay.report.metrics import BLOCK_DAYS, blocks_of, lost_elsewhere, mean_error
 from tracepaper.strategies.features.rolling import Array
 
-if TYPE_CHECKING:
-    from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
-
+K = TypeVar("K")
 RESAMPLES: Final = 500
 ECE_BINS: Final = 15
 COVERAGE: Final = 0.9
@@ -91,55 +89,11 @@ def estimate(values: Array, days: NDArray[np.int64]) -> tuple[float, float | Non
     return round(found.value, 6), found.rounded(6)[1]
 
 
-def correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return Pearson's correlation; of forecasts and returns it is the information coefficient."""
-    a, b = first - first.mean(), second - second.mean()
-    terms = np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
-
-    def combine(sums: Array) -> Array:
-        n, x, y, xx, yy, xy = sums.T
-        spread = (n * xx - x * x) * (n * yy - y * y)
-        found: Array = (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
-        return found
-
-    return figure(terms, days, combine)
-
-
-def rank_correlation(first: Array, second: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return Spearman's correlation: Pearson's of the ranks."""
-    from scipy.stats import rankdata  # takes long; a report does not rank
-
-    return correlation(rankdata(first), rankdata(second), days)
-
-
-def sign_accuracy(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the share of moved bars whose sign was forecast; half a hit where there is none."""
-    moved = value != 0
-    hit = np.where(forecast == 0, 0.5, np.sign(forecast) == np.sign(value))[moved]
-    return mean(hit.astype(np.float64), days[moved])
-
-
 def sign_risk(forecast: Array, value: Array) -> Array:
     """Return 1 where the sign was wrong, 0 where right; a half where nothing was said or moved."""
     said, came = np.sign(forecast), np.sign(value)
     risk: Array = np.where((said == 0) | (came == 0), 0.5, (said != came).astype(np.float64))
     return risk
-
-
-def r_squared(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return 1 - squared error ÷ squared value: against a forecast of no move."""
-    terms = np.stack([(value - forecast) ** 2, value * value])
-    return figure(terms, days, lambda s: 1.0 - s[:, 0] / s[:, 1])
-
-
-def absolute_error(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the mean of |value - forecast|."""
-    return mean(np.abs(value - forecast), days)
-
-
-def squared_error(forecast: Array, value: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the mean of (value - forecast)²."""
-    return mean((value - forecast) ** 2, days)
 
 
 def crps_of(location: Array, scale: Array, dof: Array, value: Array) -> Array:
@@ -165,11 +119,6 @@ def pinball_of(value: Array, quantile: Array, level: float) -> Array:
     return found
 
 
-def qlike(forecast: Array, variance: Array, days: NDArray[np.int64]) -> DailyEstimate:
-    """Return the mean of ``qlike_of``."""
-    return mean(qlike_of(forecast, variance), days)
-
-
 def qlike_of(forecast: Array, variance: Array) -> Array:
     """Return v ÷ f - log(v ÷ f) - 1 of each row (Patton, 2011); both have the same floor."""
     ratio = np.maximum(variance, VARIANCE_FLOOR) / np.maximum(forecast, VARIANCE_FLOOR)
@@ -181,12 +130,6 @@ def inside(location: Array, scale: Array, dof: Array, value: Array, share: float
     """Return 1 where *value* lay in the Student t's central interval of that *share*, else 0."""
     half = stdtrit(dof, 0.5 + share / 2) * scale
     found: Array = (np.abs(value - location) <= half).astype(np.float64)
-    return found
-
-
-def probabilities(logits: NDArray[np.float32], temperature: float) -> Array:
-    """Return softmax of *logits* [.., class] at that temperature."""
-    found: Array = softmax(logits.astype(np.float64) / temperature, axis=-1)
     return found
 
 
@@ -202,45 +145,6 @@ def log_loss_of(probability: Array, classes: NDArray[np.int64]) -> Array:
     given = probability[np.arange(len(classes)), classes]
     found: Array = -np.log(np.maximum(given, LEAST_PROBABILITY))
     return found
-
-
-def climatology(classes: NDArray[np.int64], kinds: int) -> Array:
-    """Return each class's share of all rows as the probability of every row, [row, class]."""
-    shares = np.bincount(classes, minlength=kinds) / len(classes)
-    return np.broadcast_to(shares, (len(classes), kinds))
-
-
-def calibration_error(
-    probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
-) -> DailyEstimate:
-    """Return the expected calibration error of the top class over 15 equal bins (Guo, 2017)."""
-    top = probability.argmax(axis=1)
-    sure = probability[np.arange(len(top)), top]
-    hit = (top == classes).astype(np.float64)
-    bins = np.minimum((sure * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-    terms = np.concatenate(
-        [np.where(bins == i, hit - sure, 0.0)[None] for i in range(ECE_BINS)]
-        + [np.ones_like(hit)[None]]
-    )
-    return figure(terms, days, lambda s: np.abs(s[:, :-1]).sum(axis=1) / s[:, -1])
-
-
-def macro_f1(
-    probability: Array, classes: NDArray[np.int64], days: NDArray[np.int64]
-) -> DailyEstimate:
-    """Return the mean over classes of the harmonic mean of precision and recall."""
-    top = probability.argmax(axis=1)
-    rows = []
-    for kind in range(probability.shape[1]):
-        said, was = top == kind, classes == kind
-        rows += [said & was, said.astype(np.int64) + was]
-    terms = np.stack(rows).astype(np.float64)
-
-    def combine(sums: Array) -> Array:
-        found: Array = (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1)
-        return found
-
-    return figure(terms, days, combine)
 
 
 # --- selective prediction
@@ -376,21 +280,10 @@ def holm(values: Sequence[float]) -> list[float]:
     return found
 
 
-def corrected(every: Mapping[str, DayDifference]) -> dict[str, DayDifference]:
+def corrected(every: Mapping[K, DayDifference]) -> dict[K, DayDifference]:
     """Return *every* comparison with its p-value corrected for the number of candidates."""
     values = holm([each.p for each in every.values()])
     return {name: each._replace(p=p) for (name, each), p in zip(every.items(), values, strict=True)}
-
-
-def less_others(
-    losses: Mapping[str, Array],
-    days: NDArray[np.int64],
-    own: str = "network",
-    parts: Collection[str] = (),
-) -> dict[str, DayDifference]:
-    """Return the loss [row] of *own* less each other's, Holm over them; *parts* are no others."""
-    others = {name: of for name, of in losses.items() if name != own and name not in parts}
-    return corrected({name: difference(losses[own], of, days) for name, of in others.items()})
 
 
 def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
@@ -398,45 +291,6 @@ def verdict(found: DayDifference, *, is_less_better: bool = True) -> str:
     if not found.p < LEVEL:
         return "level"
     return "better" if (found.value < 0) == is_less_better else "worse"
-
-
-# --- losses of forecasts
-
-
-def sign_losses(one: HorizonForecasts) -> dict[str, Array]:
-    """Give each forecaster's wrong signs by row, and those of always the commoner sign."""
-    every = {**one.means, COMMONER: one.commoner}
-    return {name: sign_risk(of, one.value) for name, of in every.items()}
-
-
-def qlike_losses(one: HorizonForecasts) -> dict[str, Array]:
-    """Give the QLIKE of each forecaster's variance by row."""
-    return {name: qlike_of(of, one.variance) for name, of in one.variances.items()}
-
-
-def paired_figures(
-    every: Sequence[HorizonForecasts], given: Collection[str], parts: Collection[str] = ()
-) -> dict[str, Any]:
-    """Compare the model with every other forecaster, by horizon and loss, as a card keeps it.
-
-    *given* are the measures that the model gives; *parts* are names that are no others. Each entry
-    is [difference, error, p], p by Holm over the others; less is better.
-    """
-    found: dict[str, Any] = {}
-    for one in every:
-        losses = {
-            "sign": sign_losses(one) if "mean_return" in given else {},
-            "qlike": qlike_losses(one) if "volatility" in given else {},
-        }
-        found[str(one.horizon)] = {
-            loss: {
-                name: less.rounded()
-                for name, less in less_others(of, one.days, parts=parts).items()
-            }
-            for loss, of in losses.items()
-            if of
-        }
-    return {PAIRED: found}
 
 
 # --- selective prediction, by risk

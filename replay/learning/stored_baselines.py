@@ -31,8 +31,8 @@ from tracepaper.replay.learning.baselines import (
     past_variances,
 )
 from tracepaper.replay.learning.boosting import import_lightgbm
-from tracepaper.replay.learning.evaluation.forecasts import predict
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
+from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Segment
 from tracepaper.storage import checkpoints
@@ -207,7 +207,7 @@ class _KeptLstm:
         segment, rows, said = self._known.get(id(asked.segment), (None, asked.rows, {}))
         if segment is not asked.segment or not np.array_equal(rows, asked.rows):
             found = predict(self._network, asked.segment, asked.rows)
-            said = {of: getattr(found, of).astype(np.float64) for of in get_args(Measure)}
+            said = {of: found[of].astype(np.float64) for of in get_args(Measure)}
             self._known[id(asked.segment)] = (asked.segment, asked.rows, said)
         return said[asked.of][:, asked.column]
 

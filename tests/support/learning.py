@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.estimator import estimators, recipe_of
 from tracepaper.replay.learning.estimators.networks import NetworkEstimator
 from tracepaper.replay.learning.estimators.tabular import RowKeys
+from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import Segment, Split, iso, segments_of
 from tracepaper.strategies.features.rows import FeatureSchema, schema
@@ -106,6 +108,20 @@ def split(first: float, second: float, third: float, *, embargo: int = 30) -> Sp
     """Return the split that ends its parts after so many days."""
     ends = [START_MS + round(day * DAY_BARS) * MINUTE_MS for day in (first, second, third)]
     return Split(ends[0], ends[1], ends[2], embargo)
+
+
+def table(
+    opened_ms: NDArray[np.int64],
+    labels: dict[str, NDArray[Any]],
+    values: dict[str, dict[str, NDArray[Any]]],
+    *,
+    horizon: int = 1,
+    interval_ms: int = MINUTE_MS,
+) -> Forecasts:
+    """Return the rows of one asset and horizon that open at *opened_ms*."""
+    rows = np.ones(len(opened_ms), dtype=np.int64)
+    until_ms = opened_ms + horizon * interval_ms
+    return Forecasts(7 * rows, opened_ms, until_ms, horizon * rows, interval_ms, labels, values)
 
 
 def write_csv(candles: Candles, folder: Path) -> Path:

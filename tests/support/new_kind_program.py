@@ -21,10 +21,9 @@ from torch import Tensor
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.estimator import Answers
 from tracepaper.replay.learning.estimator import register as register_estimator
 from tracepaper.replay.learning.estimators.tabular import RowEstimator, VarianceModel
-from tracepaper.replay.learning.evaluation.forecasts import Predictions, judged
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import Part, Segment, iso
 from tracepaper.strategies.api.model import ModelKind, register
@@ -110,20 +109,22 @@ class SeasonalModel(VarianceModel):
         card = {**self.card, "model": named}
         return SeasonalForecaster(card, self.tensors, RunOptions(mode="scan"))
 
-    def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what it says of *part*."""
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
+        """Return its forecasts of *part*."""
         times, window = self.tensors["times"].numpy(), self.card["architecture"]["window"]
         answered = []
         for samples in data.samples(part):
             unit = spreads(samples.segment, window) / samples.segment.sigma
             rows = np.flatnonzero(samples.weights.any(axis=1) & np.isfinite(unit))
             scale = np.maximum(times * unit[rows, None], LEAST)
-            nothing = np.zeros((*scale.shape, 3), np.float32)
-            said = Predictions(nothing[..., 0], scale, np.full_like(scale, 1e9), nothing, scale**2)
-            answered.append((samples, rows, said))
-        return Answers(judged(answered, data.baselines, data.horizons), self.measures)
-
-    measures = frozenset({"mean_return", "stdev_return", "volatility"})
+            fields = {
+                "mean": np.zeros_like(scale),
+                "scale": scale,
+                "dof": np.full_like(scale, 1e9),
+                "variance": scale**2,
+            }
+            answered.append(SegmentFields(samples, rows, fields))
+        return forecasts_of(answered, data.baselines, data.horizons)
 
 
 class SeasonalEstimator(RowEstimator):

@@ -15,17 +15,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from itertools import chain, combinations, count, islice
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
-    Answers,
     CandleEstimator,
     CandleModel,
     DataRequest,
@@ -34,49 +32,7 @@ from tracepaper.replay.learning.estimator import (
     fit_facts,
     register,
 )
-from tracepaper.replay.learning.evaluation.correlation import (
-    CorrelationForecasts,
-    correlation_figures,
-    correlation_sentences,
-    learn_correlations,
-)
-from tracepaper.replay.learning.evaluation.correlation import (
-    correlations_of as correlations_of_part,
-)
-from tracepaper.replay.learning.evaluation.cross_section import (
-    NETWORK,
-    AcrossAssets,
-    PortfolioReturns,
-    WeightsAt,
-    portfolio_decisions,
-    portfolio_figures,
-    portfolio_returns,
-    portfolio_sentences,
-    rank_figures,
-    rank_sentences,
-    rule_returns,
-)
-from tracepaper.replay.learning.evaluation.explained import (
-    AnsweredRows,
-    ExplainedRows,
-    JudgedPart,
-    bars_of,
-    rows_of,
-    spread_rows,
-)
-from tracepaper.replay.learning.evaluation.forecasts import (
-    ALL_MEASURES,
-    HorizonForecasts,
-    cooled,
-    judged,
-    no_context,
-    report,
-)
-from tracepaper.replay.learning.evaluation.gates import (
-    gates_section,
-    judged_gates,
-)
-from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
+from tracepaper.replay.learning.estimators.networks import calibrated, scales_of
 from tracepaper.replay.learning.fit import (
     Fit,
     FitOptions,
@@ -87,22 +43,60 @@ from tracepaper.replay.learning.fit import (
     loss_shares,
     policy_of,
 )
+from tracepaper.replay.learning.judge.compare import paired_figures
+from tracepaper.replay.learning.judge.correlation import (
+    correlation_figures,
+    correlation_sentences,
+    learn_correlations,
+    pair_rows,
+    with_head,
+)
+from tracepaper.replay.learning.judge.correlation import (
+    correlations_of as correlations_of_part,
+)
+from tracepaper.replay.learning.judge.explained import (
+    AnsweredRows,
+    Judgement,
+    bars_of,
+    rows_of,
+    spread_rows,
+)
+from tracepaper.replay.learning.judge.forecasts import (
+    MODEL,
+    Forecasts,
+    SegmentFields,
+    concatenated,
+    forecasts_of,
+)
+from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.portfolio import (
+    WeightsAt,
+    portfolio_decisions,
+    portfolio_figures,
+    portfolio_returns,
+    portfolio_sentences,
+    rank_sentences,
+    with_rules,
+)
+from tracepaper.replay.learning.judge.tails import TAILS
 from tracepaper.replay.learning.losses import averaged, elementwise, titles
 from tracepaper.replay.learning.panel import (
-    CrossPredictions,
     Ids,
     Labelled,
     PanelBatch,
     PanelChunks,
+    PanelFields,
     answered,
     close_by_close,
     labelled_closes,
     predicted,
 )
+from tracepaper.replay.learning.predict import no_context
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command, middle
 from tracepaper.replay.learning.samples import FLAT_BAND
 from tracepaper.replay.learning.splits import SYMBOL_BITS, Part, split_by
-from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, paired_figures
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
@@ -250,13 +244,6 @@ class CrossAssetEstimator(CandleEstimator):
         return CrossAssetModel(card, tensors)
 
 
-class _Answered(NamedTuple):
-    """What a network said of one panel of a part."""
-
-    labelled: Labelled
-    said: CrossPredictions
-
-
 class CrossAssetModel(CandleModel):
     """A fitted network over several assets."""
 
@@ -272,24 +259,21 @@ class CrossAssetModel(CandleModel):
     def scaled(self, data: Dataset) -> CrossAssetModel:
         """Return it with temperature and slopes of the calibration slice."""
         answered = self._answered(data, Part.CALIBRATION)
-        found = _side_by_side(answered, data)
         relative = {}
         for at, horizon in enumerate(data.horizons):
-            pairs = [
-                (one.said.relative[..., at], one.labelled.relative[:, one.said.rows, at])
-                for one in answered
-            ]
-            forecast, value = (np.concatenate([p[i].ravel() for p in pairs]) for i in (0, 1))
+            forecast, value = (
+                np.concatenate([of.ravel() for of in every])
+                for every in (
+                    [fields.heads["relative"][..., at] for _, fields in answered],
+                    [one.relative[:, fields.rows, at] for one, fields in answered],
+                )
+            )
             known = np.isfinite(value)
             relative[str(horizon)] = cards.slope(
                 forecast[known].astype(np.float64), value[known].astype(np.float64)
             )
-        section = self.card["calibration"] | {
-            "temperature": {str(j.horizon): cards.temperature(j.logits, j.classes) for j in found},
-            "slope": {str(j.horizon): cards.slope(j.mean, j.value) for j in found},
-            TAILS: tail_factors(found),
-            "relative_slope": relative,
-        }
+        scales = scales_of(_table(answered, data))
+        section = self.card["calibration"] | scales | {"relative_slope": relative}
         return self.with_card(calibration=section)
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> CrossAssetModel:
@@ -302,7 +286,7 @@ class CrossAssetModel(CandleModel):
         seen = found.explained(data, Part.CALIBRATION, bars)
         return found.with_card(calibration=gates_section(seen, section))
 
-    def _answered(self, data: Dataset, part: Part) -> list[_Answered]:
+    def _answered(self, data: Dataset, part: Part) -> list[tuple[Labelled, PanelFields]]:
         """Return the answers at every labelled close of *part* with a whole field before it.
 
         Where *data* are some bars only, at their closes alone.
@@ -317,35 +301,32 @@ class CrossAssetModel(CandleModel):
             if network.config.attention == JOINT:
                 rows = rows[:: -(-len(rows) // JOINT_CLOSES)] if len(rows) else rows
             if len(rows):
-                found.append(_Answered(one, predicted(network, one.panel, rows)))
+                found.append((one, predicted(network, one.panel, rows)))
         if not found:
             raise no_context(part, network.config.receptive_field)
         return found
 
-    def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what the network says of *part*: of each asset, across them, its own weights.
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
+        """Return the network's forecasts of each asset at the closes of *part*."""
+        return _table(self._answered(data, part), data)
 
-        The weights are those of all decisions.
-        """
-        answered = self._answered(data, part)
-        found = _side_by_side(answered, data)
-        relative = {one.horizon: _relative(answered, at) for at, one in enumerate(found)}
-        return Answers(found, ALL_MEASURES, AcrossAssets(relative, self._held(data)))
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
+        """Return its forecasts of *part* by temperature and slopes of its card."""
+        return calibrated(self.answers(data, part), self.card["calibration"])
 
-    def _held(self, data: Dataset) -> dict[str, PortfolioReturns]:
+    def held(self, data: Dataset) -> Forecasts | None:
         """Return what the network's weights and every rule's made of the test part's decisions."""
         config = self.model.config
         decisions = portfolio_decisions(
             labelled_closes(data, Part.TEST), every=config.every, field=config.receptive_field
         )
         if not decisions:
-            return {}
-        return {
-            NETWORK: portfolio_returns(decisions, _weights_of(self.model)),
-            **rule_returns(decisions, self.model.network, config.horizons.index(self.horizon)),
-        }
+            return None
+        at = config.horizons.index(self.horizon)
+        weights = with_rules(_weights_of(self.model), self.model.network, at)
+        return portfolio_returns(decisions, weights)
 
-    def explained(self, data: Dataset, part: Part, bars: int | None) -> ExplainedRows:
+    def explained(self, data: Dataset, part: Part, bars: int | None) -> Forecasts:
         """Forecast and explain labelled closes of *part*, spread evenly and shared by panels."""
         horizon = self.horizon
         forecaster = TogetherForecaster(
@@ -366,65 +347,44 @@ class CrossAssetModel(CandleModel):
         slope = self.card["calibration"]["slope"][str(horizon)]
         return rows_of(forecaster, found, horizon=horizon, slope=slope)
 
-    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
-        """Return what the network said of the test part, calibrated, and its figures."""
+    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
+        """Return its calibrated forecasts of the test part, and their figures."""
         section = self.card["calibration"]
-        forecasts, _, across = self.answers(data, Part.TEST)
-        assert across is not None, "it answers for all symbols of a close"
-        found: dict[str, Any] = {}
-        for one in forecasts:
-            name = str(one.horizon)
-            own = report(
-                one, temperature=section["temperature"][name], slope=section["slope"][name]
-            )
-            found[name] = {**own, "relative_rank_ic": rank_figures(one, across)}
-        found |= paired_figures(forecasts, ALL_MEASURES)
-        said = []
-        if across.held:
-            found["weights"] = portfolio_figures(across.held)
-            said = portfolio_sentences(found["weights"])
+        table, held = self.calibrated_forecasts(data, Part.TEST), self.held(data)
+        found, sentences = figures(table) | paired_figures(table), []
+        if held is not None:
+            found["weights"] = portfolio_figures(held)
+            sentences = portfolio_sentences(found["weights"])
         if "quantiles" in section:
             seen = self.explained(data, Part.TEST, bars)
-            gates = judged_gates(seen, section, data.split.second_span_ms)
+            gates = judged_gates(table, seen, section, data.split.second_span_ms)
             section, found["gates"] = gates.calibration, gates.figures
-            said += gates.sentences
-        told = [cards.NOTICE, *rank_sentences(found, horizon=self.horizon), *said]
-        correlations = self._correlations(data)
-        if correlations:
-            found["correlation"] = correlation_figures(correlations)
-            told += correlation_sentences(correlations, horizon=self.horizon)
-        return JudgedPart(
-            [cooled(one, section["temperature"][str(one.horizon)]) for one in forecasts],
-            ALL_MEASURES,
-            found,
-            told,
-            calibration=section,
-            correlations=correlations,
-            across=across,
-        )
+            sentences += gates.sentences
+        sentences = [cards.NOTICE, *rank_sentences(found, horizon=self.horizon), *sentences]
+        pairs = self._pairs(data)
+        if pairs is not None:
+            found["correlation"] = correlation_figures(pairs)
+            sentences += correlation_sentences(pairs, horizon=self.horizon)
+        return Judgement(table, found, sentences, calibration=section, pairs=pairs, held=held)
 
-    def _correlations(self, data: Dataset) -> list[CorrelationForecasts]:
-        """Return what a head of correlations said of the test part; empty without one."""
-        if not self.model.config.factors:
-            return []
-        times: list[NDArray[np.int64]] = []
-        said: list[NDArray[np.float64]] = []
-        for one in self._answered(data, Part.TEST):
-            assert one.said.loadings is not None
-            pairs = correlations_of(torch.from_numpy(one.said.loadings)[None])[0]
-            times.append(one.labelled.panel.segments[0].open_time_ms[one.said.rows])
-            said.append(pairs.double().numpy())
-        opened, every = np.concatenate(times), np.concatenate(said, axis=1)
-        names = [" ".join(sorted(pair)) for pair in combinations(data.panel_symbols, 2)]
+    def _pairs(self, data: Dataset) -> Forecasts | None:
+        """Return the correlations of a head of the test part beside others; None without one."""
         learnt = self.card["calibration"].get("correlation", {})
-        found = [
-            one.with_head(
-                opened,
-                dict(zip(names, every[..., data.horizons.index(one.horizon)], strict=True)),
-            )
-            for one in correlations_of_part(data, Part.TEST, learnt)
-        ]
-        return [one for one in found if one is not None]
+        table = correlations_of_part(data, Part.TEST, learnt) if self.model.config.factors else None
+        if table is None:
+            return None
+        names = [" ".join(sorted(pair)) for pair in combinations(data.panel_symbols, 2)]
+        parts = []
+        for one, fields in self._answered(data, Part.TEST):
+            loadings = torch.from_numpy(fields.heads["loadings"])[None]
+            pairs = correlations_of(loadings)[0].double().numpy()  # [pair, row, horizon]
+            opened = one.panel.segments[0].open_time_ms[fields.rows]
+            parts += [
+                pair_rows(name, opened, horizon, data.interval_ms, {MODEL: of[:, at]})
+                for name, of in zip(names, pairs, strict=True)
+                for at, horizon in enumerate(data.horizons)
+            ]
+        return with_head(table, concatenated(parts))
 
     def tails(self, data: Dataset) -> dict[str, Any]:
         """Return ``[calibration.tails]`` of the card; empty where it has none."""
@@ -432,23 +392,14 @@ class CrossAssetModel(CandleModel):
         return dict(self.card["calibration"].get(TAILS, {}))
 
 
-def _side_by_side(answered: Sequence[_Answered], data: Dataset) -> list[HorizonForecasts]:
-    """Put forecasts, baselines and labels of every asset side by side, asset after asset."""
-    pairs = [
-        (samples, one.said.rows, said)
-        for one in answered
-        for samples, said in zip(one.labelled.samples, one.said.each, strict=True)
+def _table(answered: Sequence[tuple[Labelled, PanelFields]], data: Dataset) -> Forecasts:
+    """Return the forecasts of every asset beside the baselines', asset after asset."""
+    answers = [
+        SegmentFields(samples, fields.rows, of_asset)
+        for one, fields in answered
+        for samples, of_asset in zip(one.samples, fields.each, strict=True)
     ]
-    return judged(pairs, data.baselines, data.horizons)
-
-
-def _relative(answered: Sequence[_Answered], at: int) -> Array:
-    """Return the expected relative returns to one horizon, over the rows of its forecasts."""
-    parts = []
-    for one in answered:
-        used = one.labelled.samples[0].weights[one.said.rows, at] > 0
-        parts.append(one.said.relative[:, used, at].ravel().astype(np.float64))
-    return np.concatenate(parts)
+    return forecasts_of(answers, data.baselines, data.horizons)
 
 
 def _as_run(
@@ -468,9 +419,12 @@ def _weights_of(model: TogetherModel) -> WeightsAt:
     """Return what weighs as the strategy of *model* does."""
 
     def found(one: Labelled, rows: Ids) -> Array:
-        said = predicted(model.network, one.panel, rows)
-        allocation = None if said.allocation is None else torch.from_numpy(said.allocation)
-        return model.weights(torch.from_numpy(said.relative), allocation)
+        heads = predicted(model.network, one.panel, rows).heads
+        allocation = heads.get("allocation")
+        return model.weights(
+            torch.from_numpy(heads["relative"]),
+            None if allocation is None else torch.from_numpy(allocation),
+        )
 
     return found
 

@@ -18,10 +18,9 @@ from torch import Tensor
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning import card as cards
-from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
-    Answers,
     CandleEstimator,
     CandleModel,
     DataRequest,
@@ -31,33 +30,20 @@ from tracepaper.replay.learning.estimator import (
     recipe_of,
     register,
 )
-from tracepaper.replay.learning.estimators.networks import explained_rows
-from tracepaper.replay.learning.estimators.tabular import predictions, spread
-from tracepaper.replay.learning.evaluation.explained import (
-    JudgedPart,
-)
-from tracepaper.replay.learning.evaluation.forecasts import (
-    ALL_MEASURES,
-    HorizonForecasts,
-    answer,
-    cooled,
-    judged,
-    no_context,
-)
-from tracepaper.replay.learning.evaluation.gates import (
-    gates_section,
-    judged_gates,
-)
-from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.evaluation.user_class import NORMAL, OF_MODEL, figures_of
+from tracepaper.replay.learning.estimators.networks import explained_rows, network_forecasts
+from tracepaper.replay.learning.estimators.tabular import row_fields, spread, spreading
 from tracepaper.replay.learning.inspection.model import Mix
+from tracepaper.replay.learning.judge.compare import paired_figures
+from tracepaper.replay.learning.judge.explained import Judgement
+from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
+from tracepaper.replay.learning.judge.metrics import View, figures
+from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
+from tracepaper.replay.learning.judge.user_class import NORMAL
+from tracepaper.replay.learning.predict import judged_rows
 from tracepaper.replay.learning.recipe import SCHEMA, Recipe
 from tracepaper.replay.learning.splits import Part, iso, split_by
-from tracepaper.replay.learning.statistics import (
-    VARIANCE_FLOOR,
-    DailyEstimate,
-    paired_figures,
-)
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, DailyEstimate
 from tracepaper.replay.learning.stored_baselines import (
     stored_baselines,
     unfitted,
@@ -316,83 +302,66 @@ class EnsembleModel(CandleModel):
 
     def scaled(self, data: Dataset) -> EnsembleModel:
         """Return it with the shares and the spread that the calibration slice asks for."""
-        shares, gains, spreads, mixes = {}, {}, {}, []
-        for one in self._of_members(data, Part.CALIBRATION):
-            log_network, log_rows = (np.log(one.variances[half]) for half in NAMES)
-            found = network_share(log_network, log_rows, one.variance, one.days)
-            key = str(one.horizon)
-            shares[key] = cards.rounded(found.share)
-            gains[key] = found.gain.rounded()
-            spreads[key] = spread(_mixed(one, shares[key], 1.0))
-            mixes.append(_mixed(one, shares[key], spreads[key]))
-        section = {**self.card["calibration"], "spread": spreads, TAILS: tail_factors(mixes)}
-        own = {"network_share": shares, "gain": gains}
-        return self.with_card(**{ENSEMBLE: own}, calibration=section)
+        table = self._of_members(data, Part.CALIBRATION)
+        shares, gains = {}, {}
+        for horizon, rows in table.by_horizon():
+            network, trees = (np.log(rows.value("variance", member)) for member in NAMES)
+            found = network_share(network, trees, rows.labels["variance"], rows.day)
+            shares[str(horizon)] = cards.rounded(found.share)
+            gains[str(horizon)] = found.gain.rounded()
+        mix = _mixed(table, shares)
+        spreads = {str(horizon): spread(rows) for horizon, rows in mix.by_horizon()}
+        tails = tail_factors(spreading(mix, spreads))
+        section = {**self.card["calibration"], "spread": spreads, TAILS: tails}
+        return self.with_card(
+            **{ENSEMBLE: {"network_share": shares, "gain": gains}}, calibration=section
+        )
 
-    def _of_members(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+    def _of_members(self, data: Dataset, part: Part) -> Forecasts:
         """Return the network's forecasts of *part* beside the row model's and the baselines'.
 
         The members' variances stand there by ``NAMES``.
         """
-        answered = answer(self.network, data.samples(part))
-        if not answered:
-            raise no_context(part, self.network.config.receptive_field)
-        columns = len(self.rows.schema.names)
-        said = [
-            predictions(self.rows.model, samples.segment.values[at, :columns]).variance
-            for samples, at, _ in answered
+        table = network_forecasts(self.network, data, part)
+        columns, chosen = len(self.rows.schema.names), judged_rows(self.network, data.samples(part))
+        variances = [
+            row_fields(self.rows.model, samples.segment.values[rows, :columns])["variance"]
+            for samples, rows in chosen
         ]
-        variances = np.concatenate(said).astype(np.float64)
-        weights = np.concatenate([samples.weights[at] for samples, at, _ in answered])
-        found = judged(answered, data.baselines, data.horizons)
-        return [
-            replace(
-                one,
-                variances={
-                    NAMES[0]: one.variances["network"],
-                    NAMES[1]: variances[weights[:, column] > 0, column],
-                    **{name: of for name, of in one.variances.items() if name != "network"},
-                },
-            )
-            for column, one in enumerate(found)
+        of_rows = [
+            variance[samples.weights[rows, column] > 0, column].astype(np.float64)
+            for column in range(len(data.horizons))
+            for (samples, rows), variance in zip(chosen, variances, strict=True)
         ]
+        table = table.holding(NAMES[0], variance=table.value("variance"))
+        return table.holding(NAMES[1], variance=np.concatenate(of_rows))
 
-    def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what the mix says of *part*, beside its members and the baselines."""
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
+        """Return the mix's forecasts of *part*, beside its members' and the baselines'."""
         section, shares = self.card["calibration"], self.card[ENSEMBLE]["network_share"]
-        found = []
-        for one in self._of_members(data, part):
-            key = str(one.horizon)
-            mix = _mixed(one, shares[key], section["spread"][key])
-            found.append(cooled(mix, section["temperature"][key]))
-        return Answers(found, ALL_MEASURES)
+        mix = _mixed(self._of_members(data, part), shares)
+        return spreading(mix, section["spread"]).cooled(section["temperature"])
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> EnsembleModel:
         """Return it with what gates need of the calibration slice; its scales are known."""
         seen = explained_rows(self, data, Part.CALIBRATION, bars)
         return self.with_card(calibration=gates_section(seen, self.card["calibration"]))
 
-    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
-        """Return what the mix said of the test part, and its figures; *bars* are explained."""
-        found = self.answers(data, Part.TEST).forecasts
-        told: dict[str, Any] = {}
-        for one in found:
-            told[str(one.horizon)] = figures_of(one, ALL_MEASURES) | {"qlike_gain": _gains(one)}
-        told |= paired_figures(found, ALL_MEASURES, NAMES)
+    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
+        """Return the mix's forecasts of the test part and their figures; *bars* are explained."""
+        table = self.answers(data, Part.TEST)
+        found = figures(table, OF_MODEL) | paired_figures(table, leave=NAMES)
+        for horizon, rows in table.by_horizon():
+            found[str(horizon)]["qlike_gain"] = _gains(rows)
         seen = explained_rows(self, data, Part.TEST, bars)
-        gates = judged_gates(seen, self.card["calibration"], data.split.second_span_ms)
-        sentences = cards.sentences(told, gates.figures, horizon=self.horizon, own=OF_MODEL)
-        gained = told[str(self.horizon)]["qlike_gain"]
-        days = told[str(self.horizon)]["days"]
-        sentences.append(_members_sentence(self.card, gained, self.horizon, days))
-        return JudgedPart(
-            found,
-            ALL_MEASURES,
-            {**told, "gates": gates.figures},
-            [*sentences, *gates.sentences],
-            gates.explained,
-            gates.rules,
-            gates.calibration,
+        gates = judged_gates(table, seen, self.card["calibration"], data.split.second_span_ms)
+        sentences = cards.sentences(found, gates.figures, horizon=self.horizon, own=OF_MODEL)
+        main = found[str(self.horizon)]
+        sentences.append(
+            _members_sentence(self.card, main["qlike_gain"], self.horizon, main["days"])
+        )
+        return gates._replace(
+            figures={**found, "gates": gates.figures}, sentences=[*sentences, *gates.sentences]
         )
 
 
@@ -451,29 +420,26 @@ def network_share(
     candidates = (0.0, 1.0, float(found.x))  # the search never reaches the bounds themselves
     share = min(candidates, key=lambda one: float(each(one).mean()))
     better = min((each(0.0), each(1.0)), key=lambda losses: float(losses.mean()))
-    return NetworkShare(share, figures.mean(each(share) - better, days))
+    return NetworkShare(share, statistics.mean(each(share) - better, days))
 
 
-def _mixed(one: HorizonForecasts, share: float, wide: float) -> HorizonForecasts:
-    """Return the ensemble's forecasts of the halves *one*; *wide* is its spread."""
-    network, rows = (np.log(one.variances[half]) for half in NAMES)
-    variance = np.exp(share * network + (1.0 - share) * rows)
-    return replace(
-        one,
-        scale=np.sqrt(variance) * wide,
-        dof=np.full(len(variance), NORMAL),
-        variances={"network": variance, **one.variances},
-    )
+def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
+    """Return *table* with the mix of the members in place of the network, by its *shares*."""
+    network = table.by_row(shares)
+    variance = table.mix({NAMES[0]: network, NAMES[1]: 1.0 - network})
+    normal = np.full(len(table), NORMAL)
+    return table.holding(MODEL, variance=variance, scale=np.sqrt(variance), dof=normal)
 
 
-def _gains(one: HorizonForecasts) -> dict[str, list[float | None]]:
-    """Return the mix's QLIKE less that of each half on the same bars, with errors by day."""
-    own = figures.qlike_of(one.variances["network"], one.variance)
-    found = {}
-    for half in NAMES:
-        other = figures.qlike_of(one.variances[half], one.variance)
-        found[half] = figures.mean(own - other, one.days).rounded()
-    return found
+def _gains(rows: Forecasts) -> dict[str, list[float | None]]:
+    """Return the mix's QLIKE less that of each member on the same bars, with errors by day."""
+    losses = {
+        name: statistics.qlike_of(View(rows, name)["variance"], rows.labels["variance"])
+        for name in (MODEL, *NAMES)
+    }
+    return {
+        name: statistics.mean(losses[MODEL] - losses[name], rows.day).rounded() for name in NAMES
+    }
 
 
 def _members_sentence(

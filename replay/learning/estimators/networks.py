@@ -16,7 +16,6 @@ from torch import Tensor
 from tracepaper.replay.learning import card as cards
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
-    Answers,
     CandleEstimator,
     CandleModel,
     FitRun,
@@ -24,41 +23,36 @@ from tracepaper.replay.learning.estimator import (
     fit_facts,
     register,
 )
-from tracepaper.replay.learning.evaluation.auxiliary_heads import (
-    further_figures,
-    further_of,
-    further_sentences,
-    levels_of,
-)
-from tracepaper.replay.learning.evaluation.correlation import (
+from tracepaper.replay.learning.fit import device_called, heads_fit
+from tracepaper.replay.learning.judge.compare import paired_figures
+from tracepaper.replay.learning.judge.correlation import (
     correlation_figures,
     correlation_sentences,
     correlations_of,
     learn_correlations,
 )
-from tracepaper.replay.learning.evaluation.explained import (
-    ExplainedRows,
-    JudgedPart,
-    explain,
+from tracepaper.replay.learning.judge.explained import Judgement, explain
+from tracepaper.replay.learning.judge.forecasts import (
+    Forecasts,
+    SegmentFields,
+    forecasts_of,
 )
-from tracepaper.replay.learning.evaluation.forecasts import (
-    ALL_MEASURES,
-    answers_of,
-    cooled,
-    no_context,
-    report,
+from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
+from tracepaper.replay.learning.judge.heads import (
+    head_figures,
+    head_sentences,
+    heads_of,
+    levelled,
+    levels_of,
 )
-from tracepaper.replay.learning.evaluation.gates import (
-    gates_section,
-    judged_gates,
-)
-from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.fit import device_called, heads_fit
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.losses import titles
+from tracepaper.replay.learning.predict import judged_rows, no_context, predict
 from tracepaper.replay.learning.recipe import DROPOUT, Recipe, command
 from tracepaper.replay.learning.samples import FLAT_BAND, windowed_rows
 from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.statistics import VARIANCE_FLOOR, paired_figures
+from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.features.rows import FeatureSchema
 from tracepaper.strategies.forecasters.build import build, restore
@@ -177,23 +171,23 @@ class NetworkModel(CandleModel):
         """The network with its weights, checked."""
         return restore(self.card, self.tensors)
 
-    def answers(self, data: Dataset, part: Part) -> Answers:
-        """Return what the network says of *part*."""
-        return Answers(answers_of(self.network, data, part), ALL_MEASURES)
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
+        """Return the network's forecasts of *part*, as it makes them."""
+        return network_forecasts(self.network, data, part)
+
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
+        """Return its forecasts of *part* by temperature, slopes and levels of its card."""
+        section = self.card["calibration"]
+        return levelled(calibrated(self.answers(data, part), section), section.get("further", {}))
 
     def scaled(self, data: Dataset) -> NetworkModel:
         """Return it with temperature and slopes of the calibration slice."""
-        found = self.answers(data, Part.CALIBRATION).forecasts
-        further = further_of(self.network, data, Part.CALIBRATION)
-        section = {
-            **self.card["calibration"],
-            "temperature": {str(j.horizon): cards.temperature(j.logits, j.classes) for j in found},
-            "slope": {str(j.horizon): cards.slope(j.mean, j.value) for j in found},
-            TAILS: tail_factors(found),
-            **({"further": levels_of(further)} if further else {}),
-        }
-        if further and (learnt := learn_correlations(data)):
-            section["correlation"] = learnt
+        table = self.answers(data, Part.CALIBRATION)
+        section = {**self.card["calibration"], **scales_of(table)}
+        if heads_of(table):
+            section["further"] = levels_of(table)
+            if learnt := learn_correlations(data):
+                section["correlation"] = learnt
         return self.with_card(calibration=section)
 
     def calibrated(self, data: Dataset, *, bars: int | None = None) -> NetworkModel:
@@ -202,46 +196,62 @@ class NetworkModel(CandleModel):
         seen = explained_rows(found, data, Part.CALIBRATION, bars)
         return found.with_card(calibration=gates_section(seen, found.card["calibration"]))
 
-    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
-        """Return what the network said of the test part, calibrated, and its figures."""
+    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
+        """Return its calibrated forecasts of the test part, and their figures."""
         section, horizon = self.card["calibration"], self.horizon
-        found = self.answers(data, Part.TEST).forecasts
-        figures: dict[str, Any] = {
-            str(j.horizon): report(
-                j,
-                temperature=section["temperature"][str(j.horizon)],
-                slope=section["slope"][str(j.horizon)],
-            )
-            for j in found
-        }
-        figures |= paired_figures(found, ALL_MEASURES)
+        table = self.calibrated_forecasts(data, Part.TEST)
+        found = figures(table) | paired_figures(table)
         seen = explained_rows(self, data, Part.TEST, bars)
-        gates = judged_gates(seen, section, data.split.second_span_ms)
-        sentences = cards.sentences(figures, gates.figures, horizon=horizon)
-        if further := further_of(self.network, data, Part.TEST, section.get("further")):
-            figures["further"] = further_figures(further)
-            days = figures[str(horizon)]["days"]
-            sentences += further_sentences(figures["further"], horizon=horizon, days=days)
-        correlations = correlations_of(data, Part.TEST, section.get("correlation", {}))
-        if correlations:
-            figures["correlation"] = correlation_figures(correlations)
-            sentences += correlation_sentences(correlations, horizon=horizon)
-        return JudgedPart(
-            [cooled(one, section["temperature"][str(one.horizon)]) for one in found],
-            ALL_MEASURES,
-            {**figures, "gates": gates.figures},
-            [*sentences, *gates.sentences],
-            gates.explained,
-            gates.rules,
-            gates.calibration,
-            further,
-            correlations,
+        gates = judged_gates(table, seen, section, data.split.second_span_ms)
+        sentences = cards.sentences(found, gates.figures, horizon=horizon)
+        if heads_of(table):
+            found["further"] = head_figures(table)
+            days = found[str(horizon)]["days"]
+            sentences += head_sentences(found["further"], horizon=horizon, days=days)
+        pairs = correlations_of(data, Part.TEST, section.get("correlation", {}))
+        if pairs is not None:
+            found["correlation"] = correlation_figures(pairs)
+            sentences += correlation_sentences(pairs, horizon=horizon)
+        return gates._replace(
+            figures={**found, "gates": gates.figures},
+            sentences=[*sentences, *gates.sentences],
+            pairs=pairs,
         )
 
 
-def explained_rows(
-    model: CandleModel, data: Dataset, part: Part, bars: int | None
-) -> ExplainedRows:
+def network_forecasts(network: Network, data: Dataset, part: Part) -> Forecasts:
+    """Return a network's forecasts of *part*, beside every baseline.
+
+    Raises ``ConfigInvalid`` where no bar has a full context.
+    """
+    answers = [
+        SegmentFields(samples, rows, predict(network, samples.segment, rows))
+        for samples, rows in judged_rows(network, data.samples(part))
+    ]
+    if not answers:
+        raise no_context(part, network.config.receptive_field)
+    levels = getattr(network.config, "quantiles", ())
+    return forecasts_of(answers, data.baselines, data.horizons, levels)
+
+
+def scales_of(table: Forecasts) -> dict[str, Any]:
+    """Return what ``[calibration]`` says of a network's scales, of the calibration slice."""
+    temperature, slope = {}, {}
+    for horizon, rows in table.by_horizon():
+        logits, classes = rows.value("logits"), rows.labels["direction"]
+        temperature[str(horizon)] = cards.temperature(logits, classes)
+        slope[str(horizon)] = cards.slope(rows.value("mean"), rows.labels["returns"])
+    return {"temperature": temperature, "slope": slope, TAILS: tail_factors(table)}
+
+
+def calibrated(table: Forecasts, section: Mapping[str, Any]) -> Forecasts:
+    """Return *table* with the probabilities and the means that ``[calibration]`` makes of it."""
+    table = table.cooled(section["temperature"])
+    size = table.by_row(section["slope"]) * table.value("mean")
+    return table.holding("calibrated", size=size)
+
+
+def explained_rows(model: CandleModel, data: Dataset, part: Part, bars: int | None) -> Forecasts:
     """Return the forecasts of a run of *model* over *part*, explained by its network.
 
     Of so many *bars*; None is as many as can be explained in minutes. The forecaster sees the

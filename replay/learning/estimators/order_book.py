@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import NOTICE, model_section, versions_section
 from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
+from tracepaper.replay.learning.judge.metrics import Metric, View, metric, views
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
@@ -36,8 +38,8 @@ from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, Data
 from tracepaper.strategies.forecasters.build import known_kind
 from tracepaper.strategies.forecasters.order_book import ORDER_BOOK
 from tracepaper.strategies.networks.order_book import MOVES, OrderBookConfig, OrderBookNetwork
-from tracepaper.strategies.order_book import COLUMNS, KIND, Books, Integers, tokens_of
-from tracepaper.strategies.units import DAY_MS, iso
+from tracepaper.strategies.order_book import COLUMNS, KIND, Books, tokens_of
+from tracepaper.strategies.units import iso
 
 SCHEMA: Final = "book-1"
 """Of the columns of a token (``strategies/order_book.py``)."""
@@ -449,25 +451,21 @@ def frequencies_of(training: Sequence[Books], horizons: Sequence[int]) -> dict[s
     return found
 
 
-class BookScores(NamedTuple):
-    """What the move of each book's mid cost and who named it, at one horizon: [book]."""
+BOOKS: Final[dict[str, Metric]] = {}
+"""What networks of books are judged and compared by."""
 
-    seen_ms: Integers
-    loss: Floats  # log loss of the network
-    loss_of_frequencies: Floats
-    hit: Floats  # 1 where its most probable move came
-    hit_of_most_frequent: Floats
-    hit_of_last_move: Floats
 
-    @property
-    def days(self) -> Integers:
-        """The calendar day of each book."""
-        found: Integers = self.seen_ms // DAY_MS
-        return found
+@metric("log_loss", "Log loss of the mid's move (less is better)", "log_probability", of=BOOKS)
+def _log_loss(view: View) -> Floats:
+    moves = view.labels["move"]
+    loss: Floats = -view["log_probability"][np.arange(len(moves)), moves]
+    return loss
 
-    def rows(self, chosen: NDArray[np.bool_] | Integers) -> BookScores:
-        """Return those of *chosen* books."""
-        return BookScores._make(column[chosen] for column in self)
+
+@metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
+        less_is_better=False)  # fmt: skip
+def _accuracy(view: View) -> Floats:
+    return (view["move"] == view.labels["move"]).astype(np.float64)
 
 
 def figures_on(
@@ -476,31 +474,31 @@ def figures_on(
     frequencies: Mapping[str, Sequence[float]],
 ) -> dict[str, Any]:
     """Return the figures of *network* on *untouched* stretches, by horizon."""
-    every = scores(network, untouched, frequencies)
-    return {str(horizon): figures_of(one) for horizon, one in every.items()}
+    every = book_forecasts(network, untouched, frequencies)
+    return {str(horizon): figures_of(rows) for horizon, rows in every.by_horizon()}
 
 
-def scores(
+def book_forecasts(
     network: OrderBookNetwork,
     stretches: Sequence[Books],
     frequencies: Mapping[str, Sequence[float]],
-) -> dict[int, BookScores]:
-    """Return by horizon what *network* is worth at the books of *stretches* whose move is known."""
+) -> Forecasts:
+    """Return the forecasts of *network* at the books of *stretches* whose move is known.
+
+    Beside them stand the moves' frequencies in the training part, and the last move.
+    """
+    every_ms = min(
+        (int(np.diff(books.seen_ms).min()) for books in stretches if len(books) > 1), default=1
+    )
     logs = [answers(network, books) for books in stretches]
-    found = {}
+    parts = []
     for column, horizon in enumerate(network.config.horizons):
-        log_frequencies = np.log(np.array(frequencies[str(horizon)]))
-        parts = [
-            _scored(books, log[:, column], horizon, log_frequencies)
+        usual = np.log(np.array(frequencies[str(horizon)]))
+        parts += [
+            _of_stretch(books, log[:, column], horizon, every_ms, usual)
             for books, log in zip(stretches, logs, strict=True)
         ]
-        found[horizon] = joined(parts)
-    return found
-
-
-def joined(parts: Sequence[BookScores]) -> BookScores:
-    """Return *parts* one after another."""
-    return BookScores(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return concatenated(parts)
 
 
 @torch.no_grad()
@@ -519,41 +517,49 @@ def answers(network: OrderBookNetwork, books: Books) -> Floats:
     return np.concatenate(found)
 
 
-def _scored(books: Books, log: Floats, horizon: int, log_frequencies: Floats) -> BookScores:
-    """Return the losses and hits of those *books* whose move is known."""
-    labels = labels_of(books, (horizon,))[:, 0]
-    past = np.ones_like(labels)  # flat, where no move before is known
+def _of_stretch(books: Books, log: Floats, horizon: int, every_ms: int, usual: Floats) -> Forecasts:
+    """Return the rows of those *books* whose move is known; *usual* are log frequencies."""
+    moves = labels_of(books, (horizon,))[:, 0]
+    past = np.ones_like(moves)  # flat, where no move before is known
     if horizon < len(books):
-        past[horizon:] = labels[:-horizon]
-    known = labels != UNKNOWN
-    wanted = labels[known]
-    return BookScores(
-        books.seen_ms[known],
-        -log[known, wanted],
-        -log_frequencies[wanted],
-        (log[known].argmax(axis=1) == wanted).astype(np.float64),
-        (log_frequencies.argmax() == wanted).astype(np.float64),
-        (past[known] == wanted).astype(np.float64),
+        past[horizon:] = moves[:-horizon]
+    known = moves != UNKNOWN
+    count, seen_ms = int(known.sum()), books.seen_ms[known]
+    return Forecasts(
+        np.zeros(count, dtype=np.int64),
+        seen_ms,
+        seen_ms + horizon * every_ms,
+        np.full(count, horizon),
+        every_ms,
+        {"move": moves[known]},
+        {
+            MODEL: {"log_probability": log[known], "move": log[known].argmax(axis=1)},
+            "frequencies": {"log_probability": np.tile(usual, (count, 1))},
+            "most frequent": {"move": np.full(count, usual.argmax())},
+            "last move": {"move": past[known]},
+        },
     )
 
 
-def figures_of(found: BookScores) -> dict[str, Any]:
+def figures_of(rows: Forecasts) -> dict[str, Any]:
     """Return the means over all books, and the difference of the losses with its error by day."""
-    day = found.days
-    difference = found.loss - found.loss_of_frequencies
-    days = np.unique(day)
-    mean, error = statistics.mean(difference, day)
+    loss, hit = (
+        {name: metric.terms(view) for name, view in views(metric, rows).items()}
+        for metric in BOOKS.values()
+    )
+    days = len(np.unique(rows.day))
+    mean, error = statistics.mean(loss[MODEL] - loss["frequencies"], rows.day)
     return {
-        "books": len(day),
-        "days": len(days),
-        "log_loss": float(found.loss.mean()),
-        "log_loss_of_frequencies": float(found.loss_of_frequencies.mean()),
-        "accuracy": float(found.hit.mean()),
-        "accuracy_of_most_frequent": float(found.hit_of_most_frequent.mean()),
-        "accuracy_of_last_move": float(found.hit_of_last_move.mean()),
+        "books": len(rows),
+        "days": days,
+        "log_loss": float(loss[MODEL].mean()),
+        "log_loss_of_frequencies": float(loss["frequencies"].mean()),
+        "accuracy": float(hit[MODEL].mean()),
+        "accuracy_of_most_frequent": float(hit["most frequent"].mean()),
+        "accuracy_of_last_move": float(hit["last move"].mean()),
         "difference": mean,
         "error": error,
-        "is_better": bool(len(days) >= DAYS_TOLD_BY and mean < 0 and is_credible(mean, error)),
+        "is_better": bool(days >= DAYS_TOLD_BY and mean < 0 and is_credible(mean, error)),
     }
 
 

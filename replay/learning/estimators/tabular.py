@@ -27,7 +27,6 @@ from tracepaper.replay.learning.boosting import (
 )
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
-    Answers,
     CandleEstimator,
     CandleModel,
     FitRun,
@@ -35,27 +34,24 @@ from tracepaper.replay.learning.estimator import (
     register,
 )
 from tracepaper.replay.learning.estimators.networks import EXPLAINED_BARS
-from tracepaper.replay.learning.evaluation.explained import (
-    JudgedPart,
-    answered_rows,
-)
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, Predictions, judged
-from tracepaper.replay.learning.evaluation.gates import coverage
-from tracepaper.replay.learning.evaluation.tails import TAILS, tail_factors
-from tracepaper.replay.learning.evaluation.user_class import (
-    NORMAL,
+from tracepaper.replay.learning.judge.compare import paired_figures
+from tracepaper.replay.learning.judge.explained import Judgement, answered_rows
+from tracepaper.replay.learning.judge.forecasts import (
+    MODEL,
     OF_MODEL,
-    figures_of,
-    selective_of,
+    Forecasts,
+    SegmentFields,
+    forecasts_of,
 )
+from tracepaper.replay.learning.judge.gates import coverage
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
+from tracepaper.replay.learning.judge.user_class import NORMAL, selective_of
+from tracepaper.replay.learning.predict import Fields
 from tracepaper.replay.learning.recipe import Recipe, command
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
-from tracepaper.replay.learning.statistics import (
-    COVERAGE,
-    VARIANCE_FLOOR,
-    paired_figures,
-)
+from tracepaper.replay.learning.statistics import COVERAGE, VARIANCE_FLOOR
 from tracepaper.replay.report.honesty import compared_sentences, few_days
 from tracepaper.strategies.api.model import ModelKind
 from tracepaper.strategies.api.strategy import Forecaster
@@ -148,23 +144,22 @@ class VarianceModel(CandleModel):
     def forecaster(self) -> Forecaster:
         """Return the forecaster of a run, by which the measures of gates are taken."""
 
-    def calibrated_forecasts(self, data: Dataset, part: Part) -> list[HorizonForecasts]:
+    def calibrated_forecasts(self, data: Dataset, part: Part) -> Forecasts:
         """Forecast *part*, with scales by the calibrated spread."""
-        spreads = self.card["calibration"]["spread"]
-        found = self.answers(data, part).forecasts
-        return [replace(one, scale=one.scale * spreads[str(one.horizon)]) for one in found]
+        return spreading(self.answers(data, part), self.card["calibration"]["spread"])
 
     def scaled(self, data: Dataset) -> Self:
         """Return it with slopes and spreads of the calibration slice."""
-        found = self.answers(data, Part.CALIBRATION).forecasts
-        spreads = {str(j.horizon): spread(j) for j in found}
+        table = self.answers(data, Part.CALIBRATION)
+        spreads = {str(horizon): spread(rows) for horizon, rows in table.by_horizon()}
         section = {
             **self.card["calibration"],
-            "slope": {str(j.horizon): cards.slope(j.mean, j.value) for j in found},
+            "slope": {
+                str(horizon): cards.slope(rows.value("mean"), rows.labels["returns"])
+                for horizon, rows in table.by_horizon()
+            },
             "spread": spreads,
-            TAILS: tail_factors(
-                [replace(j, scale=j.scale * spreads[str(j.horizon)]) for j in found]
-            ),
+            TAILS: tail_factors(spreading(table, spreads)),
         }
         return self.with_card(calibration=section)
 
@@ -187,21 +182,19 @@ class VarianceModel(CandleModel):
         }
         return found.with_card(calibration={**section, "coverage": coverage(seen, section)})
 
-    def judge(self, data: Dataset, *, bars: int | None = None) -> JudgedPart:
-        """Return what the model said of the test part, its spread calibrated, and its figures."""
+    def judge(self, data: Dataset, *, bars: int | None = None) -> Judgement:
+        """Return its forecasts of the test part, their spread calibrated, and their figures."""
         del bars  # nothing is explained
-        scaled = self.calibrated_forecasts(data, Part.TEST)
-        figures: dict[str, Any] = {str(j.horizon): figures_of(j, ROW_MEASURES) for j in scaled}
-        figures |= paired_figures(scaled, ROW_MEASURES)
-        chosen = next(one for one in scaled if one.horizon == self.horizon)
+        table = self.calibrated_forecasts(data, Part.TEST)
+        found = figures(table, OF_MODEL) | paired_figures(table)
         sentences = [
             cards.NOTICE,
-            *compared_sentences(figures, self.horizon, OF_MODEL),
-            *few_days(figures[str(self.horizon)]["days"]),
+            *compared_sentences(found, self.horizon, OF_MODEL),
+            *few_days(found[str(self.horizon)]["days"]),
             WITHOUT_ATTENTION,
         ]
-        figures["gates"] = {"selective": selective_of(chosen, ROW_MEASURES)}
-        return JudgedPart(scaled, ROW_MEASURES, figures, sentences)
+        found["gates"] = {"selective": selective_of(table.at(self.horizon))}
+        return Judgement(table, found, sentences)
 
 
 class RowsModel(VarianceModel):
@@ -216,32 +209,36 @@ class RowsModel(VarianceModel):
         """Return the forecaster of a run, by which the measures of gates are taken."""
         return RowForecaster(self.rows, mode="scan", threads=1)
 
-    def answers(self, data: Dataset, part: Part) -> Answers:
+    def answers(self, data: Dataset, part: Part) -> Forecasts:
         """Forecast *part*."""
-        answered = []
+        answers = []
         for samples in data.samples(part):
             rows = np.flatnonzero(samples.weights.any(axis=1))
-            said = predictions(self.rows.model, samples.segment.values[rows])
-            answered.append((samples, rows, said))
-        return Answers(judged(answered, data.baselines, data.horizons), ROW_MEASURES)
+            fields = row_fields(self.rows.model, samples.segment.values[rows])
+            answers.append(SegmentFields(samples, rows, fields))
+        return forecasts_of(answers, data.baselines, data.horizons)
 
 
-def spread(found: HorizonForecasts) -> float:
+def spread(rows: Forecasts) -> float:
     """Return standard deviation ÷ root of the forecast variance that covers 90 % of returns."""
-    missed = np.abs(found.value - found.mean) / np.sqrt(found.variances["network"])
+    missed = np.abs(rows.labels["returns"] - rows.value("mean")) / np.sqrt(rows.value("variance"))
     return cards.rounded(float(np.quantile(missed, COVERAGE) / norm.ppf(0.5 + COVERAGE / 2)))
 
 
-def predictions(model: RowModel, rows: NDArray[np.float32]) -> Predictions:
-    """Return what *model* says of *rows*; its scale is the root of the variance."""
+def spreading(table: Forecasts, spreads: Mapping[str, float]) -> Forecasts:
+    """Return *table* with the model's scales times *spreads*, by horizon."""
+    return table.holding(MODEL, scale=table.value("scale") * table.by_row(spreads))
+
+
+def row_fields(model: RowModel, rows: NDArray[np.float32]) -> Fields:
+    """Return what *model* forecasts of *rows*; its scale is the root of the variance."""
     mean, log_variance = model.answer(rows)
-    return Predictions(
-        mean=mean.astype(np.float32),
-        scale=np.exp(0.5 * log_variance).astype(np.float32),
-        dof=np.full(mean.shape, NORMAL, dtype=np.float32),
-        logits=np.zeros((*mean.shape, 3), dtype=np.float32),  # it names no probabilities
-        variance=np.exp(log_variance).astype(np.float32),
-    )
+    return {
+        "mean": mean.astype(np.float32),
+        "scale": np.exp(0.5 * log_variance).astype(np.float32),
+        "dof": np.full(mean.shape, NORMAL, dtype=np.float32),
+        "variance": np.exp(log_variance).astype(np.float32),
+    }
 
 
 def _measures(

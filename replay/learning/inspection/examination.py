@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
 from tracepaper.replay.document.values import Table
-from tracepaper.replay.learning.evaluation.intervals import intervals
 from tracepaper.replay.learning.inspection.attribution import attributions
+from tracepaper.replay.learning.inspection.intervals import intervals
 from tracepaper.replay.learning.inspection.model import Subject
 from tracepaper.replay.learning.inspection.perturbation import (
     context_ablation,

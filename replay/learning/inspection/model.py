@@ -9,7 +9,7 @@ The rules are docs/models.md, L38 to L42.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
@@ -24,8 +24,8 @@ from tracepaper.replay.archive.columns import instant
 from tracepaper.replay.archive.read import candles_of_frame, is_frame, read_candles
 from tracepaper.replay.learning.dataset import Dataset, joined_to
 from tracepaper.replay.learning.estimator import candle_estimator
-from tracepaper.replay.learning.estimators.tabular import predictions
-from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict, thinned
+from tracepaper.replay.learning.estimators.tabular import row_fields
+from tracepaper.replay.learning.predict import Fields, predict, thinned
 from tracepaper.replay.learning.samples import Samples, first_position, windowed_rows
 from tracepaper.replay.learning.splits import Part, Segment, segments_of
 from tracepaper.replay.learning.supplied import (
@@ -149,19 +149,24 @@ class Subject:
             )
         return self.network
 
-    def predict(self, segment: Segment, rows: Ids) -> Predictions:
-        """Return what it says of *rows* of *segment*, as ``Predictions``."""
+    def predict(self, segment: Segment, rows: Ids) -> Fields:
+        """Return its fields at *rows* of *segment*."""
         if self.trained is None:
             assert self.network is not None
             return predict(self.network, segment, rows)
-        own = predictions(self.trained.model, self.own_rows(segment.values[rows]))
+        of_rows = row_fields(self.trained.model, self.own_rows(segment.values[rows]))
         if self.network is None:
-            return replace(own, scale=own.scale * np.array(self.trained.spread, dtype=np.float32))
+            spread = np.array(self.trained.spread, dtype=np.float32)
+            return {**of_rows, "scale": of_rows["scale"] * spread}
         assert self.mix is not None
-        said = predict(self.network, segment, rows)
-        mixed = self.mix.log_variance(np.log(said.variance), np.log(own.variance))
-        scale = (np.exp(0.5 * mixed) * self.mix.spread).astype(np.float32)
-        return replace(said, variance=np.exp(mixed).astype(np.float32), scale=scale, dof=own.dof)
+        fields = predict(self.network, segment, rows)
+        mixed = self.mix.log_variance(np.log(fields["variance"]), np.log(of_rows["variance"]))
+        return {
+            **fields,
+            "variance": np.exp(mixed).astype(np.float32),
+            "scale": (np.exp(0.5 * mixed) * self.mix.spread).astype(np.float32),
+            "dof": of_rows["dof"],
+        }
 
     def own_rows(self, rows: Rows) -> Rows:
         """Return the columns of *rows* [.., feature] that the row model sees: the first."""

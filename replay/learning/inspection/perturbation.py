@@ -26,7 +26,6 @@ import numpy as np
 import torch
 
 from tracepaper.replay.document.values import Table, Value, table_of_rows
-from tracepaper.replay.learning.evaluation.forecasts import Predictions, joined
 from tracepaper.replay.learning.inspection.model import (
     TARGETS,
     DecidedBar,
@@ -39,6 +38,7 @@ from tracepaper.replay.learning.inspection.model import (
     days_of,
     looked,
 )
+from tracepaper.replay.learning.predict import Fields, joined
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.statistics import (
@@ -403,7 +403,7 @@ class _Judge:
     """The labels of some bars and what was said of them unchanged."""
 
     def __init__(
-        self, subject: Subject, asked: Sequence[tuple[Samples, Ids]], whole: Predictions
+        self, subject: Subject, asked: Sequence[tuple[Samples, Ids]], whole: Fields
     ) -> None:
         self._times = subject.material.times
         self._weights = np.concatenate([s.weights[rows] for s, rows in asked])
@@ -415,7 +415,7 @@ class _Judge:
         self._whole = whole
         self.bars, self.days = len(self._days), len(np.unique(self._days))
 
-    def row(self, drawn: Sequence[Predictions]) -> dict[str, Value]:
+    def row(self, drawn: Sequence[Fields]) -> dict[str, Value]:
         """Return the losses that *drawn* add, at each horizon."""
         found: dict[str, Value] = {}
         for column, time in enumerate(self._times):
@@ -424,13 +424,13 @@ class _Judge:
             value = self._labels["returns"][known, column]
             added = [self._qlike(one, column) - self._qlike(self._whole, column) for one in drawn]
             found[f"QLIKE {time}"] = estimate(np.mean(added, axis=0), days)
-            hit = np.sign(self._whole.mean[known, column]) == np.sign(value)
-            kept = [np.sign(one.mean[known, column]) == np.sign(value) for one in drawn]
+            hit = np.sign(self._whole["mean"][known, column]) == np.sign(value)
+            kept = [np.sign(one["mean"][known, column]) == np.sign(value) for one in drawn]
             lost = hit - np.mean(kept, axis=0)
             found[f"sign {time}"] = estimate(lost[value != 0], days[value != 0])
         return found
 
-    def _qlike(self, said: Predictions, column: int) -> Array:
+    def _qlike(self, fields: Fields, column: int) -> Array:
         known = self._weights[:, column] > 0
-        forecast = said.variance[known, column].astype(np.float64)
+        forecast = fields["variance"][known, column].astype(np.float64)
         return qlike_of(forecast, self._labels["variance"][known, column])

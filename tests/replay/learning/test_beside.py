@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,20 +18,16 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import estimators, recipe_of
-from tracepaper.replay.learning.evaluation.evaluate import (
-    OWN,
-    Rival,
-    SpanJudgement,
-    compared_with,
-    judge_checkpoint,
-)
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
-from tracepaper.replay.learning.evaluation.tables import tables_across, tables_of
 from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.judge.compare import compare
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.metrics import LOSSES
+from tracepaper.replay.learning.judge.tables import tables_across, tables_of
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import Split, iso
-from tracepaper.replay.learning.statistics import difference, holm
+from tracepaper.replay.learning.statistics import DayDifference, difference, holm
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load
 
@@ -138,10 +133,6 @@ def judged(path: Path, candles: str, span: NamedSpan) -> SpanJudgement:
     return judge_checkpoint(found.card, found.tensors, material, span, bars=600)
 
 
-def at(one: SpanJudgement, horizon: int) -> HorizonForecasts:
-    return next(each for each in one.horizons if each.horizon == horizon)
-
-
 def test_models_of_every_kind_are_held_to_the_same_bars(
     first: Path,
     other: Path,
@@ -186,14 +177,21 @@ def test_the_difference_is_that_of_losses_in_log_returns(
     tables = json.loads(capsys.readouterr().out)["spans"][0]["tables"]
     alone = [judged(path, candles, TEN_DAYS) for path in (first, other)]
     for horizon in HORIZONS:
-        one, rival = (at(each, horizon) for each in alone)
+        one, rival = (each.forecasts.at(horizon) for each in alone)
         keys = sorted(set(one.keys.tolist()) & set(rival.keys.tolist()))
         forecast = [
-            dict(zip(each.keys.tolist(), each.variances[OWN] * each.unit**2, strict=True))
+            dict(
+                zip(
+                    each.keys.tolist(),
+                    each.value("variance") * each.labels["unit"] ** 2,
+                    strict=True,
+                )
+            )
             for each in (one, rival)
         ]
-        real = dict(zip(one.keys.tolist(), one.variance * one.unit**2, strict=True))
-        unit = dict(zip(one.keys.tolist(), one.unit**2, strict=True))
+        square = one.labels["unit"] ** 2
+        real = dict(zip(one.keys.tolist(), one.labels["variance"] * square, strict=True))
+        unit = dict(zip(one.keys.tolist(), square, strict=True))
         days = np.array([key >> 32 for key in keys]) // DAY_BARS
         losses = [
             figures.qlike_of(
@@ -213,18 +211,19 @@ def test_what_is_the_same_is_level_and_what_knows_the_future_is_better(
     first: Path, candles: str
 ) -> None:
     one = judged(first, candles, SPANS[0])
-    oracle = {
-        each.horizon: replace(each, variances={OWN: np.maximum(each.variance, 0.01)})
-        for each in one.horizons
-    }
-    same = {each.horizon: each for each in one.horizons}
-    given = one.judged.given
-    beside = (Rival("oracle", oracle, given), Rival("same", same, given))
-    planted = replace(one, beside=beside)
-    found = compared_with(planted, "qlike", 30)
+    rows = one.forecasts
+    oracle = rows.holding(MODEL, variance=np.maximum(rows.labels["variance"], 0.01))
+    first_alone = one.compared_with(Rival("oracle", oracle))
+    planted = first_alone.compared_with(Rival("same", rows))
+
+    def compared_with(of: SpanJudgement) -> dict[str, DayDifference]:
+        each = of.forecasts.at(30)
+        return compare(each, LOSSES["qlike"], others=each.compared)
+
+    found = compared_with(planted)
     assert found["same"].value == pytest.approx(0.0, abs=1e-12)
     assert found["oracle"].value > 0.1  # the model loses so much more
-    alone = compared_with(replace(one, beside=beside[:1]), "qlike", 30)["oracle"]
+    alone = compared_with(first_alone)["oracle"]
     values = holm([alone.p, found["same"].p])
     assert found["oracle"].p == pytest.approx(values[0])
     kept = {table.key for table in tables_of(planted)}

@@ -494,10 +494,10 @@ def test_of_seven_days_it_learns_the_levels_that_tell_and_is_judged(
         books = SuppliedBooks.read([tmp_path / "books.depth"]) if name == "with" else None
         data = read_candles_of(found.card, DataRequest([str(tmp_path / CSV)], covariates=books))
         said = candle_estimator(found.card).load(found.card, found.tensors).answers(data, Part.TEST)
-        (segment,), shortest = data.segments, said.forecasts[0]
+        (segment,), shortest = data.segments, said.at(said.horizons[0])
         places = np.flatnonzero(np.isin(segment.keys, shortest.keys))
         assert len(places) == len(shortest.keys) > 1_000
-        forecast = np.log(shortest.scale * shortest.unit)
+        forecast = np.log(shortest.value("scale") * shortest.labels["unit"])
         followed[name] = float(np.corrcoef(forecast, leans(MANY)[places])[0, 1])
     assert followed["with"] > 0.8
     assert followed["without"] < 0.7

@@ -6,6 +6,7 @@ import builders
 import numpy as np
 import pytest
 from msgspec.structs import replace
+from scipy.special import softmax
 
 from tracepaper.replay.learning.card import (
     NO_ATTENTION,
@@ -16,11 +17,8 @@ from tracepaper.replay.learning.card import (
     slope,
     temperature,
 )
-from tracepaper.replay.learning.evaluation.gates import (
+from tracepaper.replay.learning.judge.gates import (
     default_thresholds,
-)
-from tracepaper.replay.learning.statistics import (
-    probabilities,
 )
 from tracepaper.replay.report.honesty import FEW_DAYS
 from tracepaper.strategies.api.model import EXPLAINED
@@ -34,7 +32,7 @@ NAMES = (*(gate.calibrated_as for gate in GATES.values() if gate.calibrated_as),
 @pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
 def test_temperature_finds_the_one_that_was_applied(wanted: float) -> None:
     logits = RNG.normal(size=(20_000, 3))
-    truth = probabilities(logits.astype(np.float32), 1.0)
+    truth = softmax(logits, axis=-1)
     classes = (RNG.random((20_000, 1)) > truth.cumsum(axis=1)).sum(axis=1)
     found = temperature((logits * wanted).astype(np.float32), classes)
     assert found == pytest.approx(wanted, rel=0.05)

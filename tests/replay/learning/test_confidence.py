@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace as replaced
-from typing import Any
 
 import builders
 import numpy as np
 import pytest
+from learning import table
 from msgspec.structs import replace
 from numpy.typing import NDArray
 
-from tracepaper.replay.learning.evaluation.confidence import (
+from tracepaper.replay.learning.judge.confidence import (
     cross_fitted,
     fit_cells,
     fit_confidence,
@@ -24,10 +24,9 @@ from tracepaper.replay.learning.evaluation.confidence import (
     scored,
     sentence,
 )
-from tracepaper.replay.learning.evaluation.explained import (
-    ExplainedRows,
-)
-from tracepaper.replay.learning.evaluation.gates import (
+from tracepaper.replay.learning.judge.explained import GATE_COLUMNS, INPUT_COLUMNS
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.gates import (
     judged_section,
     judgement_section,
 )
@@ -48,7 +47,7 @@ def rows(
     seed: int = 0,
     horizon: int = 2,
     days: int = DAYS,
-) -> ExplainedRows:
+) -> Forecasts:
     """Return rows whose sign is right the more often, and volatility the truer, by one input."""
     drawn = np.random.default_rng(seed)
     inputs = {name: drawn.normal(size=ROWS) for name in NAMES}
@@ -57,31 +56,33 @@ def rows(
     unsure = 0.8 * np.exp(-inputs[calm_by]) if calm_by else np.zeros(ROWS)
     variance = np.exp(np.clip(unsure * drawn.normal(size=ROWS), -4, 4))
     size = np.abs(drawn.normal(size=ROWS)) * np.sqrt(variance)
-    places = np.arange(ROWS)
-    return ExplainedRows(
-        horizon=horizon,
-        keys=places,
-        days=places * days // ROWS,
-        place=places,
-        value=right * size,
-        traded=right * size,
-        mean=np.full(ROWS, 0.1),
-        stdev=np.ones(ROWS),
-        margin=inputs["margin"],
-        volatility=np.ones(ROWS),
-        measures={
-            "confidence": (inputs["entropy_0"] + inputs["entropy_1"]) / 2,
-            "recent_mass": inputs["recent_mass"],
-            "shift": inputs["shift"],
+    pace_ms = days * 86_400_000 // ROWS
+    measures = {
+        "confidence": (inputs["entropy_0"] + inputs["entropy_1"]) / 2,
+        "recent_mass": inputs["recent_mass"],
+        "shift": inputs["shift"],
+    }
+    model = {
+        "mean": np.full(ROWS, 0.1),
+        "stdev": np.ones(ROWS),
+        "margin": inputs["margin"],
+        "volatility": np.ones(ROWS),
+    }
+    return table(
+        np.arange(ROWS) * pace_ms,
+        {
+            "return": right * size,
+            "traded": right * size,
+            "realised": variance,
+            "place": np.arange(ROWS),
         },
-        opened_ms=places * 60_000,
-        until_ms=(places + horizon) * 60_000,
-        realised=variance,
-        inputs=inputs,
+        {MODEL: model, GATE_COLUMNS: measures, INPUT_COLUMNS: inputs},
+        horizon=horizon,
+        interval_ms=pace_ms,
     )
 
 
-def fitted_to(found: ExplainedRows) -> FittedConfidence:
+def fitted_to(found: Forecasts) -> FittedConfidence:
     fitted, _ = fit_confidence(found)
     assert fitted is not None
     return fitted
@@ -124,7 +125,7 @@ def test_the_second_span_begins_where_the_split_says() -> None:
     fitted, _ = fit_confidence(rows(sure_by="entropy_0", gain=1.0))
     assert fitted is not None
     untouched = rows(sure_by="entropy_0", gain=1.0, seed=1)
-    days = np.unique(untouched.days)
+    days = np.unique(untouched.day)
     _, said = judge_spans(untouched, fitted, int(days[DAYS // 4]) * 86_400_000)
     assert [span["days"] for span in said["spans"]] == [DAYS // 4, DAYS - DAYS // 4]
     for outside in (days[0], days[-1] + 1):  # one span repeats nothing
@@ -135,8 +136,8 @@ def test_worth_on_one_span_alone_is_not_worth() -> None:
     fitted = fitted_to(rows(sure_by="entropy_0", gain=1.0))
     good, chance = rows(sure_by="entropy_0", gain=1.0, seed=1), rows(seed=1)
     half = np.arange(ROWS) < ROWS // 2
-    value = np.where(half, good.value, chance.value)
-    mixed = replaced(good, value=value)
+    value = np.where(half, good.labels["return"], chance.labels["return"])
+    mixed = replaced(good, labels={**good.labels, "return": value})
     strict, untouched = judge_spans(mixed, fitted)
     first, second = (span["holm"][CALIBRATED] for span in untouched["spans"])
     assert first < 0.05 < second
@@ -167,20 +168,20 @@ def test_more_of_a_rising_input_never_means_less() -> None:
 
 def test_no_label_of_a_fold_shares_a_moment_with_what_was_fitted() -> None:
     known = outcomes(rows(horizon=7))
-    judged_once = np.zeros(len(known.hit))
+    judged_once = np.zeros(len(known.labels["hit"]))
     for judged, fitted in folds(known):
         judged_once += judged
-        first, last = known.opened_ms[judged].min(), known.until_ms[judged].max()
-        assert not (fitted & (known.until_ms >= first) & (known.opened_ms <= last)).any()
+        first, last = known.open_ms[judged].min(), known.until_ms[judged].max()
+        assert not (fitted & (known.until_ms >= first) & (known.open_ms <= last)).any()
         assert fitted.sum() > ROWS // 2
     assert (judged_once == 1).all()
 
 
 def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
     known = outcomes(rows(sure_by="entropy_0", gain=1.0))
-    before = cross_fitted(known, known.hit, NAMES, signed=True)
+    before = cross_fitted(known, known.labels["hit"], NAMES, signed=True)
     judged, _ = folds(known)[2]
-    turned = np.where(judged, 1 - known.hit, known.hit)
+    turned = np.where(judged, 1 - known.labels["hit"], known.labels["hit"])
     after = cross_fitted(known, turned, NAMES, signed=True)
     assert before is not None
     assert after is not None
@@ -189,14 +190,7 @@ def test_a_bar_is_judged_by_a_fit_that_its_own_outcome_cannot_move() -> None:
 
 
 def test_few_rows_fit_nothing() -> None:
-    every = rows()
-    few: dict[str, Any] = {
-        name: value[:100] if isinstance(value, np.ndarray) else value
-        for name, value in vars(every).items()
-    }
-    few["inputs"] = {name: value[:100] for name, value in every.inputs.items()}
-    few["measures"] = {name: value[:100] for name, value in every.measures.items()}
-    assert fit_confidence(ExplainedRows(**few)) == (None, {})
+    assert fit_confidence(rows().where(slice(0, 100))) == (None, {})
 
 
 def test_the_gate_computes_what_was_fitted() -> None:
@@ -234,7 +228,11 @@ def test_regimes_are_the_planted_ones_in_the_order_of_what_followed() -> None:
     places = middles[planted] + 0.3 * drawn.normal(size=(ROWS, 3))
     measures = dict(zip(("recent_mass", "confidence", "shift"), places.T, strict=True))
     realised = np.array([1.0, 3.0, 0.5])[planted]
-    made = replaced(found, measures=measures, realised=realised)
+    made = replaced(
+        found,
+        labels={**found.labels, "realised": realised},
+        values={**found.values, GATE_COLUMNS: measures},
+    )
     cells = fit_cells(made, 3)
     assert cells is not None
     assert cells.ratio == pytest.approx((0.5, 1.0, 3.0))
@@ -254,7 +252,7 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     found = rows(sure_by="entropy_0", gain=1.0)
     known = {
         name: np.percentile(values, range(1, 100)).tolist()
-        for name, values in found.measures.items()
+        for name, values in found.values[GATE_COLUMNS].items()
     }
     section = judgement_section(found, known)
     strict, mild = section["coverage"]
@@ -271,7 +269,7 @@ def test_the_card_says_what_all_gates_let_through_together() -> None:
     assert len(said) == 3
     assert said[1].startswith("Beyond mean and margin")
     assert said[2].startswith("Realised variance was so many times what was forecast: ")
-    still = {**found.measures, "recent_mass": np.ones(ROWS)}
+    still = found.holding(GATE_COLUMNS, recent_mass=np.ones(ROWS))
     known["recent_mass"] = [1.0] * 99
-    assert judgement_section(replaced(found, measures=still), known)["coverage"] == []
+    assert judgement_section(still, known)["coverage"] == []
     assert judged_section(rows(), {"quantiles": known}) == ({"quantiles": known}, {}, [])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import learning
 import numpy as np
@@ -16,14 +18,17 @@ from tracepaper.replay.learning.baselines import (
     EWMA_DECAY,
 )
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.evaluation.correlation import (
+from tracepaper.replay.learning.judge.correlation import (
+    CORRELATION,
     LEARNT,
     OTHERS,
-    CorrelationForecasts,
+    PAIRS,
     correlation_sentences,
     correlations_of,
     learn_correlations,
 )
+from tracepaper.replay.learning.judge.forecasts import Forecasts
+from tracepaper.replay.learning.judge.metrics import View
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import schema
@@ -71,32 +76,46 @@ def together(
     }
 
 
-def judged(found: Dataset) -> CorrelationForecasts:
-    (one,) = correlations_of(found, Part.TEST, learn_correlations(found))
-    return one
+def of_part(found: Dataset, learnt: Mapping[str, Mapping[str, Any]]) -> Forecasts:
+    rows = correlations_of(found, Part.TEST, learnt)
+    assert rows is not None
+    return rows
+
+
+def judged(found: Dataset) -> Forecasts:
+    return of_part(found, learn_correlations(found))
+
+
+def error(rows: Forecasts, name: str) -> float:
+    return float(PAIRS[CORRELATION].terms(View(rows, name)).mean())
+
+
+def over_a_month(rows: Forecasts) -> Forecasts:
+    """Return the rows as if they were of thirty days."""
+    return replace(rows, open_ms=np.arange(len(rows)) * (30 * 86_400_000 // len(rows)))
 
 
 def test_both_correlations_are_those_of_their_bars(tmp_path: Path) -> None:
     found = material(tmp_path, together(0.5))
     one = judged(found)
-    assert one.horizon == 30  # that of 2 bars is left out
-    assert one.pairs == ("AAAUSDT BBBUSDT",)
+    assert one.horizons == (30,)  # that of 2 bars is left out
+    assert list(one.names.values()) == ["AAAUSDT BBBUSDT"]
     first, second = (np.diff(np.log(segment.close)) for segment in found.segments)
     labelled = np.logical_and.reduce(
         [SPLIT.labelled(segment, HORIZONS, Part.TEST)[:, 1] for segment in found.segments]
     )
     rows = np.flatnonzero(labelled)
-    assert len(rows) == len(one.days)
+    assert len(rows) == len(one)
     for at in (0, 7, 400):
         bar = rows[at]
         a, b = first[bar : bar + 30], second[bar : bar + 30]  # the 30 returns after it
         wanted = (a @ b) / np.sqrt((a @ a) * (b @ b))
-        assert one.came[at, 0] == pytest.approx(wanted, abs=1e-9)
+        assert one.labels[CORRELATION][at] == pytest.approx(wanted, abs=1e-9)
         ages = np.arange(bar)[::-1]  # of the returns until it, the newest last
         weights = EWMA_DECAY**ages
         a, b = first[:bar], second[:bar]
         wanted = (weights * a) @ b / np.sqrt(((weights * a) @ a) * ((weights * b) @ b))
-        assert one.said["EWMA"][at, 0] == pytest.approx(wanted, abs=1e-9)
+        assert one.value(CORRELATION, "EWMA")[at] == pytest.approx(wanted, abs=1e-9)
 
 
 def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
@@ -109,12 +128,15 @@ def test_no_later_bar_moves_what_is_said(tmp_path: Path) -> None:
     after = material(tmp_path / "after", moves)
     learnt = learn_correlations(before)
     assert learn_correlations(after) == learnt
-    (one,), (other,) = (correlations_of(of, Part.TEST, learnt) for of in (before, after))
-    known = len(one.days) - (300 - 30)
-    for name in one.said:
-        np.testing.assert_allclose(one.said[name][:known], other.said[name][:known], atol=1e-9)
-    np.testing.assert_allclose(one.came[: known - 30], other.came[: known - 30], atol=1e-9)
-    assert np.abs(one.said["EWMA"][known + 5 :] - other.said["EWMA"][known + 5 :]).max() > 0.1
+    one, other = (of_part(of, learnt) for of in (before, after))
+    known = len(one) - (300 - 30)
+    for name in one.values:
+        first, second = (of.value(CORRELATION, name) for of in (one, other))
+        np.testing.assert_allclose(first[:known], second[:known], atol=1e-9)
+    first, second = (of.labels[CORRELATION][: known - 30] for of in (one, other))
+    np.testing.assert_allclose(first, second, atol=1e-9)
+    first, second = (of.value(CORRELATION, "EWMA")[known + 5 :] for of in (one, other))
+    assert np.abs(first - second).max() > 0.1
 
 
 def test_ewma_is_not_believed_where_the_correlation_stays(tmp_path: Path) -> None:
@@ -122,11 +144,10 @@ def test_ewma_is_not_believed_where_the_correlation_stays(tmp_path: Path) -> Non
     learnt = learn_correlations(found)["30"]
     assert learnt["ewma_weight"] < 0.1
     assert learnt["mean"] == pytest.approx([0.6], abs=0.03)
-    one = judged(found)
-    one = replace(one, days=np.arange(len(one.days)) * 30 // len(one.days))
-    assert one.loss(LEARNT).mean() < 0.9 * one.loss("EWMA").mean()
-    assert "are better beside EWMA's (1 pairs)" in correlation_sentences([one], horizon=30)[0]
-    assert correlation_sentences([one], horizon=5) == []
+    one = over_a_month(judged(found))
+    assert error(one, LEARNT) < 0.9 * error(one, "EWMA")
+    assert "are better beside EWMA's (1 pairs)" in correlation_sentences(one, horizon=30)[0]
+    assert correlation_sentences(one, horizon=5) == []
 
 
 def test_ewma_is_believed_where_the_correlation_changes(tmp_path: Path) -> None:
@@ -135,8 +156,7 @@ def test_ewma_is_believed_where_the_correlation_changes(tmp_path: Path) -> None:
     learnt = learn_correlations(found)["30"]
     assert learnt["ewma_weight"] > 0.6
     one = judged(found)
-    one = replace(one, days=np.arange(len(one.days)) * 30 // len(one.days))
-    assert one.loss(LEARNT).mean() < 0.6 * one.loss("mean of the training part").mean()
+    assert error(one, LEARNT) < 0.6 * error(one, "mean of the training part")
 
 
 def test_what_is_learnt_of_several_is_a_correlation_matrix(tmp_path: Path) -> None:
@@ -145,8 +165,9 @@ def test_what_is_learnt_of_several_is_a_correlation_matrix(tmp_path: Path) -> No
     assert len(learnt["pairs"]) == 6
     assert 0 <= learnt["mean_weight"] + learnt["ewma_weight"] <= 1.0 + 1e-7
     one = judged(found)
-    assert set(one.said) == {LEARNT, *OTHERS}
-    for values in one.said[LEARNT][::40]:
+    assert set(one.values) == {LEARNT, *OTHERS}
+    learnt_rows = one.value(CORRELATION, LEARNT).reshape(6, -1).T  # pair after pair
+    for values in learnt_rows[::40]:
         whole = np.eye(4)
         whole[np.triu_indices(4, 1)] = values
         whole = whole + np.triu(whole, 1).T
@@ -159,7 +180,7 @@ def test_bars_after_a_hole_of_one_symbol_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "hole").mkdir()
     holed = judged(material(tmp_path / "hole", together(0.5), missing=gap))
     # Bars whose horizon crosses it, the bar itself, and those after it without their features.
-    lost = len(whole.days) - len(holed.days)
+    lost = len(whole) - len(holed)
     assert lost == 30 + 1 + schema("v2-1m").lookback - 1
 
 
@@ -167,14 +188,13 @@ def test_one_symbol_has_no_correlation(tmp_path: Path) -> None:
     (alone,) = together(0.5, count=1).items()
     found = material(tmp_path, dict([alone]))
     assert learn_correlations(found) == {}
-    assert correlations_of(found, Part.TEST, {"30": {}}) == []
+    assert correlations_of(found, Part.TEST, {"30": {}}) is None
 
 
 def test_pairs_of_a_card_that_the_candles_lack_are_left_out(tmp_path: Path) -> None:
     learnt = learn_correlations(material(tmp_path, together(0.5, count=3)))
     (tmp_path / "fewer").mkdir()
     fewer = material(tmp_path / "fewer", together(0.5, count=2))
-    (one,) = correlations_of(fewer, Part.TEST, learnt)
-    assert one.pairs == ("AAAUSDT BBBUSDT",)
+    assert list(of_part(fewer, learnt).names.values()) == ["AAAUSDT BBBUSDT"]
     with pytest.raises(CheckpointMismatch, match=r"calibration\.correlation cannot be read"):
         correlations_of(fewer, Part.TEST, {"30": {"pairs": ["A B"], "mean": []}})

@@ -15,10 +15,10 @@ from tracepaper.replay.learning.boosting import BoostingOptions
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import DataRequest, estimators
 from tracepaper.replay.learning.estimators.ensemble import network_share
-from tracepaper.replay.learning.evaluation.explained import (
+from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.judge.explained import (
     bars_of,
 )
-from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.training import combine, train
 from tracepaper.storage.checkpoints import Checkpoint, load, save

@@ -14,7 +14,7 @@ from learning import DAY_BARS, choose, learnable, write_csv
 
 from tracepaper.daemon import cli
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.evaluation.explained import (
+from tracepaper.replay.learning.judge.explained import (
     bars_of,
 )
 from tracepaper.replay.learning.splits import segments_of

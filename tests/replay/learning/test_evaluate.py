@@ -18,17 +18,18 @@ from tracepaper.replay.document.charts import LineLayer, RuleLayer
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import estimators, recipe_of
-from tracepaper.replay.learning.evaluation import charts
-from tracepaper.replay.learning.evaluation.evaluate import (
+from tracepaper.replay.learning.fit import FitOptions
+from tracepaper.replay.learning.judge import charts
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.judge import (
     MEASURES,
-    OWN,
-    RISKS,
     SpanJudgement,
     judge_checkpoint,
     measure,
 )
-from tracepaper.replay.learning.evaluation.output import as_document
-from tracepaper.replay.learning.evaluation.tables import (
+from tracepaper.replay.learning.judge.metrics import RISKS, View
+from tracepaper.replay.learning.judge.output import as_document
+from tracepaper.replay.learning.judge.tables import (
     ACROSS,
     SHOWN,
     confidence_areas,
@@ -37,7 +38,6 @@ from tracepaper.replay.learning.evaluation.tables import (
     tables_across,
     tables_of,
 )
-from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import iso
@@ -194,7 +194,7 @@ def test_folds_fit_anew_open_no_span_and_say_what_choice_is_luck(
 def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
     network: Checkpoint, material: Dataset, candles: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from tracepaper.replay.learning.evaluation.walk_forward import refit, tables
+    from tracepaper.replay.learning.judge.folds import refit, tables
 
     found = refit(network.card, material, "walk:1", say=quiet)
     kept = {table.key: table.documents() for table in tables(found)}
@@ -205,7 +205,7 @@ def test_a_network_is_fitted_anew_on_folds_that_walk_alone(
 
 
 def test_folds_in_processes_are_those_of_this_one(glm: Path, material: Dataset) -> None:
-    from tracepaper.replay.learning.evaluation.walk_forward import refit, tables
+    from tracepaper.replay.learning.judge.folds import refit, tables
     from tracepaper.replay.sweep.executor import LocalProcesses, Spread
 
     card, said = load(glm).card, list[str]()
@@ -220,24 +220,24 @@ def test_an_ensemble_is_fitted_anew_with_shares_of_the_fold_alone(
     network: Checkpoint, glm: Path, material: Dataset, tmp_path: Path
 ) -> None:
     from tracepaper.replay.learning.estimators.ensemble import NAMES, Member, join, network_share
-    from tracepaper.replay.learning.evaluation.walk_forward import refit, tables
+    from tracepaper.replay.learning.judge.folds import refit, tables
 
     halves = (Member(network.card, network.tensors), Member(load(glm).card, load(glm).tensors))
     joined = join(*halves, material, name="both", created_ms=0).calibrated(material, bars=600)
     made = joined.evaluated(material, bars=600).save(tmp_path / "both", material)
     found = refit(made.card, material, "walk:2", say=quiet)
     assert [bool(fold.calibration) for fold in found.folds] == [True, True]
-    for fold in found.forecasts:
-        for one in fold:
-            mix, first, second = (np.log(one.variances[n]) for n in ("network", *NAMES))
+    for fold in found.tests:
+        for _, rows in fold.forecasts.by_horizon():
+            mix, first, second = (np.log(rows.value("variance", n)) for n in (MODEL, *NAMES))
             apart = np.abs(first - second) > 0.1
             shares = ((mix - second) / (first - second))[apart]
             assert np.ptp(shares) < 1e-3  # one share for every bar, and not that of the test
-            best = network_share(first, second, one.variance, one.days).share
+            best = network_share(first, second, rows.labels["variance"], rows.day).share
             assert shares.mean() != pytest.approx(best, abs=1e-4)
     kept = {table.key: table.documents() for table in tables(found)}
-    rows = {row["forecaster"] for row in kept["folds_qlike"]}
-    assert rows >= {"model", "network half", "row half", "har", "gamma glm"}
+    names = {row["forecaster"] for row in kept["folds_qlike"]}
+    assert names >= {"model", "network half", "row half", "har", "gamma glm"}
     with pytest.raises(ConfigInvalid, match="at most 3 times"):
         refit(made.card, material, "combinatorial:4/2", say=quiet)
 
@@ -283,12 +283,12 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
     judgements: list[SpanJudgement],
 ) -> None:
     rng = np.random.default_rng(3)
-    _, _, risk = RISKS["sign"]
+    risk = RISKS["sign"].terms
     try:
-        measure("oracle")(lambda _, found: rng.random(len(found.days)) - risk(found))
-        measure("noise")(lambda _, found: np.sin(1e6 * found.value))
+        measure("oracle")(lambda rows: rng.random(len(rows)) - risk(View(rows)))
+        measure("noise")(lambda rows: np.sin(1e6 * rows.labels["returns"]))
         with pytest.raises(ConfigInvalid, match="already"):
-            measure("noise")(lambda _, found: found.value)
+            measure("noise")(lambda rows: rows.labels["returns"])
         areas = confidence_areas(judgements[0])["sign"]
         assert areas["oracle"].value < -0.1
         assert abs(areas["noise"].value) < 0.05
@@ -334,7 +334,7 @@ def test_candles_without_the_training_are_judged_by_what_is_stored(glm: Path, ca
     kept = replace(later, stored=stored_baselines(glm, found.card))
     judged = judge_checkpoint(found.card, found.tensors, kept, SPANS[0])
     assert judged.missing == ()
-    assert "har" in judged.horizons[0].variances
+    assert "har" in judged.forecasts.values
 
 
 def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJudgement]) -> None:
@@ -346,7 +346,7 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
     lines = [layer for layer in panel.layers if isinstance(layer, LineLayer)]
     assert len(lines) == len(curves)
     for line, ((risk, name), curve) in zip(lines, curves.items(), strict=True):
-        assert line.name == f"{name.replace('_', ' ')}: {RISKS[risk][0]}"
+        assert line.name == f"{name.replace('_', ' ')}: {RISKS[risk].title}"
         assert line.y == pytest.approx(curve.excess, rel=1e-5)
     assert len({(line.role, line.dash) for line in lines}) == len(lines)
 
@@ -355,24 +355,27 @@ def test_the_charts_of_a_judgement_show_what_it_measured(judgements: list[SpanJu
     claim, *by_horizon = weekly.layers
     assert isinstance(claim, RuleLayer)
     assert claim.at == 0.9
-    for layer, judged in zip(by_horizon, one.horizons, strict=True):
+    for layer, (_, rows) in zip(by_horizon, one.forecasts.by_horizon(), strict=True):
         assert isinstance(layer, LineLayer)
-        hit = statistics.inside(judged.mean, judged.scale, judged.dof, judged.value, 0.9)
-        weeks = judged.days // 7
+        mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
+        hit = statistics.inside(mean, scale, dof, rows.labels["returns"], 0.9)
+        weeks = rows.day // 7
         assert layer.x == [week * 7 * DAY_BARS * 60_000 for week in np.unique(weeks)]
         first = float(hit[weeks == weeks[0]].mean())
         assert layer.y[0] == pytest.approx(first, rel=1e-5)
 
-    middle = one.horizons[len(one.horizons) // 2]
+    horizon = HORIZONS[len(HORIZONS) // 2]
+    middle = one.forecasts.at(horizon)
     summed = charts.qlike_by_day(one)
     assert summed is not None
-    assert f"at {middle.horizon} bars" in summed.y.title
+    assert f"at {horizon} bars" in summed.y.title
     [har] = (layer for layer in summed.layers if getattr(layer, "name", "") == "har")
     assert isinstance(har, LineLayer)
     own, other = (
-        statistics.qlike_of(middle.variances[name], middle.variance) for name in (OWN, "har")
+        statistics.qlike_of(middle.value("variance", name), middle.labels["variance"])
+        for name in (MODEL, "har")
     )
-    daily = [float((own - other)[middle.days == day].mean()) for day in np.unique(middle.days)]
+    daily = [float((own - other)[middle.day == day].mean()) for day in np.unique(middle.day)]
     assert har.y == pytest.approx(np.cumsum(daily), rel=1e-4)
 
     said = charts.reliability(one)

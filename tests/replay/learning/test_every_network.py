@@ -19,7 +19,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.learning.card import experimental
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.evaluation.walk_forward import ablated
+from tracepaper.replay.learning.judge.folds import ablated
 from tracepaper.storage.checkpoints import load
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid

@@ -15,20 +15,20 @@ from torch import Tensor
 
 from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.evaluation import intervals
-from tracepaper.replay.learning.evaluation.forecasts import predict
-from tracepaper.replay.learning.evaluation.intervals import (
-    AdaptiveConformal,
-    adaptive_widths,
-    fixed_width,
-)
 from tracepaper.replay.learning.inspection import attribution as attributed
+from tracepaper.replay.learning.inspection import intervals
 from tracepaper.replay.learning.inspection import perturbation as permuted
 from tracepaper.replay.learning.inspection import perturbation as perturbed
 from tracepaper.replay.learning.inspection.attribution import WeightedLinear, agreement, methods
 from tracepaper.replay.learning.inspection.examination import EXAMINATIONS, examined
+from tracepaper.replay.learning.inspection.intervals import (
+    AdaptiveConformal,
+    adaptive_widths,
+    fixed_width,
+)
 from tracepaper.replay.learning.inspection.model import Mix, Subject
 from tracepaper.replay.learning.inspection.perturbation import context_ablation, feature_permutation
+from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.strategies.attention.rollout import Rollout
@@ -275,7 +275,7 @@ def test_intervals_are_shown_with_mc_dropout_where_the_network_drops(material: D
     bars = material.segments[0]
     chosen = np.arange(bars.first + 10, bars.first + 60)
     one, other = (predict(network, bars, chosen, dropout=True) for _ in range(2))
-    assert not np.array_equal(one.mean, other.mean)  # each pass drops other numbers
+    assert not np.array_equal(one["mean"], other["mean"])  # each pass drops other numbers
     assert not network.training
     assert not any(module.training for module in network.modules())
     assert intervals.intervals(subject)[0].records() == found.records()

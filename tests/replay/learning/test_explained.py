@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from learning import table
 
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.evaluation.explained import (
-    ExplainedRows,
+from tracepaper.replay.learning.judge.explained import (
+    GATE_COLUMNS,
     separate,
     spread_rows,
     traded,
 )
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.strategies.units import DAY_MS
 
 ROWS = 600
@@ -40,24 +42,20 @@ def test_explained_rows_are_spread_over_all_days_and_hours(count: int, context: 
         assert len(np.unique(opened[rows] % DAY_MS // (DAY_MS // 4))) == 4
 
 
-def explained(*, edge: np.ndarray, mean: float = 0.01) -> ExplainedRows:
-    zeros = np.zeros(ROWS)
-    return ExplainedRows(
+def explained(*, edge: np.ndarray, mean: float = 0.01) -> Forecasts:
+    ones, pace_ms = np.ones(ROWS), DAY_MS // 60
+    model = {"mean": np.full(ROWS, mean), "stdev": ones, "margin": 0 * ones, "volatility": ones}
+    return table(
+        np.arange(ROWS) * pace_ms,
+        {
+            "return": 0 * ones,
+            "traded": np.full(ROWS, 0.002),
+            "realised": ones,
+            "place": np.arange(ROWS),
+        },
+        {MODEL: model, GATE_COLUMNS: {"edge": edge, "shift": ones / 2, "confidence": ones / 2}},
         horizon=30,
-        keys=np.arange(ROWS),
-        days=np.arange(ROWS) // 60,
-        place=np.arange(ROWS),
-        value=zeros,
-        traded=np.full(ROWS, 0.002),
-        mean=np.full(ROWS, mean),
-        stdev=zeros + 1,
-        margin=zeros,
-        volatility=zeros + 1,
-        opened_ms=np.arange(ROWS) * 60_000,
-        until_ms=(np.arange(ROWS) + 30) * 60_000,
-        realised=zeros + 1,
-        inputs={},
-        measures={"edge": edge, "shift": zeros + 0.5, "confidence": zeros + 0.5},
+        interval_ms=pace_ms,
     )
 
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from learning import table
 from scipy import stats
 
 from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.metrics import METRICS, View, estimate
+from tracepaper.replay.learning.statistics import DailyEstimate
+from tracepaper.strategies.features.rolling import Array
 
 RNG = np.random.default_rng(4)
 ROWS = 4_000
@@ -15,11 +20,22 @@ FORECAST = RNG.normal(size=ROWS)
 VALUE = 0.3 * FORECAST + RNG.standard_t(3, ROWS)
 
 
+def seen(name: str, value: Array, **fields: Array) -> DailyEstimate:
+    """Return a figure of one forecaster of *value*, in order of its day."""
+    days = DAYS if len(value) == ROWS else np.arange(len(value))
+    place = np.arange(len(value)) - np.searchsorted(days, days)
+    labels = {"returns": value, "variance": np.abs(value) + 0.1, "unit": np.ones(len(value))}
+    if "probability" in fields:
+        labels |= {"direction": value}
+    rows = table(days * 86_400_000 + place * 60_000, labels, {MODEL: fields})
+    return estimate(METRICS[name], View(rows))
+
+
 def test_correlations_agree_with_scipy() -> None:
-    assert figures.correlation(FORECAST, VALUE, DAYS).value == pytest.approx(
+    assert seen("ic", VALUE, score=FORECAST).value == pytest.approx(
         stats.pearsonr(FORECAST, VALUE)[0]
     )
-    assert figures.rank_correlation(FORECAST, VALUE, DAYS).value == pytest.approx(
+    assert seen("rank_ic", VALUE, score=FORECAST).value == pytest.approx(
         stats.spearmanr(FORECAST, VALUE)[0]
     )
 
@@ -41,23 +57,23 @@ def test_a_figure_repeats() -> None:
 
 
 def test_sign_accuracy_leaves_out_what_did_not_move_and_halves_what_was_not_said() -> None:
-    found = figures.sign_accuracy(
-        np.array([1.0, -1.0, 0.0, 5.0]), np.array([2.0, 2.0, 1.0, 0.0]), np.arange(4)
+    found = seen(
+        "sign_accuracy", np.array([2.0, 2.0, 1.0, 0.0]), sign=np.array([1.0, -1.0, 0.0, 5.0])
     )
     assert found.value == pytest.approx((1 + 0 + 0.5) / 3)
 
 
 def test_r_squared_is_against_no_move() -> None:
-    assert figures.r_squared(VALUE, VALUE, DAYS).value == 1.0
-    assert figures.r_squared(np.zeros(ROWS), VALUE, DAYS).value == 0.0
-    assert figures.r_squared(-VALUE, VALUE, DAYS).value == pytest.approx(-3.0)
+    assert seen("r_squared", VALUE, size=VALUE).value == 1.0
+    assert seen("r_squared", VALUE, size=np.zeros(ROWS)).value == 0.0
+    assert seen("r_squared", VALUE, size=-VALUE).value == pytest.approx(-3.0)
 
 
 def test_qlike_is_least_for_the_variance_itself() -> None:
     variance = np.abs(VALUE) + 0.1
-    best = figures.qlike(variance, variance, DAYS).value
-    assert best == pytest.approx(0.0)
-    assert figures.qlike(2 * variance, variance, DAYS).value == pytest.approx(0.5 - np.log(0.5) - 1)
+    assert seen("qlike", VALUE, variance=variance).value == pytest.approx(0.0)
+    twice = seen("qlike", VALUE, variance=2 * variance).value
+    assert twice == pytest.approx(0.5 - np.log(0.5) - 1)
 
 
 def test_coverage_of_the_right_distribution_is_ninety_percent() -> None:
@@ -72,8 +88,9 @@ def test_probabilities_that_are_true_are_calibrated_and_sure_ones_are_not() -> N
     sure = RNG.uniform(0.4, 0.9, ROWS)
     probability = np.stack([sure, (1 - sure) / 2, (1 - sure) / 2], axis=1)
     drawn = (RNG.random((ROWS, 1)) > probability.cumsum(axis=1)).sum(axis=1)
-    honest = figures.calibration_error(probability, drawn, DAYS)
-    boastful = figures.calibration_error(np.eye(3)[np.zeros(ROWS, dtype=int)], drawn, DAYS)
+    honest = seen("direction.ece", drawn, probability=probability)
+    certain = np.eye(3)[np.zeros(ROWS, dtype=int)]
+    boastful = seen("direction.ece", drawn, probability=certain)
     assert honest.value < 0.03
     assert boastful.value == pytest.approx(1 - (drawn == 0).mean())
 
@@ -88,5 +105,5 @@ def test_brier_of_certainty_is_zero_or_two() -> None:
 def test_macro_f1_agrees_with_its_definition() -> None:
     classes = np.array([0, 0, 1, 1, 2, 2])
     said = np.array([0, 1, 1, 1, 0, 0])
-    found = figures.macro_f1(np.eye(3)[said], classes, np.arange(6))
+    found = seen("direction.f1", classes, probability=np.eye(3)[said])
     assert found.value == pytest.approx((0.4 + 0.8 + 0.0) / 3)

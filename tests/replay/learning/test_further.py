@@ -16,18 +16,24 @@ from torch import Tensor
 from tracepaper.replay.explain.auxiliary_heads import further_ahead
 from tracepaper.replay.learning import losses
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.evaluation import forecasts
-from tracepaper.replay.learning.evaluation.auxiliary_heads import (
-    AuxiliaryForecasts,
-    coverage,
-    further_figures,
-    further_of,
-    further_sentences,
-    levels_of,
-)
-from tracepaper.replay.learning.evaluation.tails import SIDE_WORDS, RiskForecast, count_breaches
+from tracepaper.replay.learning.estimators.networks import network_forecasts
 from tracepaper.replay.learning.fit import FitOptions, heads_fit
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.heads import (
+    AVERAGE_ODDS,
+    EWMA,
+    average_odds,
+    coverage,
+    head_figures,
+    head_sentences,
+    levelled,
+    levels_of,
+    likeliest,
+)
+from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, View
+from tracepaper.replay.learning.judge.tails import SIDE_WORDS, Tail, count_breaches
 from tracepaper.replay.learning.losses import ADDED, added
+from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import (
     Chunks,
     SingleWindows,
@@ -265,41 +271,45 @@ def trained(material: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trad
     return network.eval()
 
 
+def answers(trained: TradingNetwork, material: Dataset, part: Part) -> Forecasts:
+    return network_forecasts(trained, replace(material, stored={}), part)
+
+
 @pytest.fixture(scope="module")
-def judged(trained: TradingNetwork, material: Dataset) -> AuxiliaryForecasts:
-    levels = levels_of(further_of(trained, material, Part.CALIBRATION))
-    (found,) = further_of(trained, material, Part.TEST, levels)
-    return found
+def judged(trained: TradingNetwork, material: Dataset) -> Forecasts:
+    levels = levels_of(answers(trained, material, Part.CALIBRATION))
+    return levelled(answers(trained, material, Part.TEST), levels)
 
 
-def wild(one: AuxiliaryForecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+def wild(one: Forecasts) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Return whether the planted volatility of the coming bars is above its middle."""
     minute = (one.keys >> 32) % 60 + 3
     return np.asarray(np.sin(2 * np.pi * minute / 60) > 0)
 
 
 @pytest.mark.long
-def test_the_tails_follow_a_planted_volatility(judged: AuxiliaryForecasts) -> None:
-    tails, is_wild = judged.said["tails"], wild(judged)
+def test_the_tails_follow_a_planted_volatility(judged: Forecasts) -> None:
+    tails, is_wild = judged.value("tails"), wild(judged)
     five = tails[:, 0, 1, 0]
     assert np.median(five[is_wild]) > 1.4 * np.median(five[~is_wild])
     for at, (tail, sign) in enumerate(SIDE_WORDS.items()):
         for chosen in (is_wild, ~is_wild):
-            lost = sign * judged.labels["returns"][chosen]
+            rows = judged.where(chosen)
+            lost = sign * rows.labels["returns"]
             limit, expected = tails[chosen, at, 1].astype(np.float64).T
-            given = RiskForecast(5, tail, 0.05, lost, limit, expected)
-            found = count_breaches(given, judged.keys[chosen], judged.days[chosen])
+            given = Tail(lost, np.zeros_like(lost), limit, expected)
+            found = count_breaches(rows, tail, 0.05, given)
             assert 0.02 < found.came.value < 0.09
             assert found.shortfall is not None
             assert 0.75 < found.shortfall.value < 1.3
     # One that ignores the hour is passed too often where it is wild: the same test says so.
+    rows = judged.where(is_wild)
     flat = np.full(is_wild.sum(), np.median(tails[:, 0, 1, 0]) * 0.7)
-    lost = -judged.labels["returns"][is_wild]
-    given = RiskForecast(5, "of a long position", 0.05, lost, flat, flat)
-    assert (count_breaches(given, judged.keys[is_wild], judged.days[is_wild]).often or 0.0) < 0.01
+    given = Tail(-rows.labels["returns"], np.zeros_like(flat), flat, flat)
+    assert (count_breaches(rows, "of a long position", 0.05, given).often or 0.0) < 0.01
 
 
-def test_drawdown_and_path_cover_what_came(judged: AuxiliaryForecasts) -> None:
+def test_drawdown_and_path_cover_what_came(judged: Forecasts) -> None:
     for name in ("drawdown", "runup"):
         below = [pair.value for pair in coverage(judged, name).values()]
         assert below[0] == pytest.approx(0.5, abs=0.1)
@@ -309,42 +319,44 @@ def test_drawdown_and_path_cover_what_came(judged: AuxiliaryForecasts) -> None:
     assert [pair.value for pair in inside.values()] == pytest.approx([0.9] * 4, abs=0.05)
 
 
-def test_regimes_tell_planted_calm_from_wild(judged: AuxiliaryForecasts) -> None:
-    is_wild, calm = wild(judged), judged.regime == 0
+def test_regimes_tell_planted_calm_from_wild(judged: Forecasts) -> None:
+    is_wild, calm = wild(judged), likeliest(judged) == 0
     assert 0.15 < calm.mean() < 0.85
     assert is_wild[~calm].mean() > is_wild[calm].mean() + 0.4
     variance = judged.labels["variance"]
     assert variance[~calm].mean() > 2 * variance[calm].mean()
-    less = judged.loss("regimes", judged.said["regimes"])
-    assert less.mean() < judged.loss("regimes", judged.at_average_odds()).mean() - 0.1
+    terms = HEAD_LOSSES["regimes"].terms
+    usual = View(judged.holding(AVERAGE_ODDS, regimes=average_odds(judged)), AVERAGE_ODDS)
+    assert terms(View(judged)).mean() < terms(usual).mean() - 0.1
 
 
 def test_the_figures_say_what_is_better_and_the_sentences_follow(
-    judged: AuxiliaryForecasts,
+    judged: Forecasts,
 ) -> None:
-    found = further_figures([judged])
+    found = head_figures(judged)
     main = found["5"]
     # EWMA lags the hour, so a network that knows the hour beats it, and the figures say so.
     assert main["tails"]["less_ewma"][0] < 0
     assert main["drawdown"]["less_ewma"][0] < 0
     assert 0.0 <= main["tails"]["long_5"][0] <= 0.1
-    lines = further_sentences(found, horizon=5, days=30)
+    lines = head_sentences(found, horizon=5, days=30)
     assert lines[0].startswith("Its value at risk of 5 % at 5 bars was passed by ")
-    assert further_sentences(found, horizon=30, days=30) == []
+    assert head_sentences(found, horizon=30, days=30) == []
     level = {
         "5": {"path": {"less_ewma": [-0.01, 0.02]}, "regimes": {"less_average_odds": [1, 0.1]}}
     }
-    assert "path level" in further_sentences(level, horizon=5, days=30)[0]
-    assert "worse beside their average" in further_sentences(level, horizon=5, days=30)[1]
-    assert "level beside their average" in further_sentences(level, horizon=5, days=29)[1]
+    assert "path level" in head_sentences(level, horizon=5, days=30)[0]
+    assert "worse beside their average" in head_sentences(level, horizon=5, days=30)[1]
+    assert "level beside their average" in head_sentences(level, horizon=5, days=29)[1]
 
 
 def test_levels_make_the_calibration_slice_itself_right(
     trained: TradingNetwork, material: Dataset
 ) -> None:
-    levels = levels_of(further_of(trained, material, Part.CALIBRATION))
-    (one,) = further_of(trained, material, Part.CALIBRATION, levels)
-    for said in (one.said, one.scaled):
+    raw = answers(trained, material, Part.CALIBRATION)
+    one = levelled(raw, levels_of(raw))
+    for name in (MODEL, EWMA):
+        said = {head: one.value(head, name) for head in ("tails", "drawdown", "path")}
         for at, sign in enumerate((-1, 1)):
             lost = sign * one.labels["returns"]
             for place, share in enumerate(SHARES):
@@ -360,17 +372,18 @@ def test_levels_make_the_calibration_slice_itself_right(
 
 
 def test_levels_that_do_not_fit_are_refused(trained: TradingNetwork, material: Dataset) -> None:
+    raw = answers(trained, material, Part.TEST)
     for broken in ({"drawdown": [1.0]}, {"regimes": [1.0, 2.0]}, {"tails": "one"}):
         for of in ("ewma", "factors"):
             sentence = rf"calibration\.further\.{of} does not fit the head"
             with pytest.raises(CheckpointMismatch, match=sentence):
-                further_of(trained, material, Part.TEST, {of: {"5": broken}})
+                levelled(raw, {of: {"5": broken}})
 
 
 def test_one_decision_says_as_returns_what_was_judged_in_units(
-    trained: TradingNetwork, material: Dataset, judged: AuxiliaryForecasts
+    trained: TradingNetwork, material: Dataset, judged: Forecasts
 ) -> None:
-    levels = levels_of(further_of(trained, material, Part.CALIBRATION))
+    levels = levels_of(answers(trained, material, Part.CALIBRATION))
     (segment,) = material.segments
     place = 700
     row = int(np.flatnonzero(segment.keys == judged.keys[place])[0])
@@ -383,7 +396,7 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     (heads,) = every
     forecast = Forecast((5,), (0.0,), (1.0,), (0.3,), (0.4,), (0.3,), (1.0,), "m", heads=heads)
     (one,) = further_ahead(forecast)
-    said = {name: values[place].astype(float) for name, values in judged.said.items()}
+    said = {head: judged.value(head)[place].astype(float) for head in HEADS}
     unit = sigma * 5**0.5
     found = [(tail.value_at_risk, tail.expected_shortfall) for tail in one.tails]
     np.testing.assert_allclose(found, unit * said["tails"].reshape(4, 2), rtol=1e-4)
@@ -428,17 +441,12 @@ def test_the_quantiles_of_a_head_are_judged_by_the_levels_of_its_network(
     )
     torch.manual_seed(3)
     network = TradingNetwork(config).eval()
-    samples = material.samples(Part.TEST)
-    (one,) = forecasts.judged(forecasts.answer(network, samples), {}, (5,), levels=levels)
-    assert tuple(one.quantiles) == levels
-    assert (one.quantiles[0.1] < one.quantiles[0.9]).all()
+    one = answers(network, material, Part.TEST)
+    assert one.levels == levels
+    quantiles = one.value("quantiles")
+    assert (quantiles[:, 0] < quantiles[:, 2]).all()
     place = 500
-    for segment in material.segments:
-        for row in np.flatnonzero(segment.keys == one.keys[place]).tolist():
-            (said,) = forecasts.outputs_at(network, segment, np.array([row]))
-            assert said.quantiles is not None
-            own = [one.quantiles[level][place] for level in levels]
-            assert said.quantiles[0, 0].tolist() == pytest.approx(own, rel=1e-4)
-            break
-    plain = forecasts.joined([forecasts.predict(network, material.segments[0], np.array([row]))])
-    assert replace(plain, quantiles=None).rows(slice(0, 1)).quantiles is None
+    (segment,) = material.segments
+    (row,) = np.flatnonzero(segment.keys == one.keys[place])
+    alone = predict(network, segment, np.array([row]))
+    assert alone["quantiles"][0, 0].tolist() == pytest.approx(quantiles[place].tolist(), rel=1e-4)

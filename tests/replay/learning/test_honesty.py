@@ -8,63 +8,70 @@ from typing import Any
 
 import numpy as np
 import pytest
+from learning import table
 
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts, report
-from tracepaper.replay.learning.evaluation.user_class import figures_of
-from tracepaper.replay.learning.statistics import paired_figures
-from tracepaper.replay.report.honesty import compared_sentences
+from tracepaper.replay.learning.judge.compare import paired_figures
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.report.honesty import COMMONER, compared_sentences
 from tracepaper.storage import checkpoints
 
-GIVEN = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
+PACE_MS = 2_160_000  # forty bars a day
 
 
-def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> HorizonForecasts:
-    """Variances that are right but for noise; of ``network`` the noise is less by *better*."""
+def forecasts(*, better: float = 0.0, days: int = 60, rises: float = 0.5) -> Forecasts:
+    """Variances that are right but for noise; of the model the noise is less by *better*."""
     rng = np.random.default_rng(3)
     rows = 40 * days
     variance = np.exp(rng.normal(size=rows))
     value = np.where(rng.random(rows) < rises, 1.0, -1.0) * np.sqrt(variance)
-    noise = {name: rng.normal(size=rows) for name in ("network", "ewma", "tree")}
-    noise["network"] *= 1.0 - better
-    zeros = np.zeros(rows)
-    return HorizonForecasts(
-        horizon=16,
-        keys=np.arange(rows),
-        days=np.arange(rows) // 40,
-        value=value,
-        classes=np.where(value > 0, 2, 0),
-        variance=variance,
-        unit=zeros + 1.0,
-        mean=rng.normal(size=rows),
-        scale=zeros + 1.0,
-        dof=zeros + 5.0,
-        logits=np.zeros((rows, 3), dtype=np.float32),
-        means={"network": rng.normal(size=rows)},
-        variances={name: variance * np.exp(0.3 * of) for name, of in noise.items()},
-    )
+    noise = {name: rng.normal(size=rows) for name in (MODEL, "ewma", "tree")}
+    noise[MODEL] *= 1.0 - better
+    values = {name: {"variance": variance * np.exp(0.3 * of)} for name, of in noise.items()}
+    rng.normal(size=rows)
+    values[MODEL] |= {
+        "mean": rng.normal(size=rows),
+        "scale": np.ones(rows),
+        "dof": np.full(rows, 5.0),
+        "logits": np.zeros((rows, 3), dtype=np.float32),
+    }
+    most = 1.0 if (value > 0).mean() >= 0.5 else -1.0
+    labels = {
+        "returns": value,
+        "variance": variance,
+        "direction": np.where(value > 0, 2, 0),
+        "unit": np.ones(rows),
+    }
+    found = table(np.arange(rows) * PACE_MS, labels, values, horizon=16, interval_ms=PACE_MS)
+    return found.holding(COMMONER, sign=np.full(rows, most)).cooled({})
 
 
-def paired(found: HorizonForecasts) -> dict[str, Any]:
+def paired(found: Forecasts) -> dict[str, Any]:
     """Return the figures of a card."""
-    return {"16": figures_of(found, GIVEN)} | paired_figures([found], GIVEN)
+    return figures(found, "model") | paired_figures(found)
 
 
-def said_of(found: HorizonForecasts) -> list[str]:
+def said_of(found: Forecasts) -> list[str]:
     return compared_sentences(paired(found), 16, "model")
 
 
 def test_errors_of_size_are_in_basis_points_beside_no_move() -> None:
-    found = replace(forecasts(), unit=np.full(2_400, 0.002))
-    told = report(found, temperature=1.0, slope=1.0)
-    off = 20.0 * (found.value - found.mean)  # bp
-    assert told["mae"]["network"][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
-    assert told["mse"]["network"][0] == pytest.approx((off**2).mean(), abs=1e-5)
-    assert told["mae"]["no_move"][0] == pytest.approx(20 * np.abs(found.value).mean(), abs=1e-5)
-    missed = 20 * np.abs(np.sqrt(found.variances["ewma"]) - np.sqrt(found.variance))
+    plain = forecasts()
+    found = replace(plain, labels={**plain.labels, "unit": np.full(2_400, 0.002)})
+    told = figures(found)["16"]
+    value, variance = found.labels["returns"], found.labels["variance"]
+    off = 20.0 * (value - found.value("mean"))  # bp
+    assert told["mae"][MODEL][0] == pytest.approx(np.abs(off).mean(), abs=1e-5)
+    assert told["mse"][MODEL][0] == pytest.approx((off**2).mean(), abs=1e-5)
+    assert told["mae"]["no_move"][0] == pytest.approx(20 * np.abs(value).mean(), abs=1e-5)
+    missed = 20 * np.abs(np.sqrt(found.value("variance", "ewma")) - np.sqrt(variance))
     assert told["volatility_mae"]["ewma"][0] == pytest.approx(missed.mean(), abs=1e-5)
-    without = figures_of(found, {"volatility"})
+    bare = {**found.values, MODEL: {"variance": found.value("variance")}}
+    without = figures(replace(found, values=bare), "model")["16"]
     assert list(without["mae"]) == list(without["mse"]) == ["no_move"]
     assert set(without["volatility_mae"]) == {"model", "ewma", "tree"}
+    assert "direction" not in without
+    assert "coverage_90" not in without
 
 
 @pytest.mark.parametrize("name", sorted(checkpoints.bundled()))
@@ -95,10 +102,10 @@ def test_level_is_said_of_two_points_that_differ_by_chance() -> None:
 
 def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
     found = forecasts(rises=0.3)
-    figures = paired(found)["16"]
-    falls = float(np.mean(found.value < 0))
-    assert figures["sign_accuracy"]["commoner_sign"][0] == pytest.approx(falls, abs=1e-5)
-    direction = figures["direction"]
+    main = paired(found)["16"]
+    falls = float(np.mean(found.labels["returns"] < 0))
+    assert main["sign_accuracy"]["commoner_sign"][0] == pytest.approx(falls, abs=1e-5)
+    direction = main["direction"]
     brier = 1 - falls**2 - (1 - falls) ** 2
     assert direction["brier_climatology"][0] == pytest.approx(brier, abs=1e-5)
     entropy = -falls * np.log(falls) - (1 - falls) * np.log(1 - falls)
@@ -108,6 +115,7 @@ def test_the_commoner_sign_and_climatology_are_the_best_constants() -> None:
     assert less[0] == pytest.approx(np.log(3) - entropy, abs=2e-5)
     assert 0 < less[1] < 0.02
     # What climatology would have said costs nothing beside it.
-    logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(found.value), 3)))
-    same = figures_of(replace(found, logits=logits.astype(np.float32)), GIVEN)["direction"]
+    logits = np.log(np.broadcast_to([falls, 1e-12, 1 - falls], (len(found), 3)))
+    usual = found.holding(MODEL, logits=logits.astype(np.float32)).cooled({})
+    same = figures(usual)["16"]["direction"]
     assert same["brier_less_climatology"][0] == pytest.approx(0.0, abs=1e-5)

@@ -13,16 +13,15 @@ from learning import DAY_BARS, HORIZONS, choose, learnable, split, write_csv
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.evaluation.evaluate import OWN
-from tracepaper.replay.learning.evaluation.walk_forward import (
+from tracepaper.replay.learning.judge.folds import (
+    FoldForecasts,
     Refits,
     ablated,
     ablation_tables,
     refit,
 )
-from tracepaper.replay.learning.statistics import (
-    qlike_of,
-)
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.statistics import qlike_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load, locate
 from tracepaper.strategies.errors import ConfigInvalid
@@ -97,26 +96,27 @@ def test_a_planted_change_is_found_and_its_size_is_the_difference_of_the_losses(
     checkpoint: Path, material: Dataset
 ) -> None:
     own = refit(load(checkpoint).card, material, "walk:1", say=lambda _: None)
-    [[first, *rest]] = own.forecasts
-    first = replace(first, days=np.arange(len(first.days)) * 30 // len(first.days))
-    own = replace(own, forecasts=[[first, *rest]])
-    truth = {OWN: first.variance.clip(1e-3)}
-    wrong = {OWN: 8.0 * first.variances[OWN]}
+    horizon = HORIZONS[0]
+    first = own.tests[0].forecasts.at(horizon)
+    # Bars of the fold's few days as if they were of a month.
+    opened = np.arange(len(first)) * (30 * DAY_BARS * 60_000 // len(first))
+    first = replace(first, open_ms=opened)
+    own = replace(own, tests=[FoldForecasts(first, None)])
+    realised, forecast = first.labels["variance"], first.value("variance")
 
-    def others(variances: dict[str, Array]) -> Refits:
-        changed = replace(first, variances={**first.variances, **variances})
-        return replace(own, forecasts=[[changed, *rest]])
+    def others(variance: Array) -> Refits:
+        changed = first.holding(MODEL, variance=variance)
+        return replace(own, tests=[FoldForecasts(changed, None)])
 
-    [found, _] = ablation_tables(
-        own, {"oracle": others(truth), "worse": others(wrong), "same": others({})}
-    )
+    changes = {"oracle": realised.clip(1e-3), "worse": 8.0 * forecast, "same": forecast}
+    [found, _] = ablation_tables(own, {name: others(of) for name, of in changes.items()})
     rows = {row["change"]: row for row in found.documents()}
-    column = str(first.horizon)
+    column = str(horizon)
     assert rows["oracle"][f"{column}_verdict"] == "better"
     assert rows["worse"][f"{column}_verdict"] == "worse"
     assert rows["same"][f"{column}_verdict"] == "level"
     assert rows["same"][column]["value"] == 0.0
-    losses = qlike_of(wrong[OWN], first.variance) - qlike_of(first.variances[OWN], first.variance)
+    losses = qlike_of(changes["worse"], realised) - qlike_of(forecast, realised)
     assert rows["worse"][column]["value"] == pytest.approx(float(losses.mean()), rel=1e-3)
 
 

@@ -22,16 +22,17 @@ from learning import choose
 from pages import said_in
 
 from tracepaper.daemon.cli import invoke
-from tracepaper.replay.learning.estimators.order_book import BookFitOptions
-from tracepaper.replay.learning.evaluation.order_books import (
-    FEW,
+from tracepaper.replay.learning.estimators.order_book import BOOKS, BookFitOptions
+from tracepaper.replay.learning.judge.books import FEW, beside_tables, said_of
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.judge import Rival
+from tracepaper.replay.learning.judge.metrics import View
+from tracepaper.replay.learning.judge.order_books import (
     BookCheckpoint,
     BookFold,
-    beside_tables,
-    fold_scores,
+    fold_forecasts,
     judge_books,
     read_book_folds,
-    said_of,
 )
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.order_books import BookDataset
@@ -187,15 +188,17 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     material = model.material([str(file)])
     one = judge_books(model, material, NamedSpan("A", None, None))
     rng = np.random.default_rng(0)
-    own = one.scores[1]
-    rows = rng.permutation(len(own.seen_ms))[:100]
-    other = own.rows(rows)._replace(loss=own.loss[rows] + 0.25)
-    both = replace(one, beside={"other": {1: other}})
+    own = one.forecasts.at(1)
+    rows = rng.permutation(len(own))[:100]
+    other = own.where(rows)
+    other = other.holding(MODEL, log_probability=other.value("log_probability") - 0.25)
+    both = one.compared_with(Rival("other", other))
     [losses, _] = beside_tables(both)
     [row] = losses.documents()
     assert row["1"]["value"] == pytest.approx(-0.25)
     assert row["2"] is None
-    wanted = difference(own.loss[rows], other.loss, own.days[rows])
+    loss = BOOKS["log_loss"].terms
+    wanted = difference(loss(View(own.where(rows))), loss(View(other)), own.day[rows])
     assert row["days"] == wanted.days
     sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
     assert [said_of(each, is_less_better=True) for each in sure] == [FEW, "better"]
@@ -251,8 +254,8 @@ def test_no_held_out_book_moves_a_fold_and_a_fold_that_leaks_is_found() -> None:
     assert fold.test[0] < FIRST_MS + middle * PACE_MS < fold.test[1]
 
     def before(material: BookDataset, by: BookFold) -> np.ndarray:
-        found = fold_scores(by, material, config, options, lambda _: None)[1]
-        return found.loss[found.seen_ms < FIRST_MS + (middle - 12) * PACE_MS]
+        found = fold_forecasts(by, material, config, options, lambda _: None)
+        return found.value("log_probability")[found.open_ms < FIRST_MS + (middle - 12) * PACE_MS]
 
     assert np.array_equal(before(own, fold), before(other, fold))
     leaking = replace(fold, train=(fold.train[0], fold.test[1]))

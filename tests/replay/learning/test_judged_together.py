@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, write_csv
+from learning import DAY_BARS, HORIZONS, START_MS, choose, learnable, split, table, write_csv
 from pages import said_in
 from scipy.stats import spearmanr
 
@@ -27,23 +27,14 @@ from tracepaper.replay.learning.estimators.cross_sectional import (
     CrossSection,
     usual_return,
 )
-from tracepaper.replay.learning.evaluation.cross_section import (
-    NETWORK,
-    AcrossAssets,
-    PortfolioReturns,
-    close_ranks,
-)
-from tracepaper.replay.learning.evaluation.evaluate import Rival, SpanJudgement, judge_checkpoint
-from tracepaper.replay.learning.evaluation.head_tables import (
-    FEW,
-    beside_tables,
-    net_difference,
-    net_verdict,
-    ranks_of_both,
-    tables_of_span,
-)
-from tracepaper.replay.learning.evaluation.walk_forward import refit
 from tracepaper.replay.learning.fit import FitOptions, Policy, Progress, policy_of
+from tracepaper.replay.learning.judge.assets import FEW, beside_tables, net_verdict, tables_of_span
+from tracepaper.replay.learning.judge.compare import compare
+from tracepaper.replay.learning.judge.folds import refit
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement, judge_checkpoint
+from tracepaper.replay.learning.judge.metrics import View, ranks
+from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
 from tracepaper.replay.learning.recipe import Recipe
@@ -224,68 +215,55 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
 
 
 def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -> None:
-    one, across = judged.horizons[1], judged.judged.across
-    assert across is not None
-    said = across.relative[one.horizon]
-    found = close_ranks(one, said)
+    one = judged.forecasts.at(HORIZONS[1])
+    said, value, unit = one.value("relative"), one.labels["returns"], one.labels["unit"]
+    found = ranks(View(one), said)
+    found = found[np.isfinite(found)]
     times = one.keys >> 32
     expected = []
     for time in np.unique(times)[:50]:
         rows = np.flatnonzero(times == time)
         assert len(rows) == len(SYMBOLS)
-        unit = one.unit[rows]
-        expected.append(spearmanr(said[rows] * unit, one.value[rows] * unit).statistic)
-    np.testing.assert_allclose(found.value[:50], expected, atol=1e-12)
-    oracle = AcrossAssets({one.horizon: one.value}, {})
-    rows = np.random.default_rng(0).permutation(len(one.keys))  # in any order of its rows
-    names = ("keys", "days", "value", "classes", "variance", "unit", "mean", "scale", "dof",
-             "logits")  # fmt: skip
-    other = replace(
-        one,
-        **{name: getattr(one, name)[rows] for name in names},
-        means={name: of[rows] for name, of in one.means.items()},
-        variances={name: of[rows] for name, of in one.variances.items()},
-    )
-    pair = ranks_of_both((one, across), (other, AcrossAssets({one.horizon: one.value[rows]}, {})))
-    assert pair is not None
-    np.testing.assert_allclose(pair[1].value, 1.0)
-    np.testing.assert_allclose(pair[0].value, found.value)
-    rival = Rival("oracle", {one.horizon: one}, judged.judged.given, oracle)
-    [made] = beside_tables(replace(judged, beside=(rival,)))
+        pair = (of[rows] * unit[rows] for of in (said, value))
+        expected.append(spearmanr(*pair).statistic)
+    np.testing.assert_allclose(found[:50], expected, atol=1e-12)
+    shuffled = np.random.default_rng(0).permutation(len(one))  # in any order of its rows
+    oracle = one.holding(MODEL, relative=value).where(shuffled)
+    [made] = beside_tables(judged.compared_with(Rival("oracle", oracle)))
     [row] = made.documents()
-    assert row["difference"]["value"] == pytest.approx(found.value.mean() - 1.0)
-    alone = Rival("blind", {one.horizon: one}, judged.judged.given)
-    assert [t.key for t in beside_tables(replace(judged, beside=(alone,)))] == ["beside_across_30"]
+    assert row["difference"]["value"] == pytest.approx(found.mean() - 1.0)
+    fields = {name: of for name, of in one.values[MODEL].items() if name != "relative"}
+    blind = Rival("blind", replace(one, values={MODEL: fields}))
+    assert [t.key for t in beside_tables(judged.compared_with(blind))] == ["beside_across_30"]
 
 
 def test_relative_returns_stand_at_the_rows_of_their_symbols(
     judged: SpanJudgement, aligned: Dataset, models: dict[str, Path]
 ) -> None:
-    found, across = load(models["portfolio"]), judged.judged.across
-    assert across is not None
+    found = load(models["portfolio"])
     network = TogetherModel.read(found.card, found.tensors).network
     [panel] = aligned.panels
     times = panel.segments[0].open_time_ms
     rows = np.searchsorted(times, (SPANS[0].from_ms or 0) + np.array([100, 700, 1_300]) * 60_000)
-    said = predicted(network, panel, rows).relative  # [asset, row, horizon]
-    for column, one in enumerate(judged.horizons):
+    said = predicted(network, panel, rows).heads["relative"]  # [asset, row, horizon]
+    for column, (_, one) in enumerate(judged.forecasts.by_horizon()):
         for asset, segment in enumerate(panel.segments):
             places = [int(np.flatnonzero(one.keys == key)[0]) for key in segment.keys[rows]]
             wanted = said[asset, :, column]
-            np.testing.assert_allclose(across.relative[one.horizon][places], wanted, atol=1e-6)
+            np.testing.assert_allclose(one.value("relative")[places], wanted, atol=1e-6)
             assert len(set(wanted.tolist())) == 3
 
 
 def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
-    def held(net: np.ndarray, first_day: int) -> PortfolioReturns:
-        days = first_day + np.arange(len(net)) // 2
-        return PortfolioReturns(net, np.ones(len(net)), np.ones(len(net)), days)
+    def held(net: np.ndarray, first_day: int) -> Forecasts:
+        days = (first_day + np.arange(len(net))) * DAY_MS
+        return table(days, {}, {MODEL: {"net": net}}, horizon=DAY_BARS)
 
-    rng = np.random.default_rng(0)
-    net = 1e-3 * rng.standard_normal(2 * 40)
+    net = 1e-3 * np.random.default_rng(0).standard_normal(40)
     better, worse = held(net + 1e-3, 0), held(net, 5)
-    found = net_difference([better], [worse])
-    sums = [one.net.reshape(-1, 2).sum(axis=1) * 1e4 for one in (better, worse)]
+    both = better.join(worse, "worse")
+    found = compare(both, PORTFOLIOS["net"], others=("worse",))["worse"]
+    sums = [one.value("net") * 1e4 for one in (better, worse)]
     wanted = difference(sums[0][5:], sums[1][:-5], np.arange(5, 40))
     assert found.days == 35
     assert found.value == pytest.approx(wanted.value)
@@ -295,14 +273,13 @@ def test_weights_are_compared_by_day_and_never_by_few_days() -> None:
 
 
 def test_a_span_holds_what_its_own_days_made(judged: SpanJudgement) -> None:
-    across = judged.judged.across
-    assert across is not None
-    own = across.held[NETWORK]
-    assert set(own.days) == {(SPANS[0].from_ms or 0) // DAY_MS}
+    held = judged.judged.held
+    assert held is not None
+    assert set(held.day) == {(SPANS[0].from_ms or 0) // DAY_MS}
     tables = {made.key: made for made in tables_of_span(judged)}
     [row] = [row for row in tables["weights"].documents() if row["weights"] == "model"]
-    assert row["net"]["value"] == pytest.approx(1e4 * float(own.net.sum()))
-    assert row["decisions"] == len(own.net)
+    assert row["net"]["value"] == pytest.approx(1e4 * float(held.value("net").sum()))
+    assert row["decisions"] == held.labels["decisions"].sum()
 
 
 # --- folds

@@ -23,11 +23,12 @@ from tracepaper.replay.learning.baselines import (
 )
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import recipe_of
-from tracepaper.replay.learning.evaluation.forecasts import answer, judged, predict, report
+from tracepaper.replay.learning.estimators.networks import network_forecasts
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.splits import Part, iso
 from tracepaper.replay.learning.stored_baselines import (
     Fitted,
-    answers,
     fit_baselines,
 )
 from tracepaper.storage.checkpoints import load
@@ -64,9 +65,10 @@ def fitted(material: Dataset) -> Fitted:
 
 
 def test_it_learns_what_the_last_hour_says(material: Dataset, fitted: Fitted) -> None:
-    answered = answer(FlashNetwork(tiny()), material.samples(Part.TEST))
-    for one in judged(answered, answers(fitted), HORIZONS):
-        found = report(one, temperature=1.0, slope=1.0)
+    table = network_forecasts(
+        FlashNetwork(tiny()), replace(material, stored=fitted), Part.TEST
+    ).cooled({})
+    for found in figures(table).values():
         assert found["qlike"]["lstm"][0] < found["qlike"]["ewma"][0]
         assert found["qlike"]["lstm"][0] < found["qlike"]["network"][0]
         assert set(found["sign_accuracy"]["lstm"]) != set(found["sign_accuracy"]["ridge"])
@@ -99,9 +101,7 @@ def test_what_was_said_of_other_rows_is_not_said_again(material: Dataset, fitted
         wanted = predict(network, segment, rows)
         for column in (0, 1):
             for of in get_args(Measure):
-                np.testing.assert_array_equal(
-                    said(asked(rows, column, of)), getattr(wanted, of)[:, column]
-                )
+                np.testing.assert_array_equal(said(asked(rows, column, of)), wanted[of][:, column])
 
 
 def test_a_command_fits_it_and_any_candles_are_judged_beside_it(

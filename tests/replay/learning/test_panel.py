@@ -14,12 +14,13 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import FitRun, recipe_of
 from tracepaper.replay.learning.estimators.cross_sectional import CrossAssetModel
-from tracepaper.replay.learning.evaluation.cross_section import (
+from tracepaper.replay.learning.judge.forecasts import MODEL
+from tracepaper.replay.learning.judge.metrics import rank_correlations
+from tracepaper.replay.learning.judge.portfolio import (
     COVARIANCE_BARS,
     FEE,
     portfolio_decisions,
     portfolio_returns,
-    rank_correlations,
     rule_weights,
 )
 from tracepaper.replay.learning.panel import (
@@ -135,9 +136,11 @@ def test_many_closes_are_answered_as_each_window_alone(attention: str, material:
         with torch.inference_mode():
             x = torch.from_numpy(panel.rows(row - field + 1, row + 1))[None]
             alone = made(x, torch.arange(3), panel.positions(row - field + 1, row + 1))
-        assert np.allclose(found.relative[:, at], alone.relative[0, :, -1].numpy(), atol=1e-5)
+        assert np.allclose(
+            found.heads["relative"][:, at], alone.relative[0, :, -1].numpy(), atol=1e-5
+        )
         for asset, said in enumerate(found.each):
-            assert np.allclose(said.mean[at], alone.each.mean[0, asset, -1].numpy(), atol=1e-5)
+            assert np.allclose(said["mean"][at], alone.each.mean[0, asset, -1].numpy(), atol=1e-5)
 
 
 def test_what_is_earned_after_a_part_is_not_learnt_from_in_it(material: Dataset) -> None:
@@ -166,13 +169,15 @@ def test_weights_earn_their_gains_less_what_they_trade(material: Dataset) -> Non
     assert (closes % (30 * 60_000) == 0).all()
     assert one.rows[0] >= one.labelled.panel.first + COVARIANCE_BARS
     weights = np.random.default_rng(0).uniform(-0.3, 0.3, one.gains.shape)
-    found = portfolio_returns(decisions, lambda *_: weights)
-    held = np.zeros(3)
-    for at in range(len(one.rows)):
+    found = portfolio_returns(decisions, {MODEL: lambda *_: weights})
+    held, net = np.zeros(3), dict.fromkeys(found.day.tolist(), 0.0)
+    for at, day in enumerate(one.days.tolist()):
         traded = np.abs(weights[:, at] - held).sum()
         made = float((weights[:, at] * one.gains[:, at]).sum())
-        assert found.net[at] == pytest.approx(made - FEE * traded, rel=1e-12)
+        net[day] += made - FEE * traded
         held = weights[:, at] * (1.0 + one.gains[:, at]) / (1.0 + made)
+    assert found.value("net").tolist() == pytest.approx(list(net.values()), rel=1e-9)
+    assert found.labels["decisions"].sum() == len(one.rows)
 
 
 def test_rules_weigh_by_what_has_closed(material: Dataset) -> None:
@@ -247,8 +252,7 @@ def test_a_head_of_correlations_learns_what_goes_with_them(tmp_path: Path) -> No
     panel, came = found.panels[0], found.panels[0].correlations((5, 30))[..., 1]
     usual = came[:, labelled_closes(found, Part.TRAIN)[0].rows].mean(axis=1, keepdims=True)
     rows = labelled_closes(found, Part.TEST)[0].rows
-    loadings = predicted(network, panel, rows).loadings
-    assert loadings is not None
+    loadings = predicted(network, panel, rows).heads["loadings"]
     said = correlations_of(torch.from_numpy(loadings)[None])[0, :, :, 1].numpy()
     own, mean = (np.nanmean((each - came[:, rows]) ** 2) for each in (said, usual))
     assert own < 0.7 * mean

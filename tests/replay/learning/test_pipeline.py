@@ -21,10 +21,10 @@ from tracepaper.replay.commands.models import check, list_models
 from tracepaper.replay.commands.train import train as train_command
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import Say, estimators
-from tracepaper.replay.learning.evaluation.explained import (
+from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
+from tracepaper.replay.learning.judge.explained import (
     bars_of,
 )
-from tracepaper.replay.learning.fit import FitOptions, Observe, Progress
 from tracepaper.replay.learning.openings import read_openings
 from tracepaper.replay.learning.recipe import Recipe
 from tracepaper.replay.learning.splits import Part, iso, split_of

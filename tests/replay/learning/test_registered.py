@@ -23,15 +23,15 @@ from tracepaper.replay.learning.baselines import (
     Training,
     baseline,
 )
-from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
-from tracepaper.replay.learning.evaluation.explained import (
-    JudgedPart,
-)
-from tracepaper.replay.learning.evaluation.forecasts import ALL_MEASURES, answer, judged, report
-from tracepaper.replay.learning.evaluation.tables import tables_of
 from tracepaper.replay.learning.fit import FitOptions, heads_fit, loss_shares
+from tracepaper.replay.learning.judge.explained import Judgement
+from tracepaper.replay.learning.judge.forecasts import SegmentFields, forecasts_of
+from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.judge.tables import tables_of
 from tracepaper.replay.learning.losses import loss
 from tracepaper.replay.learning.openings import WHOLE
+from tracepaper.replay.learning.predict import judged_rows, predict
 from tracepaper.replay.learning.samples import Chunks, label, samples_of, targets
 from tracepaper.replay.learning.splits import Part, Segment
 from tracepaper.replay.learning.stored_baselines import (
@@ -111,14 +111,17 @@ def test_a_baseline_is_one_function() -> None:
             for which in (Part.TRAIN, Part.TEST)
         )
         network = FlashNetwork(learning.tiny())
-        answered = answer(network, part)
-        found = judged(answered, answers(fit_baselines(training)), learning.HORIZONS)
-        figures = {str(each.horizon): report(each, temperature=1.0, slope=1.0) for each in found}
-        assert figures["5"]["sign_accuracy"]["zero"][0] == 0.5
-        assert "calm" in figures["30"]["qlike"]
+        answered = [
+            SegmentFields(samples, rows, predict(network, samples.segment, rows))
+            for samples, rows in judged_rows(network, part)
+        ]
+        table = forecasts_of(answered, answers(fit_baselines(training)), learning.HORIZONS)
+        found = figures(table.cooled({}))
+        assert found["5"]["sign_accuracy"]["zero"][0] == 0.5
+        assert "calm" in found["30"]["qlike"]
         page = io.StringIO()
-        known = JudgedPart(found, ALL_MEASURES, {**figures, "gates": {}}, [])
-        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {}, ())))
+        known = Judgement(table.cooled({}), {**found, "gates": {}}, [])
+        show(Console(width=160, file=page), tables_of(SpanJudgement(WHOLE, (), known, {})))
         assert "zero" in page.getvalue()
         assert "Mean absolute error of the return" in page.getvalue()
         assert "Mean squared error of the return" in page.getvalue()

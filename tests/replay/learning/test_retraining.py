@@ -15,8 +15,8 @@ import tracepaper
 from tracepaper.daemon import cli
 from tracepaper.daemon.session.retraining import CandidateJudgement, level_of
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.evaluation.retraining import Retraining, retrain
 from tracepaper.replay.learning.openings import read_openings
+from tracepaper.replay.learning.retraining import Retraining, retrain
 from tracepaper.replay.learning.splits import split_of
 from tracepaper.replay.learning.training import train
 from tracepaper.storage.checkpoints import load, save

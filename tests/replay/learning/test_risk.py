@@ -7,15 +7,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from learning import table
 from numpy.typing import NDArray
 from scipy import integrate, stats
 
 from tracepaper.replay.learning import statistics
-from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
-from tracepaper.replay.learning.evaluation.explained import JudgedPart
-from tracepaper.replay.learning.evaluation.forecasts import ALL_MEASURES, HorizonForecasts
-from tracepaper.replay.learning.evaluation.tables import density_tables
-from tracepaper.replay.learning.evaluation.tails import (
+from tracepaper.replay.learning.judge.explained import Judgement
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.tables import density_tables
+from tracepaper.replay.learning.judge.tails import (
     SIDE_WORDS,
     breaches_of,
     christoffersen,
@@ -29,34 +30,26 @@ from tracepaper.replay.learning.openings import WHOLE
 from tracepaper.strategies.types.decisions import SHARES
 
 DAYS, A_DAY = 60, 288
+PACE_MS = 300_000
 
 
 def keys_of(places: NDArray[np.int64], symbol: int | NDArray[np.int64]) -> NDArray[np.int64]:
     return (places << 32) + symbol
 
 
-def forecasts(*, horizon: int = 1, dof: float = 4.0, seed: int = 0) -> HorizonForecasts:
+def forecasts(*, horizon: int = 1, dof: float = 4.0, seed: int = 0) -> Forecasts:
     """Return forecasts of Student t returns that are right."""
     source, bars = np.random.default_rng(seed), DAYS * A_DAY
     scale = np.exp(0.3 * source.normal(size=bars))
     mean = 0.05 * source.normal(size=bars)
     value = mean + scale * source.standard_t(dof, bars)
-    places = np.arange(bars) + 1_000
-    nothing = np.zeros(bars)
-    return HorizonForecasts(
+    model = {"mean": mean, "scale": scale, "dof": np.full(bars, dof)}
+    return table(
+        (np.arange(bars) + 1_000) * PACE_MS,
+        {"returns": value, "variance": value**2, "unit": np.ones(bars)},
+        {MODEL: model},
         horizon=horizon,
-        keys=keys_of(places, 7),
-        days=places // A_DAY,
-        value=value,
-        classes=np.zeros(bars, dtype=np.int64),
-        variance=value**2,
-        unit=nothing + 1,
-        mean=mean,
-        scale=scale,
-        dof=np.full(bars, dof),
-        logits=np.zeros((bars, 3), dtype=np.float32),
-        means={},
-        variances={},
+        interval_ms=PACE_MS,
     )
 
 
@@ -79,7 +72,7 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         assert found.shortfall is not None
         assert found.shortfall.value == pytest.approx(1.0, abs=4 * (found.shortfall.error or 0.0))
         assert found.bars == DAYS * A_DAY
-    narrow = list(breaches_of(replace(right, scale=0.7 * right.scale)))
+    narrow = list(breaches_of(right.holding(MODEL, scale=0.7 * right.value("scale"))))
     assert [(found.tail, found.share) for found in narrow] == [
         (tail, share) for tail in SIDE_WORDS for share in SHARES
     ]
@@ -87,19 +80,20 @@ def test_right_tails_are_believed_and_wrong_ones_are_not() -> None:
         assert found.often is not None
         assert found.often < 1e-4
         assert found.came.value > found.share
-    thin = list(breaches_of(replace(right, dof=np.full(len(right.dof), 200.0))))
+    thin = list(breaches_of(right.holding(MODEL, dof=np.full(len(right), 200.0))))
     assert all(one.shortfall is not None and one.shortfall.value > 1.15 for one in thin)
 
 
 @pytest.mark.parametrize("dof", [3.0, 5.0])
 def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
-    def thin(seed: int) -> HorizonForecasts:
+    def thin(seed: int) -> Forecasts:
         # A normal law of the right 90 % interval, as an ensemble's is.
         right = forecasts(dof=dof, seed=seed)
         wide = stats.t.ppf(0.95, dof) / stats.norm.ppf(0.95)
-        return replace(right, scale=wide * right.scale, dof=np.full(len(right.dof), 1e6))
+        normal = np.full(len(right), 1e6)
+        return right.holding(MODEL, scale=wide * right.value("scale"), dof=normal)
 
-    factors = tail_factors([thin(1)])
+    factors = tail_factors(thin(1))
     other = thin(2)
     raw, mended = list(breaches_of(other)), list(breaches_of(other, factors, is_calibrated=True))
     assert [(one.tail, one.share) for one in mended] == [(one.tail, one.share) for one in raw]
@@ -115,19 +109,18 @@ def test_tails_that_are_too_thin_are_right_once_calibrated(dof: float) -> None:
 
 def test_few_losses_calibrate_no_tail() -> None:
     right = forecasts()
-    few = replace(
-        right, **{name: getattr(right, name)[:99] for name in ("mean", "scale", "dof", "value")}
-    )
+    few = right.where(slice(0, 99))
     as_it_was = {side: [[1.0, 1.0]] * 2 for side in ("long", "short")}
-    assert tail_factors([few])["1"] == as_it_was
+    assert tail_factors(few)["1"] == as_it_was
     # Bars that share their future are one loss, however many there are.
-    far = tail_factors([replace(right, horizon=len(right.value) // 99)])
+    far = tail_factors(forecasts(horizon=len(right) // 99))
     assert list(far.values()) == [as_it_was]
 
 
 def test_each_tail_is_that_of_its_position() -> None:
     right = forecasts()
-    fallen = replace(right, value=right.value - 1.5)
+    labels = {**right.labels, "returns": right.labels["returns"] - 1.5}
+    fallen = replace(right, labels=labels)
     by_tail = {(one.tail, one.share): one for one in breaches_of(fallen)}
     assert by_tail["of a long position", 0.05].came.value > 0.1
     assert by_tail["of a short position", 0.05].came.value < 0.03
@@ -201,22 +194,24 @@ def test_twice_the_mean_pinball_loss_of_many_levels_is_the_crps() -> None:
     )
 
 
-def densities(one: HorizonForecasts) -> dict[str, list[dict[str, Any]]]:
-    judged = JudgedPart([one], ALL_MEASURES, {}, [])
-    made = density_tables(SpanJudgement(WHOLE, (), judged, {}, ()))
+def densities(one: Forecasts) -> dict[str, list[dict[str, Any]]]:
+    made = density_tables(SpanJudgement(WHOLE, (), Judgement(one, {}, []), {}))
     return {each.key: each.documents() for each in made}
 
 
 def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_does_not() -> None:
     right = forecasts()
-    wide = np.full(len(right.value), 2.0)  # t of 4 has a variance of 2
-    right = replace(right, unit=np.full(len(right.value), 0.002), variances={"ewma": wide})
+    wide = np.full(len(right), 2.0)  # t of 4 has a variance of 2
+    labels = {**right.labels, "unit": np.full(len(right), 0.002)}
+    right = replace(right, labels=labels).holding("ewma", variance=wide)
     levels = (0.05, 0.5, 0.95)
-    heads = {at: right.mean + right.scale * stats.t.ppf(at, 4.0) for at in levels}
-    found = densities(replace(right, quantiles=heads))
+    mean, scale, dof = (right.value(name) for name in ("mean", "scale", "dof"))
+    value = right.labels["returns"]
+    heads = np.stack([mean + scale * stats.t.ppf(at, 4.0) for at in levels], axis=1)
+    found = densities(replace(right.holding(MODEL, quantiles=heads), levels=levels))
     crps = {row["forecast"]: row for row in found["crps"]}
     assert set(crps) == {"Student t", "Student t, at 3 levels", "quantiles, at 3 levels"}
-    own = statistics.crps_of(right.mean, right.scale, right.dof, right.value)
+    own = statistics.crps_of(mean, scale, dof, value)
     assert crps["Student t"]["loss"]["value"] == pytest.approx(20 * own.mean(), rel=1e-6)
     assert {row["verdict"] for row in crps.values()} == {"better"}
     # The head says what the law says, so both lose alike.
@@ -224,11 +219,11 @@ def test_a_law_that_is_right_beats_a_normal_one_in_basis_points_and_a_wrong_one_
         crps["Student t, at 3 levels"]["loss"]
     )
     lowest = next(r for r in found["pinball"] if (r["forecast"], r["level"]) == ("quantiles", 0.05))
-    pinball = np.maximum(0.05 * (right.value - heads[0.05]), -0.95 * (right.value - heads[0.05]))
+    pinball = np.maximum(0.05 * (value - heads[:, 0]), -0.95 * (value - heads[:, 0]))
     assert lowest["loss"]["value"] == pytest.approx(20 * pinball.mean(), rel=1e-6)
     assert len(found["pinball"]) == 6
-    shifted = {at: of + 3.0 for at, of in heads.items()}
-    wrong = {row["forecast"]: row for row in densities(replace(right, quantiles=shifted))["crps"]}
+    shifted = replace(right.holding(MODEL, quantiles=heads + 3.0), levels=levels)
+    wrong = {row["forecast"]: row for row in densities(shifted)["crps"]}
     assert wrong["quantiles, at 3 levels"]["verdict"] == "worse"
     plain = densities(right)
     assert [row["forecast"] for row in plain["crps"]] == ["Student t"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from learning import DAY_BARS, HORIZONS, segment, split, tiny
 
-from tracepaper.replay.learning.evaluation.forecasts import predict
 from tracepaper.replay.learning.losses import answer, constants, head_scores
+from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import samples_of
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.networks.architecture import Outputs, kind_of
@@ -71,8 +71,8 @@ def test_predictions_do_not_depend_on_where_they_start() -> None:
     known = SEGMENTS[0]
     whole = predict(network, known, np.arange(known.first, known.first + 600))
     part = predict(network, known, np.arange(known.first + 300, known.first + 600, 7))
-    np.testing.assert_allclose(part.mean, whole.mean[300::7], atol=1e-5)
-    np.testing.assert_allclose(part.variance, whole.variance[300::7], rtol=1e-4)
+    np.testing.assert_allclose(part["mean"], whole["mean"][300::7], atol=1e-5)
+    np.testing.assert_allclose(part["variance"], whole["variance"][300::7], rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["informer", "lstm", "flash"])
@@ -86,6 +86,6 @@ def test_a_window_is_answered_alone_as_in_company(kind: str) -> None:
     every = predict(network, SEGMENTS[0], rows)
     for at in (0, 20, 166):
         alone = predict(network, SEGMENTS[0], rows[[at]])
-        np.testing.assert_allclose(every.mean[at], alone.mean[0], atol=1e-5)
+        np.testing.assert_allclose(every["mean"][at], alone["mean"][0], atol=1e-5)
     moved = predict(network, SEGMENTS[0], rows[[20]] - 1)
-    assert np.abs(moved.mean[0] - every.mean[20]).max() > 1e-6
+    assert np.abs(moved["mean"][0] - every["mean"][20]).max() > 1e-6

@@ -13,7 +13,7 @@ from tracepaper.replay.archive import Candles, slice_candles
 from tracepaper.replay.learning.candles import (
     read_files,
 )
-from tracepaper.replay.learning.evaluation.explained import bars_of
+from tracepaper.replay.learning.judge.explained import bars_of
 from tracepaper.replay.learning.splits import segments_of
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.sessions import opens_later

@@ -16,33 +16,27 @@ from scipy.special import stdtrit
 from tracepaper.replay.document.charts import ChartPanel
 from tracepaper.replay.document.values import Cells, Figure, Table, Value, of_row, table
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.evaluation import charts
-from tracepaper.replay.learning.evaluation.evaluate import (
-    LOSSES,
-    MEASURES,
-    REFERENCED,
-    RISKS,
-    SpanJudgement,
-    compared_with,
-    words,
-)
-from tracepaper.replay.learning.evaluation.head_tables import (
-    BREACH_FIGURES,
+from tracepaper.replay.learning.judge import charts
+from tracepaper.replay.learning.judge.assets import (
     beside_tables,
     correlation_tables,
-    further_tables,
-    rival_table,
     tables_of_span,
 )
-from tracepaper.replay.learning.evaluation.tails import breaches_of
-from tracepaper.replay.learning.openings import JudgedSpan, spans_table
+from tracepaper.replay.learning.judge.books import book_tables
+from tracepaper.replay.learning.judge.charts import has_law, hits
+from tracepaper.replay.learning.judge.compare import compare, rival_table
+from tracepaper.replay.learning.judge.forecasts import words
+from tracepaper.replay.learning.judge.heads import BREACH_FIGURES, head_tables
+from tracepaper.replay.learning.judge.judge import MEASURES, SpanJudgement
+from tracepaper.replay.learning.judge.metrics import LOSSES, METRICS, RISKS, View
+from tracepaper.replay.learning.judge.tails import breaches_of
+from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
     DayDifference,
     Ranked,
     RiskCurve,
     corrected,
     difference,
-    less_others,
     risk_curve,
     verdict,
 )
@@ -66,6 +60,8 @@ SHOWN: Final[dict[str, SpanFigure]] = {}
 """What is shown of each span, by name, in order."""
 ACROSS: Final[dict[str, OfAll]] = {}
 """What makes the tables of all spans together."""
+COMPARED: Final = ("qlike", "sign")
+"""Losses by which models are compared with other models."""
 
 
 def shown(
@@ -115,7 +111,7 @@ def _columns(first: str, judgement: SpanJudgement) -> list[Figure[Cells]]:
     """Return the column *first*, and one a horizon, whose values stand under its number."""
     return [
         of_row(first, first, "text"),
-        *(of_row(str(one.horizon), f"{one.horizon} bars", "measure") for one in judgement.horizons),
+        *(of_row(str(at), f"{at} bars", "measure") for at in judgement.forecasts.horizons),
     ]
 
 
@@ -127,7 +123,7 @@ def _rows(
     *sections* have the pairs by horizon and name, or by horizon, *key* and name.
     """
     rows: dict[str, dict[str, Value]] = {}
-    for horizon in (str(one.horizon) for one in judgement.horizons):
+    for horizon in map(str, judgement.forecasts.horizons):
         section = sections.get(horizon, {})
         for name, (value, error) in (section if key is None else section.get(key, {})).items():
             rows.setdefault(name, {first: words(name)})[horizon] = value, error
@@ -136,25 +132,15 @@ def _rows(
 
 # --- how good the forecasts are
 
-_KINDS: Final = {
-    "sign_accuracy": "Sign of the return named right, beside always the commoner sign",
-    "ic": "Information coefficient",
-    "rank_ic": "Rank information coefficient",
-    "r_squared": "R² of the return, against a forecast of no move",
-    "mae": "Mean absolute error of the return, in basis points (less is better)",
-    "mse": "Mean squared error of the return, in squared basis points (less is better)",
-    "qlike": "QLIKE of the volatility (less is better)",
-    "log_variance_r_squared": "R² of log variance",
-    "volatility_mae": "Mean absolute error of the volatility, in basis points (less is better)",
-}
-
 
 @shown("forecasts")
 def _forecasts(judgement: SpanJudgement) -> Iterable[Table]:
     """One table a figure: a row a forecaster, a column a horizon."""
     columns = _columns("forecaster", judgement)
-    for key, title in _KINDS.items():
-        yield table(key, title, columns, _rows("forecaster", judgement, judgement.figures, key))
+    for metric in METRICS.values():
+        if not metric.is_alone and not metric.of_model:
+            rows = _rows("forecaster", judgement, judgement.figures, metric.name)
+            yield table(metric.name, metric.title, columns, rows)
 
 
 @shown("probabilities")
@@ -180,13 +166,12 @@ def _paired(judgement: SpanJudgement) -> Iterable[Table]:
         "p by Student's t over days, Holm over the baselines; less is better, and credible with p "
         f"below {LEVEL}."
     )
-    for key, (title, needs, losses) in {**LOSSES, **REFERENCED}.items():
-        for one in judgement.horizons if needs in judgement.judged.given else ():
-            if found := less_others(losses(one), one.days):
+    for key, metric in LOSSES.items():
+        for horizon, rows in judgement.forecasts.by_horizon():
+            if found := compare(rows, metric):
                 columns = _compared_columns("baseline", "model less baseline")
-                whole = f"{title}, {one.horizon} bars ahead: the model less each baseline"
-                name = f"paired_{key}_{one.horizon}"
-                yield table(name, whole, columns, found.items(), notes=[note])
+                whole = f"{metric.title}, {horizon} bars ahead: the model less each baseline"
+                yield table(f"paired_{key}_{horizon}", whole, columns, found.items(), notes=[note])
 
 
 @shown("beside")
@@ -196,11 +181,12 @@ def _beside(judgement: SpanJudgement) -> Iterable[Table]:
         "On the bars that both answer; p by Student's t over days, Holm over the models; less is "
         f"better, and credible with p below {LEVEL}."
     )
-    for key, (title, _, _) in LOSSES.items():
-        for one in judgement.horizons:
-            if found := compared_with(judgement, key, one.horizon):
-                whole = f"{title}, {one.horizon} bars ahead: the model less each other model"
-                yield rival_table(f"beside_{key}_{one.horizon}", whole, found, note, verdict)
+    for key in COMPARED:
+        for horizon, rows in judgement.forecasts.by_horizon():
+            if found := compare(rows, LOSSES[key], others=rows.compared):
+                title = f"{LOSSES[key].title}, {horizon} bars ahead"
+                whole = f"{title}: the model less each other model"
+                yield rival_table(f"beside_{key}_{horizon}", whole, found, note, verdict)
     yield from beside_tables(judgement)
 
 
@@ -222,14 +208,13 @@ LEVELS: Final = (0.5, 0.8, 0.9, 0.95, 0.99)
        "is what it claims.")  # fmt: skip
 def _intervals(judgement: SpanJudgement) -> Iterable[Table]:
     """How often the return lay inside the central intervals."""
-    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+    if not has_law(judgement.forecasts):
         return
     rows = []
     for level in LEVELS:
         row: dict[str, Value] = {"interval": f"{100 * level:.0f} %"}
-        for one in judgement.horizons:
-            hit = figures.inside(one.mean, one.scale, one.dof, one.value, level)
-            row[str(one.horizon)] = figures.mean(hit, one.days)
+        for horizon, each in judgement.forecasts.by_horizon():
+            row[str(horizon)] = figures.mean(hits(each, level), each.day)
         rows.append(row)
     columns = _columns("interval", judgement)
     yield table("intervals", "Share of returns inside the interval", columns, rows)
@@ -260,52 +245,52 @@ def density_tables(judgement: SpanJudgement) -> Iterable[Table]:
     A head knows a few levels, so its CRPS is twice their mean pinball loss, and so is here that of
     what it stands beside. That of a law is exact.
     """
-    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+    if not has_law(judgement.forecasts):
         return
     scores: dict[tuple[int, str, float | None], tuple[Array, Array]] = {}
-    days = {one.horizon: one.days for one in judgement.horizons}
-    for one in judgement.horizons:
-        if _EWMA_NAME not in one.variances:
+    days = {horizon: rows.day for horizon, rows in judgement.forecasts.by_horizon()}
+    for horizon, rows in judgement.forecasts.by_horizon():
+        if not rows.gives("variance", _EWMA_NAME):
             continue
-        points = 1e4 * one.unit
-        value, zero = points * one.value, np.zeros_like(one.value)
-        usual = points * np.sqrt(one.variances[_EWMA_NAME])
-        normal = np.full_like(one.value, _NORMAL_DOF)
-        own = points * one.mean, points * one.scale, one.dof
-        scores[one.horizon, _LAW, None] = (
-            figures.crps_of(*own, value),
+        points = 1e4 * rows.labels["unit"]
+        value, zero = points * rows.labels["returns"], np.zeros(len(rows))
+        usual = points * np.sqrt(rows.value("variance", _EWMA_NAME))
+        mean, scale = points * rows.value("mean"), points * rows.value("scale")
+        dof, normal = rows.value("dof"), np.full(len(rows), _NORMAL_DOF)
+        scores[horizon, _LAW, None] = (
+            figures.crps_of(mean, scale, dof, value),
             figures.crps_of(zero, usual, normal, value),
         )
-        levels = tuple(one.quantiles) or QUANTILES
-        laws = {_LAW: {at: own[0] + own[1] * stdtrit(own[2], at) for at in levels}}
-        if one.quantiles:
-            laws["quantiles"] = {at: points * of for at, of in one.quantiles.items()}
+        levels = rows.levels or QUANTILES
+        laws = {_LAW: [mean + scale * stdtrit(dof, at) for at in levels]}
+        if rows.levels:
+            laws["quantiles"] = [points * of for of in rows.value("quantiles").T]
         for name, quantiles in laws.items():
             losses = []
-            for at in levels:
+            for at, quantile in zip(levels, quantiles, strict=True):
                 beside = usual * stdtrit(_NORMAL_DOF, at)
                 losses.append(
                     (
-                        figures.pinball_of(value, quantiles[at], at),
+                        figures.pinball_of(value, quantile, at),
                         figures.pinball_of(value, beside, at),
                     )
                 )
-                scores[one.horizon, name, at] = losses[-1]
-            if one.quantiles:
+                scores[horizon, name, at] = losses[-1]
+            if rows.levels:
                 pair = [2.0 * np.mean(of, axis=0) for of in zip(*losses, strict=True)]
-                scores[one.horizon, f"{name}, at {len(levels)} levels", None] = pair[0], pair[1]
+                scores[horizon, f"{name}, at {len(levels)} levels", None] = pair[0], pair[1]
     for key, title, of_level in (
         ("crps", "CRPS of the return, in basis points (less is better)", False),
         ("pinball", "Pinball loss of quantiles of the return, in basis points", True),
     ):
         chosen = {of: pair for of, pair in scores.items() if (of[2] is not None) is of_level}
         fair = corrected({str(of): difference(*pair, days[of[0]]) for of, pair in chosen.items()})
-        rows = []
+        lines = []
         for of, (loss, usual_loss) in chosen.items():
             known = figures.mean(loss, days[of[0]]), figures.mean(usual_loss, days[of[0]])
-            rows.append(_Density(*of, *known, fair[str(of)]))
-        notes = [_DENSITY_NOTE] if rows else []
-        yield table(key, title, _DENSITY[not of_level :], rows, notes=notes)
+            lines.append(_Density(*of, *known, fair[str(of)]))
+        notes = [_DENSITY_NOTE] if lines else []
+        yield table(key, title, _DENSITY[not of_level :], lines, notes=notes)
 
 
 _DENSITY: Final[Sequence[Figure[_Density]]] = (
@@ -334,9 +319,10 @@ _UNCALIBRATED: Final = (
 @shown("risk")
 def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     """Value at risk and expected shortfall of both tails, held to what came."""
-    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+    if not has_law(judgement.forecasts):
         return
-    rows = [found for one in judgement.horizons for found in breaches_of(one)]
+    every = [rows for _, rows in judgement.forecasts.by_horizon()]
+    found = [breaches for rows in every for breaches in breaches_of(rows)]
     note = (
         "Share of returns beyond, its error by days, and the mean of those over the expected "
         "shortfall. p of Kupiec's test and of Christoffersen's, on bars that share no future; "
@@ -344,19 +330,21 @@ def _risk(judgement: SpanJudgement) -> Iterable[Table]:
     )
     notes = [note, *([] if judgement.tails else [_UNCALIBRATED])]
     title = "Value at risk and expected shortfall"
-    yield table("risk", title, BREACH_FIGURES, rows, notes=notes)
-    every = judgement.horizons
-    rows = [
-        found for one in every for found in breaches_of(one, judgement.tails, is_calibrated=True)
+    yield table("risk", title, BREACH_FIGURES, found, notes=notes)
+    scaled = [
+        breaches
+        for rows in every
+        for breaches in breaches_of(rows, judgement.tails, is_calibrated=True)
     ]
-    if rows:
+    if scaled:
         whole = f"{title}, by what the calibration slice asked of each tail"
-        yield table("risk_calibrated", whole, BREACH_FIGURES, rows, notes=[note])
+        yield table("risk_calibrated", whole, BREACH_FIGURES, scaled, notes=[note])
 
 
-shown("further")(further_tables)
+shown("further")(lambda judgement: head_tables(judgement.forecasts))
 shown("correlation")(correlation_tables)
 shown("across")(tables_of_span)
+shown("books")(book_tables)
 
 
 @shown("calibration", charts.reliability, "How often a forecast direction came true, by the "
@@ -379,14 +367,14 @@ def _calibration(judgement: SpanJudgement) -> Iterable[Table]:
 def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
     """Return the risk–coverage curve of each risk and measure, pooled over horizons."""
     found: dict[tuple[str, str], RiskCurve] = {}
-    for risk, (_, needs, of) in RISKS.items():
-        if not needs <= judgement.judged.given:
+    for risk, metric in RISKS.items():
+        if not all(map(judgement.forecasts.gives, metric.needs)):
             continue
         for name, sureness in MEASURES.items():
             parts = [
-                Ranked(of(one), sure, one.days)
-                for one in judgement.horizons
-                if (sure := sureness(judgement, one)) is not None
+                Ranked(metric.terms(View(rows)), sure, rows.day)
+                for _, rows in judgement.forecasts.by_horizon()
+                if (sure := sureness(rows)) is not None
             ]
             if (curve := risk_curve(parts)) is not None:
                 found[risk, name] = curve
@@ -412,7 +400,7 @@ def _confidence(judgement: SpanJudgement) -> Iterable[Table]:
         f"coverage; below zero helps. p is Holm's over the measures; below {LEVEL} is credible."
     )
     for risk, found in confidence_areas(judgement).items():
-        title = f"Does it know when it is right? {RISKS[risk][0].capitalize()}"
+        title = f"Does it know when it is right? {RISKS[risk].title.capitalize()}"
         columns = _compared_columns("measure", "area")
         yield table(f"confidence_{risk}", title, columns, found.items(), notes=[note])
 
@@ -465,7 +453,7 @@ def _on_both(every: Sequence[SpanJudgement]) -> Iterable[Table]:
         if said:
             rows.append({"measure": words(name), **said})
     columns = [of_row("measure", "measure", "text")]
-    columns += [of_row(risk, title, "text") for risk, (title, _, _) in RISKS.items()]
+    columns += [of_row(risk, metric.title, "text") for risk, metric in RISKS.items()]
     yield table(
         "confidence_spans", "Credibly better than a random gate on every span", columns, rows
     )
@@ -491,20 +479,26 @@ def _beside_on_every(every: Sequence[SpanJudgement]) -> Iterable[Table]:
     """Return against which other models the verdict is one on every span."""
     if len(every) < 2:
         return
-    rows = []
-    for rival in every[0].beside:
-        said: dict[str, Value] = {}
-        for key in LOSSES:
-            for one in every[0].horizons:
-                found = [compared_with(span, key, one.horizon).get(rival.name) for span in every]
-                verdicts = {verdict(each) for each in found if each is not None}
-                if None not in found:
-                    said[f"{key}_{one.horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
-        rows.append({"model": rival.name, **said})
+    first = every[0].forecasts
+    found = {
+        (key, horizon): [
+            compare(span.forecasts.at(horizon), LOSSES[key], others=first.compared)
+            for span in every
+        ]
+        for key in COMPARED
+        for horizon in first.horizons
+    }
+    rows: list[Cells] = []
+    for name in first.compared:
+        row: dict[str, Value] = {"model": name}
+        for (key, horizon), spans in found.items():
+            if all(name in differences for differences in spans):
+                verdicts = {verdict(differences[name]) for differences in spans}
+                row[f"{key}_{horizon}"] = verdicts.pop() if len(verdicts) == 1 else "mixed"
+        rows += [row] if len(row) > 1 else []
     columns = [
-        of_row(f"{key}_{one.horizon}", f"{title}, {one.horizon} bars", "text")
-        for key, (title, _, _) in LOSSES.items()
-        for one in every[0].horizons
+        of_row(f"{key}_{horizon}", f"{LOSSES[key].title}, {horizon} bars", "text")
+        for key, horizon in found
     ]
     columns = [of_row("model", "model", "text"), *columns]
     yield table("beside_spans", "The model against each other model on every span", columns, rows)
@@ -590,7 +584,16 @@ _TRADE_FIGURES: Final[tuple[Figure[_Trade], ...]] = (
 
 @across("spans")
 def _spans(every: Sequence[SpanJudgement]) -> Iterable[Table]:
-    symbols: Figure[JudgedSpan] = Figure(
-        "symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True
-    )
-    yield spans_table(every, "bars", symbols)
+    """Name what was judged, with its rows and how many recipes opened each span."""
+    unit = every[0].unit
+    columns: list[Figure[SpanJudgement]] = [
+        Figure("span", "span", "text", lambda one: one.span.name),
+        Figure("from", "from", "text", lambda one: iso(one.from_ms)[:10]),
+        Figure("until", "until", "text", lambda one: iso(one.until_ms)[:10]),
+        Figure("days", "days", "count", lambda one: one.days),
+        Figure(unit, unit, "count", lambda one: len(one.forecasts.by_horizon()[0][1])),
+        Figure("symbols", "symbols", "text", lambda one: ", ".join(one.symbols), wide=True),
+        Figure("openings", "opened by", "count", lambda one: one.openings),
+    ]
+    note = "Opened by: how many recipes were judged on the span."
+    yield table("spans", "What was judged", columns, every, notes=[note])

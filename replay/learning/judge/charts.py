@@ -19,7 +19,9 @@ from tracepaper.replay.document.charts import (
     time_axis,
 )
 from tracepaper.replay.learning import statistics as figures
-from tracepaper.replay.learning.evaluation.evaluate import OWN, RISKS, SpanJudgement
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.metrics import LOSSES, RISKS, views
 from tracepaper.replay.learning.statistics import RISK_COVERAGES, RiskCurve
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.units import DAY_MS
@@ -41,7 +43,7 @@ def risk_coverage(curves: Mapping[tuple[str, str], RiskCurve]) -> ChartPanel | N
     shares = [float(100 * share) for share in RISK_COVERAGES]
     lines = [
         LineLayer(
-            f"{name.replace('_', ' ')}: {RISKS[risk][0]}",
+            f"{name.replace('_', ' ')}: {RISKS[risk].title}",
             shares,
             rounded(curve.excess),
             _ROLES[names.index(name) % len(_ROLES)],
@@ -64,14 +66,11 @@ class Bin(NamedTuple):
 
 def bins_of(judgement: SpanJudgement) -> list[Bin]:
     """Return said and realised probability of the top direction, over all horizons."""
-    if "probabilities" not in judgement.judged.given:
+    rows = judgement.forecasts
+    if not rows.gives("probability"):
         return []
-    parts = [figures.probabilities(one.logits, 1.0) for one in judgement.horizons]
-    sure = np.concatenate([part.max(axis=1) for part in parts])
-    hit = np.concatenate(
-        [part.argmax(axis=1) == one.classes
-         for part, one in zip(parts, judgement.horizons, strict=True)]
-    )  # fmt: skip
+    probability = rows.value("probability")
+    sure, hit = probability.max(axis=1), probability.argmax(axis=1) == rows.labels["direction"]
     place = np.minimum((sure * BINS).astype(np.int64), BINS - 1)
     return [
         Bin(float(sure[own].mean()), float(hit[own].mean()), int(own.sum()))
@@ -95,39 +94,48 @@ def reliability(judgement: SpanJudgement) -> ChartPanel | None:
     return ChartPanel(lines, across, up, _HEIGHT)
 
 
+def has_law(rows: Forecasts) -> bool:
+    """Return whether the judged model forecasts a whole distribution of the return."""
+    return rows.gives("mean") and rows.gives("scale")
+
+
+def hits(rows: Forecasts, share: float) -> Array:
+    """Return 1 where the return lay in the model's central interval of that *share*, else 0."""
+    mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
+    return figures.inside(mean, scale, dof, rows.labels["returns"], share)
+
+
 def coverage_by_week(judgement: SpanJudgement) -> ChartPanel | None:
     """Draw the coverage of the 90 % interval by week, a line a horizon."""
-    if not {"mean_return", "stdev_return"} <= judgement.judged.given:
+    if not has_law(judgement.forecasts):
         return None
     # The claim is the wide pale line: over the others it would hide them.
     layers: list[Layer] = [RuleLayer(figures.COVERAGE, name="claimed", role="faint")]
-    for place, one in enumerate(judgement.horizons):
-        hit = figures.inside(one.mean, one.scale, one.dof, one.value, figures.COVERAGE)
-        weeks, at = np.unique(one.days // WEEK_DAYS, return_inverse=True)
-        share = np.bincount(at, hit) / np.bincount(at)
+    for place, (horizon, rows) in enumerate(judgement.forecasts.by_horizon()):
+        weeks, at = np.unique(rows.day // WEEK_DAYS, return_inverse=True)
+        share = np.bincount(at, hits(rows, figures.COVERAGE)) / np.bincount(at)
         times = (weeks * WEEK_DAYS * DAY_MS).tolist()
         role = _ROLES[place % len(_ROLES)]
-        layers.append(
-            LineLayer(f"{one.horizon} bars", times, rounded(share), role, has_points=True)
-        )
+        layers.append(LineLayer(f"{horizon} bars", times, rounded(share), role, has_points=True))
     return ChartPanel(layers, time_axis(), ChartAxis("share inside", digits=3), _HEIGHT)
 
 
 def qlike_by_day(judgement: SpanJudgement) -> ChartPanel | None:
     """Draw by day the sum so far of the model's QLIKE less each baseline's, middle horizon."""
-    one = judgement.horizons[len(judgement.horizons) // 2]
-    others = [name for name in one.variances if name != OWN]
-    if "volatility" not in judgement.judged.given or not others:
+    every = judgement.forecasts.by_horizon()
+    horizon, rows = every[len(every) // 2]
+    metric = LOSSES["qlike"]
+    losses = {name: metric.terms(view) for name, view in views(metric, rows).items()}
+    if MODEL not in losses or len(losses) < 2:
         return None
-    own = figures.qlike_of(one.variances[OWN], one.variance)
-    days, at = np.unique(one.days, return_inverse=True)
+    days, at = np.unique(rows.day, return_inverse=True)
     layers: list[Layer] = [RuleLayer(0.0)]
-    for place, name in enumerate(others):
-        less: Array = own - figures.qlike_of(one.variances[name], one.variance)
+    for place, name in enumerate(name for name in losses if name != MODEL):
+        less: Array = losses[MODEL] - losses[name]
         total = np.cumsum(np.bincount(at, less) / np.bincount(at))
         role = _ROLES[place % len(_ROLES)]
         dash = _DASHES[place // len(_ROLES)]
         times = (days * DAY_MS).tolist()
         layers.append(LineLayer(name.replace("_", " "), times, rounded(total), role, dash=dash))
-    up = ChartAxis(f"QLIKE at {one.horizon} bars, summed", has_zero=True)
+    up = ChartAxis(f"QLIKE at {horizon} bars, summed", has_zero=True)
     return ChartPanel(layers, time_axis(), up, _HEIGHT)

@@ -11,7 +11,7 @@ The rules are docs/decisions.md, G32 to G34; docs/decisions.md, G35.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,9 +22,8 @@ from scipy.stats import rankdata
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.evaluation.explained import (
-    ExplainedRows,
-)
+from tracepaper.replay.learning.judge.explained import GATE_COLUMNS, INPUT_COLUMNS
+from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.replay.learning.statistics import (
     COVERAGE,
     VARIANCE_FLOOR,
@@ -65,78 +64,59 @@ LEVEL: Final = 0.05
 """Of the test whether a confidence is worth anything, on each of two spans."""
 
 
-@dataclass(frozen=True)
-class KnownRows:
-    """Rows [row] whose inputs are all known, and what followed each."""
+def outcomes(found: Forecasts) -> Forecasts:
+    """Return the explained rows whose inputs are all known, with what followed each.
 
-    opened_ms: NDArray[np.int64]
-    until_ms: NDArray[np.int64]
-    days: NDArray[np.int64]
-    inputs: Mapping[str, Array]
-    entropy: Array | None
-    hit: Array  # 1 where the sign was right
-    loss: Array  # QLIKE of the volatility
-    missed: Array  # abs(return − mean) ÷ deviation
-    independent: float  # labels that share no bar
-
-    @property
-    def calm(self) -> Array:
-        """1 where the error of the volatility was at most its median."""
-        return (self.loss <= np.median(self.loss)).astype(np.float64)
-
-    @property
-    def truth(self) -> Array:
-        """By what share of the rows the volatility's error was larger: 1 is the truest forecast."""
-        found: Array = 1.0 - rankdata(self.loss) / len(self.loss)
-        return found
-
-    def part(self, chosen: Rows) -> KnownRows:
-        """Return the *chosen* rows."""
-        return KnownRows(
-            self.opened_ms[chosen], self.until_ms[chosen], self.days[chosen],
-            {name: values[chosen] for name, values in self.inputs.items()},
-            None if self.entropy is None else self.entropy[chosen],
-            self.hit[chosen], self.loss[chosen], self.missed[chosen],
-            self.independent * float(chosen.mean()),
-        )  # fmt: skip
-
-
-def outcomes(found: ExplainedRows) -> KnownRows:
-    """Return the rows of *found* whose inputs are all known."""
-    ratio = np.maximum(found.realised / found.volatility**2, VARIANCE_FLOOR)
-    known = np.ones(len(found.value), dtype=np.bool_)
-    for values in found.inputs.values():
+    ``hit`` is 1 where the sign was right, ``loss`` the QLIKE of the volatility, and ``missed`` how
+    many deviations the return lay from the mean.
+    """
+    known = np.ones(len(found), dtype=np.bool_)
+    for values in found.values[INPUT_COLUMNS].values():
         known &= np.isfinite(values)
-    every = KnownRows(
-        opened_ms=found.opened_ms,
-        until_ms=found.until_ms,
-        days=found.days,
-        inputs=found.inputs,
-        entropy=found.measures.get("confidence"),
-        hit=(np.sign(found.mean) == np.sign(found.value)).astype(np.float64),
-        loss=ratio - np.log(ratio) - 1.0,
-        missed=np.abs(found.value - found.mean) / found.stdev,
-        independent=len(found.value) / found.horizon,
-    )
-    return every.part(known)
+    rows = found.where(known)
+    mean, value = rows.value("mean"), rows.labels["return"]
+    ratio = np.maximum(rows.labels["realised"] / rows.value("volatility") ** 2, VARIANCE_FLOOR)
+    labels = {
+        "hit": (np.sign(mean) == np.sign(value)).astype(np.float64),
+        "loss": ratio - np.log(ratio) - 1.0,
+        "missed": np.abs(value - mean) / rows.value("stdev"),
+    }
+    return replace(rows, labels={**rows.labels, **labels})
+
+
+def independent(rows: Forecasts) -> float:
+    """Return how many labels share no bar."""
+    return len(rows) / rows.horizons[0]
+
+
+def is_calm(rows: Forecasts) -> Array:
+    """Return 1 where the error of the volatility was at most its median."""
+    loss = rows.labels["loss"]
+    return (loss <= np.median(loss)).astype(np.float64)
+
+
+def truth(rows: Forecasts) -> Array:
+    """Return by what share of the rows the volatility's error was larger: 1 is the truest."""
+    found: Array = 1.0 - rankdata(rows.labels["loss"]) / len(rows)
+    return found
 
 
 def fit_score(
-    rows: KnownRows, happened: Array, names: Sequence[str], *, signed: bool
+    rows: Forecasts, happened: Array, names: Sequence[str], *, signed: bool
 ) -> LinearScore:
     """Return the penalised logistic fit of *happened* (0 or 1, [row]) on the inputs *names*.
 
     Where *signed*, the weights of inputs that must rise with it are never below 0.
     """
-    wide = np.stack([rows.inputs[name] for name in names], axis=1)
+    wide = np.stack([rows.values[INPUT_COLUMNS][name] for name in names], axis=1)
     center, scale = wide.mean(axis=0), wide.std(axis=0)
     scale = np.where(scale > 1e-12, scale, 1.0)
     z = np.clip((wide - center) / scale, -4.0, 4.0)
 
     def loss(weights: Array) -> tuple[float, Array]:
         score = z @ weights[1:] + weights[0]
-        fit = rows.independent * float((np.logaddexp(0.0, score) - happened * score).mean())
-        away = rows.independent * (expit(score) - happened) / len(happened)
+        fit = independent(rows) * float((np.logaddexp(0.0, score) - happened * score).mean())
+        away = independent(rows) * (expit(score) - happened) / len(happened)
         slope = np.concatenate([[away.sum()], z.T @ away + PENALTY * weights[1:]])
         return fit + 0.5 * PENALTY * float(weights[1:] @ weights[1:]), slope
 
@@ -159,38 +139,38 @@ def scored(score: LinearScore, inputs: Mapping[str, Array]) -> Array:
     return np.array(found, dtype=np.float64)
 
 
-def folds(rows: KnownRows) -> list[tuple[Rows, Rows]]:
+def folds(rows: Forecasts) -> list[tuple[Rows, Rows]]:
     """Return (judged, fitted) of ``FOLDS`` stretches of time, across all symbols.
 
     What is fitted shares no moment of its label with any label that is judged.
     """
-    cuts = np.quantile(rows.opened_ms, np.linspace(0, 1, FOLDS + 1)[1:-1])
-    fold = np.searchsorted(cuts, rows.opened_ms, side="right")
+    cuts = np.quantile(rows.open_ms, np.linspace(0, 1, FOLDS + 1)[1:-1])
+    fold = np.searchsorted(cuts, rows.open_ms, side="right")
     found = []
     for number in range(FOLDS):
         judged = fold == number
         if judged.any():
-            first, last = rows.opened_ms[judged].min(), rows.until_ms[judged].max()
-            found.append((judged, (rows.until_ms < first) | (rows.opened_ms > last)))
+            first, last = rows.open_ms[judged].min(), rows.until_ms[judged].max()
+            found.append((judged, (rows.until_ms < first) | (rows.open_ms > last)))
     return found
 
 
 def cross_fitted(
-    rows: KnownRows, happened: Array, names: Sequence[str], *, signed: bool
+    rows: Forecasts, happened: Array, names: Sequence[str], *, signed: bool
 ) -> Array | None:
     """Return the probability at every row by a fit that saw none of its fold; None without one."""
     found = np.full(len(happened), np.nan)
     for judged, known in folds(rows):
         if known.sum() < ROWS_LEAST // FOLDS:
             return None
-        fit = fit_score(rows.part(known), happened[known], names, signed=signed)
-        part = {name: rows.inputs[name][judged] for name in names}
+        fit = fit_score(rows.where(known), happened[known], names, signed=signed)
+        part = {name: rows.values[INPUT_COLUMNS][name][judged] for name in names}
         found[judged] = scored(fit, part)
     return found
 
 
 def fit_confidence(
-    found: ExplainedRows,
+    found: Forecasts,
 ) -> tuple[FittedConfidence | None, dict[str, Any]]:
     """Return the fitted confidence of the calibration slice, and what its folds say of it.
 
@@ -198,63 +178,72 @@ def fit_confidence(
     are too few, or the forecaster names no probabilities.
     """
     rows = outcomes(found)
-    if len(rows.hit) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(rows.inputs):
+    if len(rows.labels["hit"]) < ROWS_LEAST or not {"mean_over_stdev", "margin"} <= set(
+        rows.values[INPUT_COLUMNS]
+    ):
         return None, {}
-    names = tuple(rows.inputs)
+    names = tuple(rows.values[INPUT_COLUMNS])
     bare = tuple(name for name in names if not is_of_attention(name))
-    sign, calm = _crossed(rows, rows.hit, names, bare), _crossed(rows, rows.calm, names, bare)
+    sign, calm = (
+        _crossed(rows, rows.labels["hit"], names, bare),
+        _crossed(rows, is_calm(rows), names, bare),
+    )
     if sign is None or calm is None:
         return None, {}
     gains = _gains(rows, sign[0])
     chosen = max(gains, key=lambda name: _surprise(gains[name]))
     if _surprise(gains[chosen]) <= 0:
         chosen = ENTROPY if ENTROPY in gains else MARGIN
-    volatility = fit_score(rows, rows.calm, names, signed=False)
+    volatility = fit_score(rows, is_calm(rows), names, signed=False)
     edges, spread = _widening(rows, calm[0])
     fitted = FittedConfidence(
-        horizon=found.horizon,
+        horizon=found.horizons[0],
         chosen=chosen,
         strict=False,
-        sign=fit_score(rows, rows.hit, names, signed=True),
+        sign=fit_score(rows, rows.labels["hit"], names, signed=True),
         volatility=volatility,
         edges=edges,
         spread=spread,
     )
     evidence = {
-        "rows": len(rows.hit),
-        "independent": round(rows.independent),
-        "days": len(np.unique(rows.days)),
+        "rows": len(rows.labels["hit"]),
+        "independent": round(independent(rows)),
+        "days": len(np.unique(rows.day)),
         "sign": {name: gain.rounded() for name, gain in gains.items()},
-        "volatility": area_gained(rows.truth, calm[0], rows.days).rounded(),
+        "volatility": area_gained(truth(rows), calm[0], rows.day).rounded(),
         "attention_adds": {
-            "sign": area_gained_more(rows.hit, *sign, rows.days).rounded(),
-            "volatility": area_gained_more(rows.truth, *calm, rows.days).rounded(),
+            "sign": area_gained_more(rows.labels["hit"], *sign, rows.day).rounded(),
+            "volatility": area_gained_more(truth(rows), *calm, rows.day).rounded(),
         },
     }
     return fitted, evidence
 
 
 def _crossed(
-    rows: KnownRows, happened: Array, names: Sequence[str], bare: Sequence[str]
+    rows: Forecasts, happened: Array, names: Sequence[str], bare: Sequence[str]
 ) -> tuple[Array, Array] | None:
     """Return the cross-fitted probability of all inputs, and of those without attention."""
-    signed = happened is rows.hit
+    signed = happened is rows.labels["hit"]
     every = cross_fitted(rows, happened, names, signed=signed)
     less = cross_fitted(rows, happened, bare, signed=signed)
     return None if every is None or less is None else (every, less)
 
 
-def _gains(rows: KnownRows, calibrated: Array) -> dict[str, DailyEstimate]:
+def _gains(rows: Forecasts, calibrated: Array) -> dict[str, DailyEstimate]:
     """Return what each confidence gains in accuracy over chance, averaged over coverages."""
-    measured = {ENTROPY: rows.entropy, CALIBRATED: calibrated, MARGIN: rows.inputs["margin"]}
+    measured = {
+        ENTROPY: rows.values[GATE_COLUMNS].get("confidence"),
+        CALIBRATED: calibrated,
+        MARGIN: rows.values[INPUT_COLUMNS]["margin"],
+    }
     return {
-        name: area_gained(rows.hit, values, rows.days)
+        name: area_gained(rows.labels["hit"], values, rows.day)
         for name in CONFIDENCES
         if (values := measured[name]) is not None
     }
 
 
-def _widening(rows: KnownRows, sure: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _widening(rows: Forecasts, sure: Array) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return edges of cells of confidence, and by how much intervals must be widened in each.
 
     Measured by the same share of the returns in every cell; it never grows with confidence.
@@ -262,10 +251,10 @@ def _widening(rows: KnownRows, sure: Array) -> tuple[tuple[float, ...], tuple[fl
     edges = np.quantile(sure, np.linspace(0, 1, CELLS + 1)[1:-1])
     edges = np.array([rounded(float(edge)) for edge in edges])
     cell = np.searchsorted(edges, sure, side="right")
-    usual = float(np.quantile(rows.missed, COVERAGE))
+    usual = float(np.quantile(rows.labels["missed"], COVERAGE))
     counts = np.bincount(cell, minlength=CELLS)
     wide = [
-        float(np.quantile(rows.missed[cell == one], COVERAGE)) / usual
+        float(np.quantile(rows.labels["missed"][cell == one], COVERAGE)) / usual
         if counts[one] and usual > 0
         else 1.0
         for one in range(CELLS)
@@ -275,7 +264,7 @@ def _widening(rows: KnownRows, sure: Array) -> tuple[tuple[float, ...], tuple[fl
 
 
 def judge_spans(
-    found: ExplainedRows, fitted: FittedConfidence, second_span_ms: int | None = None
+    found: Forecasts, fitted: FittedConfidence, second_span_ms: int | None = None
 ) -> tuple[bool, dict[str, Any]]:
     """Return whether the chosen confidence has earned a strict threshold, and what shows it.
 
@@ -284,28 +273,28 @@ def judge_spans(
     corrected by Holm over the candidates, and no few days earn it.
     """
     rows = outcomes(found)
-    days = np.unique(rows.days)
+    days = np.unique(rows.day)
     if len(days) < 2:
         return False, {}
     middle = days[len(days) // 2] if second_span_ms is None else second_span_ms // DAY_MS
     if not days[0] < middle <= days[-1]:
         return False, {}  # all of them in one span: nothing is repeated
-    parts = (rows.part(rows.days < middle), rows.part(rows.days >= middle))
+    parts = (rows.where(rows.day < middle), rows.where(rows.day >= middle))
     spans = [_span(part, fitted) for part in parts]
     is_credible = all(span["holm"][fitted.chosen] < LEVEL for span in spans)
     return is_credible and len(days) >= FEW_DAYS, {"spans": spans}
 
 
-def _span(rows: KnownRows, fitted: FittedConfidence) -> dict[str, Any]:
-    gains = _gains(rows, scored(fitted.sign, rows.inputs))
-    calm = scored(fitted.volatility, rows.inputs)
-    days = len(np.unique(rows.days))
+def _span(rows: Forecasts, fitted: FittedConfidence) -> dict[str, Any]:
+    gains = _gains(rows, scored(fitted.sign, rows.values[INPUT_COLUMNS]))
+    calm = scored(fitted.volatility, rows.values[INPUT_COLUMNS])
+    days = len(np.unique(rows.day))
     return {
         "days": days,
         "sign": {name: gain.rounded() for name, gain in gains.items()},
         # How probable such a gain is where there is none.
         "holm": holm_by_name({n: _by_luck(gain, days) for n, gain in gains.items()}),
-        "volatility": area_gained(rows.truth, calm, rows.days).rounded(),
+        "volatility": area_gained(truth(rows), calm, rows.day).rounded(),
     }
 
 
@@ -383,15 +372,17 @@ _ROWS_A_CELL: Final = 40
 _FARTHEST: Final = 4.0
 
 
-def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
+def fit_cells(found: Forecasts, count: int = COUNT) -> RegimeCells | None:
     """Return *count* cells by k-means (Lloyd, 1982) on standardised measures of attention.
 
     They are ordered by realised over forecast variance. None where rows or days are too few, or
     attention gives no such measures.
     """
-    if not 2 <= count <= REGIMES_MOST or not set(REGIME_MEASURES) <= set(found.measures):
+    if not 2 <= count <= REGIMES_MOST or not set(REGIME_MEASURES) <= set(
+        found.values[GATE_COLUMNS]
+    ):
         return None
-    rows = np.stack([found.measures[name] for name in REGIME_MEASURES], axis=1)
+    rows = np.stack([found.values[GATE_COLUMNS][name] for name in REGIME_MEASURES], axis=1)
     known: NDArray[np.bool_] = np.isfinite(rows.sum(axis=1))
     if known.sum() < _ROWS_A_CELL * count:
         return None
@@ -417,10 +408,10 @@ def fit_cells(found: ExplainedRows, count: int = COUNT) -> RegimeCells | None:
     )
 
 
-def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
+def judge_cells(found: Forecasts, cells: RegimeCells, hysteresis: float) -> dict[str, Any]:
     """Return for each cell its share of the rows of *found*, and what followed there, by day."""
     columns = [
-        [None if np.isnan(value) else value for value in found.measures[name].tolist()]
+        [None if np.isnan(value) else value for value in found.values[GATE_COLUMNS][name].tolist()]
         for name in cells.names
     ]
     at: list[int] = []
@@ -433,7 +424,7 @@ def judge_cells(found: ExplainedRows, cells: RegimeCells, hysteresis: float) -> 
     return {
         str(one): {
             "share": round(float(rows.mean()), 5),
-            "days": len(np.unique(found.days[rows])),
+            "days": len(np.unique(found.day[rows])),
             "variance_ratio": _ratio(found, every, rows).rounded() if rows.any() else [],
         }
         for one, rows in inside.items()
@@ -484,11 +475,12 @@ def _nearest(places: Array, middles: Array) -> NDArray[np.int64]:
     return found
 
 
-def _ratio(
-    found: ExplainedRows, known: NDArray[np.bool_], rows: NDArray[np.bool_]
-) -> DailyEstimate:
+def _ratio(found: Forecasts, known: NDArray[np.bool_], rows: NDArray[np.bool_]) -> DailyEstimate:
     """Return realised over forecast variance of the *rows* of those *known*, with its error."""
-    realised, forecast = found.realised[known][rows], found.volatility[known][rows] ** 2
+    realised, forecast = (
+        found.labels["realised"][known][rows],
+        found.value("volatility")[known][rows] ** 2,
+    )
     # Each bar counts alike: a few violent days would decide a ratio of sums.
     terms = np.stack([realised / forecast, np.ones_like(realised)])
-    return figure(terms, found.days[known][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))
+    return figure(terms, found.day[known][rows], lambda s: s[:, 0] / np.maximum(s[:, 1], 1.0))

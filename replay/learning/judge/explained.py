@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -14,12 +13,9 @@ from tracepaper.replay.learning.card import (
     ROUND_TRIP_COST,
     measures,
 )
-from tracepaper.replay.learning.evaluation.auxiliary_heads import AuxiliaryForecasts
-from tracepaper.replay.learning.evaluation.correlation import CorrelationForecasts
-from tracepaper.replay.learning.evaluation.cross_section import AcrossAssets
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, Ints, concatenated
 from tracepaper.replay.learning.samples import Samples
-from tracepaper.replay.learning.splits import Segment
+from tracepaper.replay.learning.splits import SYMBOL_MASK, Segment
 from tracepaper.replay.learning.statistics import (
     mean,
     table,
@@ -29,7 +25,6 @@ from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.gates.gate import GATES, names_for, values_of
-from tracepaper.strategies.types.calibration import FittedConfidence
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar, Source
 from tracepaper.strategies.units import DAY_MS
@@ -38,23 +33,22 @@ _SEED: Final = 20_170_817
 _BASIS_POINTS: Final = 1e4
 _GOLDEN: Final = 0.618034  # its multiples fill a unit evenly
 _BUSY_SHARE: Final = 0.033  # a gate as loose as 33 bars in 1,000, to compare with
-_FIXED: Final = ("value", "traded", "mean", "stdev", "margin", "volatility", "realised")
-_INPUT: Final = "input."
+GATE_COLUMNS: Final = "gates"
+INPUT_COLUMNS: Final = "inputs"
+"""Columns of explained rows beside the model's: every gate's measure, and a confidence's inputs."""
 
 
-class JudgedPart(NamedTuple):
+class Judgement(NamedTuple):
     """What a model said of one part beside what happened, and what is said of it."""
 
-    forecasts: list[HorizonForecasts]
-    given: frozenset[str]  # the measures of the model
+    forecasts: Forecasts
     figures: dict[str, Any]  # by horizon, and those of gates
     sentences: list[str]
-    explained: ExplainedRows | None = None
+    explained: Forecasts | None = None  # of the bars that were explained, as ``rows_of``
     rules: Mapping[str, NDArray[np.bool_]] = {}  # of trading, over the rows of ``explained``
     calibration: Mapping[str, Any] = {}  # the card's section, with the verdict of this part
-    further: Sequence[AuxiliaryForecasts] = ()  # of the heads that not every network has
-    correlations: Sequence[CorrelationForecasts] = ()  # of its symbols, where it has such heads
-    across: AcrossAssets | None = None  # of a network that answers for all symbols of a close
+    pairs: Forecasts | None = None  # correlations of its symbols, where it has such heads
+    held: Forecasts | None = None  # of a model with weights: what its and every rule's made
 
 
 class AnsweredRows(NamedTuple):
@@ -63,32 +57,6 @@ class AnsweredRows(NamedTuple):
     samples: Samples
     rows: NDArray[np.int64]
     forecasts: Sequence[Forecast | None]
-
-
-@dataclass(frozen=True)
-class ExplainedRows:
-    """Rows [row] of one horizon: forecast, measures by name, and what followed.
-
-    ``value`` is the log return from this close, ``traded`` that from the next bar's open, both to
-    the close *horizon* bars ahead; ``place`` numbers the bars, further apart between segments.
-    ``keys`` are those of ``Segment.keys``.
-    """
-
-    horizon: int
-    keys: NDArray[np.int64]
-    days: NDArray[np.int64]
-    place: NDArray[np.int64]
-    value: Array
-    traded: Array
-    mean: Array
-    stdev: Array
-    margin: Array
-    volatility: Array
-    measures: Mapping[str, Array]
-    opened_ms: NDArray[np.int64]  # of the bar
-    until_ms: NDArray[np.int64]  # the open of the bar that ends its label
-    realised: Array  # variance of the one-bar returns to the horizon, summed
-    inputs: Mapping[str, Array]  # of a fitted confidence; NaN where one is not known
 
 
 def bars_of(segment: Segment, start: int, stop: int) -> list[Bar]:
@@ -130,7 +98,7 @@ def explain(
     horizon: int,
     slope: float,
     bars: int,
-) -> ExplainedRows:
+) -> Forecasts:
     """Forecast and explain the ``answered_rows`` of *part*.
 
     Raises ``DataInvalid`` where no segment is long enough.
@@ -189,94 +157,108 @@ def spread_rows(
 
 def rows_of(
     forecaster: Forecaster, answered: Sequence[AnsweredRows], *, horizon: int, slope: float
-) -> ExplainedRows:
-    """Return what *forecaster* said of some labelled rows beside what happened next.
+) -> Forecasts:
+    """Return what *forecaster* answers at some labelled rows, beside what happened next.
 
-    Raises ``DataInvalid`` where there is no row, or a row has no answer.
+    Labels are log returns: ``return`` from this close, ``traded`` from the next bar's open, both to
+    the close *horizon* bars ahead; the variance ``realised`` of the one-bar returns until then; and
+    the ``place`` of the bar, further apart between segments. ``GATE_COLUMNS`` holds every gate's
+    measure, ``INPUT_COLUMNS`` those of a fitted confidence, NaN where one is not known. Raises
+    ``DataInvalid`` where there is no row, or a row has no answer.
     """
-    rows: list[dict[str, NDArray[Any]]] = []
+    parts: list[Forecasts] = []
     fitted = None if forecaster.calibration is None else forecaster.calibration.confidence
-    for samples, labelled, chosen in answered:
+    for samples, rows, chosen in answered:
         known = [forecast for forecast in chosen if forecast is not None]
         if len(known) != len(chosen):
             raise DataInvalid("A bar with a full context has no forecast; check the checkpoint.")
-        columns = _row_columns(
-            samples.segment, labelled, known, forecaster.measures, horizon=horizon, slope=slope,
-            fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
-        )  # fmt: skip
-        apart = rows[-1]["place"][-1] + horizon + 1 if rows else 0.0
-        keys = samples.segment.keys[labelled]
-        rows.append(columns | {"keys": keys, "place": labelled - labelled[0] + apart})
-    if not rows:
+        place = 0 if not parts else int(parts[-1].labels["place"][-1]) + horizon + 1
+        values = {
+            MODEL: _law(known, horizon),
+            GATE_COLUMNS: measures(
+                known,
+                given=forecaster.measures,
+                horizon=horizon,
+                slope=slope,
+                fitted=fitted if fitted is not None and fitted.horizon == horizon else None,
+            ),
+            INPUT_COLUMNS: _inputs(known, horizon),
+        }
+        labels = _outcomes(samples.segment, rows, horizon) | {"place": rows - rows[0] + place}
+        opened = samples.segment.open_time_ms
+        parts.append(
+            Forecasts(
+                samples.segment.keys[rows] & SYMBOL_MASK,
+                opened[rows],
+                opened[rows + horizon],
+                np.full(len(rows), horizon),
+                samples.segment.interval_ms,
+                labels,
+                values,
+            )
+        )
+    if not parts:
         raise DataInvalid(
             f"No segment holds {forecaster.context} bars before a labelled one; give more data."
         )
-    merged = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
-    whole = ("days", "place", "opened_ms", "until_ms")
-    days, place, opened_ms, until_ms = (merged.pop(name).astype(np.int64) for name in whole)
-    keys = merged.pop("keys")
-    fixed = {name: merged.pop(name) for name in _FIXED}
-    names = [name for name in merged if name.startswith(_INPUT)]
-    return ExplainedRows(
-        horizon=horizon,
-        keys=keys,
-        days=days,
-        place=place,
-        opened_ms=opened_ms,
-        until_ms=until_ms,
-        inputs={name.removeprefix(_INPUT): merged.pop(name) for name in names},
-        measures=merged,
-        **fixed,
-    )
+    return concatenated(parts)
 
 
-def _row_columns(
-    segment: Segment,
-    rows: NDArray[np.int64],
-    forecasts: Sequence[Forecast],
-    given: Collection[str],
-    *,
-    horizon: int,
-    slope: float,
-    fitted: FittedConfidence | None,
-) -> dict[str, Array]:
+def _outcomes(segment: Segment, rows: Ints, horizon: int) -> dict[str, NDArray[Any]]:
+    close, moves = segment.close, np.diff(np.log(segment.close), prepend=np.log(segment.close[0]))
+    squares = np.cumsum(moves * moves)
+    return {
+        "return": np.log(close[rows + horizon] / close[rows]),
+        "traded": np.log(close[rows + horizon] / segment.candles.open[rows + 1]),
+        "realised": squares[rows + horizon] - squares[rows],
+    }
+
+
+def _law(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
     at = forecasts[0].horizons.index(horizon)
     up = np.array([forecast.p_up[at] for forecast in forecasts])
     down = np.array([forecast.p_down[at] for forecast in forecasts])
-    names = names_for(forecasts[0])
-    seen = np.array([values_of(names, one, at) for one in forecasts], dtype=np.float64)
-    moves = np.diff(np.log(segment.close), prepend=np.log(segment.close[0]))
-    squares = np.cumsum(moves * moves)
     return {
-        "opened_ms": segment.open_time_ms[rows].astype(np.float64),
-        "until_ms": segment.open_time_ms[rows + horizon].astype(np.float64),
-        "realised": squares[rows + horizon] - squares[rows],
-        **{f"{_INPUT}{name}": seen[:, place] for place, name in enumerate(names)},
-        "days": (segment.open_time_ms[rows] // DAY_MS).astype(np.float64),
-        "value": np.log(segment.close[rows + horizon] / segment.close[rows]),
-        "traded": np.log(segment.close[rows + horizon] / segment.candles.open[rows + 1]),
         "mean": np.array([forecast.mean_return[at] for forecast in forecasts]),
         "stdev": np.array([forecast.stdev_return[at] for forecast in forecasts]),
         "margin": np.abs(up - down) / (up + down),
         "volatility": np.array([forecast.volatility[at] for forecast in forecasts]),
-        **measures(forecasts, given=given, horizon=horizon, slope=slope, fitted=fitted),
     }
 
 
-def selective(found: ExplainedRows) -> dict[str, Any]:
+def _inputs(forecasts: Sequence[Forecast], horizon: int) -> dict[str, Array]:
+    at, names = forecasts[0].horizons.index(horizon), names_for(forecasts[0])
+    inputs = np.array([values_of(names, one, at) for one in forecasts], dtype=np.float64)
+    return {name: inputs[:, place] for place, name in enumerate(names)}
+
+
+def with_confidence(table: Forecasts, found: Forecasts) -> Forecasts:
+    """Return *table* with the confidence of the bars that were explained, NaN of all others."""
+    if "confidence" not in found.values[GATE_COLUMNS]:
+        return table
+    order = np.argsort(found.keys)
+    place = np.minimum(np.searchsorted(found.keys[order], table.keys), len(order) - 1)
+    at = order[place]
+    confidence = np.where(
+        found.keys[at] == table.keys, found.value("confidence", GATE_COLUMNS)[at], np.nan
+    )
+    return table.holding(MODEL, confidence=confidence)
+
+
+def selective(found: Forecasts) -> dict[str, Any]:
     """Return the accuracy gained by each gate's measure at equal coverage, and their areas."""
-    hit = (np.sign(found.mean) == np.sign(found.value)).astype(np.float64)
-    entropy = found.measures.get("confidence")
+    hit = (np.sign(found.value("mean")) == np.sign(found.labels["return"])).astype(np.float64)
+    entropy = found.values[GATE_COLUMNS].get("confidence")
     return table(
         hit,
         {
             **({} if entropy is None else {"entropy_confidence": entropy}),
-            "margin": found.margin,
-            "mean_over_stdev": np.abs(found.mean) / found.stdev,
-            "predicted_calm": -found.volatility,
+            "margin": found.value("margin"),
+            "mean_over_stdev": np.abs(found.value("mean")) / found.value("stdev"),
+            "predicted_calm": -found.value("volatility"),
             "random": np.random.default_rng(_SEED).random(len(hit)),
         },
-        found.days,
+        found.day,
     )
 
 
@@ -293,51 +275,51 @@ def separate(
     return opened
 
 
-def traded(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, Any]:
+def traded(found: Forecasts, thresholds: Mapping[str, float]) -> dict[str, Any]:
     """Return what gates would have let through, and its net result in basis points a trade.
 
     A trade opens at the next bar's open, is held to the horizon, pays the taker's round trip and
     no slippage; no two overlap. *thresholds* are by measure, bounds on the side of their gates.
     """
     rules = passing(found, thresholds)
-    return {"bars": len(found.value)} | {name: _result(found, rows) for name, rows in rules.items()}
+    return {"bars": len(found)} | {name: _result(found, rows) for name, rows in rules.items()}
 
 
-def passing(found: ExplainedRows, thresholds: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
+def passing(found: Forecasts, thresholds: Mapping[str, float]) -> dict[str, NDArray[np.bool_]]:
     """Return [row] for each rule of trading: none, the largest edges, edge, and all gates."""
     upper = {gate.calibrated_as for gate in GATES.values() if not gate.at_least}
-    passed = np.ones(len(found.value), dtype=np.bool_)
+    passed = np.ones(len(found), dtype=np.bool_)
     for name, threshold in thresholds.items():
-        measure = found.measures[name]
+        measure = found.values[GATE_COLUMNS][name]
         passed &= measure <= threshold if name in upper else measure >= threshold
-    edge = found.measures["edge"] >= 1.0
+    edge = found.values[GATE_COLUMNS]["edge"] >= 1.0
     return {
         "ungated": np.ones_like(edge),
-        "largest_edges": top(found.measures["edge"], _BUSY_SHARE),
+        "largest_edges": top(found.values[GATE_COLUMNS]["edge"], _BUSY_SHARE),
         "edge": edge,
         "all_gates": passed & edge,
     }
 
 
-def daily_net(found: ExplainedRows, chosen: NDArray[np.bool_]) -> Array:
+def daily_net(found: Forecasts, chosen: NDArray[np.bool_]) -> Array:
     """Return the net log return of each day that was judged, 0 where none of *chosen* traded."""
-    opened = separate(chosen, found.place, found.horizon)
-    names, day = np.unique(found.days, return_inverse=True)
+    opened = separate(chosen, found.labels["place"], found.horizons[0])
+    names, day = np.unique(found.day, return_inverse=True)
     earned = np.bincount(day[opened], _net(found)[opened], len(names))
     return earned.astype(np.float64)
 
 
-def _net(found: ExplainedRows) -> Array:
+def _net(found: Forecasts) -> Array:
     """Return what a trade at each row makes, after the round trip."""
-    net: Array = np.sign(found.mean) * found.traded - ROUND_TRIP_COST
+    net: Array = np.sign(found.value("mean")) * found.labels["traded"] - ROUND_TRIP_COST
     return net
 
 
-def _result(found: ExplainedRows, chosen: NDArray[np.bool_]) -> dict[str, Any]:
+def _result(found: Forecasts, chosen: NDArray[np.bool_]) -> dict[str, Any]:
     """Return how many bars passed, the separate trades and days of them, and their net result."""
-    opened = separate(chosen, found.place, found.horizon)
+    opened = separate(chosen, found.labels["place"], found.horizons[0])
     net = _net(found)[opened] * _BASIS_POINTS
-    days = found.days[opened]
+    days = found.day[opened]
     result: dict[str, Any] = {
         "bars_per_1000": round(1000 * float(chosen.mean()), 3),
         "trades": int(opened.sum()),

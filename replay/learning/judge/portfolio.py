@@ -10,18 +10,16 @@ The rules are docs/several.md, P29.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, named_asset
+from tracepaper.replay.learning.judge.metrics import Metric, View, estimate, metric
 from tracepaper.replay.learning.panel import Ids, Labelled, predicted
-from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import mean
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
 from tracepaper.replay.report.metrics import is_credible
@@ -38,75 +36,6 @@ from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.cross_asset import CrossAssetNetwork
 from tracepaper.strategies.units import DAY_MS
 
-RELATIVE = "relative"
-"""The head of relative returns among the forecasts that rank the assets."""
-
-
-class AcrossAssets(NamedTuple):
-    """The answers of a network over several assets, beside the forecasts of each.
-
-    ``relative`` has by horizon, in bars, the expected relative return of each row of that horizon's
-    forecasts; ``held`` the returns of its weights and of every rule's, by name, empty where there
-    was no decision.
-    """
-
-    relative: Mapping[int, Array]
-    held: Mapping[str, PortfolioReturns]
-
-    def expected(self, forecasts: HorizonForecasts) -> dict[str, Array]:
-        """Return the expected returns that rank the assets at a horizon, by name, in its units."""
-        return {RELATIVE: self.relative[forecasts.horizon], **forecasts.means}
-
-
-class CloseRanks(NamedTuple):
-    """The rank correlation across the assets at each close, oldest first, and the close's day."""
-
-    value: Array
-    days: NDArray[np.int64]
-
-
-def close_ranks(forecasts: HorizonForecasts, expected: Array) -> CloseRanks:
-    """Return Spearman's correlation of *expected* with realised log returns, close by close.
-
-    *expected* are in the units of each row. A close counts where every asset has a row.
-    """
-    order = np.argsort(forecasts.keys)
-    _, counts = np.unique(forecasts.keys[order] >> SYMBOL_BITS, return_counts=True)
-    assets = int(counts.max())
-    whole = counts == assets
-    rows = order[np.repeat(whole, counts)].reshape(-1, assets).T  # [asset, close]
-    value = rank_correlations(
-        (expected * forecasts.unit)[rows], (forecasts.value * forecasts.unit)[rows]
-    )
-    return CloseRanks(value, forecasts.days[rows[0]])
-
-
-def rank_correlations(expected: Array, realised: Array) -> Array:
-    """Return Spearman's correlation across the assets, one a close, of [asset, close].
-
-    0 where either is the same for all.
-    """
-    first, second = (rankdata(values, axis=0) for values in (expected, realised))
-    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
-    spread = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
-    correlations: Array = np.divide(
-        (first * second).sum(axis=0), spread, out=np.zeros(len(spread)), where=spread > 0
-    )
-    return correlations
-
-
-def rank_figures(found: HorizonForecasts, across: AcrossAssets) -> dict[str, list[float | None]]:
-    """Return the mean over closes of the rank correlation across the assets, by forecast.
-
-    Of expected with realised log returns; ``relative`` is the network's head for it, every other
-    name is a mean of the tables. Errors are by day.
-    """
-    means = {}
-    for name, expected in across.expected(found).items():
-        ranks = close_ranks(found, expected)
-        means[name] = mean(ranks.value, ranks.days).rounded()
-    return means
-
 
 def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     """Return the caveats of the forecasts at the gates' horizon, as sentences."""
@@ -115,7 +44,7 @@ def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
     is_above = rank > 0 and is_credible(rank, noise) and main["days"] >= FEW_DAYS
     word = "above" if is_above else "not above"
     return [
-        *compared_sentences(found, horizon, NETWORK),
+        *compared_sentences(found, horizon, MODEL),
         (
             f"Across the assets its relative returns have a rank correlation of {rank:+.3f} "
             f"({plus_minus(noise, '.3f')} over {main['days']} days) with what came: {word} chance."
@@ -127,22 +56,12 @@ def rank_sentences(found: Mapping[str, Any], *, horizon: int) -> list[str]:
 FEE: Final = ROUND_TRIP_COST / 2.0
 COVARIANCE_BARS: Final = 240
 """Bars from which the rules' covariance is estimated."""
-NETWORK: Final = "network"
 RULES: Final = (Rule.EQUAL, Rule.INVERSE, Rule.MINIMUM)
-_BASIS_POINTS: Final = 1e4
+PORTFOLIOS: Final[dict[str, Metric]] = {}
+"""The metrics of portfolios."""
 
 WeightsAt = Callable[[Labelled, Ids], Array]
 """The weights [asset, decision] at some rows of a panel."""
-
-
-@dataclass(frozen=True)
-class PortfolioReturns:
-    """The returns of holding some weights, decision by decision."""
-
-    net: Array  # [decision]: simple returns until the next one, less fees
-    turnover: Array
-    gross: Array  # sizes summed over the assets
-    days: NDArray[np.int64]
 
 
 class PanelDecisions(NamedTuple):
@@ -171,25 +90,50 @@ def portfolio_decisions(
     return decisions
 
 
-def portfolio_returns(decisions: Sequence[PanelDecisions], weights: WeightsAt) -> PortfolioReturns:
-    """Simulate holding *weights*, net of fees; a panel begins without positions."""
-    parts = [_panel_returns(panel, weights(panel.labelled, panel.rows)) for panel in decisions]
-    return PortfolioReturns(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("net", "turnover", "gross", "days")
-        )
+def portfolio_returns(
+    decisions: Sequence[PanelDecisions], weights: Mapping[str, WeightsAt]
+) -> Forecasts:
+    """Simulate holding each of *weights*, net of fees; a panel begins without positions.
+
+    A row is a day: the sums of its decisions' net returns, turnover and gross.
+    """
+    days, day, counts = np.unique(
+        np.concatenate([panel.days for panel in decisions]), return_inverse=True, return_counts=True
+    )
+    values = {}
+    for name, weigh in weights.items():
+        parts = [_held(panel, weigh(panel.labelled, panel.rows)) for panel in decisions]
+        values[name] = {
+            field: np.bincount(day, np.concatenate([part[field] for part in parts]), len(days))
+            for field in parts[0]
+        }
+    bars = DAY_MS // decisions[0].labelled.panel.segments[0].interval_ms
+    return Forecasts(
+        np.full(len(days), named_asset("portfolio")),
+        days * DAY_MS,
+        (days + 1) * DAY_MS,
+        np.full(len(days), bars),
+        decisions[0].labelled.panel.segments[0].interval_ms,
+        {"decisions": counts},
+        values,
     )
 
 
-def _panel_returns(decisions: PanelDecisions, weights: Array) -> PortfolioReturns:
-    """Simulate holding *weights* [asset, decision] over one panel."""
+def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
+    """Simulate holding *weights* [asset, decision] over one panel: [decision] by field."""
     gross_return = (weights * decisions.gains).sum(axis=0)
     drifted = weights * (1.0 + decisions.gains) / (1.0 + gross_return)
     before = np.concatenate([np.zeros((len(weights), 1)), drifted[:, :-1]], axis=1)
     turnover = np.abs(weights - before).sum(axis=0)
     net = gross_return - FEE * turnover
-    return PortfolioReturns(net, turnover, np.abs(weights).sum(axis=0), decisions.days)
+    return {"net": net, "turnover": turnover, "gross": np.abs(weights).sum(axis=0)}
+
+
+@metric("net", "Weights, net of fees", "net", of=PORTFOLIOS, less_is_better=False)
+def _net(view: View) -> Array:
+    """In basis points a day."""
+    net: Array = 1e4 * view["net"]
+    return net
 
 
 def rule_weights(rule: Rule) -> WeightsAt:
@@ -210,11 +154,10 @@ def forecast_weights(network: CrossAssetNetwork, at: int, *, is_correlated: bool
     """
 
     def risks(labelled: Labelled, rows: Ids) -> list[Array]:
-        said, segments = predicted(network, labelled.panel, rows), labelled.panel.segments
-        assert said.loadings is not None
+        fields, segments = predicted(network, labelled.panel, rows), labelled.panel.segments
         usual = np.stack([one.sigma[rows] for one in segments])
-        deviations = usual * np.sqrt(np.stack([one.variance[:, at] for one in said.each]))
-        factors = said.loadings[:, :, at].astype(np.float64)  # [asset, row, factor]
+        deviations = usual * np.sqrt(np.stack([one["variance"][:, at] for one in fields.each]))
+        factors = fields.heads["loadings"][:, :, at].astype(np.float64)  # [asset, row, factor]
         return [
             covariance_of(
                 deviations[:, place],
@@ -251,62 +194,51 @@ def rules_here() -> tuple[Rule, ...]:
     return RULES
 
 
-def rule_returns(
-    decisions: Sequence[PanelDecisions], network: CrossAssetNetwork, at: int
-) -> dict[str, PortfolioReturns]:
-    """Simulate every rule that can be solved here, by its name.
+def with_rules(weights: WeightsAt, network: CrossAssetNetwork, at: int) -> dict[str, WeightsAt]:
+    """Return the model's *weights* and those of every rule that can be solved here, by name.
 
     Of a *network* with correlations also least variance by its forecasts at the horizon in place
     *at*, with them and without.
     """
-    weights = {rule.value: rule_weights(rule) for rule in rules_here()}
-    if network.config.factors and Rule.MINIMUM in weights:
-        weights["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
-        weights["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
-    return {name: portfolio_returns(decisions, one) for name, one in weights.items()}
+    found = {MODEL: weights, **{rule.value: rule_weights(rule) for rule in rules_here()}}
+    if network.config.factors and Rule.MINIMUM in found:
+        found["correlated minimum"] = forecast_weights(network, at, is_correlated=True)
+        found["uncorrelated minimum"] = forecast_weights(network, at, is_correlated=False)
+    return found
 
 
-def portfolio_figures(returns_by: Mapping[str, PortfolioReturns]) -> dict[str, Any]:
+def portfolio_figures(held: Forecasts) -> dict[str, Any]:
     """Return the figures of the network's weights and every rule's, as a card has them.
 
     Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
     """
-    own = returns_by[NETWORK]
-    days = np.unique(own.days)
+    every = {name: View(held, name) for name in held.values}
+    net, decisions = PORTFOLIOS["net"], int(held.labels["decisions"].sum())
+    own = net.terms(every[MODEL])
     return {
-        "decisions": len(own.days),
-        "days": len(days),
+        "decisions": decisions,
+        "days": len(held),
         "fee": FEE,
-        "net_bp_a_day": {
-            name: _a_day(result.net, result.days) for name, result in returns_by.items()
-        },
+        "net_bp_a_day": {name: estimate(net, of).rounded(3) for name, of in every.items()},
         "turnover_a_day": {
-            name: round(float(result.turnover.sum()) / len(days), 4)
-            for name, result in returns_by.items()
+            name: round(float(of["turnover"].sum()) / len(held), 4) for name, of in every.items()
         },
         "gross": {
-            name: round(float(result.gross.mean()), 4) for name, result in returns_by.items()
+            name: round(float(of["gross"].sum()) / decisions, 4) for name, of in every.items()
         },
         "against_bp_a_day": {
-            name: _a_day(own.net - result.net, own.days)
-            for name, result in returns_by.items()
-            if name != NETWORK
+            name: mean(own - net.terms(of), held.day).rounded(3)
+            for name, of in every.items()
+            if name != MODEL
         },
     }
 
 
-def _a_day(net: Array, days: NDArray[np.int64]) -> list[float | None]:
-    """Return the mean of a day's sum of *net*, in basis points, with its error over days."""
-    names, day = np.unique(days, return_inverse=True)
-    sums: Array = np.bincount(day, net * _BASIS_POINTS).astype(np.float64)
-    return mean(sums, names).rounded(3)
-
-
 def portfolio_sentences(figures: Mapping[str, Any]) -> list[str]:
     """Compare the weights' return with the rules', and say where that proves nothing."""
-    net, error = figures["net_bp_a_day"][NETWORK]
+    net, error = figures["net_bp_a_day"][MODEL]
     days = figures["days"]
-    if figures["gross"][NETWORK] == 0.0:
+    if figures["gross"][MODEL] == 0.0:
         return [f"It held nothing: its weights were 0 at all {figures['decisions']} decisions."]
     result = f"{net:+.1f} basis points a day ({plus_minus(error, '.1f')})"
     lines = [f"Its weights made {result} net of fees over {days} untouched days."]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -10,28 +10,17 @@ from rich.console import Console
 from tracepaper.replay.document import terminal
 from tracepaper.replay.document.charts import Chart
 from tracepaper.replay.document.values import Paragraph, Part, Table, TitledParts, documents
-from tracepaper.replay.learning.evaluation.evaluate import SpanJudgement
-from tracepaper.replay.learning.evaluation.order_books import (
-    BookJudgement,
-    tables_across_books,
-    tables_of_books,
-)
-from tracepaper.replay.learning.evaluation.tables import SHOWN, tables_across, tables_of
-from tracepaper.replay.learning.openings import AnyJudged, JudgedSpan
+from tracepaper.replay.learning.judge.judge import SpanJudgement
+from tracepaper.replay.learning.judge.tables import SHOWN, tables_across, tables_of
 
 
-def show(
-    console: Console,
-    every: Sequence[AnyJudged],
-    tables: Callable[[AnyJudged], Sequence[Table]],
-    last: Sequence[Table],
-) -> None:
-    """Print the *tables* and caveats of each span, then the *last* ones, of all together."""
+def show(console: Console, every: Sequence[SpanJudgement], findings: Sequence[Table]) -> None:
+    """Print the tables and caveats of each span, those of all together, and the *findings*."""
     parts: list[Part] = []
     for one in every:
         sentences = [Paragraph(f"• {sentence}") for sentence in one.sentences]
-        parts += [Paragraph(one.heading, "heading"), *tables(one), *sentences]
-    terminal.show(console, [*parts, *last])
+        parts += [Paragraph(one.heading, "heading"), *tables_of(one), *sentences]
+    terminal.show(console, [*parts, *tables_across(every), *findings])
 
 
 def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> dict[str, Any]:
@@ -44,34 +33,21 @@ def as_document(model_id: str, recipe: str, every: Sequence[SpanJudgement]) -> d
         "recipe": recipe,
         "figures": every[0].judged.figures,
         "sentences": every[0].sentences,
-        "spans": [_span(one, tables_of(one), symbols=list(one.symbols)) for one in every],
+        "spans": [
+            {
+                "name": one.span.name,
+                "from_ms": one.from_ms,
+                "until_ms": one.until_ms,
+                "days": one.days,
+                "symbols": list(one.symbols),
+                "openings": one.openings,
+                "figures": one.figures,
+                "sentences": one.sentences,
+                "tables": documents(tables_of(one)),
+            }
+            for one in every
+        ],
         "tables": documents(tables_across(every)),
-    }
-
-
-def books_document(model_id: str, every: Sequence[BookJudgement]) -> dict[str, Any]:
-    """Return the judgement of a network of order books as plain values."""
-    return {
-        "id": model_id,
-        "says": every[0].sentences,
-        "figures": every[0].figures,
-        "spans": [_span(one, tables_of_books(one)) for one in every],
-        "tables": documents(tables_across_books(every)),
-    }
-
-
-def _span(one: JudgedSpan, tables: Sequence[Table], **named: Any) -> dict[str, Any]:  # noqa: ANN401
-    """Return one span as a document, with the *named* values behind its dates."""
-    return {
-        "name": one.span.name,
-        "from_ms": one.from_ms,
-        "until_ms": one.until_ms,
-        "days": one.days,
-        **named,
-        "openings": one.openings,
-        "figures": one.figures,
-        "sentences": one.sentences,
-        "tables": documents(tables),
     }
 
 

@@ -16,12 +16,12 @@ from typing import Final
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy.stats import norm, t
 
 from tracepaper.replay.document.values import Table, Value, table_of_rows
-from tracepaper.replay.learning.evaluation.forecasts import Predictions, predict
 from tracepaper.replay.learning.inspection.model import Ids, Subject
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
+from tracepaper.replay.learning.predict import Fields, predict
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part
 from tracepaper.replay.learning.statistics import (
@@ -30,7 +30,6 @@ from tracepaper.replay.learning.statistics import (
 )
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.units import DAY_MS
 
 STEP: Final = 0.005
 """γ of adaptive conformal inference: how far one bar moves the level."""
@@ -104,87 +103,49 @@ def fixed_width(scores: Array, coverage: float = COVERAGE) -> float:
 
 def intervals(subject: Subject) -> list[Table]:
     """Return the coverage and width of every interval on the test part, in all and by day."""
-    calibration, test = subject.labelled(Part.CALIBRATION), subject.labelled(Part.TEST)
-    before = _scored(subject, calibration)
-    bars = _scored(subject, test)
-    names = {"own": _own(bars.said, subject.column)}
-    all_scores = bars.scores
+    test = subject.labelled(Part.TEST)
+    before, bars = _rows(subject, subject.labelled(Part.CALIBRATION)), _rows(subject, test)
+    past_scores, all_scores = _scores(before), _scores(bars)
+    names = {"own": t.ppf(0.5 + COVERAGE / 2, bars.value("dof"))}
     fixed, adaptive = np.empty_like(all_scores), np.empty_like(all_scores)
-    for instrument in np.unique(bars.instrument):
-        mine, past = bars.instrument == instrument, before.instrument == instrument
-        learnt = before.scores[past if past.any() else slice(None)]
+    for asset in np.unique(bars.asset):
+        mine, past = bars.asset == asset, before.asset == asset
+        learnt = past_scores[past if past.any() else slice(None)]
         fixed[mine] = fixed_width(learnt)
-        order = np.flatnonzero(mine)[np.argsort(bars.times[mine], kind="stable")]
+        order = np.flatnonzero(mine)[np.argsort(bars.open_ms[mine], kind="stable")]
         adaptive[order] = adaptive_widths(
-            all_scores[order], bars.times[order], bars.known[order], learnt
+            all_scores[order], bars.open_ms[order], bars.until_ms[order], learnt
         )
     names |= {"fixed conformal": fixed, "adaptive conformal": adaptive}
     covered = {name: (all_scores <= widths).astype(np.float64) for name, widths in names.items()}
-    halves = {name: widths * bars.scale for name, widths in names.items()}
+    halves = {name: widths * bars.value("scale") for name, widths in names.items()}
     left = ""
     if subject.network is not None and (dropped := _dropout(subject, subject.network, test)):
-        mean, half = (part[bars.labelled] for part in dropped)
+        mean, half = dropped
         name = "MC dropout" if subject.mix is None else "MC dropout of the network"
-        covered[name] = (np.abs(bars.value - mean) <= half).astype(np.float64)
+        covered[name] = (np.abs(bars.labels["returns"] - mean) <= half).astype(np.float64)
         halves[name] = half
     else:
         left = " The model was trained without dropout, so it has no MC dropout interval."
     return [
-        _summary(subject, covered, halves, bars.days, left),
-        _by_day(covered, bars.days),
+        _summary(subject, covered, halves, bars.day, left),
+        _by_day(covered, bars.day),
     ]
 
 
-class _Scored:
-    """The labelled bars of a part at the gates' horizon, segment after segment, over [bar]."""
-
-    def __init__(
-        self, subject: Subject, asked: Sequence[tuple[Samples, Ids]], said: Sequence[Predictions]
-    ) -> None:
-        column = subject.column
-        weights = np.concatenate([s.weights[rows, column] for s, rows in asked])
-        self.labelled: NDArray[np.bool_] = weights > 0
-        self.said = [
-            one.rows(s.weights[r, column] > 0) for one, (s, r) in zip(said, asked, strict=True)
-        ]
-
-        def each(of: list[NDArray[np.generic]]) -> NDArray[np.generic]:
-            return np.concatenate(of)[self.labelled]
-
-        self.value = each([s.labels["returns"][rows, column] for s, rows in asked]).astype(
-            np.float64
-        )
-        self.times = each([s.segment.close_time_ms[rows] for s, rows in asked]).astype(np.int64)
-        self.known = each(
-            [
-                s.segment.close_time_ms[np.minimum(rows + subject.horizon, len(s.segment) - 1)]
-                for s, rows in asked
-            ]
-        ).astype(np.int64)
-        self.days = each([s.segment.open_time_ms[rows] // DAY_MS for s, rows in asked]).astype(
-            np.int64
-        )
-        self.instrument = each(
-            [np.full(len(rows), s.segment.candles.instrument) for s, rows in asked]
-        )
-        mean, scale = (
-            np.concatenate([getattr(one, name)[:, column] for one in self.said]).astype(np.float64)
-            for name in ("mean", "scale")
-        )
-        self.scale: Array = scale
-        self.scores: Array = np.abs(self.value - mean) / scale
+def _rows(
+    subject: Subject, asked: Sequence[tuple[Samples, Ids]], fields: Sequence[Fields] = ()
+) -> Forecasts:
+    """Return the labelled rows of *asked* at the gates' horizon; *fields* in place of its own."""
+    fields = fields or [subject.predict(samples.segment, rows) for samples, rows in asked]
+    answers = [SegmentFields(*pair, of) for pair, of in zip(asked, fields, strict=True)]
+    return forecasts_of(answers, {}, subject.material.horizons).at(subject.horizon)
 
 
-def _scored(subject: Subject, asked: Sequence[tuple[Samples, Ids]]) -> _Scored:
-    said = [subject.predict(samples.segment, rows) for samples, rows in asked]
-    return _Scored(subject, asked, said)
-
-
-def _own(said: Sequence[Predictions], column: int) -> Array:
-    """Return the width, in scales, of the Student-t that the model names."""
-    dof = np.concatenate([one.dof[:, column] for one in said]).astype(np.float64)
-    found: Array = t.ppf(0.5 + COVERAGE / 2, dof)
-    return found
+def _scores(rows: Forecasts) -> Array:
+    """Return |return - mean| ÷ scale of each row."""
+    off: Array = np.abs(rows.labels["returns"] - rows.value("mean")) / rows.value("scale")
+    return off
 
 
 def _dropout(
@@ -196,17 +157,14 @@ def _dropout(
     """
     if not network.dropping():
         return None
-    column = subject.column
     torch.manual_seed(_SEED)
     means, variances = [], []
     for _ in range(PASSES):
-        said = [predict(network, s.segment, rows, dropout=True) for s, rows in asked]
-        mean, scale, dof = (
-            np.concatenate([getattr(one, name)[:, column] for one in said]).astype(np.float64)
-            for name in ("mean", "scale", "dof")
-        )
-        means.append(mean)
-        variances.append(scale**2 * dof / (dof - 2.0))
+        fields = [predict(network, s.segment, rows, dropout=True) for s, rows in asked]
+        passed = _rows(subject, asked, fields)
+        dof = passed.value("dof")
+        means.append(passed.value("mean"))
+        variances.append(passed.value("scale") ** 2 * dof / (dof - 2.0))
     total = np.mean(variances, axis=0) + np.var(means, axis=0)
     return np.mean(means, axis=0), norm.ppf(0.5 + COVERAGE / 2) * np.sqrt(total)
 

@@ -22,7 +22,8 @@ from scipy import special, stats
 
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.card import rounded
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
+from tracepaper.replay.learning.judge.forecasts import Forecasts
+from tracepaper.replay.learning.splits import SYMBOL_BITS
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.replay.report import metrics
 from tracepaper.strategies.features.rolling import Array
@@ -64,26 +65,22 @@ def value_at_risk(location: Array, scale: Array, dof: Array, share: float) -> tu
     return location + scale * edge, location + scale * beyond
 
 
-def tail_of(forecasts: HorizonForecasts, side: str, share: float) -> Tail:
-    """Return one side's losses, and the tail of the Student t."""
+def tail_of(rows: Forecasts, side: str, share: float) -> Tail:
+    """Return one side's losses, and the tail of the model's Student t."""
     sign = SIDES[side]
-    mean = sign * forecasts.mean
-    return Tail(
-        sign * forecasts.value, mean, *value_at_risk(mean, forecasts.scale, forecasts.dof, share)
-    )
+    mean, scale, dof = (rows.value(field) for field in ("mean", "scale", "dof"))
+    lost = sign * rows.labels["returns"]
+    return Tail(lost, sign * mean, *value_at_risk(sign * mean, scale, dof, share))
 
 
-def tail_factors(horizons: Sequence[HorizonForecasts]) -> dict[str, Any]:
+def tail_factors(table: Forecasts) -> dict[str, Any]:
     """Return ``[calibration.tails]`` of the calibration slice's forecasts."""
     return {
-        str(forecasts.horizon): {
-            side: [
-                _factors(tail_of(forecasts, side, share), share, forecasts.horizon)
-                for share in SHARES
-            ]
+        str(horizon): {
+            side: [_factors(tail_of(rows, side, share), share, horizon) for share in SHARES]
             for side in SIDES
         }
-        for forecasts in horizons
+        for horizon, rows in table.by_horizon()
     }
 
 
@@ -101,19 +98,9 @@ def _factors(tail: Tail, share: float, horizon: int) -> list[float]:
     return [rounded(limit), rounded(float((distance[beyond] / forecast).mean()))]
 
 
-def calibrated(
-    forecasts: HorizonForecasts, side: str, place: int, factors: Mapping[str, Any] | None
-) -> Tail | None:
-    """Return a tail at ``SHARES[place]`` by the *factors* of a card; None where it has none."""
-    known = (factors or {}).get(str(forecasts.horizon))
-    if known is None:
-        return None
-    return tail_of(forecasts, side, SHARES[place]).scaled(known[side][place])
-
-
 SIDE_WORDS: Final = {"of a long position": -1.0, "of a short position": 1.0}
 """The sign of the returns by which each side loses, by its words in a table."""
-_SYMBOL: Final = 1 << 32
+_SYMBOL: Final = 1 << SYMBOL_BITS
 """A key is its bar's number times this, plus the number of its symbol."""
 
 
@@ -131,57 +118,39 @@ class Breaches(NamedTuple):
 
 
 def breaches_of(
-    forecasts: HorizonForecasts,
-    factors: Mapping[str, Any] | None = None,
-    *,
-    is_calibrated: bool = False,
+    rows: Forecasts, factors: Mapping[str, Any] | None = None, *, is_calibrated: bool = False
 ) -> Iterator[Breaches]:
-    """Yield the breaches of each side's value at risk at the shares ``SHARES``.
+    """Yield the breaches of each side's value at risk at ``SHARES``, of the rows of one horizon.
 
     With *is_calibrated* the tails are scaled by the card's *factors*; a horizon without them is
     left out.
     """
+    (horizon,) = rows.horizons
+    scale = (factors or {}).get(str(horizon), {})
+    if is_calibrated and not scale:
+        return
     for words, side in zip(SIDE_WORDS, SIDES, strict=True):
         for place, share in enumerate(SHARES):
-            tail = (
-                calibrated(forecasts, side, place, factors)
-                if is_calibrated
-                else tail_of(forecasts, side, share)
-            )
-            if tail is not None:
-                risk = RiskForecast(
-                    forecasts.horizon, words, share, tail.lost, tail.limit, tail.expected
-                )
-                yield count_breaches(risk, forecasts.keys, forecasts.days)
+            tail = tail_of(rows, side, share)
+            if is_calibrated:
+                tail = tail.scaled(scale[side][place])
+            yield count_breaches(rows, words, share, tail)
 
 
-class RiskForecast(NamedTuple):
-    """One value at risk with its expected shortfall, and the realised losses, each [row]."""
-
-    horizon: int
-    tail: str
-    share: float
-    lost: Array
-    limit: Array
-    expected: Array
-
-
-def count_breaches(
-    risk: RiskForecast, keys: NDArray[np.int64], days: NDArray[np.int64]
-) -> Breaches:
-    """Count and test the losses beyond a value at risk; *keys* [row] are ``Segment.keys``."""
-    alone = without_overlap(keys, risk.horizon)
-    beyond = risk.lost > risk.limit
-    ratio = risk.lost / risk.expected
+def count_breaches(rows: Forecasts, words: str, share: float, tail: Tail) -> Breaches:
+    """Count and test the losses of one horizon's *rows* beyond a value at risk."""
+    (horizon,) = rows.horizons
+    alone = without_overlap(rows.keys, horizon)
+    beyond, ratio = tail.lost > tail.limit, tail.lost / tail.expected
     return Breaches(
-        risk.horizon,
-        risk.tail,
-        risk.share,
-        figures.mean(beyond.astype(np.float64), days),
+        horizon,
+        words,
+        share,
+        figures.mean(beyond.astype(np.float64), rows.day),
         len(alone),
-        kupiec(beyond[alone], risk.share),
-        christoffersen(beyond[alone], follows(keys[alone], risk.horizon)),
-        figures.mean(ratio[beyond], days[beyond]) if beyond.any() else None,
+        kupiec(beyond[alone], share),
+        christoffersen(beyond[alone], follows(rows.keys[alone], horizon)),
+        figures.mean(ratio[beyond], rows.day[beyond]) if beyond.any() else None,
     )
 
 

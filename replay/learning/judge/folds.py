@@ -12,19 +12,16 @@ The rules are docs/models.md, L44; docs/models.md, L55.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from tracepaper.replay.document.values import Table, Value, of_row, table
-from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.dataset import Dataset
 from tracepaper.replay.learning.estimator import (
-    Answers,
     Each,
     FitRun,
     Say,
@@ -33,20 +30,21 @@ from tracepaper.replay.learning.estimator import (
     recipe_of,
 )
 from tracepaper.replay.learning.estimators.ensemble import member_as_card
-from tracepaper.replay.learning.evaluation.cross_section import NETWORK, AcrossAssets
-from tracepaper.replay.learning.evaluation.evaluate import LOSSES, OWN, Losses, on_same_bars, words
-from tracepaper.replay.learning.evaluation.forecasts import HorizonForecasts
-from tracepaper.replay.learning.evaluation.head_tables import (
+from tracepaper.replay.learning.fit import threads_used, use_threads
+from tracepaper.replay.learning.judge.assets import (
     RANKS,
     WEIGHTS,
-    net_difference,
+    less_ranked,
     net_verdict,
     rank_table,
     rank_verdict,
-    ranks_of_both,
     weights_table,
 )
-from tracepaper.replay.learning.fit import threads_used, use_threads
+from tracepaper.replay.learning.judge.compare import compare, differences_table, forecaster_table
+from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
+from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, views
+from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
+from tracepaper.replay.learning.judge.tables import COMPARED
 from tracepaper.replay.learning.recipe_file import ARCHITECTURE, KeyValue, kind_of
 from tracepaper.replay.learning.splits import (
     COMBINATORIAL,
@@ -60,9 +58,6 @@ from tracepaper.replay.learning.splits import (
 )
 from tracepaper.replay.learning.statistics import (
     DayDifference,
-    corrected,
-    difference,
-    less_others,
     overfitting,
     verdict,
 )
@@ -75,18 +70,43 @@ REFITS_MOST: Final = 3
 """Folds of a network: each costs a training."""
 
 
+class FoldForecasts(NamedTuple):
+    """What a recipe fitted on one fold forecasts of the fold's test, and what its weights made."""
+
+    forecasts: Forecasts
+    held: Forecasts | None
+
+
 @dataclass(frozen=True)
 class Refits:
-    """The forecasts of each fold's test, by fold and horizon; *combination* is (groups, tests).
-
-    *across* is what a network over several assets says beside them, by fold; else it is empty.
-    """
+    """The forecasts of each fold's test; *combination* is (groups, tests)."""
 
     text: str
     folds: Sequence[Fold]
-    forecasts: Sequence[Sequence[HorizonForecasts]]
+    tests: Sequence[FoldForecasts]
     combination: tuple[int, int] | None
-    across: Sequence[AcrossAssets] = ()
+
+    @property
+    def pooled(self) -> Forecasts:
+        """The rows of all tests."""
+        return concatenated([test.forecasts for test in self.tests])
+
+    @property
+    def held(self) -> Forecasts | None:
+        """What the weights made in all tests; None where there were none."""
+        held = [test.held for test in self.tests if test.held is not None]
+        return concatenated(held) if held else None
+
+    def joined(self, others: Mapping[str, Refits]) -> Refits:
+        """Return it with the forecasts of *others* on the same folds as compared models."""
+        tests = list(self.tests)
+        for name, other in others.items():
+            for place, theirs in enumerate(other.tests):
+                rows, held = tests[place]
+                if held is not None and theirs.held is not None:
+                    held = held.join(theirs.held, name)
+                tests[place] = FoldForecasts(rows.join(theirs.forecasts, name), held)
+        return replace(self, tests=tests)
 
 
 @dataclass(frozen=True)
@@ -98,7 +118,7 @@ class _FoldFit:
     count: int
     threads: int
 
-    def __call__(self, unit: tuple[int, Fold], say: Say) -> Answers:
+    def __call__(self, unit: tuple[int, Fold], say: Say) -> FoldForecasts:
         """Fit the model on a numbered fold and forecast the fold's test."""
         place, fold = unit
         use_threads(self.threads)
@@ -107,7 +127,8 @@ class _FoldFit:
         own = self.data.folded(fold)
         with tempfile.TemporaryDirectory(prefix="tracepaper-fold-") as folder:
             fitted = estimator.fit(own, estimator.recipe(self.card), FitRun(Path(folder), say=say))
-        return fitted.for_fold(own).answers(own, Part.TEST)
+        model = fitted.for_fold(own)
+        return FoldForecasts(model.answers(own, Part.TEST), model.held(own))
 
 
 def refit(
@@ -132,8 +153,7 @@ def refit(
     fit = _FoldFit(card, data, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
     combination = (numbers[0], numbers[1]) if kind == COMBINATORIAL else None
-    across = [one.across for one in found if one.across is not None]
-    return Refits(text, folds, [one.forecasts for one in found], combination, across)
+    return Refits(text, folds, found, combination)
 
 
 def refuse_many(kind: str, numbers: Sequence[int]) -> None:
@@ -157,56 +177,33 @@ def _before(material: Dataset) -> Span:
 
 def tables(found: Refits) -> list[Table]:
     """Return each loss by forecaster and horizon, and how likely a choice by it is luck."""
-    made = []
-    for key, (title, _, losses) in LOSSES.items():
-        made.append(_pooled(found, f"folds_{key}", f"{title}, over {found.text}", losses))
-        if found.combination is not None:
-            made.append(_selected(found, f"overfitting_{key}", title, losses))
-    if found.across:
-        each = list(zip(*found.forecasts, strict=True))  # by horizon
-        parts = [list(zip(every, found.across, strict=True)) for every in each]
-        made.append(rank_table("folds_across", f"{RANKS}, over {found.text}", parts))
-        held = [one.held for one in found.across]
-        title = f"{WEIGHTS}, over {found.text}"
-        made += [one for one in [weights_table("folds_weights", title, held)] if one is not None]
-    return made
-
-
-def _pooled(found: Refits, key: str, title: str, losses: Losses) -> Table:
-    """Return a row a forecaster: its mean loss over all tests, and the model's less it."""
-    rows: dict[str, dict[str, Value]] = {}
-    horizons = [one.horizon for one in found.forecasts[0]]
-    for column, horizon in enumerate(horizons):
-        every = [fold[column] for fold in found.forecasts]
-        days = np.concatenate([one.days for one in every])
-        parts = [losses(one) for one in every]
-        by_name = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        against = less_others(by_name, days)
-        for name, loss in by_name.items():
-            row = rows.setdefault(name, {"forecaster": words(name)})
-            row[str(horizon)] = figures.mean(loss, days)
-            if name in against:
-                row[f"{horizon}_verdict"] = verdict(against[name])
-    columns = [of_row("forecaster", "forecaster", "text")]
-    for horizon in horizons:
-        columns.append(of_row(str(horizon), f"{horizon} bars", "measure"))
-        columns.append(of_row(f"{horizon}_verdict", "the model is", "text"))
+    rows, held, made = found.pooled, found.held, []
     note = (
         "Each fold fits the model and every baseline on its own training spans; errors by day, the "
         "verdict by Holm over the baselines."
     )
-    return table(key, title, columns, rows.values(), notes=[note])
+    for key in COMPARED:
+        metric = LOSSES[key]
+        title = f"{metric.title}, over {found.text}"
+        made.append(forecaster_table(f"folds_{key}", title, rows, metric, verdict, note))
+        if found.combination is not None:
+            made.append(_selected(found, f"overfitting_{key}", metric))
+    if rows.gives("relative"):
+        made.append(rank_table("folds_across", f"{RANKS}, over {found.text}", rows))
+    if held is not None:
+        made.append(weights_table("folds_weights", f"{WEIGHTS}, over {found.text}", held))
+    return made
 
 
-def _selected(found: Refits, key: str, title: str, losses: Losses) -> Table:
+def _selected(found: Refits, key: str, metric: Metric) -> Table:
     """Return for each horizon the probability that the best forecaster is so by luck, by path."""
     assert found.combination is not None
     rows = []
     routes = paths(*found.combination)
-    for column, one in enumerate(found.forecasts[0]):
-        values = [overfitting(_scores(found, route, column, losses)) for route in routes]
+    for horizon in found.tests[0].forecasts.horizons:
+        values = [overfitting(_scores(found, route, horizon, metric)) for route in routes]
         known = [value for value in values if value is not None]
-        row: dict[str, Value] = {"horizon": str(one.horizon), "paths": len(routes)}
+        row: dict[str, Value] = {"horizon": str(horizon), "paths": len(routes)}
         if known:
             row |= {"mean": float(np.mean(known)), "most": max(known)}
         rows.append(row)
@@ -220,21 +217,21 @@ def _selected(found: Refits, key: str, title: str, losses: Losses) -> Table:
         "How often the forecaster that is best on half of the groups is in the worse half on the "
         "others; a half is what chance makes. At least four groups."
     )
-    return table(
-        key, f"{title}: is the best forecaster chosen by luck?", columns, rows, notes=[note]
-    )
+    title = f"{metric.title}: is the best forecaster chosen by luck?"
+    return table(key, title, columns, rows, notes=[note])
 
 
-def _scores(found: Refits, route: Sequence[int], column: int, losses: Losses) -> Array:
+def _scores(found: Refits, route: Sequence[int], horizon: int, metric: Metric) -> Array:
     """Return [group, forecaster]: the mean loss on each group by the fold that the path takes."""
     scores = []
     for group, place in enumerate(route):
-        fold, one = found.folds[place], found.forecasts[place][column]
+        fold, rows = found.folds[place], found.tests[place].forecasts.at(horizon)
         chosen = _span_of(found, group, fold)
-        inside = (one.days >= chosen[0]) & (one.days < chosen[1])
+        inside = (rows.day >= chosen[0]) & (rows.day < chosen[1])
         if not inside.any():
             raise ConfigInvalid("A group of the folds has no bar; give fewer groups.")
-        scores.append([float(loss[inside].mean()) for loss in losses(one).values()])
+        losses = (metric.terms(view) for view in views(metric, rows).values())
+        scores.append([float(loss[inside].mean()) for loss in losses])
     return np.array(scores)
 
 
@@ -299,99 +296,64 @@ def ablation_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
     Of a network over several assets also how much better each ranks them, and what its weights make
     more a day.
     """
-    by_horizon = [(str(one.horizon), f"{one.horizon} bars") for one in own.forecasts[0]]
-    worth = f"what changes are worth, {own.text}"
+    joined = own.joined(others)
     note = (
         "The change less the recipe as it is, on the bars that both answer; fitted anew on the "
         "same folds with the same seed, errors by day, the verdict by Holm over the changes."
     )
-
-    def made(
-        key: str,
-        title: str,
-        of: Callable[[Refits, int], DayDifference | None],
-        say: Callable[[DayDifference], str] = verdict,
-        columns: Sequence[tuple[str, str]] = by_horizon,
-    ) -> Table:
-        differences = {
-            column: {text: of(other, at) for text, other in others.items()}
-            for at, column in enumerate(columns)
-        }
-        return differences_table(f"instead_{key}", f"{title}: {worth}", differences, say, note)
-
-    found = [
-        made(key, title, partial(_difference, own, losses=losses))
-        for key, (title, _, losses) in LOSSES.items()
-    ]
-    if own.across:
-        found.append(made("across", RANKS, partial(_ranked, own), rank_verdict))
-    if any(one.held for one in own.across):
+    losses = {key: LOSSES[key] for key in COMPARED}
+    tables = change_tables(joined, others, losses, "bars", lambda _: verdict, note)
+    rows, held, worth = joined.pooled, joined.held, f"what changes are worth, {own.text}"
+    if rows.gives("relative"):
+        ranked = {(str(at), f"{at} bars"): less_ranked(of) for at, of in rows.by_horizon()}
+        title = f"{RANKS}: {worth}"
+        turned = _turned(ranked, others)
+        tables.append(differences_table("instead_across", title, turned, rank_verdict, note))
+    if held is not None:
         a_day = ("basis points a day", "basis points a day")
-        found.append(made("weights", WEIGHTS, partial(_weighed, own), net_verdict, [a_day]))
-    return found
+        net = {a_day: compare(held, PORTFOLIOS["net"], others=held.compared)}
+        title = f"{WEIGHTS}: {worth}"
+        turned = _turned(net, others)
+        tables.append(differences_table("instead_weights", title, turned, net_verdict, note))
+    return tables
 
 
-def differences_table(
-    key: str,
-    title: str,
-    differences: Mapping[tuple[str, str], Mapping[str, DayDifference | None]],
-    say: Callable[[DayDifference], str],
+def change_tables(
+    joined: Refits,
+    others: Iterable[str],
+    metrics: Mapping[str, Metric],
+    unit: str,
+    say: Callable[[Metric], Callable[[DayDifference], str]],
     note: str,
-    first: str = "change",
-    says: str = "the change is",
-) -> Table:
-    """Return a row a name in the column *first*, p by Holm over the names.
-
-    *differences* are by the key and title of their column, then by name; *says* is the title of the
-    verdicts.
-    """
-    rows: dict[str, dict[str, Value]] = {}
-    columns = [of_row(first, first, "text")]
-    for (column, heading), every in differences.items():
-        for name in every:
-            rows.setdefault(name, {first: name})
-        known = {name: one for name, one in every.items() if one is not None}
-        for name, one in corrected(known).items():
-            rows[name] |= {column: one.pair, f"{column}_verdict": say(one), "days": one.days}
-        columns.append(of_row(column, heading, "measure"))
-        columns.append(of_row(f"{column}_verdict", says, "text"))
-    columns.append(of_row("days", "days", "count"))
-    return table(key, title, columns, rows.values(), notes=[note])
-
-
-def _difference(own: Refits, other: Refits, column: int, *, losses: Losses) -> DayDifference:
-    first, second, days = [], [], []
-    for mine, theirs in zip(own.forecasts, other.forecasts, strict=True):
-        as_is, change = on_same_bars(mine[column], theirs[column])
-        first.append(losses(change)[OWN])
-        second.append(losses(as_is)[OWN])
-        days.append(as_is.days)
-    return difference(np.concatenate(first), np.concatenate(second), np.concatenate(days))
-
-
-def _ranked(own: Refits, other: Refits, column: int) -> DayDifference:
-    """Return how much better the change ranks the assets, close by close."""
-    as_is, change = (
-        [(forecasts[column], across) for forecasts, across in
-         zip(one.forecasts, one.across, strict=True)]
-        for one in (own, other)
-    )  # fmt: skip
-    pairs = [pair for both in zip(as_is, change, strict=True) if (pair := ranks_of_both(*both))]
-    first, second, days = (
-        np.concatenate(of)
-        for of in zip(*((b.value, a.value, a.days) for a, b in pairs), strict=True)
-    )
-    return difference(first, second, days)
-
-
-def _weighed(own: Refits, other: Refits, _: int = 0) -> DayDifference | None:
-    """Return what the weights of the change made more a day, in basis points.
-
-    None where no fold has a decision of both.
-    """
-    held = [
-        (change.held[NETWORK], as_is.held[NETWORK])
-        for as_is, change in zip(own.across, other.across, strict=True)
-        if as_is.held and change.held
+) -> list[Table]:
+    """Return a table a metric: each of *others*, which are joined, less the recipe as it is."""
+    rows = joined.pooled
+    return [
+        differences_table(
+            f"instead_{key}",
+            f"{metric.title}: what changes are worth, {joined.text}",
+            _turned(
+                {
+                    (str(at), f"{at} {unit}"): compare(of, metric, others=rows.compared)
+                    for at, of in rows.by_horizon()
+                },
+                others,
+            ),
+            say(metric),
+            note,
+        )
+        for key, metric in metrics.items()
     ]
-    return net_difference(*(list(of) for of in zip(*held, strict=True))) if held else None
+
+
+def _turned(
+    found: Mapping[tuple[str, str], Mapping[str, DayDifference]], others: Iterable[str]
+) -> dict[tuple[str, str], dict[str, DayDifference | None]]:
+    """Turn the sign of the recipe less each of *others*; None where one is not compared."""
+    return {
+        column: {
+            name: less._replace(value=0.0 - less.value) if (less := of.get(name)) else None
+            for name in others
+        }
+        for column, of in found.items()
+    }

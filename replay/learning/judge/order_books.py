@@ -12,9 +12,8 @@ The rules are docs/orderbook.md, D10 to D12 and D19; docs/orderbook.md, D20.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -22,42 +21,34 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from tracepaper.replay.archive.columns import instant
-from tracepaper.replay.document.values import Table, Value, of_row, table
-from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.document.values import Table
 from tracepaper.replay.learning.estimator import Each, Say, one_by_one, recipe_of
 from tracepaper.replay.learning.estimators.order_book import (
-    DAYS_TOLD_BY,
+    BOOKS,
     BookFitOptions,
-    BookScores,
+    book_forecasts,
     check_fits,
     figures_of,
     fit_network,
     frequencies_of,
     is_of_books,
-    joined,
     load_books,
-    scores,
     sentences_of,
 )
-from tracepaper.replay.learning.evaluation.walk_forward import differences_table, refuse_many
 from tracepaper.replay.learning.fit import threads_used, use_threads
-from tracepaper.replay.learning.openings import JudgedSpan, NamedSpan, spans_table
+from tracepaper.replay.learning.judge.books import score_tables, verdict_by
+from tracepaper.replay.learning.judge.explained import Judgement
+from tracepaper.replay.learning.judge.folds import FoldForecasts, Refits, change_tables, refuse_many
+from tracepaper.replay.learning.judge.forecasts import Forecasts
+from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement
+from tracepaper.replay.learning.openings import NamedSpan
 from tracepaper.replay.learning.order_books import DAYS_LEAST, JUDGED_SOURCE, BookDataset
 from tracepaper.replay.learning.splits import FIRST_SHARE, ROLLING, STOP_SHARE, Span, asked
-from tracepaper.replay.learning.statistics import DayDifference, difference, less_others, verdict
-from tracepaper.replay.report.honesty import LEVEL
 from tracepaper.storage.checkpoints import locate
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
-from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
 from tracepaper.strategies.order_book import Books, Integers
 from tracepaper.strategies.units import DAY_MS, iso
-
-FEW: Final = "too few days"
-_NOTE: Final = (
-    f"Errors by day, p by Student's t over days, credible below {LEVEL}; fewer than {DAYS_TOLD_BY} "
-    "days say nothing."
-)
 
 
 class BookCheckpoint(NamedTuple):
@@ -108,38 +99,16 @@ class BookCheckpoint(NamedTuple):
         return material
 
 
-@dataclass(frozen=True)
-class BookJudgement(JudgedSpan):
-    """What one span says of a network, by horizon, and of others on the same books by name."""
-
-    scores: Mapping[int, BookScores]
-    beside: Mapping[str, Mapping[int, BookScores]] = field(default_factory=dict)
-
-    @property
-    def row_days(self) -> Sequence[Integers]:
-        """The calendar day of each book that was judged, by horizon."""
-        return [one.days for one in self.scores.values()]
-
-    @property
-    def figures(self) -> dict[str, Any]:
-        """The figures of each horizon, as a card holds them."""
-        return {str(horizon): figures_of(one) for horizon, one in self.scores.items()}
-
-    @property
-    def sentences(self) -> list[str]:
-        """What an honest reader must know."""
-        return [*sentences_of(self.figures), *self.missing]
-
-
-def judge_books(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> BookJudgement:
+def judge_books(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> SpanJudgement:
     """Return what *model* is worth on *span* of the time after its card's untouched time began."""
-    market = model.card["market"]
-    found = _scores(model, material, span)
-    return BookJudgement(span, tuple(market["symbols"]), found)
+    forecasts = _forecasts(model, material, span)
+    figures = {str(at): figures_of(rows) for at, rows in forecasts.by_horizon()}
+    judged = Judgement(forecasts, figures, sentences_of(figures))
+    return SpanJudgement(span, tuple(model.card["market"]["symbols"]), judged, model.card)
 
 
-def _scores(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> dict[int, BookScores]:
-    """Return the scores of the books of *span*; they see those before it that are untouched too.
+def _forecasts(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> Forecasts:
+    """Return the books of *span*; forecasts see those before it that are untouched too.
 
     Raises ``ConfigInvalid`` for a span that begins too early, or holds no known move.
     """
@@ -156,11 +125,11 @@ def _scores(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> di
             f"All books of --data until {span.until or 'their end'} are from before {iso(begun)}, "
             "and learnt from; give later ones."
         )
-    found = scores(model.network, stretches, model.card["frequencies"])
+    found = book_forecasts(model.network, stretches, model.card["frequencies"])
     if span.from_ms is not None:
-        found = {name: one.rows(one.seen_ms >= span.from_ms) for name, one in found.items()}
-    for horizon, one in found.items():
-        if not len(one.seen_ms):
+        found = found.where(found.open_ms >= span.from_ms)
+    for horizon in model.network.config.horizons:
+        if horizon not in found.horizons:
             raise ConfigInvalid(
                 f"The span {span.text} holds no book whose move to {horizon} books is known; give "
                 "files of that time, or a longer span."
@@ -168,9 +137,9 @@ def _scores(model: BookCheckpoint, material: BookDataset, span: NamedSpan) -> di
     return found
 
 
-def with_rival(
-    every: Sequence[BookJudgement], of: BookCheckpoint, name: str, data: Sequence[str]
-) -> tuple[list[BookJudgement], BookCheckpoint]:
+def book_rival(
+    every: Sequence[SpanJudgement], of: BookCheckpoint, name: str, data: Sequence[str]
+) -> tuple[list[SpanJudgement], BookCheckpoint]:
     """Return *every* judgement of *of* with what the network *name* says of the same books.
 
     Raises ``ConfigInvalid`` for another kind, one that is untrained or judged already, and one
@@ -182,131 +151,23 @@ def with_rival(
             "bars does; name a network of order books."
         )
     rival = BookCheckpoint.read(name)
-    if rival.model_id == of.model_id or name in every[0].beside:
+    if rival.model_id == of.model_id or name in every[0].forecasts.compared:
         raise ConfigInvalid(f"--compare {name} is a model that is judged already; leave it out.")
     if rival.untrained:
         raise ConfigInvalid(f"--compare {name}: {rival.untrained[0]}")
     try:
         material = rival.material(data)
-        found = [_scores(rival, material, one.span) for one in every]
+        found = [_forecasts(rival, material, one.span) for one in every]
     except (ConfigInvalid, DataInvalid) as error:
         raise ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.") from None
     for one, other in zip(every, found, strict=True):
-        if not any(_on_same(one.scores[h], other[h]) for h in set(one.scores) & set(other)):
+        if not (one.forecasts.places(other) >= 0).any():
             raise ConfigInvalid(
                 f"--compare {name}: it answers no book to a horizon of the judged network; name "
                 "one of a common horizon and time."
             )
-    added = [
-        replace(one, beside={**one.beside, name: other})
-        for one, other in zip(every, found, strict=True)
-    ]
-    return added, rival
-
-
-# --- tables
-
-
-Losses = Callable[[BookScores], Mapping[str, Array]]
-MODEL: Final = "model"
-LOSSES: Final[Mapping[str, tuple[str, bool, Losses]]] = {
-    "log_loss": (
-        "Log loss of the mid's move (less is better)",
-        True,
-        lambda one: {MODEL: one.loss, "frequencies": one.loss_of_frequencies},
-    ),
-    "accuracy": (
-        "Accuracy: moves of the mid named right",
-        False,
-        lambda one: {
-            MODEL: one.hit,
-            "most frequent": one.hit_of_most_frequent,
-            "last move": one.hit_of_last_move,
-        },
-    ),
-}
-"""What networks of books are compared by: words, whether less is better, and each forecaster's."""
-
-
-def said_of(found: DayDifference, *, is_less_better: bool) -> str:
-    """Return the verdict of a difference; none of so few days."""
-    return FEW if found.days < DAYS_TOLD_BY else verdict(found, is_less_better=is_less_better)
-
-
-def score_tables(
-    parts: Sequence[Mapping[int, BookScores]], prefix: str, suffix: str = ""
-) -> list[Table]:
-    """Return log loss and accuracy, a row a forecaster, pooled over *parts*, which are disjoint."""
-    made = []
-    for key, (title, is_less_better, losses) in LOSSES.items():
-        rows: dict[str, dict[str, Value]] = {}
-        columns = [of_row("forecaster", "forecaster", "text")]
-        for horizon in parts[0]:
-            whole = joined([part[horizon] for part in parts])
-            every = losses(whole)
-            against = less_others(every, whole.days, MODEL)
-            for name, of in every.items():
-                row = rows.setdefault(name, {"forecaster": name})
-                row[str(horizon)] = figures.mean(of, whole.days)
-                if name in against:
-                    row[f"{horizon}_less"] = against[name].pair
-                    row[f"{horizon}_verdict"] = said_of(
-                        against[name], is_less_better=is_less_better
-                    )
-            columns += [
-                of_row(str(horizon), f"{horizon} books", "measure"),
-                of_row(f"{horizon}_less", "model less it", "measure"),
-                of_row(f"{horizon}_verdict", "the model is", "text"),
-            ]
-        whole_title = f"{title}{suffix}"
-        made.append(table(f"{prefix}{key}", whole_title, columns, rows.values(), notes=[_NOTE]))
-    return made
-
-
-def beside_tables(one: BookJudgement) -> list[Table]:
-    """Return the network less each other on the same books, Holm over the others."""
-    made = []
-    for key, (title, is_less_better, losses) in LOSSES.items() if one.beside else ():
-        differences = {
-            (str(horizon), f"{horizon} books, model less it"): {
-                name: paired([other[horizon]], [own], losses) if horizon in other else None
-                for name, other in one.beside.items()
-            }
-            for horizon, own in one.scores.items()
-        }
-        whole = f"{title}: the model less each other model, on the books of both"
-        say = partial(said_of, is_less_better=is_less_better)
-        made.append(
-            differences_table(f"beside_{key}", whole, differences, say, _NOTE, "model", "verdict")
-        )
-    return made
-
-
-def _on_same(one: BookScores, other: BookScores) -> tuple[BookScores, BookScores] | None:
-    """Return both at the books of both; None where there is none."""
-    _, at, place = np.intersect1d(one.seen_ms, other.seen_ms, return_indices=True)
-    return (one.rows(at), other.rows(place)) if len(at) else None
-
-
-def paired(
-    one: Sequence[BookScores], other: Sequence[BookScores], losses: Losses
-) -> DayDifference | None:
-    """Return the mean of *other* less *one*, part by part, at the books of both."""
-    pairs = [pair for both in zip(one, other, strict=True) if (pair := _on_same(*both))]
-    if not pairs:
-        return None
-    first, second = (joined([pair[at] for pair in pairs]) for at in (0, 1))
-    return difference(losses(second)[MODEL], losses(first)[MODEL], first.days)
-
-
-def tables_of_books(one: BookJudgement) -> list[Table]:
-    """Return every table of one span."""
-    return [*score_tables([one.scores], ""), *beside_tables(one)]
-
-
-def tables_across_books(every: Sequence[BookJudgement]) -> list[Table]:
-    """Return what was judged, and how many recipes opened it."""
-    return [spans_table(every, "books")]
+    pairs = zip(every, found, strict=True)
+    return [one.compared_with(Rival(name, other)) for one, other in pairs], rival
 
 
 @dataclass(frozen=True)
@@ -316,15 +177,6 @@ class BookFold:
     train: Span
     validation: Span
     test: Span
-
-
-@dataclass(frozen=True)
-class BookRefits:
-    """What the recipe was worth on each fold's test, by fold and horizon."""
-
-    text: str
-    folds: Sequence[BookFold]
-    scores: Sequence[Mapping[int, BookScores]]
 
 
 def asked_of_books(text: str) -> tuple[str, tuple[int, ...]]:
@@ -385,12 +237,12 @@ class _BookFoldFit:
     count: int
     threads: int
 
-    def __call__(self, unit: tuple[int, BookFold], say: Say) -> dict[int, BookScores]:
-        """Fit the network on a numbered fold and score it on the fold's test."""
+    def __call__(self, unit: tuple[int, BookFold], say: Say) -> Forecasts:
+        """Fit the network on a numbered fold and forecast the fold's test."""
         place, fold = unit
         use_threads(self.threads)
         say(f"Fold {place} of {self.count}.")
-        return fold_scores(fold, self.material, *chosen_for(self.card, self.material), say)
+        return fold_forecasts(fold, self.material, *chosen_for(self.card, self.material), say)
 
 
 def refit_books(
@@ -401,7 +253,7 @@ def refit_books(
     *,
     say: Say,
     each: Each = one_by_one,
-) -> BookRefits:
+) -> Refits:
     """Fit the recipe of *card* on folds of what was recorded before *model*'s untouched time.
 
     *each* is where the folds are fitted. Raises ``ConfigInvalid`` where that is less than seven
@@ -419,17 +271,17 @@ def refit_books(
     folds = read_book_folds(text, times)
     fit = _BookFoldFit(card, material, len(folds), threads_used())
     found = each(fit, list(enumerate(folds, start=1)), say)
-    return BookRefits(text, folds, found)
+    return Refits(text, (), [FoldForecasts(rows, None) for rows in found], None)
 
 
-def fold_scores(
+def fold_forecasts(
     fold: BookFold,
     material: BookDataset,
     config: OrderBookConfig,
     options: BookFitOptions,
     say: Say,
-) -> dict[int, BookScores]:
-    """Fit on what *fold* learns from; return what that is worth on its test, by horizon."""
+) -> Forecasts:
+    """Fit on what *fold* learns from; return its forecasts of the fold's test."""
 
     def part(span: Span) -> list[Books]:
         return [books.shallower(config.levels) for books in material.between(*span)]
@@ -443,9 +295,9 @@ def fold_scores(
     network, stopped = fit_network(training, part(fold.validation), config, options)
     if stopped:
         say(stopped)
-    found = scores(network, part(fold.test), frequencies_of(training, config.horizons))
-    for horizon, one in found.items():
-        if not len(one.seen_ms):
+    found = book_forecasts(network, part(fold.test), frequencies_of(training, config.horizons))
+    for horizon in config.horizons:
+        if horizon not in found.horizons:
             raise ConfigInvalid(
                 f"The test of a fold holds no book whose move to {horizon} books is known; ask for "
                 "fewer folds."
@@ -462,18 +314,10 @@ _ABLATION_NOTE: Final = (
 )
 
 
-def book_fold_tables(own: BookRefits, others: Mapping[str, BookRefits]) -> list[Table]:
+def book_fold_tables(own: Refits, others: Mapping[str, Refits]) -> list[Table]:
     """Return log loss and accuracy over all tests, and how each change of *others* differs."""
-    made = score_tables(own.scores, "folds_", f", over {own.text}")
-    for key, (title, is_less_better, losses) in LOSSES.items() if others else ():
-        differences = {}
-        for horizon in own.scores[0]:
-            mine = [part[horizon] for part in own.scores]
-            differences[str(horizon), f"{horizon} books"] = {
-                text: paired(mine, [part[horizon] for part in other.scores], losses)
-                for text, other in others.items()
-            }
-        whole = f"{title}: what changes are worth, {own.text}"
-        say = partial(said_of, is_less_better=is_less_better)
-        made.append(differences_table(f"instead_{key}", whole, differences, say, _ABLATION_NOTE))
+    made = score_tables(own.pooled, "folds_", f", over {own.text}")
+    if others:
+        joined = own.joined(others)
+        made += change_tables(joined, others, BOOKS, "books", verdict_by, _ABLATION_NOTE)
     return made

@@ -11,8 +11,7 @@ The rule is docs/models.md, L62.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import reduce
 from itertools import combinations, pairwise
 from typing import Any, Final, NamedTuple
@@ -22,68 +21,33 @@ from numpy.typing import NDArray
 from scipy.optimize import nnls
 from scipy.signal import lfilter
 
-from tracepaper.replay.learning import statistics as figures
+from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.baselines import (
     EWMA_DECAY,
 )
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.dataset import Dataset
-from tracepaper.replay.learning.evaluation.auxiliary_heads import verdict
+from tracepaper.replay.learning.judge.forecasts import (
+    MODEL,
+    Forecasts,
+    concatenated,
+    named_asset,
+)
+from tracepaper.replay.learning.judge.heads import plain_verdict
+from tracepaper.replay.learning.judge.metrics import Metric, View, estimate, metric
+from tracepaper.replay.learning.panel import LEAST_BARS
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch, shown
 from tracepaper.strategies.features.rolling import Array
-from tracepaper.strategies.units import DAY_MS
 
-LEAST_BARS: Final = 5
-"""Horizons of fewer bars are left out: two or three returns have no correlation to speak of."""
 LEARNT: Final = "learnt"
-HEAD: Final = "network"
+CORRELATION: Final = "correlation"
+PAIRS: Final[dict[str, Metric]] = {}
+"""The metrics of pairs."""
 OTHERS: Final = ("EWMA", "mean of the training part")
 """What the learnt correlations are made of, and held against."""
-_OWN: Final = {LEARNT: "learnt of EWMA and the training part", HEAD: "the network's own"}
+_OF: Final = {LEARNT: "learnt of EWMA and the training part", MODEL: "the network's own"}
 _BESIDE: Final = {OTHERS[0]: "EWMA's", OTHERS[1]: "the training part's mean", LEARNT: "their blend"}
-
-
-@dataclass(frozen=True)
-class CorrelationForecasts:
-    """One horizon's bars of one part: correlations [row, pair] by who says them, and what came."""
-
-    horizon: int
-    pairs: tuple[str, ...]
-    days: NDArray[np.int64]
-    came: Array
-    said: Mapping[str, Array]
-    open_time_ms: NDArray[np.int64]  # of each row's bar
-
-    @property
-    def own(self) -> str:
-        """Whose correlations are judged: a network's head, or those that are learnt without one."""
-        return HEAD if HEAD in self.said else LEARNT
-
-    def with_head(
-        self, open_time_ms: NDArray[np.int64], said: Mapping[str, Array]
-    ) -> CorrelationForecasts | None:
-        """Return the rows at which a network spoke too, beside what it *said* of each pair [row].
-
-        None where there is no such row, or it does not speak of a pair.
-        """
-        _, own, theirs = np.intersect1d(self.open_time_ms, open_time_ms, return_indices=True)
-        if not len(own) or not set(self.pairs) <= set(said):
-            return None
-        head = np.stack([said[pair][theirs] for pair in self.pairs], axis=1)
-        return CorrelationForecasts(
-            self.horizon,
-            self.pairs,
-            self.days[own],
-            self.came[own],
-            {HEAD: head, **{name: values[own] for name, values in self.said.items()}},
-            self.open_time_ms[own],
-        )
-
-    def loss(self, name: str) -> Array:
-        """Return the mean squared error over pairs of each row."""
-        found: Array = ((self.said[name] - self.came) ** 2).mean(axis=1)
-        return found
 
 
 class _Common(NamedTuple):
@@ -102,7 +66,7 @@ class _Rows(NamedTuple):
     pairs: tuple[str, ...]
     open_time_ms: NDArray[np.int64]
     ewma: Array
-    came: Array
+    realised: Array
 
 
 def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
@@ -117,9 +81,9 @@ def learn_correlations(material: Dataset) -> dict[str, dict[str, Any]]:
         rows = _rows(common, column, horizon)
         if rows is None:
             continue
-        mean = rows.came.mean(axis=0)
-        sides = [np.broadcast_to(mean, rows.came.shape).ravel(), rows.ewma.ravel()]
-        weights = _weights(np.stack(sides, axis=1), rows.came.ravel())
+        mean = rows.realised.mean(axis=0)
+        sides = [np.broadcast_to(mean, rows.realised.shape).ravel(), rows.ewma.ravel()]
+        weights = _weights(np.stack(sides, axis=1), rows.realised.ravel())
         found[str(horizon)] = {
             "pairs": list(rows.pairs),
             "mean": [rounded(value) for value in mean.tolist()],
@@ -142,32 +106,72 @@ def _weights(sides: Array, came: Array) -> tuple[float, float]:
 
 def correlations_of(
     material: Dataset, part: Part, learnt: Mapping[str, Mapping[str, Any]]
-) -> list[CorrelationForecasts]:
-    """Return what is said of the correlations of *part* by *learnt*, of a card, and what came.
+) -> Forecasts | None:
+    """Return the correlations of *part* by *learnt*, of a card, beside what was realised.
 
-    Of the pairs that the card knows and the candles hold; empty where there is none. Raises
-    ``CheckpointMismatch`` for what cannot be read.
+    Each row is a pair, of those that the card knows and the candles hold; None where there is none.
+    Raises ``CheckpointMismatch`` for what cannot be read.
     """
     if not learnt or (common := _common(material, part)) is None:
-        return []
-    found = []
+        return None
+    parts = []
     for column, horizon in enumerate(material.horizons):
         section = learnt.get(str(horizon))
         rows = None if section is None else _rows(common, column, horizon)
         if section is None or rows is None:
             continue
-        mean, own, ewma_weight = _read(section)
-        chosen = [at for at, pair in enumerate(rows.pairs) if pair in mean]
-        if not chosen:
-            continue
-        pairs = tuple(rows.pairs[at] for at in chosen)
-        usual = np.array([mean[pair] for pair in pairs])
-        ewma, came = rows.ewma[:, chosen], rows.came[:, chosen]
-        said = {LEARNT: own * usual + ewma_weight * ewma}
-        said |= dict(zip(OTHERS, (ewma, np.broadcast_to(usual, came.shape)), strict=True))
-        days = rows.open_time_ms // DAY_MS
-        found.append(CorrelationForecasts(horizon, pairs, days, came, said, rows.open_time_ms))
-    return found
+        mean, mean_weight, ewma_weight = _read(section)
+        for at, pair in enumerate(rows.pairs):
+            if pair not in mean:
+                continue
+            ewma, usual = rows.ewma[:, at], np.full(len(rows.ewma), mean[pair])
+            blend = mean_weight * usual + ewma_weight * ewma
+            parts.append(
+                pair_rows(
+                    pair,
+                    rows.open_time_ms,
+                    horizon,
+                    material.interval_ms,
+                    {LEARNT: blend, OTHERS[0]: ewma, OTHERS[1]: usual},
+                    rows.realised[:, at],
+                )
+            )
+    return concatenated(parts) if parts else None
+
+
+def pair_rows(
+    pair: str,
+    open_time_ms: NDArray[np.int64],
+    horizon: int,
+    interval_ms: int,
+    correlations: Mapping[str, Array],
+    realised: Array | None = None,
+) -> Forecasts:
+    """Return the rows of one pair of symbols: *correlations* [row] by forecaster."""
+    count, asset = len(open_time_ms), named_asset(pair)
+    return Forecasts(
+        np.full(count, asset),
+        open_time_ms,
+        open_time_ms + horizon * interval_ms,
+        np.full(count, horizon),
+        interval_ms,
+        {} if realised is None else {CORRELATION: realised},
+        {name: {CORRELATION: of} for name, of in correlations.items()},
+        names={asset: pair},
+    )
+
+
+def with_head(table: Forecasts, head: Forecasts) -> Forecasts | None:
+    """Return the rows of *table* at which a network's *head* answers too, with its correlations.
+
+    None where there is no such row.
+    """
+    place = table.places(head)
+    both = place >= 0
+    if not both.any():
+        return None
+    correlation = head.value(CORRELATION)[place[both]]
+    return table.where(both).holding(MODEL, **{CORRELATION: correlation})
 
 
 def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
@@ -180,33 +184,44 @@ def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
         ) from None
 
 
-def correlation_figures(found: Sequence[CorrelationForecasts]) -> dict[str, Any]:
+@metric("correlation", "Correlations to the horizon", CORRELATION, of=PAIRS)
+def _error(view: View) -> Array:
+    squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
+    return squared
+
+
+def judged_pairs(rows: Forecasts) -> str:
+    """Return whose correlations are judged: a network's head, or those that are learnt."""
+    return MODEL if MODEL in rows.values else LEARNT
+
+
+def correlation_figures(table: Forecasts) -> dict[str, Any]:
     """Return the figures of every horizon for a card, each [value, standard error by day]."""
     return {
-        str(one.horizon): {
-            name.replace(" ", "_").lower(): figures.mean(one.loss(name), one.days).rounded()
-            for name in one.said
+        str(horizon): {
+            name.replace(" ", "_").lower(): estimate(PAIRS[CORRELATION], View(rows, name)).rounded()
+            for name in rows.values
         }
-        for one in found
+        for horizon, rows in table.by_horizon()
     }
 
 
-def _verdict(one: CorrelationForecasts, other: str) -> str:
-    less = figures.mean(one.loss(one.own) - one.loss(other), one.days)
-    return verdict(less.rounded(), len(np.unique(one.days)))
-
-
-def correlation_sentences(found: Sequence[CorrelationForecasts], *, horizon: int) -> list[str]:
-    """Say how the learnt correlations stand beside EWMA's at one horizon; nothing of none."""
-    return [
-        f"Correlations to {horizon} bars, {_OWN[one.own]}, are"
-        f" {_verdict(one, name)} beside {said}"
-        f" ({len(one.pairs)} pairs)."
-        for one in found
-        if one.horizon == horizon
-        for name, said in _BESIDE.items()
-        if name == OTHERS[0] or one.own == HEAD
-    ]
+def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
+    """Say how the judged correlations stand beside others at one horizon; nothing of none."""
+    if horizon not in table.horizons:
+        return []
+    rows = table.at(horizon)
+    judged, error = judged_pairs(rows), PAIRS[CORRELATION].terms
+    lines = []
+    for name, words in _BESIDE.items():
+        if name == OTHERS[0] or judged == MODEL:
+            less = statistics.mean(error(View(rows, judged)) - error(View(rows, name)), rows.day)
+            word = plain_verdict(less.rounded(), len(np.unique(rows.day)))
+            lines.append(
+                f"Correlations to {horizon} bars, {_OF[judged]}, are {word} beside {words}"
+                f" ({len(rows.names)} pairs)."
+            )
+    return lines
 
 
 def _common(material: Dataset, part: Part) -> _Common | None:

@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -33,7 +33,6 @@ from tracepaper.daemon.session.retraining import (
     unlike,
 )
 from tracepaper.daemon.session.run_row import preflight_engine
-from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.array_cache import (
     ArrayCache,
 )
@@ -46,14 +45,14 @@ from tracepaper.replay.learning.estimator import (
     as_recipe,
     recipe_of,
 )
-from tracepaper.replay.learning.evaluation.explained import (
-    bars_of,
-)
+from tracepaper.replay.learning.judge.compare import compare
+from tracepaper.replay.learning.judge.explained import bars_of
+from tracepaper.replay.learning.judge.forecasts import Forecasts, SegmentFields, forecasts_of
+from tracepaper.replay.learning.judge.metrics import LOSSES
 from tracepaper.replay.learning.openings import SpanOpening, opened, openings_path
 from tracepaper.replay.learning.recipe import over, read_recipe
 from tracepaper.replay.learning.samples import Samples
 from tracepaper.replay.learning.splits import Part, iso, split_of
-from tracepaper.replay.learning.statistics import difference
 from tracepaper.replay.learning.stored_baselines import (
     unfitted,
 )
@@ -73,6 +72,7 @@ SHARES: Final = (0.8, 0.9)
 """Of the bars before the judged time: until where is trained, and until where is validated."""
 SCANNED_BARS: Final = 4_096
 """Forecasts held at a time: of each only its volatility is kept."""
+_RUNNING: Final = "running"
 
 Say = Callable[[str], None]
 Times = NDArray[np.int64]
@@ -262,19 +262,6 @@ def _train(
 # --- both, side by side
 
 
-class _Losses(NamedTuple):
-    """QLIKE of each bar by its key, and the bar's day; in the order of the keys."""
-
-    keys: Times
-    loss: Array
-    days: NDArray[np.int64]
-
-    def at(self, keys: Times) -> _Losses:
-        """Return those of *keys*, which are among its own."""
-        place = np.searchsorted(self.keys, keys)
-        return _Losses(keys, self.loss[place], self.days[place])
-
-
 def _judged(
     asked: Retraining,
     run: Run,
@@ -308,11 +295,11 @@ def _judged(
         intervals=(run.interval_ms,),
         stored=unfitted(),
     )
-    candidate, before = (_losses(model, material.samples(Part.TEST)) for model in models)
-    same = np.intersect1d(candidate.keys, before.keys)
-    candidate, before = candidate.at(same), before.at(same)
-    days = len(np.unique(candidate.days))
-    found = msgspec.structs.replace(found, bars=len(same), days=days)
+    candidate, before = (_forecasts(model, material) for model in models)
+    both = candidate.join(before, _RUNNING)
+    shared = np.isfinite(both.value("variance", _RUNNING))
+    days = len(np.unique(both.day[shared]))
+    found = msgspec.structs.replace(found, bars=int(shared.sum()), days=days)
     if days < asked.min_days:
         reason = f"both models answer bars of {days} days, and retrain.min_days is {asked.min_days}"
         return msgspec.structs.replace(found, reason=f"{reason}; wait")
@@ -321,7 +308,7 @@ def _judged(
         new = SpanOpening(found.recipe, made.id, symbols, found.from_ms, found.until_ms)
         if said := opened(openings_path(folder), new)[1]:
             say(said)
-    own = difference(candidate.loss, before.loss, candidate.days)
+    own = compare(both, LOSSES["qlike"], others=(_RUNNING,))[_RUNNING]
     p = one_sided(own.value, own.p)
     return msgspec.structs.replace(found, difference=own.value, error=own.error, p=p)
 
@@ -341,37 +328,31 @@ def _both(config: Config, running: Path, folder: Path) -> tuple[Forecaster, Fore
     return candidate, before
 
 
-def _losses(model: Forecaster, parts: Sequence[Samples]) -> _Losses:
-    """Return the loss of *model* on every bar of *parts* that it answers with a finite number.
+def _forecasts(model: Forecaster, material: Dataset) -> Forecasts:
+    """Return the variances of *model* on every bar of the judged time that it answers.
 
     Raises ``DataInvalid`` where that is none.
     """
-    keys, losses, days = [], [], []
-    for samples in parts:
-        segment, horizon = samples.segment, samples.horizons[0]
+    answers = []
+    for samples in material.samples(Part.TEST):
         labelled = np.flatnonzero(samples.weights[:, 0])
         labelled = labelled[labelled >= model.context - 1]
         if not len(labelled):
             continue
-        start = int(labelled[0]) - model.context + 1
-        said = _volatility(model, segment.candles.instrument, samples, start, int(labelled[-1]) + 1)
-        said = said[labelled - start]
-        rows = labelled[np.isfinite(said)]
-        unit = segment.sigma[rows] * math.sqrt(horizon)
-        variance = (said[np.isfinite(said)] / unit) ** 2
-        realised = samples.labels["variance"][rows, 0].astype(np.float64)
-        keys.append(segment.keys[rows])
-        losses.append(figures.qlike_of(variance, realised))
-        days.append(segment.open_time_ms[rows] // DAY_MS)
-    if not keys:
+        segment, start = samples.segment, int(labelled[0]) - model.context + 1
+        volatility = _volatility(
+            model, segment.candles.instrument, samples, start, int(labelled[-1]) + 1
+        )[labelled - start]
+        rows = labelled[np.isfinite(volatility)]
+        unit = segment.sigma[rows] * math.sqrt(samples.horizons[0])
+        variance: Any = (volatility[np.isfinite(volatility)] / unit) ** 2  # in float64
+        answers.append(SegmentFields(samples, rows, {"variance": variance[:, None]}))
+    if not answers:
         raise DataInvalid(
             f"No bar of the judged time has {model.context} bars before it without a hole; fetch "
             "the missing candles into an archive and name it in retrain.data."
         )
-    order = np.argsort(np.concatenate(keys))
-    return _Losses(
-        np.concatenate(keys)[order], np.concatenate(losses)[order], np.concatenate(days)[order]
-    )
+    return forecasts_of(answers, {}, material.horizons)
 
 
 def _volatility(

@@ -6,7 +6,7 @@ The rules are docs/decisions.md, G18 and G32 to G36.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import msgspec
 import numpy as np
@@ -20,7 +20,7 @@ from tracepaper.replay.learning.card import (
     quantiles,
     rounded,
 )
-from tracepaper.replay.learning.evaluation.confidence import (
+from tracepaper.replay.learning.judge.confidence import (
     ablation,
     fit_cells,
     fit_confidence,
@@ -30,12 +30,16 @@ from tracepaper.replay.learning.evaluation.confidence import (
     scored,
     sentence,
 )
-from tracepaper.replay.learning.evaluation.explained import (
-    ExplainedRows,
+from tracepaper.replay.learning.judge.explained import (
+    GATE_COLUMNS,
+    INPUT_COLUMNS,
+    Judgement,
     passing,
     selective,
     traded,
+    with_confidence,
 )
+from tracepaper.replay.learning.judge.forecasts import Forecasts
 from tracepaper.strategies.gates.declared import confidence_calibrated, edge, regime
 from tracepaper.strategies.gates.evaluator import RegimeBounds, key_of, next_regime, threshold_of
 from tracepaper.strategies.gates.gate import AUTO, GATES, MILDEST, Gate, ThresholdKey
@@ -51,17 +55,17 @@ from tracepaper.strategies.types.decisions import Regime
 HYSTERESIS: Final = float(RegimeSection().hysteresis)
 
 
-def judgement_section(found: ExplainedRows, known: Mapping[str, Any]) -> dict[str, Any]:
+def judgement_section(found: Forecasts, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return what ``[calibration]`` says of the gates, of the calibration slice's rows *found*.
 
     *known* are the quantiles so far; those that come back hold the fitted confidence's as well.
     """
     fitted, evidence = fit_confidence(found)
     section: dict[str, Any] = {"quantiles": dict(known)}
-    measures = dict(found.measures)
+    measures = dict(found.values[GATE_COLUMNS])
     if fitted is not None:
         name = confidence_calibrated.calibrated_as
-        measures[name] = scored(fitted.sign, found.inputs)
+        measures[name] = scored(fitted.sign, found.values[INPUT_COLUMNS])
         section["quantiles"][name] = list(quantiles(measures[name]))
         section |= {"confidence": msgspec.to_builtins(fitted), "cross_fitted": evidence}
     if (cells := fit_cells(found)) is not None:
@@ -74,42 +78,38 @@ def judgement_section(found: ExplainedRows, known: Mapping[str, Any]) -> dict[st
     return {**section, "coverage": coverage(measures, section, usual)}
 
 
-def gates_section(found: ExplainedRows, section: Mapping[str, Any]) -> dict[str, Any]:
+def gates_section(found: Forecasts, section: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``[calibration]`` with what gates need: quantiles, confidence, regimes.
 
     *found* are what a run's own forecaster said of the calibration slice.
     """
     known: dict[str, Any] = {
-        "bars": len(found.value),
+        "bars": len(found),
         "round_trip_cost": ROUND_TRIP_COST,
         "percents": [PERCENTS[0], PERCENTS[-1]],
-        "quantiles": {name: list(quantiles(values)) for name, values in found.measures.items()},
+        "quantiles": {
+            name: list(quantiles(values)) for name, values in found.values[GATE_COLUMNS].items()
+        },
     }
     return {**section, **known} | judgement_section(found, known["quantiles"])
 
 
-class JudgedGates(NamedTuple):
-    """What the gates of a model would have done on untouched time, as in ``JudgedPart``."""
-
-    explained: ExplainedRows
-    rules: Mapping[str, NDArray[np.bool_]]
-    calibration: dict[str, Any]
-    figures: dict[str, Any]
-    sentences: list[str]
-
-
 def judged_gates(
-    found: ExplainedRows, section: Mapping[str, Any], second_span_ms: int | None
-) -> JudgedGates:
-    """Return what the gates by ``[calibration]`` make of the untouched rows *found*."""
-    section, figures, said = judged_section(found, section, second_span_ms=second_span_ms)
+    table: Forecasts, found: Forecasts, section: Mapping[str, Any], second_span_ms: int | None
+) -> Judgement:
+    """Return what the gates by ``[calibration]`` make of the untouched rows *found*, of *table*.
+
+    Its figures and sentences are those of the gates alone.
+    """
+    section, figures, sentences = judged_section(found, section, second_span_ms=second_span_ms)
     thresholds = default_thresholds(section)
     every = {"selective": selective(found), "traded": traded(found, thresholds), **figures}
-    return JudgedGates(found, passing(found, thresholds), section, every, said)
+    rules = passing(found, thresholds)
+    return Judgement(with_confidence(table, found), every, sentences, found, rules, section)
 
 
 def judged_section(
-    found: ExplainedRows, section: Mapping[str, Any], *, second_span_ms: int | None = None
+    found: Forecasts, section: Mapping[str, Any], *, second_span_ms: int | None = None
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """Return ``[calibration]`` with its verdict, the figures of *found*, and what they say.
 
@@ -206,7 +206,7 @@ def _key(gate: Gate) -> ThresholdKey:
     return key
 
 
-def _in_usual_regimes(found: ExplainedRows, known: Mapping[str, Any]) -> NDArray[np.bool_] | None:
+def _in_usual_regimes(found: Forecasts, known: Mapping[str, Any]) -> NDArray[np.bool_] | None:
     """Return which rows lie in one of the default ``gate.regimes``.
 
     None where recent mass does not move, which no run by default thresholds takes.
@@ -218,9 +218,13 @@ def _in_usual_regimes(found: ExplainedRows, known: Mapping[str, Any]) -> NDArray
         return None
     bounds = RegimeBounds.between(mean_reversion=low, momentum=high, hysteresis=HYSTERESIS)
     usual, now = GateSection().regimes, Regime.UNKNOWN
-    inside = np.zeros(len(found.value), dtype=np.bool_)
+    inside = np.zeros(len(found), dtype=np.bool_)
     before = None
-    rows = zip(found.place.tolist(), found.measures[RECENT_MASS].tolist(), strict=True)
+    rows = zip(
+        found.labels["place"].tolist(),
+        found.values[GATE_COLUMNS][RECENT_MASS].tolist(),
+        strict=True,
+    )
     for row, (place, mass) in enumerate(rows):
         if before is not None and place != before + 1:
             now = Regime.UNKNOWN

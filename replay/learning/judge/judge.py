@@ -1,0 +1,324 @@
+"""One model judged on one span, alone and compared with others on the same bars.
+
+Every other model forecasts the bars that the judged one answered, and is scored by the judged one's
+labels: features of another schema have another unit of return, which is divided out.
+
+The rules are docs/models.md, L54.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.estimator import candle_estimator
+from tracepaper.replay.learning.judge.explained import Judgement, daily_net
+from tracepaper.replay.learning.judge.forecasts import Forecasts
+from tracepaper.replay.learning.judge.user_class import class_forecasts, judge_user_class
+from tracepaper.replay.learning.openings import WHOLE, NamedSpan, SpanOpening, opened, openings_path
+from tracepaper.replay.learning.samples import samples_in
+from tracepaper.replay.learning.splits import Part, iso
+from tracepaper.replay.learning.stored_baselines import unfitted
+from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.units import DAY_MS, count_of, interval_text
+
+NO_BASELINES: Final = (
+    "The checkpoint keeps no baselines, and the candles hold no bar of its training, so it stands "
+    "beside what needs no fitting alone; give candles from before {until}, or train it again."
+)
+
+
+class Rival(NamedTuple):
+    """Another model's forecasts of the bars of a judgement."""
+
+    name: str
+    forecasts: Forecasts
+    held: Forecasts | None = None  # of a model with weights
+
+
+@dataclass(frozen=True)
+class SpanJudgement:
+    """The judgement of a model on one span; its forecasts have those of compared models too."""
+
+    span: NamedSpan
+    symbols: tuple[str, ...]
+    judged: Judgement
+    card: Mapping[str, Any]  # empty for a class
+    tails: Mapping[str, Any] = field(default_factory=dict)  # ``[calibration.tails]``; empty if none
+    openings: int = 1
+    """Recipes that were judged on the span, this one among them."""
+    missing: tuple[str, ...] = ()
+    """Sentences about what could not be compared, or counted."""
+
+    @property
+    def forecasts(self) -> Forecasts:
+        """The rows that were judged."""
+        return self.judged.forecasts
+
+    @property
+    def unit(self) -> str:
+        """What a row is of: bars, or order books."""
+        return "bars" if "returns" in self.forecasts.labels else "books"
+
+    @property
+    def days(self) -> int:
+        """How many calendar days were judged."""
+        return len(np.unique(self.forecasts.day))
+
+    @property
+    def from_ms(self) -> int:
+        """The midnight of the first day judged."""
+        return int(self.forecasts.day.min()) * DAY_MS
+
+    @property
+    def until_ms(self) -> int:
+        """The midnight after the last day judged."""
+        return (int(self.forecasts.day.max()) + 1) * DAY_MS
+
+    @property
+    def heading(self) -> str:
+        """What was judged, from when until when."""
+        return (
+            f"{self.span.name}: {', '.join(self.symbols)}, {iso(self.from_ms)[:10]} until "
+            f"{iso(self.until_ms)[:10]}, {self.days} days"
+        )
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """The figures of each horizon, and those of gates."""
+        return self.judged.figures
+
+    @property
+    def sentences(self) -> list[str]:
+        """The caveats."""
+        return [*self.judged.sentences, *self._explained_share(), *self.missing]
+
+    def _explained_share(self) -> list[str]:
+        """Count the bars and days of the gates' figures, and those of all others.
+
+        Not every bar is explained, and a bar that a baseline needs more context for is no other.
+        """
+        if (explained := self.judged.explained) is None:
+            return []
+        rows = self.forecasts.at(explained.horizons[0]).day
+        gates, rest = (
+            f"{count_of(len(of), 'bar')} on {count_of(len(np.unique(of)), 'day')}"
+            for of in (explained.day, rows)
+        )
+        more = " evaluation.explained_bars takes more." if len(explained) < len(rows) else ""
+        sentence = f"The figures of gates are of {gates} that were explained, all others of {rest}."
+        return [sentence + more]
+
+    def net_by_day(self, rule: str) -> Array:
+        """Return the net log return of a rule of trading on each day."""
+        assert self.judged.explained is not None
+        return daily_net(self.judged.explained, self.judged.rules[rule])
+
+    def compared_with(self, rival: Rival) -> SpanJudgement:
+        """Return it with the forecasts of another model on the same rows."""
+        judged = self.judged._replace(forecasts=self.forecasts.join(rival.forecasts, rival.name))
+        if judged.held is not None and rival.held is not None:
+            judged = judged._replace(held=judged.held.join(rival.held, rival.name))
+        return replace(self, judged=judged)
+
+
+def counted(
+    every: Sequence[SpanJudgement], folder: Path | None, recipe: str, model_id: str
+) -> list[SpanJudgement]:
+    """Return the judgements with how many recipes opened each span, and keep these openings.
+
+    *folder* holds the checkpoint; None is a class of one's own.
+    """
+    found = []
+    for one in every:
+        new = SpanOpening(recipe, model_id, one.symbols, one.from_ms, one.until_ms)
+        count, sentence = opened(openings_path(folder), new)
+        missing = (*one.missing, *([sentence] if sentence else []))
+        found.append(replace(one, openings=count, missing=missing))
+    return found
+
+
+def judge_checkpoint(
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    material: Dataset,
+    span: NamedSpan = WHOLE,
+    *,
+    bars: int | None = None,
+) -> SpanJudgement:
+    """Return the judgement of a checkpoint on *span* of the time after its calibration.
+
+    *bars* are explained, for the gates; by default as many as can be in minutes. A network over
+    several assets is judged at the closes that all of *material*'s symbols have.
+    """
+    estimator = candle_estimator(card)
+    model, data = estimator.load(card, tensors), estimator.arrange(material)
+    data, missing = _with_baselines(within(data, span))
+    return SpanJudgement(
+        span,
+        data.symbols(Part.TEST),
+        model.judge(data, bars=bars),
+        card,
+        missing=(*data.notes, *missing),
+        tails=model.tails(data),
+    )
+
+
+def judge_class(
+    forecaster: UserForecaster, material: Dataset, span: NamedSpan = WHOLE, *, horizon: int
+) -> SpanJudgement:
+    """Return the judgement of a user's class on *span* of the time after it was trained."""
+    material, missing = _with_baselines(within(material, span))
+    judged = judge_user_class(forecaster, material, horizon=horizon)
+    return SpanJudgement(span, material.symbols(Part.TEST), judged, {}, missing=missing)
+
+
+def within(material: Dataset, span: NamedSpan) -> Dataset:
+    """Return *material* whose test part is *span*.
+
+    Raises ``ConfigInvalid`` where the span is not after all that the model saw, or has no bar.
+    """
+    split = material.split
+    until = NamedSpan("", None, split.calibration_until_ms).until
+    if span.from_ms is not None and span.from_ms < split.calibration_until_ms:
+        raise ConfigInvalid(
+            f"The span {span.text} begins before {until}, until when the model had seen all; judge "
+            "it on later time."
+        )
+    spanned = replace(
+        split,
+        test_from_ms=split.test_from_ms if span.from_ms is None else span.from_ms,
+        test_until_ms=split.test_until_ms if span.until_ms is None else span.until_ms,
+    )
+    if not samples_in(material.segments, material.horizons, spanned, Part.TEST):
+        raise ConfigInvalid(
+            f"The candles hold no bar of the span {span.text} whose outcome is known; give candles "
+            "of that time."
+        )
+    return replace(material, split=spanned)
+
+
+def _with_baselines(material: Dataset) -> tuple[Dataset, tuple[str, ...]]:
+    """Return *material* with its baselines, and a sentence where only unfitted ones remain."""
+    if material.stored is not None or samples_in(
+        material.segments, material.horizons, material.split, Part.TRAIN
+    ):
+        return material, ()
+    until = NamedSpan("", None, material.split.train_until_ms).until
+    return replace(material, stored=unfitted()), (NO_BASELINES.format(until=until),)
+
+
+# --- how sure a model was
+
+
+Sureness = Callable[[Forecasts], Array | None]
+MEASURES: Final[dict[str, Sureness]] = {}
+"""Measures of a model's sureness, by name: higher is surer, NaN where it is not known."""
+
+
+def measure(name: str) -> Callable[[Sureness], Sureness]:
+    """Register a measure of how sure a model was of each row; None where it has none.
+
+    Raises ``ConfigInvalid`` for a name that is taken.
+    """
+
+    def register(function: Sureness) -> Sureness:
+        if name in MEASURES:
+            raise ConfigInvalid(f"There is a measure called {name} already.")
+        MEASURES[name] = function
+        return function
+
+    return register
+
+
+@measure("entropy")
+def _entropy(rows: Forecasts) -> Array | None:
+    return rows.value("confidence") if rows.gives("confidence") else None
+
+
+@measure("margin")
+def _margin(rows: Forecasts) -> Array | None:
+    if not rows.gives("probability"):
+        return None
+    down, _, up = rows.value("probability").T
+    margin: Array = np.abs(up - down) / (up + down)
+    return margin
+
+
+@measure("mean_over_scale")
+def _mean_over_scale(rows: Forecasts) -> Array | None:
+    if not (rows.gives("mean") and rows.gives("scale")):
+        return None
+    ratio: Array = np.abs(rows.value("mean")) / rows.value("scale")
+    return ratio
+
+
+@measure("predicted_calm")
+def _predicted_calm(rows: Forecasts) -> Array | None:
+    return -rows.value("variance") if rows.gives("variance") else None
+
+
+# --- other models
+
+
+def rival_checkpoint(
+    name: str,
+    card: Mapping[str, Any],
+    tensors: Mapping[str, Any],
+    material: Dataset,
+    judgement: SpanJudgement,
+) -> Rival:
+    """Return a checkpoint's forecasts of the bars of *judgement*, of the same interval.
+
+    Raises ``ConfigInvalid`` where it learnt from that time, or answers none of these bars.
+    """
+    try:
+        estimator = candle_estimator(card)
+        same = estimator.arrange(_same_bars(material, judgement))
+        model = estimator.load(card, tensors)
+        return Rival(name, model.answers(same, Part.TEST), model.held(same))
+    except (ConfigInvalid, DataInvalid) as error:
+        raise _compare_error(name, error) from None
+
+
+def rival_class(
+    name: str, forecaster: UserForecaster, material: Dataset, judgement: SpanJudgement
+) -> Rival:
+    """Return the forecasts of a user's class for the bars of *judgement*; raises likewise."""
+    try:
+        return Rival(name, class_forecasts(forecaster, _same_bars(material, judgement)))
+    except (ConfigInvalid, DataInvalid) as error:
+        raise _compare_error(name, error) from None
+
+
+def _compare_error(name: str, error: Exception) -> ConfigInvalid:
+    return ConfigInvalid(f"--compare {name}: {str(error).rstrip('.')}.")
+
+
+def require_interval(name: str, material: Dataset, interval_ms: int) -> None:
+    """Raise ``ConfigInvalid`` where *material* is of another interval than the judged model's."""
+    if material.interval_ms != interval_ms:
+        raise ConfigInvalid(
+            f"--compare {name}: it forecasts bars of {interval_text(material.interval_ms)}, and "
+            f"the judged model bars of {interval_text(interval_ms)}; name models of one interval."
+        )
+
+
+def _same_bars(data: Dataset, judgement: SpanJudgement) -> Dataset:
+    """Return *data* of the judged bars alone, with the baselines that need no fitting."""
+    horizons = judgement.forecasts.horizons
+    if not set(data.horizons) & set(horizons):
+        theirs, ours = (", ".join(map(str, every)) for every in (data.horizons, horizons))
+        raise ConfigInvalid(
+            f"it forecasts {theirs} bars ahead, and the judged model {ours}; name models of a "
+            "common horizon"
+        )
+    keys = np.unique(judgement.forecasts.keys)
+    return replace(within(data, judgement.span), stored=unfitted(), only=keys)

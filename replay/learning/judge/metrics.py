@@ -1,0 +1,451 @@
+"""``METRICS``: every figure of a forecaster, as terms of each row of ``Forecasts``.
+
+A metric needs fields of a forecaster; every forecaster that gives them stands in its table, and its
+references, which are constants known in hindsight. Most are means of their terms; others combine
+sums of them, which are resampled by blocks of days.
+
+The rules are docs/models.md, L14, L45 and L56.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import rankdata
+
+from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
+from tracepaper.replay.learning.losses import ADDED
+from tracepaper.replay.learning.statistics import (
+    COVERAGE,
+    VARIANCE_FLOOR,
+    DailyEstimate,
+    figure,
+    inside,
+    mean,
+)
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+
+RELATIVE: Final = "relative"
+"""The head of relative returns among the forecasters that rank the assets."""
+_POINTS: Final = 1e4  # basis points of one
+
+
+@dataclass(frozen=True)
+class View:
+    """One forecaster's rows: ``view["mean"]`` is its field [row], ``view.labels`` the outcomes."""
+
+    rows: Forecasts
+    name: str = MODEL
+
+    def __getitem__(self, field: str) -> NDArray[Any]:
+        """Return a field [row, ..]."""
+        return self.rows.value(field, self.name)
+
+    @property
+    def labels(self) -> Mapping[str, NDArray[Any]]:
+        """What was realised, [row, ..] by name."""
+        return self.rows.labels
+
+    @property
+    def points(self) -> Array:
+        """The return of one unit in basis points."""
+        points: Array = _POINTS * self.rows.labels["unit"]
+        return points
+
+
+Terms = Callable[[View], Array]
+Combine = Callable[[Array], Array]
+Reference = Callable[[View], Mapping[str, NDArray[Any]]]
+"""The judged model's view → the fields of a constant."""
+
+
+class Metric(NamedTuple):
+    """A figure of a forecaster; ``terms`` are [row], NaN where a row does not count.
+
+    With ``combine`` they are [term, row], and it maps sums [.., term] to values [..].
+    """
+
+    name: str
+    title: str
+    needs: frozenset[str]  # fields
+    terms: Terms
+    combine: Combine | None = None
+    references: Mapping[str, Reference] = MappingProxyType({})
+    less_is_better: bool = True
+    of_model: frozenset[str] = frozenset()
+    """Fields that the judged model must give, or the figure is not shown."""
+    is_alone: bool = False
+    """Whether it is of the judged model alone, beside its references."""
+
+
+METRICS: Final[dict[str, Metric]] = {}
+"""Every figure by its name, in the order of a card; ``direction.brier`` stands in a section."""
+LOSSES: Final[dict[str, Metric]] = {}
+"""Losses by which forecasters are compared row by row."""
+RISKS: Final[dict[str, Metric]] = {}
+"""Losses of a bar that is answered, by which a measure of sureness is judged."""
+
+
+def metric(
+    name: str,
+    title: str,
+    *needs: str,
+    of: dict[str, Metric] = METRICS,
+    **how: Any,  # noqa: ANN401 - fields of ``Metric``
+) -> Callable[[Terms], Terms]:
+    """Register the terms of a metric; raise ``ConfigInvalid`` for a name that is taken."""
+
+    def register(terms: Terms) -> Terms:
+        if name in of:
+            raise ConfigInvalid(f"There is a metric called {name} already.")
+        of[name] = Metric(name, title, frozenset(needs), terms, **how)
+        return terms
+
+    return register
+
+
+def views(metric: Metric, rows: Forecasts, names: tuple[str, ...] | None = None) -> dict[str, View]:
+    """Return each forecaster of one horizon's *rows* that gives what *metric* needs, by name.
+
+    Without *names* they are the judged model, the baselines and the references.
+    """
+    if not all(rows.gives(field) for field in metric.of_model):
+        return {}
+    chosen = [name for name in rows.values if name not in rows.compared] if names is None else names
+    if metric.is_alone:
+        chosen = [name for name in chosen if name == MODEL]
+    able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
+    found = {name: View(rows, name) for name in able}
+    if names is None and (found or not metric.is_alone):
+        for name, fields in metric.references.items():
+            found[name] = View(rows.holding(name, **fields(View(rows))), name)
+    return found
+
+
+def estimate(metric: Metric, view: View) -> DailyEstimate:
+    """Return the metric of a view with its error over days."""
+    terms, days = metric.terms(view), view.rows.day
+    if metric.combine is not None:
+        return figure(terms, days, metric.combine)
+    counts = np.isfinite(terms)
+    return mean(terms[counts], days[counts])
+
+
+def figures(table: Forecasts, model: str = MODEL) -> dict[str, Any]:
+    """Return every figure by horizon as [value, standard error], as a card holds them.
+
+    *model* is what the judged model is called there.
+    """
+    return {str(horizon): _figures(rows, model) for horizon, rows in table.by_horizon()}
+
+
+def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"bars": len(rows), "days": len(np.unique(rows.day))}
+    for metric in METRICS.values():
+        every = views(metric, rows)
+        section, _, key = metric.name.rpartition(".")
+        at = found.setdefault(section, {}) if section and every else found
+        if metric.is_alone:
+            for name, view in every.items():
+                suffix = "" if name == MODEL else f"_{name}"
+                at[f"{key}{suffix}"] = estimate(metric, view).rounded()
+                if suffix:
+                    less = metric.terms(every[MODEL]) - metric.terms(view)
+                    at[f"{key}_less{suffix}"] = mean(less, rows.day).rounded()
+        elif every:
+            at[key] = {
+                model if name == MODEL else name: estimate(metric, view).rounded()
+                for name, view in every.items()
+            }
+    return found
+
+
+# --- of the return
+
+
+@metric("sign_accuracy", "Sign of the return named right, beside always the commoner sign", "sign")
+def _sign_accuracy(view: View) -> Array:
+    """Half a hit where no sign is given; a bar that did not move does not count."""
+    sign, value = np.sign(view["sign"]), np.sign(view.labels["returns"])
+    hit = np.where(sign == 0, 0.5, (sign == value).astype(np.float64))
+    return np.where(value == 0, np.nan, hit)
+
+
+def _pearson(sums: Array) -> Array:
+    n, x, y, xx, yy, xy = sums.T
+    spread = (n * xx - x * x) * (n * yy - y * y)
+    found: Array = (n * xy - x * y) / np.sqrt(np.maximum(spread, 1e-300))
+    return found
+
+
+def _moments(first: Array, second: Array) -> Array:
+    a, b = first - first.mean(), second - second.mean()
+    return np.stack([np.ones_like(a), a, b, a * a, b * b, a * b])
+
+
+@metric("ic", "Information coefficient", "score", combine=_pearson)
+def _ic(view: View) -> Array:
+    return _moments(view["score"], view.labels["returns"])
+
+
+@metric("rank_ic", "Rank information coefficient", "score", combine=_pearson)
+def _rank_ic(view: View) -> Array:
+    return _moments(rankdata(view["score"]), rankdata(view.labels["returns"]))
+
+
+def _explained(sums: Array) -> Array:
+    found: Array = 1.0 - sums[:, 0] / sums[:, 1]
+    return found
+
+
+@metric("r_squared", "R² of the return, against a forecast of no move", "size", combine=_explained)
+def _r_squared(view: View) -> Array:
+    value = view.labels["returns"]
+    return np.stack([(value - view["size"]) ** 2, value * value])
+
+
+def _still(view: View) -> Mapping[str, Array]:
+    return {"mean": np.zeros(len(view.rows))}
+
+
+@metric(
+    "mae",
+    "Mean absolute error of the return, in basis points (less is better)",
+    "mean",
+    references={"no_move": _still},
+)
+def _mae(view: View) -> Array:
+    return np.abs(view.points * view.labels["returns"] - view.points * view["mean"])
+
+
+@metric(
+    "mse",
+    "Mean squared error of the return, in squared basis points (less is better)",
+    "mean",
+    references={"no_move": _still},
+)
+def _mse(view: View) -> Array:
+    squared: Array = (view.points * view.labels["returns"] - view.points * view["mean"]) ** 2
+    return squared
+
+
+# --- of the variance
+
+
+@metric("qlike", "QLIKE", "variance", of=LOSSES)
+@metric("qlike", "QLIKE of the volatility (less is better)", "variance")
+def _qlike(view: View) -> Array:
+    return statistics.qlike_of(view["variance"], view.labels["variance"])
+
+
+@metric("log_variance_r_squared", "R² of log variance", "variance", combine=_explained)
+def _log_variance(view: View) -> Array:
+    """Each about its own mean: the logarithm of a mean is biased."""
+    value, forecast = (
+        logs - logs.mean()
+        for logs in (
+            np.log(view.labels["variance"]),
+            np.log(np.maximum(view["variance"], VARIANCE_FLOOR)),
+        )
+    )
+    return np.stack([(value - forecast) ** 2, value * value])
+
+
+@metric(
+    "volatility_mae",
+    "Mean absolute error of the volatility, in basis points (less is better)",
+    "variance",
+)
+def _volatility_mae(view: View) -> Array:
+    moves = view.points * np.sqrt(np.maximum(view["variance"], 0.0))
+    return np.abs(view.points * np.sqrt(view.labels["variance"]) - moves)
+
+
+# --- of the whole law
+
+
+@metric("coverage_90", "", "mean", "scale", "dof", is_alone=True, less_is_better=False)
+def _coverage(view: View) -> Array:
+    return inside(view["mean"], view["scale"], view["dof"], view.labels["returns"], COVERAGE)
+
+
+def _top(view: View) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = view["probability"].argmax(axis=1)
+    return found
+
+
+@metric("direction.accuracy", "", "probability", is_alone=True, less_is_better=False)
+def _accuracy(view: View) -> Array:
+    return (_top(view) == view.labels["direction"]).astype(np.float64)
+
+
+def _harmonic(sums: Array) -> Array:
+    found: Array = (2 * sums[:, ::2] / np.maximum(sums[:, 1::2], 1.0)).mean(axis=1)
+    return found
+
+
+@metric("direction.f1", "", "probability", combine=_harmonic, is_alone=True, less_is_better=False)
+def _f1(view: View) -> Array:
+    """Take the mean over classes of the harmonic mean of precision and recall."""
+    top, classes, rows = _top(view), view.labels["direction"], []
+    for kind in range(view["probability"].shape[1]):
+        forecast, realised = top == kind, classes == kind
+        rows += [forecast & realised, forecast.astype(np.int64) + realised]
+    return np.stack(rows).astype(np.float64)
+
+
+def climatology(view: View) -> Mapping[str, Array]:
+    """Return each class's share of all rows as the probability of every row."""
+    classes, kinds = view.labels["direction"], view["probability"].shape[1]
+    shares = np.bincount(classes, minlength=kinds) / len(classes)
+    return {"probability": np.broadcast_to(shares, (len(classes), kinds))}
+
+
+@metric("brier", "Brier score", "probability", of=LOSSES, references={"climatology": climatology},
+        is_alone=True)  # fmt: skip
+@metric("direction.brier", "", "probability", references={"climatology": climatology},
+        is_alone=True)  # fmt: skip
+def _brier(view: View) -> Array:
+    return statistics.brier_of(view["probability"], view.labels["direction"])
+
+
+@metric("log_loss", "Log loss", "probability", of=LOSSES, references={"climatology": climatology},
+        is_alone=True)  # fmt: skip
+@metric("direction.log_loss", "", "probability", references={"climatology": climatology},
+        is_alone=True)  # fmt: skip
+def _log_loss(view: View) -> Array:
+    return statistics.log_loss_of(view["probability"], view.labels["direction"])
+
+
+def _bins(sums: Array) -> Array:
+    found: Array = np.abs(sums[:, :-1]).sum(axis=1) / sums[:, -1]
+    return found
+
+
+@metric("direction.ece", "", "probability", combine=_bins, is_alone=True)
+def _calibration_error(view: View) -> Array:
+    """Take the calibration error of the top class over 15 equal bins (Guo, 2017)."""
+    top, count = _top(view), statistics.ECE_BINS
+    sure = view["probability"][np.arange(len(top)), top]
+    hit = (top == view.labels["direction"]).astype(np.float64)
+    bins = np.minimum((sure * count).astype(np.int64), count - 1)
+    rows = [np.where(bins == at, hit - sure, 0.0) for at in range(count)]
+    return np.stack([*rows, np.ones_like(hit)])
+
+
+# --- across assets
+
+
+def ranks(view: View, expected: Array) -> Array:
+    """Return Spearman's correlation of *expected* with realised log returns across the assets.
+
+    *expected* are in the units of each row. It stands at one row of each close where every asset
+    has one, NaN elsewhere, and is 0 where either is the same for all.
+    """
+    rows = view.rows
+    order = np.argsort(rows.keys)
+    _, counts = np.unique(rows.open_ms[order], return_counts=True)
+    assets = int(counts.max())
+    whole = order[np.repeat(counts == assets, counts)].reshape(-1, assets).T  # [asset, close]
+    unit = view.labels["unit"]
+    found = np.full(len(rows), np.nan)
+    if assets > 1:
+        found[whole[0]] = rank_correlations(
+            (expected * unit)[whole], (view.labels["returns"] * unit)[whole]
+        )
+    return found
+
+
+def rank_correlations(expected: Array, realised: Array) -> Array:
+    """Return Spearman's correlation across the assets, one a close, of [asset, close].
+
+    0 where either is the same for all.
+    """
+    first, second = (rankdata(values, axis=0) for values in (expected, realised))
+    first, second = first - first.mean(axis=0), second - second.mean(axis=0)
+    spread = np.sqrt((first**2).sum(axis=0) * (second**2).sum(axis=0))
+    correlations: Array = np.divide(
+        (first * second).sum(axis=0), spread, out=np.zeros(len(spread)), where=spread > 0
+    )
+    return correlations
+
+
+@metric(
+    "relative_rank_ic",
+    "Rank correlation across the assets, by close",
+    "score",
+    references={RELATIVE: lambda view: {"score": view["relative"]}},
+    less_is_better=False,
+    of_model=frozenset({"relative"}),
+)
+def _relative_ranks(view: View) -> Array:
+    return ranks(view, view["score"])
+
+
+def _best_ranks(view: View) -> Array:
+    """Rank by relative returns where the model has them, else by its mean."""
+    field = "relative" if view.rows.gives("relative", view.name) else "score"
+    return ranks(view, view[field])
+
+
+ACROSS: Final = METRICS["relative_rank_ic"]._replace(
+    terms=_best_ranks, needs=frozenset({"score"}), references={}, of_model=frozenset()
+)
+"""How other models are held to the judged one where either ranks several assets."""
+
+
+# --- losses that are no figures
+
+
+@metric("sign", "Signs named wrong", "sign", of=LOSSES)
+def sign_loss(view: View) -> Array:
+    """1 where the sign was wrong, a half where none was given or nothing moved."""
+    return statistics.sign_risk(view["sign"], view.labels["returns"])
+
+
+@metric("sign", "sign wrong", "mean", of=RISKS)
+def _sign_risk(view: View) -> Array:
+    return statistics.sign_risk(view["mean"], view.labels["returns"])
+
+
+@metric("qlike_rank", "volatility error (rank)", "variance", of=RISKS)
+def qlike_rank(view: View) -> Array:
+    """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
+    loss = _qlike(view)
+    order = np.argsort(np.argsort(loss, kind="stable"), kind="stable")
+    found: Array = order / max(len(loss) - 1, 1)
+    return found
+
+
+@metric("interval_miss", "90 % interval missed", "mean", "scale", "dof", of=RISKS)
+def _interval_miss(view: View) -> Array:
+    return 1.0 - _coverage(view)
+
+
+# --- of the heads that not every network has
+
+
+def head_loss(head: str) -> Terms:
+    """Return the terms of the loss that *head* was trained by."""
+
+    def terms(view: View) -> Array:
+        labels = {name: torch.from_numpy(of) for name, of in view.labels.items()}
+        found: Array = ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
+        return found
+
+    return terms
+
+
+HEAD_LOSSES: Final[Mapping[str, Metric]] = {
+    head: Metric(head, added.title, frozenset({head}), head_loss(head))
+    for head, added in ADDED.items()
+}
+"""The loss of each such head, by which it is held to simpler forecasts."""

@@ -1,0 +1,178 @@
+"""A user's own model judged on bars after it was trained, beside every baseline.
+
+The rule is docs/own_models.md, N11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracepaper.daemon.session.user_model import UserForecaster
+from tracepaper.replay.archive.series import archive_instrument
+from tracepaper.replay.learning import statistics
+from tracepaper.replay.learning.card import NO_ATTENTION
+from tracepaper.replay.learning.dataset import Dataset
+from tracepaper.replay.learning.judge.compare import paired_figures
+from tracepaper.replay.learning.judge.explained import Judgement, bars_of
+from tracepaper.replay.learning.judge.forecasts import (
+    OF_MODEL,
+    Forecasts,
+    Ints,
+    SegmentFields,
+    forecasts_of,
+)
+from tracepaper.replay.learning.judge.metrics import figures
+from tracepaper.replay.learning.predict import Fields
+from tracepaper.replay.learning.samples import Samples
+from tracepaper.replay.learning.splits import Part, Segment, Split, date_ms, iso
+from tracepaper.replay.report.honesty import compared_sentences, few_days
+from tracepaper.strategies.errors import ConfigInvalid
+from tracepaper.strategies.features.rolling import Array
+from tracepaper.strategies.types.decisions import Forecast
+
+SHARE_UNJUDGED: Final = 0.8
+"""Of the bars of a model that does not say until when it was trained: the rest is judged."""
+NORMAL: Final = 1e6
+"""Degrees of freedom at which a Student-t is a normal distribution."""
+_MEASURES: Final = frozenset({"mean_return", "stdev_return", "volatility", "probabilities"})
+"""What a class may give."""
+
+
+def split_at(segments: Sequence[Segment], forecaster: UserForecaster) -> Split:
+    """Return the split of which training and test are used: before and after it was trained.
+
+    The embargo is the longest horizon, so that no label of a bar before reaches into the test.
+    """
+    said = forecaster.model.trained_until
+    if said is None:
+        times = np.sort(np.concatenate([segment.open_time_ms for segment in segments]))
+        until_ms = int(times[int(SHARE_UNJUDGED * (len(times) - 1))])
+    else:
+        until_ms = date_ms(said)
+    return Split(until_ms, until_ms + 1, until_ms + 2, max(forecaster.horizons))
+
+
+def class_forecasts(forecaster: UserForecaster, material: Dataset) -> Forecasts:
+    """Return what a class forecasts of the test part, beside every baseline.
+
+    Raises ``ConfigInvalid`` where no bar of that part was forecast.
+    """
+    answers = []
+    for samples in material.samples(Part.TEST):
+        rows, forecasts = _answers(forecaster, samples)
+        if len(rows):
+            fields = fields_of(samples, rows, forecasts, forecaster.measures)
+            answers.append(SegmentFields(samples, rows, fields))
+    if not answers:
+        raise ConfigInvalid(
+            f"The model forecast no bar after {iso(material.split.train_until_ms)}; give candles "
+            "of a later time."
+        )
+    return forecasts_of(answers, material.baselines, material.horizons).cooled({})
+
+
+def judge_user_class(forecaster: UserForecaster, material: Dataset, *, horizon: int) -> Judgement:
+    """Return what a class forecasts of the test part, its figures, and sentences about them."""
+    table = class_forecasts(forecaster, material)
+    found = figures(table, OF_MODEL) | paired_figures(table)
+    chosen = horizon if horizon in table.horizons else table.horizons[0]
+    sentences = _sentences(found, chosen, forecaster, material.split)
+    found["gates"] = {"selective": selective_of(table.at(chosen))}
+    return Judgement(table, found, sentences)
+
+
+def _answers(
+    forecaster: UserForecaster, samples: Samples
+) -> tuple[NDArray[np.int64], list[Forecast]]:
+    """Return the labelled rows of *samples* that were forecast with finite numbers."""
+    segment = samples.segment
+    labelled = np.flatnonzero(samples.weights.any(axis=1))
+    labelled = labelled[labelled >= forecaster.context - 1]
+    if not len(labelled):
+        return labelled, []
+    start, stop = int(labelled[0]) - forecaster.context + 1, int(labelled[-1]) + 1
+    forecaster.scale([archive_instrument(segment.candles)])
+    forecaster.warm(segment.candles.instrument, [])
+    bars = bars_of(segment, start, stop)
+    said = forecaster.scan(bars) if forecaster.causal else [forecaster.step(bar) for bar in bars]
+    known = [(row, one) for row in labelled.tolist() if (one := said[row - start]) is not None]
+    names: list[str] = [
+        name
+        for name in ("mean_return", "stdev_return", "volatility")
+        if name in forecaster.measures
+    ]
+    if "probabilities" in forecaster.measures:
+        names += ["p_down", "p_flat", "p_up"]
+    usable = [
+        (row, one)
+        for row, one in known
+        if all((column := getattr(one, name)) and np.isfinite(column).all() for name in names)
+    ]
+    return np.array([row for row, _ in usable], dtype=np.int64), [one for _, one in usable]
+
+
+def fields_of(
+    samples: Samples, rows: Ints, forecasts: Sequence[Forecast], measures: Collection[str]
+) -> Fields:
+    """Return the forecasts as fields, in units of σ √h; those of *measures* alone."""
+    root = samples.segment.sigma[rows][:, None] * np.sqrt(samples.horizons)
+
+    def column(name: str) -> Array:
+        return np.array([getattr(one, name) for one in forecasts], dtype=np.float64)
+
+    fields: dict[str, Array] = {}
+    if "mean_return" in measures:
+        fields["mean"] = column("mean_return") / root
+    if "stdev_return" in measures:
+        fields["scale"] = column("stdev_return") / root
+        fields["dof"] = np.full(root.shape, NORMAL)
+    if "volatility" in measures:
+        fields["variance"] = (column("volatility") / root) ** 2
+    if "probabilities" in measures:
+        shares = np.stack([column(name) for name in ("p_down", "p_flat", "p_up")], axis=-1)
+        fields["logits"] = np.log(np.maximum(shares, 1e-9))
+    return {name: of.astype(np.float32) for name, of in fields.items()}
+
+
+def selective_of(rows: Forecasts) -> dict[str, Any]:
+    """Return what accuracy the surest bars gain, by the gates of the fields that are given."""
+    measures: dict[str, Array] = {}
+    side: Array | None = None
+    if rows.gives("probability"):
+        down, _, up = rows.value("probability").T
+        side = (rows.value("logits")[:, 2] - rows.value("logits")[:, 0]).astype(np.float64)
+        measures["direction"] = np.maximum(down, up) / (down + up)
+    if rows.gives("mean"):
+        side = rows.value("mean")
+        measures = {"edge": np.abs(side), **measures}
+    if side is None:
+        return {}
+    hit = np.where(side == 0, 0.5, np.sign(side) == np.sign(rows.labels["returns"]))
+    return statistics.table(hit.astype(np.float64), measures, rows.day)
+
+
+def _sentences(
+    by_horizon: Mapping[str, Mapping[str, Any]],
+    horizon: int,
+    forecaster: UserForecaster,
+    split: Split,
+) -> list[str]:
+    chosen = by_horizon[str(horizon)]
+    until = iso(split.train_until_ms)
+    if forecaster.model.trained_until is None:
+        when = (
+            f"The class does not say until when it was trained (trained_until): the bars after "
+            f"{until} were judged, and they flatter a model that saw them."
+        )
+    else:
+        when = f"Judged on bars after {until}, until which its class says that it was trained."
+    found = [when]
+    found += compared_sentences(by_horizon, horizon, OF_MODEL)
+    if left := sorted(_MEASURES - frozenset(forecaster.measures)):
+        found.append(f"It gives no {', '.join(left)}: their figures are left out.")
+    found.append(NO_ATTENTION)
+    return [*found, *few_days(chosen["days"])]
