@@ -384,14 +384,14 @@ def _require_other(config: Config, card: Mapping[str, Any]) -> None:
 
 def _way(config: Config) -> AttributionMethod:
     """Return how each bar's decision is explained; raise where head weights cannot be read."""
-    from tracepaper.strategies.attention.rollout import RolloutOptions
+    from tracepaper.strategies.attention.methods import Rollout
     from tracepaper.strategies.networks.attribution import AttributionMethod, head_weights
 
     chosen = config.model.explanation
     return AttributionMethod(
         chosen.method,
-        RolloutOptions(
-            head_fusion=chosen.fusion,
+        Rollout(
+            fusion=chosen.fusion,
             head_weights=head_weights(chosen.head_weights) if chosen.head_weights else None,
             discard_ratio=float(chosen.discard),
             residual_weight=float(chosen.residual),

@@ -198,7 +198,7 @@ def _mechanisms(setting: Setting, bars: int, peaks: Peaks | None) -> Iterator[Fi
         for name, one in MECHANISMS.items()
         if one.longest is None or bars <= one.longest
     }
-    routes: dict[str, Route] = {"flash": partial(workloads.forward, inputs, Mask.causal())}
+    routes: dict[str, Route] = {"flash": partial(workloads.forward, inputs, Mask())}
     for name, one in made.items():
         routes |= {f"{name} forward": one.forward, f"{name} explain": one.explain}
     operations: dict[str, int] = {}

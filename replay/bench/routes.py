@@ -28,32 +28,24 @@ from tracepaper.daemon.session.user_class import imported
 from tracepaper.replay.bench import workloads
 from tracepaper.replay.bench.machine import status_kib
 from tracepaper.replay.bench.workloads import Inputs, Setting
-from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.kernels import attend, cross_attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
+    LinearRead,
     attend_linearly,
     distance_from_softmax,
     draw_directions,
     elu_features,
-    linear_confidence,
     random_features,
-    rollout_linearly,
 )
-from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.masks import Mask, closed_keys
+from tracepaper.strategies.attention.methods import confidence, rollout
 from tracepaper.strategies.attention.probsparse import (
+    SparseRead,
     SparseRows,
     attend_sparsely,
-    decided_confidence,
-    rollout_stages,
     sample_keys,
-)
-from tracepaper.strategies.attention.variants import (
-    Scores,
-    StreamRead,
-    closed_keys,
-    cross_attend,
-    cross_confidence,
-    stream_rollout,
 )
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 
@@ -76,7 +68,7 @@ def mask_named(name: str) -> Mask:
     if name == "full":
         return Mask.full()
     if name == "causal":
-        return Mask.causal()
+        return Mask()
     kind, _, bars = name.partition(":")
     if kind != "window" or not bars.isdigit():
         raise ConfigInvalid(f"No mask is called {name!r}; choose full, causal or window:BARS.")
@@ -308,9 +300,9 @@ class Linear:
     def explain(self) -> Tensor:
         """Return the last row's exact rollout; its entropies are computed as well."""
         last = [self._inputs.queries[0].shape[2] - 1]
-        for layer in self._layers:
-            linear_confidence(layer, last, self._mask)
-        return rollout_linearly(self._layers, last, self._mask).weights
+        reads = [LinearRead(layer, self._mask) for layer in self._layers]
+        confidence(reads, last)
+        return rollout(reads, last).weights["bars"]
 
     def distance(self) -> float:
         """Return the distance of the last row from the softmax of the same queries and keys."""
@@ -334,13 +326,13 @@ class ChunkedCausal:
     def forward(self) -> list[Tensor]:
         """Attend in every layer; return the logsumexps."""
         return [
-            attend(*layer, Mask.causal(), backend="chunked", checked=False).logsumexp
+            attend(*layer, Mask(), backend="chunked", checked=False).logsumexp
             for layer in zip(*self._inputs, strict=True)
         ]
 
     def explain(self) -> Tensor:
         """Return the last row's exact rollout; its entropies are computed as well."""
-        return workloads.explain(self._inputs, self._sums, Mask.causal(), "tiles")
+        return workloads.explain(self._inputs, self._sums, Mask(), "tiles")
 
 
 class CrossStreams:
@@ -365,12 +357,14 @@ class CrossStreams:
 
     def explain(self) -> Tensor:
         """Return the last row's exact rollout; its entropies are computed as well."""
-        scores, last = Scores(causal=False, seen=self._seen), [self._lengths[0] - 1]
-        steps = []
-        for (query, key, _), logsumexp in zip(self._layers, self._sums, strict=True):
-            cross_confidence(query, key, logsumexp, last, self._seen)
-            steps.append([StreamRead(0, 1, query, key, logsumexp, scores)])
-        return torch.cat(stream_rollout(steps, self._lengths, last), dim=-1)
+        mask, last = Mask(causal=False, seen=self._seen), [self._lengths[0] - 1]
+        reads = [
+            Layer(query, key, value, logsumexp, mask, source="slower")
+            for (query, key, value), logsumexp in zip(self._layers, self._sums, strict=True)
+        ]
+        confidence(reads, last)
+        found = rollout(reads, last).weights
+        return torch.cat((found["bars"], found["slower"]), dim=-1)
 
 
 class SparseQueries:
@@ -379,22 +373,22 @@ class SparseQueries:
     def __init__(self, inputs: Inputs) -> None:
         self._inputs = inputs
         self._last = inputs.queries[0].shape[2] - 1
-        drawn = sample_keys(self._last + 1, Mask.causal(), seed=0)
+        drawn = sample_keys(self._last + 1, Mask(), seed=0)
         self._samples = drawn.to(inputs.queries[0].device)
         self._rows = self.forward()
 
     def forward(self) -> list[SparseRows]:
         """Attend in every layer; return the rows that attended."""
         return [
-            attend_sparsely(*layer, Mask.causal(), self._samples, always=[self._last]).rows
+            attend_sparsely(*layer, Mask(), self._samples, always=[self._last]).rows
             for layer in zip(*self._inputs, strict=True)
         ]
 
     def explain(self) -> Tensor:
         """Return the last row's exact rollout; its entropies are computed as well."""
-        for rows in self._rows:
-            decided_confidence(rows, self._last)
-        return rollout_stages(self._rows, [self._last]).weights
+        reads = [SparseRead(rows) for rows in self._rows]
+        confidence(reads, [self._last])
+        return rollout(reads, [self._last]).weights["bars"]
 
 
 class Linformer:
@@ -452,8 +446,8 @@ class MeasuredMechanism(NamedTuple):
 
 
 MECHANISMS: Final = {
-    "linear, elu": MeasuredMechanism(partial(Linear, mask=Mask.causal(), feature_map="elu")),
-    "linear, random": MeasuredMechanism(partial(Linear, mask=Mask.causal(), feature_map="random")),
+    "linear, elu": MeasuredMechanism(partial(Linear, mask=Mask(), feature_map="elu")),
+    "linear, random": MeasuredMechanism(partial(Linear, mask=Mask(), feature_map="random")),
     "cross": MeasuredMechanism(CrossStreams),
     "probsparse": MeasuredMechanism(SparseQueries),
     "linformer, not causal": MeasuredMechanism(Linformer),

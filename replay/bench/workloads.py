@@ -13,13 +13,18 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tracepaper.strategies.attention import compiled, reference
-from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.memory import Shape, dense_bytes, require_memory
-from tracepaper.strategies.attention.rollout import rollout_buckets, rollout_by_age, rollout_rows
-from tracepaper.strategies.attention.tiles import visible_pairs
-from tracepaper.strategies.attention.weighted import gradient_rollout_rows
+from tracepaper.strategies.attention.methods import (
+    PLAIN,
+    Rollout,
+    confidence,
+    rollout,
+    rollout_buckets,
+    rollout_by_age,
+)
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import Network
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -90,46 +95,48 @@ def forward(inputs: Inputs, mask: Mask) -> list[Tensor]:
     ]
 
 
+def layers_of(inputs: Inputs, sums: list[Tensor], mask: Mask) -> list[Layer]:
+    """Return the layers that the forward pass left; values stand for gradients, at no cost."""
+    return [
+        Layer(query, key, value, logsumexp, mask, gradient=slope)
+        for query, key, value, logsumexp, slope in zip(
+            *inputs, sums, inputs.values[::-1], strict=True
+        )
+    ]
+
+
 def explain(inputs: Inputs, sums: list[Tensor], mask: Mask, backend: str = "auto") -> Tensor:
     """Return the last row's exact rollout; its entropies are computed as well."""
-    last = inputs.queries[0].shape[2] - 1
-    confidence(inputs.queries, inputs.keys, sums, [last], mask)
-    rollout = rollout_rows(inputs.queries, inputs.keys, sums, [last], mask, backend=backend)
-    return rollout.weights
+    layers = layers_of(inputs, sums, mask)
+    last = [layers[0].shape[2] - 1]
+    confidence(layers, last)
+    return rollout(layers, last, backend=backend).weights["bars"]
 
 
 def explain_many(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
     """Return the rollouts of the last ``MANY_ROWS`` rows in one pass."""
     bars = inputs.queries[0].shape[2]
     rows = range(max(0, bars - MANY_ROWS), bars)
-    return rollout_rows(inputs.queries, inputs.keys, sums, rows, mask).weights
+    return rollout(layers_of(inputs, sums, mask), rows).weights["bars"]
 
 
 def explain_every(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
     """Return every row's rollout over buckets of 64 bars."""
-    if mask.kind is MaskKind.FULL:
-        return rollout_buckets(inputs.queries, inputs.keys, sums, mask).weights
-    return rollout_by_age(inputs.queries, inputs.keys, sums, mask).weights
+    every = rollout_buckets if mask.kind is MaskKind.FULL else rollout_by_age
+    return every(layers_of(inputs, sums, mask)).weights["bars"]
 
 
-def _rolled(inputs: Inputs, sums: list[Tensor], mask: Mask, **options: Any) -> Tensor:  # noqa: ANN401 - of rollout_rows
+def _rolled(inputs: Inputs, sums: list[Tensor], mask: Mask, method: Rollout = PLAIN) -> Tensor:
     last = inputs.queries[0].shape[2] - 1
-    return rollout_rows(inputs.queries, inputs.keys, sums, [last], mask, **options).weights
-
-
-def _by_gradient(inputs: Inputs, sums: list[Tensor], mask: Mask) -> Tensor:
-    # What the gradient is costs nothing: values stand for it.
-    last = inputs.queries[0].shape[2] - 1
-    gradients = inputs.values[::-1]
-    return gradient_rollout_rows(*inputs[:2], sums, inputs.values, gradients, [last], mask).weights
+    return rollout(layers_of(inputs, sums, mask), [last], method).weights["bars"]
 
 
 FORMS: Final[dict[str, Callable[[Inputs, list[Tensor], Mask], Tensor]]] = {
-    "max fusion": partial(_rolled, head_fusion="max"),
-    "discard": partial(_rolled, discard_ratio=0.5),
-    "gradient": _by_gradient,
+    "max fusion": partial(_rolled, method=Rollout(fusion="max")),
+    "discard": partial(_rolled, method=Rollout(discard_ratio=0.5)),
+    "gradient": partial(_rolled, method=Rollout(fusion="gradient")),
 }
-"""The last row by whole rows of each layer, a form each."""
+"""The last row by fusions that take all heads of each row, a form each."""
 
 
 def require_dense(setting: Setting, bars: int, *, available_bytes: int) -> None:
@@ -293,7 +300,7 @@ class WholeWindow:
         found: dict[str, Route] = {}
         for name, network in self._networks.items():
             found[f"{name}_forward"] = partial(self._take, network)
-            found[f"{name}_explained"] = partial(self._take, network.look)
+            found[f"{name}_explained"] = partial(self._take, network.explain)
         return found
 
     def _take(self, way: Callable[[Tensor, Tensor], object]) -> object:
@@ -339,6 +346,11 @@ def matrix_product(setting: Setting, size: int) -> tuple[Route, float]:
     kind: torch.dtype = getattr(torch, setting.dtype)
     one, other = torch.randn(2, size, size, device=setting.device).to(kind)
     return lambda: one @ other, 2.0 * size**3
+
+
+def visible_pairs(bars: int, mask: Mask) -> int:
+    """Return how many (query, key) pairs the mask shows in *bars* bars."""
+    return sum(mask.visible(row, bars) for row in range(bars))
 
 
 def forward_operations(setting: Setting, bars: int, mask: Mask) -> float:

@@ -32,11 +32,11 @@ from tracepaper.replay.explain.recompute import (
 from tracepaper.storage import checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.attention.rollout import RolloutOptions, check_plain_options
+from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.builtin import SymbolAnswer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, DataInvalid
 from tracepaper.strategies.forecasters.attribution import Probe, attending
-from tracepaper.strategies.forecasters.cross_asset import USUAL, over_symbols
+from tracepaper.strategies.forecasters.cross_asset import over_symbols
 from tracepaper.strategies.forecasters.tabular import (
     RowForecaster,
     halves,
@@ -218,14 +218,14 @@ def way_of(asked: TypedMethod, stored: AttributionMethod) -> AttributionMethod:
     """
     method = asked.method or stored.method
     given = {
-        "head_fusion": asked.fusion,
+        "fusion": asked.fusion,
         "residual_weight": asked.residual,
         "start_layer": asked.start_layer,
         "discard_ratio": asked.discard,
         "head_weights": None if asked.head_weights is None else head_weights(asked.head_weights),
     }
     options: dict[str, Any] = {name: one for name, one in given.items() if one is not None}
-    base = stored.options if method == stored.method else RolloutOptions()
+    base = stored.options if method == stored.method else PLAIN
     return AttributionMethod(method, dataclasses.replace(base, **options))
 
 
@@ -233,7 +233,6 @@ def check_asked(asked: TypedMethod) -> None:
     """Raise ``ConfigInvalid`` for what is no method, no option, or no option of that method."""
     try:
         way = way_of(asked, AttributionMethod())
-        check_plain_options(way.options)
         if asked.method is not None:
             way.check()
     except (AttentionInvalid, DataInvalid) as error:
@@ -267,7 +266,7 @@ def explain_by(past: Past, asked: TypedMethod) -> ByMethod:
     bars = past.bars[-len(weights) :]
     return ByMethod(
         way.method,
-        {name: value for name, value in asdict(way.options).items() if name != "scale"},
+        {name: value for name, value in asdict(way.options).items() if name != "horizon"},
         FullAttribution(
             tuple(bar.open_time_ms for bar in bars),
             tuple(bar.close / 10**past.price_decimals for bar in bars),
@@ -452,8 +451,8 @@ class Influence:
     bars: int
     heaviest: tuple[HeavyToken, ...]
     largest_difference: float
-    residual_weight: float = USUAL.residual_weight
-    start_layer: int = USUAL.start_layer
+    residual_weight: float = PLAIN.residual_weight
+    start_layer: int = PLAIN.start_layer
 
     @property
     def row(self) -> tuple[float, ...]:
@@ -494,7 +493,7 @@ def influence(
             f"A network over several symbols is explained by its rollout, not by {way.method}; "
             "leave --method out, or choose rollout."
         )
-    close = forecaster.last_close(way.options)
+    close = forecaster.last_close(way.rollout)
     look = close.look
     at = symbols.index(symbol)
     matrix = look.influence.double().numpy()

@@ -49,7 +49,7 @@ def book_map(folder: Path, path: Path, at_ms: int | None, *, threads: int) -> Bo
     check_fits(recorded.header, card, path)
     config = network.config
     books = _until(recorded, path, at_ms, config.window).shallower(config.levels)
-    seen = network.look(torch.from_numpy(tokens_of(books)))
+    seen = network.explain(torch.from_numpy(tokens_of(books)))
     header = recorded.header
     sentences = card.get("honesty", {}).get("sentences", [])
     return BookMap(

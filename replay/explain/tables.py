@@ -42,7 +42,7 @@ from tracepaper.replay.explain.recompute import (
     Trial,
 )
 from tracepaper.replay.report.listed_orders import listed
-from tracepaper.strategies.forecasters.cross_asset import USUAL
+from tracepaper.strategies.attention.methods import PLAIN
 from tracepaper.strategies.gates.gate import measured, unit_beside
 from tracepaper.strategies.types.decisions import Action
 from tracepaper.strategies.units import interval_text, iso
@@ -563,7 +563,7 @@ def influence_parts(found: Influence) -> Iterator[Part]:
     )
     said = f"Its shares differ by at most {found.largest_difference:.1e} from those stored"
     residual, start = found.residual_weight, found.start_layer
-    if (residual, start) == (USUAL.residual_weight, USUAL.start_layer):
+    if (residual, start) == (PLAIN.residual_weight, PLAIN.start_layer):
         yield Paragraph(f"{said}.")
     else:
         yield Paragraph(f"{said}; these are of residual {residual:g} from layer {start} on.")

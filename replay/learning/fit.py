@@ -509,12 +509,13 @@ class HeadLosses(Objective[Batch]):
         Beside them the correlation of confidence with loss, zero where it has no weight. Weights
         and losses are float32.
         """
-        device, traces = self._device, None
+        device, reads = self._device, None
         weights = batch.weights.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
             rows, positions = batch.values.to(device), batch.positions.to(device)
             if self._options.entropy_weight:
-                outputs, traces = traced(self.network).trace(rows, positions)
+                seen = traced(self.network).trace(rows, positions)
+                outputs, reads = seen.outputs, seen.reads
             else:
                 outputs = self.network(rows, positions)
         outputs = outputs.map(lambda part: part[:, -weights.shape[1] :])  # a window's last bar
@@ -525,9 +526,9 @@ class HeadLosses(Objective[Batch]):
             self._levels,
         )
         averages = averaged(each, weights, whole)
-        if traces is None:
+        if reads is None:
             return averages, averages.new_zeros(())
-        sure = trained_confidence(traces, traced(self.network).mask)
+        sure = trained_confidence(reads)
         return averages, confidence_loss(sure[:, -weights.shape[1] :], each, weights)
 
     @property

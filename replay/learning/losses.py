@@ -25,8 +25,9 @@ from tracepaper.replay.learning.predict import Fields, predict, thinned
 from tracepaper.replay.learning.samples import LABELS, NO_LABEL, Samples
 from tracepaper.replay.learning.statistics import VARIANCE_FLOOR
 from tracepaper.replay.report.metrics import mean_error
-from tracepaper.strategies.attention.entropy import row_confidence, trained_entropy, visible_counts
-from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.methods import trained_entropy
+from tracepaper.strategies.attention.reads import row_confidence
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rolling import Array
 from tracepaper.strategies.networks.architecture import Network, Outputs
@@ -35,7 +36,7 @@ from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, 
 from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.networks.flash import Trace
+    from tracepaper.strategies.attention.reads import Read
 
 
 Labelled = Mapping[str, Tensor]
@@ -426,13 +427,15 @@ def traced(network: Network) -> FlashNetwork:
     return network
 
 
-def trained_confidence(traces: Sequence[Trace], mask: Mask) -> Tensor:
+def trained_confidence(layers: Sequence[Read]) -> Tensor:
     """Return each row's confidence, the mean over layers and heads: [batch, time]."""
-    time = traces[0].query.shape[2]
-    visible = visible_counts(time, mask)
     shares = []
-    for one in traces:
-        entropy = trained_entropy(one.query, one.key, one.logsumexp, mask)
+    for one in layers:
+        assert isinstance(one, Layer), "what a flash network attends by"
+        time = one.shape[2]
+        seen = [one.mask.visible(row, time) for row in range(time)]
+        visible = torch.tensor(seen, device=one.query.device)
+        entropy = trained_entropy(one.query, one.key, one.logsumexp, one.mask)
         shares.append(row_confidence(entropy, visible).mean(dim=1))
     return torch.stack(shares).mean(dim=0)
 

@@ -9,80 +9,78 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tracepaper.strategies.attention.entropy import confidence as confidence
-    from tracepaper.strategies.attention.entropy import row_entropy as row_entropy
-    from tracepaper.strategies.attention.entropy import trained_entropy as trained_entropy
     from tracepaper.strategies.attention.kernels import Attention as Attention
     from tracepaper.strategies.attention.kernels import attend as attend
+    from tracepaper.strategies.attention.kernels import cross_attend as cross_attend
+    from tracepaper.strategies.attention.layer import Layer as Layer
+    from tracepaper.strategies.attention.layer import value_norms as value_norms
+    from tracepaper.strategies.attention.linear import LinearRead as LinearRead
     from tracepaper.strategies.attention.masks import Mask as Mask
-    from tracepaper.strategies.attention.rollout import Rollout as Rollout
-    from tracepaper.strategies.attention.rollout import rollout_rows as rollout_rows
+    from tracepaper.strategies.attention.masks import closed_keys as closed_keys
+    from tracepaper.strategies.attention.methods import Explanation as Explanation
+    from tracepaper.strategies.attention.methods import Rollout as Rollout
+    from tracepaper.strategies.attention.methods import confidence as confidence
+    from tracepaper.strategies.attention.methods import entropy as entropy
+    from tracepaper.strategies.attention.methods import flow as flow
+    from tracepaper.strategies.attention.methods import rollout as rollout
+    from tracepaper.strategies.attention.methods import rollout_buckets as rollout_buckets
+    from tracepaper.strategies.attention.methods import rollout_by_age as rollout_by_age
+    from tracepaper.strategies.attention.methods import trained_entropy as trained_entropy
+    from tracepaper.strategies.attention.probsparse import MapRead as MapRead
+    from tracepaper.strategies.attention.probsparse import SparseRead as SparseRead
+    from tracepaper.strategies.attention.reads import GridRead as GridRead
+    from tracepaper.strategies.attention.reads import MatrixRead as MatrixRead
+    from tracepaper.strategies.attention.reads import Read as Read
     from tracepaper.strategies.attention.streaming import Stream as Stream
-    from tracepaper.strategies.attention.variants import Scores as Scores
-    from tracepaper.strategies.attention.variants import StreamRead as StreamRead
-    from tracepaper.strategies.attention.variants import carry_rows as carry_rows
-    from tracepaper.strategies.attention.variants import closed_keys as closed_keys
-    from tracepaper.strategies.attention.variants import cross_attend as cross_attend
-    from tracepaper.strategies.attention.variants import cross_confidence as cross_confidence
-    from tracepaper.strategies.attention.variants import score_entropy as score_entropy
-    from tracepaper.strategies.attention.variants import score_logsumexp as score_logsumexp
-    from tracepaper.strategies.attention.variants import score_rollout as score_rollout
-    from tracepaper.strategies.attention.variants import stream_rollout as stream_rollout
-    from tracepaper.strategies.attention.weighted import attention_flow as attention_flow
-    from tracepaper.strategies.attention.weighted import (
-        gradient_rollout_rows as gradient_rollout_rows,
-    )
-    from tracepaper.strategies.attention.weighted import norm_rollout_rows as norm_rollout_rows
-    from tracepaper.strategies.attention.weighted import value_norms as value_norms
 
 _HOMES = {
     "Attention": "kernels",
+    "Explanation": "methods",
+    "GridRead": "reads",
+    "Layer": "layer",
+    "LinearRead": "linear",
+    "MapRead": "probsparse",
     "Mask": "masks",
-    "Rollout": "rollout",
-    "Scores": "variants",
+    "MatrixRead": "reads",
+    "Read": "reads",
+    "Rollout": "methods",
+    "SparseRead": "probsparse",
     "Stream": "streaming",
-    "StreamRead": "variants",
     "attend": "kernels",
-    "attention_flow": "weighted",
-    "carry_rows": "variants",
-    "closed_keys": "variants",
-    "confidence": "entropy",
-    "cross_attend": "variants",
-    "cross_confidence": "variants",
-    "gradient_rollout_rows": "weighted",
-    "norm_rollout_rows": "weighted",
-    "rollout_rows": "rollout",
-    "row_entropy": "entropy",
-    "score_entropy": "variants",
-    "score_logsumexp": "variants",
-    "score_rollout": "variants",
-    "stream_rollout": "variants",
-    "trained_entropy": "entropy",
-    "value_norms": "weighted",
+    "closed_keys": "masks",
+    "confidence": "methods",
+    "cross_attend": "kernels",
+    "entropy": "methods",
+    "flow": "methods",
+    "rollout": "methods",
+    "rollout_buckets": "methods",
+    "rollout_by_age": "methods",
+    "trained_entropy": "methods",
+    "value_norms": "layer",
 }
 
 __all__ = [
     "Attention",
+    "Explanation",
+    "GridRead",
+    "Layer",
+    "LinearRead",
+    "MapRead",
     "Mask",
+    "MatrixRead",
+    "Read",
     "Rollout",
-    "Scores",
+    "SparseRead",
     "Stream",
-    "StreamRead",
     "attend",
-    "attention_flow",
-    "carry_rows",
     "closed_keys",
     "confidence",
     "cross_attend",
-    "cross_confidence",
-    "gradient_rollout_rows",
-    "norm_rollout_rows",
-    "rollout_rows",
-    "row_entropy",
-    "score_entropy",
-    "score_logsumexp",
-    "score_rollout",
-    "stream_rollout",
+    "entropy",
+    "flow",
+    "rollout",
+    "rollout_buckets",
+    "rollout_by_age",
     "trained_entropy",
     "value_norms",
 ]

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import TYPE_CHECKING, Final, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 import torch
 
@@ -52,28 +52,12 @@ def explanation(call: Callable[_P, _R]) -> Callable[_P, _R]:
     return exact(torch.no_grad()(call))
 
 
-class Layer(NamedTuple):
-    """One layer's attention as the forward pass left it, with the scale of its products.
-
-    ``query`` and ``key`` are [batch, head, time, dim] as given; ``logsumexp`` is
-    [batch, head, time] in natural logarithms and in the type of all results: float64 for float64
-    inputs, else float32.
-    """
-
-    query: Tensor
-    key: Tensor
-    logsumexp: Tensor
-    scale: float
-    largest: float | None = None
-    """The largest |score| that the norms of query and key allow, where it was asked."""
-
-
 def check_mask(mask: object) -> None:
     """Raise ``AttentionInvalid`` for what is no mask."""
     if not isinstance(mask, Mask):
         kind = "None" if mask is None else f"a {type(mask).__name__}"
         raise AttentionInvalid(
-            f"The mask is {kind}; give Mask.full(), Mask.causal() or Mask.window(bars)."
+            f"The mask is {kind}; give Mask(), Mask.full() or Mask.window(bars)."
         )
 
 
@@ -87,119 +71,6 @@ def check_tensors(**tensors: object) -> None:
 def working_type(tensor: Tensor) -> torch.dtype:
     """Return the type in which *tensor* is explained: float64 stays, all else is float32."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def check_layers(
-    queries: Sequence[Tensor],
-    keys: Sequence[Tensor],
-    logsumexps: Sequence[Tensor],
-    *,
-    scale: float | None = None,
-) -> list[Layer]:
-    """Return the layers in their working type; raise ``AttentionInvalid`` on a misfit.
-
-    ``scale`` is the factor of q·k, by default ``dim ** -0.5`` as in every kernel.
-    """
-    if isinstance(queries, torch.Tensor) or not len(queries) == len(keys) == len(logsumexps):
-        raise AttentionInvalid(
-            "Give one query, one key and one logsumexp a layer, as three sequences of one length."
-        )
-    if not queries:
-        raise AttentionInvalid("There is no layer to explain; give at least one.")
-    layers = [
-        check_layer(query, key, logsumexp, scale=scale, name=f"layer {number}")
-        for number, (query, key, logsumexp) in enumerate(
-            zip(queries, keys, logsumexps, strict=True)
-        )
-    ]
-    for number, layer in enumerate(layers):
-        if (wanted := layers[0].logsumexp).shape != layer.logsumexp.shape:
-            raise AttentionInvalid(
-                f"layer {number} has [batch, head, time] {list(layer.logsumexp.shape)}, layer 0 "
-                f"{list(wanted.shape)}; all layers must agree."
-            )
-        if wanted.device != layer.logsumexp.device or wanted.dtype != layer.logsumexp.dtype:
-            raise AttentionInvalid(
-                f"layer {number} is {layer.query.dtype} on {layer.query.device}, layer 0 "
-                f"{layers[0].query.dtype} on {wanted.device}; move them to one device and type."
-            )
-    return layers
-
-
-def check_layer(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    *,
-    scale: float | None = None,
-    name: str = "the layer",
-) -> Layer:
-    """Return one layer in its working type; raise ``AttentionInvalid`` on a misfit."""
-    check_tensors(query=query, key=key, logsumexp=logsumexp)
-    if query.ndim != AXES or key.ndim != AXES:
-        raise AttentionInvalid(
-            f"{name} needs query and key as [batch, head, time, dim], not "
-            f"{list(query.shape)} and {list(key.shape)}."
-        )
-    if query.shape != key.shape:
-        raise AttentionInvalid(
-            f"{name} has query {list(query.shape)} but key {list(key.shape)}; self-attention "
-            "needs equal shapes, so repeat grouped heads first."
-        )
-    if 0 in query.shape:
-        raise AttentionInvalid(f"{name} is empty: {list(query.shape)}; give at least one bar.")
-    if logsumexp.shape != query.shape[:-1]:
-        raise AttentionInvalid(
-            f"{name} needs logsumexp {list(query.shape[:-1])}, not {list(logsumexp.shape)}; cut "
-            "the padding that some kernels add."
-        )
-    _check_kind(query, key, logsumexp, name)
-    kind = working_type(query)
-    if scale is None:
-        scale = float(query.shape[-1] ** -0.5)
-    if not 0.0 < scale < float("inf"):
-        raise AttentionInvalid(f"The scale must be a positive number, not {scale}.")
-    tensors = {"query": query, "key": key, "logsumexp": logsumexp}
-    totals = [tensor.detach().sum() for tensor in tensors.values()]
-    # Together, so that a device is asked once for what is known of a layer.
-    *sums, one, other = torch.stack([*(x.double() for x in totals), *_longest(query, key)]).tolist()
-    for (label, tensor), total in zip(tensors.items(), sums, strict=True):
-        if not (math.isfinite(total) or bool(torch.isfinite(tensor).all())):
-            raise AttentionInvalid(f"{name} has a NaN or infinite {label}; look for its source.")
-    return Layer(query, key, logsumexp.to(kind), scale, abs(scale) * one * other)
-
-
-def largest_score(layer: Layer) -> float:
-    """Return the largest |score| that the layer's norms allow (Cauchy and Schwarz)."""
-    if layer.largest is not None:
-        return layer.largest
-    one, other = torch.stack(_longest(layer.query, layer.key)).tolist()
-    return abs(layer.scale) * float(one) * float(other)
-
-
-def _longest(query: Tensor, key: Tensor) -> list[Tensor]:
-    """Return the norms of the longest query and key, float64 []."""
-    kind = working_type(query)
-    return [
-        torch.linalg.vector_norm(x.detach(), dim=-1, dtype=kind).amax().double()
-        for x in (query, key)
-    ]
-
-
-def _check_kind(query: Tensor, key: Tensor, logsumexp: Tensor, name: str) -> None:
-    tensors = {"query": query, "key": key, "logsumexp": logsumexp}
-    for label, tensor in tensors.items():
-        if not tensor.is_floating_point():
-            raise AttentionInvalid(f"{name} has a {label} of {tensor.dtype}; give a float type.")
-        if tensor.device != query.device:
-            raise AttentionInvalid(
-                f"{name} has its query on {query.device} but its {label} on {tensor.device}; move "
-                "them to one device."
-            )
-    if query.dtype != key.dtype:
-        raise AttentionInvalid(
-            f"{name} has a query of {query.dtype} and a key of {key.dtype}; give one type."
-        )
 
 
 def check_rows(rows: Sequence[int] | Tensor, time: int) -> list[int]:
@@ -238,26 +109,17 @@ def check_start(start_layer: int, layers: int) -> int:
     return start_layer
 
 
-def check_head_weights(
-    head_weights: Sequence[Sequence[float]] | Sequence[float] | Tensor | None,
-    layers: Sequence[Layer],
-) -> Tensor:
-    """Return [layer, head] shares that sum to 1 a layer; equal shares for None.
-
-    One list serves every layer. Raise ``AttentionInvalid`` on a negative weight, a wrong count
-    or a layer without weight.
-    """
-    like = layers[0].logsumexp
-    return check_shares(head_weights, (len(layers), like.shape[1]), like=like)
-
-
 def check_shares(
     head_weights: Sequence[Sequence[float]] | Sequence[float] | Tensor | None,
     shape: tuple[int, int],
     *,
     like: Tensor,
 ) -> Tensor:
-    """Return shares of *shape* [layer, head], of the type and device of *like*, as above."""
+    """Return [layer, head] shares that sum to 1 a layer; equal shares for None.
+
+    One list serves every layer; *like* says type and device. Raise ``AttentionInvalid`` on a
+    negative weight, a wrong count or a layer without weight.
+    """
     if head_weights is None:
         return torch.full(shape, 1.0 / shape[1], dtype=like.dtype, device=like.device)
     shares = torch.as_tensor(head_weights, dtype=like.dtype, device=like.device)

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tracepaper.strategies.attention.checks import Layer
+    from tracepaper.strategies.attention.masks import Mask
+    from tracepaper.strategies.attention.tiles import Operand
 
 NAMES: Final = ("native_avx512", "native_avx2")
 """The objects, the fastest first."""
@@ -34,8 +34,8 @@ FOLDER: Final = Path(__file__).parent
 ID_DIGITS: Final = 12
 _P, _L, _F = ctypes.c_void_p, ctypes.c_long, ctypes.c_float
 _SIGNATURES: Final = {
-    "rollout": (*[_P] * 5, *[_L] * 7, _F, _L),
-    "entropy": (*[_P] * 4, *[_L] * 5, _F, _L),
+    "rollout": (*[_P] * 6, _F, _F, _L),
+    "entropy": (*[_P] * 5, _F, _F, _L),
     "scan": (*[_P] * 12, _F, _L),
     "buckets": (*[_P] * 8, _F, _F, _L),
 }
@@ -98,57 +98,68 @@ def takes(tensor: Tensor) -> bool:
     return is_plain and not (tensor.requires_grad and torch.is_grad_enabled())
 
 
-def choose(layer: Layer) -> str | None:
+def choose(layer: Operand) -> str | None:
     """Return the fastest object where there is one that takes *layer*, None where there is none."""
-    if not found() or layer.logsumexp.dtype != torch.float32:
+    if not found() or layer.kind != torch.float32 or not layer.mask.is_interval:
         return None
     given = (layer.query, layer.key, layer.logsumexp)
     return available()[0] if all(takes(tensor) for tensor in given) else None
 
 
-def push_rows(layer: Layer, weights: Tensor, mask: Mask, name: str) -> Tensor:
-    """Return each head's ``wᵀA`` for *weights* [batch, row, time]: [batch, head, row, time]."""
-    batch, heads, time, dim = layer.query.shape
+def push_rows(layer: Operand, weights: Tensor, name: str) -> Tensor:
+    """Return each head's ``wᵀA`` for *weights* [batch, row, query]: [batch, head, row, key]."""
     rows = weights.shape[1]
-    product = weights.new_empty(batch, heads, rows, time)
-    tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp, weights)]
-    low, high = _distances(mask, time)
-    sizes = (batch * heads, heads, time, dim, rows, low, high)
-    _call(name, "rollout", *map(_at, (*tensors, product)), *sizes, layer.scale)
+    product = weights.new_empty(layer.batch, layer.heads, rows, layer.keys)
+    # What no row asks for may have a logsumexp of anything: it is made to give nothing. A query
+    # that says it sees nothing is asked all the same, so that one that lies is found.
+    asked = (weights != 0).any(dim=1)[:, None]
+    sums = layer.logsumexp.masked_fill(torch.isneginf(layer.logsumexp), 0.0)
+    sums = sums.masked_fill(~asked, torch.inf)
+    tensors = [_plain(x) for x in (layer.query, layer.key, sums, weights)]
+    _call(name, "rollout", *map(_at, (*tensors, product)), _sizes(layer, rows), *_factors(layer))
     return product
 
 
-def row_masses(layer: Layer, mask: Mask, name: str) -> tuple[Tensor, Tensor]:
-    """Return each row's mass and entropy in nats, both [batch, head, time]."""
-    batch, heads, time, dim = layer.query.shape
-    sums = layer.logsumexp.new_empty(batch * heads, 2, time)
-    tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp)]
-    low, high = _distances(mask, time)
-    _call(
-        name,
-        "entropy",
-        *map(_at, (*tensors, sums)),
-        *(batch * heads, time, dim, -high, -low),
-        layer.scale,
-    )
-    mass, entropy = (part.unflatten(0, (batch, heads)) for part in sums.unbind(1))
+def row_masses(layer: Operand, name: str) -> tuple[Tensor, Tensor]:
+    """Return the keys' mass and entropy in nats of each row, both [batch, head, query]."""
+    sums = layer.logsumexp.new_empty(layer.batch * layer.heads, 2, layer.queries)
+    given = layer.logsumexp.masked_fill(torch.isneginf(layer.logsumexp), 0.0)
+    tensors = [_plain(x) for x in (layer.query, layer.key, given)]
+    _call(name, "entropy", *map(_at, (*tensors, sums)), _sizes(layer, 0), *_factors(layer))
+    mass, entropy = (part.unflatten(0, (layer.batch, layer.heads)) for part in sums.unbind(1))
     return mass, entropy
 
 
 def bucket_rows(
-    layer: Layer, values: Tensor, mask: Mask, shares: Tensor, residual_weight: float, name: str
+    layer: Operand, values: Tensor, shares: Tensor, residual_weight: float, name: str
 ) -> tuple[Tensor, Tensor]:
     """Return ``ρ·R + Σ_h shares_h A_h·R`` for R = *values* [batch, time, column], and the masses.
 
-    These are each row's, [batch, head, time].
+    These are each row's, [batch, head, time]. The layer has as many key heads as heads.
     """
-    batch, heads, time, dim = layer.query.shape
-    result, mass = torch.empty_like(values), values.new_zeros(batch, heads, time)
+    result, mass = torch.empty_like(values), values.new_zeros(layer.logsumexp.shape)
     tensors = [_plain(x) for x in (layer.query, layer.key, layer.logsumexp, shares, values)]
-    sizes = (batch, heads, time, dim, values.shape[2], *_distances(mask, time))
+    low, high = _distances(layer.mask, layer.queries)
+    sizes = (layer.batch, layer.heads, layer.queries, layer.dim, values.shape[2], low, high)
     shape = (ctypes.c_long * len(sizes))(*sizes)
     _call(name, "buckets", *map(_at, (*tensors, mass, result)), shape, residual_weight, layer.scale)
     return result, mass
+
+
+def _sizes(layer: Operand, rows: int) -> ctypes.Array[ctypes.c_long]:
+    """Return what the loops are told of a layer: counts, and the bounds of query less key."""
+    first = layer.mask.first if isinstance(layer.mask.first, int) else layer.keys - layer.queries
+    low, high = _distances(layer.mask, layer.queries + layer.keys + abs(first))
+    sizes = (
+        *(layer.batch * layer.heads, layer.heads, layer.group),
+        *(layer.queries, layer.keys, layer.dim, rows, low - first, high - first),
+    )
+    return (ctypes.c_long * len(sizes))(*sizes)
+
+
+def _factors(layer: Operand) -> tuple[float, float]:
+    """Return the scale, and the soft cap or 0."""
+    return layer.scale, layer.softcap or 0.0
 
 
 class Scanned(NamedTuple):
@@ -228,12 +239,7 @@ def _at(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-def _distances(mask: Mask, time: int) -> tuple[int, int]:
-    """Return how far back a visible key is at least and at most."""
-    match mask.kind:
-        case MaskKind.FULL:
-            return -time, time
-        case MaskKind.CAUSAL:
-            return 0, time
-        case MaskKind.WINDOW:
-            return 0, min(mask.window_bars - 1, time)
+def _distances(mask: Mask, most: int) -> tuple[int, int]:
+    """Return how far back a visible key is at least and at most; *most* is beyond all."""
+    low = 0 if mask.causal else -most if mask.after is None else -mask.after
+    return low, most if mask.before is None else min(mask.before, most)

@@ -14,24 +14,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import torch
 
 from tracepaper.strategies.attention.checks import (
-    check_layer,
     check_mask,
     check_rows,
     explanation,
 )
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.tiles import (
-    RowBlock,
-    check_mass,
-    hide_,
-    mass_tolerance,
-    operand,
-    restate,
-)
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from tracepaper.strategies.attention.reads import Read
 
 EVENT_BARS: Final = 8
 """How many bars may make up an event."""
@@ -332,61 +325,20 @@ def head_figures(weights: Tensor, rows: Sequence[int], visible: int) -> list[Hea
     ]
 
 
-@explanation
-def head_rows(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    rows: Sequence[int] | Tensor,
-    mask: Mask,
-    *,
-    scale: float | None = None,
-) -> Tensor:
-    """Return the attention rows of each head: [batch, head, row, time], in O(rows · N).
+def read_heads(layers: Sequence[Read], rows: Sequence[int] | Tensor) -> list[list[HeadReading]]:
+    """Describe each head of the first batch element: a list of heads for each of *layers*.
 
-    Shapes and errors are those of ``row_entropy``.
+    *rows* are some dozens of bars that see equally many keys, as all do that lie a window or more
+    from the start. Raises ``AttentionInvalid``.
     """
-    check_mask(mask)
-    given = check_layer(query, key, logsumexp, scale=scale)
-    layer = restate(given, mask)
-    time = query.shape[2]
-    wanted = check_rows(rows, time)
-    laid = operand(layer)
-    entries = torch.baddbmm(
-        laid.minus_logsumexp[:, wanted], laid.queries[:, wanted], laid.keys_by_dim
-    ).exp2_()
-    for at, row in enumerate(wanted):
-        hide_(entries[:, at : at + 1], RowBlock(row, row + 1, 0, time, None), mask, 0)
-    mass = entries.sum(dim=-1)
-    check_mass(mass[None], torch.ones_like(mass[:1]), mass_tolerance(layer))
-    by_head: Tensor = entries.view(*query.shape[:2], len(wanted), time)
-    return by_head.to(given.logsumexp.dtype)
-
-
-def read_heads(
-    queries: Sequence[Tensor],
-    keys: Sequence[Tensor],
-    logsumexps: Sequence[Tensor],
-    rows: Sequence[int] | Tensor,
-    mask: Mask,
-) -> list[list[HeadReading]]:
-    """Describe each head of the first batch element: a list of heads for each layer.
-
-    Arguments are those of ``rollout_rows``; *rows* are some dozens of bars that see equally many
-    keys, as all do that lie a window or more from the start. Raises ``AttentionInvalid``.
-    """
-    check_mask(mask)
-    wanted = check_rows(rows, queries[0].shape[2])
-    counts = {mask.visible(row, queries[0].shape[2]) for row in wanted}
+    wanted = check_rows(rows, layers[0].shape[2])
+    counts = set(layers[0].visible(wanted)[0].tolist())
     if len(counts) != 1:
         raise AttentionInvalid(
             "Heads are read from rows that see equally many keys; give later rows."
         )
     visible = counts.pop()
-    return [
-        [read_head(one, wanted, visible) for one in head_rows(query, key, sums, wanted, mask)[0]]
-        for query, key, sums in zip(queries, keys, logsumexps, strict=True)
-    ]
+    return [[read_head(one, wanted, visible) for one in layer.rows(wanted)[0]] for layer in layers]
 
 
 def specialisation(rows: Tensor) -> Tensor:

@@ -24,7 +24,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tracepaper.strategies.attention.backends import BACKENDS, HALF, Kernel, kernel_for
+from tracepaper.strategies.attention.backends import (
+    BACKENDS,
+    HALF,
+    Chunked,
+    Kernel,
+    kernel_for,
+)
 from tracepaper.strategies.attention.checks import (
     DTYPES,
     check_mask,
@@ -359,6 +365,63 @@ def attend(
     return refuse_overflow(made, largest, key.shape[2])
 
 
+@exact
+def cross_attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    seen: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    backend: str = "auto",
+) -> Attention:
+    """Attend from *query* [batch, head, query, dim] to another stream: output and logsumexp.
+
+    *key* and *value* are [batch, head, key, dim], of any length; *seen* [query] or [batch, query]
+    says how many leading keys each query sees, None shows all. A query that sees none reads 0, its
+    logsumexp is -inf. Differentiable; all keys go by *backend*, some by blocks of queries in
+    memory that does not grow with query · key. Raises ``AttentionInvalid`` as ``attend`` does.
+    """
+    if seen is None:
+        return attend(query, key, value, Mask.full(), scale=scale, backend=backend)
+    check_inputs(query, key, value, Mask.full())
+    factor = 1.0 / math.sqrt(query.shape[-1]) if scale is None else scale
+    if torch.compiler.is_compiling():
+        return _written_out(query, key, value, seen.view(-1, query.shape[2]), factor)
+    largest = check_products(query, key, factor, value=value)[2]
+    shown = _checked_seen(seen, query, key)
+    causal = False
+    made = Attention(*square_attention(query, key, value, Chunked(shown), causal, factor))
+    return refuse_overflow(made, largest, key.shape[2])
+
+
+def _written_out(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, factor: float
+) -> Attention:
+    """Attend with all scores stored: an export has no blocks of keys that numbers choose."""
+    shown = torch.arange(key.shape[2], device=key.device) < seen[:, None, :, None]
+    scores = (factor * query @ key.mT).float().masked_fill(~shown, -torch.inf)
+    logsumexp = scores.logsumexp(dim=-1)
+    entries = (scores - logsumexp.clamp_min(torch.finfo(scores.dtype).min)[..., None]).exp()
+    return Attention(entries.to(value.dtype) @ value, logsumexp)
+
+
+def _checked_seen(seen: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """Return *seen* as [batch or 1, query]; raise where it is not whole numbers of keys."""
+    check_tensors(seen=seen)
+    fits = seen.shape in (query.shape[2:3], (len(query), query.shape[2]))
+    if seen.is_floating_point() or seen.dtype == torch.bool or not fits:
+        raise AttentionInvalid(
+            f"seen is {seen.dtype} {list(seen.shape)} for {query.shape[2]} queries; give one whole "
+            "number a query."
+        )
+    if not bool(((seen >= 0) & (seen <= key.shape[2])).all()):
+        raise AttentionInvalid(
+            f"seen must be from 0 to {key.shape[2]}, the keys that there are; count them anew."
+        )
+    return seen.to(query.device).view(-1, query.shape[2])
+
+
 def refuse_overflow(made: Attention, largest: float, keys: int) -> Attention:
     """Return *made* of finite inputs, values as large as *largest*; raise if they overflowed.
 
@@ -406,7 +469,7 @@ def _run(
 def _simplify(mask: Mask, time: int) -> Mask:
     """Return the causal mask for a window as long as the sequence."""
     if mask.kind is MaskKind.WINDOW and mask.window_bars >= time:
-        return Mask.causal()
+        return Mask()
     return mask
 
 
@@ -455,6 +518,10 @@ def resolve(
 def check_inputs(query: Tensor, key: Tensor, value: Tensor, mask: Mask) -> None:
     """Raise ``AttentionInvalid`` for tensors that do not fit together under *mask*."""
     check_mask(mask)
+    if mask.kind is MaskKind.OTHER:
+        raise AttentionInvalid(
+            "attend takes Mask(), Mask.full() and Mask.window(bars); give another one to a Layer."
+        )
     check_tensors(query=query, key=key, value=value)
     for name, x in (("query", query), ("key", key), ("value", value)):
         if x.ndim != _RANK:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -22,15 +23,13 @@ from tracepaper.strategies.attention.checks import (
     AXES,
     check_mask,
     check_rows,
-    check_share,
     check_tensors,
     exact,
     explanation,
     working_type,
 )
-from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
-from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.rollout import Rollout, finish
+from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind
+from tracepaper.strategies.attention.reads import MEAN, Fuse, Read, Step
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -147,14 +146,6 @@ def linear_rows(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
 
 
 @explanation
-def linear_confidence(layer: LinearLayer, rows: Sequence[int], mask: Mask) -> Tensor:
-    """Return ``1 - H / ln n`` of chosen *rows*: [batch, head, row]."""
-    terms: Tensor = torch.special.entr(linear_rows(layer, rows, mask))
-    visible = visible_counts(layer.query.shape[-2], mask, rows).to(terms.device)
-    return row_confidence(terms.sum(dim=-1), visible)
-
-
-@explanation
 def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
     """Return ``w · mean_h A_h`` of row vectors *weights* [batch, row, time], in O(N · features)."""
     _check(layer.query, layer.key, mask)
@@ -171,33 +162,48 @@ def push_linearly(layer: LinearLayer, weights: Tensor, mask: Mask) -> Tensor:
     return torch.cat(parts[::-1], dim=-1).mean(dim=1).to(weights.dtype)
 
 
-@explanation
-def rollout_linearly(
-    layers: Sequence[LinearLayer],
-    rows: Sequence[int],
-    mask: Mask,
-    *,
-    residual_weight: float = 0.5,
-    start_layer: int = 0,
-) -> Rollout:
-    """Return the rollout of *rows* through linear layers: weights [batch, row, time].
+@dataclass(frozen=True, eq=False)
+class LinearRead(Read):
+    """A layer of linear attention, whose heads are fused by their even mean alone."""
 
-    Exact, of the matrices that the layers imply; heads are fused by their mean. Raises
-    ``AttentionInvalid`` for no layer and for options that do not fit.
-    """
-    if not 0 <= start_layer < len(layers):
-        raise AttentionInvalid(
-            f"Layer {start_layer} is none of {len(layers)}; start at one that there is."
-        )
-    check_share(residual_weight, "residual_weight")
-    batch, _, time, _ = layers[0].query.shape
-    chosen = list(check_rows(rows, time))
-    weights = layers[0].query.new_zeros(batch, len(chosen), time)
-    weights[:, range(len(chosen)), chosen] = 1.0
-    for layer in reversed(layers[start_layer:]):
-        pushed = push_linearly(layer, weights, mask)
-        weights = residual_weight * weights + (1.0 - residual_weight) * pushed
-    return finish(weights, normalise=True)
+    of: LinearLayer
+    mask: Mask = CAUSAL
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+        batch, heads, time = self.of.query.shape[:3]
+        return batch, heads, time, time
+
+    @explanation
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* below the layer, in O(N · features)."""
+        if fuse.fusion != "mean" or fuse.discard_ratio or fuse.shares is not None:
+            raise AttentionInvalid(
+                "Linear attention is explained by its rollout over the heads' mean; leave all but "
+                "the residual and the start layer out."
+            )
+        weights = weights.to(self.of.query.device, self.of.query.dtype)
+        return Step(weights, push_linearly(self.of, weights, self.mask))
+
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return where each head of *queries* looks."""
+        return linear_rows(self.of, queries, self.mask)
+
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many keys each query sees."""
+        batch, _, time, _ = self.shape
+        chosen = range(time) if queries is None else queries
+        counts = torch.tensor([self.mask.visible(row, time) for row in chosen])
+        return counts.expand(batch, -1)
+
+    def content_free(self) -> LinearRead:
+        """Return it with features that are all alike."""
+        ones = torch.ones_like(self.of.query)
+        time, features = ones.shape[2:]
+        counts = self.visible().to(ones)[:, None] * features
+        normaliser = counts.expand(*ones.shape[:2], time)
+        return replace(self, of=LinearLayer(ones, ones, normaliser))
 
 
 @explanation

@@ -1,4 +1,6 @@
-"""Which keys a query may see: full, causal or a causal window.
+"""Which keys a query may see: causal, windows to either side, padding, and any stored table.
+
+All restrictions of a ``Mask`` apply together, and none but ``dense`` is an N x N array.
 
 The rule is docs/attention.md, A2.
 """
@@ -6,19 +8,27 @@ The rule is docs/attention.md, A2.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
+
+import torch
+from torch import Tensor
 
 from tracepaper.strategies.errors import AttentionInvalid
 
+_TABLE_AXES = 4
+
 
 class MaskKind(StrEnum):
-    """The kinds of visibility that every backend supports."""
+    """What kernels tell apart; ``OTHER`` is everything that they do not take."""
 
     FULL = "full"
     CAUSAL = "causal"
     WINDOW = "window"
+    OTHER = "other"
 
 
 def whole(number: object, name: str) -> int:
@@ -35,23 +45,52 @@ def whole(number: object, name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A visibility rule over positions in time; never an N x N array.
+    """What queries see of keys; without arguments itself and everything before it."""
 
-    ``window`` counts the query itself: a bar sees itself and ``window - 1`` earlier ones.
-    """
+    causal: bool = True
+    before: int | None = None
+    """At most so many older keys, the query's own position aside."""
+    after: int | None = None
+    """At most so many newer keys."""
+    first: int | Sequence[int] | Tensor | None = None
+    """Position of query 0 among the keys, one a sequence or for all; None: at their end."""
+    starts: Sequence[int] | Tensor | None = None
+    """The first key [batch] that is no padding."""
+    stops: Sequence[int] | Tensor | None = None
+    """One past the last key [batch] that is no padding."""
+    seen: Tensor | None = None
+    """Leading keys that each query sees at most: int64 [query] or [batch, query]."""
+    dense: Tensor | None = None
+    """Booleans, or what is added to scores; broadcast to [batch, head, query, key]."""
 
-    kind: MaskKind
-    window_bars: int = 0
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for what is no mask."""
+        for name in ("before", "after"):
+            value = getattr(self, name)
+            if value is not None and whole(value, name) < 0:
+                raise AttentionInvalid(f"{name} is {value}; give 0 keys or more.")
+        for name in ("first", "starts", "stops"):
+            value = getattr(self, name)
+            if value is None or (name == "first" and isinstance(value, int)):
+                continue
+            object.__setattr__(self, name, _whole_numbers(value, name))
+        seen = self.seen
+        if seen is not None and (
+            not isinstance(seen, Tensor) or seen.is_floating_point() or seen.dtype == torch.bool
+        ):
+            raise AttentionInvalid("seen must hold whole numbers, int64 [query] or [batch, query].")
+        if self.dense is not None and not (
+            isinstance(self.dense, Tensor)
+            and (self.dense.dtype == torch.bool or self.dense.is_floating_point())
+        ):
+            raise AttentionInvalid(
+                "A dense mask is a tensor of booleans, or of floats to be added to the scores."
+            )
 
     @classmethod
     def full(cls) -> Mask:
         """Let every query see every key."""
-        return cls(MaskKind.FULL)
-
-    @classmethod
-    def causal(cls) -> Mask:
-        """Let a query see itself and everything before it."""
-        return cls(MaskKind.CAUSAL)
+        return cls(causal=False)
 
     @classmethod
     def window(cls, bars: int) -> Mask:
@@ -62,14 +101,142 @@ class Mask:
         bars = whole(bars, "A window's bars")
         if bars < 1:
             raise AttentionInvalid(f"A window must hold at least 1 bar, not {bars}; widen it.")
-        return cls(MaskKind.WINDOW, bars)
+        return cls(before=bars - 1)
+
+    @staticmethod
+    def from_dense(mask: Tensor) -> Mask:
+        """Return the mask that *mask* [.., query, key] is: causal, a window, padding, else dense.
+
+        Booleans show what is True; floats are added to scores, and -inf, or the least number of
+        their type, hides. What is recognised costs no more than its own tiles.
+        """
+        table = mask
+        if mask.is_floating_point():
+            least = torch.finfo(mask.dtype).min
+            table = mask > least
+            if bool((mask.masked_fill(~table, 0.0) != 0).any()):
+                return Mask(causal=False, dense=mask)
+        while table.ndim < _TABLE_AXES:
+            table = table[None]
+        kept = Mask(causal=False, dense=table)
+        if table.shape[1] > 1 and not bool((table == table[:, :1]).all()):
+            return kept
+        made = _recognised(table[:, 0])
+        return kept if made is None else made
+
+    @property
+    def kind(self) -> MaskKind:
+        """Which of the masks of a kernel it is, for as many queries as keys."""
+        others = (self.after if not self.causal else None, self.first, self.starts, self.stops)
+        if any(x is not None for x in (*others, self.seen, self.dense)):
+            return MaskKind.OTHER
+        if not self.causal:
+            return MaskKind.FULL if self.before is None else MaskKind.OTHER
+        return MaskKind.CAUSAL if self.before is None else MaskKind.WINDOW
+
+    @property
+    def window_bars(self) -> int:
+        """Keys that a query of a causal window sees, its own included; 0 for no window."""
+        return 0 if self.before is None else self.before + 1
+
+    @property
+    def is_interval(self) -> bool:
+        """Whether age alone says what each query sees, alike in every sequence."""
+        several = (self.starts, self.stops, self.seen, self.dense)
+        return all(x is None for x in several) and (
+            self.first is None or isinstance(self.first, int)
+        )
 
     def visible(self, row: int, length: int) -> int:
-        """Return how many of *length* keys query *row* (from 0) sees."""
-        match self.kind:
-            case MaskKind.FULL:
-                return length
-            case MaskKind.CAUSAL:
-                return row + 1
-            case MaskKind.WINDOW:
-                return min(row + 1, self.window_bars)
+        """Return how many of *length* keys query *row* (from 0) sees, of as many queries."""
+        last = row if self.causal else length - 1
+        if self.after is not None:
+            last = min(last, row + self.after)
+        oldest = 0 if self.before is None else max(0, row - self.before)
+        return min(last, length - 1) - oldest + 1
+
+
+CAUSAL: Final = Mask()
+"""What a query sees where nothing else is said."""
+
+
+def _whole_numbers(value: object, name: str) -> tuple[int, ...]:
+    """Return *value* as a tuple of whole numbers; raise where it is none."""
+    numbers = value.tolist() if isinstance(value, Tensor) else value
+    if not isinstance(numbers, Sequence):
+        raise AttentionInvalid(f"{name} is {value!r}; give one whole number a sequence.")
+    return tuple(whole(number, f"The numbers of {name}") for number in numbers)
+
+
+def _recognised(table: Tensor) -> Mask | None:
+    """Return what *table* [batch, query, key] is by age and padding; None for anything else."""
+    batch, queries, keys = table.shape
+    if not keys or not queries:
+        return None
+    shown = table.any(dim=-1)  # [batch, query]
+    if not bool(shown.any()):
+        return None
+    lowest = table.int().argmax(dim=-1)  # of equal entries the first
+    highest = keys - 1 - table.flip(-1).int().argmax(dim=-1)
+    at = torch.arange(queries, device=table.device) + keys - queries
+    starts = lowest.masked_fill(~shown, keys).amin(dim=-1)
+    stops = highest.masked_fill(~shown, -1).amax(dim=-1) + 1
+    # Rows that padding alone bounds say nothing of how far one looks.
+    is_newer = shown & (highest + 1 < stops[:, None])
+    is_older = shown & (lowest > starts[:, None])
+    after = int((highest - at).masked_fill(~is_newer, -1).amax())
+    before = int((at - lowest).masked_fill(~is_older, -1).amax())
+    made = Mask(
+        causal=after == 0,
+        before=None if before < 0 else before,
+        after=None if after <= 0 else after,
+        starts=None if bool((starts == 0).all()) else starts,
+        stops=None if bool((stops == keys).all()) else stops,
+    )
+    is_same = torch.equal(shown_table(made, batch, queries, keys, table.device), table)
+    return made if is_same else None
+
+
+def shown_table(
+    mask: Mask, batch: int, queries: int, keys: int, device: torch.device | None = None
+) -> Tensor:
+    """Return the boolean [batch, query, key] of what age, padding and ``seen`` show."""
+    at = torch.arange(queries, device=device) + first_of(mask, queries, keys, device)[:, None]
+    key = torch.arange(keys, device=device)
+    age = at[..., None] - key  # [batch or 1, query, key]
+    shown = torch.ones_like(age, dtype=torch.bool)
+    if mask.causal:
+        shown &= age >= 0
+    if mask.before is not None:
+        shown &= age <= mask.before
+    if mask.after is not None:
+        shown &= age >= -mask.after
+    if mask.starts is not None:
+        shown = shown & (key >= torch.tensor(mask.starts, device=device)[:, None, None])
+    if mask.stops is not None:
+        shown = shown & (key < torch.tensor(mask.stops, device=device)[:, None, None])
+    if mask.seen is not None:
+        seen = mask.seen.to(key.device).view(-1, queries)
+        shown = shown & (key < seen[..., None])
+    return shown.expand(batch, queries, keys)
+
+
+def first_of(mask: Mask, queries: int, keys: int, device: torch.device | None = None) -> Tensor:
+    """Return the position of query 0 among the keys: int64 [batch], or [1] for all alike."""
+    if mask.first is None:
+        return torch.tensor([keys - queries], device=device)
+    return torch.as_tensor(mask.first, device=device, dtype=torch.int64).reshape(-1)
+
+
+def closed_keys(query_closes: Tensor, key_closes: Tensor) -> Tensor:
+    """Return how many keys have closed by each query's close: int64, for ``Mask.seen``.
+
+    Both are int64 times of one clock (milliseconds, say), [.., query] and [.., key], the keys'
+    ascending. A key that closes with the query counts. Raises ``AttentionInvalid``.
+    """
+    if query_closes.is_floating_point() or key_closes.is_floating_point():
+        raise AttentionInvalid("Times are whole numbers; give milliseconds as int64.")
+    # An export asks no numbers.
+    if not torch.compiler.is_compiling() and bool((key_closes.diff(dim=-1) < 0).any()):
+        raise AttentionInvalid("The keys' times do not ascend; sort the stream by its closes.")
+    return torch.searchsorted(key_closes.contiguous(), query_closes.contiguous(), right=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.tiles import STRIPE_ENTRIES
+from tracepaper.strategies.attention.tiles import TILE_ENTRIES
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.types.decisions import BLOCK_BARS
 
@@ -50,14 +50,14 @@ def training_bytes(shape: Shape, time: int, *, checkpointing: bool = False) -> i
 
 
 def rollout_bytes(shape: Shape, time: int, *, rows: int = 1, whole_rows: bool = False) -> int:
-    """Return the peak of ``rollout_rows``: queries, keys and logsumexp of all layers, and tiles.
+    """Return the peak of ``rollout``: queries, keys and logsumexp of all layers, and tiles.
 
-    ``whole_rows`` is for max and min fusion, discarding and weighted rollouts: a stripe in hand,
-    the next one, and what both are fused into.
+    ``whole_rows`` is for max and min fusion, discarding and weighted rollouts: what a tile of all
+    heads is fused into.
     """
     kept = shape.batch * time * (2 * shape.dim + shape.heads) * shape.layers
     laid_out = shape.batch * time * (2 * shape.dim + 4 * shape.heads * rows)
-    stripes = 3 * min(STRIPE_ENTRIES, shape.heads * time * time) if whole_rows else 0
+    stripes = 3 * min(TILE_ENTRIES, shape.heads * time * time) if whole_rows else 0
     return (kept + laid_out + stripes) * shape.bytes_a_number + _SCRATCH_BYTES
 
 

@@ -109,8 +109,8 @@ struct job {
     const float *query, *key, *value, *sums, *weights;
     float *output, *figures, *rollout;
     const long *counts;
-    long heads, time, dim, rows, low, high, query_pair, query_time, key_pair, key_time, rollout_stream, end, window, width;
-    float factor, residual;
+    long heads, group, time, keys, dim, rows, low, high, query_pair, query_time, key_pair, key_time, rollout_stream, end, window, width;
+    float factor, residual, cap;
 };
 
 /* Zero what is not visible: of rows 0 … held - 1, the first of them distance beyond the panel's first of count columns. */
@@ -140,20 +140,28 @@ static long run(struct job *job, long threads) {
     return job->failed;
 }
 
-/* A panel of keys met by all rows, for Σ_i w_i p_ij (weights given), or of rows met by all keys, for each row's mass
- * and entropy. low ≤ met - panel ≤ high is visible. */
+/* c·tanh(x / c) of scores to base 2, c too. */
+INLINE vec capped(vec x, float cap) {
+    vec e = power(x * (2.0f * LOG2_E / cap));
+    return cap - 2.0f * cap / (e + 1.0f);
+}
+
+/* A panel of keys met by all queries, for Σ_i w_i p_ij (weights given), or of queries met by all keys, for each query's mass
+ * and entropy. Several heads share a key head. low ≤ met - panel ≤ high is visible. */
 INLINE void sweep(const struct job *job, long item, int entropy) {
-    long panels = (job->time + PANEL - 1) / PANEL, pair = item / panels, at = item % panels * PANEL, time = job->time;
-    long dim = job->dim, rows = entropy ? 2 : job->rows, start = pair * time;
-    const float *met = (entropy ? job->key : job->query) + start * dim, *sums = job->sums + start;
-    const float *weights = entropy ? NULL : job->weights + pair / job->heads * rows * time;
-    long first = most(0, at + job->low), last = least(time, least(time, at + PANEL) + job->high), count = least(PANEL, time - at);
+    long many = entropy ? job->time : job->keys, all = entropy ? job->keys : job->time;
+    long panels = (many + PANEL - 1) / PANEL, pair = item / panels, at = item % panels * PANEL;
+    long dim = job->dim, rows = entropy ? 2 : job->rows, start = pair * job->time;
+    const float *query = job->query + start * dim, *key = job->key + pair / job->group * job->keys * dim;
+    const float *met = entropy ? key : query, *sums = job->sums + start;
+    const float *weights = entropy ? NULL : job->weights + pair / job->heads * rows * all;
+    long first = most(0, at + job->low), last = least(all, least(many, at + PANEL) + job->high), count = least(PANEL, many - at);
     float *panel = aligned_alloc(64, 4 * PANEL * dim + 8 * rows * PANEL * 4);
     if (!panel) { __atomic_store_n(&((struct job *)job)->failed, 1, __ATOMIC_RELAXED); return; }
     vec(*sum)[VECS] = (void *)(panel + PANEL * dim), (*part)[VECS] = sum + rows;
     vec own[VECS];
-    EACH(v, VECS) EACH(i, LANES) own[v][i] = entropy ? -LOG2_E * sums[least(at + v * LANES + i, time - 1)] : 0;
-    pack(panel, (entropy ? job->query : job->key) + (start + at) * dim, dim, count, dim, job->factor);
+    EACH(v, VECS) EACH(i, LANES) own[v][i] = entropy ? -LOG2_E * sums[least(at + v * LANES + i, many - 1)] : 0;
+    pack(panel, (entropy ? query : key) + at * dim, dim, count, dim, job->factor);
     memset(sum, 0, sizeof(*sum) * rows);
     for (long chunk = first; chunk < last; chunk += CHUNK) {
         memset(part, 0, sizeof(*part) * rows);
@@ -161,11 +169,16 @@ INLINE void sweep(const struct job *job, long item, int entropy) {
             long held = least(ROWS, least(last, chunk + CHUNK) - i);
             int used = entropy;
             for (long m = 0; !entropy && m < rows; m++)
-                for (long r = 0; r < held; r++) used |= weights[m * time + i + r] != 0;
+                for (long r = 0; r < held; r++) used |= weights[m * all + i + r] != 0;
             if (!used) continue;
             vec score[ROWS][VECS], p[ROWS][VECS];
-            EACH(r, ROWS) EACH(v, VECS) score[r][v] = entropy ? splat(0) : splat(-LOG2_E * sums[i + least(r, held - 1)]);
+            int starts = !entropy && !job->cap; /* a cap stands between the product and the logsumexp */
+            EACH(r, ROWS) EACH(v, VECS) score[r][v] = starts ? splat(-LOG2_E * sums[i + least(r, held - 1)]) : splat(0);
             multiply(score, ROWS, met + i * dim, dim, held - 1, panel, dim);
+            if (job->cap) {
+                EACH(r, ROWS) EACH(v, VECS) score[r][v] = capped(score[r][v], job->cap);
+                if (!entropy) EACH(r, ROWS) EACH(v, VECS) score[r][v] -= LOG2_E * sums[i + least(r, held - 1)];
+            }
             EACH(r, ROWS) EACH(v, VECS) p[r][v] = power(score[r][v] + own[v]);
             if (held < ROWS || i - (at + PANEL - 1) < job->low || i + ROWS - 1 - at > job->high)
                 hide(p, i - at, held, count, job->low, job->high);
@@ -175,34 +188,47 @@ INLINE void sweep(const struct job *job, long item, int entropy) {
             } else
                 for (long m = 0; m < rows; m++)
                     EACH(r, ROWS) {
-                        float weight = r < held ? weights[m * time + i + r] : 0;
+                        float weight = r < held ? weights[m * all + i + r] : 0;
                         EACH(v, VECS) part[m][v] += weight * p[r][v];
                     }
         }
         for (long m = 0; m < rows; m++) EACH(v, VECS) sum[m][v] += part[m][v];
     }
-    if (entropy) EACH(v, VECS) sum[1][v] = -LN_2 * (own[v] + sum[1][v] / sum[0][v]); /* logsumexp less the mean score */
-    for (long m = 0; m < rows; m++) memcpy(job->output + (pair * rows + m) * time + at, sum[m], 4 * count);
+    if (entropy) EACH(v, VECS) { /* mass times the logsumexp less the mean score */
+        vec whole = MAX(sum[0][v], splat(1e-30f));
+        sum[1][v] = -LN_2 * sum[0][v] * (MAX(own[v], splat(HIDDEN)) + sum[1][v] / whole);
+    }
+    for (long m = 0; m < rows; m++) memcpy(job->output + (pair * rows + m) * many + at, sum[m], 4 * count);
     free(panel);
 }
 
 static void roll(const struct job *job, long item) { sweep(job, item, 0); }
 static void spread(const struct job *job, long item) { sweep(job, item, 1); }
 
-/* wᵀA of each head: query and key [pair, time, dim], sums [pair, time], weights [batch, rows, time] -> [pair, rows, time]. */
-long rollout(const float *query, const float *key, const float *sums, const float *weights, float *output, long pairs,
-             long heads, long time, long dim, long rows, long low, long high, float scale, long threads) {
-    struct job job = {.work = roll, .items = pairs * ((time + PANEL - 1) / PANEL), .query = query, .key = key, .sums = sums,
-                      .weights = weights, .output = output, .heads = heads, .time = time, .dim = dim, .rows = rows, .low = low,
-                      .high = high, .factor = scale * LOG2_E};
+/* sizes: pairs of sequence and head, heads, heads of a key head, queries, keys, dim, rows, and the least and most of query - key. */
+static struct job layer(const float *query, const float *key, const float *sums, const long *sizes, float scale, float cap) {
+    return (struct job){.query = query, .key = key, .sums = sums, .heads = sizes[1], .group = sizes[2], .time = sizes[3],
+                        .keys = sizes[4], .dim = sizes[5], .rows = sizes[6], .low = sizes[7], .high = sizes[8],
+                        .factor = scale * LOG2_E, .cap = cap * LOG2_E};
+}
+
+/* wᵀA of each head: query [pair, time, dim], key [pair of a key head, keys, dim], sums [pair, time], weights
+ * [batch, rows, time] -> [pair, rows, keys]. */
+long rollout(const float *query, const float *key, const float *sums, const float *weights, float *output, const long *sizes,
+             float scale, float cap, long threads) {
+    struct job job = layer(query, key, sums, sizes, scale, cap);
+    job.work = roll, job.weights = weights, job.output = output;
+    job.items = sizes[0] * ((job.keys + PANEL - 1) / PANEL);
     return run(&job, threads);
 }
 
-/* Each row's mass and entropy in nats, [pair, 2, time]; the bounds are those of key - row. */
-long entropy(const float *query, const float *key, const float *sums, float *output, long pairs, long time, long dim, long low,
-             long high, float scale, long threads) {
-    struct job job = {.work = spread, .items = pairs * ((time + PANEL - 1) / PANEL), .query = query, .key = key, .sums = sums,
-                      .output = output, .heads = 1, .time = time, .dim = dim, .low = low, .high = high, .factor = scale * LOG2_E};
+/* Each query's mass on keys and its entropy in nats, [pair, 2, time]. */
+long entropy(const float *query, const float *key, const float *sums, float *output, const long *sizes, float scale, float cap,
+             long threads) {
+    struct job job = layer(query, key, sums, sizes, scale, cap);
+    job.work = spread, job.output = output;
+    job.low = -sizes[8], job.high = -sizes[7];
+    job.items = sizes[0] * ((job.time + PANEL - 1) / PANEL);
     return run(&job, threads);
 }
 

@@ -24,8 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import torch
@@ -33,29 +32,22 @@ import torch
 from tracepaper.strategies.attention.checks import (
     check_mask,
     check_rows,
-    check_share,
-    check_start,
     check_tensors,
     exact,
     explanation,
     working_type,
 )
-from tracepaper.strategies.attention.entropy import row_confidence, visible_counts
+from tracepaper.strategies.attention.layer import value_norms
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.rollout import Rollout, finish
-from tracepaper.strategies.attention.rollout_kernels import (
+from tracepaper.strategies.attention.reads import (
+    MEAN,
     Fuse,
-    Product,
-    Stripe,
-    mix_back,
-    rows_with_weight,
+    Read,
+    Step,
+    row_confidence,
+    whole_rows,
 )
-from tracepaper.strategies.attention.tiles import (
-    STRIPE_ENTRIES,
-    check_mass,
-    hide_,
-    row_blocks,
-)
+from tracepaper.strategies.attention.tiles import Entries, FuseTile, check_mass
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -199,8 +191,8 @@ def _mixed(weights: Tensor, value: Tensor) -> Tensor:
 
 
 @explanation
-def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = None) -> Product:
-    """Return ``Σ_h shares_h wᵀA_h`` for row weights [batch, row, time]: O(u·N), exact.
+def push_sparse(rows: SparseRows, weights: Tensor, shares: Tensor | None = None) -> Tensor:
+    """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key] for weights [batch, row, time], in O(u·N).
 
     Half types are summed in float32, and the product is. Raises ``AttentionInvalid`` when a head
     does not keep its mass.
@@ -217,11 +209,16 @@ def push_sparse(rows: SparseRows, weights: Tensor, *, shares: Tensor | None = No
         pushed = pushed + (lazy / counts).flip(3).cumsum(dim=3).flip(3)
     else:
         pushed = pushed + lazy.sum(dim=3, keepdim=True) / time
-    mass = pushed.sum(dim=-1)
-    check_mass(mass, weights.sum(dim=-1), _TOLERANCE)
+    check_mass(pushed.sum(dim=-1), weights.sum(dim=-1), _TOLERANCE)
     if shares is None:
-        return Product(pushed.mean(dim=1), mass)
-    return Product(torch.einsum("h,bhmt->bmt", shares.to(weights.dtype), pushed), mass)
+        return pushed.mean(dim=1)
+    return torch.einsum("h,bhmt->bmt", shares.to(weights), pushed)
+
+
+def visible_counts(time: int, mask: Mask) -> Tensor:
+    """Return how many keys each row of a full or a causal mask sees: int64 [row]."""
+    at = torch.arange(1, time + 1, device="cpu")
+    return at if mask.kind is MaskKind.CAUSAL else torch.full_like(at, time)
 
 
 @explanation
@@ -247,40 +244,6 @@ def active_confidence(rows: SparseRows) -> Tensor:
 
 
 @explanation
-def decided_confidence(rows: SparseRows, row: int) -> Tensor:
-    """Return the confidence of one row [batch, head]; 0 where it was lazy in that head."""
-    check_rows([row], rows.weights.shape[-1])
-    visible = rows.mask.visible(row, rows.weights.shape[-1])
-    if visible == 1:
-        return torch.zeros_like(rows.weights[:, :, 0, 0])
-    own, is_lazy = _own_row(rows, row)
-    entropy: Tensor = torch.special.entr(own).sum(dim=-1)
-    share = (1.0 - entropy / math.log(visible)).clamp_(0.0, 1.0)
-    return share.masked_fill_(is_lazy, 0.0)
-
-
-@explanation
-def decided_rows(rows: SparseRows, row: int) -> Tensor:
-    """Return how each head of one row attends [batch, head, time]; evenly where it was lazy."""
-    own, is_lazy = _own_row(rows, row)
-    visible = rows.mask.visible(row, own.shape[-1])
-    even = torch.zeros_like(own)
-    even[..., :visible] = 1.0 / visible
-    return torch.where(is_lazy[..., None], even, own)
-
-
-def _own_row(rows: SparseRows, row: int) -> tuple[Tensor, Tensor]:
-    """Return one row's attention [batch, head, time], and in which heads it was lazy.
-
-    Zeros stand where it was. Raises ``AttentionInvalid`` for a row that is not there.
-    """
-    check_rows([row], rows.weights.shape[-1])
-    is_row = rows.active == row  # [batch, head, u]
-    own = is_row.to(rows.weights.dtype)[:, :, None] @ rows.weights  # [batch, head, 1, time]
-    return own[:, :, 0], ~is_row.any(dim=-1)
-
-
-@explanation
 def dense_rows(rows: SparseRows) -> Tensor:
     """Return the whole matrix [batch, head, time, time]: the oracle for small N."""
     batch, heads, _, time = rows.weights.shape
@@ -290,27 +253,6 @@ def dense_rows(rows: SparseRows) -> Tensor:
         lazy = lazy.tril()
     at = rows.active[..., None].expand(-1, -1, -1, time)
     return lazy.expand(batch, heads, time, time).scatter(2, at, rows.weights)
-
-
-def sparse_stripes(
-    rows: SparseRows, *, kept: Tensor | None = None, dtype: torch.dtype = torch.float32
-) -> Iterator[Stripe]:
-    """Write out the matrices stripe by stripe, lazy rows even: for what needs whole rows."""
-    batch, heads, _, time = rows.weights.shape
-    visible = visible_counts(time, rows.mask).to(rows.weights.device, dtype)
-    rows_a_block = max(1, min(time, STRIPE_ENTRIES // (heads * time)))
-    for block in row_blocks(time, rows.mask, rows_a_block=rows_a_block, kept=kept):
-        keys = slice(block.key_start, block.key_stop)
-        lazy = (1.0 / block.take(visible, 0))[:, None]
-        places = torch.arange(time, device=lazy.device)
-        own = block.take(places, 0)  # [row]
-        for element in range(batch):
-            entries = lazy.expand(heads, -1, keys.stop - keys.start).clone()
-            hide_(entries, block, rows.mask, block.key_start)
-            is_active = rows.active[element][:, :, None] == own  # [head, u, row]
-            head, place, row = is_active.nonzero(as_tuple=True)
-            entries[head, row] = rows.weights[element, head, place, keys].to(dtype)
-            yield Stripe(element, block, entries)
 
 
 def _top(time: int, factor: int) -> int:
@@ -409,10 +351,6 @@ class Taps(NamedTuple):
     time: int
 
 
-Stage = SparseRows | Taps
-"""One stage of an encoder, in forward order: attention with its residual, or a map of time."""
-
-
 @explanation
 def convolution_taps(products: Tensor) -> Taps:
     """Return the shares of the bars on which a padded convolution of three taps rests.
@@ -500,84 +438,130 @@ def push_taps(taps: Taps, weights: Tensor) -> Tensor:
     return result[..., 1:-1]
 
 
-def stage_time(stage: Stage) -> tuple[int, int]:
-    """Return how many positions a stage has above and below."""
-    if isinstance(stage, Taps):
-        return stage.shares.shape[1], stage.time
-    return stage.weights.shape[-1], stage.weights.shape[-1]
+@dataclass(frozen=True, eq=False)
+class MapRead(Read):
+    """A map of time, as distilling is: no attention, and no residual beside it."""
+
+    taps: Taps
+    residual: bool = field(default=False, kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, one head, positions above and bars below."""
+        batch, positions, _ = self.taps.shares.shape
+        return batch, 1, positions, self.taps.time
+
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* on the positions as those on the bars below."""
+        del fuse
+        weights = weights.to(self.taps.shares.device)
+        return Step(weights, push_taps(self.taps, weights))
+
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return on which bars the positions *queries* rest."""
+        batch, _, positions, _ = self.shape
+        chosen = check_rows(queries, positions)
+        weights = torch.zeros(batch, len(chosen), positions)
+        weights[:, range(len(chosen)), chosen] = 1.0
+        return self.advance(weights).moved[:, None]
+
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the number of taps of each position."""
+        batch, _, positions, _ = self.shape
+        count = positions if queries is None else len(queries)
+        return torch.full((batch, count), TAPS)
+
+    def content_free(self) -> MapRead:
+        """Return it as it is: what is joined follows from the sizes alone."""
+        return self
 
 
-@explanation
-def carry_stage(stage: Stage, weights: Tensor, *, residual_weight: float = 0.5) -> Tensor:
-    """Return row weights [batch, row, position] above one stage as those below it.
+@dataclass(frozen=True, eq=False)
+class SparseRead(Read):
+    """A layer of ProbSparse attention: some real rows, and even ones."""
 
-    Raises ``AttentionInvalid`` when a head does not keep its mass.
-    """
-    if isinstance(stage, Taps):
-        return push_taps(stage, weights)
-    attended = push_sparse(stage, weights).fused
-    return residual_weight * weights + (1.0 - residual_weight) * attended
+    of: SparseRows
+    value: Tensor | None = None  # [batch, head, key, dim]
+    output_weight: Tensor | None = None
+    """The projection of outputs [model, head * dim]: with the value, to fuse by norm."""
+    gradient: Tensor | None = None
+    """Of an output by A·V, [batch, head, query, dim]: with the value, to fuse by gradient."""
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+        batch, heads, _, time = self.of.weights.shape
+        return batch, heads, time, time
 
-@explanation
-def rollout_stages(
-    stages: Sequence[Stage],
-    rows: Sequence[int] | Tensor,
-    *,
-    residual_weight: float = 0.5,
-    start_layer: int = 0,
-    fusion: Callable[[int, SparseRows], Fuse] | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Rollout:
-    """Return the rollout of *rows* above the last stage over all bars below the first.
+    @explanation
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* below the layer: by the mean in O(u·N), else in O(N²) time."""
+        kind = torch.promote_types(weights.dtype, self.of.weights.dtype)
+        weights = weights.to(self.of.weights.device, kind)
+        if fuse.fusion != "mean" or fuse.discard_ratio:
+            return self._advance_fused(weights, fuse)
+        return Step(weights, push_sparse(self.of, weights, fuse.shares))
 
-    Weights are [batch, row, time] in *dtype*. *start_layer* leaves out the attention below it, but
-    not the maps of time, which lead to the bars. *fusion* fuses the heads of each layer; None is
-    their mean in O(u·N), any other takes O(N²) time, some rows at once. Raises ``AttentionInvalid``
-    on stages or rows that do not fit, and when a stage does not keep its mass.
-    """
-    _check_stages(stages)
-    check_share(residual_weight, "residual_weight")
-    top = stages[-1]
-    first = top.shares if isinstance(top, Taps) else top.weights
-    wanted = check_rows(rows, stage_time(top)[0])
-    weights = torch.zeros(
-        first.shape[0], len(wanted), stage_time(top)[0], dtype=dtype, device=first.device
-    )
-    weights[:, range(len(wanted)), wanted] = 1.0
-    layer = sum(isinstance(stage, SparseRows) for stage in stages)
-    if layer or start_layer:
-        check_start(start_layer, layer)
-    for stage in reversed(stages):
-        if isinstance(stage, Taps):
-            weights = push_taps(stage, weights)
-            continue
-        layer -= 1
-        if layer < start_layer:
-            continue
-        if fusion is None:
-            weights = carry_stage(stage, weights, residual_weight=residual_weight)
-        else:
-            parts = sparse_stripes(stage, kept=rows_with_weight(weights), dtype=dtype)
-            weights = mix_back(
-                parts, weights, fusion(layer, stage), residual_weight=residual_weight
-            )
-    rollout = finish(weights, normalise=True)
-    lost = float((1.0 - weights.sum(dim=-1)).abs().max())
-    if not lost <= torch.finfo(dtype).eps * 1e4:
-        raise AttentionInvalid(
-            f"The distilling stages lost {lost:.3g} of the attention mass; give the taps of the "
-            "same forward pass."
-        )
-    return rollout
+    @explanation
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return where each head of *queries* looks, evenly where it was lazy."""
+        batch, heads, _, time = self.of.weights.shape
+        chosen = check_rows(queries, time)
+        is_row = self._is_row(chosen)  # [batch, head, row, u]
+        real = is_row.to(self.of.weights.dtype) @ self.of.weights
+        even = self._even(chosen).to(real).expand(batch, heads, -1, -1)
+        return torch.where(is_row.any(dim=-1)[..., None], real, even)
 
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many keys each query sees."""
+        batch, _, time, _ = self.shape
+        counts = visible_counts(time, self.of.mask)
+        counts = counts if queries is None else counts[list(queries)]
+        return counts.expand(batch, -1)
 
-def _check_stages(stages: Sequence[Stage]) -> None:
-    if not stages:
-        raise AttentionInvalid("There is no stage to explain; give at least one.")
-    for lower, upper in pairwise(stages):
-        if stage_time(lower)[0] != stage_time(upper)[1]:
-            raise AttentionInvalid(
-                f"A stage of {stage_time(lower)[0]} positions lies below one of "
-                f"{stage_time(upper)[1]}; give the stages of one forward pass in order."
-            )
+    @explanation
+    def confidence(self, queries: Sequence[int]) -> Tensor:
+        """Return that of each row, 0 where it was lazy: even by construction, not by choice."""
+        found = super().confidence(queries)
+        chosen = check_rows(queries, self.shape[2])
+        return found.masked_fill(~self._is_row(chosen).any(dim=-1), 0.0)
+
+    def content_free(self) -> SparseRead:
+        """Return it with every row lazy."""
+        return replace(self, of=SparseRows(
+            self.of.active[:, :, :0], self.of.weights[:, :, :0], self.of.mask
+        ))  # fmt: skip
+
+    def _is_row(self, rows: Sequence[int]) -> Tensor:
+        at = torch.tensor(list(rows), device=self.of.active.device)
+        return self.of.active[:, :, None] == at[:, None]
+
+    def _even(self, rows: Sequence[int]) -> Tensor:
+        """Return *rows* of queries that do not choose: [row, key]."""
+        time = self.shape[2]
+        shares = 1.0 / visible_counts(time, self.of.mask)[list(rows)].double()
+        even = shares[:, None].expand(-1, time)
+        if self.of.mask.kind is not MaskKind.CAUSAL:
+            return even
+        return even * (torch.arange(time) <= torch.tensor(list(rows))[:, None])
+
+    def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
+        return whole_rows(self, rows)
+
+    def _fuse_tile(self, fuse: Fuse) -> FuseTile:
+        if fuse.fusion == "norm" and self.value is not None and self.output_weight is not None:
+            norms = value_norms(self.value, self.output_weight)
+
+            def by_norm(tile: Entries) -> Tensor:
+                return (tile.values * norms[:, :, None]).mean(dim=1)
+
+            return by_norm
+        if fuse.fusion == "gradient" and self.value is not None and self.gradient is not None:
+            value, gradient = self.value.detach(), self.gradient.detach()
+
+            def by_gradient(tile: Entries) -> Tensor:
+                slopes = gradient[:, :, tile.rows] @ value.mT
+                return (tile.values * slopes).clamp_min_(0.0).mean(dim=1)
+
+            return by_gradient
+        return super()._fuse_tile(fuse)

@@ -7,28 +7,42 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.masks import Mask, shown_table
 from tracepaper.strategies.attention.tiles import FADE
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from tracepaper.strategies.attention.layer import Layer
+
 TIME_MAX: Final = 8_192
 """The longest sequence whose matrices are stored; one layer of 4 heads is then 1 GiB."""
 
 
 def visible(time: int, mask: Mask, *, device: torch.device | None = None) -> Tensor:
-    """Return the boolean [time, time] table of what each query sees."""
-    query = torch.arange(time, device=device)[:, None]
-    key = torch.arange(time, device=device)[None, :]
-    match mask.kind:
-        case MaskKind.FULL:
-            return torch.ones(time, time, dtype=torch.bool, device=device)
-        case MaskKind.CAUSAL:
-            return key <= query
-        case MaskKind.WINDOW:
-            return (key <= query) & (query - key < mask.window_bars)
+    """Return the boolean [time, time] table of what each query sees by age."""
+    return shown_table(mask, 1, time, time, device)[0]
+
+
+def layer_matrix(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Return the matrix of any *layer* [batch, head, query, key] and its logsumexp, in float64."""
+    batch, heads, queries, keys = layer.shape
+    key = layer.key.double().repeat_interleave(heads // layer.key.shape[1], dim=1)
+    scores = layer.factor * layer.query.double() @ key.mT
+    if layer.softcap is not None:
+        scores = layer.softcap * torch.tanh(scores / layer.softcap)
+    shown = shown_table(layer.mask, batch, queries, keys, scores.device)
+    scores = scores.masked_fill(~shown[:, None], -torch.inf)
+    dense = layer.mask.dense
+    if dense is not None and dense.dtype == torch.bool:
+        scores = scores.masked_fill(~dense, -torch.inf)
+    elif dense is not None:
+        scores = scores + dense.double()
+    sums = scores.logsumexp(dim=-1)
+    if layer.sinks is not None:
+        sums = torch.logaddexp(sums, layer.sinks.double()[:, None])
+    return (scores - sums.masked_fill(torch.isneginf(sums), 0.0)[..., None]).exp(), sums
 
 
 def attention_matrix(
@@ -56,11 +70,11 @@ def logsumexp(query: Tensor, key: Tensor, mask: Mask, *, scale: float | None = N
     return scores.masked_fill(hidden, -torch.inf).logsumexp(-1)
 
 
-def fuse(matrix: Tensor, head_fusion: str, shares: Tensor | None = None) -> Tensor:
+def fuse(matrix: Tensor, fusion: str, shares: Tensor | None = None) -> Tensor:
     """Return [batch, time, time]: the heads' weighted mean, or their largest or smallest entry."""
-    if head_fusion == "max":
+    if fusion == "max":
         return matrix.amax(dim=1)
-    if head_fusion == "min":
+    if fusion == "min":
         return matrix.amin(dim=1)
     if shares is None:
         return matrix.mean(dim=1)
@@ -90,7 +104,7 @@ def rollout(
     matrices: Sequence[Tensor],
     mask: Mask,
     *,
-    head_fusion: str = "mean",
+    fusion: str = "mean",
     shares: Tensor | None = None,
     discard_ratio: float = 0.0,
     slacks: Sequence[float] | None = None,
@@ -105,7 +119,7 @@ def rollout(
     for number, matrix in enumerate(matrices):
         layer_shares = None if shares is None else shares[number]
         slack = 0.0 if slacks is None else slacks[number]
-        fused = discard(fuse(matrix, head_fusion, layer_shares), mask, discard_ratio, slack=slack)
+        fused = discard(fuse(matrix, fusion, layer_shares), mask, discard_ratio, slack=slack)
         identity = torch.eye(fused.shape[-1], dtype=fused.dtype, device=fused.device)
         mixed = residual_weight * identity + (1.0 - residual_weight) * fused
         mixed = mixed / mixed.sum(dim=-1, keepdim=True)

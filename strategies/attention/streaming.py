@@ -8,15 +8,15 @@ what is kept, without another pass.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.checks import DTYPES, explanation
 from tracepaper.strategies.attention.kernels import Attention, attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import Rollout, RolloutOptions, rollout_rows
+from tracepaper.strategies.attention.methods import PLAIN, Explanation, Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 
@@ -151,9 +151,6 @@ class WrapRing:
         self._written = 0
 
 
-PLAIN: Final = RolloutOptions()
-
-
 class Stream:
     """Layers of attention over the last *window* steps, their own included; one step at a time.
 
@@ -253,34 +250,22 @@ class Stream:
             self.steps += 1
         return Attention(output, total)
 
-    @explanation
-    def rollout(self, options: RolloutOptions = PLAIN) -> Rollout:
-        """Return where the newest step looked: weights [batch, 1, step] over the receptive field.
+    def rollout(self, method: Rollout = PLAIN) -> Explanation:
+        """Return where the newest step looked: "bars" [batch, 1, step] over the receptive field.
 
         The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,
-        before the first, and as ``rollout_rows`` does.
+        before the first, and as ``rollout`` does.
         """
         if self._next or not self.steps:
             raise AttentionInvalid(
                 f"Step {self.steps + 1} has asked {self._next} of {self._layers} layers; ask all, "
                 "then explain it."
             )
-        queries, keys, sums = zip(*map(self._kept, self._history), strict=True)
-        return rollout_rows(
-            queries,
-            keys,
-            sums,
-            [queries[0].shape[2] - 1],
-            self.mask,
-            head_fusion=options.head_fusion,
-            head_weights=options.head_weights,
-            discard_ratio=options.discard_ratio,
-            residual_weight=options.residual_weight,
-            start_layer=options.start_layer,
-        )
+        layers = [self._kept(history) for history in self._history]
+        return rollout(layers, [layers[0].shape[2] - 1], method)
 
-    def _kept(self, history: tuple[WrapRing, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query, key and logsumexp of the steps kept: [batch, head, step, dim]."""
+    def _kept(self, history: tuple[WrapRing, ...]) -> Layer:
+        """Return one layer over the steps kept."""
         pairs, sums = history
         kept, total = pairs.unrolled().permute(1, 2, 0, 3), sums.unrolled().permute(1, 2, 0)
         dim, early = self._shape[2], self.mask.window_bars - 1
@@ -290,5 +275,5 @@ class Stream:
             # these rows, but their logsumexp has to be that of the keys that are here.
             first = [x[:, :, :early].to(self._working) for x in (query, key)]
             total = total.clone()
-            total[:, :, :early] = attend(first[0], first[1], first[1], Mask.causal()).logsumexp
-        return query, key, total
+            total[:, :, :early] = attend(first[0], first[1], first[1], Mask()).logsumexp
+        return Layer(query, key, None, total, self.mask)

@@ -1,256 +1,509 @@
-"""Tiles of an attention matrix, recomputed from query, key and logsumexp and then discarded.
+"""Tiles of attention matrices, recomputed from query, key and logsumexp and then discarded.
 
-``A_ij = exp(scale·q_i·k_j - lse_i)`` on the pairs that the mask shows. A window's tiles cover its
-band alone, so nothing here grows with time squared. Scores are kept to base 2, since PyTorch's
-``exp2`` took a quarter of the time of its ``exp`` on the CPUs tried, with equal errors. The second
-half says how far rounding may move a product of rows, and restates a layer where that is too far.
+``A_ij = exp(score_ij - lse_i)`` on the pairs that the mask shows. ``Operand.scores`` is the one
+iterator over tiles: queries that share a key head are stacked in one product, rows without weight
+are left out, and what the mask hides altogether is not computed, so that nothing grows with the
+square of a window's sequence. Everything else is a reduction over its tiles. Scores are kept to
+base 2, since PyTorch's ``exp2`` takes about half the time of its ``exp``, with equal errors.
+
+The rules are docs/attention.md, A4 to A9.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
-from tracepaper.strategies.attention.checks import Layer, largest_score
-from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.masks import Mask, first_of
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from torch import Tensor
 
 LOG2_E: Final = math.log2(math.e)
-TILE_BARS: Final = 256
-"""Rows and columns of a tile: 256 KiB of float32, which stays in a core's second cache."""
-TILE_BARS_MIN: Final = 32
-GROUP_ENTRIES: Final = TILE_BARS * TILE_BARS
-"""Heads of a short sequence are grouped up to this many entries a matrix product."""
+TILE: Final = 512
+"""Stacked rows and keys of a tile: 1 MiB of float32, which stays in a core's second cache."""
+TILE_ENTRIES: Final = TILE * TILE
+ROWS_MIN: Final = 32
+ROWS_A_HEAD_MAX: Final = 8
+"""Up to here a product a head is cheaper than fusing the heads of each tile first."""
+LEAST: Final = -1e4
+"""To base 2: the logarithm of a hidden entry, whose exponential is 0, where one is multiplied."""
 
 
-class RowBlock(NamedTuple):
-    """Some query rows and the span of keys that at least one of them sees.
+class Entries(NamedTuple):
+    """A tile of some heads, rows and keys: scores to base 2, or what they are as probabilities."""
 
-    ``rows`` are the rows' own numbers where some of ``start`` … ``stop - 1`` are left out, else
-    None.
+    batch: slice
+    heads: slice
+    rows: slice | Tensor  # which queries
+    at: slice  # their places among the rows asked for
+    keys: slice
+    values: Tensor  # [batch, head, row, key]; overwritten by the next tile
+
+
+class Operand:
+    """A layer in its working type, ready for tiles: grouped heads, cap and mask.
+
+    ``query`` is [batch, head, query, dim], ``key`` [batch, key head, key, dim] and ``logsumexp``
+    [batch, head, query] in natural logarithms, -inf for a query that sees nothing.
     """
 
-    start: int
-    stop: int
-    key_start: int
-    key_stop: int
-    rows: Tensor | None
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        logsumexp: Tensor,
+        mask: Mask,
+        *,
+        scale: float,
+        softcap: float | None = None,
+    ) -> None:
+        self.query, self.key, self.logsumexp, self.mask = query, key, logsumexp, mask
+        self.scale, self.softcap = scale, softcap
+        self.kind = logsumexp.dtype
+        self.batch, self.heads, self.queries, self.dim = query.shape
+        self.key_heads, self.keys = key.shape[1:3]
+        self.group = self.heads // self.key_heads
+        self.device = query.device
+        pairs = self.batch * self.key_heads
+        self._query = query.reshape(pairs, self.group, self.queries, self.dim)
+        self._key = key.to(self.kind).reshape(pairs, self.keys, self.dim)
+        blind = torch.isneginf(logsumexp)
+        self.minus = (logsumexp * -LOG2_E).masked_fill(blind, 0.0)
+        self._first = first_of(mask, self.queries, self.keys).expand(self.batch).tolist()
+        self._seen = None
+        if mask.seen is not None:
+            self._seen = mask.seen.to(self.device).reshape(-1, self.queries)
+            self._seen = self._seen.expand(self.batch, self.queries)
+        self._dense = mask.dense
+        if self._dense is not None:
+            while self._dense.ndim < query.ndim:
+                self._dense = self._dense[None]
+        self._hidden: dict[tuple[int, int, int], Tensor] = {}
 
-    def take(self, tensor: Tensor, dim: int) -> Tensor:
-        """Return this block's rows of *tensor* along *dim*: a view where none is left out."""
-        if self.rows is None:
-            return tensor.narrow(dim, self.start, self.stop - self.start)
-        return tensor.index_select(dim, self.rows)
+    # --- tiles
 
-    def size(self) -> int:
-        """Return how many rows the block holds."""
-        return self.stop - self.start if self.rows is None else len(self.rows)
+    def scores(self, rows: Tensor | None = None, *, whole: bool = False) -> Iterator[Entries]:
+        """Yield the scores of *rows* (int64, None for all) tile by tile, hidden pairs at -inf.
+
+        A tile of the *whole* has all heads of its sequences.
+        """
+        count = self.queries if rows is None else len(rows)
+        if count == 0:
+            return
+        factor = self.scale * LOG2_E
+        rows_at_once, keys_at_once, pairs_at_once = self._sizes(count, whole=whole)
+        buffer = self._key.new_empty(pairs_at_once * self.group * rows_at_once * keys_at_once)
+        for pairs, batch, heads in self._pairs(pairs_at_once):
+            for at in _cuts(0, count, rows_at_once):
+                chosen: slice | Tensor = at if rows is None else rows[at]
+                low, high = (at.start, at.stop) if rows is None else _ends(rows[at])
+                if rows is not None and high - low == at.stop - at.start:
+                    chosen = slice(low, high)  # a view instead of a copy
+                query = self._query[pairs, :, chosen].to(self.kind) * factor
+                query = query.reshape(len(query), -1, self.dim)
+                for keys in _cuts(*self._span(batch, low, high), keys_at_once):
+                    shape = (len(query), query.shape[1], keys.stop - keys.start)
+                    scores = torch.bmm(
+                        query,
+                        self._key[pairs, keys].mT,
+                        out=buffer[: math.prod(shape)].view(shape),
+                    )
+                    scores = scores.view(batch.stop - batch.start, -1, at.stop - at.start, shape[2])
+                    if self.softcap is not None:
+                        cap = self.softcap * LOG2_E
+                        scores.div_(cap).tanh_().mul_(cap)
+                    self._hide_(scores, batch, heads, chosen, (low, high), keys)
+                    yield Entries(batch, heads, chosen, at, keys, scores)
+
+    def entries(
+        self, rows: Tensor | None = None, *, minus: Tensor | None = None, whole: bool = False
+    ) -> Iterator[Entries]:
+        """Yield the probabilities of *rows*; *minus* [batch, head, query] is ``-lse·log2 e``."""
+        minus = self.minus if minus is None else minus
+        for tile in self.scores(rows, whole=whole):
+            less = minus[tile.batch, tile.heads, tile.rows, None]
+            tile.values.add_(less).exp2_()
+            yield tile
+
+    def _sizes(self, count: int, *, whole: bool) -> tuple[int, int, int]:
+        """Return how many rows, keys and pairs a tile takes."""
+        mask = self.mask
+        keys = min(self.keys, TILE)
+        if whole:
+            rows = max(1, TILE_ENTRIES // (self.heads * keys))
+        else:
+            rows = max(ROWS_MIN, TILE // self.group)
+        if mask.before is not None and (mask.causal or mask.after is not None):
+            reach = mask.before + 1 + (0 if mask.causal else mask.after or 0)
+            if reach < TILE:
+                rows = min(rows, max(ROWS_MIN, 1 << (reach - 1).bit_length()))
+        rows = min(rows, count)
+        keys = min(self.keys, max(TILE, TILE_ENTRIES // (rows * self.heads)))
+        pairs = max(1, TILE_ENTRIES // (self.group * rows * keys))
+        if whole or pairs >= self.key_heads:
+            pairs = max(1, pairs // self.key_heads) * self.key_heads
+        return rows, keys, min(pairs, self.batch * self.key_heads)
+
+    def _pairs(self, at_once: int) -> Iterator[tuple[slice, slice, slice]]:
+        """Yield pairs of sequence and key head, whole sequences or some heads of one."""
+        heads = self.key_heads
+        for pairs in _cuts(0, self.batch * heads, max(at_once, 1)) if at_once >= heads else ():
+            batch = slice(pairs.start // heads, pairs.stop // heads)
+            yield pairs, batch, slice(0, self.heads)
+        for element in range(self.batch) if at_once < heads else ():
+            for own in _cuts(0, heads, at_once):
+                first = element * heads
+                yield (
+                    slice(first + own.start, first + own.stop),
+                    slice(element, element + 1),
+                    slice(own.start * self.group, own.stop * self.group),
+                )
+
+    def _span(self, batch: slice, low: int, high: int) -> tuple[int, int]:
+        """Return the first key, and one past the last, that queries ``low`` … ``high - 1`` see."""
+        mask, first = self.mask, self._first[batch]
+        start, stop = 0, self.keys
+        if mask.before is not None:
+            start = max(start, low + min(first) - mask.before)
+        if mask.causal:
+            stop = min(stop, high + max(first))
+        elif mask.after is not None:
+            stop = min(stop, high + max(first) + mask.after)
+        if mask.starts is not None:
+            start = max(start, min(mask.starts[batch]))
+        if mask.stops is not None:
+            stop = min(stop, max(mask.stops[batch]))
+        if self._seen is not None:
+            stop = min(stop, int(self._seen[batch, low:high].amax()))
+        return start, max(start, stop)
+
+    def _hide_(
+        self,
+        scores: Tensor,
+        batch: slice,
+        heads: slice,
+        rows: slice | Tensor,
+        ends: tuple[int, int],
+        keys: slice,
+    ) -> None:
+        """Add what the mask adds to *scores*: -inf to what it hides."""
+        mask, (low, high) = self.mask, ends
+        first = self._first[batch]
+        newest, oldest = min(first) + low, max(first) + high - 1
+        is_cut = (
+            (mask.causal and keys.stop - 1 > newest)
+            or (mask.before is not None and oldest - keys.start > mask.before)
+            or (mask.after is not None and keys.stop - 1 - newest > mask.after)
+        )
+        if is_cut:
+            scores.add_(self._by_age(first, rows, low, keys))
+        key = None
+        for name, ends_of in (("starts", max), ("stops", min)):
+            bounds: Sequence[int] | None = getattr(mask, name)
+            if bounds is None:
+                continue
+            own = bounds[batch]
+            edge = ends_of(own)
+            if (keys.start >= edge) if name == "starts" else (keys.stop <= edge):
+                continue
+            key = torch.arange(keys.start, keys.stop, device=self.device)
+            place = torch.tensor(own, device=self.device)[:, None]
+            hidden = key < place if name == "starts" else key >= place
+            scores.masked_fill_(hidden[:, None, None], -torch.inf)
+        if self._seen is not None:
+            seen = self._seen[batch, rows]  # [batch, row]
+            if int(seen.amin()) < keys.stop:
+                key = torch.arange(keys.start, keys.stop, device=self.device)
+                scores.masked_fill_((key >= seen[..., None])[:, None], -torch.inf)
+        if self._dense is not None:
+            table = self._dense
+            table = table[batch] if len(table) > 1 else table
+            table = table[:, heads] if table.shape[1] > 1 else table
+            table = table[:, :, rows] if table.shape[2] > 1 else table
+            table = table[..., keys] if table.shape[3] > 1 else table
+            if table.dtype == torch.bool:
+                scores.masked_fill_(~table, -torch.inf)
+            else:
+                scores.add_(table.to(self.kind) * LOG2_E)
+
+    def _by_age(self, first: Sequence[int], rows: slice | Tensor, low: int, keys: slice) -> Tensor:
+        """Return 0 or -inf by the age of each key [batch or 1, 1, row, key]."""
+        is_alike = min(first) == max(first)
+        name = None
+        if is_alike and isinstance(rows, slice):
+            # Tiles on one diagonal hide the same.
+            name = (low + first[0] - keys.start, rows.stop - rows.start, keys.stop - keys.start)
+            if name in self._hidden:
+                return self._hidden[name]
+        at = (
+            torch.arange(rows.start, rows.stop, device=self.device)
+            if isinstance(rows, slice)
+            else rows
+        )
+        places = torch.tensor(first[:1] if is_alike else list(first), device=self.device)
+        age = (
+            at[:, None]
+            + places[:, None, None]
+            - torch.arange(keys.start, keys.stop, device=self.device)
+        )
+        hidden = torch.zeros_like(age, dtype=torch.bool)
+        if self.mask.causal:
+            hidden |= age < 0
+        if self.mask.before is not None:
+            hidden |= age > self.mask.before
+        if self.mask.after is not None:
+            hidden |= age < -self.mask.after
+        made = torch.zeros(age.shape, dtype=self.kind, device=self.device)
+        made = made.masked_fill_(hidden, -torch.inf)[:, None]
+        if name is not None:
+            self._hidden[name] = made
+        return made
+
+    # --- what the mask shows
+
+    def visible(self, rows: Sequence[int] | None = None) -> Tensor:
+        """Return how many keys each of *rows* sees: int64 [batch, row], of the first head."""
+        at = torch.arange(self.queries) if rows is None else torch.tensor(list(rows))
+        mask = self.mask
+        if mask.dense is not None:
+            found = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
+            for tile in self.scores(at.to(self.device)):
+                if tile.heads.start == 0:
+                    found[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
+            return found
+        place = at + torch.tensor(self._first)[:, None]  # [batch, row]
+        low, high = torch.zeros_like(place), torch.full_like(place, self.keys)
+        if mask.before is not None:
+            low = low.maximum(place - mask.before)
+        if mask.causal:
+            high = high.minimum(place + 1)
+        if mask.after is not None:
+            high = high.minimum(place + mask.after + 1)
+        if mask.starts is not None:
+            low = low.maximum(torch.tensor(mask.starts)[:, None])
+        if mask.stops is not None:
+            high = high.minimum(torch.tensor(mask.stops)[:, None])
+        if self._seen is not None:
+            high = high.minimum(self._seen.cpu()[:, at])
+        return (high - low).clamp_min(0).to(self.device)
+
+    # --- reductions
+
+    def natural_logsumexp(self) -> Tensor:
+        """Return the logsumexp of the scores, [batch, head, query]; -inf where nothing is seen."""
+        found = torch.full_like(self.logsumexp, -torch.inf)
+        for tile in self.scores():
+            largest = tile.values.amax(dim=-1).clamp_min_(-1e30)
+            sums = tile.values.sub_(largest[..., None]).exp2_().sum(dim=-1)
+            own = found[tile.batch, tile.heads, tile.at]
+            own.copy_(torch.logaddexp2(own, largest + sums.log2()))
+        return found / LOG2_E
+
+    def carry_heads(self, weights: Tensor, rows: Tensor | None, *, is_positive: bool) -> Tensor:
+        """Return each head's ``wᵀA`` [batch, head, row, key] of *weights* [batch, row, query].
+
+        Only *rows* have any weight; *is_positive* says that no weight is below 0.
+        """
+        batch, count = weights.shape[:2]
+        result = weights.new_zeros(batch, self.heads, count, self.keys)
+        if count == 1 and is_positive:
+            # The weight goes into the logarithm: one exponential and one sum are left.
+            minus = self.minus + weights[:, :1].log2()
+            minus = minus.masked_fill(weights[:, :1] == 0, -torch.inf)
+            for tile in self.entries(rows, minus=minus):
+                result[tile.batch, tile.heads, 0, tile.keys] += tile.values.sum(dim=2)
+            return result
+        minus = self.minus.masked_fill((weights == 0).all(dim=1)[:, None], -torch.inf)
+        used = weights if rows is None else weights[:, :, rows]
+        for tile in self.entries(rows, minus=minus):
+            own = used[tile.batch, None, :, tile.at]
+            result[tile.batch, tile.heads, :, tile.keys] += own @ tile.values
+        return result
+
+    def carry_fused(
+        self, weights: Tensor, rows: Tensor | None, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key], and each head's mass.
+
+        The heads of each tile are fused first: many rows share the exponentials.
+        """
+        batch, count = weights.shape[:2]
+        fused = weights.new_zeros(batch, count, self.keys)
+        mass = weights.new_zeros(batch, self.heads, count)
+        minus = self.minus.masked_fill((weights == 0).all(dim=1)[:, None], -torch.inf)
+        used = weights if rows is None else weights[:, :, rows]
+        for tile in self.entries(rows, minus=minus, whole=True):
+            own = used[tile.batch, :, tile.at]  # [batch, row, query]
+            sums = tile.values.sum(dim=-1)  # [batch, head, query]
+            mass[tile.batch] += sums @ own.mT
+            fused[tile.batch, :, tile.keys] += own @ fuse_mean(tile.values, shares)
+        return fused, mass
+
+    def mass_and_entropy(self, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the keys' mass and entropy in nats of *rows*, [batch, head, row] each."""
+        count = self.queries if rows is None else len(rows)
+        mass, entropy = self.minus.new_zeros(2, self.batch, self.heads, count).unbind()
+        for tile in self.scores(rows):
+            less = self.minus[tile.batch, tile.heads, tile.rows, None]
+            logs = tile.values.add_(less).clamp_min_(LEAST)
+            shares = logs.exp2()
+            mass[tile.batch, tile.heads, tile.at] += shares.sum(dim=-1)
+            entropy[tile.batch, tile.heads, tile.at] -= shares.mul_(logs).sum(dim=-1)
+        return mass, entropy / LOG2_E
+
+    def rows(self, queries: Tensor) -> Tensor:
+        """Return the probabilities of *queries*: [batch, head, row, key]."""
+        found = self.minus.new_zeros(self.batch, self.heads, len(queries), self.keys)
+        for tile in self.entries(queries):
+            found[tile.batch, tile.heads, tile.at, tile.keys] = tile.values
+        return found
 
 
-def tile_rows(mask: Mask) -> int:
-    """Return how many rows a tile should have: fewer where a narrow window wastes the rest."""
-    if mask.kind is not MaskKind.WINDOW or mask.window_bars >= TILE_BARS:
-        return TILE_BARS
-    return max(TILE_BARS_MIN, 1 << (mask.window_bars - 1).bit_length())
+def fuse_mean(values: Tensor, shares: Tensor) -> Tensor:
+    """Return the heads' weighted mean [batch, row, key] of *values* [batch, head, row, key]."""
+    heads, rows, keys = values.shape[1:]
+    return (shares @ values.reshape(-1, heads, rows * keys)).view(-1, rows, keys)
 
 
-def key_span(mask: Mask, start: int, stop: int, time: int) -> tuple[int, int]:
-    """Return the first key, and one past the last, that rows ``start`` … ``stop - 1`` see."""
-    match mask.kind:
-        case MaskKind.FULL:
-            return 0, time
-        case MaskKind.CAUSAL:
-            return 0, stop
-        case MaskKind.WINDOW:
-            return max(0, start - mask.window_bars + 1), stop
+def _cuts(start: int, stop: int, size: int) -> Iterator[slice]:
+    """Cut a stretch at multiples of *size*, so that tiles meet on a fixed grid."""
+    while start < stop:
+        end = min((start // size + 1) * size, stop)
+        yield slice(start, end)
+        start = end
 
 
-def row_blocks(
-    time: int, mask: Mask, *, rows_a_block: int, kept: Tensor | None = None
-) -> Iterator[RowBlock]:
-    """Cut the rows 0 … time - 1 into blocks; ``kept`` (boolean [time]) leaves rows out."""
-    counts = None
-    if kept is not None:
-        padding = -time % rows_a_block
-        padded = torch.nn.functional.pad(kept, (0, padding))
-        counts = padded.view(-1, rows_a_block).sum(dim=1).tolist()
-    for number, start in enumerate(range(0, time, rows_a_block)):
-        stop = min(start + rows_a_block, time)
-        if kept is None or counts is None or counts[number] == stop - start:
-            yield RowBlock(start, stop, *key_span(mask, start, stop, time), None)
-        elif counts[number]:
-            rows = start + kept[start:stop].nonzero()[:, 0]
-            first, last = int(rows[0]), int(rows[-1])
-            yield RowBlock(first, last + 1, *key_span(mask, first, last + 1, time), rows)
+def _ends(rows: Tensor) -> tuple[int, int]:
+    """Return the least of *rows*, and one past the largest."""
+    low, high = torch.stack(torch.aminmax(rows)).tolist()
+    return low, high + 1
 
 
-def key_tiles(block: RowBlock, keys_a_tile: int) -> Iterator[tuple[int, int]]:
-    """Cut a block's keys at multiples of ``keys_a_tile``, so that tiles meet on a fixed grid."""
-    start = block.key_start
-    while start < block.key_stop:
-        stop = min((start // keys_a_tile + 1) * keys_a_tile, block.key_stop)
-        yield start, stop
-        start = stop
+# --- heads fused in ways that leave rows which do not sum to 1
+
+RADIX_BITS: Final = 16
+FADE: Final = 64.0
+"""Slacks over which entries fade out below a threshold: a rounding moves a hundredth of one."""
+
+Parts = Callable[["Tensor | None"], Iterable[Entries]]
+"""The probabilities of some rows, all heads of a sequence in each part."""
+FuseTile = Callable[[Entries], "Tensor"]
+"""Turns a part into non-negative weights [batch, row, key]; may overwrite the probabilities."""
 
 
-def is_whole(block: RowBlock, mask: Mask, key_start: int, key_stop: int) -> bool:
-    """Return whether every row of the block sees every key from ``key_start`` on."""
-    if mask.kind is MaskKind.FULL:
-        return True
-    if key_stop - 1 > block.start:
-        return False
-    return mask.kind is MaskKind.CAUSAL or key_start > block.stop - 1 - mask.window_bars
+def discard_below(fuse: FuseTile, thresholds: Tensor, *, slack: float) -> FuseTile:
+    """Return *fuse* without the entries below the threshold of their sequence.
 
-
-def hidden_pairs(
-    block: RowBlock, mask: Mask, key_start: int, key_stop: int, *, device: torch.device
-) -> Tensor | None:
-    """Return the boolean [row, key] table of what the mask hides, None where it hides nothing."""
-    if is_whole(block, mask, key_start, key_stop):
-        return None
-    rows = block.rows
-    if rows is None:
-        rows = torch.arange(block.start, block.stop, device=device)
-    keys = torch.arange(key_start, key_stop, device=device)
-    distance = rows[:, None] - keys
-    hidden = distance < 0
-    if mask.kind is MaskKind.WINDOW:
-        hidden |= distance >= mask.window_bars
-    return hidden
-
-
-def hide_(tile: Tensor, block: RowBlock, mask: Mask, key_start: int) -> Tensor:
-    """Zero the pairs of *tile* [..., row, key] that the mask hides, in place."""
-    if block.rows is None and mask.kind in (MaskKind.CAUSAL, MaskKind.WINDOW):
-        # The two triangles are cheaper than a table, and drop infinities as well.
-        offset = block.start - key_start
-        tile.tril_(offset)
-        if mask.kind is MaskKind.WINDOW:
-            tile.triu_(offset - mask.window_bars + 1)
-        return tile
-    key_stop = key_start + tile.shape[-1]
-    hidden = hidden_pairs(block, mask, key_start, key_stop, device=tile.device)
-    return tile if hidden is None else tile.masked_fill_(hidden, 0.0)
-
-
-def tile_probabilities(queries: Tensor, keys_by_dim: Tensor, minus_logsumexp: Tensor) -> Tensor:
-    """Return exp2(q·kᵀ - lse) of one tile, unmasked: [pair, row, key].
-
-    The arguments are parts of an ``Operand``: queries [pair, row, dim], keys [pair, dim, key] and
-    logsumexp [pair, row, 1]; a pair is one head of one batch element.
+    Those within a relative *slack* of it stay, for rounding may have parted them from it, and
+    those next below fade out: at a sharp edge a last digit would keep or drop a whole entry.
     """
-    return torch.baddbmm(minus_logsumexp, queries, keys_by_dim).exp2_()
+
+    def fuse_and_discard(tile: Entries) -> Tensor:
+        fused, threshold = fuse(tile), thresholds[tile.batch, None, None]
+        below = 1.0 - fused / threshold.clamp_min(torch.finfo(fused.dtype).tiny)
+        kept = (1.0 - (below - slack) / (FADE * slack)).clamp_(0.0, 1.0)
+        return torch.where(fused < threshold * (1.0 - slack), fused * kept, fused)
+
+    return fuse_and_discard
 
 
-def visible_pairs(time: int, mask: Mask) -> int:
-    """Return how many (query, key) pairs the mask shows in *time* bars."""
-    if mask.kind is MaskKind.FULL:
-        return time * time
-    window = time if mask.kind is MaskKind.CAUSAL else min(mask.window_bars, time)
-    return window * (window + 1) // 2 + (time - window) * window
+def smallest_kept(
+    parts: Parts, fuse: FuseTile, ratio: float, *, candidates: Sequence[int], like: Tensor
+) -> Tensor:
+    """Return the k-th smallest fused entry of each sequence, k = ratio × its *candidates*.
+
+    The bits of non-negative floats are ordered as the floats are, so a histogram of the leading
+    16 bits gives the bin and further ones give the value: two passes for float32, four for
+    float64, and no copy of the matrix. *like* [batch] says type and device. Entries beyond the
+    candidates have to be exact zeros.
+    """
+    batch, kind, device = len(like), like.dtype, like.device
+    as_integer = torch.int32 if kind == torch.float32 else torch.int64
+    ranks = [int(ratio * count) for count in candidates]
+    prefixes = [0] * batch
+    for shift in range(torch.finfo(kind).bits - RADIX_BITS, -1, -RADIX_BITS):
+        counts = torch.zeros(batch, 1 << RADIX_BITS, dtype=torch.int64, device=device)
+        computed = [0] * batch
+        for tile in parts(None):
+            fused = fuse(tile).contiguous()
+            for element, own in enumerate(fused, tile.batch.start):
+                bits = own.view(as_integer).flatten()
+                computed[element] += bits.numel()
+                inside = bits[(bits >> shift >> RADIX_BITS) == prefixes[element]]
+                digits = (inside >> shift) & ((1 << RADIX_BITS) - 1)
+                counts[element] += torch.bincount(digits, minlength=1 << RADIX_BITS)
+        for element in range(batch):
+            if prefixes[element] == 0:
+                # Hidden pairs were computed as exact zeros; take them out again.
+                counts[element, 0] -= computed[element] - candidates[element]
+            before = counts[element].cumsum(0) - counts[element]
+            digit = int((before <= ranks[element]).nonzero()[-1, 0])
+            # An empty bin shares its start with the next one that is not.
+            digit = int((counts[element, : digit + 1] > 0).nonzero()[-1, 0])
+            ranks[element] -= int(before[digit])
+            prefixes[element] = (prefixes[element] << RADIX_BITS) | digit
+    return torch.tensor(prefixes, dtype=as_integer, device=device).view(kind)
 
 
-class Operand(NamedTuple):
-    """A layer laid out for tiles, to base 2: one pair for each head of each batch element."""
+def fused_sums(parts: Parts, fuse: FuseTile, rows: Tensor | None, like: Tensor) -> Tensor:
+    """Return the sums of fused *rows*, like *like* [batch, query]; 0 of all others."""
+    sums = torch.zeros_like(like)
+    for tile in parts(rows):
+        sums[tile.batch, tile.rows] += fuse(tile).sum(dim=-1)
+    return sums
 
-    queries: Tensor  # [pair, time, dim], times scale · log2 e
-    keys_by_dim: Tensor  # [pair, dim, time]
-    minus_logsumexp: Tensor  # [pair, time, 1], times log2 e
 
-
-def operand(layer: Layer) -> Operand:
-    """Return *layer* laid out for tiles, in its working type; only the scaled query is a copy."""
-    kind = layer.logsumexp.dtype
-    factor = layer.scale * LOG2_E
-    queries = (layer.query.to(kind) * factor).flatten(0, 1)  # [batch * head, time, dim]
-    keys_by_dim = layer.key.to(kind).flatten(0, 1).transpose(1, 2)  # [batch * head, dim, time]
-    minus_logsumexp = (layer.logsumexp * -LOG2_E).flatten(0, 1)[..., None]
-    return Operand(queries, keys_by_dim, minus_logsumexp)
+def carry_by(
+    parts: Parts, fuse: FuseTile, weights: Tensor, rows: Tensor | None, keys: int
+) -> Tensor:
+    """Return ``w`` times the fused rows, [batch, row, key], of *weights* [batch, row, query]."""
+    result = weights.new_zeros(*weights.shape[:2], keys)
+    for tile in parts(rows):
+        fused = fuse(tile)
+        result[tile.batch, :, tile.keys] += weights[tile.batch, :, tile.rows] @ fused
+    return result
 
 
 # --- precision
 
 ROUNDING_MAX: Final = 1e-4
 """Beyond this rounding error of one score, float32 cannot carry ``score - logsumexp``."""
-STRIPE_ENTRIES: Final = 1 << 22
-"""Matrix entries held at once where whole rows are needed: 16 MiB of float32."""
-FADE: Final = 64.0
-"""Slacks over which entries fade out below a threshold: a rounding moves a hundredth of one."""
-_SLACK: Final = 64.0
-_FLOOR: Final = 8.0
+SLACK: Final = 64.0
+FLOOR: Final = 8.0
 
 
-def mass_tolerance(layer: Layer) -> float:
-    """Return how far from 1 rounding alone may move a row's mass in this layer's type."""
-    eps: float = torch.finfo(layer.logsumexp.dtype).eps
-    return _SLACK * eps * (_FLOOR + largest_score(layer))
+def mass_tolerance(kind: torch.dtype, largest: float) -> float:
+    """Return how far from 1 rounding alone may move a row's mass, of scores up to *largest*."""
+    return SLACK * float(torch.finfo(kind).eps) * (FLOOR + largest)
 
 
-def tie_slack(layer: Layer) -> float:
+def tie_slack(largest: float) -> float:
     """Return the relative difference of two entries that rounding to float32 may have made.
 
     In float64 as well: what float32 cannot tell apart is a tie in every type, or discarding would
     drop other entries in each.
     """
-    return 4.0 * torch.finfo(torch.float32).eps * (_FLOOR + largest_score(layer))
-
-
-def restate(layer: Layer, mask: Mask) -> Layer:
-    """Return *layer*, in float64 with its own logsumexp where its scores outgrow float32.
-
-    Scores of some hundreds lose the digits that tell ``exp(score - logsumexp)`` from noise when
-    two kernels sum them in different orders. The given logsumexp is still compared with the true
-    one: raise ``AttentionInvalid`` where rounding cannot explain the difference.
-    """
-    eps: float = torch.finfo(layer.logsumexp.dtype).eps
-    size = largest_score(layer)
-    if layer.logsumexp.dtype == torch.float64 or eps * size <= ROUNDING_MAX:
-        return layer
-    exact = Layer(layer.query.double(), layer.key.double(), layer.logsumexp.double(), layer.scale)
-    own = own_logsumexp(exact, mask)
-    if float((own - exact.logsumexp).abs().amax()) > _SLACK * eps * (_FLOOR + size):
-        raise AttentionInvalid(
-            "The logsumexp is not that of this query, key, mask and scale; give the kernel's own, "
-            "in natural logarithms."
-        )
-    return exact._replace(logsumexp=own)
-
-
-def own_logsumexp(layer: Layer, mask: Mask) -> Tensor:
-    """Return the natural logsumexp of every row, some whole rows at a time: [batch, head, time]."""
-    time = layer.query.shape[2]
-    queries, keys_by_dim, _ = operand(layer)
-    result = torch.empty_like(layer.logsumexp).flatten(0, 1)  # [pair, time]
-    rows_a_block = max(1, STRIPE_ENTRIES // (time * len(queries)))
-    for block in row_blocks(time, mask, rows_a_block=rows_a_block):
-        span = slice(block.key_start, block.key_stop)
-        # The operand is laid out to base 2; a logsumexp is natural everywhere.
-        scores = queries[:, block.start : block.stop] @ keys_by_dim[:, :, span] / LOG2_E
-        hidden = hidden_pairs(block, mask, span.start, span.stop, device=scores.device)
-        if hidden is not None:
-            scores.masked_fill_(hidden, -torch.inf)
-        result[:, block.start : block.stop] = scores.logsumexp(dim=-1)
-    return result.view_as(layer.logsumexp)
+    return 4.0 * torch.finfo(torch.float32).eps * (FLOOR + largest)
 
 
 def check_mass(mass: Tensor, wanted: Tensor, tolerance: float) -> None:
     """Raise ``AttentionInvalid`` unless every head kept its mass.
 
-    ``mass`` is [batch, head, row], the raw product's sums; ``wanted`` [batch, row] what went in.
+    ``mass`` is [batch, head, row], the raw product's sums; ``wanted`` what went in, [batch, row],
+    or by head.
     """
-    lost = (mass - wanted[:, None]).abs() - tolerance * wanted[:, None]
+    wanted = wanted if wanted.ndim == mass.ndim else wanted[:, None]
+    lost = (mass - wanted).abs() - tolerance * wanted.abs()
     # Written so that a NaN fails as well.
     if not bool((lost <= torch.finfo(mass.dtype).tiny).all()):
         head = int(lost.nan_to_num(nan=torch.inf).amax(dim=(0, 2)).argmax())
-        worst = float((mass - wanted[:, None])[:, head].abs().nan_to_num(torch.inf).amax())
+        worst = float((mass - wanted)[:, head].abs().nan_to_num(torch.inf).amax())
         raise AttentionInvalid(
             f"Head {head} did not keep its attention mass (off by {worst:.3g}); give the "
-            "logsumexp of the same query, key, mask and scale, in natural logarithms."
+            "logsumexp of the same query, key, mask, scale, cap and sinks, in natural logarithms."
         )

@@ -19,8 +19,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from tracepaper.strategies.attention.checks import Layer
-    from tracepaper.strategies.attention.masks import Mask
+    from tracepaper.strategies.attention.tiles import Operand
 
 TILE: Final = 64
 """Queries and keys of a program's tile; with a head of 64 it fits every GPU since Turing."""
@@ -49,43 +48,43 @@ def runs_on(device: torch.device) -> bool:
     return device.type == "cuda" or bool(import_module("triton").knobs.runtime.interpret)
 
 
-def takes(layer: Layer) -> bool:
+def takes(layer: Operand) -> bool:
     """Return whether the kernel takes tensors of this type and head dim on their device.
 
-    Triton compiles for Turing and later, and multiplies bfloat16 from Ampere on.
+    Triton compiles for Turing and later, and multiplies bfloat16 from Ampere on. The kernel knows
+    square masks, and neither grouped heads nor a cap.
     """
     query = layer.query
-    if layer.logsumexp.dtype == torch.float64 or query.shape[3] > DIM_MAX:
+    if layer.group > 1 or layer.softcap is not None or layer.mask.kind is MaskKind.OTHER:
+        return False
+    if layer.kind == torch.float64 or query.shape[3] > DIM_MAX or layer.queries != layer.keys:
+        return False
+    if not is_available():
         return False
     least = AMPERE if query.dtype == torch.bfloat16 else _TURING
     return query.device.type != "cuda" or generation_of(query.device) >= least
 
 
-def push_rows(
-    layer: Layer,
-    weights: Tensor,
-    mask: Mask,
-    *,
-    kept: Tensor | None = None,
-    precision: str = PRECISION,
-) -> Tensor:
+def push_rows(layer: Operand, weights: Tensor, *, precision: str = PRECISION) -> Tensor:
     """Return each head's ``wᵀA`` [batch, head, row, time] in float32; *weights* [batch, row, time].
 
-    ``kept`` (boolean [time]) names the only positions where a weight is not zero: no other query
-    is read. *precision* is that of products of float32 numbers, by Triton's name. Raises
-    ``AttentionInvalid`` for float64, heads of more than ``DIM_MAX``, and what a device cannot hold.
+    No query without any weight is read. *precision* is that of products of float32 numbers, by
+    Triton's name. Raises ``AttentionInvalid`` for float64, heads of more than ``DIM_MAX``, and
+    what a device cannot hold.
     """
     if not takes(layer):
         raise AttentionInvalid(
-            f"The triton rollout kernel takes float32 and half types and heads of at most "
-            f"{DIM_MAX}, and bfloat16 from Ampere on; choose the backend tiles."
+            "The triton rollout kernel takes square layers of float32 and half types, with a key "
+            f"head a head of at most {DIM_MAX}, and bfloat16 from Ampere on; choose the backend "
+            "tiles."
         )
     kernel = import_module("tracepaper.strategies.attention.triton_kernel")
     batch, heads, time, dim = layer.query.shape
     rows, device = weights.shape[1], weights.device
-    place = torch.arange(time, device=device) if kept is None else kept.nonzero()[:, 0]
+    mask, asked = layer.mask, (weights != 0).flatten(0, 1).any(dim=0)
+    place = asked.nonzero()[:, 0]
     query, logsumexp, shares = layer.query, layer.logsumexp, weights
-    if kept is not None:
+    if len(place) < time:
         query, logsumexp = query.index_select(2, place), logsumexp.index_select(2, place)
         shares = shares.index_select(2, place)
     is_causal = mask.kind is not MaskKind.FULL

@@ -41,10 +41,13 @@ from tracepaper.strategies.forecasters.streaming import StreamingForecaster
 from tracepaper.strategies.forecasters.windowed import PlainForecaster, WindowedForecaster
 from tracepaper.strategies.gates.gate import is_known
 from tracepaper.strategies.networks.architecture import Architecture, Network, kind_of
-from tracepaper.strategies.networks.attribution import AttributionMethod, refuse_way
+from tracepaper.strategies.networks.attribution import (
+    STORED,
+    AttributionMethod,
+    refuse_way,
+)
 from tracepaper.strategies.networks.flash import TILES
 from tracepaper.strategies.networks.stream import (
-    STORED,
     by_compiled_loops,
     stream_backends,
     stream_bytes,

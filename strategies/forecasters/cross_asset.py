@@ -24,11 +24,10 @@ from torch import Tensor
 from tracepaper.strategies.api.model import DataSource, ModelKind, register
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import kernels
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.methods import PLAIN, Rollout
 from tracepaper.strategies.attention.time_buckets import RECENT_SHARE, shift
 from tracepaper.strategies.builtin import CommonBars, SymbolAnswer, symbol_of
 from tracepaper.strategies.errors import (
-    AttentionInvalid,
     CheckpointMismatch,
     ConfigInvalid,
     InvariantBroken,
@@ -60,7 +59,6 @@ from tracepaper.strategies.types.decisions import Explanation, Forecast, HeadFor
 from tracepaper.strategies.types.market import Bar
 
 Ids = NDArray[np.int64]
-USUAL: Final = RolloutOptions()
 DECIMALS: Final = 6
 """Weights are rounded to so many."""
 
@@ -236,34 +234,19 @@ class TogetherForecaster:
             "closes."
         )
 
-    def last_close(self, options: RolloutOptions = USUAL) -> LastClose:
-        """Return what is said of the newest close, and where each symbol looked.
+    def last_close(self, method: Rollout = PLAIN) -> LastClose:
+        """Return what is said of the newest close, and where each symbol looked by *method*.
 
-        *options* are those of the rollout, of which it takes the residual and the start layer.
         Raises ``InvariantBroken`` before all bars that are looked back on are known, and
-        ``AttentionInvalid`` for other options.
+        ``AttentionInvalid`` for what its layers cannot be asked by.
         """
-        plain = RolloutOptions(
-            residual_weight=options.residual_weight, start_layer=options.start_layer
-        )
-        if options != plain:
-            raise AttentionInvalid(
-                "A network over several symbols is explained by its rollout over the heads' mean; "
-                "leave all but the residual and the start layer out."
-            )
         if why := self._bars.lacking():
             raise InvariantBroken(f"There is no close to look at: {why}.")
         held = [self._windows[symbol].rows.view() for symbol in self.symbols]
         x = torch.from_numpy(np.stack([rows[:, :-1] for rows in held]).astype(np.float32))[None]
         positions = held[0][:, -1].astype(np.int64)
         with torch.inference_mode():
-            look = self.model.network.look(
-                x,
-                self._places,
-                torch.from_numpy(positions),
-                residual_weight=options.residual_weight,
-                start_layer=options.start_layer,
-            )
+            look = self.model.network.explain(x, self._places, torch.from_numpy(positions), method)
         return LastClose(look, look.weights.double().sum(dim=1).numpy(), positions)
 
     @property

@@ -77,7 +77,7 @@ class BookModel:
 
     def look(self, books: Books) -> OrderBookAttribution:
         """Return what the network says at the newest of *books*, and where it looked."""
-        return self.network.look(torch.from_numpy(tokens_of(books)))
+        return self.network.explain(torch.from_numpy(tokens_of(books)))
 
 
 class OrderBookStrategy(Strategy):

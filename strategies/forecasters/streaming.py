@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Final
 
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention.methods import rollout
 from tracepaper.strategies.attention.time_buckets import cells_by_age
-from tracepaper.strategies.attention.weighted import norm_rollout_rows
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
@@ -28,12 +28,16 @@ from tracepaper.strategies.forecasters.outputs import (
     require_one_of_each,
 )
 from tracepaper.strategies.gates.gate import MEASURES
-from tracepaper.strategies.networks.architecture import AttendedPart, LayerAttribution, Outputs
-from tracepaper.strategies.networks.attribution import AttributionMethod
-from tracepaper.strategies.networks.flash import TILES, FlashNetwork, look_of
+from tracepaper.strategies.networks.architecture import (
+    AttendedPart,
+    LayerAttribution,
+    Outputs,
+    layer_of,
+)
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
+from tracepaper.strategies.networks.flash import TILES, FlashNetwork
 from tracepaper.strategies.networks.stream import (
     CHUNK_BARS,
-    STORED,
     Advance,
     StreamingNetwork,
     StreamState,
@@ -278,27 +282,29 @@ class StreamingForecaster:
         Raises ``InvariantBroken`` before the first decision.
         """
         known = self._decided(instrument)
-        positions, layers = self.history(instrument)
-        queries, keys, logsumexps = zip(*layers, strict=True)
-        last, mask = [len(positions) - 1], Mask.window(self.network.config.window)
-        options = self.way.options
-        residual, start = options.residual_weight, options.start_layer
-        if self.way.method == "norm":
-            norms = self.network.lengths(self._state, known.stream)
-            rollout = norm_rollout_rows(
-                queries, keys, logsumexps, norms, last, mask,
-                residual_weight=residual, start_layer=start,
-            )  # fmt: skip
-        else:
-            rollout = rollout_rows(
-                queries, keys, logsumexps, last, mask,
-                head_fusion=options.head_fusion, head_weights=options.head_weights,
-                residual_weight=residual, start_layer=start,
-                backend="auto" if self.device != "cpu" else self.backend,
-            )  # fmt: skip
-        weights = rollout.weights[0, 0].tolist()
+        positions, layers = self._layers(instrument)
+        found = rollout(
+            layers,
+            [len(positions) - 1],
+            self.way.rollout,
+            backend="auto" if self.device != "cpu" else self.backend,
+        )
+        weights = found.weights["bars"][0, 0].tolist()
         times = (positions * known.interval_ms).tolist()
-        return Attribution(instrument, tuple(times), tuple(weights), float(rollout.l1_error[0, 0]))
+        return Attribution(instrument, tuple(times), tuple(weights), float(found.l1_error[0, 0]))
+
+    def _layers(self, instrument: str) -> tuple[Ids, list[Layer]]:
+        """Return the positions of *instrument*'s stream, and its layers over them."""
+        positions, history = self.history(instrument)
+        mask, fusion = Mask.window(self.network.config.window), self.network.fusion
+        kept = self._of(instrument).stream
+        norms = self.network.lengths(self._state, kept) if fusion.by_norm else [None] * len(history)
+        return positions, [
+            Layer(query, key, None, logsumexp, mask, norms=lengths, layer=depth, step=depth)
+            for depth, ((query, key, logsumexp), lengths) in enumerate(
+                zip(history, norms, strict=True)
+            )
+        ]
 
     def attribution(self, instrument: str, bars: Sequence[Bar]) -> Attribution:
         """Return ``explain``'s answer, whose times are those of the last of *bars*."""
@@ -321,14 +327,14 @@ class StreamingForecaster:
         Carried down as the stored explanation is. No forward pass. Raises ``InvariantBroken``
         before the first decision.
         """
-        known = self._decided(instrument)
-        mask, fusion = Mask.window(self.network.config.window), self.network.fusion
-        by_norm = self.network.lengths(self._state, known.stream) if fusion.by_norm else None
+        self._decided(instrument)
+        method = self.way.rollout
+        given = None if method.head_weights is None else np.array(method.head_weights, np.float64)
         looks = []
-        for depth, layer in enumerate(self.history(instrument)[1]):
-            lengths = None if by_norm is None else by_norm[depth]
-            residual, fuse = fusion.carried(depth, lengths)
-            looks.append(look_of(*layer, mask, residual_weight=residual, fuse=fuse))
+        for depth, layer in enumerate(self._layers(instrument)[1]):
+            shares = given if given is None or given.ndim == 1 else given[depth]
+            own = None if shares is None else tuple(shares.tolist())
+            looks.append(layer_of(layer, layer.shape[2], replace(method, head_weights=own)))
         return looks
 
     def _decided(self, instrument: str) -> InstrumentMemory:

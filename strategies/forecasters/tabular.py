@@ -29,7 +29,6 @@ from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE, Forecaster
-from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import rows as features
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
@@ -55,8 +54,8 @@ from tracepaper.strategies.forecasters.streaming import (
     take_rows,
 )
 from tracepaper.strategies.forecasters.trees import Floats, Scorer, Trees
-from tracepaper.strategies.networks.attribution import refuse_way
-from tracepaper.strategies.networks.stream import STORED
+from tracepaper.strategies.networks.architecture import BarWeights
+from tracepaper.strategies.networks.attribution import STORED, refuse_way
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
@@ -399,7 +398,7 @@ class EnsembleForecaster:
         unknown = len(said) - len(found.values)
         return [*said[:unknown], *self._mixed(said[unknown:], found)]
 
-    def explain(self, instrument: str) -> Attribution | Rollout:
+    def explain(self, instrument: str) -> Attribution | BarWeights:
         """Return where the network looked at *instrument*'s last decision, bar by bar.
 
         Raises ``InvariantBroken`` for a network without attention.

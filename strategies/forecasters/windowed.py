@@ -21,14 +21,13 @@ from torch import Tensor
 
 from tracepaper.strategies.api.model import EXPLAINED
 from tracepaper.strategies.api.strategy import SCANNED_AT_ONCE
-from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.attention.methods import TIME_MAX
 from tracepaper.strategies.attention.time_buckets import (
     bucket_count,
     cells_by_age,
     recent_mass,
     shift,
 )
-from tracepaper.strategies.attention.weighted import TIME_MAX
 from tracepaper.strategies.covariates import CovariateSource
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features.rows import FeatureRows, FeatureSchema, FeatureStreams
@@ -44,13 +43,13 @@ from tracepaper.strategies.forecasters.streaming import (
 from tracepaper.strategies.gates.gate import MEASURES
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
+    BarWeights,
     ExplainedOutputs,
     LayerAttribution,
     Outputs,
     together,
 )
-from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
-from tracepaper.strategies.networks.stream import STORED
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.other_symbol import OtherColumns
 from tracepaper.strategies.types.decisions import BLOCK_BARS, Explanation, Forecast
 from tracepaper.strategies.types.market import Bar
@@ -333,7 +332,7 @@ class WindowedForecaster:
             )
         return answers
 
-    def explain(self, instrument: str) -> Rollout:
+    def explain(self, instrument: str) -> BarWeights:
         """Return the last decision's rollout bar by bar: weights [1, 1, window], oldest first.
 
         Raises ``InvariantBroken`` before the first decision.
@@ -388,12 +387,8 @@ class WindowedForecaster:
 
     def _look(self, window: FeatureWindow) -> ExplainedOutputs:
         x, positions = self._inputs(window)
-        with torch.inference_mode():
-            seen = self._network.look(x, positions, half=self.dtype == "bfloat16")
-        if self.way != STORED:
-            by = attribute_last_bar(self._network, x, positions, self.way)
-            seen = seen._replace(rollout=Rollout(by.weights, by.l1_error), parts=by.parts)
-        rollout = Rollout(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
+        seen = self._network.explain(x, positions, self.way, half=self.dtype == "bfloat16")
+        rollout = BarWeights(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
         return ExplainedOutputs(
             seen.outputs.cpu(), rollout, seen.confidence.float().cpu(), seen.parts
         )
@@ -409,7 +404,7 @@ class WindowedForecaster:
             )
         rows = torch.zeros(1, window, len(self.model.schema.names), device=self._place)
         positions = torch.arange(window, device=self._place)
-        attribute_last_bar(self._network, rows, positions, self.way)
+        self._network.explain(rows, positions, self.way)
 
     def _see(self, window: FeatureWindow) -> _Seen:
         look = self._look(window)
@@ -526,7 +521,7 @@ class PlainForecaster:
         self.newest = rows_together(seen)
         return found
 
-    def explain(self, instrument: str) -> Rollout:
+    def explain(self, instrument: str) -> BarWeights:
         """Raise ``InvariantBroken``: there is nowhere it looked."""
         del instrument
         raise InvariantBroken(

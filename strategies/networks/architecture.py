@@ -15,16 +15,28 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.functional import pad
 
 from tracepaper.strategies.api.model import KINDS, ModelKind
-from tracepaper.strategies.attention.probsparse import Multiplications
-from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.methods import (
+    PLAIN,
+    TIME_MAX,
+    Rollout,
+    carry_down,
+    flow,
+    rollout,
+)
+from tracepaper.strategies.attention.probsparse import Multiplications, SparseRead
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken, shown
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.types.decisions import DRAWDOWN_LEVELS, PATH_LEVELS, PATH_STEPS
 
 DIRECTIONS: Final = 3  # down, flat, up
@@ -279,11 +291,18 @@ class AttendedPart(NamedTuple):
     symbol: str = ""  # of another symbol's bars: which
 
 
+class BarWeights(NamedTuple):
+    """Where a bar looked: weights [1, 1, bars], oldest bar first, and the mass that was missing."""
+
+    weights: Tensor
+    l1_error: Tensor  # [1, 1]
+
+
 class ExplainedOutputs(NamedTuple):
     """What a network says of one window, and where the decided bar looked."""
 
     outputs: Outputs  # [1, 1, ...]: of the last bar
-    rollout: Rollout  # weights [1, 1, window], oldest bar first
+    rollout: BarWeights
     confidence: Tensor  # [layer, head]
     parts: tuple[AttendedPart, ...] = ()
     """What it saw instead of single rows, where a network sees other than these; they sum to 1."""
@@ -298,21 +317,40 @@ class LayerAttribution(NamedTuple):
     """Row weights [row, position] on what the layer gave → on what it took in, oldest first."""
 
 
-class Inner(NamedTuple):
-    """The network inside another, and what it is given of one window."""
-
-    network: Network
-    x: Tensor  # [1, row, width]
-    positions: Tensor  # [row]
-    spread: Callable[[Tensor], tuple[Tensor, tuple[AttendedPart, ...]]]
-    """Weights [row] on what it is given → on the window's bars, and on what was seen as one."""
+ToBars = Callable[[Mapping[str, Tensor]], "tuple[Tensor, tuple[AttendedPart, ...]]"]
+"""Weights [row, token] by stream → on the window's bars [row, bar], and the first row's parts."""
 
 
-class WatchedBlocks(NamedTuple):
-    """Blocks whose projections of values and outputs can be watched, the lowest first."""
+class Trace(NamedTuple):
+    """A window's forecast with all that explains it."""
 
-    blocks: tuple[nn.Module, ...]
-    heads: int
+    outputs: Outputs
+    reads: list[Read]
+    """The lowest first; those of attention know values and projections as well."""
+    start: Mapping[str, Tensor]
+    """Weights [batch, row, token] of what is read out, by stream: the decided bar's."""
+    attended: list[Tensor]
+    """Each attention's A·V [batch, head, query, dim], or that of its last queries."""
+    to_bars: ToBars
+    decided: list[tuple[Read, tuple[int, ...]]]
+    """The reads whose confidence is the decision's, each with the queries that decide."""
+
+    @property
+    def attending(self) -> list[Layer | SparseRead]:
+        """The reads of attention over values, in the order of ``attended``."""
+        return [read for read in self.reads if isinstance(read, Layer | SparseRead)]
+
+
+def last_bar(like: Tensor, time: int) -> dict[str, Tensor]:
+    """Return the start of a network that reads out the last of *time* bars, like *like*."""
+    start = torch.zeros(len(like), 1, time, dtype=like.dtype, device=like.device)
+    start[..., -1] = 1.0
+    return {"bars": start}
+
+
+def plain_bars(weights: Mapping[str, Tensor]) -> tuple[Tensor, tuple[AttendedPart, ...]]:
+    """Return the weights of a network whose tokens are bars."""
+    return weights["bars"], ()
 
 
 class Network(nn.Module):
@@ -322,7 +360,9 @@ class Network(nn.Module):
     takes_any_length: ClassVar[bool] = False
     """Whether it takes fewer rows than its window: else only whole windows."""
     has_attention: ClassVar[bool] = True
-    """Whether ``look`` tells where it looked; without it no gate of entropy, shift or regime is."""
+    """Whether ``explain`` tells where it looked: else no gate of entropy, shift or regime is."""
+    in_float32: ClassVar[bool] = False
+    """Whether an explained window is computed in float32 whatever is asked for."""
     rows_a_pass: ClassVar[int | None] = None
     """Rows of single windows that one pass learns from on the CPU; None for a whole batch.
 
@@ -360,37 +400,87 @@ class Network(nn.Module):
         """
         return False
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar.
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it.
+
+        Raises ``InvariantBroken`` of a network without attention.
+        """
+        del x, positions
+        raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+
+    def explain(
+        self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
+    ) -> ExplainedOutputs:
+        """Forecast one window *x* [1, window, features] and explain its last bar by *way*.
 
         *positions* int64 [window] are absolute bar numbers; *half* multiplies in bfloat16. No
-        attention matrix is stored. Raises ``InvariantBroken`` of a network without attention.
+        attention matrix is stored. Of a flow the bars are the newest ``TIME_MAX``, where the
+        network looks back only. Raises ``InvariantBroken`` of a network without attention, and
+        ``AttentionInvalid`` for what cannot be had.
         """
-        del x, positions, half
-        raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+        way.check()
+        with torch.no_grad(), self._halved(x, half):
+            seen = self.trace(x, positions)
+        by_gradient = way.rollout.fusion == "gradient"
+        reads = self._with_gradients(x, positions, way.rollout) if by_gradient else seen.reads
+        if way.method == "flow":
+            time = reads[0].shape[2]
+            newest = min(TIME_MAX, time)
+            found = flow(reads, [newest - 1], way.rollout, newest=newest)
+            older = time - newest
+            held = {name: pad(own, (older, 0)) for name, own in found.weights.items()}
+        else:
+            found = rollout(reads, seen.start, way.rollout, backend=explained_by(x.device))
+            held, older = dict(found.weights), 0
+        by_bar, parts = seen.to_bars({name: own[0] for name, own in held.items()})
+        sure = [read.confidence(at)[0].mean(dim=-1) for read, at in seen.decided]
+        return ExplainedOutputs(
+            seen.outputs.map(lambda part: part[:, -1:]),
+            BarWeights(by_bar[None, :, older:], found.l1_error),
+            torch.stack(sure),
+            parts,
+        )
+
+    def _halved(self, x: Tensor, half: bool) -> torch.autocast:  # noqa: FBT001
+        """Return the context in which an explained window is computed."""
+        return torch.autocast(x.device.type, torch.bfloat16, enabled=half and not self.in_float32)
+
+    def _with_gradients(self, x: Tensor, positions: Tensor, method: Rollout) -> list[Read]:
+        """Return the reads of one window with the gradient of the mean return by each A·V."""
+        with torch.inference_mode(mode=False), torch.enable_grad():
+            seen = self.trace(x, positions)
+            horizons = self.config.horizons
+            at = horizons.index(method.horizon) if method.horizon in horizons else 0
+            figure = seen.outputs.mean[0, -1, at]
+            slopes: Sequence[Tensor] = ()
+            if seen.attended:
+                slopes = torch.autograd.grad(figure, seen.attended, materialize_grads=True)
+        found: list[Read] = []
+        given = iter(slopes)
+        for read in seen.reads:
+            if slopes and isinstance(read, Layer | SparseRead):
+                slope = next(given)
+                # A layer that computes the decided bar alone has slopes at that bar alone.
+                slope = pad(slope, (0, 0, read.shape[2] - slope.shape[2], 0))
+                found.append(replace(read, gradient=slope))
+            else:
+                found.append(read)
+        return found
 
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
         """Attribute one window layer by layer, the lowest first.
 
-        Arguments and errors are those of ``look``; carried down all layers, the decided bar
+        Arguments and errors are those of ``explain``; carried down all layers, the decided bar
         becomes its rollout.
         """
-        del x, positions, half
-        raise InvariantBroken(f"{type(self).__name__} has no attention; ask it for its forecast.")
+        with self._halved(x, half):
+            seen = self.trace(x, positions)
+        return [layer_of(read, read.shape[2]) for read in seen.reads]
 
     def multiplications(self) -> Multiplications | None:
         """Count the multiplications of its attention; None where it attends densely, or not."""
-        return None
-
-    def inner(self, x: Tensor, positions: Tensor) -> Inner | None:
-        """Return the network inside that attends, for one window; None where itself does."""
-        del x, positions
-        return None
-
-    def watched_blocks(self) -> WatchedBlocks | None:
-        """Return its blocks of attention; None where no block has projections of its heads."""
         return None
 
     @abstractmethod
@@ -417,6 +507,24 @@ class Network(nn.Module):
     def device(self) -> torch.device:
         """Where its weights are."""
         return next(self.parameters()).device
+
+
+def layer_of(read: Read, time: int, method: Rollout = PLAIN) -> LayerAttribution:
+    """Attribute one read of a stream of *time* bars by itself at its last bar."""
+    [name] = {read.target, read.source}
+    return LayerAttribution(
+        read.rows([time - 1])[0, :, 0],
+        torch.arange(time - 1, -1, -1),
+        lambda weights: carry_down([read], {name: weights[None]}, method)[name][0],
+    )
+
+
+def explained_by(device: torch.device) -> str:
+    """Return what rolls out the layers of a network over whole windows.
+
+    A run names what attends; that of a kernel says nothing of compiled loops beside it.
+    """
+    return "tiles" if device.type == "cpu" else "auto"
 
 
 def network_kinds() -> Mapping[str, ModelKind]:

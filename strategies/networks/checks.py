@@ -25,10 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from tracepaper.strategies.attention.checks import finite_layers
-from tracepaper.strategies.attention.weighted import value_norms
+from tracepaper.strategies.attention.layer import value_norms
 from tracepaper.strategies.errors import AttentionInvalid
 from tracepaper.strategies.extras import require
-from tracepaper.strategies.networks.attribution import watched
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,7 +123,7 @@ def _not_finite(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> I
 
 @torch.no_grad()
 def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterator[HeadCheck]:
-    confidence = torch.stack([network.look(*window).confidence.double() for window in windows])
+    confidence = torch.stack([network.explain(*window).confidence.double() for window in windows])
     shares = _shares(network, windows)
     even = network.content_free() + EVEN_BELOW
     for layer in range(confidence.shape[1]):
@@ -145,18 +144,25 @@ def _heads(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> Iterat
 
 def _shares(network: Network, windows: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor] | None:
     """Return each head's share of its layer's output by length, [head] a layer; None if unknown."""
-    if (known := network.watched_blocks()) is None:
-        return None
-    lengths: list[Tensor] = []
+    every: list[list[Tensor]] = []
     for window in windows:
-        with watched(network) as layers:
-            network(*window)
-        for number, (output, weight) in enumerate(zip(layers.outputs, layers.weights, strict=True)):
-            by_head = output.unflatten(-1, (known.heads, -1)).transpose(1, 2)
-            moved = value_norms(by_head, weight).mean(dim=(0, 2)).double()  # [head]
-            if number == len(lengths):
-                lengths.append(torch.zeros_like(moved))
-            lengths[number] = lengths[number] + moved
+        seen = network.trace(*window)
+        deciding = {id(read) for read, _ in seen.decided}
+        pairs = [
+            (read.output_weight, output)
+            for read, output in zip(seen.attending, seen.attended, strict=False)
+            if id(read) in deciding
+        ]
+        if not pairs or any(weight is None for weight, _ in pairs):
+            return None
+        every.append(
+            [
+                value_norms(output, weight).mean(dim=(0, 2)).double()
+                for weight, output in pairs
+                if weight is not None
+            ]
+        )
+    lengths = [torch.stack(of).sum(dim=0) for of in zip(*every, strict=True)]
     tiny = torch.finfo(torch.float64).tiny
     return [moved / moved.sum().clamp_min(tiny) for moved in lengths]
 

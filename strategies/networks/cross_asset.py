@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Annotated, Any, Final, NamedTuple
 
 import torch
@@ -22,11 +21,11 @@ from msgspec import Meta
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tracepaper.strategies.attention.checks import check_share, check_start
-from tracepaper.strategies.attention.entropy import confidence
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import carry_rows
+from tracepaper.strategies.attention.methods import PLAIN, Rollout, rollout
+from tracepaper.strategies.attention.reads import GridRead, Read
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import Heads, Outputs
@@ -37,9 +36,6 @@ from tracepaper.strategies.networks.keys import checked_section
 SYMBOLS_MAX: Final = 1_000
 FACTORISED: Final = "factorised"
 JOINT: Final = "joint"
-_RESIDUAL: Final = 0.5
-_BARS_AT_ONCE: Final = 128
-"""Bars whose matrices over the assets are rebuilt together; bounds memory."""
 _TOKENS_AT_ONCE: Final = 32_768
 """Tokens that a block deals with together where no gradient is taken; bounds memory."""
 _ROWS_AT_ONCE: Final = 16
@@ -183,24 +179,6 @@ def weights_of(allocation: Tensor) -> Tensor:
     return allocation / allocation.abs().sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
-class _Over(Enum):
-    """What the rows of a block are, and what is a batch to it."""
-
-    TIME = "the bars of each asset"
-    ASSETS = "the assets at each bar"
-    TOKENS = "all tokens, asset by asset"
-
-
-class _Attended(NamedTuple):
-    """What one block attended with."""
-
-    query: Tensor  # [batch, head, row, dim]
-    key: Tensor
-    logsumexp: Tensor  # [batch, head, row]
-    mask: Mask
-    over: _Over
-
-
 class CrossLook(NamedTuple):
     """The outputs for the last bar of one window, and where each decided asset looked."""
 
@@ -252,39 +230,34 @@ class CrossAssetNetwork(nn.Module):
         """
         return self._said(self._run(x, assets, positions, None))
 
-    def look(
+    def explain(
         self,
         x: Tensor,
         assets: Tensor,
         positions: Tensor,
+        method: Rollout = PLAIN,
         decided: Sequence[int] | None = None,
-        *,
-        residual_weight: float = _RESIDUAL,
-        start_layer: int = 0,
     ) -> CrossLook:
-        """Forecast one window *x* [1, asset, time, feature] and explain its last bar.
+        """Forecast one window *x* [1, asset, time, feature] and explain its last bar by *method*.
 
         *decided* are the places among *assets* that are explained; by default all of them. A row
         of weights over the tokens is carried for each: [asset x time] squared is never stored.
-        *residual_weight* is ρ, *start_layer* the lowest layer that is taken in. Raises
-        ``AttentionInvalid`` for shares and layers that there are not.
+        Raises ``AttentionInvalid`` for what its layers cannot be asked by.
         """
-        check_share(residual_weight, "residual_weight")
-        check_start(start_layer, self.config.layers)
-        trace: list[_Attended] = []
-        state = self._run(x, assets, positions, trace)
+        reads: list[Read] = []
+        state = self._run(x, assets, positions, reads)
         rows = list(range(x.shape[1]) if decided is None else decided)
+        last = [row * x.shape[2] + x.shape[2] - 1 for row in rows]  # tokens, asset by asset
+        weights = []
+        for first in range(0, len(last), _ROWS_AT_ONCE):
+            start = state.new_zeros(1, len(last[first : first + _ROWS_AT_ONCE]), reads[-1].shape[2])
+            for at, token in enumerate(last[first : first + _ROWS_AT_ONCE]):
+                start[0, at, token] = 1.0
+            weights.append(rollout(reads, {"bars": start}, method).weights["bars"][0])
         return CrossLook(
             self._said(state[:, :, -1:]),
-            _carried(
-                # A layer is as many blocks as kinds of attention: one, or two in turn.
-                trace[start_layer * len(trace) // self.config.layers :],
-                rows,
-                assets=x.shape[1],
-                time=x.shape[2],
-                residual=residual_weight,
-            ),
-            _heads(trace, rows, time=x.shape[2]),
+            torch.cat(weights).unflatten(1, x.shape[1:3]),
+            torch.stack([read.confidence(last)[0].T for read in reads], dim=1),
         )
 
     def _said(self, state: Tensor) -> CrossOutputs:
@@ -303,9 +276,7 @@ class CrossAssetNetwork(nn.Module):
         share = torch.sigmoid(self.share(last.mean(dim=1, keepdim=True)))  # of all assets alike
         return unit * share.sqrt()[..., None]
 
-    def _run(
-        self, x: Tensor, assets: Tensor, positions: Tensor, trace: list[_Attended] | None
-    ) -> Tensor:
+    def _run(self, x: Tensor, assets: Tensor, positions: Tensor, kept: list[Read] | None) -> Tensor:
         """Return the last layer's states [batch, asset, time, dim]; of the last bar, if joint."""
         if x.shape[1] != len(assets) or x.shape[2] != len(positions):
             raise AttentionInvalid(
@@ -315,17 +286,20 @@ class CrossAssetNetwork(nn.Module):
         state: Tensor = self.embed(x) + self.asset(assets)[:, None]
         phases = self.encoding.phases(positions)
         if self.config.attention == JOINT:
-            return self._joint(state, phases, trace)
+            return self._joint(state, phases, kept)
         causal, full = Mask.window(self.config.window), Mask.full()
         for in_time, across in zip(_each(self.over_time), _each(self.over_assets), strict=True):
             batch = state.shape[0]
-            rows = _attended(in_time, state.flatten(0, 1), phases, causal, _Over.TIME, trace)
+            grid, count = (len(assets), len(positions)), len(kept or ())
+            layer = _attended(in_time, state.flatten(0, 1), phases, causal, kept)
+            rows = _kept(kept, layer, grid, axis=1, depth=count // 2)
             rows = rows.unflatten(0, (batch, -1)).transpose(1, 2)  # [batch, time, asset, dim]
-            rows = _attended(across, rows.flatten(0, 1), _NOWHERE, full, _Over.ASSETS, trace)
+            layer = _attended(across, rows.flatten(0, 1), _NOWHERE, full, kept)
+            rows = _kept(kept, layer, grid, axis=0, depth=count // 2)
             state = rows.unflatten(0, (batch, -1)).transpose(1, 2)
         return state
 
-    def _joint(self, state: Tensor, phases: Phases, trace: list[_Attended] | None) -> Tensor:
+    def _joint(self, state: Tensor, phases: Phases, kept: list[Read] | None) -> Tensor:
         """Let all tokens see all others: a window that ends now holds nothing that comes later."""
         assets, time = state.shape[1:3]
         if time != self.config.window:
@@ -340,7 +314,9 @@ class CrossAssetNetwork(nn.Module):
         repeated = Phases(cosine, sine, None)
         rows = state.flatten(1, 2)  # [batch, asset * time, dim]
         for block in _each(self.over_time):
-            rows = _attended(block, rows, repeated, Mask.full(), _Over.TOKENS, trace)
+            rows, layer = _attended(block, rows, repeated, Mask.full(), kept)
+            if kept is not None and layer is not None:
+                kept.append(layer)
         whole: Tensor = rows.unflatten(1, (assets, time))
         return whole[:, :, -1:]
 
@@ -360,14 +336,9 @@ def _each(blocks: nn.ModuleList) -> Iterator[Block]:
 
 
 def _attended(
-    block: Block,
-    rows: Tensor,
-    phases: Phases,
-    mask: Mask,
-    over: _Over,
-    trace: list[_Attended] | None,
-) -> Tensor:
-    """Pass *rows* [batch, row, dim] through *block*, and note queries, keys and logsumexp.
+    block: Block, rows: Tensor, phases: Phases, mask: Mask, kept: list[Read] | None
+) -> tuple[Tensor, Layer | None]:
+    """Pass *rows* [batch, row, dim] through *block*; return its layer as well where reads are kept.
 
     Without gradients some of the batch are dealt with at a time, so that little beside is kept.
     """
@@ -379,80 +350,29 @@ def _attended(
         query, key, value = block.project(part, phases)
         mixed, logsumexp = attend(query, key, value, mask, checked=False)
         found.append(block.finish(part, mixed))
-        if trace is not None:
-            noted.append((query, key, logsumexp))
-    if trace is not None:
-        query, key, logsumexp = (torch.cat(parts) for parts in zip(*noted, strict=True))
-        trace.append(_Attended(query, key, logsumexp, mask, over))
-    return found[0] if len(found) == 1 else torch.cat(found)
+        if kept is not None:
+            noted.append((query, key, value, logsumexp))
+    made = found[0] if len(found) == 1 else torch.cat(found)
+    if kept is None:
+        return made, None
+    query, key, value, logsumexp = (torch.cat(parts) for parts in zip(*noted, strict=True))
+    weight = block.project_out.weight
+    return made, Layer(query, key, value, logsumexp, mask, output_weight=weight)
 
 
-# ---------------------------------------------------------------- where a decided asset looked
-
-
-def _carried(
-    trace: Sequence[_Attended], decided: Sequence[int], *, assets: int, time: int, residual: float
+def _kept(
+    kept: list[Read] | None,
+    attended: tuple[Tensor, Layer | None],
+    grid: tuple[int, int],
+    *,
+    axis: int,
+    depth: int,
 ) -> Tensor:
-    """Return the weights [decided, asset, time] of the tokens (decided asset, last bar).
-
-    ``w <- ρ·w + (1-ρ)·wA`` from the highest block down, A the mean over its heads, ρ *residual*.
-    """
-    found = trace[0].logsumexp.new_empty(len(decided), assets, time)
-    for first in range(0, len(decided), _ROWS_AT_ONCE):
-        rows = list(decided[first : first + _ROWS_AT_ONCE])
-        weights = found.new_zeros(assets, len(rows), time)
-        weights[rows, range(len(rows)), time - 1] = 1.0
-        for block in reversed(trace):
-            weights = _below(block, weights, residual)
-        found[first : first + len(rows)] = weights.transpose(0, 1)
-    return found.div_(found.sum(dim=(1, 2), keepdim=True))
-
-
-def _below(block: _Attended, weights: Tensor, residual: float) -> Tensor:
-    """Return *weights* [asset, row, time] above one block as those below it."""
-    match block.over:
-        case _Over.ASSETS:
-            return _below_assets(block, weights, residual)
-        case _Over.TIME:
-            return carry_rows(*block[:3], weights, block.mask, residual_weight=residual)
-        case _Over.TOKENS:
-            flat = weights.transpose(0, 1).flatten(1)[None]  # [1, row, asset * time]
-            flat = carry_rows(*block[:3], flat, block.mask, residual_weight=residual)
-            below: Tensor = flat[0].unflatten(1, (len(weights), -1))
-            return below.transpose(0, 1)
-
-
-def _below_assets(block: _Attended, weights: Tensor, residual: float) -> Tensor:
-    """Carry *weights* [asset, row, time] through the matrices [asset, asset] of each bar."""
-    found = weights * residual
-    scale = block.query.shape[-1] ** -0.5
-    weighed = weights.any(dim=1).any(dim=0)  # bars without any weight carry none
-    for bars in weighed.nonzero()[:, 0].split(_BARS_AT_ONCE):
-        scores = scale * block.query[bars] @ block.key[bars].transpose(-1, -2)
-        matrices = (scores - block.logsumexp[bars][..., None]).exp().mean(dim=1)
-        given = weights[:, :, bars].permute(2, 1, 0)  # [bar, row, asset]
-        found[:, :, bars] += (1.0 - residual) * (given @ matrices).permute(2, 1, 0)
-    return found
-
-
-def _heads(trace: Sequence[_Attended], decided: Sequence[int], *, time: int) -> Tensor:
-    """Return one less entropy by its largest, of each block and head: [decided, block, head]."""
-    rows = torch.tensor(list(decided))
-    found = []
-    for block in trace:
-        query, key, logsumexp = (part[-1:] for part in block[:3])
-        at = rows
-        match block.over:
-            case _Over.TIME:  # a batch of assets, of whose rows the last is decided
-                query, key, logsumexp = (part[rows] for part in block[:3])
-                at = torch.tensor([time - 1])
-            case _Over.TOKENS:
-                at = rows * time + time - 1
-            case _Over.ASSETS:  # a batch of bars, of which the last is decided
-                pass
-        seen = confidence([query], [key], [logsumexp], at, block.mask)
-        found.append(seen[:, 0, :, 0].T if block.over is _Over.TIME else seen[0, 0])
-    return torch.stack(found).permute(2, 0, 1)  # of [block, head, decided]
+    """Return the rows *attended*; keep their layer, along one axis of [asset, time]."""
+    rows, layer = attended
+    if kept is not None and layer is not None:
+        kept.append(GridRead(layer, grid, axis, step=len(kept), layer=depth))
+    return rows
 
 
 # ---------------------------------------------------------------- what it is trained by

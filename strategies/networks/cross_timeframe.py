@@ -12,7 +12,7 @@ The rules are docs/attention.md, A34, and docs/models.md, L53.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
 
@@ -21,29 +21,21 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import Rollout
-from tracepaper.strategies.attention.variants import (
-    Scores,
-    StreamRead,
-    carry_rows,
-    carry_step,
-    closed_keys,
-    cross_attend,
-    cross_confidence,
-    stream_rollout,
-)
+from tracepaper.strategies.attention.kernels import attend, cross_attend
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.masks import Mask, closed_keys
+from tracepaper.strategies.attention.methods import carry_down
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
-    ExplainedOutputs,
     Heads,
     LayerAttribution,
     Network,
     Outputs,
-    WatchedBlocks,
+    Trace,
+    last_bar,
 )
 from tracepaper.strategies.networks.encodings import Phases, clock_code, turns
 from tracepaper.strategies.networks.flash import Block, FlashConfig
@@ -56,8 +48,8 @@ from tracepaper.strategies.networks.multi_timeframe import (
 )
 
 _TOKENS_MAX: Final = 8_192
-_BARS, _SLOWER = 0, 1
-"""The numbers of the two streams."""
+_BARS, _SLOWER = "bars", "slower"
+"""The two streams."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +156,7 @@ class _Streams(NamedTuple):
 class _Read(NamedTuple):
     """A read of one layer, and the A·V that it gave."""
 
-    read: StreamRead
+    read: Layer
     attended: Tensor  # [batch, head, query, dim]
 
 
@@ -187,15 +179,19 @@ class CrossLayer(nn.Module):
         _, key, value = self.read.project(slower, far)
         attended, logsumexp = cross_attend(query, key, value, given.seen)
         if kept is not None:
-            scores = Scores(causal=False, seen=given.seen)
-            read = StreamRead(_BARS, _SLOWER, query, key, logsumexp, scores, value)
+            depth = len(kept) // 3
+            read = Layer(
+                query, key, value, logsumexp, Mask(causal=False, seen=given.seen),
+                output_weight=self.read.project_out.weight,
+                target=_BARS, source=_SLOWER, step=2 * depth + 1, layer=depth,
+            )  # fmt: skip
             kept.append(_Read(read, attended))
         return given._replace(bars=self.read.finish(bars, attended), slower=slower)
 
     @staticmethod
     def _within(
         block: Block,
-        stream: int,
+        stream: str,
         state: Tensor,
         phases: Phases,
         backend: str,
@@ -203,40 +199,15 @@ class CrossLayer(nn.Module):
     ) -> Tensor:
         """Return the *state* of one stream after it attended to itself, looking back only."""
         query, key, value = block.project(state, phases)
-        attended, logsumexp = attend(
-            query, key, value, Mask.causal(), backend=backend, checked=False
-        )
+        attended, logsumexp = attend(query, key, value, Mask(), backend=backend, checked=False)
         if kept is not None:
-            scores = Scores(causal=True)
-            read = StreamRead(stream, stream, query, key, logsumexp, scores, value)
+            depth = len(kept) // 3
+            read = Layer(
+                query, key, value, logsumexp, output_weight=block.project_out.weight,
+                target=stream, source=stream, step=2 * depth, layer=depth,
+            )  # fmt: skip
             kept.append(_Read(read, attended))
         return block.finish(state, attended)
-
-
-class Crossed(NamedTuple):
-    """One window's forecast and its reads, three a layer: within each timeframe, then across."""
-
-    outputs: Outputs
-    reads: list[StreamRead]
-    attended: list[Tensor]  # A·V of each read, [batch, head, query, dim]
-    frame: FrameTokens
-
-    def steps(self) -> list[list[StreamRead]]:
-        """Return the reads as the steps of ``stream_rollout``: two a layer."""
-        found: list[list[StreamRead]] = []
-        for at in range(0, len(self.reads), 3):
-            found += [self.reads[at : at + 2], self.reads[at + 2 : at + 3]]
-        return found
-
-    def by_gradient(self, figure: Tensor) -> Crossed:
-        """Return it with each read weighed by the gradient of *figure* [], what was read's."""
-        slopes = torch.autograd.grad(figure, self.attended, materialize_grads=True)
-        pairs = zip(self.reads, slopes, strict=True)
-        return self._replace(reads=[read._replace(gradient=slope) for read, slope in pairs])
-
-    def asked(self) -> list[StreamRead]:
-        """Return the reads by which the bars look, the lowest first: two a layer."""
-        return [read for read in self.reads if read.into == _BARS]
 
 
 class CrossNetwork(Network):
@@ -277,14 +248,29 @@ class CrossNetwork(Network):
             state = layer(state, self.backend)
         return self._read_out(state)
 
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Crossed:
-        """Forecast as ``forward`` does, and return what each layer attended with."""
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it.
+
+        Three reads a layer: within each timeframe, then across. The parts are the slower bars,
+        then the bars themselves, and two rows of confidence a layer are the bar's attention to the
+        bars, and its read of the slower timeframe.
+        """
         kept: list[_Read] = []
         state, frame = self.enter(x, positions)
         for layer in self.layers:
             state = layer(state, self.backend, kept)
-        reads, attended = [one.read for one in kept], [one.attended for one in kept]
-        return Crossed(self._read_out(state), reads, attended, frame)
+        reads = [one.read for one in kept]
+        start = last_bar(reads[0].logsumexp, self.config.bars)
+        start[_SLOWER] = start[_BARS].new_zeros(len(x), 1, self.config.tokens)
+        last = (self.config.bars - 1,)
+        return Trace(
+            self._read_out(state),
+            [*reads],
+            start,
+            [one.attended for one in kept],
+            lambda weights: self._to_bars(weights, frame),
+            [(read, last) for read in reads if read.target == _BARS],
+        )
 
     def enter(self, x: Tensor, positions: Tensor | None) -> tuple[_Streams, FrameTokens]:
         """Return the first states of windows *x*, and the bars of the slower timeframe."""
@@ -316,53 +302,20 @@ class CrossNetwork(Network):
     def _read_out(self, state: _Streams) -> Outputs:
         return self.heads(self.norm(state.bars[:, -1:]))
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar.
-
-        ``parts`` are the slower bars, then the bars themselves. Two rows of confidence a layer:
-        the bar's attention to the bars, and its read of the slower timeframe.
-        """
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            seen = self.trace(x, positions)
-        by_bar, parts = self.shared(self.rollout(seen.steps()), seen.frame)
-        sure = [
-            cross_confidence(
-                read.query[:, :, -1:],
-                read.key,
-                read.logsumexp[:, :, -1:],
-                [0],
-                None if read.scores.seen is None else read.scores.seen[:, -1:],
-            )[0, :, 0]
-            for read in seen.asked()
-        ]
-        rollout = Rollout(by_bar[None, None], by_bar.new_zeros(1, 1))
-        return ExplainedOutputs(seen.outputs, rollout, torch.stack(sure), parts)
-
-    def rollout(
-        self, steps: Sequence[Sequence[StreamRead]], *, residual_weight: float = 0.5
-    ) -> Tensor:
-        """Return where the last bar of one window looked through *steps*: [token + bar].
-
-        The slower bars come first; the weights sum to 1.
-        """
-        lengths = (self.config.bars, self.config.tokens)
-        held = stream_rollout(
-            steps, lengths, [self.config.bars - 1], residual_weight=residual_weight
-        )
-        return torch.cat((held[_SLOWER], held[_BARS]), dim=-1)[0, 0]
-
-    def shared(
-        self, weights: Tensor, frame: FrameTokens
+    def _to_bars(
+        self, weights: Mapping[str, Tensor], frame: FrameTokens
     ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return the *weights* [token + bar] of one window by its rows [window], and by part."""
-        slower, bars = weights.split((self.config.tokens, self.config.bars))
+        """Return the *weights* of one window on its rows, and by part."""
+        slower, bars = weights[_SLOWER], weights[_BARS]
         first = self.config.window - self.config.bars
         parts = [
             part._replace(symbol=self.config.other_symbol)
-            for part in frame_parts(self.config.frame, frame, slower)
+            for part in frame_parts(self.config.frame, frame, slower[0])
         ]
-        parts += [AttendedPart(1, first + at, 1, share) for at, share in enumerate(bars.tolist())]
-        return self._by_bar(weights[None], frame)[0], tuple(parts)
+        parts += [
+            AttendedPart(1, first + at, 1, share) for at, share in enumerate(bars[0].tolist())
+        ]
+        return self._by_bar(torch.cat((slower, bars), dim=1), frame), tuple(parts)
 
     def _by_bar(self, weights: Tensor, frame: FrameTokens) -> Tensor:
         """Return *weights* [row, token + bar] on the window's rows: [row, window]."""
@@ -376,25 +329,27 @@ class CrossNetwork(Network):
         self, x: Tensor, positions: Tensor, *, half: bool = False
     ) -> list[LayerAttribution]:
         """Attribute a window step by step, two a layer: within both timeframes, then across."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+        frame = self.enter(x, positions)[1]
+        with self._halved(x, half):
             seen = self.trace(x, positions)
-        frame, tokens, bars = seen.frame, self.config.tokens, self.config.bars
+        tokens, bars = self.config.tokens, self.config.bars
         newest = torch.arange(bars - 1, -1, -1, device=x.device)
         age = torch.cat((self.config.window - (frame.start + frame.length)[0], newest))
+        steps = [seen.reads[at : at + count] for at, count in self._steps(len(seen.reads))]
 
-        def carried(step: Sequence[StreamRead], weights: Tensor) -> Tensor:
+        def carried(step: Sequence[Read], weights: Tensor) -> Tensor:
             slower, own = weights[None].split((tokens, bars), dim=2)
-            below = carry_step(step, (own, slower))
+            below = carry_down(step, {_SLOWER: slower, _BARS: own})
             return torch.cat((below[_SLOWER], below[_BARS]), dim=2)[0]
 
         found = []
-        for number, (step, read) in enumerate(zip(seen.steps(), seen.asked(), strict=True)):
-            rows = _last_row(read)  # [head, key]
+        for number, (step, (read, at)) in enumerate(zip(steps, seen.decided, strict=True)):
+            rows = read.rows(at)[0, :, 0]  # [head, key]
             kept = rows.new_zeros(len(rows), tokens + bars)
-            kept[:, slice(tokens) if read.of == _SLOWER else slice(tokens, None)] = rows
+            kept[:, slice(tokens) if read.source == _SLOWER else slice(tokens, None)] = rows
 
             def carry(
-                weights: Tensor, step: Sequence[StreamRead] = step, *, lowest: bool = number == 0
+                weights: Tensor, step: Sequence[Read] = step, *, lowest: bool = number == 0
             ) -> Tensor:
                 below = carried(step, weights)
                 return self._by_bar(below, frame) if lowest else below
@@ -402,13 +357,10 @@ class CrossNetwork(Network):
             found.append(LayerAttribution(self._by_bar(kept, frame), age, carry))
         return found
 
-    def watched_blocks(self) -> WatchedBlocks:
-        """Return the blocks by which the bars look, two a layer."""
-        found: list[nn.Module] = []
-        for layer in self.layers:
-            assert isinstance(layer, CrossLayer)
-            found += [layer.bars, layer.read]
-        return WatchedBlocks(tuple(found), self.config.heads)
+    @staticmethod
+    def _steps(reads: int) -> list[tuple[int, int]]:
+        """Return where the reads of each step begin, and how many they are: two, then one."""
+        return [(at + skip, count) for at in range(0, reads, 3) for skip, count in ((0, 2), (2, 1))]
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for windows *x*, first to last."""
@@ -422,16 +374,6 @@ class CrossNetwork(Network):
         for name, output in self._read_out(state)._asdict().items():
             if output is not None:
                 yield f"heads.{name}", output
-
-
-def _last_row(read: StreamRead) -> Tensor:
-    """Return each head's attention of the last query to all keys, [head, key]; 0 where it is blind.
-
-    The last bar sees all bars and all closed bars of the window.
-    """
-    query, logsumexp = read.query[:, :, -1:], read.logsumexp[:, :, -1:]
-    one = query.new_ones(1, 1, 1)
-    return carry_rows(query, read.key, logsumexp, one, Scores(causal=False))[0, :, 0]
 
 
 register(

@@ -21,21 +21,18 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.attention.entropy import confidence
-from tracepaper.strategies.attention.heads import head_rows
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import carry_rows, rollout_rows
-from tracepaper.strategies.attention.rollout_kernels import Fuse
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
-    ExplainedOutputs,
     Heads,
-    LayerAttribution,
     Network,
     Outputs,
-    WatchedBlocks,
+    Trace,
+    last_bar,
+    plain_bars,
 )
 from tracepaper.strategies.networks.encodings import (
     ENCODINGS,
@@ -55,7 +52,7 @@ _CHOICES: Final = {
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "interval_minutes")
 _MASKS: Final[dict[str, Callable[[FlashConfig], Mask]]] = {
     "window": lambda config: Mask.window(config.window),
-    "causal": lambda _: Mask.causal(),
+    "causal": lambda _: Mask(),
     "full": lambda _: Mask.full(),
 }
 _FEW_ROWS: Final = 16
@@ -185,15 +182,6 @@ class Projected(NamedTuple):
     query: Tensor  # [batch, head, time, dim]
     key: Tensor
     value: Tensor
-
-
-class Trace(NamedTuple):
-    """What one layer attended with; what a rollout needs."""
-
-    query: Tensor  # [batch, head, time, dim]
-    key: Tensor
-    value: Tensor
-    logsumexp: Tensor  # [batch, head, time]
 
 
 class FeedForward(nn.Module):
@@ -340,10 +328,20 @@ class FlashNetwork(Network):
         """
         return self.read_out(self._run(x, positions, None))
 
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> tuple[Outputs, list[Trace]]:
-        """Forecast as ``forward`` does, and return what each layer attended with."""
-        traces: list[Trace] = []
-        return self.read_out(self._run(x, positions, traces)), traces
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it."""
+        traced: list[tuple[Layer, Tensor]] = []
+        outputs = self.read_out(self._run(x, positions, traced))
+        reads, attended = [layer for layer, _ in traced], [read for _, read in traced]
+        last = (x.shape[1] - 1,)
+        return Trace(
+            outputs,
+            [*reads],
+            last_bar(reads[0].logsumexp, x.shape[1]),
+            attended,
+            plain_bars,
+            [(layer, last) for layer in reads],
+        )
 
     def states(self, x: Tensor) -> Tensor:
         """Return the last layer's states of *x* [batch, time, features]: [batch, time, dim].
@@ -352,15 +350,17 @@ class FlashNetwork(Network):
         """
         return self._run(x, None, None)
 
-    def _run(self, x: Tensor, positions: Tensor | None, traces: list[Trace] | None) -> Tensor:
+    def _run(
+        self, x: Tensor, positions: Tensor | None, traced: list[tuple[Layer, Tensor]] | None
+    ) -> Tensor:
         if positions is None:
             positions = torch.arange(x.shape[1], device=x.device)
         state, phases = self.enter(x, positions)
         for block in self.layers():
-            if self.config.checkpointing and self.training and traces is None:
+            if self.config.checkpointing and self.training and traced is None:
                 state = checkpoint(self._layer, block, state, phases, None, use_reentrant=False)
             else:
-                state = self._layer(block, state, phases, traces)
+                state = self._layer(block, state, phases, traced)
         return state
 
     def layers(self) -> Iterator[Block]:
@@ -370,15 +370,23 @@ class FlashNetwork(Network):
             yield block
 
     def _layer(
-        self, block: Block, state: Tensor, phases: Phases, traces: list[Trace] | None
+        self, block: Block, state: Tensor, phases: Phases, traced: list[tuple[Layer, Tensor]] | None
     ) -> Tensor:
         query, key, value = self.widen(block.project(state, phases), phases.age)
         attended, logsumexp = attend(
             query, key, value, self.mask, backend=self.backend, checked=False
         )
-        if traces is not None:
-            traces.append(Trace(query, key, value, logsumexp))
-        return block.finish(state, attended[..., : self.config.head_dim])
+        read = attended[..., : self.config.head_dim]
+        if traced is not None:
+            # What a bias by age adds to the values is nothing, and no gradient reaches it.
+            own = value[..., : self.config.head_dim]
+            layer = Layer(
+                query, key, own, logsumexp, self.mask,
+                output_weight=block.project_out.weight, content_dims=self.config.head_dim,
+                layer=len(traced), step=len(traced),
+            )  # fmt: skip
+            traced.append((layer, read))
+        return block.finish(state, read)
 
     def enter(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Phases]:
         """Return the first state [batch, time, dim] and the phases of *positions* [.., time]."""
@@ -405,10 +413,6 @@ class FlashNetwork(Network):
         """Return the heads' outputs of the last layer's *state* [batch, time, dim]."""
         return self.heads(self.norm(state))
 
-    def watched_blocks(self) -> WatchedBlocks:
-        """Return its blocks."""
-        return WatchedBlocks(tuple(self.blocks), self.config.heads)
-
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""
         state, phases = self.enter(x, torch.arange(x.shape[1], device=x.device))
@@ -423,61 +427,6 @@ class FlashNetwork(Network):
     def content_free(self) -> float:
         """Return the confidence over a full window that mask and encoding alone give."""
         return self.encoding.content_free()
-
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar."""
-        # What explains is never rounded to half numbers: only the network runs in them.
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            every, traces = self.trace(x, positions)
-        queries = [trace.query for trace in traces]
-        keys = [trace.key for trace in traces]
-        sums = [trace.logsumexp for trace in traces]
-        last = [x.shape[1] - 1]
-        outputs = every.map(lambda part: part[:, -1:])
-        return ExplainedOutputs(
-            outputs,
-            rollout_rows(queries, keys, sums, last, self.mask, backend=explained_by(x.device)),
-            confidence(queries, keys, sums, last, self.mask)[0, :, :, 0],
-        )
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute one window *x* [1, window, features] layer by layer."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            _, traces = self.trace(x, positions)
-        return [look_of(trace.query, trace.key, trace.logsumexp, self.mask) for trace in traces]
-
-
-def explained_by(device: torch.device) -> str:
-    """Return the function that rolls out the layers of a network over whole windows.
-
-    A run names what attends; that of a kernel says nothing of compiled loops beside it.
-    """
-    return "tiles" if device.type == "cpu" else "auto"
-
-
-def look_of(
-    query: Tensor,
-    key: Tensor,
-    logsumexp: Tensor,
-    mask: Mask,
-    *,
-    residual_weight: float = 0.5,
-    fuse: Fuse | None = None,
-) -> LayerAttribution:
-    """Attribute one layer at the last bar of one sequence, from its trace.
-
-    It is carried down by the heads' mean, or as *fuse* fuses them.
-    """
-    time = query.shape[2]
-    return LayerAttribution(
-        head_rows(query, key, logsumexp, [time - 1], mask)[0, :, 0],
-        torch.arange(time - 1, -1, -1, device=query.device),
-        lambda weights: carry_rows(
-            query, key, logsumexp, weights[None], mask, residual_weight=residual_weight, fuse=fuse
-        )[0],
-    )
 
 
 def by_names(section: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

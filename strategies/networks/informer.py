@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final
 
 import torch
 from msgspec import Meta
@@ -21,47 +21,45 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.attention.checks import check_share, check_start
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import carry_down
 from tracepaper.strategies.attention.probsparse import (
     STRIDE,
     TAPS,
+    MapRead,
     Multiplications,
-    SparseRows,
-    Stage,
+    SparseRead,
     Taps,
     attend_rows,
     attend_sparsely,
-    carry_stage,
     convolution_taps,
     convolve,
-    decided_confidence,
-    decided_rows,
     multiplications,
     pooling_taps,
     push_taps,
-    rollout_stages,
     sample_keys,
 )
-from tracepaper.strategies.attention.rollout import Rollout
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
-    ExplainedOutputs,
     Heads,
     LayerAttribution,
     Network,
     Outputs,
-    WatchedBlocks,
+    Trace,
+    last_bar,
+    plain_bars,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_code, sinusoidal_table
 from tracepaper.strategies.networks.informer_decoder import (
+    TOKENS,
     Decoder,
     DecoderReads,
+    Kept,
     LayerSizes,
+    bars_of,
     beside_decoder,
-    carry_decoder,
-    decoder_confidence,
 )
 
 _POSITIVE: Final = ("features", "dim", "layers", "heads", "window", "factor", "interval_minutes")
@@ -148,21 +146,6 @@ class InformerConfig(keys.WindowKeys):
         return tuple(lengths)
 
 
-class Traced(NamedTuple):
-    """A window's forecast, and the stages that its rollout is made of, in forward order."""
-
-    outputs: Outputs
-    stages: list[Stage]
-
-
-class Decoded(NamedTuple):
-    """The same, and what each layer of the decoder attended with, the first layer first."""
-
-    outputs: Outputs
-    stages: list[Stage]
-    decoder: list[DecoderReads]  # empty without one
-
-
 class Distilling(nn.Module):
     """Convolution of three taps, norm, ELU and max-pooling: half as many positions."""
 
@@ -171,8 +154,8 @@ class Distilling(nn.Module):
         self.convolution = nn.Conv1d(dim, dim, TAPS)  # holds the weights, as it starts them
         self.norm = nn.LayerNorm(dim)
 
-    def forward(self, x: Tensor, stages: list[Stage] | None = None) -> Tensor:
-        """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; add its maps to *stages*."""
+    def forward(self, x: Tensor, kept: Kept | None = None) -> Tensor:
+        """Map [batch, time, dim] to [batch, (time + 1) // 2, dim]; add its maps to *kept*."""
         # A product a tap instead of the convolution: its terms are what explains it.
         bias = self.convolution.bias
         assert bias is not None
@@ -181,9 +164,9 @@ class Distilling(nn.Module):
         pooled, chosen = functional.max_pool1d_with_indices(
             active, [TAPS], stride=[STRIDE], padding=[1], return_indices=True
         )
-        if stages is not None:
-            stages.append(convolution_taps(products))
-            stages.append(pooling_taps(chosen, x.shape[1]))
+        if kept is not None:
+            kept.map(convolution_taps(products))
+            kept.map(pooling_taps(chosen, x.shape[1]))
         return pooled.transpose(1, 2)
 
 
@@ -203,25 +186,29 @@ class SparseBlock(nn.Module):
         self.fall = nn.Linear(hidden, config.dim)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, samples: Tensor, stages: list[Stage] | None = None) -> Tensor:
+    def forward(self, x: Tensor, samples: Tensor, kept: Kept | None = None) -> Tensor:
         """Map [batch, time, dim] to the same; the last row always attends."""
         query, key, value = self._project(x)
         attended = attend_sparsely(
             query, key, value, Mask.full(), samples, factor=self.factor, always=[x.shape[1] - 1]
         )
-        if stages is not None:
-            stages.append(attended.rows)
+        if kept is not None:
+            weight = self.project_out.weight
+            read = SparseRead(attended.rows, value=value, output_weight=weight)
+            kept.attend(read, attended.output)
         return self._finish(x, attended.output)
 
-    def decide(self, x: Tensor, stages: list[Stage] | None = None) -> Tensor:
+    def decide(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         """Return the last row of ``forward``, [batch, 1, dim]: the only one that is read out.
 
         That row always attends, so no query has to be ranked.
         """
         query, key, value = self._project(x)
         attended = attend_rows(query, key, value, [x.shape[1] - 1])
-        if stages is not None:
-            stages.append(attended.rows)
+        if kept is not None:
+            weight = self.project_out.weight
+            read = SparseRead(attended.rows, value=value, output_weight=weight)
+            kept.attend(read, attended.output)
         return self._finish(x[:, -1:], attended.output)
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -243,6 +230,7 @@ class InformerNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
     config: InformerConfig
+    in_float32 = True
     rows_a_pass = 4_096
 
     def __init__(self, config: InformerConfig) -> None:
@@ -297,55 +285,32 @@ class InformerNetwork(Network):
         """
         return self._read_out(self._run(x, positions, None))
 
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> Traced:
-        """Forecast as ``forward`` does, and return the stages for ``rollout_stages``."""
-        outputs, stages, _ = self.trace_decoder(x, positions)
-        return Traced(outputs, stages)
-
-    def trace_decoder(self, x: Tensor, positions: Tensor | None = None) -> Decoded:
-        """Forecast as ``forward`` does, and return the stages and reads for ``rollout``."""
-        stages: list[Stage] = []
-        decoder: list[DecoderReads] = []
-        outputs = self._read_out(self._run(x, positions, stages, decoder))
-        return Decoded(outputs, stages, decoder)
-
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar.
-
-        It always runs in float32, whatever *half* asks for.
-        """
-        del half
-        outputs, stages, decoder = self.trace_decoder(x, positions)
-        attended = [stage for stage in stages if isinstance(stage, SparseRows)]
-        sure = [decided_confidence(rows, rows.weights.shape[-1] - 1)[0] for rows in attended]
-        if decoder:
-            sure += decoder_confidence(decoder, self.config.start_token)
-            return ExplainedOutputs(outputs, self.rollout(stages, decoder), torch.stack(sure))
-        top = attended[-1].weights.shape[-1] - 1
-        return ExplainedOutputs(outputs, rollout_stages(stages, [top]), torch.stack(sure))
-
-    def rollout(
-        self,
-        stages: Sequence[Stage],
-        decoder: Sequence[DecoderReads],
-        *,
-        residual_weight: float = 0.5,
-        start_layer: int = 0,
-    ) -> Rollout:
-        """Return where the placeholders of one window looked, evenly taken: [1, 1, window].
-
-        *start_layer* leaves out layers of attention of the encoder.
-        """
-        check_share(residual_weight, "residual_weight")
-        layer = check_start(start_layer, self.config.layers)
-        written = carry_decoder(decoder, self.config.start_token, residual_weight=residual_weight)
-        weights, number = written.memory, self.config.layers
-        for stage in reversed(stages):
-            number -= isinstance(stage, SparseRows)
-            if isinstance(stage, Taps) or number >= layer:
-                weights = carry_stage(stage, weights, residual_weight=residual_weight)
-        weights[..., -self.config.start_token :] += written.tokens
-        return Rollout(weights, weights.new_zeros(1, 1))
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it."""
+        kept = Kept()
+        outputs = self._read_out(self._run(x, positions, kept))
+        if self.decoder is None:
+            attending = [read for read in kept.reads if read.residual]
+            top = attending[-1].shape[2]
+            tops = [(read, (read.shape[2] - 1,)) for read in attending]
+            wide = torch.promote_types(x.dtype, torch.float32)
+            start = last_bar(x[:, 0].to(wide), top)
+            return Trace(outputs, kept.reads, start, kept.attended, plain_bars, [*tops])
+        first, count = self.config.start_token, len(self.decoder.get_buffer("code"))
+        kind = torch.promote_types(x.dtype, torch.float32)
+        tokens = torch.zeros(len(x), 1, count, dtype=kind, device=x.device)
+        tokens[..., first:] = 1.0 / (count - first)
+        memory = kept.reads[-1].shape[3]
+        start = {TOKENS: tokens, "bars": tokens.new_zeros(len(x), 1, memory)}
+        places = tuple(range(first, count))
+        decided: list[tuple[Read, tuple[int, ...]]] = [
+            (read, places if read.target == TOKENS else (read.shape[2] - 1,))
+            for read in kept.reads
+            if read.residual
+        ]
+        return Trace(
+            outputs, kept.reads, start, kept.attended, lambda of: (bars_of(of, first), ()), decided
+        )
 
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
@@ -356,26 +321,30 @@ class InformerNetwork(Network):
         they rest (docs/attention.md, A20).
         """
         del half
-        seen = self.trace_decoder(x, positions)
+        reads = self.trace(x, positions).reads
         found: list[LayerAttribution] = []
-        own: list[Stage] = []  # of the layer that comes next
+        own: list[Read] = []  # of the layer that comes next
         below: list[Taps] = []
-        for stage in seen.stages:
-            own.append(stage)
-            if isinstance(stage, Taps):
-                below.append(stage)
+        for read in reads:
+            if read.target == TOKENS:
+                break
+            own.append(read)
+            if isinstance(read, MapRead):
+                below.append(read.taps)
                 continue
-            rows = decided_rows(stage, stage.weights.shape[-1] - 1)  # [1, head, position]
+            rows = read.rows([read.shape[2] - 1])[:, :, 0]  # [1, head, position]
             for taps in reversed(below):
                 rows = push_taps(taps, rows)
-            found.append(
-                LayerAttribution(rows[0], _ages(stage, self.config.window), partial(_carry, own))
-            )
+            age = _ages(read.shape[3], self.config.window, x.device)
+            found.append(LayerAttribution(rows[0], age, partial(_carry, own)))
             own = []
-        if seen.decoder:
-            start, window = self.config.start_token, self.config.window
-            return beside_decoder(found, below, seen.decoder, start=start, window=window)
-        return found
+        if self.decoder is None:
+            return found
+        pairs = list(filter(lambda read: read.target == TOKENS, reads))
+        layers = [DecoderReads(*pair) for pair in zip(pairs[::2], pairs[1::2], strict=True)]  # type: ignore[arg-type]
+        return beside_decoder(
+            found, below, layers, start=self.config.start_token, window=self.config.window
+        )
 
     def multiplications(self) -> Multiplications | None:
         """Sum those of its layers; of the last one, the decided bar's alone, densely too.
@@ -387,12 +356,6 @@ class InformerNetwork(Network):
         *below, last = self.config.lengths
         counts = (multiplications(time, factor=self.config.factor) for time in below)
         return sum(counts, Multiplications(2 * last, 2 * last, 2 * last))
-
-    def watched_blocks(self) -> WatchedBlocks | None:
-        """Return its blocks; None with a decoder, whose queries have projections of their own."""
-        if self.decoder is not None:
-            return None
-        return WatchedBlocks(tuple(self.blocks), self.config.heads)
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for a window *x*, first to last."""
@@ -408,24 +371,18 @@ class InformerNetwork(Network):
             if output is not None:
                 yield f"heads.{name}", output
 
-    def _run(
-        self,
-        x: Tensor,
-        positions: Tensor | None,
-        stages: list[Stage] | None,
-        decoder: list[DecoderReads] | None = None,
-    ) -> Tensor:
+    def _run(self, x: Tensor, positions: Tensor | None, kept: Kept | None) -> Tensor:
         state = self._enter(x, positions)
         for depth in range(self.config.layers):
-            state = self._layer(depth, state, stages)
-        return state if self.decoder is None else self._decode(x, positions, state, decoder)
+            state = self._layer(depth, state, kept)
+        return state if self.decoder is None else self._decode(x, positions, state, kept)
 
     def _decode(
         self,
         x: Tensor,
         positions: Tensor | None,
         state: Tensor,
-        kept: list[DecoderReads] | None,
+        kept: Kept | None,
     ) -> Tensor:
         """Return the placeholders [batch, horizon, dim] that read the encoder's last *state*."""
         assert self.decoder is not None
@@ -452,18 +409,18 @@ class InformerNetwork(Network):
         """Return *state* with what the clocks say at *positions*."""
         return state if self.clock is None else state + self.clock(positions)
 
-    def _layer(self, depth: int, state: Tensor, stages: list[Stage] | None) -> Tensor:
+    def _layer(self, depth: int, state: Tensor, kept: Kept | None) -> Tensor:
         """Run block *depth*, and halve time before it unless it is the first.
 
         Of the last block only the decided bar is computed, where no decoder reads the others.
         """
         if depth and self.config.distil:
-            state = self.distillings[depth - 1](state, stages)
+            state = self.distillings[depth - 1](state, kept)
         block = self.blocks[depth]
         assert isinstance(block, SparseBlock)
         if depth == self.config.layers - 1 and self.decoder is None:
-            return block.decide(state, stages)
-        return block(state, self.get_buffer(_SAMPLED.format(depth=depth)), stages)
+            return block.decide(state, kept)
+        return block(state, self.get_buffer(_SAMPLED.format(depth=depth)), kept)
 
     def _read_out(self, state: Tensor) -> Outputs:
         if self.decoder is None:
@@ -472,18 +429,14 @@ class InformerNetwork(Network):
         return each.map(lambda part: part.transpose(1, 2))
 
 
-def _ages(rows: SparseRows, window: int) -> Tensor:
+def _ages(count: int, window: int, device: torch.device) -> Tensor:
     """Return how old the newest bar is that each position of a layer stands for."""
-    count = rows.weights.shape[-1]
-    return torch.arange(count - 1, -1, -1, device=rows.weights.device) * window // count
+    return torch.arange(count - 1, -1, -1, device=device) * window // count
 
 
-def _carry(stages: Sequence[Stage], weights: Tensor) -> Tensor:
-    """Return row weights [row, position] above *stages* as those below them."""
-    carried = weights[None]
-    for stage in reversed(stages):
-        carried = carry_stage(stage, carried)
-    return carried[0]
+def _carry(reads: Sequence[Read], weights: Tensor) -> Tensor:
+    """Return row weights [row, position] above *reads* as those below them."""
+    return carry_down(reads, {"bars": weights[None]})["bars"][0]
 
 
 register(

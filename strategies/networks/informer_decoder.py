@@ -11,35 +11,50 @@ The rules are docs/attention.md, A18 and A35.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tracepaper.strategies.attention.kernels import cross_attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import carry_down
 from tracepaper.strategies.attention.probsparse import (
-    SparseRows,
+    MapRead,
+    SparseRead,
     Taps,
     attend_sparsely,
-    carry_stage,
-    decided_confidence,
-    decided_rows,
     push_taps,
     sample_keys,
 )
-from tracepaper.strategies.attention.variants import (
-    StreamRead,
-    carry_rows,
-    carry_step,
-    cross_attend,
-    cross_confidence,
-)
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.networks.architecture import LayerAttribution
 
-_WRITTEN, _MEMORY = 0, 1
-"""The numbers of the two streams: the decoder's tokens, and the encoder's."""
+TOKENS: Final = "tokens"
+"""The stream of the decoder; the encoder's is of bars."""
+
+
+class Kept:
+    """What explains a pass: reads, the lowest first, and each attention's A·V."""
+
+    def __init__(self) -> None:
+        self.reads: list[Read] = []
+        self.attended: list[Tensor] = []
+        self._layer = -1
+
+    def attend(self, read: Read, attended: Tensor, *, is_layer: bool = True) -> None:
+        """Keep an attention; one that is no layer of its own belongs to the last one."""
+        self._layer += is_layer
+        self.reads.append(replace(read, step=len(self.reads), layer=self._layer))
+        self.attended.append(attended)
+
+    def map(self, taps: Taps) -> None:
+        """Keep a map of time."""
+        self.reads.append(MapRead(taps, step=len(self.reads)))
 
 
 class PublishedSums(NamedTuple):
@@ -66,8 +81,8 @@ class LayerSizes(NamedTuple):
 class DecoderReads(NamedTuple):
     """What one layer of a decoder attended with."""
 
-    own: SparseRows  # of the decoder's tokens among themselves
-    read: StreamRead  # of these over the encoder's
+    own: SparseRead  # of the decoder's tokens among themselves
+    read: Layer  # of these over the encoder's
 
 
 class Projections(nn.Module):
@@ -110,14 +125,14 @@ class SparseSelfAttention(nn.Module):
         self.projections = Projections(sizes)
         self.factor = sizes.factor
         self.published = sizes.published
-        self.mask = Mask.causal() if masked else Mask.full()
+        self.mask = Mask() if masked else Mask.full()
         self.always = tuple(always)
         # As published, masked queries too sample from all keys: only their softmax is masked.
         drawn = Mask.full() if sizes.published else self.mask
         samples = sample_keys(time, drawn, factor=sizes.factor, seed=seed)
         self.register_buffer("samples", samples, persistent=False)
 
-    def forward(self, x: Tensor, kept: list[SparseRows] | None = None) -> Tensor:
+    def forward(self, x: Tensor, kept: Kept | None = None) -> Tensor:
         """Map [batch, time, dim] to the same; add the rows that attended to *kept*."""
         query, key, value = self.projections.split(x, x)
         attended, rows = attend_sparsely(
@@ -131,7 +146,9 @@ class SparseSelfAttention(nn.Module):
             score="published" if self.published else "sample_mean",
         )
         if kept is not None:
-            kept.append(rows)
+            weight = self.projections.out.weight
+            read = SparseRead(rows, value=value, output_weight=weight, target=TOKENS, source=TOKENS)
+            kept.attend(read, attended, is_layer=False)
         is_mixed = False
         if self.published and self.mask != Mask.full():
             at = rows.active[..., None].expand(-1, -1, -1, value.shape[3])
@@ -151,7 +168,7 @@ class CrossAttention(nn.Module):
         self.projections = Projections(sizes)
         self.dropout = sizes.dropout
 
-    def forward(self, x: Tensor, memory: Tensor, kept: list[StreamRead] | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, kept: Kept | None = None) -> Tensor:
         """Map [batch, time, dim] and the encoder's [batch, row, dim] to [batch, time, dim]."""
         query, key, value = self.projections.split(x, memory)
         if kept is None:
@@ -160,7 +177,11 @@ class CrossAttention(nn.Module):
             )
         else:
             attended, logsumexp = cross_attend(query, key, value)
-            kept.append(StreamRead(_WRITTEN, _MEMORY, query, key, logsumexp))
+            weight = self.projections.out.weight
+            read = Layer(
+                query, key, value, logsumexp, Mask.full(), output_weight=weight, target=TOKENS
+            )
+            kept.attend(read, attended, is_layer=False)
         return self.projections.out(attended.transpose(1, 2).flatten(2))
 
 
@@ -194,14 +215,10 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(sizes.dropout)
         self.feed_forward = NormedFeedForward(sizes)
 
-    def forward(self, x: Tensor, memory: Tensor, kept: list[DecoderReads] | None = None) -> Tensor:
+    def forward(self, x: Tensor, memory: Tensor, kept: Kept | None = None) -> Tensor:
         """Map [batch, time, dim] and the encoder's [batch, row, dim] to [batch, time, dim]."""
-        own: list[SparseRows] | None = None if kept is None else []
-        read: list[StreamRead] | None = None if kept is None else []
-        x = self.attention_norm(x + self.dropout(self.attention(x, own)))
-        x = self.cross_norm(x + self.dropout(self.cross(x, memory, read)))
-        if kept is not None and own and read:
-            kept.append(DecoderReads(own[0], read[0]))
+        x = self.attention_norm(x + self.dropout(self.attention(x, kept)))
+        x = self.cross_norm(x + self.dropout(self.cross(x, memory, kept)))
         return self.feed_forward(x)
 
 
@@ -233,9 +250,7 @@ class Decoder(nn.Module):
         state: Tensor = self.embed(given) + code.to(x.dtype)
         return state
 
-    def forward(
-        self, state: Tensor, memory: Tensor, kept: list[DecoderReads] | None = None
-    ) -> Tensor:
+    def forward(self, state: Tensor, memory: Tensor, kept: Kept | None = None) -> Tensor:
         """Return the placeholders [batch, placeholder, dim] above the last layer."""
         for layer in self.layers:
             state = layer(state, memory, kept)
@@ -249,53 +264,26 @@ class TokenWeights(NamedTuple):
     memory: Tensor
 
 
-def carry_own(
-    reads: DecoderReads, above: TokenWeights, residual_weight: float = 0.5
-) -> TokenWeights:
+def carry_own(reads: DecoderReads, above: TokenWeights) -> TokenWeights:
     """Return the weights *above* a layer's self-attention as those below it."""
-    below = carry_stage(reads.own, above.tokens, residual_weight=residual_weight)
-    return above._replace(tokens=below)
+    return above._replace(tokens=carry_down([reads.own], {TOKENS: above.tokens})[TOKENS])
 
 
-def carry_read(
-    reads: DecoderReads, above: TokenWeights, residual_weight: float = 0.5
-) -> TokenWeights:
+def carry_read(reads: DecoderReads, above: TokenWeights) -> TokenWeights:
     """Return the weights *above* a layer's cross-attention as those below it."""
-    return TokenWeights(*carry_step([reads.read], above, residual_weight=residual_weight))
+    below = carry_down([reads.read], {TOKENS: above.tokens, "bars": above.memory})
+    return TokenWeights(below[TOKENS], below["bars"])
 
 
-def carry_decoder(
-    layers: Sequence[DecoderReads], start: int, *, residual_weight: float = 0.5
-) -> TokenWeights:
-    """Return where the placeholders looked, evenly taken: weights [1, 1, ..] below the decoder.
+def bars_of(weights: Mapping[str, Tensor], start: int) -> Tensor:
+    """Return the weights [row, token] of bars and of the decoder's tokens on bars: [row, bar].
 
-    *layers* are of one window, the first layer first, over *start* rows and placeholders. What
-    stays at placeholders rests on no bar: it is left out, and the others are scaled to sum to 1.
+    The first *start* tokens are the newest bars. What stays at placeholders rests on no bar: it is
+    left out, and the others are scaled to sum to 1.
     """
-    first = layers[0].read.logsumexp
-    count, kept = first.shape[2], first.new_zeros(1, 1, layers[0].read.key.shape[2])
-    tokens = first.new_zeros(1, 1, count)
-    tokens[..., start:] = 1.0 / (count - start)
-    held = TokenWeights(tokens, kept)
-    for reads in reversed(layers):
-        held = carry_read(reads, held, residual_weight)
-        held = carry_own(reads, held, residual_weight)
-    total = held.tokens[..., :start].sum() + held.memory.sum()
-    return TokenWeights(held.tokens[..., :start] / total, held.memory / total)
-
-
-def decoder_confidence(layers: Sequence[DecoderReads], start: int) -> list[Tensor]:
-    """Return each head's confidence at the placeholders of one window, their mean: [head] each.
-
-    Two rows a layer: among the decoder's tokens, and over the encoder's.
-    """
-    found = []
-    for own, read in layers:
-        placeholders = range(start, read.query.shape[2])
-        sure = [decided_confidence(own, row)[0] for row in placeholders]
-        across = cross_confidence(read.query, read.key, read.logsumexp, placeholders)
-        found += [torch.stack(sure).mean(dim=0), across[0].mean(dim=-1)]
-    return found
+    by_bar = weights["bars"].clone()
+    by_bar[:, -start:] += weights[TOKENS][:, :start]
+    return by_bar / by_bar.sum(dim=-1, keepdim=True)
 
 
 def beside_decoder(
@@ -311,8 +299,8 @@ def beside_decoder(
     What a layer gives are the encoder's positions, then the bars of the start token, then the
     placeholders; above the last layer one position, the decision, stands for these. Of what a
     token holds only what ends at bars is carried: each step is weighed by the share of every token
-    that does, so that the decision, carried down all steps, becomes the rollout of
-    ``carry_decoder``. *maps* are those of distilling, lowest first.
+    that does, so that the decision, carried down all steps, becomes its rollout. *maps* are those
+    of distilling, lowest first.
     """
     count, memory = layers[0].read.query.shape[2], layers[0].read.key.shape[2]
     like = layers[0].read.logsumexp
@@ -377,7 +365,7 @@ def _own_rows(reads: DecoderReads, maps: Sequence[Taps], start: int, window: int
     """
     del maps
     places = range(start, reads.read.query.shape[2])
-    rows = torch.stack([decided_rows(reads.own, row)[0] for row in places]).mean(dim=0)
+    rows = reads.own.rows(places)[0].mean(dim=1)
     found = rows.new_zeros(len(rows), window)
     found[:, -start:] = rows[:, :start]
     return found / found.sum(dim=1, keepdim=True)
@@ -387,12 +375,7 @@ def _read_rows(reads: DecoderReads, maps: Sequence[Taps], start: int, window: in
     """Return where each head of the placeholders looked in the encoder, carried to its bars."""
     del window
     read = reads.read
-    asked = slice(start, None)
-    one = read.query.new_full((1, 1, read.query.shape[2] - start), 1.0)
-    rows = carry_rows(
-        read.query[:, :, asked], read.key, read.logsumexp[:, :, asked], one, read.scores
-    )[:, :, 0]
-    rows = rows / rows.sum(dim=-1, keepdim=True)
+    rows = read.rows(range(start, read.query.shape[2])).mean(dim=2)
     for taps in reversed(maps):
         rows = push_taps(taps, rows)
     return rows[0]

@@ -18,29 +18,27 @@ from torch import Tensor
 from tracepaper.strategies.api.model import ModelKind, register
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
+    LinearRead,
     attend_linearly,
     draw_directions,
     elu_features,
-    linear_confidence,
-    linear_rows,
-    push_linearly,
     random_features,
-    rollout_linearly,
 )
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
-    ExplainedOutputs,
-    LayerAttribution,
     Network,
     Outputs,
+    Trace,
+    last_bar,
+    plain_bars,
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
 
 _FEATURE_MAPS: Final = ("elu", "random")
-_MASKS: Final = {"full": Mask.full(), "causal": Mask.causal()}
+_MASKS: Final = {"full": Mask.full(), "causal": Mask()}
 _OWN: Final = ("feature_map", "random_features", "seed")
 _DIRECTIONS: Final = "directions_{depth}"
 
@@ -102,6 +100,7 @@ class LinearNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
     config: LinearConfig
+    in_float32 = True
 
     def __init__(self, config: LinearConfig) -> None:
         super().__init__()
@@ -124,41 +123,17 @@ class LinearNetwork(Network):
         """
         return self._read_out(self._run(x, positions, None))
 
-    def trace(
-        self, x: Tensor, positions: Tensor | None = None
-    ) -> tuple[Outputs, list[LinearLayer]]:
-        """Forecast as ``forward`` does, and return what each layer attended with."""
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it."""
         layers: list[LinearLayer] = []
-        return self._read_out(self._run(x, positions, layers)), layers
-
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar.
-
-        It always runs in float32, whatever *half* asks for.
-        """
-        del half
-        outputs, layers = self.trace(x, positions)
-        last = [x.shape[1] - 1]
-        sure = [linear_confidence(layer, last, self.mask)[0, :, 0] for layer in layers]
-        return ExplainedOutputs(
-            outputs, rollout_linearly(layers, last, self.mask), torch.stack(sure)
-        )
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute one window *x* [1, window, features] layer by layer."""
-        del half
-        _, layers = self.trace(x, positions)
-        return [self._layer_look(layer) for layer in layers]
-
-    def _layer_look(self, layer: LinearLayer) -> LayerAttribution:
-        time = layer.query.shape[2]
-        return LayerAttribution(
-            linear_rows(layer, [time - 1], self.mask)[0, :, 0],
-            torch.arange(time - 1, -1, -1, device=layer.query.device),
-            lambda weights: 0.5 * (weights + push_linearly(layer, weights[None], self.mask)[0]),
-        )
+        outputs = self._read_out(self._run(x, positions, layers))
+        reads = [
+            LinearRead(layer, self.mask, layer=depth, step=depth)
+            for depth, layer in enumerate(layers)
+        ]
+        start = last_bar(layers[0].normaliser, x.shape[1])
+        last = (x.shape[1] - 1,)
+        return Trace(outputs, [*reads], start, [], plain_bars, [(read, last) for read in reads])
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

@@ -19,17 +19,14 @@ from msgspec import Meta
 from torch import Tensor
 
 from tracepaper.strategies.api.model import ModelKind, register
-from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
-    ExplainedOutputs,
-    Inner,
     LayerAttribution,
     Network,
     Outputs,
-    WatchedBlocks,
+    Trace,
 )
 from tracepaper.strategies.networks.encodings import check_clocks, clock_columns, clock_of
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
@@ -260,29 +257,27 @@ class MultiscaleNetwork(Network):
         ]
         return torch.cat(columns[::-1], dim=1), frames
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar.
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it.
 
-        ``parts`` names each token by its timeframe, widest frame first.
+        The parts name each token by its timeframe, widest frame first.
         """
         tokens, frames = self.tokens(x, positions)
-        seen = self.trunk.look(tokens, torch.arange(tokens.shape[1], device=x.device), half=half)
-        by_bar, parts = self.shared(seen.rollout.weights[0, 0], frames)
-        rollout = Rollout(by_bar[None, None], seen.rollout.l1_error)
-        return ExplainedOutputs(seen.outputs, rollout, seen.confidence, parts)
+        seen = self.trunk.trace(tokens, torch.arange(tokens.shape[1], device=x.device))
+        return seen._replace(to_bars=lambda weights: self._to_bars(weights["bars"], frames))
 
-    def shared(
+    def _to_bars(
         self, weights: Tensor, frames: list[FrameTokens]
     ) -> tuple[Tensor, tuple[AttendedPart, ...]]:
-        """Return the *weights* [token] of one window shared by its rows [window], and by token.
+        """Return *weights* [row, token] of one window shared by its rows, and the first by token.
 
         Tokens and *frames* are those of ``tokens``.
         """
         parts: list[AttendedPart] = []
-        own = weights.split(self.config.tokens[::-1])
+        own = weights[0].split(self.config.tokens[::-1])
         for wide, frame, shares in zip(self.config.frames[::-1], frames[::-1], own, strict=True):
             parts += frame_parts(wide, frame, shares)
-        return self._by_bar(weights[None], frames)[0], tuple(parts)
+        return self._by_bar(weights, frames), tuple(parts)
 
     def attribution_by_layer(
         self, x: Tensor, positions: Tensor, *, half: bool = False
@@ -310,16 +305,6 @@ class MultiscaleNetwork(Network):
         for frame, shares in zip(frames[::-1], own, strict=True):
             add_shares(by_bar, frame, shares)
         return by_bar
-
-    def inner(self, x: Tensor, positions: Tensor) -> Inner:
-        """Return the transformer over the tokens of one window."""
-        tokens, frames = self.tokens(x, positions)
-        places = torch.arange(tokens.shape[1], device=x.device)
-        return Inner(self.trunk, tokens, places, lambda weights: self.shared(weights, frames))
-
-    def watched_blocks(self) -> WatchedBlocks:
-        """Return those of the transformer inside."""
-        return self.trunk.watched_blocks()
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for windows *x*, first to last."""

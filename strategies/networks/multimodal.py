@@ -26,13 +26,10 @@ from tracepaper.strategies.errors import ConfigInvalid, shown
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
     AttendedPart,
-    ExplainedOutputs,
     Heads,
-    Inner,
-    LayerAttribution,
     Network,
     Outputs,
-    WatchedBlocks,
+    Trace,
 )
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.keys import nearest
@@ -352,15 +349,16 @@ class TradingNetwork(Network):
         """Forecast every row of *x* [batch, time, features] at int64 *positions* [.., time]."""
         return self.trunk(self.fusion(x).state, positions)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, time, features] and explain its last bar.
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it.
 
-        ``parts`` are the modalities of each bar, the oldest bar first.
+        The parts are the modalities of each bar, the oldest bar first.
         """
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            fused: Fused = self.fusion(x)
-        seen = self.trunk.look(fused.state, positions, half=half)
-        return seen._replace(parts=self.shared(seen.rollout.weights[0, 0], fused))
+        fused: Fused = self.fusion(x)
+        seen = self.trunk.trace(fused.state, positions)
+        return seen._replace(
+            to_bars=lambda weights: (weights["bars"], self.shared(weights["bars"][0], fused))
+        )
 
     def shared(self, weights: Tensor, fused: Fused) -> tuple[AttendedPart, ...]:
         """Return the *weights* of the newest bars [bar] parted by the shares in *fused*.
@@ -381,29 +379,6 @@ class TradingNetwork(Network):
             for bar, own in enumerate(by_bar)
             for name, share in zip(names, own, strict=True)
         )
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute one window *x* [1, time, features] by each layer over the bars."""
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            fused: Fused = self.fusion(x)
-        return self.trunk.attribution_by_layer(fused.state, positions, half=half)
-
-    def inner(self, x: Tensor, positions: Tensor) -> Inner:
-        """Return the transformer over the fused rows of one window."""
-        with torch.no_grad():
-            fused = self.fusion(x)
-        return Inner(
-            self.trunk,
-            fused.state,
-            positions,
-            lambda weights: (weights, self.shared(weights, fused)),
-        )
-
-    def watched_blocks(self) -> WatchedBlocks:
-        """Return those of the transformer inside."""
-        return self.trunk.watched_blocks()
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""

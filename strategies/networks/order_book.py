@@ -11,7 +11,7 @@ The rules are docs/orderbook.md, D6 to D9. The factorised form is that of Arnab 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final, NamedTuple
 
@@ -22,8 +22,10 @@ from torch.nn import functional
 
 from tracepaper.strategies.attention.checks import is_finite
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import carry_rows
+from tracepaper.strategies.attention.methods import rollout
+from tracepaper.strategies.attention.reads import MEAN, Fuse, Read, Step
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.encodings import rotate, turns
@@ -103,7 +105,7 @@ class AxisAttention(nn.Module):
         super().__init__()
         self.heads = config.heads
         self.over_time = over_time
-        self.mask = Mask.causal() if over_time else Mask.full()
+        self.mask = Mask() if over_time else Mask.full()
         self.norm = nn.LayerNorm(config.dim)
         self.project_in = nn.Linear(config.dim, 3 * config.dim)
         self.project_out = nn.Linear(config.dim, config.dim)
@@ -125,11 +127,6 @@ class AxisAttention(nn.Module):
         output, logsumexp = attend(*self.project(x), self.mask, checked=False)
         added: Tensor = self.project_out(output.transpose(1, 2).flatten(2))
         return added, logsumexp
-
-    def carry(self, x: Tensor, logsumexp: Tensor, weights: Tensor) -> Tensor:
-        """Return row weights [batch, time] above this attention as those on *x*, which it took."""
-        query, key, _ = self.project(x)
-        return carry_rows(query, key, logsumexp, weights[:, None], self.mask)[:, 0]
 
 
 class BookLayer(nn.Module):
@@ -158,12 +155,59 @@ class BookLayer(nn.Module):
         return x + self.mix(x)
 
 
-class _Passed(NamedTuple):
-    """What one attention took in and left, for its way back."""
+@dataclass(frozen=True, eq=False)
+class BookRead(Read):
+    """What one attention took in and left: its queries and keys are projected anew, some at a time.
+
+    Tokens are those of [book, level] in order. So one state an attention is kept, not three.
+    """
 
     attention: AxisAttention
     x: Tensor  # [book, token, dim]
     logsumexp: Tensor  # [book, head, token], or [token, head, book] over time
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+        tokens = self.x.shape[0] * self.x.shape[1]
+        return 1, self.attention.heads, tokens, tokens
+
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* [1, row, token] below the attention."""
+        above = weights[0].unflatten(-1, self.x.shape[:2])  # [row, book, token]
+        below = torch.zeros_like(above)
+        given = _along(self.attention, self.x)
+        lines, out = (
+            part.transpose(1, 2) if self.attention.over_time else part for part in (above, below)
+        )
+        for part in _parts(*given.shape[:2]):
+            rows = lines[:, part].transpose(0, 1)  # [line, row, place]
+            if bool(rows.any()):
+                layer = self._layer(given[part], part)
+                out[:, part] = layer.carry(rows, fuse).transpose(0, 1)
+        return Step(weights, below.flatten(1)[None])
+
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Raise: a token's row is not kept."""
+        del queries
+        raise AttentionInvalid("An order book's map is its rollout; ask that.")
+
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many tokens each query sees."""
+        books, tokens = self.x.shape[:2]
+        seen = torch.full((books, tokens), tokens)
+        if self.attention.over_time:
+            seen = torch.arange(1, books + 1)[:, None].expand(books, tokens)
+        flat = seen.reshape(1, -1)
+        return flat if queries is None else flat[:, list(queries)]
+
+    def content_free(self) -> Read:
+        """Raise: the map is compared with no other."""
+        raise AttentionInvalid("An order book's map is compared with none; ask its rollout.")
+
+    def _layer(self, x: Tensor, part: slice) -> Layer:
+        query, key, value = self.attention.project(x)
+        return Layer(query, key, value, self.logsumexp[part], self.attention.mask)
 
 
 class OrderBookNetwork(nn.Module):
@@ -209,35 +253,34 @@ class OrderBookNetwork(nn.Module):
             raise AttentionInvalid("A token is NaN or infinite; look for the book it is made of.")
 
     @torch.no_grad()
-    def look(self, tokens: Tensor) -> OrderBookAttribution:
+    def explain(self, tokens: Tensor) -> OrderBookAttribution:
         """Forecast the newest book of *tokens* [book, token, column] and say where it looked.
 
         The map is the rollout of docs/attention.md, A5, of the mean over its tokens, carried down
         each attention in turn as row vectors. What is kept is one state an attention.
         """
         self._check(tokens)
-        x, passed = self._pass(tokens)
+        x, reads = self._pass(tokens)
         probabilities = self._answer(x[-1]).softmax(dim=-1)
         weights = x.new_zeros(x.shape[:2])
         weights[-1] = 1.0 / x.shape[1]
-        while passed:
-            weights = _carried(passed.pop(), weights)
-        total = weights.sum()
-        return OrderBookAttribution(probabilities, weights / total, abs(1.0 - float(total)))
+        found = rollout(reads, {"bars": weights.flatten()[None, None]})
+        by_token = found.weights["bars"][0, 0].view_as(weights)
+        return OrderBookAttribution(probabilities, by_token, float(found.l1_error[0, 0]))
 
-    def _pass(self, tokens: Tensor) -> tuple[Tensor, list[_Passed]]:
-        """Return the states [book, token, dim] of *tokens*, and what each attention passed."""
+    def _pass(self, tokens: Tensor) -> tuple[Tensor, list[BookRead]]:
+        """Return the states [book, token, dim] of *tokens*, and the read of each attention."""
         books, count = tokens.shape[:2]
         x = tokens.new_empty(books, count, self.config.dim)
         for part in _parts(books, count):
             x[part] = self.embed(tokens[part]) + self.place
-        passed: list[_Passed] = []
+        reads: list[BookRead] = []
         for layer in self.layers:
             assert isinstance(layer, BookLayer)
-            passed += [_attended(layer.levels, x), _attended(layer.time, x)]
+            reads += [_attended(layer.levels, x), _attended(layer.time, x)]
             for part in _parts(books, count):
                 x[part] += layer.mix(x[part])
-        return x, passed
+        return x, reads
 
 
 def _parts(count: int, width: int) -> Iterator[slice]:
@@ -252,22 +295,12 @@ def _along(attention: AxisAttention, x: Tensor) -> Tensor:
     return x.transpose(0, 1) if attention.over_time else x
 
 
-def _attended(attention: AxisAttention, x: Tensor) -> _Passed:
-    """Add to *x*, in place, what *attention* adds; return what it took."""
+def _attended(attention: AxisAttention, x: Tensor) -> BookRead:
+    """Add to *x*, in place, what *attention* adds; return its read."""
     taken = x.clone()
     along, given = _along(attention, x), _along(attention, taken)
     logsumexp = x.new_empty(given.shape[0], attention.heads, given.shape[1])
     for part in _parts(*given.shape[:2]):
         added, logsumexp[part] = attention(given[part])
         along[part] += added
-    return _Passed(attention, taken, logsumexp)
-
-
-def _carried(passed: _Passed, weights: Tensor) -> Tensor:
-    """Return the row weights [book, token] above an attention as those on what it took."""
-    below = torch.empty_like(weights)
-    attention = passed.attention
-    given, above, out = (_along(attention, one) for one in (passed.x, weights, below))
-    for part in _parts(*given.shape[:2]):
-        out[part] = attention.carry(given[part], passed.logsumexp[part], above[part])
-    return below
+    return BookRead(attention, taken, logsumexp)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Annotated, Any, Final
 
 import torch
@@ -19,8 +18,7 @@ from msgspec import Meta
 from torch import Tensor, nn
 
 from tracepaper.strategies.api.model import OWN_CLASSES, FoundClass, ModelKind, register
-from tracepaper.strategies.attention.entropy import row_confidence
-from tracepaper.strategies.attention.rollout import finish
+from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import (
     AttentionInvalid,
     CheckpointMismatch,
@@ -29,10 +27,11 @@ from tracepaper.strategies.errors import (
 )
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.architecture import (
-    ExplainedOutputs,
-    LayerAttribution,
     Network,
     Outputs,
+    Trace,
+    last_bar,
+    plain_bars,
 )
 from tracepaper.strategies.networks.encodings import Phases
 from tracepaper.strategies.networks.flash import Block, FlashConfig, FlashNetwork
@@ -162,6 +161,7 @@ class OwnNetwork(Network):
     """A window of feature rows in, the forecast of its last bar out."""
 
     config: OwnConfig
+    in_float32 = True
 
     def __init__(self, config: OwnConfig) -> None:
         super().__init__()
@@ -189,13 +189,27 @@ class OwnNetwork(Network):
         *positions* [.., window] are absolute bar numbers. Raises ``AttentionInvalid`` where the
         class gives no weights, and ``StrategyFailed`` where it fails.
         """
-        return self.trace(x, positions)[0]
+        return self._passed(x, positions)[0]
 
-    def trace(self, x: Tensor, positions: Tensor | None = None) -> tuple[Outputs, list[Tensor]]:
-        """Forecast as ``forward`` does; also return each layer's weights [batch, head, row, key].
+    def trace(self, x: Tensor, positions: Tensor | None = None) -> Trace:
+        """Forecast as ``forward`` does, and return what explains it.
 
-        Of a window that the class failed on they are even, and the forecast is NaN.
+        Of a window that the class failed on the weights are even, and the forecast is NaN.
         """
+        outputs, weights = self._passed(x, positions)
+        time = x.shape[1]
+        shown = torch.ones(time, time, dtype=torch.bool, device=x.device).tril()
+        reads = [
+            MatrixRead(matrices, shown, layer=depth, step=depth)
+            for depth, matrices in enumerate(weights)
+        ]
+        start = last_bar(weights[0][:, 0, 0], time)
+        return Trace(
+            outputs, [*reads], start, [], plain_bars, [(read, (time - 1,)) for read in reads]
+        )
+
+    def _passed(self, x: Tensor, positions: Tensor | None) -> tuple[Outputs, list[Tensor]]:
+        """Return the forecast and each layer's weights [batch, head, row, key]."""
         if not self._tried:
             self._try()
         try:
@@ -207,31 +221,6 @@ class OwnNetwork(Network):
             state, weights = self._run(x, positions, [_even] * self.config.layers)
             state = state * torch.nan
         return self._read_out(state), weights
-
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        """Forecast one window *x* [1, window, features] and explain its last bar.
-
-        It always runs in float32, whatever *half* asks for.
-        """
-        del half
-        outputs, layers = self.trace(x, positions)
-        row = layers[0].new_zeros(1, x.shape[1])
-        row[:, -1] = 1.0
-        for weights in reversed(layers):
-            row = _carried(weights[0], row)
-        entropy = torch.stack([torch.special.entr(one[0, :, -1]).sum(dim=-1) for one in layers])
-        sure = row_confidence(entropy[..., None], torch.tensor([x.shape[1]]))[..., 0]
-        return ExplainedOutputs(outputs, finish(row[None], normalise=True), sure)
-
-    def attribution_by_layer(
-        self, x: Tensor, positions: Tensor, *, half: bool = False
-    ) -> list[LayerAttribution]:
-        """Attribute one window *x* [1, window, features] layer by layer."""
-        del half
-        time = x.shape[1]
-        age = torch.arange(time - 1, -1, -1, device=x.device)
-        layers = self.trace(x, positions)[1]
-        return [LayerAttribution(one[0, :, -1], age, partial(_carried, one[0])) for one in layers]
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Yield each stage's name and output for *x* [batch, time, features], first to last."""
@@ -341,11 +330,6 @@ class OwnNetwork(Network):
 
     def _read_out(self, state: Tensor) -> Outputs:
         return self.trunk.read_out(state[:, -1:])
-
-
-def _carried(weights: Tensor, rows: Tensor) -> Tensor:
-    """Carry *rows* [row, bar] down a layer of *weights* [head, row, bar]."""
-    return 0.5 * (rows + rows @ weights.mean(dim=0))
 
 
 def _even(query: Tensor, key: Tensor) -> Tensor:

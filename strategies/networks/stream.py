@@ -25,7 +25,6 @@ from torch.nn.functional import pad
 from tracepaper.strategies.attention import compiled as native
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import RolloutOptions
 from tracepaper.strategies.attention.streaming import TailRing, TailRings, WrapRing
 from tracepaper.strategies.attention.time_buckets import (
     OLDER,
@@ -36,7 +35,7 @@ from tracepaper.strategies.attention.time_buckets import (
 )
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.architecture import Outputs
-from tracepaper.strategies.networks.attribution import AttributionMethod
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.encodings import ENCODINGS
 from tracepaper.strategies.networks.flash import TILES, FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.stream_fusion import StreamFusion
@@ -44,8 +43,6 @@ from tracepaper.strategies.types.decisions import BLOCK_BARS
 
 TILE_BARS: Final = 64
 """Queries of one tile: few enough for the tile's scores to stay in the cache."""
-STORED: Final = AttributionMethod()
-"""The explanation that is stored unless another is asked for."""
 _HIDDEN: Final = -1e30
 """The score of a hidden key: its share is exactly 0, and 0 times it is not NaN."""
 _MASS_TOLERANCE: Final = 1e-3
@@ -68,10 +65,7 @@ def stream_backends(config: FlashConfig, device: str) -> tuple[str, ...]:
 
 def by_compiled_loops(way: AttributionMethod) -> bool:
     """Return whether compiled loops explain by *way*: by the plain mean of the heads."""
-    plain = RolloutOptions(
-        residual_weight=way.options.residual_weight, start_layer=way.options.start_layer
-    )
-    return way.method == "rollout" and way.options == plain
+    return way.rollout.is_plain
 
 
 def stream_bytes(config: FlashConfig, *, instruments: int = 1, by_norm: bool = False) -> int:
@@ -367,7 +361,7 @@ class StreamingNetwork:
                 # The windows of the oldest rows kept begin before the keys kept. Nothing asks
                 # for these rows, but their logsumexp has to be that of the keys that are here.
                 first = (query[:, :, :early], key[:, :, :early])
-                logsumexp[:, :, :early] = attend(*first, first[1], Mask.causal()).logsumexp
+                logsumexp[:, :, :early] = attend(*first, first[1], Mask()).logsumexp
             layers.append((query, key, logsumexp))
         ids: Ids = positions.cpu().numpy()
         return ids, layers

@@ -15,9 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from tracepaper.strategies.attention.checks import check_shares, check_start
-from tracepaper.strategies.attention.rollout import check_plain_options
-from tracepaper.strategies.attention.rollout_kernels import Fuse, fuse_heads
-from tracepaper.strategies.attention.weighted import fuse_by_norm, value_norms
+from tracepaper.strategies.attention.layer import value_norms
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.attribution import AttributionMethod
 
@@ -53,11 +51,10 @@ class StreamFusion:
                 "Discarding ranks the entries of a whole matrix, which a stream never has; set "
                 "discard to 0, and ask `explain --discard` for one decision."
             )
-        check_plain_options(way.options)
         self.residual = way.options.residual_weight
         self.start_layer = check_start(way.options.start_layer, layers)
         self.by_norm = way.method == "norm"
-        self._kind = "norm" if self.by_norm else way.options.head_fusion
+        self._kind = "norm" if self.by_norm else way.options.fusion
         self._heads = heads
         given = way.options.head_weights
         like = torch.empty(0, device=device)
@@ -68,20 +65,6 @@ class StreamFusion:
     def has_mass(self) -> bool:
         """Whether a tile's product ends in a column of fused masses."""
         return self._kind != "mean"
-
-    def carried(self, depth: int, lengths: Tensor | None) -> tuple[float, Fuse | None]:
-        """Return the residual's share of layer *depth*, and how its heads are fused; None: evenly.
-
-        *lengths* are the norms of its values [1, head, time] of a way by norms.
-        """
-        if depth < self.start_layer:
-            return 1.0, None
-        if lengths is not None:
-            return self.residual, fuse_by_norm(lengths)
-        if self._kind == "mean" and self._shares is None:
-            return self.residual, None
-        even = torch.empty(0) if self._shares is None else self._shares[depth]
-        return self.residual, fuse_heads(self._kind, even)
 
     def lengths(self, block: Block, value: Tensor) -> Tensor:
         """Return the norms [stream, head, time] that weigh *value* [stream, head, time, dim]."""

@@ -29,9 +29,9 @@ from tracepaper.replay.learning.baselines import (
 from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
-from tracepaper.strategies.attention import backends, rollout_kernels
+from tracepaper.strategies.attention import backends, layer
 from tracepaper.strategies.attention.masks import MaskKind
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.forecasters.cross_asset import KINDS
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS
 from tracepaper.strategies.networks import encodings
@@ -95,16 +95,16 @@ def registered_names() -> dict[str, Iterable[str]]:
     """Return what is registered, by the section that must list it."""
     return {
         "Networks": [*network_kinds(), *KINDS, *ROW_KINDS, KIND],
-        "Mechanisms": [*MaskKind, *backends.BACKENDS],
+        "Mechanisms": [*(set(MaskKind) - {MaskKind.OTHER}), *backends.BACKENDS],
         "Encodings": [*ENCODINGS, *CLOCKS],
         "Heads": HEADS,
         "Explanations": [
             *METHODS,
-            *(one.name for one in fields(RolloutOptions) if one.name != "scale"),
+            *(one.name for one in fields(Rollout)),
         ],
         "Diagnostics": [*BASELINES, *Rule],
         "Plots": charts(),
-        "Calls": [*attention.__all__, *rollout_kernels.BACKENDS],
+        "Calls": [*attention.__all__, *layer.BACKENDS],
     }
 
 

@@ -64,4 +64,4 @@ is_focused
 collapse, symbol_influence
 context_of, specialisation
 training_bytes, bucket_bytes, ring_bytes
-active_confidence, dense_rows
+active_confidence, dense_rows, from_dense, layer_matrix

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -12,7 +12,16 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import (
+    PLAIN,
+    Rollout,
+    rollout,
+    rollout_buckets,
+    rollout_by_age,
+)
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.attention.tiles import FADE
 
 Layout = Callable[[Tensor], Tensor]
@@ -76,6 +85,52 @@ def tie_slack(score: float) -> float:
     return 4.0 * 2.0**-23 * (8.0 + score)
 
 
+def layers_of(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    sums: Sequence[Tensor],
+    mask: Mask,
+    **more: Sequence[Tensor],
+) -> list[Layer]:
+    """Return the layers of one tensor each; *more* gives further fields of theirs."""
+    fields = [dict(zip(more, each, strict=True)) for each in zip(*more.values(), strict=True)]
+    given = fields or [{} for _ in queries]
+    return [
+        Layer(query, key, own.pop("value", None), logsumexp, mask, **own)
+        for query, key, logsumexp, own in zip(queries, keys, sums, given, strict=True)
+    ]
+
+
+class Rolled(NamedTuple):
+    """Rows of a rollout, [batch, row, time], and their errors."""
+
+    weights: Tensor
+    l1_error: Tensor
+
+
+def rolled(
+    layers: Sequence[Read],
+    rows: Sequence[int] | Tensor,
+    method: Rollout = PLAIN,
+    backend: str = "auto",
+) -> Rolled:
+    """Return the rollout of *rows* of one stream."""
+    found = rollout(layers, rows, method, backend=backend)  # type: ignore[arg-type]
+    return Rolled(found.weights["bars"], found.l1_error)
+
+
+def bucketed(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
+    """Return every row over buckets, the oldest first."""
+    found = rollout_buckets(layers, method, **options)  # type: ignore[arg-type]
+    return Rolled(found.weights["bars"], found.l1_error)
+
+
+def aged(layers: Sequence[Layer], method: Rollout = PLAIN, **options: object) -> Rolled:
+    """Return every row over buckets, the newest first."""
+    found = rollout_by_age(layers, method, **options)  # type: ignore[arg-type]
+    return Rolled(found.weights["bars"], found.l1_error)
+
+
 class Case(NamedTuple):
     """Layers as a forward pass leaves them, and their matrices in float64."""
 
@@ -84,6 +139,11 @@ class Case(NamedTuple):
     sums: list[Tensor]
     matrices: list[Tensor]
     mask: Mask
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers as they are explained."""
+        return layers_of(self.queries, self.keys, self.sums, self.mask)
 
     @property
     def scores(self) -> list[float]:
@@ -182,7 +242,7 @@ def layouts() -> st.SearchStrategy[str]:
 def masks(longest: int = 90) -> st.SearchStrategy[Mask]:
     """Every kind of mask; windows from one bar to longer than the sequence."""
     windows = st.integers(1, longest).map(Mask.window)
-    return st.one_of(st.just(Mask.full()), st.just(Mask.causal()), windows)
+    return st.one_of(st.just(Mask.full()), st.just(Mask()), windows)
 
 
 @st.composite

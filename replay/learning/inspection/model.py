@@ -273,7 +273,7 @@ def looked(network: Network, window: Rows, positions: Tensor) -> Array:
     """Return where *network* looks in one *window* [bar, feature]: the rollout's weights [bar]."""
     x = torch.from_numpy(window[None, :, : network.config.features])
     with torch.inference_mode():
-        rollout = network.look(x.to(network.device), positions.to(network.device)).rollout
+        rollout = network.explain(x.to(network.device), positions.to(network.device)).rollout
     found: Array = rollout.weights[0, 0].double().cpu().numpy()
     return found
 

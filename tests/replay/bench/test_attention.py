@@ -96,7 +96,7 @@ def test_short_routes_are_measured_often_but_not_forever() -> None:
 
 def test_every_route_gives_the_same_row() -> None:
     inputs = workloads.draw(SETTING, 90)
-    for mask in (Mask.full(), Mask.causal(), Mask.window(30)):
+    for mask in (Mask.full(), Mask(), Mask.window(30)):
         sums = workloads.forward(inputs, mask)
         row = workloads.explain(inputs, sums, mask)
         wide = [(query.double(), key.double()) for query, key in zip(*inputs[:2], strict=True)]
@@ -195,7 +195,7 @@ def test_forms_give_the_rows_that_they_are_named_after() -> None:
     pairs = zip(inputs.queries, inputs.keys, strict=True)
     matrices = [reference.attention_matrix(one, other, mask) for one, other in pairs]
     for form, options in (
-        ("max fusion", {"head_fusion": "max"}),
+        ("max fusion", {"fusion": "max"}),
         ("discard", {"discard_ratio": 0.5}),
     ):
         dense = reference.rollout(matrices, mask, **options)[:, -1:]
@@ -210,10 +210,10 @@ def test_each_mechanism_explains_its_last_row(monkeypatch: pytest.MonkeyPatch) -
     for row in rows.values():
         torch.testing.assert_close(row.sum(), torch.tensor(1.0))
     pairs = list(zip(inputs.queries, inputs.keys, strict=True))
-    matrices = [reference.attention_matrix(*pair, Mask.causal()) for pair in pairs]
-    wanted = reference.rollout(matrices, Mask.causal())[0, -1]
+    matrices = [reference.attention_matrix(*pair, Mask()) for pair in pairs]
+    wanted = reference.rollout(matrices, Mask())[0, -1]
     torch.testing.assert_close(rows["chunked"], wanted)
-    sparse, causal = SparseQueries(inputs), reference.visible(300, Mask.causal()).float()
+    sparse, causal = SparseQueries(inputs), reference.visible(300, Mask()).float()
     matrices = []
     for one in sparse.forward():
         dense = (
@@ -247,7 +247,7 @@ def test_a_mechanisms_peak_comes_from_a_process_of_its_own(peaks: Peaks) -> None
     assert peaks.of("chunked", "causal", bars) < 4 * 4 * bars**2 / 4  # of one layer's matrices
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7), Mask.window(90)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(7), Mask.window(90)])
 def test_operations_of_an_explanation_are_those_of_rows_that_have_weight(mask: Mask) -> None:
     bars = 40
     reached, pairs = torch.zeros(bars), 0
@@ -287,5 +287,5 @@ def test_an_unknown_mask_is_refused(name: str) -> None:
 
 def test_masks_are_named_as_they_are_written() -> None:
     assert mask_named("window:9") == Mask.window(9)
-    assert mask_named("causal") == Mask.causal()
+    assert mask_named("causal") == Mask()
     assert mask_named("full") == Mask.full()

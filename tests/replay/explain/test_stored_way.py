@@ -15,7 +15,7 @@ from tracepaper.replay.explain.attribution import TypedMethod, explain_by
 from tracepaper.replay.explain.decision import read_stored
 from tracepaper.replay.explain.recompute import Past, attribute, open_past
 from tracepaper.storage.database.reader import Reader
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig
@@ -50,7 +50,7 @@ def test_its_row_warns_of_quantiles_that_were_fitted_to_another(database: Path) 
 
 def test_its_decisions_are_opened_bar_by_bar_as_they_were_stored(database: Path) -> None:
     opened = past(database)
-    assert opened.forecaster.way == AttributionMethod("norm", RolloutOptions(residual_weight=0.25))
+    assert opened.forecaster.way == AttributionMethod("norm", Rollout(residual_weight=0.25))
     difference = attribute(opened).largest_bucket_difference
     assert difference is not None
     assert difference < 1e-6

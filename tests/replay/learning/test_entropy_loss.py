@@ -11,7 +11,7 @@ import torch
 
 from tracepaper.replay.learning.fit import FitOptions
 from tracepaper.replay.learning.losses import confidence_loss, traced, trained_confidence
-from tracepaper.strategies.attention.entropy import confidence
+from tracepaper.strategies.attention.methods import confidence
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
 
@@ -20,10 +20,9 @@ ROWS = 48
 
 def test_the_confidence_that_is_trained_is_the_one_that_gates() -> None:
     network = models.network()
-    _, traces = network.trace(torch.randn(2, ROWS, network.config.features), torch.arange(ROWS))
-    queries, keys, sums = zip(*((one.query, one.key, one.logsumexp) for one in traces), strict=True)
-    gated = confidence(queries, keys, sums, range(ROWS), network.mask).mean(dim=(1, 2))
-    found = trained_confidence(traces, network.mask)
+    reads = network.trace(torch.randn(2, ROWS, network.config.features), torch.arange(ROWS)).reads
+    gated = torch.stack(confidence(reads, range(ROWS)), dim=1).mean(dim=(1, 2))
+    found = trained_confidence(reads)
     torch.testing.assert_close(found, gated, atol=1e-5, rtol=0)
 
 
@@ -71,8 +70,8 @@ def test_its_gradient_reaches_the_attention_alone_and_teaches_it_to_be_sure_wher
     told = []
     for _ in range(40):
         optimiser.zero_grad()
-        _, traces = network.trace(x, torch.arange(ROWS))
-        loss = confidence_loss(trained_confidence(traces, network.mask), each, weights)
+        reads = network.trace(x, torch.arange(ROWS)).reads
+        loss = confidence_loss(trained_confidence(reads), each, weights)
         loss.backward()
         optimiser.step()
         told.append(float(loss))

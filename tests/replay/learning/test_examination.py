@@ -31,11 +31,16 @@ from tracepaper.replay.learning.inspection.perturbation import context_ablation,
 from tracepaper.replay.learning.predict import predict
 from tracepaper.replay.learning.samples import targets
 from tracepaper.replay.learning.splits import Part, Segment
-from tracepaper.strategies.attention.rollout import Rollout
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS, GlmModel, TrainedRows
-from tracepaper.strategies.networks.architecture import ExplainedOutputs, Network, Outputs
+from tracepaper.strategies.networks.architecture import (
+    BarWeights,
+    ExplainedOutputs,
+    Network,
+    Outputs,
+)
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 
 WINDOW = 32
@@ -76,11 +81,13 @@ class Planted(Network):
         dof = torch.full_like(every, 5.0)
         return Outputs(every, torch.zeros_like(every), dof, logits, every, None, None)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
-        del half
+    def explain(
+        self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
+    ) -> ExplainedOutputs:
+        del way, half
         weights = torch.zeros(1, 1, x.shape[1])
         weights[0, 0, [x.shape[1] - 1 - age for age in self.looked]] = 1 / len(self.looked)
-        rollout = Rollout(weights, torch.zeros(1, 1))
+        rollout = BarWeights(weights, torch.zeros(1, 1))
         return ExplainedOutputs(self(x, positions), rollout, torch.ones(1, 1))
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:

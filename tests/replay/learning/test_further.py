@@ -390,7 +390,7 @@ def test_one_decision_says_as_returns_what_was_judged_in_units(
     window = slice(row - trained.config.window + 1, row + 1)
     x, sigma = torch.from_numpy(segment.values[window])[None], float(segment.sigma[row])
     with torch.inference_mode():
-        outputs = trained.look(x, torch.arange(x.shape[1])).outputs
+        outputs = trained.explain(x, torch.arange(x.shape[1])).outputs
     every = head_forecasts(outputs, np.array([sigma]), (5,), levels)
     assert every is not None
     (heads,) = every

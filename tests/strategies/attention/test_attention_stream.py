@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_cases import layers_of, rolled
 from torch import Tensor
 
-from tracepaper.strategies.attention import Mask, Stream, attend, reference, rollout_rows
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention import Mask, Stream, attend, reference
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 WINDOW, LAYERS, BATCH, HEADS, DIM, TIME = 7, 3, 2, 2, 4, 150
@@ -27,9 +28,9 @@ def stream(window: int = WINDOW) -> Stream:
 
 
 OPTIONS = (
-    RolloutOptions(),
-    RolloutOptions(head_fusion="max", residual_weight=0.3),
-    RolloutOptions(head_weights=(0.8, 0.2), start_layer=1),
+    Rollout(),
+    Rollout(fusion="max", residual_weight=0.3),
+    Rollout(head_weights=(0.8, 0.2), start_layer=1),
 )
 
 
@@ -47,9 +48,7 @@ def test_every_step_is_the_row_of_the_whole_sequence(window: int) -> None:
 
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("steps", [1, WINDOW, 19, 20, TIME])
-def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(
-    steps: int, options: RolloutOptions
-) -> None:
+def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(steps: int, options: Rollout) -> None:
     layers, made, mask = inputs(), stream(), Mask.window(WINDOW)
     for step in range(steps):
         for number, layer in enumerate(layers):
@@ -59,24 +58,25 @@ def test_the_rollout_of_a_step_is_that_of_the_stored_matrices(
     ]
     told = made.rollout(options)
     field = LAYERS * (WINDOW - 1) + 1
-    assert told.weights.shape == (BATCH, 1, min(steps, field))
+    assert told.weights["bars"].shape == (BATCH, 1, min(steps, field))
     sums = [reference.logsumexp(q[:, :, :steps], k[:, :, :steps], mask) for q, k, _ in layers]
     short = [(q[:, :, :steps], k[:, :, :steps]) for q, k, _ in layers]
-    usual = rollout_rows(
-        [q for q, _ in short],
-        [k for _, k in short],
-        sums,
+    usual = rolled(
+        layers_of([q for q, _ in short], [k for _, k in short], sums, mask),
         [steps - 1],
-        mask,
-        head_fusion=options.head_fusion,
-        head_weights=options.head_weights,
-        residual_weight=options.residual_weight,
-        start_layer=options.start_layer,
+        Rollout(
+            fusion=options.fusion,
+            head_weights=options.head_weights,
+            residual_weight=options.residual_weight,
+            start_layer=options.start_layer,
+        ),
     )
-    torch.testing.assert_close(told.weights, usual.weights[..., -field:], rtol=0, atol=1e-12)
-    if options == RolloutOptions():
+    torch.testing.assert_close(
+        told.weights["bars"], usual.weights[..., -field:], rtol=0, atol=1e-12
+    )
+    if options == Rollout():
         dense = reference.rollout(matrices, mask)[:, -1:, -field:]
-        torch.testing.assert_close(told.weights, dense, rtol=0, atol=1e-12)
+        torch.testing.assert_close(told.weights["bars"], dense, rtol=0, atol=1e-12)
 
 
 def test_what_discards_ranks_the_steps_that_are_kept() -> None:
@@ -89,9 +89,9 @@ def test_what_discards_ranks_the_steps_that_are_kept() -> None:
     queries = [query[:, :, -field:] for query, _, _ in layers]
     keys = [key[:, :, -field:] for _, key, _ in layers]
     sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
-    told = made.rollout(RolloutOptions(discard_ratio=0.5))
-    usual = rollout_rows(queries, keys, sums, [field - 1], mask, discard_ratio=0.5)
-    torch.testing.assert_close(told.weights, usual.weights, rtol=0, atol=1e-12)
+    told = made.rollout(Rollout(discard_ratio=0.5))
+    usual = rolled(layers_of(queries, keys, sums, mask), [field - 1], Rollout(discard_ratio=0.5))
+    torch.testing.assert_close(told.weights["bars"], usual.weights, rtol=0, atol=1e-12)
 
 
 def test_what_does_not_fit_is_refused_in_one_sentence() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import Case, case, cases
+from attention_cases import Case, aged, bucketed, case, cases, rolled
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from rounding import gamma
@@ -12,22 +12,17 @@ from torch import Tensor
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask, MaskKind
-from tracepaper.strategies.attention.rollout import (
-    HeadFusion,
-    RolloutOptions,
-    rollout_buckets,
-    rollout_by_age,
-    rollout_rows,
-)
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.reads import Fusion
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
 
 
-def bucketed(made: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -> Tensor:
+def stored(made: Case, bucket_bars: int, lead: int, fusion: str, ratio: float) -> Tensor:
     """Sum the columns of the stored rollout."""
     whole = reference.rollout(
-        made.matrices, made.mask, head_fusion=fusion, discard_ratio=ratio, slacks=made.slacks
+        made.matrices, made.mask, fusion=fusion, discard_ratio=ratio, slacks=made.slacks
     )
     bucket = (torch.arange(whole.shape[-1]) + lead) // bucket_bars
     return whole @ torch.nn.functional.one_hot(bucket).double()
@@ -40,20 +35,17 @@ def bucketed(made: Case, bucket_bars: int, lead: int, fusion: str, ratio: float)
     st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
 )
 def test_buckets_equal_the_stored_matrices(
-    made: Case, bucket_bars: int, options: tuple[HeadFusion, float]
+    made: Case, bucket_bars: int, options: tuple[Fusion, float]
 ) -> None:
     fusion, ratio = options
     first = 1 + made.queries[0].shape[2] % bucket_bars
-    result = rollout_buckets(
-        made.queries,
-        made.keys,
-        made.sums,
-        made.mask,
-        RolloutOptions(head_fusion=fusion, discard_ratio=ratio),
+    result = bucketed(
+        made.layers,
+        Rollout(fusion=fusion, discard_ratio=ratio),
         bucket_bars=bucket_bars,
         first_bucket_bars=first,
     )
-    wanted = bucketed(made, bucket_bars, bucket_bars - first, fusion, ratio)
+    wanted = stored(made, bucket_bars, bucket_bars - first, fusion, ratio)
     made.hold(result.weights, wanted, ratio=ratio)
 
 
@@ -66,17 +58,16 @@ def test_buckets_equal_the_stored_matrices(
     st.sampled_from([("mean", 0.0), ("mean", 0.4), ("max", 0.0), ("min", 0.2)]),
 )
 def test_ages_are_the_buckets_counted_from_the_row(
-    made: Case, bucket_bars: int, start_layer: int, options: tuple[HeadFusion, float]
+    made: Case, bucket_bars: int, start_layer: int, options: tuple[Fusion, float]
 ) -> None:
     assume(made.mask.kind is not MaskKind.FULL and start_layer < len(made.queries))
     fusion, ratio = options
     time = made.queries[0].shape[2]
     first = 1 + time % bucket_bars
-    chosen = RolloutOptions(head_fusion=fusion, discard_ratio=ratio, start_layer=start_layer)
-    given_ = (made.queries, made.keys, made.sums, made.mask, chosen)
+    chosen = Rollout(fusion=fusion, discard_ratio=ratio, start_layer=start_layer)
     found, whole = (
-        each(*given_, bucket_bars=bucket_bars, first_bucket_bars=first).weights
-        for each in (rollout_by_age, rollout_buckets)
+        each(made.layers, chosen, bucket_bars=bucket_bars, first_bucket_bars=first).weights
+        for each in (aged, bucketed)
     )
     bucket = (torch.arange(time) + bucket_bars - first) // bucket_bars
     wanted = torch.zeros_like(found)
@@ -92,14 +83,14 @@ def test_ages_are_the_buckets_counted_from_the_row(
 def test_ages_of_a_full_mask_are_refused() -> None:
     made = case(Mask.full())
     with pytest.raises(AttentionInvalid, match="looks both ways"):
-        rollout_by_age(made.queries, made.keys, made.sums, made.mask)
+        aged(made.layers)
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(100)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(100)])
 def test_float32_buckets_stay_within_their_error(mask: Mask) -> None:
     made = case(mask, time=800, heads=4, dim=16, dtype=torch.float32)
-    result = rollout_buckets(made.queries, made.keys, made.sums, mask)
-    wanted = bucketed(made, 64, 0, "mean", 0.0)
+    result = bucketed(made.layers)
+    wanted = stored(made, 64, 0, "mean", 0.0)
     made.hold(result.weights, wanted)
     assert float(result.l1_error.max()) < made.rounding()
 
@@ -107,28 +98,21 @@ def test_float32_buckets_stay_within_their_error(mask: Mask) -> None:
 def test_buckets_sum_the_full_row_across_tiles() -> None:
     made = case(Mask.window(300), time=1_000, batch=2, layers=2)
     rows = [0, 255, 256, 700, 999]
-    buckets = rollout_buckets(made.queries, made.keys, made.sums, made.mask)
-    full = rollout_rows(made.queries, made.keys, made.sums, rows, made.mask)
+    buckets = bucketed(made.layers)
+    full = rolled(made.layers, rows)
     summed = torch.nn.functional.pad(full.weights, (0, 24)).unflatten(-1, (16, 64)).sum(dim=-1)
     torch.testing.assert_close(buckets.weights[:, rows], summed, rtol=2 * made.rounding(), atol=0)
 
 
 def test_a_wrong_logsumexp_is_refused() -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     made.sums[1] *= 1.4427
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_buckets(made.queries, made.keys, made.sums, made.mask)
+        bucketed(made.layers)
 
 
 @pytest.mark.parametrize(("bars", "first"), [(0, None), (8, 9), (8, 0)])
 def test_buckets_that_cannot_be_are_refused(bars: int, first: int | None) -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     with pytest.raises(AttentionInvalid, match="cannot be"):
-        rollout_buckets(
-            made.queries,
-            made.keys,
-            made.sums,
-            made.mask,
-            bucket_bars=bars,
-            first_bucket_bars=first,
-        )
+        bucketed(made.layers, bucket_bars=bars, first_bucket_bars=first)

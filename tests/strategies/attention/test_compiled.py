@@ -13,7 +13,7 @@ import models
 import numpy as np
 import pytest
 import torch
-from attention_cases import Case, case, masks
+from attention_cases import Case, bucketed, case, layers_of, masks, rolled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from native_objects import SOURCE, built, loops_of, made
@@ -22,11 +22,10 @@ from torch import Tensor
 
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.diagnostics import diagnose
-from tracepaper.strategies.attention import compiled, reference, rollout_kernels
-from tracepaper.strategies.attention.checks import check_layers
-from tracepaper.strategies.attention.entropy import row_entropy
+from tracepaper.strategies.attention import compiled, reference
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import RolloutOptions, rollout_buckets, rollout_rows
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
 from tracepaper.strategies.networks.attribution import AttributionMethod
@@ -132,7 +131,6 @@ class Drawn(NamedTuple):
 
     case: Case
     rows: list[int]
-    prune: float
 
 
 @st.composite
@@ -150,7 +148,7 @@ def drawn(draw: st.DrawFn) -> Drawn:
         dtype=torch.float32,
     )
     rows = draw(st.lists(st.integers(0, time - 1), min_size=1, max_size=9))
-    return Drawn(made_case, rows, draw(st.sampled_from([0.0, 0.05])))
+    return Drawn(made_case, rows)
 
 
 # The object is the same for every example.
@@ -162,19 +160,17 @@ REPEATED = settings(
 @REPEATED
 @given(drawn())
 def test_rollout_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn) -> None:
-    made_case, rows, prune = drawn
+    made_case, rows = drawn
     queries, keys, sums, matrices, mask = made_case
     own, torchs = (
-        rollout_rows(queries, keys, sums, rows, mask, prune=prune, backend=backend)
+        rolled(layers_of(queries, keys, sums, mask), rows, backend=backend)
         for backend in (name, "tiles")
     )
-    # Pruning may leave out another of two weights that differ by a last digit.
     torch.testing.assert_close(own.weights, torchs.weights, atol=NEAR, rtol=0.0)
     torch.testing.assert_close(own.l1_error, torchs.l1_error, atol=NEAR, rtol=0.0)
-    if prune == 0.0:
-        dense = reference.rollout(matrices, mask)[:, rows]
-        for found in (own, torchs):
-            made_case.hold(found.weights, dense)
+    dense = reference.rollout(matrices, mask)[:, rows]
+    for found in (own, torchs):
+        made_case.hold(found.weights, dense)
 
 
 @REPEATED
@@ -183,7 +179,7 @@ def test_entropy_is_that_of_torch_and_of_stored_matrices(name: str, drawn: Drawn
     made_case, *_ = drawn
     queries, keys, sums, matrices, mask = made_case
     own, torchs = (
-        row_entropy(queries[0], keys[0], sums[0], mask, backend=backend)
+        Layer(queries[0], keys[0], None, sums[0], mask).entropy(backend=backend)
         for backend in (name, "tiles")
     )
     dense = torch.special.entr(matrices[0]).sum(-1)
@@ -200,11 +196,11 @@ def test_buckets_are_those_of_torch_and_of_stored_matrices(
     made_case, *_ = drawn
     queries, keys, sums, matrices, mask = made_case
     heads = queries[0].shape[1]
-    options = RolloutOptions(head_weights=list(range(1, heads + 1)), residual_weight=residual)
+    options = Rollout(head_weights=list(range(1, heads + 1)), residual_weight=residual)
     assert compiled.available() == (name,)
     own, torchs = (
-        rollout_buckets(
-            queries, keys, sums, mask, options, bucket_bars=bucket_bars, backend=backend
+        bucketed(
+            layers_of(queries, keys, sums, mask), options, backend=backend, bucket_bars=bucket_bars
         ).weights
         for backend in ("auto", "tiles")
     )
@@ -217,7 +213,7 @@ def test_buckets_are_those_of_torch_and_of_stored_matrices(
         made_case.hold(found, summed)
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(333)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(333)])
 def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -> None:
     made_case = case(mask, time=1_501, dim=16, dtype=torch.float32)
     queries, keys, sums, matrices, _ = made_case
@@ -226,10 +222,10 @@ def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -
     try:
         for threads in range(1, 5):
             torch.set_num_threads(threads)
-            rolled = rollout_rows(queries, keys, sums, [700, 1_500], mask, backend=name).weights
-            spread = row_entropy(queries[1], keys[1], sums[1], mask, backend=name)
-            every = rollout_buckets(queries, keys, sums, mask).weights
-            found.append((rolled, spread, every))
+            rows = rolled(layers_of(queries, keys, sums, mask), [700, 1_500], backend=name).weights
+            spread = Layer(queries[1], keys[1], None, sums[1], mask).entropy(backend=name)
+            every = bucketed(layers_of(queries, keys, sums, mask)).weights
+            found.append((rows, spread, every))
     finally:
         torch.set_num_threads(before)
     for made_by_more in found[1:]:
@@ -241,49 +237,44 @@ def test_long_sums_stay_exact_and_threads_change_no_bit(name: str, mask: Mask) -
 
 
 def test_a_wrong_logsumexp_is_refused(name: str) -> None:
-    queries, keys, sums, _, mask = case(Mask.causal(), time=90, dtype=torch.float32)
+    queries, keys, sums, _, mask = case(Mask(), time=90, dtype=torch.float32)
     wrong = [one + 0.01 for one in sums]
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_rows(queries, keys, wrong, [89], mask, backend=name)
+        rolled(layers_of(queries, keys, wrong, mask), [89], backend=name)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        row_entropy(queries[0], keys[0], wrong[0], mask, backend=name)
+        Layer(queries[0], keys[0], None, wrong[0], mask).entropy(backend=name)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_buckets(queries, keys, wrong, mask)
+        bucketed(layers_of(queries, keys, wrong, mask))
     far = [one - 300.0 for one in sums]  # each entry beyond float32
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_rows(queries, keys, far, [89], mask, backend=name)
+        rolled(layers_of(queries, keys, far, mask), [89], backend=name)
 
 
 def test_auto_takes_the_fastest_and_leaves_to_torch_what_is_not_float32(name: str) -> None:
-    assert rollout_kernels.BACKENDS[name].runs_on(torch.device("cpu"))
-    single, double = (
-        check_layers(*case(Mask.causal(), dtype=kind)[:3])[0]
-        for kind in (torch.float32, torch.float64)
-    )
-    assert rollout_kernels.choose(single) == name
-    assert rollout_kernels.choose(double) == "tiles"
-    learnt = single._replace(query=single.query.clone().requires_grad_())
-    assert rollout_kernels.choose(learnt) == "tiles"  # a gradient flows through torch alone
-    queries, keys, sums, matrices, mask = case(Mask.causal())
-    exact = rollout_rows(queries, keys, sums, [39], mask, backend=name).weights
+    assert compiled.runs_on(name, torch.device("cpu"))
+    single, double = (case(Mask(), dtype=kind).layers[0] for kind in (torch.float32, torch.float64))
+    assert compiled.choose(single.operand) == name
+    assert compiled.choose(double.operand) is None
+    queries, keys, sums, matrices, mask = case(Mask())
+    exact = rolled(layers_of(queries, keys, sums, mask), [39], backend=name).weights
     torch.testing.assert_close(exact, reference.rollout(matrices, mask)[:, [39]])
-    entropy = row_entropy(queries[0], keys[0], sums[0], mask, backend=name)
+    entropy = Layer(queries[0], keys[0], None, sums[0], mask).entropy(backend=name)
     torch.testing.assert_close(entropy, torch.special.entr(matrices[0]).sum(-1))
     query = single.query.clone().requires_grad_()
-    spread = row_entropy(query, single.key, single.logsumexp, mask, backend=name)
+    spread = Layer(query, single.key, None, single.logsumexp, mask).entropy(backend=name)
     assert not spread.requires_grad  # an explanation carries no gradient
-    with pytest.raises(AttentionInvalid, match="no entropy backend 'nativ'; choose auto"):
-        row_entropy(queries[0], keys[0], sums[0], mask, backend="nativ")
+    with pytest.raises(AttentionInvalid, match="no rollout backend 'nativ'; choose auto"):
+        Layer(queries[0], keys[0], None, sums[0], mask).entropy(backend="nativ")
 
 
 def test_an_object_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    queries, keys, sums, _, mask = case(Mask.causal(), dtype=torch.float32)
+    queries, keys, sums, _, mask = case(Mask(), dtype=torch.float32)
     with monkeypatch.context() as patch:
         patch.setattr(compiled, "found", dict)
         with pytest.raises(AttentionInvalid, match="install a C compiler"):
-            rollout_rows(queries, keys, sums, [3], mask, backend="native_avx2")
+            rolled(layers_of(queries, keys, sums, mask), [3], backend="native_avx2")
         with pytest.raises(AttentionInvalid, match="install a C compiler"):
-            row_entropy(queries[0], keys[0], sums[0], mask, backend="native_avx2")
+            Layer(queries[0], keys[0], None, sums[0], mask).entropy(backend="native_avx2")
         with pytest.raises(ConfigInvalid, match="set it to auto or tiles"):
             choose_backend(models.card(), "native_avx2", device="cpu")
         assert choose_backend(models.card(), "auto", device="cpu") == "tiles"
@@ -415,8 +406,8 @@ def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
 
 def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name: str) -> None:
     card, tensors = models.card(), models.network().state_dict()
-    usual = AttributionMethod("rollout", RolloutOptions(residual_weight=0.2, start_layer=1))
-    other = AttributionMethod("rollout", RolloutOptions("max"))
+    usual = AttributionMethod("rollout", Rollout(residual_weight=0.2, start_layer=1))
+    other = AttributionMethod("rollout", Rollout("max"))
     assert build(card, tensors, way=other).backend == TILES
     with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
         build(card, tensors, backend=name, way=other)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,14 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tracepaper.strategies.attention import (
-    Scores,
-    StreamRead,
+    Layer,
+    Mask,
+    Rollout,
     backends,
     closed_keys,
     cross_attend,
-    cross_confidence,
-    stream_rollout,
+    rollout,
 )
+from tracepaper.strategies.attention.reads import Fusion
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -109,28 +111,7 @@ def test_memory_holds_some_queries_at_a_time(monkeypatch: pytest.MonkeyPatch) ->
     assert len(sizes) == 34
 
 
-def test_confidence_is_that_of_the_rows() -> None:
-    query, key = drawn(5, 7)
-    seen = torch.tensor([0, 1, 2, 7, 5])
-    logsumexp = cross_attend(query, key, key, seen).logsumexp
-    entropy = torch.special.entr(dense(query, key, seen)).sum(dim=-1)
-    wanted = 1 - entropy / seen.double().clamp_min(2).log()
-    wanted[:, :, :2] = 0.0  # nothing to choose
-    found = cross_confidence(query, key, logsumexp, range(5), seen)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-    some = cross_confidence(query, key, logsumexp, [3], seen)
-    torch.testing.assert_close(some, wanted[:, :, 3:4], rtol=0, atol=1e-12)
-    whole = cross_attend(query, key, key).logsumexp
-    entropy = torch.special.entr(dense(query, key, None)).sum(dim=-1)
-    torch.testing.assert_close(
-        cross_confidence(query, key, whole, range(5)),
-        1 - entropy / math.log(7),
-        rtol=0,
-        atol=1e-12,
-    )
-
-
-def read(into: int, of: int, seed: int, *, by_gradient: bool = False) -> StreamRead:
+def read(into: int, of: int, step: int, seed: int) -> Layer:
     """Return a read between streams of 4, 7 and 3 tokens; what reads stream 2 sees part of it."""
     lengths = (4, 7, 3)
     query, key, value, gradient = drawn(
@@ -138,86 +119,90 @@ def read(into: int, of: int, seed: int, *, by_gradient: bool = False) -> StreamR
     )
     seen = torch.arange(lengths[into]) % (lengths[of] + 1) if of == 2 else None
     logsumexp = cross_attend(query, key, value, seen).logsumexp
-    scores = Scores(causal=False, seen=seen)
-    if by_gradient:
-        return StreamRead(into, of, query, key, logsumexp, scores, value, gradient)
-    return StreamRead(into, of, query, key, logsumexp, scores)
+    return Layer(
+        query, key, value, logsumexp, Mask(causal=False, seen=seen), gradient=gradient,
+        target=str(into), source=str(of), step=step,
+    )  # fmt: skip
 
 
-STEPS = [
-    [read(0, 0, 1), read(1, 1, 2), read(2, 2, 3)],  # each stream reads itself
-    [read(0, 1, 4), read(1, 0, 5)],  # two read each other, as they were
-    [read(0, 1, 6), read(0, 2, 7)],  # one reads two
-]
-BY_GRADIENT = [
-    [read(0, 0, 1, by_gradient=True), read(1, 1, 2)],
-    [read(0, 1, 4, by_gradient=True), read(0, 2, 7, by_gradient=True)],
+READS = [
+    *(read(0, 0, 0, 1), read(1, 1, 0, 2), read(2, 2, 0, 3)),  # each stream reads itself
+    *(read(0, 1, 1, 4), read(1, 0, 1, 5)),  # two read each other, as they were
+    *(read(0, 1, 2, 6), read(0, 2, 2, 7)),  # one reads two
 ]
 
 
-def dense_rollout(steps: list[list[StreamRead]], share: float) -> Tensor:
+def dense_rollout(reads: list[Layer], share: float, fusion: str) -> Tensor:
     """Return the product over all 14 tokens of all streams together, [batch, token, token]."""
-    places = [slice(0, 4), slice(4, 11), slice(11, 14)]
+    places = {"0": slice(0, 4), "1": slice(4, 11), "2": slice(11, 14)}
     product = torch.eye(14, dtype=torch.float64).expand(2, 14, 14)
-    for step in steps:
+    for step in sorted({one.step for one in reads if one.step is not None}):
+        own = [one for one in reads if one.step == step]
         layer = torch.eye(14, dtype=torch.float64).repeat(2, 1, 1)
-        for into in {one.into for one in step}:
+        for into in {one.target for one in own}:
             layer[:, places[into], places[into]] *= share
-        for one in step:
-            matrix = dense(one.query, one.key, one.scores.seen)
+        for one in own:
+            matrix = dense(one.query, one.key, one.mask.seen)
             fused = matrix.mean(dim=1)
-            if one.gradient is not None and one.value is not None:
+            if fusion == "gradient":
+                assert one.gradient is not None
+                assert one.value is not None
                 fused = (matrix * (one.gradient @ one.value.mT)).clamp_min(0).mean(dim=1)
                 fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
-            each = (1 - share) / sum(other.into == one.into for other in step)
-            layer[:, places[one.into], places[one.of]] += each * fused
+            each = (1 - share) / sum(other.target == one.target for other in own)
+            layer[:, places[one.target], places[one.source]] += each * fused
             blind = torch.diag_embed((fused.sum(dim=-1) == 0).double())
-            layer[:, places[one.into], places[one.into]] += each * blind
+            layer[:, places[one.target], places[one.target]] += each * blind
         product = layer @ product
     return product
 
 
-@pytest.mark.parametrize("steps", [STEPS, BY_GRADIENT], ids=["attention", "gradient"])
+@pytest.mark.parametrize("fusion", ["mean", "gradient"])
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.8])
 @pytest.mark.parametrize("stream", [0, 1, 2])
 def test_the_rollout_over_streams_is_the_product_over_all_their_tokens(
-    steps: list[list[StreamRead]], share: float, stream: int
+    fusion: Fusion, share: float, stream: int
 ) -> None:
     lengths = (4, 7, 3)
-    rows = range(lengths[stream])
-    found = torch.cat(
-        stream_rollout(steps, lengths, rows, stream=stream, residual_weight=share), dim=-1
-    )
-    start = sum(lengths[:stream])
-    wanted = dense_rollout(steps, share)[:, start : start + lengths[stream]]
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(found.sum(-1), torch.ones_like(found[..., 0]), rtol=0, atol=1e-12)
+    start = {
+        str(each): torch.eye(length).double().expand(2, -1, -1) * (each == stream)
+        if each == stream
+        else torch.zeros(2, lengths[stream], length).double()
+        for each, length in enumerate(lengths)
+    }
+    found = rollout(READS, start, Rollout(share, fusion)).weights
+    joined = torch.cat([found[str(each)] for each in range(3)], dim=-1)
+    first = sum(lengths[:stream])
+    wanted = dense_rollout(READS, share, fusion)[:, first : first + lengths[stream]]
+    torch.testing.assert_close(joined, wanted, rtol=0, atol=1e-12)
 
 
 def test_a_row_that_no_gradient_asks_for_keeps_itself() -> None:
-    found = read(0, 1, 4, by_gradient=True)
+    found = read(0, 1, 0, 4)
     assert found.value is not None
     assert found.gradient is not None
     slope = found.gradient.clone()
     slope[:, :, 2] = -1.0  # against every value
-    found = found._replace(value=found.value.abs(), gradient=slope)
-    own, other = stream_rollout([[found]], (4, 7, 3), [2, 3])[:2]
-    assert own[:, 0, 2].tolist() == [1.0, 1.0]
-    assert float(other[:, 0].sum()) == 0.0
-    wanted = dense_rollout([[found]], 0.5)[:, 2:4, :11]
-    torch.testing.assert_close(torch.cat((own, other), dim=-1), wanted, rtol=0, atol=1e-12)
+    found = replace(found, value=found.value.abs(), gradient=slope)
+    weights = rollout([found], [2, 3], Rollout(fusion="gradient")).weights
+    assert weights["0"][:, 0, 2].tolist() == [1.0, 1.0]
+    assert float(weights["1"][:, 0].sum()) == 0.0
+    wanted = dense_rollout([found], 0.5, "gradient")[:, 2:4, :11]
+    torch.testing.assert_close(
+        torch.cat((weights["0"], weights["1"]), dim=-1), wanted, rtol=0, atol=1e-12
+    )
 
 
 def test_a_row_that_does_not_sum_to_one_is_found() -> None:
-    good = read(0, 1, 4)
-    stream_rollout([[good]], (4, 7, 3), [0])
+    good = read(0, 1, 0, 4)
+    rollout([good], [0])
     for wrong in (
         good.logsumexp / math.log(2),  # another base
         good.logsumexp + 1e-9,
         cross_attend(good.query, good.key, good.key, torch.full((4,), 6)).logsumexp,
     ):
-        with pytest.raises(AttentionInvalid, match=r"sums to|attention mass"):
-            stream_rollout([[good._replace(logsumexp=wrong)]], (4, 7, 3), [3])
+        with pytest.raises(AttentionInvalid, match="attention mass"):
+            rollout([replace(good, logsumexp=wrong)], [3])
 
 
 class Reader(nn.Module):
@@ -227,11 +212,12 @@ class Reader(nn.Module):
         super().__init__()
         self.query, self.key = nn.Linear(8, 16), nn.Linear(8, 16)
 
-    def forward(self, times: Tensor, others: Tensor, values: Tensor, seen: Tensor) -> StreamRead:
+    def forward(self, times: Tensor, others: Tensor, values: Tensor, seen: Tensor) -> Layer:
         codes = [self._code(x) for x in (times, others)]
         query, key = self.query(codes[0])[None, None], self.key(codes[1])[None, None]
         self.read, logsumexp = cross_attend(query, key, values.expand(-1, -1, -1, 16), seen)
-        return StreamRead(0, 1, query, key, logsumexp, Scores(causal=False, seen=seen))
+        mask = Mask(causal=False, seen=seen)
+        return Layer(query, key, None, logsumexp, mask, source="others")
 
     @staticmethod
     def _code(times: Tensor) -> Tensor:
@@ -256,10 +242,8 @@ def test_a_trained_layer_is_explained_by_the_key_that_it_learned_to_read() -> No
         loss.backward()
         optimiser.step()
     read_ = reader(times.float(), others.float(), torch.randn(1, 1, len(others), 1), seen)
-    detached = read_._replace(
-        query=read_.query.detach(), key=read_.key.detach(), logsumexp=read_.logsumexp.detach()
-    )
-    own, other = stream_rollout([[detached]], (len(times), len(others)), range(len(times)))
+    weights = rollout([read_], range(len(times))).weights
+    own, other = weights["bars"], weights["others"]
     assert torch.equal(other[0].argmax(dim=-1), asked)
     torch.testing.assert_close(own[0].diagonal(), torch.full((len(times),), 0.5))
 
@@ -280,25 +264,18 @@ def test_keys_that_are_not_there_cannot_be_seen(seen: Tensor, words: str) -> Non
 
 
 def test_what_does_not_fit_is_one_sentence() -> None:
-    good = read(0, 1, 4)
-    for steps, rows, words in (
-        ([], [0], "no layer to roll out"),
-        ([[]], [0], "no layer to roll out"),
-        ([[good._replace(of=2)]], [0], "stream 2 is read with 7 tokens and has 3"),
-        ([[good._replace(into=5)]], [0], "stream 5 asks with 4 tokens and has no"),
-        ([[good]], [9], "out of range"),
+    good = read(0, 1, 0, 4)
+    other = read(1, 1, 1, 2)
+    for reads, rows, words in (
+        ([], [0], "nothing to roll out"),
+        ([good, other], {"1": torch.ones(2, 1, 6)}, "7 queries for 6 tokens"),
+        ([good], {"1": torch.ones(2, 1, 7)}, "on which no weight stands"),
+        ([good], {"0": torch.ones(2, 1, 4), "1": torch.ones(2, 1, 3)}, "the whole of its streams"),
+        ([good], [9], "out of range"),
     ):
         with pytest.raises(AttentionInvalid, match=words):
-            stream_rollout(steps, (4, 7, 3), rows)
-    with pytest.raises(AttentionInvalid, match="no stream 3"):
-        stream_rollout([[good]], (4, 7, 3), [0], stream=3)
+            rollout(reads, rows)
     with pytest.raises(AttentionInvalid, match="do not ascend"):
         closed_keys(torch.tensor([1]), torch.tensor([2, 1]))
     with pytest.raises(AttentionInvalid, match="whole numbers"):
         closed_keys(torch.tensor([1.0]), torch.tensor([2]))
-    gradient = good._replace(gradient=good.query)
-    with pytest.raises(AttentionInvalid, match="needs its value"):
-        stream_rollout([[gradient]], (4, 7, 3), [0])
-    scores = Scores(causal=False, seen=torch.ones(9, dtype=torch.int64))
-    with pytest.raises(AttentionInvalid, match=r"seen is torch\.int64 \[9\]"):
-        stream_rollout([[good._replace(scores=scores)]], (4, 7, 3), [0])

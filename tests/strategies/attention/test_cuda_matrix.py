@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import LAYOUTS
+from attention_cases import LAYOUTS, aged, layers_of, rolled
 
-from tracepaper.strategies.attention.checks import check_layer
 from tracepaper.strategies.attention.kernels import attend, available, resolve
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_by_age, rollout_rows
 from tracepaper.strategies.attention.tiles import check_mass, mass_tolerance
 from tracepaper.strategies.attention.triton_rollout import push_rows
 from tracepaper.strategies.errors import AttentionInvalid
@@ -22,7 +21,7 @@ TOLERANCES = {
     torch.float16: 4e-3,
     torch.bfloat16: 3e-2,
 }
-MASKS = (Mask.full(), Mask.causal(), Mask.window(100))
+MASKS = (Mask.full(), Mask(), Mask.window(100))
 BACKENDS = ("auto", "sdpa", "flash_attn", "chunked")
 
 
@@ -87,9 +86,9 @@ def test_auto_takes_wide_heads_and_values_of_their_own_dim(
     query, key, value = (
         torch.randn(1, 2, 129, size, generator=generator).to(dtype) for size in (dim, dim, width)
     )
-    found = attend(query.cuda(), key.cuda(), value.cuda(), Mask.causal()).output
+    found = attend(query.cuda(), key.cuda(), value.cuda(), Mask()).output
     wide = (query.double(), key.double(), value.double())
-    wanted = attend(wide[0], wide[1], wide[2], Mask.causal(), backend="chunked").output
+    wanted = attend(wide[0], wide[1], wide[2], Mask(), backend="chunked").output
     error = (found.double().cpu() - wanted).norm() / wanted.norm()
     assert float(error) < TOLERANCES[dtype]
 
@@ -105,11 +104,11 @@ def test_a_window_of_one_bar_takes_more_stretches_than_a_grid_has_rows() -> None
 def test_the_rollout_kernel_keeps_its_mass_in_each_precision(rows: int, precision: str) -> None:
     generator = torch.Generator().manual_seed(1)
     query, key = torch.randn(2, 1, 2, 1_025, 64, generator=generator).cuda()
-    sums = attend(query, key, key, Mask.causal()).logsumexp
-    layer = check_layer(query, key, sums)
+    sums = attend(query, key, key, Mask()).logsumexp
+    layer = Layer(query, key, None, sums)
     weights = torch.rand(1, rows, 1_025, generator=generator).cuda()
-    mass = push_rows(layer, weights, Mask.causal(), precision=precision).sum(-1)
-    check_mass(mass, weights.sum(-1), mass_tolerance(layer))
+    mass = push_rows(layer.operand, weights, precision=precision).sum(-1)
+    check_mass(mass, weights.sum(-1), mass_tolerance(torch.float32, layer.largest))
 
 
 @pytest.mark.parametrize("mask", [Mask.full(), Mask.window(100)])
@@ -119,8 +118,8 @@ def test_rollout_takes_any_strides(layout: str, mask: Mask) -> None:
     made = torch.randn(2, 2, 3, 257, 18, generator=generator).cuda()
     query, key = (LAYOUTS[layout](x) for x in made)
     sums = attend(query.contiguous(), key.contiguous(), key.contiguous(), mask).logsumexp
-    found = rollout_rows([query], [key], [sums], [200, 256], mask).weights
-    wanted = rollout_rows([query.contiguous()], [key.contiguous()], [sums], [200, 256], mask)
+    found = rolled(layers_of([query], [key], [sums], mask), [200, 256]).weights
+    wanted = rolled(layers_of([query.contiguous()], [key.contiguous()], [sums], mask), [200, 256])
     assert float((found - wanted.weights).abs().amax()) < 1e-6
 
 
@@ -135,12 +134,9 @@ def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: M
     keys = [torch.randn(1, 2, time, dim, generator=generator).to(dtype) for _ in range(2)]
     wide = [(query.double(), key.double()) for query, key in zip(queries, keys, strict=True)]
     sums = [attend(query, key, key, mask).logsumexp for query, key in wide]
-    wanted = rollout_rows(
-        [query for query, _ in wide],
-        [key for _, key in wide],
-        sums,
+    wanted = rolled(
+        layers_of([query for query, _ in wide], [key for _, key in wide], sums, mask),
         range(time - rows, time),
-        mask,
     ).weights
     kind = torch.promote_types(dtype, torch.float32)
     layers = (
@@ -148,12 +144,11 @@ def test_rollout_equals_the_cpu(rows: int, dtype: torch.dtype, dim: int, mask: M
         [x.cuda() for x in keys],
         [x.to(kind).cuda() for x in sums],
     )
-    for prune in (0.0, 0.01):
-        found = rollout_rows(*layers, range(time - rows, time), mask, prune=prune)
-        assert float((found.weights.cpu() - wanted).abs().sum(-1).amax()) < 1e-4 + prune
+    found = rolled(layers_of(*layers, mask), range(time - rows, time))
+    assert float((found.weights.cpu() - wanted).abs().sum(-1).amax()) < 1e-4
     if mask != Mask.full():
-        aged = rollout_by_age(*layers, mask).weights
-        assert float((aged.sum(-1) - 1).abs().amax()) < 1e-4
+        every = aged(layers_of(*layers, mask)).weights
+        assert float((every.sum(-1) - 1).abs().amax()) < 1e-4
 
 
 def test_every_backend_of_the_device_is_named() -> None:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import rollout
 from tracepaper.strategies.attention.probsparse import (
+    MapRead,
+    SparseRead,
     SparseRows,
-    Stage,
     Taps,
     attend_sparsely,
     convolution_taps,
@@ -19,9 +21,9 @@ from tracepaper.strategies.attention.probsparse import (
     dense_rows,
     pooling_taps,
     push_taps,
-    rollout_stages,
     sample_keys,
 )
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -101,35 +103,35 @@ def sparse(time: int, seed: int) -> SparseRows:
     return attend_sparsely(query, key, value, Mask.full(), samples, factor=1).rows
 
 
-def test_the_rollout_of_stages_is_the_product_of_their_matrices() -> None:
+def test_the_rollout_through_distilling_is_the_product_of_the_matrices() -> None:
     convolution, pooling = made_taps(30)
-    stages: list[Stage] = [sparse(30, 1), convolution, pooling, sparse(15, 2)]
-    result = rollout_stages(stages, [14, 3], dtype=torch.float64)
+    low, high = sparse(30, 1), sparse(15, 2)
+    reads: list[Read] = [
+        SparseRead(low), MapRead(convolution), MapRead(pooling), SparseRead(high)
+    ]  # fmt: skip
+    found = rollout(reads, [14, 3]).weights["bars"]
     lower, upper = (
         0.5 * torch.eye(time) + 0.5 * dense_rows(rows).mean(dim=1)
-        for rows, time in ((stages[0], 30), (stages[3], 15))
-        if isinstance(rows, SparseRows)
+        for rows, time in ((low, 30), (high, 15))
     )
     wanted = (upper @ dense(pooling) @ dense(convolution) @ lower)[:, [14, 3]]
-    torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
-    single = rollout_stages(stages, [14, 3])
     # Matrices, shares and rows are rounded once, each stage sums over 30 bars at most and 3 heads.
     rounding = gamma(4 * (30 + 3 + 4) + 30, torch.float32)
-    torch.testing.assert_close(single.weights.double(), wanted, rtol=rounding, atol=0)
+    torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=0)
 
 
-def test_stages_that_do_not_fit_are_refused() -> None:
-    convolution, pooling = made_taps(30)
-    with pytest.raises(AttentionInvalid, match="no stage"):
-        rollout_stages([], [0])
-    with pytest.raises(AttentionInvalid, match="in order"):
-        rollout_stages([pooling, convolution], [0])
+def test_maps_that_do_not_fit_are_refused() -> None:
+    convolution, pooling = map(MapRead, made_taps(30))
+    with pytest.raises(AttentionInvalid, match="nothing to roll out"):
+        rollout([], [0])
+    with pytest.raises(AttentionInvalid, match=r"tokens above it"):
+        rollout([pooling, convolution], [0])
     with pytest.raises(AttentionInvalid, match="Row 15 is out of range"):
-        rollout_stages([convolution, pooling], [15])
+        rollout([convolution, pooling], [15])
 
 
-def test_taps_that_lose_mass_are_refused() -> None:
+def test_taps_that_lose_mass_say_so() -> None:
     convolution, pooling = made_taps(30)
     leaking = convolution._replace(shares=convolution.shares * 0.9)
-    with pytest.raises(AttentionInvalid, match=r"lost 0\.1 of the attention mass"):
-        rollout_stages([leaking, pooling], [3])
+    error = rollout([MapRead(leaking), MapRead(pooling)], [3]).l1_error
+    assert error.flatten().tolist() == pytest.approx([0.1, 0.1])

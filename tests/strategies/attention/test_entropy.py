@@ -10,14 +10,10 @@ from attention_cases import Case, case, cases
 from hypothesis import given, settings
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.entropy import (
-    confidence,
-    row_confidence,
-    row_entropy,
-    trained_entropy,
-    visible_counts,
-)
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import confidence, trained_entropy
+from tracepaper.strategies.attention.reads import row_confidence
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -29,24 +25,24 @@ def test_entropy_equals_the_stored_matrices(made: Case) -> None:
     time = made.queries[0].shape[2]
     rows = sorted({0, time // 2, time - 1})
     wanted = reference.entropy(made.matrices[0])
-    first = (made.queries[0], made.keys[0], made.sums[0], made.mask)
-    torch.testing.assert_close(row_entropy(*first), wanted, rtol=0, atol=1e-12)
-    torch.testing.assert_close(row_entropy(*first, rows), wanted[..., rows], rtol=0, atol=1e-12)
+    first = made.layers[0]
+    torch.testing.assert_close(first.entropy(), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(first.entropy(rows), wanted[..., rows], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(64)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(64)])
 @pytest.mark.parametrize("size", [1.0, 3.0])
 def test_float32_entropy_stays_within_its_error(mask: Mask, size: float) -> None:
     made = case(mask, time=500, dim=16, size=size, dtype=torch.float32)
     limit = made.entropy_rounding(0)
     wanted = reference.entropy(made.matrices[0])
-    every = row_entropy(made.queries[0], made.keys[0], made.sums[0], mask)
+    every = Layer(made.queries[0], made.keys[0], None, made.sums[0], mask).entropy()
     assert float((every - wanted).abs().max()) < limit
-    some = row_entropy(made.queries[0], made.keys[0], made.sums[0], mask, [0, 499])
+    some = Layer(made.queries[0], made.keys[0], None, made.sums[0], mask).entropy([0, 499])
     assert float((some - wanted[..., [0, 499]]).abs().max()) < limit
 
 
-@pytest.mark.parametrize("mask", [Mask.causal(), Mask.window(9), Mask.full()], ids=str)
+@pytest.mark.parametrize("mask", [Mask(), Mask.window(9), Mask.full()], ids=str)
 def test_the_gradient_of_entropy_is_that_of_the_stored_matrix(mask: Mask) -> None:
     made = case(mask, time=37, layers=1)
     query, key = made.queries[0].requires_grad_(), made.keys[0].requires_grad_()
@@ -65,24 +61,25 @@ def test_the_gradient_of_entropy_is_that_of_the_stored_matrix(mask: Mask) -> Non
 
 
 def test_peaked_rows_have_full_confidence_at_huge_scores() -> None:
-    made = case(Mask.causal(), time=64, size=1_000.0, dtype=torch.float32)
-    entropy = row_entropy(made.queries[0], made.keys[0], made.sums[0], made.mask)
-    sure = row_confidence(entropy, visible_counts(64, made.mask))
+    made = case(Mask(), time=64, size=1_000.0, dtype=torch.float32)
+    entropy = Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy()
+    sure = row_confidence(entropy, torch.arange(1, 65))
     assert float(sure[..., 1:].min()) > 0.999
 
 
 @pytest.mark.parametrize(
     ("mask", "counts"),
-    [(Mask.full(), [4] * 4), (Mask.causal(), [1, 2, 3, 4]), (Mask.window(2), [1, 2, 2, 2])],
+    [(Mask.full(), [4] * 4), (Mask(), [1, 2, 3, 4]), (Mask.window(2), [1, 2, 2, 2])],
 )
 def test_visible_counts_follow_the_mask(mask: Mask, counts: list[int]) -> None:
-    assert visible_counts(4, mask).tolist() == counts
-    assert visible_counts(4, mask, [3, 0]).tolist() == [counts[3], counts[0]]
+    layer = case(mask, time=4).layers[0]
+    assert layer.visible().tolist() == [counts]
+    assert layer.visible([3, 0]).tolist() == [[counts[3], counts[0]]]
 
 
 def test_uniform_attention_has_no_confidence_and_one_key_neither() -> None:
     made = case(Mask.window(8), size=0.0, time=20, layers=2)
-    every = confidence(made.queries, made.keys, made.sums, list(range(20)), made.mask)
+    every = torch.stack(confidence(made.layers, list(range(20))), dim=1)
     assert every.shape == (1, 2, 2, 20)
     assert float(every.abs().max()) < 1e-12
 
@@ -94,12 +91,12 @@ def test_a_row_on_one_of_many_keys_is_fully_confident() -> None:
 
 @pytest.mark.parametrize("rows", [None, [20]])
 def test_a_row_that_lost_mass_is_refused(rows: list[int] | None) -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        row_entropy(made.queries[0], made.keys[0], made.sums[0] * 1.4427, made.mask, rows)
+        Layer(made.queries[0], made.keys[0], None, made.sums[0] * 1.4427, made.mask).entropy(rows)
 
 
 def test_a_row_out_of_range_is_refused() -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     with pytest.raises(AttentionInvalid, match="Row 40 is out of range"):
-        row_entropy(made.queries[0], made.keys[0], made.sums[0], made.mask, [40])
+        Layer(made.queries[0], made.keys[0], None, made.sums[0], made.mask).entropy([40])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 import torch
-from attention_cases import case
+from attention_cases import case, layers_of
 
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.weighted import attention_flow
+from tracepaper.strategies.attention.methods import flow
 from tracepaper.strategies.errors import AttentionInvalid
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(3)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(3)])
 def test_flow_equals_networkx(mask: Mask) -> None:
     time, row = 7, 5
     made = case(mask, time=time, layers=2, size=2.0)
@@ -24,25 +24,25 @@ def test_flow_equals_networkx(mask: Mask) -> None:
             for key in range(time):
                 graph.add_edge((depth + 1, query), (depth, key), capacity=float(mixed[query, key]))
     flows = torch.tensor([nx.maximum_flow_value(graph, (2, row), (0, bar)) for bar in range(time)])
-    result = attention_flow(made.queries, made.keys, made.sums, [row], mask)
+    result = flow(made.layers, [row]).weights["bars"]
     torch.testing.assert_close(result[0, 0], (flows / flows.sum()).double(), rtol=0, atol=1e-5)
 
 
 def test_flow_through_one_layer_is_its_row() -> None:
-    made = case(Mask.causal(), time=20, layers=1, batch=2)
-    result = attention_flow(made.queries, made.keys, made.sums, [3, 19], made.mask)
+    made = case(Mask(), time=20, layers=1, batch=2)
+    result = flow(made.layers, [3, 19]).weights["bars"]
     wanted = reference.rollout(made.matrices, made.mask)[:, [3, 19]]
     torch.testing.assert_close(result, wanted, rtol=0, atol=1e-5)
 
 
 def test_flow_of_a_long_sequence_is_refused() -> None:
-    made = case(Mask.causal(), time=257, layers=1)
+    made = case(Mask(), time=257, layers=1)
     with pytest.raises(AttentionInvalid, match="use at most 256 or rollout"):
-        attention_flow(made.queries, made.keys, made.sums, [3], made.mask)
+        flow(made.layers, [3]).weights["bars"]
 
 
 def test_a_logsumexp_of_other_queries_is_refused() -> None:
-    made = case(Mask.causal(), time=20, layers=1)
+    made = case(Mask(), time=20, layers=1)
     wrong = [total + 0.01 for total in made.sums]
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        attention_flow(made.queries, made.keys, wrong, [3], made.mask)
+        flow(layers_of(made.queries, made.keys, wrong, made.mask), [3]).weights["bars"]

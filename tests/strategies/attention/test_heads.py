@@ -14,12 +14,12 @@ from tracepaper.strategies.attention.heads import (
     LEGEND,
     HeadKind,
     head_figures,
-    head_rows,
     read_head,
     read_heads,
     specialisation,
     ties_of,
 )
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -65,10 +65,10 @@ def test_a_periods_length_is_found() -> None:
     assert reading.period_correlation > 0.5
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(7)])
 def test_head_rows_equal_the_stored_matrices(mask: Mask) -> None:
     made = case(mask, batch=2, layers=1)
-    rows = head_rows(made.queries[0], made.keys[0], made.sums[0], [0, 5, 39], mask)
+    rows = Layer(made.queries[0], made.keys[0], None, made.sums[0], mask).rows([0, 5, 39])
     torch.testing.assert_close(rows, made.matrices[0][:, :, [0, 5, 39]], rtol=0, atol=1e-13)
 
 
@@ -81,10 +81,10 @@ def test_heads_that_share_nothing_are_fully_specialised_and_equal_heads_are_not(
 
 def test_every_head_of_every_layer_is_read() -> None:
     made = case(Mask.window(30), time=120, heads=3, layers=2, size=0.0)
-    readings = read_heads(made.queries, made.keys, made.sums, range(60, 120, 5), made.mask)
+    readings = read_heads(made.layers, range(60, 120, 5))
     assert [[one.kind for one in layer] for layer in readings] == [[HeadKind.DIFFUSE] * 3] * 2
     with pytest.raises(AttentionInvalid, match="give later rows"):
-        read_heads(made.queries, made.keys, made.sums, [5, 60], made.mask)
+        read_heads(made.layers, [5, 60])
 
 
 def test_one_row_tells_no_kind() -> None:
@@ -93,9 +93,9 @@ def test_one_row_tells_no_kind() -> None:
 
 
 def test_head_rows_of_a_wrong_logsumexp_are_refused() -> None:
-    made = case(Mask.causal(), layers=1)
+    made = case(Mask(), layers=1)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        head_rows(made.queries[0], made.keys[0], made.sums[0] + 0.1, [5], made.mask)
+        Layer(made.queries[0], made.keys[0], None, made.sums[0] + 0.1, made.mask).rows([5])
 
 
 PLANTED = ("local", "periodic", "event-driven", "diffuse", "restless")

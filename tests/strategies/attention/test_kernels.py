@@ -85,7 +85,7 @@ def rounding(query: Tensor, key: Tensor, dtype: torch.dtype) -> float:
 def masks(time: int) -> st.SearchStrategy[Mask]:
     return st.one_of(
         st.just(Mask.full()),
-        st.just(Mask.causal()),
+        st.just(Mask()),
         st.integers(1, time + 3).map(Mask.window),
     )
 
@@ -225,7 +225,7 @@ def test_no_operator_returns_more_than_a_few_copies_of_its_inputs() -> None:
     assert 0 < largest.elements <= 2 * query.numel()
 
 
-@pytest.mark.parametrize("mask", [Mask.causal(), Mask.full()])
+@pytest.mark.parametrize("mask", [Mask(), Mask.full()])
 def test_no_operator_of_a_chunk_returns_more_than_it_may(
     mask: Mask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -330,7 +330,7 @@ def test_chunks_equal_the_definition_with_their_gradients(
         torch.testing.assert_close(one, two, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("mask", [Mask.full(), Mask.causal(), Mask.window(7)])
+@pytest.mark.parametrize("mask", [Mask.full(), Mask(), Mask.window(7)])
 def test_zeros_beside_the_head_dim_change_nothing(mask: Mask) -> None:
     # What a device does with a head dim that is no multiple of 8.
     query, key, value = inputs(1, 2, 30, 18, seed=1, dtype=torch.float32)
@@ -382,7 +382,7 @@ def test_a_kernel_with_windows_of_its_own_is_asked_for_them() -> None:
 
 def _broken(**changes: object) -> dict[str, object]:
     x = torch.ones(1, 2, 6, 4)
-    return {"query": x, "key": x, "value": x, "mask": Mask.causal(), **changes}
+    return {"query": x, "key": x, "value": x, "mask": Mask(), **changes}
 
 
 NAN = torch.full((1, 2, 6, 4), float("nan"))
@@ -420,7 +420,7 @@ def test_huge_finite_inputs_are_not_called_infinite() -> None:
     huge = torch.full((8, 4, 40, 2), 3e36)  # their sum overflows, no value does
     assert torch.isinf(huge.sum())
     small = torch.zeros(8, 4, 40, 2)
-    output = attend(small, small, huge, Mask.causal()).output
+    output = attend(small, small, huge, Mask()).output
     torch.testing.assert_close(output, huge)
 
 

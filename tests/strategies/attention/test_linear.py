@@ -13,23 +13,22 @@ from torch import Tensor
 from tracepaper.strategies.attention import reference
 from tracepaper.strategies.attention.linear import (
     LinearLayer,
+    LinearRead,
     attend_linearly,
     distance_from_softmax,
     draw_directions,
     elu_features,
-    linear_confidence,
     linear_rows,
     push_linearly,
     random_features,
-    rollout_linearly,
 )
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.methods import Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.linear import LinearConfig, LinearNetwork
 
-MASKS = {"full": Mask.full(), "causal": Mask.causal()}
+MASKS = {"full": Mask.full(), "causal": Mask()}
 BATCH, HEADS, DIM = 2, 3, 8
 masks = pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
 
@@ -77,7 +76,7 @@ def test_every_figure_is_that_of_the_dense_matrix(
     entropy = reference.entropy(matrix)[..., rows]
     seen = reference.visible(time, mask).sum(-1)[rows]
     expected = torch.where(seen > 1, 1 - entropy / seen.clamp_min(2).double().log(), 0.0)
-    assert torch.allclose(linear_confidence(layer, rows, mask), expected, atol=1e-6)
+    assert torch.allclose(LinearRead(layer, mask).confidence(rows), expected, atol=1e-6)
 
 
 @masks
@@ -89,11 +88,12 @@ def test_the_rollout_is_the_product_of_the_matrices(mask: Mask) -> None:
         query, key = features("elu", query, key)
         layers.append(attend_linearly(query, key, value, mask).layer)
         matrices.append(dense(query, key, mask))
-    found = rollout_linearly(layers, rows, mask, residual_weight=0.3)
+    reads = [LinearRead(layer, mask) for layer in layers]
+    found = rollout(reads, rows, Rollout(residual_weight=0.3)).weights["bars"]
     whole = reference.rollout(matrices, mask, residual_weight=0.3)
-    assert torch.allclose(found.weights, whole[:, rows], atol=1e-12)
-    above = rollout_linearly(layers, rows, mask, start_layer=2)
-    assert torch.allclose(above.weights, reference.rollout(matrices[2:], mask)[:, rows], atol=1e-12)
+    assert torch.allclose(found, whole[:, rows], atol=1e-12)
+    above = rollout(reads, rows, Rollout(start_layer=2)).weights["bars"]
+    assert torch.allclose(above, reference.rollout(matrices[2:], mask)[:, rows], atol=1e-12)
 
 
 @masks
@@ -109,7 +109,7 @@ def test_slopes_go_through_the_sums_as_through_the_matrix(mask: Mask) -> None:
 
 
 def test_random_features_come_nearer_to_the_softmax_the_more_there_are() -> None:
-    time, rows, mask = 200, [50, 199], Mask.causal()
+    time, rows, mask = 200, [50, 199], Mask()
     query, key, value = drawn(time)
     query, key = 0.5 * query, 0.5 * key
     far = []
@@ -150,8 +150,10 @@ def test_what_cannot_be_is_refused_in_one_sentence() -> None:
         with pytest.raises(AttentionInvalid, match=sentence):
             broken()
     layer = LinearLayer(query.exp(), key.exp(), query[..., 0].exp())
-    with pytest.raises(AttentionInvalid, match="none of 1"):
-        rollout_linearly([layer], [0], Mask.full(), start_layer=1)
+    with pytest.raises(AttentionInvalid, match="leaves nothing to explain"):
+        rollout([LinearRead(layer, Mask.full())], [0], Rollout(start_layer=1))
+    with pytest.raises(AttentionInvalid, match="over the heads' mean"):
+        rollout([LinearRead(layer, Mask.full())], [0], Rollout(fusion="max"))
     for changes, words in (
         ({"feature_map": "relu"}, "choose one of elu, random"),
         ({"mask": "window"}, "takes full or causal"),
@@ -174,23 +176,19 @@ def test_a_network_explains_what_its_layers_attended_with(mask: str, feature_map
     torch.nn.init.normal_(network.trunk.heads.project.weight)
     x, positions = torch.randn(1, 40, 4), torch.arange(40) + 9
     with torch.inference_mode():
-        seen, told = network.look(x, positions), network(x, positions)
-        _, layers = network.trace(x, positions)
+        seen, told = network.explain(x, positions), network(x, positions)
+        reads = network.trace(x, positions).reads
+    layers = [read.of for read in reads if isinstance(read, LinearRead)]
     assert torch.allclose(seen.outputs.mean, told.mean, atol=1e-6)
     matrices = [dense(each.query.double(), each.key.double(), MASKS[mask]) for each in layers]
     whole = reference.rollout(matrices, MASKS[mask])
     assert torch.allclose(seen.rollout.weights.double(), whole[:, 39:], atol=1e-5)
     assert seen.confidence.shape == (2, 2)
-    shares = attribute_last_bar(network, x, positions, AttributionMethod())
-    assert torch.allclose(shares.weights, seen.rollout.weights)
-    above = AttributionMethod(options=RolloutOptions(start_layer=1, residual_weight=0.1))
+    above = AttributionMethod(options=Rollout(start_layer=1, residual_weight=0.1))
     whole = reference.rollout(matrices[1:], MASKS[mask], residual_weight=0.1)
-    found = attribute_last_bar(network, x, positions, above).weights.double()
+    found = network.explain(x, positions, above).rollout.weights.double()
     assert torch.allclose(found, whole[:, 39:], atol=1e-5)
-    for way in (
-        AttributionMethod("flow"),
-        AttributionMethod(options=RolloutOptions(head_fusion="max")),
-    ):
-        with pytest.raises(AttentionInvalid, match="by its rollout"):
-            attribute_last_bar(network, x, positions, way)
+    for way in (AttributionMethod(options=Rollout(fusion="max")),):
+        with pytest.raises(AttentionInvalid, match="rollout over the heads' mean"):
+            network.explain(x, positions, way)
     assert [name for name, _ in network.named_states(x)][:3] == ["embed", "blocks.0", "blocks.1"]

@@ -9,12 +9,21 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies import attention
-from tracepaper.strategies.attention import Mask, Scores, StreamRead, attend, linear, reference
+from tracepaper.strategies.attention import (
+    Layer,
+    Mask,
+    Read,
+    Rollout,
+    attend,
+    linear,
+    reference,
+    rollout,
+)
 from tracepaper.strategies.attention import probsparse as sparse
 
 torch.set_num_threads(1)
 TIME, WINDOW = 12, Mask.window(5)
-MASKS = (Mask.full(), Mask.causal(), WINDOW)
+MASKS = (Mask.full(), Mask(), WINDOW)
 
 
 def inputs(dtype: torch.dtype = torch.float32, *, count: int = 3) -> list[Tensor]:
@@ -30,44 +39,44 @@ def explained(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Callable[[
     full, last = Mask.full(), [TIME - 1]
     total = attend(query, key, value, full).logsumexp
     band = attend(query, key, value, WINDOW).logsumexp
-    scores = Scores(causal=False)
-    weights = torch.rand(1, 1, TIME, generator=torch.Generator().manual_seed(1), dtype=total.dtype)
-    weights = weights.requires_grad_(True)
-    read = StreamRead(0, 0, query, key, total, scores, value, value)
-    layer = linear.attend_linearly(query.exp(), key.exp(), value, full).layer
+    whole = Layer(
+        query, key, value, total, full, output_weight=torch.eye(16).to(value), gradient=value
+    )
+    window = Layer(query, key, value, band, WINDOW)
+    read = Layer(query, key, value, total, full, source="other")
+    layer = linear.LinearRead(
+        linear.attend_linearly(query.exp(), key.exp(), value, full).layer, full
+    )
     drawn = sparse.sample_keys(TIME, full, seed=1)
-    rows = sparse.attend_sparsely(query, key, value, full, drawn).rows
-    norms = attention.value_norms(value, torch.eye(16).to(value))
+    rows = sparse.SparseRead(sparse.attend_sparsely(query, key, value, full, drawn).rows)
+
+    def rolled(*reads: Read, method: Rollout = Rollout()) -> list[Tensor]:  # noqa: B008
+        return list(rollout(reads, last, method).weights.values())
+
     return {
-        "row_entropy": lambda: attention.row_entropy(query, key, band, WINDOW),
-        "row_entropy of rows": lambda: attention.row_entropy(query, key, total, full, last),
-        "confidence": lambda: attention.confidence([query], [key], [total], last, full),
-        "rollout_rows": lambda: attention.rollout_rows([query], [key], [total], last, full),
-        "norms": lambda: attention.norm_rollout_rows([query], [key], [band], [norms], last, WINDOW),
-        "gradients": lambda: attention.gradient_rollout_rows(
-            [query], [key], [total], [value], [value], last, full
-        ),
-        "flow": lambda: attention.attention_flow([query], [key], [band], last, WINDOW),
-        "value_norms": lambda: norms,
-        "score_logsumexp": lambda: attention.score_logsumexp(query, key, scores),
-        "carry_rows": lambda: attention.carry_rows(query, key, total, weights, scores),
-        "score_entropy": lambda: attention.score_entropy(query, key, total, scores),
-        "score_rollout": lambda: attention.score_rollout([(query, key, total)], weights, scores),
-        "cross_confidence": lambda: attention.cross_confidence(query, key, total, last),
-        "stream_rollout": lambda: attention.stream_rollout([[read]], [TIME], last),
-        "linear_rows": lambda: linear.linear_rows(layer, last, full),
-        "linear_confidence": lambda: linear.linear_confidence(layer, last, full),
-        "rollout_linearly": lambda: linear.rollout_linearly([layer], last, full),
-        "distance": lambda: linear.distance_from_softmax(layer, query, key, last, full),
-        "rollout_stages": lambda: sparse.rollout_stages([rows], last),
-        "decided_rows": lambda: sparse.decided_rows(rows, last[0]),
+        "entropy": window.entropy,
+        "entropy of rows": lambda: whole.entropy(last),
+        "confidence": lambda: attention.confidence([whole], last),
+        "rollout": lambda: rolled(whole, whole),
+        "norms": lambda: rolled(whole, method=Rollout(fusion="norm")),
+        "gradients": lambda: rolled(whole, method=Rollout(fusion="gradient")),
+        "most": lambda: rolled(window, method=Rollout(fusion="max")),
+        "flow": lambda: attention.flow([window], last).weights["bars"],
+        "buckets": lambda: attention.rollout_buckets([window]).weights["bars"],
+        "value_norms": whole.value_norms,
+        "logsumexp": lambda: Layer.of(query, key, value).logsumexp,
+        "content": lambda: rollout([whole], last).content_share,
+        "streams": lambda: rolled(read),
+        "linear": lambda: [*rolled(layer), layer.rows(last), layer.confidence(last)],
+        "distance": lambda: linear.distance_from_softmax(layer.of, query, key, last, full),
+        "sparse": lambda: [*rolled(rows), rows.rows(last)],
     }  # fmt: skip
 
 
 def attended(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Callable[[], object]]:
     """Return every public call that training differentiates."""
     seen = torch.arange(TIME)
-    drawn = sparse.sample_keys(TIME, Mask.causal(), seed=1)
+    drawn = sparse.sample_keys(TIME, Mask(), seed=1)
     total = attend(query, key, value, WINDOW).logsumexp
     features = (query.exp(), key.exp(), value)
     return {
@@ -75,10 +84,10 @@ def attended(query: Tensor, key: Tensor, value: Tensor) -> dict[str, Callable[[]
         "chunked": lambda: attend(query, key, value, WINDOW, backend="chunked"),
         "cross_attend": lambda: attention.cross_attend(query, key, value, seen),
         "trained_entropy": lambda: attention.trained_entropy(query, key, total, WINDOW),
-        "attend_linearly": lambda: linear.attend_linearly(*features, Mask.causal()).output,
+        "attend_linearly": lambda: linear.attend_linearly(*features, Mask()).output,
         "random_features": lambda: linear.random_features(query, key, key[0, :, :3].detach()),
         "attend_sparsely": lambda: sparse.attend_sparsely(
-            query, key, value, Mask.causal(), drawn
+            query, key, value, Mask(), drawn
         ).output,
         "attend_rows": lambda: sparse.attend_rows(query, key, value, [1]).output,
     }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from attention_cases import layers_of, rolled
 from hypothesis import given
 from hypothesis import strategies as st
 from rounding import FUNCTION, gamma
@@ -27,7 +28,6 @@ from tracepaper.strategies.attention.heads import (
     symbol_influence,
 )
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.attention.time_buckets import content_share, uniform_rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
@@ -51,7 +51,9 @@ def test_uniform_attention_is_what_rollout_makes_of_equal_scores() -> None:
     window, layers, time = 9, 3, 60
     zeros = [torch.zeros(1, 1, time, 2, dtype=torch.float64)] * layers
     counts = torch.arange(1, time + 1).clamp_max(window).double().log()
-    result = rollout_rows(zeros, zeros, [counts[None, None]] * layers, [59], Mask.window(window))
+    result = rolled(
+        layers_of(zeros, zeros, [counts[None, None]] * layers, Mask.window(window)), [59]
+    )
     aged = rows_by_age(result.weights[0], [59])[0, : context_of(Mask.window(window), layers, time)]
     wanted = torch.tensor(uniform_rollout(layers, window))
     torch.testing.assert_close(aged, wanted, rtol=0, atol=1e-14)

@@ -4,54 +4,47 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import case
+from attention_cases import case, layers_of, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import gamma
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.checks import Layer, largest_score
 from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
-from tracepaper.strategies.attention.tiles import (
-    check_mass,
-    mass_tolerance,
-    own_logsumexp,
-    restate,
-)
+from tracepaper.strategies.attention.tiles import check_mass, mass_tolerance
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
-MASKS = (Mask.full(), Mask.causal(), Mask.window(13))
+MASKS = (Mask.full(), Mask(), Mask.window(13))
 
 
 def layer_of(mask: Mask, *, size: float = 1.0, dtype: torch.dtype = torch.float32) -> Layer:
-    made = case(mask, time=70, layers=1, size=size, dtype=dtype)
-    return Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
+    return case(mask, time=70, layers=1, size=size, dtype=dtype).layers[0]
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_own_logsumexp_equals_the_stored_matrices(mask: Mask) -> None:
+def test_the_logsumexp_over_tiles_equals_the_stored_matrices(mask: Mask) -> None:
     layer = layer_of(mask, dtype=torch.float64)
     wanted = reference.logsumexp(layer.query, layer.key, mask)
-    torch.testing.assert_close(own_logsumexp(layer, mask), wanted, rtol=0, atol=1e-13)
+    found = layer.natural_logsumexp(torch.float64)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-13)
 
 
 def test_no_score_exceeds_the_largest_that_norms_allow() -> None:
     layer = layer_of(Mask.full(), size=3.0)
-    scores = layer.query @ layer.key.transpose(2, 3) * layer.scale
-    assert float(scores.abs().max()) <= largest_score(layer)
+    scores = layer.query @ layer.key.transpose(2, 3) * layer.factor
+    assert float(scores.abs().max()) <= layer.largest
 
 
 def test_ordinary_layers_stay_as_they_are_and_huge_ones_become_float64() -> None:
-    ordinary, huge = layer_of(Mask.causal()), layer_of(Mask.causal(), size=1_000.0)
-    assert restate(ordinary, Mask.causal()) is ordinary
-    restated = restate(huge, Mask.causal())
-    assert restated.logsumexp.dtype == torch.float64
-    wanted = reference.logsumexp(huge.query.double(), huge.key.double(), Mask.causal())
-    torch.testing.assert_close(restated.logsumexp, wanted, rtol=0, atol=1e-6)
+    ordinary, huge = layer_of(Mask()), layer_of(Mask(), size=1_000.0)
+    assert ordinary.operand.kind == torch.float32
+    assert huge.operand.kind == torch.float64
+    wanted = reference.logsumexp(huge.query.double(), huge.key.double(), Mask())
+    torch.testing.assert_close(huge.operand.logsumexp, wanted, rtol=0, atol=1e-6)
 
 
 @settings(max_examples=25, deadline=None)
@@ -59,7 +52,7 @@ def test_ordinary_layers_stay_as_they_are_and_huge_ones_become_float64() -> None
 def test_rows_of_huge_scores_still_sum_to_one(seed: int, size: float, mask: Mask) -> None:
     for dtype in (torch.float32, torch.float64):
         made = case(mask, seed=seed, time=40, size=size, dtype=dtype)
-        result = rollout_rows(made.queries, made.keys, made.sums, [0, 39], mask)
+        result = rolled(made.layers, [0, 39])
         wanted = reference.rollout(made.matrices, mask)[:, [0, 39]]
         # Both are float64's, but for the rows that are carried and normalised.
         exact = made._replace(sums=[sums.double() for sums in made.sums])
@@ -75,28 +68,28 @@ def test_a_rollout_of_fewer_digits_is_beyond_the_bound_of_float32(digits: int) -
 
     Over few bars: the bound of a sum over hundreds is as wide as TF32's error.
     """
-    made = case(Mask.causal(), time=60, dim=16, heads=4, dtype=torch.float32)
+    made = case(Mask(), time=60, dim=16, heads=4, dtype=torch.float32)
     wanted = reference.rollout(made.matrices, made.mask)[:, [30, 59]]
 
-    def rolled(queries: list[Tensor]) -> Tensor:
+    def weights(queries: list[Tensor]) -> Tensor:
         pairs = zip(queries, made.keys, strict=True)
         sums = [attend(query, key, key, made.mask).logsumexp for query, key in pairs]
-        return rollout_rows(queries, made.keys, sums, [30, 59], made.mask).weights
+        return rolled(layers_of(queries, made.keys, sums, made.mask), [30, 59]).weights
 
-    made.hold(rolled(made.queries), wanted)
+    made.hold(weights(made.queries), wanted)
     step = 1 << (24 - digits)
     rough = [
         ((query.contiguous().view(torch.int32) + step // 2) // step * step).view(torch.float32)
         for query in made.queries
     ]
     with pytest.raises(AssertionError, match="not close"):
-        made.hold(rolled(rough), wanted)
+        made.hold(weights(rough), wanted)
 
 
 def test_the_tolerance_stays_far_below_what_a_wrong_base_loses() -> None:
     for size in (0.1, 1.0, 5.0, 20.0):
-        layer = restate(layer_of(Mask.causal(), size=size), Mask.causal())
-        assert mass_tolerance(layer) < 0.05
+        layer = layer_of(Mask(), size=size)
+        assert mass_tolerance(layer.operand.kind, layer.largest) < 0.05
 
 
 @pytest.mark.parametrize("value", [0.9, 1.1, float("nan"), float("inf")])

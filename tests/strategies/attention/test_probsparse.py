@@ -14,9 +14,9 @@ from tracepaper.strategies.attention import probsparse
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.probsparse import (
     SparseAttention,
+    SparseRead,
     active_confidence,
     attend_sparsely,
-    decided_confidence,
     dense_rows,
     multiplications,
     push_sparse,
@@ -26,7 +26,7 @@ from tracepaper.strategies.attention.probsparse import (
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
-MASKS = (Mask.full(), Mask.causal())
+MASKS = (Mask.full(), Mask())
 
 
 def draw(time: int, *, size: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -88,7 +88,9 @@ def test_a_row_that_was_lazy_has_the_entropy_of_all_it_sees() -> None:
     every = sparse_entropy(made.rows)
     for row in (0, 17, 59):
         wanted = 1.0 - every[..., row] / math.log(60)
-        torch.testing.assert_close(decided_confidence(made.rows, row), wanted, rtol=0, atol=1e-12)
+        torch.testing.assert_close(
+            SparseRead(made.rows).confidence([row])[..., 0], wanted, rtol=0, atol=1e-12
+        )
 
 
 @settings(max_examples=30, deadline=None)
@@ -98,9 +100,9 @@ def test_the_product_is_that_of_the_dense_matrix(time: int, mask: Mask, rows: in
     weights = torch.rand(2, rows, time, generator=torch.Generator().manual_seed(3)).double()
     dense = dense_rows(made.rows)
     product = push_sparse(made.rows, weights)
-    torch.testing.assert_close(product.fused, weights @ dense.mean(dim=1), rtol=0, atol=1e-12)
+    torch.testing.assert_close(product, weights @ dense.mean(dim=1), rtol=0, atol=1e-12)
     shares = torch.tensor([0.2, 0.8])
-    weighed = push_sparse(made.rows, weights, shares=shares).fused
+    weighed = push_sparse(made.rows, weights, shares=shares)
     wanted = weights @ (0.2 * dense[:, 0] + 0.8 * dense[:, 1])
     torch.testing.assert_close(weighed, wanted, rtol=0, atol=1e-6)
 
@@ -139,7 +141,7 @@ def test_the_decided_row_always_attends() -> None:
     forced = attend_sparsely(query, key, value, Mask.full(), samples, factor=1, always=[63])
     assert not bool((lazy.rows.active == 63).any())
     assert bool((forced.rows.active == 63).any(dim=-1).all())
-    assert float(decided_confidence(lazy.rows, 63).max()) < 1e-12
+    assert float(SparseRead(lazy.rows).confidence([63]).max()) < 1e-12
 
 
 def test_the_last_places_go_to_the_earlier_of_rows_that_choose_alike() -> None:
@@ -175,17 +177,17 @@ def test_the_same_seed_samples_the_same_keys_and_another_does_not() -> None:
 
 
 def test_causal_samples_lie_in_the_past() -> None:
-    samples = sample_keys(200, Mask.causal(), seed=1)
+    samples = sample_keys(200, Mask(), seed=1)
     assert bool((samples <= torch.arange(200)[:, None]).all())
 
 
 def test_causal_probsparse_is_not_prefix_consistent() -> None:
     # Why it never takes a batched pass: one future bar changes which past rows attend.
     query, key, value = draw(400)
-    samples = sample_keys(400, Mask.causal(), seed=1)
-    before = attend_sparsely(query, key, value, Mask.causal(), samples)
+    samples = sample_keys(400, Mask(), seed=1)
+    before = attend_sparsely(query, key, value, Mask(), samples)
     query[:, :, 399] *= 100.0
-    after = attend_sparsely(query, key, value, Mask.causal(), samples)
+    after = attend_sparsely(query, key, value, Mask(), samples)
     assert not torch.equal(before.output[:, :, :399], after.output[:, :, :399])
 
 

@@ -10,74 +10,73 @@ from typing import Any, Final
 
 import pytest
 import torch
+from attention_cases import aged, bucketed, layers_of, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from tracepaper.strategies.attention import (
     Mask,
-    Scores,
     Stream,
     attend,
-    attention_flow,
-    carry_rows,
     confidence,
     cross_attend,
-    cross_confidence,
-    gradient_rollout_rows,
-    norm_rollout_rows,
     probsparse,
     reference,
-    rollout_rows,
-    row_entropy,
-    score_entropy,
-    score_logsumexp,
-    score_rollout,
     value_norms,
 )
-from tracepaper.strategies.attention.heads import context_of, head_rows, read_heads
+from tracepaper.strategies.attention.heads import context_of, read_heads
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.linear import attend_linearly
-from tracepaper.strategies.attention.rollout import rollout_buckets, rollout_by_age
+from tracepaper.strategies.attention.methods import Rollout, flow
 from tracepaper.strategies.errors import AttentionInvalid
 
 TIME, DIM = 20, 8
 GENERATOR = torch.Generator().manual_seed(1)
 QUERY, KEY, VALUE = torch.randn(3, 2, 3, TIME, DIM, generator=GENERATOR)
-SUMS = attend(QUERY, KEY, VALUE, Mask.causal()).logsumexp
+SUMS = attend(QUERY, KEY, VALUE, Mask()).logsumexp
 LAYER: Final = ([QUERY], [KEY], [SUMS])
 SAMPLES = probsparse.sample_keys(TIME, Mask.full(), seed=1)
 SPARSE = probsparse.attend_sparsely(QUERY, KEY, VALUE, Mask.full(), SAMPLES).rows
 WEIGHTS = torch.ones(2, 1, TIME)
 
+
+def layer(query: Tensor = QUERY, key: Tensor = KEY, sums: Tensor = SUMS) -> Layer:
+    """Return a causal layer of these tensors."""
+    return Layer(query, key, None, sums)
+
+
 MASKED: Final[dict[str, Callable[[Any], object]]] = {
     "attend": lambda mask: attend(QUERY, KEY, VALUE, mask),
-    "rollout_rows": lambda mask: rollout_rows(*LAYER, [3], mask),
-    "row_entropy": lambda mask: row_entropy(QUERY, KEY, SUMS, mask),
-    "confidence": lambda mask: confidence(*LAYER, [3], mask),
-    "attention_flow": lambda mask: attention_flow(*LAYER, [3], mask),
-    "norm_rollout_rows": lambda mask: norm_rollout_rows(*LAYER, [SUMS.abs()], [3], mask),
-    "gradient_rollout": lambda mask: gradient_rollout_rows(*LAYER, [VALUE], [VALUE], [3], mask),
-    "rollout_buckets": lambda mask: rollout_buckets(*LAYER, mask),
-    "rollout_by_age": lambda mask: rollout_by_age(*LAYER, mask),
-    "head_rows": lambda mask: head_rows(QUERY, KEY, SUMS, [3], mask),
-    "read_heads": lambda mask: read_heads(*LAYER, [3, 4], mask),
+    "rollout_rows": lambda mask: rolled(layers_of(*LAYER, mask), [3]),
+    "row_entropy": lambda mask: Layer(QUERY, KEY, None, SUMS, mask).entropy(),
+    "confidence": lambda mask: confidence(layers_of(*LAYER, mask), [3]),
+    "attention_flow": lambda mask: flow(layers_of(*LAYER, mask), [3]).weights["bars"],
+    "norm_rollout_rows": lambda mask: rolled(
+        layers_of(*LAYER, mask, norms=[SUMS.abs()]), [3], Rollout(fusion="norm")
+    ),
+    "gradient_rollout": lambda mask: rolled(
+        layers_of(*LAYER, mask, value=[VALUE], gradient=[VALUE]), [3], Rollout(fusion="gradient")
+    ),
+    "rollout_buckets": lambda mask: bucketed(layers_of(*LAYER, mask)),
+    "rollout_by_age": lambda mask: aged(layers_of(*LAYER, mask)),
+    "head_rows": lambda mask: Layer(QUERY, KEY, None, SUMS, mask).rows([3]),
+    "read_heads": lambda mask: read_heads(layers_of(*LAYER, mask), [3, 4]),
     "context_of": lambda mask: context_of(mask, 2, TIME),
     "sample_keys": lambda mask: probsparse.sample_keys(TIME, mask, seed=1),
     "attend_sparsely": lambda mask: probsparse.attend_sparsely(QUERY, KEY, VALUE, mask, SAMPLES),
     "attend_linearly": lambda mask: attend_linearly(QUERY.exp(), KEY.exp(), VALUE, mask),
 }
 ROWED: Final[dict[str, Callable[[Any], object]]] = {
-    "rollout_rows": lambda rows: rollout_rows(*LAYER, rows, Mask.causal()),
-    "row_entropy": lambda rows: row_entropy(QUERY, KEY, SUMS, Mask.causal(), rows),
-    "confidence": lambda rows: confidence(*LAYER, rows, Mask.causal()),
-    "attention_flow": lambda rows: attention_flow(*LAYER, rows, Mask.causal()),
-    "cross_confidence": lambda rows: cross_confidence(QUERY, KEY, SUMS, rows),
+    "rollout_rows": lambda rows: rolled(layers_of(*LAYER, Mask()), rows),
+    "row_entropy": lambda rows: Layer(QUERY, KEY, None, SUMS, Mask()).entropy(rows),
+    "confidence": lambda rows: confidence(layers_of(*LAYER, Mask()), rows),
+    "attention_flow": lambda rows: flow(layers_of(*LAYER, Mask()), rows).weights["bars"],
     "attend_rows": lambda rows: probsparse.attend_rows(QUERY, KEY, VALUE, rows),
     "always": lambda rows: probsparse.attend_sparsely(
         QUERY, KEY, VALUE, Mask.full(), SAMPLES, always=rows
     ),
-    "decided_confidence": lambda rows: probsparse.decided_confidence(SPARSE, rows[0]),
-    "decided_rows": lambda rows: probsparse.decided_rows(SPARSE, rows[0]),
+    "sparse": lambda rows: probsparse.SparseRead(SPARSE).rows(rows),
 }
 
 
@@ -93,7 +92,7 @@ def refused(call: Callable[[], object], words: str) -> None:
 @pytest.mark.parametrize("wrong", [torch.ones(TIME, TIME, dtype=torch.bool), None, "causal", True])
 @pytest.mark.parametrize("name", MASKED)
 def test_what_is_no_mask_is_refused(name: str, wrong: object) -> None:
-    refused(lambda: MASKED[name](wrong), r"The mask is (None|a \w+); give Mask.full\(\)")
+    refused(lambda: MASKED[name](wrong), r"The mask is (None|a \w+); give Mask\(\), Mask.full\(\)")
 
 
 @pytest.mark.parametrize("wrong", [[TIME], [-1], [2.5], [True], ["3"], [None]])
@@ -118,17 +117,15 @@ BROKEN: Final = (math.nan, math.inf, -math.inf)
 def test_scores_of_numbers_that_are_not_finite_are_refused(broken: float) -> None:
     query, key, sums, weights = (x.clone() for x in (QUERY, KEY, SUMS, WEIGHTS))
     query[0, 0, 3, 1] = key[0, 0, 3, 1] = sums[0, 0, 3] = weights[0, 0, 3] = broken
-    for one, other, words in ((query, KEY, "query holds"), (QUERY, key, "key holds")):
-        refused(partial(score_logsumexp, one, other), words)
-        refused(partial(carry_rows, one, other, SUMS, WEIGHTS), words)
-        refused(partial(score_entropy, one, other, SUMS), words)
-        refused(partial(score_rollout, [(one, other, SUMS)], WEIGHTS), words)
-    refused(lambda: carry_rows(QUERY, KEY, sums, WEIGHTS), "A row sums to")
-    refused(lambda: score_entropy(QUERY, KEY, sums), "A row sums to")
-    refused(lambda: carry_rows(QUERY, KEY, SUMS, weights), "A weight is NaN or infinite")
-    refused(lambda: score_rollout([(QUERY, KEY, SUMS)], weights), "A weight is NaN or infinite")
+    for one, other, words in ((query, KEY, "infinite query"), (QUERY, key, "infinite key")):
+        refused(partial(Layer.of, one, other, None), words)
+        refused(partial(layer(one, other).carry, WEIGHTS), words)
+        refused(layer(one, other).entropy, words)
+    refused(lambda: layer(sums=sums).carry(WEIGHTS), "attention mass")
+    refused(lambda: layer(sums=sums).entropy(), "attention mass")
+    refused(lambda: layer().carry(weights), "attention mass")
     refused(lambda: value_norms(query, torch.ones(5, 3 * DIM)), "NaN or infinite number")
-    for scale in (lambda: attend(QUERY, KEY, VALUE, Mask.causal(), scale=broken),
+    for scale in (lambda: attend(QUERY, KEY, VALUE, Mask(), scale=broken),
                   lambda: cross_attend(QUERY, KEY, VALUE, scale=broken)):  # fmt: skip
         refused(scale, "The scale is (nan|-?inf)")
 
@@ -136,39 +133,31 @@ def test_scores_of_numbers_that_are_not_finite_are_refused(broken: float) -> Non
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"window": 2.5}, "bars must be whole numbers"),
-        ({"window": "3"}, "bars must be whole numbers"),
         ({"scale": 0.0}, "scale is 0.0; it must be a finite number above 0"),
         ({"scale": math.nan}, "scale is nan; it must be a finite number above 0"),
         ({"softcap": math.inf}, "softcap is inf; it must be a finite number above 0"),
         ({"softcap": "x"}, "softcap is 'x'; it must be a finite number above 0"),
-        ({"lengths": 5}, "lengths is 5; give one whole number a sequence"),
-        ({"lengths": (2.5, 3)}, "numbers of lengths must be whole numbers"),
-        ({"first": (0.5, 1)}, "numbers of first must be whole numbers"),
-        ({"seen": [3] * TIME}, "seen is a list; give a torch tensor"),
-        ({"seen": torch.ones(TIME, dtype=torch.bool)}, "seen is torch.bool"),
         ({"sinks": [0.0, 0.0, 0.0]}, "sinks is a list; give a torch tensor"),
         ({"sinks": torch.tensor([0.0, math.nan, 0.0])}, "A sink is NaN or infinite"),
     ],
 )
-def test_scores_of_other_numbers_are_refused(numbers: dict[str, Any], words: str) -> None:
-    refused(lambda: score_logsumexp(QUERY, KEY, Scores(**numbers)), words)
+def test_layers_of_other_numbers_are_refused(numbers: dict[str, Any], words: str) -> None:
+    refused(lambda: Layer.of(QUERY, KEY, None, **numbers), words)
 
 
-def test_scores_of_other_tensors_are_refused() -> None:
-    refused(lambda: score_logsumexp(QUERY, KEY, Mask.causal()), "scores is a Mask")  # type: ignore[arg-type]
-    refused(lambda: score_logsumexp(QUERY, KEY.double()), "give one floating point type")
-    refused(lambda: score_logsumexp(QUERY.int(), KEY.int()), "give one floating point type")
-    refused(lambda: carry_rows(QUERY, KEY, SUMS, WEIGHTS[0]), r"The weights are \[1, 20\]")
-    refused(lambda: carry_rows(QUERY, KEY, SUMS, WEIGHTS[..., 1:]), r"The weights are \[2, 1, 19\]")
+def test_layers_of_other_tensors_are_refused() -> None:
+    refused(lambda: Layer.of(QUERY, KEY.double(), None), "give one floating point type")
+    refused(lambda: Layer.of(QUERY.int(), KEY.int(), None), "give a float type")
+    refused(lambda: layer().carry(WEIGHTS[0]), r"The weights are \[1, 20\]")
+    refused(lambda: layer().carry(WEIGHTS[..., 1:]), r"The weights are \[2, 1, 19\]")
 
 
 def test_what_is_not_asked_for_may_have_any_logsumexp() -> None:
     weights, sums = WEIGHTS.clone(), SUMS.clone()
     weights[..., 3] = 0.0
     sums[:, :, 3] = math.nan
-    found = carry_rows(QUERY, KEY, sums, weights)
-    torch.testing.assert_close(found, carry_rows(QUERY, KEY, SUMS, weights))
+    for given_ in (weights, weights.expand(-1, 3, -1), weights.expand(-1, 12, -1)):
+        torch.testing.assert_close(layer(sums=sums).carry(given_), layer().carry(given_))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
@@ -187,11 +176,11 @@ def test_products_that_overflow_are_refused(
 
 def test_values_whose_sum_overflows_are_refused() -> None:
     huge, small = torch.full((1, 1, 4_000, 2), 3e38), torch.zeros(1, 1, 4_000, 2)
-    refused(lambda: attend(small, small, huge, Mask.causal()), "sums of it overflow torch.float32")
+    refused(lambda: attend(small, small, huge, Mask()), "sums of it overflow torch.float32")
     seen = torch.full((4_000,), 4_000)
     # What divides each weight before it sums does not overflow.
     assert bool(torch.isfinite(cross_attend(small, small, huge, seen).output).all())
-    assert bool(torch.isfinite(attend(small, small, huge / 4_000, Mask.causal()).output).all())
+    assert bool(torch.isfinite(attend(small, small, huge / 4_000, Mask()).output).all())
 
 
 HALF: Final = (torch.bfloat16, torch.float16)
@@ -214,7 +203,7 @@ def test_a_stream_of_half_numbers_rolls_out_at_every_step(window: int, dtype: to
             # The output is rounded once, and what is rounded is off by float32's own error.
             bound = torch.finfo(dtype).eps / 2 * true.abs() + 1e-5
             assert bool(((read.output.double() - true).abs() <= bound).all())
-        told = made.rollout().weights
+        told = made.rollout().weights["bars"]
     matrices = [reference.attention_matrix(q.double(), k.double(), mask) for q, k, _ in layers]
     wanted = reference.rollout(matrices, mask)[:, -1:, -told.shape[-1] :]
     torch.testing.assert_close(told.double(), wanted, rtol=0, atol=1e-6)
@@ -235,7 +224,7 @@ def test_a_stream_of_other_types_is_refused() -> None:
 def test_sparse_rows_of_half_numbers_keep_their_mass(
     dtype: torch.dtype, seed: int, time: int, is_causal: bool
 ) -> None:
-    mask = Mask.causal() if is_causal else Mask.full()
+    mask = Mask() if is_causal else Mask.full()
     generator = torch.Generator().manual_seed(seed)
     query, key, value = torch.randn(3, 2, 2, time, DIM, generator=generator).to(dtype)
     made = probsparse.attend_sparsely(
@@ -248,7 +237,7 @@ def test_sparse_rows_of_half_numbers_keep_their_mass(
     wanted = (weights.double()[:, None] @ matrix).mean(dim=1)
     # Sums of up to 700 terms in float32.
     bound = time * torch.finfo(torch.float32).eps
-    torch.testing.assert_close(pushed.fused.double(), wanted, rtol=bound, atol=bound)
+    torch.testing.assert_close(pushed.double(), wanted, rtol=bound, atol=bound)
     true: Tensor = matrix @ value.double()
     rounding = torch.finfo(dtype).eps * (true.abs() + 1e-3)
     assert bool(((made.output.double() - true).abs() <= rounding).all())

@@ -9,31 +9,25 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import Case, case, cases
+from attention_cases import Case, case, cases, layers_of, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rounding import gamma
 from torch import Tensor
 from waiting import deadline_s
 
-from tracepaper.strategies.attention import reference, rollout_kernels
-from tracepaper.strategies.attention.checks import check_layers
+from tracepaper.strategies.attention import reference, tiles
 from tracepaper.strategies.attention.compiled import available as loops
 from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.memory import Shape, rollout_bytes
-from tracepaper.strategies.attention.rollout import HeadFusion, Rollout, rollout_rows
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.reads import Fusion
 from tracepaper.strategies.attention.tiles import FADE
 from tracepaper.strategies.errors import AttentionInvalid
 
-MASKS = (Mask.full(), Mask.causal(), Mask.window(37), Mask.window(5_000))
+MASKS = (Mask.full(), Mask(), Mask.window(37), Mask.window(5_000))
 torch.set_num_threads(1)
-
-
-def rolled(made: Case, rows: list[int], backend: str = "auto", prune: float = 0.0) -> Rollout:
-    return rollout_rows(
-        made.queries, made.keys, made.sums, rows, made.mask, backend=backend, prune=prune
-    )
 
 
 def ends(made: Case) -> list[int]:
@@ -45,7 +39,7 @@ def ends(made: Case) -> list[int]:
 @given(cases())
 def test_rows_equal_the_stored_matrices(made: Case) -> None:
     wanted = reference.rollout(made.matrices, made.mask)[:, ends(made)]
-    result = rolled(made, ends(made))
+    result = rolled(made.layers, ends(made))
     made.hold(result.weights, wanted)
     assert float(result.l1_error.max()) < made.rounding()
 
@@ -58,25 +52,20 @@ def test_rows_equal_the_stored_matrices(made: Case) -> None:
     st.sampled_from([0.1, 0.5, 1.0]),
 )
 def test_fusions_and_discarding_equal_the_stored_matrices(
-    made: Case, fusion: HeadFusion, ratio: float, residual: float
+    made: Case, fusion: Fusion, ratio: float, residual: float
 ) -> None:
     wanted = reference.rollout(
         made.matrices,
         made.mask,
-        head_fusion=fusion,
+        fusion=fusion,
         discard_ratio=ratio,
         residual_weight=residual,
         slacks=made.slacks,
     )
-    result = rollout_rows(
-        made.queries,
-        made.keys,
-        made.sums,
+    result = rolled(
+        made.layers,
         ends(made),
-        made.mask,
-        head_fusion=fusion,
-        discard_ratio=ratio,
-        residual_weight=residual,
+        Rollout(fusion=fusion, discard_ratio=ratio, residual_weight=residual),
     )
     made.hold(result.weights, wanted[:, ends(made)], ratio=ratio)
 
@@ -87,28 +76,20 @@ def test_float32_stays_within_its_errors(mask: Mask, time: int) -> None:
     made = case(mask, time=time, dim=16, heads=4, dtype=torch.float32)
     wanted = reference.rollout(made.matrices, mask)
     for backend in ("tiles", "auto"):
-        made.hold(rolled(made, ends(made), backend).weights, wanted[:, ends(made)])
-    made.hold(rolled(made, list(range(time))).weights, wanted)
+        made.hold(rolled(made.layers, ends(made), backend=backend).weights, wanted[:, ends(made)])
+    made.hold(rolled(made.layers, list(range(time))).weights, wanted)
 
 
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("fusion", ["max", "min"])
-def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion) -> None:
+def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: Fusion) -> None:
     made = case(mask, time=400, dim=16, heads=4, dtype=torch.float32)
     seen = reference.visible(400, mask)
     for ratio in (0.0, 0.5):
         wanted = reference.rollout(
-            made.matrices, mask, head_fusion=fusion, discard_ratio=ratio, slacks=made.slacks
+            made.matrices, mask, fusion=fusion, discard_ratio=ratio, slacks=made.slacks
         )
-        result = rollout_rows(
-            made.queries,
-            made.keys,
-            made.sums,
-            [0, 399],
-            mask,
-            head_fusion=fusion,
-            discard_ratio=ratio,
-        )
+        result = rolled(made.layers, [0, 399], Rollout(fusion=fusion, discard_ratio=ratio))
         # Entries near the threshold fade, in each of three layers by what the next test says.
         fused = [reference.fuse(matrix, fusion)[0][seen] for matrix in made.matrices]
         fading = 3 / (2 * FADE) * max(float(one.quantile(ratio)) for one in fused)
@@ -120,7 +101,7 @@ def test_float32_fusions_stay_within_their_errors(mask: Mask, fusion: HeadFusion
 @pytest.mark.parametrize("mask", [*MASKS, Mask.window(7)])
 @pytest.mark.parametrize("fusion", ["mean", "max"])
 @pytest.mark.parametrize("dim", [3, 8])
-def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: HeadFusion, dim: int) -> None:
+def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: Fusion, dim: int) -> None:
     """Scores that are whole numbers tie, and large ones give entries that float32 takes for 1.
 
     Among 720 such cases with sharp edges, an entry that lay as far below the threshold as ties may
@@ -131,7 +112,9 @@ def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: HeadFusion,
         queries, keys = ([x.double() for x in part] for part in (made.queries, made.keys))
         sums = [attend(q, k, k, mask).logsumexp for q, k in zip(queries, keys, strict=True)]
         exact, single = (
-            rollout_rows(*layers, [0, 29], mask, head_fusion=fusion, discard_ratio=0.9).weights
+            rolled(
+                layers_of(*layers, mask), [0, 29], Rollout(fusion=fusion, discard_ratio=0.9)
+            ).weights
             for layers in ((queries, keys, sums), made[:3])
         )
         # A slack is four roundings. An entry and the threshold are off by one each, which moves an
@@ -142,30 +125,15 @@ def test_discarding_drops_the_same_in_every_type(mask: Mask, fusion: HeadFusion,
 def test_many_rows_share_one_pass_and_equal_single_rows() -> None:
     made = case(Mask.window(50), time=300, batch=2, dtype=torch.float64)
     rows = list(range(40, 300, 13))
-    together = rolled(made, rows).weights
-    alone = torch.cat([rolled(made, [row]).weights for row in rows], dim=1)
+    together = rolled(made.layers, rows).weights
+    alone = torch.cat([rolled(made.layers, [row]).weights for row in rows], dim=1)
     torch.testing.assert_close(together, alone, rtol=2 * made.rounding(), atol=0)
-
-
-@pytest.mark.parametrize("rows", [[5, 599], list(range(0, 600, 30))])
-@pytest.mark.parametrize("mask", MASKS)
-def test_pruning_certifies_its_own_error(mask: Mask, rows: list[int]) -> None:
-    made = case(mask, time=600, batch=2, heads=3, size=2.0)
-    wanted = reference.rollout(made.matrices, mask)[:, rows]
-    result = rolled(made, rows, prune=0.04)
-    distance = (wanted - result.weights).abs().sum(dim=-1)
-    torch.testing.assert_close(distance, result.l1_error, rtol=0, atol=2 * made.rounding())
-    assert float(result.l1_error.max()) <= 0.04
-    assert bool((result.weights <= wanted * (1 + made.rounding())).all())
-    assert mask.window_bars == 37 or float(result.l1_error.max()) > 0.01
 
 
 @pytest.mark.parametrize("start_layer", [0, 1, 2])
 def test_start_layer_leaves_out_the_layers_below(start_layer: int) -> None:
-    made = case(Mask.causal())
-    result = rollout_rows(
-        made.queries, made.keys, made.sums, [39], made.mask, start_layer=start_layer
-    )
+    made = case(Mask())
+    result = rolled(made.layers, [39], Rollout(start_layer=start_layer))
     wanted = reference.rollout(made.matrices[start_layer:], made.mask)[:, [39]]
     made.hold(result.weights, wanted)
 
@@ -174,18 +142,14 @@ def test_head_weights_weigh_each_layers_heads() -> None:
     made = case(Mask.full(), heads=3)
     weights = [[1.0, 0.0, 0.0], [1.0, 2.0, 1.0], [0.0, 0.0, 5.0]]
     shares = torch.tensor([[1.0, 0, 0], [0.25, 0.5, 0.25], [0, 0, 1.0]], dtype=torch.float64)
-    result = rollout_rows(
-        made.queries, made.keys, made.sums, [7, 8], made.mask, head_weights=weights
-    )
+    result = rolled(made.layers, [7, 8], Rollout(head_weights=weights))
     wanted = reference.rollout(made.matrices, made.mask, shares=shares)[:, [7, 8]]
     made.hold(result.weights, wanted)
 
 
 def test_equal_inputs_give_uniform_attention() -> None:
     made = case(Mask.full(), size=0.0, layers=1, time=10)
-    result = rollout_rows(
-        made.queries, made.keys, made.sums, [4], made.mask, residual_weight=0.0, discard_ratio=0.9
-    )
+    result = rolled(made.layers, [4], Rollout(residual_weight=0.0, discard_ratio=0.9))
     torch.testing.assert_close(result.weights, torch.full_like(result.weights, 0.1))
 
 
@@ -196,19 +160,19 @@ def test_inputs_a_thousand_times_larger_are_explained_in_float64(mask: Mask) -> 
     # Only the rows that are carried are float32 again: they round once, and as they are normalised.
     exact = made._replace(sums=[sums.double() for sums in made.sums])
     rounding = 2 * exact.rounding() + gamma(2 * 90, torch.float32)
-    found = rolled(made, [0, 89]).weights.double()
+    found = rolled(made.layers, [0, 89]).weights.double()
     torch.testing.assert_close(found, wanted, rtol=rounding, atol=torch.finfo(torch.float32).tiny)
 
 
 def test_half_inputs_are_explained_in_float32() -> None:
-    made = case(Mask.causal(), time=60, dtype=torch.bfloat16)
+    made = case(Mask(), time=60, dtype=torch.bfloat16)
     # A kernel of half types rounds the scores in its logsumexp as they do; this is float32's own.
     sums = [
         reference.logsumexp(query.float(), key.float(), made.mask)
         for query, key in zip(made.queries, made.keys, strict=True)
     ]
     made = made._replace(sums=sums)
-    result = rolled(made, [59])
+    result = rolled(made.layers, [59])
     assert result.weights.dtype == torch.float32
     made.hold(result.weights, reference.rollout(made.matrices, made.mask)[:, [59]])
 
@@ -222,31 +186,31 @@ def test_a_logsumexp_of_base_two_is_refused(mask: Mask, backend: str) -> None:
     made = case(mask, time=64, dtype=torch.float32)
     wrong = [sums * 1.442695 for sums in made.sums]
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_rows(made.queries, made.keys, wrong, [63], mask, backend=backend)
+        rolled(layers_of(made.queries, made.keys, wrong, mask), [63], backend=backend)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_rows(made.queries, made.keys, wrong, [63], mask, head_fusion="max")
+        rolled(layers_of(made.queries, made.keys, wrong, mask), [63], Rollout(fusion="max"))
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_rows(made.queries, made.keys, wrong, list(range(20, 64)), mask)
+        rolled(layers_of(made.queries, made.keys, wrong, mask), list(range(20, 64)))
 
 
 def test_the_mass_is_checked_by_head_even_where_head_weights_hide_it() -> None:
-    made = case(Mask.causal(), heads=2, layers=1)
+    made = case(Mask(), heads=2, layers=1)
     made.sums[0][:, 1] += 0.1
     with pytest.raises(AttentionInvalid, match="Head 1 did not keep"):
-        rollout_rows(made.queries, made.keys, made.sums, [39], made.mask, head_weights=[1.0, 0.0])
+        rolled(made.layers, [39], Rollout(head_weights=[1.0, 0.0]))
 
 
 def test_a_key_of_another_forward_is_refused() -> None:
-    made, other = case(Mask.causal(), seed=1), case(Mask.causal(), seed=2)
+    made, other = case(Mask(), seed=1), case(Mask(), seed=2)
     with pytest.raises(AttentionInvalid, match="did not keep its attention mass"):
-        rollout_rows(made.queries, other.keys, made.sums, [39], made.mask)
+        rolled(layers_of(made.queries, other.keys, made.sums, made.mask), [39])
 
 
 def test_a_wrong_logsumexp_of_huge_scores_is_refused() -> None:
-    made = case(Mask.causal(), size=1_000.0, dtype=torch.float32)
+    made = case(Mask(), size=1_000.0, dtype=torch.float32)
     wrong = [sums * 1.442695 for sums in made.sums]
     with pytest.raises(AttentionInvalid, match="not that of this query"):
-        rollout_rows(made.queries, made.keys, wrong, [39], made.mask)
+        rolled(layers_of(made.queries, made.keys, wrong, made.mask), [39])
 
 
 # ---------------------------------------------------------------- bad input
@@ -258,33 +222,29 @@ def test_a_wrong_logsumexp_of_huge_scores_is_refused() -> None:
         ({"rows": []}, "no row"),
         ({"rows": [40]}, "Row 40 is out of range"),
         ({"rows": [-1]}, "Row -1 is out of range"),
-        ({"head_fusion": "median"}, "no head fusion 'median'"),
-        ({"head_fusion": "max", "head_weights": [1, 1]}, "weigh a mean"),
-        ({"head_fusion": "max", "prune": 0.1}, "set prune to 0"),
-        *[({"head_fusion": "min", "backend": name}, "choose tiles") for name in loops()],
+        ({"fusion": "median"}, "no head fusion 'median'"),
+        ({"fusion": "max", "head_weights": [1, 1]}, "weigh a mean"),
+        ({"fusion": "norm", "discard_ratio": 0.1}, "set it to 0"),
+        *[({"fusion": "min", "backend": name}, "choose tiles") for name in loops()],
         ({"head_weights": [1, 1, 1]}, "2 head weights"),
         ({"head_weights": [0, 0]}, "not all zero"),
         ({"head_weights": [-1, 2]}, "not negative"),
         ({"discard_ratio": 1.0}, "discard_ratio must be at least 0 and below 1"),
         ({"residual_weight": 1.5}, "residual_weight must be between 0 and 1"),
-        ({"prune": float("nan")}, "prune must be"),
         ({"start_layer": 3}, "leaves nothing to explain"),
         ({"backend": "dense"}, "no rollout backend 'dense'"),
-        ({"scale": 0.0}, "scale"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, object], sentence: str) -> None:
-    made = case(Mask.causal())
-    arguments: dict[str, object] = {"rows": [3], **options}
+    made = case(Mask())
+    rows, backend = options.pop("rows", [3]), options.pop("backend", "auto")
     with pytest.raises(AttentionInvalid, match=sentence):
-        rollout_rows(made.queries, made.keys, made.sums, mask=made.mask, **arguments)  # type: ignore[arg-type]
+        rolled(made.layers, rows, Rollout(**options), backend)  # type: ignore[arg-type]
 
 
 FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]] = {
     "rank": lambda query, key, sums: (query[0], key, sums),
-    "heads": lambda query, key, sums: (query, key[:, :1], sums),
     "dtype": lambda query, key, sums: (query, key.float(), sums),
-    "mixed": lambda query, key, sums: (query.float(), key.float(), sums.float()),
     "integer": lambda query, key, sums: (query.long(), key.long(), sums),
     "device": lambda query, key, sums: (query, key, sums.to("meta")),
     "padded": lambda query, key, sums: (query, key, torch.nn.functional.pad(sums, (0, 24))),
@@ -298,32 +258,28 @@ FAULTS: dict[str, Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tenso
 @pytest.mark.parametrize(
     ("fault", "sentence"),
     [
-        ("rank", "layer 1 needs query and key as"),
-        ("heads", "repeat grouped heads"),
-        ("dtype", "give one type"),
-        ("mixed", "one device and type"),
+        ("rank", r"must be \[batch"),
+        ("dtype", "give one floating point type"),
         ("integer", "give a float type"),
         ("device", "move them to one device"),
         ("padded", "cut the padding"),
-        ("time", "all layers must agree"),
+        ("time", "a query for each token"),
         ("nan", "NaN or infinite key"),
-        ("infinite", "NaN or infinite logsumexp"),
-        ("empty", "layer 1 is empty"),
+        ("infinite", "did not keep its attention mass"),
+        ("empty", "at least one number"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(fault: str, sentence: str) -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     spoiled = FAULTS[fault](made.queries[1], made.keys[1], made.sums[1])
     made.queries[1], made.keys[1], made.sums[1] = spoiled
     with pytest.raises(AttentionInvalid, match=sentence):
-        rolled(made, [3])
+        rolled(made.layers, [3])
 
 
-def test_a_missing_layer_is_refused() -> None:
-    made = case(Mask.causal())
-    made.sums.pop()
-    with pytest.raises(AttentionInvalid, match="three sequences of one length"):
-        rolled(made, [3])
+def test_no_layer_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="nothing to roll out"):
+        rolled([], [3])
 
 
 # ---------------------------------------------------------------- devices
@@ -333,22 +289,22 @@ def test_a_missing_layer_is_refused() -> None:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(
     "options",
-    [{}, {"prune": 0.02}, {"head_fusion": "max", "discard_ratio": 0.3}],
+    [{}, {"fusion": "max", "discard_ratio": 0.3}],
 )
 def test_a_device_explains_as_the_cpu_does(mask: Mask, options: dict[str, object]) -> None:
     made = case(mask, time=500, dim=32, heads=2, dtype=torch.float32)
     queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])
-    found = rollout_rows(queries, keys, sums, [3, 499], mask, **options)  # type: ignore[arg-type]
-    wanted = rollout_rows(made.queries, made.keys, made.sums, [3, 499], mask, **options)  # type: ignore[arg-type]
+    found = rolled(layers_of(queries, keys, sums, mask), [3, 499], Rollout(**options))  # type: ignore[arg-type]
+    wanted = rolled(made.layers, [3, 499], Rollout(**options))  # type: ignore[arg-type]
     assert float((found.weights.cpu() - wanted.weights).abs().max()) < 1e-5
 
 
-@pytest.mark.parametrize("mask", [Mask.causal(), Mask.window(20)])
+@pytest.mark.parametrize("mask", [Mask(), Mask.window(20)])
 def test_whole_rows_are_held_some_at_a_time(mask: Mask, monkeypatch: pytest.MonkeyPatch) -> None:
     made = case(mask, time=300, layers=1)
-    layer = check_layers(made.queries, made.keys, made.sums)[0]
-    monkeypatch.setattr(rollout_kernels, "STRIPE_ENTRIES", 6_000)
-    held = [stripe.entries.numel() for stripe in rollout_kernels.stripes(layer, mask)]
+    monkeypatch.setattr(tiles, "TILE_ENTRIES", 6_000)
+    monkeypatch.setattr(tiles, "TILE", 100)
+    held = [tile.values.numel() for tile in made.layers[0].operand.entries(whole=True)]
     assert len(held) > 5
     assert max(held) <= 6_000
 
@@ -359,22 +315,20 @@ def test_whole_rows_are_held_some_at_a_time(mask: Mask, monkeypatch: pytest.Monk
 MEMORY_SCRIPT = """
 import sys, torch
 from pathlib import Path
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
+from tracepaper.strategies.attention import Layer, Mask, Rollout, attend, rollout
 torch.set_num_threads(1)
 time, fusion = 6_000, sys.argv[1]
 generator = torch.Generator().manual_seed(1)
 query, key = (torch.randn(1, 2, time, 16, generator=generator) for _ in range(2))
-sums = attend(query, key, key, Mask.causal()).logsumexp
-rollout_rows([query[:, :, :600]] * 2, [key[:, :, :600]] * 2, [sums[:, :, :600]] * 2, [599],
-             Mask.causal(), head_fusion=fusion, backend="tiles")
+sums = attend(query, key, key, Mask()).logsumexp
+short = [Layer(query[:, :, :600], key[:, :, :600], None, sums[:, :, :600])] * 2
+rollout(short, [599], Rollout(fusion=fusion), backend="tiles")
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 before = kib("VmHWM")
-rollout_rows([query] * 2, [key] * 2, [sums] * 2, [time - 1], Mask.causal(),
-             head_fusion=fusion, backend="tiles")
+whole = [Layer(query, key, None, sums)] * 2
+rollout(whole, [time - 1], Rollout(fusion=fusion), backend="tiles")
 print(kib("VmHWM") - before)
 """
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.time_buckets import bucket_count
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.networks.flash import FlashNetwork
@@ -64,13 +65,15 @@ def dense(
 ) -> tuple[Tensor, Tensor, NDArray[np.float64]]:
     """Return outputs, confidences and bucketed rollout rows from whole float64 matrices."""
     with torch.no_grad():
-        outputs, traces = net.trace(x[None], torch.from_numpy(positions))
+        seen = net.trace(x[None], torch.from_numpy(positions))
+    outputs, traces = seen.outputs, seen.attending
     time, window = len(x), net.config.window
     age = torch.arange(time)[:, None] - torch.arange(time)
     hidden = (age < 0) | (age >= window)
     rollout = torch.eye(time, dtype=torch.float64)
     confidences = []
     for layer in traces:
+        assert isinstance(layer, Layer)
         query, key = layer.query[0].double(), layer.key[0].double()
         shares = (query @ key.mT * query.shape[-1] ** -0.5).masked_fill(hidden, -torch.inf)
         shares = shares.softmax(-1)

@@ -7,48 +7,47 @@ here that is NaN, or another number, and the answer is that for the same numbers
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Final
 
 import pytest
 import torch
-from attention_cases import LAYOUTS, Layout
+from attention_cases import LAYOUTS, Layout, layers_of, rolled
 from torch import Tensor
 
 from tracepaper.strategies import attention
 from tracepaper.strategies.attention import (
+    GridRead,
+    Layer,
+    LinearRead,
+    MapRead,
     Mask,
-    Scores,
+    MatrixRead,
+    Read,
+    Rollout,
+    SparseRead,
     Stream,
-    StreamRead,
     attend,
-    attention_flow,
-    carry_rows,
     closed_keys,
     compiled,
     confidence,
     cross_attend,
-    cross_confidence,
-    gradient_rollout_rows,
+    entropy,
+    flow,
     kernels,
     linear,
-    norm_rollout_rows,
     probsparse,
     rollout,
-    rollout_rows,
-    row_entropy,
-    score_entropy,
-    score_logsumexp,
-    score_rollout,
-    stream_rollout,
+    rollout_buckets,
+    rollout_by_age,
     trained_entropy,
     value_norms,
 )
-from tracepaper.strategies.attention.rollout_kernels import BACKENDS as ROLLOUT_BACKENDS
 
 BATCH, HEADS, TIME, DIM = 2, 3, 24, 8
 ROWS: Final = [0, 11, TIME - 1]
 MASKS: Final = (
-    Mask.full(), Mask.causal(), Mask.window(7), Mask.window(12),
+    Mask.full(), Mask(), Mask.window(7), Mask.window(12),
 )  # fmt: skip
 Call = Callable[[list[Tensor], Layout], list[Tensor]]
 """Asks with query, key, value and a gradient, and lays out what it makes of them itself."""
@@ -73,12 +72,13 @@ def attended(mask: Mask, backend: str) -> Call:
 
 
 def explained(mask: Mask, backend: str) -> Call:
-    """Return ``rollout_rows`` by *backend*."""
+    """Return ``rollout`` by *backend*."""
 
     def call(given: list[Tensor], lay: Layout) -> list[Tensor]:
         queries, keys = [given[0], given[2]], [given[1], given[3]]
         made = [sums(q, k, mask, lay) for q, k in zip(queries, keys, strict=True)]
-        return [*rollout_rows(queries, keys, made, lay(torch.tensor(ROWS)), mask, backend=backend)]
+        layers = layers_of(queries, keys, made, mask)
+        return [*rolled(layers, lay(torch.tensor(ROWS)), backend=backend)]
 
     return call
 
@@ -86,23 +86,27 @@ def explained(mask: Mask, backend: str) -> Call:
 def fused(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask for the fusions that need whole rows, and for weights of heads."""
     query, key = given[:2]
-    made = [sums(query, key, Mask.causal(), lay)]
+    made = [sums(query, key, Mask(), lay)]
     shares = lay(torch.tensor([[0.2, 0.3, 0.5]]))
-    every = rollout_rows([query], [key], made, ROWS, Mask.causal(), head_weights=shares)
-    most = rollout_rows([query], [key], made, ROWS, Mask.causal(), head_fusion="max")
-    return [*every, *most]
+    layers = layers_of([query], [key], made, Mask())
+    every = rolled(layers, ROWS, Rollout(head_weights=shares))
+    return [*every, *rolled(layers, ROWS, Rollout(fusion="max"))]
 
 
 def weighed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask for the weighted rollouts and the flow."""
     query, key, value, gradient = given
-    layers = ([query], [key], [sums(query, key, Mask.causal(), lay)])
-    norms = lay(value_norms(value, lay(torch.linspace(-1, 1, 120).view(5, -1).to(value))))
+    weight = lay(torch.linspace(-1, 1, 120).view(5, -1).to(value))
+    layer = Layer(
+        query, key, value, sums(query, key, Mask(), lay), output_weight=weight, gradient=gradient
+    )
+    grid = GridRead(layer.take(torch.tensor([0, 1])), (BATCH, TIME), 1)
     return [
-        norms,
-        *norm_rollout_rows(*layers, [norms], ROWS, Mask.causal()),
-        *gradient_rollout_rows(*layers, [value], [gradient], ROWS, Mask.causal()),
-        attention_flow(*layers, [3], Mask.causal()),
+        value_norms(value, weight),
+        *rolled([layer], ROWS, Rollout(fusion="norm")),
+        *rolled([layer], ROWS, Rollout(fusion="gradient")),
+        *rolled([grid], [TIME - 1, 2 * TIME - 1]),
+        flow([layer], [3]).weights["bars"],
     ]
 
 
@@ -110,12 +114,13 @@ def entropies(mask: Mask, backend: str) -> Call:
     """Return the entropies of all rows and of some, and their confidence."""
 
     def call(given: list[Tensor], lay: Layout) -> list[Tensor]:
-        layer = (given[0], given[1], sums(given[0], given[1], mask, lay))
+        total = sums(given[0], given[1], mask, lay)
+        layer = Layer(given[0], given[1], None, total, mask)
         return [
-            row_entropy(*layer, mask, backend=backend),
-            row_entropy(*layer, mask, lay(torch.tensor(ROWS))),
-            trained_entropy(*layer, mask),
-            confidence([layer[0]], [layer[1]], [layer[2]], ROWS, mask),
+            layer.entropy(backend=backend),
+            *entropy([layer], lay(torch.tensor(ROWS)).tolist()),
+            trained_entropy(given[0], given[1], total, mask),
+            *confidence([layer], ROWS),
         ]
 
     return call
@@ -124,23 +129,17 @@ def entropies(mask: Mask, backend: str) -> Call:
 def scored(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask what is known of other scores: grouped heads, sinks, padding, a cap."""
     query, key = given[0], given[1][:, :1]
-    scores = Scores(
-        window=9,
-        softcap=3.0,
-        sinks=lay(torch.tensor([0.1, -1.0, 0.5])),
-        lengths=lay(torch.tensor([TIME, TIME - 5])),
-        first=lay(torch.tensor([0, 0])),
+    mask = Mask(
+        before=8,
+        starts=[0, 2],
+        stops=[TIME, TIME - 5],
         seen=lay(torch.arange(1, TIME + 1).expand(BATCH, -1).contiguous()),
+        dense=lay(torch.linspace(-1, 1, TIME * TIME).view(1, 1, TIME, TIME)),
     )
-    total = score_logsumexp(query, key, scores)
-    laid = lay(total)
-    weights = lay(torch.linspace(0, 1, BATCH * 2 * TIME).view(BATCH, 2, TIME).to(total))
-    return [
-        total,
-        carry_rows(query, key, laid, weights, scores),
-        score_entropy(query, key, laid, scores),
-        score_rollout([(query, key, laid)], weights, scores),
-    ]
+    layer = Layer.of(query, key, key, mask, softcap=3.0, sinks=lay(torch.tensor([0.1, -1.0, 0.5])))
+    laid = replace(layer, logsumexp=lay(layer.logsumexp))
+    weights = lay(torch.linspace(0, 1, BATCH * 2 * TIME).view(BATCH, 2, TIME).to(layer.logsumexp))
+    return [layer.logsumexp, laid.carry(weights), laid.entropy(), *rolled([laid], ROWS)]
 
 
 def crossed(given: list[Tensor], lay: Layout) -> list[Tensor]:
@@ -150,15 +149,16 @@ def crossed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     seen = closed_keys(closes, closes)
     read = cross_attend(query, key, value, lay(seen))
     total = lay(read.logsumexp)
-    step = [StreamRead(0, 1, query.detach(), key.detach(), total, Scores(causal=False, seen=seen))]
+    mask = Mask(causal=False, seen=seen)
+    step = Layer(query.detach(), key.detach(), None, total, mask, source="others")
     whole = cross_attend(query, key, value)
     return [
         seen.double(),
         *read,
         *whole,
         *torch.autograd.grad(read.output, (query, key, value), given[3]),
-        cross_confidence(query.detach(), key.detach(), total, ROWS, seen),
-        *stream_rollout([step], [TIME, TIME], ROWS),
+        *confidence([step], ROWS),
+        *rollout([step], ROWS).weights.values(),
     ]
 
 
@@ -166,20 +166,26 @@ def streamed(given: list[Tensor], _: Layout) -> list[Tensor]:
     """Take the bars one after the other."""
     made = Stream(5, batch=BATCH, heads=HEADS, dim=DIM, dtype=given[0].dtype)
     read = [made.attend(0, *(x[:, :, at] for x in given[:3])) for at in range(TIME)]
-    return [torch.stack([one.output for one in read]), *made.rollout()]
+    return [torch.stack([one.output for one in read]), made.rollout().weights["bars"]]
 
 
 def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask ProbSparse and linear attention, with gradients where they have some."""
     query, key, value = (x.detach().requires_grad_() for x in given[:3])
-    drawn = lay(probsparse.sample_keys(TIME, Mask.causal(), factor=1, seed=1))
-    made = probsparse.attend_sparsely(query, key, value, Mask.causal(), drawn, factor=1)
-    own = probsparse.rollout_stages([made.rows], ROWS, dtype=query.dtype)
-    even = linear.attend_linearly(query.exp(), key.exp(), value, Mask.causal())
+    drawn = lay(probsparse.sample_keys(TIME, Mask(), factor=1, seed=1))
+    made = probsparse.attend_sparsely(query, key, value, Mask(), drawn, factor=1)
+    matrix = probsparse.dense_rows(made.rows)
+    reads: list[Read] = [
+        SparseRead(made.rows),
+        MatrixRead(lay(matrix)),
+        MapRead(probsparse.convolution_taps(query.detach()[:, 0, :, None].expand(-1, -1, 3, -1))),
+    ]
+    even = linear.attend_linearly(query.exp(), key.exp(), value, Mask())
     inputs = (query, key, value)
     return [
         made.output,
-        own.weights,
+        *rolled(reads, ROWS),
+        *rolled([LinearRead(even.layer)], ROWS),
         even.output,
         *torch.autograd.grad(made.output, inputs, given[3]),
         *torch.autograd.grad(even.output, inputs, given[3]),
@@ -188,9 +194,10 @@ def sparsely(given: list[Tensor], lay: Layout) -> list[Tensor]:
 
 def bucketed(given: list[Tensor], lay: Layout) -> list[Tensor]:
     """Ask for every row by bucket and by age."""
-    layer = ([given[0]], [given[1]], [sums(given[0], given[1], Mask.window(7), lay)])
-    every = rollout.rollout_buckets(*layer, Mask.window(7), bucket_bars=4)
-    return [every.weights, rollout.rollout_by_age(*layer, Mask.window(7), bucket_bars=4).weights]
+    total = sums(given[0], given[1], Mask.window(7), lay)
+    layer = [Layer(given[0], given[1], None, total, Mask.window(7))]
+    every = rollout_buckets(layer, bucket_bars=4), rollout_by_age(layer, bucket_bars=4)
+    return [one.weights["bars"] for one in every]
 
 
 CALLS: Final[dict[str, Call]] = {
@@ -260,7 +267,6 @@ def test_half_types_attend_in_any_strides(dtype: torch.dtype, mask: Mask) -> Non
 
 
 def test_every_public_call_is_asked_here() -> None:
-    kinds = {"Attention", "Mask", "Rollout"}
+    kinds = {"Attention", "Explanation", "Mask"}
     asked = globals()
     assert set(attention.__all__) - kinds <= set(asked)
-    assert "tiles" in ROLLOUT_BACKENDS

@@ -6,20 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from attention_cases import aged, layers_of, rolled
 from torch import Tensor
 
-from tracepaper.strategies.attention.entropy import row_entropy
-from tracepaper.strategies.attention.kernels import attend
-from tracepaper.strategies.attention.linear import attend_linearly, elu_features, rollout_linearly
-from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_by_age, rollout_rows
-from tracepaper.strategies.attention.variants import closed_keys, cross_attend
-from tracepaper.strategies.attention.weighted import gradient_rollout_rows
+from tracepaper.strategies.attention.kernels import attend, cross_attend
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.linear import LinearRead, attend_linearly, elu_features
+from tracepaper.strategies.attention.masks import Mask, closed_keys
+from tracepaper.strategies.attention.methods import Rollout
 
 TIME = 600
 ROWS = [0, 299, 599]
 MASKS = {
-    "causal": Mask.causal(),
+    "causal": Mask(),
     "window": Mask.window(100),
 }
 
@@ -44,13 +43,19 @@ def computed(mask: Mask) -> list[Tensor]:
         found += [output.detach(), *torch.autograd.grad(output.square().sum(), leaves)]
         sums.append(logsumexp)
     found += sums
-    for options in ({}, {"head_fusion": "max"}, {"discard_ratio": 0.3}):
-        found.append(rollout_rows(queries, keys, sums, ROWS, mask, **options).weights)
+    for options in ({}, {"fusion": "max"}, {"discard_ratio": 0.3}):
+        found.append(rolled(layers_of(queries, keys, sums, mask), ROWS, Rollout(**options)).weights)
     many = list(range(0, TIME, 20))  # more rows than a product a head takes
-    found.append(rollout_rows(queries, keys, sums, many, mask).weights)
-    found.append(gradient_rollout_rows(queries, keys, sums, values, keys, ROWS, mask).weights)
-    found.append(rollout_by_age(queries, keys, sums, mask).weights)
-    found.append(row_entropy(queries[0], keys[0], sums[0], mask))
+    found.append(rolled(layers_of(queries, keys, sums, mask), many).weights)
+    found.append(
+        rolled(
+            layers_of(queries, keys, sums, mask, value=values, gradient=keys),
+            ROWS,
+            Rollout(fusion="gradient"),
+        ).weights
+    )
+    found.append(aged(layers_of(queries, keys, sums, mask)).weights)
+    found.append(Layer(queries[0], keys[0], None, sums[0], mask).entropy())
     return found
 
 
@@ -60,8 +65,8 @@ def read_across() -> list[Tensor]:
     query, key, value = torch.randn(3, 1, 4, TIME, 8, generator=generator, dtype=torch.float64)
     seen = closed_keys(torch.arange(TIME), 3 * torch.arange(200) + 2)
     crossed = cross_attend(query, key[:, :, :200], value[:, :, :200], seen)
-    read = attend_linearly(elu_features(query), elu_features(key), value, Mask.causal())
-    return [*crossed[:1], read.output, rollout_linearly([read.layer], ROWS, Mask.causal()).weights]
+    read = attend_linearly(elu_features(query), elu_features(key), value, Mask())
+    return [*crossed[:1], read.output, rolled([LinearRead(read.layer)], ROWS).weights]
 
 
 @pytest.mark.slow

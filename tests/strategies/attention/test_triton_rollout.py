@@ -13,12 +13,11 @@ from typing import Any
 import attention_cases
 import pytest
 import torch
-from attention_cases import case
+from attention_cases import case, layers_of, rolled
 from waiting import deadline_s
 
-from tracepaper.strategies.attention import compiled, rollout_kernels, triton_rollout
+from tracepaper.strategies.attention import triton_rollout
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
 from tracepaper.strategies.errors import AttentionInvalid
 
 
@@ -39,15 +38,15 @@ def test_the_triton_kernel_equals_the_stored_matrices_bit_for_bit_twice() -> Non
         timeout=deadline_s(120),
     )
     cases_run = json.loads(done.stdout)
-    assert len(cases_run) == 3 * (7 + len(attention_cases.LAYOUTS))
+    assert len(cases_run) == 3 * (6 + len(attention_cases.LAYOUTS))
     wrong = [one for one in cases_run if not one["repeats"] or one["error"] > 3e-7]
     assert not wrong
 
 
 def test_the_triton_kernel_is_refused_where_it_cannot_run() -> None:
-    made = case(Mask.causal(), dtype=torch.float32)
+    made = case(Mask(), dtype=torch.float32)
     with pytest.raises(AttentionInvalid, match="cannot run on cpu"):
-        rollout_rows(made.queries, made.keys, made.sums, [3], made.mask, backend="triton")
+        rolled(made.layers, [3], backend="triton")
 
 
 @pytest.mark.gpu
@@ -55,10 +54,10 @@ def test_the_triton_kernel_equals_the_tiles_on_a_device() -> None:
     made = case(Mask.window(700), time=2_000, dim=64, heads=2, dtype=torch.float32)
     queries, keys, sums = ([one.cuda() for one in part] for part in made[:3])
     first, again = (
-        rollout_rows(queries, keys, sums, [5, 1_999], made.mask, backend="triton").weights
+        rolled(layers_of(queries, keys, sums, made.mask), [5, 1_999], backend="triton").weights
         for _ in range(2)
     )
-    plain = rollout_rows(made.queries, made.keys, made.sums, [5, 1_999], made.mask).weights
+    plain = rolled(made.layers, [5, 1_999]).weights
     assert torch.equal(first, again)
     assert float((first.cpu() - plain).abs().max()) < 1e-6
 
@@ -77,7 +76,10 @@ def test_auto_takes_the_kernel_only_where_it_runs(
     dtype: torch.dtype, dim: int, device: str, chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(triton_rollout, "is_available", lambda: True)
-    monkeypatch.setattr(compiled, "found", dict)  # these would take it before torch does
+    monkeypatch.setattr(triton_rollout, "generation_of", lambda _: (9, 0))
     query = SimpleNamespace(device=torch.device(device), shape=(1, 1, 8, dim), dtype=dtype)
-    layer: Any = SimpleNamespace(query=query, logsumexp=SimpleNamespace(dtype=dtype))
-    assert rollout_kernels.choose(layer) == chosen
+    layer: Any = SimpleNamespace(
+        query=query, kind=dtype, group=1, softcap=None, mask=Mask(), queries=8, keys=8
+    )
+    taken = device == "cuda" and triton_rollout.takes(layer)
+    assert ("triton" if taken else "tiles") == chosen

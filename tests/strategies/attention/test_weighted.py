@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import Case, case
+from attention_cases import Case, case, layers_of, rolled
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.layer import value_norms
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.weighted import (
-    gradient_rollout_rows,
-    norm_rollout_rows,
-    value_norms,
-)
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
-MASKS = (Mask.full(), Mask.causal(), Mask.window(11))
+MASKS = (Mask.full(), Mask(), Mask.window(11))
 
 
-def rolled(weighted: list[Tensor], residual: float = 0.5) -> Tensor:
+def stored(weighted: list[Tensor], residual: float = 0.5) -> Tensor:
     """Roll out stored fused weights, rows normalised, empty rows keeping themselves."""
     matrices = []
     for fused in weighted:
@@ -46,19 +43,23 @@ def test_gradient_rollout_equals_the_gradient_of_the_stored_matrix(mask: Mask) -
         ((leaf @ value) * gradient).sum().backward()
         assert leaf.grad is not None
         weighted.append((leaf.grad * matrix).clamp_min(0.0).mean(dim=1))
-    result = gradient_rollout_rows(
-        made.queries, made.keys, made.sums, values, gradients, [0, 20, 32], mask
+    result = rolled(
+        layers_of(made.queries, made.keys, made.sums, mask, value=values, gradient=gradients),
+        [0, 20, 32],
+        Rollout(fusion="gradient"),
     )
-    wanted = rolled(weighted)[:, [0, 20, 32]]
+    wanted = stored(weighted)[:, [0, 20, 32]]
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
 
 
 def test_a_row_without_gradient_keeps_itself() -> None:
-    made = case(Mask.causal(), layers=2)
+    made = case(Mask(), layers=2)
     values = tensors(made, seed=1)
     gradients = [torch.zeros_like(value) for value in values]
-    result = gradient_rollout_rows(
-        made.queries, made.keys, made.sums, values, gradients, [7], made.mask, residual_weight=0.0
+    result = rolled(
+        layers_of(made.queries, made.keys, made.sums, made.mask, value=values, gradient=gradients),
+        [7],
+        Rollout(residual_weight=0.0, fusion="gradient"),
     )
     assert result.weights[0, 0].argmax() == 7
     assert float(result.weights[0, 0, 7]) == 1.0
@@ -78,15 +79,23 @@ def test_norm_rollout_weighs_by_the_length_of_the_projected_values(mask: Mask) -
         (matrix * length[:, :, None]).mean(dim=1)
         for matrix, length in zip(made.matrices, lengths, strict=True)
     ]
-    result = norm_rollout_rows(made.queries, made.keys, made.sums, norms, [1, 32], mask)
-    wanted = rolled(weighted)[:, [1, 32]]
+    result = rolled(
+        layers_of(made.queries, made.keys, made.sums, mask, norms=norms),
+        [1, 32],
+        Rollout(fusion="norm"),
+    )
+    wanted = stored(weighted)[:, [1, 32]]
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-12)
 
 
 def test_equal_norms_change_nothing() -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     ones = [3.0 * torch.ones_like(sums) for sums in made.sums]
-    result = norm_rollout_rows(made.queries, made.keys, made.sums, ones, [39], made.mask)
+    result = rolled(
+        layers_of(made.queries, made.keys, made.sums, made.mask, norms=ones),
+        [39],
+        Rollout(fusion="norm"),
+    )
     wanted = reference.rollout(made.matrices, made.mask)[:, [39]]
     torch.testing.assert_close(result.weights, wanted, rtol=0, atol=1e-13)
 
@@ -94,17 +103,20 @@ def test_equal_norms_change_nothing() -> None:
 @pytest.mark.parametrize(
     ("norms", "sentence"),
     [
-        (lambda sums: sums[:1], "Give one value norm a layer"),
-        (lambda sums: [one[..., :5] for one in sums], "needs its value norm over"),
-        (lambda sums: [one * torch.nan for one in sums], "NaN or infinite value norm"),
+        (lambda sums: [one[..., :5] for one in sums], "one length a head and key"),
+        (lambda sums: [one * torch.nan for one in sums], "NaN or infinite norm"),
         (lambda sums: [-torch.ones_like(one) for one in sums], "cannot be negative"),
     ],
 )
 def test_norms_that_do_not_fit_are_refused(norms: object, sentence: str) -> None:
-    made = case(Mask.causal())
+    made = case(Mask())
     assert callable(norms)
     with pytest.raises(AttentionInvalid, match=sentence):
-        norm_rollout_rows(made.queries, made.keys, made.sums, norms(made.sums), [3], made.mask)
+        rolled(
+            layers_of(made.queries, made.keys, made.sums, made.mask, norms=norms(made.sums)),
+            [3],
+            Rollout(fusion="norm"),
+        )
 
 
 def test_a_projection_of_another_width_is_refused() -> None:

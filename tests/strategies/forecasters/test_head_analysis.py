@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.probsparse import Taps, decided_rows, dense_rows
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.probsparse import MapRead, SparseRead, Taps, dense_rows
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.forecasters.attribution import (
     DECISIONS,
@@ -55,16 +56,17 @@ def test_an_informer_s_heads_are_the_last_rows_of_its_matrices_carried_to_bars()
     assert [len(look.age) for look in looks] == [61, 31, 16]
     to_bars = torch.eye(WINDOWED.window)
     for layer in range(3):
-        attended, *maps = reversed(network.trace(x).stages[: 1 + 3 * layer])
-        for taps in reversed(maps[:2]):
-            assert isinstance(taps, Taps)
-            to_bars = dense(taps) @ to_bars
-        assert not isinstance(attended, Taps)
-        matrix = dense_rows(attended)[0]  # [head, position, position]
+        attended, *maps = reversed(network.trace(x).reads[: 1 + 3 * layer])
+        for read in reversed(maps[:2]):
+            assert isinstance(read, MapRead)
+            to_bars = dense(read.taps) @ to_bars
+        assert isinstance(attended, SparseRead)
+        matrix = dense_rows(attended.of)[0]  # [head, position, position]
         assert looks[layer].rows == pytest.approx(matrix[:, -1] @ to_bars, abs=1e-6)
         mixed = 0.5 * torch.eye(len(looks[layer].age)) + 0.5 * matrix.mean(dim=0)
-        for taps in maps[:2]:
-            mixed = mixed @ dense(taps)  # type: ignore[arg-type]
+        for read in maps[:2]:
+            assert isinstance(read, MapRead)
+            mixed = mixed @ dense(read.taps)
         every = torch.eye(len(looks[layer].age))
         assert looks[layer].carry(every) == pytest.approx(mixed, abs=1e-6)
 
@@ -76,8 +78,8 @@ def test_a_transformer_s_heads_are_the_last_rows_of_its_matrices(mask: str) -> N
     network = models.network(config)
     x = window(config.window, 5)
     looks = network.attribution_by_layer(x, torch.arange(config.window))
-    _, traces = network.trace(x)
-    for look, trace in zip(looks, traces, strict=True):
+    for look, trace in zip(looks, network.trace(x).reads, strict=True):
+        assert isinstance(trace, Layer)
         matrix = reference.attention_matrix(trace.query, trace.key, network.mask)[0]
         assert look.rows == pytest.approx(matrix[:, -1], abs=1e-5)
         mixed = 0.5 * torch.eye(config.window) + 0.5 * matrix.mean(dim=0)
@@ -86,10 +88,10 @@ def test_a_transformer_s_heads_are_the_last_rows_of_its_matrices(mask: str) -> N
 
 def test_a_row_that_was_lazy_attends_evenly() -> None:
     network = models.informer(WINDOWED)
-    rows = network.trace(window(61, 5)).stages[0]
-    assert not isinstance(rows, Taps)
-    for row in (0, 30, 60):
-        assert decided_rows(rows, row) == pytest.approx(dense_rows(rows)[:, :, row], abs=1e-6)
+    read = network.trace(window(61, 5)).reads[0]
+    assert isinstance(read, SparseRead)
+    rows = [0, 30, 60]
+    assert read.rows(rows) == pytest.approx(dense_rows(read.of)[:, :, rows], abs=1e-6)
 
 
 def moved(matrix: list[list[float]]) -> LayerAttribution:
@@ -146,7 +148,7 @@ def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() ->
     network = MultiscaleNetwork(config).eval()
     x, positions = window(config.window, 5), torch.arange(config.window) + 2
     lowest, top = network.attribution_by_layer(x, positions)
-    spans = [(part.start, part.start + part.rows) for part in network.look(x, positions).parts]
+    spans = [(part.start, part.start + part.rows) for part in network.explain(x, positions).parts]
     assert top.age.tolist() == [config.window - stop for _, stop in spans]
     tokens, _ = network.tokens(x, positions)
     trunk = network.trunk.attribution_by_layer(tokens, torch.arange(8))[0]
@@ -159,9 +161,9 @@ def test_tokens_of_several_rows_are_as_old_as_the_newest_and_carried_to_all() ->
 
 WAYS = (
     AttributionMethod(),
-    AttributionMethod("norm", RolloutOptions(residual_weight=0.25)),
-    AttributionMethod("rollout", RolloutOptions(head_fusion="max", start_layer=1)),
-    AttributionMethod("rollout", RolloutOptions(head_weights=(0.75, 0.25))),
+    AttributionMethod("norm", Rollout(residual_weight=0.25)),
+    AttributionMethod("rollout", Rollout(fusion="max", start_layer=1)),
+    AttributionMethod("rollout", Rollout(head_weights=(0.75, 0.25))),
 )
 
 

@@ -14,17 +14,17 @@ from attention_cases import Case
 
 from tracepaper.strategies.api.strategy import Forecaster
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid, InvariantBroken
 from tracepaper.strategies.features import rows
 from tracepaper.strategies.forecasters.attribution import Probe
 from tracepaper.strategies.forecasters.outputs import TrainedModel
 from tracepaper.strategies.forecasters.windowed import WindowedForecaster
-from tracepaper.strategies.networks.attribution import AttributionMethod
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossNetwork
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
-from tracepaper.strategies.networks.stream import STORED
 from tracepaper.strategies.types.decisions import Forecast
 from tracepaper.strategies.types.market import Bar
 
@@ -150,8 +150,8 @@ def test_the_full_forms_row_equals_the_stored_matrices() -> None:
     x = torch.randn(1, WINDOW, 78, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(10**6, 10**6 + WINDOW)
     with torch.inference_mode():
-        seen = made.look(x, positions)
-        _, traces = made.trace(x, positions)
+        seen = made.explain(x, positions)
+        traces = [one for one in made.trace(x, positions).reads if isinstance(one, Layer)]
     matrices = [
         reference.attention_matrix(trace.query.double(), trace.key.double(), made.mask)
         for trace in traces
@@ -217,7 +217,7 @@ def test_another_temperature_flattens_the_odds() -> None:
 WAYS = {
     "norm": AttributionMethod("norm"),
     "gradient": AttributionMethod("gradient", horizon=240),
-    "discard": AttributionMethod("rollout", RolloutOptions("max", discard_ratio=0.4)),
+    "discard": AttributionMethod("rollout", Rollout(fusion="max", discard_ratio=0.4)),
 }
 
 
@@ -249,7 +249,7 @@ def test_another_explanation_is_stored_beside_the_same_forecast(
     ("kind", "way", "sentence"),
     [
         ("informer", AttributionMethod("flow"), "choose rollout, norm or gradient"),
-        ("full", AttributionMethod("norm", RolloutOptions(start_layer=2)), "choose 0 to 1"),
+        ("full", AttributionMethod("norm", Rollout(start_layer=2)), "choose 0 to 1"),
         ("full", AttributionMethod("lime"), "There is no method 'lime'"),
     ],
 )

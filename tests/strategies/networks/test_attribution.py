@@ -10,17 +10,19 @@ from attention_cases import largest_score, tie_slack
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
+from tracepaper.strategies.attention.layer import Layer, value_norms
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.probsparse import SparseRows, Taps, dense_rows, push_taps
-from tracepaper.strategies.attention.rollout import RolloutOptions
-from tracepaper.strategies.attention.weighted import attention_flow, value_norms
-from tracepaper.strategies.errors import AttentionInvalid
-from tracepaper.strategies.networks.architecture import Network
-from tracepaper.strategies.networks.attribution import (
-    METHODS,
-    AttributionMethod,
-    attribute_last_bar,
+from tracepaper.strategies.attention.methods import Rollout, flow
+from tracepaper.strategies.attention.probsparse import (
+    MapRead,
+    SparseRead,
+    Taps,
+    dense_rows,
+    push_taps,
 )
+from tracepaper.strategies.errors import AttentionInvalid, InvariantBroken
+from tracepaper.strategies.networks.architecture import Network
+from tracepaper.strategies.networks.attribution import METHODS, AttributionMethod
 from tracepaper.strategies.networks.flash import FlashConfig, FlashNetwork
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.lstm import LstmConfig, LstmNetwork
@@ -31,13 +33,13 @@ torch.set_num_threads(1)
 TIME, HORIZON, PLACE = 44, 30, 1
 HEADS = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
 OPTIONS = {
-    "as stored": RolloutOptions(),
-    "max": RolloutOptions("max"),
-    "min": RolloutOptions("min", residual_weight=0.2),
-    "heads": RolloutOptions(head_weights=HEADS.tolist()),
-    "upper layer": RolloutOptions(start_layer=1),
-    "discard": RolloutOptions(discard_ratio=0.6),
-    "max and discard": RolloutOptions("max", discard_ratio=0.3, start_layer=1),
+    "as stored": Rollout(),
+    "max": Rollout(fusion="max"),
+    "min": Rollout(fusion="min", residual_weight=0.2),
+    "heads": Rollout(head_weights=HEADS.tolist()),
+    "upper layer": Rollout(start_layer=1),
+    "discard": Rollout(discard_ratio=0.6),
+    "max and discard": Rollout(fusion="max", discard_ratio=0.3, start_layer=1),
 }
 
 
@@ -72,21 +74,27 @@ def window() -> Tensor:
 
 
 def looked(made: Network, way: AttributionMethod) -> Tensor:
-    found = attribute_last_bar(made, window(), torch.arange(TIME), replace(way, horizon=HORIZON))
+    method = replace(way, horizon=HORIZON)
+    found = made.explain(window(), torch.arange(TIME), method).rollout
     assert float(found.l1_error.max()) < 1e-5
     return found.weights[0, 0].double()
 
 
 def stored(made: FlashNetwork | InformerNetwork) -> list[Tensor | Taps]:
     """Return each layer's matrix [1, head, time, time], and the maps of time between them."""
-    if isinstance(made, InformerNetwork):
-        stages = made.trace(window(), torch.arange(TIME)).stages
-        return [dense_rows(one) if isinstance(one, SparseRows) else one for one in stages]
-    _, traces = made.trace(window(), torch.arange(TIME))
-    return [reference.attention_matrix(one.query, one.key, made.mask) for one in traces]
+    found: list[Tensor | Taps] = []
+    for read in made.trace(window(), torch.arange(TIME)).reads:
+        if isinstance(read, MapRead):
+            found.append(read.taps)
+        elif isinstance(read, SparseRead):
+            found.append(dense_rows(read.of))
+        else:
+            assert isinstance(read, Layer)
+            found.append(reference.layer_matrix(read)[0])
+    return found
 
 
-def walked(parts: list[Tensor | Taps], fused: list[Tensor], options: RolloutOptions) -> Tensor:
+def walked(parts: list[Tensor | Taps], fused: list[Tensor], options: Rollout) -> Tensor:
     """Carry the last row down through dense fused matrices [time, time] and maps of time."""
     layer = len(fused)
     row: Tensor | None = None
@@ -112,8 +120,11 @@ def slacks(made: FlashNetwork | InformerNetwork) -> list[float]:
     """Return how far entries of each layer may lie apart and be ties to discarding."""
     if isinstance(made, InformerNetwork):
         return [1e-6, 1e-6]
-    _, traces = made.trace(window(), torch.arange(TIME))
-    return [tie_slack(largest_score(one.query, one.key)) for one in traces]
+    return [
+        tie_slack(largest_score(read.query, read.key))
+        for read in made.trace(window(), torch.arange(TIME)).reads
+        if isinstance(read, Layer)
+    ]
 
 
 def mask_of(made: FlashNetwork | InformerNetwork) -> Mask:
@@ -139,7 +150,7 @@ def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -
         reference.discard(
             reference.fuse(
                 matrix,
-                options.head_fusion,
+                options.fusion,
                 share.double(),
             ),
             mask_of(made),
@@ -153,8 +164,8 @@ def test_rollout_with_any_option_equals_stored_matrices(kind: str, named: str) -
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("options", [RolloutOptions(), RolloutOptions(residual_weight=0.3)])
-def test_norm_equals_stored_matrices(kind: str, options: RolloutOptions) -> None:
+@pytest.mark.parametrize("options", [Rollout(), Rollout(residual_weight=0.3)])
+def test_norm_equals_stored_matrices(kind: str, options: Rollout) -> None:
     made = network(kind)
     parts = stored(made)
     matrices = [one for one in parts if isinstance(one, Tensor)]
@@ -191,7 +202,9 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     made.eval()
-    _, (trace,) = made.trace(window(), torch.arange(TIME))
+    [trace] = made.trace(window(), torch.arange(TIME)).reads
+    assert isinstance(trace, Layer)
+    assert trace.value is not None
     matrix = reference.attention_matrix(trace.query, trace.key, made.mask).detach()
     leaf = matrix.requires_grad_()
     state, _ = made.enter(window(), torch.arange(TIME))
@@ -208,42 +221,28 @@ def test_gradient_is_that_of_the_answer_by_every_entry_of_the_matrix() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_follows_the_horizon_and_sums_to_one(kind: str) -> None:
     made = network(kind)
-    one = attribute_last_bar(made, window(), torch.arange(TIME), AttributionMethod("gradient"))
+    one = made.explain(window(), torch.arange(TIME), AttributionMethod("gradient")).rollout
     found = looked(made, AttributionMethod("gradient"))
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
     assert bool((found >= 0).all())
     assert float((one.weights[0, 0] - found).abs().max()) > 1e-4
 
 
-@torch.no_grad()
-def attended(
-    made: FlashNetwork | InformerNetwork,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Return the queries, keys and logsumexps of a network over whole windows."""
-    assert isinstance(made, FlashNetwork)
-    _, traces = made.trace(window(), torch.arange(TIME))
-    return (
-        [one.query for one in traces],
-        [one.key for one in traces],
-        [one.logsumexp for one in traces],
-    )
-
-
 def test_the_flow_among_the_newest_bars_is_that_of_all() -> None:
-    made = network("window")
-    given = attended(made)
-    whole = attention_flow(*given, [TIME - 1], mask_of(made))[0, 0, -30:]
-    newest = attention_flow(*given, [29], mask_of(made), newest=30)[0, 0]
+    reads = network("window").trace(window(), torch.arange(TIME)).reads
+    whole = flow(reads, [TIME - 1]).weights["bars"][0, 0, -30:]
+    newest = flow(reads, [29], newest=30).weights["bars"][0, 0]
     torch.testing.assert_close(newest, whole / whole.sum(), rtol=0, atol=1e-6)
+    full = network("full").trace(window(), torch.arange(TIME)).reads
     with pytest.raises(AttentionInvalid, match="needs a mask that looks back"):
-        attention_flow(*given, [29], Mask.full(), newest=30)
+        flow(full, [29], newest=30)
 
 
 def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
     made = network("window")
-    given = attended(made)
-    wanted = attention_flow(*given, [TIME - 1], mask_of(made), residual_weight=0.4)[0, 0]
-    found = looked(made, AttributionMethod("flow", RolloutOptions(residual_weight=0.4)))
+    reads = made.trace(window(), torch.arange(TIME)).reads
+    wanted = flow(reads, [TIME - 1], Rollout(residual_weight=0.4)).weights["bars"][0, 0]
+    found = looked(made, AttributionMethod("flow", Rollout(residual_weight=0.4)))
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
 
 
@@ -255,16 +254,16 @@ def test_the_flow_of_a_network_is_the_last_rows_flow() -> None:
             "There is no method 'lime'; choose one of rollout, norm, gradient, flow.",
         ),
         (
-            AttributionMethod("norm", RolloutOptions("max")),
-            "norm takes no head fusion; leave it out, or choose",
+            AttributionMethod("norm", Rollout(fusion="max")),
+            "norm takes no fusion; leave it out, or choose",
         ),
-        (AttributionMethod("flow", RolloutOptions(start_layer=1)), "flow takes no start layer"),
+        (AttributionMethod("flow", Rollout(start_layer=1)), "flow takes no start layer"),
         (
-            AttributionMethod("rollout", RolloutOptions(start_layer=2)),
+            AttributionMethod("rollout", Rollout(start_layer=2)),
             "leaves nothing to explain; choose 0 to 1",
         ),
         (
-            AttributionMethod("rollout", RolloutOptions(head_weights=(1.0, 1.0, 1.0))),
+            AttributionMethod("rollout", Rollout(head_weights=(1.0, 1.0, 1.0))),
             "Give 2 head weights",
         ),
     ],
@@ -278,9 +277,9 @@ def test_what_cannot_be_asked_is_said_in_one_sentence(
 
 
 def test_networks_and_methods_that_do_not_go_together_are_refused() -> None:
-    with pytest.raises(AttentionInvalid, match="choose rollout, norm or gradient"):
-        looked(network("informer"), AttributionMethod("flow"))
-    with pytest.raises(AttentionInvalid, match="no attention to look back through"):
+    with pytest.raises(AttentionInvalid, match="choose rollout"):
+        looked(network("distilling"), AttributionMethod("flow"))
+    with pytest.raises(InvariantBroken, match="has no attention"):
         looked(LstmNetwork(LstmConfig(features=5)), AttributionMethod())
 
 
@@ -295,21 +294,13 @@ def test_several_time_frames_share_what_their_tokens_got(method: str) -> None:
         for parameter in made.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     x, positions = window()[:, -config.window :], torch.arange(3, 3 + config.window)
-    found = attribute_last_bar(made, x, positions, AttributionMethod(method, horizon=7)).weights[
-        0, 0
-    ]
+    way = AttributionMethod(method, horizon=7)
+    found = made.explain(x, positions, way).rollout.weights[0, 0]
     tokens, (bars, wide) = made.tokens(x, positions)
-    inner = attribute_last_bar(
-        made.trunk, tokens, torch.arange(17), AttributionMethod(method, horizon=7)
-    )
-    by_token = inner.weights[0, 0]
+    by_token = made.trunk.explain(tokens, torch.arange(17), way).rollout.weights[0, 0]
     wanted = torch.zeros_like(found)
     wanted[bars.start[0]] += by_token[9:]
     for start, rows, weight in zip(wide.start[0], wide.length[0], by_token[:9], strict=True):
         wanted[start : start + rows] += weight / rows
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-6)
-    if method == "rollout":
-        with torch.no_grad():
-            seen = made.look(x, positions)
-        torch.testing.assert_close(found, seen.rollout.weights[0, 0], rtol=0, atol=1e-12)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.reference import attention_matrix
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.cross_asset import (
@@ -78,9 +79,8 @@ def looked(
 ) -> CrossLook:
     with torch.inference_mode():
         places = network.config.places(SYMBOLS)
-        return network.look(
-            x, places, torch.arange(x.shape[2]), residual_weight=residual, start_layer=start
-        )
+        method = Rollout(residual_weight=residual, start_layer=start)
+        return network.explain(x, places, torch.arange(x.shape[2]), method)
 
 
 def dense(
@@ -169,9 +169,9 @@ def test_an_explanation_that_forgets_one_kind_of_block_is_found() -> None:
 def test_one_decided_asset_is_explained_as_all_are() -> None:
     network, x = made(), rows()
     with torch.inference_mode():
-        one = network.look(x, network.config.places(SYMBOLS), torch.arange(TIME), [2])
+        one = network.explain(x, network.config.places(SYMBOLS), torch.arange(TIME), decided=[2])
     every = looked(network, x)
-    assert torch.equal(one.weights[0], every.weights[2])
+    assert torch.allclose(one.weights[0], every.weights[2], atol=1e-7)
     assert torch.allclose(one.confidence[0], every.confidence[2])
 
 

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
+from tracepaper.strategies.networks.attribution import AttributionMethod
 from tracepaper.strategies.networks.checks import check_network
 from tracepaper.strategies.networks.cross_timeframe import CrossConfig, CrossLayer, CrossNetwork
 
@@ -142,7 +142,7 @@ def test_forecast_rollout_and_confidence_equal_stored_matrices(
     dense = Dense(made)
     forecast = dense(x[0].numpy(), positions.tolist())
     with torch.no_grad():
-        seen = made.look(x, positions)
+        seen = made.explain(x, positions)
         told = made(x, positions)
     np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
     torch.testing.assert_close(seen.outputs.mean, told.mean, rtol=0, atol=1e-12)
@@ -189,7 +189,7 @@ def test_another_symbols_bars_are_read_and_explained_as_stored_matrices_say(
     dense = DenseOther(made)
     forecast = dense(x[0].numpy(), positions.tolist())
     with torch.no_grad():
-        seen, told = made.look(x, positions), made(x, positions)
+        seen, told = made.explain(x, positions), made(x, positions)
     np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
     shares = [part.share for part in seen.parts]
     np.testing.assert_allclose(shares, dense.rollout(0.5), rtol=0, atol=1e-10)
@@ -218,7 +218,7 @@ def test_no_bar_reads_a_later_bar_of_the_other_symbol() -> None:
 def test_its_parts_are_bars_of_both_timeframes() -> None:
     x, positions = window()
     with torch.no_grad():
-        seen = network().look(x, positions)
+        seen = network().explain(x, positions)
     assert [part.frame for part in seen.parts] == [4] * 3 + [1] * 7
     by_bar = torch.zeros(SMALL.window, dtype=torch.float64)
     for part in seen.parts:
@@ -232,7 +232,7 @@ def test_what_its_layers_carry_down_is_the_rollout() -> None:
     made, (x, positions) = network(), window()
     with torch.no_grad():
         layers = made.attribution_by_layer(x, positions)
-        wanted = made.look(x, positions).rollout.weights[0]
+        wanted = made.explain(x, positions).rollout.weights[0]
     assert len(layers) == 2 * SMALL.layers
     weights = torch.zeros(1, SMALL.tokens + SMALL.bars, dtype=torch.float64)
     weights[0, -1] = 1.0
@@ -343,11 +343,11 @@ def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
     dense = Dense(made)
     dense(x[0].numpy(), positions.tolist())
     for share, lowest in ((0.5, 0), (0.2, 0), (0.7, 1)):
-        way = AttributionMethod(options=RolloutOptions(residual_weight=share, start_layer=lowest))
-        found = attribute_last_bar(made, x, positions, way)
+        way = AttributionMethod(options=Rollout(residual_weight=share, start_layer=lowest))
+        found = made.explain(x, positions, way)
         wanted = dense.rollout(share, lowest=lowest)
         np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
-        np.testing.assert_allclose(found.weights[0, 0], dense.by_bar(wanted), atol=1e-10)
+        np.testing.assert_allclose(found.rollout.weights[0, 0], dense.by_bar(wanted), atol=1e-10)
 
 
 def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
@@ -356,7 +356,7 @@ def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
     dense(x[0].numpy(), positions.tolist())
     seen = made.trace(x, positions)
     slopes = torch.autograd.grad(seen.outputs.mean[0, 0, 1], seen.attended)
-    for at, (read, slope) in enumerate(zip(seen.reads, slopes, strict=True)):
+    for at, (read, slope) in enumerate(zip(seen.attending, slopes, strict=True)):
         name, matrix = dense.matrices[at]
         assert read.value is not None
         moved = (slope[0] @ read.value[0].mT).detach().numpy()
@@ -367,26 +367,24 @@ def test_the_gradient_weighs_entries_of_all_three_blocks() -> None:
             name,
             np.where(total > 0, fused / np.where(total, total, 1), own)[None],
         )
-    found = attribute_last_bar(made, x, positions, AttributionMethod("gradient", horizon=7))
+    found = made.explain(x, positions, AttributionMethod("gradient", horizon=7))
     wanted = dense.rollout(0.5)
     np.testing.assert_allclose([part.share for part in found.parts], wanted, atol=1e-10)
-    assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-12)
+    assert float(found.rollout.weights.sum()) == pytest.approx(1.0, abs=1e-12)
 
 
 @pytest.mark.parametrize(
-    "way",
-    [
-        AttributionMethod("flow"),
-        AttributionMethod("norm"),
-        AttributionMethod(options=RolloutOptions("max")),
-        AttributionMethod(options=RolloutOptions(discard_ratio=0.5)),
-    ],
+    "way", [AttributionMethod("norm"), AttributionMethod(options=Rollout(fusion="max"))]
 )
-def test_methods_that_one_stream_alone_has_are_refused(way: AttributionMethod) -> None:
-    with pytest.raises(
-        AttentionInvalid, match="by its rollout over the heads' mean or by gradient"
-    ):
-        attribute_last_bar(network(), *window(), way)
+def test_other_methods_go_through_both_streams(way: AttributionMethod) -> None:
+    found = network().explain(*window(), way)
+    assert sum(part.share for part in found.parts) == pytest.approx(1.0)
+    assert float(found.rollout.weights.sum()) == pytest.approx(1.0)
+
+
+def test_a_flow_through_two_streams_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="all see the same bars"):
+        network().explain(*window(), AttributionMethod("flow"))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.networks.architecture import DOF_MIN, LOG_RANGE, Outputs
 from tracepaper.strategies.networks.flash import FeedForward, FlashConfig, FlashNetwork, by_names
@@ -121,7 +122,11 @@ def test_a_volatility_gate_scales_the_scores_of_a_bar_as_a_key() -> None:
     with torch.no_grad():
         first.key_gate.weight.copy_(torch.tensor([[0.7], [-0.4]]))  # of two heads
         first.key_gate.bias.fill_(0.1)
-    before, after = plain.trace(x)[1][0], net.trace(x)[1][0]
+    before, after = (each.trace(x).attending[0] for each in (plain, net))
+    assert isinstance(before, Layer)
+    assert isinstance(after, Layer)
+    assert before.value is not None
+    assert after.value is not None
     slopes = torch.tensor([0.7, -0.4])[:, None]
     factors = 2.0 * torch.sigmoid(slopes * x[:, None, :, 5] + 0.1)  # [batch, head, bar]
     scores = before.query @ before.key.mT
@@ -151,7 +156,8 @@ def test_a_gates_column_follows_from_the_features_name() -> None:
 def test_a_trace_holds_what_each_layer_attended_with() -> None:
     net = models.network()
     x = rows(90)
-    outputs, layers = net.trace(x)
+    seen = net.trace(x)
+    outputs, layers = seen.outputs, [one for one in seen.reads if isinstance(one, Layer)]
     torch.testing.assert_close(outputs.mean, net(x).mean)
     assert len(layers) == 3
     age = torch.arange(90)[:, None] - torch.arange(90)
@@ -290,10 +296,10 @@ def test_a_gate_begins_open_and_sharpens_or_softens_a_bars_attention(norm: str) 
             assert block.gate is not None
             torch.nn.init.constant_(block.gate.bias, lift)
         with torch.inference_mode():
-            return float(gated.look(x, positions).confidence.mean())
+            return float(gated.explain(x, positions).confidence.mean())
 
     with torch.inference_mode():
-        plain = float(net.look(x, positions).confidence.mean())
+        plain = float(net.explain(x, positions).confidence.mean())
     assert confidence(0.0) == pytest.approx(plain, abs=1e-7)
     assert confidence(-3.0) < 0.5 * plain < plain < confidence(2.0)
 

@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from attention_cases import case, masks
+from attention_cases import case, masks, rolled
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tracepaper.strategies.attention import reference, rollout_kernels
-from tracepaper.strategies.attention.checks import Layer
+from tracepaper.strategies.attention import reference, tiles
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import rollout_rows
-from tracepaper.strategies.attention.rollout_kernels import (
-    Stripe,
-    discard_below,
-    discard_thresholds,
-    fuse_heads,
-    step_back,
-    step_forward,
-    stripes,
-)
-from tracepaper.strategies.attention.tiles import FADE, RowBlock
+from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.reads import Fuse, Fusion
+from tracepaper.strategies.attention.tiles import FADE, Entries, discard_below, smallest_kept
 from tracepaper.strategies.errors import AttentionInvalid
 
 torch.set_num_threads(1)
@@ -37,16 +28,21 @@ torch.set_num_threads(1)
     st.sampled_from(["mean", "max", "min"]),
 )
 def test_the_threshold_is_the_kth_value_of_what_the_mask_shows(
-    mask: Mask, time: int, seed: int, ratio: float, dtype: torch.dtype, head_fusion: str
+    mask: Mask, time: int, seed: int, ratio: float, dtype: torch.dtype, fusion: Fusion
 ) -> None:
     made = case(mask, seed=seed, batch=2, time=time, layers=1, dtype=dtype)
-    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
-    fuse = fuse_heads(head_fusion, torch.tensor([0.5, 0.5], dtype=dtype))
-    found = discard_thresholds(layer, mask, fuse, ratio)
+    layer = made.layers[0]
+    fuse = layer._fuse_tile(Fuse(fusion))  # noqa: SLF001 - entry by entry
+    found = smallest_kept(
+        layer._parts,  # noqa: SLF001
+        fuse,
+        ratio,
+        candidates=layer.visible().sum(dim=-1).tolist(),
+        like=torch.empty(2, dtype=dtype),
+    )
     fused = torch.zeros(2, time, time, dtype=dtype)
-    for stripe in stripes(layer, mask):
-        rows = slice(stripe.block.start, stripe.block.stop)
-        fused[stripe.element, rows, stripe.keys] = fuse(stripe)
+    for tile in layer.operand.entries(whole=True):
+        fused[tile.batch, tile.rows, tile.keys] = fuse(tile)
     seen = reference.visible(time, mask)
     for element in range(2):
         ordered = fused[element][seen].sort().values
@@ -66,8 +62,9 @@ def test_no_last_digit_keeps_or_drops_an_entry(
     """What is kept of an entry follows it without a step, from the ties of the threshold down."""
     below = torch.linspace(0.0, min(1.0, (FADE + 3) * slack), 5_001, dtype=dtype)
     entries = threshold * (1.0 - below)[None, None]
-    fuse = discard_below(lambda of: of.entries[0].clone(), entries[0, 0, :1], slack=slack)
-    kept = fuse(Stripe(0, RowBlock(0, 1, 0, 5_001, None), entries))[0] / threshold
+    fuse = discard_below(lambda tile: tile.values[:, 0], entries[0, 0, :1], slack=slack)
+    one = slice(0, 1)
+    kept = fuse(Entries(one, one, one, one, slice(0, 5_001), entries[None]))[0, 0] / threshold
     rounding = 4 * torch.finfo(dtype).eps
     ties = below < 0.99 * slack
     assert torch.equal(kept[ties], (entries[0, 0] / threshold)[ties])
@@ -77,22 +74,21 @@ def test_no_last_digit_keeps_or_drops_an_entry(
     assert float(kept.diff().max()) <= rounding * (1.0 + 1.0 / slack)
 
 
-def test_many_small_stripes_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = case(Mask.causal(), time=60, layers=2)
-    arguments = (made.queries, made.keys, made.sums, [59, 7], made.mask)
-    once = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
-    monkeypatch.setattr(rollout_kernels, "STRIPE_ENTRIES", 500)
-    often = rollout_rows(*arguments, head_fusion="max", discard_ratio=0.3).weights
+def test_many_small_tiles_give_the_same_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = Rollout(fusion="max", discard_ratio=0.3)
+    once = rolled(case(Mask(), time=60, layers=2).layers, [59, 7], method).weights
+    monkeypatch.setattr(tiles, "TILE_ENTRIES", 500)
+    often = rolled(case(Mask(), time=60, layers=2).layers, [59, 7], method).weights
     torch.testing.assert_close(often, once, rtol=0, atol=1e-14)
 
 
 def test_forward_and_backward_steps_are_one_matrix() -> None:
-    made = case(Mask.window(9), time=30, batch=2, layers=1)
-    layer = Layer(made.queries[0], made.keys[0], made.sums[0], 8**-0.5)
-    fuse = fuse_heads("max", torch.empty(0))
+    layer = case(Mask.window(9), time=30, batch=2, layers=1).layers[0]
+    fuse = Fuse("max", residual_weight=0.3)
     identity = torch.eye(30, dtype=torch.float64).expand(2, -1, -1).clone()
-    backward = step_back(layer, identity, made.mask, fuse, residual_weight=0.3)
-    forward = step_forward(layer, identity, made.mask, fuse, residual_weight=0.3)
+    above, moved, _ = layer.advance(identity, fuse)
+    backward = 0.3 * above + 0.7 * moved
+    forward = layer.advance_all(identity, fuse)
     torch.testing.assert_close(backward, forward, rtol=0, atol=1e-14)
     torch.testing.assert_close(forward.sum(dim=-1), torch.ones(2, 30, dtype=torch.float64))
 
@@ -100,12 +96,4 @@ def test_forward_and_backward_steps_are_one_matrix() -> None:
 def test_a_row_that_keeps_nothing_is_refused_where_no_residual_is_left() -> None:
     made = case(Mask.full(), time=60, layers=1, size=4.0)
     with pytest.raises(AttentionInvalid, match="raise residual_weight or lower discard_ratio"):
-        rollout_rows(
-            made.queries,
-            made.keys,
-            made.sums,
-            list(range(60)),
-            made.mask,
-            discard_ratio=0.999,
-            residual_weight=0.0,
-        )
+        rolled(made.layers, range(60), Rollout(discard_ratio=0.999, residual_weight=0.0))

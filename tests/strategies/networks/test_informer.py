@@ -8,16 +8,14 @@ import pytest
 import torch
 
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import rollout
 from tracepaper.strategies.attention.probsparse import (
-    SparseRows,
-    Stage,
-    Taps,
-    decided_confidence,
-    rollout_stages,
+    SparseRead,
     sample_keys,
 )
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
+from tracepaper.strategies.networks.informer_decoder import Kept
 
 torch.set_num_threads(1)
 SMALL = InformerConfig(features=5, dim=16, layers=3, heads=2, window=61, factor=2)
@@ -42,8 +40,7 @@ def test_one_window_gives_one_forecast_a_horizon() -> None:
 
 def test_time_is_halved_between_layers() -> None:
     assert SMALL.lengths == (61, 31, 16)
-    _, stages = network().trace(window())
-    times = [s.time if isinstance(s, Taps) else s.weights.shape[-1] for s in stages]
+    times = [read.shape[3] for read in network().trace(window()).reads]
     assert times == [61, 61, 61, 31, 31, 31, 16]
 
 
@@ -59,11 +56,9 @@ def test_another_sampling_seed_is_another_function() -> None:
 
 
 def test_the_decided_row_attends_in_every_layer_and_head() -> None:
-    _, stages = network().trace(window())
-    for stage in stages:
-        if isinstance(stage, SparseRows):
-            last = stage.weights.shape[-1] - 1
-            assert bool((stage.active == last).any(dim=-1).all())
+    for read in network().trace(window()).reads:
+        if isinstance(read, SparseRead):
+            assert bool((read.of.active == read.shape[2] - 1).any(dim=-1).all())
 
 
 @pytest.mark.parametrize("distil", [True, False])
@@ -71,39 +66,35 @@ def test_the_last_layer_is_computed_of_the_decided_bar_alone(distil: bool) -> No
     config = InformerConfig(**(asdict(SMALL) | {"distil": distil}))
     made = network(config).double()
     x = window(config).double()
-    stages: list[Stage] = []
+    kept = Kept()
     state = made._enter(x, None)  # noqa: SLF001 - layer by layer
     for depth in range(config.layers - 1):
-        state = made._layer(depth, state, stages)  # noqa: SLF001
+        state = made._layer(depth, state, kept)  # noqa: SLF001
     if distil:
-        state = made.distillings[-1](state, stages)
+        state = made.distillings[-1](state, kept)
     keys = sample_keys(config.lengths[-1], Mask.full(), factor=config.factor, seed=9)
-    whole = made.blocks[-1](state, keys, stages)  # every row, ranked
-    outputs, seen = made.trace(x)
+    whole = made.blocks[-1](state, keys, kept)  # every row, ranked
+    seen = made.trace(x)
+    outputs, reads = seen.outputs, seen.reads
     wanted = made.heads(made.norm(whole[:, -1:]))
     torch.testing.assert_close(outputs.mean, wanted.mean, rtol=0, atol=1e-12)
     top = [config.lengths[-1] - 1]
-    torch.testing.assert_close(
-        rollout_stages(seen, top).weights, rollout_stages(stages, top).weights, rtol=0, atol=1e-6
-    )
-    ranked, alone = stages[-1], seen[-1]
-    assert isinstance(ranked, SparseRows)
-    assert isinstance(alone, SparseRows)
-    torch.testing.assert_close(
-        decided_confidence(ranked, top[0]), decided_confidence(alone, top[0]), rtol=0, atol=1e-12
-    )
+    one, other = (rollout(each, top).weights["bars"] for each in (reads, kept.reads))
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    ranked, alone = kept.reads[-1], reads[-1]
+    torch.testing.assert_close(ranked.confidence(top), alone.confidence(top), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("distil", [True, False])
 def test_the_rollout_of_a_forecast_covers_the_window(distil: bool) -> None:
     config = InformerConfig(**(asdict(SMALL) | {"distil": distil}))
-    outputs, stages = network(config).trace(window(config))
-    torch.testing.assert_close(outputs.mean, network(config)(window(config)).mean)
+    seen = network(config).trace(window(config))
+    torch.testing.assert_close(seen.outputs.mean, network(config)(window(config)).mean)
     top = config.lengths[-1] - 1
-    rollout = rollout_stages(stages, [top])
-    assert rollout.weights.shape == (2, 1, 61)
-    torch.testing.assert_close(rollout.weights.sum(dim=-1), torch.ones(2, 1))
-    assert float(rollout.weights.min()) >= 0.0
+    weights = rollout(seen.reads, [top]).weights["bars"]
+    assert weights.shape == (2, 1, 61)
+    torch.testing.assert_close(weights.sum(dim=-1), torch.ones(2, 1))
+    assert float(weights.min()) >= 0.0
 
 
 def test_every_weight_learns() -> None:

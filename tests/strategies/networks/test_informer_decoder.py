@@ -11,9 +11,9 @@ import pytest
 import torch
 from dense import DenseLayers, Matrix
 
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
-from tracepaper.strategies.networks.attribution import AttributionMethod, attribute_last_bar
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.informer import InformerConfig, InformerNetwork
 from tracepaper.strategies.networks.keys import listed
 
@@ -189,7 +189,7 @@ def test_forecast_rollout_and_confidence_equal_a_dense_computation(change: dict[
     forecast = dense(x[0].numpy())
     with torch.no_grad():
         told = made(x)
-        seen = made.look(x, torch.arange(config.window))
+        seen = made.explain(x, torch.arange(config.window))
     assert told.mean.shape == (1, 1, len(config.horizons))
     assert told.direction_logits.shape == (1, 1, len(config.horizons), 3)
     np.testing.assert_allclose(told.mean[0, 0].numpy(), forecast, rtol=0, atol=1e-10)
@@ -216,10 +216,9 @@ def test_residual_and_start_layer_are_those_of_the_stored_matrices() -> None:
     dense = Dense(made)
     dense(x[0].numpy())
     for share, lowest in ((0.2, 0), (0.7, 2)):
-        options = RolloutOptions(residual_weight=share, start_layer=lowest)
-        found = attribute_last_bar(
-            made, x, torch.arange(SMALL.window), AttributionMethod(options=options)
-        )
+        options = Rollout(residual_weight=share, start_layer=lowest)
+        way = AttributionMethod(options=options)
+        found = made.explain(x, torch.arange(SMALL.window), way).rollout
         wanted = dense.rollout(share, lowest=lowest)
         np.testing.assert_allclose(found.weights[0, 0], wanted, rtol=0, atol=1e-10)
 
@@ -231,7 +230,7 @@ def test_what_its_layers_carry_down_is_the_rollout(distil: bool) -> None:
     positions = torch.arange(config.window)
     with torch.no_grad():
         layers = made.attribution_by_layer(x, positions)
-        seen = made.look(x, positions)
+        seen = made.explain(x, positions)
     assert len(layers) == len(seen.confidence) == 3 + 2 * 2
     weights = torch.zeros(1, len(layers[-1].age), dtype=torch.float64)
     weights[0, -1] = 1.0
@@ -302,15 +301,22 @@ def test_without_a_decoder_there_is_nothing_of_it() -> None:
 @pytest.mark.parametrize(
     "way",
     [
-        AttributionMethod("flow"),
         AttributionMethod("norm"),
         AttributionMethod("gradient"),
-        AttributionMethod(options=RolloutOptions("max")),
+        AttributionMethod(options=Rollout(fusion="max", discard_ratio=0.2)),
     ],
 )
-def test_other_methods_are_refused(way: AttributionMethod) -> None:
-    with pytest.raises(AttentionInvalid, match="A decoder is explained by its rollout"):
-        attribute_last_bar(network(), window(), torch.arange(41), way)
+def test_other_methods_rest_on_the_bars_as_well(way: AttributionMethod) -> None:
+    made, x, positions = network(), window(), torch.arange(41)
+    usual, other = (made.explain(x, positions, each).rollout.weights for each in (STORED, way))
+    assert other.shape == usual.shape
+    assert float(other.sum()) == pytest.approx(1.0)
+    assert float((other - usual).abs().max()) > 1e-4
+
+
+def test_a_flow_through_a_decoder_is_refused() -> None:
+    with pytest.raises(AttentionInvalid, match="all see the same bars"):
+        network().explain(window(), torch.arange(41), AttributionMethod("flow"))
 
 
 @pytest.mark.parametrize(

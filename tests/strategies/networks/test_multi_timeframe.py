@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks.multi_timeframe import (
     MultiscaleConfig,
@@ -121,7 +122,7 @@ def test_a_look_answers_as_the_forward_does_and_its_parts_are_its_bars() -> None
     made, time = network(), SMALL.window
     x, positions = rows(time), torch.arange(time) + 5
     with torch.inference_mode():
-        seen = made.look(x, positions)
+        seen = made.explain(x, positions)
         told = made(x, positions)
     assert torch.allclose(seen.outputs.mean, told.mean, atol=1e-6)
     weights = seen.rollout.weights[0, 0]
@@ -141,10 +142,11 @@ def test_the_rollout_over_tokens_equals_the_dense_product() -> None:
     x, positions = rows(time), torch.arange(time)
     with torch.inference_mode():
         tokens, _ = made.tokens(x, positions)
-        _, traces = made.trunk.trace(tokens)
-        shares = torch.tensor([part.share for part in made.look(x, positions).parts])
+        traces = made.trunk.trace(tokens).attending
+        shares = torch.tensor([part.share for part in made.explain(x, positions).parts])
     product = torch.eye(sum(SMALL.tokens), dtype=torch.float64)
     for trace in traces:
+        assert isinstance(trace, Layer)
         scores = trace.query.double() @ trace.key.double().mT / trace.query.shape[-1] ** 0.5
         mean = scores.softmax(-1)[0].mean(0)
         product = (0.5 * torch.eye(len(mean)).double() + 0.5 * mean) @ product

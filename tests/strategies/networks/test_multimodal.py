@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tracepaper.replay.learning.estimator import recipe_of
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.errors import ConfigInvalid
 from tracepaper.strategies.features.rows import schema
 from tracepaper.strategies.networks.architecture import network_kinds
-from tracepaper.strategies.networks.attribution import (
-    METHODS,
-    AttributionMethod,
-    attribute_last_bar,
-)
+from tracepaper.strategies.networks.attribution import METHODS, AttributionMethod
 from tracepaper.strategies.networks.multimodal import TradingConfig, TradingNetwork, by_names
 
 torch.set_num_threads(1)
@@ -72,11 +69,12 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
             mixed.append(sum(s * each[span] for s, each in zip(own_shares, encoded, strict=True)))
         states.append(torch.cat(mixed))
         shares.append(torch.stack(parts).mean(0))
-    _, traces = made.trunk.trace(torch.stack(states)[None], positions)
+    traces = made.trunk.trace(torch.stack(states)[None], positions).attending
     time, window = x.shape[1], made.trunk.config.window
     age = torch.arange(time)[:, None] - torch.arange(time)
     product = torch.eye(time, dtype=torch.float64)
     for trace in traces:
+        assert isinstance(trace, Layer)
         scores = trace.query @ trace.key.mT / trace.query.shape[-1] ** 0.5
         seen = scores.masked_fill((age < 0) | (age >= window), -torch.inf).softmax(-1)
         product = (0.5 * torch.eye(time) + 0.5 * seen[0].mean(0)) @ product
@@ -87,7 +85,7 @@ def dense_rollout(made: TradingNetwork, x: Tensor, positions: Tensor) -> Tensor:
 def test_what_was_looked_at_equals_the_dense_product_by_bar_and_modality() -> None:
     made, x, positions = network(), rows(25), torch.arange(25) + 9
     wanted = dense_rollout(made, x, positions)
-    seen = made.look(x, positions)
+    seen = made.explain(x, positions)
     found = torch.tensor([part.share for part in seen.parts], dtype=torch.float64).view(25, 3)
     assert torch.allclose(found, wanted, atol=1e-12)
     assert float(found.sum()) == pytest.approx(1.0, abs=1e-12)
@@ -141,7 +139,7 @@ def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
     made.fusion.norm.bias.zero_()
     made.fusion.query.copy_(4.0 * signs.view(2, 4))
     by_name = dict.fromkeys(made.fusion.names, 0.0)
-    for part in made.look(x, positions).parts:
+    for part in made.explain(x, positions).parts:
         by_name[part.modality] += part.share
     assert by_name["volume"] > 0.99
     assert sum(by_name.values()) == pytest.approx(1.0)
@@ -150,15 +148,14 @@ def test_a_modality_whose_key_is_asked_for_takes_the_share() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_any_method_parts_its_weights_by_modality(method: str) -> None:
     made, x, positions = network(), rows(25), torch.arange(25)
-    found = attribute_last_bar(made, x, positions, AttributionMethod(method, horizon=7))
+    way = AttributionMethod(method, horizon=7)
+    found = made.explain(x, positions, way)
     fused = made.fusion(x)
-    inner = attribute_last_bar(
-        made.trunk, fused.state.detach(), positions, AttributionMethod(method, horizon=7)
-    )
+    inner = made.trunk.explain(fused.state.detach(), positions, way).rollout
     wanted = inner.weights[0, 0][:, None] * fused.shares[0]
     shares = torch.tensor([part.share for part in found.parts]).view(25, 3)
     assert torch.allclose(shares.double(), wanted, atol=1e-6)
-    assert torch.allclose(found.weights, inner.weights)
+    assert torch.allclose(found.rollout.weights, inner.weights)
 
 
 def test_features_are_parted_by_their_names() -> None:

@@ -11,6 +11,7 @@ from depth_cases import depth, walk
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tracepaper.strategies.attention.reads import Read
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import order_book
 from tracepaper.strategies.networks.order_book import OrderBookConfig, OrderBookNetwork
@@ -127,7 +128,7 @@ def test_answer_and_map_are_those_of_dense_matrices(
     monkeypatch.setattr(order_book, "_TOKENS_AT_ONCE", at_once)
     made, given = network(), tokens()
     shares, weights = dense(made, given)
-    seen = made.look(given)
+    seen = made.explain(given)
     assert np.abs(plain(seen.probabilities) - shares[-1]).max() < 1e-13
     assert np.abs(plain(seen.weights) - weights).max() < 1e-13
     assert abs(float(seen.weights.sum()) - 1) < 1e-13
@@ -141,14 +142,13 @@ def test_the_oracle_says_no_to_a_map_of_other_matrices(monkeypatch: pytest.Monke
     made, given = network(), tokens()
     _, weights = dense(made, given)
 
-    def even(attention: order_book.AxisAttention, x: Tensor, _: Tensor, above: Tensor) -> Tensor:
-        reach = above.shape[1]
-        seen = torch.ones(reach, reach, dtype=x.dtype)
-        seen = seen.tril() if attention.over_time else seen
-        return 0.5 * above + 0.5 * above @ (seen / seen.sum(dim=1, keepdim=True))
+    layer = order_book.BookRead._layer  # noqa: SLF001 - the matrices of one attention
 
-    monkeypatch.setattr(order_book.AxisAttention, "carry", even)
-    seen = made.look(given)
+    def even(read: order_book.BookRead, x: Tensor, part: slice) -> Read:
+        return layer(read, x, part).content_free()
+
+    monkeypatch.setattr(order_book.BookRead, "_layer", even)
+    seen = made.explain(given)
     assert abs(float(seen.weights.sum()) - 1) < 1e-13
     assert np.abs(plain(seen.weights) - weights).max() > 1e-3
 
@@ -166,8 +166,8 @@ def test_no_answer_depends_on_a_later_book() -> None:
 
 def test_float32_is_close_to_float64() -> None:
     made, given = network(), tokens()
-    exact = made.look(given)
-    rough = made.float().look(given.float())
+    exact = made.explain(given)
+    rough = made.float().explain(given.float())
     assert (rough.weights - exact.weights).abs().max() < 1e-5
     assert (rough.probabilities - exact.probabilities).abs().max() < 1e-5
 
@@ -185,7 +185,7 @@ def test_what_is_learnt_reaches_every_parameter() -> None:
 def test_a_token_that_is_no_number_is_refused(bad: float) -> None:
     given = tokens()
     given[4, 2, 1] = bad
-    for ask in (network().look, lambda x: network()(x[None])):
+    for ask in (network().explain, lambda x: network()(x[None])):
         with pytest.raises(AttentionInvalid, match="NaN or infinite; look for the book"):
             ask(given)
 
@@ -193,7 +193,7 @@ def test_a_token_that_is_no_number_is_refused(bad: float) -> None:
 def test_windows_and_levels_of_another_size_are_refused() -> None:
     for given in (tokens(13), tokens()[:, :4], tokens()[..., :2], tokens()[:0]):
         with pytest.raises(AttentionInvalid, match="takes up to 12 books of 6 tokens by 7 columns"):
-            network().look(given)
+            network().explain(given)
 
 
 @pytest.mark.parametrize(

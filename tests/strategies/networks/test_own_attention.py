@@ -18,6 +18,7 @@ from tracepaper.daemon import cli
 from tracepaper.daemon.session import user_class
 from tracepaper.storage import checkpoints
 from tracepaper.strategies.api.model import OWN_CLASSES
+from tracepaper.strategies.attention.reads import MatrixRead
 from tracepaper.strategies.errors import (
     AttentionInvalid,
     CheckpointMismatch,
@@ -55,7 +56,7 @@ def test_a_softmax_of_ones_own_says_what_the_built_in_network_says() -> None:
     for one, other in zip(own(x, positions), built_in(x, positions), strict=True):
         if one is not None and other is not None:
             assert torch.allclose(one, other[:, -1:], atol=1e-5)
-    seen, theirs = own.look(x[:1], positions), built_in.look(x[:1], positions)
+    seen, theirs = own.explain(x[:1], positions), built_in.explain(x[:1], positions)
     assert torch.allclose(seen.rollout.weights, theirs.rollout.weights, atol=1e-6)
     assert torch.allclose(seen.confidence, theirs.confidence, atol=1e-5)
 
@@ -63,12 +64,13 @@ def test_a_softmax_of_ones_own_says_what_the_built_in_network_says() -> None:
 def test_the_rollout_is_the_product_of_the_matrices_that_the_class_gave() -> None:
     own = network(FADING)
     with torch.no_grad():
-        _, layers = own.trace(rows()[:1])
+        layers = own.trace(rows()[:1]).reads
     product = torch.eye(24, dtype=torch.float64)
-    for weights in layers:
-        product = (0.5 * torch.eye(24) + 0.5 * weights[0].double().mean(dim=0)) @ product
+    for read in layers:
+        assert isinstance(read, MatrixRead)
+        product = (0.5 * torch.eye(24) + 0.5 * read.matrices[0].double().mean(dim=0)) @ product
     with torch.no_grad():
-        found = own.look(rows()[:1], torch.arange(24)).rollout
+        found = own.explain(rows()[:1], torch.arange(24)).rollout
     assert torch.allclose(found.weights[0, 0].double(), product[-1], atol=1e-6)
     assert float(found.weights.sum()) == pytest.approx(1.0, abs=1e-6)
     carried = torch.zeros(1, 24)
@@ -147,8 +149,10 @@ def test_where_it_is_held_a_failing_pass_is_nan_and_says_why(
     with torch.no_grad():
         for seed in range(2_000):
             x = torch.randn(1, 24, 5, generator=torch.Generator().manual_seed(seed))
-            outputs, layers = own.trace(x)
-            assert torch.allclose(layers[0].sum(dim=-1), torch.ones(1, 2, 24), atol=1e-5)
+            seen = own.trace(x)
+            outputs, [lowest, *_] = seen.outputs, seen.reads
+            assert isinstance(lowest, MatrixRead)
+            assert torch.allclose(lowest.matrices.sum(dim=-1), torch.ones(1, 2, 24), atol=1e-5)
             assert bool(outputs.mean.isnan().all()) == (len(said) > failed)
             failed = len(said)
     assert 0 < failed < 200

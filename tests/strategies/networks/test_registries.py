@@ -23,23 +23,23 @@ from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.diagnostics import diagnose
 from tracepaper.strategies.api.model import KINDS, ModelKind, register
-from tracepaper.strategies.attention import backends, kernels, rollout_kernels
+from tracepaper.strategies.attention import backends, kernels
 from tracepaper.strategies.attention.backends import Backend, Chunked
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.rollout import Rollout, rollout_rows
-from tracepaper.strategies.attention.rollout_kernels import RolloutBackend
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build, choose_backend
 from tracepaper.strategies.networks import architecture, encodings, keys
 from tracepaper.strategies.networks import architecture as heads
 from tracepaper.strategies.networks.architecture import (
     HEADS,
+    BarWeights,
     ExplainedOutputs,
     Head,
     Heads,
     Network,
     Outputs,
 )
+from tracepaper.strategies.networks.attribution import STORED, AttributionMethod
 from tracepaper.strategies.networks.encodings import Encoding
 
 
@@ -54,7 +54,7 @@ def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
     full = replace(models.SMALL, mask="full")
     with registered(backends.BACKENDS, lambda: backends.register(made)):
         assert "fast" in kernels.available("cpu")
-        for mask in (Mask.full(), Mask.causal(), Mask.window(9)):
+        for mask in (Mask.full(), Mask(), Mask.window(9)):
             found = kernels.attend(*tensors(), mask, backend="fast")
             torch.testing.assert_close(found, kernels.attend(*tensors(), mask))
         with pytest.raises(AttentionInvalid, match=r"choose auto or one of sdpa, .*fast"):
@@ -68,17 +68,6 @@ def test_a_backend_is_one_entry(capsys: pytest.CaptureFixture[str]) -> None:
             "fast" in finding.detail for finding in diagnose(load(None, {}), Path("none.db"))
         )
     assert "fast" not in kernels.available("cpu")
-
-
-def test_a_rollout_backend_is_one_entry() -> None:
-    made = RolloutBackend("slow", rollout_kernels.BACKENDS["tiles"].push)
-    query, key, _ = tensors()
-    sums = kernels.attend(query, key, key, Mask.causal()).logsumexp
-    given = ([query], [key], [sums], [39], Mask.causal())
-    with registered(rollout_kernels.BACKENDS, lambda: rollout_kernels.register(made)):
-        torch.testing.assert_close(rollout_rows(*given, backend="slow"), rollout_rows(*given))
-        with pytest.raises(AttentionInvalid, match=r"choose auto, tiles, .*slow"):
-            rollout_rows(*given, backend="slower")
 
 
 def test_an_encoding_is_one_class(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -153,11 +142,13 @@ class Echo(Network):
         self.embed = nn.Linear(config.features, config.dim)
         self.heads = Heads(config.dim, len(config.horizons), 0, allocation=False)
 
-    def look(self, x: Tensor, positions: Tensor, *, half: bool = False) -> ExplainedOutputs:
+    def explain(
+        self, x: Tensor, positions: Tensor, way: AttributionMethod = STORED, *, half: bool = False
+    ) -> ExplainedOutputs:
         weights = torch.zeros(1, 1, len(positions))
         weights[..., -1] = 1.0
         outputs = self.heads(self.embed(x[:, -1:]))
-        return ExplainedOutputs(outputs, Rollout(weights, torch.zeros(1, 1)), torch.ones(1, 1))
+        return ExplainedOutputs(outputs, BarWeights(weights, torch.zeros(1, 1)), torch.ones(1, 1))
 
     def named_states(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "embed", self.embed(x)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracepaper.strategies.attention import reference
-from tracepaper.strategies.attention.rollout import RolloutOptions
+from tracepaper.strategies.attention.layer import Layer, value_norms
+from tracepaper.strategies.attention.methods import Rollout
 from tracepaper.strategies.attention.time_buckets import bucket_count
-from tracepaper.strategies.attention.weighted import value_norms
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.forecasters.build import build
 from tracepaper.strategies.forecasters.streaming import StreamingForecaster
@@ -36,13 +36,13 @@ HEADS = ((1.0, 0.0), (0.25, 0.75), (0.5, 0.5))
 NAME = "linear:BTCUSDT"
 WAYS = {
     "as usual": AttributionMethod(),
-    "residual": AttributionMethod("rollout", RolloutOptions(residual_weight=0.2)),
-    "max": AttributionMethod("rollout", RolloutOptions("max", residual_weight=0.3)),
-    "min": AttributionMethod("rollout", RolloutOptions("min")),
-    "heads": AttributionMethod("rollout", RolloutOptions(head_weights=HEADS, start_layer=1)),
-    "upper layers": AttributionMethod("rollout", RolloutOptions("max", start_layer=2)),
+    "residual": AttributionMethod("rollout", Rollout(residual_weight=0.2)),
+    "max": AttributionMethod("rollout", Rollout(fusion="max", residual_weight=0.3)),
+    "min": AttributionMethod("rollout", Rollout(fusion="min")),
+    "heads": AttributionMethod("rollout", Rollout(head_weights=HEADS, start_layer=1)),
+    "upper layers": AttributionMethod("rollout", Rollout(fusion="max", start_layer=2)),
     "norm": AttributionMethod("norm"),
-    "norm above": AttributionMethod("norm", RolloutOptions(residual_weight=0.1, start_layer=1)),
+    "norm above": AttributionMethod("norm", Rollout(residual_weight=0.1, start_layer=1)),
 }
 
 
@@ -56,14 +56,16 @@ def bucketed(
     """Return every bar's rollout in 64-bar blocks, of whole float64 matrices."""
     net = net.double()
     with torch.no_grad():
-        _, traces = net.trace(x[None].double(), torch.from_numpy(positions))
+        traces = net.trace(x[None].double(), torch.from_numpy(positions)).attending
     time, rho = len(x), way.options.residual_weight
     eye = torch.eye(time, dtype=torch.float64)
     rollout = eye
     for depth, (layer, block) in enumerate(zip(traces, net.layers(), strict=True)):
         if depth < way.options.start_layer:
             continue
-        matrix = reference.attention_matrix(layer.query, layer.key, net.mask)  # [1, head, N, N]
+        assert isinstance(layer, Layer)
+        assert layer.value is not None
+        matrix = reference.layer_matrix(layer)[0]  # [1, head, N, N]
         if way.method == "norm":
             value = layer.value[..., : net.config.head_dim]
             fused = (matrix * value_norms(value, block.project_out.weight)[:, :, None]).mean(1)[0]
@@ -71,7 +73,7 @@ def bucketed(
         else:
             given = way.options.head_weights
             share = torch.tensor([0.5, 0.5] if given is None else HEADS[depth]).double()
-            fused = reference.fuse(matrix, way.options.head_fusion, share)[0]
+            fused = reference.fuse(matrix, way.options.fusion, share)[0]
         mixed = rho * eye + (1.0 - rho) * fused
         rollout = (mixed / mixed.sum(-1, keepdim=True)) @ rollout
     buckets = bucket_count(net.config.receptive_field)
@@ -164,22 +166,22 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
         ),
         (AttributionMethod("flow"), ConfigInvalid, "ask `explain --method flow` for one decision"),
         (
-            AttributionMethod("rollout", RolloutOptions(discard_ratio=0.1)),
+            AttributionMethod("rollout", Rollout(discard_ratio=0.1)),
             ConfigInvalid,
             "set discard to 0",
         ),
         (
-            AttributionMethod("rollout", RolloutOptions(start_layer=3)),
+            AttributionMethod("rollout", Rollout(start_layer=3)),
             AttentionInvalid,
             "choose 0 to 2",
         ),
         (
-            AttributionMethod("norm", RolloutOptions("max")),
+            AttributionMethod("norm", Rollout(fusion="max")),
             AttentionInvalid,
             "norm takes no head fusion",
         ),
         (
-            AttributionMethod("rollout", RolloutOptions(head_weights=(1.0,))),
+            AttributionMethod("rollout", Rollout(head_weights=(1.0,))),
             AttentionInvalid,
             "Give 2 head weights",
         ),

@@ -1,0 +1,659 @@
+"""``Layer``: one layer's softmax attention, as a forward pass of any model left it.
+
+Grouped queries, fewer queries than keys (a step of decoding over a cache), windows to either side,
+padding, soft caps, sinks and stored masks; keys are never repeated and no matrix is stored. The
+mass of each head is checked after each carry, within what rounding can do.
+
+The rules are docs/attention.md, A4 to A10, A21, A22 and A32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from tracepaper.strategies.attention import compiled, triton_rollout
+from tracepaper.strategies.attention.checks import (
+    AXES,
+    check_mask,
+    check_rows,
+    check_tensors,
+    explanation,
+    is_finite,
+    working_type,
+)
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, first_of
+from tracepaper.strategies.attention.reads import (
+    MEAN,
+    NORMALISED,
+    Fuse,
+    Read,
+    Step,
+)
+from tracepaper.strategies.attention.tiles import (
+    FLOOR,
+    ROUNDING_MAX,
+    ROWS_A_HEAD_MAX,
+    SLACK,
+    Entries,
+    FuseTile,
+    Operand,
+    check_mass,
+    fused_sums,
+    mass_tolerance,
+    tie_slack,
+)
+from tracepaper.strategies.errors import AttentionInvalid
+
+BACKENDS: Final = ("tiles", "triton", *compiled.NAMES)
+"""What carries the heads' mean: torch, Triton on CUDA, or compiled loops on the CPU."""
+_MATRIX: Final = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Layer(Read):
+    """Softmax attention of one layer: ``A_ij = exp(score_ij - logsumexp_i)``."""
+
+    query: Tensor
+    """[batch, head, query, dim]."""
+    key: Tensor
+    """[batch, key head, key, dim]; the heads are a multiple of the key heads."""
+    value: Tensor | None
+    """[batch, key head, key, dim]; needed to fuse by norm or gradient alone."""
+    logsumexp: Tensor
+    """[batch, head, query], natural, at least float32; -inf for a query that sees nothing."""
+    mask: Mask = CAUSAL
+    scale: float | None = None
+    """The factor of q·k; None is ``dim ** -0.5``."""
+    softcap: float | None = None
+    """c of ``c · tanh(score / c)``."""
+    sinks: Tensor | None = None
+    """A score [head] that every row of a head has beside its keys', where mass is lost."""
+    output_weight: Tensor | None = None
+    """The projection of outputs [model, head * dim], as ``Linear`` stores it: for norms."""
+    norms: Tensor | None = None
+    """What ``value_norms`` gives, [batch, head, key], where values are not kept."""
+    gradient: Tensor | None = None
+    """Of an output by A·V, [batch, head, query, dim]: for gradients."""
+    content_dims: int | None = None
+    """Leading dimensions of the query that say what it is; others carry a bias by age."""
+
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` for tensors that do not fit together."""
+        _check(self)
+
+    @classmethod
+    @explanation
+    def of(
+        cls,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor | None,
+        mask: Mask = CAUSAL,
+        *,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Layer:
+        """Return the layer with its logsumexp taken from the scores: one more pass over them.
+
+        Raises ``AttentionInvalid`` for tensors that do not fit together.
+        """
+        check_tensors(query=query)
+        sums = query.new_zeros(query.shape[:-1], dtype=working_type(query))
+        made = cls(query, key, value, sums, mask, scale, softcap, sinks)
+        return replace(made, logsumexp=made.natural_logsumexp(working_type(query)))
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+        batch, heads, queries = self.query.shape[:3]
+        return batch, heads, queries, self.key.shape[2]
+
+    @property
+    def factor(self) -> float:
+        """The factor of q·k."""
+        return float(self.query.shape[-1] ** -0.5) if self.scale is None else self.scale
+
+    @cached_property
+    def largest(self) -> float:
+        """The largest |score| that the norms of query and key allow (Cauchy and Schwarz)."""
+        kind = working_type(self.query)
+        lengths = [
+            torch.linalg.vector_norm(x.detach(), dim=-1, dtype=kind).amax().double()
+            for x in (self.query, self.key)
+        ]
+        one, other = torch.stack(lengths).tolist()
+        if not (math.isfinite(one) and math.isfinite(other)):
+            name = "query" if not math.isfinite(one) else "key"
+            if not is_finite(self.query if name == "query" else self.key):
+                raise AttentionInvalid(f"A layer has a NaN or infinite {name}; find its source.")
+            raise AttentionInvalid(
+                "query and key are so large that their products can overflow; scale them down."
+            )
+        size = abs(self.factor) * one * other
+        if size > torch.finfo(kind).max:
+            raise AttentionInvalid(
+                f"query and key are so large that their products can overflow {kind}; scale them "
+                "down."
+            )
+        if self.softcap is not None:
+            size = min(size, self.softcap)
+        dense = self.mask.dense
+        if dense is not None and dense.is_floating_point():
+            added = dense.detach().abs()
+            size += float(added.masked_fill(torch.isinf(added), 0.0).max())
+        return size
+
+    @cached_property
+    def operand(self) -> Operand:
+        """The layer ready for tiles; in float64 where its scores outgrow float32.
+
+        Scores of some hundreds lose the digits that tell ``exp(score - logsumexp)`` from noise
+        when two kernels sum them in different orders. The given logsumexp is still compared with
+        the true one: raises ``AttentionInvalid`` where rounding cannot explain the difference.
+        """
+        kind = working_type(self.query)
+        eps = torch.finfo(kind).eps
+        if kind == torch.float64 or eps * self.largest <= ROUNDING_MAX:
+            return self._operand(kind, self.logsumexp.to(kind))
+        given = self.logsumexp.double()
+        true = self.natural_logsumexp(torch.float64)
+        apart = (true - given).abs()
+        apart = apart.masked_fill(torch.isneginf(true) & torch.isneginf(given), 0.0)
+        if not float(apart.amax()) <= SLACK * eps * (FLOOR + self.largest):
+            raise AttentionInvalid(
+                "The logsumexp is not that of this query, key, mask and scale; give the kernel's "
+                "own, in natural logarithms."
+            )
+        return self._operand(torch.float64, true)
+
+    def _operand(self, kind: torch.dtype, logsumexp: Tensor) -> Operand:
+        query, key = self.query.detach(), self.key.detach()
+        if kind == torch.float64:
+            query, key = query.double(), key.double()
+        return Operand(
+            query, key, logsumexp.detach(), self.mask, scale=self.factor, softcap=self.softcap
+        )
+
+    def natural_logsumexp(self, kind: torch.dtype) -> Tensor:
+        """Return the logsumexp of the scores and the sinks, over tiles, in the type *kind*."""
+        zeros = torch.zeros(self.shape[:3], dtype=kind, device=self.query.device)
+        _ = self.largest
+        total = self._operand(kind, zeros).natural_logsumexp()
+        if self.sinks is not None:
+            total = torch.logaddexp(total, self.sinks.to(total)[:, None])
+        return total
+
+    # --- carrying rows
+
+    @explanation
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* [batch, row, query] above the layer as those below it.
+
+        A query that sees nothing keeps its weight, and what a sink takes is lost. Raises
+        ``AttentionInvalid`` for a backend that cannot run, and when a head does not keep its mass.
+        """
+        self._check_weights(weights)
+        weights = weights.to(self.query.device, self.operand.kind)
+        if fuse.fusion == "mean" and not fuse.discard_ratio:
+            made = self._advance_mean(weights, fuse)
+        elif fuse.backend in {"auto", "tiles"}:
+            made = self._advance_fused(weights, fuse)
+        else:
+            raise AttentionInvalid(
+                f"The backend {fuse.backend} takes the heads' mean without discarding; choose "
+                "tiles."
+            )
+        if self.operand.kind == working_type(self.query):
+            return made
+        kind = working_type(self.query)
+        kept = None if made.kept is None else made.kept.to(kind)
+        return Step(made.above.to(kind), made.moved.to(kind), kept)
+
+    def _advance_mean(self, weights: Tensor, fuse: Fuse) -> Step:
+        """Return *weights* below the heads' mean, each head's mass checked."""
+        asked = (weights != 0).any(dim=1)  # [batch, query]
+        some = asked.any(dim=0)
+        blind = torch.isneginf(self.operand.logsumexp) & asked[:, None]
+        # Together, so that a device is asked once.
+        flags = torch.stack([some.all(), (weights >= 0).all(), blind.any()]).tolist()
+        rows = None if flags[0] else some.nonzero()[:, 0]
+        lost = self._lost(blind, asked[:, None], some=flags[2])
+        product, mass = self._product(weights, fuse, rows, is_positive=flags[1])
+        wanted = weights.sum(dim=-1)[:, None]
+        if lost is not None:
+            mass = mass + lost @ weights.mT
+        tolerance = mass_tolerance(self.operand.kind, self.largest)
+        check_mass(mass, wanted.expand_as(mass), tolerance)
+        if not flags[2]:
+            return Step(weights, product)
+        kept = torch.einsum("h,bhq->bq", self._shares(fuse), blind.to(product.dtype))[:, None]
+        return Step(weights, product, weights * kept)
+
+    @explanation
+    def advance_all(self, values: Tensor, fuse: Fuse) -> Tensor:
+        """Return ``Ã·values`` for *values* [batch, key, column]: every row at once."""
+        fused = self._whole(fuse)
+        rho = fuse.residual_weight
+        sums = fused_sums(self._parts, fused, None, values[..., 0])
+        if fuse.fusion in NORMALISED:
+            rows, totals = sums.masked_fill(sums == 0, 1.0), torch.ones_like(sums)
+            kept = rho + (1.0 - rho) * (sums == 0)
+        else:
+            rows, totals = torch.ones_like(sums), rho + (1.0 - rho) * sums
+            kept = torch.full_like(sums, rho)
+        result = kept[..., None] * values
+        for tile in self._parts(None):
+            moved = fused(tile) @ values[tile.batch, tile.keys]
+            share = (1.0 - rho) / rows[tile.batch, tile.rows, None]
+            result[tile.batch, tile.rows] += share * moved
+        return result / totals[..., None]
+
+    def _product(
+        self, weights: Tensor, fuse: Fuse, rows: Tensor | None, *, is_positive: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Return ``Σ_h shares_h wᵀA_h`` [batch, row, key], and each head's mass."""
+        operand, shares = self.operand, self._shares(fuse)
+        backend = check_backend(fuse.backend, self.query.device)
+        product: Tensor | None = None
+        if backend == "auto":
+            if self.query.device.type == "cuda" and triton_rollout.takes(operand):
+                # What a device cannot hold is known when its kernel is asked.
+                with suppress(AttentionInvalid):
+                    product = triton_rollout.push_rows(operand, weights)
+            backend = compiled.choose(operand) or "tiles"
+        elif backend == "triton":
+            product = triton_rollout.push_rows(operand, weights)
+        if (
+            backend in compiled.NAMES
+            and weights.shape[1] <= ROWS_A_HEAD_MAX
+            and compiled.choose(operand) is not None
+        ):
+            product = compiled.push_rows(operand, weights, backend)
+        if product is None:
+            if weights.shape[1] > ROWS_A_HEAD_MAX:
+                return operand.carry_fused(weights, rows, shares)
+            product = operand.carry_heads(weights, rows, is_positive=is_positive)
+        product = product.to(weights.dtype)
+        return torch.einsum("h,bhrk->brk", shares, product), product.sum(dim=-1)
+
+    def _shares(self, fuse: Fuse) -> Tensor:
+        kind, heads = self.operand.kind, self.shape[1]
+        if fuse.shares is None:
+            return torch.full((heads,), 1.0 / heads, dtype=kind, device=self.query.device)
+        return fuse.shares.to(self.query.device, kind)
+
+    def _lost(self, blind: Tensor, asked: Tensor, *, some: bool) -> Tensor | None:
+        """Return the mass of each query that no key gets [batch, head, query], None for none.
+
+        That is all of queries that are *blind*, if there are *some*, and what sinks take.
+        """
+        logsumexp = self.operand.logsumexp
+        lost = blind.to(logsumexp.dtype) if some else None
+        if self.sinks is None:
+            return lost
+        taken = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()
+        taken = taken.masked_fill(~asked | blind, 0.0)
+        return taken if lost is None else taken + lost
+
+    # --- single rows
+
+    @explanation
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return the probabilities of *queries*: [batch, head, row, key], in O(rows · N).
+
+        Raises ``AttentionInvalid`` for queries that are not there and rows that do not sum to 1.
+        """
+        chosen = torch.tensor(check_rows(queries, self.shape[2]), device=self.query.device)
+        found = self.operand.rows(chosen)
+        self._check_ones(found.sum(dim=-1), chosen)
+        return found.to(working_type(self.query))
+
+    @explanation
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many keys each query sees: int64 [batch, row]."""
+        return self.operand.visible(queries)
+
+    @explanation
+    def entropy(self, queries: Sequence[int] | None = None, *, backend: str = "auto") -> Tensor:
+        """Return the entropy in nats of *queries*, None for all: [batch, head, row].
+
+        A sink is an outcome as well. Chosen queries cost O(rows · N). All cost one pass: of
+        compiled loops where they take the layer, of a flash kernel that reads the keys in place of
+        the values, ``H_i = lse_i - scale·q_i·(A·K)_i``, or of tiles. Raises ``AttentionInvalid``
+        on a backend that is not here, and for rows that do not sum to 1.
+        """
+        check_backend(backend, self.query.device)
+        operand = self.operand
+        if queries is not None:
+            chosen = torch.tensor(check_rows(queries, self.shape[2]), device=self.query.device)
+            mass, entropy = operand.mass_and_entropy(chosen)
+        else:
+            chosen = None
+            loops = None if backend == "tiles" else compiled.choose(operand)
+            if loops is not None:
+                loops = loops if backend == "auto" else backend
+                mass, entropy = compiled.row_masses(operand, loops)
+            elif self._is_square():
+                query, key = operand.query.to(operand.kind), operand.key.to(operand.kind)
+                mean_key, true = attend(
+                    query, key, key, self.mask, scale=operand.scale, checked=False
+                )
+                mass = (true - operand.logsumexp).exp()
+                score = operand.scale * (query * mean_key).sum(dim=-1)
+                entropy = operand.logsumexp - score
+            else:
+                mass, entropy = operand.mass_and_entropy()
+        if self.sinks is not None:
+            logsumexp = operand.logsumexp if chosen is None else operand.logsumexp[:, :, chosen]
+            sink = (self.sinks.to(logsumexp)[:, None] - logsumexp).exp()
+            entropy = entropy + torch.special.entr(sink.nan_to_num(posinf=0.0))
+        self._check_ones(mass, chosen)
+        # Rounding may fall below 0 on a row that sees one key alone.
+        return entropy.clamp_min(0.0).to(working_type(self.query))
+
+    def _is_square(self) -> bool:
+        """Whether a kernel attends as this layer does."""
+        plain = self.softcap is None and self.sinks is None and self.mask.kind != MaskKind.OTHER
+        full = self.mask.kind is MaskKind.FULL or self.shape[2] == self.shape[3]
+        return plain and full and self.key.shape[1] == self.query.shape[1]
+
+    def _check_ones(self, mass: Tensor, rows: Tensor | None) -> None:
+        """Raise ``AttentionInvalid`` unless each row's mass is 1, its sink's taken in."""
+        blind = torch.isneginf(self.operand.logsumexp)
+        lost = self._lost(blind, torch.ones_like(blind), some=True)
+        assert lost is not None, "some are taken for blind"
+        mass = mass + (lost if rows is None else lost[:, :, rows])
+        tolerance = mass_tolerance(self.operand.kind, self.largest)
+        check_mass(mass, torch.ones_like(mass), tolerance)
+
+    # --- the same layer otherwise
+
+    @explanation
+    def content_free(self) -> Layer:
+        """Return the layer of a network that looks at all alike: no query says anything.
+
+        Dimensions beyond ``content_dims`` stay, and with them what encodings add by age.
+        """
+        query = torch.zeros_like(self.query)
+        if self.content_dims is not None:
+            query[..., self.content_dims :] = self.query[..., self.content_dims :]
+        empty = replace(self, query=query)
+        return replace(empty, logsumexp=empty.natural_logsumexp(working_type(query)))
+
+    def take(self, elements: Tensor) -> Layer:
+        """Return the layer of some *elements* of its batch alone; its mask is by age."""
+        if not self.mask.is_interval:
+            raise AttentionInvalid("A batch with a mask of its own is explained whole.")
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[elements]
+
+        return replace(
+            self,
+            query=self.query[elements],
+            key=self.key[elements],
+            value=of(self.value),
+            norms=of(self.norms),
+            logsumexp=self.logsumexp[elements],
+            gradient=of(self.gradient),
+        )
+
+    def place(self, weights: Tensor) -> Tensor:
+        """Return weights on the queries as weights on the keys at their positions."""
+        batch, _, queries, keys = self.shape
+        if queries == keys and self.mask.first is None:
+            return weights
+        at = first_of(self.mask, queries, keys, weights.device)[:, None]
+        at = (at + torch.arange(queries, device=weights.device)).expand(batch, -1)
+        if bool(((at < 0) | (at >= keys)).any()):
+            raise AttentionInvalid(
+                "Some queries stand outside the keys, so their own share has no place; give keys "
+                "for all of them."
+            )
+        placed = weights.new_zeros(*weights.shape[:2], keys)
+        return placed.scatter_add_(2, at[:, None].expand_as(weights), weights)
+
+    # --- fusions that need all heads of a row at once
+
+    def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
+        count = self.shape[2] if rows is None else len(rows)
+        mass = self.operand.minus.new_zeros(*self.shape[:2], count)
+        for tile in self.operand.entries(rows, whole=True):
+            mass[tile.batch, tile.heads, tile.at] += tile.values.sum(dim=-1)
+            yield tile
+        self._check_ones(mass, rows)
+
+    def _slack(self) -> float:
+        return tie_slack(self.largest)
+
+    def _fuse_tile(self, fuse: Fuse) -> FuseTile:
+        if fuse.fusion == "norm":
+            lengths = self.value_norms().to(self.operand.kind)
+
+            def by_norm(tile: Entries) -> Tensor:
+                own = lengths[tile.batch, :, tile.keys]
+                return torch.einsum("bhrk,bhk->brk", tile.values, own) / tile.values.shape[1]
+
+            return by_norm
+        if fuse.fusion == "gradient":
+            value, gradient = self._value("gradient"), self.gradient
+            if gradient is None:
+                raise AttentionInvalid(
+                    "A layer that is weighed by its gradient needs it; capture with backward=True "
+                    "and call gradient(output), or give Layer.gradient."
+                )
+            kind, group = self.operand.kind, self.operand.group
+            value = value.detach().to(kind)
+            slopes = gradient.detach().to(kind).unflatten(1, (-1, group))
+
+            def by_gradient(tile: Entries) -> Tensor:
+                own = slopes[tile.batch, :, :, tile.rows]  # [batch, key head, group, row, dim]
+                moved = own @ value[tile.batch, :, None, tile.keys].mT
+                return tile.values.mul_(moved.flatten(1, 2)).clamp_min_(0.0).mean(dim=1)
+
+            return by_gradient
+        return super()._fuse_tile(fuse)
+
+    def _value(self, name: str) -> Tensor:
+        if self.value is None:
+            raise AttentionInvalid(f"A layer that is weighed by its {name} needs its value.")
+        return self.value
+
+    @explanation
+    def value_norms(self) -> Tensor:
+        """Return ``‖v_j·W_h‖`` [batch, head, key]: how far key j moves the residual by head h.
+
+        Raises ``AttentionInvalid`` without a value or an output projection that fits it.
+        """
+        if self.norms is not None:
+            return _checked_norms(self.norms, self.shape)
+        value, weight = self._value("norm"), self.output_weight
+        if weight is None:
+            raise AttentionInvalid(
+                "A layer that is weighed by its norm needs its output projection; give "
+                "Layer.output_weight."
+            )
+        return value_norms(value, weight, self.query.shape[1])
+
+    def _check_weights(self, weights: Tensor) -> None:
+        check_tensors(weights=weights)
+        if weights.ndim != AXES - 1 or (weights.shape[0], weights.shape[2]) != (
+            self.shape[0],
+            self.shape[2],
+        ):
+            raise AttentionInvalid(
+                f"The weights are {list(weights.shape)} for queries {list(self.query.shape)}; give "
+                "[batch, row, query]."
+            )
+
+
+@explanation
+def value_norms(value: Tensor, output_weight: Tensor, heads: int | None = None) -> Tensor:
+    """Return ``‖v_j·W_h‖`` [batch, head, key] of *value* [batch, key head, key, dim].
+
+    *output_weight* is the output projection's [model, head * dim], as ``torch.nn.Linear`` stores
+    it; *heads* are the query's, where several share a key head.
+    """
+    check_tensors(value=value, output_weight=output_weight)
+    if value.ndim != AXES:
+        raise AttentionInvalid(f"value is {list(value.shape)}; give [batch, head, time, dim].")
+    count, dim = value.shape[1] if heads is None else heads, value.shape[3]
+    if output_weight.ndim != _MATRIX or output_weight.shape[1] != count * dim:
+        raise AttentionInvalid(
+            f"The output projection must take {count * dim} inputs, not "
+            f"{list(output_weight.shape)}; give the layer's own."
+        )
+    if not (is_finite(value) and is_finite(output_weight)):
+        raise AttentionInvalid("value or output_weight has a NaN or infinite number; find it.")
+    kind = working_type(value)
+    by_head = output_weight.to(kind).unflatten(1, (count, dim))  # [model, head, dim]
+    # ‖v·W‖² = v·(W·Wᵀ)·vᵀ with a [dim, dim] product a head: no [time, model] array a head.
+    gram = torch.einsum("mhd,mhe->hde", by_head, by_head)
+    gram = gram.unflatten(0, (value.shape[1], -1))  # [key head, group, dim, dim]
+    wide = value.to(kind)
+    squares = torch.einsum("bktd,kgde,bkte->bkgt", wide, gram, wide).flatten(1, 2)
+    return squares.clamp_min(0.0).sqrt()
+
+
+def _checked_norms(norms: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+    """Return *norms*; raise ``AttentionInvalid`` for what are no lengths of these keys."""
+    batch, heads, _, keys = shape
+    if norms.shape != (batch, heads, keys):
+        raise AttentionInvalid(
+            f"The norms are {list(norms.shape)}; give one length a head and key, "
+            f"{[batch, heads, keys]}."
+        )
+    if not is_finite(norms):
+        raise AttentionInvalid("A layer has a NaN or infinite norm; find its source.")
+    if bool((norms < 0).any()):
+        raise AttentionInvalid("A value norm is a length and cannot be negative; give norms.")
+    return norms
+
+
+def check_backend(backend: str, device: torch.device) -> str:
+    """Return *backend*; raise ``AttentionInvalid`` for one that is not or cannot run.
+
+    ``auto`` stays: each layer chooses, for a layer whose scores outgrow float32 is restated.
+    """
+    if backend in {"auto", "tiles"}:
+        return backend
+    if backend not in BACKENDS:
+        raise AttentionInvalid(
+            f"There is no rollout backend {backend!r}; choose auto, {', '.join(BACKENDS)}."
+        )
+    runs = (
+        triton_rollout.runs_on(device) if backend == "triton" else compiled.runs_on(backend, device)
+    )
+    if not runs:
+        cure = "triton and use CUDA" if backend == "triton" else "a C compiler and then tracepaper"
+        raise AttentionInvalid(
+            f"The {backend} rollout kernel cannot run on {device}; install {cure}, or choose auto."
+        )
+    return backend
+
+
+def _check(layer: Layer) -> None:
+    """Raise ``AttentionInvalid`` for tensors that do not fit together."""
+    query, key, sums = layer.query, layer.key, layer.logsumexp
+    check_tensors(query=query, key=key, logsumexp=sums)
+    check_mask(layer.mask)
+    if query.ndim != AXES or key.ndim != AXES or not query.numel() or not key.numel():
+        raise AttentionInvalid(
+            f"query {list(query.shape)} and key {list(key.shape)} must be [batch, head, time, dim] "
+            "and hold at least one number."
+        )
+    if query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise AttentionInvalid(
+            f"query {list(query.shape)} and key {list(key.shape)} must agree in batch and dim."
+        )
+    if query.shape[1] % key.shape[1]:
+        raise AttentionInvalid(
+            f"{query.shape[1]} query heads cannot share {key.shape[1]} key heads alike; give a "
+            "multiple."
+        )
+    if sums.shape != query.shape[:3]:
+        raise AttentionInvalid(
+            f"The logsumexp is {list(sums.shape)} for queries {list(query.shape)}; give one "
+            "number a head and query, and cut the padding that some kernels add."
+        )
+    tensors = {"query": query, "key": key, "logsumexp": sums}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise AttentionInvalid(f"The {name} is {tensor.dtype}; give a float type.")
+        if tensor.device != query.device:
+            raise AttentionInvalid(
+                f"The query is on {query.device} and the {name} on {tensor.device}; move them to "
+                "one device."
+            )
+    if query.dtype != key.dtype:
+        raise AttentionInvalid(
+            f"query is {query.dtype} and key {key.dtype}; give one floating point type."
+        )
+    _check_companions(layer)
+    _check_numbers(layer)
+
+
+def _check_companions(layer: Layer) -> None:
+    """Raise ``AttentionInvalid`` for values, gradients and sinks that do not fit."""
+    value, gradient = layer.value, layer.gradient
+    if value is not None and (value.ndim != AXES or value.shape[:3] != layer.key.shape[:3]):
+        raise AttentionInvalid(
+            f"The value is {list(value.shape)} for keys {list(layer.key.shape)}; give one a key."
+        )
+    if gradient is not None and gradient.shape[:3] != layer.query.shape[:3]:
+        raise AttentionInvalid(
+            f"The gradient is {list(gradient.shape)} for queries {list(layer.query.shape)}; give "
+            "that of A·V."
+        )
+    for name in ("scale", "softcap"):
+        number = getattr(layer, name)
+        if number is not None and not (isinstance(number, (int, float)) and 0 < number < math.inf):
+            raise AttentionInvalid(f"{name} is {number!r}; it must be a finite number above 0.")
+    if layer.sinks is not None:
+        check_tensors(sinks=layer.sinks)
+        if layer.sinks.shape != layer.query.shape[1:2]:
+            raise AttentionInvalid(
+                f"The sinks are {list(layer.sinks.shape)} for {layer.query.shape[1]} heads; give "
+                "one a head."
+            )
+        if not bool((torch.isfinite(layer.sinks) | torch.isneginf(layer.sinks)).all()):
+            raise AttentionInvalid("A sink is NaN or infinite; give -inf where a head has none.")
+
+
+def _check_numbers(layer: Layer) -> None:
+    """Raise ``AttentionInvalid`` for a mask of other sizes."""
+    mask, (batch, heads, queries, keys) = layer.mask, layer.shape
+    for name in ("first", "starts", "stops"):
+        value = getattr(mask, name)
+        if isinstance(value, tuple) and len(value) != batch:
+            raise AttentionInvalid(
+                f"{name} has {len(value)} numbers for {batch} sequences; give one each."
+            )
+    if mask.seen is not None and mask.seen.shape not in (
+        (queries,),
+        (batch, queries),
+        (1, queries),
+    ):
+        raise AttentionInvalid(
+            f"seen is {list(mask.seen.shape)} for {queries} queries; give one whole number a query."
+        )
+    if mask.dense is not None:
+        wanted = (batch, heads, queries, keys)
+        given = (1,) * (len(wanted) - mask.dense.ndim) + tuple(mask.dense.shape)
+        if len(given) > len(wanted) or any(
+            a not in (1, b) for a, b in zip(given, wanted, strict=True)
+        ):
+            raise AttentionInvalid(
+                f"The dense mask is {list(mask.dense.shape)} for [batch, head, query, key] "
+                f"{list(wanted)}; give one that broadcasts to it."
+            )

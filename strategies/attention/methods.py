@@ -1,0 +1,554 @@
+"""The rollout through any sequence of reads, and what goes with it.
+
+``Ã = ρ·I + (1-ρ)·fuse_h A_h`` and ``R = Ã_L ··· Ã_1`` (Abnar and Zuidema, 2020, arXiv:2005.00928).
+A row of R is a row vector carried down through the reads; ``rollout`` is the one place where that
+recursion stands. Heads are fused by their mean, weighted or not, by their largest or smallest
+entry, by the norms of what each key's value brings (Kobayashi et al., 2020, arXiv:2004.10102) or by
+``mean_h (∇A ⊙ A)⁺`` (Chefer, Gur and Wolf, 2021, arXiv:2103.15679).
+
+``R_l = ρ·R_{l-1} + (1-ρ)·mean_h A_l,h·R_{l-1}`` runs upwards for every row at once, over buckets of
+time: O(N·G) memory for G buckets. Under a window a row needs no more columns than its span has
+buckets: they are used in turn, as a ring, and memory is linear in time.
+
+Attention flow (Abnar and Zuidema, section 3) is a reference for small graphs: each edge's capacity
+is its weight, and a row's attribution of a bar is the maximum flow between the two.
+
+The rules are docs/attention.md, A5 to A11 and A21 to A23.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, get_args
+
+import torch
+
+from tracepaper.strategies.attention import compiled
+from tracepaper.strategies.attention.checks import (
+    check_mask,
+    check_rows,
+    check_share,
+    check_shares,
+    check_start,
+    exact,
+    explanation,
+    working_type,
+)
+from tracepaper.strategies.attention.kernels import attend
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.masks import Mask, MaskKind
+from tracepaper.strategies.attention.reads import NORMALISED, Fuse, Fusion, Read
+from tracepaper.strategies.attention.tiles import check_mass, fuse_mean, mass_tolerance
+from tracepaper.strategies.errors import AttentionInvalid
+from tracepaper.strategies.types.decisions import BLOCK_BARS
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+HeadWeights = Sequence[Sequence[float]] | Sequence[float]
+FUSIONS: Final = get_args(Fusion)
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """How layers are fused and joined."""
+
+    residual_weight: float = 0.5
+    """ρ, the share of the residual stream."""
+    fusion: Fusion = "mean"
+    head_weights: HeadWeights | Tensor | None = None
+    """Of the mean: one list, or one a layer; None weighs the heads equally."""
+    discard_ratio: float = 0.0
+    """The share of each layer's visible fused entries that is dropped, smallest first."""
+    start_layer: int = 0
+    """The lowest layer that is taken in."""
+    horizon: int | None = None
+    """Bars ahead whose mean return a gradient is of; the first of a network that has no such."""
+
+    def __post_init__(self) -> None:
+        """Raise ``AttentionInvalid`` on options that no layers would fit."""
+        if self.fusion not in FUSIONS:
+            raise AttentionInvalid(
+                f"There is no head fusion {self.fusion!r}; choose one of {', '.join(FUSIONS)}."
+            )
+        check_share(self.residual_weight, "residual_weight")
+        check_share(self.discard_ratio, "discard_ratio", below_one=True)
+        if self.fusion != "mean" and self.head_weights is not None:
+            raise AttentionInvalid(f"Head weights weigh a mean, not a {self.fusion}; drop them.")
+        if self.fusion in NORMALISED and self.discard_ratio:
+            raise AttentionInvalid(
+                f"Discarding ranks entries of the heads, not by {self.fusion}; set it to 0."
+            )
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the heads are fused by their even mean and nothing is discarded."""
+        return self.fusion == "mean" and self.head_weights is None and not self.discard_ratio
+
+
+PLAIN: Final = Rollout()
+
+
+@dataclass(frozen=True, eq=False)
+class Explanation:
+    """Where rows looked, through all reads."""
+
+    weights: Mapping[str, Tensor]
+    """By stream, [batch, row, key]; a row sums to 1 over all streams."""
+    l1_error: Tensor
+    """The mass [batch, row] that was missing before: rounding, and what sinks took."""
+    _content_free: Callable[[], Mapping[str, Tensor]] = field(default=dict, repr=False)
+
+    @cached_property
+    def content_share(self) -> Tensor:
+        """The total variation [batch, row] from a network that looks at all alike, 0 to 1.
+
+        Asked for, it takes a second rollout.
+        """
+        empty = self._content_free()
+        apart = [(own - empty[name]).abs().sum(dim=-1) for name, own in self.weights.items()]
+        return 0.5 * torch.stack(apart).sum(dim=0)
+
+
+@explanation
+def rollout(
+    reads: Sequence[Read],
+    start: Mapping[str, Tensor] | Sequence[int],
+    method: Rollout = PLAIN,
+    *,
+    backend: str = "auto",
+) -> Explanation:
+    """Return where *start* looked through *reads*, the lowest first.
+
+    *start* are weights [batch, row, query] by stream above the last read, or queries of the
+    stream that it is of. The reads of one step see the streams as the step found them, and those
+    of one stream share ``1 - ρ`` equally. A query that sees nothing keeps its weight. *backend* is
+    what carries the heads' mean. Raises ``AttentionInvalid`` for reads and options that do not fit,
+    and when a head does not keep its mass.
+    """
+    reads = list(reads)
+    if not reads:
+        raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    steps = _steps(reads)
+    numbers = [number for step in steps for number, read in step if read.residual]
+    if numbers or method.start_layer:
+        check_start(method.start_layer, max(numbers, default=-1) + 1)
+    first = _first_held(reads[-1], start)
+    found = _carried(steps, first, method, backend)
+    total = torch.stack([own.sum(dim=-1) for own in found.values()]).sum(dim=0)
+    found = _shares_of(found, total)
+
+    def content_free() -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            empty = [[(number, read.content_free()) for number, read in step] for step in steps]
+            plain = Rollout(method.residual_weight, start_layer=method.start_layer)
+            held = _carried(empty, first, plain, backend)
+            sums = torch.stack([own.sum(dim=-1) for own in held.values()]).sum(dim=0)
+            return _shares_of(held, sums)
+
+    return Explanation(found, (1.0 - total).clamp_min(0.0), content_free)
+
+
+@explanation
+def carry_down(
+    reads: Sequence[Read], held: Mapping[str, Tensor], method: Rollout = PLAIN
+) -> dict[str, Tensor]:
+    """Return the weights *held* by stream above *reads* as those below, as ``rollout`` takes them.
+
+    They are not made to sum to 1. Head weights are those of these reads alone.
+    """
+    return _carried(_steps(list(reads)), held, method, "auto")
+
+
+def _shares_of(held: Mapping[str, Tensor], total: Tensor) -> dict[str, Tensor]:
+    least = torch.finfo(total.dtype).tiny
+    return {name: own / total.clamp_min(least)[..., None] for name, own in held.items()}
+
+
+_Steps = Sequence[Sequence[tuple[int, Read]]]
+"""The reads of each step, each with the number of its layer."""
+
+
+def _steps(reads: Sequence[Read]) -> _Steps:
+    """Return the reads by step, the lowest first."""
+    by_step: dict[int, list[tuple[int, Read]]] = {}
+    for place, read in enumerate(reads):
+        step = place if read.step is None else read.step
+        number = step if read.layer is None else read.layer
+        by_step.setdefault(step, []).append((number, read))
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _first_held(top: Read, start: Mapping[str, Tensor] | Sequence[int]) -> dict[str, Tensor]:
+    """Return the weights above the last read by stream."""
+    if isinstance(start, Mapping):
+        return dict(start)
+    batch, _, queries, _ = top.shape
+    chosen = check_rows(start, queries)
+    weights = torch.zeros(batch, len(chosen), queries)
+    weights[:, range(len(chosen)), chosen] = 1.0
+    return {top.target: weights}
+
+
+def _carried(
+    steps: _Steps, first: Mapping[str, Tensor], method: Rollout, backend: str
+) -> dict[str, Tensor]:
+    """Return the weights *first* above the last step as those below the first."""
+    attending = [(number, read) for step in steps for number, read in step if read.residual]
+    numbers = sorted({number for number, _ in attending})
+    shares = None
+    if method.head_weights is not None:
+        heads = attending[0][1].shape[1]
+        shares = check_shares(method.head_weights, (len(numbers), heads), like=torch.empty(0))
+    held = dict(first)
+    for step in reversed(steps):
+        used = [(n, r) for n, r in step if not r.residual or n >= method.start_layer]
+        asking = [read.target for _, read in used]
+        below = {name: own for name, own in held.items() if name not in asking}
+        for number, read in used:
+            fuse = Fuse(backend=backend)
+            if read.residual:
+                own = None if shares is None else shares[numbers.index(number)]
+                fuse = Fuse(
+                    method.fusion, own, method.discard_ratio, method.residual_weight, backend
+                )
+            given = _asked(read, held)
+            share = 1.0 / asking.count(read.target)
+            _carry_read(read, given, fuse, share, below)
+        held = below
+    return held
+
+
+def _asked(read: Read, held: Mapping[str, Tensor]) -> Tensor:
+    """Return the weights on a read's queries; raise where there are none."""
+    if read.target not in held:
+        raise AttentionInvalid(
+            f"A read asks from {read.target!r}, on which no weight stands; give its start."
+        )
+    given = held[read.target]
+    if given.shape[-1] != read.shape[2]:
+        raise AttentionInvalid(
+            f"A read has {read.shape[2]} queries for {given.shape[-1]} tokens above it; give every "
+            "layer but the last one a query for each token."
+        )
+    return given
+
+
+def _carry_read(
+    read: Read, given: Tensor, fuse: Fuse, share: float, below: dict[str, Tensor]
+) -> None:
+    """Add to *below* what a read makes of the weights *given*, its *share* of their stream's."""
+    rho = fuse.residual_weight if read.residual else 0.0
+    above, moved, kept = read.advance(given, fuse)
+    if read.residual:
+        stays = (rho * share) * above
+        if kept is not None:
+            stays = stays + ((1.0 - rho) * share) * kept
+        _add(below, read.target, read.place(stays) if read.source == read.target else stays)
+    _add(below, read.source, ((1.0 - rho) * share) * moved)
+
+
+def _add(held: dict[str, Tensor], name: str, weights: Tensor) -> None:
+    """Add *weights* to what is held on a stream."""
+    if name not in held:
+        held[name] = weights
+        return
+    own = held[name]
+    if own.shape[-1] != weights.shape[-1]:
+        raise AttentionInvalid(
+            f"The stream {name!r} has {own.shape[-1]} tokens and is read with "
+            f"{weights.shape[-1]}; give each read the whole of its streams."
+        )
+    kind = torch.promote_types(own.dtype, weights.dtype)
+    held[name] = own.to(weights.device, kind) + weights.to(kind)
+
+
+def confidence(reads: Sequence[Read], queries: Sequence[int]) -> list[Tensor]:
+    """Return ``1 - H / ln n`` of *queries* in each of *reads*: [batch, head, row] each."""
+    return [read.confidence(queries) for read in reads]
+
+
+def entropy(reads: Sequence[Read], queries: Sequence[int] | None = None) -> list[Tensor]:
+    """Return the entropy in nats of *queries*, None for all, in each of *reads*."""
+    return [read.entropy(queries) for read in reads]
+
+
+@exact
+def trained_entropy(
+    query: Tensor, key: Tensor, logsumexp: Tensor, mask: Mask, *, scale: float | None = None
+) -> Tensor:
+    """Return the entropy of every row in nats for a loss, differentiable once: [batch, head, time].
+
+    The tensors are those of a ``Layer`` with as many queries as keys, and the value is that of its
+    ``entropy``, which carries no gradient. A flash pass gives its logsumexp none. That one is
+    ``scale·Σ_j p_ij k_j`` for the query and ``scale·Σ_i p_ij q_i`` for the keys, which two more
+    passes carry: three in all, and three backward. Raises ``AttentionInvalid`` on tensors that do
+    not fit.
+    """
+    check_mask(mask)
+    layer = Layer(query, key, None, logsumexp, mask, scale)
+    factor, kind = layer.factor, working_type(query)
+    _ = layer.largest  # raises for what is not finite
+    query, key, sums = query.to(kind), key.to(kind), logsumexp.detach().to(kind)
+    mean_key = attend(query, key, key, mask, scale=factor, checked=False).output
+    mean_score = factor * (query * mean_key).sum(dim=-1)
+    fixed = query.detach()
+    by_key = attend(fixed, key.detach(), key, mask, scale=factor, checked=False).output
+    carried = factor * ((query * mean_key.detach()).sum(dim=-1) + (fixed * by_key).sum(dim=-1))
+    return sums + (carried - carried.detach()) - mean_score
+
+
+# --- every row at once, over buckets of time
+
+
+@explanation
+def rollout_buckets(
+    layers: Sequence[Layer],
+    method: Rollout = PLAIN,
+    *,
+    bucket_bars: int = BLOCK_BARS,
+    first_bucket_bars: int | None = None,
+    backend: str = "auto",
+) -> Explanation:
+    """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
+
+    The *layers* have one of the masks of a kernel, and as many queries as keys.
+    ``first_bucket_bars`` is the length of the oldest bucket where the sequence starts inside one,
+    so that buckets can follow absolute time. With *backend* tiles torch computes alone, with auto
+    compiled loops do where they are built. Raises ``AttentionInvalid`` on what does not fit and
+    when a head does not keep its mass.
+    """
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
+    made = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
+    ring, buckets = made.values.shape[2], int(made.bucket[-1]) + 1
+    if ring == buckets:
+        return _finished(made.values)
+    weights = made.values.new_zeros(*made.values.shape[:2], buckets)
+    column = torch.arange(ring, device=made.bucket.device)
+    # A row's columns hold its own bucket and the ``ring - 1`` before it.
+    place = made.bucket[:, None] - (made.bucket[:, None] - column) % ring
+    seen = (place >= 0).expand_as(made.values)
+    weights.scatter_add_(
+        2, place.clamp_min(0).expand_as(made.values), made.values.masked_fill(~seen, 0.0)
+    )
+    return _finished(weights)
+
+
+@explanation
+def rollout_by_age(
+    layers: Sequence[Layer],
+    method: Rollout = PLAIN,
+    *,
+    bucket_bars: int = BLOCK_BARS,
+    first_bucket_bars: int | None = None,
+    backend: str = "auto",
+) -> Explanation:
+    """Return every row's rollout by age: "bars" [batch, time, age], the newest bucket first.
+
+    Age 0 is the bucket that holds the row itself. Under a window there are only as many ages as
+    a row can reach, so memory is linear in time where ``rollout_buckets`` returns a square. The
+    arguments and errors are those of ``rollout_buckets``; a full mask, under which a row sees the
+    future, is refused.
+    """
+    if layers and layers[0].mask.kind is MaskKind.FULL:
+        raise AttentionInvalid(
+            "A full mask looks both ways, so its rows have no age; use rollout_buckets."
+        )
+    first = bucket_bars if first_bucket_bars is None else first_bucket_bars
+    made = _rolled(layers, method, bucket_bars=bucket_bars, first=first, backend=backend)
+    ring = made.values.shape[2]
+    ages = torch.arange(ring, device=made.bucket.device)
+    place = made.bucket[:, None] - ages  # [time, age]
+    weights = made.values.gather(2, (place % ring).expand_as(made.values))
+    return _finished(weights.masked_fill_(place < 0, 0.0))
+
+
+def _finished(weights: Tensor) -> Explanation:
+    total = weights.sum(dim=-1)
+    return Explanation({"bars": weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
+
+
+class _Rolled(NamedTuple):
+    """Every row's rollout in a ring of buckets: bucket b is in column ``b % ring``."""
+
+    values: Tensor  # [batch, time, ring]
+    bucket: Tensor  # [time] int64: the bucket that holds each bar
+
+
+def _rolled(
+    layers: Sequence[Layer], method: Rollout, *, bucket_bars: int, first: int, backend: str
+) -> _Rolled:
+    """Carry every row up through the layers; the oldest bucket holds *first* bars."""
+    if not layers:
+        raise AttentionInvalid("There is nothing to roll out; give at least one layer.")
+    mask, (batch, heads, time, _) = layers[0].mask, layers[0].shape
+    for layer in layers:
+        if layer.mask != mask or mask.kind is MaskKind.OTHER or layer.shape[2:] != (time, time):
+            raise AttentionInvalid(
+                "Buckets of every row need layers with one mask (full, causal or a window) and as "
+                "many queries as keys; use rollout."
+            )
+    shares = check_shares(method.head_weights, (len(layers), heads), like=layers[0].logsumexp)
+    if bucket_bars < 1 or not 1 <= first <= bucket_bars:
+        raise AttentionInvalid(
+            f"Buckets of {bucket_bars} bars, the first of {first}, cannot be; give at least 1 bar "
+            "and a first bucket that is no longer than the others."
+        )
+    device = layers[0].query.device
+    lead = bucket_bars - first
+    bucket = (torch.arange(time, device=device) + lead) // bucket_bars
+    used = range(check_start(method.start_layer, len(layers)), len(layers))
+    ring = int(bucket[-1]) + 1
+    if mask.kind is MaskKind.WINDOW:
+        # So many consecutive bars touch one bucket more than they fill.
+        ring = min(ring, -(-len(used) * (mask.window_bars - 1) // bucket_bars) + 2)
+    is_whole_ring = ring == int(bucket[-1]) + 1
+    kind = layers[0].operand.kind
+    values = torch.zeros(batch, time, ring, dtype=kind, device=device)
+    values.scatter_(2, (bucket % ring)[:, None].expand(batch, -1, 1), 1.0)
+    for depth, number in enumerate(used):
+        layer, rho = layers[number], method.residual_weight
+        known = values.to(layer.operand.kind)
+        if method.fusion == "mean" and method.discard_ratio == 0.0:
+            reach = _reach(mask, depth, time) if is_whole_ring else None
+            bars = (bucket_bars, lead, reach)
+            values = _mean_of_all_rows(layer, known, shares[number], rho, bars, backend)
+        else:
+            fuse = Fuse(method.fusion, shares[number], method.discard_ratio, rho)
+            values = layer.advance_all(known, fuse)
+    return _Rolled(values, bucket)
+
+
+def _reach(mask: Mask, depth: int, time: int) -> int | None:
+    """Return how many bars back a row can have looked after *depth* layers, None for any way."""
+    match mask.kind:
+        case MaskKind.CAUSAL:
+            return time if depth else 0
+        case MaskKind.WINDOW:
+            return depth * (mask.window_bars - 1)
+        case _:
+            return None if depth else 0
+
+
+def _mean_of_all_rows(
+    layer: Layer,
+    values: Tensor,
+    shares: Tensor,
+    rho: float,
+    bars: tuple[int, int, int | None],
+    backend: str,
+) -> Tensor:
+    """Return ``ρ·R + (1-ρ)·Σ_h shares_h A_h·R``, a tile of all heads at a time."""
+    operand = layer.operand
+    shares = (1.0 - rho) * shares.to(values.dtype)
+    tolerance = mass_tolerance(operand.kind, layer.largest)
+    loops = compiled.choose(operand) if backend == "auto" else None
+    if loops is not None and operand.group == 1 and operand.softcap is None:
+        made, masses = compiled.bucket_rows(operand, values, shares, rho, loops)
+        check_mass(masses, torch.ones_like(masses), tolerance)
+        return made
+    result = rho * values
+    mass = values.new_zeros(layer.shape[:3])
+    for tile in operand.entries(whole=True):
+        mass[tile.batch, :, tile.rows] += tile.values.sum(dim=-1)
+        columns = _columns(tile.keys.start, tile.keys.stop, bars)
+        mean = fuse_mean(tile.values, shares)
+        result[tile.batch, tile.rows, columns] += mean @ values[tile.batch, tile.keys, columns]
+    check_mass(mass, torch.ones_like(mass), tolerance)
+    return result
+
+
+def _columns(start: int, stop: int, bars: tuple[int, int, int | None]) -> slice:
+    """Return the buckets in which the keys ``start`` … ``stop - 1`` can have any mass."""
+    bucket_bars, lead, reach = bars
+    if reach is None:
+        return slice(None)
+    return slice(
+        (max(0, start - reach) + lead) // bucket_bars, (stop - 1 + lead) // bucket_bars + 1
+    )
+
+
+# --- attention flow
+
+TIME_MAX: Final = 256
+CAPACITY: Final = 1 << 22
+"""Whole units of flow that a capacity of 1 stands for; the library's flows are 32-bit integers."""
+
+
+@explanation
+def flow(
+    reads: Sequence[Read],
+    queries: Sequence[int],
+    method: Rollout = PLAIN,
+    *,
+    newest: int | None = None,
+) -> Explanation:
+    """Return each query's flow from every bar, normalised to sum to 1: float64 [batch, row, time].
+
+    A reference method: raises ``AttentionInvalid`` beyond ``TIME_MAX`` bars, and for reads of
+    several streams. Capacities are rounded to 1 / ``CAPACITY``. *newest* takes the last so many
+    bars of longer sequences, and queries are counted among them: where no bar sees a later one,
+    no path from a bar to another leads through an older one, so the flows are those of the whole.
+    Of *method* the residual and the head weights are taken.
+    """
+    reads = list(reads)
+    if not reads or any(read.source != read.target or not read.residual for read in reads):
+        raise AttentionInvalid(
+            "Attention flow needs layers that all see the same bars; choose rollout."
+        )
+    batch, heads, whole, _ = reads[0].shape
+    if any(read.shape[2:] != (whole, whole) for read in reads):
+        raise AttentionInvalid(
+            "Attention flow needs layers that all see the same bars; choose rollout."
+        )
+    time = whole if newest is None else min(newest, whole)
+    wanted = check_rows(queries, time)
+    if time > TIME_MAX:
+        raise AttentionInvalid(
+            f"Attention flow of {time} bars would take too long; use at most {TIME_MAX} or rollout."
+        )
+    first = whole - time
+    like = torch.empty(0, dtype=torch.float64)
+    shares = check_shares(method.head_weights, (len(reads), heads), like=like)
+    identity = torch.eye(time, dtype=torch.float64)
+    mixed = []
+    for read, share in zip(reads, shares, strict=True):
+        if first and bool(
+            (read.visible(range(first, whole - 1)) > _looking_back(first, whole)).any()
+        ):
+            raise AttentionInvalid(
+                f"Attention flow among the newest {time} of {whole} bars needs a mask that looks "
+                "back; use rollout."
+            )
+        rows = read.rows(range(first, whole)).cpu().double()
+        fused = torch.einsum("h,bhrk->brk", share, rows)[..., first:]
+        mixed.append(method.residual_weight * identity + (1.0 - method.residual_weight) * fused)
+    stacked = torch.stack(mixed, dim=1).numpy()  # [batch, layer, time, time]
+    flows = torch.tensor([[_row_flow(graph, row) for row in wanted] for graph in stacked])
+    flows = flows.double()
+    made = flows / flows.sum(dim=-1, keepdim=True)
+    return Explanation({"bars": made}, made.new_zeros(batch, len(wanted)))
+
+
+def _looking_back(first: int, whole: int) -> Tensor:
+    """Return how many keys each row from *first* on sees at most, if none is newer."""
+    return torch.arange(first + 1, whole)
+
+
+def _row_flow(matrices: Any, row: int) -> list[int]:  # noqa: ANN401 - a NumPy array
+    """Return the maximum flow from *row* above the last layer to each bar below the first."""
+    import numpy as np
+    from scipy.sparse import coo_array, csr_array
+    from scipy.sparse.csgraph import maximum_flow
+
+    layers, time, _ = matrices.shape
+    # Node ``layer · time + bar``, edges from each layer to the next.
+    capacities = np.rint(matrices * CAPACITY).astype(np.int32)
+    layer, query, key = np.nonzero(capacities)
+    nodes = (layers + 1) * time
+    edges = ((layer + 1) * time + query, layer * time + key)
+    graph = csr_array(coo_array((capacities[layer, query, key], edges), shape=(nodes, nodes)))
+    source = layers * time + row
+    return [int(maximum_flow(graph, source, bar).flow_value) for bar in range(time)]

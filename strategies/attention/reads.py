@@ -1,0 +1,368 @@
+"""What a rollout goes through: one stream of tokens reads another, or itself.
+
+A ``Read`` carries row weights over its queries to its keys. ``Layer`` is softmax attention; here
+are the others: linear attention, ProbSparse, distilling, stored matrices, and a layer along one
+axis of a grid.
+
+The rules are docs/attention.md, A5, A18, A20 and A29.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+
+import torch
+
+from tracepaper.strategies.attention.checks import check_rows, explanation
+from tracepaper.strategies.attention.tiles import (
+    TILE_ENTRIES,
+    Entries,
+    FuseTile,
+    Parts,
+    carry_by,
+    discard_below,
+    fuse_mean,
+    fused_sums,
+    smallest_kept,
+)
+from tracepaper.strategies.errors import AttentionInvalid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Fusion = Literal["mean", "max", "min", "norm", "gradient"]
+NORMALISED: Final = ("norm", "gradient")
+"""Fusions whose rows are made to sum to 1 before the residual is mixed in; of others after."""
+
+
+class Fuse(NamedTuple):
+    """How the heads of one read become one, and who computes it."""
+
+    fusion: Fusion = "mean"
+    shares: Tensor | None = None  # [head], of the mean; they sum to 1
+    discard_ratio: float = 0.0
+    residual_weight: float = 0.5
+    backend: str = "auto"
+
+
+MEAN: Final = Fuse()
+
+
+class Step(NamedTuple):
+    """Row weights above a read, as those below it."""
+
+    above: Tensor  # [batch, row, query] of which the residual's share stays
+    moved: Tensor  # [batch, row, key]
+    kept: Tensor | None = None  # [batch, row, query] of queries that look at nothing
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Read(ABC):
+    """One stream of tokens reads another, or itself."""
+
+    target: str = "bars"
+    """The stream that asks."""
+    source: str = "bars"
+    """The stream that is read."""
+    step: int | None = None
+    """Reads of one step see the same state; None: each of a sequence is a step of its own."""
+    layer: int | None = None
+    """Which layer of attention it belongs to; None: its step."""
+    residual: bool = True
+    """Whether the queries keep a share; False for maps of time, which all weight goes through."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+
+    @abstractmethod
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* [batch, row, query] above the read as those below it.
+
+        Raises ``AttentionInvalid`` when a head does not keep its mass, and for a fusion that the
+        read has not.
+        """
+
+    @abstractmethod
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return where each head of *queries* looks: [batch, head, row, key]."""
+
+    @abstractmethod
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many keys each query sees: int64 [batch, row]."""
+
+    @abstractmethod
+    def content_free(self) -> Read:
+        """Return the same read by a network that looks at all that it sees alike."""
+
+    def carry(self, weights: Tensor, fuse: Fuse = MEAN) -> Tensor:
+        """Return ``wĀ`` [batch, row, key] of *weights* [batch, row, query], the heads fused."""
+        return self.advance(weights, fuse).moved
+
+    @explanation
+    def entropy(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the entropy in nats of *queries*, None for all: [batch, head, row]."""
+        rows = self.rows(range(self.shape[2]) if queries is None else queries)
+        terms: Tensor = torch.special.entr(rows)
+        return terms.sum(dim=-1)
+
+    @explanation
+    def confidence(self, queries: Sequence[int]) -> Tensor:
+        """Return ``1 - H / ln n`` of *queries* over the n keys that each sees: [batch, head, row].
+
+        1 is all attention on one key, 0 is spread evenly; a row that sees one key, or none, has 0.
+        """
+        entropy = self.entropy(queries)
+        return row_confidence(entropy, self.visible(queries)[:, None].to(entropy.device))
+
+    def take(self, elements: Tensor) -> Read:
+        """Return the read of some *elements* of its batch alone."""
+        del elements
+        raise AttentionInvalid(f"A {type(self).__name__} is of one batch; give it whole.")
+
+    def place(self, weights: Tensor) -> Tensor:
+        """Return weights on the queries as weights on the keys, of a stream that reads itself."""
+        queries, keys = self.shape[2:]
+        if queries == keys:
+            return weights
+        placed = weights.new_zeros(*weights.shape[:2], keys)
+        placed[..., keys - queries :] = weights
+        return placed
+
+    # --- fusions that need all heads of a row at once
+
+    def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
+        """Yield the probabilities of *rows*, all heads of a sequence in each part."""
+        del rows
+        raise AttentionInvalid(
+            f"A {type(self).__name__} is explained by its rollout over the heads' mean; leave the "
+            "other fusions and discarding out."
+        )
+
+    def _fuse_tile(self, fuse: Fuse) -> FuseTile:
+        """Return the fusion of one part's heads, discarding left out."""
+        shares = fuse.shares
+
+        def fused(tile: Entries) -> Tensor:
+            match fuse.fusion:
+                case "max":
+                    return tile.values.amax(dim=1)
+                case "min":
+                    return tile.values.amin(dim=1)
+                case "mean":
+                    even = tile.values.new_full((tile.values.shape[1],), 1 / tile.values.shape[1])
+                    return fuse_mean(tile.values, even if shares is None else shares.to(even))
+                case _:
+                    raise AttentionInvalid(
+                        f"A {type(self).__name__} has no values to be weighed by; choose another "
+                        "fusion."
+                    )
+
+        return fused
+
+    def _slack(self) -> float:
+        """Return the relative difference below which fused entries are ties to discarding."""
+        return 1e-6
+
+    def _whole(self, fuse: Fuse) -> FuseTile:
+        """Return the fusion of one part, its discard threshold taken from all rows."""
+        fused = self._fuse_tile(fuse)
+        if fuse.discard_ratio == 0.0:
+            return fused
+        like = next(iter(self._parts(None))).values
+        edge = smallest_kept(
+            self._parts,
+            fused,
+            fuse.discard_ratio,
+            candidates=self.visible().sum(dim=-1).tolist(),
+            like=like.new_empty(self.shape[0]),
+        )
+        return discard_below(fused, edge, slack=self._slack())
+
+    def _advance_fused(self, weights: Tensor, fuse: Fuse) -> Step:
+        """Return *weights* below the read where fused rows need not sum to 1: two passes."""
+        parts: Parts = self._parts
+        fused, rows = self._whole(fuse), rows_with_weight(weights)
+        sums = fused_sums(parts, fused, rows, weights[:, 0])
+        kept = None
+        if fuse.fusion in NORMALISED:
+            empty = (sums == 0)[:, None]
+            kept = weights * empty
+            above, scaled = weights, weights / sums.masked_fill(sums == 0, torch.inf)[:, None]
+        else:
+            totals = fuse.residual_weight + (1.0 - fuse.residual_weight) * sums
+            asked = (weights != 0).any(dim=1)
+            if not bool(((totals > 0) | ~asked).all()):
+                raise AttentionInvalid(
+                    "A row kept no attention at all; raise residual_weight or lower discard_ratio."
+                )
+            above = scaled = weights / totals.masked_fill(~asked, 1.0)[:, None]
+        return Step(above, carry_by(parts, fused, scaled, rows, self.shape[3]), kept)
+
+
+def rows_with_weight(weights: Tensor) -> Tensor | None:
+    """Return the queries that any of *weights* [batch, row, query] asks for; None for all."""
+    asked = (weights != 0).flatten(0, 1).any(dim=0)
+    return None if bool(asked.all()) else asked.nonzero()[:, 0]
+
+
+def row_confidence(entropy: Tensor, visible: Tensor) -> Tensor:
+    """Return ``1 - H / ln n`` for entropies [..., row] of rows that see *visible* keys.
+
+    A row that sees one key has no choice and therefore 0.
+    """
+    choices = visible.to(entropy.device, entropy.dtype).clamp_min(1).log()
+    share = 1.0 - entropy / choices.clamp_min(math.log(2.0))
+    return torch.where(choices > 0, share, torch.zeros_like(share)).clamp(0.0, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class MatrixRead(Read):
+    """Stored matrices [batch, head, query, key], whose rows sum to 1."""
+
+    matrices: Tensor
+    shown: Tensor | None = None
+    """What each query sees, boolean [query, key]; None for all."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+        batch, heads, queries, keys = self.matrices.shape
+        return batch, heads, queries, keys
+
+    @explanation
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* below the matrices."""
+        weights = weights.to(self.matrices.device, self.matrices.dtype)
+        if fuse.fusion != "mean" or fuse.discard_ratio:
+            return self._advance_fused(weights, fuse)
+        heads = self.shape[1]
+        even = self.matrices.new_full((heads,), 1.0 / heads)
+        shares = even if fuse.shares is None else fuse.shares.to(even)
+        return Step(weights, weights @ torch.einsum("h,bhqk->bqk", shares, self.matrices))
+
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return the rows of *queries*."""
+        return self.matrices[:, :, check_rows(queries, self.shape[2])]
+
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many keys each query sees."""
+        batch, _, count, keys = self.shape
+        chosen = list(range(count) if queries is None else queries)
+        if self.shown is None:
+            return torch.full((batch, len(chosen)), keys)
+        return self.shown.sum(dim=-1)[chosen].expand(batch, -1)
+
+    def content_free(self) -> MatrixRead:
+        """Return equal weights of all that each query sees."""
+        shown = torch.ones_like(self.matrices[0, 0], dtype=torch.bool)
+        even = (shown if self.shown is None else self.shown).to(self.matrices)
+        even = even / even.sum(dim=-1, keepdim=True).clamp_min(1.0)
+        return replace(self, matrices=even.expand_as(self.matrices))
+
+    def _parts(self, rows: Tensor | None) -> Iterator[Entries]:
+        yield from whole_rows(self, rows)
+
+
+def whole_rows(read: Read, rows: Tensor | None) -> Iterator[Entries]:
+    """Yield *rows* of *read*, None for all, as many whole ones at once as fit a few tiles."""
+    batch, heads, queries, keys = read.shape
+    chosen = list(range(queries)) if rows is None else rows.tolist()
+    size = max(1, 4 * TILE_ENTRIES // (batch * heads * keys))
+    for start in range(0, len(chosen), size):
+        part = chosen[start : start + size]
+        values = read.rows(part).clone()
+        at = slice(start, start + len(part))
+        index = torch.tensor(part, device=values.device)
+        yield Entries(slice(0, batch), slice(0, heads), index, at, slice(0, keys), values)
+
+
+@dataclass(frozen=True, eq=False)
+class GridRead(Read):
+    """A layer along one axis of a grid of tokens; the other axis is its batch.
+
+    Weights are [1, row, token], the tokens those of *grid* [first, second] in order.
+    """
+
+    along: Read
+    grid: tuple[int, int]
+    axis: int
+    """0 or 1: the axis along which *along* attends."""
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Batch, heads, queries and keys."""
+        tokens = math.prod(self.grid)
+        return 1, self.along.shape[1], tokens, tokens
+
+    @explanation
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+        """Return *weights* below the layer; lines of the grid without weight are left out."""
+        by_line = self._lines(weights)  # [line, row, place]
+        some = by_line.flatten(1).any(dim=1) | (fuse.discard_ratio > 0.0)
+        lines = some.nonzero()[:, 0]
+        if not len(lines):
+            return Step(weights, torch.zeros_like(weights))
+        along = self.along if len(lines) == len(by_line) else self.along.take(lines)
+        step = along.advance(by_line[lines], fuse)
+
+        def whole(part: Tensor) -> Tensor:
+            every = part.new_zeros(by_line.shape)
+            every[lines] = part
+            return self._tokens(every)
+
+        kept = None if step.kept is None else whole(step.kept)
+        return Step(whole(step.above), whole(step.moved), kept)
+
+    def rows(self, queries: Sequence[int]) -> Tensor:
+        """Return the rows of the tokens *queries*: [1, head, row, token]."""
+        found = []
+        for token in check_rows(queries, self.shape[2]):
+            place = divmod(token, self.grid[1])
+            line = torch.tensor([place[1 - self.axis]])
+            row = self.along.take(line).rows([place[self.axis]])[0]  # [head, 1, place]
+            every = row.new_zeros(row.shape[0], *self.grid)
+            every.select(2 - self.axis, int(line)).copy_(row[:, 0])
+            found.append(every.flatten(1))
+        return torch.stack(found, dim=1)[None]
+
+    @explanation
+    def entropy(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return the entropy in nats of the tokens *queries*: [1, head, row]."""
+        wanted = check_rows(range(self.shape[2]) if queries is None else queries, self.shape[2])
+        by_line: dict[int, list[tuple[int, int]]] = {}
+        for at, token in enumerate(wanted):
+            place = divmod(token, self.grid[1])
+            by_line.setdefault(place[1 - self.axis], []).append((at, place[self.axis]))
+        found: list[Tensor] = [torch.empty(0)] * len(wanted)
+        for line, pairs in by_line.items():
+            own = self.along.take(torch.tensor([line])).entropy([place for _, place in pairs])
+            for (at, _), entropy in zip(pairs, own[0].unbind(-1), strict=True):
+                found[at] = entropy
+        return torch.stack(found, dim=-1)[None]
+
+    def visible(self, queries: Sequence[int] | None = None) -> Tensor:
+        """Return how many tokens each of *queries* sees."""
+        every = self.along.visible()  # [line, place]
+        grid = every.T if self.axis == 0 else every
+        flat = grid.reshape(1, -1)
+        return flat if queries is None else flat[:, list(queries)]
+
+    def content_free(self) -> GridRead:
+        """Return it with the layer of a network that looks at all alike."""
+        return replace(self, along=self.along.content_free())
+
+    def _lines(self, weights: Tensor) -> Tensor:
+        """Return [1, row, token] as [line, row, place]: a view."""
+        grid = weights[0].unflatten(-1, self.grid)  # [row, first, second]
+        return grid.permute(2, 0, 1) if self.axis == 0 else grid.transpose(0, 1)
+
+    def _tokens(self, lines: Tensor) -> Tensor:
+        """Return [line, row, place] as [1, row, token]."""
+        grid = lines.permute(1, 2, 0) if self.axis == 0 else lines.transpose(0, 1)
+        return grid.flatten(1)[None]

@@ -1,0 +1,307 @@
+"""One layer of anyone's attention, against dense matrices in float64 over all options."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tracepaper.strategies import attention
+from tracepaper.strategies.attention import Layer, Mask, Rollout, compiled, reference, rollout
+from tracepaper.strategies.attention.reads import Fuse
+from tracepaper.strategies.errors import AttentionInvalid
+
+torch.set_num_threads(1)
+DIM = 4
+
+
+def drawn(
+    mask: Mask,
+    *,
+    heads: int = 4,
+    key_heads: int = 2,
+    queries: int = 6,
+    keys: int = 6,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    **options: object,
+) -> Layer:
+    """Return a layer of two sequences that knows its values, projection and gradient."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def made(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    layer = Layer.of(
+        2 * made(2, heads, queries, DIM),
+        made(2, key_heads, keys, DIM),
+        made(2, key_heads, keys, DIM),
+        mask,
+        **options,  # type: ignore[arg-type]
+    )
+    return replace(layer, output_weight=made(5, heads * DIM), gradient=made(2, heads, queries, DIM))
+
+
+@st.composite
+def masks(draw: st.DrawFn, queries: int, keys: int) -> Mask:
+    """Return any mask of two sequences, its restrictions together."""
+    numbers = torch.Generator().manual_seed(draw(st.integers(0, 99)))
+    dense = draw(st.sampled_from(["none", "bool", "bias"]))
+    table = torch.rand(2, 1, queries, keys, generator=numbers, dtype=torch.float64)
+    return Mask(
+        causal=draw(st.booleans()),
+        before=draw(st.sampled_from([None, 0, 2, 7])),
+        after=draw(st.sampled_from([None, 0, 3])),
+        first=draw(st.sampled_from([None, 0, 1, (0, 2)])),
+        starts=draw(st.sampled_from([None, (0, 3)])),
+        stops=draw(st.sampled_from([None, (keys, keys - 1)])),
+        seen=torch.randint(0, keys + 1, (2, queries), generator=numbers)
+        if draw(st.booleans())
+        else None,
+        dense={"none": None, "bool": table < 0.7, "bias": table}[dense],
+    )
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> Layer:
+    heads, key_heads = draw(st.sampled_from([(2, 2), (4, 2), (4, 1)]))
+    queries, keys = draw(st.sampled_from([(6, 6), (1, 9), (3, 8), (6, 4)]))
+    sinks = torch.linspace(-1.0, 1.0, heads, dtype=torch.float64)
+    return drawn(
+        draw(masks(queries, keys)),
+        heads=heads,
+        key_heads=key_heads,
+        queries=queries,
+        keys=keys,
+        seed=draw(st.integers(0, 99)),
+        scale=draw(st.sampled_from([None, 0.9])),
+        softcap=draw(st.sampled_from([None, 0.7])),
+        sinks=draw(st.sampled_from([None, sinks])),
+    )
+
+
+def fused(layer: Layer, fusion: str) -> Tensor:
+    """Return the heads' fused matrix [batch, query, key], before any row is normalised."""
+    matrix, _ = reference.layer_matrix(layer)
+    if fusion in {"max", "min"}:
+        return matrix.amax(dim=1) if fusion == "max" else matrix.amin(dim=1)
+    group = layer.query.shape[1] // layer.key.shape[1]
+    assert layer.value is not None
+    assert layer.gradient is not None
+    assert layer.output_weight is not None
+    value = layer.value.double().repeat_interleave(group, dim=1)
+    if fusion == "gradient":
+        return (matrix * (layer.gradient.double() @ value.mT)).clamp_min(0).mean(dim=1)
+    by_head = layer.output_weight.double().unflatten(1, (-1, DIM))
+    lengths = torch.einsum("bhkd,mhd->bhkm", value, by_head).norm(dim=-1)
+    return (matrix * lengths[:, :, None]).mean(dim=1)
+
+
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(layers(), st.integers(1, 10), st.sampled_from(["mean", "max", "min", "norm", "gradient"]))
+def test_every_reduction_equals_the_matrix(layer: Layer, rows: int, fusion: str) -> None:
+    matrix, sums = reference.layer_matrix(layer)
+    same(layer.logsumexp, sums)
+    lost = torch.zeros_like(sums)
+    if layer.sinks is not None:
+        lost = (layer.sinks[:, None] - sums).exp()
+    wanted = torch.special.entr(matrix).sum(-1) + torch.special.entr(lost)
+    same(layer.entropy(), wanted)
+    same(layer.rows([0]), matrix[:, :, :1])
+    if layer.mask.dense is None or layer.mask.dense.dtype == torch.bool:
+        assert torch.equal(layer.visible(), (matrix[:, 0] > 0).sum(dim=-1))
+    weights = torch.rand(2, rows, layer.shape[2], dtype=torch.float64)
+    weights[:, :, ::2] *= weights[:, :, ::2] > 0.5
+    above, moved, kept = layer.advance(weights, Fuse(fusion=fusion))  # type: ignore[arg-type]
+    if fusion == "mean":
+        same(moved, weights @ matrix.mean(dim=1))
+        blind = torch.isneginf(sums).double().mean(dim=1)[:, None] * weights
+        same(torch.zeros_like(blind) if kept is None else kept, blind)
+        return
+    rows_of = fused(layer, fusion)
+    totals = rows_of.sum(dim=-1)[:, None]
+    if fusion in {"max", "min"}:
+        scaled = weights / (0.5 + 0.5 * totals)
+        same(above, scaled)
+    else:
+        scaled = weights / totals.masked_fill(totals == 0, torch.inf)
+        assert kept is not None
+        same(kept, weights * (totals == 0))
+    same(moved, scaled @ rows_of)
+
+
+@pytest.mark.parametrize("backend", ["tiles", *compiled.available()])
+@pytest.mark.parametrize(
+    ("mask", "sizes"),
+    [
+        (Mask(), (150, 150)),
+        (Mask.window(31), (400, 400)),
+        (Mask(causal=False, before=20, after=9), (150, 130)),
+        (Mask.full(), (1, 1_300)),
+        (Mask(first=40), (70, 200)),
+    ],
+)
+def test_long_layers_of_float32_are_those_of_matrices(
+    mask: Mask, sizes: tuple[int, int], backend: str
+) -> None:
+    for softcap, sinks in ((None, None), (3.0, torch.tensor([0.0, 1.0, -torch.inf, 2.0]))):
+        layer = drawn(
+            mask, queries=sizes[0], keys=sizes[1], dtype=torch.float32, softcap=softcap,
+            sinks=sinks,
+        )  # fmt: skip
+        matrix, sums = reference.layer_matrix(layer)
+        torch.testing.assert_close(layer.logsumexp.double(), sums, rtol=0, atol=1e-5)
+        for rows in (1, 3, 12):
+            weights = torch.rand(2, rows, sizes[0])
+            moved = layer.carry(weights, Fuse(backend=backend))
+            wanted = weights.double() @ matrix.mean(dim=1)
+            torch.testing.assert_close(moved.double(), wanted, rtol=2e-5, atol=1e-6)
+        entropy = torch.special.entr(matrix).sum(dim=-1)
+        if sinks is not None:
+            sunk = (sinks.double()[:, None] - sums).exp().nan_to_num(0.0)
+            entropy = entropy + torch.special.entr(sunk)
+        found = layer.entropy(backend=backend).double()
+        torch.testing.assert_close(found, entropy, rtol=0, atol=2e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_a_stored_mask_is_recognised_or_kept(data: st.DataObject) -> None:
+    queries, keys = data.draw(st.sampled_from([(6, 6), (1, 9), (3, 8)]))
+    mask = data.draw(masks(queries, keys))
+    mask = replace(mask, dense=None)
+    layer = drawn(mask, queries=queries, keys=keys)
+    matrix, _ = reference.layer_matrix(layer)
+    shown = matrix[:, :1] > 0
+    for table in (shown, torch.zeros(shown.shape).masked_fill(~shown, -torch.inf)):
+        again, _ = reference.layer_matrix(replace(layer, mask=Mask.from_dense(table)))
+        assert torch.equal(again, matrix)
+
+
+@pytest.mark.parametrize(
+    "mask", [Mask(), Mask.full(), Mask.window(3), Mask(starts=(0, 2)), Mask(causal=False, after=2)]
+)
+def test_age_and_padding_are_recognised(mask: Mask) -> None:
+    matrix, _ = reference.layer_matrix(drawn(mask, queries=9, keys=9))
+    made = Mask.from_dense(matrix[:, :1] > 0)
+    assert made.dense is None
+    assert made.kind == mask.kind
+    bias = torch.rand(9, 9)
+    assert Mask.from_dense(bias).dense is bias
+
+
+def test_a_windows_tiles_keep_to_its_band() -> None:
+    mask, time = Mask.window(16), 4_096
+    layer = drawn(mask, queries=time, keys=time, heads=1, key_heads=1, dtype=torch.float32)
+    computed = sum(tile.values.numel() for tile in layer.operand.scores())
+    assert computed < 2 * 3.5 * sum(mask.visible(row, time) for row in range(time))
+
+
+def test_a_step_of_decoding_over_a_cache_is_the_last_row_of_the_whole() -> None:
+    mask = Mask.window(5)
+    whole = [drawn(mask, queries=7, keys=7, softcap=2.0, seed=seed) for seed in range(3)]
+    wanted = rollout(whole, [6]).weights["bars"]
+    top = whole[-1]
+    step = Layer.of(top.query[:, :, -1:], top.key, top.value, mask, softcap=2.0)
+    found = rollout([*whole[:-1], step], [0]).weights["bars"]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+
+
+def test_padding_changes_nothing_of_a_shorter_sequence() -> None:
+    for mask, kept in ((Mask(stops=(6, 4)), slice(4)), (Mask(starts=(0, 2)), slice(2, 6))):
+        padded = drawn(mask)
+        spoiled = padded.key.clone()
+        spoiled[1, :, [at for at in range(6) if at not in range(6)[kept]]] = 1e3
+        again = Layer.of(padded.query, spoiled, padded.value, mask)
+        alone = Layer.of(padded.query[1:, :, kept], padded.key[1:, :, kept], None, Mask())
+        found = rollout([padded, again], [kept.stop - 1]).weights["bars"][1:]
+        own = rollout([alone, alone], [3]).weights["bars"]
+        torch.testing.assert_close(found[..., kept], own, rtol=0, atol=1e-12)
+        assert float(found.sum()) == pytest.approx(float(found[..., kept].sum()))
+
+
+def test_content_share_is_the_distance_from_looking_at_all_alike() -> None:
+    layer = drawn(Mask(), key_heads=4)
+    even = torch.ones(6, 6, dtype=torch.float64).tril()
+    even = even / even.sum(dim=-1, keepdim=True)
+    matrix, _ = reference.layer_matrix(layer)
+    wanted = 0.5 * (0.5 * (matrix.mean(dim=1) - even)[:, 5]).abs().sum(dim=-1)
+    found = rollout([layer], [5]).content_share[:, 0]
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-12)
+    flat = replace(layer, query=torch.zeros_like(layer.query))
+    flat = replace(flat, logsumexp=flat.natural_logsumexp(torch.float64))
+    assert float(rollout([flat], [5]).content_share.abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"softcap": 0.5}, "attention mass"),
+        ({"scale": 0.1}, "attention mass"),
+        ({"sinks": torch.zeros(4)}, "attention mass"),
+        ({"mask": Mask.window(2)}, "attention mass"),
+        ({"sinks": torch.zeros(3)}, "one a head"),
+        ({"sinks": torch.full((4,), torch.nan)}, "sink is NaN"),
+        ({"scale": -1.0}, "finite number above 0"),
+        ({"mask": Mask(stops=(3,))}, "stops has 1 numbers for 2 sequences"),
+        ({"mask": Mask(seen=torch.ones(5, dtype=torch.int64))}, "one whole number a query"),
+        ({"mask": Mask(dense=torch.ones(4, 6, dtype=torch.bool))}, "broadcasts"),
+        ({"mask": None}, "give Mask"),
+        ({"logsumexp": torch.zeros(2, 4, 7)}, "one number a head"),
+        ({"value": torch.zeros(2, 2, 5, DIM)}, "one a key"),
+        ({"gradient": torch.zeros(2, 4, 5, DIM)}, "that of A"),
+        ({"query": torch.zeros(2, 3, 6, DIM)}, "cannot share"),
+        ({"query": torch.zeros(2, 4, 6, 2)}, "must agree"),
+        ({"query": torch.zeros(4, 6, DIM)}, r"must be \[batch"),
+        ({"query": torch.zeros(2, 4, 6, DIM, dtype=torch.float16)}, "one floating point type"),
+        ({"query": torch.full((2, 4, 6, DIM), torch.nan).double()}, "NaN or infinite query"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(wrong: dict[str, object], sentence: str) -> None:
+    good = drawn(Mask())
+    with pytest.raises(AttentionInvalid, match=sentence):
+        rollout([replace(good, **wrong)], [5])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"before": -1}, "0 keys or more"),
+        ({"after": 1.5}, "whole numbers"),
+        ({"starts": [0.5, 1]}, "whole numbers"),
+        ({"first": "end"}, "whole numbers"),
+        ({"seen": torch.ones(3)}, "whole numbers"),
+        ({"dense": torch.ones(3, dtype=torch.int64)}, "booleans"),
+    ],
+)
+def test_what_is_no_mask_is_one_sentence(options: dict[str, object], sentence: str) -> None:
+    with pytest.raises(AttentionInvalid, match=sentence):
+        Mask(**options)  # type: ignore[arg-type]
+
+
+def test_a_fusion_without_what_it_needs_is_one_sentence() -> None:
+    good = drawn(Mask())
+    for wrong, fusion, sentence in (
+        ({"value": None}, "norm", "needs its value"),
+        ({"output_weight": None}, "norm", "output projection"),
+        ({"gradient": None}, "gradient", "needs it; capture"),
+        ({"value": None}, "gradient", "needs its value"),
+    ):
+        with pytest.raises(AttentionInvalid, match=sentence):
+            rollout([replace(good, **wrong)], [5], Rollout(fusion=fusion))  # type: ignore[arg-type]
+
+
+def test_the_public_names_are_what_their_modules_call_so() -> None:
+    for name in attention.__all__:
+        assert getattr(attention, name).__name__ == name
+    assert dir(attention) == attention.__all__
+    with pytest.raises(AttributeError, match="has no 'attned'; choose one of"):
+        getattr(attention, "attned")  # noqa: B009 - a checker would say so before it runs
