@@ -407,7 +407,7 @@ def test_a_stream_with_a_bias_is_left_to_tiles(name: str) -> None:
 def test_a_stream_is_explained_by_loops_only_where_they_take_the_heads_mean(name: str) -> None:
     card, tensors = models.card(), models.network().state_dict()
     usual = AttributionMethod("rollout", Rollout(residual_weight=0.2, start_layer=1))
-    other = AttributionMethod("rollout", Rollout("max"))
+    other = AttributionMethod("rollout", Rollout(fusion="max"))
     assert build(card, tensors, way=other).backend == TILES
     with pytest.raises(ConfigInvalid, match=f"{name} explains by the plain mean of the heads"):
         build(card, tensors, backend=name, way=other)
