@@ -344,7 +344,7 @@ def rerun_recorded(
 ) -> str:
     """Feed the run that *spec* (``FILE.db#RUN``) names into *audit*; return the new run's id.
 
-    It has the run's own mode, warm-up and timeouts, so every ``decision_sha256`` must be equal. A
+    It has the run's own mode, warm-up and timeouts, so every decision must be equal. A
     pruned run becomes the parent: the new one takes over its account where its bars allow, and
     warms up with the bars before.
     """

@@ -77,6 +77,7 @@ Unlike = tuple[str, object, object]
 _BY_NOTHING: Final = (*NO_MODEL, "torch_version", "instruction_set")
 
 _EXCHANGE: Final = "the exchange's word; nothing that was decided follows from it"
+_BAR: Final = "of a bar whose range, close and decision stay as they are; high and close too"
 _SESSIONS: Final = "all three together: sessions of days on which no bar lies"
 _CHANGED_BY: Final = "with the first start's alike: by which code and where is said there alone"
 _MADE_BY: Final = f"{_CHANGED_BY}; a model's floats are then held within tolerances, which is said"
@@ -103,6 +104,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "runs.sessions": _SESSIONS,
     "instruments.base_coin": _EXCHANGE,
     "instruments.quote_coin": _EXCHANGE,
+    "instruments.volume_decimals": _EXCHANGE,
     "instruments.turnover_decimals": _EXCHANGE,
     "instruments.tick_size": _EXCHANGE,
     "instruments.min_quantity": _EXCHANGE,
@@ -112,6 +114,9 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "instruments.status": _EXCHANGE,
     "instruments.max_leverage": _EXCHANGE,
     "instruments.risk_tiers": _EXCHANGE,
+    "steps.open": _BAR,
+    "steps.low": _BAR,
+    "steps.volume": _BAR,
     "steps.turnover": _EXCHANGE,
     "steps.source": _EXCHANGE,
     "events.market_ms": _EXCHANGE,

@@ -305,9 +305,7 @@ def test_a_history_derived_anew_is_found_by_a_head_kept_elsewhere_and_by_nothing
     with Reader.open(plain) as reader:
         kept = reader.stored_run(reader.find("last")).head_digest
     where = "WHERE step = (SELECT min(step) + 20 FROM steps WHERE open > 0)"
-    changed = forged(
-        plain, tmp_path / "changed.db", f"UPDATE steps SET volume = volume + 1 {where}"
-    )
+    changed = forged(plain, tmp_path / "changed.db", f"UPDATE steps SET close = close + 1 {where}")
     assert not believed(changed)
     again = derived_anew(changed, tmp_path / "again.db")
     assert believed(again)
