@@ -348,9 +348,9 @@ class Line:
 
     # ------------------------------------------------------------ margin, as a pass asks for it
 
-    def trial(self) -> Trial:
+    def trial(self) -> TrialLine:
         """Return a copy of cash and position, and of the shares, to try fills on."""
-        return Trial(self)
+        return TrialLine(self)
 
     def refusal(self, fill: Fill) -> str | None:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
@@ -665,19 +665,19 @@ class Line:
         self._post_holding()
 
 
-class Trial:
+class TrialLine:
     """What fills of one instrument would do to a line; it bears every one."""
 
     position = Position()  # of which nobody asks
 
-    def __init__(self, line: Line, whole: Trial | None = None) -> None:
+    def __init__(self, line: Line, whole: TrialLine | None = None) -> None:
         self.cash = line.cash
         self.holding = copy(line.holding)
         self.line, self.owner, self.orders = line, line.owner, line.orders
         self.executor, self.is_cash = line.executor, line.is_cash
         self.is_over = False  # the account was called: no path leaves less
         self._whole = whole
-        self.shares = [Trial(share, self) for share in line.shares]
+        self.shares = [TrialLine(share, self) for share in line.shares]
         self.calls = None if whole is not None else line.book.account.policy.calls(self)
 
     @property

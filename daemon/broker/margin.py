@@ -27,7 +27,7 @@ from tracepaper.daemon.broker.line import (
     NOTHING_MATCHED,
     Holding,
     Line,
-    Trial,
+    TrialLine,
     signed_quantity,
 )
 from tracepaper.daemon.broker.matching import MarginCalls, MarketPass, Matched, touched
@@ -67,7 +67,7 @@ class MarginPolicy:
         """Return why the account cannot bear *fill*, or None: what only closes is always borne."""
         return None
 
-    def calls(self, line: Line | Trial) -> MarginCalls | None:  # noqa: ARG002
+    def calls(self, line: Line | TrialLine) -> MarginCalls | None:  # noqa: ARG002
         """Return when prices of the position *line* call the account; None but on cross margin."""
         return None
 
@@ -236,7 +236,7 @@ class CrossMargin(MarginPolicy):
         needed += sum(one.initial for key, one in values.items() if key != line.key)
         return None if needed <= balance else NOT_COVERED
 
-    def calls(self, line: Line | Trial) -> MarginCalls:
+    def calls(self, line: Line | TrialLine) -> MarginCalls:
         """Return when a path of prices of *line* calls the account; a trial then is over."""
         return _LineCalls(self, line) if isinstance(line, Line) else _TrialCalls(self, line)
 
@@ -376,7 +376,7 @@ class _LineCalls(_Calls):
 class _TrialCalls(_Calls):
     """When prices of a trial's line would call the account."""
 
-    def __init__(self, policy: CrossMargin, trial: Trial) -> None:
+    def __init__(self, policy: CrossMargin, trial: TrialLine) -> None:
         super().__init__(policy, trial.line)
         self._trial = trial
 

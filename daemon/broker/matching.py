@@ -39,9 +39,9 @@ from tracepaper.strategies.types.decisions import (
 from tracepaper.strategies.types.market import Bar, Quote, Side
 
 if TYPE_CHECKING:
-    from tracepaper.daemon.broker.line import Line, Trial
+    from tracepaper.daemon.broker.line import Line, TrialLine
 
-    Funds: TypeAlias = Line | Trial
+    Funds: TypeAlias = Line | TrialLine
     """What a fill moves: a line of a book, or a copy of one to try fills on."""
 
 WOULD_TAKE: Final = "post-only, and it would have taken"

@@ -12,7 +12,7 @@ from typing import Final
 from tracepaper.daemon.bybit.instruments import exact
 from tracepaper.daemon.bybit.messages import decode_book, decode_trades
 from tracepaper.daemon.bybit.order_book import DepthRequest
-from tracepaper.daemon.bybit.wire import Book, Received, RefusedFrame, Trades, Wire
+from tracepaper.daemon.bybit.wire import BestQuotes, Received, RefusedFrame, Trades, Wire
 from tracepaper.daemon.feed.book_follower import ReadFrame
 from tracepaper.strategies.errors import MessageMalformed
 from tracepaper.strategies.order_book import LEVELS_MAX
@@ -81,7 +81,7 @@ class FrameReader:
         return self._wire.pop_stale_topics()
 
 
-Take = Callable[[bytes, Book | Trades | None, str], None]
+Take = Callable[[bytes, BestQuotes | Trades | None, str], None]
 """Is given each frame that is kept and what it says, or nothing and the cause of a gap."""
 
 
@@ -123,7 +123,7 @@ class EventReader:
         elif cause:
             self.lost(cause)
             self._stale.add(self.topics[0])
-        if isinstance(received, Book | Trades):
+        if isinstance(received, BestQuotes | Trades):
             self._take(frame, received, "")
         return received
 
@@ -138,13 +138,13 @@ def fill_topics(request: DepthRequest) -> tuple[str, str]:
     return request.topic, f"publicTrade.{request.symbol}"
 
 
-def frame_of(read: Book | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
+def frame_of(read: BestQuotes | Trades, frame: bytes, instrument: Instrument) -> ReadFrame:
     """Return the update of the book by *frame*, read as *read*, in the decimals of *instrument*.
 
     Block trades and those against retail price improvement are left out.
     """
     prices, sizes = instrument.price_decimals, instrument.quantity_decimals
-    if isinstance(read, Book):
+    if isinstance(read, BestQuotes):
         said = decode_book(frame)
         bids, asks = (
             [(exact(price, prices), exact(size, sizes)) for price, size in side]

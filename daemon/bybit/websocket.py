@@ -26,7 +26,7 @@ from tracepaper.daemon.bybit.messages import SocketRequest, encode, topic_of
 from tracepaper.daemon.bybit.order_book import DepthRequest, DepthSampler
 from tracepaper.daemon.bybit.wire import (
     Ack,
-    Book,
+    BestQuotes,
     ClosedCandles,
     Pong,
     Received,
@@ -480,7 +480,7 @@ class CategoryStream:
     def _event_reader(self, instrument: Instrument) -> EventReader:
         """Return the reader of every frame of the book that fills orders of *instrument*."""
 
-        def take(frame: bytes, read: Book | Trades | None, cause: str) -> None:
+        def take(frame: bytes, read: BestQuotes | Trades | None, cause: str) -> None:
             taken = (
                 ReadFrame(self._clock.market_ms(), cause)
                 if read is None
@@ -562,7 +562,7 @@ class CategoryStream:
             case ClosedCandles():
                 for bar in received.bars:
                     listener.on_data(bar)
-            case Book():
+            case BestQuotes():
                 if received.quote is not None:
                     listener.on_data(received.quote)
             case Ticker():

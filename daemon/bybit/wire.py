@@ -86,7 +86,7 @@ class Ticker(Struct, gc=False):
     next_funding_ms: int | None
 
 
-class Book(Struct, gc=False):
+class BestQuotes(Struct, gc=False):
     """The best bid and ask after an order-book frame; None while a side is empty."""
 
     server_ms: int
@@ -124,7 +124,7 @@ class RefusedFrame(Struct, gc=False):
     kind: str
 
 
-Received = ClosedCandles | Ticker | Book | Trades | Ack | Pong | Unknown | RefusedFrame
+Received = ClosedCandles | Ticker | BestQuotes | Trades | Ack | Pong | Unknown | RefusedFrame
 _Sides = tuple[list[tuple[int, int]], list[tuple[int, int]]]
 
 
@@ -472,7 +472,7 @@ class Wire:
         _refuse_deep(levels, instrument)
         self.stale_topics.discard(book.topic)
         if not levels.bids or not levels.asks:
-            return Book(book.ts, None)
+            return BestQuotes(book.ts, None)
         bid, ask = max(levels.bids), min(levels.asks)
         if not 0 < bid < ask:
             raise FrameImpossible(
@@ -481,7 +481,7 @@ class Wire:
                 "dropped and a snapshot is asked for.",
             )
         quote = Quote(instrument.id, bid, levels.bids[bid], ask, levels.asks[ask], book.ts, book.ts)
-        return Book(book.ts, quote)
+        return BestQuotes(book.ts, quote)
 
     def _trades(self, frame: bytes, instrument: Instrument) -> Received:
         batch = messages.decode_trades(frame)

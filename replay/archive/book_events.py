@@ -22,7 +22,7 @@ from msgspec import Struct
 
 from tracepaper.daemon.bybit.book_frames import EventReader, FrameReader
 from tracepaper.daemon.bybit.messages import decode_book
-from tracepaper.daemon.bybit.wire import Book, Trades
+from tracepaper.daemon.bybit.wire import BestQuotes, Trades
 from tracepaper.replay.archive.members import (
     EVENTS_MARK,
     BlockWriter,
@@ -74,7 +74,7 @@ class EventsHeader(Struct, frozen=True, kw_only=True):
         return one.id, decimals, self.topics, self.source
 
 
-class Line(Struct, frozen=True, omit_defaults=True):
+class EventLine(Struct, frozen=True, omit_defaults=True):
     """One line: a frame and when it was received, or the cause of a gap; UTC seconds."""
 
     t: str
@@ -98,7 +98,7 @@ class _Dated(Struct):
 _encode: Final = msgspec.json.Encoder().encode
 _DROPPED: Final = re.compile(r"; (?:it|the book|the frame) was dropped")
 _decode_header: Final = msgspec.json.Decoder(EventsHeader).decode
-_decode_line: Final = msgspec.json.Decoder(Line).decode
+_decode_line: Final = msgspec.json.Decoder(EventLine).decode
 _decode_date: Final = msgspec.json.Decoder(_Dated).decode
 
 
@@ -121,7 +121,7 @@ class EventsFile(MemberFile):
                 "newer tracepaper."
             )
 
-    def lines(self) -> Iterator[Line]:
+    def lines(self) -> Iterator[EventLine]:
         """Yield every line in order; raise ``DataInvalid`` for what no recorder writes."""
         end, last_s = self.begin, 0.0
         for content, stop in self.members(end):
@@ -159,7 +159,7 @@ class EventsFile(MemberFile):
             at_ms = max(at_ms, dated.ts)
             yield at_ms, "", dated.topic == self.header.topics[0]
 
-    def received(self) -> Iterator[tuple[Line, Book | Trades | None]]:
+    def received(self) -> Iterator[tuple[EventLine, BestQuotes | Trades | None]]:
         """Yield every line with what its frame says, None of a gap; check each as it came.
 
         Raises ``DataInvalid`` for a frame that a recorder would have refused.
@@ -178,7 +178,7 @@ class EventsFile(MemberFile):
                 continue
             yield line, self._read(reader, line)
 
-    def _believes(self, line: Line, server_ms: int) -> bool:
+    def _believes(self, line: EventLine, server_ms: int) -> bool:
         """Return True; raise ``DataInvalid`` where a frame of *line* cannot be of *server_ms*."""
         if server_ms > line.received_ms + self.header.ahead_ms:
             raise self._refused(
@@ -188,9 +188,9 @@ class EventsFile(MemberFile):
             )
         return True
 
-    def _read(self, reader: FrameReader, line: Line) -> Book | Trades:
+    def _read(self, reader: FrameReader, line: EventLine) -> BestQuotes | Trades:
         read = reader.read(line.data.encode())
-        if reader.cause or not isinstance(read, Book | Trades):
+        if reader.cause or not isinstance(read, BestQuotes | Trades):
             # What a daemon or a recorder does about it is not said of a file.
             said, _, _ = _DROPPED.sub("\n", reader.said).partition("\n")
             raise self._refused(
@@ -198,7 +198,7 @@ class EventsFile(MemberFile):
             )
         return read
 
-    def _refused(self, line: Line, why: str) -> DataInvalid:
+    def _refused(self, line: EventLine, why: str) -> DataInvalid:
         return DataInvalid(
             f"{self.path} holds a frame received {iso(line.received_ms)} that no recorder keeps: "
             f"{why} Restore the file from a copy."
@@ -312,11 +312,11 @@ class EventsWriter(BlockWriter):
             )
         if self._is_resumed:
             self._is_resumed = False
-            self._hold(received_ms, Line(GAP, received_ms / 1000, cause="stopped"))
+            self._hold(received_ms, EventLine(GAP, received_ms / 1000, cause="stopped"))
         kind = GAP if cause else FRAME
-        self._hold(received_ms, Line(kind, received_ms / 1000, frame.decode(), cause))
+        self._hold(received_ms, EventLine(kind, received_ms / 1000, frame.decode(), cause))
 
-    def _hold(self, received_ms: float, line: Line) -> None:
+    def _hold(self, received_ms: float, line: EventLine) -> None:
         if not self._held:
             self._begun_ms = received_ms
         self.last_ms = received_ms
@@ -391,7 +391,7 @@ def events_quality(path: Path) -> EventsQuality:
                 open_gap = (last, line.cause)
             continue
         first = at_ms if first is None else first
-        if isinstance(read, Book):
+        if isinstance(read, BestQuotes):
             data = decode_book(line.data.encode()).data
             counted["changes"] += len(data.b) + len(data.a)
             if open_gap is not None:

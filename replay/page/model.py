@@ -50,7 +50,7 @@ FEW_DAYS: Final = 2 * BLOCK_DAYS
 
 
 @dataclass(frozen=True)
-class Forecasts:
+class RunForecasts:
     """What the model said at each bar whose outcome is known; returns are logarithms."""
 
     open_time_ms: npt.NDArray[np.int64]
@@ -82,7 +82,7 @@ def model_document(shown: ShownRun) -> TitledParts:
     return TitledParts(f"Model {model_id} {name}".strip(), tuple(parts))
 
 
-def read_forecasts(shown: ShownRun) -> tuple[Forecasts, int]:
+def read_forecasts(shown: ShownRun) -> tuple[RunForecasts, int]:
     """Return every forecast of the run whose outcome is recorded, and their horizon in bars."""
     kinds = {"instrument": "s", "open_time_ms": "i", "horizon": "f", "mean_return": "f",
              "stdev_return": "f", "p_up": "f", "p_down": "f", "confidence": "f"}  # fmt: skip
@@ -116,7 +116,7 @@ def read_forecasts(shown: ShownRun) -> tuple[Forecasts, int]:
     )
     kept = np.isfinite(one["came"])
     either = one["p_up"][kept] + one["p_down"][kept]
-    return Forecasts(
+    return RunForecasts(
         open_time_ms=one["open_time_ms"][kept].astype(np.int64),
         mean=one["mean_return"][kept],
         stdev=one["stdev_return"][kept],
@@ -146,7 +146,7 @@ def _card(card: Mapping[str, Any]) -> Iterator[Part]:
     yield from (Paragraph(said, "item") for said in card_sentences(card) if said)
 
 
-def came_true(found: Forecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
+def came_true(found: RunForecasts, horizon: int, interval_ms: int) -> Iterator[Part]:
     """Yield calibration, intervals, and risk by coverage of *found*, with errors over days."""
     yield Paragraph("In this run", "heading")
     if not found.came.size:
@@ -167,7 +167,7 @@ def came_true(found: Forecasts, horizon: int, interval_ms: int) -> Iterator[Part
     yield from _selective(found)
 
 
-def _direction(found: Forecasts) -> Iterator[Part]:
+def _direction(found: RunForecasts) -> Iterator[Part]:
     """Yield how often the price rose, by the probability that was said."""
     moved = np.isfinite(found.up) & (found.came != 0)
     yield Paragraph("Calibration of the direction", "heading")
@@ -210,7 +210,7 @@ def _direction(found: Forecasts) -> Iterator[Part]:
     )
 
 
-def _intervals(found: Forecasts) -> Iterator[Part]:
+def _intervals(found: RunForecasts) -> Iterator[Part]:
     """Yield how often the outcome lay inside the intervals of a normal law with the said spread."""
     known = np.isfinite(found.stdev) & (found.stdev > 0)
     yield Paragraph("Intervals", "heading")
@@ -238,7 +238,7 @@ def _intervals(found: Forecasts) -> Iterator[Part]:
     )
 
 
-def _selective(found: Forecasts) -> Iterator[Part]:
+def _selective(found: RunForecasts) -> Iterator[Part]:
     """Yield the risk of the bars of which the attention was surest, against random bars."""
     yield Paragraph("Risk and coverage", "heading")
     ranked = {

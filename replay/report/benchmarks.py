@@ -352,7 +352,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class RefusalJudgement:
     """How much more the other signals made than the chosen ones; returns as fractions."""
 
     difference: float | None
@@ -484,7 +484,7 @@ def _row(name: str, chosen: Mask, seen: Mask, signals: _Signals, record: RunReco
     )
 
 
-def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
+def judge(gross: Floats, chosen: Mask, days: Ints) -> RefusalJudgement:
     """Return how the *chosen* of some signals did against the others.
 
     *gross* [signal] is in order of time, and *days* [signal] numbers the days, each of them long
@@ -495,7 +495,7 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
     here, there = _sums(chosen, days), _sums(~chosen, days)
     days_here, days_there = np.count_nonzero(here), np.count_nonzero(there)
     if not count or count == chosen.size:
-        return Judgement(None, None, int(days_here), None, None, 0)
+        return RefusalJudgement(None, None, int(days_here), None, None, 0)
     means = gross[chosen].mean(), gross[~chosen].mean()
     difference = float(means[1] - means[0])
     # Each signal's own part in the error of the difference of the two means; together nothing.
@@ -503,13 +503,13 @@ def judge(gross: Floats, chosen: Mask, days: Ints) -> Judgement:
     # Summed by blocks of days before it is squared: signals of near days share their market.
     error = mean_error(pull * pull.size, days)
     if error is None or min(days_here, days_there) < LEAST_DAYS:
-        return Judgement(difference, None, int(days_here), None, None, 0)
+        return RefusalJudgement(difference, None, int(days_here), None, None, 0)
     effective = min(_effective(_sums(of, blocks_of(days))) for of in (chosen, ~chosen))
     low, high = _random(gross, chosen, int(lengths.max()))
     outside = difference > high or difference < low
     clear = abs(difference) > _student(effective) * error
     sign = int(np.sign(difference)) if outside and clear else 0
-    return Judgement(difference, error, int(days_here), low, high, sign)
+    return RefusalJudgement(difference, error, int(days_here), low, high, sign)
 
 
 def _starts(days: Ints) -> Ints:
@@ -550,7 +550,7 @@ def _random(gross: Floats, chosen: Mask, day: int) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def said(judged: Judgement, *, allowed: bool) -> str:
+def said(judged: RefusalJudgement, *, allowed: bool) -> str:
     """Return the word for a gate's refusals, or for what was *allowed*."""
     if judged.difference is None:
         return ""

@@ -27,7 +27,7 @@ from tracepaper.storage.record.interning import (
     NO_ANSWER_MEASURES,
     NO_MEASURES,
     READ_COLUMNS,
-    Holdings,
+    HeldRows,
     Judged,
     Marked,
     Outcomes,
@@ -116,7 +116,7 @@ class StepEncoder:
         self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
-        self._holdings, self._decided = Holdings(), DecidedTexts()
+        self._holdings, self._decided = HeldRows(), DecidedTexts()
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""

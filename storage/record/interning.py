@@ -276,7 +276,7 @@ class Marked(Struct, frozen=True, gc=False):
         return held[0] == _OF_POSITION(position) and held[1] == _OF_ACCOUNT(account)
 
 
-class Holdings:
+class HeldRows:
     """Interns the holdings of a book between two fills: position and cash, but not their marks."""
 
     def __init__(self) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tracepaper.strategies.attention.linear import LinearRead as LinearRead
     from tracepaper.strategies.attention.masks import Mask as Mask
     from tracepaper.strategies.attention.masks import closed_keys as closed_keys
-    from tracepaper.strategies.attention.methods import Explanation as Explanation
+    from tracepaper.strategies.attention.methods import AttendedTokens as AttendedTokens
     from tracepaper.strategies.attention.methods import Rollout as Rollout
     from tracepaper.strategies.attention.methods import confidence as confidence
     from tracepaper.strategies.attention.methods import entropy as entropy
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Attention": "kernels",
-    "Explanation": "methods",
+    "AttendedTokens": "methods",
     "GridRead": "reads",
     "Layer": "layer",
     "LinearRead": "linear",
@@ -60,8 +60,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "AttendedTokens",
     "Attention",
-    "Explanation",
     "GridRead",
     "Layer",
     "LinearRead",

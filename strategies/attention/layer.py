@@ -34,9 +34,9 @@ from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind, first_
 from tracepaper.strategies.attention.reads import (
     MEAN,
     NORMALISED,
+    CarriedRows,
     Fuse,
     Read,
-    Step,
 )
 from tracepaper.strategies.attention.tiles import (
     FLOOR,
@@ -196,7 +196,7 @@ class Layer(Read):
     # --- carrying rows
 
     @explanation
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* [batch, row, query] above the layer as those below it.
 
         A query that sees nothing keeps its weight, and what a sink takes is lost. Raises
@@ -217,9 +217,9 @@ class Layer(Read):
             return made
         kind = working_type(self.query)
         kept = None if made.kept is None else made.kept.to(kind)
-        return Step(made.above.to(kind), made.moved.to(kind), kept)
+        return CarriedRows(made.above.to(kind), made.moved.to(kind), kept)
 
-    def _advance_mean(self, weights: Tensor, fuse: Fuse) -> Step:
+    def _advance_mean(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the heads' mean, each head's mass checked."""
         asked = (weights != 0).any(dim=1)  # [batch, query]
         some = asked.any(dim=0)
@@ -235,9 +235,9 @@ class Layer(Read):
         tolerance = mass_tolerance(self.operand.kind, self.largest)
         check_mass(mass, wanted.expand_as(mass), tolerance)
         if not flags[2]:
-            return Step(weights, product)
+            return CarriedRows(weights, product)
         kept = torch.einsum("h,bhq->bq", self._shares(fuse), blind.to(product.dtype))[:, None]
-        return Step(weights, product, weights * kept)
+        return CarriedRows(weights, product, weights * kept)
 
     @explanation
     def advance_all(self, values: Tensor, fuse: Fuse) -> Tensor:

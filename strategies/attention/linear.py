@@ -29,7 +29,7 @@ from tracepaper.strategies.attention.checks import (
     working_type,
 )
 from tracepaper.strategies.attention.masks import CAUSAL, Mask, MaskKind
-from tracepaper.strategies.attention.reads import MEAN, Fuse, Read, Step
+from tracepaper.strategies.attention.reads import MEAN, CarriedRows, Fuse, Read
 from tracepaper.strategies.errors import AttentionInvalid
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ class LinearRead(Read):
         return batch, heads, time, time
 
     @explanation
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* below the layer, in O(N · features)."""
         if fuse.fusion != "mean" or fuse.discard_ratio or fuse.shares is not None:
             raise AttentionInvalid(
@@ -184,7 +184,7 @@ class LinearRead(Read):
                 "the residual and the start layer out."
             )
         weights = weights.to(self.of.query.device, self.of.query.dtype)
-        return Step(weights, push_linearly(self.of, weights, self.mask))
+        return CarriedRows(weights, push_linearly(self.of, weights, self.mask))
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return where each head of *queries* looks."""

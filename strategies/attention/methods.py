@@ -92,21 +92,23 @@ PLAIN: Final = Rollout()
 
 
 @dataclass(frozen=True, eq=False)
-class Explanation:
+class AttendedTokens:
     """Where rows looked, through all reads."""
 
     weights: Mapping[str, Tensor]
     """By stream, [batch, row, key]; a row sums to 1 over all streams."""
     l1_error: Tensor
     """The mass [batch, row] that was missing before: rounding, and what sinks took."""
-    _content_free: Callable[[], Mapping[str, Tensor]] = field(default=dict, repr=False)
+    _content_free: Callable[[], Mapping[str, Tensor]] | None = field(default=None, repr=False)
 
     @cached_property
     def content_share(self) -> Tensor:
         """The total variation [batch, row] from a network that looks at all alike, 0 to 1.
 
-        Asked for, it takes a second rollout.
+        It takes a second rollout. Raises ``AttentionInvalid`` where the method has no such.
         """
+        if self._content_free is None:
+            raise AttentionInvalid("This explanation has no content share; choose rollout.")
         empty = self._content_free()
         apart = [(own - empty[name]).abs().sum(dim=-1) for name, own in self.weights.items()]
         return 0.5 * torch.stack(apart).sum(dim=0)
@@ -119,7 +121,7 @@ def rollout(
     method: Rollout = PLAIN,
     *,
     backend: str = "auto",
-) -> Explanation:
+) -> AttendedTokens:
     """Return where *start* looked through *reads*, the lowest first.
 
     *start* are weights [batch, row, query] by stream above the last read, or queries of the
@@ -148,7 +150,7 @@ def rollout(
             sums = torch.stack([own.sum(dim=-1) for own in held.values()]).sum(dim=0)
             return _shares_of(held, sums)
 
-    return Explanation(found, (1.0 - total).clamp_min(0.0), content_free)
+    return AttendedTokens(found, (1.0 - total).clamp_min(0.0), content_free)
 
 
 @explanation
@@ -187,7 +189,7 @@ def _first_held(top: Read, start: Mapping[str, Tensor] | Sequence[int]) -> dict[
         return dict(start)
     batch, _, queries, _ = top.shape
     chosen = check_rows(start, queries)
-    weights = torch.zeros(batch, len(chosen), queries)
+    weights = torch.zeros(batch, len(chosen), queries, device="cpu")  # each read moves it
     weights[:, range(len(chosen)), chosen] = 1.0
     return {top.target: weights}
 
@@ -311,7 +313,7 @@ def rollout_buckets(
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
     backend: str = "auto",
-) -> Explanation:
+) -> AttendedTokens:
     """Return every row's rollout by bucket: "bars" [batch, time, bucket], oldest bucket first.
 
     The *layers* have one of the masks of a kernel, and as many queries as keys.
@@ -344,7 +346,7 @@ def rollout_by_age(
     bucket_bars: int = BLOCK_BARS,
     first_bucket_bars: int | None = None,
     backend: str = "auto",
-) -> Explanation:
+) -> AttendedTokens:
     """Return every row's rollout by age: "bars" [batch, time, age], the newest bucket first.
 
     Age 0 is the bucket that holds the row itself. Under a window there are only as many ages as
@@ -365,9 +367,9 @@ def rollout_by_age(
     return _finished(weights.masked_fill_(place < 0, 0.0))
 
 
-def _finished(weights: Tensor) -> Explanation:
+def _finished(weights: Tensor) -> AttendedTokens:
     total = weights.sum(dim=-1)
-    return Explanation({"bars": weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
+    return AttendedTokens({"bars": weights / total[..., None]}, (1.0 - total).clamp_min(0.0))
 
 
 class _Rolled(NamedTuple):
@@ -484,7 +486,7 @@ def flow(
     method: Rollout = PLAIN,
     *,
     newest: int | None = None,
-) -> Explanation:
+) -> AttendedTokens:
     """Return each query's flow from every bar, normalised to sum to 1: float64 [batch, row, time].
 
     A reference method: raises ``AttentionInvalid`` beyond ``TIME_MAX`` bars, and for reads of
@@ -512,7 +514,7 @@ def flow(
     first = whole - time
     like = torch.empty(0, dtype=torch.float64)
     shares = check_shares(method.head_weights, (len(reads), heads), like=like)
-    identity = torch.eye(time, dtype=torch.float64)
+    identity = torch.eye(time, dtype=torch.float64, device="cpu")
     mixed = []
     for read, share in zip(reads, shares, strict=True):
         if first and bool(
@@ -526,15 +528,18 @@ def flow(
         fused = torch.einsum("h,bhrk->brk", share, rows)[..., first:]
         mixed.append(method.residual_weight * identity + (1.0 - method.residual_weight) * fused)
     stacked = torch.stack(mixed, dim=1).numpy()  # [batch, layer, time, time]
-    flows = torch.tensor([[_row_flow(graph, row) for row in wanted] for graph in stacked])
-    flows = flows.double()
+    flows = torch.tensor(
+        [[_row_flow(graph, row) for row in wanted] for graph in stacked],
+        dtype=torch.float64,
+        device="cpu",
+    )
     made = flows / flows.sum(dim=-1, keepdim=True)
-    return Explanation({"bars": made}, made.new_zeros(batch, len(wanted)))
+    return AttendedTokens({"bars": made}, made.new_zeros(batch, len(wanted)))
 
 
 def _looking_back(first: int, whole: int) -> Tensor:
     """Return how many keys each row from *first* on sees at most, if none is newer."""
-    return torch.arange(first + 1, whole)
+    return torch.arange(first + 1, whole, device="cpu")
 
 
 def _row_flow(matrices: Any, row: int) -> list[int]:  # noqa: ANN401 - a NumPy array

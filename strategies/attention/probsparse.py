@@ -41,9 +41,9 @@ from tracepaper.strategies.attention.layer import value_norms
 from tracepaper.strategies.attention.masks import Mask, MaskKind
 from tracepaper.strategies.attention.reads import (
     MEAN,
+    CarriedRows,
     Fuse,
     Read,
-    Step,
     row_confidence,
     whole_rows,
 )
@@ -451,11 +451,11 @@ class MapRead(Read):
         batch, positions, _ = self.taps.shares.shape
         return batch, 1, positions, self.taps.time
 
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* on the positions as those on the bars below."""
         del fuse
         weights = weights.to(self.taps.shares.device)
-        return Step(weights, push_taps(self.taps, weights))
+        return CarriedRows(weights, push_taps(self.taps, weights))
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return on which bars the positions *queries* rest."""
@@ -494,13 +494,13 @@ class SparseRead(Read):
         return batch, heads, time, time
 
     @explanation
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* below the layer: by the mean in O(u·N), else in O(N²) time."""
         kind = torch.promote_types(weights.dtype, self.of.weights.dtype)
         weights = weights.to(self.of.weights.device, kind)
         if fuse.fusion != "mean" or fuse.discard_ratio:
             return self._advance_fused(weights, fuse)
-        return Step(weights, push_sparse(self.of, weights, fuse.shares))
+        return CarriedRows(weights, push_sparse(self.of, weights, fuse.shares))
 
     @explanation
     def rows(self, queries: Sequence[int]) -> Tensor:

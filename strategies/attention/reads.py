@@ -52,7 +52,7 @@ class Fuse(NamedTuple):
 MEAN: Final = Fuse()
 
 
-class Step(NamedTuple):
+class CarriedRows(NamedTuple):
     """Row weights above a read, as those below it."""
 
     above: Tensor  # [batch, row, query] of which the residual's share stays
@@ -81,7 +81,7 @@ class Read(ABC):
         """Batch, heads, queries and keys."""
 
     @abstractmethod
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* [batch, row, query] above the read as those below it.
 
         Raises ``AttentionInvalid`` when a head does not keep its mass, and for a fusion that the
@@ -184,7 +184,7 @@ class Read(ABC):
         )
         return discard_below(fused, edge, slack=self._slack())
 
-    def _advance_fused(self, weights: Tensor, fuse: Fuse) -> Step:
+    def _advance_fused(self, weights: Tensor, fuse: Fuse) -> CarriedRows:
         """Return *weights* below the read where fused rows need not sum to 1: two passes."""
         parts: Parts = self._parts
         fused, rows = self._whole(fuse), rows_with_weight(weights)
@@ -202,7 +202,7 @@ class Read(ABC):
                     "A row kept no attention at all; raise residual_weight or lower discard_ratio."
                 )
             above = scaled = weights / totals.masked_fill(~asked, 1.0)[:, None]
-        return Step(above, carry_by(parts, fused, scaled, rows, self.shape[3]), kept)
+        return CarriedRows(above, carry_by(parts, fused, scaled, rows, self.shape[3]), kept)
 
 
 def rows_with_weight(weights: Tensor) -> Tensor | None:
@@ -236,7 +236,7 @@ class MatrixRead(Read):
         return batch, heads, queries, keys
 
     @explanation
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* below the matrices."""
         weights = weights.to(self.matrices.device, self.matrices.dtype)
         if fuse.fusion != "mean" or fuse.discard_ratio:
@@ -244,7 +244,7 @@ class MatrixRead(Read):
         heads = self.shape[1]
         even = self.matrices.new_full((heads,), 1.0 / heads)
         shares = even if fuse.shares is None else fuse.shares.to(even)
-        return Step(weights, weights @ torch.einsum("h,bhqk->bqk", shares, self.matrices))
+        return CarriedRows(weights, weights @ torch.einsum("h,bhqk->bqk", shares, self.matrices))
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return the rows of *queries*."""
@@ -255,7 +255,7 @@ class MatrixRead(Read):
         batch, _, count, keys = self.shape
         chosen = list(range(count) if queries is None else queries)
         if self.shown is None:
-            return torch.full((batch, len(chosen)), keys)
+            return torch.full((batch, len(chosen)), keys, device=self.matrices.device)
         return self.shown.sum(dim=-1)[chosen].expand(batch, -1)
 
     def content_free(self) -> MatrixRead:
@@ -301,13 +301,13 @@ class GridRead(Read):
         return 1, self.along.shape[1], tokens, tokens
 
     @explanation
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* below the layer; lines of the grid without weight are left out."""
         by_line = self._lines(weights)  # [line, row, place]
         some = by_line.flatten(1).any(dim=1) | (fuse.discard_ratio > 0.0)
         lines = some.nonzero()[:, 0]
         if not len(lines):
-            return Step(weights, torch.zeros_like(weights))
+            return CarriedRows(weights, torch.zeros_like(weights))
         along = self.along if len(lines) == len(by_line) else self.along.take(lines)
         step = along.advance(by_line[lines], fuse)
 
@@ -317,14 +317,14 @@ class GridRead(Read):
             return self._tokens(every)
 
         kept = None if step.kept is None else whole(step.kept)
-        return Step(whole(step.above), whole(step.moved), kept)
+        return CarriedRows(whole(step.above), whole(step.moved), kept)
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Return the rows of the tokens *queries*: [1, head, row, token]."""
         found = []
         for token in check_rows(queries, self.shape[2]):
             place = divmod(token, self.grid[1])
-            line = torch.tensor([place[1 - self.axis]])
+            line = torch.tensor([place[1 - self.axis]], device="cpu")
             row = self.along.take(line).rows([place[self.axis]])[0]  # [head, 1, place]
             every = row.new_zeros(row.shape[0], *self.grid)
             every.select(2 - self.axis, int(line)).copy_(row[:, 0])
@@ -339,9 +339,11 @@ class GridRead(Read):
         for at, token in enumerate(wanted):
             place = divmod(token, self.grid[1])
             by_line.setdefault(place[1 - self.axis], []).append((at, place[self.axis]))
-        found: list[Tensor] = [torch.empty(0)] * len(wanted)
+        found: list[Tensor] = [torch.empty(0, device="cpu")] * len(wanted)
         for line, pairs in by_line.items():
-            own = self.along.take(torch.tensor([line])).entropy([place for _, place in pairs])
+            own = self.along.take(torch.tensor([line], device="cpu")).entropy(
+                [place for _, place in pairs]
+            )
             for (at, _), entropy in zip(pairs, own[0].unbind(-1), strict=True):
                 found[at] = entropy
         return torch.stack(found, dim=-1)[None]

@@ -16,7 +16,7 @@ from tracepaper.strategies.attention.checks import DTYPES, explanation
 from tracepaper.strategies.attention.kernels import Attention, attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
-from tracepaper.strategies.attention.methods import PLAIN, Explanation, Rollout, rollout
+from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
 from tracepaper.strategies.errors import AttentionInvalid
 
 
@@ -250,7 +250,7 @@ class Stream:
             self.steps += 1
         return Attention(output, total)
 
-    def rollout(self, method: Rollout = PLAIN) -> Explanation:
+    def rollout(self, method: Rollout = PLAIN) -> AttendedTokens:
         """Return where the newest step looked: "bars" [batch, 1, step] over the receptive field.
 
         The oldest step kept comes first. Raises ``AttentionInvalid`` between the layers of a step,

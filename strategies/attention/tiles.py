@@ -74,7 +74,8 @@ class Operand:
         self._key = key.to(self.kind).reshape(pairs, self.keys, self.dim)
         blind = torch.isneginf(logsumexp)
         self.minus = (logsumexp * -LOG2_E).masked_fill(blind, 0.0)
-        self._first = first_of(mask, self.queries, self.keys).expand(self.batch).tolist()
+        first = first_of(mask, self.queries, self.keys, torch.device("cpu"))
+        self._first = first.expand(self.batch).tolist()
         self._seen = None
         if mask.seen is not None:
             self._seen = mask.seen.to(self.device).reshape(-1, self.queries)
@@ -268,7 +269,7 @@ class Operand:
 
     def visible(self, rows: Sequence[int] | None = None) -> Tensor:
         """Return how many keys each of *rows* sees: int64 [batch, row], of the first head."""
-        at = torch.arange(self.queries) if rows is None else torch.tensor(list(rows))
+        at = torch.tensor(list(range(self.queries) if rows is None else rows), device="cpu")
         mask = self.mask
         if mask.dense is not None:
             found = torch.zeros(self.batch, len(at), dtype=torch.int64, device=self.device)
@@ -276,7 +277,7 @@ class Operand:
                 if tile.heads.start == 0:
                     found[tile.batch, tile.at] += (~torch.isneginf(tile.values[:, 0])).sum(-1)
             return found
-        place = at + torch.tensor(self._first)[:, None]  # [batch, row]
+        place = at + torch.tensor(self._first, device="cpu")[:, None]  # [batch, row]
         low, high = torch.zeros_like(place), torch.full_like(place, self.keys)
         if mask.before is not None:
             low = low.maximum(place - mask.before)
@@ -285,9 +286,9 @@ class Operand:
         if mask.after is not None:
             high = high.minimum(place + mask.after + 1)
         if mask.starts is not None:
-            low = low.maximum(torch.tensor(mask.starts)[:, None])
+            low = low.maximum(torch.tensor(mask.starts, device="cpu")[:, None])
         if mask.stops is not None:
-            high = high.minimum(torch.tensor(mask.stops)[:, None])
+            high = high.minimum(torch.tensor(mask.stops, device="cpu")[:, None])
         if self._seen is not None:
             high = high.minimum(self._seen.cpu()[:, at])
         return (high - low).clamp_min(0).to(self.device)

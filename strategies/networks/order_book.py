@@ -25,7 +25,7 @@ from tracepaper.strategies.attention.kernels import attend
 from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
 from tracepaper.strategies.attention.methods import rollout
-from tracepaper.strategies.attention.reads import MEAN, Fuse, Read, Step
+from tracepaper.strategies.attention.reads import MEAN, CarriedRows, Fuse, Read
 from tracepaper.strategies.errors import AttentionInvalid, ConfigInvalid
 from tracepaper.strategies.networks import keys
 from tracepaper.strategies.networks.encodings import rotate, turns
@@ -172,7 +172,7 @@ class BookRead(Read):
         tokens = self.x.shape[0] * self.x.shape[1]
         return 1, self.attention.heads, tokens, tokens
 
-    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> Step:
+    def advance(self, weights: Tensor, fuse: Fuse = MEAN) -> CarriedRows:
         """Return *weights* [1, row, token] below the attention."""
         above = weights[0].unflatten(-1, self.x.shape[:2])  # [row, book, token]
         below = torch.zeros_like(above)
@@ -185,7 +185,7 @@ class BookRead(Read):
             if bool(rows.any()):
                 layer = self._layer(given[part], part)
                 out[:, part] = layer.carry(rows, fuse).transpose(0, 1)
-        return Step(weights, below.flatten(1)[None])
+        return CarriedRows(weights, below.flatten(1)[None])
 
     def rows(self, queries: Sequence[int]) -> Tensor:
         """Raise: a token's row is not kept."""

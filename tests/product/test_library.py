@@ -30,8 +30,9 @@ from tracepaper.replay.learning.estimator import recipe_of
 from tracepaper.strategies import attention
 from tracepaper.strategies.allocation import Rule
 from tracepaper.strategies.attention import backends, layer
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import MaskKind
-from tracepaper.strategies.attention.methods import Rollout
+from tracepaper.strategies.attention.methods import AttendedTokens, Rollout
 from tracepaper.strategies.forecasters.cross_asset import KINDS
 from tracepaper.strategies.forecasters.tabular import ROW_KINDS
 from tracepaper.strategies.networks import encodings
@@ -347,7 +348,11 @@ def test_a_call_gives_finite_numbers(line: Line, names: dict[str, Any]) -> None:
 
 def _tensors(found: object) -> Iterator[torch.Tensor]:
     """Yield the tensors in what a call gave, numbers and arrays among them."""
-    if isinstance(found, tuple):
+    if isinstance(found, AttendedTokens):
+        found = (*found.weights.values(), found.l1_error)
+    if isinstance(found, Layer):
+        found = (found.query, found.key, found.value)
+    if isinstance(found, tuple | list):
         for one in found:
             yield from _tensors(one)
     else:

@@ -62,7 +62,7 @@ SIDES = (PositionSide.LONG, PositionSide.SHORT)
 RESTARTS = 0.03  # of the steps
 FIELDS = (
     "sequence", "event", "accepted", "decision", "prediction", "position", "account",
-    "window_sha256", "decision_sha256", "belief", "halted",
+    "belief", "halted",
 )  # fmt: skip
 
 

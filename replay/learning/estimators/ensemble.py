@@ -37,7 +37,7 @@ from tracepaper.replay.learning.judge.compare import paired_figures
 from tracepaper.replay.learning.judge.explained import Judgement
 from tracepaper.replay.learning.judge.forecasts import MODEL, OF_MODEL, Forecasts
 from tracepaper.replay.learning.judge.gates import gates_section, judged_gates
-from tracepaper.replay.learning.judge.metrics import View, figures
+from tracepaper.replay.learning.judge.metrics import MetricView, figures
 from tracepaper.replay.learning.judge.tails import TAILS, tail_factors
 from tracepaper.replay.learning.judge.user_class import NORMAL
 from tracepaper.replay.learning.predict import judged_rows
@@ -434,7 +434,7 @@ def _mixed(table: Forecasts, shares: Mapping[str, float]) -> Forecasts:
 def _gains(rows: Forecasts) -> dict[str, list[float | None]]:
     """Return the mix's QLIKE less that of each member on the same bars, with errors by day."""
     losses = {
-        name: statistics.qlike_of(View(rows, name)["variance"], rows.labels["variance"])
+        name: statistics.qlike_of(MetricView(rows, name)["variance"], rows.labels["variance"])
         for name in (MODEL, *NAMES)
     }
     return {

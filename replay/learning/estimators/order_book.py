@@ -28,7 +28,7 @@ from tracepaper.replay.learning.card import NOTICE, model_section, versions_sect
 from tracepaper.replay.learning.estimator import DataRequest, Estimator, FitRun, Fitted, register
 from tracepaper.replay.learning.fit import Fit, Objective, Policy, Progress
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, concatenated
-from tracepaper.replay.learning.judge.metrics import Metric, View, metric, views
+from tracepaper.replay.learning.judge.metrics import Metric, MetricView, metric, views
 from tracepaper.replay.learning.order_books import UNKNOWN, BookDataset, labels_of
 from tracepaper.replay.learning.recipe import Recipe, chosen_of
 from tracepaper.replay.report.metrics import BLOCK_DAYS, is_credible
@@ -456,7 +456,7 @@ BOOKS: Final[dict[str, Metric]] = {}
 
 
 @metric("log_loss", "Log loss of the mid's move (less is better)", "log_probability", of=BOOKS)
-def _log_loss(view: View) -> Floats:
+def _log_loss(view: MetricView) -> Floats:
     moves = view.labels["move"]
     loss: Floats = -view["log_probability"][np.arange(len(moves)), moves]
     return loss
@@ -464,7 +464,7 @@ def _log_loss(view: View) -> Floats:
 
 @metric("accuracy", "Accuracy: moves of the mid named right", "move", of=BOOKS,
         less_is_better=False)  # fmt: skip
-def _accuracy(view: View) -> Floats:
+def _accuracy(view: MetricView) -> Floats:
     return (view["move"] == view.labels["move"]).astype(np.float64)
 
 

@@ -19,7 +19,7 @@ from tracepaper.replay.learning.judge.metrics import (
     ACROSS,
     METRICS,
     RELATIVE,
-    View,
+    MetricView,
     estimate,
     views,
 )
@@ -61,9 +61,9 @@ def correlation_tables(judgement: SpanJudgement) -> Iterator[Table]:
     judged, errors, less = "", [], {}
     for horizon, rows in pairs.by_horizon():
         judged = judged_pairs(rows)
-        terms = {name: metric.terms(View(rows, name)) for name in rows.values}
+        terms = {name: metric.terms(MetricView(rows, name)) for name in rows.values}
         for name in sorted(rows.values, key=judged.__ne__):
-            errors.append(_Correlation(horizon, name, estimate(metric, View(rows, name))))
+            errors.append(_Correlation(horizon, name, estimate(metric, MetricView(rows, name))))
             if name != judged:
                 less[horizon, name] = difference(terms[judged], terms[name], rows.day)
     fair = corrected(less)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tracepaper.replay.document.values import Cells, Table, Value, of_row, table
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, words
-from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, View, estimate, views
+from tracepaper.replay.learning.judge.metrics import LOSSES, Metric, MetricView, estimate, views
 from tracepaper.replay.learning.statistics import DayDifference, corrected, difference
 from tracepaper.replay.report.honesty import PAIRED
 from tracepaper.strategies.features.rolling import Array
@@ -44,19 +44,21 @@ def compare(
     return corrected(found)
 
 
-def _shared(metric: Metric, first: View, second: View) -> tuple[Array, Array, NDArray[Any]] | None:
+def _shared(
+    metric: Metric, first: MetricView, second: MetricView
+) -> tuple[Array, Array, NDArray[Any]] | None:
     """Return both terms and the days, of the rows that both answer; None where there is none."""
     known = answered(metric, first) & answered(metric, second)
     if not known.any():
         return None
     if not known.all():
-        first, second = (View(of.rows.where(known), of.name) for of in (first, second))
+        first, second = (MetricView(of.rows.where(known), of.name) for of in (first, second))
     one, other = metric.terms(first), metric.terms(second)
     counts = np.isfinite(one) & np.isfinite(other)
     return (one[counts], other[counts], first.rows.day[counts]) if counts.any() else None
 
 
-def answered(metric: Metric, view: View) -> NDArray[np.bool_]:
+def answered(metric: Metric, view: MetricView) -> NDArray[np.bool_]:
     """Return the rows at which the fields that *metric* needs are known."""
     known = np.ones(len(view.rows), dtype=np.bool_)
     for field in metric.needs:

@@ -34,7 +34,7 @@ from tracepaper.replay.learning.judge.forecasts import (
     named_asset,
 )
 from tracepaper.replay.learning.judge.heads import plain_verdict
-from tracepaper.replay.learning.judge.metrics import Metric, View, estimate, metric
+from tracepaper.replay.learning.judge.metrics import Metric, MetricView, estimate, metric
 from tracepaper.replay.learning.panel import LEAST_BARS
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch, shown
@@ -185,7 +185,7 @@ def _read(section: Mapping[str, Any]) -> tuple[dict[str, float], float, float]:
 
 
 @metric("correlation", "Correlations to the horizon", CORRELATION, of=PAIRS)
-def _error(view: View) -> Array:
+def _error(view: MetricView) -> Array:
     squared: Array = (view[CORRELATION] - view.labels[CORRELATION]) ** 2
     return squared
 
@@ -199,7 +199,9 @@ def correlation_figures(table: Forecasts) -> dict[str, Any]:
     """Return the figures of every horizon for a card, each [value, standard error by day]."""
     return {
         str(horizon): {
-            name.replace(" ", "_").lower(): estimate(PAIRS[CORRELATION], View(rows, name)).rounded()
+            name.replace(" ", "_").lower(): estimate(
+                PAIRS[CORRELATION], MetricView(rows, name)
+            ).rounded()
             for name in rows.values
         }
         for horizon, rows in table.by_horizon()
@@ -215,7 +217,9 @@ def correlation_sentences(table: Forecasts, *, horizon: int) -> list[str]:
     lines = []
     for name, words in _BESIDE.items():
         if name == OTHERS[0] or judged == MODEL:
-            less = statistics.mean(error(View(rows, judged)) - error(View(rows, name)), rows.day)
+            less = statistics.mean(
+                error(MetricView(rows, judged)) - error(MetricView(rows, name)), rows.day
+            )
             word = plain_verdict(less.rounded(), len(np.unique(rows.day)))
             lines.append(
                 f"Correlations to {horizon} bars, {_OF[judged]}, are {word} beside {words}"

@@ -20,7 +20,7 @@ from tracepaper.replay.document.values import Figure, Table, Value, table
 from tracepaper.replay.learning import statistics
 from tracepaper.replay.learning.card import rounded
 from tracepaper.replay.learning.judge.forecasts import Forecasts, concatenated
-from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, View
+from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, MetricView
 from tracepaper.replay.learning.judge.tails import (
     SIDE_WORDS,
     Breaches,
@@ -165,7 +165,9 @@ def _less(rows: Forecasts, head: str, other: str) -> Array | None:
     if simpler is None:
         return None
     terms = HEAD_LOSSES[head].terms
-    return terms(View(rows)) - terms(View(rows.holding(other, **{head: simpler}), other))
+    return terms(MetricView(rows)) - terms(
+        MetricView(rows.holding(other, **{head: simpler}), other)
+    )
 
 
 def _simpler(rows: Forecasts, head: str, other: str) -> NDArray[Any] | None:

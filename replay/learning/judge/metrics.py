@@ -39,7 +39,7 @@ _POINTS: Final = 1e4  # basis points of one
 
 
 @dataclass(frozen=True)
-class View:
+class MetricView:
     """One forecaster's rows: ``view["mean"]`` is its field [row], ``view.labels`` the outcomes."""
 
     rows: Forecasts
@@ -61,9 +61,9 @@ class View:
         return points
 
 
-Terms = Callable[[View], Array]
+Terms = Callable[[MetricView], Array]
 Combine = Callable[[Array], Array]
-Reference = Callable[[View], Mapping[str, NDArray[Any]]]
+Reference = Callable[[MetricView], Mapping[str, NDArray[Any]]]
 """The judged model's view → the fields of a constant."""
 
 
@@ -112,7 +112,9 @@ def metric(
     return register
 
 
-def views(metric: Metric, rows: Forecasts, names: tuple[str, ...] | None = None) -> dict[str, View]:
+def views(
+    metric: Metric, rows: Forecasts, names: tuple[str, ...] | None = None
+) -> dict[str, MetricView]:
     """Return each forecaster of one horizon's *rows* that gives what *metric* needs, by name.
 
     Without *names* they are the judged model, the baselines and the references.
@@ -123,14 +125,14 @@ def views(metric: Metric, rows: Forecasts, names: tuple[str, ...] | None = None)
     if metric.is_alone:
         chosen = [name for name in chosen if name == MODEL]
     able = [name for name in chosen if all(rows.gives(field, name) for field in metric.needs)]
-    found = {name: View(rows, name) for name in able}
+    found = {name: MetricView(rows, name) for name in able}
     if names is None and (found or not metric.is_alone):
         for name, fields in metric.references.items():
-            found[name] = View(rows.holding(name, **fields(View(rows))), name)
+            found[name] = MetricView(rows.holding(name, **fields(MetricView(rows))), name)
     return found
 
 
-def estimate(metric: Metric, view: View) -> DailyEstimate:
+def estimate(metric: Metric, view: MetricView) -> DailyEstimate:
     """Return the metric of a view with its error over days."""
     terms, days = metric.terms(view), view.rows.day
     if metric.combine is not None:
@@ -172,7 +174,7 @@ def _figures(rows: Forecasts, model: str) -> dict[str, Any]:
 
 
 @metric("sign_accuracy", "Sign of the return named right, beside always the commoner sign", "sign")
-def _sign_accuracy(view: View) -> Array:
+def _sign_accuracy(view: MetricView) -> Array:
     """Half a hit where no sign is given; a bar that did not move does not count."""
     sign, value = np.sign(view["sign"]), np.sign(view.labels["returns"])
     hit = np.where(sign == 0, 0.5, (sign == value).astype(np.float64))
@@ -192,12 +194,12 @@ def _moments(first: Array, second: Array) -> Array:
 
 
 @metric("ic", "Information coefficient", "score", combine=_pearson)
-def _ic(view: View) -> Array:
+def _ic(view: MetricView) -> Array:
     return _moments(view["score"], view.labels["returns"])
 
 
 @metric("rank_ic", "Rank information coefficient", "score", combine=_pearson)
-def _rank_ic(view: View) -> Array:
+def _rank_ic(view: MetricView) -> Array:
     return _moments(rankdata(view["score"]), rankdata(view.labels["returns"]))
 
 
@@ -207,12 +209,12 @@ def _explained(sums: Array) -> Array:
 
 
 @metric("r_squared", "R² of the return, against a forecast of no move", "size", combine=_explained)
-def _r_squared(view: View) -> Array:
+def _r_squared(view: MetricView) -> Array:
     value = view.labels["returns"]
     return np.stack([(value - view["size"]) ** 2, value * value])
 
 
-def _still(view: View) -> Mapping[str, Array]:
+def _still(view: MetricView) -> Mapping[str, Array]:
     return {"mean": np.zeros(len(view.rows))}
 
 
@@ -222,7 +224,7 @@ def _still(view: View) -> Mapping[str, Array]:
     "mean",
     references={"no_move": _still},
 )
-def _mae(view: View) -> Array:
+def _mae(view: MetricView) -> Array:
     return np.abs(view.points * view.labels["returns"] - view.points * view["mean"])
 
 
@@ -232,7 +234,7 @@ def _mae(view: View) -> Array:
     "mean",
     references={"no_move": _still},
 )
-def _mse(view: View) -> Array:
+def _mse(view: MetricView) -> Array:
     squared: Array = (view.points * view.labels["returns"] - view.points * view["mean"]) ** 2
     return squared
 
@@ -242,12 +244,12 @@ def _mse(view: View) -> Array:
 
 @metric("qlike", "QLIKE", "variance", of=LOSSES)
 @metric("qlike", "QLIKE of the volatility (less is better)", "variance")
-def _qlike(view: View) -> Array:
+def _qlike(view: MetricView) -> Array:
     return statistics.qlike_of(view["variance"], view.labels["variance"])
 
 
 @metric("log_variance_r_squared", "R² of log variance", "variance", combine=_explained)
-def _log_variance(view: View) -> Array:
+def _log_variance(view: MetricView) -> Array:
     """Each about its own mean: the logarithm of a mean is biased."""
     value, forecast = (
         logs - logs.mean()
@@ -264,7 +266,7 @@ def _log_variance(view: View) -> Array:
     "Mean absolute error of the volatility, in basis points (less is better)",
     "variance",
 )
-def _volatility_mae(view: View) -> Array:
+def _volatility_mae(view: MetricView) -> Array:
     moves = view.points * np.sqrt(np.maximum(view["variance"], 0.0))
     return np.abs(view.points * np.sqrt(view.labels["variance"]) - moves)
 
@@ -273,17 +275,17 @@ def _volatility_mae(view: View) -> Array:
 
 
 @metric("coverage_90", "", "mean", "scale", "dof", is_alone=True, less_is_better=False)
-def _coverage(view: View) -> Array:
+def _coverage(view: MetricView) -> Array:
     return inside(view["mean"], view["scale"], view["dof"], view.labels["returns"], COVERAGE)
 
 
-def _top(view: View) -> NDArray[np.int64]:
+def _top(view: MetricView) -> NDArray[np.int64]:
     found: NDArray[np.int64] = view["probability"].argmax(axis=1)
     return found
 
 
 @metric("direction.accuracy", "", "probability", is_alone=True, less_is_better=False)
-def _accuracy(view: View) -> Array:
+def _accuracy(view: MetricView) -> Array:
     return (_top(view) == view.labels["direction"]).astype(np.float64)
 
 
@@ -293,7 +295,7 @@ def _harmonic(sums: Array) -> Array:
 
 
 @metric("direction.f1", "", "probability", combine=_harmonic, is_alone=True, less_is_better=False)
-def _f1(view: View) -> Array:
+def _f1(view: MetricView) -> Array:
     """Take the mean over classes of the harmonic mean of precision and recall."""
     top, classes, rows = _top(view), view.labels["direction"], []
     for kind in range(view["probability"].shape[1]):
@@ -302,7 +304,7 @@ def _f1(view: View) -> Array:
     return np.stack(rows).astype(np.float64)
 
 
-def climatology(view: View) -> Mapping[str, Array]:
+def climatology(view: MetricView) -> Mapping[str, Array]:
     """Return each class's share of all rows as the probability of every row."""
     classes, kinds = view.labels["direction"], view["probability"].shape[1]
     shares = np.bincount(classes, minlength=kinds) / len(classes)
@@ -313,7 +315,7 @@ def climatology(view: View) -> Mapping[str, Array]:
         is_alone=True)  # fmt: skip
 @metric("direction.brier", "", "probability", references={"climatology": climatology},
         is_alone=True)  # fmt: skip
-def _brier(view: View) -> Array:
+def _brier(view: MetricView) -> Array:
     return statistics.brier_of(view["probability"], view.labels["direction"])
 
 
@@ -321,7 +323,7 @@ def _brier(view: View) -> Array:
         is_alone=True)  # fmt: skip
 @metric("direction.log_loss", "", "probability", references={"climatology": climatology},
         is_alone=True)  # fmt: skip
-def _log_loss(view: View) -> Array:
+def _log_loss(view: MetricView) -> Array:
     return statistics.log_loss_of(view["probability"], view.labels["direction"])
 
 
@@ -331,7 +333,7 @@ def _bins(sums: Array) -> Array:
 
 
 @metric("direction.ece", "", "probability", combine=_bins, is_alone=True)
-def _calibration_error(view: View) -> Array:
+def _calibration_error(view: MetricView) -> Array:
     """Take the calibration error of the top class over 15 equal bins (Guo, 2017)."""
     top, count = _top(view), statistics.ECE_BINS
     sure = view["probability"][np.arange(len(top)), top]
@@ -344,7 +346,7 @@ def _calibration_error(view: View) -> Array:
 # --- across assets
 
 
-def ranks(view: View, expected: Array) -> Array:
+def ranks(view: MetricView, expected: Array) -> Array:
     """Return Spearman's correlation of *expected* with realised log returns across the assets.
 
     *expected* are in the units of each row. It stands at one row of each close where every asset
@@ -386,11 +388,11 @@ def rank_correlations(expected: Array, realised: Array) -> Array:
     less_is_better=False,
     of_model=frozenset({"relative"}),
 )
-def _relative_ranks(view: View) -> Array:
+def _relative_ranks(view: MetricView) -> Array:
     return ranks(view, view["score"])
 
 
-def _best_ranks(view: View) -> Array:
+def _best_ranks(view: MetricView) -> Array:
     """Rank by relative returns where the model has them, else by its mean."""
     field = "relative" if view.rows.gives("relative", view.name) else "score"
     return ranks(view, view[field])
@@ -406,18 +408,18 @@ ACROSS: Final = METRICS["relative_rank_ic"]._replace(
 
 
 @metric("sign", "Signs named wrong", "sign", of=LOSSES)
-def sign_loss(view: View) -> Array:
+def sign_loss(view: MetricView) -> Array:
     """1 where the sign was wrong, a half where none was given or nothing moved."""
     return statistics.sign_risk(view["sign"], view.labels["returns"])
 
 
 @metric("sign", "sign wrong", "mean", of=RISKS)
-def _sign_risk(view: View) -> Array:
+def _sign_risk(view: MetricView) -> Array:
     return statistics.sign_risk(view["mean"], view.labels["returns"])
 
 
 @metric("qlike_rank", "volatility error (rank)", "variance", of=RISKS)
-def qlike_rank(view: View) -> Array:
+def qlike_rank(view: MetricView) -> Array:
     """Return the rank of each bar's QLIKE among all, from 0 to 1: a crash counts once."""
     loss = _qlike(view)
     order = np.argsort(np.argsort(loss, kind="stable"), kind="stable")
@@ -426,7 +428,7 @@ def qlike_rank(view: View) -> Array:
 
 
 @metric("interval_miss", "90 % interval missed", "mean", "scale", "dof", of=RISKS)
-def _interval_miss(view: View) -> Array:
+def _interval_miss(view: MetricView) -> Array:
     return 1.0 - _coverage(view)
 
 
@@ -436,7 +438,7 @@ def _interval_miss(view: View) -> Array:
 def head_loss(head: str) -> Terms:
     """Return the terms of the loss that *head* was trained by."""
 
-    def terms(view: View) -> Array:
+    def terms(view: MetricView) -> Array:
         labels = {name: torch.from_numpy(of) for name, of in view.labels.items()}
         found: Array = ADDED[head].of(torch.from_numpy(view[head]).double(), labels).numpy()
         return found

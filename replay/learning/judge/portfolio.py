@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tracepaper.replay.document.values import plus_minus
 from tracepaper.replay.learning.card import ROUND_TRIP_COST
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts, named_asset
-from tracepaper.replay.learning.judge.metrics import Metric, View, estimate, metric
+from tracepaper.replay.learning.judge.metrics import Metric, MetricView, estimate, metric
 from tracepaper.replay.learning.panel import Ids, Labelled, predicted
 from tracepaper.replay.learning.statistics import mean
 from tracepaper.replay.report.honesty import FEW_DAYS, compared_sentences, few_days
@@ -130,7 +130,7 @@ def _held(decisions: PanelDecisions, weights: Array) -> dict[str, Array]:
 
 
 @metric("net", "Weights, net of fees", "net", of=PORTFOLIOS, less_is_better=False)
-def _net(view: View) -> Array:
+def _net(view: MetricView) -> Array:
     """In basis points a day."""
     net: Array = 1e4 * view["net"]
     return net
@@ -212,7 +212,7 @@ def portfolio_figures(held: Forecasts) -> dict[str, Any]:
 
     Net returns are basis points a day; ``against`` is the network's less the rule's, day by day.
     """
-    every = {name: View(held, name) for name in held.values}
+    every = {name: MetricView(held, name) for name in held.values}
     net, decisions = PORTFOLIOS["net"], int(held.labels["decisions"].sum())
     own = net.terms(every[MODEL])
     return {

@@ -28,7 +28,7 @@ from tracepaper.replay.learning.judge.compare import compare, rival_table
 from tracepaper.replay.learning.judge.forecasts import words
 from tracepaper.replay.learning.judge.heads import BREACH_FIGURES, head_tables
 from tracepaper.replay.learning.judge.judge import MEASURES, SpanJudgement
-from tracepaper.replay.learning.judge.metrics import LOSSES, METRICS, RISKS, View
+from tracepaper.replay.learning.judge.metrics import LOSSES, METRICS, RISKS, MetricView
 from tracepaper.replay.learning.judge.tails import breaches_of
 from tracepaper.replay.learning.splits import iso
 from tracepaper.replay.learning.statistics import (
@@ -372,7 +372,7 @@ def curves_of(judgement: SpanJudgement) -> dict[tuple[str, str], RiskCurve]:
             continue
         for name, sureness in MEASURES.items():
             parts = [
-                Ranked(metric.terms(View(rows)), sure, rows.day)
+                Ranked(metric.terms(MetricView(rows)), sure, rows.day)
                 for _, rows in judgement.forecasts.by_horizon()
                 if (sure := sureness(rows)) is not None
             ]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tracepaper.daemon.bybit.wire import (
     Ack,
-    Book,
+    BestQuotes,
     ClosedCandles,
     Pong,
     RefusedFrame,
@@ -76,7 +76,7 @@ def test_a_recorded_linear_session_is_read_completely() -> None:
 def test_a_recorded_spot_session_is_read_completely() -> None:
     wire = spot()
     frames = recorded("spot_orderbook1_2025-06-13.jsonl.gz")
-    assert kinds(wire, frames) == {"Ack": 6, "Book": 139}
+    assert kinds(wire, frames) == {"Ack": 6, "BestQuotes": 139}
     assert not wire.counters
 
 
@@ -86,7 +86,7 @@ def test_old_frames_of_mixed_sessions_are_read_or_counted() -> None:
         wire = linear()  # each frame is of a session of its own
         found += kinds(wire, [frame])
         assert not [key for key in wire.counters if key.startswith("malformed")]
-    assert found["Book"] >= 1
+    assert found["BestQuotes"] >= 1
     assert found["Ticker"] >= 1
     assert sum(found.values()) == 13
 
@@ -185,7 +185,7 @@ def book(kind: str, bids: Any, asks: Any, *, ts: int = 5, u: int = 9) -> bytes:
 
 def quote_of(wire: Wire, frame: bytes) -> Quote | None:
     received = wire.receive(frame)
-    assert isinstance(received, Book)
+    assert isinstance(received, BestQuotes)
     return received.quote
 
 
@@ -437,7 +437,7 @@ def test_a_book_never_holds_more_than_its_bound_and_asks_for_a_snapshot() -> Non
     assert wire.counters["deep.orderbook"] == 1
     assert wire.counters["unknown.orderbook"] == 38
     received = wire.receive(book("snapshot", [["1.0", "1"]], [["2.0", "1"]]))
-    assert isinstance(received, Book)
+    assert isinstance(received, BestQuotes)
     assert received.quote is not None
     assert not wire.stale_topics
 

@@ -131,7 +131,7 @@ def test_the_method_as_stored_is_what_was_stored(
     ("options", "sentence"),
     [
         (("--method", "lime"), "There is no method 'lime'; choose one of"),
-        (("--method", "norm", "--fusion", "max"), "norm takes no head fusion; leave it out"),
+        (("--method", "norm", "--fusion", "max"), "norm takes no fusion; leave it out"),
         (("--fusion", "median"), "There is no head fusion 'median'; choose one of mean, max, min"),
         (("--head-weights", "1,x"), "give one number a head"),
         (("--head-weights", "1,0/1"), "must give each layer as many numbers"),

@@ -28,7 +28,7 @@ from tracepaper.replay.learning.judge.correlation import (
     learn_correlations,
 )
 from tracepaper.replay.learning.judge.forecasts import Forecasts
-from tracepaper.replay.learning.judge.metrics import View
+from tracepaper.replay.learning.judge.metrics import MetricView
 from tracepaper.replay.learning.splits import Part
 from tracepaper.strategies.errors import CheckpointMismatch
 from tracepaper.strategies.features.rows import schema
@@ -87,7 +87,7 @@ def judged(found: Dataset) -> Forecasts:
 
 
 def error(rows: Forecasts, name: str) -> float:
-    return float(PAIRS[CORRELATION].terms(View(rows, name)).mean())
+    return float(PAIRS[CORRELATION].terms(MetricView(rows, name)).mean())
 
 
 def over_a_month(rows: Forecasts) -> Forecasts:

@@ -27,7 +27,7 @@ from tracepaper.replay.learning.judge.judge import (
     judge_checkpoint,
     measure,
 )
-from tracepaper.replay.learning.judge.metrics import RISKS, View
+from tracepaper.replay.learning.judge.metrics import RISKS, MetricView
 from tracepaper.replay.learning.judge.output import as_document
 from tracepaper.replay.learning.judge.tables import (
     ACROSS,
@@ -285,7 +285,7 @@ def test_a_planted_measure_is_found_on_every_span_and_noise_is_not(
     rng = np.random.default_rng(3)
     risk = RISKS["sign"].terms
     try:
-        measure("oracle")(lambda rows: rng.random(len(rows)) - risk(View(rows)))
+        measure("oracle")(lambda rows: rng.random(len(rows)) - risk(MetricView(rows)))
         measure("noise")(lambda rows: np.sin(1e6 * rows.labels["returns"]))
         with pytest.raises(ConfigInvalid, match="already"):
             measure("noise")(lambda rows: rows.labels["returns"])

@@ -9,7 +9,7 @@ from scipy import stats
 
 from tracepaper.replay.learning import statistics as figures
 from tracepaper.replay.learning.judge.forecasts import MODEL
-from tracepaper.replay.learning.judge.metrics import METRICS, View, estimate
+from tracepaper.replay.learning.judge.metrics import METRICS, MetricView, estimate
 from tracepaper.replay.learning.statistics import DailyEstimate
 from tracepaper.strategies.features.rolling import Array
 
@@ -28,7 +28,7 @@ def seen(name: str, value: Array, **fields: Array) -> DailyEstimate:
     if "probability" in fields:
         labels |= {"direction": value}
     rows = table(days * 86_400_000 + place * 60_000, labels, {MODEL: fields})
-    return estimate(METRICS[name], View(rows))
+    return estimate(METRICS[name], MetricView(rows))
 
 
 def test_correlations_agree_with_scipy() -> None:

@@ -30,7 +30,7 @@ from tracepaper.replay.learning.judge.heads import (
     levels_of,
     likeliest,
 )
-from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, View
+from tracepaper.replay.learning.judge.metrics import HEAD_LOSSES, MetricView
 from tracepaper.replay.learning.judge.tails import SIDE_WORDS, Tail, count_breaches
 from tracepaper.replay.learning.losses import ADDED, added
 from tracepaper.replay.learning.predict import predict
@@ -326,8 +326,8 @@ def test_regimes_tell_planted_calm_from_wild(judged: Forecasts) -> None:
     variance = judged.labels["variance"]
     assert variance[~calm].mean() > 2 * variance[calm].mean()
     terms = HEAD_LOSSES["regimes"].terms
-    usual = View(judged.holding(AVERAGE_ODDS, regimes=average_odds(judged)), AVERAGE_ODDS)
-    assert terms(View(judged)).mean() < terms(usual).mean() - 0.1
+    usual = MetricView(judged.holding(AVERAGE_ODDS, regimes=average_odds(judged)), AVERAGE_ODDS)
+    assert terms(MetricView(judged)).mean() < terms(usual).mean() - 0.1
 
 
 def test_the_figures_say_what_is_better_and_the_sentences_follow(

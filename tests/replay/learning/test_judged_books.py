@@ -26,7 +26,7 @@ from tracepaper.replay.learning.estimators.order_book import BOOKS, BookFitOptio
 from tracepaper.replay.learning.judge.books import FEW, beside_tables, said_of
 from tracepaper.replay.learning.judge.forecasts import MODEL
 from tracepaper.replay.learning.judge.judge import Rival
-from tracepaper.replay.learning.judge.metrics import View
+from tracepaper.replay.learning.judge.metrics import MetricView
 from tracepaper.replay.learning.judge.order_books import (
     BookCheckpoint,
     BookFold,
@@ -198,7 +198,7 @@ def test_a_difference_is_that_of_the_losses_and_few_days_say_nothing(good: str, 
     assert row["1"]["value"] == pytest.approx(-0.25)
     assert row["2"] is None
     loss = BOOKS["log_loss"].terms
-    wanted = difference(loss(View(own.where(rows))), loss(View(other)), own.day[rows])
+    wanted = difference(loss(MetricView(own.where(rows))), loss(MetricView(other)), own.day[rows])
     assert row["days"] == wanted.days
     sure = [DayDifference(-1.0, 0.01, days, 1e-6) for days in (9, 10)]
     assert [said_of(each, is_less_better=True) for each in sure] == [FEW, "better"]

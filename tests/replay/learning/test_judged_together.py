@@ -33,7 +33,7 @@ from tracepaper.replay.learning.judge.compare import compare
 from tracepaper.replay.learning.judge.folds import refit
 from tracepaper.replay.learning.judge.forecasts import MODEL, Forecasts
 from tracepaper.replay.learning.judge.judge import Rival, SpanJudgement, judge_checkpoint
-from tracepaper.replay.learning.judge.metrics import View, ranks
+from tracepaper.replay.learning.judge.metrics import MetricView, ranks
 from tracepaper.replay.learning.judge.portfolio import PORTFOLIOS
 from tracepaper.replay.learning.openings import FILE_NAME, NamedSpan, read_openings
 from tracepaper.replay.learning.panel import close_by_close, labelled_closes, predicted
@@ -217,7 +217,7 @@ def test_a_single_instruments_model_stands_beside_one_of_several(
 def test_ranks_are_those_of_scipy_and_an_oracle_has_all(judged: SpanJudgement) -> None:
     one = judged.forecasts.at(HORIZONS[1])
     said, value, unit = one.value("relative"), one.labels["returns"], one.labels["unit"]
-    found = ranks(View(one), said)
+    found = ranks(MetricView(one), said)
     found = found[np.isfinite(found)]
     times = one.keys >> 32
     expected = []

@@ -143,13 +143,13 @@ def test_a_run_without_a_model_says_so(shown: ShownRun) -> None:
         model.model_document(shown)
 
 
-def forecasts(count: int, *, spread: float, skill: float) -> model.Forecasts:
+def forecasts(count: int, *, spread: float, skill: float) -> model.RunForecasts:
     """Draw outcomes of a normal law around what was said, *spread* times as wide as was said."""
     draw = np.random.default_rng(3)
     mean = draw.normal(0.0, 0.001, count)
     came = skill * mean + spread * draw.normal(0.0, 0.002, count)
     days = np.repeat(np.arange(20), count // 20)
-    return model.Forecasts(
+    return model.RunForecasts(
         open_time_ms=days * 86_400_000,
         mean=mean,
         stdev=np.full(count, 0.002),
@@ -159,7 +159,7 @@ def forecasts(count: int, *, spread: float, skill: float) -> model.Forecasts:
     )
 
 
-def rows_of(found: model.Forecasts, key: str) -> list[Any]:
+def rows_of(found: model.RunForecasts, key: str) -> list[Any]:
     parts = model.came_true(found, 30, 60_000)
     (table,) = [part for part in parts if isinstance(part, Table) and part.key == key]
     return list(table.rows)
@@ -184,7 +184,7 @@ def test_a_direction_that_is_known_rises_with_what_was_said() -> None:
 
 
 def test_confidence_that_helps_is_said_to_and_chance_is_not() -> None:
-    def said(found: model.Forecasts) -> str:
+    def said(found: model.RunForecasts) -> str:
         charts = [part for part in model.came_true(found, 30, 60_000) if isinstance(part, Chart)]
         return next(chart.caption for chart in charts if chart.caption.startswith("Sign wrong"))
 

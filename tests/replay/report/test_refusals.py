@@ -9,8 +9,8 @@ import pytest
 
 from tracepaper.replay.report.benchmarks import (
     ALLOWED,
-    Judgement,
     Mask,
+    RefusalJudgement,
     forward_returns,
     judge,
     refusals,
@@ -235,7 +235,7 @@ def test_a_planted_gate_is_named_for_what_it_did(
 
 def test_allowed_signals_are_better_or_worse_and_never_saved() -> None:
     for sign, gate, kept in ((1, "saved", "worse"), (-1, "cost", "better")):
-        judged = Judgement(sign * 1e-3, 1e-4, 40, -1e-4, 1e-4, sign)
+        judged = RefusalJudgement(sign * 1e-3, 1e-4, 40, -1e-4, 1e-4, sign)
         assert said(judged, allowed=False) == gate
         assert said(judged, allowed=True) == kept
 

@@ -248,7 +248,7 @@ def test_another_explanation_is_stored_beside_the_same_forecast(
 @pytest.mark.parametrize(
     ("kind", "way", "sentence"),
     [
-        ("informer", AttributionMethod("flow"), "choose rollout, norm or gradient"),
+        ("informer", AttributionMethod("flow"), "choose rollout"),
         ("full", AttributionMethod("norm", Rollout(start_layer=2)), "choose 0 to 1"),
         ("full", AttributionMethod("lime"), "There is no method 'lime'"),
     ],

@@ -178,7 +178,7 @@ def test_the_attribution_of_a_decision_sums_to_what_is_stored(named: str) -> Non
         (
             AttributionMethod("norm", Rollout(fusion="max")),
             AttentionInvalid,
-            "norm takes no head fusion",
+            "norm takes no fusion",
         ),
         (
             AttributionMethod("rollout", Rollout(head_weights=(1.0,))),
