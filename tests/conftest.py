@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import psutil
 import pytest
 from _pytest.fixtures import FixtureDef
 from hypothesis import settings
@@ -51,7 +53,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 class Costs:
-    """CPU seconds of each test; a fixture that tests share counts in equal parts for its users."""
+    """CPU seconds of each test.
+
+    A fixture that tests share counts in equal parts for those of its users that are fast, since
+    it is made for them even where no other test runs.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -60,8 +66,12 @@ class Costs:
 
     @staticmethod
     def _cpu_s() -> float:
-        """Return the CPU seconds of this process and of the children that it has waited for."""
-        return sum(os.times()[:4])
+        """Return the CPU seconds of this process and of all that it began, ended or not."""
+        spent = sum(os.times()[:4])
+        for child in psutil.Process().children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                spent += sum(child.cpu_times()[:4])
+        return spent
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
@@ -95,6 +105,7 @@ class Costs:
                 if fixture.argname in getattr(item, "fixturenames", ())
                 and item.nodeid.startswith(fixture.baseid)
             ]
+            users = [item for item in users if costs[item] <= SLOW_S] or users
             for item in users:
                 costs[item] += cost / len(users)
         with self._path.open("a", encoding="utf-8") as table:
