@@ -154,9 +154,8 @@ def diagnose(case: Case) -> LikelyCause:
         made = f"the run was made by code {run.code_version}, and this is {code_version()}"
         return LikelyCause(Cause.CODE, f"{made}, so that a changed record looks alike", sure=False)
     cause, sentence = _with_equal_code(case)
-    sure = cause is Cause.RECORD or (
-        case.exact and verify_chain(case.reader.connection, run.run_id).holds
-    )
+    chain = verify_chain(case.reader.connection, run.run_id)
+    sure = cause is Cause.RECORD or (case.exact and chain.holds)
     return LikelyCause(cause, sentence, sure)
 
 
@@ -165,7 +164,8 @@ def _with_equal_code(case: Case) -> tuple[Cause, str]:
     if row:
         return _by_row(case, row)
     config = restore(run.config)
-    if (own := own_classes(config)) and (fault := _by_strategy(case)):
+    is_chained = verify_chain(case.reader.connection, run.run_id).holds
+    if is_chained and (own := own_classes(config)) and (fault := _by_strategy(case)):
         if {*own} - {config.model.own_class, config.features.own_schema}:
             return Cause.STRATEGY, fault
         return Cause.MODEL, fault.replace("the strategy", "the model", 1)

@@ -122,7 +122,7 @@ TAKEN_AS_TOLD: Final[Mapping[str, str]] = {
     "events.market_ms": _EXCHANGE,
     "events.seen_ms": _EXCHANGE,
     "events.content": "given from outside; only what a fill or a mark rests on is held to it",
-    "events.books": "other books that an exchange can show, where no decision looked at them",
+    "events.books": "other books that an exchange can show, where no decision follows from them",
     "prunes.state": "its steps are gone; cash, positions and resting orders are held",
 }
 """Columns that follow from nothing else in the record, and why: a forger who recomputes the chain

@@ -390,7 +390,10 @@ class WindowedForecaster:
         seen = self._network.explain(x, positions, self.way, half=self.dtype == "bfloat16")
         rollout = BarWeights(seen.rollout.weights.cpu(), seen.rollout.l1_error.cpu())
         return ExplainedOutputs(
-            seen.outputs.cpu(), rollout, seen.confidence.float().cpu(), seen.parts
+            seen.outputs.map(lambda part: part.detach().cpu()),
+            rollout,
+            seen.confidence.float().cpu(),
+            seen.parts,
         )
 
     def _require_way(self) -> None:

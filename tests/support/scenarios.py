@@ -353,7 +353,7 @@ SCENARIOS: dict[str, Scenario] = {
         shows=_counts("v_fills", "v_twin_fills WHERE twin = 'random_gate'", "v_ledger"),
         forged=(
             f"UPDATE fills SET price = price + 1 {LATEST}",
-            "UPDATE steps SET high = high + 1 WHERE step = (SELECT min(step) FROM fills)",
+            "UPDATE steps SET close = close - 1 WHERE step = (SELECT min(step) FROM fills)",
             "UPDATE events SET content = json_set(content, '$.rate', 7) WHERE kind = 'funding'",
             "UPDATE twin_fills SET fee = fee - 1",
         ),

@@ -164,7 +164,7 @@ def test_a_forged_state_or_warm_up_bar_is_found(tmp_path: Path) -> None:
     bar = f"step & 268435455 = {found.from_step - 2}"
     for number, statement in enumerate(
         (
-            f"UPDATE steps SET close = close + 1, high = high + 1 WHERE {bar}",
+            f"UPDATE steps SET close = close * 2, high = high * 2 WHERE {bar}",
             f"UPDATE states SET state = replace_cash(state) WHERE {state}",
             f"DELETE FROM states WHERE {state}",
         )

@@ -66,14 +66,18 @@ def test_checkpointing_trains_longer_contexts() -> None:
 SCRIPT = """
 from pathlib import Path
 import torch
+from tracepaper.strategies.attention.layer import Layer
 from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import rollout
 torch.set_num_threads(1)
 def run(time):
     # Equal inputs: every score is 4, so the logsumexp is known without a forward pass.
     made = [torch.ones(1, 4, time, 16) for _ in range(8)]
     counts = torch.arange(1, time + 1).clamp_max(500).log() + 4.0
     sums = [counts.expand(1, 4, time).clone() for _ in range(4)]
-    rollout_rows(made[:4], made[4:], sums, [time - 1], Mask.window(500))
+    mask = Mask.window(500)
+    layers = [Layer(made[at], made[4 + at], made[at], sums[at], mask) for at in range(4)]
+    rollout(layers, [time - 1])
 def kib(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
