@@ -49,9 +49,14 @@ def places() -> list[tuple[str, str]]:
 
 
 def definitions(path: Path) -> set[str]:
-    """Return the classes and functions of a module, and the methods by their class."""
+    """Return the classes, functions and constants of a module, and the methods by their class."""
     body = ast.parse(path.read_text(encoding="utf-8")).body
     kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    constants = {
+        node.target.id
+        for node in body
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
+    }
     there = {node.name: node for node in body if isinstance(node, kinds)}
     inner = {
         f"{name}.{node.name}"
@@ -59,7 +64,7 @@ def definitions(path: Path) -> set[str]:
         for node in outer.body
         if isinstance(node, kinds)
     }
-    return there.keys() | inner
+    return there.keys() | inner | constants
 
 
 def test_what_the_last_table_places_is_there() -> None:
