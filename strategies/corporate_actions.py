@@ -5,6 +5,7 @@ The rules are docs/stocks.md, K16 to K25.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -75,3 +76,11 @@ def adjusted_bar(action: CorporateAction, bar: Bar) -> Bar:
         close=adjusted_price(action, bar.close),
         volume=divide_half_even(bar.volume * action.new, action.old),
     )
+
+
+def bar_after(splits: Iterable[CorporateAction], bar: Bar) -> Bar:
+    """Return *bar* in the shares after those *splits* of its instrument that came later."""
+    for action in splits:
+        if action.instrument == bar.instrument and bar.open_time_ms < action.market_ms:
+            bar = adjusted_bar(action, bar)
+    return bar

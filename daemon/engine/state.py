@@ -449,7 +449,7 @@ class Restart:
         engine.broker.restore(
             state.account, state.twins, confirmed=confirmed, fills=fills, taken_over=taken_over
         )
-        if state.chosen is not None and not taken_over:
+        if state.chosen is not None:
             engine.risk.choose(state.chosen)
         engine.prices.settled = dict(state.settled)
         if engine.shadows.counts and not taken_over:

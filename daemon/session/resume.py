@@ -43,7 +43,7 @@ from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.database.reader import Reader, RunModels
 from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
-from tracepaper.strategies.corporate_actions import adjusted_bar
+from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.covariates import run_source
 from tracepaper.strategies.errors import ConfigInvalid, InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
@@ -248,10 +248,13 @@ def _begin(opening: Opening, audit: SqlAuditLog, reader: Reader, parent: Run | N
 
 
 def _taken_over(stored: bytes | None, parent: Run, config: Config) -> EngineState | None:
-    """Return the state that a new run begins with, without the state of another strategy."""
+    """Return the state that a new run begins with, without the state of another strategy.
+
+    Its universe is chosen anew.
+    """
     if stored is None:
         return None
-    state = decode_state(stored)
+    state = msgspec.structs.replace(decode_state(stored), chosen=None)
     if (parent.strategy, parent.strategy_sha256) != (
         strategy_name(config),
         strategy_sha256(config),
@@ -376,12 +379,7 @@ def recall_bars(engine: Engine, reader: Reader, run: Run, history: BarHistory | 
     for item in run.instruments:
         wanted = max(engine.warmup_of(item.id), 1 if history is None else history.context)
         bars = reader.bars(run.run_id, item.id, max(wanted, engine.range_bars_of(item.id)))
-        for action in splits:
-            if action.instrument == item.id:
-                bars = [
-                    bar if bar.open_time_ms >= action.market_ms else adjusted_bar(action, bar)
-                    for bar in bars
-                ]
+        bars = [bar_after(splits, bar) for bar in bars]
         for bar in bars[:-wanted]:
             restart.recall_range(bar)
         recalled.append(bars[-wanted:])

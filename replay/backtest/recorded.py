@@ -46,7 +46,9 @@ from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.starting_point import Beginning, Beginnings, Lookback
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
+from tracepaper.storage.database.run_views import actions_of
 from tracepaper.strategies.api.strategy import Forecaster
+from tracepaper.strategies.corporate_actions import bar_after
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import (
     Prediction,
@@ -419,7 +421,12 @@ def _continue_pruned(reader: Reader, recorded: Recorded, run: Run) -> tuple[Reco
 def _rows_from(
     reader: Reader, run_id: str, beginning: Beginning, start: ModelChange
 ) -> Iterator[tuple[int, Event, Prediction]]:
-    """Yield the rows of a run that continues at *beginning*: its start, warm-up bars, all later."""
+    """Yield the rows of a run that continues at *beginning*: its start, warm-up bars, all later.
+
+    The account is of the time after the splits before the *beginning*: so are the bars.
+    """
+    actions = actions_of(reader.connection, reader.run(run_id), until=beginning.after)
+    splits = [action for _, action in actions if action.is_split]
     yield 0, start, None
     for bar in reader.frame_bars(run_id, until=beginning.fed_from - 1):
         yield 0, bar, None
@@ -427,8 +434,10 @@ def _rows_from(
     if not beginning.is_started and start.model_sha256:
         warms = (*warms, ModelChange)
     for sequence, accepted, event, stored in reader.events(run_id, beginning.fed_from - 1):
-        if sequence > beginning.after or (accepted and isinstance(event, warms)):
+        if sequence > beginning.after:
             yield sequence, event, stored
+        elif accepted and isinstance(event, warms):
+            yield sequence, bar_after(splits, event) if isinstance(event, Bar) else event, stored
 
 
 def _without_ends(events: Iterable[Event], place: dict[str, Any]) -> Iterator[Event]:

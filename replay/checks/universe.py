@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from tracepaper.daemon.config.loading import Config
 from tracepaper.daemon.config.market import UniverseRule
+from tracepaper.daemon.engine.state import decode_state
 from tracepaper.daemon.feed.client import Listed
 from tracepaper.daemon.feed.universe import change_of, next_choice_ms
 from tracepaper.storage.database.reader import Reader
@@ -68,7 +69,10 @@ class ChoiceCheck:
                 (run.run_id,),
             ).fetchone()
             self._is_of_candles = row is not None and row[0] == Source.ARCHIVE.value
-            if self._is_of_candles and is_whole:
+            if is_whole and _begins_with_choice(reader, run):
+                self._has_choice = True
+                self._due_ms = next_choice_ms(self._rule, run.period_start_ms)
+            elif self._is_of_candles and is_whole:
                 self._due_ms = run.period_start_ms
 
     def of(self, *events: Event) -> Iterator[Unlike]:
@@ -186,6 +190,16 @@ class ChoiceCheck:
             Decimal(high - low) / day[-1].close,
             self._first_ms[item.id],
         )
+
+
+def _begins_with_choice(reader: Reader, run: Run) -> bool:
+    """Return whether *run* took over a choice with the account of its parent."""
+    if run.parent_run_id is None:
+        return False
+    first = next(iter(reader.steps(run.run_id)), None)
+    if first is None or first.step.state is None:
+        return False
+    return decode_state(first.step.state).chosen is not None
 
 
 def _turnover(day: Sequence[Bar], item: Instrument) -> Decimal:

@@ -210,12 +210,7 @@ def test_what_a_prune_keeps_is_derived(scenario: Scenario, tmp_path: Path) -> No
 
 
 @CHEAP
-def test_what_a_prune_keeps_is_fed_again(
-    scenario: Scenario, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    if scenario.unlike:
-        why = f"it lacks {scenario.unlike}"
-        request.applymarker(pytest.mark.xfail(raises=AssertionError, strict=True, reason=why))
+def test_what_a_prune_keeps_is_fed_again(scenario: Scenario, tmp_path: Path) -> None:
     path, again = copied(scenario.recorded(), tmp_path / "pruned.db"), tmp_path / "again.db"
     prune(path, scenario.keep_days)
     found = run_again(path, again)

@@ -65,7 +65,6 @@ class Scenario:
     is_dear: bool = False  # then some laws are not asked of it
     is_close: bool = False  # a start moves the last bits of what its model says
     again: tuple[str, ...] = ()  # kinds of events that a start repeats
-    unlike: str = ""  # what a run lacks that begins at the cut of a pruned one
 
     def config(self) -> Config:
         return load(None, dict(self.sections()))
@@ -528,7 +527,6 @@ SCENARIOS: dict[str, Scenario] = {
             "AND content LIKE '%AAA%'"),
         ),
         day_ms=4 * HOUR_MS,
-        unlike="the choice before the cut",
     ),
     "several strategies": Scenario(
         sections=_several(),
@@ -627,7 +625,6 @@ SCENARIOS: dict[str, Scenario] = {
             ("UPDATE events SET content = replace(content, '7', '8') "
             "WHERE kind = 'corporate_action' AND content LIKE '%split%'"),
         ),
-        unlike="bars before the cut as a split left them",
     ),
     "order books": Scenario(
         sections=_by_books,
