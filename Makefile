@@ -24,7 +24,7 @@ PYTEST := home=$$(mktemp -d) && trap 'rm -rf "$$home"' EXIT && env -u XDG_DATA_H
 	$(BIN)/python -m pytest -q -n 2 -p no:cacheprovider
 
 # tests/data/costs.tsv says what each test costs. test-all adds what takes over a quarter of a CPU second; make campaign
-# runs what takes over one.
+# runs what takes over half of one.
 test: $(STAMP)
 	@$(PYTEST) --dist worksteal -m "not slow and not long"
 

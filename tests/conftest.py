@@ -17,18 +17,17 @@ from postgres_server import fleet_url, postgres  # noqa: F401 - fixtures
 from wheels import Installed, installed_with_all
 
 COSTS: Final = Path(__file__).parent / "data" / "costs.tsv"
-"""CPU seconds and name of each test that takes more than ``SLOW_S``: `make costs` measures them."""
-SLOW_S: Final = 0.25
-LONG_S: Final = 1.0
-ONLY: Final = 4.0
-"""So many times the limit may the cheapest test of a module take: a module is a subject."""
+"""CPU seconds and name of each test over a quarter of one, as `make costs` measures them."""
+LIMITS_S: Final = {"slow": (0.25, 1.0), "long": (0.5, 10.0)}
+"""Above what cost a test has the mark, and the cheapest test of a module: a module is a subject."""
+WALK: Final = "tests/repository/test_readme.py"
+"""Its marks stand: what a page costs follows from whether it was changed."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark by measured cost what is ``slow`` or ``long``, and what asks for a PostgreSQL.
 
-    A mark in a module stands: what a page costs follows from whether it was changed. What asks for
-    the wheel comes first: begun last, it would work alone at the end.
+    What asks for the wheel comes first: begun last, it would work alone at the end.
     """
     items.sort(key=lambda item: "installed" not in getattr(item, "fixturenames", ()))
     lines = COSTS.read_text(encoding="utf-8").splitlines()
@@ -37,10 +36,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in sorted(items, key=lambda item: costs.get(item.nodeid, 0.0)):
         cheapest.setdefault(item.path, item.nodeid)
     for item in items:
-        times = ONLY if cheapest[item.path] == item.nodeid else 1.0
-        cost = 0.0 if item.get_closest_marker("slow") else costs.get(item.nodeid, 0.0)
-        for mark, limit in (("slow", SLOW_S), ("long", LONG_S)):
-            if cost > limit * times:
+        is_cheapest = cheapest[item.path] == item.nodeid
+        cost = 0.0 if item.nodeid.startswith(WALK) else costs.get(item.nodeid, 0.0)
+        for mark, limits_s in LIMITS_S.items():
+            if cost > limits_s[is_cheapest]:
                 item.add_marker(mark)
         if "postgres" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.postgres)
@@ -105,7 +104,7 @@ class Costs:
                 if fixture.argname in getattr(item, "fixturenames", ())
                 and item.nodeid.startswith(fixture.baseid)
             ]
-            users = [item for item in users if costs[item] <= SLOW_S] or users
+            users = [item for item in users if costs[item] <= LIMITS_S["slow"][0]] or users
             for item in users:
                 costs[item] += cost / len(users)
         with self._path.open("a", encoding="utf-8") as table:

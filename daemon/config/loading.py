@@ -52,6 +52,7 @@ from tracepaper.daemon.config.values import (
     Section,
     allowed,
     canonical,
+    description,
     interval_name,
     table_of,
 )
@@ -423,10 +424,10 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
         return fault_of_share(first, f"{origin}: [strategies.{key}]", keys[1])
     if keys[1:] and table is not None and (within := table_of(table.annotation)) is not None:
         # A table within its section, as [model.explanation] is.
-        section, key, fields = f"{section}.{key}", keys[1], within.model_fields
-        suggested = _nearest(key, fields)
+        section, key, model = f"{section}.{key}", keys[1], within
+        suggested = _nearest(key, model.model_fields)
     else:
-        fields, suggested = SECTIONS[section].model_fields, _suggest_place(section, key)
+        model, suggested = SECTIONS[section], _suggest_place(section, key)
     if first["type"] == "extra_forbidden":
         if (where := ELSEWHERE.get(key.lower().replace("_", ""))) is not None:
             return f"{origin}: [{section}] has no key {key!r}: {where}."
@@ -435,10 +436,10 @@ def _first_fault(error: ValidationError, origins: Origins, file: str) -> str:
     if not key:
         return f"{origin}: {reason}."
     if first["type"] not in {"value_error", "type_error"}:
-        field = fields[key]
+        field = model.model_fields[key]
         words = allowed(field.annotation, field.metadata)
         if first["type"] == "string_pattern_mismatch":
-            words = (field.description or words).rstrip(".")
+            words = (description(model, key) or words).rstrip(".")
         reason = f"write {words}"
     given = "…" if (section, key) == TOKENS else _shortened(first["input"])
     return f"{origin}: [{section}] {key} = {given} cannot be used; {reason}."
@@ -497,7 +498,8 @@ def example() -> str:
 def _example_section(name: str, model: type[BaseModel]) -> str:
     lines = ["", *_comment(model.__doc__ or ""), f"[{name}]"]
     for key, field in model.model_fields.items():
-        lines += _comment(f"{field.description} {_further_limits(field)}".rstrip())
+        text = description(model, key)
+        lines += _comment(f"{text} {_further_limits(field, text)}".rstrip())
         absent = "# " if field.default is None else ""
         lines.append(f"{absent}{key} = {_default_or_example(key, field)}")
     return "\n".join(lines) + "\n"
@@ -525,12 +527,12 @@ def _toml(value: object) -> str:
             return json.dumps(value, ensure_ascii=False)
 
 
-def _further_limits(field: FieldInfo) -> str:
-    """Return the limits that the description leaves out."""
+def _further_limits(field: FieldInfo, text: str) -> str:
+    """Return the limits that the description *text* leaves out."""
     words = allowed(field.annotation, field.metadata)
     for start in (" from ", " above ", "one of "):
         _, separator, rest = words.partition(start)
-        is_described = all(name in (field.description or "") for name in rest.split(", "))
+        is_described = all(name in text for name in rest.split(", "))
         if separator and not is_described:
             return f"{start.strip().capitalize()} {rest}."
     return ""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from decimal import Decimal, InvalidOperation
+from functools import cache
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
+from textwrap import dedent
 from types import NoneType, UnionType
 from typing import (
     TYPE_CHECKING,
@@ -377,9 +381,7 @@ class Section(BaseModel):
 
     decides: ClassVar[bool] = True
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -388,6 +390,29 @@ class Section(BaseModel):
         if isinstance(value, bool) and field.annotation is not bool:
             raise ValueError("write a value that is not true or false")
         return value
+
+
+def description(model: type[BaseModel], key: str) -> str:
+    """Return what *key* means: the words of its field, or the text below it in the source.
+
+    Pydantic reads those texts at import, which costs every start of the program a quarter second.
+    """
+    base = next(base for base in model.__mro__ if key in inspect.get_annotations(base))
+    return model.model_fields[key].description or _texts(base).get(key, "")
+
+
+@cache
+def _texts(model: type) -> dict[str, str]:
+    (definition,) = ast.parse(dedent(inspect.getsource(model))).body
+    assert isinstance(definition, ast.ClassDef)
+    return {
+        ast.unparse(field.target): inspect.cleandoc(text.value.value)
+        for field, text in pairwise(definition.body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+        and isinstance(text.value.value, str)
+    }
 
 
 class FillKeys(Section):

@@ -10,6 +10,7 @@ import pytest
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.daemon.config.loading import SECTIONS, Config, example, load, render
+from tracepaper.daemon.config.values import description
 
 ROOT = Path(__file__).parents[3]
 
@@ -29,11 +30,11 @@ def test_every_key_of_the_example_is_documented_and_every_key_is_there() -> None
         assert lines[start - 1].startswith("# ")
         end = next((i for i in range(start + 1, len(lines)) if lines[i].startswith("[")), None)
         table = lines[start + 1 : end]
-        for key, field in model.model_fields.items():
+        for key in model.model_fields:
             places = [i for i, line in enumerate(table) if line.lstrip("# ").startswith(f"{key} =")]
             assert len(places) == 1
             assert table[places[0] - 1].startswith("# ")
-            assert len(field.description or "") > 10
+            assert len(description(model, key)) > 10
 
 
 def test_the_suggested_values_of_absent_keys_can_be_used() -> None:
