@@ -14,7 +14,7 @@ from typing import Final
 
 from tracepaper.daemon.http.client import ask, give
 from tracepaper.replay.demo.processes import Demo
-from tracepaper.replay.demo.race import ACCOUNT, ShowFiles
+from tracepaper.replay.demo.race import ShowFiles
 from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.reader import Reader
@@ -92,14 +92,14 @@ async def halt_and_resume(demo: Demo) -> None:
         mark=ABOUT,
     )
     await demo.pause()
-    before, fills = race.refused[operator.name], race.fill_counts[ACCOUNT]
+    before, fills = race.refused[operator.name], race.fills
     halted = await _command(demo, CommandKind.HALT)
     halted_ms = race.now_ms
     for_ms = min(DAY_MS, round(HALTED_SHARE * (demo.until_ms - race.start_ms)))
     await demo.until(lambda: race.now_ms >= halted_ms + for_ms)
     resumed = await _command(demo, CommandKind.RESUME)
     await demo.until(lambda: race.sequence >= resumed)
-    refused, filled = race.refused[operator.name] - before, race.fill_counts[ACCOUNT] - fills
+    refused, filled = race.refused[operator.name] - before, race.fills - fills
     _concluded(
         demo,
         f"RESUME: {refused} decisions between step {halted} and step {resumed} were refused by "

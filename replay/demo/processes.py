@@ -50,7 +50,6 @@ class Demo:
     race: Race = field(default_factory=Race)
     process: asyncio.subprocess.Process | None = None
     starts: int = 0  # of the daemon
-    now: str = "starting the daemon"
     outcomes: list[str] = field(default_factory=list)  # of the incidents, a sentence each
     is_held: bool = True  # market time stands still while the daemon starts
     is_cut: bool = False  # then silence is no sign of a slow machine
@@ -111,7 +110,7 @@ class Demo:
         self.race.look(self.files.database)
         if not self.is_held and (new := self.race.times_ms[count:]):
             self.pace.observe(new[0], now_s=self.clock.network_s())
-        self.screen.show(self.race, speed=self.pace.speed, until_ms=self.until_ms, now=self.now)
+        self.screen.show(self.race, speed=self.pace.speed, until_ms=self.until_ms)
 
     # ------------------------------------------------------------ the daemon
 
@@ -205,8 +204,7 @@ class Demo:
         await asyncio.sleep(self.seconds * READ_SHARE)
 
     def say(self, sentence: str, *, mark: str = "") -> None:
-        """Announce *sentence*, and let it stand below the race until the next one."""
-        self.now = sentence
+        """Announce *sentence*."""
         self.screen.say(sentence, mark=mark)
 
     def last_words(self) -> str:

@@ -7,51 +7,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from tracepaper.daemon.config.loading import restore
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import DataInvalid
-from tracepaper.strategies.gates.declared import late
-from tracepaper.strategies.types.decisions import Fill, Run, Step
-from tracepaper.strategies.types.market import Bar, Gap, Instrument
-from tracepaper.strategies.units import DAY_MS, MONEY_SCALE, iso
-
-ACCOUNT: Final = ""
-"""The run's own account among the equities; the others are its shadow accounts."""
-FILLS_KEPT: Final = 4
+from tracepaper.strategies.types.decisions import Run, Step
+from tracepaper.strategies.types.market import Bar, Gap
+from tracepaper.strategies.units import MONEY_SCALE, iso
 
 
 @dataclass(slots=True)
 class Race:
-    """Every account's equity over market time, the newest fills, and what was late."""
+    """The run of a demo as far as its record goes."""
 
     run: Run | None = None
     sequence: int = -1  # of the newest step
     start_ms: int = 0  # close of the first decided bar
     now_ms: int = 0  # close of the newest
     closes_ms: dict[str, int] = field(default_factory=dict)  # of the newest of each instrument
-    prices: dict[str, list[float]] = field(default_factory=dict)
-    held: dict[str, float] = field(default_factory=dict)
-    times_ms: list[int] = field(default_factory=list)
-    curves: dict[str, list[float]] = field(default_factory=dict)  # equity at each of the times
-    fill_counts: Counter[str] = field(default_factory=Counter)  # by account
-    fills: deque[tuple[int, Fill]] = field(default_factory=lambda: deque(maxlen=FILLS_KEPT))
+    times_ms: list[int] = field(default_factory=list)  # closes of decided bars, each once
+    equity: float = 0.0  # quote currency
+    fills: int = 0
     gaps: list[Gap] = field(default_factory=list)
     decisions: int = 0
-    late: int = 0  # decisions that `late` refused
-    refused: Counter[str] = field(default_factory=Counter)
-    instruments: dict[str, Instrument] = field(default_factory=dict)
-    cash: float = 0.0  # at the start of the account, quote currency
+    refused: Counter[str] = field(default_factory=Counter)  # decisions by the gate that refused
     _reader: Reader | None = None
-
-    @property
-    def day(self) -> int:
-        """The UTC day that the newest bar closes in, as a number."""
-        return max(0, self.now_ms - 1) // DAY_MS
-
-    def change(self, account: str) -> float:
-        """Return the return of *account* so far, as a fraction of the cash at the start."""
-        curve = self.curves.get(account)
-        return curve[-1] / self.cash - 1.0 if curve and self.cash else 0.0
 
     def has_passed(self, time_ms: int) -> bool:
         """Return whether a bar of each instrument is decided that closed at *time_ms* or later."""
@@ -67,8 +45,7 @@ class Race:
         if self.run is None:
             if not (run_ids := self._reader.run_ids()):
                 return
-            self.open(self._reader.run(run_ids[-1]))
-        assert self.run is not None
+            self.run = self._reader.run(run_ids[-1])
         for stored in self._reader.steps(self.run.run_id, after=self.sequence):
             self.observe(stored.step)
 
@@ -77,12 +54,6 @@ class Race:
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-
-    def open(self, run: Run) -> None:
-        """Begin the race of *run*."""
-        self.run = run
-        self.instruments = {item.id: item for item in run.instruments}
-        self.cash = float(restore(run.config).account.cash)
 
     def observe(self, step: Step) -> None:
         """Take in the next *step*."""
@@ -96,28 +67,16 @@ class Race:
                 pass
 
     def _observe_bar(self, step: Step, bar: Bar, refused_by: str) -> None:
-        instrument, close_ms = self.instruments[bar.instrument], bar.close_time_ms
+        close_ms = bar.close_time_ms
         self.start_ms = self.start_ms or close_ms
         self.now_ms = max(self.now_ms, close_ms)
         self.closes_ms[bar.instrument] = close_ms
-        self.decisions += 1
-        self.late += refused_by == late.name
-        self.refused[refused_by] += 1
-        close = bar.close / 10**instrument.price_decimals
-        self.prices.setdefault(bar.instrument, []).append(close)
-        quantity = 0 if step.position is None else step.position.quantity
-        self.held[bar.instrument] = quantity / 10**instrument.quantity_decimals
-        equities = {ACCOUNT: step.account, **{twin.twin: twin.account for twin in step.twins}}
         if not self.times_ms or close_ms > self.times_ms[-1]:
             self.times_ms.append(close_ms)
-            for name in {**self.curves, **equities}:
-                curve = self.curves.setdefault(name, [])
-                curve.append(curve[-1] if curve else 0.0)
-        for name, account in equities.items():
-            self.curves[name][-1] = account.equity / MONEY_SCALE
-        self.fill_counts[ACCOUNT] += len(step.fills)
-        self.fill_counts.update({twin.twin: len(twin.fills) for twin in step.twins})
-        self.fills.extend((close_ms, fill) for fill in step.fills)
+        self.decisions += 1
+        self.refused[refused_by] += 1
+        self.equity = step.account.equity / MONEY_SCALE
+        self.fills += len(step.fills)
 
 
 # ---------------------------------------------------------------- pace

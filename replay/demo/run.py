@@ -151,7 +151,7 @@ async def _played(show: Show, files: ShowFiles, clock: SystemClock) -> Demo:
                     raise
                 demo.failure = error  # what was played is summed up all the same
             finally:
-                screen.close(demo.race)
+                screen.close()
                 demo.race.close()
     return demo
 
@@ -224,7 +224,6 @@ async def _script(demo: Demo, show: Show) -> None:
         await incident.happen(demo)
     await demo.reach(1.0)
     await demo.hold()
-    demo.now = "the last bar is stored; the daemon ends"
 
 
 # ---------------------------------------------------------------- a demo of one's own data

@@ -1,9 +1,9 @@
 """Draws the README's pictures from what the program really shows: `make readme`.
 
-Demos run on a pseudo-terminal. `deploy/live.svg` is what the live view of one with candles of its
-own shows before its end, as Textual exports it; `deploy/demo.svg` is what the demo prints at its
-end, `deploy/chart.svg` what `tracepaper report --chart` draws of an example. `deploy/page.png`
-and `deploy/page-phone.png` are the page over the README's own backtest, in a real browser.
+A demo runs on a pseudo-terminal: `deploy/live.svg` is what its live view shows before its end, as
+Textual exports it. `deploy/chart.svg` is what `tracepaper report --chart` draws of an example.
+`deploy/page.png` and `deploy/page-phone.png` are the page over the README's backtest, in a real
+browser.
 """
 
 from __future__ import annotations
@@ -25,14 +25,11 @@ from typing import Final
 from browser import browsing
 from PIL import Image
 from programs import BIN, ROOT, Program, environment, run
-from rich.console import Console
-from rich.text import Text
 
-LIVE, ENDED = ROOT / "deploy" / "live.svg", ROOT / "deploy" / "demo.svg"
+LIVE: Final = ROOT / "deploy" / "live.svg"
 CHART: Final = ROOT / "deploy" / "chart.svg"
 EXAMPLE: Final = ROOT / "strategies" / "examples" / "rsi_reversion.toml"
 CANDLES: Final = ROOT / "replay" / "samples" / "binance_um_BTCUSDT_1m_2025-05-26.csv.gz"
-RACE: Final = ("tracepaper", "demo")
 SERVED: Final = (
     *("tracepaper", "demo", "--data", "replay/samples/binance_um_BTCUSDT_1m_2025-05-26.csv.gz"),
     *("--bars", "420", "--speed", "300", "--config", "attention.toml"),
@@ -45,26 +42,18 @@ PAGES: Final = {"page": (1320, 800), "page-phone": (390, 844)}
 """Pictures of the page, and the size of the window in CSS pixels."""
 SCALE: Final = 2
 COLOURS: Final = 128
-WIDTH, HEIGHT = 100, 50
-VIEW_LINES: Final = 32
-ENDS_FROM: Final = "What was earned or lost"
-"""The first line of the summary."""
-REDRAWN: Final = re.compile(r"(?:\x1b\[\?25[lh]|\r|\x1b\[1A|\x1b\[2K)+\n?")
-"""What a live display writes between two frames: the cursor goes up, and lines are cleared."""
-FRAME_LINES: Final = 8
+COLUMNS, LINES = 100, 32  # of the terminal
 
 
 def on_a_terminal(
     command: tuple[str, ...],
     folder: Path,
-    *,
-    lines: int = HEIGHT,
-    extra: Mapping[str, str] | None = None,
-) -> str:
-    """Run *command* on a pseudo-terminal of 100 columns; return all that it wrote there."""
+    extra: Mapping[str, str],
+) -> None:
+    """Run *command* to its end on a pseudo-terminal."""
     ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", lines, WIDTH, 0, 0))
-    kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", **(extra or {})})
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+    kept = environment({"TERM": "xterm-256color", "COLORTERM": "truecolor", **extra})
     del kept["NO_COLOR"]
     process = subprocess.Popen(
         command,
@@ -81,7 +70,6 @@ def on_a_terminal(
     os.close(ours)
     if process.wait() != 0:
         sys.exit(written.decode()[-2000:])
-    return written.decode()
 
 
 def _read(terminal: int) -> bytes:
@@ -92,29 +80,12 @@ def _read(terminal: int) -> bytes:
         return b""
 
 
-def frames(written: str) -> list[str]:
-    """Return the tall frames among what was *written*, in order; the last is the summary."""
-    parts = REDRAWN.split(written.replace("\r\n", "\n"))
-    return [part for part in parts if part.count("\n") >= FRAME_LINES]
-
-
-def draw(text: str, file: Path, title: str) -> None:
-    """Export *text*, with its terminal colours, as a picture in *file*."""
-    console = Console(record=True, width=WIDTH, file=io.StringIO())
-    console.print(Text.from_ansi(text.strip("\n")))
-    console.save_svg(str(file), title=title)
-
-
 def main() -> None:
     """Run the demos and draw the pictures."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "replay").mkdir()
         (Path(folder) / "replay" / "samples").symlink_to(CANDLES.parent)
         view(Path(folder))
-        written = on_a_terminal(RACE, Path(folder))
-    lines = frames(written)[-1].splitlines()
-    first = next(place for place, line in enumerate(lines) if ENDS_FROM in line)
-    draw("\n".join(lines[first:]), ENDED, f"{' '.join(RACE)}: at its end")
     with tempfile.TemporaryDirectory() as folder:
         chart(Path(folder))
         page(Path(folder))
@@ -154,7 +125,7 @@ def view(folder: Path) -> None:
         "TEXTUAL_SCREENSHOT_FILENAME": LIVE.name,
     }
     (folder / "attention.toml").write_text(ATTENTION)
-    on_a_terminal(SERVED, folder, lines=VIEW_LINES, extra=extra)
+    on_a_terminal(SERVED, folder, extra)
 
 
 def chart(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession
-from builders import bar, decision, instrument, step
+from builders import bar, decision, step
 from exchange_client import candles, walk_rows
 from msgspec import structs
 from rich.console import Console, ConsoleDimensions
@@ -50,11 +50,10 @@ async def on_stage(folder: Path) -> AsyncIterator[tuple[Demo, EmbeddedExchange, 
             exchange.venue.end_ms,
             1.0,
         )
-        demo.race.instruments, demo.race.cash = {name: instrument() for name in NAMES}, 100_000.0
         store_bars(demo, exchange.clock.now_ms())
         await demo.go_on()
         yield demo, exchange, console
-        demo.screen.close(demo.race)
+        demo.screen.close()
 
 
 def store_bars(demo: Demo, close_ms: int) -> None:
