@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tracepaper.replay.learning.inspection.model import open_checkpoint as open_checkpoint
     from tracepaper.replay.samples import samples as samples
     from tracepaper.replay.sweep.run import sweep as sweep
+    from tracepaper.strategies import attention as attention
     from tracepaper.strategies.api.context import BarContext as BarContext
     from tracepaper.strategies.api.context import Cancel as Cancel
     from tracepaper.strategies.api.context import Orders as Orders
@@ -77,6 +78,7 @@ __all__ = [
     "TracepaperError",
     "Volatility",
     "__version__",
+    "attention",
     "backtest",
     "buy",
     "feature_row",
@@ -94,9 +96,11 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("tracepaper")
-    if name in _HOMES:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name == "attention":
+        return import_module("tracepaper.strategies.attention")
+    if name in _HOMES:
         found: object = getattr(import_module(f"tracepaper.{_HOMES[name]}"), name)
         globals()[name] = found
         return found

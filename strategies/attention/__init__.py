@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tracepaper.strategies.attention.capturing import capture as capture
     from tracepaper.strategies.attention.kernels import Attention as Attention
     from tracepaper.strategies.attention.kernels import attend as attend
     from tracepaper.strategies.attention.kernels import cross_attend as cross_attend
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from tracepaper.strategies.attention.methods import trained_entropy as trained_entropy
     from tracepaper.strategies.attention.probsparse import MapRead as MapRead
     from tracepaper.strategies.attention.probsparse import SparseRead as SparseRead
+    from tracepaper.strategies.attention.propagation import relevance as relevance
+    from tracepaper.strategies.attention.propagation import relevance_rules as relevance_rules
     from tracepaper.strategies.attention.reads import GridRead as GridRead
     from tracepaper.strategies.attention.reads import MatrixRead as MatrixRead
     from tracepaper.strategies.attention.reads import Read as Read
@@ -47,11 +50,14 @@ _HOMES = {
     "SparseRead": "probsparse",
     "Stream": "streaming",
     "attend": "kernels",
+    "capture": "capturing",
     "closed_keys": "masks",
     "confidence": "methods",
     "cross_attend": "kernels",
     "entropy": "methods",
     "flow": "methods",
+    "relevance": "propagation",
+    "relevance_rules": "propagation",
     "rollout": "methods",
     "rollout_buckets": "methods",
     "rollout_by_age": "methods",
@@ -73,11 +79,14 @@ __all__ = [
     "SparseRead",
     "Stream",
     "attend",
+    "capture",
     "closed_keys",
     "confidence",
     "cross_attend",
     "entropy",
     "flow",
+    "relevance",
+    "relevance_rules",
     "rollout",
     "rollout_buckets",
     "rollout_by_age",

@@ -1,0 +1,379 @@
+"""Capture: the attention of any model, as layers, while the model runs; it is left as it was.
+
+Inside the block ``F.scaled_dot_product_attention`` is replaced, the fast path of
+``nn.MultiheadAttention`` is off, and a call that asks it for weights is made once more without. Of
+a Hugging Face model with ``attn_implementation="eager"`` each module's formula is wrapped, with its
+soft cap and its sinks. The output is that of the same kernel or formula; on the CPU the kernel's
+logsumexp comes with it. What attends in another way (another package's kernel, a compiled graph) is
+not seen: it is named, and nothing is guessed.
+
+The rule is docs/attention.md, A37.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from types import ModuleType, TracebackType
+from typing import Any, Final, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.strategies.attention.checks import AXES, explanation
+from tracepaper.strategies.attention.layer import Layer
+from tracepaper.strategies.attention.masks import Mask
+from tracepaper.strategies.attention.methods import PLAIN, AttendedTokens, Rollout, rollout
+from tracepaper.strategies.errors import AttentionInvalid
+
+EAGER: Final = "eager_attention_forward"
+"""What modules of transformers call where no kernel is chosen."""
+_HELP: Final = (
+    "call the model inside the block, in eval mode, uncompiled, and with attn_implementation "
+    "'sdpa' or 'eager'"
+)
+_TWO_SEQUENCES: Final = (
+    "One sequence reads another here; capture the part that reads itself, such as model.encoder."
+)
+_TOLERANCE: Final = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Within so much a layer gives a formula's output again; half types have a hundredth."""
+
+
+class _Call(NamedTuple):
+    """One attention: its layer, and its output [batch, head, query, dim] as its caller has it."""
+
+    layer: Layer
+    output: Tensor
+    is_transposed: bool  # the output is [batch, query, head, dim]
+
+
+class capture:  # noqa: N801 - it is called as a function is
+    """Keep what every attention of *model*, or of all models, does inside the ``with`` block.
+
+    With a *model* each of its calls begins anew, and calls that lengthen one cache are joined.
+    *backward* keeps the graph for :meth:`gradient`. Raises ``AttentionInvalid`` for a compiled
+    model, for attention with dropout, and at the end of the block where nothing was captured.
+    """
+
+    def __init__(self, model: nn.Module | None = None, *, backward: bool = False) -> None:
+        if model is not None and hasattr(model, "_orig_mod"):
+            raise AttentionInvalid("A compiled model hides its attention; give model._orig_mod.")
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            raise AttentionInvalid(_TWO_SEQUENCES)
+        self.missed: list[str] = []
+        """Modules of attention that ran and were not seen."""
+        self._model, self._backward = model, backward
+        self._calls: list[list[_Call]] = []  # by call of the model
+        self._is_running = False
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        """Begin to capture."""
+        self._is_running = self._model is None
+        attend = functional.scaled_dot_product_attention
+        heads = functional.multi_head_attention_forward
+
+        def attended(*args: Any, **options: Any) -> Tensor:
+            return self._attend(attend, *args, **options)
+
+        def without_weights(query: Tensor, key: Tensor, *args: Any, **options: Any) -> Any:
+            if self._is_running and query.data_ptr() != key.data_ptr():
+                raise AttentionInvalid(_TWO_SEQUENCES)
+            if self._is_running and options.get("need_weights", True):
+                heads(query, key, *args, **options | {"need_weights": False})
+            return heads(query, key, *args, **options)
+
+        self._replace(functional, "scaled_dot_product_attention", attended)
+        self._replace(functional, "multi_head_attention_forward", without_weights)
+        was_fast = torch.backends.mha.get_fastpath_enabled()
+        self._stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
+        torch.backends.mha.set_fastpath_enabled(False)
+        if self._model is not None:
+            self._watch(self._model)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Put back what was replaced; raise ``AttentionInvalid`` where nothing was captured."""
+        self._is_running = False
+        self._stack.close()
+        if kind is None:
+            _ = self.reads
+
+    @property
+    def reads(self) -> list[Layer]:
+        """The layers of the model's last call, the lowest first.
+
+        Raises ``AttentionInvalid`` where nothing was captured, or not all of it.
+        """
+        if self.missed:
+            raise AttentionInvalid(
+                f"{', '.join(self.missed[:3])} attended in a way that was not seen; {_HELP}."
+            )
+        if not self._calls or not self._calls[-1]:
+            raise AttentionInvalid(f"No attention was captured; {_HELP}.")
+        return _joined([[call.layer for call in calls] for calls in self._calls])
+
+    def rollout(self, queries: Sequence[int] = (-1,), method: Rollout = PLAIN) -> AttendedTokens:
+        """Return where *queries* of the top layer looked, counted from the end where below 0."""
+        reads = self.reads
+        tokens, count = reads[-1].shape[3], reads[-1].shape[2]
+        if count < tokens and len(reads) > 1:
+            raise AttentionInvalid(
+                f"The last call has queries of {count} of {tokens} tokens, and its cache does not "
+                "go on from the calls before; call the model once with all tokens."
+            )
+        return rollout(reads, [at + count if at < 0 else at for at in queries], method)
+
+    def gradient(self, output: Tensor) -> None:
+        """Fill each layer's gradient with that of the scalar *output*, for ``fusion="gradient"``.
+
+        Raises ``AttentionInvalid`` without ``backward=True``, and where no gradient reaches.
+        """
+        if not self._backward:
+            raise AttentionInvalid("No graph was kept; capture with backward=True.")
+        _ = self.reads  # raises where there are none
+        was_running, self._is_running = self._is_running, False  # a checkpoint computes again
+        calls = self._calls[-1]
+        try:
+            slopes = torch.autograd.grad(output, [call.output for call in calls], retain_graph=True)
+        except RuntimeError as error:
+            raise AttentionInvalid(
+                f"No gradient reaches the attention ({str(error).split('.')[0]}); run the model "
+                "with gradients and without checkpointing."
+            ) from None
+        finally:
+            self._is_running = was_running
+        self._calls[-1] = [
+            call._replace(
+                layer=replace(
+                    call.layer, gradient=slope.transpose(1, 2) if call.is_transposed else slope
+                )
+            )
+            for call, slope in zip(calls, slopes, strict=True)
+        ]
+
+    # ------------------------------------------------------------ what is replaced
+
+    def _replace(self, owner: object, name: str, value: object) -> None:
+        self._stack.callback(setattr, owner, name, getattr(owner, name))
+        setattr(owner, name, value)
+
+    def _watch(self, model: nn.Module) -> None:
+        """Begin anew at each call of *model*; name its modules of attention that are not seen."""
+
+        def starts(*_: object) -> None:
+            self._calls.append([])
+            self._is_running = True
+
+        def ends(*_: object) -> None:
+            self._is_running = False
+
+        self._stack.callback(model.register_forward_pre_hook(starts).remove)
+        self._stack.callback(model.register_forward_hook(ends, always_call=True).remove)
+        named = {
+            name: module
+            for name, module in model.named_modules()
+            if name and "Attention" in type(module).__name__
+        }
+        for name, module in named.items():
+            if not any(other.startswith(f"{name}.") for other in named):
+                self._require_seen(name, module)
+        for home in homes_of_formulas(model):
+            self._replace(home, EAGER, self._eager(getattr(home, EAGER)))
+
+    def _require_seen(self, name: str, module: nn.Module) -> None:
+        """Name *module* as missed where a call of it adds no layer."""
+        before: list[int] = []
+
+        def enters(*_: object) -> None:
+            before.append(len(self._calls[-1]))
+
+        def leaves(*_: object) -> None:
+            if before.pop() == len(self._calls[-1]) and name not in self.missed:
+                self.missed.append(name)
+
+        self._stack.callback(module.register_forward_pre_hook(enters).remove)
+        self._stack.callback(module.register_forward_hook(leaves).remove)
+
+    # ------------------------------------------------------------ one attention
+
+    def _add(self, layer: Layer, output: Tensor, *, is_transposed: bool = False) -> None:
+        if not self._calls:
+            self._calls.append([])
+        kept = output if self._backward else output.detach()
+        self._calls[-1].append(_Call(layer, kept, is_transposed))
+
+    def _attend(
+        self,
+        attend: Callable[..., Tensor],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,  # noqa: FBT001, FBT002 - as torch calls it
+        scale: float | None = None,
+        enable_gqa: bool = False,  # noqa: FBT001, FBT002
+    ) -> Tensor:
+        """Attend as torch does, and keep the layer."""
+        options = {"scale": scale, "enable_gqa": enable_gqa}
+        if not self._is_running:
+            return attend(query, key, value, attn_mask, dropout_p, is_causal, **options)
+        _require_no_dropout(dropout_p)
+        mask = _mask_of(query, key, attn_mask, is_causal=is_causal)
+        logsumexp: Tensor | None = None
+        if _has_kernel(query, key, value):
+            added = attn_mask
+            if attn_mask is not None and attn_mask.dtype == torch.bool:
+                added = query.new_zeros(attn_mask.shape).masked_fill_(~attn_mask, -torch.inf)
+            output, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+                query, key, value, 0.0, is_causal, attn_mask=added, scale=scale
+            )
+        else:
+            output = attend(query, key, value, attn_mask, 0.0, is_causal, **options)
+        layer = _layer(query, key, value, mask, scale=scale, logsumexp=logsumexp)
+        self._add(layer, output if output.ndim == AXES else output[:, None])
+        return output
+
+    def _eager(self, formula: Callable[..., Any]) -> Callable[..., Any]:
+        """Return *formula*, a module's attention in plain operations, with its layer kept."""
+
+        def attended(
+            module: nn.Module,
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            attention_mask: Tensor | None,
+            *args: Any,
+            **options: Any,
+        ) -> Any:
+            result = formula(module, query, key, value, attention_mask, *args, **options)
+            if self._is_running and not args:
+                if module.training:
+                    _require_no_dropout(options.get("dropout") or 0.0)
+                layer = _layer(
+                    query,
+                    key,
+                    value,
+                    _mask_of(query, key, attention_mask, is_causal=False),
+                    scale=options.get("scaling"),
+                    softcap=options.get("softcap"),
+                    sinks=getattr(module, "sinks", None),
+                )
+                if _gives_again(layer, result[0]):
+                    self._add(layer, result[0], is_transposed=True)
+            return result
+
+        return attended
+
+
+def homes_of_formulas(model: nn.Module) -> list[ModuleType]:
+    """Return the modules of source whose attention in plain operations *model* may call."""
+    homes = sorted({type(module).__module__ for module in model.modules()})
+    return [sys.modules[home] for home in homes if hasattr(sys.modules.get(home), EAGER)]
+
+
+def _require_no_dropout(share: float) -> None:
+    if share > 0.0:
+        raise AttentionInvalid("Attention with dropout differs at each call; call model.eval().")
+
+
+def _has_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Return whether the CPU's kernel takes these tensors; with them it gives the logsumexp."""
+    if query.device.type != "cpu" or query.ndim != AXES or 0 in (*query.shape, *key.shape):
+        return False
+    is_grouped = query.shape[1] % key.shape[1] == 0 and query.shape[0] == key.shape[0]
+    is_dense = all(x.stride(-1) == 1 for x in (query, key, value))
+    return is_grouped and query.shape[3] == value.shape[3] and is_dense
+
+
+@explanation
+def _layer(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Mask,
+    *,
+    scale: float | None,
+    logsumexp: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Layer:
+    """Return the layer of one call, whose tensors may lack the axis of heads."""
+    query, key, value = (
+        x.detach() if x.ndim == AXES else x.detach()[:, None] for x in (query, key, value)
+    )
+    if logsumexp is None:
+        taken = None if sinks is None else sinks.detach()
+        return Layer.of(query, key, value, mask, scale=scale, softcap=softcap, sinks=taken)
+    layer = Layer(query, key, value, logsumexp.detach(), mask, scale)
+    if mask.dense is None and mask.starts is None and mask.stops is None:
+        return layer
+    blind = (layer.visible() == 0)[:, None]  # there the kernel writes 0
+    return replace(layer, logsumexp=layer.logsumexp.masked_fill(blind, -torch.inf))
+
+
+@explanation
+def _gives_again(layer: Layer, output: Tensor) -> bool:
+    """Return whether *layer* gives the last row of *output* [batch, query, head, dim] again."""
+    assert layer.value is not None
+    weights = layer.rows([layer.shape[2] - 1])[:, :, 0]  # [batch, head, key]
+    groups = layer.shape[1] // layer.value.shape[1]
+    values = layer.value.repeat_interleave(groups, dim=1).to(weights.dtype)
+    again = torch.einsum("bhk,bhkd->bhd", weights, values)
+    limit = _TOLERANCE.get(output.dtype, 1e-2) * max(1.0, float(values.abs().amax()))
+    return bool((again - output.detach()[:, -1].to(again.dtype)).abs().amax() <= limit)
+
+
+def _mask_of(query: Tensor, key: Tensor, table: Tensor | None, *, is_causal: bool) -> Mask:
+    """Return the mask of a call: torch's causal one begins at the first key."""
+    if table is not None:
+        wide = table.detach() if table.ndim != AXES - 1 else table.detach()[:, None]
+        return Mask.from_dense(wide[..., : key.shape[-2]])
+    if not is_causal:
+        return Mask.full()
+    return Mask() if query.shape[-2] == key.shape[-2] else Mask(first=0)
+
+
+def _joined(calls: Sequence[Sequence[Layer]]) -> list[Layer]:
+    """Return the layers of the last call, with the queries of those whose cache it lengthened."""
+    last = list(calls[-1])
+    queries, keys = last[0].shape[2:]
+    parts = [last]
+    for call in reversed(calls[:-1]):
+        if queries == keys or len(call) != len(last) or not _is_before(call[0], parts[0][0]):
+            break
+        parts.insert(0, list(call))
+        queries, keys = call[0].shape[2:]
+    if len(parts) == 1 or queries != keys:
+        return last
+    return [_lengthened(own) for own in zip(*parts, strict=True)]
+
+
+def _is_before(layer: Layer, following: Layer) -> bool:
+    """Return whether *following* has the keys of *layer*, and then those of its queries.
+
+    A cache that drops what a window has left behind is another one.
+    """
+    count = layer.shape[3]
+    grown = following.shape[3] - following.shape[2]
+    return count == grown and torch.equal(layer.key, following.key[:, :, :count])
+
+
+def _lengthened(parts: Sequence[Layer]) -> Layer:
+    """Return one layer over all queries of steps over one cache."""
+    first, last = parts[0], parts[-1]
+    return replace(
+        last,
+        query=torch.cat([part.query for part in parts], dim=2),
+        logsumexp=torch.cat([part.logsumexp for part in parts], dim=2),
+        mask=Mask(causal=True, before=first.mask.before, starts=first.mask.starts),
+    )

@@ -1,0 +1,125 @@
+"""Relevance: how much each input adds to an output, with its sign, in one backward pass.
+
+Under ``relevance_rules`` the gradient follows the rules of layer-wise relevance propagation
+(AttnLRP, Achtibat et al., 2024, arXiv:2402.05602; CP-LRP, Ali et al., 2022, arXiv:2202.07304):
+norms and activations hand on what they got by the ratio of their output and input, each factor of
+a gated product takes a half, and attention weights are constants. Inputs times that gradient then
+sum to the output, less what biases add, which is the test that no rule is missing.
+
+The rule is docs/attention.md, A38.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
+
+from tracepaper.strategies.attention.capturing import EAGER, homes_of_formulas
+from tracepaper.strategies.errors import AttentionInvalid
+
+_HOMES: Final = ("torch.nn.modules.activation", "transformers.activations")
+"""Modules of source whose classes are activations."""
+_NO_ACTIVATIONS: Final = (nn.MultiheadAttention, nn.Softmax, nn.LogSoftmax)
+_LEAST: Final = 1e-9
+
+
+@contextmanager
+def relevance_rules(
+    model: nn.Module,
+    *,
+    weights: Literal["constant", "shared"] = "constant",
+    gated: Sequence[tuple[str, str]] = (("gate_proj", "up_proj"),),
+) -> Iterator[None]:
+    """Let gradients of *model* inside the block be relevances; its outputs stay what they are.
+
+    With *weights* constant, attention hands on by its values alone, and relevances sum to the
+    output; shared, queries and keys take a quarter each, which does not conserve at the softmax.
+    *gated* are the names of the two projections of a gated product, in the module that has both.
+    Raises ``AttentionInvalid`` for other weights.
+    """
+    if weights not in ("constant", "shared"):
+        raise AttentionInvalid(f"weights is {weights!r}; choose constant or shared.")
+    attend = functional.scaled_dot_product_attention
+
+    def shares(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if weights == "constant":
+            return query.detach(), key.detach(), value
+        return _scaled(query, 0.25), _scaled(key, 0.25), _scaled(value, 0.5)
+
+    def attended(query: Tensor, key: Tensor, value: Tensor, *args: Any, **options: Any) -> Tensor:
+        return attend(*shares(query, key, value), *args, **options)
+
+    def by_rules(formula: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda module, *given, **options: formula(
+            module, *shares(*given[:3]), *given[3:], **options
+        )
+
+    with ExitStack() as stack:
+        for handle in _hooked(model, gated):
+            stack.callback(handle.remove)
+        for home in homes_of_formulas(model):
+            stack.callback(setattr, home, EAGER, getattr(home, EAGER))
+            setattr(home, EAGER, by_rules(getattr(home, EAGER)))
+        was_fast = torch.backends.mha.get_fastpath_enabled()
+        stack.callback(torch.backends.mha.set_fastpath_enabled, was_fast)
+        stack.callback(setattr, functional, "scaled_dot_product_attention", attend)
+        torch.backends.mha.set_fastpath_enabled(False)
+        functional.scaled_dot_product_attention = attended
+        yield
+
+
+def _hooked(model: nn.Module, gated: Sequence[tuple[str, str]]) -> Iterator[RemovableHandle]:
+    """Give norms, activations and gated products their rules."""
+    for module in model.modules():
+        kind = type(module)
+        is_activation = kind.__module__ in _HOMES and not isinstance(module, _NO_ACTIVATIONS)
+        if kind.__name__.endswith("Norm") or is_activation:
+            yield module.register_forward_hook(_identity)
+        for pair in gated:
+            parts = [getattr(module, part, None) for part in pair]
+            for part in parts if None not in parts else ():
+                if isinstance(part, nn.Module):
+                    yield part.register_forward_hook(_half)
+
+
+def relevance(output: Tensor, inputs: Tensor) -> Tensor:
+    """Return what each of *inputs* adds to the scalar *output*, of their shape, signed.
+
+    *output* was computed from *inputs* inside ``relevance_rules``. Raises ``AttentionInvalid``
+    where no gradient leads from one to the other.
+    """
+    if output.numel() != 1:
+        raise AttentionInvalid(
+            f"The output is {list(output.shape)}; take one number of it, such as a logit."
+        )
+    try:
+        (slope,) = torch.autograd.grad(output.reshape(()), inputs, retain_graph=True)
+    except RuntimeError as error:
+        raise AttentionInvalid(
+            f"The output does not follow from these inputs ({str(error).split('.')[0]}); let the "
+            "inputs require a gradient, and call the model inside relevance_rules."
+        ) from None
+    return (inputs * slope).detach()
+
+
+def _scaled(x: Tensor, share: float) -> Tensor:
+    """Return *x*, of whose gradient *share* is handed on."""
+    return share * x + (1.0 - share) * x.detach()
+
+
+def _half(_module: nn.Module, _given: object, output: Tensor) -> Tensor:
+    return _scaled(output, 0.5)
+
+
+def _identity(_module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    """Return *output* as its ratio to what was given times that: the ratio is a constant."""
+    taken = given[0]
+    size = taken.detach()
+    size = torch.where(size.abs() < _LEAST, torch.full_like(size, _LEAST), size)
+    return taken * (output.detach() / size)

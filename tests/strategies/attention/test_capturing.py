@@ -1,0 +1,311 @@
+"""Anybody's transformer: what is captured is what it computed, and the model is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from tracepaper.strategies.attention import Rollout, capture, entropy, relevance, relevance_rules
+from tracepaper.strategies.errors import AttentionInvalid
+
+transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+
+WORDS, TOKENS, WIDTH, HEADS, LAYERS = 97, 24, 32, 4, 2
+COMMON: dict[str, Any] = {
+    "vocab_size": WORDS,
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": 48,
+}
+GROUPED = {**COMMON, "num_key_value_heads": 2, "head_dim": 8}
+FORMS: dict[str, tuple[str, dict[str, Any]]] = {
+    "Llama": ("LlamaForCausalLM", GROUPED),
+    "Mistral": ("MistralForCausalLM", {**GROUPED, "sliding_window": 6}),
+    "Gemma2": (
+        "Gemma2ForCausalLM",
+        {**GROUPED, "sliding_window": 6, "attn_logit_softcapping": 0.5},
+    ),
+    "GptOss": (
+        "GptOssForCausalLM",
+        {**GROUPED, "sliding_window": 6, "num_local_experts": 2, "num_experts_per_tok": 1},
+    ),
+    "GPTNeoX": ("GPTNeoXForCausalLM", COMMON),
+    "GPT2": ("GPT2LMHeadModel", {"vocab_size": WORDS, "n_embd": WIDTH, "n_layer": 2, "n_head": 4}),
+    "Bert": ("BertModel", COMMON),
+    "ViT": ("ViTModel", {**COMMON, "image_size": 32, "patch_size": 8}),
+}
+SDPA = ("Llama", "Mistral", "GPTNeoX", "GPT2", "Bert", "ViT")
+EAGER = ("Llama", "Gemma2", "GptOss", "Bert")
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(3)
+
+
+def model_of(form: str, kernel: str) -> nn.Module:
+    """Return a model of *form* with seeded weights."""
+    name, options = FORMS[form]
+    kind = getattr(transformers, name)
+    config = kind.config_class(**options, attn_implementation=kernel)
+    model: nn.Module = kind(config).eval().requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:  # so that heads look at something
+            parameter.mul_(4.0)
+    return model
+
+
+def inputs_of(form: str, *, padded: bool) -> dict[str, Tensor]:
+    if form == "ViT":
+        return {"pixel_values": torch.randn(2, 3, 32, 32)}
+    words = {"input_ids": torch.randint(0, WORDS, (2, TOKENS))}
+    shown = torch.ones(2, TOKENS, dtype=torch.long)
+    shown[1, :5] = 0
+    return {**words, "attention_mask": shown} if padded else words
+
+
+def rolled(matrices: list[Tensor]) -> Tensor:
+    """Return the last row [batch, key] of the rollout of stored *matrices*, summing to 1."""
+    row = torch.eye(matrices[0].shape[-1], dtype=torch.float64)[-1:]
+    for matrix in reversed(matrices):
+        row = 0.5 * row + 0.5 * row @ matrix.double().mean(dim=1)
+    return (row / row.sum(dim=-1, keepdim=True))[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("form", "kernel"), [*((form, "sdpa") for form in SDPA), *((form, "eager") for form in EAGER)]
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_model_is_explained_as_its_stored_matrices_are(
+    form: str, kernel: str, *, padded: bool
+) -> None:
+    model, given = model_of(form, kernel), inputs_of(form, padded=padded)
+    before = model(**given)[0]
+    with capture(model) as captured:
+        during = model(**given)[0]
+    assert torch.equal(before, during)
+    assert torch.equal(before, model(**given)[0])
+    model.set_attn_implementation("eager")  # type: ignore[operator]
+    stored = list(model(**given, output_attentions=True).attentions)
+    found = captured.rollout().weights["bars"][:, 0]
+    assert (found.double() - rolled(stored)).abs().max() < 1e-6
+    if form != "GptOss":  # whose rows sum to less than 1
+        heads = entropy(captured.reads, [-1 % stored[-1].shape[-1]])[-1][..., 0]
+        last = stored[-1][:, :, -1].double()
+        assert (heads - torch.special.entr(last).sum(dim=-1)).abs().max() < 1e-5
+
+
+class Plain(nn.Module):
+    """Two layers that call torch's function themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(WIDTH, 3 * WIDTH) for _ in range(LAYERS))
+        self.matrices: list[Tensor] = []
+
+    def forward(self, x: Tensor, attend: Callable[..., Tensor] | None = None) -> Tensor:
+        for part in self.parts:
+            split = part(x).unflatten(-1, (3 * HEADS, -1)).transpose(1, 2).chunk(3, dim=1)
+            call = attend or functional.scaled_dot_product_attention
+            query, key, value = split
+            out = call(query, key, value, is_causal=True)
+            x = x + out.transpose(1, 2).flatten(2)
+        return x
+
+    def by_matrices(self, x: Tensor) -> Tensor:
+        """Return the same from matrices, which are kept."""
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, *, is_causal: bool) -> Tensor:
+            assert is_causal
+            scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+            hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            matrix = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+            matrix.retain_grad()
+            self.matrices.append(matrix)
+            return matrix @ value
+
+        return self(x, attend)
+
+
+def tokens() -> Tensor:
+    return torch.randn(2, TOKENS, WIDTH, dtype=torch.float64)
+
+
+def test_gradients_fuse_heads_as_autograd_does() -> None:
+    model, x = Plain().double(), tokens()
+    with capture(model, backward=True) as captured:
+        output = model(x)
+        captured.gradient(output[:, -1].sum())
+    found = captured.rollout(method=Rollout(fusion="gradient")).weights["bars"][:, 0]
+    model.by_matrices(x)[:, -1].sum().backward()
+    row = torch.eye(TOKENS, dtype=torch.float64)[-1:].expand(2, 1, TOKENS)
+    for matrix in reversed(model.matrices):
+        assert matrix.grad is not None
+        fused = (matrix.grad * matrix).clamp_min(0.0).mean(dim=1).detach()
+        fused = fused / fused.sum(dim=-1, keepdim=True).clamp_min(1e-300)
+        row = 0.5 * row + 0.5 * row @ fused
+    assert (found - row[:, 0]).abs().max() < 1e-9
+
+
+def test_torchs_own_modules_are_seen_though_they_avoid_the_function() -> None:
+    layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 48, batch_first=True)
+    model = nn.TransformerEncoder(layer, LAYERS).eval().double()
+    x, padding = tokens(), torch.zeros(2, TOKENS, dtype=torch.bool)
+    padding[1, :5] = True
+    stored: list[Tensor] = []
+    below = x
+    for part in model.layers:
+        attended, matrix = part.self_attn(
+            below, below, below, key_padding_mask=padding, average_attn_weights=False
+        )
+        stored.append(matrix.detach())
+        between = part.norm1(below + attended)
+        below = part.norm2(between + part.linear2(part.linear1(between).relu()))
+    with torch.no_grad(), capture(model) as captured:
+        model(x, src_key_padding_mask=padding)
+    found = captured.rollout().weights["bars"][:, 0]
+    assert (found - rolled(stored)).abs().max() < 1e-9
+    alone = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True).eval().double()
+    with torch.no_grad(), capture(alone) as captured:
+        _, matrix = alone(x, x, x, average_attn_weights=False)
+    assert (captured.rollout().weights["bars"][:, 0] - rolled([matrix])).abs().max() < 1e-9
+
+
+def test_generation_over_a_cache_is_one_sequence() -> None:
+    model, given = model_of("Llama", "sdpa"), inputs_of("Llama", padded=False)["input_ids"]
+    with capture(model) as whole:
+        model(given)
+    cache, split = transformers.DynamicCache(), TOKENS - 3
+    with capture(model) as steps:
+        model(given[:, :split], cache=cache)
+        for at in range(split, TOKENS):
+            model(given[:, at : at + 1], cache=cache)
+    rows = [split - 1, TOKENS - 1]
+    one, other = (each.rollout(rows).weights["bars"] for each in (whole, steps))
+    assert (one - other).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("hides", [-torch.inf, torch.finfo(torch.float32).min, None])
+def test_a_query_that_sees_nothing_keeps_its_weight(hides: float | None) -> None:
+    x, shown = torch.randn(1, 2, 6, 8), torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+    shown[..., 3, :] = False
+    mask = shown if hides is None else torch.zeros(1, 1, 6, 6).masked_fill(~shown, hides)
+    with capture() as captured:
+        functional.scaled_dot_product_attention(x, x, x, mask)
+    blind, last = captured.rollout([3, 5]).weights["bars"][0]
+    assert blind.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    assert float(last.sum()) == pytest.approx(1.0)
+    assert (last > 0).all()
+
+
+def test_a_cache_that_drops_what_a_window_left_behind_is_not_joined() -> None:
+    model, given = model_of("Mistral", "sdpa"), inputs_of("Mistral", padded=False)["input_ids"]
+    cache = transformers.DynamicCache(config=model.config)
+    with capture(model) as captured:
+        for at in range(TOKENS):
+            model(given[:, at : at + 1], cache=cache)
+    with pytest.raises(AttentionInvalid, match="call the model once with all tokens"):
+        captured.rollout()
+
+
+class HandAttention(nn.Module):
+    """Attention by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x @ x.transpose(-1, -2)).softmax(dim=-1) @ x
+
+
+class Mixed(nn.Module):
+    """A layer that is seen, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen, self.unseen = nn.MultiheadAttention(WIDTH, HEADS), HandAttention()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.unseen(self.seen(x, x, x)[0])
+
+
+def dropping() -> nn.Module:
+    return nn.MultiheadAttention(WIDTH, HEADS, dropout=0.5).train()
+
+
+@pytest.mark.parametrize(
+    ("model", "sentence"),
+    [
+        (lambda: nn.Linear(WIDTH, WIDTH), "No attention was captured"),
+        (Mixed, "unseen attended in a way that was not seen"),
+        (dropping, "call model.eval"),
+        (lambda: nn.TransformerDecoderLayer(WIDTH, HEADS).eval(), "One sequence reads another"),
+        (lambda: torch.compile(nn.Linear(WIDTH, WIDTH)), "A compiled model hides its attention"),
+    ],
+)
+def test_what_is_not_seen_is_named_and_all_is_put_back(
+    model: Callable[[], Any], sentence: str
+) -> None:
+    attend, heads = functional.scaled_dot_product_attention, functional.multi_head_attention_forward
+    made = model()
+    x = torch.randn(TOKENS, 2, WIDTH)
+    given = {nn.MultiheadAttention: (x, x, x), nn.TransformerDecoderLayer: (x, 2.0 * x)}
+    with pytest.raises(AttentionInvalid, match=sentence), capture(made):
+        made(*given.get(type(made), (x,)))
+    assert functional.scaled_dot_product_attention is attend
+    assert functional.multi_head_attention_forward is heads
+    assert torch.backends.mha.get_fastpath_enabled()
+    assert not [*vars(made)["_forward_hooks"], *vars(made)["_forward_pre_hooks"]]
+
+
+def test_an_error_of_the_model_is_its_own_and_all_is_put_back() -> None:
+    attend, model = functional.scaled_dot_product_attention, Plain()
+    with pytest.raises(RuntimeError, match="shapes"), capture(model):
+        model(torch.randn(2, TOKENS, WIDTH + 1))
+    assert functional.scaled_dot_product_attention is attend
+    assert not vars(model)["_forward_hooks"]
+
+
+def test_nan_in_half_precision_is_named() -> None:
+    x = torch.randn(1, HEADS, TOKENS, 8).bfloat16()
+    x[0, 0, 3, 0] = torch.nan
+    with capture() as captured:
+        functional.scaled_dot_product_attention(x, x, x)
+    with pytest.raises(AttentionInvalid, match="NaN or infinite query"):
+        captured.rollout()
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_relevances_sum_to_the_output_and_leave_it_as_it_was(kernel: str) -> None:
+    model, words = model_of("Llama", kernel).double(), inputs_of("Llama", padded=False)["input_ids"]
+    embed: Any = model.get_input_embeddings()  # type: ignore[operator]
+    x = embed(words).detach().requires_grad_()
+    before = model(inputs_embeds=x).logits
+    with relevance_rules(model):
+        during = model(inputs_embeds=x).logits
+        logit = during[0, -1].max()
+        found = relevance(logit, x)
+    wanted = float(logit.detach())
+    assert (before - during).abs().max() < 1e-12
+    assert found.shape == x.shape
+    assert float(found.sum()) == pytest.approx(wanted, rel=1e-9)
+    with relevance_rules(model, gated=()):  # a rule less, and the sum tells
+        logit = model(inputs_embeds=x).logits[0, -1].max()
+        assert float(relevance(logit, x).sum()) != pytest.approx(wanted, rel=1e-3)
+    assert torch.equal(before, model(inputs_embeds=x).logits)
+
+
+def test_relevance_of_what_does_not_follow_is_one_sentence() -> None:
+    x = torch.randn(3, requires_grad=True)
+    with pytest.raises(AttentionInvalid, match="take one number of it"):
+        relevance(2.0 * x, x)
+    with pytest.raises(AttentionInvalid, match="does not follow from these inputs"):
+        relevance(torch.ones(()), x)
+    with (
+        pytest.raises(AttentionInvalid, match="choose constant or shared"),
+        relevance_rules(nn.Linear(1, 1), weights="halved"),  # type: ignore[arg-type]
+    ):
+        pass
