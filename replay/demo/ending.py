@@ -33,7 +33,7 @@ from tracepaper.replay.report.record import RunRecord, read_record
 from tracepaper.replay.report.report import AccountReport, account_report, held_alike
 from tracepaper.replay.report.terminal import decision_to_explain, program_name
 from tracepaper.replay.report.trades import ClosedTrade, closed_trades
-from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.gates.gate import GATES as GATES_KNOWN

@@ -69,8 +69,8 @@ class Race:
                 return
             self.open(self._reader.run(run_ids[-1]))
         assert self.run is not None
-        for stored in self._reader.steps(self.run.run_id, after=self.sequence):
-            self.observe(stored.step)
+        for step in self._reader.steps(self.run.run_id, after=self.sequence):
+            self.observe(step)
 
     def close(self) -> None:
         """Close the database."""
