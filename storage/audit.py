@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from msgspec import Struct
 from sqlalchemy import insert
 from sqlalchemy.dialects.sqlite import dialect
-from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.checkpoints import kept_identity
-from tracepaper.storage.database.chunks import StoredRun, latest, run_span
+from tracepaper.storage.database.chunks import StoredRun, chain_head, latest_state, run_span
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.database.writer import Writer, advice, is_busy, open_writer
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.digest import NOTHING, Covered, chain_digest, opened_digest
 from tracepaper.storage.record.encode import StepEncoder
+from tracepaper.storage.record.hashing import ChainHead, Commit, opened_digest
 from tracepaper.storage.record.rows import (
-    SPARSE_TABLES,
     Previous,
     instrument_row,
     run_row,
@@ -50,14 +48,11 @@ if TYPE_CHECKING:
 
     from tracepaper.storage.database.lock import InstanceLock
     from tracepaper.storage.record.columns import Row
-    from tracepaper.storage.record.rows import RowLayout, StepRows
     from tracepaper.strategies.types.market import Prune
 
 # ---------------------------------------------------------------- where a run goes on
 
-_LAST: Final = (
-    "SELECT step, digest FROM steps WHERE step BETWEEN ? AND ? ORDER BY step DESC LIMIT 1"
-)
+_LAST: Final = "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ?"
 _OPENED: Final = (
     "SELECT instrument, max(open_time_ms) FROM steps "
     "WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL GROUP BY 1"
@@ -80,8 +75,7 @@ class Resumed(Struct, frozen=True):
     run_key: int
     gate_sets: tuple[GateSet, ...]
     next_sequence: int
-    head: bytes
-    kept_sha256: bytes  # the running hash of what a prune keeps
+    head: ChainHead
     state: bytes | None  # the latest that was stored
     last_open_ms: dict[str, int]  # per instrument: of its newest bar
     last_funding_ms: dict[str, int]  # per instrument: of its newest settlement
@@ -94,46 +88,30 @@ class Resumed(Struct, frozen=True):
         """The account after the last step."""
         return None if self.last is None else self.last.account
 
-    @property
-    def covered(self) -> Covered:
-        """The part of the last link that comes from the steps before its own."""
-        covered = Covered(self.kept_sha256)
-        covered.follow(None, self.state)
-        return covered
-
 
 def read_resumed(connection: sqlite3.Connection, run_id: str) -> Resumed:
     """Return all that *run_id* needs to go on; raise where its end does not fit its row."""
     reader = Reader(connection)
     stored = reader.stored_run(run_id)
-    pruned = reader.pruned(stored.run_key)
-    last = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
-    if last is not None:
-        sequence, head = sequence_of(last[0]), last[1]
-    elif pruned is not None:
-        sequence, head = pruned.until_sequence, pruned.digest
-    else:
-        sequence, head = -1, stored.opened_digest
-    if (sequence + 1, head) != (stored.step_count, stored.head_digest):
+    found = chain_head(connection, stored.run_key)
+    sequence, head = (-1, ChainHead(stored.opened_digest)) if found is None else found
+    (last,) = connection.execute(_LAST, run_span(stored.run_key)).fetchone()
+    reached = sequence if last is None else sequence_of(last)
+    if (reached, sequence + 1, head.digest) != (sequence, stored.step_count, stored.head_digest):
         raise DataInvalid(
-            f"Run {run_id} does not end as its row says (step {sequence}, {stored.step_count} "
+            f"Run {run_id} does not end as its row says (step {reached}, {stored.step_count} "
             "counted); run `tracepaper audit verify` and restore a backup."
         )
-    state = latest(connection, stored.run_key, "state") or (pruned.state if pruned else None)
-    kept_sha256 = latest(connection, stored.run_key, "kept_sha256") or (
-        pruned.kept_sha256 if pruned else NOTHING
-    )
     return Resumed(
         run=stored.run,
         run_key=stored.run_key,
         gate_sets=reader.gate_sets(stored.run_key),
         next_sequence=sequence + 1,
         head=head,
-        kept_sha256=kept_sha256,
-        state=state,
+        state=latest_state(connection, stored.run_key),
         last_open_ms=_latest(connection, stored, _OPENED),
         last_funding_ms=_latest(connection, stored, _FUNDED),
-        last=None if last is None else reader.step(run_id, sequence).step,
+        last=None if last is None else reader.step(run_id, sequence),
         positions=_positions(reader, stored),
         open_orders=reader.open_orders(run_id),
     )
@@ -148,14 +126,14 @@ def _latest(connection: sqlite3.Connection, stored: StoredRun, query: str) -> di
 def _positions(reader: Reader, stored: StoredRun) -> dict[str, Position]:
     positions: dict[str, Position] = {}
     for instrument, step in _latest(reader.connection, stored, _NAMED).items():
-        position = reader.step(stored.run.run_id, sequence_of(step)).step.position
+        position = reader.step(stored.run.run_id, sequence_of(step)).position
         if position is not None:
             positions[instrument] = position
     return positions
 
 
 GROUP_STEPS: Final = 1000
-"""Steps that ``append_now`` gathers into one transaction."""
+"""Steps after which ``append_now`` commits, and at which a longer start is divided."""
 UNHEARD_WAITS: Final = 5
 """Attempts to write, of a second each, where waits for another process's lock go unreported."""
 START_STEPS_MAX: Final = 100_000
@@ -185,25 +163,20 @@ class SqlAuditLog:
     """The audit log of one run in one SQLite database; implements ``ports.AuditLog``."""
 
     def __init__(
-        self, writer: Writer, group_steps: int = GROUP_STEPS, *, path: Path | None = None
+        self, writer: Writer, group_steps: int | None = None, *, path: Path | None = None
     ) -> None:
         self._writer = writer
         self._connection = writer.connection
         raw = writer.connection.connection.driver_connection
         assert isinstance(raw, sqlite3.Connection)
         self._raw = raw  # for transactions, which cost less without a layer in between
-        self._group_steps = group_steps
+        self._group_steps = GROUP_STEPS if group_steps is None else group_steps
         self._thread: ThreadPoolExecutor | None = None
         self._encoder: StepEncoder | None = None
         self._run_key = 0
         self._due = 0  # sequence of the next step to take
         self._taken: list[Sequence[Step]] = []  # not encoded yet; what belongs together, together
-        self._next_sequence = 0  # of the next step to encode
-        self._head = b""
         self._last: Step | None = None  # the last one taken
-        self._waiting = 0  # steps in the buffers below
-        self._steps: list[tuple[RowLayout, list[Row]]] = []  # in their order, by layout
-        self._rows: dict[str, list[Row]] = {table: [] for table in ("gate_sets", *SPARSE_TABLES)}
         self._opening: list[tuple[str, list[Row]]] = []  # the rows of a run that is not stored yet
         self._models: dict[str, Row] = {}  # rows of models that are not stored yet, by their hash
         self._has_decided = False
@@ -215,7 +188,7 @@ class SqlAuditLog:
         self._is_leaving = False
 
     @classmethod
-    def open(cls, path: Path, *, group_steps: int = GROUP_STEPS) -> SqlAuditLog:
+    def open(cls, path: Path, *, group_steps: int | None = None) -> SqlAuditLog:
         """Open or make the database *path* and take its lock; raises what ``open_writer`` does."""
         return cls(open_writer(path), group_steps, path=path)
 
@@ -238,9 +211,9 @@ class SqlAuditLog:
 
     @property
     def head(self) -> bytes:
-        """The digest of the last step appended, or of the opened run."""
-        self._encode_taken()
-        return self._head
+        """The digest of the last commit, or of the opened run."""
+        assert self._encoder is not None
+        return self._encoder.head.digest
 
     # ------------------------------------------------------------ runs
 
@@ -268,9 +241,9 @@ class SqlAuditLog:
             instrument_row(instrument, run_key, place)
             for place, instrument in enumerate(run.instruments)
         ]
-        sets = encoder.outcomes.gate_set_rows()
+        sets = encoder.outcomes.opening_rows()
         head = opened_digest(opened, instruments, sets)
-
+        encoder.head = ChainHead(head)
         self._opening = [
             ("runs", [(*opened, head, 0, head)]),
             ("instruments", instruments),
@@ -279,8 +252,8 @@ class SqlAuditLog:
         self._drop_buffers()
         self._add_model(run.model_id, run.model_sha256)
         self._has_decided = self._is_leaving = False
-        self._encoder, self._run_key, self._head = encoder, run_key, head
-        self._due = self._next_sequence = 0
+        self._encoder, self._run_key = encoder, run_key
+        self._due = 0
         self._last = None
 
     def _add_model(self, model_id: str, sha256: str) -> None:
@@ -304,10 +277,10 @@ class SqlAuditLog:
         self._drop_buffers()
         self._opening = []
         self._is_leaving = False
-        covered = resumed.covered
-        self._encoder = StepEncoder(resumed.run, resumed.run_key, resumed.gate_sets, covered)
-        self._run_key, self._head = resumed.run_key, resumed.head
-        self._due = self._next_sequence = resumed.next_sequence
+        self._run_key, self._due = resumed.run_key, resumed.next_sequence
+        self._encoder = StepEncoder(
+            resumed.run, resumed.run_key, resumed.gate_sets, head=resumed.head, first=self._due
+        )
         self._last = resumed.last
         return resumed
 
@@ -398,60 +371,40 @@ class SqlAuditLog:
         self._last = steps[-1]
         if not self._has_decided:
             self._has_decided = not all(map(_is_quiet, steps))
-        waiting = self._due - self._next_sequence + self._waiting
+        assert self._encoder is not None
+        waiting = self._due - self._encoder.first
         if waiting >= self._group_steps and (self.is_open or waiting >= START_STEPS_MAX):
             self.flush()
 
-    def _encode_taken(self) -> None:
-        """Encode the steps taken into the buffers.
+    def _seal(self) -> list[Commit]:
+        """Return the commits of the steps taken: one, but for a long start, which waits whole.
 
-        A whole group at once, not each step as it comes: the processor's caches then hold either
-        the engine or the encoder, which saves a replay a tenth of its time.
+        A whole group is encoded at once, not each step as it comes: the processor's caches then
+        hold either the engine or the encoder, which saves a replay a tenth of its time.
         """
+        encoder, commits = self._encoder, list[Commit]()
+        if encoder is None:
+            return commits
         taken, self._taken = self._taken, []
-        for steps in taken:
-            linked: list[tuple[StepRows, bytes]] = []
-            head = self._head
-            for step in steps:
-                rows, head = self._link(step, head)
-                linked.append((rows, head))
-            for rows, head in linked:  # now that none of them is refused
-                if not self._steps or self._steps[-1][0] is not rows.layout:
-                    self._steps.append((rows.layout, []))
-                self._steps[-1][1].append((*rows.values, bytearray(head)))
-                for table, row in rows.sparse:
-                    self._rows[table].append(row)
-                if rows.gate_set:
-                    self._rows["gate_sets"].extend(rows.gate_set)
-            self._head = head
-            self._next_sequence += len(linked)
-            self._waiting += len(linked)
-
-    def _link(self, step: Step, previous: bytes) -> tuple[StepRows, bytes]:
-        """Return the rows of *step* and its link after *previous*."""
-        encoder = self._encoder
-        assert encoder is not None
         try:
-            rows = encoder.encode(step)
-            return rows, chain_digest(previous, rows.covered, rows.prefix, rows.payload)
+            for steps in taken:
+                encoder.add_together(steps)
+                if encoder.due - encoder.first >= self._group_steps:
+                    commits.append(encoder.seal())
+            if encoder.due > encoder.first:
+                commits.append(encoder.seal())
         except BaseException as error:
             # The encoder's memory may be ahead of the file, so nothing may follow.
-            self._refusal = (
-                f"Step {step.sequence} could not be stored; restart to resume before it."
-            )
+            self._refusal = f"Step {encoder.due} could not be stored; restart to resume before it."
             if isinstance(error, OverflowError):
-                raise InvariantBroken(
-                    f"A number of step {step.sequence} does not fit 64 bits; its source is wrong."
-                ) from error
+                self._refusal = "A number does not fit 64 bits; its source is wrong."
+                raise InvariantBroken(self._refusal) from error
             raise
+        return commits
 
     def _drop_buffers(self) -> None:
-        self._waiting = 0
         self._models.clear()
         self._taken.clear()
-        self._steps.clear()
-        for buffer in self._rows.values():
-            buffer.clear()
 
     # ------------------------------------------------------------ transactions
 
@@ -460,8 +413,8 @@ class SqlAuditLog:
 
         Any failure rolls it back and closes the log for good.
         """
-        self._encode_taken()
-        if not self._waiting:
+        commits = self._seal()
+        if not commits:
             return
         if not self._is_writable:
             raise AuditUnwritable(self._refusal)
@@ -469,14 +422,13 @@ class SqlAuditLog:
         self._look_at_file()
         try:
             self._begin_write()
-            self._write_buffers()
+            self._write(commits)
             also()
             self._raw.execute("COMMIT")
-        except (DBAPIError, sqlite3.Error) as error:
+        except sqlite3.Error as error:
             self._roll_back()
-            cause = error.orig if isinstance(error, DBAPIError) else error
             self._refusal = (
-                f"The audit log cannot be written ({cause}); {advice(cause)}, "
+                f"The audit log cannot be written ({error}); {advice(error)}, "
                 "then start again: the run resumes at its last committed step."
             )
             raise AuditUnwritable(self._refusal) from error
@@ -490,28 +442,37 @@ class SqlAuditLog:
         self._opening = []
         self._drop_buffers()
 
-    def _write_buffers(self) -> None:
-        """Insert the buffered rows and move the head of the run's row."""
+    def _write(self, commits: Sequence[Commit]) -> None:
+        """Insert the rows of *commits* and move the head of the run's row."""
         self._insert("models", list(self._models.values()))
-        for table, rows in self._opening:
-            self._insert(table, rows)
-        # In their order, so that every page is filled before the next one is begun.
-        for layout, steps in self._steps:
-            self._insert("steps", steps, (*layout.columns, "digest"))
-        for table, rows in self._rows.items():
-            if rows:
+        for table, opening in self._opening:
+            self._insert(table, opening)
+        for commit in commits:
+            self._write_rows(commit)
+            digest, kept, _ = commit.head
+            link = (self._run_key, commit.first, commit.last, digest, kept, commit.contents)
+            self._insert("commits", [link])
+        last = commits[-1]
+        self._raw.execute(_UPDATE_HEAD, (last.last + 1, last.head.digest, self._run_key))
+
+    def _write_rows(self, commit: Commit) -> None:
+        for table, rows in commit.rows.items():
+            if table == "steps":
+                # In their order, so that every page is filled before the next one is begun.
+                names = stored_columns(table)
+                for length, part in itertools.groupby(rows, len):
+                    self._insert(table, list(part), names[:length])
+            elif rows:
                 # Binding a null costs as much as a number, and some tables are mostly null.
                 values = list(zip(*rows, strict=True))
                 present = [column.count(None) < len(rows) for column in values]
                 columns = tuple(itertools.compress(stored_columns(table), present))
                 filled = list(zip(*itertools.compress(values, present), strict=True))
                 self._insert(table, filled, columns)
-        head = (self._next_sequence, self._head, self._run_key)
-        self._raw.execute(_UPDATE_HEAD, head)
 
     def _insert(self, table: str, rows: Sequence[Row], columns: tuple[str, ...] = ()) -> None:
         if rows:
-            self._connection.exec_driver_sql(insert_sql(table, columns), rows)
+            self._raw.executemany(insert_sql(table, columns), rows)
 
     def _begin_write(self) -> None:
         """Take the write lock; wait while another process (a shell, say) holds it.

@@ -16,16 +16,14 @@ from msgspec import Struct
 from sqlalchemy.exc import DBAPIError
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.links import DROPPED_TABLES
 from tracepaper.storage.chain.starting_point import Beginnings, Lookback
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.covariates import kept_covariates, write_whole
-from tracepaper.storage.database.chunks import latest, run_span
+from tracepaper.storage.database.chunks import chain_head, latest_state, run_span
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import advice, open_writer
-from tracepaper.storage.record.digest import NOTHING
-from tracepaper.storage.record.rows import KEPT_EVENTS, sequence_of
+from tracepaper.storage.record.rows import DROPPED_TABLES, KEPT_EVENTS, sequence_of
 from tracepaper.strategies.errors import AuditUnwritable, DataInvalid
 from tracepaper.strategies.types.market import Prune
 from tracepaper.strategies.units import DAY_MS
@@ -36,7 +34,7 @@ if TYPE_CHECKING:
 
 _OPENED: Final = (
     "SELECT min(open_time_ms), max(open_time_ms) FROM steps "
-    "WHERE step BETWEEN ? AND ? AND shape & 1"
+    "WHERE step BETWEEN ? AND ? AND ignored IS NULL"
 )
 _FIRST_BAR: Final = (
     "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms IS NOT NULL"
@@ -55,7 +53,7 @@ KEPT_BESIDE: Final = (kept_checkpoints, kept_covariates)
 """The folders beside a database without which its runs cannot be derived."""
 
 _LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
-_PRUNED: Final = "SELECT until_sequence, state, kept_sha256 FROM prunes WHERE run_key = ?"
+_PRUNED: Final = "SELECT until_sequence FROM prunes WHERE run_key = ?"
 
 
 @contextmanager
@@ -183,25 +181,25 @@ def _prune_run(
     until: int,
     pruned_at_ms: int,
 ) -> Pruning:
-    """Drop the steps up to *until*, and record the prune as a step of the run's own chain."""
+    """Drop the commits up to step *until*; record the prune as a step of the run's own chain."""
     run_key, run_id = run
-    before = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1, None, NOTHING)
-    if until <= before[0]:
-        return Pruning(run_id, before[0], 0)
+    (before,) = raw.execute(_PRUNED, (run_key,)).fetchone() or (-1,)
+    found = chain_head(raw, run_key, until)
+    if found is None or found[0] <= before:
+        return Pruning(run_id, before, 0)
+    until, head = found
     report = verify_chain(raw, run_id)
     if report.problem is not None:
         raise DataInvalid(f"Run {run_id} is not pruned: {report.problem.sentence}")
     log.resume(run_id)
     span = run_span(run_key, until)
-    (digest,) = raw.execute("SELECT digest FROM steps WHERE step = ?", span[1:]).fetchone()
-    state = latest(raw, run_key, "state", until) or before[1]
-    kept_sha256 = latest(raw, run_key, "kept_sha256", until) or before[2]
+    state = latest_state(raw, run_key, until)
     (market_ms,) = raw.execute(_NEWEST_CLOSE, (*run_span(run_key), run_key)).fetchone()
     event = Prune(
         until,
         pruned_at_ms,
-        digest.hex(),
-        kept_sha256.hex(),
+        head.digest.hex(),
+        head.kept.hex(),
         "" if state is None else sha256(state).hexdigest(),
         market_ms,
         market_ms,
@@ -215,11 +213,14 @@ def _prune_run(
                     span,
                 )
             raw.execute(f"DELETE FROM {table} WHERE step BETWEEN ? AND ?", span)
-        row = (run_key, until, pruned_at_ms, digest, kept_sha256, state)
+        raw.execute(
+            "DELETE FROM commits WHERE run_key = ? AND last_sequence <= ?", (run_key, until)
+        )
+        row = (run_key, until, pruned_at_ms, head.digest, head.kept, state)
         raw.execute("INSERT OR REPLACE INTO prunes VALUES (?, ?, ?, ?, ?, ?)", row)
 
     log.note(event, drop)
-    return Pruning(run_id, until, until - before[0])
+    return Pruning(run_id, until, until - before)
 
 
 def _prunable_until(

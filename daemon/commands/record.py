@@ -139,7 +139,8 @@ def _sentence(audited: Audited) -> str:
     if report.head_sequence is None:
         head = f"Its head is {report.head.hex()}: keep a copy elsewhere\n"
         return f"{sentence}\n{head}(`audit verify --head HEX`). {NEVER_FOUND} {ADDED_SINCE}"
-    head = f"The head that was kept is the digest of step {report.head_sequence}."
+    at = report.head_sequence
+    head = f"The head that was kept is the digest of the commit that ends at step {at}."
     return f"{sentence}\n{head} {ADDED_SINCE}"
 
 
@@ -161,7 +162,7 @@ def head(
     config: ConfigOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Print the digest of a run's last step, to be kept where nobody can rewrite it."""
+    """Print the digest of a run's last commit, to be kept where nobody can rewrite it."""
     from tracepaper.storage.database.reader import Reader
 
     path, run_id, _ = _located(run, db, config)

@@ -195,9 +195,9 @@ def _restore_parent(reader: Reader, run: Run, engine: Engine) -> None:
     if run.parent_run_id is None:
         return
     first = next(iter(reader.steps(run.run_id)), None)
-    if first is None or first.step.state is None:
+    if first is None or first.state is None:
         raise DataInvalid(f"Run {run.run_id} does not hold its first step; restore a backup.")
-    Restart(engine).restore(decode_state(first.step.state), next_sequence=0, taken_over=True)
+    Restart(engine).restore(decode_state(first.state), next_sequence=0, taken_over=True)
 
 
 class RecordedPredictor:

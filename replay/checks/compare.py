@@ -1,8 +1,7 @@
 """Differences of two steps, and of a step and its stored rows; the finding of ``lookahead``.
 
 Rows are compared, not what they decode to, so that nothing which a row holds is left out: every
-column, bit for bit or within its tolerance. Only the running hash and the digest of a step stay
-apart: they are the chain's own, and ``audit verify`` computes them anew.
+column, bit for bit or within its tolerance.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from tracepaper.storage.record.decode import (
     heads_of,
 )
 from tracepaper.storage.record.encode import StepEncoder
-from tracepaper.storage.record.rows import SHAPE_UNITS, sequence_of
+from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Decision, Explanation, Forecast, Step
@@ -219,8 +218,6 @@ _NAMES: Final = {
     table: tuple(f"{table}.{column}" for column in stored_columns(table)) for table in TABLES
 }
 _WHOLE_TABLES: Final = ("events", "answers", "orders", "fills", "twin_fills", "ledger", "halts")
-_SHAPED: Final = 1 | SHAPE_UNITS["events"] | SHAPE_UNITS["answers"]
-"""What of a step's shape is derived: whether it was accepted, its event, its answer."""
 _NO_STATE: Final = (None,) * len(_NAMES["states"])
 
 
@@ -270,22 +267,18 @@ class RowCheck:
 
     def _unequal(self, derived: Step, rows: StoredRows) -> Iterator[Unequal]:
         self._encoder.forget()  # so that every row is made, and none is named by another step
-        made = self._encoder.encode(derived)
-        if made.gate_set:
-            yield "gate_sets", "no such set", f"a set of {len(made.gate_set)} gates"
-        sparse: dict[str, list[Sequence[Any]]] = {}
-        for table, row in made.sparse:
-            sparse.setdefault(table, []).append(row)
+        self._encoder.add(derived)
+        sparse = self._encoder.take()
+        if sparse["gate_sets"]:
+            yield "gate_sets", "no such set", f"a set of {len(sparse['gate_sets'])} gates"
         core = rows.core
         sequence = sequence_of(core[STEP.step])
-        yield from _row("steps", core, made.core, {STEP.shape, STEP.outcome, STEP.holding})
-        if (core[STEP.shape] ^ made.core[STEP.shape]) & _SHAPED:
-            yield "steps.shape", core[STEP.shape], made.core[STEP.shape]
-        stored, derived_states = rows.row("states"), sparse.get("states")
+        (row,) = sparse["steps"]
+        whole = (*row, *(None,) * (len(core) - len(row)))
+        yield from _row("steps", core, whole, {STEP.outcome, STEP.holding})
+        stored, derived_states = rows.row("states"), sparse["states"]
         derived_state = derived_states[0] if derived_states else _NO_STATE
-        # The running hash is the chain's own.
-        skipped = {STATE.step, STATE.kept_sha256}
-        yield from _row("states", stored or _NO_STATE, derived_state, skipped)
+        yield from _row("states", stored or _NO_STATE, derived_state, {STATE.step})
         for table in _WHOLE_TABLES:
             yield from _rows(table, rows.sparse.get(table, ()), sparse.get(table, ()))
         yield from self._outcome(sequence, core[STEP.outcome], rows, sparse.get("outcomes", ()))

@@ -36,7 +36,7 @@ from tracepaper.replay.checks.compare import Difference, RowCheck
 from tracepaper.replay.checks.external_inputs import ExternalInput, listen
 from tracepaper.replay.checks.isolation import FreshProcesses, accesses, packed
 from tracepaper.replay.checks.perturbations import HASH_SEEDS
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import StoredRun
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.strategy import Forecaster
@@ -303,7 +303,7 @@ def _follows(case: Case, steps: Iterator[Step]) -> bool:
     rows = case.reader.rows(case.stored.run.run_id, after=first.sequence - 1, until=until)
     return not any(
         check.compare(step, kept, exact=case.exact).unequal
-        for step, (kept, _) in zip(steps, rows, strict=True)
+        for step, kept in zip(steps, rows, strict=True)
         if step.sequence >= case.first_compared
     )
 

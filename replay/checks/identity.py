@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from tracepaper.storage.record.digest import all_finite, finite
+from tracepaper.storage.record.hashing import all_finite, finite
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.gate import GATES, GateKind
 from tracepaper.strategies.types.decisions import (

@@ -171,12 +171,12 @@ def _filled(source: ComparedRun) -> dict[str, list[_Filled]]:
     """Return the fills of the run's own account, by instrument, in order."""
     scales = _scales(source.reader.run(source.run_id))
     found: dict[str, list[_Filled]] = {}
-    for stored in source.reader.steps(source.run_id):
-        for fill in stored.step.fills:
+    for step in source.reader.steps(source.run_id):
+        for fill in step.fills:
             item = scales[fill.instrument]
             found.setdefault(fill.instrument, []).append(
                 (
-                    stored.step.sequence,
+                    step.sequence,
                     fill.filled_ms,
                     fill.side.value,
                     unscaled(fill.quantity, item.quantity_decimals),
@@ -245,9 +245,9 @@ def _scales(run: Run) -> dict[str, Instrument]:
 
 
 def _decided(source: ComparedRun) -> Iterator[Step]:
-    for stored in source.reader.steps(source.run_id):
-        if stored.step.decision is not None:
-            yield stored.step
+    for step in source.reader.steps(source.run_id):
+        if step.decision is not None:
+            yield step
 
 
 def _key(step: Step) -> Key:

@@ -197,9 +197,9 @@ def _begins_with_choice(reader: Reader, run: Run) -> bool:
     if run.parent_run_id is None:
         return False
     first = next(iter(reader.steps(run.run_id)), None)
-    if first is None or first.step.state is None:
+    if first is None or first.state is None:
         return False
-    return decode_state(first.step.state).chosen is not None
+    return decode_state(first.state).chosen is not None
 
 
 def _turnover(day: Sequence[Bar], item: Instrument) -> Decimal:

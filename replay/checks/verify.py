@@ -228,7 +228,7 @@ def verify_run(  # noqa: PLR0913 - the options of verify
     computes = recorded.forecaster is not None or any(
         own.strategy.name not in EXACT for own in decide
     )
-    for derived, (kept, _) in zip(anew, rows, strict=True):
+    for derived, kept in zip(anew, rows, strict=True):
         if isinstance(derived.event, ModelChange):
             here = Environment.recorded(
                 start_event(predictor.forecaster, warm_from=(), market_ms=0)

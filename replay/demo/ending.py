@@ -15,7 +15,7 @@ from tracepaper.daemon.terminal.console import Terminal
 from tracepaper.replay.checks.parity import check_whole
 from tracepaper.replay.demo.race import ShowFiles
 from tracepaper.replay.report.terminal import decision_to_explain, program_name
-from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.declared import late
 from tracepaper.strategies.types.market import ParityCheck, ParityOutcome

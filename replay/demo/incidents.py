@@ -15,7 +15,7 @@ from typing import Final
 from tracepaper.daemon.http.client import ask, give
 from tracepaper.replay.demo.processes import Demo
 from tracepaper.replay.demo.race import ShowFiles
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import RunViews
@@ -207,7 +207,8 @@ def _changed_and_checked(files: ShowFiles) -> tuple[int, str, bool]:
     files.drop_changed()
     if problem is None:
         return ours.steps, "nothing was changed.", False
-    return ours.steps, problem.sentence, ours.holds and problem.sequence == step - first
+    begins = -1 if problem.sequence is None else problem.sequence
+    return ours.steps, problem.sentence, ours.holds and 0 <= begins <= step - first
 
 
 INCIDENTS: Final = (

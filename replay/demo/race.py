@@ -46,8 +46,8 @@ class Race:
             if not (run_ids := self._reader.run_ids()):
                 return
             self.run = self._reader.run(run_ids[-1])
-        for stored in self._reader.steps(self.run.run_id, after=self.sequence):
-            self.observe(stored.step)
+        for step in self._reader.steps(self.run.run_id, after=self.sequence):
+            self.observe(step)
 
     def close(self) -> None:
         """Close the database."""

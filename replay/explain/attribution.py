@@ -472,7 +472,7 @@ def influence(
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
-        step = reader.step(run_id, sequence).step
+        step = reader.step(run_id, sequence)
         said, event = stored_forecast(run, step), step.event
         assert isinstance(event, Bar)
         forecaster = over_symbols(kept_forecaster(database, run, said.model_id)[1])

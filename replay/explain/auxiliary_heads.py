@@ -129,7 +129,7 @@ def decided_map(database: Path, run_id: str, sequence: int, stored: StoredDecisi
         run = reader.run(run_id)
         config = _config_of(run)
         strategy = make_orderbook(config)
-        bar = reader.step(run_id, sequence).step.event
+        bar = reader.step(run_id, sequence).event
         assert isinstance(bar, Bar)
         record = OrderBookHistory(strategy.books)
         wanted = strategy.books + LATER_BOOKS

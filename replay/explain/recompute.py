@@ -178,7 +178,7 @@ def open_any(database: Path, run_id: str, sequence: int) -> PastOf[Forecaster]:
     """
     with Reader.open(database) as reader:
         run = reader.run(run_id)
-        step = reader.step(run_id, sequence).step
+        step = reader.step(run_id, sequence)
         forecast = stored_forecast(run, step)
         assert isinstance(step.event, Bar)
         instrument = step.event.instrument

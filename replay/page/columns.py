@@ -505,9 +505,6 @@ class RunColumns:
 
     def _mark(self, after: int) -> dict[str, Any]:
         """Return what a roll-up up to step *after* must say of itself."""
-        row = self._reader.connection.execute(
-            "SELECT lower(hex(digest)) FROM steps WHERE step = ?", (step_key(self.run_key, after),)
-        ).fetchone()
         words = hashlib.sha256("\n".join(WORDS).encode()).hexdigest()
         return {
             "version": VERSION,
@@ -515,7 +512,7 @@ class RunColumns:
             "words": words,
             "after": after,
             "first": self.span[0],
-            "digest": None if row is None else row[0],
+            "digest": self._reader.commit_digest(self.run_key, after).hex(),
         }
 
     def _save(self) -> None:

@@ -114,9 +114,9 @@ def decision(shown: ShownRun, sequence: int) -> answers.Decision:
         model_id=row["model_id"] or stored.run["model_id"] or "",
         hashes={
             "decision_sha256": decision_sha256(
-                shown.reader.step(shown.run_id, sequence).step, item
+                shown.reader.step(shown.run_id, sequence), item
             ).hex(),
-            "digest": row["digest"],
+            "digest": shown.reader.commit_digest(columns.run_key, sequence).hex(),
         },
         previous=beside[True],
         following=beside[False],

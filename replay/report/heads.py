@@ -230,7 +230,7 @@ def _asked(record: RunRecord, instrument: str, place: int) -> tuple[Attending, b
     if record.config.model.own_class:
         raise DataInvalid("A class of a user's own has no heads to look into; leave --heads out.")
     with Reader.open(record.database) as reader:
-        said = reader.step(run_id, int(record.decisions.sequence[place])).step.prediction
+        said = reader.step(run_id, int(record.decisions.sequence[place])).prediction
         assert isinstance(said, Forecast)
         bars = reader.bars(run_id, instrument)
     known = [bar for bar in bars if bar.open_time_ms <= open_time_ms]

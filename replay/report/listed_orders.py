@@ -84,7 +84,7 @@ def of_decision(reader: Reader, views: RunViews, sequence: int) -> tuple[Row, ..
     Where an order book fills, a cancellation is on its way first, and a bar does nothing else.
     """
     by_book = json.loads(views.run()["config"])["execution"]["model"] == FillModel.BOOK
-    changed = reader.step(views.run_id, sequence).step.orders
+    changed = reader.step(views.run_id, sequence).orders
     ids = [
         order.order_id
         for order in changed
@@ -179,7 +179,7 @@ def queue_positions(
         if first is None:
             continue
         newest = next(_places(reader, stored.run_key, row, until, newest=True), first)
-        if has_ended and isinstance(event := reader.step(run_id, last).step.event, BookUpdate):
+        if has_ended and isinstance(event := reader.step(run_id, last).event, BookUpdate):
             newest = _moved(newest, event, row, item, rules)
         ahead = [
             None if place.ahead == UNKNOWN else unscaled(place.ahead, item.quantity_decimals)

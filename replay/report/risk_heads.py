@@ -54,9 +54,9 @@ def read_said(reader: Reader, record: RunRecord, card: Mapping[str, Any]) -> Sai
         return None
     horizon, kept = record.config.gate.horizon, dict[int, Forecast]()
     for one in reader.steps(run_id):
-        said = one.step.prediction
+        said = one.prediction
         if isinstance(said, Forecast) and said.heads is not None and horizon in said.horizons:
-            kept[one.step.sequence] = said
+            kept[one.sequence] = said
     came = _came(record, horizon)
     known = zip(record.decisions.sequence.tolist(), np.isfinite(came[0]).tolist(), strict=True)
     rows = [row for row, (sequence, reached) in enumerate(known) if reached and sequence in kept]

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec import MsgspecError, Struct
 from sqlalchemy import StaticPool, create_engine
 
-from tracepaper.storage.chain.links import ChainProblem
 from tracepaper.storage.chain.trades import check_terms, check_trades
-from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.chain.verify import ChainProblem, ChainReport, verify_chain
 from tracepaper.storage.checkpoints import ID_DIGITS, Identity
 from tracepaper.storage.database.chunks import run_span, select
 from tracepaper.storage.database.view_columns import shared_row
 from tracepaper.storage.database.writer import create
-from tracepaper.storage.record.rows import OF_A_STEP, sequence_of, step_key
+from tracepaper.storage.record.rows import OF_A_STEP, sequence_of
 from tracepaper.strategies.units import MONEY_DECIMALS, unscaled
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ _RUNS: Final = (
 )
 _ALONE: Final = "SELECT only_run_id FROM databases JOIN runs ON run_id = only_run_id"
 _DIGEST: Final = (
-    "SELECT digest FROM steps WHERE step = ?1 UNION ALL "
-    "SELECT digest FROM prunes WHERE run_key = ?2 AND until_sequence = ?3"
+    "SELECT digest FROM commits WHERE run_key = ?1 AND last_sequence = ?2 UNION ALL "
+    "SELECT digest FROM prunes WHERE run_key = ?1 AND until_sequence = ?2"
 )
 _PRUNED_BEYOND: Final = "SELECT 1 FROM prunes WHERE run_key = ? AND until_sequence > ?"
 
@@ -269,9 +268,9 @@ def _check_links(connection: sqlite3.Connection, warnings: list[str]) -> Iterato
             if head != before_opened:
                 yield _unlinked(run_id, before_id)
         else:
-            at = (step_key(before_key, count - 1), before_key, count - 1)
+            at = (before_key, count - 1)
             digest = connection.execute(_DIGEST, at).fetchone()
-            pruned = connection.execute(_PRUNED_BEYOND, at[1:]).fetchone()
+            pruned = connection.execute(_PRUNED_BEYOND, at).fetchone()
             if digest != (head,) and (digest is not None or pruned is None):
                 yield _unlinked(run_id, before_id)
         before_key, before_id, before_opened = key, run_id, opened

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-_BAR: Final = "open_time_ms IS NOT NULL AND shape & 1"
+_BAR: Final = "open_time_ms IS NOT NULL AND ignored IS NULL"
 _BACK: Final = (
     f"SELECT step FROM steps WHERE step BETWEEN ? AND ? AND instrument = ? AND {_BAR} "
     "ORDER BY step DESC LIMIT 1 OFFSET ?"
@@ -117,6 +117,7 @@ class Beginnings:
         self._places = {str(name): int(place) for place, name in instruments}
         # At least the newest, at whose close everything is valued.
         self._bars = {key: max(count, 1) for key, count in reach.bars.items()}
+        self._unquoted: set[str] | None = None  # of a run that was pruned: those without a quote
 
     # ------------------------------------------------------------ of a whole run
 
@@ -296,6 +297,9 @@ class Beginnings:
                 for key, oldest in zip(self._bars, fed, strict=True)
             ]
         fed += [self._books(first, step, key, count) for key, count in self._reach.books.items()]
+        if first != self._first and self._unquoted is None:
+            quotes = {key: self._last_quoted(first, self._last, key) for key in self._bars}
+            self._unquoted = {key for key, quoted in quotes.items() if quoted is None}
         fed += [self._quote(first, step, key) for key in self._bars]
         is_started = False
         if self._reach.context:
@@ -348,11 +352,21 @@ class Beginnings:
         starts = (start.step for start in self._starts(step) if not start.is_promotion)
         return max(first, next(starts, first))
 
-    def _quote(self, first: int, step: int, key: str) -> int:
-        """Return the newest quote of an instrument at *step*, or *step* where there is none."""
-        span = (self._since_start(first, step), step, self._places[key])
-        (quoted,) = self._connection.execute(_QUOTED, span).fetchone()
-        return step if quoted is None else int(quoted)
+    def _quote(self, first: int, step: int, key: str) -> int | None:
+        """Return the newest quote of an instrument at *step*, or *step* where there is none.
+
+        None where it may have gone with a cut.
+        """
+        since = self._since_start(first, step)
+        quoted = self._last_quoted(since, step, key)
+        if quoted is not None:
+            return quoted
+        may_be_cut = since == first != self._first and key not in (self._unquoted or ())
+        return None if may_be_cut else step
+
+    def _last_quoted(self, first: int, last: int, key: str) -> int | None:
+        (quoted,) = self._connection.execute(_QUOTED, (first, last, self._places[key])).fetchone()
+        return None if quoted is None else int(quoted)
 
     def _books(self, first: int, step: int, key: str, count: int) -> int | None:
         """Return the oldest event with one of the last *count* order books of an instrument."""

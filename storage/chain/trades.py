@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 from msgspec import Struct
 
-from tracepaper.storage.chain.links import ChainProblem
+from tracepaper.storage.chain.verify import ChainProblem
 from tracepaper.storage.database.chunks import run_span
 from tracepaper.storage.record.rows import sequence_of
 from tracepaper.strategies.corporate_actions import ShareTerms, entitlement

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from msgspec import Struct
-
 from tracepaper.storage.record.columns import SEQUENCE_LIMIT, TABLES, stored_columns
 from tracepaper.storage.record.decode import Interned, StoredRows
+from tracepaper.storage.record.hashing import NOTHING, ChainHead
 from tracepaper.storage.record.rows import SPARSE_TABLES, At, sequence_of, step_key
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.gate import GATES
-from tracepaper.strategies.types.decisions import GateSet, Step
+from tracepaper.strategies.types.decisions import GateSet
 
 if TYPE_CHECKING:
     import sqlite3
@@ -68,6 +68,14 @@ _GATE_SET: Final = select("gate_sets", "run_key = ? AND gate_set = ?")
 RUN_ROW: Final = select("runs", "run_id = ?")
 INSTRUMENT_ROWS: Final = select("instruments", "run_key = ?")
 PRUNE_ROW: Final = select("prunes", "run_key = ?")
+_NEWEST_COMMIT: Final = (
+    "SELECT last_sequence, digest, kept FROM commits WHERE run_key = ? AND last_sequence <= ? "
+    "ORDER BY first_sequence DESC LIMIT 1"
+)
+_NEWEST_PRUNE: Final = (
+    "SELECT until_sequence, digest, kept_sha256 FROM prunes "
+    "WHERE run_key = ? AND until_sequence <= ?"
+)
 
 
 class Chunk(NamedTuple):
@@ -79,7 +87,7 @@ class Chunk(NamedTuple):
 
     def rows(self, row: StoredRow) -> StoredRows:
         """Return the rows that belong to the ``steps`` row *row*."""
-        return StoredRows(row[:-1], self.sparse.get(row[0], {}))
+        return StoredRows(row, self.sparse.get(row[0], {}))
 
 
 def run_span(run_key: int, until: int | None = None) -> tuple[int, int]:
@@ -113,16 +121,38 @@ def end_of_close(connection: sqlite3.Connection, step: int, most: int) -> int:
     return sequence_of(max(step, row[0] if row else step))
 
 
-def latest(
-    connection: sqlite3.Connection, run_key: int, column: str, until: int | None = None
+def latest_state(
+    connection: sqlite3.Connection, run_key: int, until: int | None = None
 ) -> bytes | None:
-    """Return the last value that a step of the run (up to *until*) has in *column* of states."""
+    """Return the newest state of the engine that a step of the run (up to *until*) stored."""
     row = connection.execute(
-        f"SELECT {column} FROM states WHERE step BETWEEN ? AND ? AND {column} IS NOT NULL "
+        "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
         "ORDER BY step DESC LIMIT 1",
         run_span(run_key, until),
     ).fetchone()
+    if row is None:
+        row = connection.execute(
+            "SELECT state FROM prunes WHERE run_key = ?", (run_key,)
+        ).fetchone()
     return None if row is None else row[0]
+
+
+def chain_head(
+    connection: sqlite3.Connection, run_key: int, until: int | None = None
+) -> tuple[int, ChainHead] | None:
+    """Return the last step of the newest commit (up to step *until*), and the chain's head there.
+
+    None where there is no commit, and none was pruned.
+    """
+    bound = SEQUENCE_LIMIT if until is None else until
+    found = None
+    for query in (_NEWEST_COMMIT, _NEWEST_PRUNE):
+        found = found or connection.execute(query, (run_key, bound)).fetchone()
+    if found is None:
+        return None
+    last, digest, kept = found
+    state = latest_state(connection, run_key, last)
+    return last, ChainHead(digest, kept, NOTHING if state is None else sha256(state).digest())
 
 
 def read_chunk(connection: sqlite3.Connection, first: int, last: int) -> Chunk:
@@ -218,10 +248,3 @@ class Pruned(NamedTuple):
     digest: bytes
     kept_sha256: bytes
     state: bytes | None
-
-
-class StoredStep(Struct, frozen=True, gc=False):
-    """A step as it was stored, with its link of the chain."""
-
-    step: Step
-    digest: bytes

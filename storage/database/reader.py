@@ -16,7 +16,6 @@ from tracepaper.storage.database.chunks import (
     Located,
     Pruned,
     StoredRun,
-    StoredStep,
     chunks,
     confirmed_since,
     end_of_close,
@@ -97,10 +96,15 @@ _COUNTED: Final = (
     "SELECT run_key, step_count, head_digest, opened_digest FROM runs WHERE run_id = ?"
 )
 _FOUND: Final = (
-    "SELECT count(*), max(step), (SELECT digest FROM steps WHERE step BETWEEN :first AND :last "
-    "ORDER BY step DESC LIMIT 1), (SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
+    "SELECT count(*), max(step), (SELECT digest FROM commits WHERE run_key = :run_key "
+    "ORDER BY first_sequence DESC LIMIT 1), "
+    "(SELECT until_sequence FROM prunes WHERE run_key = :run_key), "
     "(SELECT digest FROM prunes WHERE run_key = :run_key) "
     "FROM steps WHERE step BETWEEN :first AND :last"
+)
+_COMMIT_OF: Final = (
+    "SELECT digest FROM commits WHERE run_key = ? AND first_sequence <= ? AND last_sequence >= ? "
+    "ORDER BY first_sequence DESC LIMIT 1"
 )
 _BALANCE: Final = (
     "SELECT balance FROM ledger WHERE step BETWEEN ? AND ? ORDER BY step DESC, ordinal DESC LIMIT 1"
@@ -218,6 +222,11 @@ class Reader(ReadOnly):
         row = self._connection.execute(PRUNE_ROW, (run_key,)).fetchone()
         return None if row is None else Pruned(*row[1:])
 
+    def commit_digest(self, run_key: int, sequence: int) -> bytes:
+        """Return the digest of the commit that holds step *sequence*; empty where there is none."""
+        row = self._connection.execute(_COMMIT_OF, (run_key, sequence, sequence)).fetchone()
+        return b"" if row is None else row[0]
+
     def gate_sets(self, run_key: int) -> tuple[GateSet, ...]:
         """Return the gate sets of the run, in the order of their keys."""
         rows = gate_set_rows(self._connection, run_key)
@@ -225,30 +234,28 @@ class Reader(ReadOnly):
 
     # ------------------------------------------------------------ steps
 
-    def step(self, run_id: str, sequence: int) -> StoredStep:
+    def step(self, run_id: str, sequence: int) -> Step:
         """Return one step; raise ``DataInvalid`` where it is missing."""
-        for stored in self.steps(run_id, after=sequence - 1, until=sequence):
-            return stored
+        for step in self.steps(run_id, after=sequence - 1, until=sequence):
+            return step
         raise DataInvalid(f"Run {run_id} holds no step {sequence}; it is pruned or not yet made.")
 
-    def steps(
-        self, run_id: str, *, after: int = -1, until: int | None = None
-    ) -> Iterator[StoredStep]:
+    def steps(self, run_id: str, *, after: int = -1, until: int | None = None) -> Iterator[Step]:
         """Yield the steps after sequence *after*, until *until* included, in order."""
         _, decoder = self._decoding(run_id)
-        for rows, digest in self.rows(run_id, after=after, until=until):
-            yield StoredStep(decoder.step(rows), digest)
+        for rows in self.rows(run_id, after=after, until=until):
+            yield decoder.step(rows)
 
     def rows(
         self, run_id: str, *, after: int = -1, until: int | None = None
-    ) -> Iterator[tuple[StoredRows, bytes]]:
-        """Yield rows and digest of the steps that ``steps`` would yield."""
+    ) -> Iterator[StoredRows]:
+        """Yield the rows of the steps that ``steps`` would yield."""
         run_key = self.stored_run(run_id).run_key
         last = self._last_sequence(run_key)
         end = last if until is None else min(until, last)
         for chunk in chunks(self._connection, run_key, after + 1, end):
             for row in chunk.steps:
-                yield chunk.rows(row), row[-1]
+                yield chunk.rows(row)
 
     def events(self, run_id: str, after: int = -1) -> Iterator[tuple[int, bool, Event, Prediction]]:
         """Yield (sequence, accepted, event, prediction) in order, as the engine received them.
@@ -263,7 +270,7 @@ class Reader(ReadOnly):
                 answer, event_row = rows.row("answers"), rows.row("events")
                 prediction = None if answer is None else decoder.given(answer)
                 event = decoder.bar(row) if event_row is None else decoder.event(event_row)
-                yield sequence_of(row[0]), bool(row[STEP.shape] & 1), event, prediction
+                yield sequence_of(row[0]), row[STEP.ignored] is None, event, prediction
 
     def explanations(self, run_id: str) -> Iterator[list[tuple[int, bytes, float, bytes]]]:
         """Yield (sequence, buckets, older mass, entropy) of every explained answer, in order.
@@ -299,7 +306,7 @@ class Reader(ReadOnly):
         rows = self._connection.execute(
             f"SELECT {', '.join(stored_columns('steps'))} FROM steps "
             "WHERE step BETWEEN ? AND ? AND instrument = ? AND open_time_ms IS NOT NULL "
-            "AND shape & 1 ORDER BY step DESC LIMIT ?",
+            "AND ignored IS NULL ORDER BY step DESC LIMIT ?",
             (
                 *run_span(stored.run_key, until),
                 ids.index(instrument),
@@ -317,7 +324,7 @@ class Reader(ReadOnly):
         rows = self._connection.execute(
             f"SELECT {', '.join(f'e.{name}' for name in stored_columns('events'))} FROM events e "
             "LEFT JOIN steps s ON s.step = e.step WHERE e.step BETWEEN ? AND ? "
-            "AND e.kind = 'frame_bar' AND coalesce(s.shape & 1, 1) ORDER BY e.step",
+            "AND e.kind = 'frame_bar' AND s.ignored IS NULL ORDER BY e.step",
             run_span(stored.run_key, until),
         )
         events = (decoder.event(row) for row in rows)
@@ -359,7 +366,7 @@ class Reader(ReadOnly):
         """Return the sequence of the first step whose bar opened then or later."""
         query = (
             "SELECT min(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms >= ? "
-            "AND shape & 1"
+            "AND ignored IS NULL"
         )
         (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
         return 0 if step is None else sequence_of(step)
@@ -368,7 +375,7 @@ class Reader(ReadOnly):
         """Count the steps up to the last bar that opened before *open_time_ms*."""
         query = (
             "SELECT max(step) FROM steps WHERE step BETWEEN ? AND ? AND open_time_ms < ? "
-            "AND shape & 1"
+            "AND ignored IS NULL"
         )
         (step,) = self._connection.execute(query, (*run_span(run_key), open_time_ms)).fetchone()
         return 0 if step is None else sequence_of(step) + 1
@@ -544,7 +551,7 @@ class Reader(ReadOnly):
         """Yield the steps from the one that stored the newest state on, up to step *until*."""
         row = self._state(self.stored_run(run_id).run_key, "DESC", until)
         after = -1 if row is None else sequence_of(row[0]) - 1
-        return (stored.step for stored in self.steps(run_id, after=after, until=until))
+        return self.steps(run_id, after=after, until=until)
 
     def confirmations(self, run_id: str, *, until: int | None = None) -> list[Confirmation]:
         """Return the last confirmation of each position since the newest state was stored."""
@@ -563,7 +570,7 @@ class Reader(ReadOnly):
         since: dict[str, SinceDecided] = {}
         for place, item in enumerate(stored.run.instruments):
             decided = sequence_of(steps[place]) if place in steps else -1
-            step = self.step(run_id, decided).step if decided >= 0 else None
+            step = self.step(run_id, decided) if decided >= 0 else None
             outcome = None if step is None or step.decision is None else step.decision.outcome
             parts = since_parts(self._connection, decoder, step, item.id, span)
             if decided >= 0:

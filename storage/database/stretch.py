@@ -31,7 +31,8 @@ SELECT s.sequence, s.open_time_ms, s.open, s.high, s.low, s.close, s.volume,
 FROM steps s LEFT JOIN outcomes o ON o.step = {_SAME_RUN} | s.outcome
 LEFT JOIN answers a ON a.step = s.step
 LEFT JOIN holdings h ON h.step = {_SAME_RUN} | s.holding AND h.book = 0
-WHERE s.step BETWEEN ? AND ? AND s.instrument = ? AND s.open_time_ms IS NOT NULL AND s.shape & 1
+WHERE s.step BETWEEN ? AND ? AND s.instrument = ? AND s.open_time_ms IS NOT NULL
+AND s.ignored IS NULL
 ORDER BY s.step
 """
 _VALUE: Final = "coalesce({}, h.cash + coalesce(m.account_unrealized_pnl, m.unrealized_pnl))"
@@ -65,7 +66,7 @@ _OUTCOMES: Final = (
 )
 _OPENED: Final = (
     "SELECT step, open_time_ms FROM steps WHERE step >= ? AND step <= ? AND instrument = ? "
-    "AND open_time_ms IS NOT NULL AND shape & 1 ORDER BY step {} LIMIT 1"
+    "AND open_time_ms IS NOT NULL AND ignored IS NULL ORDER BY step {} LIMIT 1"
 )
 
 
@@ -139,7 +140,7 @@ def opens(connection: sqlite3.Connection, run_key: int, span: tuple[int, int]) -
     """Return (instrument, open) of every accepted bar within *span*, in order."""
     query = (
         "SELECT instrument, open FROM steps WHERE step BETWEEN ? AND ? "
-        "AND open_time_ms IS NOT NULL AND shape & 1 ORDER BY step"
+        "AND open_time_ms IS NOT NULL AND ignored IS NULL ORDER BY step"
     )
     return connection.execute(query, _keys(run_key, span)).fetchall()
 

@@ -366,7 +366,7 @@ _BARS: Final = (
     f"WHERE p.run_key = r.run_key AND {_BEGUN} | p.until_sequence >= e.step) "
     "THEN (SELECT count(*) FROM steps s "
     "WHERE s.step >= e.step AND s.step < f.step AND s.instrument = f.instrument "
-    "AND s.open_time_ms IS NOT NULL AND s.shape & 1) END"
+    "AND s.open_time_ms IS NOT NULL AND s.ignored IS NULL) END"
 )
 
 V_TRADES: Final = View(

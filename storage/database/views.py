@@ -20,6 +20,7 @@ from tracepaper.storage.database.view_columns import (
     View,
     caused,
     complete,
+    digest,
     exact,
     iso,
     moment,
@@ -121,7 +122,7 @@ V_BARS: Final = View(
             ),
             Shown(
                 "accepted",
-                "s.shape & 1",
+                "s.ignored IS NULL",
                 "0 for a revision, which changed nothing",
                 "INTEGER",
                 is_flag=True,
@@ -131,6 +132,25 @@ V_BARS: Final = View(
     ),
     "FROM runs r JOIN steps s ON s.run_key = r.run_key AND s.open_time_ms IS NOT NULL "
     "JOIN instruments i ON i.run_key = r.run_key AND i.instrument = s.instrument",
+)
+
+_LAST_OF_COMMIT: Final = f"(r.run_key << {SEQUENCE_BITS}) + c.last_sequence"
+V_COMMITS: Final = View(
+    "v_commits",
+    "a transaction that added steps to the run, with its link of the chain",
+    (
+        Shown("run_id", "r.run_id", "the run"),
+        Shown("sequence", "c.first_sequence", "its first step", "INTEGER"),
+        Shown("last_sequence", "c.last_sequence", "its last step", "INTEGER"),
+        *moment(
+            "market_ms",
+            f"coalesce((SELECT {_MARKET_AT} FROM steps s WHERE s.step = {_LAST_OF_COMMIT}), "
+            f"(SELECT e.market_ms FROM events e WHERE e.step = {_LAST_OF_COMMIT}))",
+            "market time of its last step",
+        ),
+        digest("digest", "c.digest", "what `audit head` prints after it"),
+    ),
+    "FROM runs r JOIN commits c ON c.run_key = r.run_key",
 )
 
 V_GAPS: Final = View(
@@ -249,7 +269,7 @@ V_EVENTS: Final = View(
     f" UNION ALL SELECT {_OF_HALTS} FROM runs r JOIN halts l ON l.run_key = r.run_key",
 )
 
-RUN_VIEWS: Final = (V_RUNS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
+RUN_VIEWS: Final = (V_RUNS, V_COMMITS, V_BARS, V_GAPS, V_COMMANDS, V_EVENTS)
 
 # ---------------------------------------------------------------- decisions, gates, explanations
 
@@ -276,7 +296,6 @@ V_DECISIONS: Final = View(
             *shown("s", "steps", "target_quantity"),
             *shown("o", "outcomes", "reason", "unfilled_reason"),
             *shown("a", "answers", "late_deadline_ms", "model_id"),
-            *shown("s", "steps", "digest"),
         ),
         ("s", (column for column in TABLES["steps"] if column.name not in BAR_COLUMNS)),
         ("o", TABLES["outcomes"]),

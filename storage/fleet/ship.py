@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from msgspec import Struct
 
-from tracepaper.storage.chain.links import CUT, DROPPED_TABLES, check_prune
-from tracepaper.storage.chain.walk import GrowingWalk
-from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, run_span, select
+from tracepaper.storage.chain.verify import CUT, Walk, check_prune, head_of_prune
+from tracepaper.storage.database.chunks import PRUNE_ROW, StoredRow, chain_head, run_span, select
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.fleet.server import (
@@ -28,11 +27,12 @@ from tracepaper.storage.fleet.server import (
     speaking,
 )
 from tracepaper.storage.fleet.tables import DATABASE, columns_of, metadata
-from tracepaper.storage.record.columns import place
+from tracepaper.storage.record.hashing import ChainHead
 from tracepaper.storage.record.rows import (
+    CHAINED_TABLES,
+    DROPPED_TABLES,
     KEPT_EVENTS,
     OPENED_AT,
-    RUN_TABLES,
     At,
     sequence_of,
     step_key,
@@ -48,10 +48,10 @@ GROUP_STEPS: Final = 2000
 """Steps of one transaction: some tens of milliseconds of reading."""
 _RUN: Final = select("runs", "run_key = ?")
 _RUNS: Final = "SELECT run_key, step_count FROM runs ORDER BY run_key"
-_RANGE: Final = {table: select(table, "step BETWEEN ? AND ?") for table in RUN_TABLES}
-_HEAD: Final = "SELECT digest FROM steps WHERE step = ?"
-_GATE_SET_AT: Final = place("outcomes", "gate_set")
-_OPENED_SETS_AT: Final = OPENED_AT - 1
+_RANGE: Final = {table: select(table, "step BETWEEN ? AND ?") for table in CHAINED_TABLES}
+_COMMITS: Final = select("commits", "run_key = ? AND first_sequence BETWEEN ? AND ?")
+_OPENING_SETS: Final = select("gate_sets", "run_key = ? AND step IS NULL")
+_HEAD: Final = "SELECT digest FROM commits WHERE run_key = ? AND last_sequence = ?"
 _RUN_AT: Final = At("runs")
 _SERIES: Final = "SELECT series FROM archive_series ORDER BY series"
 _SHIPPED: Final = (
@@ -79,7 +79,7 @@ _HOLDER: Final = (
     "AND a.datname = current_database() "
     "AND (l.classid::bigint << 32 | l.objid::bigint) = hashtextextended('tracepaper ' || %s, 0)"
 )
-_DELETED: Final = ("events", "prunes", "archive_series", "archive_bars", "candle_marks")
+_DELETED: Final = ("events", "commits", "prunes", "archive_series", "archive_bars", "candle_marks")
 RIGHTS: Final = {
     "SELECT": tuple(metadata.tables),
     "INSERT": tuple(metadata.tables),
@@ -106,9 +106,8 @@ class _RunState:
         self.next = 0
         self.digest = b""
         self.is_there = False  # the run's row is on the server
-        self.gate_sets: set[int] = set()
         self.pruned_until: int | None = None
-        self.walk: GrowingWalk | None = None
+        self.walk: Walk | None = None
 
 
 class Shipper:
@@ -235,7 +234,7 @@ class Shipper:
                     f"run {run_id} ends at step {row[_RUN_AT.step_count] - 1}, and step "
                     f"{state.next - 1} of it"
                 )
-            own = file.execute(_HEAD, (step,)).fetchone()
+            own = file.execute(_HEAD, (run_key, state.next - 1)).fetchone()
             pruned = file.execute(PRUNE_ROW, (run_key,)).fetchone()
             if own is None and pruned is not None and pruned[CUT.until_sequence] == state.next - 1:
                 own = (pruned[CUT.digest],)
@@ -244,10 +243,6 @@ class Shipper:
                 raise self._diverges(
                     f"step {state.next - 1} of run {run_id} has another digest than that which"
                 )
-        for run_key, gate_set in server.execute(
-            f"SELECT DISTINCT run_key, gate_set FROM gate_sets {_OF_SHIPPED}", mine
-        ):
-            self._runs[run_key].gate_sets.add(gate_set)
         for run_key, until in server.execute(
             f"SELECT run_key, until_sequence FROM prunes {_OF_SHIPPED}", mine
         ):
@@ -365,30 +360,33 @@ class Shipper:
                 self._note_hole(server, row, first, until)
                 state.walk = None
             walk = state.walk
-            if walk is None or walk.next != first:
-                walk = state.walk = GrowingWalk(
-                    file, key, first - 1, state.digest or row[OPENED_AT]
-                )
-            last = min(walk.next + self._group_steps, count) - 1
-            begun = walk.next
-            if (problem := walk.walk_to(last)) is not None:
+            if walk is None or walk.due != first:
+                walk = state.walk = _walk_from(file, row, first)
+            begun = walk.due
+            if (problem := walk.walk_to(begun + self._group_steps)) is not None:
                 raise self._broken(row, problem.sentence)
+            last = walk.due - 1
             span = step_key(key, first), step_key(key, last)
             rows = {table: file.execute(query, span).fetchall() for table, query in _RANGE.items()}
-            sets = self._gate_sets(file, state, row, rows["outcomes"])
-            instruments = () if state.is_there else _rows_of(file, "instruments", key)
+            rows["commits"] = file.execute(_COMMITS, (key, begun, last)).fetchall()
+            opening = []
+            if not state.is_there:
+                opening = [
+                    ("instruments", _rows_of(file, "instruments", key)),
+                    ("gate_sets", file.execute(_OPENING_SETS, (key,)).fetchall()),
+                ]
         self._at("before copy")
-        self._write(server, state, row, [("instruments", instruments), ("gate_sets", sets)])
+        self._write(server, state, row, opening)
         for table, copied in rows.items():
             self._copy(server, table, copied)
             self._at(f"after {table}")
         found = server.execute(_ARRIVED, (self.database_id, *span)).fetchone()
-        if found != (last - begun + 1, span[1]) or rows["steps"][-1][-1] != walk.previous:
+        if found != (last - begun + 1, span[1]):
             raise DataInvalid(
                 f"{shown(self._url)} does not hold what was sent to it ({found}): nothing of this "
                 "group was kept; look at the server's log."
             )
-        state.next, state.digest, state.is_there = last + 1, walk.previous, True
+        state.next, state.digest, state.is_there = last + 1, walk.head.digest, True
         server.execute(_SET_HEAD, (state.next, state.digest, self.database_id, key))
         server.execute(_SET_MARK, (self.database_id, key, span[1], state.digest))
         return last - begun + 1, pruned
@@ -417,21 +415,6 @@ class Shipper:
             server.execute(_insert("runs"), (self.database_id, *row))
         for table, rows in opening:
             self._copy(server, table, rows)
-
-    def _gate_sets(
-        self,
-        file: sqlite3.Connection,
-        state: _RunState,
-        run: StoredRow,
-        outcomes: Sequence[StoredRow],
-    ) -> list[StoredRow]:
-        """Return the rows of the gate sets that are used and not shipped yet."""
-        used = {outcome[_GATE_SET_AT] for outcome in outcomes}
-        if not state.is_there:
-            used |= set(range(run[_OPENED_SETS_AT]))
-        new = used - state.gate_sets
-        state.gate_sets |= new
-        return [row for row in _rows_of(file, "gate_sets", state.run_key) if row[1] in new]
 
     def _copy(self, server: Connection[Any], table: str, rows: Sequence[StoredRow]) -> None:
         if not rows:
@@ -463,6 +446,10 @@ class Shipper:
         server.execute(f"DELETE FROM events WHERE {within} AND kind NOT IN ({kept})", span)
         for table in DROPPED_TABLES:
             server.execute(f"DELETE FROM {table} WHERE {within}", span)
+        server.execute(
+            f"DELETE FROM commits WHERE {DATABASE} = %s AND run_key = %s AND last_sequence <= %s",
+            (self.database_id, state.run_key, pruned[CUT.until_sequence]),
+        )
         server.execute(
             f"DELETE FROM prunes WHERE {DATABASE} = %s AND run_key = %s",
             (self.database_id, state.run_key),
@@ -508,6 +495,16 @@ class Shipper:
                         (self.database_id, series, digest),
                     )
         return replaced
+
+
+def _walk_from(file: sqlite3.Connection, run: StoredRow, first: int) -> Walk:
+    """Return the walk along the links of *run* behind step *first* - 1, or behind its prune."""
+    key = run[_RUN_AT.run_key]
+    pruned = file.execute(PRUNE_ROW, (key,)).fetchone()
+    if pruned is not None and pruned[CUT.until_sequence] >= first:
+        return Walk(file, key, head_of_prune(pruned), pruned[CUT.until_sequence] + 1)
+    found = chain_head(file, key, first - 1)
+    return Walk(file, key, ChainHead(run[OPENED_AT]) if found is None else found[1], first)
 
 
 def _rows_of(file: sqlite3.Connection, table: str, run_key: int) -> list[StoredRow]:

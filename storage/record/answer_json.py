@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec import Struct, json
 
 from tracepaper.strategies.types.decisions import (
@@ -9,7 +11,6 @@ from tracepaper.strategies.types.decisions import (
     DecisionOutcome,
     GateSet,
     Regime,
-    Step,
     StrategyDecision,
 )
 
@@ -49,11 +50,9 @@ _encode = json.Encoder().encode
 read_decided = json.Decoder(KeptDecision).decode
 
 
-def note_text(step: Step) -> str | None:
-    """Write the note of the decision of *step*; None without one."""
-    if step.decision is None or step.decision.note is None:
-        return None
-    return _encode(step.decision.note).decode()
+def note_text(note: Mapping[str, float | str | None]) -> str:
+    """Write the *note* of a decision."""
+    return _encode(note).decode()
 
 
 def decided_text(decided: StrategyDecision) -> str:
@@ -68,19 +67,3 @@ def decided_text(decided: StrategyDecision) -> str:
     while values[-1] is None:
         del values[-1]
     return _encode(values).decode()
-
-
-class DecidedTexts:
-    """The texts of decisions, each written once while it is the same object."""
-
-    def __init__(self) -> None:
-        self.last: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}  # by whose it is
-
-    def of(self, whose: tuple[int, int | None], decided: StrategyDecision | None) -> str | None:
-        """Return the text of what was *decided*; None where nothing was."""
-        if decided is None:
-            return None
-        last = self.last.get(whose)
-        if last is None or last[0] is not decided:
-            last = self.last[whose] = decided, decided_text(decided)
-        return last[1]

@@ -1,9 +1,7 @@
 """Every column: its type, scale and meaning; pure.
 
 The tables of ``schema``, the rows of ``rows``, ``encode`` and ``decode``, what the chain covers,
-and the columns of ``views`` with their documentation follow from ``TABLES``. A new column stands
-last in its table (in ``steps`` before the digest), may be null, and is added to a database when
-that is opened for writing.
+and the columns of ``views`` with their documentation follow from ``TABLES``.
 
 Keys. A step is one integer everywhere: ``run_key * 2**28 + sequence`` (``step_key``). It is the
 rowid, so a bar costs no second key and a run is one contiguous range of every table.
@@ -24,9 +22,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from msgspec import Struct, json
-from msgspec.structs import replace
 
-from tracepaper.storage.record.answer_json import note_text
 from tracepaper.strategies.gates.gate import GATES, Gate, GateKind, gate_order
 from tracepaper.strategies.types.decisions import (
     Action,
@@ -78,7 +74,6 @@ class Column(Struct, frozen=True, kw_only=True):
     words: type[StrEnum] | None = None  # of the enumeration whose text it holds
     null: bool = False
     is_key: bool = False
-    is_made: bool = False  # by the encoder, from more than one attribute of the value stored
     refers: str = ""  # ``table.column`` of a foreign key, which SQLite checks
     read: Callable[[Any], Value] | None = None  # of the value stored; else its attribute ``name``
     shown: str = ""  # its name in views, where that is another
@@ -108,11 +103,6 @@ def _text(
     name: str, doc: str = "", words: type[StrEnum] | None = None, *, null: bool = False
 ) -> Column:
     return Column(name=name, kind=TEXT, doc=doc, words=words, null=null)
-
-
-def _made(*columns: Column) -> tuple[Column, ...]:
-    """Mark the *columns* that ``encode`` fills by place: all others are read as defined."""
-    return tuple(replace(column, is_made=True) for column in columns)
 
 
 def _usual(name: str, doc: str, usual: StrEnum) -> Column:
@@ -213,7 +203,7 @@ _RUNS = (
     _whole("opened_gate_sets"),  # how many gate sets were known then
     _blob("opened_digest"),  # the chain's first link: the row so far, instruments, gate sets
     _whole("step_count", "steps stored"),
-    _blob("head_digest", "digest of the last step; keep a copy elsewhere", HASH),
+    _blob("head_digest", "digest of the last commit; keep a copy elsewhere", HASH),
 )
 OPENED_UNTIL: Final = "opened_digest"
 """The first column of ``runs`` that says more than how the run was opened."""
@@ -260,6 +250,16 @@ _GATE_SETS = (
     _key("ordinal"),  # place in the set; the bit of ``outcomes.passed``
     _text("gate", "its name"),
     _real("threshold", "what the measure was held against", null=False),
+    _whole("step", null=True),  # the one that first used it; null: known when the run was opened
+)
+
+_COMMITS = (
+    _key("run_key", "runs.run_key"),
+    _key("first_sequence"),
+    _whole("last_sequence"),
+    _blob("digest"),  # link of the chain
+    _blob("kept"),  # running hash of what a prune keeps
+    _text("contents"),  # JSON: of each table the rows, and the first digits of their hash
 )
 
 # A step and, where its event is a bar, the bar: one row, since nearly every step is a bar's.
@@ -270,7 +270,9 @@ _BAR_FIELDS = (
     Column(name="low", doc="lowest price", scale=PRICE, null=True),
     Column(name="close", doc="last price", scale=PRICE, null=True),
     Column(name="volume", doc="volume in base", scale=VOLUME, null=True),
-    Column(name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True),
+)
+_TURNOVER: Final = Column(
+    name="turnover", doc="volume in quote; null where not known", scale=TURNOVER, null=True
 )
 _BAR = (
     _whole("instrument", null=True),  # place in the run
@@ -279,27 +281,27 @@ _BAR = (
     _whole("seen_delay_ms", null=True),  # seen_ms less market_ms
     _whole("source", null=True),  # of ``SOURCE_CODES``
 )
-_STEPS = _made(
+# The usual columns come first: a row is written as far as its last value, and no further.
+_STEPS = (
     _key("step"),
-    _whole("shape"),  # see ``rows.Shape``
+    _whole("holding"),  # sequence of its row in ``holdings``
+    *_BAR,
+    _whole("unrealized_pnl", null=True),  # the position's
     _whole("outcome", null=True),  # sequence of its row in ``outcomes``; null: no decision
     _whole("target_quantity", "position wanted, signed", QUANTITY, null=True),
     *_measures(STEP_GATES),
-    *_BAR,
-    _whole("holding"),  # sequence of its row in ``holdings``
-    _whole("unrealized_pnl", null=True),  # the position's
+    _TURNOVER,
     _whole("account_unrealized_pnl", null=True),  # null where it is the position's
-    _blob("digest", "link of the chain", HASH),
+    _whole("ignored", null=True),  # 1: a revision of a bar, or a repeated settlement
 )
-BAR_COLUMNS: Final = tuple(column.name for column in _BAR)
-BAR_FIELDS: Final = tuple(column.name for column in _BAR_FIELDS)
+BAR_COLUMNS: Final = (*(column.name for column in _BAR), _TURNOVER.name)
+BAR_FIELDS: Final = (*(column.name for column in _BAR_FIELDS), _TURNOVER.name)
 """Those that hold a field of the bar as it is."""
 
-_STATES = _made(
+_STATES = (
     _key("step"),
     _whole("equity", null=True),  # null where it is cash + the account's unrealized_pnl
     _blob("state", null=True),  # the engine's, where it changed
-    _blob("kept_sha256", null=True),  # running hash of what a prune keeps, where it changed
 )
 
 _EVENTS = (
@@ -318,45 +320,43 @@ _EVENTS = (
 )
 
 _ANSWERS = (
-    *_made(
-        _key("step"),
-        _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
-        Column(
-            name="model_id",
-            kind=TEXT,
-            doc="the model that decided",
-            null=True,  # where it is the run's
-            sql="coalesce({t}.model_id, r.model_id)",
-        ),
-        _whole("horizon", "bars; the horizon of the next six columns", null=True),
-        _real("mean_return", "expected log return, as the model gave it"),
-        _real("stdev_return", "its standard deviation"),
-        _real("p_down", "probability of a fall"),
-        _real("p_flat", "probability of neither"),
-        _real("p_up", "probability of a rise"),
-        _real("volatility", "expected volatility of the return"),
-        _blob("horizons", null=True),  # all horizons, and the columns at the other ones
-        _blob("halves", null=True),  # as ``Forecast.further``
-        _real("confidence", "1 less the mean normalised entropy of attention"),
-        _real("content_free", "what mask and encoding alone would give"),
-        _real("recent_mass", "rollout on the newest quarter of the context"),
-        _real("older_mass", "rollout before the oldest bucket"),
-        _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
-        _real("l1_error", "bound on what the weights miss of 1"),
-        _blob("entropy", null=True),  # little-endian float32, layer-major
-        _blob("buckets", null=True),  # little-endian float32, newest first
-        *_measures(ANSWER_GATES),
-        _blob("heads", null=True),  # msgpack of ``HeadForecasts``
-        _real("expected_shortfall_long", "mean loss of a long in the worst 2.5 % of cases"),
-        _real("expected_shortfall_short", "the same of a short, as a fraction of its notional"),
-        _real("expected_drawdown", "median of the largest fall to the horizon, as a fraction"),
-        _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
-        _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
-        _real("dropout_spread", "deviation of mean_return over passes with dropout"),
+    _key("step"),
+    _whole("late_deadline_ms", "the deadline the forecaster missed", null=True),
+    Column(
+        name="model_id",
+        kind=TEXT,
+        doc="the model that decided",
+        null=True,  # where it is the run's
+        sql="coalesce({t}.model_id, r.model_id)",
     ),
+    _whole("horizon", "bars; the horizon of the next six columns", null=True),
+    _real("mean_return", "expected log return, as the model gave it"),
+    _real("stdev_return", "its standard deviation"),
+    _real("p_down", "probability of a fall"),
+    _real("p_flat", "probability of neither"),
+    _real("p_up", "probability of a rise"),
+    _real("volatility", "expected volatility of the return"),
+    _blob("horizons", null=True),  # all horizons, and the columns at the other ones
+    _blob("halves", null=True),  # as ``Forecast.further``
+    _real("confidence", "1 less the mean normalised entropy of attention"),
+    _real("content_free", "what mask and encoding alone would give"),
+    _real("recent_mass", "rollout on the newest quarter of the context"),
+    _real("older_mass", "rollout before the oldest bucket"),
+    _real("shift", "Jensen-Shannon distance from the last bar's rollout"),
+    _real("l1_error", "bound on what the weights miss of 1"),
+    _blob("entropy", null=True),  # little-endian float32, layer-major
+    _blob("buckets", null=True),  # little-endian float32, newest first
+    *_measures(ANSWER_GATES),
+    _blob("heads", null=True),  # msgpack of ``HeadForecasts``
+    _real("expected_shortfall_long", "mean loss of a long in the worst 2.5 % of cases"),
+    _real("expected_shortfall_short", "the same of a short, as a fraction of its notional"),
+    _real("expected_drawdown", "median of the largest fall to the horizon, as a fraction"),
+    _whole("learned_regime", "the network's most probable regime; 1: calmest", null=True),
+    _real("learned_allocation", "position in [-1, 1] that the network itself would hold"),
+    _real("dropout_spread", "deviation of mean_return over passes with dropout"),
     # JSON of the strategy's named numbers and texts. It lies here, and not in ``steps``, so that it
     # costs a decision without a note nothing.
-    Column(name="note", kind=TEXT, null=True, read=note_text),
+    Column(name="note", kind=TEXT, null=True),
 )
 HEAD_COLUMNS: Final = (
     "heads",
@@ -389,27 +389,24 @@ EXPLANATION_COLUMNS: Final = (
 )
 
 _OUTCOMES = (
-    *_made(
-        _key("step"),
-        _text("action", any_of(Action)),
-        _text("reason", "the strategy's reason"),
-        _whole("allowed", "1 if no gate refused it", FLAG),
-        _text("refused_by", "the gate that refused it, the first to fail; else null", null=True),
-        _whole("gate_set"),
-        _blob("gate_set_sha256"),
-        _whole("passed"),  # bit i: gate i of the set
-        _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
-        _text(
-            "unfilled_reason",
-            "why the target is neither reached nor ordered; null where it is",
-            null=True,
-        ),
+    _key("step"),
+    _text("action", any_of(Action)),
+    _text("reason", "the strategy's reason"),
+    _whole("allowed", "1 if no gate refused it", FLAG),
+    _text("refused_by", "the gate that refused it, the first to fail; else null", null=True),
+    _whole("gate_set"),
+    _whole("passed"),  # bit i: gate i of the set
+    _text("regime", "`MOMENTUM`, `MEAN_REVERSION`, `MIXED` or `UNKNOWN`"),
+    _text(
+        "unfilled_reason",
+        "why the target is neither reached nor ordered; null where it is",
+        null=True,
     ),
     _whole("regime_cell", "of the card's own regimes, from 1; null where it has none", null=True),
     _real("size_factor", "of the size, by confidence in the volatility; null where not asked for"),
 )
 
-_HOLDINGS = _made(
+_HOLDINGS = (
     _key("step"),
     _key("book"),  # 0: the run's account; i: twin i of the step
     _text("twin", "its name, such as `ungated`", null=True),
@@ -493,7 +490,7 @@ _FILLED = (
     _POSITION_SIDE,
 )
 
-_LEDGER = _made(
+_LEDGER = (
     _key("step"),
     _key("ordinal"),
     _text("kind", any_of(LedgerKind), LedgerKind),
@@ -504,7 +501,7 @@ _LEDGER = _made(
     _whole("market_ms", "market time of the step's event", TIME),
 )
 
-_HALTS = _made(
+_HALTS = (
     _key("step"),
     _whole("market_ms"),  # of the step's event, which a prune drops
     _whole("seen_ms"),
@@ -514,7 +511,7 @@ _HALTS = _made(
     _whole("since_ms"),
 )
 
-_TWIN_STEPS = _made(
+_TWIN_STEPS = (
     _key("step"),
     _key("book"),  # 1 for the first twin of the step
     _whole("holding"),  # sequence of its row in ``holdings``, same book
@@ -539,7 +536,7 @@ _CHECKS = (
     _key("sequence"),
     _key("checked_ms"),
     _key("kind", kind=TEXT),
-    _blob("head", "digest of that step; the row counts while it is the run's last", HASH),
+    _blob("head", "digest of its commit; the row counts while it is the run's last", HASH),
     _text("result", "`identical`, `different` or `failed`"),
     _whole("compared", "decisions that were compared"),
     _whole("identical", "of them equal, in every bit or within their tolerances"),
@@ -576,6 +573,7 @@ TABLES: Final[dict[str, tuple[Column, ...]]] = {
     "models": _MODELS,
     "instruments": _INSTRUMENTS,
     "gate_sets": _GATE_SETS,
+    "commits": _COMMITS,
     "steps": _STEPS,
     "events": _EVENTS,
     "states": _STATES,

@@ -23,7 +23,7 @@ from tracepaper.storage.record.columns import (
     TABLES,
     measure_name,
 )
-from tracepaper.storage.record.rows import EVENT_TYPES, At, StepShape, sequence_of
+from tracepaper.storage.record.rows import EVENT_TYPES, At, sequence_of
 from tracepaper.strategies.errors import DataInvalid, shown
 from tracepaper.strategies.types.decisions import (
     Account,
@@ -99,7 +99,7 @@ _FILLS: Final = {table: _fields(table, Fill) for table in ("fills", "twin_fills"
 
 
 class StoredRows(NamedTuple):
-    """The rows of one step as read; the ``steps`` row still without its digest."""
+    """The rows of one step as read."""
 
     core: Sequence[Any]
     sparse: Mapping[str, Sequence[Sequence[Any]]]  # by table, in the order of ``SPARSE_TABLES``
@@ -114,12 +114,6 @@ class StoredRows(NamedTuple):
         """The engine's state after the step, where it changed."""
         row = self.row("states")
         return None if row is None else row[STATE.state]
-
-    @property
-    def kept_sha256(self) -> bytes | None:
-        """The running hash of what a prune keeps, where it changed."""
-        row = self.row("states")
-        return None if row is None else row[STATE.kept_sha256]
 
 
 class Interned(NamedTuple):
@@ -166,11 +160,10 @@ class StepDecoder:
 
     def _step(self, rows: StoredRows) -> Step:
         core = rows.core
-        shape = StepShape.unpack(core[STEP.shape])
         answer_row, state_row = rows.row("answers"), rows.row("states")
         event_row = rows.row("events")
         event: Event
-        if not shape.events:
+        if core[STEP.open_time_ms] is not None:
             event = self.bar(core)
         elif event_row is None:
             raise LookupError("its event is missing")
@@ -185,7 +178,7 @@ class StepDecoder:
         return Step(
             sequence=sequence_of(core[STEP.step]),
             event=event,
-            accepted=shape.accepted,
+            accepted=core[STEP.ignored] is None,
             decision=self._decision(core, answer_row),
             prediction=None if answer_row is None else self.prediction(answer_row),
             orders=tuple(self.order(row) for row in rows.sparse.get("orders", ())),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from tracepaper.storage.record.answer_json import DecidedTexts
+from tracepaper.storage.record.answer_json import decided_text, note_text
 from tracepaper.storage.record.columns import (
+    ANSWER_GATES,
     BAR_COLUMNS,
     BAR_FIELDS,
     EXPLANATION_COLUMNS,
@@ -16,37 +17,22 @@ from tracepaper.storage.record.columns import (
     HEAD_COLUMNS,
     SEQUENCE_LIMIT,
     SOURCE_CODES,
+    STEP_GATES,
     TABLES,
     Row,
-    Value,
 )
-from tracepaper.storage.record.digest import Covered, all_finite, finite
-from tracepaper.storage.record.interning import (
-    HAS_PROFIT,
-    NO_ANSWER,
-    NO_ANSWER_MEASURES,
-    NO_MEASURES,
-    READ_COLUMNS,
-    HeldRows,
-    Judged,
-    Marked,
-    Outcomes,
-    read_values,
+from tracepaper.storage.record.hashing import (
+    NOTHING,
+    STEP_AT,
+    ChainHead,
+    Commit,
+    all_finite,
+    finite,
+    sealed,
+    trimmed,
 )
-from tracepaper.storage.record.rows import (
-    BYTE,
-    EVENT_KINDS,
-    NO_GATES,
-    SHAPE_UNITS,
-    SPARSE_TABLES,
-    StepRows,
-    canonical,
-    kept_rows,
-    laid,
-    layout_of,
-    shape_of,
-    step_key,
-)
+from tracepaper.storage.record.interning import HeldRows, Outcomes, Rows
+from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_KINDS, step_key
 from tracepaper.strategies.errors import DataInvalid, InvariantBroken
 from tracepaper.strategies.types.decisions import (
     Fill,
@@ -60,42 +46,35 @@ from tracepaper.strategies.types.market import Bar, BookUpdate, Depths, Instrume
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tracepaper.storage.record.rows import SparseRow
     from tracepaper.strategies.types.decisions import (
         GateSet,
         Prediction,
         Run,
         Step,
+        StrategyDecision,
         TwinStep,
     )
     from tracepaper.strategies.types.market import Event
 
 
+OPEN: Final = ChainHead(NOTHING)
+"""The head of an encoder whose commits are not chained to a run."""
+
 # ---------------------------------------------------------------- steps
 
-_TABLE_ORDER: Final = {table: place for place, table in enumerate(SPARSE_TABLES)}
-_NO_BAR: Final[Row] = (None,) * len(BAR_COLUMNS)
+_NO_BAR: Final[Row] = (None,) * (len(BAR_COLUMNS) - 1)  # all but the turnover
+_NO_MEASURES: Final[Row] = (None,) * len(STEP_GATES)
+_NO_ANSWER_MEASURES: Final[Row] = (None,) * len(ANSWER_GATES)
 _NO_FORECAST: Final[Row] = (None,) * (3 + len(FORECAST_COLUMNS))
 _NO_HEADS: Final[Row] = (None,) * len(HEAD_COLUMNS)
 _NO_EXPLANATION: Final[Row] = (None,) * len(EXPLANATION_COLUMNS)
-_OF_BAR: Final = attrgetter(*BAR_FIELDS)
-_OF_BAR_WITHOUT_TURNOVER: Final = attrgetter(*(n for n in BAR_FIELDS if n != "turnover"))
+_OF_BAR: Final = attrgetter(*(name for name in BAR_FIELDS if name != "turnover"))
 _OF_FORECAST: Final = attrgetter(*FORECAST_COLUMNS)
 _OF_EXPLANATION: Final = attrgetter(*EXPLANATION_COLUMNS)
-_BARE: Final = 1
-_NOTED: Final = _BARE | SHAPE_UNITS["answers"]
-_TWIN: Final = SHAPE_UNITS["twin_steps"]
-"""The shapes of an accepted bar by itself, and with a note."""
-_ABSENT: Final = {
-    (False, False): (),
-    (True, False): ("turnover",),
-    (False, True): ("account_unrealized_pnl",),
-    (True, True): ("turnover", "account_unrealized_pnl"),
-}
 
 
 class StepEncoder:
-    """Turns the steps of one run into rows; remembers only what interning needs.
+    """Turns the steps of one run into the rows of commits; remembers what interning needs.
 
     A fresh one on an old run is correct as well: it stores what it meets once more.
     """
@@ -105,199 +84,122 @@ class StepEncoder:
         run: Run,
         run_key: int,
         gate_sets: Sequence[GateSet] = (),
-        covered: Covered | None = None,
+        *,
+        head: ChainHead = OPEN,
+        first: int = 0,
     ) -> None:
-        """Take the *gate_sets* that the run already holds, and what its last link covers."""
-        self._covered = covered or Covered()
+        """Take the *gate_sets* that the run already holds, its *head*, and what it stores next."""
         self.outcomes = Outcomes(run_key, gate_sets)
+        self.head = head
+        self.first = first  # sequence of the first step of the commit that is being made
+        self.due = first  # of the next step
         self._first_step = step_key(run_key, 0)
         self._interval_ms = run.interval_ms
         self._model_id = run.model_id
         self._horizon = run.gate_horizon
         self._places = {instrument.id: i for i, instrument in enumerate(run.instruments)}
         self._scales = {instrument.id: scales(instrument) for instrument in run.instruments}
-        self._holdings, self._decided = HeldRows(), DecidedTexts()
+        self._holdings = HeldRows()
+        self._decided: dict[tuple[int, int | None], tuple[StrategyDecision, str]] = {}
+        self._rows: Rows = {table: [] for table in CHAINED_TABLES}
 
     def forget(self) -> None:
         """Forget the rows that steps share: the next step brings its own again."""
         self.outcomes.forget()
         self._holdings.forget()
 
-    def encode(self, step: Step) -> StepRows:
-        """Return the rows of *step*; raise ``InvariantBroken`` for what no row can hold."""
+    def seal(self) -> Commit:
+        """Return the commit of the steps that were added since the last one."""
+        commit = sealed(self.head, self.first, self.due - 1, self.take())
+        self.head, self.first = commit.head, self.due
+        return commit
+
+    def take(self) -> Rows:
+        """Return the rows of the steps that were added, and begin anew."""
+        rows, self._rows = self._rows, {table: [] for table in CHAINED_TABLES}
+        return rows
+
+    def add_together(self, steps: Sequence[Step]) -> None:
+        """Add the rows of *steps* that belong together: of all of them, or of none."""
+        due = self.due
+        try:
+            for step in steps:
+                self.add(step)
+        except BaseException:
+            key = self._first_step + due
+            for table, rows in self._rows.items():
+                at = STEP_AT[table]
+                self._rows[table] = [row for row in rows if int(row[at] or 0) < key]
+            self.due = due
+            raise
+
+    def add(self, step: Step) -> None:
+        """Add the rows of *step*; raise ``InvariantBroken`` for what no row can hold."""
         sequence = step.sequence
         if not 0 <= sequence < SEQUENCE_LIMIT:
             raise InvariantBroken(f"A run holds {SEQUENCE_LIMIT} steps; open a new run.")
-        key = self._first_step + sequence
-        event = step.event
+        self.due = sequence + 1
+        key, rows = self._first_step + sequence, self._rows
+        event, decision, account = step.event, step.decision, step.account
         place: int | None
-        sparse: list[SparseRow] = []
+        bar, turnover = _NO_BAR, None
         if type(event) is Bar:
-            if event.interval_ms != self._interval_ms:
-                raise InvariantBroken(
-                    f"A bar of {event.interval_ms} ms came to a run of {self._interval_ms} ms."
-                )
+            bar, turnover = self._bar_columns(event), event.turnover
             place = self._place(event.instrument)
-            plain = self._plain_bar(step, event, place)
-            if plain is not None:
-                return plain
         else:
             row, place = self._event_row(event, key, step.belief)
-            sparse.append(("events", row))
-        judged: Judged | None = None
-        if step.decision is not None:
-            judged = self.outcomes.judge(step.decision, key, sparse)
-        marked = self._holdings.hold((key, (0, place), None), step.position, step.account, sparse)
-        return self._rows(step, place, judged, marked, sparse)
-
-    def _plain_bar(self, step: Step, bar: Bar, place: int) -> StepRows | None:
-        """Return the rows of a bar with a decision and no trade; None where it may have more.
-
-        Nearly every step of a run without a model is one, so a single tuple is hashed and inserted.
-        """
-        decision, position = step.decision, step.position
+            rows["events"].append(row)
+        outcome = target = note = None
+        measures, answered = _NO_MEASURES, _NO_ANSWER_MEASURES
+        if decision is not None:
+            note = None if decision.note is None else note_text(decision.note)
+            plan, outcome = self.outcomes.store(decision.outcome, key, rows)
+            if len(decision.measures) != plan.length:
+                raise InvariantBroken("A decision needs one measure for each of its gates.")
+            judged = (*all_finite(decision.measures), None)
+            measures, target = plan.pick_step(judged), decision.target_quantity
+            if plan.judges_answer:
+                answered = plan.pick_answer(judged)
+        holding = self._holdings.hold(key, (0, place), None, step.position, account, rows)
+        unrealized = None if step.position is None else step.position.unrealized_pnl
+        of_account = account.unrealized_pnl
+        rows["steps"].append(
+            trimmed(
+                (
+                    key, holding, *bar, unrealized, outcome, target, *measures, turnover,
+                    None if of_account == unrealized else of_account,
+                    None if step.accepted else 1,
+                )
+            )
+        )  # fmt: skip
+        equity = None if account.equity == account.cash + of_account else account.equity
+        if step.state is not None or equity is not None:
+            rows["states"].append((key, equity, step.state))
         if (
-            decision is None or position is None or step.prediction is not None
-            or step.state is not None or step.orders or step.fills
-            or not step.accepted or step.ledger or READ_COLUMNS["steps"]
-            or decision.target_quantity is None or step.halted is not None
-        ):  # fmt: skip
-            return None
-        noted = () if decision.note is None else read_values("answers", step)
-        judged = self.outcomes.judged_before(decision)
-        marked = self._holdings.unchanged((0, place), position, step.account)
-        if judged is None or marked is None:
-            return None
-        plan, outcome, measures = judged
-        if marked.equity is not None or not plan.is_dense or None in measures:
-            return None
-        key, market_ms = self._first_step + step.sequence, bar.market_ms
-        twins: list[SparseRow] = []
-        of_twins: list[Value] = []
-        marks: tuple[int, ...] = ()
+            step.prediction is not None
+            or note is not None
+            or answered.count(None) < len(ANSWER_GATES)
+        ):
+            rows["answers"].append(self._answer_row(key, step.prediction, answered, note))
+        if step.orders or step.fills or step.ledger or step.halted is not None:
+            self._add_trades(step, key)
         if step.twins:
-            found = self._plain_twins(twins, of_twins, step.twins, key, place)
-            if found is None:
-                return None
-            marks = found
-        turnover_absent, of_account = bar.turnover is None, marked.account_unrealized
-        prices = _OF_BAR_WITHOUT_TURNOVER(bar) if turnover_absent else _OF_BAR(bar)
-        absent = _ABSENT[turnover_absent, of_account is None]
-        filled = tuple([value is not None for value in noted]) if noted else ()
-        of_row, prefix = plan.plain(absent, filled, marks)
-        # The driver binds a bytearray in a fraction of what bytes cost it.
-        values: Row = (
-            key, (_NOTED if noted else _BARE) + len(twins) * _TWIN, outcome,
-            decision.target_quantity, *measures, place, *prices,
-            market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
-            SOURCE_CODES[bar.source], marked.holding, marked.unrealized,
-        )  # fmt: skip
-        if of_account is not None:
-            values = (*values, of_account)
-        covered = self._covered.content
-        if not noted:
-            payload = (*values, *of_twins) if twins else values
-            return StepRows(values, of_row, tuple(twins), (), covered, prefix, payload)
-        sparse: list[SparseRow] = [("answers", (key, *NO_ANSWER, *noted)), *twins]
-        payload = (*values, *[value for value in noted if value is not None], *of_twins)
-        return StepRows(values, of_row, tuple(sparse), (), covered, prefix, payload)
-
-    def _plain_twins(
-        self,
-        rows: list[SparseRow],
-        values: list[Value],
-        twins: Sequence[TwinStep],
-        key: int,
-        place: int,
-    ) -> tuple[int, ...] | None:
-        """Append the rows of *twins* to *rows*, and what they fill but their key to *values*.
-
-        Return which of their columns that may be null are not; None where one may have more.
-        """
-        if READ_COLUMNS["twin_steps"] or READ_COLUMNS["holdings"] or len(twins) >= BYTE:
-            return None
-        marks = []
-        last_held, last_decided = self._holdings.last, self._decided.last
-        for book, twin in enumerate(twins, start=1):
-            whose, position, account = (book, place), twin.position, twin.account
-            last = last_held.get(whose)
-            if last is None or twin.fills or not last.is_still(position, account):
-                return None
-            of_account, unrealized = account.unrealized_pnl, position.unrealized_pnl
-            if account.equity != account.cash + of_account:
-                return None
-            text, decided, holding = None, twin.decided, last.holding
-            if decided is not None:
-                known = last_decided.get(whose)
-                is_known = known is not None and known[0] is decided
-                text = known[1] if known and is_known else self._decided.of(whose, decided)
-            confirmed = 1 if twin.confirmed else 0
-            if of_account == unrealized:
-                row: Row = (key, book, holding, unrealized, None, None, confirmed, text)
-                values += (book, holding, unrealized, confirmed)
-            else:
-                row = (key, book, holding, unrealized, of_account, None, confirmed, text)
-                values += (book, holding, unrealized, of_account, confirmed)
-            rows.append(("twin_steps", row))
-            if text is not None:
-                values.append(text)
-            marks.append((HAS_PROFIT if of_account != unrealized else 0) | (text is not None))
-        return tuple(marks)
-
-    def _rows(
-        self,
-        step: Step,
-        place: int | None,
-        judged: Judged | None,
-        marked: Marked,
-        sparse: list[SparseRow],
-    ) -> StepRows:
-        key, event = self._first_step + step.sequence, step.event
-        measures = None if judged is None else judged.answer_measures
-        noted = step.decision is not None and step.decision.note is not None
-        if noted or step.prediction is not None or measures is not None:
-            sparse.append(("answers", self._answer_row(key, step, measures)))
-        if step.orders or step.fills or step.twins:
-            self._add_trades(step, key, place, sparse)
-        for ordinal, entry in enumerate(step.ledger):
-            sparse.append(("ledger", self._ledger_row(key, ordinal, entry, event.market_ms)))
-        if (halted := step.halted) is not None:
-            times = event.market_ms, event.seen_ms
-            sparse.append(("halts", (key, *times, *msgspec.structs.astuple(halted))))
-        sparse.sort(key=_in_order)
-        laid_rows = laid(sparse)
-        kept = self._covered.take(kept_rows(laid_rows), step.state)
-        if step.state is not None or kept is not None or marked.equity is not None:
-            state_row = (key, marked.equity, step.state, kept, *read_values("states", step))
-            sparse.append(("states", state_row))
-            sparse.sort(key=_in_order)
-            laid_rows = laid(sparse)
-        bar = _NO_BAR
-        if isinstance(event, Bar):
-            bar = (
-                place, *_OF_BAR(event), event.market_ms - event.open_time_ms - self._interval_ms,
-                event.seen_ms - event.market_ms, SOURCE_CODES[event.source],
-            )  # fmt: skip
-        decision = step.decision
-        shape = shape_of(tuple([table for table, _ in sparse])) | step.accepted
-        core: Row = (
-            key, shape,
-            None if judged is None else judged.outcome,
-            None if decision is None else decision.target_quantity,
-            *(NO_MEASURES if judged is None else judged.step_measures), *bar,
-            marked.holding, marked.unrealized, marked.account_unrealized,
-            *read_values("steps", step),
-        )  # fmt: skip
-        of_core = layout_of("steps", core)
-        values = of_core.values(core)
-        layouts_hash, payload = canonical((of_core, values), laid_rows)
-        prefix = layouts_hash + (NO_GATES if judged is None else judged.plan.sha256)
-        return StepRows(
-            values, of_core, tuple(sparse), () if judged is None else judged.gate_set,
-            self._covered.content, prefix, payload,
-        )  # fmt: skip
+            self._add_twins(step.twins, key, place)
 
     # ------------------------------------------------------------ events
+
+    def _bar_columns(self, bar: Bar) -> Row:
+        """Return the columns of ``steps`` that hold *bar*, but for the turnover."""
+        if bar.interval_ms != self._interval_ms:
+            raise InvariantBroken(
+                f"A bar of {bar.interval_ms} ms came to a run of {self._interval_ms} ms."
+            )
+        market_ms = bar.market_ms
+        return (
+            self._place(bar.instrument), *_OF_BAR(bar),
+            market_ms - bar.open_time_ms - self._interval_ms, bar.seen_ms - market_ms,
+            SOURCE_CODES[bar.source],
+        )  # fmt: skip
 
     def _place(self, instrument: str) -> int:
         place = self._places.get(instrument)
@@ -331,9 +233,8 @@ class StepEncoder:
 
     # ------------------------------------------------------------ predictions and trades
 
-    def _answer_row(self, key: int, step: Step, measures: Row | None) -> Row:
+    def _answer_row(self, key: int, prediction: Prediction, measures: Row, note: str | None) -> Row:
         """Return the ``answers`` row: the forecast at the gates' horizon, all others in a blob."""
-        prediction: Prediction = step.prediction
         deadline = model_id = None
         forecast, explained = _NO_FORECAST, _NO_EXPLANATION
         match prediction:
@@ -351,10 +252,8 @@ class StepEncoder:
                     )
             case None:
                 pass
-        return (
-            key, deadline, model_id, *forecast, *explained, *(measures or NO_ANSWER_MEASURES),
-            *self._head_columns(prediction), *read_values("answers", step),
-        )  # fmt: skip
+        heads = self._head_columns(prediction)
+        return (key, deadline, model_id, *forecast, *explained, *measures, *heads, note)
 
     def _head_columns(self, prediction: Prediction) -> Row:
         """Pack the auxiliary heads, with their figures at the gates' horizon."""
@@ -371,29 +270,53 @@ class StepEncoder:
             prediction.dropout_spread(at),
         )
 
-    def _add_trades(self, step: Step, key: int, place: int | None, sparse: list[SparseRow]) -> None:
-        """Append the rows of orders, fills and twins to *sparse*."""
+    def _add_trades(self, step: Step, key: int) -> None:
+        """Add the rows of orders, fills, ledger and a breached limit."""
+        rows, event = self._rows, step.event
         for ordinal, order in enumerate(step.orders):
-            sparse.append(("orders", (key, ordinal, *self._columns("orders", order, 2))))
+            rows["orders"].append((key, ordinal, *self._columns("orders", order, 2)))
         for ordinal, fill in enumerate(step.fills):
-            sparse.append(("fills", (key, ordinal, *self._columns("fills", fill, 2))))
-        for book, twin in enumerate(step.twins, start=1):
-            held = (key, (book, place), twin.twin)
-            marked = self._holdings.hold(held, twin.position, twin.account, sparse)
+            rows["fills"].append((key, ordinal, *self._columns("fills", fill, 2)))
+        for ordinal, entry in enumerate(step.ledger):
+            rows["ledger"].append(self._ledger_row(key, ordinal, entry, event.market_ms))
+        if (halted := step.halted) is not None:
+            times = event.market_ms, event.seen_ms
+            rows["halts"].append((key, *times, *msgspec.structs.astuple(halted)))
+
+    def _add_twins(self, twins: Sequence[TwinStep], key: int, place: int | None) -> None:
+        """Add the rows of the books beside the run's account."""
+        rows = self._rows
+        for book, twin in enumerate(twins, start=1):
+            position, account = twin.position, twin.account
+            whose = (book, place)
+            holding = self._holdings.hold(key, whose, twin.twin, position, account, rows)
+            unrealized, of_account = position.unrealized_pnl, account.unrealized_pnl
+            equity = None if account.equity == account.cash + of_account else account.equity
             row = (
-                key, book, marked.holding, marked.unrealized, marked.account_unrealized,
-                marked.equity, int(twin.confirmed), self._decided.of((book, place), twin.decided),
-                *read_values("twin_steps", twin),
+                key, book, holding, unrealized, None if of_account == unrealized else of_account,
+                equity, int(twin.confirmed), self._decided_text(whose, twin.decided),
             )  # fmt: skip
-            sparse.append(("twin_steps", row))
+            rows["twin_steps"].append(row)
             for ordinal, fill in enumerate(twin.fills):
                 columns = self._columns("twin_fills", fill, 4)
-                sparse.append(("twin_fills", (key, book, ordinal, twin.twin, *columns)))
+                rows["twin_fills"].append((key, book, ordinal, twin.twin, *columns))
+
+    def _decided_text(
+        self, whose: tuple[int, int | None], decided: StrategyDecision | None
+    ) -> str | None:
+        """Return the text of what was *decided*, written once while it is the same object."""
+        if decided is None:
+            return None
+        last = self._decided.get(whose)
+        if last is None or last[0] is not decided:
+            last = self._decided[whose] = decided, decided_text(decided)
+        return last[1]
 
     def _ledger_row(self, key: int, ordinal: int, entry: LedgerEntry, market_ms: int) -> Row:
         place = None if entry.instrument is None else self._place(entry.instrument)
+        side = None if entry.position_side is None else entry.position_side.value
         moved = (entry.kind.value, place, entry.amount, entry.balance, entry.order_id, market_ms)
-        return (key, ordinal, *moved, *read_values("ledger", entry))
+        return (key, ordinal, *moved, side)
 
     def _columns(self, table: str, stored: Order | Fill, first: int) -> Row:
         """Return the columns of *table* from place *first* on, of the order or fill *stored*."""
@@ -405,10 +328,6 @@ class StepEncoder:
                 for column in TABLES[table][first:]
             ]
         )
-
-
-def _in_order(row: SparseRow) -> int:
-    return _TABLE_ORDER[row[0]]
 
 
 def _forecast_columns(forecast: Forecast, preferred: int | None) -> Row:

@@ -204,35 +204,38 @@ def identity(database: Path) -> str:
         return str(db.execute("SELECT database_id FROM databases").fetchone()[0])
 
 
-def links_there(database: Path, url: str) -> list[tuple[int, bytes]]:
-    """Return key and digest of each step that the server holds of *database*, in their order."""
+def commits_there(database: Path, url: str) -> list[tuple[int, int, bytes]]:
+    """Return run, last step and digest of each commit that the server holds of *database*."""
     import psycopg
 
-    query = "SELECT step, digest FROM tracepaper.steps WHERE database_id = %s ORDER BY step"
+    query = (
+        "SELECT run_key, last_sequence, digest FROM tracepaper.commits "
+        "WHERE database_id = %s ORDER BY 1, 2"
+    )
     with psycopg.connect(url) as server:
         rows = server.execute(query, (identity(database),)).fetchall()
-    return [(step, bytes(digest)) for step, digest in rows]
+    return [(run_key, last, bytes(digest)) for run_key, last, digest in rows]
 
 
 def shipped_steps(database: Path, url: str) -> int:
-    return len(links_there(database, url))
+    newest = {run_key: last for run_key, last, _ in commits_there(database, url)}
+    return sum(last + 1 for last in newest.values())
 
 
 def compare_steps(database: Path, url: str) -> int:
-    """Hold each step of the server against the file's; return their number."""
+    """Hold each commit of the server against the file's; return the number of steps."""
     with reading(database) as db:
-        own = db.execute("SELECT step, digest FROM steps ORDER BY step").fetchall()
-    there = links_there(database, url)
+        query = "SELECT run_key, last_sequence, digest FROM commits ORDER BY 1, 2"
+        own = db.execute(query).fetchall()
+        (steps,) = db.execute("SELECT count(*) FROM steps").fetchone()
+    there = commits_there(database, url)
     name = database.stem
-    if lost := sorted({digest for _, digest in own} - {digest for _, digest in there}):
-        raise RoundFailed(f"{name}: {len(lost)} of {len(own)} steps are not on the server")
-    twice = [digest for digest, count in Counter(one for _, one in there).items() if count > 1]
-    if twice:
-        raise RoundFailed(f"{name}: {len(twice)} steps are twice on the server")
+    if lost := set(own) - set(there):
+        raise RoundFailed(f"{name}: {len(lost)} of {len(own)} commits are not on the server")
     if own != there:
         wrong = next((a for a, b in zip(own, there, strict=False) if a != b), there[-1])
-        raise RoundFailed(f"{name}: the server's steps are in another order from {wrong[0]} on")
-    return len(own)
+        raise RoundFailed(f"{name}: the server has other commits from step {wrong[1]} on")
+    return int(steps)
 
 
 def compare_tables(database: Path, back: Path) -> int:

@@ -20,6 +20,10 @@ SWAPPED = (
     "UPDATE steps SET step = step - 1 WHERE step = (SELECT min(step) + 6 FROM steps)",
     "UPDATE steps SET step = step - 999999 WHERE step = (SELECT max(step) FROM steps)",
 )
+ADDED = (
+    "INSERT INTO commits SELECT database_id, run_key, 900, 999, digest, kept, contents "
+    "FROM commits WHERE first_sequence = 64"
+)
 REPEATED = (
     "CREATE TEMP TABLE one AS SELECT * FROM steps WHERE step = (SELECT max(step) FROM steps)",
     "UPDATE one SET step = step + 1",
@@ -44,9 +48,13 @@ def test_what_is_whole_is_let_pass(shipped: Path, fleet_url: str, tmp_path: Path
 @pytest.mark.parametrize(
     ("statements", "said"),
     [
-        pytest.param((f"DELETE FROM steps WHERE step = {STEP}",), "1 of .* not on", id="missing"),
-        pytest.param(REPEATED, "1 steps are twice", id="repeated"),
-        pytest.param(SWAPPED, "in another order from", id="swapped"),
+        pytest.param((f"DELETE FROM steps WHERE step = {STEP}",), "steps has", id="missing"),
+        pytest.param(REPEATED, "steps of the server has", id="repeated"),
+        pytest.param(SWAPPED, "steps has", id="swapped"),
+        pytest.param(
+            ("DELETE FROM commits WHERE first_sequence = 64",), "1 of .* not on", id="no commit"
+        ),
+        pytest.param((ADDED,), "other commits from step 999 on", id="one commit more"),
         pytest.param(
             (f"UPDATE events SET market_ms = market_ms + 1 WHERE step = {STEP}",),
             "events has|is not pulled",

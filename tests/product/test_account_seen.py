@@ -243,7 +243,7 @@ def ran(path: Path, model: FillModel, cuts: list[int], **sections: dict[str, Any
         run = reader.find("last")
         assert reader.run(run).sees_account
         assert verify_run(reader, path, run).holds
-        steps = [one.step for one in reader.steps(run)]
+        steps = list(reader.steps(run))
     return [step.decision.reason for step in steps if step.decision is not None]
 
 

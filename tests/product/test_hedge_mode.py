@@ -31,7 +31,7 @@ from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.runs import holdings
 from tracepaper.replay.report.terminal import summarise, summary_tables
 from tracepaper.storage.chain.trades import check_terms, check_trades
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid

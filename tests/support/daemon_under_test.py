@@ -17,7 +17,7 @@ from tracepaper.daemon.clock import SystemClock
 from tracepaper.daemon.config.loading import load
 from tracepaper.daemon.session.daemon import Daemon
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import RunKind

@@ -724,7 +724,7 @@ class Laws(RuleBasedStateMachine):
         with Reader.open(self.lives.path) as reader:
             run_id = self.lives.opened.run.run_id
             assert audit(reader.connection, run_id).holds, "the chain or the ledger broke"
-            stored = [one.step.decision for one in reader.steps(run_id)]
+            stored = [one.decision for one in reader.steps(run_id)]
             assert [one for one in stored if one] == self.decisions, "other decisions were stored"
             found = verify_run(reader, self.lives.path, run_id)
             assert found.differences == [], found.differences[:1]

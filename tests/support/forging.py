@@ -16,15 +16,14 @@ from tracepaper.replay.backtest.recorded import RecordedPredictor, open_recorded
 from tracepaper.replay.checks.compare import RowCheck
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.links import covered_until, laid_of, step_digest
+from tracepaper.storage.chain.verify import head_of_prune, kept_until
 from tracepaper.storage.checkpoints import kept_folder
-from tracepaper.storage.database.chunks import gate_set_rows, read_chunk, run_span, select
+from tracepaper.storage.database.chunks import run_span, select
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.schema import metadata
 from tracepaper.storage.record.columns import stored_columns
-from tracepaper.storage.record.decode import STEP, StoredRows
-from tracepaper.storage.record.digest import Covered, gates_digest, opened_digest
-from tracepaper.storage.record.rows import EVENT_TYPES, kept_rows, step_key
+from tracepaper.storage.record.hashing import ChainHead, opened_digest, sealed
+from tracepaper.storage.record.rows import CHAINED_TABLES, EVENT_TYPES, step_key
 from tracepaper.strategies.errors import TracepaperError
 from tracepaper.strategies.types.decisions import Action, FillModel, Liquidity, OrderStatus, Regime
 from tracepaper.strategies.types.market import Category, RunKind, Side
@@ -56,9 +55,9 @@ DIGESTS = {
     "runs.opened_digest",
     "runs.head_digest",
     "runs.previous_head",
-    "steps.digest",
-    "states.kept_sha256",
-    "outcomes.gate_set_sha256",
+    "commits.digest",
+    "commits.kept",
+    "commits.contents",
     "prunes.digest",
     "prunes.kept_sha256",
 }
@@ -66,92 +65,60 @@ DIGESTS = {
 
 _NAMES = stored_columns("runs")
 _OPENED_AT = _NAMES.index("opened_digest")
-_SETS_AT = _NAMES.index("opened_gate_sets")
 
 
-def rechain(path: Path, *, lies: bool = False) -> None:
-    """Recompute every hash of every run in *path*, the links between the runs included.
-
-    Who *lies* lets the running hash of what a prune keeps stand as it was written.
-    """
+def rechain(path: Path) -> None:
+    """Recompute every hash of every run in *path*, the links between the runs included."""
     with closing(sqlite3.connect(path)) as raw:
         raw.execute("PRAGMA foreign_keys = OFF")
         raw.execute("PRAGMA synchronous = OFF")
         was: dict[bytes, bytes] = {}
         for (run_key,) in raw.execute("SELECT run_key FROM runs ORDER BY run_key").fetchall():
-            _rechain_run(raw, run_key, was, lies=lies)
+            _rechain_run(raw, run_key, was)
         raw.commit()
 
 
-def _rechain_run(
-    raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes], *, lies: bool
-) -> None:
+def _rechain_run(raw: sqlite3.Connection, run_key: int, was: dict[bytes, bytes]) -> None:
     """Give one run new hashes; *was* maps old heads to new ones."""
-    sets = gate_set_rows(raw, run_key)
-    hashes = {key: gates_digest(rows) for key, rows in sets.items()}
-    for key, digest in hashes.items():
-        raw.execute(
-            "UPDATE outcomes SET gate_set_sha256 = ? WHERE gate_set = ? AND step BETWEEN ? AND ?",
-            (digest, key, *run_span(run_key)),
-        )
     row = raw.execute(select("runs", "run_key = ?"), (run_key,)).fetchone()
     opened = list(row[:_OPENED_AT])
     at = _NAMES.index("previous_head")
     opened[at] = was.get(opened[at], opened[at])
     raw.execute("UPDATE runs SET previous_head = ? WHERE run_key = ?", (opened[at], run_key))
     instruments = raw.execute(select("instruments", "run_key = ?"), (run_key,)).fetchall()
-    known = [line for key in sorted(sets) if key < opened[_SETS_AT] for line in sets[key]]
-    head = opened_digest(tuple(opened), instruments, known)
+    sets = raw.execute(select("gate_sets", "run_key = ? AND step IS NULL"), (run_key,)).fetchall()
+    head = opened_digest(tuple(opened), instruments, sets)
     was[row[_OPENED_AT]] = head
     raw.execute("UPDATE runs SET opened_digest = ? WHERE run_key = ?", (head, run_key))
-    head = _rechain_steps(raw, run_key, hashes, head, was, lies=lies)
+    head = _rechain_commits(raw, run_key, ChainHead(head), was)
     raw.execute("UPDATE runs SET head_digest = ? WHERE run_key = ?", (head, run_key))
 
 
-def _rechain_steps(
-    raw: sqlite3.Connection,
-    run_key: int,
-    hashes: dict[int, bytes],
-    head: bytes,
-    was: dict[bytes, bytes],
-    *,
-    lies: bool,
+def _rechain_commits(
+    raw: sqlite3.Connection, run_key: int, head: ChainHead, was: dict[bytes, bytes]
 ) -> bytes:
-    covered, first = Covered(), step_key(run_key, 0)
     pruned = raw.execute(select("prunes", "run_key = ?"), (run_key,)).fetchone()
     if pruned is not None:
-        covered, head = covered_until(raw, run_key, pruned), pruned[3]
-        first = step_key(run_key, pruned[1] + 1)
-        _retell_prune(raw, run_key, pruned, covered.kept)
-    used = dict(raw.execute("SELECT step, gate_set FROM outcomes").fetchall())
-    chunk = read_chunk(raw, first, run_span(run_key)[1])
-    for row in chunk.steps:
-        rows = chunk.rows(row)
-        leaves = kept_rows(laid_of(rows))
-        kept = rows.kept_sha256
-        if lies:
-            covered.follow(kept, rows.state)
-        else:
-            kept = covered.take(leaves, rows.state)
-            rows = _with_kept(raw, rows, kept)
-        outcome = row[STEP.outcome]
-        if outcome is not None:
-            outcome = used.get(step_key(run_key, outcome))
-        gate_set = None if outcome is None else hashes.get(outcome)
-        head = step_digest(head, covered, rows, gate_set)
-        was[row[-1]] = head
-        raw.execute("UPDATE steps SET digest = ? WHERE step = ?", (head, row[STEP.step]))
-    return head
-
-
-def _with_kept(raw: sqlite3.Connection, rows: StoredRows, kept: bytes | None) -> StoredRows:
-    """Store *kept* beside the step, and return its *rows* as they are then."""
-    step = rows.core[STEP.step]
-    raw.execute("UPDATE states SET kept_sha256 = ? WHERE step = ?", (kept, step))
-    if kept is not None and rows.row("states") is None:
-        raw.execute("INSERT INTO states (step, kept_sha256) VALUES (?, ?)", (step, kept))
-    found = raw.execute(select("states", "step = ?"), (step,)).fetchall()
-    return StoredRows(rows.core, {**rows.sparse, "states": found} if found else rows.sparse)
+        kept = kept_until(raw, run_key, pruned[1])
+        head = head_of_prune(pruned)._replace(kept=kept)
+        _retell_prune(raw, run_key, pruned, kept)
+    for key, first, last, digest, *_ in raw.execute(
+        select("commits", "run_key = ?"), (run_key,)
+    ).fetchall():
+        span = step_key(run_key, first), step_key(run_key, last)
+        rows = {
+            table: raw.execute(select(table, "step BETWEEN ? AND ?"), span).fetchall()
+            for table in CHAINED_TABLES
+        }
+        commit = sealed(head, first, last, rows)
+        head = commit.head
+        was[digest] = head.digest
+        raw.execute(
+            "UPDATE commits SET digest = ?, kept = ?, contents = ? "
+            "WHERE run_key = ? AND first_sequence = ?",
+            (head.digest, head.kept, commit.contents, key, first),
+        )
+    return head.digest
 
 
 def _retell_prune(raw: sqlite3.Connection, run_key: int, pruned: Any, kept: bytes) -> None:
@@ -200,9 +167,7 @@ def unequal(path: Path, database: Path) -> set[str]:
             RowCheck(reader, reader.stored_run(run_id)),
         )
         names = set()
-        for event, (rows, _) in zip(
-            predictor.events(reader, run_id), reader.rows(run_id), strict=True
-        ):
+        for event, rows in zip(predictor.events(reader, run_id), reader.rows(run_id), strict=True):
             step = recorded.engine.step(event, predictor.predict(event))
             names |= {name for name, *_ in check.compare(step, rows, exact=True).unequal}
     return names

@@ -79,8 +79,7 @@ def _screens(database: Path) -> Iterator[str]:
     with Reader.open(database) as reader:
         stored = reader.stored_run(run_id(database))
         state.open(stored.run)
-        for kept in reader.steps(stored.run.run_id):
-            step = kept.step
+        for step in reader.steps(stored.run.run_id):
             if not isinstance(step.event, Bar):
                 continue
             state.observe(step)

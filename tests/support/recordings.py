@@ -22,10 +22,15 @@ _STORE = tempfile.TemporaryDirectory(prefix="recordings-")
 """It goes with the process."""
 
 
-def run_into(path: Path, replay: Replay, tally: Tally | None = None) -> str:
-    """Run *replay* into the database at *path*, and end it unless *tally* stopped it."""
+def run_into(
+    path: Path, replay: Replay, tally: Tally | None = None, *, group_steps: int | None = None
+) -> str:
+    """Run *replay* into the database at *path*, and end it unless *tally* stopped it.
+
+    A commit has *group_steps* steps, and a prune cuts between commits.
+    """
     tally = Tally() if tally is None else tally
-    audit = SqlAuditLog.open(path)
+    audit = SqlAuditLog.open(path, group_steps=group_steps)
     try:
         run_replay(replay, audit, tally)
         if tally.finished:
@@ -41,6 +46,7 @@ def record(
     candles: Sequence[Candles],
     *,
     stop_after: int | None = None,
+    group_steps: int | None = None,
     **options: Any,
 ) -> str:
     """Replay *candles* into *path*, until *stop_after* bars where it is given; return the run.
@@ -53,7 +59,7 @@ def record(
     sources = {name: options.pop(name) for name in SOURCES.keys() & options}
     data = MarketData(candles, **sources)
     replay = build(config, data, **{"started_at_ms": 0, "database": path, **options})
-    return run_into(path, replay, tally)
+    return run_into(path, replay, tally, group_steps=group_steps)
 
 
 def stored(key: object, make: Callable[[Path], object]) -> Path:

@@ -14,7 +14,7 @@ from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.market import Bar
 
@@ -32,7 +32,7 @@ def decision_hashes(path: Path | str, wanted: str = "last") -> list[tuple[int, s
         instruments = {one.id: one for one in reader.run(run_id).instruments}
         return [
             (bar.open_time_ms, decision_sha256(step, instruments[bar.instrument]).hex())
-            for step in (stored.step for stored in reader.steps(run_id))
+            for step in reader.steps(run_id)
             if step.decision is not None and isinstance(bar := step.event, Bar)
         ]
 

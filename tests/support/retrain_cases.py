@@ -26,7 +26,7 @@ from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.learning.statistics import DayDifference, chance
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.gates.gate import GATES
 from tracepaper.strategies.types.decisions import Step

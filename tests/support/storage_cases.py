@@ -441,9 +441,16 @@ def rich_steps() -> list[Step]:
     return made
 
 
-def write_run(path: Path, steps: list[Step], *, of: Run | None = None, end: bool = False) -> bytes:
+def write_run(
+    path: Path,
+    steps: list[Step],
+    *,
+    of: Run | None = None,
+    end: bool = False,
+    group_steps: int = 64,
+) -> bytes:
     """Write *steps* as one run of the database *path*; return the chain's head."""
-    log = SqlAuditLog.open(path, group_steps=64)
+    log = SqlAuditLog.open(path, group_steps=group_steps)
     log.begin(of or run())
     for step in steps:
         log.append_now(step)

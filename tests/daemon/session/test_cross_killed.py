@@ -186,7 +186,7 @@ async def test_a_daemon_killed_amid_a_liquidation_loses_and_repeats_nothing(
     with Reader.open(path) as reader:
         run_id = reader.find("last")
         assert audit(reader.connection, run_id).problem is None
-        assert all(kept.step.account.equity >= 0 for kept in reader.steps(run_id))
+        assert all(kept.account.equity >= 0 for kept in reader.steps(run_id))
 
 
 def taken(path: Path) -> list[Fill]:
@@ -194,6 +194,6 @@ def taken(path: Path) -> list[Fill]:
         return [
             fill
             for kept in reader.steps(reader.find("last"))
-            for fill in kept.step.fills
+            for fill in kept.fills
             if fill.model is FillModel.LIQUIDATION
         ]

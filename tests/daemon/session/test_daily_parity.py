@@ -32,7 +32,7 @@ from tracepaper.daemon.session import parity
 from tracepaper.daemon.session.child import frame_of
 from tracepaper.daemon.session.parity import DailyParity
 from tracepaper.replay.checks.verify import verify_run
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.types.decisions import Step
 from tracepaper.strategies.types.market import Event, ParityCheck, ParityOutcome

@@ -21,7 +21,7 @@ from waiting import until
 from tracepaper.daemon.cli import invoke
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.order_book import books_in
 from tracepaper.strategies.types.market import Bar, Depths, ModelChange

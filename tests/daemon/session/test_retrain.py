@@ -34,7 +34,7 @@ from tracepaper.daemon.session.run_row import preflight_engine
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage import checkpoints
 from tracepaper.storage.chain.integrity import audit
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.errors import CheckpointMismatch, ConfigInvalid
 from tracepaper.strategies.types.decisions import Step

@@ -17,8 +17,10 @@ from several_live import MINUTE, SPEED, check_parity, trading
 from tracepaper.daemon.bybit.client import BybitClient
 from tracepaper.daemon.feed import maintenance, warming
 from tracepaper.daemon.http.client import ask
+from tracepaper.daemon.session import loop
 from tracepaper.replay.archive import Candles
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage import audit
 from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
@@ -106,8 +108,10 @@ class Pairs(Strategy):
 
 
 async def test_after_a_prune_frames_are_asked_for_anew_where_own_bars_are_gone(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for module in (loop, audit):
+        monkeypatch.setattr(module, "GROUP_STEPS", 1)  # a prune cuts between commits
     data = made_candles(walk_rows(200), interval_ms=HOUR)
     served = ExchangeSettings(candles=(data,), manual=True, start=100, speed=SPEED)
     strategy = {"name": f"{__name__}:Pairs"}

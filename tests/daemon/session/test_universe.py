@@ -230,11 +230,7 @@ def replayed(
 def choices(path: Path) -> list[UniverseChange]:
     with Reader.open(path) as reader:
         run_id = reader.find("last")
-        return [
-            one.step.event
-            for one in reader.steps(run_id)
-            if isinstance(one.step.event, UniverseChange)
-        ]
+        return [one.event for one in reader.steps(run_id) if isinstance(one.event, UniverseChange)]
 
 
 @pytest.mark.parametrize("on_leave", ["reduce", "close"])

@@ -32,7 +32,7 @@ from tracepaper.replay.checks.lookahead import MODEL, Limits, lookahead
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.replay.explain.document import explain_decision
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal

@@ -30,7 +30,7 @@ from tracepaper.replay.checks.isolation import FreshProcesses
 from tracepaper.replay.checks.lookahead import Limits, lookahead
 from tracepaper.replay.checks.recursive import recursive
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.maintenance import prune
 from tracepaper.strategies.api.context import BarContext, Signal
@@ -168,7 +168,7 @@ def test_after_a_prune_only_what_own_bars_do_not_reach_is_lacking(
     data = walk(3 * 1_440)
     quarters, late = hours_before(data, 187)
     late, to_come = slice_candles(late, slice(0, 4_000)), slice_candles(late, slice(4_000, None))
-    audit = SqlAuditLog.open(path)
+    audit = SqlAuditLog.open(path, group_steps=100)
     replay = build(config, MarketData([late], frames=[quarters]), started_at_ms=0, database=path)
     run_replay(replay, audit, Tally())
     audit.close()

@@ -178,7 +178,7 @@ def test_views_and_report_name_months_and_count_their_days(
     assert invoke(["audit", "sql", query, "--db", str(run)]) == 0
     assert capsys.readouterr().out.split()[3:] == ["M", "UTC", str(MONTH_MS)]
     with Reader.open(run) as reader:
-        events = [stored.step.event for stored in reader.steps(reader.find("last"))]
+        events = [step.event for step in reader.steps(reader.find("last"))]
     bars = [event for event in events if isinstance(event, Bar)]
     assert {bar.market_ms for bar in bars} == {month_start(552 + at) for at in range(1, 79)}
     assert all(bar.market_ms == bar.seen_ms == bar.close_time_ms for bar in bars)
@@ -276,7 +276,7 @@ def test_days_see_closed_months_and_never_an_open_one(
     given = ["replay", *mine, "--frame-data", str(months), "--from", "2017-06-03", "--json"]
     assert invoke([*given, "--db", str(tmp_path / "given.db")]) == 0
     with Reader.open(tmp_path / "given.db") as reader:
-        held = [stored.step.event for stored in reader.steps(reader.find("last"))]
+        held = [step.event for step in reader.steps(reader.find("last"))]
     closes_ms = [one.market_ms for one in held if isinstance(one, FrameBar)]
     assert closes_ms == [month_start(month_of(at)) for at in closes_ms]
     assert len(closes_ms) >= 2

@@ -28,7 +28,7 @@ from tracepaper.replay.checks.diagnosis import Cause
 from tracepaper.replay.checks.parity import ComparedRun, compare_runs
 from tracepaper.replay.checks.verify import verify_run
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.context import BarContext, Signal
 from tracepaper.strategies.api.strategy import Strategy
@@ -136,7 +136,7 @@ def test_a_prune_cuts_between_closes_and_the_run_goes_on(tmp_path: Path, bars: i
         strategy={"name": f"{__name__}:Turning"},
         market={"interval": "60"},
     )
-    audit = SqlAuditLog.open(path)
+    audit = SqlAuditLog.open(path, group_steps=1)
     run_replay(build(config, MarketData(data), started_at_ms=0, database=path), audit, Tally())
     audit.close()
     (pruned,) = prune(path, keep_days=1, pruned_at_ms=5)

@@ -147,7 +147,7 @@ def compared(run: Path, change: Callable[[str, list[object]], None], *, exact: b
         run_id = reader.find("last")
         stored = reader.stored_run(run_id)
         check = RowCheck(reader, stored)
-        *_, (rows, _), _ = reader.rows(run_id)
+        *_, rows, _ = reader.rows(run_id)
         step = check.stored(rows)
         sparse = {table: [list(row) for row in given] for table, given in rows.sparse.items()}
         change("answers", sparse["answers"][0])

@@ -31,7 +31,7 @@ from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.chain.starting_point import Lookback
 from tracepaper.storage.chain.trades import check_trades
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
 from tracepaper.storage.maintenance import Pruning
@@ -76,7 +76,8 @@ def replayed(path: Path, kind: str) -> str:
     """Replay the *kind* of run into *path*; return its id."""
     sections = KINDS[kind]
     market = {"symbols": ["BTCUSDT"], "interval": "60", **sections.get("market", {})}
-    made = recorded(load(None, {**sections, "market": market}), data_of(kind), started_at_ms=1)
+    config = load(None, {**sections, "market": market})
+    made = recorded(config, data_of(kind), started_at_ms=1, group_steps=1)
     with Reader.open(copied(made, path)) as reader:
         return reader.find("last")
 

@@ -24,9 +24,10 @@ from retrain_cases import Planted, decide, until_has
 from several_live import trading
 
 from tracepaper.daemon.engine.engine import Engine
-from tracepaper.daemon.session import retraining
+from tracepaper.daemon.session import loop, retraining
 from tracepaper.daemon.session.resume import recorded_reach
 from tracepaper.replay.exchange.server import EmbeddedExchange, ExchangeSettings
+from tracepaper.storage import audit as audit_log
 from tracepaper.storage import maintenance
 from tracepaper.storage.chain.integrity import audit
 from tracepaper.storage.database.reader import Reader
@@ -107,12 +108,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     planted = Planted(folder)
     planted.sections["gate"] |= {**OFF, "regimes": EVERY, "horizon": 30}
     planted.sections["strategy"]["twins"] = ["ungated", "random_gate", "buy_and_hold"]
+    books, quotes = (tmp_path_factory.mktemp(name) / "run.db" for name in ("books", "quotes"))
     with pytest.MonkeyPatch.context() as patched:
+        for module in (loop, audit_log):
+            patched.setattr(module, "GROUP_STEPS", 1)  # a prune cuts between commits
         patched.setattr(retraining, "PROGRAM", planted.command)
         asyncio.run(promote(planted))
-    books, quotes = (tmp_path_factory.mktemp(name) / "run.db" for name in ("books", "quotes"))
-    asyncio.run(trade(books, 4, by_books(books.parent)))
-    asyncio.run(trade(quotes, 3, by_quotes()))
+        asyncio.run(trade(books, 4, by_books(books.parent)))
+        asyncio.run(trade(quotes, 3, by_quotes()))
     return {"promoted": planted.database, "books": books, "quotes": quotes}
 
 

@@ -43,7 +43,7 @@ def replayed(path: Path, **sections: dict[str, Any]) -> None:
         "sizing": {"mode": "fixed", "quantity": "1"},
         **sections,
     }
-    record(path, load(None, given), [walk], started_at_ms=1)
+    record(path, load(None, given), [walk], started_at_ms=1, group_steps=1)
 
 
 @pytest.fixture(scope="module")

@@ -112,7 +112,7 @@ def test_an_error_that_has_no_text_sets_its_strategy_aside(tmp_path: Path, decid
         path = recorded(tmp_path / "run.db", {"name": "own_nameless:Mine"}, PAIR[:1])
         assert verified(path).holds
         with Reader.open(path) as reader:
-            *_, last = (one.step for one in reader.steps(reader.find("last")) if one.step.decision)
+            *_, last = (one for one in reader.steps(reader.find("last")) if one.decision)
     (said,) = [one.outcome.reason for one in last.strategies if one.strategy == "other"]
     assert said.startswith("set aside: Mine ")
     assert "(Nameless has no text: RuntimeError)" in said

@@ -33,7 +33,7 @@ from tracepaper.replay.checks.parity import ComparedRun, Parity, compare_runs
 from tracepaper.replay.checks.verify import Verification, verify_run
 from tracepaper.replay.samples import DEMO_CANDLES
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.decode import StoredRows
 from tracepaper.strategies.errors import ConfigInvalid, DataInvalid
@@ -60,8 +60,9 @@ def configured(candles: Candles, **sections: dict[str, Any]) -> Config:
 def replayed(
     path: Path, candles: Candles, *, stop_after: int | None = None, **sections: dict[str, Any]
 ) -> str:
-    """Replay *candles* into *path*; return the run's id."""
-    return record(path, configured(candles, **sections), [candles], stop_after=stop_after)
+    """Replay *candles* into *path*, a commit a step; return the run's id."""
+    config = configured(candles, **sections)
+    return record(path, config, [candles], stop_after=stop_after, group_steps=1)
 
 
 def verified(path: Path, wanted: str = "last", **options: Any) -> Verification:
@@ -366,7 +367,7 @@ class GrowingReader(Reader):
 
     def rows(
         self, run_id: str, *, after: int = -1, until: int | None = None
-    ) -> Iterator[tuple[StoredRows, bytes]]:
+    ) -> Iterator[StoredRows]:
         self.grow()
         yield from super().rows(run_id, after=after, until=until)
 

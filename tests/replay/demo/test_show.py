@@ -44,7 +44,7 @@ def test_every_incident_is_announced_and_ends_well(said: dict[str, Any]) -> None
     assert "none is missing" in said["incidents"][0]
     assert "refused by `operator`" in said["incidents"][1]
     assert "goes on with the same run" in said["incidents"][2]
-    assert "was changed: its rows in steps" in said["incidents"][3]
+    assert "do not give the digest of their commit: steps" in said["incidents"][3]
     for number in range(1, 5):
         assert f"Incident {number} of 4" in said["announced"]
     assert said["processes"] == 2

@@ -62,7 +62,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def forecasts(path: Path) -> list[Forecast]:
     with Reader.open(path) as reader:
-        steps = [one.step for one in reader.steps(reader.find("last"))]
+        steps = list(reader.steps(reader.find("last")))
     return [one.prediction for one in steps if isinstance(one.prediction, Forecast)]
 
 
@@ -242,7 +242,7 @@ def test_what_a_short_may_lose_on_the_way_is_the_rise_that_the_network_says(
         return
     horizon = NETWORK.horizons.index(30)
     with Reader.open(path) as reader:
-        steps = {one.step.sequence: one.step for one in reader.steps(reader.find("last"))}
+        steps = {one.sequence: one for one in reader.steps(reader.find("last"))}
     judged = rows(
         path,
         "SELECT d.sequence, g.measure, d.action FROM v_gates g JOIN v_decisions d "

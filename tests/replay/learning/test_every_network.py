@@ -96,7 +96,7 @@ def test_a_network_is_trained_replayed_and_verified(
     assert answered(capsys, *run)["decisions"] == BARS
     assert answered(capsys, "verify", "last", "--db", database, "--json")["exact"]
     with Reader.open(database) as reader:
-        forecast = reader.step(reader.find("last"), BARS).step.prediction
+        forecast = reader.step(reader.find("last"), BARS).prediction
     assert isinstance(forecast, Forecast)
     assert (forecast.explanation is None) == (FORMS[name]["kind"] == "lstm")
 

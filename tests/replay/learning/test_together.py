@@ -236,7 +236,7 @@ def test_a_rule_weighs_by_the_correlations_that_are_stored(
             notes.setdefault(sequence, {})[name] = number
         weighed = sorted(sequence for sequence, one in notes.items() if "volatility" in one)
         for first in weighed[::3]:
-            close = [reader.step(run_id, first + at).step.prediction for at in range(3)]
+            close = [reader.step(run_id, first + at).prediction for at in range(3)]
             said = np.empty((3, 3))
             for at, one in enumerate(close):
                 assert isinstance(one, Forecast)

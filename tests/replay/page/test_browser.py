@@ -122,10 +122,15 @@ def refusals(database: Path) -> list[int]:
     return [sequence for (sequence,) in rows(database, REFUSALS)]
 
 
+COMMIT_OF: Final = (
+    "SELECT lower(hex(digest)) FROM commits WHERE ? BETWEEN first_sequence AND last_sequence"
+)
+
+
 def check_card(page: Page, database: Path, sequence: int) -> None:
     """Compare the card with every gate of ``v_gates``."""
     expect(page.locator(".card")).to_have_attribute("aria-busy", "false")
-    digest = rows(database, "SELECT digest FROM v_decisions WHERE sequence = ?", sequence)[0][0]
+    digest = rows(database, COMMIT_OF, sequence)[0][0]
     expect(page.locator(".card footer code").last).to_have_attribute("title", digest)
     if (fold := page.locator(".card details").first).get_attribute("open") is None:
         fold.locator("summary").click()
@@ -156,7 +161,9 @@ def test_it_opens_on_one_sentence_one_chart_and_the_newest_decision(
     expect(page.locator(".card h2")).to_have_count(1)
     expect(page.locator(".card footer code").last).to_have_attribute(
         "title",
-        rows(database, "SELECT digest FROM v_decisions ORDER BY sequence DESC LIMIT 1")[0][0],
+        rows(
+            database, "SELECT lower(hex(digest)) FROM commits ORDER BY last_sequence DESC LIMIT 1"
+        )[0][0],
     )
     assert page.get_by_role("link", name="TradingView").get_attribute("href") == (
         "https://www.tradingview.com/"

@@ -183,7 +183,7 @@ def test_a_page_names_no_host_but_the_charts_makers_and_markup_languages(
 
 
 def test_a_pruned_record_is_held_as_far_as_it_goes(tmp_path: Path) -> None:
-    pruned = replayed(tmp_path, cross(), "--data", SAMPLE, "--to", "2025-05-29")
+    pruned = replayed(tmp_path, cross(), "--data", SAMPLE, "--to", "2025-05-30")
     prune(pruned, keep_days=1, pruned_at_ms=0)
     shown = shown_of(pruned)
     assert shown.columns.span[0] > 0

@@ -61,9 +61,9 @@ def test_the_report_says_what_heads_said_and_what_came(
     assert len(logs) == len(decided)
     with Reader.open(run) as reader:
         said = [
-            (place[one.step.sequence], one.step.prediction)
+            (place[one.sequence], one.prediction)
             for one in reader.steps(reader.find("last"))
-            if isinstance(one.step.prediction, Forecast)
+            if isinstance(one.prediction, Forecast)
         ]
     said = [(at, one) for at, one in said if at + HORIZON < len(logs)]
     index = said[0][1].horizons.index(HORIZON)

@@ -18,7 +18,7 @@ from storage_cases import prune
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.chain.integrity import Audited, audit
-from tracepaper.storage.chain.walk import ChainReport
+from tracepaper.storage.chain.verify import ChainReport
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.record.columns import stored_columns
 from tracepaper.strategies.errors import TracepaperError
@@ -150,7 +150,7 @@ def removed(path: Path, run_key: int) -> None:
         *(f"DELETE FROM {table} WHERE step BETWEEN {first} AND {last}" for table in steps),
         *(
             f"DELETE FROM {t} WHERE run_key = {run_key}"
-            for t in ("gate_sets", "instruments", "runs")
+            for t in ("gate_sets", "commits", "instruments", "runs")
         ),
     )
 
@@ -174,8 +174,9 @@ def test_a_run_whose_tail_was_cut_since_is_found_by_the_run_after_it(path: Path)
         f"DELETE FROM holdings WHERE step = {last}",
         f"DELETE FROM states WHERE step = {last}",
         f"DELETE FROM steps WHERE step = {last}",
-        "UPDATE runs SET step_count = 30, head_digest = "
-        f"(SELECT digest FROM steps WHERE step = {last - 1}) WHERE run_key = 2",
+        "DELETE FROM commits WHERE run_key = 2 AND first_sequence = 30",
+        "UPDATE runs SET step_count = 30, head_digest = (SELECT digest FROM commits "
+        "WHERE run_key = 2 AND last_sequence = 29) WHERE run_key = 2",
     )
     assert "does not hold the head that run second had" in said(path)
 
@@ -270,18 +271,19 @@ def test_a_forged_prune_is_found_under_a_head_kept_elsewhere(
     assert said(path) != ""
     rechain(path)
     assert said(path) == ""
-    assert "No step has the digest" in said(path, head=head)
+    assert "No commit has the digest" in said(path, head=head)
 
 
 def test_a_prune_that_was_never_made_by_us_is_found(long: Path, tmp_path: Path) -> None:
     """Drop the old steps and write the row in prunes by hand, with the true digests."""
     path = Path(shutil.copy(long, tmp_path / "run.db"))
     with closing(sqlite3.connect(path)) as raw:
-        digest = raw.execute("SELECT digest FROM steps WHERE step & 4095 = 304").fetchone()[0]
-        kept = raw.execute("SELECT kept_sha256 FROM states WHERE step & 4095 = 301").fetchone()[0]
+        query = "SELECT digest, kept FROM commits WHERE last_sequence = 255"
+        link = raw.execute(query).fetchone()
         for table in ("twin_steps", "answers", "states", "steps"):
-            raw.execute(f"DELETE FROM {table} WHERE step & 4095 < 305")
-        raw.execute("INSERT INTO prunes VALUES (1, 304, 5, ?, ?, NULL)", (digest, kept))
+            raw.execute(f"DELETE FROM {table} WHERE step & 4095 < 256")
+        raw.execute("DELETE FROM commits WHERE last_sequence < 256")
+        raw.execute("INSERT INTO prunes VALUES (1, 255, 5, ?, ?, NULL)", link)
         raw.commit()
     assert "is not what the prune itself said" in said(path)
 

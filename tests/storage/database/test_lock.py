@@ -19,7 +19,7 @@ from waiting import deadline_s
 
 from tracepaper.storage.audit import SqlAuditLog
 from tracepaper.storage.candles import HistoryWriter
-from tracepaper.storage.chain.walk import verify_chain
+from tracepaper.storage.chain.verify import verify_chain
 from tracepaper.storage.database.lock import Holder, WatchedFile, holder_of, lock_file
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.writer import open_writer
@@ -36,7 +36,7 @@ def beside(path: Path, ending: str) -> Path:
 def stored(path: Path) -> list[Step]:
     with Reader.open(path) as reader:
         assert verify_chain(reader.connection, "r-1").holds
-        return [found.step for found in reader.steps("r-1")]
+        return list(reader.steps("r-1"))
 
 
 def log_of(path: Path, *, checkpoint_pages: int = 1_000) -> SqlAuditLog:

@@ -11,7 +11,6 @@ from storage_cases import prune
 
 from tracepaper.daemon.cli import invoke
 from tracepaper.storage.audit import SqlAuditLog
-from tracepaper.storage.chain.walk import verify_chain
 from tracepaper.storage.database.chunks import Located
 from tracepaper.storage.database.queries import ask
 from tracepaper.storage.database.reader import Reader, resolve
@@ -111,18 +110,9 @@ def test_bars_until_a_step_are_the_newest_that_it_could_see(path: Path) -> None:
 
 def test_one_step_is_read_by_its_sequence(path: Path) -> None:
     with Reader.open(path) as reader:
-        assert reader.step("abc-1", 11).step == RICH[11]
+        assert reader.step("abc-1", 11) == RICH[11]
         with pytest.raises(DataInvalid, match="no step 99"):
             reader.step("abc-1", 99)
-
-
-def test_steps_carry_their_links(path: Path) -> None:
-    with Reader.open(path) as reader:
-        found = [stored.digest for stored in reader.steps("abd")]
-        head = reader.stored_run("abd").head_digest
-        assert verify_chain(reader.connection, "abd").head == head
-    assert found[-1] == head
-    assert len(set(found)) == len(found)
 
 
 def test_a_run_is_read_as_it_was_opened(path: Path) -> None:
@@ -140,7 +130,7 @@ def test_a_reader_follows_a_run_that_goes_on(tmp_path: Path) -> None:
         for step in steps:
             log.append_now(step)
             (newest,) = reader.steps("r-1", after=step.sequence - 1)
-            assert newest.step == step
+            assert newest == step
     log.close()
 
 

@@ -60,7 +60,7 @@ def test_a_shipper_that_is_killed_goes_on_behind_the_last_group(
     tmp_path: Path, postgres: Cluster, fleet_url: str
 ) -> None:
     path, back = tmp_path / "a.db", tmp_path / "b.db"
-    write_run(path, plain_steps(200))
+    write_run(path, plain_steps(200), group_steps=8)
     write_run(path, rich_steps(), of=run("r-2"))
     arrived = []
     for number, point in enumerate(POINTS, 1):
@@ -83,7 +83,7 @@ def test_a_server_that_is_killed_in_mid_copy_has_whole_groups(
     tmp_path: Path, postgres: Cluster, fleet_url: str
 ) -> None:
     path, back = tmp_path / "a.db", tmp_path / "b.db"
-    write_run(path, plain_steps(200))
+    write_run(path, plain_steps(200), group_steps=10)
     groups = 0
 
     def at(point: str) -> None:

@@ -118,7 +118,7 @@ def test_the_row_of_one_step_is_read_alone(view: View, postgres: Cluster, fleet:
 @pytest.mark.parametrize(
     ("planted", "table"),
     [
-        ("SELECT r.run_id, s.digest FROM runs r JOIN steps s USING (database_id)", "steps"),
+        ("SELECT r.run_id, s.close FROM runs r JOIN steps s USING (database_id)", "steps"),
         ("SELECT r.run_id, s.* FROM runs r, steps s WHERE s.step >> 28 = r.run_key", "steps"),
         ("SELECT r.run_id, q.* FROM runs r JOIN states q USING (database_id)", "states"),
         ("SELECT r.run_id, o.* FROM runs r, orders o WHERE o.order_id = '1-0'", "orders"),

@@ -139,7 +139,7 @@ def test_a_file_whose_older_run_was_removed_is_still_found(tmp_path: Path) -> No
     write_run(path, plain_steps(30, seed=2), of=run("r-2"))
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA foreign_keys = OFF")
-        for table in ("instruments", "gate_sets", "runs"):
+        for table in ("instruments", "gate_sets", "commits", "runs"):
             db.execute(f"DELETE FROM {table} WHERE run_key = 1")
         for table in ("steps", "states", "outcomes", "holdings", "orders", "fills", "ledger",
                       "events"):  # fmt: skip
@@ -206,12 +206,12 @@ def test_a_step_that_was_changed_in_the_file_is_not_shipped(
     tmp_path: Path, postgres: Cluster, fleet_url: str
 ) -> None:
     path = tmp_path / "a.db"
-    write_run(path, plain_steps(60))
+    write_run(path, plain_steps(60), group_steps=10)
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("UPDATE steps SET close = close + 1 WHERE step & 268435455 = 33")
     shipper = Shipper(path, fleet_url, group_steps=20)
     shipper.open()
-    with pytest.raises(DataInvalid, match=r"Run r-1 of .* is not shipped further: Step 33"):
+    with pytest.raises(DataInvalid, match=r"Run r-1 of .* is not shipped further: Steps 30 to 39"):
         shipper.ship()
     assert postgres.sql(fleet_url, "SELECT step & 268435455 FROM marks") == [(19,)]
     assert postgres.sql(fleet_url, "SELECT count(*), max(step) & 268435455 FROM steps") == [

@@ -1,0 +1,432 @@
+"""``verify_chain`` recomputes the chain of a run, commit by commit, from its rows.
+
+The rules are docs/storage.md, S5 to S10.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from hashlib import sha256
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from tracepaper.storage.database.chunks import (
+    CHUNK_STEPS,
+    INSTRUMENT_ROWS,
+    PRUNE_ROW,
+    RUN_ROW,
+    StoredRow,
+    gate_set_rows,
+    run_span,
+    select,
+)
+from tracepaper.storage.record.columns import SEQUENCE_LIMIT, place
+from tracepaper.storage.record.hashing import (
+    NOTHING,
+    ChainHead,
+    Commit,
+    kept_after,
+    opened_digest,
+    sealed,
+)
+from tracepaper.storage.record.rows import (
+    CHAINED_TABLES,
+    DROPPED_TABLES,
+    KEPT_EVENTS,
+    KEPT_TABLES,
+    OPENED_AT,
+    At,
+    Previous,
+    instrument_row,
+    run_of,
+    run_row,
+    sequence_of,
+    step_key,
+)
+from tracepaper.strategies.errors import DataInvalid
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterator, Sequence
+
+    from tracepaper.storage.record.interning import Rows
+
+
+class ChainProblem(Struct, frozen=True):
+    """The first thing that does not hold."""
+
+    sequence: int | None  # of the step; None where it is the run's own row
+    tables: tuple[str, ...]  # where: one table, or those of which one was changed
+    what: str  # changed, missing, extra, cut or rewritten
+    sentence: str
+
+
+class ChainReport(Struct, frozen=True):
+    """The result of recomputing a run's chain."""
+
+    run_id: str
+    steps: int  # steps of the commits that hold
+    head: bytes  # the digest of the last of them
+    pruned_until: int | None  # the last step whose rows were pruned; the chain holds from the next
+    head_sequence: int | None  # the last step of the commit whose digest was kept elsewhere
+    problem: ChainProblem | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is no problem."""
+        return self.problem is None
+
+
+CUT: Final = At("prunes")
+_RANGES: Final = {table: select(table, "step BETWEEN ? AND ?") for table in CHAINED_TABLES}
+_STEP: Final = {table: itemgetter(place(table, "step")) for table in CHAINED_TABLES}
+_OPENS_AT: Final = place("steps", "open_time_ms")
+_COMMITS: Final = select("commits", "run_key = ? AND first_sequence >= ? AND first_sequence < ?")
+_PRUNED: Final = (
+    "SELECT content FROM events WHERE step BETWEEN ? AND ? AND kind = 'prune' "
+    "ORDER BY step DESC LIMIT 1"
+)
+_MISPLACED_SET: Final = (
+    "SELECT gate_set FROM gate_sets g WHERE step IS NOT NULL AND step IS NOT (SELECT min(o.step) "
+    "FROM outcomes o WHERE o.step BETWEEN ? AND ? AND o.gate_set = g.gate_set) AND run_key = ? "
+    "LIMIT 1"
+)
+_HOLED_SET: Final = (
+    "SELECT gate_set FROM gate_sets WHERE run_key = ? GROUP BY gate_set "
+    "HAVING max(ordinal) <> count(*) - 1 LIMIT 1"
+)
+_LISTED: Final = ", ".join(f"'{kind}'" for kind in KEPT_EVENTS)
+
+
+def verify_chain(
+    connection: sqlite3.Connection, run_id: str, *, head: bytes | None = None
+) -> ChainReport:
+    """Check the chain of *run_id*, and that a *head* kept elsewhere is one of its links.
+
+    The run may grow meanwhile: all of it is read from one snapshot. Raises ``DataInvalid`` only
+    where there is no such run; any damage is in the report.
+    """
+    connection.execute("BEGIN")
+    try:
+        row = connection.execute(RUN_ROW, (run_id,)).fetchone()
+        if row is None:
+            raise DataInvalid(f"There is no run {run_id} in the database.")
+        opened, step_count, head_digest = row[OPENED_AT:]
+        pruned = connection.execute(PRUNE_ROW, (row[0],)).fetchone()
+        until: int | None = None
+        walk = Walk(connection, row[0], ChainHead(opened), 0)
+        if pruned is not None:
+            until = int(pruned[CUT.until_sequence])
+            walk = Walk(connection, row[0], head_of_prune(pruned), until + 1)
+        begun, head_at = walk.due, None
+        problem = _check_opening(connection, row) or check_prune(connection, row[0], pruned)
+        if problem is None:
+            for commit in walk.commits():
+                if commit.head.digest == head:
+                    head_at = commit.last
+            problem = walk.problem or _check_end(walk, step_count, head_digest)
+            problem = problem or _check_gate_sets(connection, row[0])
+        if problem is None and head is not None and head_at is None:
+            problem = _rewritten(head, until)
+        held = walk.due - begun
+        return ChainReport(run_id, held, walk.head.digest, until, head_at, problem)
+    finally:
+        connection.rollback()
+
+
+def head_of_prune(pruned: StoredRow) -> ChainHead:
+    """Return where the chain goes on behind a prune, from its row."""
+    state = pruned[CUT.state]
+    kept_state = NOTHING if state is None else sha256(state).digest()
+    return ChainHead(pruned[CUT.digest], pruned[CUT.kept_sha256], kept_state)
+
+
+class StoredCommit(NamedTuple):
+    """A row of ``commits``."""
+
+    run_key: int
+    first: int
+    last: int
+    digest: bytes
+    kept: bytes
+    contents: str
+
+
+class Walk:
+    """Recomputes the commits of one run behind *head*, whose next step is *due*."""
+
+    def __init__(
+        self, connection: sqlite3.Connection, run_key: int, head: ChainHead, due: int
+    ) -> None:
+        self._connection = connection
+        self.run_key = run_key
+        self.head = head
+        self.due = due
+        self.problem: ChainProblem | None = None
+
+    def commits(self, before: int = SEQUENCE_LIMIT) -> Iterator[Commit]:
+        """Yield the commits that begin before step *before*, until one does not hold.
+
+        Then ``problem`` says why.
+        """
+        stored = self._connection.execute(_COMMITS, (self.run_key, self.due, before)).fetchall()
+        waiting = [StoredCommit(*row) for row in stored]
+        at = 0
+        while at < len(waiting) and self.problem is None:
+            end = at + 1
+            while end < len(waiting) and waiting[end].last - waiting[at].first < CHUNK_STEPS:
+                end += 1
+            yield from self._recomputed(waiting[at:end])
+            at = end
+
+    def walk_to(self, before: int) -> ChainProblem | None:
+        """Recompute the commits that begin before step *before*, one at least."""
+        begun = self.due
+        for _ in self.commits(before):
+            pass
+        return self.problem or (_missing(begun) if self.due == begun else None)
+
+    def has_rows(self, table: str, first: int, last: int) -> bool:
+        """Return whether *table* has a row of the steps with the keys *first* to *last*."""
+        query = f"SELECT 1 FROM {table} WHERE step BETWEEN ? AND ? LIMIT 1"
+        return self._connection.execute(query, (first, last)).fetchone() is not None
+
+    def _recomputed(self, stored: Sequence[StoredCommit]) -> Iterator[Commit]:
+        """Yield the commits of *stored* that hold, all of whose rows are read at once."""
+        first, last = (
+            step_key(self.run_key, stored[0].first),
+            step_key(self.run_key, stored[-1].last),
+        )
+        ranges: dict[str, list[StoredRow]] = {}
+        for table, query in _RANGES.items():
+            if of_table := self._connection.execute(query, (first, last)).fetchall():
+                ranges[table] = of_table
+        begins = dict.fromkeys(ranges, 0)
+        for one in stored:
+            if one.first != self.due:
+                self.problem = _missing(self.due)
+                return
+            rows: Rows = {}
+            end_key = step_key(self.run_key, one.last)
+            for table, of_table in ranges.items():
+                begin, step_of = begins[table], _STEP[table]
+                if begin < len(of_table) and step_of(of_table[begin]) <= end_key:
+                    end = begins[table] = bisect_right(of_table, end_key, begin, key=step_of)
+                    rows[table] = of_table[begin:end]
+            commit = sealed(self.head, one.first, one.last, rows)
+            self.problem = _difference(one, commit)
+            if self.problem is not None:
+                return
+            self.head, self.due = commit.head, one.last + 1
+            yield commit
+
+
+def _missing(due: int) -> ChainProblem:
+    sentence = f"The commit that begins at step {due} is missing: its row was removed or changed."
+    return ChainProblem(due, ("commits",), "missing", sentence)
+
+
+def _difference(stored: StoredCommit, commit: Commit) -> ChainProblem | None:
+    """Return how a commit differs from its rows, or these from what a run writes."""
+    first, last = stored.first, stored.last
+    if (stored.digest, stored.kept, stored.contents) == (
+        commit.head.digest, commit.head.kept, commit.contents,
+    ):  # fmt: skip
+        return _misfit(commit, step_key(stored.run_key, first))
+    try:
+        written = msgspec.json.decode(stored.contents, type=dict[str, tuple[int, str]])
+    except (msgspec.MsgspecError, TypeError):
+        written = {}
+    present = msgspec.json.decode(commit.contents, type=dict[str, tuple[int, str]])
+    tables = [one for one in {**written, **present} if written.get(one) != present.get(one)]
+    if not tables:
+        sentence = f"The commit of steps {first} to {last} was changed."
+        return ChainProblem(first, ("commits",), "changed", sentence)
+    counts = {one: (present.get(one, (0, ""))[0], written.get(one, (0, ""))[0]) for one in tables}
+    named = ", ".join(
+        one if a == b else f"{one} ({a:,} rows, {b:,} written)" for one, (a, b) in counts.items()
+    )
+    what = {"missing"} if any(a < b for a, b in counts.values()) else set()
+    what |= {"extra"} if any(a > b for a, b in counts.values()) else set()
+    sentence = f"Steps {first} to {last} do not give the digest of their commit: {named}."
+    return ChainProblem(first, tuple(tables), what.pop() if len(what) == 1 else "changed", sentence)
+
+
+def _misfit(commit: Commit, first_key: int) -> ChainProblem | None:
+    """Return the first step of a commit that has not one row, with a bar or an event."""
+    rows = commit.rows.get("steps", ())
+    due = range(first_key, first_key + commit.last + 1 - commit.first)
+    keys = [row[0] for row in rows]
+    if keys != [*due]:
+        missing = next((key for key, one in zip(due, keys, strict=False) if key != one), None)
+        return _hole(sequence_of(first_key + len(keys) if missing is None else missing))
+    without_bar = [int(row[0] or 0) for row in rows if row[_OPENS_AT] is None]
+    events = [int(row[0] or 0) for row in commit.rows.get("events", ())]
+    if without_bar == events:
+        return None
+    at = sequence_of(min({*without_bar} ^ {*events}))
+    sentence = f"Step {at} has neither a bar nor an event, or both: a row was changed."
+    return ChainProblem(at, ("steps", "events"), "changed", sentence)
+
+
+def _hole(at: int) -> ChainProblem:
+    sentence = f"Step {at} is missing: its row of steps was removed."
+    return ChainProblem(at, ("steps",), "missing", sentence)
+
+
+def _check_opening(connection: sqlite3.Connection, row: StoredRow) -> ChainProblem | None:
+    """Check the first link: the run as opened, its instruments and the gate sets of its start."""
+    opened = row[:OPENED_AT]
+    instruments = connection.execute(INSTRUMENT_ROWS, (row[0],)).fetchall()
+    sets = gate_set_rows(connection, row[0])
+    at_opening = [line for key in sorted(sets) for line in sets[key] if line[-1] is None]
+    if opened_digest(opened, instruments, at_opening) == row[OPENED_AT]:
+        for number, instrument in enumerate(instruments):
+            if instrument[1:3] != (number, f"{instrument[3]}:{instrument[4]}"):
+                sentence = (
+                    f"Instrument {number} of the run was changed: its row contradicts itself."
+                )
+                return ChainProblem(None, ("instruments",), "changed", sentence)
+        if len({line[1] for line in at_opening}) != opened[-1]:
+            sentence = "The run was opened with other gate sets than its row counts."
+            return ChainProblem(None, ("runs", "gate_sets"), "changed", sentence)
+        return _check_values(opened, instruments)
+    tables = ("runs", "instruments", *(("gate_sets",) if opened[-1] or at_opening else ()))
+    return ChainProblem(
+        None,
+        tables,
+        "changed",
+        f"The run was changed: its rows in {', '.join(tables)} do not give its first link.",
+    )
+
+
+def _check_values(opened: StoredRow, instruments: list[StoredRow]) -> ChainProblem | None:
+    """Check that the rows of a run and its instruments hold what a run writes, to the letter."""
+    try:
+        run = run_of(opened, instruments)
+    except DataInvalid as error:
+        return ChainProblem(None, ("runs",), "changed", str(error))
+    due = [instrument_row(item, opened[0], at) for at, item in enumerate(run.instruments)]
+    row = run_row(run, opened[0], opened[-1], Previous(*opened[-4:-1]))
+    for table, stored, derived in (("runs", [opened], [row]), ("instruments", instruments, due)):
+        if stored != derived:
+            sentence = f"The run was changed: its {table} hold what no run writes."
+            return ChainProblem(None, (table,), "changed", sentence)
+    return None
+
+
+def check_prune(
+    connection: sqlite3.Connection, run_key: int, pruned: StoredRow | None
+) -> ChainProblem | None:
+    """Check the rows that a prune left, and its row against its event."""
+    event = connection.execute(_PRUNED, run_span(run_key)).fetchone()
+    if pruned is None:
+        if event is None:
+            return None
+        return ChainProblem(
+            None, ("prunes",), "missing", "The run was pruned, and its row in prunes was removed."
+        )
+    _, until, pruned_at_ms, digest, kept_sha256, state = pruned
+    content = {
+        "until_sequence": until,
+        "pruned_at_ms": pruned_at_ms,
+        "digest": digest.hex(),
+        "kept_sha256": kept_sha256.hex(),
+        "state_sha256": "" if state is None else sha256(state).hexdigest(),
+    }
+    if event is None or event[0] != msgspec.json.encode(content).decode():
+        return ChainProblem(
+            until,
+            ("prunes",),
+            "changed",
+            f"The row in prunes, which ends at step {until}, is not what the prune itself said.",
+        )
+    return _check_kept(connection, run_key, pruned)
+
+
+def _check_kept(
+    connection: sqlite3.Connection, run_key: int, pruned: StoredRow
+) -> ChainProblem | None:
+    """Check that a prune left the rows that it keeps, and no others."""
+    until = pruned[CUT.until_sequence]
+    span = run_span(run_key, until)
+    dropped = [
+        *((table, "TRUE") for table in DROPPED_TABLES),
+        ("events", f"kind NOT IN ({_LISTED})"),
+    ]
+    for table, where in dropped:
+        query = f"SELECT min(step) FROM {table} WHERE step BETWEEN ? AND ? AND {where}"
+        (step,) = connection.execute(query, span).fetchone()
+        if step is not None:
+            at = sequence_of(step)
+            sentence = f"A row was added to {table} at {at}, whose rows were pruned."
+            return ChainProblem(at, (table,), "extra", sentence)
+    if kept_until(connection, run_key, until) == pruned[CUT.kept_sha256]:
+        return None
+    sentence = f"A row up to step {until}, kept when the run was pruned, was changed: it is in "
+    sentence += f"one of {', '.join(KEPT_TABLES)}."
+    return ChainProblem(until, KEPT_TABLES, "changed", sentence)
+
+
+def kept_until(connection: sqlite3.Connection, run_key: int, until: int) -> bytes:
+    """Return the running hash of the rows up to step *until* that a prune keeps."""
+    span = run_span(run_key, until)
+    rows = {table: connection.execute(_RANGES[table], span).fetchall() for table in KEPT_TABLES}
+    return kept_after(NOTHING, rows)
+
+
+def _check_gate_sets(connection: sqlite3.Connection, run_key: int) -> ChainProblem | None:
+    """Check that every gate set is whole, and came with the first outcome that names it."""
+    if row := connection.execute(_HOLED_SET, (run_key,)).fetchone():
+        sentence = f"Gate set {row[0]} was changed: its gates are not numbered from 0 on."
+    elif row := connection.execute(_MISPLACED_SET, (*run_span(run_key), run_key)).fetchone():
+        sentence = f"Gate set {row[0]} was added or moved: no outcome of its step is its first."
+    else:
+        return None
+    return ChainProblem(None, ("gate_sets",), "changed", sentence)
+
+
+def _rewritten(head: bytes, pruned_until: int | None) -> ChainProblem:
+    older = ""
+    if pruned_until is not None:
+        older = f" (or the head is older than step {pruned_until}, pruned since)"
+    sentence = f"No commit has the digest {head.hex()}: the chain was rewritten, or an older copy "
+    sentence += f"was put back{older}."
+    return ChainProblem(None, (), "rewritten", sentence)
+
+
+def _check_end(walk: Walk, step_count: int, head_digest: bytes) -> ChainProblem | None:
+    """Check count and head in the run's row, and that no row lies behind the last commit."""
+    due = walk.due
+    if due < step_count:
+        return ChainProblem(
+            due,
+            ("steps",),
+            "cut",
+            f"The run's row counts {step_count} steps, and the last one stored is {due - 1}: "
+            "the tail was cut off.",
+        )
+    if due > step_count:
+        return ChainProblem(
+            step_count,
+            ("steps",),
+            "extra",
+            f"The run's row counts {step_count} steps and {due} are stored: steps were added or "
+            "the row was changed.",
+        )
+    first, last = step_key(walk.run_key, due), run_span(walk.run_key)[1]
+    strays = [table for table in CHAINED_TABLES if walk.has_rows(table, first, last)]
+    if strays:
+        sentence = f"Rows of {', '.join(strays)} belong to no step after {due}."
+        return ChainProblem(due, tuple(strays), "extra", sentence)
+    if walk.head.digest != head_digest:
+        return ChainProblem(
+            None,
+            ("runs",),
+            "changed",
+            "The head in the run's row is not the digest of its last commit: the row was changed.",
+        )
+    return None
