@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from tracepaper.replay.document.values import TitledParts, as_parts
-from tracepaper.replay.page.cells import numbers_of
 from tracepaper.replay.page.databases import Databases
 from tracepaper.replay.page.packing import packed
+from tracepaper.replay.page.rollups import numbers_of
 from tracepaper.replay.page.routes import POINTS_MAX, PREFIX, ROWS_MAX, match
 from tracepaper.strategies.gates.declared import warm
 

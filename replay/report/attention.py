@@ -17,8 +17,9 @@ import numpy.typing as npt
 
 from tracepaper.daemon.config.values import ASKS
 from tracepaper.replay.document.values import Cells, Estimate, Figure, Table, Value, of_row, table
-from tracepaper.replay.report.record import Bars, Floats, Ints, Noted, RunRecord
+from tracepaper.replay.report.record import Bars, RunRecord
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.replay.run_columns import Floats, Ints, Noted
 from tracepaper.storage.database.reader import Reader
 from tracepaper.strategies.api.model import DataSource
 from tracepaper.strategies.api.strategy import SHARE_OF

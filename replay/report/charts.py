@@ -29,9 +29,9 @@ from tracepaper.replay.document.charts import (
 from tracepaper.replay.document.values import written
 from tracepaper.replay.report import record as records
 from tracepaper.replay.report.benchmarks import BETTER, COST, SAVED, WORSE, exposures, sides
-from tracepaper.replay.report.record import Floats, Ints
 from tracepaper.replay.report.report import BUY_AND_HOLD, Report
 from tracepaper.replay.report.trades import ClosedTrade
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.strategies.gates.gate import gate_order
 from tracepaper.strategies.sessions import Calendar
 from tracepaper.strategies.units import iso
@@ -227,7 +227,7 @@ def price_chart(report: Report, instrument: str) -> Chart | None:
     record, bars = report.record, report.record.bars[instrument]
     if bars.close.size < 2:  # a line takes two points
         return None
-    times, low, high, close = _stretches(bars, record.closes_of(bars.open_time_ms))
+    times, low, high, close = _stretches(bars, record.bar_times.closes_of(bars.open_time_ms))
     at, (shown,) = broken(times, close, calendar=record.calendar)
     over, (low, high) = _folded(times, low, high, close, record.calendar)
     beside, below = _noted(report, instrument)
@@ -317,7 +317,7 @@ def _noted(report: Report, instrument: str) -> tuple[list[Layer], list[Layer]]:
     beside: list[Layer] = []
     below: list[Layer] = []
     for place, (name, noted) in enumerate(list(notes.items())[:NOTES_DRAWN]):
-        times = record.closes_of(noted.open_time_ms)
+        times = record.bar_times.closes_of(noted.open_time_ms)
         known = ~np.isnan(noted.number)
         if known.any():
             chosen = np.unique(np.linspace(0, times.size - 1, POINTS_MAX).round().astype(np.int64))

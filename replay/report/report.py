@@ -36,9 +36,10 @@ from tracepaper.replay.report.honesty import card_sentences
 from tracepaper.replay.report.listed_orders import newest as newest_listed
 from tracepaper.replay.report.listed_orders import of_decision
 from tracepaper.replay.report.metrics import Activity, Drawdown, Performance
-from tracepaper.replay.report.record import AccountRecord, Floats, Ints, RunRecord, read_record
+from tracepaper.replay.report.record import AccountRecord, RunRecord, read_record
 from tracepaper.replay.report.risk_heads import SaidAndCame, read_said
 from tracepaper.replay.report.trades import ClosedTrade, Costs, closed_trades, costs
+from tracepaper.replay.run_columns import Floats, Ints
 from tracepaper.storage.checkpoints import ID_DIGITS, FittedSpan, kept_folder, read_card
 from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews
@@ -100,9 +101,10 @@ def _rollout(
 ) -> tuple[tuple[int, int, float], ...]:
     """Return the cells of age as stretches of time, oldest first; "older" has no length."""
     opened = np.array([int(decision["open_time_ms"])])
-    edges = [int(record.closes_of(opened)[0])]
+    edges = [int(record.bar_times.closes_of(opened)[0])]
     edges += [
-        int(record.opens_later(opened, 1 - cell * BLOCK_BARS)[0]) for cell in range(1, by_age.size)
+        int(record.bar_times.opens_later(opened, 1 - cell * BLOCK_BARS)[0])
+        for cell in range(1, by_age.size)
     ]
     return tuple(
         (edges[cell + 1], edges[cell], float(by_age[cell]))
@@ -118,11 +120,13 @@ def _price(
 ) -> tuple[Ints, Floats]:
     """Return the closes from where the decision looked, or a little before it, to the exit."""
     bars = record.bars[trade.instrument]
-    closes_ms = record.closes_of(bars.open_time_ms)
+    closes_ms = record.bar_times.closes_of(bars.open_time_ms)
     back_ms = (
         rollout[0][0]
         if rollout
-        else record.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[0]
+        else record.bar_times.opens_later(np.array([int(decision["open_time_ms"])]), -_BEFORE_BARS)[
+            0
+        ]
     )
     first = int(np.searchsorted(closes_ms, back_ms))
     last = int(np.searchsorted(closes_ms, trade.exit_ms)) + _AFTER_BARS
@@ -521,7 +525,7 @@ def _sentences(record: RunRecord, card: Card) -> tuple[str, ...]:
     found = [PAPER_SENTENCE]
     if record.gaps:
         lost = sum(
-            int(record.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
+            int(record.bar_times.bars_between(np.array(row["from_ms"]), np.array(row["until_ms"])))
             for row in record.gaps
             if not row["repaired_by"]
         )
