@@ -144,9 +144,13 @@ class RunColumns:
 
     def of_outcomes(self, outcome: Ints, name: str) -> npt.NDArray[Any]:
         """Return the field *name* of ``Outcome`` for each *outcome*; empty or 0 of a null."""
-        fields: list[Any] = [getattr(each, name) for each in self.rows.outcomes]
         nothing = "" if name in OUTCOME_WORDS else 0
-        return np.array([*(field or nothing for field in fields), nothing])[outcome]
+        places, at = np.unique(outcome, return_inverse=True)
+        fields = [
+            nothing if place < 0 else getattr(self.rows.outcomes[place], name) or nothing
+            for place in places.tolist()
+        ]
+        return np.array(fields, type(nothing))[at]
 
     def decisions(self, names: Sequence[str] = ()) -> Columns:
         """Return every decision in the order of the run, a row each.

@@ -24,12 +24,9 @@ if TYPE_CHECKING:
     from tracepaper.replay.page.databases import ShownRun
     from tracepaper.replay.page.rollups import Block
     from tracepaper.replay.run_columns import Floats, Ints
-    from tracepaper.storage.database.run_rows import OpenedBar
 
 HELD_ALIKE: Final = "held"
 CELLS: Final = 20_000
-NEAR: Final = 64
-"""Steps from a settlement within which its bars are looked for first."""
 
 
 @dataclass(frozen=True)
@@ -77,18 +74,18 @@ class _Units:
         self._symbols = {name: one.symbol for name, one in columns.instruments.items()}
         self._after = -1  # the run is read up to this sequence
         self._rates: dict[str, dict[int, float]] = {name: {} for name in columns.instruments}
-        self._pending: dict[str, dict[int, int]] = {name: {} for name in columns.instruments}
+        self._pending: dict[str, list[int]] = {name: [] for name in columns.instruments}
         self._needed: dict[str, list[int]] = {}  # bars that say what a unit cost, by sequence
 
     def follow(self, shown: ShownRun) -> None:
         """Take note of the bars and settlements since the last time."""
         columns, rows = shown.columns, shown.columns.rows
         names, end = tuple(columns.instruments), columns.span[1]
-        for one in rows.settlements((self._after + 1, end)):
-            name = names[one.instrument]
+        for one in rows.events("funding", (self._after + 1, end)):
+            name = names[one.instrument or 0]
             if one.market_ms not in self._rates[name]:  # one that comes twice is booked once
                 self._rates[name][one.market_ms] = json.loads(one.content)["rate"]
-                self._pending[name][one.market_ms] = one.sequence
+                self._pending[name].append(one.market_ms)
         self._act(shown, end)
         is_share = any(one.category is Category.STOCK for one in columns.instruments.values())
         for place, name in enumerate(names):
@@ -131,22 +128,24 @@ class _Units:
                 self._splits.setdefault(item.symbol, []).append(split)
             else:
                 self._rates[item.id][action.market_ms] = dividend_rate(action, item)
-                self._pending[item.id][action.market_ms] = row["sequence"]
+                self._pending[item.id].append(action.market_ms)
 
     def _settle(self, shown: ShownRun, name: str, place: int) -> bool:
         """Find the bars around each settlement; return whether there are new ones."""
-        needed, later = self._needed[name], {}
-        known = len(needed)
-        for market_ms, sequence in self._pending[name].items():
+        rows, end, needed = shown.columns.rows, shown.columns.span[1], self._needed[name]
+        count, later = len(needed), []
+        for market_ms in self._pending[name]:
             opened_ms = shown.columns.times.open_closing_after(market_ms)
-            before, within = _around(shown, place, needed[0], opened_ms, sequence)
+            edge = rows.opened_at(place, (needed[0], end), opened_ms)
+            before = rows.bar_at(place, (needed[0], edge - 1), newest=True)
+            within = rows.bar_at(place, (edge, end), newest=False)
             if within is None:
-                later[market_ms] = sequence
+                later.append(market_ms)
             elif before is not None:
                 needed += [before.sequence, within.sequence]
         self._pending[name] = later
         needed[:] = sorted(set(needed))
-        return len(needed) > known
+        return len(needed) > count
 
     def _bought(self, shown: ShownRun, name: str) -> Bought:
         columns = shown.columns
@@ -165,26 +164,6 @@ class _Units:
             ratio = split.new / split.old
             prices = np.where(opens_ms < split.open_time_ms, prices / ratio, prices)
         return prices
-
-
-def _around(
-    shown: ShownRun, place: int, first: int, opened_ms: int, sequence: int
-) -> tuple[OpenedBar | None, OpenedBar | None]:
-    """Return an instrument's last bar that opened before *opened_ms*, and the next one.
-
-    Of those from *first* on. They are looked for near *sequence*, and only then everywhere.
-    """
-    rows, end = shown.columns.rows, shown.columns.span[1]
-    for reach in (NEAR, end):
-        span = (max(first, sequence - reach), min(end, sequence + reach))
-        edge = rows.opened_at(place, span, opened_ms)
-        before = rows.bar_at(place, (first, edge - 1), newest=True)
-        within = rows.bar_at(place, (edge, end), newest=False)
-        if (before is None or before.open_time_ms < opened_ms) and (
-            within is None or within.open_time_ms >= opened_ms
-        ):
-            break
-    return before, within
 
 
 def _first_bar(shown: ShownRun, place: int) -> int | None:

@@ -239,16 +239,17 @@ def happenings(shown: ShownRun) -> list[answers.Happening]:
     columns, names = shown.columns, list(shown.columns.instruments)
     found = [
         answers.Happening(
-            sequence, kind, market_ms, None if place is None else names[place],
-            told(kind, json.loads(content)),
+            event.sequence, event.kind, event.market_ms,
+            None if event.instrument is None else names[event.instrument],
+            told(event.kind, json.loads(event.content)),
         )
-        for sequence, kind, place, market_ms, content in columns.rows.newest_events(
-            _TOLD, columns.span, HAPPENINGS_MAX
-        )
+        for event in columns.rows.newest_events(_TOLD, columns.span, HAPPENINGS_MAX)
     ]  # fmt: skip
     found += [
-        answers.Happening(sequence, HALTED, market_ms, None, told(HALTED, {"limit": limit}))
-        for sequence, market_ms, limit in columns.rows.newest_halts(columns.span[1], HAPPENINGS_MAX)
+        answers.Happening(
+            halt.sequence, HALTED, halt.market_ms, None, told(HALTED, {"limit": halt.limit})
+        )
+        for halt in columns.rows.halts((0, columns.span[1]))
     ]
     return sorted(found, key=lambda one: one.sequence, reverse=True)[:HAPPENINGS_MAX]
 

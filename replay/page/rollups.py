@@ -314,8 +314,8 @@ class Rollups:
         block["sequence"] = np.where(decided, bars["sequence"], np.nan)
         block |= {name: values[name] for name in FORECAST}
         for name in ("action", "refused_by", "regime"):
-            words = [_PLACES.get(getattr(one, name), np.nan) for one in self._rows.outcomes]
-            block[name] = np.array([*words, np.nan])[outcome]
+            words, at = np.unique(columns.of_outcomes(outcome, name), return_inverse=True)
+            block[name] = np.array([_PLACES.get(word, np.nan) for word in words.tolist()])[at]
         # A decision that was allowed ends what refused the one before it in its cell.
         allowed = decided & np.isnan(block["refused_by"])
         block["refused_by"] = np.where(allowed, -1, block["refused_by"])

@@ -282,7 +282,7 @@ def halt(shown: ShownRun) -> answers.Halt | None:
 
 
 def _states(shown: ShownRun) -> tuple[LastingState, ...]:
-    return shown.rollups.kept_value("states", lambda: lasting_states(shown.reader, shown.run_id))
+    return shown.rollups.kept_value("states", lambda: lasting_states(shown.columns))
 
 
 def newest_parity(shown: ShownRun) -> answers.ParityState | None:

@@ -310,7 +310,7 @@ def read_record(reader: Reader, database: Path, run_id: str) -> RunRecord:
             notes={name: of for name in columns.instruments if (of := columns.notes(name))},
             margins=tuple(_margins(views, columns.instruments)),
             actions=actions,
-            states=lasting_states(reader, run_id),
+            states=lasting_states(columns),
             fitted=fitted_spans(views.card(run["model_sha256"])) if run["model_id"] else (),
         )
 

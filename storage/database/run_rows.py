@@ -17,7 +17,7 @@ from tracepaper.strategies.units import DAY_MS
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
 Ints = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
@@ -100,13 +100,23 @@ class OpenedBar(NamedTuple):
     open_time_ms: int
 
 
-class Settlement(NamedTuple):
-    """Funding that was settled: when, of which instrument (its place), and the event's content."""
+class StoredEvent(NamedTuple):
+    """An event: its kind, the instrument's place, market time and content as JSON."""
 
     sequence: int
-    instrument: int
+    kind: str
+    instrument: int | None
     market_ms: int
     content: str
+
+
+class Halt(NamedTuple):
+    """A limit that was breached, and the market time since which it is."""
+
+    sequence: int
+    market_ms: int
+    since_ms: int
+    limit: str
 
 
 class RunRows:
@@ -125,9 +135,9 @@ class RunRows:
     def refresh(self) -> None:
         """Read the outcomes and holdings that are new."""
         after = self.outcomes[-1].key + 1 if self.outcomes else 0
-        rows = self._connection.execute(_OUTCOMES, self._keys((after, WHOLE[1])))
+        rows = self._connection.execute(_OUTCOMES, self._keys((after, WHOLE[1]))).fetchall()
         self.outcomes += [Outcome(*row) for row in rows]
-        self._outcome_keys = np.array([outcome.key for outcome in self.outcomes], dtype=np.int64)
+        self._outcome_keys = np.append(self._outcome_keys, np.array([row[0] for row in rows], int))
         after = (int(self._held_keys[-1]) >> _BOOK_BITS) + 1 if self._held_keys.size else 0
         held = self._connection.execute(_HOLDINGS, self._keys((after, WHOLE[1]))).fetchall()
         if held:
@@ -320,36 +330,75 @@ class RunRows:
         )
         return self._connection.execute(query, self._keys(span)).fetchall()
 
-    def settlements(self, span: Span) -> list[Settlement]:
-        """Return the funding that the run was told of within *span*, in order."""
+    def events(self, kind: str, span: Span) -> list[StoredEvent]:
+        """Return the events of a *kind* that is indexed, such as ``funding``, in order."""
         query = (
-            "SELECT sequence, instrument, market_ms, content FROM events WHERE run_key = ? "
-            f"AND sequence BETWEEN ? AND ? AND {INDEXED_KINDS} AND kind = 'funding' "
-            "ORDER BY sequence"
+            "SELECT sequence, kind, instrument, market_ms, content FROM events WHERE run_key = ? "
+            f"AND sequence BETWEEN ? AND ? AND {INDEXED_KINDS} AND kind = ? ORDER BY sequence"
         )
-        rows = self._connection.execute(query, (self._run_key, *span))
-        return [Settlement(*row) for row in rows]
+        rows = self._connection.execute(query, (self._run_key, *span, kind))
+        return [StoredEvent(*row) for row in rows]
 
-    def newest_events(
-        self, kinds: Sequence[str], span: Span, most: int
-    ) -> list[tuple[int, str, int | None, int, str]]:
-        """Return (sequence, kind, place of the instrument, market time, content), newest first."""
+    def newest_events(self, kinds: Sequence[str], span: Span, most: int) -> list[StoredEvent]:
+        """Return the *most* newest events of *kinds*, the newest first."""
         query = (
             f"SELECT {_SEQUENCE}, kind, instrument, market_ms, content FROM events "
             f"WHERE step BETWEEN ? AND ? AND kind IN ({', '.join('?' * len(kinds))}) "
             "ORDER BY step DESC LIMIT ?"
         )
-        return self._connection.execute(query, (*self._keys(span), *kinds, most)).fetchall()
+        rows = self._connection.execute(query, (*self._keys(span), *kinds, most))
+        return [StoredEvent(*row) for row in rows]
 
-    def newest_halts(self, last: int, most: int) -> list[tuple[int, int, str]]:
-        """Return (sequence, market time, limit) of what was breached up to *last*, newest first."""
+    def halts(self, span: Span) -> list[Halt]:
+        """Return the limits that were breached, in order."""
         query = (
-            "SELECT sequence, market_ms, breached FROM halts WHERE run_key = ? AND sequence <= ? "
-            "ORDER BY sequence DESC LIMIT ?"
+            "SELECT sequence, market_ms, since_ms, breached FROM halts WHERE run_key = ? "
+            "AND sequence BETWEEN ? AND ? ORDER BY sequence"
         )
-        return self._connection.execute(query, (self._run_key, last, most)).fetchall()
+        return [Halt(*row) for row in self._connection.execute(query, (self._run_key, *span))]
+
+    def states(self, span: Span, *, newest: bool) -> Iterator[bytes]:
+        """Yield the stored states of the engine, the oldest or the *newest* first."""
+        query = (
+            "SELECT state FROM states WHERE step BETWEEN ? AND ? AND state IS NOT NULL "
+            f"ORDER BY step {'DESC' if newest else ''}"
+        )
+        for (state,) in self._connection.execute(query, self._keys(span)):
+            yield state
+
+    def held(self, last: int) -> list[tuple[int, int]]:
+        """Return (place of the instrument, quantity) of every position after step *last*.
+
+        In hedge mode those of both sides as well.
+        """
+        query = (
+            "SELECT instrument, quantity, max(step) FROM holdings WHERE step BETWEEN ? AND ? "
+            "AND (book = 0 OR twin IN ('LONG', 'SHORT')) AND instrument IS NOT NULL "
+            "GROUP BY instrument, twin"
+        )
+        rows = self._connection.execute(query, self._keys((0, last)))
+        return [(place, quantity) for place, quantity, _ in rows]
 
     # ------------------------------------------------------------ orders and fills
+
+    def filled(self, span: Span) -> list[int]:
+        """Return the sequence of each fill, the newest first."""
+        query = (
+            "SELECT sequence FROM fills WHERE run_key = ? AND sequence BETWEEN ? AND ? "
+            "ORDER BY sequence DESC"
+        )
+        values = (self._run_key, *span)
+        return [sequence for (sequence,) in self._connection.execute(query, values)]
+
+    def liquidated(self, span: Span, reason: str) -> list[int]:
+        """Return the steps at which a price liquidated, or canceled orders for *reason*."""
+        query = (  # by keys: the views have no index by a range of steps
+            "SELECT sequence FROM fills WHERE step BETWEEN ?1 AND ?2 AND model = 'liquidation' "
+            "UNION SELECT sequence FROM orders WHERE step BETWEEN ?1 AND ?2 AND reason = ?3 "
+            "ORDER BY 1"
+        )
+        values = (*self._keys(span), reason)
+        return [sequence for (sequence,) in self._connection.execute(query, values)]
 
     def first_of_newest_fills(
         self, span: Span, instruments: Sequence[int], most: int

@@ -117,7 +117,6 @@ def test_holding_is_the_reports_as_a_run_grows_and_after_a_prune(
 ) -> None:
     monkeypatch.setattr(rollups, "SHORT_BARS", 50)
     monkeypatch.setattr(rollups, "FOLDED_BARS", 20)
-    monkeypatch.setattr(holding, "NEAR", 3)
     every, database = events(bars, rate, seed=seed), tmp_path / "run.db"
     config = live_config(f"{__name__}:{Sides.__name__}", ["BENCH0USDT", "BENCH1USDT"])
     # Each part ends with a settlement, whose bar is not there yet.
