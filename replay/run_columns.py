@@ -278,6 +278,6 @@ def funding_in_bars(closes_ms: Ints, settled: Iterable[tuple[int, float]]) -> Fl
     return rates
 
 
-def without_dust(held: Floats, step: float) -> Floats:
+def without_dust(held: Floats, step: Floats | float) -> Floats:
     """Return *held* without the rests under a *step* that spot fees leave: none can be sold."""
     return np.where(np.abs(held) < (1.0 - 1e-9) * step, 0.0, held)

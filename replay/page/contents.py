@@ -129,9 +129,8 @@ class _Asked:
 
     def decided(self) -> list[int]:
         """Return the sequence of every decision."""
-        views = self._shelf.find(self.run_id).views
-        batches = views.batches("v_decisions", ("sequence",))
-        return [sequence for (column,) in batches for sequence in column]
+        decided: list[int] = self._shelf.find(self.run_id).columns.decisions()["sequence"].tolist()
+        return decided
 
 
 def _finite(value: Any) -> Any:  # noqa: ANN401 - any value of JSON

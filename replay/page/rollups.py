@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
     from tracepaper.replay.run_columns import RunColumns
     from tracepaper.storage.database.run_rows import Columns, Ints, Span
-    from tracepaper.strategies.types.market import Instrument
 
 T = TypeVar("T")
 Block = dict[str, Floats]
@@ -177,9 +176,9 @@ class Rollups:
         if (totals := self.known_totals()) is None:
             return None
         refused: Counter[str] = Counter()
-        for one in self._rows.outcomes:
-            if one.refused_by and one.key in totals.outcomes:
-                refused[one.refused_by] += totals.outcomes[one.key].times
+        for outcome in self._rows.outcomes:
+            if outcome.refused_by and (count := totals.outcomes.get(outcome.key)) is not None:
+                refused[outcome.refused_by] += count.times
         return refused
 
     def newest_of(self, keys: Sequence[int]) -> int | None:
@@ -188,8 +187,8 @@ class Rollups:
         Where they are not counted yet, only the ``AT_ONCE`` newest steps are looked at.
         """
         if (totals := self.known_totals()) is not None:
-            known = [totals.outcomes[key].last for key in keys if key in totals.outcomes]
-            return max(known, default=None)
+            counts = [totals.outcomes[key].last for key in keys if key in totals.outcomes]
+            return max(counts, default=None)
         span = (max(self.span[0], self.span[1] - AT_ONCE), self.span[1])
         return self._rows.decided_at(span, keys, newest=True)
 
@@ -204,13 +203,6 @@ class Rollups:
         if keys and min(keys) >= self.span[0]:
             return min(keys)
         return self._rows.decided_at(self.span, keys, newest=False)
-
-    def warm_opened_ms(self) -> int | None:
-        """Return when the bar of :meth:`warm_sequence` opens."""
-        if self.followed.get("warm opened") is None and (at := self.warm_sequence()) is not None:
-            self.followed["warm opened"] = self._rows.open_ms(at)
-        found: int | None = self.followed.get("warm opened")
-        return found
 
     # ------------------------------------------------------------ answers
 
@@ -371,8 +363,8 @@ class Rollups:
             return np.divide(worth, equity, out=np.zeros(axis.size), where=equity > 0)
 
         exposure = by_equity()
-        warmed = self.warm_opened_ms()
-        counted = axis >= (np.inf if warmed is None else warmed)
+        warmed = self.warm_sequence()
+        counted = axis >= (np.inf if warmed is None else self._rows.open_ms(warmed))
         block |= {
             "exposure": exposure,
             "exposures": np.where(counted, exposure, 0.0),
@@ -392,23 +384,27 @@ class Rollups:
 
         The value is gross, or *net*.
         """
-        worth = np.zeros(axis.size)
-        for place, item in enumerate(self.columns.instruments.values()):
+        worth, values = np.zeros(axis.size), self._holding_value(account, net=net)
+        for place in range(len(self.columns.instruments)):
             column = np.full(axis.size, np.nan)
             if account:
                 own = account["instrument"] == place
-                column[np.searchsorted(axis, account[TIME][own])] = _value(account, own, item, net)
+                column[np.searchsorted(axis, account[TIME][own])] = values[own]
             if column.size and np.isnan(column[0]):
-                column[0] = 0.0
-                before = self._rows.decided_at(
-                    (self.span[0], span[0] - 1), instrument=place, newest=True
-                )
-                if before is not None:
-                    last = self.columns.accounts((before, before)).get(name)
-                    if last is not None:
-                        column[0] = _value(last, np.array([True]), item, net)[0]
+                before = (self.span[0], span[0] - 1)
+                at = self._rows.decided_at(before, instrument=place, newest=True)
+                last = {} if at is None else self.columns.accounts((at, at)).get(name, {})
+                column[0] = self._holding_value(last, net=net).sum()
             worth += filled(column)
         return worth
+
+    def _holding_value(self, account: Columns, *, net: bool) -> Floats:
+        """Return the value of what *account* holds after each bar, without dust."""
+        if not account:
+            return np.empty(0)
+        steps = np.array([self.columns.quantity_step(name) for name in self.columns.instruments])
+        quantity = without_dust(account["quantity"], steps[account["instrument"]])
+        return (quantity if net else np.abs(quantity)) * account["close"]
 
     def bar_before(self, instrument: str, sequence: int) -> Block | None:
         """Read the last bar of *instrument* before *sequence*, None where there is none."""
@@ -500,13 +496,6 @@ class Rollups:
     def _is_of(self, mark: dict[str, Any]) -> bool:
         """Whether what *mark* says of itself is true of the steps that are stored."""
         return mark["digest"] is not None and mark == self._mark(mark["after"])
-
-
-def _value(account: Columns, own: npt.NDArray[np.bool_], item: Instrument, net: bool) -> Floats:  # noqa: FBT001
-    """Return the value of what *account* holds of an instrument, without dust; gross, or *net*."""
-    step = item.quantity_step / 10.0**item.quantity_decimals
-    quantity = without_dust(account["quantity"][own], step)
-    return (quantity if net else np.abs(quantity)) * account["close"][own]
 
 
 def words_of(places: Floats) -> list[str | None]:

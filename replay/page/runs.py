@@ -97,8 +97,8 @@ def run_row(shown: ShownRun, served: str = "") -> answers.RunRow:
         interval_ms=row["interval_ms"],
         started_ms=row["started_at"],
         ended_ms=row["ended_at"],
-        first_ms=None if first is None else _open_ms(shown, first),
-        last_ms=None if last is None else _open_ms(shown, last),
+        first_ms=None if first is None else shown.columns.rows.open_ms(first),
+        last_ms=None if last is None else shown.columns.rows.open_ms(last),
         decisions=None if totals is None else totals.decisions,
         fills=shown.views.count("v_fills"),
         equity=now,
@@ -114,11 +114,6 @@ def _decided(shown: ShownRun) -> tuple[int | None, int | None]:
     columns = shown.columns
     first, last = (columns.rows.decided_at(columns.span, newest=newest) for newest in (False, True))
     return first, last
-
-
-def _open_ms(shown: ShownRun, sequence: int) -> int | None:
-    rows = shown.views.rows("v_bars", sequence=sequence)
-    return int(rows[0]["open_time_ms"]) if rows else None
 
 
 def _sentence(error: Exception) -> str:
@@ -374,22 +369,11 @@ def _figures(
 
 
 def _start(shown: ShownRun, twin: str = "") -> float:
-    """Return what an account began with, though its first steps may be pruned."""
-    return _cash(shown) if shown.columns.span[0] else _first_equity(shown, twin)
-
-
-def _first_equity(shown: ShownRun, twin: str = "") -> float:
-    if twin:
-        asked = "SELECT equity FROM v_twin_equity WHERE run_id = ? AND twin = ? ORDER BY sequence"
-        rows = shown.reader.connection.execute(f"{asked} LIMIT 1", (shown.run_id, twin)).fetchall()
-        return float(rows[0][0]) if rows else _cash(shown)
-    for row in shown.views.rows("v_equity", sequence=shown.columns.span[0]):
-        return float(row["equity"])
-    return _cash(shown)
-
-
-def _cash(shown: ShownRun) -> float:
-    return float(json.loads(shown.views.run()["config"])["account"]["cash"])
+    """Return what an account began with: its configured cash where its first steps are pruned."""
+    first, _ = _decided(shown)
+    if first is None or shown.columns.span[0]:
+        return float(json.loads(shown.views.run()["config"])["account"]["cash"])
+    return shown.columns.equity_before(first, twin)
 
 
 # ---------------------------------------------------------------- columns over time

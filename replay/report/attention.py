@@ -141,7 +141,7 @@ def read_attention(
         total = heads.sum(axis=0) if total is None else total + heads.sum(axis=0)
         count += len(sequences)
         opened = decisions.open_time_ms[at]
-        cells = cells_by_age(rollout, opened // record.interval_ms)
+        cells = cells_by_age(rollout, opened // record.bar_times.interval_ms)
         for place in np.flatnonzero(np.isin(sequences, chosen)).tolist():
             ages[int(sequences[place])] = cells[place]
         for name in record.bars:

@@ -36,7 +36,7 @@ from tracepaper.storage.database.reader import Reader
 from tracepaper.storage.database.run_views import Row, RunViews, actions_of
 from tracepaper.strategies.errors import DataInvalid
 from tracepaper.strategies.gates.declared import warm
-from tracepaper.strategies.sessions import Calendar, named_splits
+from tracepaper.strategies.sessions import named_splits
 from tracepaper.strategies.types.market import CorporateAction, GapCause, Instrument, Side
 from tracepaper.strategies.units import DAY_MS, RATE_SCALE
 
@@ -148,16 +148,6 @@ class RunRecord:
     states: tuple[LastingState, ...] = ()  # what lets the run look idle at its end
     fitted: tuple[FittedSpan, ...] = ()  # where the run's model was fitted
 
-    @property
-    def interval_ms(self) -> int:
-        """The length of a bar."""
-        return self.bar_times.interval_ms
-
-    @property
-    def calendar(self) -> Calendar | None:
-        """The bars of the sessions; None where the market never closes."""
-        return self.bar_times.calendar
-
     @cached_property
     def warm_from(self) -> dict[str, int]:
         """The index of each instrument's first bar after the warm-up; its count of bars if none."""
@@ -264,12 +254,13 @@ class RunRecord:
 
     def spans_of(self, opens_ms: Ints, bars: int) -> Ints:
         """Return the number of the span of whole days, at least *bars* long, that has each open."""
-        if self.calendar is None:
-            length_ms = DAY_MS * max(1, math.ceil(bars * self.interval_ms / DAY_MS))
+        calendar = self.bar_times.calendar
+        if calendar is None:
+            length_ms = DAY_MS * max(1, math.ceil(bars * self.bar_times.interval_ms / DAY_MS))
             return opens_ms // length_ms
-        places = self.calendar.places(opens_ms)
-        days = np.unique(self.calendar.days, return_inverse=True)[1]
-        length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(self.calendar)))
+        places = calendar.places(opens_ms)
+        days = np.unique(calendar.days, return_inverse=True)[1]
+        length = max(1, math.ceil(bars * (int(days[-1]) + 1) / len(calendar)))
         spans: Ints = days[places] // length
         return spans
 

@@ -291,8 +291,8 @@ def build_report(
         rolling=metrics.rolling_sharpe(
             record.times_ms[:0] if divided else record.times_ms,
             own[:1] if divided else own,
-            record.interval_ms,
-            record.calendar,
+            record.bar_times.interval_ms,
+            record.bar_times.calendar,
             record.risk_free,
         ),
         trades=closed,
@@ -361,8 +361,8 @@ def _stretch(
     figures = metrics.performance(
         record.times_ms[first:end],
         record.account.equity[first : end + 1],
-        record.interval_ms,
-        record.calendar,
+        record.bar_times.interval_ms,
+        record.bar_times.calendar,
         risk_free=record.risk_free,
     )
     if record.holds_over_split(record.account):
@@ -389,12 +389,12 @@ def _random(
 
 def _times(record: RunRecord) -> Ints:
     """Return the times of the equity curve: the first open, then every close."""
-    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms))
+    return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms))
 
 
 def _within(record: RunRecord) -> Ints:
     """Put every close into the bar that it ends: midnight belongs to the day before."""
-    return np.concatenate((record.times_ms[:1] - record.interval_ms, record.times_ms - 1))
+    return np.concatenate((record.times_ms[:1] - record.bar_times.interval_ms, record.times_ms - 1))
 
 
 def _marks(record: RunRecord) -> Ints:
@@ -417,8 +417,8 @@ def account_report(
     figures = metrics.performance(
         record.times_ms,
         ledger.equity,
-        record.interval_ms,
-        record.calendar,
+        record.bar_times.interval_ms,
+        record.bar_times.calendar,
         risk_free=record.risk_free,
     )
     if record.holds_over_split(ledger):
@@ -435,7 +435,7 @@ def account_report(
             equity=ledger.equity,
             profits=[trade.profit for trade in closed],
             days=figures.days,
-            year_days=metrics.year_days(record.calendar),
+            year_days=metrics.year_days(record.bar_times.calendar),
         ),
         costs=costs(ledger, record.terms),
         margin=_margin(record) if own else None,
@@ -511,8 +511,8 @@ def _held_account(record: RunRecord, held: HoldBenchmark) -> AccountReport:
         performance=metrics.performance(
             record.times_ms,
             held.equity,
-            record.interval_ms,
-            record.calendar,
+            record.bar_times.interval_ms,
+            record.bar_times.calendar,
             risk_free=record.risk_free,
         ),
         activity=None,

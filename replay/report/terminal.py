@@ -86,7 +86,7 @@ def as_document(
         "kind": record.run["kind"],
         "strategy": record.run["strategy"],
         "instruments": str(record.run["instruments"]).split(","),
-        "interval_ms": record.interval_ms,
+        "interval_ms": record.bar_times.interval_ms,
         "from_ms": int(record.decisions.open_time_ms.min()),
         "until_ms": int(record.times_ms[-1]),
         "decisions": int(record.decisions.sequence.size),
